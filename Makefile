@@ -1,0 +1,69 @@
+# Needs make and Python >= 3.10; everything else goes into .venv on first use.
+PYTHON ?= python3
+BACKEND ?= local
+SUITES ?= jupyter_client nbclient jupyter_server jupyter_kernel_test
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+LAB_READY := $(VENV)/.ready-lab
+CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
+PYTEST := $(PY) -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help run lab test check conformance bench fault format clean
+
+help:
+	@echo 'make run          kernels through a real Jupyter Server, where each went and why (BACKEND=local)'
+	@echo 'make lab          the same, in JupyterLab'
+	@echo 'make check        format, lint, types, unit tests'
+	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
+	@echo 'make fault        long fault and soak runs'
+	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
+	@echo 'make bench        every benchmark'
+	@echo 'make format       apply formatting and safe lint fixes'
+	@echo 'make clean        remove what these commands made'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "roost needs Python 3.10 or newer: make PYTHON=...")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade 'pip>=23'
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	@mkdir -p .typing && ln -sfn .. .typing/roost
+	@touch $@
+
+$(LAB_READY): $(READY)
+	$(PY) -m pip install --quiet 'jupyterlab>=4.2'
+	@touch $@
+
+run: $(READY)
+	$(PY) docs/examples/tour.py --backend $(BACKEND)
+
+lab: $(LAB_READY)
+	$(PY) docs/examples/tour.py --backend $(BACKEND) --lab
+
+check: $(READY)
+	$(PY) -m ruff format --check $(CODE)
+	$(PY) -m ruff check $(CODE)
+	MYPYPATH=.typing $(PY) -m mypy -m roost -p roost.placement -p roost.scheduler -p roost.launchers -p roost.provisioners
+	$(PYTEST) tests/unit -m 'not slow'
+
+test: $(READY)
+	$(PYTEST) tests -m 'not slow and not fault_long and not soak'
+
+fault: $(READY)
+	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800
+
+conformance: $(READY)
+	$(PY) tests/conformance/run.py $(SUITES)
+
+bench: $(READY)
+	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(PY) $$script || exit 1; done
+
+format: $(READY)
+	$(PY) -m ruff format $(CODE)
+	$(PY) -m ruff check --fix $(CODE)
+
+clean:
+	rm -rf $(VENV) .typing .conformance .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

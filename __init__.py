@@ -1,0 +1,68 @@
+"""roost puts each Jupyter kernel on the best machine of a cluster, starts it fast and does not lose it.
+
+Names load on first use (PEP 562), so that `import roost` costs nothing:
+
+    client = roost.connect("local")
+    print(client.explain(roost.Request(cpus=1, owner="ada")))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roost.placement import Decision as Decision
+    from roost.placement import Node as Node
+    from roost.placement import Placement as Placement
+    from roost.placement import Policy as Policy
+    from roost.placement import Request as Request
+    from roost.placement import Snapshot as Snapshot
+    from roost.scheduler.client import connect as connect
+    from roost.scheduler.errors import BackendUnavailable as BackendUnavailable
+    from roost.scheduler.errors import ConfigError as ConfigError
+    from roost.scheduler.errors import KernelDied as KernelDied
+    from roost.scheduler.errors import LaunchError as LaunchError
+    from roost.scheduler.errors import LaunchTimeout as LaunchTimeout
+    from roost.scheduler.errors import LeaseConflict as LeaseConflict
+    from roost.scheduler.errors import LimitExceeded as LimitExceeded
+    from roost.scheduler.errors import NoNodeEver as NoNodeEver
+    from roost.scheduler.errors import NoNodeNow as NoNodeNow
+    from roost.scheduler.errors import PlacementError as PlacementError
+    from roost.scheduler.errors import RoostError as RoostError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "roost.placement": ("Decision", "Node", "Placement", "Policy", "Request", "Snapshot"),
+    "roost.scheduler.client": ("connect",),
+    "roost.scheduler.errors": (
+        "BackendUnavailable",
+        "ConfigError",
+        "KernelDied",
+        "LaunchError",
+        "LaunchTimeout",
+        "LeaseConflict",
+        "LimitExceeded",
+        "NoNodeEver",
+        "NoNodeNow",
+        "PlacementError",
+        "RoostError",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home and keep it here."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'roost' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
