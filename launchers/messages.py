@@ -1,0 +1,229 @@
+"""What agents are asked and what they answer: the agent's protocol as values.
+
+Every message crosses a socket as JSON (`wire`). Amounts: CPUs and GPUs in units (0.25 is a quarter), memory
+in bytes, times in seconds; `*_at` are seconds since the epoch, UTC, for people, and never used for waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+PROTOCOL = 1
+"""Version of this protocol: an agent and a client talk only when they speak the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """No arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who a kernel is for (`user`), and the application that holds it.
+
+    `pid` and `process_started_at` (as `psutil.Process.create_time` gives it) name the application's process
+    on `host`; `can_adopt` is true for an application that takes its kernels back after its own restart.
+    """
+
+    user: str
+    application: str = ""
+    host: str = ""
+    pid: int = 0
+    process_started_at: float = 0.0
+    can_adopt: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Asks the ledger for a slice of the node; repeated with the same `lease_id` it gives the same answer.
+
+    `device_ids` are preferred devices; the agent may grant others. `linger_s`: how long the reservation is
+    kept after its kernel ended by itself, so that a restarter may start it again.
+    """
+
+    lease_id: str
+    kernel_id: str
+    owner: Owner
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: float = 0.0
+    gpu_models: tuple[str, ...] = ()
+    device_ids: tuple[str, ...] = ()
+    linger_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A slice that the ledger has handed out; `request.device_ids` are the devices granted."""
+
+    request: Reserve
+    reserved_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Gives a slice back, ending its kernel if one still runs. May be repeated."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How a kernel is reached, as in Jupyter's connection file; a port of 0 lets the kernel choose."""
+
+    ip: str = "127.0.0.1"
+    transport: str = "tcp"
+    shell_port: int = 0
+    iopub_port: int = 0
+    stdin_port: int = 0
+    control_port: int = 0
+    hb_port: int = 0
+    key: str = field(default="", repr=False)
+    signature_scheme: str = "hmac-sha256"
+    kernel_name: str = ""
+    jupyter_session: str = ""
+    curve_publickey: str | None = None
+    curve_secretkey: str | None = field(default=None, repr=False)
+
+
+PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Starts a kernel inside a reservation.
+
+    `launch_id` names this one attempt: repeated with the same id, a launch answers what the first did. `argv`
+    is the kernelspec's, with `{connection_file}` left in; the agent writes that file. `env` is the whole
+    environment of the kernel, to which the agent adds the devices' visibility.
+    """
+
+    launch_id: str
+    lease_id: str
+    kernel_id: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    cwd: str
+    connection: Connection
+    may_fork: bool = True
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelProcess:
+    """A kernel as its agent knows it.
+
+    `exit_code` as `subprocess` gives it (negative: the signal), or None while it runs or where it cannot be
+    known (it ended while no agent watched); `reason` is a sentence for people.
+    """
+
+    kernel_id: str
+    launch_id: str
+    lease_id: str
+    owner: Owner
+    pid: int
+    process_started_at: float
+    how: Literal["forked", "exec"]
+    connection: Connection
+    launched_at: float
+    timing_ms: Mapping[str, float] = field(default_factory=dict)
+    is_running: bool = True
+    exit_code: int | None = None
+    reason: str = ""
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """Sends `signum` to the process group of a kernel."""
+
+    kernel_id: str
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Ends a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Answers once it is gone."""
+
+    kernel_id: str
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """The last `tail_bytes` of what a kernel wrote to stdout and stderr outside Jupyter's channels."""
+
+    kernel_id: str
+    tail_bytes: int = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    """Prepares a fast start for kernels of this `argv` in this environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """One GPU: what is promised of it by this agent's ledger, and what is really used (None: unknown)."""
+
+    id: str
+    model: str = ""
+    memory_bytes: int = 0
+    promised: float = 0.0
+    used: float | None = None
+    memory_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """The node as its agent sees it; `ledger_version` grows with every change of what is promised."""
+
+    hostname: str
+    cpus: float
+    memory_bytes: int
+    devices: tuple[DeviceStatus, ...] = ()
+    cpus_promised: float = 0.0
+    memory_promised_bytes: int = 0
+    gpus_promised: float = 0.0
+    cpus_used: float | None = None
+    memory_used_bytes: int | None = None
+    kernels: int = 0
+    metrics_age_s: float | None = None
+    ledger_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """Answer to `hello`."""
+
+    protocol: int
+    version: str
+    pid: int
+    is_fork_possible: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """Answer to `list`: all that this agent holds."""
+
+    reservations: tuple[Reservation, ...] = ()
+    kernels: tuple[KernelProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentEvent:
+    """Pushed to subscribers.
+
+    `launched` and `exited` carry the kernel; `reserved` and `released` the lease id; `leaving` means that the agent
+    is about to go (an upgrade), its kernels stay.
+    """
+
+    kind: Literal["launched", "exited", "reserved", "released", "leaving"]
+    lease_id: str = ""
+    kernel: KernelProcess | None = None
+    ledger_version: int = 0

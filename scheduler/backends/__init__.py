@@ -1,0 +1,1 @@
+"""One file per cluster manager, all behind the interface in `base`."""

@@ -1,0 +1,86 @@
+"""The interface behind which every cluster manager stands. It knows nothing about Jupyter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ...launchers.messages import Owner
+from ...launchers.rpc import ClientKeys
+from ...placement import Placement, Request, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The claim on a slice of a node, held in the cluster manager's own accounting.
+
+    `id` is `roost:<kernel id>:<generation>`. `node_id` and `device_ids` say where it really is, which may differ
+    from what was placed.
+    """
+
+    id: str
+    kernel_id: str
+    node_id: str
+    device_ids: tuple[str, ...]
+    request: Request
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAddress:
+    """Where an agent listens, and the keys that it lets in."""
+
+    endpoint: str
+    keys: ClientKeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendEvent:
+    """`nodes`: the next snapshot differs. `lease_lost`: the manager took `lease_id` back, for `reason`."""
+
+    kind: Literal["nodes", "lease_lost"]
+    lease_id: str = ""
+    reason: str = ""
+
+
+class Backend(ABC):
+    """One cluster. All methods run on the scheduler's event loop and never block it.
+
+    Errors: `BackendUnavailable` wherever the cluster cannot be reached, within seconds.
+    """
+
+    name: str
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Join the cluster. Called once, before anything else."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leave the cluster; leases and kernels stay. May be repeated."""
+
+    @abstractmethod
+    async def snapshot(self) -> Snapshot:
+        """All nodes as they are now."""
+
+    @abstractmethod
+    def watch(self) -> AsyncIterator[BackendEvent]:
+        """Changes, as they happen. Ends when the backend is closed."""
+
+    @abstractmethod
+    async def lease(self, request: Request, placement: Placement, *, kernel_id: str, owner: Owner) -> Lease:
+        """Claim the placed slice atomically; raises `LeaseConflict` in well under a second. May be repeated."""
+
+    @abstractmethod
+    async def release(self, lease: Lease) -> None:
+        """Give the slice back. May be repeated."""
+
+    @abstractmethod
+    async def leases(self) -> list[Lease]:
+        """All leases that roost holds on this cluster, whoever made them."""
+
+    @abstractmethod
+    async def agent(self, lease: Lease) -> AgentAddress:
+        """Where the agent for that lease listens; brought up if need be."""
