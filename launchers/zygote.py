@@ -1,0 +1,200 @@
+"""A warm process that forks ipykernels: run as a script, by path, with the kernel's own Python.
+
+    python [interpreter flags] zygote.py FD
+
+FD is one end of a ``SOCK_SEQPACKET`` socket pair; the agent holds the other.  Packets are JSON.
+
+    agent → zygote   {"op": "prepare", "preload": [names], "rehearse": bool}         once, first
+    zygote → agent   {"op": "ready", "files": [[path, mtime_ns, size, inode]], …}    or {"op": "refused", "reason": …}
+    agent → zygote   {"op": "launch", "argv", "connection_file", "env", "cwd"} + [report_fd, log_fd]
+    kernel → agent   on report_fd, one line each: {"pid": …}, then {"ports": {"shell_port": …, …}}, then EOF
+
+The zygote has one thread and no ZeroMQ context, no event loop, ever: these do not survive a fork.  It ends at EOF
+of its socket; its kernels live on.  A kernel is forked twice, so that it becomes a child of the agent (a child
+subreaper), which reaps it with its exact exit status whatever happens to the zygote.
+
+Nothing outside the standard library is imported at the top, and nothing of roost at all: the environment of the
+kernel need not have it.  A forked kernel runs the unmodified ``IPKernelApp`` and ends as a plain one does, by
+leaving this script at its end: exit handlers, threads and exit codes are Python's own.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import types
+from typing import Any
+
+PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+_PACKET_BYTES = 1 << 20
+_BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
+
+
+def serve(agent: socket.socket) -> Kernel | None:
+    """Answer the agent until it hangs up (None), or return in a forked child that is to become a kernel."""
+    while True:
+        packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return None
+        request = json.loads(packet)
+        if request["op"] == "prepare":
+            agent.send(json.dumps(prepare(request)).encode())
+        elif request["op"] == "launch":
+            report_fd, log_fd = fds
+            if fork_orphan():
+                agent.close()
+                return Kernel(request, report_fd, log_fd)
+            os.close(report_fd)
+            os.close(log_fd)
+
+
+def fork_orphan() -> bool:
+    """Fork a grandchild; True in it.  Its parent is gone at once, so that the nearest subreaper adopts it."""
+    middle = os.fork()
+    if middle == 0:
+        if os.fork() == 0:
+            return True
+        os._exit(0)
+    os.waitpid(middle, 0)
+    return False
+
+
+def prepare(request: dict[str, Any]) -> dict[str, Any]:
+    for name in (*_BASE_PRELOAD, *request["preload"]):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    return {"op": "ready", "pid": os.getpid(), "files": fingerprint()}
+
+
+def fingerprint() -> list[tuple[str, int, int, int]]:
+    paths = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    found = []
+    for path in sorted(path for path in paths if path):
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        found.append((path, status.st_mtime_ns, status.st_size, status.st_ino))
+    return found
+
+
+class Kernel:
+    """What a forked child needs in order to become a kernel; ``run`` returns when the kernel has ended."""
+
+    def __init__(self, request: dict[str, Any], report_fd: int, log_fd: int) -> None:
+        self.request = request
+        self.report_fd = report_fd
+        self.log_fd = log_fd
+
+    def run(self) -> None:
+        self.take_over_process()
+        from ipykernel.kernelapp import IPKernelApp
+
+        app: Any = IPKernelApp.instance()
+        app.parent_handle = 1  # no parent to watch, and no advice about Ctrl-C in the log
+        hook_ports(app, self.report)
+        app.initialize()
+        app.start()
+
+    def take_over_process(self) -> None:
+        """Session, descriptors, environment, folder, signals and random numbers as in a fresh process."""
+        os.setsid()
+        self.report({"pid": os.getpid()})
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (self.log_fd, 1), (self.log_fd, 2)):
+            os.dup2(source, target)
+        os.close(null)
+        os.close(self.log_fd)
+        os.environ.clear()
+        os.environ.update(self.request["env"])
+        os.environ.pop("JPY_PARENT_PID", None)
+        time.tzset()
+        os.chdir(self.request["cwd"])
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("500")
+        except OSError:
+            pass
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed()
+        launcher = importlib.util.find_spec("ipykernel_launcher")
+        main = types.ModuleType("__main__")
+        main.__file__ = sys.argv[0] = launcher.origin
+        sys.modules["__main__"] = main
+        sys.argv[1:] = self.request["argv"]
+
+    def report(self, message: dict[str, Any]) -> None:
+        os.write(self.report_fd, json.dumps(message).encode() + b"\n")
+
+
+def hook_ports(app: Any, report: Any) -> None:
+    """Make `app` give up fixed ports that are taken, and report its ports once all five are bound."""
+    import threading
+
+    from ipykernel import kernelapp
+
+    plain_init_connection_file, plain_init_heartbeat = app.init_connection_file, app.init_heartbeat
+
+    def init_connection_file() -> None:
+        plain_init_connection_file()
+        if app.transport == "tcp" and not all(port_is_free(app.ip, getattr(app, name)) for name in PORT_NAMES):
+            for name in PORT_NAMES:
+                setattr(app, name, 0)
+
+    def init_heartbeat() -> None:
+        bound = threading.Event()
+        plain_class: Any = kernelapp.Heartbeat
+
+        class ReportingHeartbeat(plain_class):  # type: ignore[misc]
+            def _bind_socket(self) -> None:
+                super()._bind_socket()
+                bound.set()
+
+        kernelapp.Heartbeat = ReportingHeartbeat
+        try:
+            plain_init_heartbeat()
+        finally:
+            kernelapp.Heartbeat = plain_class
+        if not bound.wait(10):
+            raise RuntimeError("the heartbeat's port could not be bound")
+        app.hb_port = app.heartbeat.port
+        report({"ports": {name: getattr(app, name) for name in PORT_NAMES}})
+
+    app.init_connection_file, app.init_heartbeat = init_connection_file, init_heartbeat
+
+
+def port_is_free(ip: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("" if ip == "*" else ip, port))
+        except OSError:
+            return False
+    return True
+
+
+def main() -> None:
+    here = os.path.dirname(os.path.abspath(__file__))
+    if sys.path and os.path.abspath(sys.path[0]) == here:
+        del sys.path[0]
+    agent = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(agent.fileno(), False)
+    kernel = serve(agent)
+    if kernel is None:
+        os._exit(0)
+    kernel.run()
+
+
+if __name__ == "__main__":
+    main()
