@@ -1,0 +1,270 @@
+"""Runs Jupyter's own test suites with roost as the default provisioner, against a list of known exceptions.
+
+    python tests/conformance/run.py [SUITE...] [--provisioner local-provisioner] [--quick]
+
+Suites come from the source distributions that pip downloads, are kept in .conformance/ (git-ignored) with a
+virtual environment of their own, and run from the root of their source. Exit status 1: a test failed that
+expected.toml does not list, or one that it lists passed. `--provisioner local-provisioner` is the baseline,
+`--quick` a few files of each suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / ".conformance"
+sys.path.insert(0, str(HERE.parent / "kit"))
+
+import leftovers  # noqa: E402 - from tests/kit
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PLAIN = "local-provisioner"
+REQUIREMENTS = """
+anyio coverage flaky ipykernel>=7 ipywidgets msgpack nbconvert>=7.1 requests testpath xmltodict
+jupyter_client==8.10.0 jupyter_kernel_test==0.7.0 jupyter_server==2.21.0 nbclient==0.11.0
+pytest>=9.0.1,<10 pytest-asyncio>=1.3 pytest-console-scripts pytest-cov pytest-jupyter[client,server]>=0.7
+pytest-timeout
+""".split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One source distribution, what of it is run, and what of that `--quick` runs."""
+
+    sdist: str
+    paths: tuple[str, ...]
+    quick: tuple[str, ...]
+    deadline_s: float = 1800.0
+
+
+SUITES = {
+    "jupyter_client": Suite(
+        sdist="jupyter_client==8.10.0",
+        paths=("tests",),
+        quick=("tests/test_kernelmanager.py", "tests/test_restarter.py"),
+    ),
+    "nbclient": Suite(
+        sdist="nbclient==0.11.0",
+        paths=("tests",),
+        quick=("tests/test_cli.py",),
+    ),
+    "jupyter_server": Suite(
+        sdist="jupyter_server==2.21.0",
+        paths=("tests/services/kernels", "tests/services/sessions"),
+        quick=("tests/services/kernels/test_api.py",),
+    ),
+    "jupyter_kernel_test": Suite(
+        sdist="jupyter_kernel_test==0.7.0",
+        paths=(str(HERE / "test_python_kernel.py"),),
+        quick=(str(HERE / "test_python_kernel.py"),),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run of a suite gave: test ids by outcome, seconds, and the processes that outlived it."""
+
+    passed: frozenset[str]
+    failed: frozenset[str]
+    skipped: frozenset[str]
+    seconds: float
+    left: list[str] = field(default_factory=list)
+    complete: bool = True
+
+
+def prepare() -> Path:
+    """The python of the suites' own environment, made on first use and when the requirements change."""
+    folder = CACHE / "venv"
+    python = folder / "bin" / "python"
+    stamp = folder / "requirements.txt"
+    wanted = "\n".join(REQUIREMENTS)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print("making the environment of the suites ...", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        pip(python, "install", "--upgrade", "pip>=23")
+        pip(python, "install", *REQUIREMENTS, "--editable", str(ROOT))
+        stamp.write_text(wanted)
+    return python
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """Run pip, quietly; raises CalledProcessError."""
+    subprocess.run(
+        [str(python), "-m", "pip", "--quiet", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=1200
+    )
+
+
+def source(python: Path, suite: Suite) -> Path:
+    """The unpacked source distribution of a suite, downloaded on first use."""
+    folder = CACHE / "src" / suite.sdist.replace("==", "-")
+    if not folder.exists():
+        archives = CACHE / "sdist"
+        pip(python, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(archives), suite.sdist)
+        (archive,) = archives.glob(f"{folder.name}.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder.parent, filter="data") if hasattr(
+                tarfile, "data_filter"
+            ) else tar.extractall(folder.parent)
+    return folder
+
+
+def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[str]) -> Result:
+    """Run one suite and read its JUnit file. A suite past its deadline is killed and counts as incomplete."""
+    suite = SUITES[name]
+    cwd = source(python, suite)
+    report = CACHE / "results" / f"{name}-{provisioner}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    options = "-q -p no:cacheprovider -o asyncio_default_fixture_loop_scope=function -o junit_family=xunit1"
+    options += " --timeout=120"
+    paths = suite.quick if quick else suite.paths
+    command = [str(python), "-m", "pytest", *options.split(), f"--junitxml={report}", *extra, *paths]
+    drop = ("JPY_PARENT_PID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTHONPATH")
+    env = {
+        key: value for key, value in os.environ.items() if key not in drop and not key.startswith("KERNEL_")
+    }
+    left: list[str] = []
+    started = time.monotonic()
+    try:
+        with leftovers.private_runtime_dir() as folder:
+            env |= {"JUPYTER_DEFAULT_PROVISIONER_NAME": provisioner, leftovers.VARIABLE: folder}
+            env |= {"PATH": f"{python.parent}:{env['PATH']}", "JUPYTER_PLATFORM_DIRS": "1"}
+            complete = _run_with_deadline(command, cwd, env, suite.deadline_s)
+            seconds = time.monotonic() - started
+    except AssertionError as error:
+        left = str(error).splitlines()[1:]
+    return read(report, seconds=seconds, left=left, complete=complete)
+
+
+def _run_with_deadline(command: list[str], cwd: Path, env: dict[str, str], deadline_s: float) -> bool:
+    with subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return False
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode in (0, 1)
+
+
+def read(report: Path, *, seconds: float, left: list[str], complete: bool) -> Result:
+    """Outcomes from a JUnit file by pytest's test ids; one that fails in its teardown has failed."""
+    outcomes: dict[str, str] = {}
+    if report.exists():
+        for case in ET.parse(report).iter("testcase"):
+            test = f"{case.get('file') or case.get('classname')}::{_within_file(case)}"
+            if case.find("failure") is not None or case.find("error") is not None:
+                outcomes[test] = "failed"
+            elif case.find("skipped") is not None:
+                outcomes.setdefault(test, "skipped")
+            else:
+                outcomes.setdefault(test, "passed")
+    else:
+        complete = False
+
+    def having(outcome: str) -> frozenset[str]:
+        return frozenset(test for test, its in outcomes.items() if its == outcome)
+
+    return Result(
+        passed=having("passed"),
+        failed=having("failed"),
+        skipped=having("skipped"),
+        seconds=seconds,
+        left=left,
+        complete=complete,
+    )
+
+
+def _within_file(case: ET.Element) -> str:
+    """`Class::test[param]` of a case: xunit1's classname is the dotted path of the file, then the class."""
+    stem = Path(case.get("file") or "").stem
+    classes = (case.get("classname") or "").split(".")
+    classes = classes[classes.index(stem) + 1 :] if stem in classes else []
+    return "::".join([*classes, case.get("name") or "?"])
+
+
+def judge(
+    name: str, result: Result, expected: dict[str, dict[str, str]], provisioner: str, *, quick: bool
+) -> list[str]:
+    """The lines to complain about: nothing when the outcome is the expected one."""
+    listed = dict(expected.get("plain", {}))
+    if provisioner != PLAIN:
+        listed |= expected.get("roost", {})
+    sometimes = {test for test, reason in listed.items() if reason.startswith("sometimes:")}
+    complaints = [f"{name}: unexpected failure {test}" for test in sorted(result.failed - set(listed))]
+    complaints += [
+        f"{name}: listed, but passes {test}" for test in sorted(result.passed & set(listed) - sometimes)
+    ]
+    if not quick:
+        unknown = set(listed) - result.passed - result.failed - result.skipped
+        complaints += [f"{name}: listed, but not there {test}" for test in sorted(unknown)]
+    if not result.complete:
+        complaints.append(f"{name}: did not run to its end")
+    return complaints
+
+
+def main() -> int:
+    """Run, print the table, and tell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)")
+    parser.add_argument("--provisioner", default="roost", help=f"roost, or {PLAIN} for the baseline")
+    parser.add_argument("--quick", action="store_true", help="a few files of each suite")
+    parser.add_argument("--clean", action="store_true", help="download and install everything again")
+    parser.add_argument("-k", dest="keyword", help="passed to pytest; only unexpected failures count then")
+    arguments = parser.parse_args()
+    names = arguments.suites or list(SUITES)
+    if unknown := set(names) - set(SUITES):
+        parser.error(f"no such suite: {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+    if arguments.clean:
+        shutil.rmtree(CACHE, ignore_errors=True)
+    python = prepare()
+    expectations = tomllib.loads((HERE / "expected.toml").read_text())
+    partial = arguments.quick or bool(arguments.keyword)
+    rows, complaints = [], []
+    for name in names:
+        extra = ["-k", arguments.keyword] if arguments.keyword else []
+        result = run(python, name, arguments.provisioner, quick=arguments.quick, extra=extra)
+        expected = expectations.get(name, {})
+        complaints += judge(name, result, expected, arguments.provisioner, quick=partial)
+        plain = expected.get("baseline", {})
+        before = (
+            "-"
+            if partial
+            else f"{plain.get('passed', '?')}/{plain.get('failed', '?')}/{plain.get('skipped', '?')}"
+        )
+        now = f"{len(result.passed)}/{len(result.failed)}/{len(result.skipped)}"
+        rows.append((name, before, now, f"{result.seconds:.0f} s", str(len(result.left))))
+        for line in result.left:
+            print(f"{name}: still there after the suite: {line}")
+    head = ("suite", "plain: passed/failed/skipped", arguments.provisioner, "time", "left behind")
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(complaints) if complaints else "as expected")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
