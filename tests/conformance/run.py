@@ -36,12 +36,7 @@ else:
     import tomli as tomllib
 
 PLAIN = "local-provisioner"
-REQUIREMENTS = """
-anyio coverage flaky ipykernel>=7 ipywidgets msgpack nbconvert>=7.1 requests testpath xmltodict
-jupyter_client==8.10.0 jupyter_kernel_test==0.7.0 jupyter_server==2.21.0 nbclient==0.11.0
-pytest>=9.0.1,<10 pytest-asyncio>=1.3 pytest-console-scripts pytest-cov pytest-jupyter[client,server]>=0.7
-pytest-timeout
-""".split()
+REQUIREMENTS = HERE / "requirements.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +90,12 @@ def prepare() -> Path:
     folder = CACHE / "venv"
     python = folder / "bin" / "python"
     stamp = folder / "requirements.txt"
-    wanted = "\n".join(REQUIREMENTS)
+    wanted = REQUIREMENTS.read_text()
     if not stamp.exists() or stamp.read_text() != wanted:
         print("making the environment of the suites ...", flush=True)
         venv.create(folder, with_pip=True, clear=True)
         pip(python, "install", "--upgrade", "pip>=23")
-        pip(python, "install", *REQUIREMENTS, "--editable", str(ROOT))
+        pip(python, "install", "--requirement", str(REQUIREMENTS), "--editable", str(ROOT))
         stamp.write_text(wanted)
     return python
 
