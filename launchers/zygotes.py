@@ -1,0 +1,350 @@
+"""The agent's warm zygotes: one per Python and import-time environment, used only while their fingerprint holds.
+
+`Zygotes.launch` forks a kernel where it can and says None where it cannot, at once: the agent then execs that start,
+and a zygote is made in the background for the next one.  Every reason for which forking fails ends in None, never in
+a failed start: no ipykernel, no Linux, a package just upgraded, a zygote killed.
+
+The agent itself never forks Python code (it has ZeroMQ's threads): it spawns zygotes, and is the subreaper that their
+kernels fall to.  It reaps every child itself and tells `on_reaped`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.fingerprint import (
+    Fingerprint,
+    KernelCommand,
+    import_environment,
+    import_folder,
+    ipykernel_command,
+    resolve_python,
+)
+
+__all__ = ["Forked", "KernelCommand", "KernelDiedEarly", "Zygotes", "become_subreaper", "ipykernel_command"]
+
+_SCRIPT = Path(__file__).with_name("zygote.py")
+_PR_SET_CHILD_SUBREAPER = 36
+_READY_S = 60.0
+"""A zygote that is not ready by then is killed, and its key left alone for `_PAUSE_S`."""
+_PAUSE_S = 60.0
+_PACKET_BYTES = 1 << 20
+_PER_KERNEL = ("JPY_", "KERNEL_")
+"""Environment that differs from kernel to kernel: a zygote is started without it."""
+
+Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
+
+
+class KernelDiedEarly(Exception):
+    """A forked kernel ended before it reported its ports; its exit status goes to whoever reaps `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """A kernel that was forked: a child of the agent, its ports bound. `timing_ms` counts from the request."""
+
+    pid: int
+    ports: dict[str, int]
+    timing_ms: dict[str, float]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Zygote:
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+    environment: dict[str, str | None]
+    fingerprint: Fingerprint
+    made_at: float
+    used_at: float
+    ready_s: float
+    launches: int = 0
+
+
+def become_subreaper() -> bool:
+    """Make orphaned descendants children of this process; False where the system has no such thing."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+class Zygotes:
+    """Zygotes by key, least recently used out first; belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        max_zygotes: int = 4,
+        idle_s: float = 600.0,
+        preload: tuple[str, ...] = (),
+        warm_delay_s: float = 1.0,
+        log: logging.Logger | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_zygotes = max_zygotes
+        self._idle_s = idle_s
+        self._preload = tuple(preload)
+        self._warm_delay_s = warm_delay_s
+        self._log = log or logging.getLogger(__name__)
+        self._clock = clock
+        self._by_key: dict[Key, list[_Zygote]] = {}
+        self._pids: set[int] = set()
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._warming: dict[Key, asyncio.Task[None]] = {}
+        self._refused: dict[Key, tuple[str, float]] = {}
+        self._impossible = None if become_subreaper() else "this system has no child subreaper"
+        self._closed = False
+        if self._impossible:
+            self._log.info("kernels are not forked here: %s", self._impossible)
+
+    async def launch(
+        self,
+        command: KernelCommand,
+        *,
+        connection_file: Path,
+        env: Mapping[str, str],
+        cwd: Path | str,
+        log_fd: int,
+        deadline_s: float,
+    ) -> Forked | None:
+        """Fork a kernel, or None: the caller execs this start, and a zygote is made for the next.
+
+        Raises `KernelDiedEarly` when the kernel ended before its ports were bound, and `TimeoutError`, with the kernel
+        killed, when they were not in `deadline_s`.
+        """
+        started = time.perf_counter()
+        key = self._key(command, env, str(cwd))
+        if key is None:
+            return None
+        zygote = self._matching(key, env)
+        if zygote is None:
+            self.schedule_warm(command, env, cwd)
+            return None
+        broken_by = zygote.fingerprint.broken_by()
+        checked_ms = (time.perf_counter() - started) * 1e3
+        if broken_by is not None:
+            self._log.info("zygote=%d retired: %s changed", zygote.process.pid, broken_by)
+            self._retire(zygote)
+            self.schedule_warm(command, env, cwd)
+            return None
+        request = json.dumps(
+            {
+                "op": "launch",
+                "argv": ["-f", str(connection_file), *command.args],
+                "env": dict(env),
+                "cwd": str(cwd),
+            }
+        ).encode()
+        report, report_in = os.pipe()
+        try:
+            try:
+                socket.send_fds(zygote.socket, [request], [report_in, log_fd])
+            except (BlockingIOError, OSError) as error:
+                self._log.info("zygote=%d did not take a request: %s", zygote.process.pid, error)
+                if not isinstance(error, BlockingIOError) and error.errno != 90:  # EMSGSIZE
+                    self._retire(zygote)
+                return None
+            finally:
+                os.close(report_in)
+            zygote.used_at = self._clock()
+            zygote.launches += 1
+            return await self._forked(report, started, checked_ms, deadline_s)
+        finally:
+            os.close(report)
+
+    async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
+        """Bring a zygote for such starts up and wait until it is ready, or known not to be possible."""
+        key = self._key(command, env, str(cwd))
+        if key is None or self._matching(key, env) is not None:
+            return
+        task = self._warming.get(key)
+        if task is None:
+            task = self._warming[key] = asyncio.create_task(self._make(key, env))
+            task.add_done_callback(lambda _: self._warming.pop(key, None))
+        await asyncio.shield(task)
+
+    def schedule_warm(
+        self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/", delay_s: float | None = None
+    ) -> None:
+        """Have a zygote made in the background, after a moment, so that it does not slow the present start."""
+        key = self._key(command, env, str(cwd))
+        if key is None or key in self._warming or self._closed:
+            return
+
+        async def later() -> None:
+            await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
+            await self._make(key, env)
+
+        task = self._warming[key] = asyncio.create_task(later())
+        task.add_done_callback(lambda _: self._warming.pop(key, None))
+
+    def on_reaped(self, pid: int, status: int) -> bool:
+        """Take note of a child that the agent has reaped; True if it was a zygote. `status` as from waitpid."""
+        process = self._processes.pop(pid, None)
+        if process is None:
+            return False
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for zygotes in self._by_key.values():
+            for zygote in zygotes:
+                if zygote.process is process:
+                    self._log.warning("zygote=%d ended by itself: %d", pid, process.returncode)
+                    self._retire(zygote)
+                    return True
+        return True
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What is warm, for people."""
+        return [
+            {
+                "pid": zygote.process.pid,
+                "python": key[0],
+                "flags": list(key[1]),
+                "files": len(zygote.fingerprint.files),
+                "launches": zygote.launches,
+                "ready_s": round(zygote.ready_s, 3),
+                "idle_s": round(self._clock() - zygote.used_at, 1),
+            }
+            for key, zygotes in self._by_key.items()
+            for zygote in zygotes
+        ]
+
+    async def close(self) -> None:
+        """Let all zygotes go; their kernels live on."""
+        self._closed = True
+        tasks = list(self._warming.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for zygote in [zygote for zygotes in self._by_key.values() for zygote in zygotes]:
+            self._retire(zygote)
+
+    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key | None:
+        if self._impossible:
+            return None
+        python = resolve_python(command.python, env)
+        if python is None:
+            return None
+        key = (python, command.flags, import_folder(env, cwd), tuple(import_environment(env).items()))
+        reason, until = self._refused.get(key, ("", 0.0))
+        return None if reason and self._clock() < until else key
+
+    def _matching(self, key: Key, env: Mapping[str, str]) -> _Zygote | None:
+        for zygote in self._by_key.get(key, ()):
+            if all(env.get(name) == value for name, value in zygote.environment.items()):
+                return zygote
+        return None
+
+    def _retire(self, zygote: _Zygote) -> None:
+        for key, zygotes in list(self._by_key.items()):
+            if zygote in zygotes:
+                zygotes.remove(zygote)
+                if not zygotes:
+                    del self._by_key[key]
+                asyncio.get_running_loop().remove_reader(zygote.socket)
+                zygote.socket.close()
+
+    async def _make(self, key: Key, env: Mapping[str, str]) -> None:
+        python, flags, folder, _ = key
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
+        ours.setblocking(False)
+        started = time.perf_counter()
+        with theirs:
+            process = subprocess.Popen(
+                [python, *flags, str(_SCRIPT), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={name: value for name, value in env.items() if not name.startswith(_PER_KERNEL)},
+                cwd=folder,
+                start_new_session=True,
+            )
+        self._processes[process.pid] = process
+        try:
+            ours.send(json.dumps({"op": "prepare", "preload": self._preload}).encode())
+            packet = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, _PACKET_BYTES), _READY_S)
+            answer = json.loads(packet or b"{}")
+        except (asyncio.TimeoutError, OSError) as error:
+            answer = {"op": "failed", "reason": f"not ready: {error!r}"}
+        except BaseException:
+            ours.close()
+            raise
+        if answer.get("op") != "ready":
+            ours.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            reason = answer.get("reason", "it ended while loading")
+            for_s = float("inf") if answer.get("op") == "refused" else _PAUSE_S
+            self._refused[key] = (reason, self._clock() + for_s)
+            self._log.warning("kernels of %s are not forked: %s", python, reason)
+            return
+        now = self._clock()
+        zygote = _Zygote(
+            process=process,
+            socket=ours,
+            environment=answer.get("environment", {}),
+            fingerprint=Fingerprint(files={path: tuple(rest) for path, *rest in answer["files"]}),
+            made_at=now,
+            used_at=now,
+            ready_s=time.perf_counter() - started,
+        )
+        self._by_key.setdefault(key, []).append(zygote)
+        self._log.info("zygote=%d ready in %.2f s for %s", process.pid, zygote.ready_s, python)
+
+    async def _forked(self, report: int, started: float, checked_ms: float, deadline_s: float) -> Forked | None:
+        """Read a forked kernel's report: its pid, then its ports."""
+        loop = asyncio.get_running_loop()
+        said: dict[str, Any] = {}
+        timing_ms = {"fingerprint": checked_ms}
+        os.set_blocking(report, False)
+        deadline = loop.time() + deadline_s
+        buffer = b""
+        while "ports" not in said:
+            try:
+                chunk = await asyncio.wait_for(_readable(report), deadline - loop.time())
+            except asyncio.TimeoutError:
+                if "pid" in said:
+                    os.kill(said["pid"], signal.SIGKILL)
+                raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s} s") from None
+            if not chunk:
+                if "pid" in said:
+                    raise KernelDiedEarly(said["pid"])
+                return None
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                said.update(message)
+                timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
+        return Forked(pid=said["pid"], ports=said["ports"], timing_ms=timing_ms)
+
+
+async def _readable(fd: int) -> bytes:
+    """The next bytes from a non-blocking pipe, b"" at its end."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+    return os.read(fd, 4096)
