@@ -1,0 +1,173 @@
+"""Processes of which there is one per folder: started by whoever needs them first, found by all others.
+
+A daemon's private folder has `lock` (held for its whole life: who can take it knows that none lives),
+`start.lock` (held by who is starting one), `ready.json` (what it announced) and `log`. Sockets and pids
+left behind by one that was killed mean nothing, since only the lock says that a daemon lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .files import FolderError, private_folder, read_json, runtime_dir, tail, write_private_json
+from .process import start_time
+
+__all__ = ["AlreadyRunning", "DaemonError", "Held", "ensure", "hold", "is_alive", "runtime_dir"]
+
+_READY_FD = "ROOST_READY_FD"
+# The applications's own: a daemon outlives it, and no kernel should find these in a parent's environment.
+_NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTER_TOKEN", "PYTHONSTARTUP")
+
+
+class DaemonError(Exception):
+    """A daemon could not be started or found; the text is one sentence, with the end of its log if it has one."""
+
+
+class AlreadyRunning(DaemonError):
+    """Another daemon holds this folder."""
+
+
+def ensure(
+    folder: Path, command: Sequence[str], *, env: Mapping[str, str] | None = None, deadline_s: float
+) -> dict[str, Any]:
+    """What the living daemon of `folder` announced, after starting `command` if none lives.
+
+    Blocks up to `deadline_s`: call it off the event loop. Raises `DaemonError`. The daemon is detached: neither a
+    child of this process nor in its session.
+    """
+    try:
+        private_folder(folder)
+        with _locked(folder / "start.lock"):
+            if is_alive(folder):
+                announced = read_json(folder / "ready.json")
+                if isinstance(announced, dict):
+                    return announced
+                raise DaemonError(f"the process that holds {folder} has not said yet that it is ready; try again")
+            return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
+    except FolderError as problem:
+        raise DaemonError(str(problem)) from None
+    except OSError as problem:
+        raise DaemonError(f"cannot start {command[0]} in {folder}: {problem.strerror}") from None
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether a daemon holds this folder now."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s: float) -> dict[str, Any]:
+    for name in _NOT_INHERITED:
+        env.pop(name, None)
+    reader, writer = os.pipe()
+    try:
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            env[_READY_FD] = str(writer)
+            # The shell goes at once, so that the daemon is init's child and never a zombie of the application.
+            subprocess.run(
+                ["/bin/sh", "-c", '"$@" &', "sh", *command],
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writer],
+                start_new_session=True,
+                check=True,
+                timeout=deadline_s,
+            )
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as problem:
+            raise DaemonError(f"cannot start {command[0]}: {problem}") from None
+        finally:
+            os.close(log)
+            os.close(writer)
+        return _await_announcement(reader, folder, command, deadline_s)
+    finally:
+        os.close(reader)
+
+
+def _await_announcement(reader: int, folder: Path, command: Sequence[str], deadline_s: float) -> dict[str, Any]:
+    content = b""
+    deadline = time.monotonic() + deadline_s
+    while not content.endswith(b"\n"):
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise DaemonError(f"{_name(command)} was not ready within {deadline_s:g} s; see {folder / 'log'}")
+        chunk = os.read(reader, 65_536)
+        if not chunk:
+            last = tail(folder / "log", 2_000).strip()
+            raise DaemonError(f"{_name(command)} ended while it was starting: {last or 'its log is empty'}")
+        content += chunk
+    announced = json.loads(content)
+    assert isinstance(announced, dict)
+    return announced
+
+
+def _name(command: Sequence[str]) -> str:
+    return command[command.index("-m") + 1] if "-m" in command[:-1] else command[0]
+
+
+class Held:
+    """A daemon's hold on its folder; `announce` tells whoever waits that it is ready to serve."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def announce(self, info: Mapping[str, Any]) -> None:
+        """Write `ready.json` and wake the starter. Adds `pid` and `process_started_at`."""
+        announced = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
+        write_private_json(self.folder / "ready.json", announced)
+        descriptor = os.environ.pop(_READY_FD, None)
+        if descriptor is not None:
+            os.write(int(descriptor), json.dumps(announced).encode() + b"\n")
+            os.close(int(descriptor))
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[Held]:
+    """Be the daemon of `folder` for as long as the block runs; raises `AlreadyRunning`."""
+    private_folder(folder)
+    # A background process of a shell is born with these ignored, and its children would be as well.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"another process already serves {folder}") from None
+        (folder / "ready.json").unlink(missing_ok=True)
+        yield Held(folder)
+        (folder / "ready.json").unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # bounded: who holds it has a deadline of its own
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""Processes by pid and start time, never by the pid alone, since pids are used again."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import psutil
+
+_START_TOLERANCE_S = 0.02
+_WATCH_INTERVAL_S = 0.5
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def start_time(pid: int) -> float:
+    """When the process started (seconds since the epoch, as psutil gives it); 0.0 when there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
+        return 0.0
+
+
+def is_running(pid: int, started_at: float) -> bool:
+    """Whether that very process still runs (a zombie does not)."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started_at) <= _START_TOLERANCE_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
+        return False
+
+
+def signal_group(pid: int, signum: int) -> bool:
+    """Send `signum` to the process group that `pid` leads, or to it alone; False when it is gone."""
+    try:
+        os.killpg(pid, signum)
+        return True
+    except (ProcessLookupError, PermissionError):
+        pass
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def become_subreaper() -> bool:
+    """Make orphans below this process its children, so that it learns their exit status; False if impossible."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+class Watch:
+    """Calls back once when a process that is not our child ends; `close` takes it back.
+
+    Uses a pidfd where the system has them, else looks twice a second.
+    """
+
+    def __init__(self, pid: int, started_at: float, on_end: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pid = pid
+        self._started_at = started_at
+        self._on_end = on_end
+        self._descriptor: int | None = None
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        if not is_running(pid, started_at):
+            self._timer = self._loop.call_soon(self._ended)
+            return
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            self._look()
+            return
+        self._loop.add_reader(self._descriptor, self._ended)
+        if not is_running(pid, started_at):  # it ended, and its pid was used again, in between
+            self._ended()
+
+    def close(self) -> None:
+        """Stop watching. May be repeated."""
+        if self._descriptor is not None:
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        if is_running(self._pid, self._started_at):
+            self._timer = self._loop.call_later(_WATCH_INTERVAL_S, self._look)
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        self.close()
+        self._on_end()
+
+
+def describe_exit(code: int | None) -> str:
+    """A sentence for people about an exit code as `subprocess` gives it."""
+    if code is None:
+        return "ended while no agent watched it"
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (often the system's out-of-memory killer)" if code == -signal.SIGKILL else ""
+        return f"was ended by {name}{hint}"
+    return f"exited with code {code}"
