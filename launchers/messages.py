@@ -23,7 +23,7 @@ class Nothing:
 class Owner:
     """Who a kernel is for (`user`), and the application that holds it.
 
-    `pid` and `process_started_at` (as `psutil.Process.create_time` gives it) name the application's process
+    `pid` and `process_started_at` (as `process.start_time` gives it) name the application's process
     on `host`; `can_adopt` is true for an application that takes its kernels back after its own restart.
     """
 
