@@ -1,0 +1,229 @@
+"""The public face: names, import directions, what importing costs, and that nothing secret is in the tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import roost
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER_LIBRARIES = {"ray", "distributed", "dask", "kubernetes", "kubernetes_asyncio", "asyncssh", "requests"}
+HEAVY = CLUSTER_LIBRARIES | {
+    "numpy",
+    "rich",
+    "pynvml",
+    "IPython",
+    "ipykernel",
+    "jupyter_server",
+    "matplotlib",
+}
+
+# package → what of ours it may import
+ALLOWED = {
+    "placement": {"placement"},
+    "launchers": {"launchers"},
+    "scheduler": {"scheduler", "placement", "launchers"},
+    "provisioners": {"provisioners", "scheduler"},
+}
+# Of the scheduler the provisioner sees the client's side only; kernelspec tools and the adopter included.
+CLIENT_SIDE = {
+    "roost.scheduler",
+    "roost.scheduler.client",
+    "roost.scheduler.errors",
+    "roost.scheduler.values",
+}
+NODE_SIDE_LIBRARIES = {"zmq", "psutil", "jupyter_client", "jupyter_core", "traitlets", "ipykernel", "IPython"}
+
+
+def sources(package: str) -> list[Path]:
+    """The package's modules."""
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, f"{package} has no modules"
+    return found
+
+
+def imports(path: Path, *, at_import: bool) -> set[str]:
+    """Absolute names of the modules a file imports: all of them, or those that run when it is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    package = ["roost", *parts[:-1]]
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if at_import and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse if at_import else [*node.body, *node.orelse]
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            home = ".".join(filter(None, [base, node.module or ""]))
+            found |= {
+                f"{home}.{alias.name}" if _is_module(home, alias.name) else home for alias in node.names
+            }
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+def _is_module(home: str, name: str) -> bool:
+    if home.split(".")[0] != "roost":
+        return False
+    path = ROOT.joinpath(*home.split(".")[1:], name)
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def test_directions_are_seen() -> None:
+    """The walk itself: nested and relative imports count."""
+    mine = imports(Path(__file__), at_import=False)
+    assert {"ast", "roost", "pathlib"} <= mine
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_go_one_way(package: str) -> None:
+    wrong = []
+    for path in sources(package):
+        for name in imports(path, at_import=False):
+            head, _, rest = name.partition(".")
+            assert head not in ALLOWED, f"{path.name}: `import {head}` is never ours, roost.{head} is"
+            if head == "roost" and rest and rest.split(".")[0] not in ALLOWED[package]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_provisioners_see_the_client_only() -> None:
+    wrong = []
+    for path in sources("provisioners"):
+        names = {name for name in imports(path, at_import=False) if name.startswith("roost.scheduler")}
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(names - CLIENT_SIDE)]
+    assert wrong == []
+
+
+def test_placement_is_pure() -> None:
+    """numpy and the standard library; no I/O, no asyncio."""
+    seen = set().union(*(imports(path, at_import=False) for path in sources("placement")))
+    outside = {name.split(".")[0] for name in seen} - sys.stdlib_module_names
+    assert outside <= {"numpy", "roost"}
+    assert not {name.split(".")[0] for name in seen} & {
+        "asyncio",
+        "os",
+        "socket",
+        "subprocess",
+        "threading",
+        "time",
+    }
+
+
+def test_launchers_need_what_ipykernel_brings() -> None:
+    seen = set().union(*(imports(path, at_import=False) for path in sources("launchers")))
+    outside = {name.split(".")[0] for name in seen} - sys.stdlib_module_names
+    assert outside <= NODE_SIDE_LIBRARIES | {"roost"}
+
+
+def test_the_zygote_starts_on_the_standard_library() -> None:
+    seen = imports(ROOT / "launchers" / "zygote.py", at_import=True)
+    assert {name.split(".")[0] for name in seen} - sys.stdlib_module_names == set()
+
+
+def test_cluster_libraries_are_imported_by_backends_only() -> None:
+    wrong = []
+    for package in ALLOWED:
+        for path in sources(package):
+            if path.parent.name != "backends":
+                names = {name.split(".")[0] for name in imports(path, at_import=False)} & CLUSTER_LIBRARIES
+                wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in names]
+    assert wrong == []
+
+
+def test_public_names() -> None:
+    assert len(set(roost.__all__)) == len(roost.__all__)
+    for name in roost.__all__:
+        assert getattr(roost, name) is not None
+    assert set(roost.__all__) <= set(dir(roost))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        roost.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "module", ["placement", "scheduler", "scheduler.backends", "launchers", "provisioners"]
+)
+def test_all_is_importable(module: str) -> None:
+    """Every package says what is public."""
+    loaded = import_module(f"roost.{module}")
+    for name in getattr(loaded, "__all__", []):
+        assert hasattr(loaded, name), name
+
+
+def measure(code: str, *, n: int = 7) -> float:
+    """Best of n fresh interpreters: milliseconds that `code` prints."""
+    prints = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        ).stdout
+        for _ in range(n)
+    ]
+    return min(map(float, prints))
+
+
+TIMED = """
+import time
+{first}
+before = time.perf_counter()
+{then}
+print((time.perf_counter() - before) * 1e3)
+"""
+
+
+def test_importing_roost_costs_nothing() -> None:
+    assert measure(TIMED.format(first="import typing, importlib", then="import roost")) < 5
+
+
+def test_importing_the_provisioner_is_cheap() -> None:
+    """Over jupyter_client, which every application that uses it has loaded."""
+    assert (
+        measure(TIMED.format(first="import jupyter_client.provisioning", then="import roost.provisioners"))
+        < 50
+    )
+
+
+@pytest.mark.parametrize("name", ["roost.provisioners", "roost.scheduler.client"])
+def test_importing_the_client_side_loads_nothing_heavy(name: str) -> None:
+    code = f"import sys, jupyter_client.provisioning as _; before = set(sys.modules); import {name}\n"
+    code += "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert set(done.stdout.split()) & HEAVY == set()
+
+
+SECRET = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}"
+    rb"|xox[abp]-[A-Za-z0-9-]{20,}"
+    rb"|(?i:password|secret|api_key)\s*=\s*[\"'][^\"'\s]{12,}[\"']"
+)
+
+
+def test_no_secrets_in_the_tree() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, timeout=60,
+    ).stdout.split(b"\0")  # fmt: skip
+    files = [ROOT / name.decode() for name in listed if name]
+    assert len(files) > 10
+    found = [
+        str(path.relative_to(ROOT)) for path in files if path.is_file() and SECRET.search(path.read_bytes())
+    ]
+    assert found == []

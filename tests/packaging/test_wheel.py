@@ -1,0 +1,162 @@
+"""What is built and installed: wheel, editable and strict editable, each from a clean copy of the tree."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"", "launchers", "placement", "provisioners", "scheduler", "scheduler/backends"}
+PROVISIONERS = "jupyter_client.kernel_provisioners"
+
+# Only a module of a listed package, the marker for type checkers, and metadata; at the root only __init__.py.
+ALLOWED = re.compile(
+    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|scheduler/backends)/[a-z_]+\.py)"
+    r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
+)
+
+# Without `site`, so that a development install in the tests' own environment is out of the way; its other
+# libraries are found as plain files.
+SHOW = """
+import os, sys, site
+site.addsitedir(sys.argv[1])
+sys.path += sys.argv[2:]
+import roost, roost.scheduler.backends
+from importlib.metadata import entry_points, version
+print(roost.__version__, version("roost"))
+print(os.path.realpath(roost.__file__))
+(point,) = entry_points(group="jupyter_client.kernel_provisioners", name="roost")
+print(point.load().__name__)
+for name in ("roost", "jupyter-roost"):
+    print(*{point.value for point in entry_points(group="console_scripts", name=name)})
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Output of a command; its output is the message when it fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what git would check out, with the files not added yet, and a stray module at its root."""
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    copy = tmp_path / "tree"
+    for name in listed:
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    (copy / "stray_module.py").write_text("")
+    return copy
+
+
+def install(tree: Path, *how: str) -> Path:
+    """Install into a prefix beside the tree, which leaves the tests' own environment alone; its packages."""
+    prefix = tree.parent / "prefix"
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    where = (
+        "--prefix",
+        prefix,
+        "--ignore-installed",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-warn-script-location",
+    )
+    run(*pip, "install", *where, *how, cwd=tree)
+    (site,) = prefix.glob("lib*/python*/site-packages")
+    return site
+
+
+def check_installed(site: Path) -> Path:
+    """Import and entry points as a user of that installation sees them; returns where the package is."""
+    libraries = [path for path in sys.path if path.endswith("-packages")]
+    shown = run(sys.executable, "-I", "-S", "-c", SHOW, site, *libraries, cwd=Path("/"))
+    versions, home, provisioner, roost, jupyter_roost = shown.splitlines()
+    assert len(set(versions.split())) == 1
+    assert provisioner == "RoostProvisioner"
+    assert roost == jupyter_roost == "roost.scheduler.command:main"
+    assert sorted(path.name for path in (site.parents[2] / "bin").iterdir()) == ["jupyter-roost", "roost"]
+    return Path(home).parent
+
+
+def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        "wheel",
+        ".",
+        cwd=tree,
+    )
+    (wheel,) = (tree / "wheel").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        points = configparser.ConfigParser(delimiters=["="])
+        (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+        points.read_string(archive.read(entry_points).decode())
+    assert sorted(name for name in names if not ALLOWED.fullmatch(name)) == []
+    expected = {f"roost/{path}".replace("//", "/") for path in _modules(tree)}
+    assert {name for name in names if name.endswith(".py")} == expected
+    assert "roost/py.typed" in names
+    assert dict(points["console_scripts"]) == {
+        "roost": "roost.scheduler.command:main",
+        "jupyter-roost": "roost.scheduler.command:main",
+    }
+    assert dict(points[PROVISIONERS]) == {"roost": "roost.provisioners:RoostProvisioner"}
+
+
+def _modules(tree: Path) -> set[str]:
+    found = {"__init__.py"}
+    for package in PACKAGES - {""}:
+        found |= {f"{package}/{path.name}" for path in (tree / package).glob("*.py")}
+    return found
+
+
+def test_no_package_is_forgotten() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = set(settings["tool"]["setuptools"]["packages"])
+    found = {"roost"}
+    for top in ("launchers", "placement", "provisioners", "scheduler"):
+        for init in (ROOT / top).rglob("__init__.py"):
+            found.add(".".join(["roost", *init.parent.relative_to(ROOT).parts]))
+    assert listed == found == {f"roost.{package}".replace("/", ".").rstrip(".") for package in PACKAGES}
+
+
+def test_installed_from_a_wheel(tree: Path) -> None:
+    site = install(tree, ".")
+    assert check_installed(site) == site / "roost"
+
+
+def test_installed_editable(tree: Path) -> None:
+    assert check_installed(install(tree, "--editable", ".")) == tree
+
+
+def test_installed_strictly_editable(tree: Path) -> None:
+    home = check_installed(install(tree, "--config-settings", "editable_mode=strict", "--editable", "."))
+    assert home in (tree, *tree.joinpath("build").glob("**/roost"))
