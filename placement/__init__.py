@@ -1,0 +1,32 @@
+"""Where a kernel goes: pure ranking of nodes for a request. No I/O, no clock.
+
+>>> snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
+>>> policy("round_robin").place(Request(cpus=1), snapshot).placement.node_id
+'b'
+"""
+
+from .decision import Decision, Placement, Refusal
+from .pipeline import DeviceChoice, Filter, Pipeline, Policy, Scorer, emptiest_device, fullest_device
+from .policies import policy
+from .snapshot import Columns, Snapshot
+from .values import EPSILON, Device, Node, Request
+
+__all__ = [
+    "EPSILON",
+    "Columns",
+    "Decision",
+    "Device",
+    "DeviceChoice",
+    "Filter",
+    "Node",
+    "Pipeline",
+    "Placement",
+    "Policy",
+    "Refusal",
+    "Request",
+    "Scorer",
+    "Snapshot",
+    "emptiest_device",
+    "fullest_device",
+    "policy",
+]

@@ -1,0 +1,21 @@
+"""How amounts read in sentences for people."""
+
+from __future__ import annotations
+
+
+def amount(value: float) -> str:
+    """``1``, ``0.25``, ``1.5``: at most three decimals and no trailing zeros; a rest below 0.001 reads ``0``."""
+    return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
+
+
+def size(value: float) -> str:
+    """``8 GiB``, ``512 MiB``: binary units, at most one decimal."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= factor:
+            return f"{value / factor:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{value:.0f} bytes"
+
+
+def plural(count: float, word: str) -> str:
+    """``1 GPU``, ``0.5 GPU``, ``2 GPUs``, ``0 GPUs``."""
+    return f"{amount(count)} {word}" if 0 < count <= 1 else f"{amount(count)} {word}s"
