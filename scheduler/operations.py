@@ -1,0 +1,149 @@
+"""What the scheduler service can be asked, and how it is started. Cheap to import: its clients do.
+
+Each class is the arguments of one operation (`ARGUMENTS`), as they cross the socket; the answers are told
+beside it. What goes wrong is a `RoostError` by its class name (`errors.from_remote`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..launchers.daemon import runtime_dir
+from ..launchers.messages import Nothing, Owner
+from .values import KernelRequest, StartKernel
+
+PROTOCOL = 1
+"""Version of these operations: a client asks a service that speaks another one to leave, and starts its own."""
+
+OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
+"""Environment variable with the service's options as JSON: not in argv, which everybody on the machine can read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """→ {protocol, version, pid, backend}."""
+
+    protocol: int = PROTOCOL
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscribe:
+    """→ {}. From now on this peer gets every `Event`, and speaks for `owner`, whose process is then watched."""
+
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """→ {}. Takes a start back; with a `launch_id` that one alone, even if it has just come to its end."""
+
+    kernel_id: str
+    launch_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopKernel:
+    """→ Kernel. Ends the kernel (or its start) and gives the lease back."""
+
+    kernel_id: str
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalKernel:
+    """→ {}. Sends `signum` to the kernel's process group."""
+
+    kernel_id: str
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneKernel:
+    """→ Kernel, with its connection."""
+
+    kernel_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explain:
+    """→ {"decision": Decision.to_dict()}. Where the request would go now; nothing is started."""
+
+    request: KernelRequest
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelLogs:
+    """→ {"text"}. The last of what the kernel wrote outside Jupyter's channels."""
+
+    kernel_id: str
+    tail_bytes: int = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """→ {}. Stops (or resumes) placing on a node; what runs there goes on."""
+
+    node_id: str
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """→ {}. Prepares fast starts of such kernels on the node that would be chosen now."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    request: KernelRequest = field(default_factory=KernelRequest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentEvents:
+    """→ {"events": [Event]}, oldest first."""
+
+    limit: int = 100
+
+
+ARGUMENTS: Mapping[str, type] = {
+    "hello": Hello,
+    "subscribe": Subscribe,
+    "start": StartKernel,
+    "cancel": Cancel,
+    "stop": StopKernel,
+    "signal": SignalKernel,
+    "kernels": Nothing,
+    "kernel": OneKernel,
+    "nodes": Nothing,
+    "explain": Explain,
+    "logs": KernelLogs,
+    "drain": Drain,
+    "warm": WarmUp,
+    "doctor": Nothing,
+    "events": RecentEvents,
+    "leave": Nothing,
+}
+
+
+def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
+    """The daemon folder of the service for this backend and these options; the socket in it is `socket`."""
+    name = f"scheduler-{backend}"
+    if options:
+        digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode())
+        name += f"-{digest.hexdigest()[:8]}"
+    return runtime_dir() / name
+
+
+def service_command(
+    backend: str, folder: Path, options: Mapping[str, Any], env: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """argv and environment for `daemon.ensure`. `options`: see `config.OPTIONS`; empty means the configuration's."""
+    argv = [sys.executable, "-m", "roost.scheduler.service", "--backend", backend, "--folder", str(folder)]
+    return argv, {**(os.environ if env is None else env), OPTIONS_VARIABLE: json.dumps(dict(options))}
