@@ -1,0 +1,126 @@
+"""The ledger of one node: what has been handed out, kept in files so that it outlives the agent.
+
+On this machine it is the arbiter: however many schedulers ask, no resource and no device is promised beyond
+what there is. Pure bookkeeping: no clock, no sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .files import read_json, write_private_json
+from .messages import DeviceStatus, Reservation, Reserve
+from .wire import WireError, decode, encode
+
+_EPSILON = 1e-6
+"""Shares are sums of floats: ten times 0.1 fits into 1."""
+
+
+class Conflict(Exception):
+    """The ledger cannot grant a reservation now; the text says what is short."""
+
+
+class Ledger:
+    """Reservations by lease id, over fixed totals. `version` grows with each change.
+
+    `devices` are (id, model) of the node's GPUs.
+    """
+
+    def __init__(
+        self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[DeviceStatus]
+    ) -> None:
+        self.cpus = cpus
+        self.memory_bytes = memory_bytes
+        self.models = {device.id: device.model for device in devices}
+        self.version = 1
+        self._folder = folder
+        self._reservations: dict[str, Reservation] = {}
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for path in sorted(folder.glob("*.json")):
+            try:
+                reservation = decode(Reservation, read_json(path))
+            except WireError:
+                path.unlink(missing_ok=True)
+                continue
+            self._reservations[reservation.request.lease_id] = reservation
+
+    def __len__(self) -> int:
+        return len(self._reservations)
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        """All that is handed out, oldest first."""
+        return tuple(self._reservations.values())
+
+    def get(self, lease_id: str) -> Reservation | None:
+        return self._reservations.get(lease_id)
+
+    def reserve(self, request: Reserve, *, now: float) -> Reservation:
+        """Hand a slice out, or raise `Conflict`; `OSError` (a full disk) leaves the ledger as it was."""
+        known = self._reservations.get(request.lease_id)
+        if known is not None:
+            return known
+        granted = replace(request, device_ids=self._grant(request))
+        reservation = Reservation(request=granted, reserved_at=now)
+        write_private_json(self._path(request.lease_id), encode(reservation))
+        self._reservations[request.lease_id] = reservation
+        self.version += 1
+        return reservation
+
+    def release(self, lease_id: str) -> bool:
+        """Take a slice back; False when there is none of that id."""
+        if self._reservations.pop(lease_id, None) is None:
+            return False
+        self._path(lease_id).unlink(missing_ok=True)
+        self.version += 1
+        return True
+
+    @property
+    def cpus_promised(self) -> float:
+        return sum(reservation.request.cpus for reservation in self._reservations.values())
+
+    @property
+    def memory_promised_bytes(self) -> int:
+        return sum(reservation.request.memory_bytes for reservation in self._reservations.values())
+
+    @property
+    def gpus_promised(self) -> float:
+        return sum(reservation.request.gpus for reservation in self._reservations.values())
+
+    def promised_by_device(self) -> dict[str, float]:
+        """Share promised of each device, 0 to 1."""
+        promised = dict.fromkeys(self.models, 0.0)
+        for reservation in self._reservations.values():
+            for device_id in reservation.request.device_ids:
+                share = min(reservation.request.gpus, 1.0)
+                promised[device_id] = promised.get(device_id, 0.0) + share
+        return promised
+
+    def _grant(self, request: Reserve) -> tuple[str, ...]:
+        """The devices for `request`, or `Conflict`."""
+        free_cpus = self.cpus - self.cpus_promised
+        if request.cpus and request.cpus > free_cpus + _EPSILON:
+            raise Conflict(f"{request.cpus:g} CPUs asked for, {max(free_cpus, 0):g} free")
+        free_bytes = self.memory_bytes - self.memory_promised_bytes
+        if request.memory_bytes and request.memory_bytes > free_bytes:
+            raise Conflict(f"{request.memory_bytes} bytes of memory asked for, {max(free_bytes, 0)} free")
+        if not request.gpus:
+            return ()
+        free = {device_id: 1.0 - promised for device_id, promised in self.promised_by_device().items()}
+        share = min(request.gpus, 1.0)
+        fitting = [
+            device_id
+            for device_id, model in self.models.items()
+            if free[device_id] >= share - _EPSILON and (not request.gpu_models or model in request.gpu_models)
+        ]
+        wanted = max(1, round(request.gpus))
+        if len(fitting) < wanted:
+            raise Conflict(f"{request.gpus:g} GPUs asked for, {len(fitting)} devices have that much free")
+        # Preferred devices first, then the fullest that fits, so that whole devices stay whole.
+        fitting.sort(key=lambda device_id: (device_id not in request.device_ids, free[device_id]))
+        return tuple(fitting[:wanted])
+
+    def _path(self, lease_id: str) -> Path:
+        return self._folder / f"{hashlib.sha256(lease_id.encode()).hexdigest()[:32]}.json"
