@@ -24,15 +24,23 @@ import gc
 import importlib
 import json
 import os
+import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
+import threading
 import time
 import types
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _PACKET_BYTES = 1 << 20
+_REHEARSAL_S = 20.0
+ENVIRONMENT_CHANGES: dict[str, str | None] = {}
+"""What the preloaded modules did to os.environ while they were imported: done again in each kernel."""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
@@ -66,11 +74,124 @@ def fork_orphan() -> bool:
 
 
 def prepare(request: dict[str, Any]) -> dict[str, Any]:
-    for name in (*_BASE_PRELOAD, *request["preload"]):
-        importlib.import_module(name)
+    """Import what a kernel imports; the answer for the agent."""
+    reads: set[str] = set()
+    before = dict(os.environ)
+    record_environment_reads(reads)
+    try:
+        for name in (*_BASE_PRELOAD, *request["preload"]):
+            importlib.import_module(name)
+        rehearsed = rehearse() if request["rehearse"] else []
+        for name in rehearsed:
+            if name not in sys.modules:
+                try:
+                    importlib.import_module(name)
+                except Exception:  # noqa: BLE001 - a module that cannot be imported here is the kernel's to import
+                    continue
+    except Exception as error:  # noqa: BLE001 - whatever an import may raise
+        return {"op": "refused", "reason": f"{type(error).__name__}: {error}"}
+    finally:
+        os.environ.__class__ = type(os.environ).__mro__[1]
+    if threading.active_count() > 1:
+        names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
+        return {"op": "refused", "reason": f"a preloaded module started a thread ({names})"}
     gc.collect()
     gc.freeze()
-    return {"op": "ready", "pid": os.getpid(), "files": fingerprint()}
+    environment = {name: before.get(name) for name in sorted(reads)}
+    for name in before.keys() | os.environ.keys():
+        if before.get(name) != os.environ.get(name):
+            ENVIRONMENT_CHANGES[name] = os.environ.get(name)
+    return {"op": "ready", "environment": environment, "rehearsed": len(rehearsed), "files": fingerprint()}
+
+
+def record_environment_reads(reads: set[str]) -> None:
+    """Note in `reads` every name that is looked up in os.environ, until its class is put back."""
+
+    class Recording(type(os.environ)):  # type: ignore[misc]
+        def __getitem__(self, name: str) -> str:
+            if isinstance(name, str):
+                reads.add(name)
+            return str(super().__getitem__(name))
+
+    os.environ.__class__ = Recording
+
+
+def rehearse() -> list[str]:
+    """Names of the modules that a real kernel has imported after some use; empty when it could not be found out.
+
+    A forked child is the kernel, another its client; neither touches the user's profile or history.
+    """
+    folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
+    names, names_in = os.pipe()
+    report, report_in = os.pipe()
+    children = []
+    try:
+        connection_file = os.path.join(folder, "kernel.json")
+        info = {"ip": "127.0.0.1", "transport": "tcp", "key": os.urandom(16).hex(), "signature_scheme": "hmac-sha256"}
+        with open(os.open(connection_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+            json.dump({**info, **dict.fromkeys(PORT_NAMES, 0)}, file)
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.close(names_in)
+            argv = ["-f", connection_file, "--HistoryManager.hist_file=:memory:"]
+            env = {**os.environ, "IPYTHONDIR": folder}
+            run_or_die(Kernel({"argv": argv, "env": env, "cwd": folder}, report_in, os.open(os.devnull, os.O_WRONLY)).run)
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.close(report_in)
+            run_or_die(lambda: play_client(connection_file, report, names_in))
+        os.close(names_in)
+        names_in = -1
+        heard = b""
+        deadline = time.monotonic() + _REHEARSAL_S
+        while select.select([names], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            chunk = os.read(names, 65536)
+            if not chunk:
+                break
+            heard += chunk
+        return list(json.loads(heard)) if heard.endswith(b"]") else []
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for fd in (names, names_in, report, report_in):
+            if fd >= 0:
+                os.close(fd)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_or_die(function: Callable[[], None]) -> NoReturn:
+    try:
+        function()
+    finally:
+        os._exit(1)
+
+
+def play_client(connection_file: str, report: int, names_in: int) -> None:
+    """What a notebook does with a fresh kernel; then have the kernel's modules written to `names_in`."""
+    from jupyter_client.blocking import BlockingKernelClient
+
+    ports = {}
+    with open(report, "rb") as lines:
+        while not ports:
+            ports = json.loads(lines.readline()).get("ports")
+    with open(connection_file, "rb") as file:
+        info = json.load(file)
+    client = BlockingKernelClient()
+    client.load_connection_info({**info, **ports})
+    client.start_channels(hb=False)
+    listing = os.path.join(os.path.dirname(connection_file), "modules.json")
+    cell = f"import sys, json; json.dump(sorted(sys.modules), open({listing!r}, 'w')); del sys, json"
+    client.kernel_info(reply=True, timeout=_REHEARSAL_S)
+    client.comm_info(reply=True, timeout=_REHEARSAL_S)
+    for code in ("import os; print(1)", "{'a': 1}", "1/0", "%pwd"):
+        client.execute(code, reply=True, timeout=_REHEARSAL_S)
+    client.complete("os.pat", reply=True, timeout=_REHEARSAL_S)
+    client.inspect("os.path", reply=True, timeout=_REHEARSAL_S)
+    client.history(hist_access_type="tail", n=1, reply=True, timeout=_REHEARSAL_S)
+    client.execute(cell, reply=True, timeout=_REHEARSAL_S)
+    with open(listing, "rb") as file, open(names_in, "wb") as out:
+        out.write(file.read())
 
 
 def fingerprint() -> list[tuple[str, int, int, int]]:
@@ -114,7 +235,11 @@ class Kernel:
         os.close(self.log_fd)
         os.environ.clear()
         os.environ.update(self.request["env"])
-        os.environ.pop("JPY_PARENT_PID", None)
+        for name, value in (*ENVIRONMENT_CHANGES.items(), ("JPY_PARENT_PID", None)):
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         time.tzset()
         os.chdir(self.request["cwd"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -140,8 +265,6 @@ class Kernel:
 
 def hook_ports(app: Any, report: Any) -> None:
     """Make `app` give up fixed ports that are taken, and report its ports once all five are bound."""
-    import threading
-
     from ipykernel import kernelapp
 
     plain_init_connection_file, plain_init_heartbeat = app.init_connection_file, app.init_heartbeat
