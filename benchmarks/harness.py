@@ -1,0 +1,298 @@
+"""What every benchmark here shares: interleaved rounds, figures and ratios with their spread, JSON, a plot.
+
+A script makes a `Report`, fills it through `interleave` or `Report.add`, and ends with
+`report.finish(arguments)`. A figure is the median with its extremes and n; the samples are in the JSON too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+PACKAGES = (
+    "roost",
+    "jupyter_client",
+    "jupyter_server",
+    "ipykernel",
+    "ipython",
+    "pyzmq",
+    "tornado",
+    "numpy",
+    "psutil",
+)
+
+Case = Callable[[], Awaitable[Mapping[str, float]]]
+"""One repetition of one side of a comparison: stage → value, in the unit given to `interleave`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured quantity."""
+
+    median: float
+    min: float
+    max: float
+    n: int
+    unit: str
+
+    @classmethod
+    def of(cls, samples: Sequence[float], unit: str) -> Figure:
+        """The figure of at least one sample."""
+        return cls(
+            median=statistics.median(samples), min=min(samples), max=max(samples), n=len(samples), unit=unit
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """How two figures compare; `median`, `min`, `max` and `n` are over pairs: what one round measured."""
+
+    numerator: str
+    denominator: str
+    of_medians: float
+    median: float
+    min: float
+    max: float
+    n: int
+    pairing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A bound that a ratio or figure should keep, and whether it did."""
+
+    text: str
+    value: float
+    at_most: float | None
+    at_least: float | None
+
+    @property
+    def holds(self) -> bool:
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
+
+
+class Report:
+    """Collects samples by name, in order.
+
+    >>> report = Report("start")
+    >>> for plain, roost in [(200.0, 30.0), (190.0, 38.0), (210.0, 31.5)]:
+    ...     report.add("start/plain", plain, "ms")
+    ...     report.add("start/roost", roost, "ms")
+    >>> ratio = report.ratio("start", "start/roost", "start/plain")
+    >>> round(ratio.median, 3), round(ratio.of_medians, 4), ratio.n
+    (0.15, 0.1575, 3)
+    """
+
+    def __init__(self, name: str, **settings: object) -> None:
+        self.name = name
+        self.settings = settings
+        self.samples: dict[str, list[float]] = {}
+        self.units: dict[str, str] = {}
+        self.ratios: dict[str, Ratio] = {}
+        self.claims: list[Claim] = []
+        self.notes: list[str] = []
+        self.started = datetime.now(timezone.utc)
+        self.load_before = os.getloadavg()[0]
+
+    def add(self, name: str, value: float, unit: str) -> None:
+        """One more sample of `name`; its unit never changes."""
+        if self.units.setdefault(name, unit) != unit:
+            raise ValueError(f"{name} is measured in {self.units[name]}, not in {unit}")
+        self.samples.setdefault(name, []).append(value)
+
+    def figure(self, name: str) -> Figure:
+        return Figure.of(self.samples[name], self.units[name])
+
+    def ratio(self, name: str, numerator: str, denominator: str) -> Ratio:
+        """Compare two figures whose samples pair up by round; ValueError if their counts differ."""
+        pairs = zip(self.samples[numerator], self.samples[denominator], strict=True)
+        ratios = Figure.of([above / below for above, below in pairs], "")
+        self.ratios[name] = Ratio(
+            numerator=numerator,
+            denominator=denominator,
+            of_medians=self.figure(numerator).median / self.figure(denominator).median,
+            median=ratios.median,
+            min=ratios.min,
+            max=ratios.max,
+            n=ratios.n,
+            pairing="by round",
+        )
+        return self.ratios[name]
+
+    def claim(
+        self, text: str, value: float, *, at_most: float | None = None, at_least: float | None = None
+    ) -> None:
+        self.claims.append(Claim(text=text, value=value, at_most=at_most, at_least=at_least))
+
+    def to_dict(self) -> dict[str, object]:
+        """All that was measured, and what a reader needs to measure it again."""
+        return {
+            "benchmark": self.name,
+            "at": self.started.isoformat(timespec="seconds"),
+            "settings": self.settings,
+            "machine": {**machine(), "load_1min": [round(self.load_before, 2), round(os.getloadavg()[0], 2)]},
+            "versions": versions(),
+            "figures": {name: asdict(self.figure(name)) for name in self.samples},
+            "ratios": {name: asdict(ratio) for name, ratio in self.ratios.items()},
+            "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
+            "notes": self.notes,
+            "samples": self.samples,
+        }
+
+    def finish(self, arguments: argparse.Namespace) -> int:
+        """Print, write what was asked for, give the exit status: 1 if `--check` met a claim that fails."""
+        self.show(Console())
+        if arguments.json:
+            arguments.json.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        if arguments.plot:
+            self.plot(arguments.plot)
+        return int(arguments.check and not all(claim.holds for claim in self.claims))
+
+    def show(self, console: Console) -> None:
+        console.print(f"{self.name} · {describe_machine()}", highlight=False)
+        table = Table()
+        table.add_column("figure", no_wrap=True)
+        for column in ("median", "min", "max", "n"):
+            table.add_column(column, justify="right")
+        table.add_column("unit")
+        for name in self.samples:
+            figure = self.figure(name)
+            spread = (_number(value) for value in (figure.median, figure.min, figure.max))
+            table.add_row(name, *spread, str(figure.n), figure.unit)
+        console.print(table)
+        if self.ratios:
+            table = Table("ratio", "of medians", "median of pairs", "min", "max", "n")
+            for name, ratio in self.ratios.items():
+                values = (ratio.of_medians, ratio.median, ratio.min, ratio.max)
+                table.add_row(name, *(f"{value:.3f}" for value in values), str(ratio.n))
+            console.print(table)
+        for claim in self.claims:
+            bound = f"≤ {claim.at_most:g}" if claim.at_most is not None else f"≥ {claim.at_least:g}"
+            mark = "[green]holds[/]" if claim.holds else "[red]fails[/]"
+            console.print(f"{mark}  {claim.text}: {claim.value:.3f} (wanted {bound})", highlight=False)
+        for note in self.notes:
+            console.print(note, highlight=False, markup=False)
+
+    def plot(self, path: Path) -> None:
+        """All samples as dots with their median, one panel per unit; without matplotlib it says so."""
+        try:
+            import matplotlib as mpl
+        except ImportError:
+            print("no plot: matplotlib is not installed (pip install 'roost[bench]')", file=sys.stderr)
+            return
+        mpl.use("Agg")
+        from matplotlib import pyplot
+
+        units = list(dict.fromkeys(self.units.values()))
+        panels = [[name for name in self.samples if self.units[name] == unit] for unit in units]
+        heights = [len(names) + 1 for names in panels]
+        figure, axes = pyplot.subplots(
+            len(units), 1, figsize=(8, 0.35 * sum(heights) + 1), height_ratios=heights, squeeze=False
+        )
+        for axis, unit, names in zip(axes[:, 0], units, panels, strict=True):
+            for row, name in enumerate(reversed(names)):
+                colour = "tab:blue" if "roost" in name else "tab:gray"
+                values = self.samples[name]
+                axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.35, markersize=4)
+                median = statistics.median(values)
+                axis.plot([median], [row], "|", color=colour, markersize=14, markeredgewidth=2)
+                axis.annotate(_number(median), (median, row), (0, 8), textcoords="offset points", fontsize=7)
+            axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
+            axis.set_ylim(-0.6, len(names) - 0.2)
+            axis.set_xlim(left=0)
+            axis.set_xlabel(unit, fontsize=8)
+        figure.suptitle(f"{self.name} ({describe_machine()})", fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path, dpi=130)
+        pyplot.close(figure)
+
+
+async def interleave(
+    report: Report, cases: Mapping[str, Case], *, rounds: int, warm_up: int = 1, unit: str = "ms"
+) -> None:
+    """Run every case once a round, in turning order, so that no side always has the quieter moment.
+
+    Samples are named `<stage>/<case>`; those of the first `warm_up` rounds are thrown away.
+    """
+    names = list(cases)
+    for number in track(range(warm_up + rounds), description=report.name, console=Console(stderr=True)):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            values = await cases[name]()
+            if number >= warm_up:
+                for stage, value in values.items():
+                    report.add(f"{stage}/{name}", value, unit)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; scripts add their own."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--quick", action="store_true", help="few repetitions: to see that it works, not to quote"
+    )
+    options.add_argument(
+        "--json", type=Path, metavar="FILE", help="write machine, versions, figures and ratios"
+    )
+    options.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG or PDF)")
+    options.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
+    return options
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.system(),
+        "kernel": platform.release(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of each package that takes part; what is missing is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_machine() -> str:
+    system = f"{platform.system()} {platform.release()}"
+    return f"{_cpu_model()}, {os.cpu_count()} cores, {system}, Python {platform.python_version()}"
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.machine()
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"

@@ -1,0 +1,122 @@
+"""Memory of idle kernels: proportional set size (PSS) per kernel after `1+1`, plain against roost.
+
+Each side has the machine to itself while it is measured: plain kernels beside roost's would share pages of
+libraries with them and look smaller. roost's fixed costs (service, agent, zygotes) are listed, and a second
+figure spreads them over the kernels. Claim: PSS per kernel ≤ 0.5 × plain at 50 kernels. Linux only
+(smaps_rollup).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness import Report, parser
+from world import (
+    PLAIN,
+    ROOST,
+    RUNTIME,
+    client_of,
+    execute,
+    kernels,
+    pid_of,
+    private_world,
+    processes,
+    until_forked,
+)
+
+MIB = 1024**2
+CODE = {"1+1": "1+1", "numpy": "import numpy; numpy.ones((64, 64)) @ numpy.ones((64, 64))"}
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size of one process; ProcessLookupError if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    match = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
+    if match is None:
+        raise ProcessLookupError(pid)
+    return int(match[1]) * 1024
+
+
+def total_pss_bytes(pids: Iterable[int]) -> int:
+    return sum(pss_bytes(pid) for pid in pids)
+
+
+async def measure_side(report: Report, name: str, arguments: Namespace, count: int) -> None:
+    """Start `count` kernels, run the code in each, and add what they use."""
+    async with kernels(name, count) as managers:
+        pids = []
+        for manager in managers:
+            async with client_of(manager) as client:
+                pids.append(await pid_of(client))
+        report.add(f"1+1/{name}", total_pss_bytes(pids) / count / MIB, "MiB per kernel")
+        others = [process for process in processes(os.environ[RUNTIME]) if process.pid not in pids]
+        fixed = 0
+        for process in others if name == "roost" else []:
+            used = pss_bytes(process.pid)
+            fixed += used
+            report.add(f"fixed: {part(process.cmdline())}", used / MIB, "MiB")
+        spread = total_pss_bytes(pids) + fixed
+        report.add(f"1+1, fixed costs spread/{name}", spread / count / MIB, "MiB per kernel")
+        if arguments.numpy:
+            for manager in managers:
+                async with client_of(manager) as client:
+                    await execute(client, CODE["numpy"])
+            report.add(f"numpy/{name}", total_pss_bytes(pids) / count / MIB, "MiB per kernel")
+
+
+def part(command: list[str]) -> str:
+    """Which of roost's parts a command line is: service, agent or zygote."""
+    line = " ".join(command)
+    for name in ("service", "agent", "zygote"):
+        if name in line:
+            return name
+    return line[-40:]
+
+
+async def measure(arguments: Namespace) -> Report:
+    count = arguments.kernels or (10 if arguments.quick else 50)
+    rounds = arguments.rounds or (1 if arguments.quick else 2)
+    report = Report("memory", kernels=count, rounds=rounds, provisioner=arguments.provisioner)
+    if arguments.provisioner == ROOST and not await until_forked("roost"):
+        report.notes.append("No kernel was forked: these are figures of the exec path.")
+    for _ in range(rounds):
+        await measure_side(report, "plain", arguments, count)
+        await measure_side(report, "roost", arguments, count)
+    for stage in ("1+1", "1+1, fixed costs spread", *(["numpy"] if arguments.numpy else [])):
+        report.ratio(f"{stage}: roost ÷ plain", f"{stage}/roost", f"{stage}/plain")
+    report.claim(
+        f"PSS per idle kernel at {count}, roost ÷ plain",
+        report.ratios["1+1: roost ÷ plain"].of_medians,
+        at_most=0.5,
+    )
+    return report
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--kernels", type=int, help="kernels alive at once (default 50, quick 10)")
+    options.add_argument("--rounds", type=int, help="repetitions of each side (default 2, quick 1)")
+    options.add_argument("--numpy", action="store_true", help="measure again after importing and using numpy")
+    options.add_argument(
+        "--provisioner", default=ROOST, help="entry point measured against plain (default roost)"
+    )
+    arguments = options.parse_args()
+    if not Path("/proc/self/smaps_rollup").exists():
+        print("memory.py needs Linux: there is no /proc/self/smaps_rollup here", file=sys.stderr)
+        return 0
+    with private_world({"plain": PLAIN, "roost": arguments.provisioner}):
+        report = asyncio.run(measure(arguments))
+    return report.finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Kernel starts: plain Jupyter against roost, interleaved, through AsyncKernelManager.
+
+start      start_kernel() called → first execute_reply; the request is sent the moment start_kernel() returns
+interrupt  interrupt_kernel() called → the busy cell's reply
+restart    restart_kernel() called → first execute_reply of the new process
+shutdown   shutdown_kernel() called → returned
+burst      five starts at once (asyncio.gather): kernels per second until all five have replied
+cold       the same in a new process, with no service and no agent yet (no comparison), by stage
+
+`wait_for_ready()` is not used: it has a floor of 0.2 s. Claims, of medians: start ≤ 0.20 × plain; restart and
+shutdown ≤ 1 ×; burst ≥ 6 ×.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import partial
+
+from harness import Report, interleave, parser
+from jupyter_client.manager import AsyncKernelManager
+from world import (
+    PLAIN,
+    ROOST,
+    RUNTIME,
+    client_of,
+    elapsed_ms,
+    end_processes,
+    execute,
+    private_world,
+    reply_to,
+    start,
+    until_forked,
+)
+
+AT_ONCE = 5
+BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
+COLD_DEADLINE_S = 120
+
+
+async def life(name: str, stages: Report | None = None) -> dict[str, float]:
+    """One kernel from start to shutdown: stage → milliseconds; `stages` gets what roost itself timed."""
+    manager = AsyncKernelManager(kernel_name=name)
+    took = {}
+    try:
+        began = time.perf_counter()
+        await start(manager)
+        async with client_of(manager) as client:
+            await execute(client)
+            took["start"] = elapsed_ms(began)
+        if stages is not None:
+            for stage, value in (await timing(manager)).items():
+                stages.add(f"start stage {stage}/{name}", value, "ms")
+        async with client_of(manager, iopub=True) as client:
+            await execute(client)  # connected: what follows is the interrupt alone
+            busy = client.execute(BUSY)
+            while (await client.get_iopub_msg(timeout=10))["msg_type"] != "stream":
+                pass
+            began = time.perf_counter()
+            await manager.interrupt_kernel()
+            reply = await reply_to(client, busy)
+            took["interrupt"] = elapsed_ms(began)
+            if reply["status"] != "error":
+                raise RuntimeError(f"the interrupted cell answered {reply['status']}")
+        began = time.perf_counter()
+        await manager.restart_kernel()
+        async with client_of(manager) as client:
+            await execute(client)
+        took["restart"] = elapsed_ms(began)
+    finally:
+        began = time.perf_counter()
+        await manager.shutdown_kernel()
+        took["shutdown"] = elapsed_ms(began)
+    return took
+
+
+async def timing(manager: AsyncKernelManager) -> Mapping[str, float]:
+    """Kernel.timing_ms as the scheduler tells it."""
+    import roost
+
+    return (await roost.connect("local").kernel(manager.kernel_id)).timing_ms
+
+
+async def burst(name: str) -> dict[str, float]:
+    """AT_ONCE starts in parallel: kernels per second."""
+    managers = [AsyncKernelManager(kernel_name=name) for _ in range(AT_ONCE)]
+
+    async def one(manager: AsyncKernelManager) -> None:
+        await start(manager)
+        async with client_of(manager) as client:
+            await execute(client)
+
+    try:
+        began = time.perf_counter()
+        await asyncio.gather(*(one(manager) for manager in managers))
+        rate = AT_ONCE / (time.perf_counter() - began)
+    finally:
+        await asyncio.gather(
+            *(manager.shutdown_kernel(now=True) for manager in managers if manager.has_kernel)
+        )
+    return {"burst": rate}
+
+
+async def first_start(name: str) -> None:
+    """What a fresh process does; prints milliseconds by stage as JSON."""
+    began = time.perf_counter()
+    manager = AsyncKernelManager(kernel_name=name)
+    try:
+        await start(manager)
+        returned_ms = elapsed_ms(began)
+        async with client_of(manager) as client:
+            await execute(client)
+        took = {"total": elapsed_ms(began), "start_kernel returned": returned_ms}
+        took |= {f"stage {stage}": value for stage, value in (await timing(manager)).items()}
+    finally:
+        await manager.shutdown_kernel(now=True)
+    print(json.dumps(took))
+
+
+def cold(name: str) -> dict[str, float]:
+    """One first start in a process and a runtime folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as folder:
+        environment = {**os.environ, RUNTIME: folder}
+        try:
+            command = [sys.executable, __file__, "--first-start", name]
+            done = subprocess.run(
+                command,
+                env=environment,
+                timeout=COLD_DEADLINE_S,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            took: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+            return took
+        finally:
+            end_processes(folder)
+
+
+async def measure(arguments: Namespace) -> Report:
+    rounds = arguments.rounds or (3 if arguments.quick else 20)
+    is_roost = arguments.provisioner == ROOST
+    report = Report("start", rounds=rounds, at_once=AT_ONCE, provisioner=arguments.provisioner)
+    if is_roost and not await until_forked("roost"):
+        report.notes.append("No kernel was forked: these are figures of the exec path.")
+    peers = [arguments.peer] if arguments.peer else []
+    lives = {name: partial(life, name) for name in ("plain", "roost", *peers)}
+    if is_roost:
+        lives["roost"] = partial(life, "roost", report)
+    await interleave(report, lives, rounds=rounds, warm_up=2)
+    bursts = {name: partial(burst, name) for name in ("plain", "roost", *peers)}
+    await interleave(report, bursts, rounds=max(3, rounds // 2), unit="kernels/s")
+    for stage in ("start", "interrupt", "restart", "shutdown", "burst"):
+        for peer in ["plain", *peers]:
+            report.ratio(f"{stage}: roost ÷ {peer}", f"{stage}/roost", f"{stage}/{peer}")
+    if is_roost:
+        for _ in range(2 if arguments.quick else 5):
+            for stage, value in (await asyncio.to_thread(cold, "roost")).items():
+                report.add(f"cold {stage}/roost", value, "ms")
+    ratios = report.ratios
+    report.claim("start, roost ÷ plain", ratios["start: roost ÷ plain"].of_medians, at_most=0.20)
+    report.claim("restart, roost ÷ plain", ratios["restart: roost ÷ plain"].of_medians, at_most=1.0)
+    report.claim("shutdown, roost ÷ plain", ratios["shutdown: roost ÷ plain"].of_medians, at_most=1.0)
+    report.claim("burst, roost ÷ plain", ratios["burst: roost ÷ plain"].of_medians, at_least=6.0)
+    return report
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")
+    options.add_argument(
+        "--provisioner", default=ROOST, help="entry point measured against plain (default roost)"
+    )
+    options.add_argument(
+        "--peer",
+        metavar="KERNELSPEC",
+        help="an installed kernelspec of another provisioner, measured as well",
+    )
+    options.add_argument("--first-start", metavar="KERNELSPEC", help="internal: one start, printed as JSON")
+    arguments = options.parse_args()
+    if arguments.first_start:
+        asyncio.run(first_start(arguments.first_start))
+        return 0
+    keep = [arguments.peer] if arguments.peer else []
+    with private_world({"plain": PLAIN, "roost": arguments.provisioner}, installed=keep):
+        report = asyncio.run(measure(arguments))
+    return report.finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
