@@ -26,7 +26,7 @@ _SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → sai
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why one filter refuses one node. ``now``: it would fit on the empty node; ``never``: it would not even then.
+    """Why one filter refuses one node. ``now``: the empty node would hold it; ``never``: not even that.
 
     ``reason`` is a sentence's fragment with figures, said of the node: ``needs 1 GPU, 0.25 free``.
     """
@@ -39,7 +39,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A node and the devices preferred on it. ``score`` is the sum of ``terms``, each a scorer's weighted share in it.
+    """A node and the devices preferred on it. ``score`` is the sum of ``terms``, the scorers' weighted say.
 
     The devices are a wish: the lease has the last word where a manager chooses them itself.
     """
@@ -55,9 +55,9 @@ class Decision:
     """A policy's answer to one request on one snapshot, with its grounds.
 
     ``policy`` is the policy that was asked; ``fallback`` says why round robin ranked in its stead, if it did.
-    ``runners_up`` are the next best nodes, best first. A node may be refused by several filters: ``refusals`` holds one
-    entry for each, ordered by node, and all of them even when there is a placement. ``metrics_age_s`` is the age of the
-    chosen node's metrics (None: it has none, or there is no placement).
+    ``runners_up`` are the next best nodes, best first. A node may be refused by several filters: ``refusals``
+    holds one entry for each, ordered by node, and all of them even when there is a placement.
+    ``metrics_age_s`` is the age of the chosen node's metrics (None: it has none, or there is no placement).
     """
 
     request: Request
@@ -85,14 +85,17 @@ class Decision:
         main = self._main_refusals()
         if not main:
             return "there are no nodes"
+        could = "could ever hold" if self.is_never else "has room now for"
+        no_node = f"no node {could} {self.request.describe()}"
+        if len(main) == 1:
+            return f"{no_node} ({main[0].node_id}: {main[0].reason})"
         groups = Counter((refusal.filter, refusal.when) for refusal in main).most_common()
-        said = []
+        said: list[str] = []
         for (name, when), count in groups:
             one, many = _SUMMARIES.get((name, when), (f"is refused by {name}", f"are refused by {name}"))
-            of = f" of {len(main)} node{'s' * (len(main) > 1)}" if not said else ""
+            of = "" if said else f" of {len(main)} nodes"
             said.append(f"{count}{of} {one if count == 1 else many}")
-        could = "could ever hold" if self.is_never else "has room now for"
-        return f"no node {could} {self.request.describe()}: {', '.join(said)}"
+        return f"{no_node}: {', '.join(said)}"
 
     def lines(self) -> list[str]:
         """The whole decision for people, a line per placement and refusal."""
@@ -114,7 +117,7 @@ class Decision:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision as JSON types, with ``reason`` and ``is_never`` for readers; ``from_dict`` is the inverse."""
+        """The decision as JSON types, ``reason`` and ``is_never`` added; ``from_dict`` is the inverse."""
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,

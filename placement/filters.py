@@ -1,4 +1,4 @@
-"""The filters every shipped policy uses. Each refuses nodes for one reason, and can say so of a node with figures."""
+"""The filters of every shipped policy. Each refuses nodes for one reason, and can say so with figures."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class HasLabels:
 class HasGpus:
     """Refuses nodes without enough free devices of the models asked for.
 
-    A share must be free on one device; a whole number needs that many wholly free devices; and the node's sum must
-    suffice too, since what others hold may be known only as a sum.
+    A share must be free on one device; a whole number needs that many wholly free devices; and the node's sum
+    must suffice too, since what others hold may be known only as a sum.
     """
 
     name = "gpu"

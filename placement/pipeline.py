@@ -2,7 +2,8 @@
 
     snapshot → filters (every node gets its reasons) → weighted sum of scores → best node → devices on it
 
-Equal scores (to 9 decimals) go to the smallest node id, so that a decision depends on the request and the snapshot alone.
+Equal scores (to 9 decimals) go to the smallest node id, so that a decision depends on the request and the
+snapshot alone.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
-        """(len(rows),) finite rating of these rows, all of which passed the filters; None: no say on such requests.
+        """(len(rows),) finite ratings of these rows, all past the filters; None: no say on such requests.
 
         A row's score must depend on that row alone, so that only changed rows need be rated again.
         """
@@ -71,12 +72,12 @@ DeviceChoice = Callable[[Request, Node], tuple[str, ...]]
 
 
 def fullest_device(request: Request, node: Node) -> tuple[str, ...]:
-    """Best fit: devices not busy beyond their promises first, of these the fullest that still fits, then the node's order."""
+    """Best fit: devices not busy beyond their promises, then the fullest that fits, then the node's order."""
     return _first(request, node, 1.0)
 
 
 def emptiest_device(request: Request, node: Node) -> tuple[str, ...]:
-    """Worst fit: devices not busy beyond their promises first, of these the emptiest, then the node's order."""
+    """Worst fit: devices not busy beyond their promises, then the emptiest, then the node's order."""
     return _first(request, node, -1.0)
 
 
@@ -95,10 +96,10 @@ ROUND_ROBIN: tuple[tuple[Scorer, float], ...] = ((FewKernels(), 1.0),)
 class Pipeline:
     """The policy that shipped ones are made of, and the easy way to one's own.
 
-    ``scorers`` are pairs of a scorer and its weight; a weight may be negative. When a scorer that needs metrics has a say
-    and no node that fits has metrics at most ``stale_after_s`` old, the nodes are ranked by ``ROUND_ROBIN`` instead, and
-    the decision says so. When only some have, nothing falls back: the others' use counts as unknown, which rates half
-    way between idle and busy.
+    ``scorers`` are pairs of a scorer and its weight; a weight may be negative. When a scorer that needs
+    metrics has a say and no node that fits has metrics at most ``stale_after_s`` old, the nodes are ranked by
+    ``ROUND_ROBIN`` instead, and the decision says so. When only some have, nothing falls back: the others'
+    use counts as unknown, which rates half way between idle and busy.
 
     >>> from roost.placement import Node, Request, Snapshot
     >>> mine = Pipeline(name="mine", scorers=((FewKernels(), 1.0),))
@@ -114,9 +115,15 @@ class Pipeline:
     runners_up: int = 9
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
-        """O(nodes · devices) in numpy, plus O(1) Python per refused node. Raises ``ValueError`` when a scorer misbehaves."""
+        """O(nodes · devices) in numpy, and Python per refused node. ``ValueError`` when a part misbehaves."""
         passed = [rule.passes(request, snapshot) for rule in self.filters]
-        avoided = np.array([node_id in avoid for node_id in snapshot.nodes], dtype=bool)
+        for rule, mask in zip(self.filters, passed, strict=True):
+            if mask.shape != (len(snapshot),):
+                raise ValueError(
+                    f"filter {rule.name!r} must give one truth value per node; mend it or leave it out."
+                )
+        avoided = np.zeros(len(snapshot), dtype=bool)
+        avoided[[snapshot.row(node_id) for node_id in avoid if node_id in snapshot]] = True
         fits = np.logical_and.reduce([~avoided, *passed])
         refusals = self._refusals(request, snapshot, passed, avoided, np.flatnonzero(~fits))
         rows = np.flatnonzero(fits)
@@ -128,20 +135,20 @@ class Pipeline:
         fallback = None
         terms = _terms(self.scorers, request, known, rows)
         uses_metrics = {scorer.name for scorer, _ in self.scorers if scorer.needs_metrics} & terms.keys()
-        if uses_metrics and not snapshot.has_fresh_metrics(self.stale_after_s)[rows].any():
+        is_fresh = snapshot.has_fresh_metrics(self.stale_after_s)[rows]
+        if uses_metrics and not is_fresh.any():
             fallback = _why_fallback(snapshot, rows, self.stale_after_s)
             terms = _terms(ROUND_ROBIN, request, known, rows)
         total = np.round(sum(terms.values(), np.zeros(len(rows))), 9)
         best = np.argsort(-total, kind="stable")[: 1 + self.runners_up]
-        ranked = [
-            Placement(
-                node_id=(node := known.node(snapshot.nodes[int(rows[i])])).id,
-                device_ids=self.devices(request, node),
-                score=float(total[i]),
-                terms={name: float(values[i]) for name, values in terms.items()},
+        ranked = []
+        for i in best:
+            node = snapshot.node(snapshot.nodes[rows[i]])
+            devices = self.devices(request, node if is_fresh[i] else node.without_metrics())
+            weighted = {name: float(values[i]) for name, values in terms.items()}
+            ranked.append(
+                Placement(node_id=node.id, device_ids=devices, score=float(total[i]), terms=weighted)
             )
-            for i in best
-        ]
         return Decision(
             request=request,
             policy=self.name,

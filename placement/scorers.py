@@ -17,9 +17,9 @@ Resource = Literal["gpu", "memory", "cpu"]
 class Available:
     """The share of a resource that stays available once the kernel is there.
 
-    With ``real`` it is what is neither promised nor in use, otherwise what is not promised. Says nothing about a resource
-    that is not asked for, except that promised memory and CPU are rated for best-effort requests. Real use of GPUs is
-    the part of ``NotBusy``.
+    With ``real`` it is what is neither promised nor in use, otherwise what is not promised. Says nothing
+    about a resource that is not asked for, except that promised memory and CPU are rated for best-effort
+    requests. Real use of GPUs is the part of ``NotBusy``.
     """
 
     resource: Resource
@@ -36,12 +36,13 @@ class Available:
     def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
         c = snapshot.columns
         if self.resource == "gpu":
-            return _share(c.gpus_free[rows] - request.gpus, c.gpus[rows]) if request.gpus else None
+            return _share(c.gpus_free[rows] - request.gpus, _floats(c.gpus[rows])) if request.gpus else None
         if self.resource == "memory":
-            asked, total, free = float(request.memory_bytes), c.memory_bytes[rows], c.memory_free_bytes[rows]
-            used = c.memory_used_bytes[rows]
+            asked, used = float(request.memory_bytes), c.memory_used_bytes[rows]
+            total, free = _floats(c.memory_bytes[rows]), _floats(c.memory_free_bytes[rows])
         else:
-            asked, total, free, used = request.cpus, c.cpus[rows], c.cpus_free[rows], c.cpus_used[rows]
+            asked, used = request.cpus, c.cpus_used[rows]
+            total, free = c.cpus[rows], c.cpus_free[rows]
         if not asked and (self.real or not request.is_best_effort):
             return None
         left = _share(free - asked, total)
@@ -49,9 +50,9 @@ class Available:
 
 
 class NotBusy:
-    """1 where the devices to be used are idle beyond their promises, down to 0 where something else keeps them busy."""
+    """1 where the devices to be used are idle beyond their promises, 0 where others keep them busy."""
 
-    name = "idle"
+    name = "not_busy"
     needs_metrics = True
 
     def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
@@ -85,7 +86,7 @@ class FullestDevice:
         return 1.0 - (fullest - request.gpus)
 
 
-class Idle:
+class LowLoad:
     """For best-effort requests: 1 on an idle node, 0 where CPUs or memory are in full use."""
 
     name = "load"
@@ -96,7 +97,8 @@ class Idle:
             return None
         c = snapshot.columns
         cpus = _share(_unused(c.cpus[rows], c.cpus_used[rows]), c.cpus[rows])
-        memory = _share(_unused(c.memory_bytes[rows], c.memory_used_bytes[rows]), c.memory_bytes[rows])
+        total = _floats(c.memory_bytes[rows])
+        memory = _share(_unused(total, c.memory_used_bytes[rows]), total)
         return np.minimum(cpus, memory)
 
 
@@ -104,8 +106,8 @@ class Idle:
 class FewKernels:
     """Fewest kernels for the node's size, this one counted: ``-(kernels + 1) / size``.
 
-    Size is GPUs for requests of GPUs, else CPUs. Choosing by it again and again keeps kernels proportional to size, as
-    d'Hondt's rule does seats to votes, without any memory of the last choice.
+    Size is GPUs for requests of GPUs, else CPUs. Choosing by it again and again keeps kernels proportional to
+    size, as d'Hondt's rule does seats to votes, without any memory of the last choice.
     """
 
     best_effort_only: bool = False
@@ -120,19 +122,22 @@ class FewKernels:
         return -(c.kernels[rows] + 1.0) / size
 
 
-def _share(part: FloatArray | IntArray, whole: FloatArray | IntArray) -> FloatArray:
+def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
     """part / whole, 0 where there is nothing."""
     result: FloatArray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
     return result
 
 
-def _unused(total: FloatArray | IntArray, used: FloatArray) -> FloatArray:
+def _unused(total: FloatArray, used: FloatArray) -> FloatArray:
     result: FloatArray = total - np.where(np.isnan(used), UNKNOWN_USE * total, used)
     return result
 
 
 def _of_fitting(values: FloatArray, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray:
     """(len(rows), d) the values of devices on which the request fits, inf elsewhere."""
-    fits = (snapshot.columns.device_free >= request.gpu_share - EPSILON) & snapshot.accepted_devices(request)
-    chosen: FloatArray = np.where(fits, values, np.inf)[rows]
-    return chosen
+    fits = snapshot.columns.device_free[rows] >= request.gpu_share - EPSILON
+    return np.where(fits & snapshot.accepted_devices(request)[rows], values[rows], np.inf)
+
+
+def _floats(values: IntArray) -> FloatArray:
+    return values.astype(np.float64)

@@ -1,25 +1,26 @@
 """All nodes at one instant, as columns: what filters and scorers compute on.
 
-A row is a node; rows are in the order of the node ids, so that the first of equals is the one with the smallest id.
-Devices are columns of a second dimension, in each node's own order, padded to the largest node.
+A row is a node; rows are in the order of the node ids, so that the first of equals is the one with the
+smallest id. Devices are columns of a second dimension, in each node's own order, padded to the largest node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .values import Node, Request
+from .values import UNKNOWN_USE, Node, Request
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-_REMEMBERED = 256  # how many versions back changed_since knows
+_REMEMBERED = 256  # versions that changed_since knows, and labels whose nodes are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,35 +54,28 @@ class Snapshot:
 
     __slots__ = ("_changes", "_labels", "_nodes", "_rows", "columns", "models", "nodes", "version")
 
-    nodes: tuple[str, ...]
     columns: Columns
     models: tuple[str, ...]
+    """The device models that ``columns.device_model`` counts."""
+    nodes: tuple[str, ...]
+    """The node ids, in the order of the rows."""
     version: int
-
-    def __init__(
-        self, *, nodes: Sequence[Node], columns: Columns, models: tuple[str, ...], version: int
-    ) -> None:
-        """For this module alone: use ``Snapshot.of``."""
-        self._nodes = tuple(nodes)
-        self.nodes = tuple(node.id for node in nodes)
-        self._rows = {node_id: row for row, node_id in enumerate(self.nodes)}
-        self.columns = columns
-        self.models = models
-        self.version = version
-        self._changes: tuple[tuple[int, frozenset[str]], ...] = ()
-        self._labels: dict[tuple[str, str], BoolArray] = {}
-        for name in _COLUMNS:
-            getattr(columns, name).setflags(write=False)
+    _nodes: tuple[Node, ...]
+    _rows: dict[str, int]
+    _changes: tuple[tuple[int, frozenset[str]], ...]  # the ids that changed with each version, oldest first
+    _labels: dict[tuple[str, str], BoolArray]
 
     @classmethod
     def of(cls, nodes: Iterable[Node], version: int = 1) -> Snapshot:
         """A first snapshot. Raises ``ValueError`` when two nodes have the same id."""
         ordered = sorted(nodes, key=lambda node: node.id)
-        for one, next_one in zip(ordered, ordered[1:], strict=False):
+        for one, next_one in pairwise(ordered):
             if one.id == next_one.id:
                 raise ValueError(f"two nodes have the id {one.id!r}; give each its own.")
         models = _models((), ordered)
-        return cls(nodes=ordered, columns=_columns(ordered, models), models=models, version=version)
+        return _made(
+            nodes=ordered, columns=_columns(ordered, models), models=models, version=version, changes=()
+        )
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -97,38 +91,44 @@ class Snapshot:
         return self._rows[node_id]
 
     def node(self, node_id: str) -> Node:
-        """The node of that id, its metrics as old as this snapshot says; raises ``KeyError`` when it is not there."""
+        """The node of that id, its metrics as old as the snapshot says; ``KeyError`` when it is not there."""
         row = self._rows[node_id]
-        node, age = self._nodes[row], float(self.columns.metrics_age_s[row])
-        return (
-            node
-            if node.metrics_age_s is None or node.metrics_age_s == age
-            else replace(node, metrics_age_s=age)
-        )
+        node, age_s = self._nodes[row], float(self.columns.metrics_age_s[row])
+        if node.metrics_age_s is None or node.metrics_age_s == age_s:
+            return node
+        return replace(node, metrics_age_s=age_s)
 
     def apply(self, upserts: Iterable[Node] = (), removed: Iterable[str] = ()) -> Snapshot:
         """The next version, with these nodes replaced or added and those gone; this snapshot stays as it is.
 
-        Ids in ``removed`` that are unknown are ignored; a node in both is replaced. O(n) in copied bytes, and only for
-        columns that changed; O(n log n) when nodes come or go.
+        Ids in ``removed`` that are unknown are ignored; a node in both is replaced. O(n) in copied bytes, and
+        only for columns that changed; O(n log n) when nodes come or go.
         """
         new = {node.id: node for node in upserts}
         gone = frozenset(removed).intersection(self._rows) - new.keys()
         new = {i: node for i, node in new.items() if i not in self._rows or self.node(i) != node}
         models = _models(self.models, new.values())
+        version, changes = (
+            self.version + 1,
+            (*self._changes, (self.version + 1, gone | new.keys()))[-_REMEMBERED:],
+        )
         if gone or not new.keys() <= self._rows.keys():
-            after = self._reshaped(new, gone, models)
-        else:
-            after = self._updated(new, models)
-        after._changes = (*self._changes, (after.version, gone | new.keys()))[-_REMEMBERED:]
-        return after
+            nodes, columns = self._reshaped(new, gone, models)
+            return _made(nodes=nodes, columns=columns, models=models, version=version, changes=changes)
+        nodes, columns = self._updated(new, models)
+        relabelled = any(node.labels != self._nodes[self._rows[i]].labels for i, node in new.items())
+        labels = {} if relabelled else self._labels
+        return self._with(
+            _nodes=nodes, columns=columns, models=models, version=version, _changes=changes, _labels=labels
+        )
 
     def aged(self, elapsed_s: float) -> Snapshot:
         """The same picture and version ``elapsed_s`` later: every metric is that much older."""
-        return self._with(replace(self.columns, metrics_age_s=self.columns.metrics_age_s + elapsed_s))
+        older = self.columns.metrics_age_s + elapsed_s
+        return self._with(columns=replace(self.columns, metrics_age_s=older))
 
     def changed_since(self, version: int) -> frozenset[str] | None:
-        """Ids of the nodes added, changed or removed after that version; None when that is too long ago to know."""
+        """Ids of the nodes added, changed or removed after that version; None when that is too long ago."""
         known_from = self._changes[0][0] - 1 if self._changes else self.version
         if not known_from <= version <= self.version:
             return None
@@ -139,25 +139,29 @@ class Snapshot:
         return self.columns.metrics_age_s <= stale_after_s
 
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
-        """The same nodes, their real use unknown where it was measured too long ago."""
+        """For scorers: the same, with real use unknown in the columns where it was measured too long ago."""
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
             return self
-        return self._updated(
-            {self.nodes[row]: self._nodes[row].without_metrics() for row in np.flatnonzero(stale)},
-            self.models,
+        columns = replace(
+            self.columns,
+            cpus_used=np.where(stale, np.nan, self.columns.cpus_used),
+            memory_used_bytes=np.where(stale, np.nan, self.columns.memory_used_bytes),
+            device_excess=np.where(stale[:, None], UNKNOWN_USE, self.columns.device_excess),
         )
+        return self._with(columns=columns)
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:
         """(n,) True where the node has all of these labels. Kept per label for the next call."""
         mask = np.ones(len(self), dtype=bool)
         for label in labels:
-            if label not in self._labels:
+            has = self._labels.get(label)
+            if has is None:
                 name, value = label
-                self._labels[label] = np.array(
-                    [node.labels.get(name) == value for node in self._nodes], dtype=bool
-                )
-            mask &= self._labels[label]
+                has = np.array([node.labels.get(name) == value for node in self._nodes], dtype=bool)
+                if len(self._labels) < _REMEMBERED:
+                    self._labels[label] = has
+            mask &= has
         return mask
 
     def accepted_devices(self, request: Request) -> BoolArray:
@@ -166,43 +170,65 @@ class Snapshot:
         mask: BoolArray = accepted[self.columns.device_model]  # -1, no device, is the last entry
         return mask
 
-    def _with(self, columns: Columns) -> Snapshot:
-        after = Snapshot(nodes=self._nodes, columns=columns, models=self.models, version=self.version)
-        after._changes, after._labels = self._changes, self._labels
+    def _with(self, **changed: object) -> Snapshot:
+        after = Snapshot()
+        for name in self.__slots__:
+            setattr(after, name, changed.get(name, getattr(self, name)))
+        _seal(after.columns)
         return after
 
-    def _updated(self, new: dict[str, Node], models: tuple[str, ...]) -> Snapshot:
-        nodes, ids = list(self._nodes), list(new)
-        rows = [self._rows[i] for i in ids]
-        for row, i in zip(rows, ids, strict=True):
-            nodes[row] = new[i]
-        part = _columns([new[i] for i in ids], models)
-        width = max(self.columns.device_free.shape[1], part.device_free.shape[1])
-        changed = {}
+    def _updated(self, new: dict[str, Node], models: tuple[str, ...]) -> tuple[tuple[Node, ...], Columns]:
+        rows = [self._rows[i] for i in new]
+        nodes = list(self._nodes)
+        for row, node in zip(rows, new.values(), strict=True):
+            nodes[row] = node
+        part = _columns(list(new.values()), models)
+        gpus = self.columns.gpus.copy()
+        gpus[rows] = part.gpus
+        width = int(gpus.max(initial=0))
+        columns: dict[str, Any] = {}
         for name in _COLUMNS:
-            column, values = _widened(name, self.columns, width), _widened(name, part, width)
+            column, values = _fitted(name, self.columns, width), _fitted(name, part, width)
             if not np.array_equal(column[rows], values):
                 column = column.copy()
                 column[rows] = values
-            changed[name] = column
-        return Snapshot(nodes=nodes, columns=Columns(**changed), models=models, version=self.version + 1)
+            columns[name] = column
+        return tuple(nodes), Columns(**columns)
 
-    def _reshaped(self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]) -> Snapshot:
+    def _reshaped(
+        self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]
+    ) -> tuple[tuple[Node, ...], Columns]:
         kept = [row for row, i in enumerate(self.nodes) if i not in gone and i not in new]
         nodes = [self._nodes[row] for row in kept] + list(new.values())
         order = sorted(range(len(nodes)), key=lambda position: nodes[position].id)
         part = _columns(list(new.values()), models)
-        width = max(self.columns.device_free.shape[1], part.device_free.shape[1])
+        width = int(np.concatenate([self.columns.gpus[kept], part.gpus]).max(initial=0))
         columns: dict[str, Any] = {}
         for name in _COLUMNS:
-            both = np.concatenate([_widened(name, self.columns, width)[kept], _widened(name, part, width)])
+            both = np.concatenate([_fitted(name, self.columns, width)[kept], _fitted(name, part, width)])
             columns[name] = both[order]
-        ordered = [nodes[position] for position in order]
-        return Snapshot(nodes=ordered, columns=Columns(**columns), models=models, version=self.version + 1)
+        return tuple(nodes[position] for position in order), Columns(**columns)
+
+
+def _made(
+    *,
+    nodes: Sequence[Node],
+    columns: Columns,
+    models: tuple[str, ...],
+    version: int,
+    changes: tuple[tuple[int, frozenset[str]], ...],
+) -> Snapshot:
+    made = Snapshot()
+    made._nodes, made.nodes = tuple(nodes), tuple(node.id for node in nodes)
+    made._rows = {node_id: row for row, node_id in enumerate(made.nodes)}
+    made.columns, made.models, made.version = columns, models, version
+    made._changes, made._labels = changes, {}
+    _seal(columns)
+    return made
 
 
 _COLUMNS = tuple(f.name for f in fields(Columns))
-_PADDING = {"device_model": -1, "device_free": -np.inf, "device_excess": 0.0}
+_PADDING: dict[str, float] = {"device_model": -1, "device_free": -np.inf, "device_excess": 0.0}
 
 
 def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -223,7 +249,7 @@ def _columns(nodes: Sequence[Node], models: tuple[str, ...]) -> Columns:
         return np.array(list(values), dtype=np.int64)
 
     def per_device(name: str, dtype: type, rows: Iterable[Iterable[float]]) -> Any:
-        padded = np.full((len(nodes), width), _PADDING[name], dtype=dtype)
+        padded: Any = np.full((len(nodes), width), _PADDING[name], dtype=dtype)
         for row, values in enumerate(rows):
             filled = list(values)
             padded[row, : len(filled)] = filled
@@ -249,9 +275,15 @@ def _columns(nodes: Sequence[Node], models: tuple[str, ...]) -> Columns:
     )
 
 
-def _widened(name: str, columns: Columns, width: int) -> Any:
+def _fitted(name: str, columns: Columns, width: int) -> Any:
+    """The column with room for that many devices; what is cut off belongs to nodes that go or change."""
     column = getattr(columns, name)
-    missing = width - column.shape[1] if name in _PADDING else 0
-    if missing <= 0:
+    if name not in _PADDING:
         return column
-    return np.pad(column, ((0, 0), (0, missing)), constant_values=_PADDING[name])
+    missing = max(0, width - column.shape[1])
+    return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=_PADDING[name])
+
+
+def _seal(columns: Columns) -> None:
+    for name in _COLUMNS:
+        getattr(columns, name).setflags(write=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def amount(value: float) -> str:
-    """``1``, ``0.25``, ``1.5``: at most three decimals and no trailing zeros; a rest below 0.001 reads ``0``."""
+    """``1``, ``0.25``, ``1.5``: at most three decimals, no trailing zeros."""
     return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""What placement speaks of: a request, and the nodes and devices that could serve it. Immutable, plain Python values."""
+"""What placement speaks of: a request, and the nodes and devices that could serve it. Plain Python values."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing import Any
 from .text import amount, plural, size
 
 EPSILON = 1e-6
-"""Amounts of CPUs and GPUs this close are equal, so that ten times 0.1 fill a device exactly. Bytes are exact."""
+"""CPUs and GPUs this close are equal, so that ten times 0.1 fill a device exactly. Bytes are exact."""
 
 BUSY_BEYOND = 0.1
 """A device is busy beyond its promises when its real use exceeds them by more than this share."""
 
 UNKNOWN_USE = 0.5
-"""Where real use is unknown it counts as half way between idle and busy: worse than known idle, better than known busy."""
+"""Unknown use counts as half way between idle and busy: worse than known idle, better than known busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What one kernel asks for, to be met by one node.
 
-    Nothing asked for means nothing promised: a request of zeros is best effort and fits every node that is not draining.
-    ``gpus`` is a share of one device (at most 1) or a whole number of devices. ``gpu_models`` and ``labels`` restrict
-    where the kernel may run: any one of the models, all of the labels. ``owner`` does not influence the ranking.
+    Nothing asked for means nothing promised: a request of zeros is best effort and fits every node that is
+    not draining. ``gpus`` is a share of one device (at most 1) or a whole number of devices. ``gpu_models``
+    and ``labels`` restrict where the kernel may run: any one of the models, all of the labels. ``owner`` does
+    not influence the ranking.
 
     Raises ``ValueError`` with one sentence for users.
 
@@ -79,7 +80,10 @@ class Request:
         return min(self.gpus, 1.0)
 
     def accepts_model(self, model: str) -> bool:
-        """Whether a device of this model will do. ``A100`` accepts ``NVIDIA A100-SXM4-80GB``; ``A10`` does not."""
+        """Whether such a device will do: all words of one asked model are words of ``model``.
+
+        Asking for ``A100`` takes ``NVIDIA A100-SXM4-80GB``; asking for ``A10`` does not.
+        """
         return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
 
     def describe(self) -> str:
@@ -115,8 +119,8 @@ class Request:
 class Device:
     """One GPU (or MIG slice) of a node. ``id`` is opaque: an index or a UUID.
 
-    ``promised`` is the share held by leases that are known to be on this device. ``used`` is its real utilisation, as a
-    share; None where nobody measures it.
+    ``promised`` is the share held by leases that are known to be on this device. ``used`` is its real
+    utilisation, as a share; None where nobody measures it.
     """
 
     id: str
@@ -146,7 +150,7 @@ class Device:
 
     @property
     def excess(self) -> float:
-        """By how much real use exceeds the promises, 0..1; 0 unless it clearly does; ``UNKNOWN_USE`` when unknown."""
+        """How far real use exceeds the promises: 0 unless it clearly does, ``UNKNOWN_USE`` when unknown."""
         if self.use is None:
             return UNKNOWN_USE
         beyond = self.use - self.promised
@@ -155,12 +159,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine that can run kernels: what can be allocated on it, what is promised to leases, what is really used.
+    """A machine that can run kernels: what can be allocated on it, what is promised, what is really used.
 
-    ``gpus_promised`` is the sum over the node, in devices. It may exceed what is known per device (others' leases may be
-    known only as a sum); it then bounds what is free on the node, but not on any one device. ``kernels`` counts those
-    known to run or start there. ``metrics_age_s`` is how old the real-use figures were when the snapshot was taken; None
-    means that there are none.
+    ``gpus_promised`` is the sum over the node, in devices. It may exceed what is known per device (others'
+    leases may be known only as a sum); it then bounds what is free on the node, but not on any one device.
+    ``kernels`` counts those known to run or start there. ``metrics_age_s`` is how old the real-use figures
+    were when the snapshot was taken; None means that there are none.
     """
 
     id: str
