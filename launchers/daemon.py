@@ -52,7 +52,9 @@ def ensure(
                 announced = read_json(folder / "ready.json")
                 if isinstance(announced, dict):
                     return announced
-                raise DaemonError(f"the process that holds {folder} has not said yet that it is ready; try again")
+                raise DaemonError(
+                    f"the process that holds {folder} has not said yet that it is ready; try again"
+                )
             return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
     except FolderError as problem:
         raise DaemonError(str(problem)) from None
@@ -80,7 +82,9 @@ def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s
         env.pop(name, None)
     reader, writer = os.pipe()
     try:
-        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        log = os.open(
+            folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             env[_READY_FD] = str(writer)
             # The shell goes at once, so that the daemon is init's child and never a zombie of the application.
@@ -106,7 +110,9 @@ def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s
         os.close(reader)
 
 
-def _await_announcement(reader: int, folder: Path, command: Sequence[str], deadline_s: float) -> dict[str, Any]:
+def _await_announcement(
+    reader: int, folder: Path, command: Sequence[str], deadline_s: float
+) -> dict[str, Any]:
     content = b""
     deadline = time.monotonic() + deadline_s
     while not content.endswith(b"\n"):

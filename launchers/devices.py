@@ -28,7 +28,9 @@ class Devices:
             import pynvml
 
             pynvml.nvmlInit()
-        except Exception as problem:  # NVML has its own error tree, and fails in many ways where there is no driver
+        except (
+            Exception
+        ) as problem:  # NVML has its own error tree, and fails in many ways where there is no driver
             log.debug("no NVML here: %s", problem)
         else:
             self._nvml = pynvml

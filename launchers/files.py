@@ -34,7 +34,9 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
     except OSError as problem:
-        raise FolderError(f"cannot make the folder {path}: {problem.strerror}; set ROOST_RUNTIME_DIR") from None
+        raise FolderError(
+            f"cannot make the folder {path}: {problem.strerror}; set ROOST_RUNTIME_DIR"
+        ) from None
     if not stat.S_ISDIR(status.st_mode):
         raise FolderError(f"{path} is not a folder; remove it or set ROOST_RUNTIME_DIR to another place")
     if status.st_uid != os.getuid():

@@ -54,7 +54,8 @@ class Measured:
             cpus=self.cpus,
             memory_bytes=self.memory_bytes,
             devices=tuple(
-                replace(device, promised=min(1.0, promised.get(device.id, 0.0))) for device in self._device_status
+                replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
+                for device in self._device_status
             ),
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,

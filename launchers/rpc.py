@@ -342,5 +342,3 @@ class _Allowed:
 
 def _failure(number: Any, kind: str, message: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": number, "error": {"kind": kind, "message": message, "fields": encode(fields)}}
-
-

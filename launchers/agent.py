@@ -1,0 +1,294 @@
+"""The agent: one process per user and machine that keeps the ledger and starts, watches and stops kernels.
+
+Run as `python -m roost.launchers.agent FOLDER SETTINGS`. It serves one CURVE-encrypted ZeroMQ port, and its
+folder (0700) has all it needs to come back after a crash: `leases/`, `kernels/`, and in `ready.json` the keys.
+Kernels do not depend on it; when it leaves or dies they live on, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from .daemon import AlreadyRunning, hold
+from .kernels import Kernels
+from .ledger import Conflict, Ledger
+from .messages import (
+    PROTOCOL,
+    AgentEvent,
+    Greeting,
+    Holdings,
+    KernelProcess,
+    Launch,
+    Logs,
+    NodeStatus,
+    Nothing,
+    Release,
+    Reservation,
+    Reserve,
+    Signal,
+    Stop,
+    Warm,
+)
+from .node import AgentSettings, Measured
+from .rpc import Operation, RemoteError, Server, ServerKeys
+from .version import VERSION
+from .wire import decode, encode
+from .zygotes import Zygotes, ipykernel_command
+
+log = logging.getLogger(__name__)
+
+UNUSED_LEASE_S = 30.0
+"""A reservation in which no kernel is started by then was left by a scheduler that died: it is released."""
+_STOP_GRACE_S = 2.0
+
+
+class Agent:
+    """Ledger, kernels and the operations on them. Runs until `left` is set."""
+
+    def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
+        self._settings = settings
+        self._measured = Measured(settings)
+        self._ledger = Ledger(
+            folder / "leases",
+            cpus=self._measured.cpus,
+            memory_bytes=self._measured.memory_bytes,
+            devices=self._measured.devices.read(),
+        )
+        self._zygotes = Zygotes(preload=settings.preload)
+        self._kernels = Kernels(
+            folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
+        )
+        self._expiry: dict[str, asyncio.TimerHandle] = {}
+        self._idle: asyncio.TimerHandle | None = None
+        self._releases: dict[str, asyncio.Task[None]] = {}
+        self.left = asyncio.Event()
+        self.server = Server(
+            {
+                "hello": Operation(Nothing, self._hello),
+                "subscribe": Operation(Nothing, self._subscribe),
+                "reserve": Operation(Reserve, self._reserve),
+                "release": Operation(Release, self._release),
+                "launch": Operation(Launch, self._launch),
+                "signal": Operation(Signal, self._signal),
+                "stop": Operation(Stop, self._stop),
+                "list": Operation(Nothing, self._list),
+                "logs": Operation(Logs, self._logs),
+                "status": Operation(Nothing, self._status),
+                "warm": Operation(Warm, self._warm),
+                "leave": Operation(Nothing, self._leave),
+            },
+            keys=keys,
+        )
+
+    def adopt(self) -> None:
+        """Take over what an earlier agent of this folder left."""
+        self._kernels.adopt({reservation.request.lease_id for reservation in self._ledger.reservations()})
+        for reservation in self._ledger.reservations():
+            if not self._kernels.is_running(reservation.request.kernel_id):
+                self._expire_later(reservation.request.lease_id, reservation.request.linger_s)
+        self._watch_idleness()
+
+    async def close(self) -> None:
+        """Tell subscribers, and leave; kernels and reservations stay."""
+        self._publish("leaving")
+        for timer in (*self._expiry.values(), self._idle):
+            if timer is not None:
+                timer.cancel()
+        for task in self._releases.values():
+            task.cancel()
+        self._kernels.close()
+        await self._zygotes.close()
+        await self.server.close()
+        self._measured.devices.close()
+
+    async def _hello(self, peer: bytes, _: Nothing) -> Greeting:
+        return Greeting(protocol=PROTOCOL, version=VERSION, pid=os.getpid())
+
+    async def _subscribe(self, peer: bytes, _: Nothing) -> Nothing:
+        self.server.subscribe(peer)
+        return Nothing()
+
+    async def _reserve(self, peer: bytes, request: Reserve) -> Reservation:
+        if request.cpus < 0 or request.memory_bytes < 0 or request.gpus < 0:
+            raise RemoteError("bad_request", "amounts must not be negative")
+        is_new = self._ledger.get(request.lease_id) is None
+        try:
+            reservation = self._ledger.reserve(request, now=time.time())
+        except Conflict as problem:
+            raise RemoteError("conflict", str(problem)) from None
+        except OSError as problem:
+            kind = "no_space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
+            raise RemoteError(
+                kind, f"the ledger cannot be written ({problem.strerror}): free some space"
+            ) from None
+        if is_new:
+            log.info("lease=%s kernel=%s reserved", request.lease_id, request.kernel_id)
+            self._expire_later(request.lease_id, max(UNUSED_LEASE_S, request.linger_s))
+            self._watch_idleness()
+            self._publish("reserved", lease_id=request.lease_id)
+        return reservation
+
+    async def _release(self, peer: bytes, request: Release) -> Nothing:
+        await self._release_lease(request.lease_id)
+        return Nothing()
+
+    async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:
+        reservation = self._ledger.get(request.lease_id)
+        if reservation is None or reservation.request.kernel_id != request.kernel_id:
+            raise RemoteError("no_reservation", f"there is no reservation {request.lease_id} for this kernel")
+        self._keep(request.lease_id)
+        try:
+            return await self._kernels.launch(
+                request, reservation.request.owner, self._visibility(reservation)
+            )
+        finally:
+            if not self._kernels.is_running(request.kernel_id):
+                self._expire_later(request.lease_id, reservation.request.linger_s)
+
+    async def _signal(self, peer: bytes, request: Signal) -> dict[str, bool]:
+        if not 0 <= request.signum < signal.NSIG:
+            raise RemoteError("bad_request", f"{request.signum} is no signal")
+        return {"delivered": self._kernels.signal(request.kernel_id, request.signum)}
+
+    async def _stop(self, peer: bytes, request: Stop) -> KernelProcess:
+        process = await self._kernels.stop(request.kernel_id, request.grace_s)
+        if process is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
+        return process
+
+    async def _list(self, peer: bytes, _: Nothing) -> Holdings:
+        return Holdings(reservations=self._ledger.reservations(), kernels=self._kernels.list())
+
+    async def _logs(self, peer: bytes, request: Logs) -> dict[str, str]:
+        text = self._kernels.log_text(request.kernel_id, min(request.tail_bytes, 1 << 20))
+        if text is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
+        return {"text": text}
+
+    async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
+        return self._measured.status(self._ledger, kernels=self._kernels.running_count)
+
+    async def _warm(self, peer: bytes, request: Warm) -> Nothing:
+        command = ipykernel_command(request.argv)
+        if command is not None:
+            await self._zygotes.warm(command, request.env)
+        return Nothing()
+
+    async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
+        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
+        return Nothing()
+
+    def _visibility(self, reservation: Reservation) -> dict[str, str]:
+        """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
+        if not self._ledger.models:
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(reservation.request.device_ids)}
+
+    def _on_launched(self, process: KernelProcess) -> None:
+        self._keep(process.lease_id)
+        self._publish("launched", lease_id=process.lease_id, kernel=process)
+
+    def _on_exited(self, process: KernelProcess) -> None:
+        reservation = self._ledger.get(process.lease_id)
+        if reservation is not None and process.lease_id not in self._releases:
+            self._expire_later(process.lease_id, reservation.request.linger_s)
+        self._publish("exited", lease_id=process.lease_id, kernel=process)
+
+    async def _release_lease(self, lease_id: str) -> None:
+        task = self._releases.get(lease_id)
+        if task is None:
+            task = self._releases[lease_id] = asyncio.get_running_loop().create_task(
+                self._end_lease(lease_id)
+            )
+            task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
+        await asyncio.shield(task)
+
+    async def _end_lease(self, lease_id: str) -> None:
+        reservation = self._ledger.get(lease_id)
+        if reservation is None:
+            return
+        kernel_id = reservation.request.kernel_id
+        if self._kernels.is_running(kernel_id):
+            await self._kernels.stop(kernel_id, _STOP_GRACE_S)
+        self._keep(lease_id)
+        self._ledger.release(lease_id)
+        self._kernels.forget(kernel_id)
+        log.info("lease=%s kernel=%s released", lease_id, kernel_id)
+        self._publish("released", lease_id=lease_id)
+        self._watch_idleness()
+
+    def _expire_later(self, lease_id: str, delay_s: float) -> None:
+        """Release the lease after `delay_s`, unless a kernel is started in it before."""
+        self._keep(lease_id)
+        loop = asyncio.get_running_loop()
+        self._expiry[lease_id] = loop.call_later(delay_s, lambda: loop.create_task(self._expire(lease_id)))
+
+    async def _expire(self, lease_id: str) -> None:
+        reservation = self._ledger.get(lease_id)
+        if reservation is not None and not self._kernels.is_running(reservation.request.kernel_id):
+            await self._release_lease(lease_id)
+
+    def _keep(self, lease_id: str) -> None:
+        timer = self._expiry.pop(lease_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _watch_idleness(self) -> None:
+        """Leave after a while without reservations; kernels cannot be without one."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if len(self._ledger) == 0:
+            self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self.left.set)
+
+    def _publish(self, kind: Any, *, lease_id: str = "", kernel: KernelProcess | None = None) -> None:
+        event = AgentEvent(kind=kind, lease_id=lease_id, kernel=kernel, ledger_version=self._ledger.version)
+        self.server.publish(encode(event))
+
+
+async def serve(folder: Path, settings: AgentSettings) -> None:
+    """Be the agent of `folder` until it is idle, asked to leave, or terminated. Raises `AlreadyRunning`."""
+    with hold(folder) as held:
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
+        keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
+        agent = Agent(folder, settings, keys)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, agent.left.set)
+        try:
+            agent.adopt()
+            endpoint = agent.server.start("tcp://127.0.0.1:*")
+            client_keys = {"server": public, "public": client_public, "secret": client_secret}
+            announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
+            held.announce({**announced, "settings": encode(settings)})
+            await agent.left.wait()
+        finally:
+            await agent.close()
+
+
+def main(arguments: list[str]) -> int:
+    """`FOLDER SETTINGS`, the settings as JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
+    try:
+        asyncio.run(serve(folder, settings))
+    except AlreadyRunning as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,12 @@
+"""Comparing versions of roost: who is older makes room for who is newer."""
+
+from __future__ import annotations
+
+from .. import __version__ as VERSION
+
+__all__ = ["VERSION", "as_numbers"]
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """`"1.10.2"` as `(1, 10, 2)`, for comparing; what is no number counts as 0."""
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
