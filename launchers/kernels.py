@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from . import ports
 from .files import read_json, tail, write_private_json
-from .messages import PORT_NAMES, Connection, KernelProcess, Launch, Owner
+from .messages import Connection, KernelProcess, Launch, Owner
 from .process import Watch, describe_exit, is_running, signal_group, start_time
 from .reaper import Reaper
 from .rpc import RemoteError
@@ -197,7 +198,7 @@ class Kernels:
             forked = await self._fork(request, env, connection_file, descriptor)
             if forked is not None:
                 pid, how, timing_ms = forked.pid, "forked", forked.timing_ms
-                connection = replace(connection, **{name: forked.ports[name] for name in PORT_NAMES})
+                connection = connection.with_ports(forked.ports)
                 self._leaders.add(pid)
                 code = self._reaper.exit_code(pid)
             else:
@@ -276,8 +277,9 @@ class Kernels:
 
     async def _until_listening(self, pid: int, code: asyncio.Future[int], connection: Connection) -> None:
         listening = asyncio.ensure_future(ports.until_listening(connection))
+        waiting: list[asyncio.Future[Any]] = [listening, code]
         try:
-            await asyncio.wait([listening, code], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if code.done():
                 raise _EndedEarly(code.result())
             listening.result()

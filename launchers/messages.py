@@ -7,7 +7,7 @@ in bytes, times in seconds; `*_at` are seconds since the epoch, UTC, for people,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 PROTOCOL = 1
@@ -86,6 +86,17 @@ class Connection:
     jupyter_session: str = ""
     curve_publickey: str | None = None
     curve_secretkey: str | None = field(default=None, repr=False)
+
+    def with_ports(self, ports: Mapping[str, int]) -> Connection:
+        """The same connection on other ports, by their names in Jupyter's connection file."""
+        return replace(
+            self,
+            shell_port=ports["shell_port"],
+            iopub_port=ports["iopub_port"],
+            stdin_port=ports["stdin_port"],
+            control_port=ports["control_port"],
+            hb_port=ports["hb_port"],
+        )
 
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -204,7 +215,6 @@ class Greeting:
     protocol: int
     version: str
     pid: int
-    is_fork_possible: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

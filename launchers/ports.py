@@ -7,7 +7,6 @@ import itertools
 import random
 import socket
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 from .messages import PORT_NAMES, Connection
@@ -30,7 +29,7 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
     found = list(itertools.islice(free, len(PORT_NAMES)))
     if len(found) < len(PORT_NAMES):
         raise OSError(f"no free ports on {connection.ip}")
-    return replace(connection, **dict(zip(PORT_NAMES, found, strict=True)))
+    return connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
 
 
 async def until_listening(connection: Connection) -> None:

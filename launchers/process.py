@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+_IS_LINUX = sys.platform == "linux"
 _START_TOLERANCE_S = 0.02
 _WATCH_INTERVAL_S = 0.5
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def start_time(pid: int) -> float:
@@ -20,18 +19,22 @@ def start_time(pid: int) -> float:
     On Linux since boot, which a step of the clock does not change (psutil's `create_time` follows the clock).
     Names a process on one machine together with its pid, and means nothing else.
     """
-    if sys.platform == "linux":
+    if _IS_LINUX:
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()  # proc(5): after the name, state is field 3
         except OSError:
             return 0.0
         return 0.0 if fields[0] in (b"Z", b"X") else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return _start_time_elsewhere(pid)
+
+
+def _start_time_elsewhere(pid: int) -> float:
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
     except (psutil.Error, ValueError):
         return 0.0
 
@@ -53,13 +56,6 @@ def signal_group(pid: int, signum: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def become_subreaper() -> bool:
-    """Make orphans below this process its children, so that it learns their exit status; False if impossible."""
-    if sys.platform != "linux":
-        return False
-    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 class Watch:

@@ -118,7 +118,7 @@ class Server:
         if self._keys is not None:
             self._require_keys(self._keys)
         socket.bind(address)
-        self.endpoint = socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")
+        self.endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
         self._loop_task = asyncio.get_running_loop().create_task(self._serve())
         return self.endpoint
 

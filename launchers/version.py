@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .. import __version__ as VERSION
+import roost
 
 __all__ = ["VERSION", "as_numbers"]
+
+VERSION = roost.__version__
 
 
 def as_numbers(version: str) -> tuple[int, ...]:

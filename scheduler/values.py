@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..launchers.messages import Connection, Owner
+from roost.launchers.messages import Connection, Owner
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 """How long a start may queue and launch where `KERNEL_LAUNCH_TIMEOUT` says nothing."""
@@ -30,9 +30,9 @@ class KernelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartKernel:
-    """Starts a kernel, or starts it again within its lease. Repeated with the same `launch_id`: the same answer.
+    """Starts a kernel, or starts it again within its lease; repeated with the same `launch_id`: the same answer.
 
-    `argv` keeps `{connection_file}` as a placeholder. `launch_timeout_s` bounds queueing and launching together.
+    `argv` keeps `{connection_file}` as a placeholder. `launch_timeout_s` bounds queue and launch together.
     """
 
     kernel_id: str
@@ -54,9 +54,9 @@ KernelState = Literal["queued", "starting", "running", "exited"]
 class Kernel:
     """A kernel as the scheduler knows it.
 
-    `position` (1 is next) and `waits_for` (a sentence) while queued. `timing_ms` by stage: `queued`, `placed`,
-    `leased`, `launched` and the agent's own. `decision` is `placement.Decision.to_dict()`. `connection` has the
-    keys and is given only by `start` and `connect_info`; in lists it is None.
+    `position` (1 is next) and `waits_for` (a sentence) while queued. `timing_ms` by stage: `queued`,
+    `placed`, `leased`, `launched` and the agent's own. `decision` is `placement.Decision.to_dict()`.
+    `connection` has the keys and is given only by `start` and `kernel`; in lists it is None.
     """
 
     id: str
@@ -84,7 +84,8 @@ class Kernel:
 class Event:
     """One change of state, as every reader of the stream gets it; `at` is seconds since the epoch, UTC.
 
-    `kind`: queued, placed, leased, launched, running, conflict, exited, released, cancelled, failed, cull, nodes.
+    `kind`: queued, placed, leased, launched, running, conflict, exited, released, cancelled, failed, cull,
+    nodes.
     """
 
     kind: str

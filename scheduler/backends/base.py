@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ...launchers.messages import Owner
-from ...launchers.rpc import ClientKeys
-from ...placement import Placement, Request, Snapshot
+from roost.launchers.messages import Owner
+from roost.launchers.rpc import ClientKeys
+from roost.placement import Placement, Request, Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,17 @@ class Backend(ABC):
         """Changes, as they happen. Ends when the backend is closed."""
 
     @abstractmethod
-    async def lease(self, request: Request, placement: Placement, *, kernel_id: str, owner: Owner) -> Lease:
-        """Claim the placed slice atomically; raises `LeaseConflict` in well under a second. May be repeated."""
+    async def lease(
+        self, request: Request, placement: Placement, *, lease_id: str, kernel_id: str, owner: Owner
+    ) -> Lease:
+        """Claim the placed slice atomically; raises `LeaseConflict` in well under a second.
+
+        May be repeated with the same `lease_id`: the same answer. After a conflict the next snapshot is a fresh one.
+        """
 
     @abstractmethod
     async def release(self, lease: Lease) -> None:
-        """Give the slice back. May be repeated."""
+        """Give the slice back, ending what still runs in it. May be repeated, also where nothing was claimed."""
 
     @abstractmethod
     async def leases(self) -> list[Lease]:
