@@ -1,0 +1,95 @@
+"""Each filter: who passes, and what is said of who does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost.placement import Device, Node, Request, Snapshot
+from roost.placement.filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining
+from roost.placement.pipeline import Filter
+
+GIB = 2**30
+
+
+def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
+    devices = tuple(Device(id=str(i), model=model, promised=share) for i, share in enumerate(promised))
+    return Node(id="a", devices=devices, **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "request_", "node", "refusal"),
+    [
+        (NotDraining(), Request(), Node(id="a"), None),
+        (NotDraining(), Request(), Node(id="a", is_draining=True), ("is draining", "now")),
+        (HasLabels(), Request(labels={"zone": "a"}), Node(id="a", labels={"zone": "a", "x": "y"}), None),
+        (
+            HasLabels(),
+            Request(labels={"zone": "a"}),
+            Node(id="a", labels={"zone": "b"}),
+            ("needs label zone=a, has zone=b", "never"),
+        ),
+        (
+            HasLabels(),
+            Request(labels={"a": "1", "zone": "a"}),
+            Node(id="a", labels={"a": "1"}),
+            ("needs label zone=a, has no label zone", "never"),
+        ),
+        (HasCpus(), Request(cpus=4), Node(id="a", cpus=4), None),
+        (HasCpus(), Request(cpus=0.1), Node(id="a", cpus=1, cpus_promised=0.1 * 9), None),
+        (
+            HasCpus(),
+            Request(cpus=4),
+            Node(id="a", cpus=4, cpus_promised=0.5),
+            ("needs 4 CPUs, 3.5 free", "now"),
+        ),
+        (HasCpus(), Request(cpus=4), Node(id="a", cpus=2), ("needs 4 CPUs, has 2", "never")),
+        (HasCpus(), Request(cpus=1), Node(id="a", cpus=1, cpus_promised=3), ("needs 1 CPU, 0 free", "now")),
+        (HasCpus(), Request(), Node(id="a", cpus=1, cpus_promised=3), None),
+        (HasMemory(), Request(memory_bytes=GIB), Node(id="a", memory_bytes=GIB), None),
+        (
+            HasMemory(),
+            Request(memory_bytes=GIB),
+            Node(id="a", memory_bytes=GIB, memory_promised_bytes=GIB // 2),
+            ("needs 1 GiB memory, 512 MiB free", "now"),
+        ),
+        (
+            HasMemory(),
+            Request(memory_bytes=GIB + 1),
+            Node(id="a", memory_bytes=GIB),
+            ("needs 1 GiB memory, has 1 GiB", "never"),
+        ),
+        (HasMemory(), Request(), Node(id="a", memory_promised_bytes=1), None),
+        (HasGpus(), Request(), Node(id="a"), None),
+        (HasGpus(), Request(gpus=1e-9), Node(id="a"), ("needs 0 GPU, has none", "never")),
+        (HasGpus(), Request(gpus=1), Node(id="a"), ("needs 1 GPU, has none", "never")),
+        (HasGpus(), Request(gpus=1), _gpus(0.75), ("needs 1 GPU, 0.25 free", "now")),
+        (HasGpus(), Request(gpus=0.25), _gpus(0.75), None),
+        (HasGpus(), Request(gpus=0.1), _gpus(sum([0.1] * 9)), None),
+        (HasGpus(), Request(gpus=0.8), _gpus(0.6, 0.6), ("needs 0.8 GPU, 0.4 free on the freest", "now")),
+        (HasGpus(), Request(gpus=0.4), _gpus(0.6, 0.6), None),
+        (HasGpus(), Request(gpus=2), _gpus(0, 0.1, 0), None),
+        (HasGpus(), Request(gpus=2), _gpus(0, 0.1), ("needs 2 GPUs, 1 wholly free", "now")),
+        (HasGpus(), Request(gpus=3), _gpus(0, 0), ("needs 3 GPUs, has 2", "never")),
+        (HasGpus(), Request(gpus=1), _gpus(0, 0, gpus_promised=1.5), ("needs 1 GPU, 0.5 free", "now")),
+        (HasGpus(), Request(gpus=0.5), _gpus(0, 0, gpus_promised=1.5), None),
+        (HasGpus(), Request(gpus=1), _gpus(0, gpus_promised=3), ("needs 1 GPU, 0 free", "now")),
+        (HasGpus(), Request(gpus=1, gpu_models=("A100", "T4")), _gpus(0, model="NVIDIA A100"), None),
+        (
+            HasGpus(),
+            Request(gpus=1, gpu_models=("T4",)),
+            _gpus(0, 0),
+            ("needs 1 GPU of model T4, has none", "never"),
+        ),
+    ],
+)
+def test_filter(rule: Filter, request_: Request, node: Node, refusal: tuple[str, str] | None) -> None:
+    others = [Node(id="0", cpus=64, memory_bytes=2**40), _gpus(0, 0, 0, 0, 0)]
+    others[1] = Node(id="z", devices=others[1].devices)  # a wider node, so that this one is padded
+    snapshot = Snapshot.of([*others, node])
+    passes = rule.passes(request_, snapshot)
+    assert passes.dtype == bool
+    assert passes.shape == (3,)
+    assert bool(passes[snapshot.row("a")]) is (refusal is None)
+    if refusal is not None:
+        said = rule.refuse(request_, node)
+        assert (said.node_id, said.filter, said.reason, said.when) == ("a", rule.name, *refusal)

@@ -1,0 +1,159 @@
+"""Requests, devices and nodes: what they accept, and what holding a kernel does to a node."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roost.placement import Device, Node, Request
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            {"gpus": 1.5},
+            "gpus must be at most 1 (a share of one GPU) or a whole number; got 1.5. Ask for 1 or 2.",
+        ),
+        ({"gpus": -1}, "gpus must not be negative; got -1. Use 0 to ask for none."),
+        ({"cpus": float("nan")}, "cpus must be a finite number; got nan."),
+        ({"cpus": float("inf")}, "cpus must be a finite number; got inf."),
+        ({"cpus": "2"}, "cpus must be a number; got '2'."),
+        ({"cpus": True}, "cpus must be a number; got True."),
+        ({"memory_bytes": 1.5}, "memory_bytes must be a whole number below 2**63; got 1.5."),
+        ({"memory_bytes": 2**63}, f"memory_bytes must be a whole number below 2**63; got {2**63}."),
+        ({"memory_bytes": -1}, "memory_bytes must not be negative; got -1. Use 0 to ask for none."),
+        (
+            {"gpu_models": ("A100",)},
+            "gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.",
+        ),
+        ({"gpus": 1, "gpu_models": "A100"}, "gpu_models must be a list of names; got 'A100'."),
+        ({"gpus": 1, "gpu_models": [""]}, "gpu_models must be a list of names, each of them text; got ['']."),
+        ({"labels": "zone"}, "labels must map names to values, for example {'zone': 'a'}; got 'zone'."),
+        ({"labels": {"zone": 1}}, "labels must map text to text; got {'zone': 1}."),
+        ({"owner": 7}, "owner must be text; got 7."),
+    ],
+)
+def test_bad_requests_are_refused_with_one_sentence(asked: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=r"^\S") as refused:
+        Request(**asked)
+    assert str(refused.value) == sentence
+
+
+def test_request_holds_plain_values_whatever_it_was_given() -> None:
+    request = Request(
+        cpus=np.float64(2), memory_bytes=np.int64(GIB), gpus=np.float32(0.5), gpu_models=["A100"]
+    )
+    assert (type(request.cpus), type(request.memory_bytes), type(request.gpus)) == (float, int, float)
+    assert request.gpu_models == ("A100",)
+    assert request == pickle.loads(pickle.dumps(request))
+    assert hash(request) == hash(Request(cpus=2, memory_bytes=GIB, gpus=0.5, gpu_models=("A100",)))
+
+
+def test_labels_are_copied() -> None:
+    labels = {"zone": "a"}
+    request = Request(labels=labels)
+    labels["zone"] = "b"
+    assert request.labels == {"zone": "a"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "share"), [(0, 0, 0.0), (0.25, 1, 0.25), (1, 1, 1.0), (2, 2, 1.0), (8, 8, 1.0)]
+)
+def test_gpu_count_and_share(gpus: float, count: int, share: float) -> None:
+    request = Request(gpus=gpus)
+    assert (request.gpu_count, request.gpu_share) == (count, share)
+
+
+def test_only_a_request_for_nothing_is_best_effort() -> None:
+    assert Request(owner="ada", labels={"zone": "a"}).is_best_effort
+    assert not any(r.is_best_effort for r in (Request(cpus=0.1), Request(memory_bytes=1), Request(gpus=0.1)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "accepted"),
+    [
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("a100-80gb", "NVIDIA A100-SXM4-80GB", True),
+        ("A10", "NVIDIA A100-SXM4-80GB", False),
+        ("A10", "NVIDIA A10", True),
+        ("H100", "", False),
+        ("?", "?", True),
+        ("?", "A100", False),
+    ],
+)
+def test_models_are_matched_by_words(asked: str, model: str, accepted: bool) -> None:
+    assert Request(gpus=1, gpu_models=(asked,)).accepts_model(model) is accepted
+    assert Request(gpus=1).accepts_model(model)
+
+
+def test_describe_says_everything_asked_for() -> None:
+    request = Request(cpus=4, memory_bytes=8 * GIB, gpus=2, gpu_models=("A100", "H100"), labels={"zone": "a"})
+    assert request.describe() == "2 GPUs of model A100 or H100, 8 GiB memory, 4 CPUs, label zone=a"
+    assert Request().describe() == "a kernel that asks for nothing"
+    assert Request(cpus=0.5, memory_bytes=1536 * 2**20).describe() == "1.5 GiB memory, 0.5 CPU"
+
+
+def test_request_and_node_survive_json() -> None:
+    request = Request(cpus=1, gpus=1, gpu_models=("A100",), labels={"zone": "a"}, owner="ada")
+    assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    node = Node(id="a", devices=(Device(id="0", used=0.5),), labels={"zone": "a"}, cpus=2, metrics_age_s=1.0)
+    assert Node.from_dict(json.loads(json.dumps(node.to_dict()))) == node
+
+
+def test_unknown_keys_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown request key 'gpu'; known are cpus, gpu_models, gpus"):
+        Request.from_dict({"gpu": 1})
+
+
+def test_device_excess_is_what_is_used_clearly_beyond_promises() -> None:
+    assert Device(id="0", promised=0.5, used=0.9).excess == pytest.approx(0.4)
+    assert Device(id="0", promised=0.5, used=0.55).excess == 0.0
+    assert Device(id="0", promised=0.5, used=0.1).excess == 0.0
+    assert Device(id="0").excess == 0.5  # unknown: half way
+    full = Device(id="0", memory_bytes=10, memory_used_bytes=9, used=0.0)
+    assert (full.use, full.excess) == (0.9, 0.9)
+
+
+def test_node_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="node a has two devices of the same id"):
+        Node(id="a", devices=(Device(id="0"), Device(id="0")))
+    with pytest.raises(ValueError, match="cpus must not be negative"):
+        Node(id="a", cpus=-1)
+
+
+def test_node_free_is_bounded_by_the_sum_promised() -> None:
+    devices = (Device(id="0", promised=0.5), Device(id="1"))
+    assert Node(id="a", devices=devices).gpus_free == 1.5
+    assert Node(id="a", devices=devices, gpus_promised=1.25).gpus_free == 0.75
+
+
+def test_holding_then_releasing_gives_the_same_node() -> None:
+    node = Node(id="a", cpus=4, memory_bytes=8 * GIB, devices=(Device(id="0"), Device(id="1", promised=0.3)))
+    for request, ids in ((Request(gpus=0.1, cpus=0.7), ["1"]), (Request(gpus=1, memory_bytes=GIB), ["0"])):
+        held = node.holding(request, ids)
+        assert held.kernels == 1
+        assert held.releasing(request, ids) == node
+    assert node.holding(Request(gpus=1), ["0"]).devices[0].promised == 1.0
+    assert node.releasing(Request(cpus=1)).cpus_promised == 0.0
+
+
+def test_holding_on_unknown_devices_counts_in_the_sum_alone() -> None:
+    node = Node(id="a", devices=(Device(id="0"),)).holding(Request(gpus=0.5))
+    assert (node.gpus_free, node.devices[0].free) == (0.5, 1.0)
+
+
+def test_without_metrics_forgets_use_and_keeps_promises() -> None:
+    device = Device(id="0", promised=0.5, used=0.9, memory_used_bytes=3)
+    node = Node(
+        id="a", cpus=4, cpus_promised=1, cpus_used=2, memory_used_bytes=1, metrics_age_s=3, devices=(device,)
+    )
+    assert node.without_metrics() == Node(
+        id="a", cpus=4, cpus_promised=1, devices=(Device(id="0", promised=0.5),)
+    )
