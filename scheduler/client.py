@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..launchers import rpc
-from ..launchers.daemon import DaemonError, ensure, is_alive
-from ..launchers.wire import decode, encode
+from roost.launchers import rpc
+from roost.launchers.daemon import DaemonError, ensure, is_alive
+from roost.launchers.wire import decode, encode
+
 from .errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from .operations import PROTOCOL, service_command, service_folder
 from .owner import this_owner
@@ -270,7 +271,7 @@ class Client:
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(
-                f"The scheduler service that runs is roost {version}, too new for roost {__version__}: upgrade roost here."
+                f"The running scheduler service is roost {version}, too new for roost {__version__}: upgrade this."
             )
         log.info("scheduler service pid=%s is roost %s: asked to leave", greeting.get("pid"), version)
         try:
@@ -361,8 +362,8 @@ class Client:
 def connect(backend: str = "local", **options: Any) -> Client:
     """The client of this process for `backend`; nothing is started or connected before its first call.
 
-    `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`): other
-    options mean another service. The same arguments give the same client.
+    `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`):
+    other options mean another service. The same arguments give the same client.
     """
     options = {name: value for name, value in options.items() if value is not None}
     key = backend, json.dumps(options, sort_keys=True, default=str)

@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 
-from ..launchers.messages import Owner
-from ..launchers.process import start_time
+from roost.launchers.messages import Owner
+from roost.launchers.process import start_time
 
 
 def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -> Owner:

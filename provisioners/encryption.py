@@ -1,0 +1,80 @@
+"""Which kernels get CURVE keys, so that nobody else on the machine or the network can read their channels."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from roost.scheduler.errors import ConfigError
+
+WISHES = ("auto", "never", "required")
+_FIRST_IPYKERNEL = (7, 3)
+"""The first release that reads CURVE keys from its connection file."""
+
+
+def apply_keys(km: Any, argv: Sequence[str], wish: str) -> str:
+    """Give the manager `km` a key pair if its kernel shall have one; it keeps the pair for restarts.
+
+    Returns what people should be told: empty, or why this kernel goes without although it could be listened to.
+    Raises `ConfigError` where encryption is required and cannot be. `wish` is ours (`WISHES`); Jupyter's own
+    `transport_encryption` adds to it, but for `disabled`, which is its default and nobody's wish.
+    """
+    jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
+    if wish not in WISHES:
+        raise ConfigError(f"encrypt = {wish!r:.40} is unknown: it is one of {', '.join(WISHES)}.")
+    is_required = "required" in (wish, jupyters)
+    is_private = km.transport == "ipc" and jupyters == "disabled"  # a folder that nobody else can enter
+    if not is_required and (wish == "never" or is_private):
+        return ""
+    if km.curve_publickey is not None:
+        return ""
+    reason = _obstacle(km, argv)
+    if not reason:
+        km.curve_publickey, km.curve_secretkey = zmq.curve_keypair()
+        return ""
+    if is_required:
+        raise ConfigError(f"Encryption is required, but {reason}.")
+    return (
+        f"not encrypted: {reason}. Others on the machine can read its output; encrypt = 'never' accepts that."
+    )
+
+
+def _obstacle(km: Any, argv: Sequence[str]) -> str:
+    """Why this kernel cannot be encrypted; empty if it can."""
+    if not zmq.has("curve"):
+        return "pyzmq was built without CURVE here: reinstall it from its wheel"
+    if getattr(km, "_kernel_supports_curve_encryption", bool)():
+        return ""
+    if not any(argument in ("ipykernel_launcher", "ipykernel") for argument in argv):
+        return "its kernelspec does not say that it can (metadata.supported_encryption = ['curve'])"
+    found = _ipykernel_version(argv[0])
+    if not found:
+        return f"no ipykernel was found beside {argv[0]}"
+    if found < _FIRST_IPYKERNEL:
+        shown = ".".join(str(number) for number in found)
+        return f"its ipykernel {shown} cannot: upgrade it to {'.'.join(map(str, _FIRST_IPYKERNEL))} or newer"
+    return ""
+
+
+@functools.lru_cache(maxsize=32)
+def _ipykernel_version(python: str) -> tuple[int, ...]:
+    """Version of the ipykernel that `python` would import, from its metadata on this machine; empty if none is seen."""
+    if os.path.realpath(python) == os.path.realpath(sys.executable) and python == sys.executable:
+        try:
+            return _numbers(version("ipykernel"))
+        except PackageNotFoundError:
+            return ()
+    for folder in sorted(Path(python).parent.parent.glob("lib/python3*/site-packages/ipykernel-*.dist-info")):
+        return _numbers(folder.name.removeprefix("ipykernel-").removesuffix(".dist-info"))
+    return ()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())

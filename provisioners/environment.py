@@ -1,0 +1,48 @@
+"""The environment and the working directory that reach a kernel."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+ALLOWED = (
+    "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "COLORTERM", "NO_COLOR", "KERNEL_*", "JPY_SESSION_NAME", "PYTHONHASHSEED",
+    "PYTHONUNBUFFERED", "PYTHONUTF8", "OMP_NUM_THREADS", "MPLBACKEND",
+)  # fmt: skip
+"""What of the application's environment a kernel on another node gets, as patterns of `fnmatch`: nothing that names
+files of this machine (PATH, HOME, LD_*, PYTHONPATH), and nothing that may be a secret."""
+
+NEVER = ("JPY_PARENT_PID", "JPY_API_TOKEN", "JUPYTER_TOKEN")
+"""A kernel ends itself when its JPY_PARENT_PID does, and the application lives apart from it; tokens are no kernel's."""
+
+
+def kernel_environment(
+    env: Mapping[str, str], *, spec_env: Iterable[str], is_local: bool, also: Sequence[str] = ()
+) -> dict[str, str]:
+    """What of `env` (the application's, with the kernelspec's over it) the kernel gets.
+
+    A kernel of this machine gets all but `NEVER`. One on another node gets the kernelspec's own (`spec_env`: names),
+    and what `ALLOWED` or the operator's and kernelspec's patterns `also` name.
+    """
+    env = {name: value for name, value in env.items() if name not in NEVER}
+    if is_local:
+        return env
+    wanted = set(spec_env)
+    patterns = (*ALLOWED, *also)
+    return {
+        name: value
+        for name, value in env.items()
+        if name in wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def working_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool) -> str:
+    """KERNEL_WORKING_DIR, else `cwd`, else the caller's own; on this machine the first of them that is there."""
+    for folder in (env.get("KERNEL_WORKING_DIR"), cwd):
+        if folder and (not is_local or os.path.isdir(folder)):
+            return os.path.abspath(folder) if is_local else folder
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.path.expanduser("~")

@@ -1,0 +1,481 @@
+"""jupyter_client's contract, fulfilled by the scheduler service: start, restart, signal, watch and end one kernel.
+
+Three things differ from a provisioner that owns a process. Ports come back from the launch, which bound them, and a
+restart asks for the same again. Exits are pushed (`Client.listen`), so that `poll` and `wait` ask nobody, and a
+service or agent out of reach means a kernel that lives. And a kernel is kept by a lease: a restart stays within it,
+only `cleanup(restart=False)` gives it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import signal
+import sys
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.localinterfaces import is_local_ip
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets import Any as AnyTrait
+from traitlets import Bool, Dict, List, TraitError, Unicode
+
+from roost.launchers.files import private_folder, runtime_dir
+from roost.launchers.messages import PORT_NAMES, Connection
+from roost.provisioners.encryption import apply_keys
+from roost.provisioners.environment import kernel_environment, working_directory
+from roost.provisioners.exits import UNKNOWN_EXIT_CODE, Exit
+from roost.provisioners.options import OPTIONS, Wish, check_names, read_wish
+from roost.scheduler.client import Call, Client, connect
+from roost.scheduler.errors import BackendUnavailable, ConfigError, NotAllowed, RoostError, UnknownKernel
+from roost.scheduler.owner import this_owner
+from roost.scheduler.values import Event, Kernel, StartKernel
+
+_UNDO_S = 10.0
+_PROMPT_EXIT_S = 1.0
+"""How long a shutdown waits for the pushed exit before jupyter_client's own loop looks every 0.1 s."""
+_FAILED_START = 1
+"""Exit code told for a restart that could not be done, where the kernel itself has none."""
+
+
+class RoostProvisioner(KernelProvisionerBase):
+    """Starts kernels through roost. The options are those of `metadata.kernel_provisioner.config` in a kernelspec."""
+
+    backend = Unicode(
+        "local", config=True, help="Cluster that runs the kernel: local, ray, dask, kubernetes, yarn, ssh."
+    )
+    cpus = AnyTrait(0, config=True, help="CPUs promised to the kernel; 0 promises none.")
+    memory = AnyTrait(
+        0, config=True, help="Memory promised to the kernel: '8GiB', '512MB', or bytes; 0 promises none."
+    )
+    gpus = AnyTrait(0, config=True, help="GPUs: a share of one (0.25) or a whole number.")
+    gpu_models = AnyTrait((), config=True, help="GPU models that will do; empty: any.")
+    labels = AnyTrait({}, config=True, help="Labels that the node must have.")
+    policy = Unicode("", config=True, help="Placement policy by name; empty: the operator's default.")
+    encrypt = Unicode(
+        "auto",
+        config=True,
+        help="CURVE on the kernel's TCP ports: 'auto' (where it can), 'never', 'required'.",
+    )
+    fork = Bool(
+        True,
+        config=True,
+        help="Whether the kernel may be forked from a warm process instead of started anew.",
+    )
+    launch_timeout = AnyTrait(None, config=True, help="Seconds for queueing and launching together.")
+    environment = List(
+        Unicode(), config=True, help="More names (or patterns) of variables that kernels on other nodes get."
+    )
+    backend_options = Dict(
+        config=True, help="Options of `roost.connect`, such as declared totals; a kernelspec cannot set them."
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        given = set(kwargs) - {"kernel_id", "kernel_spec", "parent", "config", "log"}
+        with _as_jupyter_shows_it(kwargs.get("parent")):
+            check_names(given)
+            try:
+                super().__init__(**kwargs)
+            except TraitError as problem:
+                raise ConfigError(f"{problem}") from None
+        self._client: Client | None = None
+        self._unlisten: Callable[[], None] | None = None
+        self._wish: Wish | None = None
+        self._connection = Connection()
+        self._exit: Exit | None = None
+        self._launch_id = ""
+        self._node_id = ""
+        self._pid = 0
+        self._is_launching = False
+        self._has_lease = False
+        self._is_ending = False
+        self._cwd: str | None = None
+        self._waited_s = 0.0
+
+    # What jupyter_client asks for, in the order of a kernel's life
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Build command, environment and connection; ports stay 0, for the kernel to choose, unless there are some."""
+        extra_arguments = kwargs.pop("extra_arguments", None) or []
+        kwargs.pop("transport_encryption", None)
+        km = self.parent
+        with _as_jupyter_shows_it(km):
+            if km is None:
+                argv = [*self.kernel_spec.argv, *extra_arguments]
+            else:
+                argv = _formatted(km, extra_arguments)
+                self._prepare(km, argv)
+            kwargs = await super().pre_launch(cmd=argv, **kwargs)
+            self._wish = read_wish({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
+            if km is not None:
+                self._connection = _wanted_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
+        return kwargs
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel and return where it listens.
+
+        A first start that fails is undone and raises. A restart that fails does not raise: `poll` then gives an exit
+        code, so that Jupyter's restarter counts the attempt, and in the end says *dead*.
+        """
+        env, cwd = kwargs.pop("env"), kwargs.pop("cwd", None)
+        if kwargs:
+            self.log.debug("kernel=%s not used: %s", self.kernel_id, ", ".join(sorted(kwargs)))
+        with _as_jupyter_shows_it(self.parent):
+            return await self._launch(cmd, env, cwd)
+
+    @property
+    def has_process(self) -> bool:
+        """Whether there is a kernel, or one whose end nobody has waited for yet."""
+        return self._exit is not None
+
+    async def poll(self) -> int | None:
+        """None while the kernel lives as far as is known, else its exit code; asks nobody."""
+        return 0 if self._exit is None else self._exit.code
+
+    async def wait(self) -> int | None:
+        """Wait for the kernel's end; afterwards `has_process` is false."""
+        ending = self._exit
+        if ending is None:
+            return 0
+        code = await ending.wait()
+        if self._exit is ending:
+            self._exit = None
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """Send `signum` to the kernel's process group; nothing happens when it is gone."""
+        if self._exit is None or self._exit.code is not None:
+            return
+        try:
+            await self._service().signal(self._id, signum)
+        except UnknownKernel:
+            self._ended(None, "roost does not know it any more")
+        except BackendUnavailable as problem:
+            if not getattr(self.parent, "shutting_down", False):
+                raise
+            self.log.warning("kernel=%s signal %d not sent: %s", self._id, signum, problem)
+
+    async def kill(self, restart: bool = False) -> None:
+        """SIGKILL, and a moment for the news of its effect."""
+        await self._end_by(signal.SIGKILL, wait_s=_PROMPT_EXIT_S)
+
+    async def terminate(self, restart: bool = False) -> None:
+        """SIGTERM."""
+        await self._end_by(signal.SIGTERM, wait_s=0.0)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Wait here for a prompt exit, since jupyter_client's own loop looks only every 0.1 s."""
+        self._is_ending = True
+        started = time.monotonic()
+        if self._exit is not None:
+            await self._exit.wait(_PROMPT_EXIT_S)
+        self._waited_s = time.monotonic() - started
+
+    def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
+        """What is recommended, less what `shutdown_requested` has waited."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return max(0.1, recommended - waited_s) if recommended > 0 else recommended
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Give the lease back, ending the kernel if it still runs; nothing when a restart follows. May be repeated."""
+        if restart or not self._has_lease:
+            return
+        self._is_ending = True
+        try:
+            await self._service().stop(self._id, grace_s=1.0)
+        except UnknownKernel:
+            pass
+        except RoostError as problem:
+            self.log.warning("kernel=%s its lease could not be given back now: %s", self._id, problem)
+        self._has_lease = False
+        self._stop_listening()
+        if self._exit is not None:
+            self._exit.set(0)
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """What `load_provisioner_info` needs, in this or another process."""
+        info = await super().get_provisioner_info()
+        info.update(
+            backend=self.backend, backend_options=self.backend_options, launch_id=self._launch_id, node_id=self._node_id,
+            pid=self._pid, cwd=self._cwd,
+        )  # fmt: skip
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Attach to the kernel that `provisioner_info` names; if it is gone, `poll` says so."""
+        await super().load_provisioner_info(provisioner_info)
+        self.backend = provisioner_info["backend"]
+        self.backend_options = provisioner_info.get("backend_options", {})
+        self._launch_id = provisioner_info["launch_id"]
+        self._cwd = provisioner_info.get("cwd")
+        self._client = None
+        self._exit = Exit()
+        self._has_lease = True
+        self._is_ending = False
+        self._listen()
+        try:
+            kernel = await self._service().kernel(self._id)
+        except UnknownKernel:
+            self._ended(None, "roost does not know it any more")
+            return
+        self._launch_id = kernel.launch_id
+        self._started(kernel)
+
+    def resolve_path(self, path: str) -> str | None:
+        """`path` as the kernel sees it, if that is a file of this machine."""
+        if self.backend != "local":
+            return None
+        found = pathlib.Path(path).expanduser()
+        if not found.is_absolute() and self._cwd:
+            found = (pathlib.Path(self._cwd) / found).resolve()
+        return found.as_posix() if found.exists() else None
+
+    # Launching
+
+    @property
+    def _id(self) -> str:
+        return cast(str, self.kernel_id)
+
+    def _service(self) -> Client:
+        if self._client is None:
+            self._client = connect(self.backend, **self.backend_options)
+        return self._client
+
+    def _prepare(self, km: Any, argv: list[str]) -> None:
+        """Make the manager ready for what a launch will return: keys, addresses, which ports are random."""
+        if (
+            km.transport == "tcp"
+            and self.backend == "local"
+            and not km.ip.startswith("127.")
+            and not is_local_ip(km.ip)
+        ):
+            raise ConfigError(
+                f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
+            )
+        if km.transport == "ipc" and not os.path.isabs(km.ip):
+            km.ip = str(private_folder(runtime_dir() / "ipc") / self._id[:12])
+        warning = apply_keys(km, argv, self.encrypt)
+        if warning and not self._has_lease:
+            self.log.warning("kernel=%s %s", self._id, warning)
+        km._record_random_port_names()
+
+    async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
+        is_restart = self._has_lease
+        is_local = self.backend == "local"
+        wish = self._wish or read_wish({name: getattr(self, name) for name in OPTIONS}, env)
+        owner = this_owner(env.get("KERNEL_USERNAME", ""), *_application(self.parent))
+        self._cwd = working_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
+        start = StartKernel(
+            kernel_id=self._id,
+            launch_id=uuid.uuid4().hex,
+            request=wish.request,
+            owner=owner,
+            argv=tuple(os.path.expanduser(argument) if is_local else argument for argument in cmd),
+            env=kernel_environment(
+                env, spec_env=self.kernel_spec.env, is_local=is_local, also=self.environment
+            ),
+            cwd=self._cwd,
+            connection=self._connection,
+            may_fork=self.fork,
+            launch_timeout_s=wish.launch_timeout_s,
+        )
+        self._launch_id, self._exit = start.launch_id, Exit()
+        self._is_launching, self._is_ending = True, False
+        self._listen()
+        self._has_lease = True
+        try:
+            kernel = await self._service().start(start)
+        except RoostError as problem:
+            if not is_restart:
+                await self._undo()
+                raise
+            code = problem.fields.get("exit_code")
+            self.log.error("kernel=%s could not be started again: %s", self._id, problem)
+            self._exit.set(code if isinstance(code, int) else _FAILED_START)
+            return self.connection_info
+        except BaseException:
+            if is_restart:
+                self._exit.set(_FAILED_START)
+            else:
+                await asyncio.shield(self._undo())
+            raise
+        finally:
+            self._is_launching = False
+        self._started(kernel)
+        return self.connection_info
+
+    def _started(self, kernel: Kernel) -> None:
+        self._node_id, self._pid = kernel.node_id, kernel.pid
+        if kernel.connection is not None:
+            self.connection_info = _as_jupyter_has_it(kernel.connection)
+        if kernel.state == "exited":
+            self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
+        else:
+            self.log.info(
+                "kernel=%s node=%s %s as pid %d %s", self._id, kernel.node_id, kernel.how, kernel.pid,
+                " ".join(f"{stage}={ms:.0f}ms" for stage, ms in kernel.timing_ms.items()),
+            )  # fmt: skip
+
+    async def _undo(self) -> None:
+        """Take a first start back: nobody calls `cleanup` after it failed."""
+        self._stop_listening()
+        self._exit = None
+        self._has_lease = False
+        try:
+            await asyncio.wait_for(_outcome(self._service().stop(self._id, grace_s=0.0)), _UNDO_S)
+        except UnknownKernel:
+            pass
+        except (RoostError, asyncio.TimeoutError) as problem:
+            self.log.warning("kernel=%s its start could not be undone now: %s", self._id, problem)
+
+    # The end of the kernel
+
+    def _listen(self) -> None:
+        if self._unlisten is None:
+            me = weakref.ref(self)
+
+            def on_event(event: Event) -> None:
+                provisioner = me()
+                if provisioner is not None:
+                    provisioner._on_event(event)
+
+            self._unlisten = self._service().listen(on_event)
+            weakref.finalize(self, self._unlisten)
+
+    def _stop_listening(self) -> None:
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
+
+    def _on_event(self, event: Event) -> None:
+        """On the client's thread."""
+        kernel = event.kernel
+        if kernel is not None:
+            if (
+                kernel.id == self.kernel_id
+                and kernel.launch_id == self._launch_id
+                and kernel.state == "exited"
+            ):
+                self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
+        elif (
+            event.kind == "resync"
+            and not self._is_launching
+            and self._exit is not None
+            and self._exit.code is None
+        ):
+            launch_id = self._launch_id
+            self._service().kernel(self._id).add_done_callback(
+                lambda call: self._on_read_again(call, launch_id)
+            )
+
+    def _on_read_again(self, call: Call[Kernel], launch_id: str) -> None:
+        if launch_id != self._launch_id or self._is_launching:
+            return
+        try:
+            kernel = call.result(0)
+        except UnknownKernel:
+            self._ended(None, "roost does not know it any more")
+        except RoostError as problem:
+            self.log.warning("kernel=%s its state is unknown, taken to be alive: %s", self._id, problem)
+        else:
+            if kernel.state == "exited" and kernel.launch_id == launch_id:
+                self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
+
+    def _ended(self, code: int | None, reason: str, log_tail: str = "") -> None:
+        if self._exit is None or not self._exit.set(code):
+            return
+        shown = UNKNOWN_EXIT_CODE if code is None else code
+        if self._is_ending or getattr(self.parent, "shutting_down", False):
+            self.log.debug("kernel=%s ended with exit code %s", self._id, shown)
+        else:
+            tail = f"; its log ends with:\n{log_tail.rstrip()}" if log_tail.strip() else ""
+            self.log.warning(
+                "kernel=%s ended with exit code %s (%s)%s", self._id, shown, reason or "no reason known", tail
+            )
+
+    async def _end_by(self, signum: int, wait_s: float) -> None:
+        self._is_ending = True
+        try:
+            await self.send_signal(signum)
+        except RoostError as problem:
+            self.log.warning("kernel=%s signal %d not sent: %s", self._id, signum, problem)
+            return
+        if self._exit is not None and wait_s:
+            await self._exit.wait(wait_s)
+
+
+def _formatted(km: Any, extra_arguments: list[str]) -> list[str]:
+    """The command with `{connection_file}` left in: the kernel's own file is its agent's, and not the manager's."""
+    launch_args = km._launch_args
+    km._launch_args = {**(launch_args or {}), "connection_file": "{connection_file}"}
+    try:
+        return cast("list[str]", km.format_kernel_cmd(extra_arguments=extra_arguments))
+    finally:
+        km._launch_args = launch_args
+
+
+def _wanted_connection(km: Any, jupyter_session: str) -> Connection:
+    ports = {name: getattr(km, name) for name in PORT_NAMES}
+    if km.transport == "ipc":  # numbers of socket files: the lowest that are free, as jupyter_client does
+        free = (number for number in range(1, 1_000) if not os.path.exists(f"{km.ip}-{number}"))
+        ports = {name: port or next(free) for name, port in ports.items()}
+    has_keys = km.curve_publickey is not None and km.curve_secretkey is not None
+    return Connection(
+        ip=km.ip,
+        transport=km.transport,
+        **ports,
+        key=km.session.key.decode(),
+        signature_scheme=km.session.signature_scheme,
+        kernel_name=km.kernel_name,
+        jupyter_session=jupyter_session,
+        curve_publickey=km.curve_publickey.decode() if has_keys else None,
+        curve_secretkey=km.curve_secretkey.decode() if has_keys else None,
+    )
+
+
+def _as_jupyter_has_it(connection: Connection) -> KernelConnectionInfo:
+    info: dict[str, Any] = {name: getattr(connection, name) for name in PORT_NAMES}
+    info.update(
+        ip=connection.ip, transport=connection.transport, key=connection.key.encode(),
+        signature_scheme=connection.signature_scheme, kernel_name=connection.kernel_name,
+    )  # fmt: skip
+    if connection.curve_publickey is not None and connection.curve_secretkey is not None:
+        info.update(curve_publickey=connection.curve_publickey, curve_secretkey=connection.curve_secretkey)
+    return cast(KernelConnectionInfo, info)
+
+
+def _application(km: Any) -> tuple[str, bool]:
+    """Name of the application that holds the manager `km`, and whether it takes its kernels back after a restart."""
+    is_server = _is_of_jupyter_server(km)
+    return ("jupyter_server" if is_server else ""), is_server
+
+
+def _is_of_jupyter_server(km: Any) -> bool:
+    kinds = type(getattr(km, "parent", None)).__mro__
+    return any(
+        kind.__name__ == "MappingKernelManager" and kind.__module__.startswith("jupyter_server.")
+        for kind in kinds
+    )
+
+
+@contextmanager
+def _as_jupyter_shows_it(km: Any) -> Iterator[None]:
+    """Jupyter Server shows the text of an HTTPError to the user, and of any other error nothing."""
+    try:
+        yield
+    except RoostError as problem:
+        if not _is_of_jupyter_server(km) or "tornado.web" not in sys.modules:
+            raise
+        from tornado.web import HTTPError
+
+        raise HTTPError(403 if isinstance(problem, NotAllowed) else 500, problem.user_message) from problem
+
+
+async def _outcome(call: Call[Any]) -> Any:
+    return await call
