@@ -41,11 +41,12 @@ REQUIREMENTS = HERE / "requirements.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One source distribution, what of it is run, and what of that `--quick` runs."""
+    """One source distribution, what of it is run, what of that `--quick` runs, and our file for it."""
 
     sdist: str
     paths: tuple[str, ...]
     quick: tuple[str, ...]
+    ours: str | None = None
     deadline_s: float = 1800.0
 
 
@@ -67,8 +68,9 @@ SUITES = {
     ),
     "jupyter_kernel_test": Suite(
         sdist="jupyter_kernel_test==0.7.0",
-        paths=(str(HERE / "test_python_kernel.py"),),
-        quick=(str(HERE / "test_python_kernel.py"),),
+        paths=("test_python_kernel.py",),
+        quick=("test_python_kernel.py",),
+        ours="test_python_kernel.py",
     ),
 }
 
@@ -125,11 +127,15 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
     """Run one suite and read its JUnit file. A suite past its deadline is killed and counts as incomplete."""
     suite = SUITES[name]
     cwd = source(python, suite)
+    if suite.ours:
+        shutil.copy(HERE / suite.ours, cwd)
     report = CACHE / "results" / f"{name}-{provisioner}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    options = "-q -p no:cacheprovider -o asyncio_default_fixture_loop_scope=function -o junit_family=xunit1"
-    options += " --timeout=120"
+    options = (
+        "-q -c pyproject.toml --rootdir . -p no:cacheprovider -o asyncio_default_fixture_loop_scope=function"
+    )
+    options += " --color=no --timeout=120"
     paths = suite.quick if quick else suite.paths
     command = [str(python), "-m", "pytest", *options.split(), f"--junitxml={report}", *extra, *paths]
     drop = ("JPY_PARENT_PID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTHONPATH")
@@ -141,6 +147,7 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
     try:
         with leftovers.private_runtime_dir() as folder:
             env |= {"JUPYTER_DEFAULT_PROVISIONER_NAME": provisioner, leftovers.VARIABLE: folder}
+            env |= {"IPYTHONDIR": f"{folder}/ipython"}
             env |= {"PATH": f"{python.parent}:{env['PATH']}", "JUPYTER_PLATFORM_DIRS": "1"}
             complete = _run_with_deadline(command, cwd, env, suite.deadline_s)
             seconds = time.monotonic() - started
@@ -169,7 +176,7 @@ def read(report: Path, *, seconds: float, left: list[str], complete: bool) -> Re
     outcomes: dict[str, str] = {}
     if report.exists():
         for case in ET.parse(report).iter("testcase"):
-            test = f"{case.get('file') or case.get('classname')}::{_within_file(case)}"
+            test = _test_id(case)
             if case.find("failure") is not None or case.find("error") is not None:
                 outcomes[test] = "failed"
             elif case.find("skipped") is not None:
@@ -192,12 +199,11 @@ def read(report: Path, *, seconds: float, left: list[str], complete: bool) -> Re
     )
 
 
-def _within_file(case: ET.Element) -> str:
-    """`Class::test[param]` of a case: xunit1's classname is the dotted path of the file, then the class."""
-    stem = Path(case.get("file") or "").stem
-    classes = (case.get("classname") or "").split(".")
-    classes = classes[classes.index(stem) + 1 :] if stem in classes else []
-    return "::".join([*classes, case.get("name") or "?"])
+def _test_id(case: ET.Element) -> str:
+    """`tests/test_x.py::Class::test[param]`, from a class name like `tests.test_x.Class`."""
+    parts = (case.get("classname") or "").split(".")
+    module = next((n for n, part in enumerate(parts) if part.startswith("test_")), len(parts) - 1)
+    return "::".join(["/".join(parts[: module + 1]) + ".py", *parts[module + 1 :], case.get("name") or "?"])
 
 
 def judge(
