@@ -1,0 +1,194 @@
+"""The pipeline: ties, avoided nodes, stale metrics, devices, and parts that misbehave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roost.placement import (
+    Decision,
+    Device,
+    Node,
+    Pipeline,
+    Placement,
+    Policy,
+    Refusal,
+    Request,
+    Snapshot,
+    emptiest_device,
+    fullest_device,
+    policy,
+)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Gives every node the same score, or what it is told."""
+
+    value: Any = 1.0
+    name: str = "fixed"
+    needs_metrics: bool = False
+
+    def score(self, request: Request, snapshot: Snapshot, rows: Any) -> Any:
+        return np.full(len(rows), self.value)
+
+
+class OnlyB:
+    name = "only_b"
+
+    def passes(self, request: Request, snapshot: Snapshot) -> Any:
+        return np.array([node_id == "b" for node_id in snapshot.nodes], dtype=bool)
+
+    def refuse(self, request: Request, node: Node) -> Refusal:
+        return Refusal(node_id=node.id, filter=self.name, reason="is not b", when="never")
+
+
+def _nodes(**ages: float | None) -> Snapshot:
+    return Snapshot.of(
+        Node(id=name, cpus=4, memory_bytes=2**33, metrics_age_s=age) for name, age in ages.items()
+    )
+
+
+def _placed(decision: Decision) -> Placement:
+    assert decision.placement is not None, decision.reason
+    return decision.placement
+
+
+def test_ties_go_to_the_smallest_id() -> None:
+    decision = Pipeline(name="p", scorers=((Fixed(), 1.0),)).place(Request(), _nodes(c=1, a=1, b=1))
+    assert [p.node_id for p in (_placed(decision), *decision.runners_up)] == ["a", "b", "c"]
+
+
+def test_score_is_the_sum_of_weighted_terms() -> None:
+    scorers = ((Fixed(0.25, "x"), 4.0), (Fixed(0.5, "y"), -1.0))
+    placement = _placed(Pipeline(name="p", scorers=scorers).place(Request(), _nodes(a=1)))
+    assert (placement.score, placement.terms) == (0.5, {"x": 1.0, "y": -0.5})
+    assert {type(value) for value in (placement.score, *placement.terms.values())} == {float}
+    assert type(placement.node_id) is str
+
+
+def test_avoided_nodes_are_refused_for_now() -> None:
+    decision = policy("default").place(Request(cpus=1), _nodes(a=1, b=1), avoid=frozenset({"a", "gone"}))
+    assert _placed(decision).node_id == "b"
+    refusal = Refusal(node_id="a", filter="avoid", reason="refused this request a moment ago", when="now")
+    assert decision.refusals == (refusal,)
+    both = policy("default").place(Request(cpus=1), _nodes(a=1, b=1), avoid=frozenset("ab"))
+    assert both.reason == "no node has room now for 1 CPU: 2 of 2 nodes refused it a moment ago"
+
+
+def test_every_filter_that_refuses_a_node_is_told() -> None:
+    node = Node(id="a", cpus=1, is_draining=True)
+    decision = policy("default").place(Request(cpus=2, gpus=1), Snapshot.of([node]))
+    assert [(r.filter, r.when) for r in decision.refusals] == [
+        ("draining", "now"),
+        ("gpu", "never"),
+        ("cpu", "never"),
+    ]
+    assert decision.is_never
+
+
+def test_no_nodes_at_all() -> None:
+    decision = policy("default").place(Request(gpus=1), Snapshot.of([]))
+    assert (decision.placement, decision.reason) == (None, "there are no nodes")
+
+
+def test_runners_up_are_limited() -> None:
+    nodes = Snapshot.of(Node(id=f"{i:02}") for i in range(30))
+    assert len(policy("round_robin").place(Request(), nodes).runners_up) == 9
+    assert Pipeline(name="p", scorers=(), runners_up=0).place(Request(), nodes).runners_up == ()
+
+
+@pytest.mark.parametrize("name", ["default"])
+@pytest.mark.parametrize("request_", [Request(), Request(cpus=1), Request(memory_bytes=1), Request(gpus=0.5)])
+def test_without_fresh_metrics_round_robin_ranks_and_says_so(name: str, request_: Request) -> None:
+    devices = (Device(id="0"), Device(id="1"))
+    sizes = [
+        Node(id="a", cpus=8, memory_bytes=8, kernels=2, devices=devices),
+        Node(id="b", cpus=8, memory_bytes=8, devices=devices),
+    ]
+    missing = policy(name).place(request_, Snapshot.of(sizes))
+    assert missing.fallback == "ranked by round robin, since no node that fits has metrics"
+    assert (missing.policy, missing.metrics_age_s) == (name, None)
+    assert set(_placed(missing).terms) == {"kernels"}
+    assert _placed(missing).node_id == "b"
+    assert missing.reason.endswith(missing.fallback)
+    stale = policy(name).place(request_, Snapshot.of(replace(node, metrics_age_s=31.4) for node in sizes))
+    assert stale.fallback == (
+        "ranked by round robin, since the newest metrics of nodes that fit are 31 s old (stale after 30 s)"
+    )
+    fresh = policy(name).place(request_, Snapshot.of(replace(node, metrics_age_s=30.0) for node in sizes))
+    assert (fresh.fallback, fresh.metrics_age_s) == (None, 30.0)
+
+
+@pytest.mark.parametrize("name", ["pack", "spread", "round_robin"])
+def test_policies_that_use_promises_alone_never_fall_back(name: str) -> None:
+    decision = policy(name).place(Request(cpus=1), _nodes(a=None))
+    assert (decision.fallback, _placed(decision).node_id) == (None, "a")
+
+
+def test_fresh_metrics_on_nodes_that_do_not_fit_are_no_help() -> None:
+    nodes = [Node(id="full", cpus=1, cpus_promised=1, metrics_age_s=1.0), Node(id="free", cpus=1)]
+    assert policy("default").place(Request(cpus=1), Snapshot.of(nodes)).fallback is not None
+
+
+def test_a_node_without_metrics_ranks_between_idle_and_busy() -> None:
+    idle = Node(id="c", cpus=4, memory_bytes=8, cpus_used=0, memory_used_bytes=0, metrics_age_s=1.0)
+    busy = Node(id="a", cpus=4, memory_bytes=8, cpus_used=4, memory_used_bytes=8, metrics_age_s=1.0)
+    for unknown in (Node(id="b", cpus=4, memory_bytes=8), replace(busy, id="b", metrics_age_s=99.0)):
+        for request in (Request(), Request(cpus=1), Request(memory_bytes=1)):
+            decision = policy("default").place(request, Snapshot.of([idle, busy, unknown]))
+            ranking = [p.node_id for p in (_placed(decision), *decision.runners_up)]
+            assert (ranking, decision.fallback) == (["c", "b", "a"], None)
+
+
+def test_stale_use_does_not_choose_the_device() -> None:
+    devices = (Device(id="0", used=0.9), Device(id="1", used=0.0))
+    node = Node(id="a", devices=devices, metrics_age_s=1.0)
+    request = Request(gpus=0.5)
+    assert _placed(policy("default").place(request, Snapshot.of([node]))).device_ids == ("1",)
+    stale = Snapshot.of([replace(node, metrics_age_s=99.0)])
+    assert _placed(policy("default").place(request, stale)).device_ids == ("0",)
+
+
+def test_devices_best_fit_and_worst_fit() -> None:
+    devices = tuple(
+        Device(id=str(i), promised=promised, used=used)
+        for i, (promised, used) in enumerate([(0.0, 0.0), (0.5, 0.5), (0.6, 0.9), (0.8, 0.8), (0.0, 0.0)])
+    )
+    node = Node(id="a", devices=devices)
+    assert fullest_device(Request(gpus=0.4), node) == ("1",)  # 2 is fuller, but busy beyond its promises
+    assert fullest_device(Request(gpus=0.2), node) == ("3",)
+    assert emptiest_device(Request(gpus=0.2), node) == ("0",)
+    assert fullest_device(Request(gpus=2), node) == ("0", "4")
+    assert fullest_device(Request(cpus=1), node) == ()
+    only_busy = Node(id="a", devices=(devices[2],))
+    assert fullest_device(Request(gpus=0.4), only_busy) == ("2",)
+
+
+def test_own_filters_hold_in_the_fallback_too() -> None:
+    mine = Pipeline(name="mine", filters=(OnlyB(),), scorers=((Fixed(needs_metrics=True), 1.0),))
+    decision = mine.place(Request(), _nodes(a=None, b=None))
+    assert decision.fallback is not None
+    assert _placed(decision).node_id == "b"
+    assert decision.refusals == (Refusal(node_id="a", filter="only_b", reason="is not b", when="never"),)
+
+
+def test_a_scorer_that_gives_nonsense_is_named() -> None:
+    with pytest.raises(ValueError, match="scorer 'fixed' must give one finite number per node"):
+        Pipeline(name="p", scorers=((Fixed(float("nan")), 1.0),)).place(Request(), _nodes(a=1))
+
+
+def test_a_filter_that_gives_nonsense_is_named() -> None:
+    class Short(OnlyB):
+        def passes(self, request: Request, snapshot: Snapshot) -> Any:
+            return np.ones(1, dtype=bool)
+
+    with pytest.raises(ValueError, match="filter 'only_b' must give one truth value per node"):
+        Pipeline(name="p", scorers=(), filters=(Short(),)).place(Request(), _nodes(a=1, b=1))
+
+
+def test_a_pipeline_is_a_policy() -> None:
+    assert isinstance(Pipeline(name="p", scorers=()), Policy)
