@@ -1,0 +1,210 @@
+"""What holds for every request and every cluster, whichever shipped policy places."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roost.placement import EPSILON, Decision, Device, Node, Request, Snapshot, policy
+
+POLICIES = st.sampled_from(["default", "pack", "spread", "round_robin"])
+SHARES = st.sampled_from([0.0, 0.1, 0.19, 0.25, 0.5, 0.6, 0.7, 1.0])
+USE = st.none() | SHARES
+MODELS = st.sampled_from(["A100", "T4"])
+AGES = st.none() | st.sampled_from([0.0, 29.0, 31.0])
+LABELS = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["a", "b"]), max_size=2)
+
+
+@st.composite
+def devices(draw: st.DrawFn) -> tuple[Device, ...]:
+    return tuple(
+        Device(id=str(i), model=draw(MODELS), promised=draw(SHARES), used=draw(USE))
+        for i in range(draw(st.integers(0, 4)))
+    )
+
+
+@st.composite
+def nodes(draw: st.DrawFn, name: str) -> Node:
+    """A node on which no more is promised than there is."""
+    owned = draw(devices())
+    known = sum(device.promised for device in owned)
+    cpus, memory = draw(st.sampled_from([0.0, 0.5, 2.0, 8.0])), draw(st.sampled_from([0, 100, 1000]))
+    return Node(
+        id=name,
+        labels=draw(LABELS),
+        cpus=cpus,
+        memory_bytes=memory,
+        devices=owned,
+        cpus_promised=cpus * draw(SHARES),
+        memory_promised_bytes=int(memory * draw(SHARES)),
+        gpus_promised=draw(st.sampled_from([0.0, known, (known + len(owned)) / 2])),
+        cpus_used=draw(st.none() | st.sampled_from([0.0, 1.0, 3.0])),
+        memory_used_bytes=draw(st.none() | st.sampled_from([0, 50, 2000])),
+        kernels=draw(st.integers(0, 3)),
+        is_draining=draw(st.booleans()) and draw(st.booleans()),
+        metrics_age_s=draw(AGES),
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> list[Node]:
+    return [draw(nodes(name)) for name in "dbac"[: draw(st.integers(0, 4))]]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    gpus = draw(st.sampled_from([0, 0, 0.1, 0.25, 0.3, 0.75, 1, 2, 3]))
+    return Request(
+        cpus=draw(st.sampled_from([0, 0.1, 0.3, 1, 4])),
+        memory_bytes=draw(st.sampled_from([0, 1, 70, 500])),
+        gpus=gpus,
+        gpu_models=draw(st.sampled_from([(), ("A100",), ("A100", "T4")])) if gpus else (),
+        labels=draw(st.just({}) | LABELS),
+    )
+
+
+def _fits(request: Request, node: Node) -> bool:
+    """The rules once more, in plain Python."""
+    amounts = (
+        not request.cpus or node.cpus - node.cpus_promised >= request.cpus - EPSILON,
+        not request.memory_bytes or node.memory_bytes - node.memory_promised_bytes >= request.memory_bytes,
+        all(node.labels.get(name) == value for name, value in request.labels.items()),
+        not node.is_draining,
+    )
+    if not request.gpus:
+        return all(amounts)
+    free = [1 - d.promised for d in node.devices if not request.gpu_models or d.model in request.gpu_models]
+    enough = sum(share >= min(request.gpus, 1) - EPSILON for share in free) >= max(1, int(request.gpus))
+    held = max(node.gpus_promised, sum(device.promised for device in node.devices))
+    return all(amounts) and enough and len(node.devices) - held >= request.gpus - EPSILON
+
+
+def _emptied(node: Node) -> Node:
+    empty = tuple(replace(device, promised=0.0) for device in node.devices)
+    return replace(
+        node, devices=empty, cpus_promised=0, memory_promised_bytes=0, gpus_promised=0, is_draining=False
+    )
+
+
+@given(clusters(), requests(), POLICIES)
+def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, name: str) -> None:
+    decision = policy(name).place(request, Snapshot.of(cluster))
+    ranked = ([decision.placement] if decision.placement else []) + list(decision.runners_up)
+    assert {p.node_id for p in ranked} == {node.id for node in cluster if _fits(request, node)}
+    assert {r.node_id for r in decision.refusals} == {node.id for node in cluster if not _fits(request, node)}
+    by_id = {node.id: node for node in cluster}
+    for placement in ranked:
+        fitting = [device.id for device in by_id[placement.node_id].fitting(request)]
+        assert len(set(placement.device_ids)) == len(placement.device_ids) == request.gpu_count
+        assert set(placement.device_ids) <= set(fitting)
+    assert [p.score for p in ranked] == sorted((p.score for p in ranked), reverse=True)
+
+
+@given(clusters(), requests(), POLICIES)
+def test_never_means_not_even_on_the_empty_node(cluster: list[Node], request: Request, name: str) -> None:
+    decision = policy(name).place(request, Snapshot.of(cluster))
+    never = {refusal.node_id for refusal in decision.refusals if refusal.when == "never"}
+    assert never == {node.id for node in cluster if not _fits(request, _emptied(node))}
+    assert decision.is_never == (bool(cluster) and len(never) == len(cluster))
+
+
+@given(clusters(), st.lists(requests(), max_size=25), POLICIES)
+def test_placements_never_over_commit(cluster: list[Node], asked: list[Request], name: str) -> None:
+    snapshot, held = Snapshot.of(cluster), []
+    for request in asked:
+        placement = policy(name).place(request, snapshot).placement
+        if placement is not None:
+            node = snapshot.node(placement.node_id).holding(request, placement.device_ids)
+            snapshot = snapshot.apply([node])
+            held.append((placement, request))
+    before = {node.id: node for node in cluster}
+    for node in map(snapshot.node, snapshot.nodes):
+        assert node.cpus_promised <= node.cpus + 2 * EPSILON
+        assert node.memory_promised_bytes <= node.memory_bytes
+        assert node.gpus_promised <= node.gpus + 2 * EPSILON
+        assert all(device.promised <= 1 + 2 * EPSILON for device in node.devices)
+        gained = sum(d.promised for d in node.devices) - sum(d.promised for d in before[node.id].devices)
+        assert abs(gained - sum(r.gpus for p, r in held if p.node_id == node.id)) < 1e-6
+
+
+@given(clusters(), requests(), POLICIES, st.randoms(use_true_random=False))
+def test_the_decision_depends_on_the_nodes_alone(
+    cluster: list[Node], request: Request, name: str, shuffle: random.Random
+) -> None:
+    expected = policy(name).place(request, Snapshot.of(cluster, version=9))
+    shuffled = list(cluster)
+    shuffle.shuffle(shuffled)
+    assert policy(name).place(request, Snapshot.of(shuffled, version=9)) == expected
+    grown = Snapshot.of([], version=9 - len(cluster))
+    for node in shuffled:
+        grown = grown.apply([node])
+    assert policy(name).place(request, grown) == expected
+
+
+@given(clusters(), requests(), POLICIES, st.data())
+def test_more_resources_never_hurt(
+    cluster: list[Node], request: Request, name: str, data: st.DataObject
+) -> None:
+    if policy(name).place(request, Snapshot.of(cluster)).placement is None:
+        return
+    grown = []
+    for node in cluster:
+        extra = Device(id="extra", model=data.draw(MODELS), promised=data.draw(SHARES))
+        kept = tuple(replace(d, promised=d.promised * data.draw(SHARES)) for d in node.devices)
+        grown.append(
+            replace(
+                node,
+                cpus=node.cpus + data.draw(SHARES),
+                memory_bytes=node.memory_bytes + data.draw(st.integers(0, 99)),
+                memory_promised_bytes=int(node.memory_promised_bytes * data.draw(SHARES)),
+                devices=(*kept, extra) if data.draw(st.booleans()) else kept,
+            )
+        )
+    if data.draw(st.booleans()):
+        grown.append(data.draw(nodes("e")))
+    assert policy(name).place(request, Snapshot.of(grown)).placement is not None
+
+
+def _content(snapshot: Snapshot) -> list[Node]:
+    return [snapshot.node(node_id) for node_id in snapshot.nodes]
+
+
+@given(clusters(), clusters(), st.sets(st.sampled_from("abcdz")), requests(), POLICIES)
+def test_apply_then_its_inverse_is_the_identity(
+    cluster: list[Node], upserts: list[Node], removed: set[str], request: Request, name: str
+) -> None:
+    before = Snapshot.of(cluster)
+    after = before.apply(upserts, removed)
+    changed = after.changed_since(before.version)
+    assert changed is not None
+    inverse = [before.node(node_id) for node_id in changed if node_id in before]
+    back = after.apply(inverse, [node_id for node_id in changed if node_id not in before])
+    assert _content(back) == _content(before) == sorted(cluster, key=lambda node: node.id)
+    assert replace(policy(name).place(request, back), snapshot_version=1) == policy(name).place(
+        request, before
+    )
+
+
+@given(clusters(), requests(), POLICIES)
+def test_decisions_survive_json_and_hold_plain_values(
+    cluster: list[Node], request: Request, name: str
+) -> None:
+    decision = policy(name).place(request, Snapshot.of(cluster))
+    data = decision.to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert Decision.from_dict(data) == decision
+    assert all(type(value) in (str, int, float, bool, type(None)) for value in _leaves(data))
+    assert all(line and "\n" not in line for line in decision.lines())
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in (*value.keys(), *value.values()) for leaf in _leaves(item)]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
