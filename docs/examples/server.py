@@ -1,0 +1,199 @@
+"""A Jupyter Server of its own, spoken to as any front end does: REST for kernels, a WebSocket for each one's cells.
+
+Nothing in here knows of roost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import sys
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+START_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 60.0
+CELL_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+
+_SERVING = re.compile(r"http://127\.0\.0\.1:(\d+)/")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class CellFailed(Exception):
+    """A cell raised; the message is its traceback without colours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a cell said: `kind` is stdout, stderr, a MIME type (`text/plain`, `image/png`), or error."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JupyterServer:
+    """A running server."""
+
+    pid: int
+    port: int
+    token: str
+    log: list[str]
+
+    @property
+    def url(self) -> str:
+        """For a browser, with the token."""
+        return f"http://127.0.0.1:{self.port}/lab?token={self.token}"
+
+    async def api(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """One REST request under /api: status and decoded answer (None where there is none)."""
+        request = HTTPRequest(
+            f"http://127.0.0.1:{self.port}/api/{path}",
+            method=method,
+            headers={"Authorization": f"token {self.token}"},
+            body=None if body is None else json.dumps(body),
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        response = await AsyncHTTPClient().fetch(request, raise_error=False)
+        return response.code, json.loads(response.body) if response.body else None
+
+    @asynccontextmanager
+    async def channels(self, kernel_id: str) -> AsyncIterator[WebSocketClientConnection]:
+        """The kernel's WebSocket, closed at the end."""
+        request = HTTPRequest(
+            f"ws://127.0.0.1:{self.port}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}",
+            headers={"Authorization": f"token {self.token}"},
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        socket = await websocket_connect(request)
+        try:
+            yield socket
+        finally:
+            socket.close()
+
+
+async def execute(socket: WebSocketClientConnection, code: str) -> list[Output]:
+    """Run one cell and give what it said, in order; an error is its last output. TimeoutError after a minute."""
+    message_id = uuid.uuid4().hex
+    header = {"msg_id": message_id, "msg_type": "execute_request", "version": "5.3", "session": "tour"}
+    content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+    request = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
+    await socket.write_message(json.dumps(request))
+
+    async def collect() -> list[Output]:
+        outputs: list[Output] = []
+        waits_for = {"reply", "idle"}  # they come on different channels, in either order
+        while waits_for:
+            raw = await socket.read_message()
+            if raw is None:
+                raise ConnectionError("the server closed the kernel's WebSocket")
+            message = json.loads(raw)
+            if message["parent_header"].get("msg_id") != message_id:
+                continue
+            kind, said = message["msg_type"], message["content"]
+            if kind == "execute_reply":
+                waits_for.discard("reply")
+            elif kind == "status" and said["execution_state"] == "idle":
+                waits_for.discard("idle")
+            elif kind == "stream":
+                outputs.append(Output(kind=said["name"], text=said["text"]))
+            elif kind in ("execute_result", "display_data"):
+                outputs.append(_richest(said["data"]))
+            elif kind == "error":
+                outputs.append(Output(kind="error", text=_ESCAPES.sub("", "\n".join(said["traceback"]))))
+        return outputs
+
+    return await asyncio.wait_for(collect(), CELL_TIMEOUT_S)
+
+
+def _richest(data: dict[str, Any]) -> Output:
+    """The first representation that is more than plain text; its text where it is one, else the plain text."""
+    kind = next((mime for mime in data if mime != "text/plain"), "text/plain")
+    return Output(kind=kind, text=str(data[kind] if kind.startswith("text/") else data.get("text/plain", "")))
+
+
+async def run_notebook(server: JupyterServer, kernel_id: str, path: Path) -> list[tuple[str, list[Output]]]:
+    """Run all code cells: (source, outputs) of each. `CellFailed`, but for cells tagged `raises-exception`."""
+    ran = []
+    async with server.channels(kernel_id) as socket:
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] != "code":
+                continue
+            source = "".join(cell["source"])
+            outputs = await execute(socket, source)
+            is_allowed = "raises-exception" in cell["metadata"].get("tags", ())
+            if not is_allowed and any(output.kind == "error" for output in outputs):
+                raise CellFailed(outputs[-1].text)
+            ran.append((source, outputs))
+    return ran
+
+
+@asynccontextmanager
+async def jupyter_server(
+    notebooks: Path, *, program: str = "jupyter_server", options: Sequence[str] = ()
+) -> AsyncIterator[JupyterServer]:
+    """A server (or `program="jupyterlab"`) on a port of its choice, for this machine alone; stopped at the end.
+
+    It inherits this process's environment. RuntimeError with the end of its log if it ends before it serves.
+    """
+    token = secrets.token_urlsafe(24)
+    command = [
+        *(sys.executable, "-m", program),
+        *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--ServerApp.open_browser=False"),
+        *(f"--ServerApp.root_dir={notebooks}", *options),
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={**os.environ, "JUPYTER_TOKEN": token},  # not an argument: everybody can read those
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for who started it
+    )
+    assert process.stdout is not None
+    log: list[str] = []
+    reader: asyncio.Task[int] | None = None
+    try:
+        port = await asyncio.wait_for(_read(process.stdout, log, until_serving=True), START_TIMEOUT_S)
+        if not port:
+            raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-20:]))
+        reader = asyncio.create_task(_read(process.stdout, log))
+        yield JupyterServer(pid=process.pid, port=port, token=token, log=log)
+    finally:
+        await _stop(process)
+        if reader is not None:
+            reader.cancel()
+
+
+async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: bool = False) -> int:
+    """Keep the server's log; with `until_serving` return its port once it says it, 0 if it ends first."""
+    async for raw in lines:
+        line = raw.decode(errors="replace").rstrip()
+        log.append(line)
+        if until_serving and (match := _SERVING.search(line)):
+            return int(match[1])
+    return 0
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,92 @@
+"""The harness: figures, ratios by round, claims, turning order, and what is written."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from harness import Figure, Report, interleave, parser
+
+
+def report_of(plain: list[float], roost: list[float]) -> Report:
+    report = Report("start", rounds=len(plain))
+    for value in plain:
+        report.add("start/plain", value, "ms")
+    for value in roost:
+        report.add("start/roost", value, "ms")
+    return report
+
+
+def test_a_figure_is_the_median_with_its_extremes() -> None:
+    assert Figure.of([3.0, 1.0, 10.0], "ms") == Figure(median=3.0, min=1.0, max=10.0, n=3, unit="ms")
+
+
+def test_the_ratio_of_medians_is_not_the_median_of_ratios() -> None:
+    ratio = report_of([100.0, 200.0, 400.0], [50.0, 20.0, 200.0]).ratio("r", "start/roost", "start/plain")
+    assert (ratio.of_medians, ratio.median, ratio.min, ratio.max, ratio.n) == (0.25, 0.5, 0.1, 0.5, 3)
+
+
+def test_samples_that_do_not_pair_up_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        report_of([1.0, 2.0], [1.0]).ratio("r", "start/roost", "start/plain")
+
+
+def test_a_figure_keeps_its_unit() -> None:
+    report = report_of([1.0], [1.0])
+    with pytest.raises(ValueError, match="measured in ms, not in s"):
+        report.add("start/plain", 1.0, "s")
+
+
+@pytest.mark.parametrize(("value", "holds"), [(0.19, True), (0.2, True), (0.21, False)])
+def test_a_claim_holds_up_to_its_bound(value: float, holds: bool) -> None:
+    report = Report("start")
+    report.claim("at most", value, at_most=0.2)
+    report.claim("at least", -value, at_least=-0.2)
+    assert [claim.holds for claim in report.claims] == [holds, holds]
+
+
+async def test_rounds_turn_and_the_warm_up_is_thrown_away() -> None:
+    order: list[str] = []
+
+    def case(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"start": float(len(order)), "stop": 0.5}
+
+    async def first() -> Mapping[str, float]:
+        return case("a")
+
+    async def second() -> Mapping[str, float]:
+        return case("b")
+
+    report = Report("start")
+    await interleave(report, {"a": first, "b": second}, rounds=2, warm_up=1)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert report.samples["start/a"] == [4.0, 5.0]
+    assert report.samples["start/b"] == [3.0, 6.0]
+    assert report.samples["stop/a"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("check", "status"), [(True, 1), (False, 0)])
+def test_what_is_written(tmp_path: Path, check: bool, status: int) -> None:
+    report = report_of([200.0, 100.0], [30.0, 25.0])
+    report.claim("start", report.ratio("start", "start/roost", "start/plain").of_medians, at_most=0.1)
+    arguments = parser("x").parse_args(
+        ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
+    )
+    assert report.finish(Namespace(**{**vars(arguments), "check": check})) == status
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["figures"]["start/roost"] == {
+        "median": 27.5,
+        "min": 25.0,
+        "max": 30.0,
+        "n": 2,
+        "unit": "ms",
+    }
+    assert written["ratios"]["start"]["pairing"] == "by round"
+    assert written["claims"][0]["holds"] is False
+    assert written["machine"].keys() >= {"cpu", "cores", "memory_bytes", "kernel", "load_1min"}
+    assert written["versions"].keys() >= {"python", "jupyter_client", "pyzmq"}
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,41 @@
+"""When the soak run calls a series growing."""
+
+from __future__ import annotations
+
+import pytest
+from memory import part, pss_bytes
+from soak import growth, is_growing
+
+
+def test_growth_is_that_of_the_second_half() -> None:
+    assert growth([0, 50, 100, 100, 100, 100]) == 0
+    assert growth([0, 0, 0, 10, 20, 30]) == pytest.approx(20)
+    assert growth([1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "grows"),
+    [
+        ("agent fds", [20, 30, 30, 30, 30, 30, 30, 30], False),
+        ("agent fds", [20, 30, 31, 32, 33, 34, 35, 36], True),
+        ("agent fds", [30, 30, 30, 30, 30, 31, 30, 30], False),
+        ("agent RSS", [60, 60, 60, 60, 60.0, 60.3, 60.6, 60.9], False),
+        ("agent RSS", [60, 60, 60, 60, 60, 61, 62, 63], True),
+        ("service RSS", [400, 400, 400, 400, 400, 402, 404, 406], False),
+        ("agent threads", [4, 4, 4, 4, 4, 5, 5, 6], True),
+        ("runtime folder files", [9, 9, 9, 9, 10, 11, 12, 13], True),
+    ],
+)
+def test_noise_is_no_growth(name: str, samples: list[float], grows: bool) -> None:
+    assert is_growing(name, samples) is grows
+
+
+def test_the_parts_of_roost_by_their_command_line() -> None:
+    assert part(["python", "-m", "roost.scheduler.service", "/tmp/agent"]) == "service"
+    assert part(["python", "-m", "roost.launchers.agent"]) == "agent"
+    assert part(["python", "-m", "roost.launchers.zygote"]) == "zygote"
+
+
+def test_a_process_that_is_gone_has_no_memory() -> None:
+    with pytest.raises(ProcessLookupError):
+        pss_bytes(2**22 + 1)
