@@ -14,7 +14,7 @@ ALLOWED = (
 files of this machine (PATH, HOME, LD_*, PYTHONPATH), and nothing that may be a secret."""
 
 NEVER = ("JPY_PARENT_PID", "JPY_API_TOKEN", "JUPYTER_TOKEN")
-"""A kernel ends itself when its JPY_PARENT_PID does, and the application lives apart from it; tokens are no kernel's."""
+"""A kernel ends itself when its JPY_PARENT_PID does, which is not its parent here; tokens are no kernel's."""
 
 
 def kernel_environment(

@@ -201,10 +201,8 @@ class RoostProvisioner(KernelProvisionerBase):
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What `load_provisioner_info` needs, in this or another process."""
         info = await super().get_provisioner_info()
-        info.update(
-            backend=self.backend, backend_options=self.backend_options, launch_id=self._launch_id, node_id=self._node_id,
-            pid=self._pid, cwd=self._cwd,
-        )  # fmt: skip
+        info.update(backend=self.backend, backend_options=self.backend_options, launch_id=self._launch_id)
+        info.update(node_id=self._node_id, pid=self._pid, cwd=self._cwd)
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from roost.launchers import rpc
 from roost.launchers.daemon import DaemonError, ensure, is_alive
+from roost.launchers.version import VERSION, as_numbers
 from roost.launchers.wire import decode, encode
 
 from .errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
@@ -156,6 +157,18 @@ class Client:
 
         return stop
 
+    def close(self) -> None:
+        """Forget the listeners and close the connection; the next call makes a new one. For tests: exits need it not."""
+        self._listeners.clear()
+        with self._starting:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            asyncio.run_coroutine_threadsafe(self._leave(), loop).result(_GREETING_S)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(_GREETING_S)
+            loop.close()
+
     # The thread
 
     def _forget_thread(self) -> None:
@@ -262,16 +275,14 @@ class Client:
 
     async def _is_current(self, connection: rpc.Client) -> bool:
         """Whether this service can be used; one that is older has been asked to leave."""
-        from roost import __version__
-
-        hello = {"protocol": PROTOCOL, "version": __version__}
+        hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
-        if protocol == PROTOCOL and _version_key(version) >= _version_key(__version__):
+        if protocol == PROTOCOL and as_numbers(version) >= as_numbers(VERSION):
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(
-                f"The running scheduler service is roost {version}, too new for roost {__version__}: upgrade this."
+                f"The running scheduler service is roost {version}, too new for roost {VERSION}: upgrade this."
             )
         log.info("scheduler service pid=%s is roost %s: asked to leave", greeting.get("pid"), version)
         try:
@@ -279,6 +290,15 @@ class Client:
         except rpc.Disconnected:
             pass
         return False
+
+    async def _leave(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._rpc is not None:
+            await self._rpc.close()
+            self._rpc = None
 
     def _on_lost(self) -> None:
         if self._listeners and (self._rejoining is None or self._rejoining.done()):
@@ -366,12 +386,12 @@ def connect(backend: str = "local", **options: Any) -> Client:
     other options mean another service. The same arguments give the same client.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    key = backend, json.dumps(options, sort_keys=True, default=str)
+    key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")
     with _clients_lock:
         return _clients.setdefault(key, Client(backend, options))
 
 
-_clients: dict[tuple[str, str], Client] = {}
+_clients: dict[tuple[str, str, str], Client] = {}
 _clients_lock = threading.Lock()
 _of_parents: list[object] = []
 """Loops and connections of the process that this one was forked from: never closed, for closing would reach into it."""
@@ -407,17 +427,6 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="roost-start", daemon=True).start()
     return await asyncio.wrap_future(future)
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    """Enough of PEP 440 to order our own releases: the numbers before any suffix."""
-    numbers = []
-    for part in version.split("."):
-        digits = "".join(character for character in part if character.isdigit())
-        if digits != part:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
 
 
 def _ignore_outcome(call: Call[Any]) -> None:

@@ -1,0 +1,193 @@
+"""A scheduler service for tests: speaks the operations, starts nothing.
+
+Runs on a thread of its own, on the socket on which `connect` looks, behind a daemon folder that looks alive. A test
+scripts its answers (`answers[op] = callable or exception`) and pushes events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from roost.launchers import rpc
+from roost.launchers.messages import PORT_NAMES
+from roost.scheduler import operations
+from roost.scheduler.errors import RoostError, UnknownKernel
+from roost.scheduler.values import Event, Kernel, StartKernel
+
+
+class FakeService:
+    """Kernels as values, every call recorded in `calls` as (op, arguments)."""
+
+    def __init__(self, folder: Path, version: str = "") -> None:
+        self.folder = folder
+        self.version = version
+        self.protocol = operations.PROTOCOL
+        self.calls: list[tuple[str, Any]] = []
+        self.kernels: dict[str, Kernel] = {}
+        self.answers: dict[str, Callable[[Any], Any] | BaseException] = {}
+        self.left = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server: rpc.Server | None = None
+        self._ports = iter(range(40_000, 60_000))
+
+    def serve(self) -> None:
+        self._run(self._serve())
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._run(self._server.close())
+            self._server = None
+
+    def end(self) -> None:
+        self.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def called(self, op: str) -> list[Any]:
+        return [arguments for name, arguments in self.calls if name == op]
+
+    def push(self, event: Event) -> None:
+        async def publish() -> None:
+            assert self._server is not None
+            self._server.publish(dataclasses.asdict(event))
+
+        self._run(publish())
+
+    def exit(self, kernel_id: str, code: int | None, reason: str = "", log_tail: str = "") -> None:
+        """The kernel ends by itself."""
+        kernel = dataclasses.replace(
+            self.kernels[kernel_id], state="exited", exit_code=code, reason=reason, log_tail=log_tail
+        )
+        self.kernels[kernel_id] = kernel
+        self.push(Event(kind="exited", at=time.time(), kernel=dataclasses.replace(kernel, connection=None)))
+
+    async def _serve(self) -> None:
+        server = rpc.Server(
+            {op: rpc.Operation(kind, self._handler(op)) for op, kind in operations.ARGUMENTS.items()}
+        )
+        (self.folder / "socket").unlink(missing_ok=True)
+        server.start(f"ipc://{self.folder}/socket")
+        self._server = server
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def _handler(self, op: str) -> Callable[[bytes, Any], Any]:
+        async def handle(peer: bytes, arguments: Any) -> Any:
+            self.calls.append((op, arguments))
+            try:
+                answer = self.answers.get(op, getattr(self, f"_{op}", lambda _: {}))
+                if isinstance(answer, BaseException):
+                    raise answer
+                if op == "subscribe":
+                    assert self._server is not None
+                    self._server.subscribe(peer)
+                result = answer(arguments)
+                return await result if asyncio.iscoroutine(result) else result
+            except RoostError as problem:
+                raise problem.to_remote() from None
+
+        return handle
+
+    def _hello(self, _: Any) -> dict[str, Any]:
+        from roost import __version__
+
+        return {
+            "protocol": self.protocol, "version": self.version or __version__, "pid": os.getpid(), "backend": "local",
+        }  # fmt: skip
+
+    def _leave(self, _: Any) -> dict[str, Any]:
+        self.left.set()
+        return {}
+
+    def _start(self, start: StartKernel) -> Kernel:
+        ports = {name: getattr(start.connection, name) or next(self._ports) for name in PORT_NAMES}
+        kernel = Kernel(
+            id=start.kernel_id, launch_id=start.launch_id, state="running", owner=start.owner, request=start.request,
+            node_id="here", pid=1, how="forked", connection=dataclasses.replace(start.connection, **ports),
+        )  # fmt: skip
+        self.kernels[start.kernel_id] = kernel
+        return kernel
+
+    def _known(self, arguments: Any) -> Kernel:
+        if arguments.kernel_id not in self.kernels:
+            raise UnknownKernel(f"There is no kernel {arguments.kernel_id}.")
+        return self.kernels[arguments.kernel_id]
+
+    def _kernel(self, arguments: Any) -> Kernel:
+        return self._known(arguments)
+
+    def _kernels(self, _: Any) -> dict[str, Any]:
+        return {"kernels": [dataclasses.replace(kernel, connection=None) for kernel in self.kernels.values()]}
+
+    def _signal(self, arguments: Any) -> dict[str, Any]:
+        self._known(arguments)
+        if arguments.signum in (9, 15):
+            self._loop.call_soon(self._exit_soon, arguments.kernel_id, -arguments.signum)
+        return {}
+
+    def _exit_soon(self, kernel_id: str, code: int) -> None:
+        kernel = dataclasses.replace(self.kernels[kernel_id], state="exited", exit_code=code, connection=None)
+        self.kernels[kernel_id] = kernel
+        assert self._server is not None
+        self._server.publish(dataclasses.asdict(Event(kind="exited", at=0.0, kernel=kernel)))
+
+    def _stop(self, arguments: Any) -> Kernel:
+        kernel = self._known(arguments)
+        del self.kernels[arguments.kernel_id]
+        return dataclasses.replace(kernel, state="exited", exit_code=0)
+
+    def _nodes(self, _: Any) -> dict[str, Any]:
+        return {"nodes": [{"id": "here"}]}
+
+    def _explain(self, _: Any) -> dict[str, Any]:
+        return {"decision": {"placement": None}}
+
+    def _logs(self, _: Any) -> dict[str, Any]:
+        return {"text": "said"}
+
+    def _doctor(self, _: Any) -> dict[str, Any]:
+        return {"findings": []}
+
+    def _events(self, _: Any) -> dict[str, Any]:
+        return {"events": [dataclasses.asdict(Event(kind="nodes", at=1.0))]}
+
+
+@contextmanager
+def fake_service(version: str = "") -> Iterator[FakeService]:
+    """A living service of the default `local` backend in this test's ROOST_RUNTIME_DIR."""
+    folder = operations.service_folder("local", {})
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_held(folder))
+        service = FakeService(folder, version)
+        stack.callback(service.end)
+        service.serve()
+        yield service
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The daemon's lock, as `daemon.hold` takes it, without its signal handlers."""
+    import fcntl
+
+    (folder / "ready.json").write_text(json.dumps({"pid": os.getpid()}))
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        (folder / "ready.json").unlink(missing_ok=True)
