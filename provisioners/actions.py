@@ -1,0 +1,115 @@
+"""What the subcommands of `roost` do that concern Jupyter: kernelspecs and notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from roost.scheduler.actions import print_json, request_config
+from roost.scheduler.environment import Environment, probe
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.tables import asks, console, table
+
+from .kernelspecs import Installed, environment, install, installed, remove
+from .notebook import run
+from .options import read_wish
+
+
+def kernelspec_install(arguments: argparse.Namespace) -> int:
+    """Wrap a kernelspec and print what was found of its environment."""
+    request = request_config(arguments)
+    read_wish(request, {})
+    made, found = install(
+        arguments.source,
+        name=arguments.name or f"roost-{arguments.source}",
+        config={"backend": arguments.backend, **request},
+        display_name=arguments.display_name,
+        prefix=sys.prefix if arguments.sys_prefix else arguments.prefix,
+        may_replace=arguments.replace,
+        is_checked=not arguments.no_check,
+    )
+    if arguments.json:
+        print_json({"kernelspec": asdict(made), "environment": asdict(found) if found else None})
+        return 0
+    print(f"{made.name} ({made.display_name})")
+    for name, text in {"in": made.folder, **_told(made, found)}.items():
+        print(f"  {name:11} {text}")
+    return 0
+
+
+def kernelspec_list(arguments: argparse.Namespace) -> int:
+    """Print roost's kernelspecs, each with what it asks for and what is wrong with it."""
+    rows = [(spec, probe(spec.argv, environment(spec.env)).problem) for spec in installed()]
+    if arguments.json:
+        print_json({"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]})
+        return 0
+    if not rows:
+        print("No kernelspec starts through roost: `roost kernelspec install --from python3` makes one.")
+        return 0
+    made = table("NAME", "SHOWN AS", "BACKEND", "ASKS FOR", "STATE")
+    for spec, problem in rows:
+        try:
+            wanted = asks(read_wish(spec.config, {}).request)
+        except ConfigError as error:
+            wanted, problem = "?", problem or str(error)
+        backend = str(spec.config.get("backend", "local"))
+        made.add_row(spec.name, spec.display_name, backend, wanted, "broken" if problem else "ready")
+    out = console()
+    out.print(made)
+    for spec, problem in rows:
+        if problem:
+            out.print(f"\n{spec.name}: {problem}")
+    return 0
+
+
+def kernelspec_remove(arguments: argparse.Namespace) -> int:
+    """Remove roost's kernelspecs of these names."""
+    removed = []
+    for name in arguments.names:
+        folder = remove(name)
+        removed.append({"name": name, "folder": folder})
+        if not arguments.json:
+            print(f"Removed {folder}")
+    if arguments.json:
+        print_json({"removed": removed})
+    return 0
+
+
+def run_notebook(arguments: argparse.Namespace) -> int:
+    """Execute a notebook; 1 where a cell failed."""
+    asked = request_config(arguments)
+    read_wish(asked, {})
+    if arguments.backend:
+        asked["backend"] = arguments.backend
+    outcome = run(
+        arguments.notebook,
+        output=arguments.output,
+        kernel_name=arguments.kernel,
+        asked=asked,
+        cell_timeout_s=arguments.timeout,
+    )
+    if arguments.json:
+        print_json(outcome)
+    return 0 if outcome["error"] is None else 1
+
+
+def _told(made: Installed, found: Environment | None) -> Mapping[str, Any]:
+    """What the check found, for people."""
+    if found is None:
+        return {"checked": "no"}
+    if not found.is_ipykernel:
+        return {
+            "command": found.executable,
+            "start": f"from its command (language: {made.language or 'not said'})",
+        }
+    return {
+        "command": found.executable,
+        "kernel": f"ipykernel {found.ipykernel} on Python {found.python}",
+        "start": "forked from a warm process" if found.can_fork else "from its command",
+        "connection": "encrypted (CURVE)"
+        if found.has_curve
+        else "not encrypted: that needs ipykernel 7.4 or newer",
+    }

@@ -1,0 +1,222 @@
+"""Kernelspecs that start through roost: a wrapped copy of one that exists, with what its kernels ask for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import string
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_core.paths import jupyter_data_dir
+
+from roost.scheduler.environment import Environment, probe
+from roost.scheduler.errors import ConfigError
+
+from .options import check_names, read_wish
+
+PROVISIONER = "roost"
+_PLAIN = ("", "local-provisioner", PROVISIONER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A kernelspec of roost's. `folder` holds its kernel.json; `config` is what its kernels ask for."""
+
+    name: str
+    display_name: str
+    language: str
+    folder: str
+    config: Mapping[str, Any]
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def install(
+    source: str,
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    display_name: str = "",
+    prefix: str | None = None,
+    may_replace: bool = False,
+    is_checked: bool = True,
+) -> tuple[Installed, Environment | None]:
+    """Wrap the kernelspec `source` as `name`; raises `ConfigError` and then has changed nothing.
+
+    `prefix`: an installation prefix, or None for the user's own folder. The environment is asked what it can
+    do, and one that starts none is refused, unless `is_checked` is false (its kernels run elsewhere).
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ConfigError(f"{name!r} is no kernel name: use letters, digits, '.', '-' and '_'.")
+    name = name.lower()
+    specs = KernelSpecManager()
+    spec = _read(specs, source)
+    provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
+    if provisioner not in _PLAIN:
+        raise ConfigError(f"Kernelspec {source!r} starts through {provisioner!r} already: wrap a plain one.")
+    folder = _kernels_folder(prefix) / name
+    there = specs.find_kernel_specs().get(name) or (str(folder) if folder.exists() else "")
+    if there and not may_replace:
+        raise ConfigError(f"There is a kernelspec {name!r} in {there}: give another --name, or --replace.")
+    argv = [_absolute(spec.argv[0]), *spec.argv[1:]] if spec.argv else []
+    found = probe(argv, environment(spec.env)) if is_checked else None
+    if found and found.problem:
+        raise ConfigError(found.problem)
+    metadata = {key: value for key, value in spec.metadata.items() if key != "kernel_provisioner"}
+    if (
+        found and found.is_ipykernel
+    ):  # what the specification says may be older or newer than what is installed
+        metadata.pop("supported_encryption", None)
+        metadata |= {"supported_encryption": ["curve"]} if found.has_curve else {}
+    metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
+    made = {
+        **spec.to_dict(),
+        "argv": argv,
+        "display_name": display_name or f"{spec.display_name} on roost",
+        "metadata": metadata,
+    }
+    _write(folder, made, Path(spec.resource_dir))
+    return _installed(name, folder, made), found
+
+
+def installed() -> list[Installed]:
+    """All kernelspecs that start through roost, by name."""
+    found = []
+    for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
+        try:
+            document = json.loads((Path(folder) / "kernel.json").read_text(encoding="utf-8"))
+            if document["metadata"]["kernel_provisioner"]["provisioner_name"] == PROVISIONER:
+                found.append(_installed(name, Path(folder), document))
+        except (OSError, ValueError, KeyError, TypeError):  # not roost's, or nobody's
+            continue
+    return found
+
+
+def remove(name: str) -> str:
+    """Remove a kernelspec of roost's and return the folder it was in; raises `ConfigError`."""
+    ours = {spec.name: spec for spec in installed()}
+    if name not in ours:
+        others = KernelSpecManager().find_kernel_specs()
+        if name in others:
+            raise ConfigError(f"Kernelspec {name!r} is not roost's: `jupyter kernelspec remove {name}`.")
+        raise ConfigError(f"There is no kernelspec {name!r}: `roost kernelspec list` shows roost's.")
+    folder = ours[name].folder
+    try:
+        if os.path.islink(folder):
+            os.remove(folder)
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} could not be removed: {error.strerror}.") from None
+    return folder
+
+
+def findings() -> list[dict[str, str]]:
+    """What `roost doctor` says of kernelspecs and of the provisioner's registration."""
+    from importlib.metadata import entry_points
+
+    found = []
+    if not entry_points(group="jupyter_client.kernel_provisioners", name=PROVISIONER):
+        found.append(
+            {
+                "level": "error",
+                "what": f"Jupyter in {sys.prefix} does not know the provisioner roost.",
+                "do": f"{sys.executable} -m pip install roost",
+            }
+        )
+    specs = installed()
+    for spec in specs:
+        problem = probe(spec.argv, environment(spec.env)).problem or _misread(spec)
+        level = "error" if problem else "ok"
+        do = f"Mend {spec.folder}/kernel.json, or `roost kernelspec remove {spec.name}`." if problem else ""
+        what = (
+            f"Kernelspec {spec.name}: {problem}" if problem else f"Kernelspec {spec.name} can start kernels."
+        )
+        found.append({"level": level, "what": what, "do": do})
+    if not specs:
+        do = "roost kernelspec install --from python3 --name roost-python3"
+        found.append({"level": "warning", "what": "No kernelspec starts through roost.", "do": do})
+    return found
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment and a kernelspec's own, in which `${NAME}` is filled in as Jupyter does."""
+    own = {key: string.Template(value).safe_substitute(os.environ) for key, value in env.items()}
+    return {**os.environ, **own}
+
+
+def _misread(spec: Installed) -> str:
+    """What is wrong with the options of a kernelspec, or an empty text."""
+    try:
+        check_names(spec.config)
+        read_wish(spec.config, {})
+    except ConfigError as error:
+        return error.user_message
+    return ""
+
+
+def _read(specs: KernelSpecManager, name: str) -> KernelSpec:
+    try:
+        return specs.get_kernel_spec(name)
+    except NoSuchKernel:
+        names = ", ".join(sorted(specs.find_kernel_specs())) or "none"
+        raise ConfigError(f"There is no kernelspec {name!r} to wrap; there are: {names}.") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"Kernelspec {name!r} cannot be read: {error}.") from None
+
+
+def _absolute(executable: str) -> str:
+    """`python` means the Python that Jupyter runs on, as for jupyter_client; others are left as they are."""
+    own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])}
+    return sys.executable if executable in own else executable
+
+
+def _kernels_folder(prefix: str | None) -> Path:
+    if prefix is None:
+        return Path(jupyter_data_dir()) / "kernels"
+    return Path(prefix).absolute() / "share" / "jupyter" / "kernels"
+
+
+def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
+    """Put the kernelspec in place as a whole, logos and other resources included."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            if resources.is_dir():
+                shutil.copytree(
+                    resources, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+                )
+            made.chmod(0o755)
+            (made / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+            elif folder.exists():
+                folder.unlink()
+            made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}): use --user, --sys-prefix or another --prefix."
+        ) from None
+
+
+def _installed(name: str, folder: Path, document: Mapping[str, Any]) -> Installed:
+    return Installed(
+        name=name,
+        display_name=str(document.get("display_name", name)),
+        language=str(document.get("language", "")),
+        folder=str(folder),
+        config=document["metadata"]["kernel_provisioner"].get("config", {}),
+        argv=tuple(document.get("argv", ())),
+        env=document.get("env", {}),
+    )

@@ -1,0 +1,230 @@
+"""What the subcommands of `roost` do that concern the scheduler; each takes its arguments and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import roost
+from roost.launchers.daemon import DaemonError
+from roost.launchers.wire import encode
+
+from .amounts import parse_bytes
+from .client import Client
+from .errors import BackendUnavailable, ConfigError, RoostError, UnknownKernel
+from .values import Kernel, KernelRequest
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+ANSWER_S = 30.0
+"""How long the scheduler may take to answer a question, its own start included."""
+
+Finding = dict[str, str]
+"""What doctor found: `level` (error, warning, ok), `what`, `do`."""
+
+
+class Result(Protocol[T_co]):
+    """What the client's methods return, as far as the command uses it."""
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Wait for the answer."""
+
+
+def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The request options that were given, under the keys of a kernelspec's config."""
+    labels = {}
+    for label in arguments.label:
+        key, equals, value = label.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--label {label!r} must be KEY=VALUE, for example zone=a.")
+        labels[key] = value
+    config = {
+        "cpus": _whole(arguments.cpus),
+        "memory": arguments.memory,
+        "gpus": _whole(arguments.gpus),
+        "gpu_models": arguments.gpu_model,
+        "labels": labels,
+        "policy": arguments.policy,
+    }
+    return {key: value for key, value in config.items() if value not in (None, "", [], {})}
+
+
+def _whole(amount: float | None) -> float | None:
+    """1 rather than 1.0: what is written is read by people."""
+    return int(amount) if amount is not None and amount.is_integer() else amount
+
+
+def request_of(config: dict[str, Any]) -> KernelRequest:
+    """The request that `request_config` describes; raises `ConfigError`."""
+    return KernelRequest(
+        cpus=config.get("cpus", 0.0),
+        memory_bytes=parse_bytes(config.get("memory", 0)),
+        gpus=config.get("gpus", 0.0),
+        gpu_models=tuple(config.get("gpu_models", ())),
+        labels=config.get("labels", {}),
+        policy=config.get("policy", ""),
+    )
+
+
+def client_of(arguments: argparse.Namespace) -> Client:
+    """The scheduler that the options name, started by the first question if none serves."""
+    return roost.connect(arguments.backend)
+
+
+def ask(call: Result[T], timeout_s: float = ANSWER_S) -> T:
+    """The answer to a call of the client's, within a deadline."""
+    try:
+        return call.result(timeout_s)
+    except (TimeoutError, concurrent.futures.TimeoutError):
+        raise BackendUnavailable(
+            f"The scheduler did not answer within {timeout_s:g} s: see `roost doctor`."
+        ) from None
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one document of `--json`."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
+    """The kernels whose ids begin so, each once; raises `UnknownKernel`, and `ConfigError` for several."""
+    known = ask(client.kernels())
+    found = {}
+    for prefix in prefixes:
+        matches = [kernel for kernel in known if kernel.id.startswith(prefix)] if prefix else []
+        exact = [kernel for kernel in matches if kernel.id == prefix]
+        if not matches:
+            raise UnknownKernel(f"There is no kernel {prefix!r}: `roost kernels` lists them.", kernel=prefix)
+        if len(matches) > 1 and not exact:
+            ids = ", ".join(kernel.id for kernel in matches[:4])
+            raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
+        kernel = (exact or matches)[0]
+        found[kernel.id] = kernel
+    return list(found.values())
+
+
+def kernel_json(kernel: Kernel) -> dict[str, Any]:
+    """A kernel for programs: its values without the connection, which holds keys."""
+    document: dict[str, Any] = encode(kernel)
+    del document["connection"]
+    return document
+
+
+def nodes(arguments: argparse.Namespace) -> int:
+    nodes = ask(client_of(arguments).nodes())
+    if arguments.json:
+        print_json({"nodes": nodes})
+    else:
+        from .tables import show_nodes
+
+        show_nodes(nodes)
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    request = request_of(request_config(arguments))
+    decision = ask(client_of(arguments).explain(request))
+    if arguments.json:
+        print_json({"decision": decision})
+    else:
+        from .tables import show_decision
+
+        show_decision(decision)
+    return 0
+
+
+def kernels(arguments: argparse.Namespace) -> int:
+    kernels = ask(client_of(arguments).kernels())
+    if arguments.pending:
+        kernels = [kernel for kernel in kernels if kernel.state == "queued"]
+    if arguments.json:
+        print_json({"kernels": [kernel_json(kernel) for kernel in kernels]})
+    else:
+        from .tables import show_kernels, show_pending
+
+        (show_pending if arguments.pending else show_kernels)(kernels)
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+
+    tail_bytes = parse_bytes(arguments.tail)
+    client = client_of(arguments)
+    (kernel,) = find_kernels(client, [arguments.kernel])
+    text = ask(client.logs(kernel.id, tail_bytes=tail_bytes))
+    if arguments.json:
+        print_json({"kernel": kernel.id, "text": text})
+    elif text:
+        print(text, end="" if text.endswith("\n") else "\n")
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+
+    client = client_of(arguments)
+    kernels = find_kernels(client, arguments.kernels)
+    calls = [(kernel, client.stop(kernel.id, grace_s=arguments.grace)) for kernel in kernels]
+    stopped = []
+    for kernel, call in calls:
+        try:
+            stopped.append(ask(call, arguments.grace + ANSWER_S))
+        except UnknownKernel:  # it ended by itself meanwhile: what was wanted
+            stopped.append(kernel)
+        if not arguments.json:
+            was = "taken out of the queue" if kernel.state == "queued" else "stopped"
+            print(f"{kernel.id} {was}")
+    if arguments.json:
+        print_json({"stopped": [{"id": kernel.id, "was": kernel.state} for kernel in kernels]})
+    return 0
+
+
+def drain(arguments: argparse.Namespace) -> int:
+    ask(client_of(arguments).drain(arguments.node, on=not arguments.off))
+    if arguments.json:
+        print_json({"node": arguments.node, "is_draining": not arguments.off})
+    elif arguments.off:
+        print(f"{arguments.node} takes kernels again")
+    else:
+        print(f"{arguments.node} takes no more kernels; those on it go on")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+
+    findings: list[Finding] = []
+    for check in arguments.checks:
+        findings += check()
+    try:
+        findings += ask(client_of(arguments).doctor())
+    except (RoostError, DaemonError) as error:
+        do = "Mend this first; the rest of the checks need the scheduler."
+        findings.append({"level": "error", "what": str(error), "do": do})
+    if arguments.json:
+        print_json({"findings": findings})
+    else:
+        from .tables import show_findings
+
+        show_findings(findings)
+    return 1 if any(finding["level"] == "error" for finding in findings) else 0
+
+
+def version(arguments: argparse.Namespace) -> int:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"roost": roost.__version__, "python": platform.python_version()}
+    for package in ("jupyter_client", "ipykernel", "pyzmq", "nbclient"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = ""
+    if arguments.json:
+        print_json(versions)
+    else:
+        for name, installed in versions.items():
+            print(f"{name:15} {installed or 'not installed'}")
+    return 0

@@ -1,0 +1,150 @@
+"""The `roost` command (also `jupyter roost`): its options, and how it fails.
+
+What each subcommand does is named as an entry point is, `module:function`, and imported when it is called: the
+help costs nothing, and what concerns Jupyter (kernelspecs, notebooks) stays in `provisioners`. Tables go to stdout
+for people; with `--json` stdout is one JSON document for programs. Exit codes: 0 done, 1 not done, 2 usage or
+configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import roost
+
+Subparsers = Any  # argparse's own type is private
+
+_SCHEDULER = "roost.scheduler.actions"
+_JUPYTER = "roost.provisioners.actions"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code and raises nothing that a user can mend."""
+    arguments = _parser().parse_args(argv)
+    from roost.launchers.daemon import DaemonError
+
+    from .errors import ConfigError, RoostError
+
+    module, _, function = arguments.action.partition(":")
+    try:
+        return int(getattr(import_module(module), function)(arguments))
+    except (RoostError, DaemonError) as error:
+        print(f"roost: {error}", file=sys.stderr)
+        if log_tail := getattr(error, "fields", {}).get("log_tail"):
+            print(str(log_tail).rstrip(), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("roost: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `roost kernels | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
+        description="Where Jupyter kernels run, why, and what to do about it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_questions(commands)
+    _add_kernelspec(commands)
+    _add_run(commands)
+    doctor = _subcommand(commands, "doctor", "what disagrees, what is missing, what to do", _SCHEDULER)
+    doctor.set_defaults(checks=("roost.provisioners.kernelspecs:findings",))
+    _add_backend(doctor)
+    _subcommand(commands, "version", "versions of roost and of what it works with", _SCHEDULER)
+    return parser
+
+
+def _add_questions(commands: Subparsers) -> None:
+    nodes = _subcommand(commands, "nodes", "machines, what is promised on them and what is used", _SCHEDULER)
+    explain = _subcommand(
+        commands, "explain", "where a kernel of these options would go, and why", _SCHEDULER
+    )
+    kernels = _subcommand(commands, "kernels", "kernels that run, start or wait", _SCHEDULER)
+    kernels.add_argument("--pending", action="store_true", help="only those that wait, and what for")
+    logs = _subcommand(commands, "logs", "what a kernel wrote outside its notebook", _SCHEDULER)
+    logs.add_argument("kernel", metavar="KERNEL", help="id, or the beginning of one")
+    logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="at most this much of its end (64KiB)")
+    stop = _subcommand(commands, "stop", "end kernels, or take waiting ones out of the queue", _SCHEDULER)
+    stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="id, or the beginning of one")
+    stop.add_argument("--grace", metavar="SECONDS", type=float, default=5.0, help="before it is killed (5)")
+    drain = _subcommand(commands, "drain", "place no more kernels on a node; those there go on", _SCHEDULER)
+    drain.add_argument("node", metavar="NODE")
+    drain.add_argument("--off", action="store_true", help="place kernels on it again")
+    for parser in (nodes, explain, kernels, logs, stop, drain):
+        _add_backend(parser)
+    _add_request(explain)
+
+
+def _add_kernelspec(commands: Subparsers) -> None:
+    what = "kernelspecs that start through roost"
+    parent = commands.add_parser("kernelspec", help=what, description=f"{what.capitalize()}.")
+    actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
+    install = _subcommand(actions, "install", "wrap an existing kernelspec", f"{_JUPYTER}:kernelspec_install")
+    install.add_argument("--from", dest="source", metavar="NAME", default="python3", help="wrap it (python3)")
+    install.add_argument("--name", metavar="NAME", help="of the new one (roost-…)")
+    install.add_argument("--display-name", metavar="TEXT", default="", help="what people choose it by")
+    install.add_argument("--replace", action="store_true", help="take the place of one of that name")
+    install.add_argument(
+        "--no-check", action="store_true", help="kernels run where this machine tells nothing of"
+    )
+    _add_backend(install)
+    _add_request(install)
+    where = install.add_argument_group("where it is put").add_mutually_exclusive_group()
+    where.add_argument("--user", action="store_true", help="your own Jupyter folder (default)")
+    where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
+    where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
+    _subcommand(
+        actions, "list", "those there are, and whether they can start kernels", f"{_JUPYTER}:kernelspec_list"
+    )
+    remove = _subcommand(actions, "remove", "remove kernelspecs of roost's", f"{_JUPYTER}:kernelspec_remove")
+    remove.add_argument("names", metavar="NAME", nargs="+")
+
+
+def _add_run(commands: Subparsers) -> None:
+    run = _subcommand(commands, "run", "execute a notebook on a placed kernel", f"{_JUPYTER}:run_notebook")
+    run.add_argument("notebook", metavar="NOTEBOOK")
+    run.add_argument("--output", metavar="FILE", help="the executed notebook (NOTEBOOK.out.ipynb)")
+    run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
+    run.add_argument("--timeout", metavar="SECONDS", type=float, help="at most this long for each cell")
+    _add_backend(run, default="")
+    _add_request(run)
+
+
+def _subcommand(commands: Subparsers, name: str, what: str, action: str) -> argparse.ArgumentParser:
+    """One more subcommand, with `--json`; `action`, or the function of its name in that module, does it."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document, for programs")
+    parser.set_defaults(action=action if ":" in action else f"{action}:{name}")
+    return parser
+
+
+def _add_backend(parser: argparse.ArgumentParser, default: str = "local") -> None:
+    shown = default or "the kernelspec's"
+    parser.add_argument("--backend", metavar="NAME", default=default, help=f"the cluster ({shown})")
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """What a kernel asks for; `actions.request_config` reads it."""
+    asks = parser.add_argument_group("what the kernel asks for")
+    asks.add_argument("--cpus", metavar="N", type=float, help="CPUs")
+    asks.add_argument("--memory", metavar="SIZE", help="memory, for example 8GiB")
+    asks.add_argument("--gpus", metavar="N", type=float, help="a share of one GPU (0.25), or a whole number")
+    asks.add_argument("--gpu-model", metavar="MODEL", action="append", default=[], help="any of these models")
+    asks.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="only such nodes")
+    asks.add_argument("--policy", metavar="NAME", default="", help="how nodes are ranked")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

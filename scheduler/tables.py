@@ -1,0 +1,200 @@
+"""What the `roost` command shows to people. Where stdout is no terminal, lines are as long as need be."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .amounts import format_bytes
+from .values import Kernel, KernelRequest
+
+_UNBROKEN = 10_000
+_STYLES = {
+    "running": "green",
+    "queued": "yellow",
+    "starting": "yellow",
+    "exited": "red",
+    "error": "bold red",
+    "warning": "yellow",
+    "ok": "green",
+}
+
+
+def console() -> Console:
+    """stdout: the terminal's width, else COLUMNS, else lines that are never broken."""
+    is_free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=_UNBROKEN if is_free else None, highlight=False, markup=False, emoji=False)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """Columns without lines around them; long cells are folded, never cut."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def number(value: float) -> str:
+    """At most two decimals: `2`, `0.25`."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def ago(at: float, now: float | None = None) -> str:
+    """How long ago `at` (seconds since the epoch) was, in one unit."""
+    passed = max(0.0, (time.time() if now is None else now) - at)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if passed >= 2 * length:
+            return f"{passed // length:.0f} {unit}"
+    return f"{passed:.0f} s"
+
+
+def asks(request: KernelRequest) -> str:
+    """A request in a few words, or `-` where nothing is asked for."""
+    parts = []
+    if request.gpus:
+        models = f" {'|'.join(request.gpu_models)}" if request.gpu_models else ""
+        parts.append(f"{number(request.gpus)} GPU{models}")
+    if request.memory_bytes:
+        parts.append(format_bytes(request.memory_bytes))
+    if request.cpus:
+        parts.append(f"{number(request.cpus)} CPU")
+    parts += [f"{key}={value}" for key, value in request.labels.items()]
+    return ", ".join(parts) or "-"
+
+
+def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each node, one for each GPU."""
+    out = console()
+    if not nodes:
+        out.print("There are no nodes.")
+        return
+    made = table(
+        "NODE", "CPUS", "MEMORY", "GPUS", "KERNELS", "CPU USE", "STATE", right=("KERNELS", "CPU USE")
+    )
+    devices = table("GPU", "NODE", "MODEL", "MEMORY", "PROMISED", "USED", right=("PROMISED", "USED"))
+    for node in nodes:
+        gpus = node["devices"]
+        used = node["cpus_used"]
+        made.add_row(
+            node["id"],
+            f"{number(node['cpus_promised'])} of {number(node['cpus'])}",
+            f"{format_bytes(node['memory_promised_bytes'])} of {format_bytes(node['memory_bytes'])}",
+            f"{number(node['gpus_promised'])} of {len(gpus)}" if gpus else "-",
+            str(node["kernels"]),
+            "unknown" if used is None or not node["cpus"] else f"{used / node['cpus']:.0%}",
+            Text("draining", style="yellow") if node["is_draining"] else Text("ready", style="green"),
+        )
+        for gpu in gpus:
+            devices.add_row(
+                gpu["id"],
+                node["id"],
+                gpu["model"] or "unknown",
+                format_bytes(gpu["memory_bytes"]) if gpu["memory_bytes"] else "unknown",
+                f"{gpu['promised']:.0%}",
+                "unknown" if gpu["used"] is None else f"{gpu['used']:.0%}",
+            )
+    out.print(made)
+    if devices.row_count:
+        out.print()
+        out.print(devices)
+    out.print("\nCPUS, MEMORY and GPUS: promised to kernels, of what there is.", style="dim")
+
+
+def show_decision(decision: Mapping[str, Any]) -> None:
+    """The sentence, the ranking with each score's terms, the refusals with their reasons."""
+    out = console()
+    placement = decision["placement"]
+    if placement:
+        devices = f", GPU {', '.join(placement['device_ids'])}" if placement["device_ids"] else ""
+        out.print(f"It would go to {placement['node_id']}{devices}.", style="bold")
+    else:
+        reason = decision["reason"]
+        out.print(f"{reason[:1].upper()}{reason[1:]}.", style="bold")
+    age = decision["metrics_age_s"]
+    known = "" if not placement else f", metrics {'unknown' if age is None else f'{age:.1f} s old'}"
+    fallback = f"; {decision['fallback']}" if decision["fallback"] else ""
+    out.print(f"Policy {decision['policy']}{known}{fallback}.")
+    ranked = ([placement] if placement else []) + list(decision["runners_up"])
+    if ranked:
+        terms = list(dict.fromkeys(name for place in ranked for name in place["terms"]))
+        made = table("RANK", "NODE", "GPU", "SCORE", *terms, right=("RANK", "SCORE", *terms))
+        for rank, place in enumerate(ranked, start=1):
+            shares = [f"{place['terms'][name]:.3f}" if name in place["terms"] else "" for name in terms]
+            devices = ", ".join(place["device_ids"]) or "-"
+            made.add_row(str(rank), place["node_id"], devices, f"{place['score']:.3f}", *shares)
+        out.print()
+        out.print(made)
+    if decision["refusals"]:
+        made = table("REFUSED", "WHEN", "WHY")
+        for refusal in decision["refusals"]:
+            when = "not now" if refusal["when"] == "now" else "never"
+            made.add_row(refusal["node_id"], when, refusal["reason"])
+        out.print()
+        out.print(made)
+
+
+def show_kernels(kernels: Sequence[Kernel]) -> None:
+    """One line for each kernel, oldest first."""
+    out = console()
+    if not kernels:
+        out.print("There are no kernels.")
+        return
+    made = table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "ASKS FOR", "SINCE", right=("SINCE",))
+    short = short_ids([kernel.id for kernel in kernels])
+    for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
+        made.add_row(
+            short[kernel.id],
+            Text(kernel.state, style=_STYLES.get(kernel.state, "")),
+            kernel.owner.user,
+            kernel.node_id or "-",
+            ", ".join(kernel.device_ids) or "-",
+            asks(kernel.request),
+            ago(kernel.created_at),
+        )
+    out.print(made)
+
+
+def show_pending(kernels: Sequence[Kernel]) -> None:
+    """The queue, next first."""
+    out = console()
+    if not kernels:
+        out.print("No kernel waits.")
+        return
+    made = table("POSITION", "KERNEL", "OWNER", "SINCE", "WAITS FOR", right=("POSITION", "SINCE"))
+    short = short_ids([kernel.id for kernel in kernels])
+    for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
+        position = "" if kernel.position is None else str(kernel.position)
+        made.add_row(
+            position, short[kernel.id], kernel.owner.user, ago(kernel.created_at), kernel.waits_for or "-"
+        )
+    out.print(made)
+
+
+def short_ids(ids: Sequence[str], at_least: int = 8) -> dict[str, str]:
+    """The shortest common length, 8 or more characters, at which all ids differ."""
+    length = at_least
+    longest = max(map(len, ids), default=0)
+    while length < longest and len({known[:length] for known in ids}) < len(set(ids)):
+        length += 1
+    return {known: known[:length] for known in ids}
+
+
+def show_findings(findings: Sequence[Mapping[str, str]]) -> None:
+    """Errors first, each with what to do about it."""
+    out = console()
+    made = table("", "")
+    made.show_header = False
+    order = {"error": 0, "warning": 1, "ok": 2}
+    for finding in sorted(findings, key=lambda finding: order.get(finding["level"], 1)):
+        said = Text(finding["what"])
+        if finding.get("do"):
+            said.append(f"\n→ {finding['do']}", style="bold")
+        made.add_row(Text(finding["level"], style=_STYLES.get(finding["level"], "")), said)
+    out.print(made)
