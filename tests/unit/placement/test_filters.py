@@ -64,7 +64,7 @@ def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
         (HasGpus(), Request(gpus=1), Node(id="a"), ("needs 1 GPU, has none", "never")),
         (HasGpus(), Request(gpus=1), _gpus(0.75), ("needs 1 GPU, 0.25 free", "now")),
         (HasGpus(), Request(gpus=0.25), _gpus(0.75), None),
-        (HasGpus(), Request(gpus=0.1), _gpus(sum([0.1] * 9)), None),
+        (HasGpus(), Request(gpus=0.1), _gpus(0.1 * 9), None),
         (HasGpus(), Request(gpus=0.8), _gpus(0.6, 0.6), ("needs 0.8 GPU, 0.4 free on the freest", "now")),
         (HasGpus(), Request(gpus=0.4), _gpus(0.6, 0.6), None),
         (HasGpus(), Request(gpus=2), _gpus(0, 0.1, 0), None),

@@ -97,7 +97,8 @@ def test_no_nodes_at_all() -> None:
 
 def test_runners_up_are_limited() -> None:
     nodes = Snapshot.of(Node(id=f"{i:02}") for i in range(30))
-    assert len(policy("round_robin").place(Request(), nodes).runners_up) == 9
+    runners_up = policy("round_robin").place(Request(), nodes).runners_up
+    assert [placement.node_id for placement in runners_up] == [f"{i:02}" for i in range(1, 10)]
     assert Pipeline(name="p", scorers=(), runners_up=0).place(Request(), nodes).runners_up == ()
 
 

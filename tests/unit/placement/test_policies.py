@@ -78,6 +78,11 @@ class TestDefault:
         assert decision.placement is not None
         assert (decision.placement.node_id, decision.placement.device_ids) == ("b", ("1",))
 
+    def test_all_the_devices_to_be_used_count(self) -> None:
+        devices = (Device(id="0", used=0.0), Device(id="1", used=0.9))
+        half_busy = Node(id="a", devices=devices, metrics_age_s=1.0)
+        assert _choice("default", Request(gpus=2), half_busy, _node("b", 0, 0, used=0.2)) == "b"
+
     def test_unknown_devices_rank_between_idle_and_busy(self) -> None:
         unknown = Node(id="b", devices=(Device(id="0"),), metrics_age_s=1.0)
         assert _choice("default", Request(gpus=1), _node("a", 0, used=1.0), unknown) == "b"
@@ -140,6 +145,9 @@ class TestRoundRobin:
     def test_stays_proportional_to_size(self) -> None:
         nodes = [_node("a", cpus=2), _node("b", cpus=4), _node("c", cpus=8)]
         assert _run("round_robin", Request(), nodes, 70) == {"a": 10, "b": 20, "c": 40}
+
+    def test_the_first_goes_to_the_largest(self) -> None:
+        assert _choice("round_robin", Request(), _node("a", cpus=2), _node("b", cpus=4)) == "b"
 
     def test_size_is_gpus_for_gpu_requests(self) -> None:
         nodes = [_node("a", 0, cpus=64), _node("b", 0, 0, 0, cpus=4)]

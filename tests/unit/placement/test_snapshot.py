@@ -50,6 +50,7 @@ def test_columns_cannot_be_written() -> None:
         ([_node("aa", gpus=3), _node("z")], []),
         ([], ["a"]),
         ([_node("c"), _node("b", is_draining=True)], ["a", "b", "unknown"]),
+        ([_node("b")], ["b"]),
         ([], []),
         ([], ["a", "b"]),
     ],
