@@ -58,7 +58,7 @@ def write_private(path: Path, content: bytes) -> None:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 

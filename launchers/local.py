@@ -36,18 +36,16 @@ async def local_agent(settings: AgentSettings) -> tuple[str, ClientKeys]:
 
 
 async def _must_leave(announced: dict[str, Any], keys: ClientKeys, settings: AgentSettings) -> bool:
-    """Whether that agent was asked to make room for one of this version and these settings."""
+    """Whether that agent is on its way out: by itself, or asked to make room for this version and settings."""
     is_older = as_numbers(str(announced["version"])) < as_numbers(VERSION)
     if not is_older and announced["protocol"] != PROTOCOL:
-        raise DaemonError(
-            f"the agent here is of version {announced['version']}, newer than this one: upgrade roost"
-        )
+        raise DaemonError(f"the agent here is of version {announced['version']}, newer than this one: upgrade roost")
     is_other = announced["settings"] != encode(settings)
-    if not is_older and not is_other:
-        return False
     client = AgentClient(str(announced["endpoint"]), keys)
     try:
         await client.connect()
+        if not is_older and not is_other:
+            return False
         held = len((await client.holdings()).reservations)
         if is_other and held:
             raise DaemonError(
@@ -56,7 +54,7 @@ async def _must_leave(announced: dict[str, Any], keys: ClientKeys, settings: Age
             )
         await client.leave()
     except (RpcError, asyncio.TimeoutError):
-        pass  # it left by itself, or is about to
+        pass  # it is gone, or about to be
     finally:
         await client.close()
     return True

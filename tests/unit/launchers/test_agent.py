@@ -1,0 +1,276 @@
+"""The real agent, with kernels that do no more than open their port: quick to start, easy to count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from roost.launchers.client import AgentClient
+from roost.launchers.daemon import DaemonError
+from roost.launchers.local import local_agent
+from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
+from roost.launchers.node import AgentSettings
+from roost.launchers.process import is_running
+from roost.launchers.rpc import RemoteError
+
+SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
+TINY_KERNEL = """
+import json, signal, socket, sys
+connection = json.load(open(sys.argv[1]))
+server = socket.create_server((connection["ip"], connection["shell_port"]))
+print("up", flush=True)
+signal.pause()
+"""
+ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")
+ENV = {"PATH": os.environ["PATH"]}
+
+
+class Session:
+    """A connection to the agent of this test, and its events."""
+
+    def __init__(self, client: AgentClient, events: asyncio.Queue[AgentEvent]) -> None:
+        self.client = client
+        self.events = events
+
+    async def reserve(self, name: str, *, linger_s: float = 10, **amounts: float) -> str:
+        owner = Owner(user="ada", application="test")
+        request = Reserve(lease_id=f"roost:{name}:1", kernel_id=name, owner=owner, linger_s=linger_s, **amounts)  # type: ignore[arg-type]
+        return (await self.client.reserve(request)).request.lease_id
+
+    async def launch(
+        self,
+        name: str,
+        argv: tuple[str, ...] = ARGV,
+        *,
+        launch_id: str | None = None,
+        connection: Connection | None = None,
+        cwd: str = "/",
+        deadline_s: float = 20,
+    ) -> KernelProcess:
+        return await self.client.launch(
+            Launch(
+                launch_id=launch_id or uuid.uuid4().hex,
+                lease_id=f"roost:{name}:1",
+                kernel_id=name,
+                argv=argv,
+                env={**ENV, "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
+                cwd=cwd,
+                connection=connection or Connection(key="k"),
+                deadline_s=deadline_s,
+            )
+        )
+
+    async def until(self, kind: str) -> AgentEvent:
+        while True:
+            event = await asyncio.wait_for(self.events.get(), 10)
+            if event.kind == kind:
+                return event
+
+
+@asynccontextmanager
+async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Session]:
+    events: asyncio.Queue[AgentEvent] = asyncio.Queue()
+    client = AgentClient(*await local_agent(settings), on_event=events.put_nowait)
+    await client.connect()
+    try:
+        yield Session(client, events)
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
+    async with agent_session() as session:
+        yield session
+    await end_agent()
+    folder = runtime_dir / "agent"
+    assert not list((folder / "kernels").iterdir()), "files of kernels left"
+    assert not list((folder / "leases").iterdir()), "leases left"
+
+
+async def end_agent() -> None:
+    """Release all and have the agent of this test leave."""
+    async with agent_session() as session:
+        for reservation in (await session.client.holdings()).reservations:
+            await session.client.release(reservation.request.lease_id)
+        await session.client.leave()
+
+
+def alive(process: KernelProcess) -> bool:
+    return is_running(process.pid, process.process_started_at)
+
+
+async def test_a_kernel_from_lease_to_release(agent: Session, runtime_dir: Path) -> None:
+    lease_id = await agent.reserve("k", gpus=0.5, cpus=1)
+    process = await agent.launch("k", launch_id="one")
+    assert process.how == "exec" and alive(process) and os.getpgid(process.pid) == process.pid
+    assert await agent.launch("k", launch_id="one") == process, "a repeated launch answers the same"
+    with pytest.raises(RemoteError, match="still runs"):
+        await agent.launch("k", launch_id="two")
+    assert b"CUDA_VISIBLE_DEVICES=0\0" in Path(f"/proc/{process.pid}/environ").read_bytes()
+    status = await agent.client.status()
+    assert (status.kernels, status.cpus_promised, status.gpus_promised) == (1, 1, 0.5)
+    assert await agent.client.logs("k", 100) == "up\n"
+    for path in runtime_dir.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, f"{path} is open to others"
+    await agent.client.release(lease_id)
+    assert not alive(process)
+    await agent.client.release(lease_id)
+    assert (await agent.until("released")).lease_id == lease_id
+
+
+async def test_signals_exits_and_restart_in_the_same_lease(agent: Session) -> None:
+    await agent.reserve("k", gpus=1)
+    first = await agent.launch("k")
+    assert await agent.client.signal("k", signal.SIGKILL)
+    event = await agent.until("exited")
+    assert event.kernel is not None
+    assert (event.kernel.exit_code, event.kernel.log_tail) == (-9, "up\n")
+    assert "SIGKILL" in event.kernel.reason
+    assert not await agent.client.signal("k", signal.SIGINT)
+    second = await agent.launch("k", connection=first.connection)
+    assert second.connection == first.connection, "ports and key stay"
+    with pytest.raises(RemoteError, match="no signal"):
+        await agent.client.signal("k", 4000)
+    stopped = await agent.client.stop("k", 5)
+    assert stopped.exit_code == -15
+    with pytest.raises(RemoteError) as failure:
+        await agent.client.stop("nobody", 1)
+    assert failure.value.kind == "unknown_kernel"
+
+
+async def test_a_lease_without_a_kernel_ends(agent: Session) -> None:
+    await agent.reserve("k", linger_s=0.2)
+    await agent.launch("k")
+    await agent.client.signal("k", signal.SIGKILL)
+    await agent.until("exited")
+    await agent.until("released")
+    assert (await agent.client.holdings()).reservations == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "words"),
+    [
+        (("no-such-kernel",), "bad_command", "'no-such-kernel' was not found"),
+        ((), "bad_command", "argv is empty"),
+        ((sys.executable, "-c", "print('last words'); raise SystemExit(3)"), "kernel_died", "code 3.*last words"),
+        ((sys.executable, "-S", "-c", "import signal; signal.pause()"), "launch_timeout", "within 0.5 s"),
+    ],
+)
+async def test_starts_that_fail(agent: Session, argv: tuple[str, ...], kind: str, words: str) -> None:
+    await agent.reserve("k", gpus=1)
+    with pytest.raises(RemoteError, match=words) as failure:
+        await agent.launch("k", argv, launch_id="x", deadline_s=0.5 if kind == "launch_timeout" else 20)
+    assert failure.value.kind == kind
+    with pytest.raises(RemoteError, match=words):
+        await agent.launch("k", argv, launch_id="x")
+    holdings = await agent.client.holdings()
+    assert holdings.kernels == ()
+    await agent.launch("k", launch_id="y")  # the lease is still good
+
+
+async def test_bad_launches(agent: Session) -> None:
+    with pytest.raises(RemoteError) as failure:
+        await agent.launch("nobody")
+    assert failure.value.kind == "no_reservation"
+    await agent.reserve("k")
+    with pytest.raises(RemoteError, match="working directory /nowhere does not exist"):
+        await agent.launch("k", cwd="/nowhere")
+
+
+async def test_a_taken_port_is_replaced(agent: Session) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wish = Connection(shell_port=port, iopub_port=1, stdin_port=1, control_port=1, hb_port=1)
+        await agent.reserve("k")
+        process = await agent.launch("k", connection=wish)
+        assert process.connection.shell_port != port
+
+
+async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
+    await agent.reserve("busy", gpus=1)
+    process = await agent.launch("busy")
+    await agent.reserve("starting")
+    slow = asyncio.create_task(
+        agent.launch("starting", (sys.executable, "-c", "import signal; signal.pause()"), launch_id="s")
+    )
+    unfinished = await _log_holders("starting")
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    with pytest.raises(Exception, match="lost"):
+        await slow
+    assert alive(process)
+    async with agent_session() as again:
+        holdings = await again.client.holdings()
+        assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
+        assert len(holdings.reservations) == 2
+        assert not [pid for pid in unfinished if is_running(pid, 0) or os.path.exists(f"/proc/{pid}/exe")], (
+            "a start that was not finished is ended"
+        )
+        with pytest.raises(RemoteError):
+            await again.reserve("other", gpus=2)
+        assert await again.launch("busy", launch_id=process.launch_id) == holdings.kernels[0]
+        assert await again.client.signal("busy", signal.SIGTERM)
+        event = await again.until("exited")
+        assert event.kernel is not None and event.kernel.exit_code is None
+        assert "no agent watched" in event.kernel.reason or event.kernel.reason
+        relaunched = await again.launch("busy", connection=process.connection)
+        assert relaunched.connection == process.connection and relaunched.pid != process.pid
+
+
+async def _log_holders(name: str) -> list[int]:
+    """Pids of kernels that are being started and have not said so yet."""
+    import hashlib
+
+    folder = Path(os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", hashlib.sha256(name.encode()).hexdigest()[:32])
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and entry.name != str(os.getpid()):
+                try:
+                    if any(os.readlink(fd) == f"{folder}/log" for fd in (entry / "fd").iterdir()):
+                        found.append(int(entry.name))
+                except OSError:
+                    continue
+        started = [pid for pid in found if "roost.launchers.agent" not in Path(f"/proc/{pid}/cmdline").read_text()]
+        if started:
+            return started
+    raise AssertionError("no kernel was started")
+
+
+async def test_other_settings_wait_until_nothing_is_held(agent: Session) -> None:
+    await agent.reserve("k")
+    other = AgentSettings(cpus=1)
+    with pytest.raises(DaemonError, match="other settings"):
+        await local_agent(other)
+    await agent.client.release("roost:k:1")
+    async with agent_session(other) as session:
+        assert (await session.client.status()).cpus == 1
+
+
+async def test_it_leaves_when_idle_and_stays_while_a_lease_exists(runtime_dir: Path) -> None:
+    async with agent_session(AgentSettings(cpus=4, idle_exit_s=0.3)) as session:
+        await session.reserve("k", linger_s=0.2)
+        await session.launch("k")
+        pid = (await session.client.hello()).pid
+        await session.client.release("roost:k:1")
+        await session.until("leaving")
+    descriptor = os.pidfd_open(pid) if os.path.exists(f"/proc/{pid}") else None
+    if descriptor is not None:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, ended.set)
+        await asyncio.wait_for(ended.wait(), 10)
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+    shutil.rmtree(runtime_dir / "agent")

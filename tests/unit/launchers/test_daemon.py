@@ -1,0 +1,119 @@
+"""One daemon per folder, whoever asks and however often; folders that are private or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from roost.launchers.daemon import DaemonError, ensure, is_alive
+from roost.launchers.files import FolderError, private_folder, tail, write_private
+from roost.launchers.files import runtime_dir as chosen_runtime_dir
+from roost.launchers.process import Watch, is_running, start_time
+
+SERVE = """
+import sys, signal
+from pathlib import Path
+from roost.launchers.daemon import hold
+with hold(Path(sys.argv[1])) as held:
+    held.announce({"hello": 1})
+    signal.sigwait([signal.SIGTERM])
+"""
+
+
+def command(folder: Path) -> list[str]:
+    block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    return [sys.executable, "-c", block + SERVE, str(folder)]
+
+
+def end(pid: int) -> None:
+    descriptor = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGTERM)
+    assert select.select([descriptor], [], [], 10)[0], "the daemon did not end"
+    os.close(descriptor)
+
+
+def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
+    folder = runtime_dir / "d"
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: ensure(folder, command(folder), deadline_s=20), range(8)))
+    assert len({answer["pid"] for answer in found}) == 1
+    pid = found[0]["pid"]
+    assert is_alive(folder) and is_running(pid, found[0]["process_started_at"])
+    assert os.getsid(pid) != os.getsid(0)
+    end(pid)
+    assert not is_alive(folder)
+    again = ensure(folder, command(folder), deadline_s=20)
+    assert again["pid"] != pid
+    os.kill(again["pid"], signal.SIGKILL)  # leaves everything behind
+    pause = threading.Event()
+    while is_running(again["pid"], again["process_started_at"]):
+        pause.wait(0.01)
+    third = ensure(folder, command(folder), deadline_s=20)
+    assert third["pid"] != again["pid"]
+    end(third["pid"])
+
+
+def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
+    with pytest.raises(DaemonError, match="ended while it was starting: .*boom"):
+        ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
+
+
+def test_one_that_is_late_is_given_up(runtime_dir: Path) -> None:
+    late = [sys.executable, "-c", "import os, time; time.sleep(1.5)"]
+    with pytest.raises(DaemonError, match=r"not ready within 0\.3 s"):
+        ensure(runtime_dir / "d", late, deadline_s=0.3)
+
+
+def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(FolderError, match="chmod 700"):
+        private_folder(tmp_path / "open")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(FolderError, match="not a folder"):
+        private_folder(tmp_path / "link")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="ROOST_RUNTIME_DIR"):
+        private_folder(tmp_path / "file" / "x")
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "own"))
+    assert chosen_runtime_dir() == tmp_path / "own"
+    monkeypatch.delenv("ROOST_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert chosen_runtime_dir() == tmp_path / "roost"
+
+
+def test_files_are_whole_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    write_private(path, b"one\ntwo\nthree\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert tail(path, 8) == "three\n" and tail(path, 100) == "one\ntwo\nthree\n"
+    with pytest.raises(TypeError):
+        write_private(path, "text")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+async def test_the_end_of_a_strange_process_is_seen() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    started_at = start_time(process.pid)
+    assert is_running(process.pid, started_at) and not is_running(process.pid, started_at + 1)
+    ended, never = asyncio.Event(), asyncio.Event()
+    Watch(process.pid, started_at, ended.set)
+    stopped = Watch(process.pid, started_at, never.set)
+    stopped.close()
+    assert not ended.is_set()
+    process.kill()
+    await asyncio.wait_for(ended.wait(), 10)
+    await process.wait()
+    ended.clear()
+    Watch(process.pid, started_at, ended.set)  # one that is gone already
+    await asyncio.wait_for(ended.wait(), 10)
+    assert not never.is_set()

@@ -1,0 +1,94 @@
+"""The ledger: shares, devices, repeats, and what is left after a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roost.launchers.ledger import Conflict, Ledger
+from roost.launchers.messages import DeviceStatus, Owner, Reserve
+
+OWNER = Owner(user="ada")
+
+
+def make(folder: Path, *, gpus: int = 2, cpus: float = 4, memory_bytes: int = 100) -> Ledger:
+    devices = [DeviceStatus(id=str(index), model="T4" if index else "A100") for index in range(gpus)]
+    return Ledger(folder, cpus=cpus, memory_bytes=memory_bytes, devices=devices)
+
+
+def ask(name: str, **amounts: object) -> Reserve:
+    return Reserve(lease_id=name, kernel_id=name, owner=OWNER, **amounts)  # type: ignore[arg-type]
+
+
+def test_quarters_fill_devices_and_no_more(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    granted = [ledger.reserve(ask(str(n), gpus=0.25), now=0).request.device_ids for n in range(8)]
+    assert [sum(ids == (device,) for ids in granted) for device in "01"] == [4, 4]
+    assert granted[:4] == [("0",)] * 4, "fractions fill one device before they break another"
+    with pytest.raises(Conflict):
+        ledger.reserve(ask("9", gpus=0.25), now=0)
+    ledger.release("0")
+    assert ledger.reserve(ask("9", gpus=0.25), now=0).request.device_ids == ("0",)
+
+
+def test_a_share_must_fit_one_device(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    ledger.reserve(ask("a", gpus=0.6, device_ids=("0",)), now=0)
+    ledger.reserve(ask("b", gpus=0.6, device_ids=("1",)), now=0)
+    with pytest.raises(Conflict):
+        ledger.reserve(ask("c", gpus=0.8), now=0)
+    with pytest.raises(Conflict):
+        ledger.reserve(ask("d", gpus=1), now=0)
+
+
+def test_ten_tenths_fit(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l", gpus=1)
+    for n in range(10):
+        ledger.reserve(ask(str(n), gpus=0.1), now=0)
+    with pytest.raises(Conflict):
+        ledger.reserve(ask("x", gpus=0.1), now=0)
+
+
+def test_models_cpus_and_memory(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    assert ledger.reserve(ask("t", gpus=1, gpu_models=("T4",)), now=0).request.device_ids == ("1",)
+    with pytest.raises(Conflict):
+        ledger.reserve(ask("t2", gpus=0.5, gpu_models=("T4",)), now=0)
+    ledger.reserve(ask("c", cpus=3, memory_bytes=60), now=0)
+    with pytest.raises(Conflict, match="2 CPUs asked for, 1 free"):
+        ledger.reserve(ask("c2", cpus=2), now=0)
+    with pytest.raises(Conflict, match="memory"):
+        ledger.reserve(ask("m", memory_bytes=41), now=0)
+
+
+def test_repeats_change_nothing(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    first = ledger.reserve(ask("a", gpus=1), now=0)
+    version = ledger.version
+    assert ledger.reserve(ask("a", gpus=1), now=5) == first
+    assert ledger.version == version
+    assert ledger.release("a") and not ledger.release("a")
+
+
+def test_reservations_outlive_the_process(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    ledger.reserve(ask("roost:../../x:1", gpus=1), now=0)
+    (tmp_path / "l" / "broken.json").write_text("{")
+    again = make(tmp_path / "l")
+    assert again.reservations() == ledger.reservations()
+    assert again.gpus_promised == 1
+    again.release("roost:../../x:1")
+    assert not list((tmp_path / "l").iterdir())
+
+
+def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = make(tmp_path / "l")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("roost.launchers.ledger.write_private_json", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger.reserve(ask("a", gpus=1), now=0)
+    assert ledger.reservations() == () and ledger.gpus_promised == 0
