@@ -1,0 +1,337 @@
+"""The table of kernels, kept true: read back from leases and agents, and corrected by what they tell.
+
+It holds the invariant: no kernel without a lease, no lease without a kernel (beyond a grace), nor either
+without somebody who wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from ..launchers.messages import AgentEvent, KernelProcess
+from ..launchers.rpc import RpcError
+from .agents import Agents
+from .backends.base import AgentAddress, Backend, Lease
+from .config import Settings
+from .errors import RoostError
+from .events import EventStream
+from .kernels import Record
+from .owners import OwnerKey, Owners, owner_key
+from .queue import Queue
+from .values import Kernel, KernelRequest, StartKernel
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 500
+_RETRY_S = 5.0
+_STOP_GRACE_S = 2.0
+
+
+class Ending(Protocol):
+    """What the scheduler does for the keeper."""
+
+    async def cancel(self, kernel_id: str, launch_id: str = "") -> None: ...
+
+    async def stop(self, kernel_id: str, grace_s: float, reason: str = "") -> Kernel: ...
+
+
+class Keeper:
+    """Records by kernel id; `ended` has the last of those that are gone, as they were at their end."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        agents: Agents,
+        settings: Settings,
+        events: EventStream,
+        queue: Queue,
+        *,
+        name: str,
+        ending: Ending,
+    ) -> None:
+        self.records: dict[str, Record] = {}
+        self.ended: OrderedDict[str, Kernel] = OrderedDict()
+        self.owners = Owners(on_death=self._on_owner_death)
+        self._backend = backend
+        self._agents = agents
+        self._settings = settings
+        self._events = events
+        self._queue = queue
+        self._name = name
+        self._ending = ending
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._reconciling: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Read back what is there. Called once the backend is open."""
+        self._agents.listen(self._on_agent)
+        await self._reconcile()
+        self._spawn(self._watch())
+
+    async def close(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self.owners.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def lease_id(self, kernel_id: str, launch_id: str) -> str:
+        """The id of the lease that a start takes: the same whenever that start is repeated."""
+        return f"{self._prefix(kernel_id)}{launch_id}"
+
+    def add(self, start: StartKernel, request: KernelRequest) -> Record:
+        """A record for a kernel that is asked for."""
+        record = Record(
+            kernel_id=start.kernel_id,
+            launch_id=start.launch_id,
+            owner=start.owner,
+            request=request,
+            created_at=time.time(),
+        )
+        self.records[start.kernel_id] = record
+        return record
+
+    def drop(self, record: Record, reason: str) -> None:
+        """The kernel is gone for good, and its lease with it. May be repeated."""
+        if self.records.get(record.kernel_id) is not record:
+            return
+        del self.records[record.kernel_id]
+        record.state = "exited"
+        record.reason = record.reason or reason
+        self.ended[record.kernel_id] = record.view(self._queue)
+        while len(self.ended) > _REMEMBERED:
+            self.ended.popitem(last=False)
+        if record.lease is not None:
+            self._events.publish("released", record.view(self._queue), reason)
+        if not self.owners.is_alive(record.owner):
+            self._forget_owner(owner_key(record.owner))
+
+    def exited(self, record: Record, process: KernelProcess) -> None:
+        """The kernel's process has ended by itself, or was stopped."""
+        if process.launch_id != record.launch_id or record.state == "exited":
+            return
+        record.process, record.state = process, "exited"
+        self._events.publish("exited", record.view(self._queue), process.reason)
+        if not self.owners.is_alive(record.owner):
+            self._spawn(self._stop(record, "ended, and so had its owner"))
+
+    def reconcile_soon(self, delay_s: float = 0.0) -> None:
+        """Read everything back again: the connection to an agent was lost, or something could not be undone."""
+        self._later(delay_s, lambda: self._spawn(self._reconcile_once()))
+
+    async def findings(self) -> list[dict[str, str]]:
+        """What disagrees between the table, the leases and the agents, for `roost doctor`."""
+        found = []
+        leases = {lease.id: lease for lease in await self._backend.leases()}
+        processes = await self._processes(list(leases.values()))
+        for lease in leases.values():
+            if self._is_own(lease) and lease.kernel_id not in self.records:
+                found.append(_finding("error", f"lease {lease.id} has no kernel", "it is given back now"))
+        for process in processes.values():
+            if process.lease_id not in leases:
+                what = f"kernel {process.kernel_id} (pid {process.pid}) has no lease"
+                found.append(_finding("error", what, f"run `roost stop {process.kernel_id}`"))
+        for record in self.records.values():
+            if record.start is None and record.lease is not None and record.lease.id not in leases:
+                found.append(
+                    _finding("error", f"kernel {record.kernel_id} has lost its lease", "it is dropped now")
+                )
+            if not self.owners.is_alive(record.owner):
+                who = record.owner.application or record.owner.user
+                what = f"kernel {record.kernel_id} has outlived its owner {who}"
+                found.append(
+                    _finding("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
+                )
+        if any(finding["level"] == "error" for finding in found):
+            self.reconcile_soon()
+        summary = f"{len(self.records)} kernels, {len(leases)} leases, {len(processes)} processes agree"
+        return found or [_finding("ok", summary, "")]
+
+    async def _reconcile_once(self) -> None:
+        if self._reconciling is not None and not self._reconciling.done():
+            return
+        self._reconciling = asyncio.current_task()
+        try:
+            await self._reconcile()
+        except (RoostError, RpcError, asyncio.TimeoutError) as problem:
+            log.warning("cannot read kernels back, trying again in %g s: %s", _RETRY_S, problem)
+            self._reconciling = None
+            self.reconcile_soon(_RETRY_S)
+
+    async def _reconcile(self) -> None:
+        """Make the table what leases and agents say. Starts under way are left alone: they find out themselves."""
+        before = {id(record): record.lease for record in self.records.values() if record.start is None}
+        leases = [lease for lease in await self._backend.leases() if self._is_own(lease)]
+        processes = await self._processes(leases)
+        for lease in leases:
+            record = self.records.get(lease.kernel_id)
+            if record is None:
+                record = self.records[lease.kernel_id] = self._read_back(lease)
+            elif record.start is not None or record.lease is None:
+                continue
+            process = processes.get(lease.id)
+            if process is not None:
+                self._update(record, process)
+            elif record.process is None:
+                self._later(
+                    self._settings.claim_grace_s,
+                    lambda record=record: self._release_unclaimed(record),  # type: ignore[misc]
+                )
+        found = {lease.id for lease in leases}
+        for record in list(self.records.values()):
+            lease_before = before.get(id(record))
+            if record.start is None and lease_before is record.lease and lease_before is not None:
+                if lease_before.id not in found:
+                    self.drop(record, "its lease is gone")
+        self._queue.wake()
+
+    async def _processes(self, leases: list[Lease]) -> dict[str, KernelProcess]:
+        """By lease id, the kernels of all agents that hold these leases."""
+        addresses: dict[str, AgentAddress] = {}
+        for lease in leases:
+            address = await self._backend.agent(lease)
+            addresses[address.endpoint] = address
+        processes = {}
+        for address in addresses.values():
+            holdings = await (await self._agents.client(address)).holdings()
+            processes.update({process.lease_id: process for process in holdings.kernels})
+        return processes
+
+    def _read_back(self, lease: Lease) -> Record:
+        self.owners.watch(lease.owner)
+        asked = lease.request
+        return Record(
+            kernel_id=lease.kernel_id,
+            launch_id=lease.id.removeprefix(self._prefix(lease.kernel_id)),
+            owner=lease.owner,
+            request=KernelRequest(
+                cpus=asked.cpus,
+                memory_bytes=asked.memory_bytes,
+                gpus=asked.gpus,
+                gpu_models=asked.gpu_models,
+                labels=asked.labels,
+            ),
+            created_at=time.time(),
+            state="starting",
+            lease=lease,
+        )
+
+    def _update(self, record: Record, process: KernelProcess) -> None:
+        is_new = record.process is None
+        record.launch_id = process.launch_id
+        if process.is_running:
+            record.process, record.state = process, "running"
+            if is_new:
+                record.created_at = process.launched_at
+                self._events.publish("running", record.view(self._queue), "read back")
+        else:
+            self.exited(record, process)
+
+    def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
+        if event is None:
+            if self.records:
+                self.reconcile_soon()
+            return
+        if event.kind == "released":
+            for record in list(self.records.values()):
+                if record.start is None and record.lease is not None and record.lease.id == event.lease_id:
+                    self.drop(record, "its lease was given back")
+            return
+        process = event.kernel
+        record = None if process is None else self.records.get(process.kernel_id)
+        if process is None or record is None or record.lease is None or record.lease.id != process.lease_id:
+            return
+        if record.start is not None:
+            if event.kind == "exited":
+                record.late_exit = process
+        elif event.kind == "exited":
+            self.exited(record, process)
+        elif event.kind == "launched":
+            self._update(record, process)
+
+    async def _watch(self) -> None:
+        async for event in self._backend.watch():
+            if event.kind == "nodes":
+                self._queue.wake()
+                continue
+            for record in list(self.records.values()):
+                if record.lease is not None and record.lease.id == event.lease_id:
+                    await self._stop(record, f"the cluster took its lease back: {event.reason}")
+
+    def _on_owner_death(self, key: OwnerKey) -> None:
+        if not self._of_owner(key):
+            self._forget_owner(key)
+            return
+        self._later(self._settings.owner_grace_s, lambda: self._spawn(self._end_starts(key)))
+        self._later(self._settings.orphan_after_s, lambda: self._spawn(self._cull(key)))
+
+    async def _end_starts(self, key: OwnerKey) -> None:
+        """The owner has been gone for the grace: nobody waits for its starts, nor wants what it cannot adopt."""
+        for record in self._of_owner(key):
+            if record.start is not None or not record.owner.can_adopt:
+                await self._stop(
+                    record, f"its owner {record.owner.application or record.owner.user} has ended"
+                )
+
+    async def _cull(self, key: OwnerKey) -> None:
+        for record in self._of_owner(key):
+            reason = f"culled: nobody has come back for it for {self._settings.orphan_after_s:g} s"
+            self._events.publish("cull", record.view(self._queue), reason)
+            await self._stop(record, reason)
+
+    async def _stop(self, record: Record, reason: str) -> None:
+        """End a kernel or its start; what cannot be reached now is tried again."""
+        try:
+            if self.records.get(record.kernel_id) is record:
+                log.info("kernel=%s is ended: %s", record.kernel_id, reason)
+                await self._ending.stop(record.kernel_id, _STOP_GRACE_S, reason)
+        except RoostError as problem:
+            log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
+            self._later(_RETRY_S, lambda: self._spawn(self._stop(record, reason)))
+
+    def _release_unclaimed(self, record: Record) -> None:
+        is_claimed = record.start is not None or record.process is not None
+        if not is_claimed:
+            self._spawn(self._stop(record, "its start was not repeated"))
+
+    def _of_owner(self, key: OwnerKey) -> list[Record]:
+        return [record for record in self.records.values() if owner_key(record.owner) == key]
+
+    def _forget_owner(self, key: OwnerKey) -> None:
+        if not self._of_owner(key):
+            self.owners.forget(key)
+
+    def _prefix(self, kernel_id: str) -> str:
+        return f"roost:{kernel_id}:{self._name}/"
+
+    def _is_own(self, lease: Lease) -> bool:
+        return lease.id.startswith(self._prefix(lease.kernel_id))
+
+    def _later(self, delay_s: float, call: Any) -> None:
+        def run() -> None:
+            self._timers.discard(timer)
+            call()
+
+        timer = asyncio.get_running_loop().call_later(delay_s, run)
+        self._timers.add(timer)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the scheduler failed", exc_info=task.exception())
+
+
+def _finding(level: str, what: str, do: str) -> dict[str, str]:
+    return {"level": level, "what": what, "do": do}

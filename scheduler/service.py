@@ -1,0 +1,220 @@
+"""The scheduler as a process of its own: `python -m roost.scheduler.service --backend local --folder DIR`.
+
+It serves `operations` on a Unix socket in its private folder, which only this user can enter. Started by the
+first client that needs it, it leaves after a while without clients and kernels, or when asked to (`leave`,
+SIGTERM): kernels, leases and starts under way then stay, and its successor reads them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from ..launchers.daemon import AlreadyRunning, hold
+from ..launchers.messages import Nothing, Owner
+from ..launchers.rpc import Operation, RpcError, Server
+from ..launchers.version import VERSION
+from ..launchers.wire import encode
+from . import operations as ops
+from .agents import Agents
+from .backends.base import Backend
+from .config import Settings, load
+from .errors import ConfigError, RoostError
+from .scheduler import Scheduler
+from .values import Event, StartKernel
+
+log = logging.getLogger(__name__)
+
+
+def make_backend(name: str, settings: Settings, agents: Agents) -> Backend:
+    """The backend of that name; its cluster library is imported only here."""
+    if name == "local":
+        from .backends.local import LocalBackend
+
+        return LocalBackend(settings, agents)
+    raise ConfigError(f"there is no backend {name!r}; known are local.")
+
+
+class Service:
+    """Answers clients on behalf of one scheduler, until `left` is set."""
+
+    def __init__(self, scheduler: Scheduler, settings: Settings, *, backend: str) -> None:
+        self._scheduler = scheduler
+        self._settings = settings
+        self._backend = backend
+        self._owners: dict[bytes, Owner] = {}
+        self._calls = 0
+        self._idle: asyncio.TimerHandle | None = None
+        self.left = asyncio.Event()
+        handlers: dict[str, Callable[[bytes, Any], Awaitable[Any]]] = {
+            "hello": self._hello,
+            "subscribe": self._subscribe,
+            "start": self._start,
+            "cancel": self._cancel,
+            "stop": self._stop,
+            "signal": self._signal,
+            "kernels": self._kernels,
+            "kernel": self._kernel,
+            "nodes": self._nodes,
+            "explain": self._explain,
+            "logs": self._logs,
+            "drain": self._drain,
+            "warm": self._warm,
+            "doctor": self._doctor,
+            "events": self._events,
+            "leave": self._leave,
+        }
+        self.server = Server(
+            {
+                name: Operation(ops.ARGUMENTS[name], self._guarded(handler))
+                for name, handler in handlers.items()
+            }
+        )
+        self._stop_listening = scheduler.events.listen(self._publish)
+        self._watch_idleness()
+
+    async def close(self) -> None:
+        self._stop_listening()
+        if self._idle is not None:
+            self._idle.cancel()
+        await self.server.close()
+
+    def _guarded(
+        self, handler: Callable[[bytes, Any], Awaitable[Any]]
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def answer(peer: bytes, arguments: Any) -> Any:
+            self._calls += 1
+            try:
+                return await handler(peer, arguments)
+            except RoostError as problem:
+                raise problem.to_remote() from None
+            finally:
+                self._calls -= 1
+                self._watch_idleness()
+
+        return answer
+
+    async def _hello(self, peer: bytes, _: ops.Hello) -> dict[str, Any]:
+        return {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid(), "backend": self._backend}
+
+    async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
+        self._owners[peer] = request.owner
+        self._scheduler.keeper.owners.watch(request.owner)
+        self.server.subscribe(peer)
+        return Nothing()
+
+    async def _start(self, peer: bytes, request: StartKernel) -> Any:
+        return await self._scheduler.start(request)
+
+    async def _cancel(self, peer: bytes, request: ops.Cancel) -> Nothing:
+        await self._scheduler.cancel(request.kernel_id, request.launch_id)
+        return Nothing()
+
+    async def _stop(self, peer: bytes, request: ops.StopKernel) -> Any:
+        return await self._scheduler.stop(request.kernel_id, request.grace_s)
+
+    async def _signal(self, peer: bytes, request: ops.SignalKernel) -> Nothing:
+        await self._scheduler.signal(request.kernel_id, request.signum)
+        return Nothing()
+
+    async def _kernels(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"kernels": self._scheduler.kernels()}
+
+    async def _kernel(self, peer: bytes, request: ops.OneKernel) -> Any:
+        return self._scheduler.kernel(request.kernel_id)
+
+    async def _nodes(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"nodes": await self._scheduler.nodes()}
+
+    async def _explain(self, peer: bytes, request: ops.Explain) -> dict[str, Any]:
+        return {"decision": await self._scheduler.explain(request.request, request.owner)}
+
+    async def _logs(self, peer: bytes, request: ops.KernelLogs) -> dict[str, Any]:
+        return {"text": await self._scheduler.logs(request.kernel_id, request.tail_bytes)}
+
+    async def _drain(self, peer: bytes, request: ops.Drain) -> Nothing:
+        await self._scheduler.drain(request.node_id, request.on)
+        return Nothing()
+
+    async def _warm(self, peer: bytes, request: ops.WarmUp) -> Nothing:
+        await self._scheduler.warm(request, self._owners.get(peer, Owner(user="")))
+        return Nothing()
+
+    async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"findings": await self._scheduler.keeper.findings()}
+
+    async def _events(self, peer: bytes, request: ops.RecentEvents) -> dict[str, Any]:
+        return {"events": self._scheduler.events.recent(request.limit)}
+
+    async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
+        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
+        return Nothing()
+
+    def _publish(self, event: Event) -> None:
+        self.server.publish(encode(event))
+
+    def _watch_idleness(self) -> None:
+        """Count the idle time anew: something has just happened."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self._leave_if_idle)
+
+    def _leave_if_idle(self) -> None:
+        self._publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
+        if self._scheduler.is_idle() and not self._calls and not self.server.subscriber_count:
+            log.info("leaving: no clients and no kernels for %g s", self._settings.idle_exit_s)
+            self.left.set()
+        else:
+            self._watch_idleness()
+
+
+async def serve(folder: Path, backend: str, settings: Settings) -> None:
+    """Be the scheduler of `folder` until it is idle or asked to leave. Raises `AlreadyRunning`, `RoostError`."""
+    with hold(folder) as held:
+        agents = Agents()
+        scheduler = Scheduler(make_backend(backend, settings, agents), agents, settings, name=folder.name)
+        service = Service(scheduler, settings, backend=backend)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, service.left.set)
+        try:
+            await scheduler.open()
+            socket = folder / "socket"
+            socket.unlink(missing_ok=True)  # of one that was killed: we hold the folder
+            endpoint = service.server.start(f"ipc://{socket}")
+            held.announce(
+                {"endpoint": endpoint, "protocol": ops.PROTOCOL, "version": VERSION, "backend": backend}
+            )
+            await service.left.wait()
+        finally:
+            await service.close()
+            await scheduler.close()
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; options come as JSON in the environment (`operations.OPTIONS_VARIABLE`)."""
+    parser = argparse.ArgumentParser(prog="roost.scheduler.service", description=__doc__)
+    parser.add_argument("--backend", default="local")
+    parser.add_argument("--folder", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = load(given.backend, json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}"))
+        asyncio.run(serve(given.folder, given.backend, settings))
+    except (AlreadyRunning, RoostError, RpcError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
