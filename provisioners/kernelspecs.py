@@ -54,8 +54,8 @@ def install(
     `prefix`: an installation prefix, or None for the user's own folder. The environment is asked what it can
     do, and one that starts none is refused, unless `is_checked` is false (its kernels run elsewhere).
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise ConfigError(f"{name!r} is no kernel name: use letters, digits, '.', '-' and '_'.")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r} is no kernel name: use letters, digits, '-', '_' and, inside, '.'.")
     name = name.lower()
     specs = KernelSpecManager()
     spec = _read(specs, source)
@@ -167,7 +167,12 @@ def _read(specs: KernelSpecManager, name: str) -> KernelSpec:
     try:
         return specs.get_kernel_spec(name)
     except NoSuchKernel:
-        names = ", ".join(sorted(specs.find_kernel_specs())) or "none"
+        known = specs.find_kernel_specs()
+        if name in known:
+            raise ConfigError(
+                f"Kernelspec {name!r} needs a kernel provisioner that is not installed."
+            ) from None
+        names = ", ".join(sorted(known)) or "none"
         raise ConfigError(f"There is no kernelspec {name!r} to wrap; there are: {names}.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"Kernelspec {name!r} cannot be read: {error}.") from None

@@ -6,6 +6,7 @@ import argparse
 import concurrent.futures
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 import roost
@@ -115,6 +116,7 @@ def kernel_json(kernel: Kernel) -> dict[str, Any]:
 
 
 def nodes(arguments: argparse.Namespace) -> int:
+    """Print the nodes."""
     nodes = ask(client_of(arguments).nodes())
     if arguments.json:
         print_json({"nodes": nodes})
@@ -126,6 +128,7 @@ def nodes(arguments: argparse.Namespace) -> int:
 
 
 def explain(arguments: argparse.Namespace) -> int:
+    """Print where a request would go."""
     request = request_of(request_config(arguments))
     decision = ask(client_of(arguments).explain(request))
     if arguments.json:
@@ -138,6 +141,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def kernels(arguments: argparse.Namespace) -> int:
+    """Print the kernels, or the queue."""
     kernels = ask(client_of(arguments).kernels())
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]
@@ -151,7 +155,7 @@ def kernels(arguments: argparse.Namespace) -> int:
 
 
 def logs(arguments: argparse.Namespace) -> int:
-
+    """Print the end of a kernel's log."""
     tail_bytes = parse_bytes(arguments.tail)
     client = client_of(arguments)
     (kernel,) = find_kernels(client, [arguments.kernel])
@@ -164,16 +168,15 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-
+    """End kernels, all at once; one that has just ended by itself counts."""
     client = client_of(arguments)
     kernels = find_kernels(client, arguments.kernels)
     calls = [(kernel, client.stop(kernel.id, grace_s=arguments.grace)) for kernel in kernels]
-    stopped = []
     for kernel, call in calls:
         try:
-            stopped.append(ask(call, arguments.grace + ANSWER_S))
+            ask(call, arguments.grace + ANSWER_S)
         except UnknownKernel:  # it ended by itself meanwhile: what was wanted
-            stopped.append(kernel)
+            pass
         if not arguments.json:
             was = "taken out of the queue" if kernel.state == "queued" else "stopped"
             print(f"{kernel.id} {was}")
@@ -183,6 +186,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def drain(arguments: argparse.Namespace) -> int:
+    """Drain a node, or take it into use again."""
     ask(client_of(arguments).drain(arguments.node, on=not arguments.off))
     if arguments.json:
         print_json({"node": arguments.node, "is_draining": not arguments.off})
@@ -194,10 +198,11 @@ def drain(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-
+    """Print the scheduler's findings and those of `arguments.checks`: functions, named `module:function`."""
     findings: list[Finding] = []
     for check in arguments.checks:
-        findings += check()
+        module, _, function = check.partition(":")
+        findings += getattr(import_module(module), function)()
     try:
         findings += ask(client_of(arguments).doctor())
     except (RoostError, DaemonError) as error:
@@ -213,6 +218,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def version(arguments: argparse.Namespace) -> int:
+    """Print versions; an empty one is not installed."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

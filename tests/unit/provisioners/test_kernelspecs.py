@@ -1,0 +1,196 @@
+"""Kernelspecs wrapped, listed, removed, and checked against their real environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.provisioning import KernelProvisionerFactory
+
+from roost.provisioners import kernelspecs
+from roost.scheduler import command
+from roost.scheduler.environment import probe
+from roost.scheduler.errors import ConfigError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own folder of kernelspecs, empty; only it and the Python's own are looked into."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    return tmp_path / "data" / "kernels"
+
+
+@pytest.fixture
+def make(kernels: Path) -> Make:
+    """Writes a kernelspec that is not roost's."""
+
+    def make(name: str, argv: list[str], **values: Any) -> Path:
+        folder = kernels / name
+        folder.mkdir(parents=True)
+        document = {"argv": argv, "display_name": name, "language": "none", **values}
+        (folder / "kernel.json").write_text(json.dumps(document))
+        (folder / "logo-64x64.png").write_bytes(b"png")
+        return folder
+
+    return make
+
+
+def written(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "kernel.json").read_text()))
+
+
+def test_wraps_the_python_kernel_and_says_what_it_can_do(kernels: Path) -> None:
+    config = {"backend": "local", "gpus": 1, "memory": "8GiB"}
+    made, found = kernelspecs.install("python3", name="Roost-GPU", config=config, display_name="GPU")
+    assert found is not None
+    assert found.is_ipykernel
+    assert found.executable == sys.executable
+    assert found.ipykernel
+    assert found.problem == ""
+    document = written(kernels / "roost-gpu")
+    assert document["argv"][0] == sys.executable
+    assert document["metadata"]["kernel_provisioner"] == {"provisioner_name": "roost", "config": config}
+    assert document["metadata"].get("supported_encryption") == (["curve"] if found.has_curve else None)
+    assert (kernels / "roost-gpu" / "logo-svg.svg").is_file()
+    spec = KernelSpecManager().get_kernel_spec("roost-gpu")
+    assert spec.display_name == "GPU"
+    assert [known.name for known in kernelspecs.installed()] == ["roost-gpu"] == [made.name]
+
+
+def test_what_the_environment_lacks_is_not_promised(make: Make, kernels: Path) -> None:
+    argv = [sys.executable, "-m", "other_kernel", "{connection_file}"]
+    make("other", argv, metadata={"supported_encryption": ["curve"], "mine": 1}, env={"A": "${HOME}/a"})
+    _, found = kernelspecs.install("other", name="r-other", config={})
+    assert found is not None
+    assert not found.is_ipykernel
+    assert not found.can_fork
+    document = written(kernels / "r-other")
+    assert document["metadata"]["supported_encryption"] == ["curve"]  # not ours to know
+    assert document["metadata"]["mine"] == 1
+    assert document["env"] == {"A": "${HOME}/a"}
+    assert (kernels / "r-other" / "logo-64x64.png").read_bytes() == b"png"
+
+
+def test_a_missing_executable_is_refused_unless_not_checked(make: Make, kernels: Path) -> None:
+    make("far", ["/no/such/R", "-f", "{connection_file}"])
+    with pytest.raises(ConfigError, match="/no/such/R"):
+        kernelspecs.install("far", name="r-far", config={})
+    assert not (kernels / "r-far").exists()
+    _, found = kernelspecs.install("far", name="r-far", config={}, is_checked=False)
+    assert found is None
+    assert written(kernels / "r-far")["argv"][0] == "/no/such/R"
+    findings = kernelspecs.findings()
+    (broken,) = [
+        finding for finding in findings if finding["level"] == "error" and "r-far" in finding["what"]
+    ]
+    assert "roost kernelspec remove r-far" in broken["do"]
+
+
+def test_an_environment_without_ipykernel_is_refused(make: Make, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    python.chmod(0o755)
+    make("bare", [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+    with pytest.raises(ConfigError, match="pip install ipykernel"):
+        kernelspecs.install("bare", name="r-bare", config={})
+
+
+@pytest.mark.parametrize("script", ["exit 3", "echo nonsense", "printf 7"])
+def test_what_is_no_python_is_refused(tmp_path: Path, script: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    found = probe([str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], {})
+    assert "does not run as a Python interpreter" in found.problem
+
+
+def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> None:
+    make("mine", ["/bin/sh", "{connection_file}"])
+    with pytest.raises(ConfigError, match="--replace"):
+        kernelspecs.install("python3", name="mine", config={})
+    assert written(kernels / "mine")["argv"][0] == "/bin/sh"
+    kernelspecs.install("python3", name="mine", config={"cpus": 1}, may_replace=True)
+    assert written(kernels / "mine")["metadata"]["kernel_provisioner"]["config"] == {"cpus": 1}
+    assert [path.name for path in kernels.iterdir()] == ["mine"]
+    kernelspecs.install("mine", name="mine", config={"cpus": 2}, may_replace=True)  # in its own place
+    assert written(kernels / "mine")["metadata"]["kernel_provisioner"]["config"] == {"cpus": 2}
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "said"),
+    [
+        ("no-such", "a", "no kernelspec 'no-such'"),
+        ("python3", "a b", "no kernel name"),
+        ("python3", "../a", "no kernel name"),
+        ("python3", "..", "no kernel name"),
+        ("absent", "a", "not installed"),
+        ("taken", "a", "'elsewhere'"),
+    ],
+)
+def test_refusals(make: Make, monkeypatch: pytest.MonkeyPatch, source: str, name: str, said: str) -> None:
+    make("absent", ["sh"], metadata={"kernel_provisioner": {"provisioner_name": "yarn"}})
+    make("taken", ["sh"], metadata={"kernel_provisioner": {"provisioner_name": "elsewhere"}})
+    monkeypatch.setattr(KernelProvisionerFactory, "is_provisioner_available", _is_installed)
+    with pytest.raises(ConfigError, match=said):
+        kernelspecs.install(source, name=name, config={})
+
+
+def _is_installed(factory: KernelProvisionerFactory, spec: Any) -> bool:
+    return factory._get_provisioner_config(spec)["provisioner_name"] != "yarn"
+
+
+def test_prefix(kernels: Path, tmp_path: Path) -> None:
+    made, _ = kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
+    assert made.folder == str(tmp_path / "env" / "share" / "jupyter" / "kernels" / "p")
+    with pytest.raises(ConfigError, match="--replace"):  # although Jupyter does not look there
+        kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
+
+
+def test_a_folder_that_cannot_be_written(kernels: Path, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("a file")
+    with pytest.raises(ConfigError, match="another --prefix"):
+        kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"), is_checked=False)
+
+
+def test_remove_takes_roosts_alone(make: Make, kernels: Path) -> None:
+    make("mine", ["sh"])
+    kernelspecs.install("python3", name="ours", config={}, is_checked=False)
+    with pytest.raises(ConfigError, match="not roost's"):
+        kernelspecs.remove("mine")
+    with pytest.raises(ConfigError, match="no kernelspec"):
+        kernelspecs.remove("none")
+    assert kernelspecs.remove("ours") == str(kernels / "ours")
+    assert kernelspecs.installed() == []
+
+
+def test_doctor_sees_unknown_options(make: Make) -> None:
+    provisioner = {"provisioner_name": "roost", "config": {"gpu": 1}}
+    make("typo", [sys.executable, "x"], metadata={"kernel_provisioner": provisioner})
+    (found,) = [finding for finding in kernelspecs.findings() if "typo" in finding["what"]]
+    assert found["level"] == "error"
+    assert "'gpu'" in found["what"]
+
+
+def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["kernelspec", "install", "--name", "ours", "--gpus", "0.5", "--memory", "8GiB", "--label", "a=b"]
+    assert command.main(argv) == 0
+    assert str(kernels / "ours") in capsys.readouterr().out
+    config = written(kernels / "ours")["metadata"]["kernel_provisioner"]["config"]
+    assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", "labels": {"a": "b"}}
+    assert command.main(["kernelspec", "list"]) == 0
+    assert "0.5 GPU, 8 GiB, a=b" in capsys.readouterr().out
+    assert command.main(["kernelspec", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
+    assert (listed["name"], listed["config"], listed["problem"]) == ("ours", config, "")
+    assert command.main(["kernelspec", "install", "--gpus", "1.5", "--name", "x"]) == 2
+    assert "1.5" in capsys.readouterr().err
+    assert command.main(["kernelspec", "remove", "ours", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"][0]["name"] == "ours"
