@@ -20,9 +20,13 @@ leaving this script at its end: exit handlers, threads and exit codes are Python
 
 from __future__ import annotations
 
+import array
+import ctypes
 import gc
 import importlib
+import itertools
 import json
+import mmap
 import os
 import select
 import shutil
@@ -39,27 +43,77 @@ from typing import Any, NoReturn
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _PACKET_BYTES = 1 << 20
 _REHEARSAL_S = 20.0
-ENVIRONMENT_CHANGES: dict[str, str | None] = {}
-"""What the preloaded modules did to os.environ while they were imported: done again in each kernel."""
+_SPARE_AFTER_S = 0.05
+"""A spare child is forked when no launch has come for so long, so that it competes with none."""
+_POPULATE_READ, _POPULATE_WRITE = 22, 23
+"""From Linux's mman.h (5.14); older kernels say EINVAL."""
+_PAGE_PRESENT = 1 << 63
+_PAGE_OWN = _PAGE_PRESENT | 1 << 56
+"""Bits of /proc/PID/pagemap: in memory, mapped by nobody else."""
+PageRun = tuple[int, int, int]
+"""Start and end address, and the advice for madvise."""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
 def serve(agent: socket.socket) -> Kernel | None:
     """Answer the agent until it hangs up (None), or return in a forked child that is to become a kernel."""
+    warm: Warm | None = None
+    spare: socket.socket | None = None
     while True:
+        timeout = _SPARE_AFTER_S if warm and not spare else None
+        if not select.select([agent], [], [], timeout)[0]:
+            assert warm is not None
+            spare, waiting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            size_buffers(spare, waiting)
+            if fork_orphan():
+                agent.close()
+                spare.close()
+                return wait_as_spare(waiting, warm)
+            waiting.close()
+            continue
         packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return None
-        request = json.loads(packet)
-        if request["op"] == "prepare":
-            agent.send(json.dumps(prepare(request)).encode())
-        elif request["op"] == "launch":
-            report_fd, log_fd = fds
-            if fork_orphan():
-                agent.close()
-                return Kernel(request, report_fd, log_fd)
-            os.close(report_fd)
-            os.close(log_fd)
+        if not fds:
+            warm, answer = prepare(json.loads(packet))
+            agent.send(json.dumps(answer).encode())
+            continue
+        if not hand_over(spare, packet, fds) and fork_orphan():
+            agent.close()
+            if spare:
+                spare.close()
+            return Kernel(json.loads(packet), *fds, warm=warm)
+        for fd in fds:
+            os.close(fd)
+        if spare:
+            spare.close()
+            spare = None
+
+
+def hand_over(spare: socket.socket | None, packet: bytes, fds: list[int]) -> bool:
+    """Give a launch to the spare child; False if there is none, or it has died."""
+    if spare is None:
+        return False
+    try:
+        socket.send_fds(spare, [packet], fds)
+    except OSError:
+        return False
+    return True
+
+
+def wait_as_spare(zygote: socket.socket, warm: Warm) -> Kernel | None:
+    """A child forked ahead of its launch: what does not depend on the launch is done; None when the zygote went."""
+    os.setsid()
+    warm.touch_pages()
+    packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+    zygote.close()
+    return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
+
+
+def size_buffers(*sockets: socket.socket) -> None:
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
 
 
 def fork_orphan() -> bool:
@@ -73,15 +127,15 @@ def fork_orphan() -> bool:
     return False
 
 
-def prepare(request: dict[str, Any]) -> dict[str, Any]:
-    """Import what a kernel imports; the answer for the agent."""
+def prepare(request: dict[str, Any]) -> tuple[Warm | None, dict[str, Any]]:
+    """Import what a kernel imports and build what every kernel builds; with the answer for the agent."""
     reads: set[str] = set()
     before = dict(os.environ)
     record_environment_reads(reads)
     try:
         for name in (*_BASE_PRELOAD, *request["preload"]):
             importlib.import_module(name)
-        rehearsed = rehearse() if request["rehearse"] else []
+        rehearsed, _ = rehearse(None)
         for name in rehearsed:
             if name not in sys.modules:
                 try:
@@ -89,19 +143,27 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
                 except Exception:  # noqa: BLE001 - a module that cannot be imported here is the kernel's to import
                     continue
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
-        return {"op": "refused", "reason": f"{type(error).__name__}: {error}"}
+        return None, {"op": "refused", "reason": f"{type(error).__name__}: {error}"}
     finally:
         os.environ.__class__ = type(os.environ).__mro__[1]
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
-        return {"op": "refused", "reason": f"a preloaded module started a thread ({names})"}
-    gc.collect()
-    gc.freeze()
-    environment = {name: before.get(name) for name in sorted(reads)}
+        return None, {"op": "refused", "reason": f"a preloaded module started a thread ({names})"}
+    warm = Warm(request["args"])
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
-            ENVIRONMENT_CHANGES[name] = os.environ.get(name)
-    return {"op": "ready", "environment": environment, "rehearsed": len(rehearsed), "files": fingerprint()}
+            warm.environment_changes[name] = os.environ.get(name)
+    gc.collect()
+    gc.freeze()
+    _, warm.pages = rehearse(warm)
+    environment = {name: before.get(name) for name in sorted(reads)}
+    return warm, {
+        "op": "ready",
+        "environment": environment,
+        "rehearsed": len(rehearsed),
+        "pages": sum(stop - start for start, stop, _ in warm.pages) >> 12,
+        "files": fingerprint(),
+    }
 
 
 def record_environment_reads(reads: set[str]) -> None:
@@ -116,8 +178,10 @@ def record_environment_reads(reads: set[str]) -> None:
     os.environ.__class__ = Recording
 
 
-def rehearse() -> list[str]:
-    """Names of the modules that a real kernel has imported after some use; empty when it could not be found out.
+def rehearse(warm: Warm | None) -> tuple[list[str], list[PageRun]]:
+    """The modules that a real kernel has imported after some use, and the memory it has written to.
+
+    Both are empty when they could not be found out.
 
     A forked child is the kernel, another its client; neither touches the user's profile or history.
     """
@@ -133,13 +197,14 @@ def rehearse() -> list[str]:
         children.append(os.fork())
         if children[-1] == 0:
             os.close(names_in)
-            argv = ["-f", connection_file, "--HistoryManager.hist_file=:memory:"]
+            argv = ["-f", connection_file, *(warm.args if warm else [])]
             env = {**os.environ, "IPYTHONDIR": folder}
-            run_or_die(Kernel({"argv": argv, "env": env, "cwd": folder}, report_in, os.open(os.devnull, os.O_WRONLY)).run)
+            null = os.open(os.devnull, os.O_WRONLY)
+            run_or_die(Kernel({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm=warm).run)
         children.append(os.fork())
         if children[-1] == 0:
             os.close(report_in)
-            run_or_die(lambda: play_client(connection_file, report, names_in))
+            run_or_die(lambda: play_client(connection_file, report, names_in, warm is None))
         os.close(names_in)
         names_in = -1
         heard = b""
@@ -149,7 +214,9 @@ def rehearse() -> list[str]:
             if not chunk:
                 break
             heard += chunk
-        return list(json.loads(heard)) if heard.endswith(b"]") else []
+        if not heard.endswith(b"]"):
+            return [], []
+        return list(json.loads(heard)), written_pages(children[0])
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -167,7 +234,7 @@ def run_or_die(function: Callable[[], None]) -> NoReturn:
         os._exit(1)
 
 
-def play_client(connection_file: str, report: int, names_in: int) -> None:
+def play_client(connection_file: str, report: int, names_in: int, is_thorough: bool) -> None:
     """What a notebook does with a fresh kernel; then have the kernel's modules written to `names_in`."""
     from jupyter_client.blocking import BlockingKernelClient
 
@@ -183,13 +250,18 @@ def play_client(connection_file: str, report: int, names_in: int) -> None:
     listing = os.path.join(os.path.dirname(connection_file), "modules.json")
     cell = f"import sys, json; json.dump(sorted(sys.modules), open({listing!r}, 'w')); del sys, json"
     client.kernel_info(reply=True, timeout=_REHEARSAL_S)
-    client.comm_info(reply=True, timeout=_REHEARSAL_S)
-    for code in ("import os; print(1)", "{'a': 1}", "1/0", "%pwd"):
-        client.execute(code, reply=True, timeout=_REHEARSAL_S)
-    client.complete("os.pat", reply=True, timeout=_REHEARSAL_S)
-    client.inspect("os.path", reply=True, timeout=_REHEARSAL_S)
-    client.history(hist_access_type="tail", n=1, reply=True, timeout=_REHEARSAL_S)
-    client.execute(cell, reply=True, timeout=_REHEARSAL_S)
+    if is_thorough:
+        client.comm_info(reply=True, timeout=_REHEARSAL_S)
+        for code in ("import os; print(1)", "{'a': 1}", "1/0", "%pwd"):
+            client.execute(code, reply=True, timeout=_REHEARSAL_S)
+        client.complete("os.pat", reply=True, timeout=_REHEARSAL_S)
+        client.inspect("os.path", reply=True, timeout=_REHEARSAL_S)
+        client.history(hist_access_type="tail", n=1, reply=True, timeout=_REHEARSAL_S)
+        client.execute(cell, reply=True, timeout=_REHEARSAL_S)
+    else:
+        client.execute("1+1", reply=True, timeout=_REHEARSAL_S)
+        with open(listing, "w") as file:
+            file.write("[]")
     with open(listing, "rb") as file, open(names_in, "wb") as out:
         out.write(file.read())
 
@@ -206,27 +278,125 @@ def fingerprint() -> list[tuple[str, int, int, int]]:
     return found
 
 
+class Warm:
+    """What a zygote has ready for its kernels beside the imported modules."""
+
+    def __init__(self, args: list[str]) -> None:
+        from ipykernel import ipkernel
+        from ipykernel.kernelapp import IPKernelApp
+
+        self.args = args
+        self.pages: list[PageRun] = []
+        self.environment_changes: dict[str, str | None] = {}
+        """What the preloaded modules did to os.environ while they were imported: done again in each kernel."""
+        self.app: Any = IPKernelApp.instance()
+        self.app.parent_handle = 1  # no parent to watch, and no advice about Ctrl-C in the log
+        try:
+            self.app.parse_command_line(["-f", "connection.json", *args])
+        except (SystemExit, Exception):  # noqa: BLE001 - the kernel parses it again, and says so in its own log
+            IPKernelApp.clear_instance()
+            self.app = None
+        self.modules = ModuleFiles() if hasattr(ipkernel, "sys") else None
+        self.madvise = ctypes.CDLL(None).madvise
+        self.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def touch_pages(self) -> None:
+        """Fault in at once what a kernel will write to: one by one, page faults are half of a forked kernel's start."""
+        for start, stop, advice in self.pages:
+            if self.madvise(start, stop - start, advice) != 0:
+                return
+
+    def application(self, argv: list[str]) -> Any:
+        """The application, its command line parsed."""
+        from ipykernel.kernelapp import IPKernelApp
+
+        if self.app is None or argv[2:] != self.args:
+            IPKernelApp.clear_instance()
+            app = IPKernelApp.instance()
+            app.parent_handle = 1
+            return app
+        self.app.argv = argv
+        self.app.config.IPKernelApp.connection_file = self.app.connection_file = argv[1]
+        self.app.parse_command_line = lambda argv=None: None
+        return self.app
+
+
+class ModuleFiles:
+    """Stands in for ``sys`` while ipykernel lists the files of all modules: walking them writes to 1,200 pages.
+
+    A copy of the zygote's part of that list, laid out side by side, is all that is read then.
+    """
+
+    def __init__(self) -> None:
+        self.count = len(sys.modules)
+        files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+        self.known = {n: types.SimpleNamespace(__file__=(f + " ")[:-1] if f else None) for n, f in enumerate(files)}
+
+    @property
+    def modules(self) -> dict[Any, Any]:
+        added = list(itertools.islice(reversed(sys.modules.items()), max(0, len(sys.modules) - self.count)))
+        return {**self.known, **dict(reversed(added))}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+
+def written_pages(pid: int) -> list[PageRun]:
+    """The pages of child `pid` that are its own by now although it was forked from this process, as runs."""
+    runs: list[PageRun] = []
+    try:
+        with open("/proc/self/maps") as maps, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+            for line in maps:
+                addresses, mode = line.split()[:2]
+                start, stop = (int(address, 16) for address in addresses.split("-"))
+                if mode[3] != "p" or mode[0] != "r" or "[v" in line or "[stack" in line:
+                    continue
+                pagemap.seek(start // mmap.PAGESIZE * 8)
+                entries = array.array("Q", pagemap.read((stop - start) // mmap.PAGESIZE * 8))
+                mask, advice = (_PAGE_OWN, _POPULATE_WRITE) if mode[1] == "w" else (_PAGE_PRESENT, _POPULATE_READ)
+                for is_own, run in itertools.groupby(range(len(entries)), lambda n: entries[n] & mask == mask):  # noqa: B023
+                    if is_own:
+                        pages = list(run)
+                        first, last = (start + n * mmap.PAGESIZE for n in (pages[0], pages[-1] + 1))
+                        runs.append((first, last, advice))
+    except OSError:
+        return []
+    return runs
+
+
 class Kernel:
     """What a forked child needs in order to become a kernel; ``run`` returns when the kernel has ended."""
 
-    def __init__(self, request: dict[str, Any], report_fd: int, log_fd: int) -> None:
+    def __init__(
+        self, request: dict[str, Any], report_fd: int, log_fd: int, *, warm: Warm | None, is_spare: bool = False
+    ) -> None:
         self.request = request
         self.report_fd = report_fd
         self.log_fd = log_fd
+        self.warm = warm
+        self.is_spare = is_spare
 
     def run(self) -> None:
         self.take_over_process()
+        from ipykernel import ipkernel
         from ipykernel.kernelapp import IPKernelApp
 
-        app: Any = IPKernelApp.instance()
-        app.parent_handle = 1  # no parent to watch, and no advice about Ctrl-C in the log
+        app: Any = self.warm.application(self.request["argv"]) if self.warm else IPKernelApp.instance()
         hook_ports(app, self.report)
-        app.initialize()
+        if self.warm and self.warm.modules:
+            ipkernel.sys = self.warm.modules
+        try:
+            app.initialize()
+        finally:
+            ipkernel.sys = sys
         app.start()
 
     def take_over_process(self) -> None:
         """Session, descriptors, environment, folder, signals and random numbers as in a fresh process."""
-        os.setsid()
+        if not self.is_spare:
+            os.setsid()
+            if self.warm:
+                self.warm.touch_pages()
         self.report({"pid": os.getpid()})
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (self.log_fd, 1), (self.log_fd, 2)):
@@ -235,7 +405,8 @@ class Kernel:
         os.close(self.log_fd)
         os.environ.clear()
         os.environ.update(self.request["env"])
-        for name, value in (*ENVIRONMENT_CHANGES.items(), ("JPY_PARENT_PID", None)):
+        changes = self.warm.environment_changes.items() if self.warm else ()
+        for name, value in (*changes, ("JPY_PARENT_PID", None)):
             if value is None:
                 os.environ.pop(name, None)
             else:

@@ -281,7 +281,7 @@ class Zygotes:
             )
         self._processes[process.pid] = process
         try:
-            ours.send(json.dumps({"op": "prepare", "preload": self._preload}).encode())
+            ours.send(json.dumps({"op": "prepare", "preload": self._preload, "args": args}).encode())
             packet = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, _PACKET_BYTES), _READY_S)
             answer = json.loads(packet or b"{}")
         except (asyncio.TimeoutError, OSError) as error:
