@@ -96,9 +96,9 @@ def test_no_nodes_at_all() -> None:
 
 
 def test_runners_up_are_limited() -> None:
-    nodes = Snapshot.of(Node(id=f"{i:02}") for i in range(30))
+    nodes = Snapshot.of(Node(id=f"{i:03}", kernels=i % 3) for i in range(300))
     runners_up = policy("round_robin").place(Request(), nodes).runners_up
-    assert [placement.node_id for placement in runners_up] == [f"{i:02}" for i in range(1, 10)]
+    assert [placement.node_id for placement in runners_up] == [f"{3 * i:03}" for i in range(1, 10)]
     assert Pipeline(name="p", scorers=(), runners_up=0).place(Request(), nodes).runners_up == ()
 
 

@@ -106,7 +106,8 @@ class TestDefault:
         assert _run("default", Request(), [_node("a"), _node("b"), _node("c")], 9) == {"a": 3, "b": 3, "c": 3}
 
     def test_quarters_fill_one_device_before_the_next(self) -> None:
-        snapshot, request, used = Snapshot.of([_node("a", 0, 0)]), Request(gpus=0.25), []
+        used: list[str] = []
+        snapshot, request = Snapshot.of([_node("a", 0, 0)]), Request(gpus=0.25)
         while (placement := policy("default").place(request, snapshot).placement) is not None:
             used += placement.device_ids
             snapshot = snapshot.apply([snapshot.node("a").holding(request, placement.device_ids)])

@@ -81,8 +81,8 @@ def test_changed_since_names_what_really_changed() -> None:
     second = first.apply([_node("a"), _node("b", kernels=1)])
     third = second.apply([_node("d")], removed=["c", "never-there"])
     assert third.changed_since(3) == frozenset()
-    assert third.changed_since(2) == {"c", "d"}
-    assert third.changed_since(1) == {"b", "c", "d"}
+    assert third.changed_since(2) == frozenset({"c", "d"})
+    assert third.changed_since(1) == frozenset({"b", "c", "d"})
     assert third.changed_since(0) is None
     assert third.changed_since(4) is None
 
@@ -92,7 +92,7 @@ def test_changes_are_forgotten_after_a_while() -> None:
     for kernels in range(1, 301):
         snapshot = snapshot.apply([_node("a", kernels=kernels)])
     assert snapshot.changed_since(1) is None
-    assert snapshot.changed_since(300) == {"a"}
+    assert snapshot.changed_since(300) == frozenset({"a"})
 
 
 def test_aged_makes_metrics_older_and_changes_nothing_else() -> None:

@@ -48,7 +48,10 @@ def test_bad_requests_are_refused_with_one_sentence(asked: dict[str, Any], sente
 
 def test_request_holds_plain_values_whatever_it_was_given() -> None:
     request = Request(
-        cpus=np.float64(2), memory_bytes=np.int64(GIB), gpus=np.float32(0.5), gpu_models=["A100"]
+        cpus=np.float64(2),
+        memory_bytes=np.int64(GIB),
+        gpus=np.float32(0.5),
+        gpu_models=["A100"],  # type: ignore[arg-type]
     )
     assert (type(request.cpus), type(request.memory_bytes), type(request.gpus)) == (float, int, float)
     assert request.gpu_models == ("A100",)
