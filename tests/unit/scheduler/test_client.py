@@ -15,7 +15,7 @@ from fake_service import FakeService, fake_service
 import roost
 from roost.launchers.messages import Connection
 from roost.launchers.rpc import Client as RpcClient
-from roost.scheduler import client as module
+from roost.scheduler import link
 from roost.scheduler.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
 from roost.scheduler.owner import this_owner
@@ -206,7 +206,7 @@ def test_a_service_that_cannot_start_is_one_sentence(
     runtime_dir: Path, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["/bin/sh", "-c", "echo 'no such setting' >&2; exit 3"]
-    monkeypatch.setattr(module, "service_command", lambda *_: (command, dict(os.environ)))
+    monkeypatch.setattr(link, "service_command", lambda *_: (command, dict(os.environ)))
     with pytest.raises(BackendUnavailable, match="no such setting"):
         client.nodes().result(10)
 

@@ -1,0 +1,58 @@
+"""A call under way on another thread, for callers with and without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """A call under way: `await` it in any event loop, or ask for its `result` in a thread without one."""
+
+    __slots__ = ("_future", "_thread")
+
+    def __init__(self, future: concurrent.futures.Future[T], thread: threading.Thread | None = None) -> None:
+        self._future = future
+        self._thread = thread
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self._future).__await__()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the answer; raises what the call raises, and `TimeoutError` (the call goes on) after `timeout`."""
+        if threading.current_thread() is self._thread and not self._future.done():
+            raise RuntimeError(
+                "a listener may not wait for a call: it runs on the thread that would answer it"
+            )
+        return self._future.result(timeout)
+
+    def cancel(self) -> bool:
+        """Give up on the answer; a start is taken back."""
+        return self._future.cancel()
+
+    def forget(self) -> None:
+        """Nobody asks for the outcome."""
+        self._future.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    def add_done_callback(self, callback: Callable[[Call[T]], object]) -> None:
+        """Call `callback` with this call once it is done, on the client's thread (or at once)."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """`asyncio.to_thread` in a daemon thread, which an interpreter that wants to exit does not wait for."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as problem:  # noqa: BLE001 - it is raised where the result is awaited
+            future.set_exception(problem)
+
+    threading.Thread(target=run, name="roost-start", daemon=True).start()
+    return await asyncio.wrap_future(future)
