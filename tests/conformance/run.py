@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import venv
 import xml.etree.ElementTree as ET
@@ -59,7 +60,7 @@ SUITES = {
     "nbclient": Suite(
         sdist="nbclient==0.11.0",
         paths=("tests",),
-        quick=("tests/test_cli.py",),
+        quick=("tests/test_client.py::test_run_all_notebooks",),
     ),
     "jupyter_server": Suite(
         sdist="jupyter_server==2.21.0",
@@ -91,11 +92,11 @@ def prepare() -> Path:
     """The python of the suites' own environment, made on first use and when the requirements change."""
     folder = CACHE / "venv"
     python = folder / "bin" / "python"
-    stamp = folder / "requirements.txt"
-    wanted = REQUIREMENTS.read_text()
+    stamp = folder / "installed"
+    wanted = REQUIREMENTS.read_text() + (ROOT / "pyproject.toml").read_text()
     if not stamp.exists() or stamp.read_text() != wanted:
         print("making the environment of the suites ...", flush=True)
-        venv.create(folder, with_pip=True, clear=True)
+        venv.create(folder, with_pip=True)
         pip(python, "install", "--upgrade", "pip>=23")
         pip(python, "install", "--requirement", str(REQUIREMENTS), "--editable", str(ROOT))
         stamp.write_text(wanted)
@@ -116,10 +117,13 @@ def source(python: Path, suite: Suite) -> Path:
         archives = CACHE / "sdist"
         pip(python, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(archives), suite.sdist)
         (archive,) = archives.glob(f"{folder.name}.tar.gz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder.parent, filter="data") if hasattr(
-                tarfile, "data_filter"
-            ) else tar.extractall(folder.parent)
+        with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=CACHE) as unpacked:
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(unpacked, filter="data")
+            else:
+                tar.extractall(unpacked)
+            folder.parent.mkdir(exist_ok=True)
+            os.rename(Path(unpacked, folder.name), folder)
     return folder
 
 
@@ -132,10 +136,8 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
     report = CACHE / "results" / f"{name}-{provisioner}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    options = (
-        "-q -c pyproject.toml --rootdir . -p no:cacheprovider -o asyncio_default_fixture_loop_scope=function"
-    )
-    options += " --color=no --timeout=120"
+    options = "-q -c pyproject.toml --rootdir . -p no:cacheprovider --color=no --timeout=120"
+    options += " -o asyncio_default_fixture_loop_scope=function"
     paths = suite.quick if quick else suite.paths
     command = [str(python), "-m", "pytest", *options.split(), f"--junitxml={report}", *extra, *paths]
     drop = ("JPY_PARENT_PID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTHONPATH")
@@ -146,9 +148,13 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
     started = time.monotonic()
     try:
         with leftovers.private_runtime_dir() as folder:
-            env |= {"JUPYTER_DEFAULT_PROVISIONER_NAME": provisioner, leftovers.VARIABLE: folder}
-            env |= {"IPYTHONDIR": f"{folder}/ipython"}
-            env |= {"PATH": f"{python.parent}:{env['PATH']}", "JUPYTER_PLATFORM_DIRS": "1"}
+            env |= {
+                "IPYTHONDIR": f"{folder}/ipython",
+                "JUPYTER_DEFAULT_PROVISIONER_NAME": provisioner,
+                "JUPYTER_PLATFORM_DIRS": "1",
+                "PATH": f"{python.parent}:{env['PATH']}",
+                leftovers.VARIABLE: folder,
+            }
             complete = _run_with_deadline(command, cwd, env, suite.deadline_s)
             seconds = time.monotonic() - started
     except AssertionError as error:
