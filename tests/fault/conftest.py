@@ -1,0 +1,29 @@
+"""A private world for each fault test, ended in an orderly manner and checked for leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from world import settle
+
+import roost
+from roost.scheduler.client import Client
+
+
+@pytest.fixture
+def world(runtime_dir: Path) -> Iterator[Path]:
+    yield runtime_dir
+    settle(runtime_dir)
+    agent = runtime_dir / "agent"
+    if agent.exists():
+        assert not list((agent / "kernels").iterdir()), "files of kernels left"
+        assert not list((agent / "leases").iterdir()), "leases left"
+
+
+@pytest.fixture
+def client(world: Path) -> Iterator[Client]:
+    connected = roost.connect("local", gpus=2)
+    yield connected
+    connected.close()

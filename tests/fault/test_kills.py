@@ -1,0 +1,235 @@
+"""kill -9 of each part while kernels are busy: what lives, what ends, and that nothing is lost or left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+from world import daemon_pids, kill, tiny, wait_gone
+
+from roost.launchers.process import is_running
+from roost.scheduler.client import Client
+from roost.scheduler.errors import UnknownKernel
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture
+def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of the ordinary `python3` kernelspec start through roost."""
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "roost")
+
+
+class Notebook:
+    """One kernel through the real provisioner, with a client."""
+
+    def __init__(self) -> None:
+        self.manager = AsyncKernelManager(kernel_name="python3")
+        self.client: AsyncKernelClient
+
+    async def open(self) -> None:
+        await self.manager.start_kernel()
+        self.client = self.manager.client()
+        self.client.start_channels()
+        await self.client.wait_for_ready(timeout=60)
+
+    async def run(self, code: str, timeout_s: float = 30) -> dict[str, object]:
+        reply = await self.client.execute_interactive(code, timeout=timeout_s, output_hook=lambda _: None)
+        return dict(reply["content"])
+
+    async def value(self, expression: str) -> str:
+        reply = await self.client.execute_interactive(
+            "", user_expressions={"x": expression}, timeout=30, output_hook=lambda _: None
+        )
+        return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
+
+    async def close(self) -> None:
+        self.client.stop_channels()
+        await self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+async def notebooks(roost_by_default: None) -> AsyncIterator[list[Notebook]]:
+    opened = [Notebook() for _ in range(10)]
+    for notebook in opened:
+        await notebook.open()
+    yield opened
+    await asyncio.gather(*(notebook.close() for notebook in opened))
+
+
+async def test_the_agent_with_ten_busy_kernels(notebooks: list[Notebook], world: Path) -> None:
+    for number, notebook in enumerate(notebooks):
+        await notebook.run(f"import os, time; mine = {number}; pid = os.getpid()")
+        notebook.client.execute("for done in range(15): time.sleep(0.1)")
+    pids = [int(str(notebook.manager.provisioner._pid)) for notebook in notebooks]  # type: ignore[union-attr]
+    (agent,) = daemon_pids(world, "agent")
+    kill(agent)
+    for notebook, pid in zip(notebooks, pids, strict=True):
+        assert await notebook.value("(mine, pid, done)") == f"({notebooks.index(notebook)}, {pid}, 14)"
+    (successor,) = await _agent_after(world, agent)
+    assert successor != agent
+
+    first, second, third = notebooks[:3]
+    first.client.execute("time.sleep(60)")
+    await asyncio.sleep(0.2)
+    await first.manager.interrupt_kernel()
+    assert await first.value("mine") == "0"
+    ports = second.manager.ports
+    await second.manager.restart_kernel(now=True)
+    await second.client.wait_for_ready(timeout=60)
+    assert (await second.run("mine"))["ename"] == "NameError"
+    assert second.manager.ports == ports
+    await third.manager.shutdown_kernel()
+    assert not os.path.exists(f"/proc/{pids[2]}/exe")
+    third.manager.provisioner = None
+    await third.open()
+
+
+async def _agent_after(world: Path, killed: int) -> list[int]:
+    """The next agent: roost brings it up by itself, since kernels live."""
+    for _ in range(400):
+        found = [pid for pid in daemon_pids(world, "agent") if pid != killed]
+        if found:
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError("no new agent came up")
+
+
+async def test_the_scheduler_in_the_middle_of_ten_starts(client: Client, world: Path) -> None:
+    await client.kernels()
+    (service,) = daemon_pids(world, "scheduler")
+    asked = [tiny(cpus=0.01) for _ in range(10)]
+    starts = [asyncio.ensure_future(_start(client, one)) for one in asked]
+    await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+    kill(service)
+    kernels = await asyncio.wait_for(asyncio.gather(*starts), 60)
+    assert {kernel.id for kernel in kernels} == {one.kernel_id for one in asked}
+    running = await client.kernels()
+    assert sorted(kernel.id for kernel in running) == sorted(one.kernel_id for one in asked)
+    assert {kernel.pid for kernel in running} == {kernel.pid for kernel in kernels}
+    assert len(_tiny_processes(world)) == 10, "a kernel was started twice, or lost"
+    await asyncio.gather(*(_stop(client, kernel.id) for kernel in running))
+    assert not _tiny_processes(world)
+
+
+async def _start(client: Client, one: object) -> object:
+    return await client.start(one)  # type: ignore[arg-type]
+
+
+async def _stop(client: Client, kernel_id: str) -> None:
+    await client.stop(kernel_id, grace_s=0)
+
+
+def _tiny_processes(world: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"signal.pause" in command and str(world).encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+async def test_the_scheduler_while_kernels_run(notebooks: list[Notebook], world: Path) -> None:
+    notebook = notebooks[0]
+    await notebook.run("kept = 42; import time")
+    (service,) = daemon_pids(world, "scheduler")
+    kill(service)
+    notebook.client.execute("time.sleep(60)")
+    await asyncio.sleep(0.2)
+    await notebook.manager.interrupt_kernel()
+    assert await notebook.value("kept") == "42"
+    assert await notebook.manager.is_alive()
+    await notebook.run("import os, signal")
+    notebook.client.execute("os.kill(os.getpid(), signal.SIGKILL)")
+    for _ in range(200):
+        if not await notebook.manager.is_alive():
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("its end was not noticed through the new service")
+    await notebook.manager.restart_kernel()
+    await notebook.client.wait_for_ready(timeout=60)
+
+
+async def test_a_zygote(notebooks: list[Notebook], world: Path) -> None:
+    zygotes = [pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote.py" in _command(pid)]
+    if not zygotes:
+        pytest.fail("no zygote came up while ten kernels were started")
+    for notebook in notebooks:
+        await notebook.run("kept = 1")
+    for pid in zygotes:
+        kill(pid)
+    assert {await notebook.value("kept") for notebook in notebooks} == {"1"}
+    another = Notebook()
+    await another.open()
+    assert await another.value("1 + 1") == "2"
+    await another.close()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+OWNER = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+import roost
+from world import tiny
+
+async def main():
+    client = roost.connect("local", gpus=2)
+    kernel = await client.start(tiny("owned", gpus=1, can_adopt=sys.argv[2] == "adopts"))
+    print(kernel.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("adopts", [False, True])
+async def test_an_owner(adopts: bool, client: Client, world: Path) -> None:
+    kit = str(Path(__file__).parent.parent / "kit")
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OWNER, kit, "adopts" if adopts else "does not", stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    pid = int(await asyncio.wait_for(owner.stdout.readline(), 60))
+    owner.kill()
+    await owner.wait()
+    killed_at = time.monotonic()
+    if adopts:
+        await asyncio.sleep(12)  # past owner_grace_s: it is another server's to adopt
+        (kernel,) = await client.kernels()
+        assert kernel.pid == pid and kernel.state == "running"
+        await client.stop("owned", grace_s=0)
+    else:
+        assert await asyncio.to_thread(wait_gone, pid, 20)
+        assert time.monotonic() - killed_at < 15, "owner_grace_s is 10 s"
+        for _ in range(100):
+            try:
+                await client.kernel("owned")
+            except UnknownKernel:
+                break
+            if (await client.kernel("owned")).state == "exited":
+                break
+            await asyncio.sleep(0.05)
+        (node,) = await client.nodes()
+        assert [device["promised"] for device in node["devices"]] == [0, 0]
+    assert not is_running(pid, 0.1)

@@ -1,0 +1,102 @@
+"""roost as a whole in a private runtime folder: tiny kernels, and an orderly end of everything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+import uuid
+from pathlib import Path
+
+from roost.launchers.client import AgentClient
+from roost.launchers.daemon import is_alive
+from roost.launchers.files import read_json
+from roost.launchers.messages import Connection
+from roost.launchers.rpc import ClientKeys
+from roost.launchers.wire import decode
+from roost.scheduler.owner import this_owner
+from roost.scheduler.values import KernelRequest, StartKernel
+
+TINY_KERNEL = """
+import json, signal, socket, sys
+connection = json.load(open(sys.argv[1]))
+server = socket.create_server((connection["ip"], connection["shell_port"]))
+print("up", flush=True)
+signal.pause()
+"""
+TINY_ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")
+"""A kernel that does no more than open its port: quick to start, easy to count."""
+
+
+def tiny(
+    kernel_id: str = "",
+    *,
+    argv: tuple[str, ...] = TINY_ARGV,
+    launch_timeout_s: float = 60,
+    can_adopt: bool = False,
+    **amounts: float,
+) -> StartKernel:
+    """A start of a tiny kernel, for this process as its owner."""
+    return StartKernel(
+        kernel_id=kernel_id or uuid.uuid4().hex,
+        launch_id=uuid.uuid4().hex,
+        request=KernelRequest(**amounts),  # type: ignore[arg-type]
+        owner=this_owner("ada", "test", can_adopt),
+        argv=argv,
+        env={"PATH": os.environ["PATH"], "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
+        cwd="/",
+        connection=Connection(key="k"),
+        launch_timeout_s=launch_timeout_s,
+    )
+
+
+def daemon_pids(runtime_dir: Path, prefix: str) -> list[int]:
+    """Pids of the living daemons whose folder's name starts with `prefix` (`agent`, `scheduler`)."""
+    found = []
+    for folder in runtime_dir.glob(f"{prefix}*"):
+        announced = read_json(folder / "ready.json")
+        if announced is not None and is_alive(folder):
+            found.append(int(announced["pid"]))
+    return found
+
+
+def wait_gone(pid: int, timeout_s: float = 15) -> bool:
+    """Whether the process ends in time (a zombie has ended)."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+    finally:
+        os.close(descriptor)
+
+
+def kill(pid: int) -> None:
+    """kill -9, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    assert wait_gone(pid)
+
+
+def settle(runtime_dir: Path) -> None:
+    """End schedulers, then release what the agent holds and have it leave."""
+    for pid in daemon_pids(runtime_dir, "scheduler"):
+        os.kill(pid, signal.SIGTERM)
+        assert wait_gone(pid), f"scheduler service {pid} does not end"
+    for pid in daemon_pids(runtime_dir, "agent"):
+        asyncio.run(_empty_agent(runtime_dir))
+        assert wait_gone(pid), f"agent {pid} does not end"
+
+
+async def _empty_agent(runtime_dir: Path) -> None:
+    announced = read_json(runtime_dir / "agent" / "ready.json")
+    client = AgentClient(announced["endpoint"], decode(ClientKeys, announced["keys"]))
+    await client.connect()
+    try:
+        for reservation in (await client.holdings()).reservations:
+            await client.release(reservation.request.lease_id)
+        await client.leave()
+    finally:
+        await client.close()
