@@ -1,0 +1,75 @@
+"""Which kernels get keys."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from roost.provisioners import encryption
+from roost.provisioners.encryption import apply_keys
+from roost.scheduler.errors import ConfigError
+
+IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+OTHER = ["R", "--slave", "-e", "IRkernel::main()"]
+
+
+def manager(
+    *, declares: bool = False, transport: str = "tcp", jupyters: str = "disabled", key: bytes | None = None
+) -> Any:
+    return SimpleNamespace(
+        transport=transport, transport_encryption=jupyters, curve_publickey=key, curve_secretkey=key,
+        _kernel_supports_curve_encryption=lambda: declares,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wish", "jupyters", "transport", "declares", "argv", "is_encrypted"),
+    [
+        ("auto", "disabled", "tcp", True, OTHER, True),
+        ("auto", "disabled", "tcp", False, IPYKERNEL, True),
+        ("auto", "disabled", "ipc", True, IPYKERNEL, False),
+        ("auto", "auto", "ipc", True, IPYKERNEL, True),
+        ("never", "disabled", "tcp", True, IPYKERNEL, False),
+        ("never", "auto", "tcp", True, IPYKERNEL, False),
+        ("never", "required", "tcp", True, IPYKERNEL, True),
+        ("required", "disabled", "ipc", True, IPYKERNEL, True),
+    ],
+)
+def test_who_gets_keys(
+    wish: str, jupyters: str, transport: str, declares: bool, argv: list[str], is_encrypted: bool
+) -> None:
+    km = manager(declares=declares, transport=transport, jupyters=jupyters)
+    assert apply_keys(km, argv, wish) == ""
+    assert (km.curve_publickey is not None) is is_encrypted
+    assert (km.curve_secretkey is not None) is is_encrypted
+
+
+def test_keys_are_kept_for_a_restart() -> None:
+    km = manager(declares=True, key=b"mine")
+    assert apply_keys(km, IPYKERNEL, "auto") == ""
+    assert km.curve_publickey == b"mine"
+
+
+def test_a_kernel_that_cannot_is_told_of() -> None:
+    km = manager()
+    assert "supported_encryption" in apply_keys(km, OTHER, "auto")
+    assert km.curve_publickey is None
+
+
+@pytest.mark.parametrize(("wish", "jupyters"), [("required", "disabled"), ("auto", "required")])
+def test_required_refuses_a_kernel_that_cannot(wish: str, jupyters: str) -> None:
+    with pytest.raises(ConfigError, match="required"):
+        apply_keys(manager(jupyters=jupyters), OTHER, wish)
+
+
+def test_an_old_ipykernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encryption, "_ipykernel_version", lambda _: (6, 29))
+    assert "6.29 cannot: upgrade" in apply_keys(manager(), IPYKERNEL, "auto")
+
+
+def test_an_unknown_wish() -> None:
+    with pytest.raises(ConfigError, match="auto, never, required"):
+        apply_keys(manager(), IPYKERNEL, "maybe")

@@ -1,0 +1,353 @@
+"""The provisioner under jupyter_client's own managers, on a scripted service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_service import FakeService, fake_service
+from jupyter_client.manager import AsyncKernelManager, KernelManager
+from managers import kernelspecs
+from traitlets.config import Config
+
+from roost.launchers.messages import PORT_NAMES
+from roost.provisioners import RoostProvisioner
+from roost.provisioners.exits import UNKNOWN_EXIT_CODE
+from roost.scheduler.client import connect
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    ConfigError,
+    KernelDied,
+    NoNodeEver,
+    NotAllowed,
+    RoostError,
+)
+from roost.scheduler.values import StartKernel
+
+
+@pytest.fixture
+def service(runtime_dir: Path) -> Iterator[FakeService]:
+    with fake_service() as service:
+        yield service
+        connect().close()
+
+
+def manager(folder: Path, kind: type[KernelManager] = AsyncKernelManager, **spec: Any) -> Any:
+    specs = kernelspecs(folder, **spec)
+    return kind(
+        kernel_name="roosted", kernel_spec_manager=specs, connection_file=str(folder / "connection.json")
+    )
+
+
+def the_start(service: FakeService) -> StartKernel:
+    start = service.called("start")[-1]
+    assert isinstance(start, StartKernel)
+    return start
+
+
+async def ended(km: Any) -> int:
+    return int(await asyncio.wait_for(km.provisioner.wait(), 5))
+
+
+async def test_a_start_hands_over_what_the_kernelspec_says(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    km = manager(
+        tmp_path, config={"cpus": 2, "memory": "1GiB", "fork": False}, env={"GREETING": "hi ${USERNAME_X}"}
+    )
+    await km.start_kernel(cwd=str(tmp_path), env={**os.environ, "USERNAME_X": "ada", "KERNEL_USERNAME": "ada"},
+                          extra_arguments=["--quiet"], stdout=-1)  # fmt: skip
+    start = the_start(service)
+    assert start.kernel_id == km.kernel_id
+    assert start.argv == (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--quiet")
+    assert start.request.cpus == 2.0
+    assert start.request.memory_bytes == 1 << 30
+    assert not start.may_fork
+    assert start.cwd == str(tmp_path)
+    assert start.env["GREETING"] == "hi ada"
+    assert "JPY_PARENT_PID" not in start.env
+    assert start.owner.user == "ada"
+    assert start.owner.pid == os.getpid()
+    assert not start.owner.can_adopt
+    assert all(getattr(start.connection, name) == 0 for name in PORT_NAMES)
+    written = json.loads((tmp_path / "connection.json").read_text())
+    assert written["shell_port"] == km.shell_port == service.kernels[km.kernel_id].connection.shell_port  # type: ignore[union-attr]
+    assert written["curve_publickey"] == start.connection.curve_publickey is not None
+    assert await km.is_alive()
+    await km.shutdown_kernel(now=True)
+
+
+async def test_life_and_end(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    assert await km.provisioner.poll() is None
+    await km.interrupt_kernel()
+    assert [call.signum for call in service.called("signal")] == [signal.SIGINT]
+    await km.shutdown_kernel(now=True)
+    assert not km.has_kernel
+    assert not await km.is_alive()
+    assert not service.kernels
+    await km.provisioner.cleanup(restart=False)
+    assert len(service.called("stop")) == 1
+
+
+async def test_restart_keeps_ports_keys_and_lease(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    first, ports, key = the_start(service), km.ports, km.curve_publickey
+    await km.restart_kernel(now=True)
+    again = the_start(service)
+    assert again.kernel_id == first.kernel_id
+    assert again.launch_id != first.launch_id
+    assert km.ports == ports
+    assert [getattr(again.connection, name) for name in PORT_NAMES] == [
+        getattr(km, name) for name in PORT_NAMES
+    ]
+    assert (again.connection.key, again.connection.curve_publickey) == (first.connection.key, key.decode())
+    assert not service.called("stop")
+    await km.restart_kernel(now=True, newports=True)
+    assert all(getattr(the_start(service).connection, name) == 0 for name in PORT_NAMES)
+    await km.shutdown_kernel(now=True)
+
+
+async def test_an_exit_is_pushed_and_logged(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    asked = len(service.calls)
+    with caplog.at_level(logging.WARNING):
+        service.exit(km.kernel_id, -9, "killed: out of memory", "last words\n")
+        assert await ended(km) == -9
+    assert len(service.calls) == asked
+    assert not km.has_kernel
+    assert "exit code -9 (killed: out of memory)" in caplog.text
+    assert "last words" in caplog.text
+    await km.shutdown_kernel(now=True)
+    assert not service.kernels
+
+
+async def test_the_exit_of_an_earlier_launch_is_no_exit(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    old = service.kernels[km.kernel_id]
+    await km.restart_kernel(now=True)
+    new = service.kernels[km.kernel_id]
+    service.kernels[km.kernel_id] = old
+    service.exit(km.kernel_id, 1)
+    service.kernels[km.kernel_id] = new
+    await connect().nodes()
+    assert await km.is_alive()
+    await km.shutdown_kernel(now=True)
+
+
+async def test_a_lost_service_is_no_death_and_a_missed_exit_is_found(
+    service: FakeService, tmp_path: Path
+) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    service.close()
+    assert await km.is_alive()
+    kernel = service.kernels.pop(km.kernel_id)
+    service.serve()
+    assert await ended(km) == UNKNOWN_EXIT_CODE
+    service.kernels[km.kernel_id] = kernel
+    await km.shutdown_kernel(now=True)
+
+
+async def test_a_first_start_that_fails_undoes_itself(service: FakeService, tmp_path: Path) -> None:
+    service.answers["start"] = NoNodeEver("No node has 3 GPUs.")
+    km = manager(tmp_path)
+    with pytest.raises(NoNodeEver, match="3 GPUs"):
+        await km.start_kernel()
+    assert not km.has_kernel
+    assert service.called("stop")[0].kernel_id == km.kernel_id
+    del service.answers["start"]
+    await km.start_kernel()
+    assert await km.is_alive()
+    await km.shutdown_kernel(now=True)
+
+
+async def test_a_cancelled_start_undoes_itself(service: FakeService, tmp_path: Path) -> None:
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def queue_forever(_: StartKernel) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        await asyncio.sleep(30)
+
+    service.answers["start"] = queue_forever
+    km = manager(tmp_path)
+    task = asyncio.ensure_future(km.start_kernel())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert service.called("stop")[0].kernel_id == km.kernel_id
+    assert not km.has_kernel
+
+
+async def test_a_restart_that_fails_is_told_by_poll(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    ports = km.ports
+    service.answers["start"] = KernelDied("It died.", exit_code=7, log_tail="")
+    await km.restart_kernel(now=True)
+    assert km.has_kernel
+    assert km.ports == ports
+    assert await km.provisioner.poll() == 7
+    assert not await km.is_alive()
+    assert "It died." in caplog.text
+    del service.answers["start"]
+    await km.restart_kernel(now=True)
+    assert await km.is_alive()
+    await km.shutdown_kernel(now=True)
+
+
+def test_the_blocking_manager_from_a_thread_without_a_loop(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path, KernelManager)
+    km.start_kernel()
+    assert km.is_alive()
+    km.interrupt_kernel()
+    km.restart_kernel(now=True)
+    assert km.is_alive()
+    km.shutdown_kernel(now=True)
+    assert not km.is_alive()
+    assert not service.kernels
+
+
+def test_one_manager_used_from_several_loops(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    asyncio.run(km.start_kernel())
+    waited: list[int] = []
+    thread = threading.Thread(target=lambda: waited.append(asyncio.run(ended(km))))
+    thread.start()
+    service.exit(km.kernel_id, 4)
+    thread.join(10)
+    assert waited == [4]
+    asyncio.run(km.shutdown_kernel(now=True))
+    assert not service.kernels
+
+
+async def test_a_service_out_of_reach_does_not_hold_up_a_shutdown(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    gone = BackendUnavailable("The agent cannot be reached.")
+    service.answers.update(signal=gone, stop=gone)
+    with pytest.raises(BackendUnavailable):
+        await km.interrupt_kernel()
+    await asyncio.wait_for(km.shutdown_kernel(now=True), 15)
+    assert "cannot be reached" in caplog.text
+    assert not await km.is_alive()
+
+
+async def test_info_attaches_another_provisioner(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    info = await km.provisioner.get_provisioner_info()
+    other = RoostProvisioner(kernel_id="?", kernel_spec=km.kernel_spec, parent=None)
+    await other.load_provisioner_info(info)
+    assert other.kernel_id == km.kernel_id
+    assert other.has_process
+    assert await other.poll() is None
+    assert other.connection_info == km.provisioner.connection_info
+    service.exit(km.kernel_id, 5)
+    assert await asyncio.wait_for(other.wait(), 5) == 5
+    await km.shutdown_kernel(now=True)
+    await other.load_provisioner_info(info)
+    assert await other.poll() == UNKNOWN_EXIT_CODE
+    await other.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"gpu": 1}, "unknown option 'gpu'"),
+        ({"gpus": 1.5}, "gpus = 1.5"),
+        ({"fork": "perhaps"}, "fork"),
+        ({"encrypt": "maybe"}, "encrypt"),
+        ({"backend_options": {"gpus": 8}}, "unknown option 'backend_options'"),
+    ],
+)
+async def test_wrong_options_start_nothing(
+    service: FakeService, tmp_path: Path, config: dict[str, Any], said: str
+) -> None:
+    km = manager(tmp_path, config=config)
+    with pytest.raises(ConfigError, match=said):
+        await km.start_kernel()
+    assert not service.calls
+
+
+async def test_a_kernelspec_beats_the_configuration(service: FakeService, tmp_path: Path) -> None:
+    config = Config({"RoostProvisioner": {"cpus": 1, "memory": "1GiB"}})
+    km = AsyncKernelManager(
+        kernel_name="roosted", kernel_spec_manager=kernelspecs(tmp_path, config={"cpus": 4}), config=config
+    )
+    await km.start_kernel()
+    assert the_start(service).request.cpus == 4.0
+    assert the_start(service).request.memory_bytes == 1 << 30
+    await km.shutdown_kernel(now=True)
+
+
+async def test_ipc_has_socket_files_in_a_private_folder(service: FakeService, tmp_path: Path) -> None:
+    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=kernelspecs(tmp_path), transport="ipc")
+    await km.start_kernel()
+    connection = the_start(service).connection
+    assert connection.ip.startswith(os.environ["ROOST_RUNTIME_DIR"])
+    assert km.ip == connection.ip
+    assert sorted(km.ports) == [1, 2, 3, 4, 5]
+    assert connection.curve_publickey is None
+    await km.shutdown_kernel(now=True)
+
+
+async def test_a_plain_kernel_is_warned_of_once(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    km = manager(tmp_path, argv=["sh", "{connection_file}"], metadata={"supported_encryption": []})
+    await km.start_kernel()
+    await km.restart_kernel(now=True)
+    assert caplog.text.count("not encrypted") == 1
+    assert the_start(service).argv == ("sh", "{connection_file}")
+    await km.shutdown_kernel(now=True)
+
+
+def test_paths_are_resolved_as_the_kernel_sees_them(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path, KernelManager)
+    (tmp_path / "code.py").write_text("")
+    km.start_kernel(cwd=str(tmp_path))
+    assert km.resolve_path("code.py") == (tmp_path / "code.py").as_posix()
+    assert km.resolve_path("none.py") is None
+    km.shutdown_kernel(now=True)
+
+
+async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_path: Path) -> None:
+    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+    from tornado.web import HTTPError
+
+    kernels = AsyncMappingKernelManager(
+        kernel_spec_manager=kernelspecs(tmp_path), connection_dir=str(tmp_path), root_dir=str(tmp_path)
+    )
+    statuses = {NotAllowed("ada may not."): 403, NoNodeEver("No node is so big."): 500}
+    for problem, status in statuses.items():
+        service.answers["start"] = problem
+        with pytest.raises(HTTPError) as caught:
+            await kernels.start_kernel(kernel_name="roosted")
+        assert caught.value.status_code == status
+        assert caught.value.log_message == str(problem)
+        assert isinstance(caught.value.__cause__, RoostError)
+    assert the_start(service).owner.can_adopt
+    assert the_start(service).owner.application == "jupyter_server"
