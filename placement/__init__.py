@@ -1,5 +1,8 @@
 """Where a kernel goes: pure ranking of nodes for a request. No I/O, no clock.
 
+A policy of one's own is a ``Pipeline`` of ``roost.placement.filters`` and ``roost.placement.scorers`` or of
+others, or any object with a name and ``place``; ``policy`` finds it by ``module:Name``.
+
 >>> snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
 >>> policy("round_robin").place(Request(cpus=1), snapshot).placement.node_id
 'b'

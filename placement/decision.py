@@ -58,6 +58,10 @@ class Decision:
     ``runners_up`` are the next best nodes, best first. A node may be refused by several filters: ``refusals``
     holds one entry for each, ordered by node, and all of them even when there is a placement.
     ``metrics_age_s`` is the age of the chosen node's metrics (None: it has none, or there is no placement).
+
+    >>> refusal = Refusal(node_id="a", filter="gpu", reason="needs 1 GPU, has none", when="never")
+    >>> Decision(request=Request(gpus=1), policy="pack", refusals=(refusal,)).reason
+    'no node could ever hold 1 GPU (a: needs 1 GPU, has none)'
     """
 
     request: Request

@@ -9,7 +9,7 @@ snapshot alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -116,49 +116,64 @@ class Pipeline:
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
         """O(nodes · devices) in numpy, and Python per refused node. ``ValueError`` when a part misbehaves."""
+        passed = self._passed(request, snapshot)
+        avoided = np.zeros(len(snapshot), dtype=bool)
+        avoided[[snapshot.row(node_id) for node_id in avoid if node_id in snapshot]] = True
+        fits = np.logical_and.reduce([~avoided, *passed])
+        decision = Decision(
+            request=request,
+            policy=self.name,
+            refusals=self._refusals(request, snapshot, passed, avoided, np.flatnonzero(~fits)),
+            snapshot_version=snapshot.version,
+        )
+        rows = np.flatnonzero(fits)
+        if not rows.size:
+            return decision
+        terms, fallback = self._rated(request, snapshot, rows)
+        ranked = self._ranked(request, snapshot, rows, terms)
+        return replace(
+            decision,
+            placement=ranked[0],
+            runners_up=ranked[1:],
+            fallback=fallback,
+            metrics_age_s=snapshot.node(ranked[0].node_id).metrics_age_s,
+        )
+
+    def _passed(self, request: Request, snapshot: Snapshot) -> list[BoolArray]:
         passed = [rule.passes(request, snapshot) for rule in self.filters]
         for rule, mask in zip(self.filters, passed, strict=True):
             if mask.shape != (len(snapshot),):
                 raise ValueError(
                     f"filter {rule.name!r} must give one truth value per node; mend it or leave it out."
                 )
-        avoided = np.zeros(len(snapshot), dtype=bool)
-        avoided[[snapshot.row(node_id) for node_id in avoid if node_id in snapshot]] = True
-        fits = np.logical_and.reduce([~avoided, *passed])
-        refusals = self._refusals(request, snapshot, passed, avoided, np.flatnonzero(~fits))
-        rows = np.flatnonzero(fits)
-        if not rows.size:
-            return Decision(
-                request=request, policy=self.name, refusals=refusals, snapshot_version=snapshot.version
-            )
+        return passed
+
+    def _rated(
+        self, request: Request, snapshot: Snapshot, rows: IntArray
+    ) -> tuple[dict[str, FloatArray], str | None]:
+        """Each scorer's weighted term on these rows, and why round robin's are given instead, if they are."""
         known = snapshot.without_stale_metrics(self.stale_after_s)
-        fallback = None
         terms = _terms(self.scorers, request, known, rows)
-        uses_metrics = {scorer.name for scorer, _ in self.scorers if scorer.needs_metrics} & terms.keys()
-        is_fresh = snapshot.has_fresh_metrics(self.stale_after_s)[rows]
-        if uses_metrics and not is_fresh.any():
-            fallback = _why_fallback(snapshot, rows, self.stale_after_s)
-            terms = _terms(ROUND_ROBIN, request, known, rows)
+        uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in self.scorers)
+        if not uses_metrics or snapshot.has_fresh_metrics(self.stale_after_s)[rows].any():
+            return terms, None
+        return _terms(ROUND_ROBIN, request, known, rows), _why_fallback(snapshot, rows, self.stale_after_s)
+
+    def _ranked(
+        self, request: Request, snapshot: Snapshot, rows: IntArray, terms: dict[str, FloatArray]
+    ) -> tuple[Placement, ...]:
+        """The best rows with their devices, best first."""
         total = np.round(sum(terms.values(), np.zeros(len(rows))), 9)
-        best = np.argsort(-total, kind="stable")[: 1 + self.runners_up]
+        is_fresh = snapshot.has_fresh_metrics(self.stale_after_s)
         ranked = []
-        for i in best:
+        for i in np.argsort(-total, kind="stable")[: 1 + self.runners_up]:
             node = snapshot.node(snapshot.nodes[rows[i]])
-            devices = self.devices(request, node if is_fresh[i] else node.without_metrics())
+            devices = self.devices(request, node if is_fresh[rows[i]] else node.without_metrics())
             weighted = {name: float(values[i]) for name, values in terms.items()}
             ranked.append(
                 Placement(node_id=node.id, device_ids=devices, score=float(total[i]), terms=weighted)
             )
-        return Decision(
-            request=request,
-            policy=self.name,
-            placement=ranked[0],
-            runners_up=tuple(ranked[1:]),
-            refusals=refusals,
-            fallback=fallback,
-            metrics_age_s=snapshot.node(ranked[0].node_id).metrics_age_s,
-            snapshot_version=snapshot.version,
-        )
+        return tuple(ranked)
 
     def _refusals(
         self,
@@ -194,7 +209,7 @@ def _terms(
             raise ValueError(
                 f"scorer {scorer.name!r} must give one finite number per node; mend it or leave it out."
             )
-        terms[scorer.name] = terms.get(scorer.name, 0.0) + weight * scores
+        terms[scorer.name] = terms.get(scorer.name, 0.0) + weight * scores + 0.0  # no -0.0
     return terms
 
 
