@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ..launchers.client import AgentClient
-from ..launchers.messages import AgentEvent
-from ..launchers.rpc import RpcError
+from roost.launchers.client import AgentClient
+from roost.launchers.messages import AgentEvent
+from roost.launchers.rpc import RpcError
+
 from .backends.base import AgentAddress
 from .errors import BackendUnavailable
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..placement import Decision, Request, Snapshot
+from roost.placement import Decision, Request, Snapshot
+
 from .queue import Ticket
 
 _AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus"}
@@ -47,7 +48,7 @@ def kept_from(
         if elder is ticket:
             break
         held = elder.claim
-        if held is not None and now - elder.joined_at >= after_s:
-            if any(getattr(request, amount) for amount in held.amounts):
-                kept.add(held.node_id)
+        has_waited = now - elder.joined_at >= after_s
+        if held is not None and has_waited and any(getattr(request, amount) for amount in held.amounts):
+            kept.add(held.node_id)
     return frozenset(kept)

@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
-from ..launchers.messages import AgentEvent, KernelProcess
-from ..launchers.rpc import RpcError
-from .agents import Agents
-from .backends.base import AgentAddress, Backend, Lease
+from roost.launchers.messages import AgentEvent, KernelProcess
+from roost.launchers.rpc import RpcError
+
+from .backends.base import AgentAddress, Lease
+from .cluster import Cluster
 from .config import Settings
 from .errors import RoostError
 from .events import EventStream
@@ -45,8 +47,7 @@ class Keeper:
 
     def __init__(
         self,
-        backend: Backend,
-        agents: Agents,
+        cluster: Cluster,
         settings: Settings,
         events: EventStream,
         queue: Queue,
@@ -57,8 +58,8 @@ class Keeper:
         self.records: dict[str, Record] = {}
         self.ended: OrderedDict[str, Kernel] = OrderedDict()
         self.owners = Owners(on_death=self._on_owner_death)
-        self._backend = backend
-        self._agents = agents
+        self._backend = cluster.backend
+        self._agents = cluster.agents
         self._settings = settings
         self._events = events
         self._queue = queue
@@ -126,34 +127,6 @@ class Keeper:
         """Read everything back again: the connection to an agent was lost, or something could not be undone."""
         self._later(delay_s, lambda: self._spawn(self._reconcile_once()))
 
-    async def findings(self) -> list[dict[str, str]]:
-        """What disagrees between the table, the leases and the agents, for `roost doctor`."""
-        found = []
-        leases = {lease.id: lease for lease in await self._backend.leases()}
-        processes = await self._processes(list(leases.values()))
-        for lease in leases.values():
-            if self._is_own(lease) and lease.kernel_id not in self.records:
-                found.append(_finding("error", f"lease {lease.id} has no kernel", "it is given back now"))
-        for process in processes.values():
-            if process.lease_id not in leases:
-                what = f"kernel {process.kernel_id} (pid {process.pid}) has no lease"
-                found.append(_finding("error", what, f"run `roost stop {process.kernel_id}`"))
-        for record in self.records.values():
-            if record.start is None and record.lease is not None and record.lease.id not in leases:
-                found.append(
-                    _finding("error", f"kernel {record.kernel_id} has lost its lease", "it is dropped now")
-                )
-            if not self.owners.is_alive(record.owner):
-                who = record.owner.application or record.owner.user
-                what = f"kernel {record.kernel_id} has outlived its owner {who}"
-                found.append(
-                    _finding("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
-                )
-        if any(finding["level"] == "error" for finding in found):
-            self.reconcile_soon()
-        summary = f"{len(self.records)} kernels, {len(leases)} leases, {len(processes)} processes agree"
-        return found or [_finding("ok", summary, "")]
-
     async def _reconcile_once(self) -> None:
         if self._reconciling is not None and not self._reconciling.done():
             return
@@ -167,32 +140,31 @@ class Keeper:
 
     async def _reconcile(self) -> None:
         """Make the table what leases and agents say. Starts under way are left alone: they find out themselves."""
-        before = {id(record): record.lease for record in self.records.values() if record.start is None}
-        leases = [lease for lease in await self._backend.leases() if self._is_own(lease)]
-        processes = await self._processes(leases)
-        for lease in leases:
-            record = self.records.get(lease.kernel_id)
+        before: dict[int, Lease | None] = {
+            id(record): record.lease for record in self.records.values() if record.start is None
+        }
+        leases = [lease for lease in await self._backend.leases() if self.is_own(lease)]
+        processes = await self.processes(leases)
+        for held in leases:
+            record = self.records.get(held.kernel_id)
             if record is None:
-                record = self.records[lease.kernel_id] = self._read_back(lease)
+                record = self.records[held.kernel_id] = self._read_back(held)
             elif record.start is not None or record.lease is None:
                 continue
-            process = processes.get(lease.id)
+            process = processes.get(held.id)
             if process is not None:
                 self._update(record, process)
             elif record.process is None:
-                self._later(
-                    self._settings.claim_grace_s,
-                    lambda record=record: self._release_unclaimed(record),  # type: ignore[misc]
-                )
-        found = {lease.id for lease in leases}
+                self._later(self._settings.claim_grace_s, partial(self._release_unclaimed, record))
+        found = {held.id for held in leases}
         for record in list(self.records.values()):
-            lease_before = before.get(id(record))
-            if record.start is None and lease_before is record.lease and lease_before is not None:
-                if lease_before.id not in found:
-                    self.drop(record, "its lease is gone")
+            lease = before.get(id(record))
+            is_settled = record.start is None and lease is record.lease
+            if is_settled and lease is not None and lease.id not in found:
+                self.drop(record, "its lease is gone")
         self._queue.wake()
 
-    async def _processes(self, leases: list[Lease]) -> dict[str, KernelProcess]:
+    async def processes(self, leases: list[Lease]) -> dict[str, KernelProcess]:
         """By lease id, the kernels of all agents that hold these leases."""
         addresses: dict[str, AgentAddress] = {}
         for lease in leases:
@@ -244,17 +216,17 @@ class Keeper:
                 if record.start is None and record.lease is not None and record.lease.id == event.lease_id:
                     self.drop(record, "its lease was given back")
             return
-        process = event.kernel
-        record = None if process is None else self.records.get(process.kernel_id)
-        if process is None or record is None or record.lease is None or record.lease.id != process.lease_id:
+        if event.kernel is not None:
+            self._on_process(event.kernel)
+
+    def _on_process(self, process: KernelProcess) -> None:
+        record = self.records.get(process.kernel_id)
+        if record is None or record.lease is None or record.lease.id != process.lease_id:
             return
-        if record.start is not None:
-            if event.kind == "exited":
-                record.late_exit = process
-        elif event.kind == "exited":
-            self.exited(record, process)
-        elif event.kind == "launched":
+        if record.start is None:
             self._update(record, process)
+        elif not process.is_running:
+            record.late_exit = process
 
     async def _watch(self) -> None:
         async for event in self._backend.watch():
@@ -311,10 +283,11 @@ class Keeper:
     def _prefix(self, kernel_id: str) -> str:
         return f"roost:{kernel_id}:{self._name}/"
 
-    def _is_own(self, lease: Lease) -> bool:
+    def is_own(self, lease: Lease) -> bool:
+        """Whether this scheduler (or an earlier one of its name) has taken that lease."""
         return lease.id.startswith(self._prefix(lease.kernel_id))
 
-    def _later(self, delay_s: float, call: Any) -> None:
+    def _later(self, delay_s: float, call: Callable[[], object]) -> None:
         def run() -> None:
             self._timers.discard(timer)
             call()
@@ -331,7 +304,3 @@ class Keeper:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the scheduler failed", exc_info=task.exception())
-
-
-def _finding(level: str, what: str, do: str) -> dict[str, str]:
-    return {"level": level, "what": what, "do": do}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..launchers.messages import KernelProcess, Owner
+from roost.launchers.messages import KernelProcess, Owner
+
 from .queue import Queue, Ticket
 from .values import Kernel, KernelRequest, KernelState
 

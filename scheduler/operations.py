@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..launchers.daemon import runtime_dir
-from ..launchers.messages import Nothing, Owner
+from roost.launchers.daemon import runtime_dir
+from roost.launchers.messages import Nothing, Owner
+
 from .values import KernelRequest, StartKernel
 
 PROTOCOL = 1

@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..launchers.messages import Owner
-from ..launchers.process import Watch
+from roost.launchers.messages import Owner
+from roost.launchers.process import Watch
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from ..launchers.daemon import AlreadyRunning, hold
-from ..launchers.messages import Nothing, Owner
-from ..launchers.rpc import Operation, RpcError, Server
-from ..launchers.version import VERSION
-from ..launchers.wire import encode
+from roost.launchers.daemon import AlreadyRunning, hold
+from roost.launchers.messages import Nothing, Owner
+from roost.launchers.rpc import Operation, RpcError, Server
+from roost.launchers.version import VERSION
+from roost.launchers.wire import encode
+
 from . import operations as ops
 from .agents import Agents
 from .backends.base import Backend
@@ -150,7 +151,7 @@ class Service:
         return Nothing()
 
     async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
-        return {"findings": await self._scheduler.keeper.findings()}
+        return {"findings": await self._scheduler.doctor()}
 
     async def _events(self, peer: bytes, request: ops.RecentEvents) -> dict[str, Any]:
         return {"events": self._scheduler.events.recent(request.limit)}

@@ -8,16 +8,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from ...launchers.client import AgentClient
-from ...launchers.daemon import DaemonError
-from ...launchers.local import local_agent
-from ...launchers.messages import AgentEvent, NodeStatus, Owner, Reservation, Reserve
-from ...launchers.node import AgentSettings
-from ...launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
-from ...placement import Device, Node, Placement, Request, Snapshot
-from ..agents import Agents
-from ..config import Settings
-from ..errors import BackendUnavailable, LaunchError, LeaseConflict
+from roost.launchers.client import AgentClient
+from roost.launchers.daemon import DaemonError
+from roost.launchers.local import local_agent
+from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reservation, Reserve
+from roost.launchers.node import AgentSettings
+from roost.launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
+from roost.placement import Device, Node, Placement, Request, Snapshot
+from roost.scheduler.agents import Agents
+from roost.scheduler.config import Settings
+from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
+
 from .base import AgentAddress, Backend, BackendEvent, Lease
 
 log = logging.getLogger(__name__)

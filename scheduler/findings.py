@@ -1,0 +1,47 @@
+"""What disagrees between the table of kernels, the leases and the agents: for `roost doctor`."""
+
+from __future__ import annotations
+
+from .cluster import Cluster
+from .keeper import Keeper
+
+Finding = dict[str, str]
+"""`level` (error, warning, ok), `what` is the matter, and what to `do`."""
+
+
+async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:
+    """All findings, worst first; one of level ok when there is nothing to find. Has the keeper mend what it can."""
+    leases = {lease.id: lease for lease in await cluster.backend.leases()}
+    processes = await keeper.processes(list(leases.values()))
+    records = keeper.records
+    found = [
+        _finding("error", f"lease {lease.id} has no kernel", "nothing: it is given back now")
+        for lease in leases.values()
+        if keeper.is_own(lease) and lease.kernel_id not in records
+    ]
+    found += [
+        _finding("error", f"kernel {record.kernel_id} has lost its lease", "nothing: it is dropped now")
+        for record in records.values()
+        if record.start is None and record.lease is not None and record.lease.id not in leases
+    ]
+    if found:
+        keeper.reconcile_soon()
+    found += [
+        _finding(
+            "warning",
+            f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}",
+            f"run `roost stop {record.kernel_id}` if nobody wants it",
+        )
+        for record in records.values()
+        if not keeper.owners.is_alive(record.owner)
+    ]
+    found += [
+        _finding("warning", f"node {node_id} drains", f"run `roost drain --off {node_id}` to use it again")
+        for node_id in sorted(cluster.draining)
+    ]
+    agree = f"{len(records)} kernels, {len(leases)} leases and {len(processes)} processes agree"
+    return found or [_finding("ok", agree, "")]
+
+
+def _finding(level: str, what: str, do: str) -> Finding:
+    return {"level": level, "what": what, "do": do}

@@ -1,0 +1,281 @@
+"""One start from the queue to the running process, and back from any step: queue → place → lease → launch.
+
+The steps are durable: the lease's id is made of the kernel's and the launch's, so that claiming it again finds
+it, and an agent answers a repeated launch as it did the first. Where a scheduler is killed in between, the
+client repeats its call, and whichever scheduler gets it goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from roost.launchers.client import AgentClient
+from roost.launchers.messages import KernelProcess, Launch, Owner
+from roost.placement import Decision, Node, Policy, Request, Snapshot, policy
+
+from .backends.base import Lease
+from .claims import claim, kept_from
+from .cluster import Cluster, LeaseGone
+from .config import Settings
+from .errors import (
+    Cancelled,
+    ConfigError,
+    LaunchTimeout,
+    LeaseConflict,
+    NoNodeEver,
+    NoNodeNow,
+    RoostError,
+)
+from .events import EventStream
+from .keeper import Keeper
+from .kernels import Record
+from .queue import Queue, Ticket
+from .values import Kernel, KernelRequest, StartKernel
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 1_000
+
+
+class Starts:
+    """Brings kernels up, and remembers how starts failed. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        keeper: Keeper,
+        queue: Queue,
+        events: EventStream,
+        settings: Settings,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._keeper = keeper
+        self._queue = queue
+        self._events = events
+        self._settings = settings
+        self._clock = clock
+        self._failed: OrderedDict[tuple[str, str], RoostError] = OrderedDict()
+        self.is_closing = False
+
+    def failure(self, start: StartKernel) -> RoostError | None:
+        """How this very start has failed already, if it has."""
+        return self._failed.get((start.kernel_id, start.launch_id))
+
+    def fail(self, kernel_id: str, launch_id: str, error: RoostError) -> None:
+        """A start that failed once has failed: repeated, it is told the same, and starts nothing."""
+        self._failed[kernel_id, launch_id] = error
+        while len(self._failed) > _REMEMBERED:
+            self._failed.popitem(last=False)
+
+    async def run(self, record: Record, start: StartKernel) -> Kernel:
+        """The start of one kernel, from the queue to the running process."""
+        is_restart = record.lease is not None and record.process is not None
+        deadline = self._clock() + start.launch_timeout_s
+        try:
+            record.process, record.late_exit = None, None
+            record.process = await self._bring_up(record, start, deadline)
+            record.state = "running"
+            self._events.publish("running", record.view(self._queue))
+            return record.view(self._queue, with_connection=True)
+        except asyncio.CancelledError:
+            if self.is_closing:
+                raise
+            error: RoostError = Cancelled(f"the start of kernel {start.kernel_id} was taken back.")
+            await self._undo(record, start, error, keep_lease=is_restart)
+            raise error from None
+        except RoostError as problem:
+            await self._undo(record, start, problem, keep_lease=is_restart)
+            raise
+        finally:
+            record.start = None
+            if record.late_exit is not None:
+                self._keeper.exited(record, record.late_exit)
+
+    async def _bring_up(self, record: Record, start: StartKernel, deadline: float) -> KernelProcess:
+        while True:
+            if record.lease is None:
+                await self._take_lease(record, start, deadline)
+            assert record.lease is not None
+            record.state = "starting"
+            began = self._clock()
+            try:
+                process = await self._launch(record.lease, start, deadline)
+            except LeaseGone:
+                record.lease = None
+                continue
+            record.timing_ms["launched"] = (self._clock() - began) * 1e3
+            return process
+
+    async def _take_lease(self, record: Record, start: StartKernel, deadline: float) -> None:
+        """Wait for room and claim it; on return the record has its lease."""
+        request = placement_request(record.request, start.owner)
+        chosen = find_policy(record.request.policy)
+        began = self._clock()
+        record.state = "queued"
+        record.ticket = ticket = self._queue.join(record.kernel_id, _line(record.request))
+        avoid: dict[str, Node] = {}
+        decision: Decision | None = None
+        try:
+            while True:
+                try:
+                    await self._queue.turn(ticket, deadline)
+                except asyncio.TimeoutError:
+                    raise self._out_of_time(ticket, decision, start.launch_timeout_s) from None
+                snapshot = await self._cluster.snapshot()
+                avoid = {name: node for name, node in avoid.items() if _is_as_it_was(node, snapshot)}
+                looked = self._clock()
+                kept = kept_from(
+                    ticket, request, self._queue.heads(), now=looked, after_s=self._settings.reserve_after_s
+                )
+                decision = chosen.place(request, snapshot, avoid=frozenset(avoid) | kept)
+                if decision.placement is None:
+                    if decision.is_never:
+                        raise no_node(decision)
+                    ticket.claim = claim(decision, snapshot)
+                    others = f"; {', '.join(sorted(kept))} is kept for who has waited longer" if kept else ""
+                    self._queue.say(ticket, decision.reason + others)
+                    continue
+                placed = self._clock()
+                record.timing_ms["queued"] = (looked - began) * 1e3
+                record.timing_ms["placed"] = (placed - looked) * 1e3
+                if await self._claim(record, request, decision):
+                    record.timing_ms["leased"] = (self._clock() - placed) * 1e3
+                    return
+                avoid[decision.placement.node_id] = snapshot.node(decision.placement.node_id)
+                ticket.event.set()
+        finally:
+            self._queue.leave(ticket)
+            record.ticket = None
+
+    async def _claim(self, record: Record, request: Request, decision: Decision) -> bool:
+        """Claim what was placed; False on a conflict. The lease is noted before it is asked for, to be undone."""
+        assert decision.placement is not None
+        placement = decision.placement
+        record.lease = Lease(
+            id=self._keeper.lease_id(record.kernel_id, record.launch_id),
+            kernel_id=record.kernel_id,
+            node_id=placement.node_id,
+            device_ids=placement.device_ids,
+            request=request,
+            owner=record.owner,
+        )
+        record.decision = decision.to_dict()
+        self._events.publish("placed", record.view(self._queue), decision.reason)
+        try:
+            record.lease = await self._cluster.backend.lease(
+                request, placement, lease_id=record.lease.id, kernel_id=record.kernel_id, owner=record.owner
+            )
+        except LeaseConflict as problem:
+            record.lease = None
+            self._events.publish("conflict", record.view(self._queue), f"{placement.node_id}: {problem}")
+            return False
+        self._events.publish("leased", record.view(self._queue))
+        return True
+
+    async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
+        """Launch in the lease, again if the connection to the agent is lost on the way."""
+
+        async def launch(agent: AgentClient) -> KernelProcess:
+            remaining_s = deadline - self._clock()
+            if remaining_s <= 0:
+                raise LaunchTimeout(
+                    f"kernel {start.kernel_id} did not start within {start.launch_timeout_s:g} s."
+                )
+            return await agent.launch(
+                Launch(
+                    launch_id=start.launch_id,
+                    lease_id=lease.id,
+                    kernel_id=start.kernel_id,
+                    argv=start.argv,
+                    env=start.env,
+                    cwd=start.cwd,
+                    connection=start.connection,
+                    may_fork=start.may_fork,
+                    deadline_s=remaining_s,
+                )
+            )
+
+        return await self._cluster.call(lease, launch)
+
+    async def _undo(self, record: Record, start: StartKernel, error: RoostError, *, keep_lease: bool) -> None:
+        """Give back what a start has taken. A restart keeps its lease, which its agent gives up after a grace."""
+        self.fail(start.kernel_id, start.launch_id, error)
+        lease = record.lease
+        try:
+            if lease is not None and keep_lease:
+                await asyncio.shield(self._cluster.end_process(lease, 0.0))
+            elif lease is not None:
+                await asyncio.shield(self._cluster.backend.release(lease))
+        except RoostError as problem:
+            log.error("kernel=%s its lease is not given back yet: %s", record.kernel_id, problem)
+            self._keeper.reconcile_soon()
+        record.state, record.reason = "exited", error.user_message
+        self._events.publish(
+            "cancelled" if isinstance(error, Cancelled) else "failed",
+            record.view(self._queue),
+            error.user_message,
+        )
+        if not keep_lease or lease is None:
+            self._keeper.drop(record, error.user_message)
+
+    def _out_of_time(self, ticket: Ticket, decision: Decision | None, timeout_s: float) -> NoNodeNow:
+        position, waits_for = self._queue.place(ticket)
+        return NoNodeNow(
+            f"waited {timeout_s:g} s at position {position}: {waits_for or 'the cluster did not answer'}.",
+            position=position,
+            decision=decision.to_dict() if decision else None,
+        )
+
+
+def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
+    """The error for a decision without a placement."""
+    kind = NoNodeEver if decision.is_never else NoNodeNow
+    return kind(f"{decision.reason}.", decision=decision.to_dict())
+
+
+def find_policy(name: str) -> Policy:
+    """The placement policy of that name, or `ConfigError`."""
+    try:
+        return policy(name)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+
+
+def placement_request(request: KernelRequest, owner: Owner) -> Request:
+    """What placement is asked; raises `ConfigError` for amounts that make no sense."""
+    try:
+        return Request(
+            cpus=request.cpus,
+            memory_bytes=request.memory_bytes,
+            gpus=request.gpus,
+            gpu_models=request.gpu_models,
+            labels=request.labels,
+            owner=owner.user,
+        )
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+
+
+def _line(request: KernelRequest) -> Hashable:
+    """Requests for the same under the same policy wait in one line."""
+    amounts = (request.cpus, request.memory_bytes, request.gpus)
+    return amounts, request.gpu_models, tuple(sorted(request.labels.items())), request.policy
+
+
+def _is_as_it_was(node: Node, snapshot: Snapshot) -> bool:
+    """Whether a node that refused still has the same resources promised: it would refuse again."""
+    if node.id not in snapshot:
+        return False
+    now = snapshot.node(node.id)
+
+    def promised(which: Node) -> tuple[Any, ...]:
+        devices = tuple(device.promised for device in which.devices)
+        return which.cpus_promised, which.memory_promised_bytes, which.gpus_promised, devices
+
+    return promised(now) == promised(node)
