@@ -89,6 +89,10 @@ def run(
     ran = _Run(client, manager, backend, path)
     try:
         asyncio.run(ran.main())
+    except asyncio.CancelledError:
+        if ran.signum == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise KeyboardInterrupt from None
     finally:
         if ran.cells:
             nbformat.write(document, target)  # type: ignore[no-untyped-call,unused-ignore]
@@ -110,6 +114,7 @@ class _Run:
         self.node_id = ""
         self.cells: list[dict[str, Any]] = []
         self.error: dict[str, Any] | None = None
+        self.signum = 0
         self._client = client
         self._manager = manager
         self._scheduler = roost.connect(backend)
@@ -117,10 +122,16 @@ class _Run:
         self._status: Any = None
 
     async def main(self) -> None:
-        """Start, execute, end. SIGTERM ends it as Ctrl-C does."""
+        """Start, execute, end. Raises CancelledError after a signal, which `signum` then is."""
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def interrupt(signum: int) -> None:
+            self.signum = signum
+            task.cancel()
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(signum, interrupt, signum)
         with self._progress():
             try:
                 await self._start()
@@ -167,10 +178,11 @@ class _Run:
             first_line = cell.source.strip().partition("\n")[0]
             self._show(f"[{done}/{len(to_run)}] {first_line}")
             started = time.monotonic()
-            status = "ok"
+            status = "ended"
             try:
                 count = self._client.code_cells_executed + 1
                 await self._client.async_execute_cell(cell, index, execution_count=count)
+                status = "ok"
             except CellExecutionError as error:
                 status = "error"
                 self._fail(index, error.ename, error.evalue, _traceback(cell))
@@ -178,6 +190,8 @@ class _Run:
                 status = "timeout"
                 self._fail(index, "Timeout", f"it took longer than {self._client.timeout:g} s", "")
             except DeadKernelError:
+                if self.signum:  # nbclient takes every cancellation for this
+                    raise asyncio.CancelledError from None
                 status = "died"
                 self._fail(index, "KernelDied", *await self._post_mortem())
             finally:
@@ -210,10 +224,15 @@ class _Run:
 
     def _on_event(self, event: Event) -> None:
         kernel = event.kernel
-        if kernel is not None and kernel.id == self.kernel_id and kernel.state == "queued":
+        if kernel is None or kernel.id != self.kernel_id:
+            return
+        if kernel.state == "queued" and kernel.waits_for:
             self._show(f"waits at position {kernel.position}: {kernel.waits_for}")
+        elif kernel.state == "starting" and kernel.node_id:
+            self._show(f"starts on {kernel.node_id}")
 
     def _show(self, text: str) -> None:
+        """What goes on now, on a terminal."""
         if self._status is not None:
             self._status.update(text.replace("[", r"\["))
 
