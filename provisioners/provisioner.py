@@ -386,7 +386,8 @@ class RoostProvisioner(KernelProvisionerBase):
                 self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
 
     def _ended(self, code: int | None, reason: str, log_tail: str = "") -> None:
-        if self._exit is None or not self._exit.set(code):
+        ending = self._exit
+        if ending is None or ending.code is not None:
             return
         shown = UNKNOWN_EXIT_CODE if code is None else code
         if self._is_ending or getattr(self.parent, "shutting_down", False):
@@ -396,6 +397,7 @@ class RoostProvisioner(KernelProvisionerBase):
             self.log.warning(
                 "kernel=%s ended with exit code %s (%s)%s", self._id, shown, reason or "no reason known", tail
             )
+        ending.set(code)
 
     async def _end_by(self, signum: int, wait_s: float) -> None:
         self._is_ending = True

@@ -83,6 +83,6 @@ def test_what_cannot_be_is_one_sentence(options: dict[str, Any], env: dict[str, 
 
 def test_an_unknown_option_names_the_known_ones() -> None:
     check_names(OPTIONS)
-    with pytest.raises(ConfigError, match="'gpu'.* Did you mean 'gpus'") as caught:
+    with pytest.raises(ConfigError, match=r"'gpu'.* Did you mean 'gpus'") as caught:
         check_names(["gpu"])
     assert all(name in str(caught.value) for name in OPTIONS)
