@@ -76,10 +76,8 @@ async def measure_side(report: Report, name: str, arguments: Namespace, count: i
 def part(command: list[str]) -> str:
     """Which of roost's parts a command line is: service, agent or zygote."""
     line = " ".join(command)
-    for name in ("service", "agent", "zygote"):
-        if name in line:
-            return name
-    return line[-40:]
+    match = re.search(r"(?:scheduler|launchers)[./](service|agent|zygote)", line)
+    return match[1] if match else line[-40:]
 
 
 async def measure(arguments: Namespace) -> Report:

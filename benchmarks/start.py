@@ -45,8 +45,8 @@ BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
 COLD_DEADLINE_S = 120
 
 
-async def life(name: str, stages: Report | None = None) -> dict[str, float]:
-    """One kernel from start to shutdown: stage → milliseconds; `stages` gets what roost itself timed."""
+async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
+    """One kernel from start to shutdown: stage → milliseconds, with those that roost itself timed."""
     manager = AsyncKernelManager(kernel_name=name)
     took = {}
     try:
@@ -55,9 +55,8 @@ async def life(name: str, stages: Report | None = None) -> dict[str, float]:
         async with client_of(manager) as client:
             await execute(client)
             took["start"] = elapsed_ms(began)
-        if stages is not None:
-            for stage, value in (await timing(manager)).items():
-                stages.add(f"start stage {stage}/{name}", value, "ms")
+        if is_roost:
+            took |= {f"start stage {stage}": value for stage, value in (await timing(manager)).items()}
         async with client_of(manager, iopub=True) as client:
             await execute(client)  # connected: what follows is the interrupt alone
             busy = client.execute(BUSY)
@@ -152,8 +151,7 @@ async def measure(arguments: Namespace) -> Report:
         report.notes.append("No kernel was forked: these are figures of the exec path.")
     peers = [arguments.peer] if arguments.peer else []
     lives = {name: partial(life, name) for name in ("plain", "roost", *peers)}
-    if is_roost:
-        lives["roost"] = partial(life, "roost", report)
+    lives["roost"] = partial(life, "roost", is_roost=is_roost)
     await interleave(report, lives, rounds=rounds, warm_up=2)
     bursts = {name: partial(burst, name) for name in ("plain", "roost", *peers)}
     await interleave(report, bursts, rounds=max(3, rounds // 2), unit="kernels/s")

@@ -65,7 +65,7 @@ def check(before: Held, runtime_dir: Path, folders: Sequence[Path], kernel_ids: 
     """What of `before` is still there: processes (new ones too), open ports, files and folders named after a kernel."""
     files = [path for folder in folders if folder.exists() for path in folder.rglob("*")]
     named = [str(path) for path in files if any(kernel_id in path.name for kernel_id in kernel_ids)]
-    sockets = [str(path) for path in files if path.is_socket()]
+    sockets = [str(path) for path in files if path.is_socket() and is_served(path)]
     return [
         Check(
             what=f"{len(before.processes)} processes ended", left=tuple(map(describe, processes(runtime_dir)))
@@ -74,7 +74,7 @@ def check(before: Held, runtime_dir: Path, folders: Sequence[Path], kernel_ids: 
             what=f"{len(before.ports)} ports closed",
             left=tuple(str(port) for port in before.ports if is_open(port)),
         ),
-        Check(what="no kernel's files, no sockets", left=(*named, *sockets)),
+        Check(what="no kernel's files, nobody behind a socket", left=(*named, *sockets)),
     ]
 
 
@@ -99,6 +99,13 @@ def is_open(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_served(path: Path) -> bool:
+    """Does anybody accept connections on that Unix socket? A name that was left is nobody's."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(str(path)) == 0
 
 
 def describe(process: psutil.Process) -> str:

@@ -29,12 +29,14 @@ from proof import RUNTIME, Check, Held, check, end, held
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
+from rich.table import Table
 from rich.text import Text
 from server import CellFailed, JupyterServer, Output, jupyter_server, run_notebook
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2
 IDLE_EXIT_S = 2
+WARM_TIMEOUT_S = 60.0
 LEAVE_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 30.0
 
@@ -138,6 +140,22 @@ async def roost(*arguments: str, backend: str) -> dict[str, Any]:
     return answer
 
 
+async def warm(backend: str) -> str:
+    """Have a warm process ready before the first kernel asks, as an operator's script would; a sentence about it."""
+    import roost as library
+
+    began = time.monotonic()
+    client = library.connect(backend)
+    try:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
+    except library.RoostError as error:
+        return f"no warm process to fork from: {error}"
+    finally:
+        await asyncio.to_thread(client.close)
+    return f"scheduler, agent and a zygote for this Python in {time.monotonic() - began:.1f} s"
+
+
 async def visit(server: JupyterServer, number: int, stop: Stop, backend: str) -> str | None:
     """Start one kernel, run its notebook and print all about it. Returns its id, None if it failed."""
     out.print(Rule(f"[bold]{number} · {stop.title}[/] · {stop.notebook}", align="left", style="cyan"))
@@ -178,8 +196,12 @@ def indented(text: Text, by: int) -> Padding:
 
 
 def row(name: str, value: str) -> None:
-    line = Text.assemble((f"{name:8} ", "dim"), value)
-    out.print(indented(line, 2))
+    """A name, and its value in a column of its own."""
+    line = Table.grid(padding=(0, 1))
+    line.add_column(min_width=8, style="dim")
+    line.add_column(overflow="fold")
+    line.add_row(name, Text(value))
+    out.print(Padding(line, (0, 0, 0, 2), expand=False))
 
 
 def show_cell(source: str, outputs: list[Output]) -> None:
@@ -249,6 +271,7 @@ async def tour(backend: str) -> bool:
     with private_world(backend) as world:
         async with jupyter_server(world.notebooks) as server:
             row("server", f"Jupyter Server on 127.0.0.1:{server.port}, process {server.pid}")
+            row("warm", await warm(backend))
             visits = [
                 await visit(server, number, stop, backend) for number, stop in enumerate(STOPS, start=1)
             ]
