@@ -32,13 +32,11 @@ ALLOWED = {
     "scheduler": {"scheduler", "placement", "launchers"},
     "provisioners": {"provisioners", "scheduler"},
 }
-# Of the scheduler the provisioner sees the client's side only; kernelspec tools and the adopter included.
-CLIENT_SIDE = {
-    "roost.scheduler",
-    "roost.scheduler.client",
-    "roost.scheduler.errors",
-    "roost.scheduler.values",
-}
+# Of the scheduler, provisioners see what runs in the application or in a command; never what runs in the service.
+CLIENT_SIDE = {"actions", "amounts", "client", "environment", "errors", "owner", "tables", "values"}
+SERVICE_SIDE = re.compile(
+    r"roost\.(placement|scheduler\.(backends|service|scheduler|starts|queue|limits|config))\b.*"
+)
 NODE_SIDE_LIBRARIES = {"zmq", "psutil", "jupyter_client", "jupyter_core", "traitlets", "ipykernel", "IPython"}
 
 
@@ -100,11 +98,26 @@ def test_imports_go_one_way(package: str) -> None:
 
 
 def test_provisioners_see_the_client_only() -> None:
+    allowed = {"roost.scheduler", *(f"roost.scheduler.{name}" for name in CLIENT_SIDE)}
     wrong = []
     for path in sources("provisioners"):
         names = {name for name in imports(path, at_import=False) if name.startswith("roost.scheduler")}
-        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(names - CLIENT_SIDE)]
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(names - allowed)]
     assert wrong == []
+
+
+def test_the_client_side_never_loads_the_service() -> None:
+    """Importing the provisioner, and all that this imports in turn, reaches neither placement nor a backend."""
+    seen: set[str] = set()
+    pending = ["roost.provisioners", *(f"roost.scheduler.{name}" for name in CLIENT_SIDE)]
+    while pending:
+        name = pending.pop()
+        path = ROOT.joinpath(*name.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name not in seen and name.startswith("roost"):
+            seen.add(name)
+            pending += [*imports(path, at_import=True), name.rpartition(".")[0]]
+    assert {name for name in seen if SERVICE_SIDE.fullmatch(name)} == set()
 
 
 def test_placement_is_pure() -> None:
@@ -123,9 +136,14 @@ def test_placement_is_pure() -> None:
 
 
 def test_launchers_need_what_ipykernel_brings() -> None:
-    seen = set().union(*(imports(path, at_import=False) for path in sources("launchers")))
-    outside = {name.split(".")[0] for name in seen} - sys.stdlib_module_names
-    assert outside <= NODE_SIDE_LIBRARIES | {"roost"}
+    """NVML is the one thing more, where it is installed."""
+    needed, seen = set[str](), set[str]()
+    for path in sources("launchers"):
+        needed |= imports(path, at_import=True)
+        seen |= imports(path, at_import=False)
+    heads = [{name.split(".")[0] for name in names} - sys.stdlib_module_names for names in (needed, seen)]
+    assert heads[0] <= NODE_SIDE_LIBRARIES | {"roost"}
+    assert heads[1] <= NODE_SIDE_LIBRARIES | {"roost", "pynvml"}
 
 
 def test_the_zygote_starts_on_the_standard_library() -> None:
