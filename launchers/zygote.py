@@ -21,9 +21,11 @@ leaving this script at its end: exit handlers, threads and exit codes are Python
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import itertools
 import json
 import mmap
@@ -50,8 +52,6 @@ _POPULATE_READ, _POPULATE_WRITE = 22, 23
 _PAGE_PRESENT = 1 << 63
 _PAGE_OWN = _PAGE_PRESENT | 1 << 56
 """Bits of /proc/PID/pagemap: in memory, mapped by nobody else."""
-PageRun = tuple[int, int, int]
-"""Start and end address, and the advice for madvise."""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
@@ -76,7 +76,8 @@ def serve(agent: socket.socket) -> Kernel | None:
             return None
         if not fds:
             warm, answer = prepare(json.loads(packet))
-            agent.send(json.dumps(answer).encode())
+            agent.send(answer)
+            del packet, answer  # or every child would write to the pages that it frees them on
             continue
         if not hand_over(spare, packet, fds) and fork_orphan():
             agent.close()
@@ -127,7 +128,7 @@ def fork_orphan() -> bool:
     return False
 
 
-def prepare(request: dict[str, Any]) -> tuple[Warm | None, dict[str, Any]]:
+def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
     """Import what a kernel imports and build what every kernel builds; with the answer for the agent."""
     reads: set[str] = set()
     before = dict(os.environ)
@@ -143,27 +144,88 @@ def prepare(request: dict[str, Any]) -> tuple[Warm | None, dict[str, Any]]:
                 except Exception:  # noqa: BLE001 - a module that cannot be imported here is the kernel's to import
                     continue
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
-        return None, {"op": "refused", "reason": f"{type(error).__name__}: {error}"}
+        return None, refusal(f"{type(error).__name__}: {error}")
     finally:
         os.environ.__class__ = type(os.environ).__mro__[1]
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
-        return None, {"op": "refused", "reason": f"a preloaded module started a thread ({names})"}
+        return None, refusal(f"a preloaded module started a thread ({names})")
+    environment = {name: before.get(name) for name in sorted(reads)}
+    answer = {"op": "ready", "environment": environment, "rehearsed": len(rehearsed), "files": fingerprint()}
+    packet = json.dumps(answer).encode()
     warm = Warm(request["args"])
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
+    del answer, environment, before, reads, rehearsed
     gc.collect()
+    warm.plugs = plug_holes()
+    gather_module_names()
     gc.freeze()
     _, warm.pages = rehearse(warm)
-    environment = {name: before.get(name) for name in sorted(reads)}
-    return warm, {
-        "op": "ready",
-        "environment": environment,
-        "rehearsed": len(rehearsed),
-        "pages": sum(stop - start for start, stop, _ in warm.pages) >> 12,
-        "files": fingerprint(),
-    }
+    return warm, packet
+
+
+def refusal(reason: str) -> bytes:
+    return json.dumps({"op": "refused", "reason": reason}).encode()
+
+
+def plug_holes() -> list[Any]:
+    """Allocate what is free between live objects, so that children allocate on fresh pages; to be kept.
+
+    A child that fills the last free block of a page makes its own copy of that page for it. The objects of each of
+    pymalloc's size classes are returned; what glibc's malloc had free is simply never given back.
+    """
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            sys._debugmallocstats()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        file.seek(0)
+        rows = [line.split() for line in file.read().splitlines()]
+    header = sys.getsizeof(b"")
+    plugs: list[Any] = []
+    for row in rows:  # class, block size, pools, blocks in use, blocks free
+        if len(row) == 5 and all(cell.isdigit() for cell in row):
+            size, free = int(row[1]), range(int(row[4]))
+            plugs.append([bytes(size - header) for _ in free] if size > header else [float(n) for n in free])
+    with contextlib.suppress(AttributeError):  # not glibc, or older than 2.33
+        plug_malloc(ctypes.CDLL(None))
+    return plugs
+
+
+def gather_module_names() -> None:
+    """Lay the keys of sys.modules out side by side: IPython makes a set of them, which writes to each."""
+    modules = [((name + " ")[:-1], module) for name, module in sys.modules.items()]
+    sys.modules.clear()
+    sys.modules.update(modules)
+
+
+def plug_malloc(libc: ctypes.CDLL) -> None:
+    """Allocate every free chunk below the top of the heap, large ones first."""
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = [
+            (name, ctypes.c_size_t)
+            for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        ]
+
+    libc.mallinfo2.restype = Mallinfo2
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.sbrk.argtypes, libc.free.argtypes = (ctypes.c_size_t,), (ctypes.c_ssize_t,), (ctypes.c_void_p,)
+    info = libc.mallinfo2()
+    end = libc.sbrk(0)
+    bottom, top = end - info.arena, end - info.keepcost
+    size = 120_000  # above, malloc maps memory of its own
+    while size >= 24:
+        chunk = libc.malloc(size)
+        if bottom <= chunk < top:
+            continue
+        libc.free(chunk)
+        size = size * 9 // 10 if size > 1024 else size - 16
 
 
 def record_environment_reads(reads: set[str]) -> None:
@@ -178,7 +240,7 @@ def record_environment_reads(reads: set[str]) -> None:
     os.environ.__class__ = Recording
 
 
-def rehearse(warm: Warm | None) -> tuple[list[str], list[PageRun]]:
+def rehearse(warm: Warm | None) -> tuple[list[str], array.array[int]]:
     """The modules that a real kernel has imported after some use, and the memory it has written to.
 
     Both are empty when they could not be found out.
@@ -215,7 +277,7 @@ def rehearse(warm: Warm | None) -> tuple[list[str], list[PageRun]]:
                 break
             heard += chunk
         if not heard.endswith(b"]"):
-            return [], []
+            return [], array.array("Q")
         return list(json.loads(heard)), written_pages(children[0])
     finally:
         for child in children:
@@ -286,9 +348,11 @@ class Warm:
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
-        self.pages: list[PageRun] = []
+        self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
         """What the preloaded modules did to os.environ while they were imported: done again in each kernel."""
+        self.plugs: list[Any] = []
+        self.launcher = launcher_path()
         self.app: Any = IPKernelApp.instance()
         self.app.parent_handle = 1  # no parent to watch, and no advice about Ctrl-C in the log
         try:
@@ -302,8 +366,8 @@ class Warm:
 
     def touch_pages(self) -> None:
         """Fault in at once what a kernel will write to: one by one, page faults are half of a forked kernel's start."""
-        for start, stop, advice in self.pages:
-            if self.madvise(start, stop - start, advice) != 0:
+        for n in range(0, len(self.pages), 3):
+            if self.madvise(self.pages[n], self.pages[n + 1], self.pages[n + 2]) != 0:
                 return
 
     def application(self, argv: list[str]) -> Any:
@@ -341,9 +405,12 @@ class ModuleFiles:
         return getattr(sys, name)
 
 
-def written_pages(pid: int) -> list[PageRun]:
-    """The pages of child `pid` that are its own by now although it was forked from this process, as runs."""
-    runs: list[PageRun] = []
+def written_pages(pid: int) -> array.array[int]:
+    """The pages of child `pid` that are its own by now, or mapped from files, among those of this process.
+
+    As flat triples for madvise: address, bytes, advice.
+    """
+    runs = array.array("Q")
     try:
         with open("/proc/self/maps") as maps, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
             for line in maps:
@@ -357,10 +424,9 @@ def written_pages(pid: int) -> list[PageRun]:
                 for is_own, run in itertools.groupby(range(len(entries)), lambda n: entries[n] & mask == mask):  # noqa: B023
                     if is_own:
                         pages = list(run)
-                        first, last = (start + n * mmap.PAGESIZE for n in (pages[0], pages[-1] + 1))
-                        runs.append((first, last, advice))
+                        runs.extend((start + pages[0] * mmap.PAGESIZE, len(pages) * mmap.PAGESIZE, advice))
     except OSError:
-        return []
+        pass  # no /proc, or a hardened one: the kernel faults its pages in as it goes
     return runs
 
 
@@ -424,14 +490,18 @@ class Kernel:
             pass
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
-        launcher = importlib.util.find_spec("ipykernel_launcher")
         main = types.ModuleType("__main__")
-        main.__file__ = sys.argv[0] = launcher.origin
+        main.__file__ = sys.argv[0] = self.warm.launcher if self.warm else launcher_path()
         sys.modules["__main__"] = main
         sys.argv[1:] = self.request["argv"]
 
     def report(self, message: dict[str, Any]) -> None:
         os.write(self.report_fd, json.dumps(message).encode() + b"\n")
+
+
+def launcher_path() -> str:
+    spec = importlib.util.find_spec("ipykernel_launcher")
+    return spec.origin if spec and spec.origin else "ipykernel_launcher.py"
 
 
 def hook_ports(app: Any, report: Any) -> None:
