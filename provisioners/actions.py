@@ -11,7 +11,7 @@ from typing import Any
 from roost.scheduler.actions import print_json, request_config
 from roost.scheduler.environment import Environment, probe
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.tables import asks, console, table
+from roost.scheduler.tables import asks, console, show, table
 
 from .kernelspecs import Installed, environment, install, installed, remove
 from .notebook import run
@@ -58,7 +58,7 @@ def kernelspec_list(arguments: argparse.Namespace) -> int:
         backend = str(spec.config.get("backend", "local"))
         made.add_row(spec.name, spec.display_name, backend, wanted, "broken" if problem else "ready")
     out = console()
-    out.print(made)
+    show(out, made)
     for spec, problem in rows:
         if problem:
             out.print(f"\n{spec.name}: {problem}")

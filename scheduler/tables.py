@@ -33,6 +33,16 @@ def console() -> Console:
     return Console(width=_UNBROKEN if is_free else None, highlight=False, markup=False, emoji=False)
 
 
+def show(out: Console, made: Table) -> None:
+    """Print a table, without the blanks that fill its last column where no terminal needs them."""
+    if out.is_terminal:
+        out.print(made)
+        return
+    with out.capture() as captured:
+        out.print(made)
+    out.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """Columns without lines around them; long cells are folded, never cut."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -100,10 +110,10 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
                 f"{gpu['promised']:.0%}",
                 "unknown" if gpu["used"] is None else f"{gpu['used']:.0%}",
             )
-    out.print(made)
+    show(out, made)
     if devices.row_count:
         out.print()
-        out.print(devices)
+        show(out, devices)
     out.print("\nCPUS, MEMORY and GPUS: promised to kernels, of what there is.", style="dim")
 
 
@@ -130,14 +140,14 @@ def show_decision(decision: Mapping[str, Any]) -> None:
             devices = ", ".join(place["device_ids"]) or "-"
             made.add_row(str(rank), place["node_id"], devices, f"{place['score']:.3f}", *shares)
         out.print()
-        out.print(made)
+        show(out, made)
     if decision["refusals"]:
         made = table("REFUSED", "WHEN", "WHY")
         for refusal in decision["refusals"]:
             when = "not now" if refusal["when"] == "now" else "never"
             made.add_row(refusal["node_id"], when, refusal["reason"])
         out.print()
-        out.print(made)
+        show(out, made)
 
 
 def show_kernels(kernels: Sequence[Kernel]) -> None:
@@ -158,7 +168,7 @@ def show_kernels(kernels: Sequence[Kernel]) -> None:
             asks(kernel.request),
             ago(kernel.created_at),
         )
-    out.print(made)
+    show(out, made)
 
 
 def show_pending(kernels: Sequence[Kernel]) -> None:
@@ -174,7 +184,7 @@ def show_pending(kernels: Sequence[Kernel]) -> None:
         made.add_row(
             position, short[kernel.id], kernel.owner.user, ago(kernel.created_at), kernel.waits_for or "-"
         )
-    out.print(made)
+    show(out, made)
 
 
 def short_ids(ids: Sequence[str], at_least: int = 8) -> dict[str, str]:
@@ -197,4 +207,4 @@ def show_findings(findings: Sequence[Mapping[str, str]]) -> None:
         if finding.get("do"):
             said.append(f"\n→ {finding['do']}", style="bold")
         made.add_row(Text(finding["level"], style=_STYLES.get(finding["level"], "")), said)
-    out.print(made)
+    show(out, made)
