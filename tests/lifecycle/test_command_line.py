@@ -1,0 +1,134 @@
+"""The `roost` command as a person uses it: processes of its own, a real scheduler, real kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import settle
+
+nbformat = pytest.importorskip("nbformat", reason="notebooks are written with it (extra: test)")
+pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
+
+DEADLINE_S = 60.0
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "roost.scheduler.command", *argv]
+
+
+def roost(*argv: str) -> subprocess.CompletedProcess[str]:
+    """One command, to its end."""
+    return subprocess.run(
+        command(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+
+
+def answer(*argv: str) -> dict[str, Any]:
+    """What `--json` prints."""
+    done = roost(*argv, "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def notebook(folder: Path, *sources: str) -> str:
+    """A notebook of these code cells."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    path = folder / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def machine(module_runtime_dir: Path) -> Iterator[Path]:
+    """One scheduler and agent for all tests here."""
+    yield module_runtime_dir
+    settle(module_runtime_dir)
+
+
+def test_a_notebook_runs_on_a_placed_kernel(tmp_path: Path) -> None:
+    path = notebook(tmp_path, "import os\nprint(os.getcwd())", "6 * 7")
+    done = roost("run", path, "--cpus", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["kernel"]["node"] == answer("nodes")["nodes"][0]["id"]
+    assert [cell["status"] for cell in told["cells"]] == ["ok", "ok"]
+    first, second = nbformat.read(tmp_path / "notebook.out.ipynb", as_version=4).cells
+    assert first.outputs[0].text.strip() == str(tmp_path)
+    assert second.outputs[0].data["text/plain"] == "42"
+    assert answer("kernels") == {"kernels": []}
+
+
+def test_a_cells_error_is_shown_and_is_the_exit_code(tmp_path: Path) -> None:
+    path = notebook(tmp_path, "x = 1", "x / 0", "never = 1")
+    done = roost("run", path, "--output", str(tmp_path / "done.ipynb"))
+    assert done.returncode == 1
+    assert "Cell 2 failed: ZeroDivisionError: division by zero" in done.stderr
+    assert "\x1b" not in done.stderr
+    counts = [cell.execution_count for cell in nbformat.read(tmp_path / "done.ipynb", as_version=4).cells]
+    assert counts == [1, 2, None]
+
+
+def test_a_kernel_that_dies_is_told(tmp_path: Path) -> None:
+    done = roost("run", notebook(tmp_path, "import os; os.kill(os.getpid(), 9)"))
+    assert done.returncode == 1
+    assert "Cell 1 failed: KernelDied" in done.stderr
+    assert "SIGKILL" in done.stderr
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_kernel(tmp_path: Path, signum: int, code: int) -> None:
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\nimport time\ntime.sleep(60)")
+    with subprocess.Popen(command("run", path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+        ready.read_bytes()  # returns once the cell has opened and closed it
+        running.send_signal(signum)
+        _, err = running.communicate(timeout=DEADLINE_S)
+    assert running.returncode == code, err.decode()
+    assert b"Traceback" not in err
+    assert answer("kernels") == {"kernels": []}
+
+
+def test_one_waits_says_so_and_is_cancelled(tmp_path: Path) -> None:
+    (node,) = answer("nodes")["nodes"]
+    assert answer("drain", node["id"])["is_draining"]
+    try:
+        waiting = subprocess.Popen(
+            command("run", notebook(tmp_path, "1")),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with waiting:
+            queued = _first_queued()
+            assert queued["position"] == 1
+            assert "draining" in queued["waits_for"]
+            assert queued["created_at"] > 0
+            assert answer("stop", queued["id"][:8]) == {"stopped": [{"id": queued["id"], "was": "queued"}]}
+            _, err = waiting.communicate(timeout=DEADLINE_S)
+        assert waiting.returncode == 1
+        assert err.count("\n") == 1
+        assert "taken back" in err
+    finally:
+        answer("drain", node["id"], "--off")
+
+
+def _first_queued() -> dict[str, Any]:
+    """The first kernel of the queue, once there is one: a command takes a third of a second, 50 are a deadline."""
+    for _ in range(50):
+        if queued := answer("kernels", "--pending")["kernels"]:
+            return dict(queued[0])
+    raise AssertionError("nothing was queued")
+
+
+def test_doctor_finds_nothing_wrong() -> None:
+    levels = {finding["level"] for finding in answer("doctor")["findings"]}
+    assert "error" not in levels
