@@ -11,6 +11,7 @@ expected.toml does not list, or one that it lists passed. `--provisioner local-p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -157,9 +158,18 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
             }
             complete = _run_with_deadline(command, cwd, env, suite.deadline_s)
             seconds = time.monotonic() - started
+            _dismiss(folder)
     except AssertionError as error:
         left = str(error).splitlines()[1:]
     return read(report, seconds=seconds, left=left, complete=complete)
+
+
+def _dismiss(folder: str) -> None:
+    """Ask roost's service and agent to leave, which they else do after minutes; kernels stay, and are then counted."""
+    for process in leftovers.processes(folder):
+        if " -m roost." in leftovers.describe(process):
+            with contextlib.suppress(leftovers.psutil.NoSuchProcess):
+                process.terminate()
 
 
 def _run_with_deadline(command: list[str], cwd: Path, env: dict[str, str], deadline_s: float) -> bool:
