@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -43,8 +44,6 @@ _READY_S = 60.0
 """A zygote that is not ready by then is killed, and its key left alone for `_PAUSE_S`."""
 _PAUSE_S = 60.0
 _PACKET_BYTES = 1 << 20
-_PER_KERNEL = ("JPY_", "KERNEL_")
-"""Environment that differs from kernel to kernel: a zygote is started without it."""
 
 Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
@@ -72,10 +71,14 @@ class _Zygote:
     socket: socket.socket
     environment: dict[str, str | None]
     fingerprint: Fingerprint
-    made_at: float
     used_at: float
     ready_s: float
     launches: int = 0
+
+
+def is_per_kernel(name: str) -> bool:
+    """Whether an environment variable differs from kernel to kernel by nature: zygotes never have it."""
+    return name.startswith(("JPY_", "KERNEL_"))
 
 
 def become_subreaper() -> bool:
@@ -144,14 +147,8 @@ class Zygotes:
             self._retire(zygote)
             self.schedule_warm(command, env, cwd)
             return None
-        request = json.dumps(
-            {
-                "op": "launch",
-                "argv": ["-f", str(connection_file), *command.args],
-                "env": dict(env),
-                "cwd": str(cwd),
-            }
-        ).encode()
+        argv = ["-f", str(connection_file), *command.args]
+        request = json.dumps({"argv": argv, "env": dict(env), "cwd": str(cwd)}).encode()
         report, report_in = os.pipe()
         try:
             try:
@@ -176,7 +173,7 @@ class Zygotes:
             return
         task = self._warming.get(key)
         if task is None:
-            task = self._warming[key] = asyncio.create_task(self._make(key, env))
+            task = self._warming[key] = asyncio.create_task(self._make(key, command, env))
             task.add_done_callback(lambda _: self._warming.pop(key, None))
         await asyncio.shield(task)
 
@@ -190,7 +187,7 @@ class Zygotes:
 
         async def later() -> None:
             await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
-            await self._make(key, env)
+            await self._make(key, command, env)
 
         task = self._warming[key] = asyncio.create_task(later())
         task.add_done_callback(lambda _: self._warming.pop(key, None))
@@ -247,7 +244,7 @@ class Zygotes:
 
     def _matching(self, key: Key, env: Mapping[str, str]) -> _Zygote | None:
         for zygote in self._by_key.get(key, ()):
-            if all(env.get(name) == value for name, value in zygote.environment.items()):
+            if all(env.get(name) == value for name, value in zygote.environment.items() if not is_per_kernel(name)):
                 return zygote
         return None
 
@@ -260,7 +257,7 @@ class Zygotes:
                 asyncio.get_running_loop().remove_reader(zygote.socket)
                 zygote.socket.close()
 
-    async def _make(self, key: Key, env: Mapping[str, str]) -> None:
+    async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
         python, flags, folder, _ = key
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
@@ -275,14 +272,15 @@ class Zygotes:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={name: value for name, value in env.items() if not name.startswith(_PER_KERNEL)},
+                env={name: value for name, value in env.items() if not is_per_kernel(name)},
                 cwd=folder,
                 start_new_session=True,
             )
         self._processes[process.pid] = process
         try:
-            ours.send(json.dumps({"op": "prepare", "preload": self._preload, "args": args}).encode())
-            packet = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, _PACKET_BYTES), _READY_S)
+            ours.send(json.dumps({"preload": self._preload, "args": command.args}).encode())
+            loop = asyncio.get_running_loop()
+            packet = await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S)
             answer = json.loads(packet or b"{}")
         except (asyncio.TimeoutError, OSError) as error:
             answer = {"op": "failed", "reason": f"not ready: {error!r}"}
@@ -294,7 +292,7 @@ class Zygotes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             reason = answer.get("reason", "it ended while loading")
-            for_s = float("inf") if answer.get("op") == "refused" else _PAUSE_S
+            for_s = math.inf if answer.get("op") == "refused" else _PAUSE_S
             self._refused[key] = (reason, self._clock() + for_s)
             self._log.warning("kernels of %s are not forked: %s", python, reason)
             return
@@ -303,8 +301,11 @@ class Zygotes:
             process=process,
             socket=ours,
             environment=answer.get("environment", {}),
-            fingerprint=Fingerprint(files={path: tuple(rest) for path, *rest in answer["files"]}),
-            made_at=now,
+            fingerprint=Fingerprint(
+                files={path: tuple(stamp) for path, *stamp in answer["files"]},
+                folders={path: tuple(stamp) for path, *stamp in answer["folders"]},
+                imported_names=frozenset(answer["names"]),
+            ),
             used_at=now,
             ready_s=time.perf_counter() - started,
         )
