@@ -27,6 +27,7 @@ class Agents:
     def __init__(self) -> None:
         self._clients: dict[str, asyncio.Task[AgentClient]] = {}
         self._listeners: list[AgentListener] = []
+        self._closing: set[asyncio.Task[None]] = set()
 
     def listen(self, listener: AgentListener) -> None:
         """Call `listener`, which is quick and does not raise, with every event and loss from now on."""
@@ -57,6 +58,7 @@ class Agents:
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, AgentClient):
                 await outcome.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _connect(self, address: AgentAddress) -> AgentClient:
         endpoint = address.endpoint
@@ -67,6 +69,7 @@ class Agents:
 
         def on_lost() -> None:
             log.info("agent=%s the connection was lost", endpoint)
+            self._dispose(client)
             if self._clients.pop(endpoint, None) is not None:
                 for listener in list(self._listeners):
                     listener(endpoint, None)
@@ -74,3 +77,9 @@ class Agents:
         client = AgentClient(endpoint, address.keys, on_event=on_event, on_lost=on_lost)
         await client.connect(timeout_s=CONNECT_S)
         return client
+
+    def _dispose(self, client: AgentClient) -> None:
+        """Close a connection that is lost, off the callback that says so."""
+        task = asyncio.get_running_loop().create_task(client.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -36,7 +36,7 @@ async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:
         if not keeper.owners.is_alive(record.owner)
     ]
     found += [
-        _finding("warning", f"node {node_id} drains", f"run `roost drain --off {node_id}` to use it again")
+        _finding("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
         for node_id in sorted(cluster.draining)
     ]
     agree = f"{len(records)} kernels, {len(leases)} leases and {len(processes)} processes agree"

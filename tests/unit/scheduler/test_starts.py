@@ -1,0 +1,260 @@
+"""One start: its steps, their repetition, and the way back from each."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, scheduler_on, world
+
+from roost.scheduler.config import Settings
+from roost.scheduler.errors import (
+    Cancelled,
+    ConfigError,
+    KernelDied,
+    LaunchError,
+    NoNodeEver,
+    NoNodeNow,
+    RoostError,
+    UnknownKernel,
+)
+
+
+async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=1) as w:
+        kernel = await w.start("k", gpus=0.5, cpus=1)
+        assert (kernel.state, kernel.node_id, kernel.device_ids) == ("running", "here", ("0",))
+        assert kernel.connection is not None
+        assert kernel.connection.shell_port == 50_000
+        assert [event.kind for event in w.events] == ["placed", "leased", "running"]
+        assert {"queued", "placed", "leased", "launched"} <= kernel.timing_ms.keys()
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_events_and_lists_carry_neither_keys_nor_environment(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        assert "hush" not in repr(w.events) + repr(w.scheduler.kernels())
+
+
+async def test_a_repeated_start_gets_the_same_kernel(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        first, joined = await asyncio.gather(w.start("k"), w.start("k"))
+        later = await w.start("k")
+        assert first == joined == later
+        assert len(w.agent.launched) == 1
+
+
+async def test_a_repeated_start_that_failed_is_told_the_same(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.fail("launch", "kernel_died")
+        for _ in range(2):
+            with pytest.raises(KernelDied):
+                await w.start("k")
+        assert w.agent.calls.count("launch") == 1
+        w.agent.failures.clear()
+        assert (await w.start("k", "2")).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("kernel_died", KernelDied), ("bad_command", LaunchError), ("no_space", LaunchError)]
+)
+async def test_a_launch_that_fails_gives_the_lease_back(
+    tmp_path: Path, kind: str, error: type[RoostError]
+) -> None:
+    async with world(tmp_path) as w:
+        w.agent.fail("launch", kind)
+        with pytest.raises(error):
+            await w.start("k", cpus=1)
+        assert w.leases() == []
+        assert w.scheduler.kernels() == []
+        assert w.kernel("k").reason == f"launch fails: {kind}"
+        assert w.count("failed") == 1
+
+
+@pytest.mark.parametrize("stage", ["reserve", "launch"])
+async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -> None:
+    async with world(tmp_path) as w:
+        release = w.agent.hold(stage)
+        start = w.start("k", cpus=1)
+        await w.told("placed" if stage == "reserve" else "leased")
+        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
+        with pytest.raises(Cancelled):
+            await start
+        release.set()
+        await cancel
+        await w.until(lambda: w.leases() == []) if w.leases() else None
+        assert w.scheduler.kernels() == []
+        with pytest.raises(Cancelled):
+            await w.start("k")
+
+
+async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.scheduler.cancel("k", "1")
+        with pytest.raises(Cancelled):
+            await w.start("k")
+        assert (await w.start("k", "2")).state == "running"
+
+
+async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        await w.scheduler.cancel("k", "1")
+        assert w.leases() == []
+        await w.start("other")
+        await w.scheduler.cancel("other")
+        assert w.kernel("other").state == "running"
+
+
+async def test_a_conflict_is_placed_elsewhere(tmp_path: Path) -> None:
+    async with world(tmp_path, nodes=("a", "b"), cpus=4) as w:
+        w.fakes[0].ledger.cpus = 0.0  # its agent knows better than the picture
+        w.backend.lies["a"] = lambda node: replace(node, cpus=8.0)
+        kernel = await w.start("k", cpus=2)
+        assert kernel.node_id == "b"
+        assert w.count("conflict") == 1
+
+
+async def test_a_node_that_refused_is_tried_again_when_it_changed(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=4) as w:
+        await w.start("first", cpus=2)
+        w.backend.lies["here"] = lambda node: replace(node, cpus=8.0)
+        second = w.start("second", cpus=3)
+        await w.told("conflict")
+        await w.told("queued", "second")
+        assert w.count("conflict") == 1
+        w.agent.ledger.cpus = 8.0
+        await w.scheduler.stop("first", 0)
+        assert (await second).state == "running"
+
+
+async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        with pytest.raises(NoNodeEver, match=r"could ever hold 1 GPU"):
+            await w.start("k", gpus=1)
+        with pytest.raises(ConfigError, match="whole number"):
+            await w.start("k", "2", gpus=1.5)
+        with pytest.raises(ConfigError, match="unknown policy"):
+            await w.start("k", "3", policy="nonsense")
+        assert w.scheduler.kernels() == []
+
+
+async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=1) as w:
+        await w.start("first", cpus=1)
+        with pytest.raises(NoNodeNow, match=r"waited 0\.2 s at position 1: no node has room") as caught:
+            await w.start("second", cpus=1, launch_timeout_s=0.2)
+        assert caught.value.fields["decision"]["placement"] is None
+        assert len(w.leases()) == 1
+
+
+async def test_the_agent_is_killed_between_lease_and_launch(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.hold("launch")
+        start = w.start("k")
+        await w.told("leased")
+        w.agent.held.clear()
+        await w.agent.restart()
+        assert (await start).state == "running"
+        assert len(w.leases()) == 1
+
+
+async def test_a_lease_that_is_gone_at_the_launch_is_taken_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        release = w.agent.hold("launch")
+        start = w.start("k", cpus=1)
+        await w.told("leased")
+        w.agent.ledger.release("roost:k:s/1")
+        release.set()
+        assert (await start).state == "running"
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        with pytest.raises(LaunchError, match="still runs"):
+            await w.start("k", "2")
+        w.agent.end("k", 9)
+        await w.told("exited")
+        assert w.kernel("k").exit_code == 9
+        again = await w.start("k", "2")
+        assert (again.state, again.launch_id) == ("running", "2")
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_a_restart_that_fails_leaves_the_lease_to_the_grace(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent.end("k")
+        await w.told("exited")
+        w.agent.fail("launch", "kernel_died")
+        with pytest.raises(KernelDied):
+            await w.start("k", "2")
+        assert (w.kernel("k").state, len(w.leases())) == ("exited", 1)
+        w.agent.failures.clear()
+        assert (await w.start("k", "3")).state == "running"
+
+
+async def test_an_exit_right_after_the_launch_is_not_lost(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        launch = w.agent._launch
+
+        def launch_and_die(request: object) -> object:
+            process = launch(request)  # type: ignore[arg-type]
+            w.agent.end("k", 3)
+            return process
+
+        w.agent._launch = launch_and_die  # type: ignore[method-assign,assignment]
+        await w.agent.restart()
+        await w.start("k")
+        await w.told("exited")
+        assert w.kernel("k").exit_code == 3
+
+
+async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        first = await w.scheduler.stop("k", 1.0)
+        assert (first.state, first.exit_code, first.reason) == ("exited", -15, "stopped")
+        assert await w.scheduler.stop("k", 1.0) == first
+        assert w.leases() == []
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.stop("nobody", 1.0)
+
+
+async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        await w.scheduler.signal("k", 2)
+        assert w.agent.signals == [("k", 2)]
+        assert await w.scheduler.logs("k", 100) == "log"
+        await w.scheduler.stop("k", 0)
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.signal("k", 2)
+
+
+async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
+    async with world(tmp_path, nodes=("a", "b")) as w:
+        await w.scheduler.drain("a", True)
+        assert {(await w.start(f"k{i}", cpus=0.1)).node_id for i in range(3)} == {"b"}
+        assert [node["is_draining"] for node in await w.scheduler.nodes()] == [True, False]
+        with pytest.raises(ConfigError):
+            await w.scheduler.drain("c", True)
+
+
+async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
+    """The launch fails, and so does giving the lease back: it is released once the agent can be asked again."""
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent], Settings(claim_grace_s=0.1)) as w:
+        agent.fail("launch", "kernel_died")
+        agent.fail("release")
+        with pytest.raises(KernelDied):
+            await w.start("k", cpus=1)
+        agent.failures.clear()
+        w.scheduler.keeper.reconcile_soon()
+        await w.until(lambda: not w.leases() and not w.scheduler.kernels())
+    await agent.close()
