@@ -128,22 +128,21 @@ def findings() -> list[dict[str, str]]:
         found.append(
             {
                 "level": "error",
-                "what": f"Jupyter in {sys.prefix} does not know the provisioner roost.",
+                "what": f"Jupyter in {sys.prefix} does not know the provisioner roost",
                 "do": f"{sys.executable} -m pip install roost",
             }
         )
     specs = installed()
     for spec in specs:
         problem = probe(spec.argv, environment(spec.env)).problem or _misread(spec)
-        level = "error" if problem else "ok"
-        do = f"Mend {spec.folder}/kernel.json, or `roost kernelspec remove {spec.name}`." if problem else ""
-        what = (
-            f"Kernelspec {spec.name}: {problem}" if problem else f"Kernelspec {spec.name} can start kernels."
-        )
-        found.append({"level": level, "what": what, "do": do})
+        what, do = f"kernelspec {spec.name} can start kernels", ""
+        if problem:
+            what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
+            do = f"mend {spec.folder}/kernel.json, or `roost kernelspec remove {spec.name}`"
+        found.append({"level": "error" if problem else "ok", "what": what, "do": do})
     if not specs:
         do = "roost kernelspec install --from python3 --name roost-python3"
-        found.append({"level": "warning", "what": "No kernelspec starts through roost.", "do": do})
+        found.append({"level": "warning", "what": "no kernelspec starts through roost", "do": do})
     return found
 
 

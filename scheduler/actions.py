@@ -206,7 +206,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     try:
         findings += ask(client_of(arguments).doctor())
     except (RoostError, DaemonError) as error:
-        do = "Mend this first; the rest of the checks need the scheduler."
+        do = "mend this first: the other checks need the scheduler"
         findings.append({"level": "error", "what": str(error), "do": do})
     if arguments.json:
         print_json({"findings": findings})
