@@ -1,0 +1,215 @@
+"""Real kernels through AsyncKernelManager: start, execute, interrupt, restart, die, shut down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+import zmq.asyncio
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from managers import kernelspecs
+from traitlets.config import Config
+from world import daemon_pids, kill
+
+from roost.provisioners import RoostProvisioner
+from roost.scheduler.client import connect
+from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver
+
+
+async def run(kc: Any, code: str, timeout_s: float = 30) -> dict[str, Any]:
+    """Execute and give {status, text}; the client must be ready."""
+    said: list[str] = []
+    reply = await kc.execute_interactive(
+        code,
+        timeout=timeout_s,
+        output_hook=lambda message: said.append(message["content"].get("text", "")),
+        allow_stdin=False,
+    )
+    return {"status": reply["content"]["status"], "text": "".join(said).strip(), "reply": reply["content"]}
+
+
+@asynccontextmanager
+async def kernel(
+    specs: KernelSpecManager, kind: type[AsyncKernelManager] = AsyncKernelManager, **options: Any
+) -> AsyncIterator[tuple[Any, Any]]:
+    km = kind(kernel_name="roosted", kernel_spec_manager=specs, **options.pop("manager", {}))
+    await km.start_kernel(**options)
+    kc = km.client()
+    kc.start_channels()
+    try:
+        await kc.wait_for_ready(30)
+        yield km, kc
+    finally:
+        kc.stop_channels()
+        await km.shutdown_kernel(now=True)
+
+
+async def test_start_execute_shut_down(specs: KernelSpecManager, tmp_path: Path) -> None:
+    async with kernel(specs, cwd=str(tmp_path), env={**os.environ, "MINE": "yes"}) as (km, kc):
+        found = await run(
+            kc, "import os; print(os.getcwd(), os.environ['MINE'], os.environ.get('JPY_PARENT_PID'))"
+        )
+        assert found["text"] == f"{tmp_path} yes None"
+        pid = int((await run(kc, "print(os.getpid())"))["text"])
+        assert pid == km.provisioner._pid
+        assert [one.id for one in await connect().kernels()] == [km.kernel_id]
+        await km.shutdown_kernel()
+        assert not psutil.pid_exists(pid)
+
+
+async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, kc):
+        running = asyncio.ensure_future(run(kc, "import subprocess; subprocess.run(['sleep', '60'])"))
+        while not psutil.Process(km.provisioner._pid).children():  # noqa: ASYNC110 - no event tells of a child
+            await asyncio.sleep(0.02)
+        await km.interrupt_kernel()
+        assert (await asyncio.wait_for(running, 20))["reply"]["ename"] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("now", [False, True])
+async def test_restart_keeps_ports_keys_and_lease(specs: KernelSpecManager, now: bool) -> None:
+    async with kernel(specs) as (km, kc):
+        ports, key, curve = km.ports, km.session.key, km.curve_publickey
+        lease_id = (await connect().kernel(km.kernel_id)).lease_id
+        await run(kc, "x = 1")
+        await km.restart_kernel(now=now)
+        await kc.wait_for_ready(30)
+        assert (km.ports, km.session.key, km.curve_publickey) == (ports, key, curve)
+        assert (await connect().kernel(km.kernel_id)).lease_id == lease_id
+        assert (await run(kc, "x"))["reply"]["ename"] == "NameError"
+
+
+async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelSpecManager) -> None:
+    config = Config({"KernelRestarter": {"time_to_dead": 0.2, "random_ports_until_alive": False}})
+    async with kernel(specs, AsyncIOLoopKernelManager, manager={"config": config}) as (km, kc):
+        restarted = asyncio.Event()
+        km.add_restart_callback(restarted.set)
+        pid = km.provisioner._pid
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.wait_for(restarted.wait(), 10)
+        while km.provisioner._pid == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter tells no more
+            await asyncio.sleep(0.02)
+        await asyncio.wait_for(asyncio.shield(km.ready), 10)
+        await kc.wait_for_ready(30)
+        assert (await run(kc, "print(1)"))["text"] == "1"
+
+
+async def test_an_exit_is_told_with_its_code(specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, kc):
+        kc.execute("import os; os._exit(7)")
+        assert await asyncio.wait_for(km.provisioner.wait(), 10) == 7
+
+
+async def test_encrypted_channels_tell_a_plain_subscriber_nothing(specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, kc):
+        assert km.curve_publickey
+        context = zmq.asyncio.Context()
+        plain = context.socket(zmq.SUB)
+        plain.subscribe(b"")
+        plain.connect(f"tcp://{km.ip}:{km.iopub_port}")
+        try:
+            for _ in range(5):
+                assert (await run(kc, "print('secret')"))["text"] == "secret"
+            assert not await plain.poll(300)
+        finally:
+            plain.close(0)
+            context.term()
+
+
+async def test_plain_where_that_is_wished(world: Path, specs: KernelSpecManager, tmp_path: Path) -> None:
+    async with kernel(kernelspecs(tmp_path, config={"encrypt": "never"})) as (km, kc):
+        assert km.curve_publickey is None
+        assert (await run(kc, "print(1)"))["text"] == "1"
+
+
+async def test_ipc(specs: KernelSpecManager) -> None:
+    async with kernel(specs, manager={"transport": "ipc"}) as (km, kc):
+        assert (await run(kc, "print(1)"))["text"] == "1"
+        await km.restart_kernel(now=True)
+        await kc.wait_for_ready(30)
+        assert (await run(kc, "print(2)"))["text"] == "2"
+
+
+async def test_a_kernelspec_that_is_not_forked(specs: KernelSpecManager, tmp_path: Path) -> None:
+    async with kernel(kernelspecs(tmp_path, config={"fork": False, "cpus": 0.5, "memory": "64MiB"})) as (
+        km,
+        kc,
+    ):
+        found = await connect().kernel(km.kernel_id)
+        assert found.how == "exec"
+        assert found.request.cpus == 0.5
+        assert (await run(kc, "print(1)"))["text"] == "1"
+
+
+async def test_a_service_killed_in_between(world: Path, specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, kc):
+        (pid,) = daemon_pids(world, "scheduler")
+        kill(pid)
+        assert await km.is_alive()
+        assert (await run(kc, "print(1)"))["text"] == "1"
+        await km.interrupt_kernel()
+        await km.restart_kernel()
+        await kc.wait_for_ready(30)
+        assert (await run(kc, "print(2)"))["text"] == "2"
+
+
+async def test_an_exit_while_no_service_lives_is_found(world: Path, specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, _):
+        (pid,) = daemon_pids(world, "scheduler")
+        kill(pid)
+        os.kill(km.provisioner._pid, signal.SIGKILL)
+        assert await asyncio.wait_for(km.provisioner.wait(), 20) in (-signal.SIGKILL, 255)
+
+
+async def test_another_process_s_provisioner_attaches(specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, _):
+        other = RoostProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=None)
+        await other.load_provisioner_info(await km.provisioner.get_provisioner_info())
+        assert await other.poll() is None
+        await other.kill()
+        assert await asyncio.wait_for(km.provisioner.wait(), 10) == -signal.SIGKILL
+        other._stop_listening()
+
+
+async def test_a_kernel_that_dies_while_starting(specs: KernelSpecManager, tmp_path: Path) -> None:
+    argv = ["/bin/sh", "-c", "echo 'no such thing' >&2; exit 3", "{connection_file}"]
+    broken = kernelspecs(tmp_path, "roosted", argv=argv)
+    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
+    with pytest.raises(KernelDied, match="no such thing") as caught:
+        await asyncio.wait_for(km.start_kernel(), 10)
+    assert caught.value.fields["exit_code"] == 3
+    assert not km.has_kernel
+
+
+@pytest.mark.parametrize(("config", "kind"), [({"cpus": 100_000}, NoNodeEver), ({"gpus": 64}, NoNodeEver)])
+async def test_what_no_node_could_hold_fails_at_once(
+    specs: KernelSpecManager, tmp_path: Path, config: dict[str, Any], kind: type[Exception]
+) -> None:
+    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=kernelspecs(tmp_path, config=config))
+    with pytest.raises(kind):
+        await asyncio.wait_for(km.start_kernel(), 10)
+
+
+async def test_a_command_that_is_not_there(specs: KernelSpecManager, tmp_path: Path) -> None:
+    broken = kernelspecs(tmp_path, argv=["/no/such/kernel", "{connection_file}"])
+    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
+    with pytest.raises(LaunchError, match="/no/such/kernel"):
+        await asyncio.wait_for(km.start_kernel(), 10)
+
+
+async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManager) -> None:
+    for delay_s in (0.0, 0.005, 0.02, 0.05, 0.1):
+        km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(km.start_kernel(), delay_s)
+        assert await connect().kernels() == []
