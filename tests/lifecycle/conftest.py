@@ -28,9 +28,8 @@ def world(module_runtime_dir: Path) -> Iterator[Path]:
 def specs(world: Path, tmp_path: Path) -> Iterator[KernelSpecManager]:
     """Kernelspecs with `roosted`, an ipykernel; at the end there is no kernel and nothing promised."""
     yield kernelspecs(tmp_path)
-    with (
-        warnings.catch_warnings()
-    ):  # jupyter_core keeps an event loop for each thread that called a blocking manager
+    # jupyter_core keeps an event loop for each thread that called a blocking manager.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
     service = client.connect()
