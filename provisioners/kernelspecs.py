@@ -71,9 +71,7 @@ def install(
     if found and found.problem:
         raise ConfigError(found.problem)
     metadata = {key: value for key, value in spec.metadata.items() if key != "kernel_provisioner"}
-    if (
-        found and found.is_ipykernel
-    ):  # what the specification says may be older or newer than what is installed
+    if found and found.is_ipykernel:  # what the specification says may be older than what is installed
         metadata.pop("supported_encryption", None)
         metadata |= {"supported_encryption": ["curve"]} if found.has_curve else {}
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
