@@ -246,7 +246,8 @@ class Keeper:
 
     async def _end_starts(self, key: OwnerKey) -> None:
         """The owner has been gone for the grace: nobody waits for its starts, nor wants what it cannot adopt."""
-        for record in self._of_owner(key):
+        starts_first = sorted(self._of_owner(key), key=lambda record: record.start is None)
+        for record in starts_first:  # or they would get what the others free
             if record.start is not None or not record.owner.can_adopt:
                 await self._stop(
                     record, f"its owner {record.owner.application or record.owner.user} has ended"

@@ -113,8 +113,9 @@ class Scheduler:
         if record.start is not None:
             await _cancelled(record.start)
         if record.lease is not None and self._records.get(kernel_id) is record:
-            if record.process is not None and record.process.is_running:
+            if record.process is None or record.process.is_running:
                 record.reason = reason
+            if record.process is not None and record.process.is_running:
                 record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
             await self._cluster.backend.release(record.lease)
         self.keeper.drop(record, reason)

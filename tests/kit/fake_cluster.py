@@ -56,6 +56,7 @@ class FakeAgent:
         self.failures: dict[str, RemoteError] = {}
         self.held: dict[str, asyncio.Event] = {}
         self.calls: list[str] = []
+        self._called = asyncio.Event()
         self.launched: list[Launch] = []
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
@@ -90,6 +91,7 @@ class FakeAgent:
     def _handler(self, name: str, do: Callable[[Any], Any]) -> Callable[[bytes, Any], Awaitable[Any]]:
         async def handle(peer: bytes, arguments: Any) -> Any:
             self.calls.append(name)
+            self._called.set()
             if name == "subscribe":
                 self._server.subscribe(peer)
             if name in self.held:
@@ -108,6 +110,12 @@ class FakeAgent:
     def fail(self, stage: str, kind: str = "internal") -> None:
         """Have calls of this stage fail."""
         self.failures[stage] = RemoteError(kind, f"{stage} fails: {kind}", {})
+
+    async def called(self, stage: str) -> None:
+        """Wait until that stage was called (again, where it was before: clear `calls`)."""
+        while stage not in self.calls:
+            self._called.clear()
+            await asyncio.wait_for(self._called.wait(), 5.0)
 
     def end(self, kernel_id: str, exit_code: int = 1) -> None:
         """A kernel ends by itself."""

@@ -79,7 +79,7 @@ async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -
     async with world(tmp_path) as w:
         release = w.agent.hold(stage)
         start = w.start("k", cpus=1)
-        await w.told("placed" if stage == "reserve" else "leased")
+        await w.agent.called(stage)
         cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
         with pytest.raises(Cancelled):
             await start

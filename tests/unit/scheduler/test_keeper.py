@@ -1,0 +1,212 @@
+"""What is read back after a kill, what is ended when nobody wants it, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, scheduler_on, world
+
+from roost.launchers.messages import Owner
+from roost.launchers.process import start_time
+from roost.scheduler.config import Settings
+from roost.scheduler.errors import UnknownKernel
+
+SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
+
+
+@pytest.fixture
+def application() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that owns kernels."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def owner_of(process: subprocess.Popen[bytes], *, can_adopt: bool = False) -> Owner:
+    return Owner(
+        user="ada",
+        application="app",
+        host=socket.gethostname(),
+        pid=process.pid,
+        process_started_at=start_time(process.pid),
+        can_adopt=can_adopt,
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+async def test_a_successor_reads_kernels_back(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path, gpus=1)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", gpus=0.5)
+    async with scheduler_on([agent]) as w:
+        kernel = w.kernel("k")
+        assert (kernel.state, kernel.launch_id, kernel.request.gpus) == ("running", "1", 0.5)
+        assert kernel.connection is not None
+        assert (await w.start("k", gpus=0.5)).pid == kernel.pid
+        assert len(agent.launched) == 1
+        agent.end("k")
+        await w.told("exited")
+        assert (await w.start("k", "2")).state == "running"
+        await w.scheduler.stop("k", 0)
+        assert w.leases() == []
+    await agent.close()
+
+
+@pytest.mark.parametrize("stage", ["reserve", "launch"])
+async def test_a_start_that_is_repeated_after_a_kill_goes_on(tmp_path: Path, stage: str) -> None:
+    agent = FakeAgent(tmp_path, cpus=1)
+    async with scheduler_on([agent]) as w:
+        agent.hold(stage)
+        start = w.start("k", cpus=1)
+        await agent.called(stage)
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    for held in agent.held.values():
+        held.set()
+    agent.held.clear()
+    async with scheduler_on([agent]) as w:
+        assert (await w.start("k", cpus=1)).state == "running"
+        assert len(agent.launched) == 1
+        assert w.leases() == ["roost:k:s/1"]
+    await agent.close()
+
+
+async def test_a_lease_that_nobody_claims_is_given_back(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        agent.hold("launch")
+        start = w.start("k", cpus=1)
+        await agent.called("launch")
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    agent.held.clear()
+    async with scheduler_on([agent], SOON) as w:
+        assert w.kernel("k").state == "starting"
+        await w.told("released")
+        assert w.leases() == []
+        assert w.kernel("k").reason == "its start was not repeated"
+    await agent.close()
+
+
+async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path, cpus=2)
+    async with scheduler_on([agent], name="one") as one, scheduler_on([agent], SOON, name="two") as two:
+        await one.start("a", cpus=1)
+        await two.start("b", cpus=1)
+        waiting = two.start("c", cpus=1)
+        await two.told("queued", "c")
+        assert [kernel.id for kernel in one.scheduler.kernels()] == ["a"]
+        two.scheduler.keeper.reconcile_soon()
+        await one.scheduler.stop("a", 0)
+        assert (await waiting).state == "running"
+    await agent.close()
+
+
+async def test_a_lost_agent_is_brought_back_and_read_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        for name in ("lives", "ends", "goes"):
+            await w.start(name, cpus=1)
+        await w.agent._server.close()
+        w.agent.kernels["ends"] = replace(w.agent.kernels["ends"], is_running=False, exit_code=7)
+        w.agent.kernels.pop("goes")
+        w.agent.ledger.release("roost:goes:s/1")
+        await asyncio.sleep(0.01)
+        w.agent._begin()
+        await w.told("exited", "ends")
+        await w.told("released", "goes")
+        assert w.kernel("lives").state == "running"
+        assert w.kernel("ends").exit_code == 7
+        assert w.kernel("goes").reason == "its lease is gone"
+
+
+async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent.end("k", 5)
+        await w.told("exited")
+        w.agent.give_back("roost:k:s/1")
+        await w.told("released")
+        assert w.scheduler.kernels() == []
+        assert (w.kernel("k").state, w.kernel("k").exit_code) == ("exited", 5)
+        with pytest.raises(UnknownKernel):
+            w.kernel("never")
+
+
+async def test_kernels_of_a_dead_owner_end_after_the_grace(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path, settings=SOON, cpus=1) as w:
+        await w.start("k", cpus=1, owner=owner_of(application))
+        queued = w.start("queued", cpus=1, owner=owner_of(application))
+        await w.start("mine", cpus=0)
+        await w.told("queued", "queued")
+        kill(application)
+        await w.told("released", "k")
+        await asyncio.wait([queued])
+        assert w.kernel("k").reason == "its owner app has ended"
+        assert [kernel.id for kernel in w.scheduler.kernels()] == ["mine"]
+
+
+async def test_kernels_of_an_owner_that_can_adopt_live_until_they_are_culled(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k", cpus=1, owner=owner_of(application, can_adopt=True))
+        kill(application)
+        await asyncio.sleep(0.15)  # beyond the grace of owners that cannot adopt
+        assert w.kernel("k").state == "running"
+        assert "outlived app" in (await w.scheduler.doctor())[0]["what"]
+        await w.told("cull", "k")
+        await w.told("released", "k")
+        assert w.kernel("k").reason == "culled: nobody has come back for it for 0.3 s"
+
+
+async def test_a_dead_owner_is_noticed_by_a_successor(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1, owner=owner_of(application))
+    kill(application)
+    async with scheduler_on([agent], SOON) as w:
+        await w.told("released", "k")
+        assert w.leases() == []
+    await agent.close()
+
+
+async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path, settings=Settings()) as w:
+        owner = owner_of(application, can_adopt=True)
+        await w.start("k", cpus=1, owner=owner)
+        kill(application)
+        while w.scheduler.keeper.owners.is_alive(owner):
+            await w.scheduler.doctor()  # a call to the agent and back: the loop has seen the pidfd by then
+        w.agent.end("k")
+        await w.told("released", "k")
+        assert w.leases() == []
+
+
+async def test_doctor_finds_and_mends(tmp_path: Path) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        assert (await w.scheduler.doctor())[0]["level"] == "ok"
+        await w.start("k", cpus=1)
+        w.agent.ledger.release("roost:k:s/1")  # behind everybody's back
+        assert "has lost its lease" in (await w.scheduler.doctor())[0]["what"]
+        await w.told("released", "k")
+        assert w.scheduler.kernels() == []
