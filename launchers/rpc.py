@@ -200,12 +200,11 @@ class Server:
         self._send(peer, json.dumps(answer).encode())
 
     def _send(self, peer: bytes, payload: bytes) -> bool:
-        try:
-            zmq.Socket.send_multipart(self._socket, [peer, payload], flags=zmq.NOBLOCK)
-        except zmq.ZMQError as problem:
+        sent = self._socket.send_multipart([peer, payload], flags=zmq.NOBLOCK)  # done at once, well or not
+        problem = sent.exception()
+        if problem is not None:
             log.debug("peer is gone: %s", problem)
-            return False
-        return True
+        return problem is None
 
 
 class Client:
