@@ -13,9 +13,11 @@ import os
 import re
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 from harness import Report, parser
 from world import (
     PLAIN,
@@ -50,6 +52,18 @@ def total_pss_bytes(pids: Iterable[int]) -> int:
     return sum(pss_bytes(pid) for pid in pids)
 
 
+def fixed_pss_bytes(kernel_pids: Iterable[int]) -> Counter[str]:
+    """What roost's own processes use, by part."""
+    used: Counter[str] = Counter()
+    for process in processes(os.environ[RUNTIME]):
+        if process.pid not in kernel_pids:
+            try:
+                used[part(process.cmdline())] += pss_bytes(process.pid)
+            except (psutil.Error, ProcessLookupError):  # it has just ended
+                continue
+    return used
+
+
 async def measure_side(report: Report, name: str, arguments: Namespace, count: int) -> None:
     """Start `count` kernels, run the code in each, and add what they use."""
     async with kernels(name, count) as managers:
@@ -58,14 +72,11 @@ async def measure_side(report: Report, name: str, arguments: Namespace, count: i
             async with client_of(manager) as client:
                 pids.append(await pid_of(client))
         report.add(f"1+1/{name}", total_pss_bytes(pids) / count / MIB, "MiB per kernel")
-        others = [process for process in processes(os.environ[RUNTIME]) if process.pid not in pids]
-        fixed = 0
-        for process in others if name == "roost" else []:
-            used = pss_bytes(process.pid)
-            fixed += used
-            report.add(f"fixed: {part(process.cmdline())}", used / MIB, "MiB")
-        spread = total_pss_bytes(pids) + fixed
-        report.add(f"1+1, fixed costs spread/{name}", spread / count / MIB, "MiB per kernel")
+        fixed = fixed_pss_bytes(pids) if name == "roost" else Counter()
+        for process, used in fixed.items():
+            report.add(f"fixed {process}/{name}", used / MIB, "MiB")
+        spread = total_pss_bytes(pids) + fixed.total()
+        report.add(f"1+1, fixed spread/{name}", spread / count / MIB, "MiB per kernel")
         if arguments.numpy:
             for manager in managers:
                 async with client_of(manager) as client:
@@ -89,7 +100,7 @@ async def measure(arguments: Namespace) -> Report:
     for _ in range(rounds):
         await measure_side(report, "plain", arguments, count)
         await measure_side(report, "roost", arguments, count)
-    for stage in ("1+1", "1+1, fixed costs spread", *(["numpy"] if arguments.numpy else [])):
+    for stage in ("1+1", "1+1, fixed spread", *(["numpy"] if arguments.numpy else [])):
         report.ratio(f"{stage}: roost ÷ plain", f"{stage}/roost", f"{stage}/plain")
     report.claim(
         f"PSS per idle kernel at {count}, roost ÷ plain",

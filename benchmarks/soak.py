@@ -36,13 +36,15 @@ def sample(runtime_dir: Path) -> dict[str, float]:
     found: Counter[str] = Counter()
     for process in processes(str(runtime_dir)):
         try:
-            name = part(process.cmdline())
+            if not (command := process.cmdline()):  # a kernel's last moments
+                continue
+            name = part(command)
             with process.oneshot():
                 found[f"{name} fds"] += process.num_fds()
                 found[f"{name} threads"] += process.num_threads()
                 found[f"{name} RSS"] += process.memory_info().rss
                 found[f"{name} processes"] += 1
-        except psutil.Error:  # a kernel's last moments
+        except psutil.Error:
             continue
     found["runtime folder files"] = sum(1 for _ in runtime_dir.rglob("*"))
     found["this client fds"] = psutil.Process().num_fds()
