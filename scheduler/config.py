@@ -143,7 +143,7 @@ def load(backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None
     declared = {name: value for name, value in options.items() if name != "config_file" and value is not None}
     if "memory_bytes" in declared:
         declared["memory"] = declared.pop("memory_bytes")
-    config.merge({"RoostLocalBackend": declared})
+    config.merge(Config({"RoostLocalBackend": declared}))
     try:
         return _frozen(RoostScheduler(config=config), RoostLocalBackend(config=config))
     except TraitError as problem:

@@ -1,0 +1,165 @@
+"""What every backend promises (`backends/base.py`), on a real one: to add a backend, add it to `BACKENDS`.
+
+Each entry opens a backend with at least 2 CPUs and 2 GPUs for an empty runtime folder, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roost.launchers import daemon
+from roost.launchers.messages import Owner
+from roost.placement import Placement, Request, Snapshot, policy
+from roost.scheduler.agents import Agents
+from roost.scheduler.backends.base import Backend, BackendEvent, Lease
+from roost.scheduler.backends.local import LocalBackend
+from roost.scheduler.config import LocalSettings, Settings
+from roost.scheduler.errors import LeaseConflict
+
+OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
+Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
+
+
+@asynccontextmanager
+async def local() -> AsyncIterator[tuple[Backend, Agents]]:
+    settings = Settings(local=LocalSettings(cpus=2, memory_bytes=1 << 30, gpus=2, gpu_model="T4"))
+    agents = Agents()
+    backend = LocalBackend(settings, agents)
+    await backend.open()
+    try:
+        yield backend, agents
+    finally:
+        await backend.close()
+        await agents.close()
+
+
+def end_local(runtime_dir: Path) -> None:
+    announced = daemon.ensure(runtime_dir / "agent", ["false"], deadline_s=5)
+    os.kill(announced["pid"], signal.SIGTERM)
+
+
+BACKENDS: dict[str, tuple[Opener, Callable[[Path], None]]] = {"local": (local, end_local)}
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
+def opener(request: pytest.FixtureRequest, module_runtime_dir: Path) -> object:
+    """Opens the backend; called again, as another process would open it."""
+    opens, end = BACKENDS[request.param]
+    yield opens
+    end(module_runtime_dir)
+
+
+def place(snapshot: Snapshot, request: Request) -> Placement:
+    decision = policy("default").place(request, snapshot)
+    assert decision.placement is not None, decision.reason
+    return decision.placement
+
+
+async def take(
+    backend: Backend, kernel_id: str, request: Request, placement: Placement | None = None
+) -> Lease:
+    placement = placement or place(await backend.snapshot(), request)
+    return await backend.lease(
+        request, placement, lease_id=f"roost:{kernel_id}:1", kernel_id=kernel_id, owner=OWNER
+    )
+
+
+async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Opener) -> None:
+    async with opener() as (backend, _):
+        before = await backend.snapshot()
+        request = Request(cpus=1, memory_bytes=1 << 20, gpus=0.5, owner="ada")
+        lease = await take(backend, "k", request)
+        assert (lease.kernel_id, lease.owner, lease.request) == ("k", OWNER, request)
+        node = (await backend.snapshot()).node(lease.node_id)
+        was = before.node(lease.node_id)
+        assert node.cpus_promised == was.cpus_promised + 1
+        assert node.memory_promised_bytes == was.memory_promised_bytes + (1 << 20)
+        assert [d.promised for d in node.devices if d.id in lease.device_ids] == [0.5]
+        await backend.release(lease)
+        await _until(
+            backend, lambda snapshot: snapshot.node(lease.node_id).cpus_promised == was.cpus_promised
+        )
+        assert [d.promised for d in (await backend.snapshot()).node(lease.node_id).devices] == [0.0, 0.0]
+
+
+async def test_leasing_and_releasing_may_be_repeated(opener: Opener) -> None:
+    async with opener() as (backend, _):
+        placement = place(await backend.snapshot(), Request(gpus=1))
+        first = await take(backend, "k", Request(gpus=1), placement)
+        assert await take(backend, "k", Request(gpus=1), placement) == first
+        assert [lease.id for lease in await backend.leases()] == [first.id]
+        await backend.release(first)
+        await backend.release(first)
+        await backend.release(replace(first, id="roost:never:1"))
+        assert await backend.leases() == []
+
+
+async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> None:
+    async with opener() as (backend, _):
+        placement = place(await backend.snapshot(), Request(gpus=1))
+        outcomes = await asyncio.wait_for(
+            asyncio.gather(
+                *(take(backend, f"k{i}", Request(gpus=0.6), placement) for i in range(4)),
+                return_exceptions=True,
+            ),
+            1.0,
+        )
+        held = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
+        assert len(held) == 2
+        assert {type(outcome) for outcome in outcomes} == {Lease, LeaseConflict}
+        assert policy("default").place(Request(gpus=0.6), await backend.snapshot()).placement is None
+        for lease in held:
+            await backend.release(lease)
+
+
+async def test_leases_are_found_again_by_another_process(opener: Opener) -> None:
+    async with opener() as (backend, _):
+        lease = await take(backend, "k", Request(cpus=1, gpus=1, gpu_models=("T4",), owner="ada"))
+    async with opener() as (backend, _):
+        assert await backend.leases() == [lease]
+        await backend.release(lease)
+        assert await backend.leases() == []
+
+
+async def test_another_schedulers_lease_shows_and_is_told(opener: Opener) -> None:
+    async with opener() as (mine, _), opener() as (theirs, _):
+        placement = place(await mine.snapshot(), Request(gpus=1))
+        events = mine.watch()
+        lease = await take(theirs, "theirs", Request(gpus=1), placement)
+        assert (await asyncio.wait_for(anext(events), 5)).kind == "nodes"
+        assert (await mine.snapshot()).node(lease.node_id).gpus_promised == 1
+        await theirs.release(lease)
+        assert await asyncio.wait_for(anext(events), 5) == BackendEvent(kind="nodes")
+        assert (await mine.snapshot()).node(lease.node_id).gpus_promised == 0
+
+
+async def test_an_agent_answers_for_each_lease(opener: Opener) -> None:
+    async with opener() as (backend, agents):
+        lease = await take(backend, "k", Request(cpus=1))
+        client = await agents.client(await backend.agent(lease))
+        assert [held.request.lease_id for held in (await client.holdings()).reservations] == [lease.id]
+        assert client is await agents.client(await backend.agent(lease))
+        await backend.release(lease)
+
+
+async def test_watching_ends_with_the_backend(opener: Opener) -> None:
+    async with opener() as (backend, _):
+        events = backend.watch()
+        waiting = asyncio.ensure_future(anext(events, None))
+    assert await asyncio.wait_for(waiting, 5) is None
+    await backend.close()
+
+
+async def _until(backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
+    """Wait for what an event brings about."""
+    events = backend.watch()
+    while not condition(await backend.snapshot()):
+        await asyncio.wait_for(anext(events), 5)
