@@ -52,6 +52,7 @@ async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
     try:
         began = time.perf_counter()
         await start(manager)
+        took["start_kernel returned"] = elapsed_ms(began)
         async with client_of(manager) as client:
             await execute(client)
             took["start"] = elapsed_ms(began)
