@@ -8,6 +8,7 @@ over that half; more than its tolerance is growth, and the exit status 1.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import statistics
 import sys
@@ -36,9 +37,7 @@ def sample(runtime_dir: Path) -> dict[str, float]:
     A zygote's spare children look like itself; they come and go with each start.
     """
     found: dict[str, float] = {}
-    for process in sorted(
-        processes(str(runtime_dir)), key=lambda process: (process.create_time(), process.pid)
-    ):
+    for process in sorted(processes(str(runtime_dir)), key=born):
         try:
             if not (command := process.cmdline()):  # a kernel's last moments
                 continue
@@ -53,6 +52,14 @@ def sample(runtime_dir: Path) -> dict[str, float]:
     found["runtime folder files"] = sum(1 for _ in runtime_dir.rglob("*"))
     found["this client fds"] = psutil.Process().num_fds()
     return found
+
+
+def born(process: psutil.Process) -> float:
+    try:
+        started: float = process.create_time()
+    except psutil.Error:  # it has just ended
+        return math.inf
+    return started
 
 
 def growth(samples: Sequence[float]) -> float:
