@@ -1,7 +1,8 @@
 """A warm process that forks ipykernels: run as a script, by path, with the kernel's own Python.
 
-    python [interpreter flags] zygote.py FD
+    python [interpreter flags] zygote.py FD ROOM
 
+ROOM is any long string: its place is used to show a kernel's command line in ps.
 FD is one end of a ``SOCK_SEQPACKET`` socket pair; the agent holds the other.  Packets are JSON.
 
     agent → zygote   {"preload": [module names], "args": [those most kernels will get]}      once, first
@@ -39,7 +40,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -47,6 +48,8 @@ _PACKET_BYTES = 1 << 20
 _REHEARSAL_S = 20.0
 _SPARE_AFTER_S = 0.05
 """A spare child is forked when no launch has come for so long, so that it competes with none."""
+_SPARES = 3
+"""Children that wait for a launch; 1 MiB each, but the first, whose pages are ready."""
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 """From Linux's mman.h (5.14); older kernels say EINVAL."""
 _PAGE_PRESENT = 1 << 63
@@ -58,18 +61,20 @@ _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshel
 def serve(agent: socket.socket) -> Kernel | None:
     """Answer the agent until it hangs up (None), or return in a forked child that is to become a kernel."""
     warm: Warm | None = None
-    spare: socket.socket | None = None
+    spares: list[socket.socket] = []
     while True:
-        timeout = _SPARE_AFTER_S if warm and not spare else None
-        if not select.select([agent], [], [], timeout)[0]:
+        is_full = warm is None or len(spares) == _SPARES
+        if not select.select([agent], [], [], None if is_full else _SPARE_AFTER_S)[0]:
             assert warm is not None
-            spare, waiting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            size_buffers(spare, waiting)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            size_buffers(ours, theirs)
             if fork_orphan():
-                agent.close()
-                spare.close()
-                return wait_as_spare(waiting, warm)
-            waiting.close()
+                for mine in (agent, ours, *spares):
+                    mine.close()
+                return wait_as_spare(theirs, warm)
+            theirs.close()
+            spares.append(ours)
+            make_ready(spares)
             continue
         packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         if not packet:
@@ -79,36 +84,40 @@ def serve(agent: socket.socket) -> Kernel | None:
             agent.send(answer)
             del packet, answer  # or every child would write to the pages that it frees them on
             continue
-        if not hand_over(spare, packet, fds) and fork_orphan():
+        if not hand_over(spares, packet, fds) and fork_orphan():
             agent.close()
-            if spare:
-                spare.close()
             return Kernel(json.loads(packet), *fds, warm=warm)
         for fd in fds:
             os.close(fd)
-        if spare:
-            spare.close()
-            spare = None
 
 
-def hand_over(spare: socket.socket | None, packet: bytes, fds: list[int]) -> bool:
-    """Give a launch to the spare child; False if there is none, or it has died."""
-    if spare is None:
-        return False
-    try:
-        socket.send_fds(spare, [packet], fds)
-    except OSError:
-        return False
-    return True
+def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> bool:
+    """Give a launch to the first spare that lives; False if there is none."""
+    while spares:
+        with spares.pop(0) as spare:
+            try:
+                socket.send_fds(spare, [packet], fds)
+            except OSError:
+                continue
+            return True
+    return False
+
+
+def make_ready(spares: list[socket.socket]) -> None:
+    """Have the spare that is next touch its pages; the others stay small."""
+    with contextlib.suppress(OSError):  # a spare that was killed: hand_over passes over it
+        spares[0].send(b"{}", socket.MSG_DONTWAIT)
 
 
 def wait_as_spare(zygote: socket.socket, warm: Warm) -> Kernel | None:
-    """A child forked ahead of its launch: what does not depend on the launch is done; None when the zygote went."""
+    """A child forked ahead of its launch; None when the zygote went."""
     os.setsid()
-    warm.touch_pages()
-    packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
-    zygote.close()
-    return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
+    while True:
+        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        if fds or not packet:
+            zygote.close()
+            return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
+        warm.touch_pages()
 
 
 def size_buffers(*sockets: socket.socket) -> None:
@@ -133,22 +142,18 @@ def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
     started_ns = time.time_ns()
     reads: set[str] = set()
     before = dict(os.environ)
-    record_environment_reads(reads)
     try:
-        for name in (*_BASE_PRELOAD, *request["preload"]):
-            importlib.import_module(name)
+        with recorded_environment(reads):
+            for name in (*_BASE_PRELOAD, *request["preload"]):
+                importlib.import_module(name)
         rehearsed, _ = rehearse(None)
-        for name in rehearsed:
-            if name not in sys.modules:
-                try:
+        with recorded_environment(reads):
+            for name in rehearsed:
+                with contextlib.suppress(Exception):  # what cannot be imported here is the kernel's to import
                     importlib.import_module(name)
-                except Exception:  # noqa: BLE001 - a module that cannot be imported here is the kernel's to import
-                    continue
-        warm_completion()
+            warm_completion()
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
         return None, refusal(f"{type(error).__name__}: {error}")
-    finally:
-        os.environ.__class__ = type(os.environ).__mro__[1]
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
         return None, refusal(f"a preloaded module started a thread ({names})")
@@ -248,16 +253,22 @@ def plug_malloc(libc: ctypes.CDLL) -> None:
         size = size * 9 // 10 if size > 1024 else size - 16
 
 
-def record_environment_reads(reads: set[str]) -> None:
-    """Note in `reads` every name that is looked up in os.environ, until its class is put back."""
+@contextlib.contextmanager
+def recorded_environment(reads: set[str]) -> Iterator[None]:
+    """Note in `reads` every name that is looked up in os.environ."""
+    plain = type(os.environ)
 
-    class Recording(type(os.environ)):  # type: ignore[misc]
+    class Recording(plain):  # type: ignore[valid-type, misc]
         def __getitem__(self, name: str) -> str:
             if isinstance(name, str):
                 reads.add(name)
             return str(super().__getitem__(name))
 
     os.environ.__class__ = Recording
+    try:
+        yield
+    finally:
+        os.environ.__class__ = plain
 
 
 def rehearse(warm: Warm | None) -> tuple[list[str], array.array[int]]:
@@ -408,8 +419,9 @@ class Warm:
 
     def touch_pages(self) -> None:
         """Fault in at once what a kernel will write to: one by one, page faults are half of a forked kernel's start."""
-        for n in range(0, len(self.pages), 3):
-            if self.madvise(self.pages[n], self.pages[n + 1], self.pages[n + 2]) != 0:
+        pages, self.pages = self.pages, array.array("Q")
+        for n in range(0, len(pages), 3):
+            if self.madvise(pages[n], pages[n + 1], pages[n + 2]) != 0:
                 return
 
     def application(self, argv: list[str]) -> Any:
@@ -518,6 +530,7 @@ class Kernel:
             else:
                 os.environ[name] = value
         time.tzset()
+        tempfile.tempdir = None
         os.chdir(self.request["cwd"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -534,9 +547,22 @@ class Kernel:
         main.__file__ = sys.argv[0] = self.warm.launcher if self.warm else launcher_path()
         sys.modules["__main__"] = main
         sys.argv[1:] = self.request["argv"]
+        sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
+        set_title([part.encode(errors="surrogateescape") for part in sys.orig_argv])
 
     def report(self, message: dict[str, Any]) -> None:
         os.write(self.report_fd, json.dumps(message).encode() + b"\n")
+
+
+def set_title(argv: list[bytes]) -> None:
+    """Show `argv` as this process's command line, as far as there is room for it."""
+    try:
+        with open("/proc/self/stat") as file:
+            start, stop = (int(field) for field in file.read().rpartition(")")[2].split()[45:47])
+    except (OSError, ValueError):
+        return
+    if 0 < start < stop:
+        ctypes.memmove(start, b"\0".join(argv)[: stop - start - 1].ljust(stop - start, b"\0"), stop - start)
 
 
 def launcher_path() -> str:
@@ -589,10 +615,11 @@ def port_is_free(ip: str, port: int) -> bool:
 
 
 def main() -> None:
-    here = os.path.dirname(os.path.abspath(__file__))
-    if sys.path and os.path.abspath(sys.path[0]) == here:
+    here = os.path.dirname(os.path.realpath(__file__))
+    if sys.path and os.path.realpath(sys.path[0]) == here:
         del sys.path[0]
     agent = socket.socket(fileno=int(sys.argv[1]))
+    set_title([part.encode(errors="surrogateescape") for part in sys.orig_argv[:-1]])  # without the room for longer ones
     os.set_inheritable(agent.fileno(), False)
     kernel = serve(agent)
     if kernel is None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.fingerprint import (
+from .fingerprint import (
     Fingerprint,
     KernelCommand,
     import_environment,
@@ -44,6 +44,8 @@ _READY_S = 60.0
 """A zygote that is not ready by then is killed, and its key left alone for `_PAUSE_S`."""
 _PAUSE_S = 60.0
 _PACKET_BYTES = 1 << 20
+_ROOM = "-" * 512
+"""Place for the command line that a kernel shows in ps."""
 
 Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
@@ -67,7 +69,7 @@ class Forked:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Zygote:
-    process: subprocess.Popen[bytes]
+    pid: int
     socket: socket.socket
     environment: dict[str, str | None]
     fingerprint: Fingerprint
@@ -109,7 +111,6 @@ class Zygotes:
         self._clock = clock
         self._by_key: dict[Key, list[_Zygote]] = {}
         self._pids: set[int] = set()
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused: dict[Key, tuple[str, float]] = {}
         self._impossible = None if become_subreaper() else "this system has no child subreaper"
@@ -143,7 +144,7 @@ class Zygotes:
         broken_by = zygote.fingerprint.broken_by()
         checked_ms = (time.perf_counter() - started) * 1e3
         if broken_by is not None:
-            self._log.info("zygote=%d retired: %s changed", zygote.process.pid, broken_by)
+            self._log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
             self._retire(zygote)
             self.schedule_warm(command, env, cwd)
             return None
@@ -154,7 +155,7 @@ class Zygotes:
             try:
                 socket.send_fds(zygote.socket, [request], [report_in, log_fd])
             except (BlockingIOError, OSError) as error:
-                self._log.info("zygote=%d did not take a request: %s", zygote.process.pid, error)
+                self._log.info("zygote=%d did not take a request: %s", zygote.pid, error)
                 if not isinstance(error, BlockingIOError) and error.errno != 90:  # EMSGSIZE
                     self._retire(zygote)
                 return None
@@ -194,23 +195,19 @@ class Zygotes:
 
     def on_reaped(self, pid: int, status: int) -> bool:
         """Take note of a child that the agent has reaped; True if it was a zygote. `status` as from waitpid."""
-        process = self._processes.pop(pid, None)
-        if process is None:
+        if pid not in self._pids:
             return False
-        process.returncode = os.waitstatus_to_exitcode(status)
-        for zygotes in self._by_key.values():
-            for zygote in zygotes:
-                if zygote.process is process:
-                    self._log.warning("zygote=%d ended by itself: %d", pid, process.returncode)
-                    self._retire(zygote)
-                    return True
+        self._pids.discard(pid)
+        for zygote in [zygote for zygotes in self._by_key.values() for zygote in zygotes if zygote.pid == pid]:
+            self._log.warning("zygote=%d ended by itself: %d", pid, os.waitstatus_to_exitcode(status))
+            self._retire(zygote)
         return True
 
     def describe(self) -> list[dict[str, Any]]:
         """What is warm, for people."""
         return [
             {
-                "pid": zygote.process.pid,
+                "pid": zygote.pid,
                 "python": key[0],
                 "flags": list(key[1]),
                 "files": len(zygote.fingerprint.files),
@@ -254,7 +251,6 @@ class Zygotes:
                 zygotes.remove(zygote)
                 if not zygotes:
                     del self._by_key[key]
-                asyncio.get_running_loop().remove_reader(zygote.socket)
                 zygote.socket.close()
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
@@ -267,7 +263,7 @@ class Zygotes:
         started = time.perf_counter()
         with theirs:
             process = subprocess.Popen(
-                [python, *flags, str(_SCRIPT), str(theirs.fileno())],
+                [python, *flags, str(_SCRIPT), str(theirs.fileno()), _ROOM],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -276,7 +272,8 @@ class Zygotes:
                 cwd=folder,
                 start_new_session=True,
             )
-        self._processes[process.pid] = process
+        process.returncode = 0  # the agent reaps it: keep subprocess from doing so
+        self._pids.add(process.pid)
         try:
             ours.send(json.dumps({"preload": self._preload, "args": command.args}).encode())
             loop = asyncio.get_running_loop()
@@ -289,8 +286,8 @@ class Zygotes:
             raise
         if answer.get("op") != "ready":
             ours.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            if process.pid in self._pids:
+                os.kill(process.pid, signal.SIGKILL)
             reason = answer.get("reason", "it ended while loading")
             for_s = math.inf if answer.get("op") == "refused" else _PAUSE_S
             self._refused[key] = (reason, self._clock() + for_s)
@@ -298,7 +295,7 @@ class Zygotes:
             return
         now = self._clock()
         zygote = _Zygote(
-            process=process,
+            pid=process.pid,
             socket=ours,
             environment=answer.get("environment", {}),
             fingerprint=Fingerprint(
@@ -313,29 +310,31 @@ class Zygotes:
         self._log.info("zygote=%d ready in %.2f s for %s", process.pid, zygote.ready_s, python)
 
     async def _forked(self, report: int, started: float, checked_ms: float, deadline_s: float) -> Forked | None:
-        """Read a forked kernel's report: its pid, then its ports."""
-        loop = asyncio.get_running_loop()
+        """Read a forked kernel's report: its pid, then its ports; who gives up ends the kernel."""
         said: dict[str, Any] = {}
         timing_ms = {"fingerprint": checked_ms}
         os.set_blocking(report, False)
-        deadline = loop.time() + deadline_s
-        buffer = b""
-        while "ports" not in said:
-            try:
-                chunk = await asyncio.wait_for(_readable(report), deadline - loop.time())
-            except asyncio.TimeoutError:
-                if "pid" in said:
-                    os.kill(said["pid"], signal.SIGKILL)
-                raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s} s") from None
-            if not chunk:
-                if "pid" in said:
+        until = time.perf_counter() + deadline_s
+        rest = b""
+        try:
+            while "ports" not in said:
+                chunk = await asyncio.wait_for(_readable(report), until - time.perf_counter())
+                if not chunk and "pid" in said:
                     raise KernelDiedEarly(said["pid"])
-                return None
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                said.update(message)
-                timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
+                if not chunk:
+                    return None
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    message = json.loads(line)
+                    said.update(message)
+                    timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
+        except (asyncio.TimeoutError, asyncio.CancelledError) as problem:
+            if "pid" in said:  # if not, it ends itself when it finds nobody to report to
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(said["pid"], signal.SIGKILL)
+            if isinstance(problem, asyncio.CancelledError):
+                raise
+            raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s:g} s") from None
         return Forked(pid=said["pid"], ports=said["ports"], timing_ms=timing_ms)
 
 
