@@ -40,6 +40,7 @@ class _Kernel:
     ended: asyncio.Event
     process: KernelProcess | None = None
     watch: Watch | None = None
+    was_signalled: bool = False
 
 
 class Kernels:
@@ -86,8 +87,12 @@ class Kernels:
 
     def signal(self, kernel_id: str, signum: int) -> bool:
         """Send `signum` to the kernel's process group; False when it has ended."""
-        process = self._running(kernel_id)
-        return process is not None and signal_group(process.pid, signum)
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None or kernel.process is None or kernel.ended.is_set():
+            return False
+        if signum in (signal.SIGTERM, signal.SIGKILL):
+            kernel.was_signalled = True
+        return signal_group(kernel.process.pid, signum)
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess | None:
         """End a kernel and wait until it is gone; None when there is none."""
@@ -306,7 +311,7 @@ class Kernels:
             kernel.process,
             is_running=False,
             exit_code=code,
-            reason=f"the kernel {describe_exit(code)}",
+            reason=f"the kernel {describe_exit(code, was_asked=kernel.was_signalled)}",
             log_tail=tail(kernel.folder / "log", LOG_TAIL_BYTES),
         )
         try:
@@ -336,10 +341,6 @@ class Kernels:
         write_private_json(
             path, {key: value for key, value in encode(connection).items() if value is not None}
         )
-
-    def _running(self, kernel_id: str) -> KernelProcess | None:
-        kernel = self._kernels.get(kernel_id)
-        return None if kernel is None or kernel.ended.is_set() else kernel.process
 
     def _adopt_one(self, folder: Path, process: KernelProcess) -> None:
         async def done() -> KernelProcess:

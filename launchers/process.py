@@ -104,8 +104,8 @@ class Watch:
         self._on_end()
 
 
-def describe_exit(code: int | None) -> str:
-    """A sentence for people about an exit code as `subprocess` gives it."""
+def describe_exit(code: int | None, *, was_asked: bool = False) -> str:
+    """Words for people about an exit code as `subprocess` gives it; `was_asked`: roost itself sent the signal."""
     if code is None:
         return "ended while no agent watched it"
     if code < 0:
@@ -113,6 +113,7 @@ def describe_exit(code: int | None) -> str:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        hint = " (often the system's out-of-memory killer)" if code == -signal.SIGKILL else ""
+        is_strange = code == -signal.SIGKILL and not was_asked
+        hint = " (often the system's out-of-memory killer)" if is_strange else ""
         return f"was ended by {name}{hint}"
     return f"exited with code {code}"
