@@ -20,7 +20,7 @@ from roost.launchers.rpc import RpcError
 from .backends.base import AgentAddress, Lease
 from .cluster import Cluster
 from .config import Settings
-from .errors import RoostError
+from .errors import BackendUnavailable, RoostError
 from .events import EventStream
 from .kernels import Record
 from .owners import OwnerKey, Owners, owner_key
@@ -259,15 +259,26 @@ class Keeper:
             self._events.publish("cull", record.view(self._queue), reason)
             await self._stop(record, reason)
 
+    def end_later(self, record: Record, reason: str) -> None:
+        """End a kernel whose agent cannot be reached now, unless it is started anew before."""
+        launch_id = record.launch_id
+
+        def retry() -> None:
+            if record.launch_id == launch_id:
+                self._spawn(self._stop(record, reason))
+
+        self._later(_RETRY_S, retry)
+
     async def _stop(self, record: Record, reason: str) -> None:
-        """End a kernel or its start; what cannot be reached now is tried again."""
         try:
             if self.records.get(record.kernel_id) is record:
                 log.info("kernel=%s is ended: %s", record.kernel_id, reason)
                 await self._ending.stop(record.kernel_id, _STOP_GRACE_S, reason)
-        except RoostError as problem:
+        except BackendUnavailable as problem:
             log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
-            self._later(_RETRY_S, lambda: self._spawn(self._stop(record, reason)))
+        except RoostError as problem:
+            log.error("kernel=%s could not be ended: %s", record.kernel_id, problem)
+            self.reconcile_soon(_RETRY_S)
 
     def _release_unclaimed(self, record: Record) -> None:
         is_claimed = record.start is not None or record.process is not None

@@ -17,7 +17,7 @@ from .agents import Agents
 from .backends.base import Backend, Lease
 from .cluster import Cluster
 from .config import Settings
-from .errors import Cancelled, ConfigError, LaunchError, UnknownKernel
+from .errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, UnknownKernel
 from .events import EventStream
 from .findings import Finding, findings
 from .keeper import Keeper
@@ -89,6 +89,7 @@ class Scheduler:
         if record is None:
             record = self.keeper.add(start, request)
         record.launch_id, record.owner, record.reason = start.launch_id, start.owner, ""
+        record.is_begun = record.is_taken_back = False
         task = record.start = asyncio.get_running_loop().create_task(self._starts.run(record, start))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(task)
@@ -98,7 +99,7 @@ class Scheduler:
         record = self._records.get(kernel_id)
         if record is not None and launch_id in ("", record.launch_id):
             if record.start is not None:
-                await _cancelled(record.start)
+                await self._starts.take_back(record)
                 return
             if launch_id and record.process is not None and record.process.is_running:
                 await self.stop(kernel_id, 0.0, "its start was taken back")
@@ -106,18 +107,24 @@ class Scheduler:
             self._starts.fail(kernel_id, launch_id, Cancelled(f"the start of {kernel_id} was taken back."))
 
     async def stop(self, kernel_id: str, grace_s: float, reason: str = "stopped") -> Kernel:
-        """End a kernel or its start and give its lease back; answers the same once it is gone."""
+        """End a kernel or its start and give its lease back; answers the same once it is gone.
+
+        Where its agent cannot be reached this raises, and is carried out when it can.
+        """
         record = self._records.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
-        if record.start is not None:
-            await _cancelled(record.start)
+        await self._starts.take_back(record)
         if record.lease is not None and self._records.get(kernel_id) is record:
             if record.process is None or record.process.is_running:
                 record.reason = reason
-            if record.process is not None and record.process.is_running:
-                record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
-            await self._cluster.backend.release(record.lease)
+            try:
+                if record.process is not None and record.process.is_running:
+                    record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
+                await self._cluster.backend.release(record.lease)
+            except BackendUnavailable:
+                self.keeper.end_later(record, reason)
+                raise
         self.keeper.drop(record, reason)
         return self._ended(kernel_id)
 
@@ -205,9 +212,3 @@ class Scheduler:
         if record is not None and record.ticket is not None:
             position, waits_for = self._queue.place(record.ticket)
             self.events.publish("queued", record.view(self._queue), f"position {position}: {waits_for}")
-
-
-async def _cancelled(start: asyncio.Task[Kernel]) -> None:
-    """Cancel a start and wait until what it had taken is given back."""
-    start.cancel()
-    await asyncio.wait([start])

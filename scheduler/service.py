@@ -19,7 +19,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon import AlreadyRunning, hold
+from roost.launchers.daemon import DaemonError, hold
+from roost.launchers.files import FolderError
 from roost.launchers.messages import Nothing, Owner
 from roost.launchers.rpc import Operation, RpcError, Server
 from roost.launchers.version import VERSION
@@ -34,6 +35,9 @@ from .scheduler import Scheduler
 from .values import Event, StartKernel
 
 log = logging.getLogger(__name__)
+
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+"""Bytes of a Unix socket's path."""
 
 
 def make_backend(name: str, settings: Settings, agents: Agents) -> Backend:
@@ -52,7 +56,6 @@ class Service:
         self._scheduler = scheduler
         self._settings = settings
         self._backend = backend
-        self._owners: dict[bytes, Owner] = {}
         self._calls = 0
         self._idle: asyncio.TimerHandle | None = None
         self.left = asyncio.Event()
@@ -108,7 +111,6 @@ class Service:
         return {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid(), "backend": self._backend}
 
     async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
-        self._owners[peer] = request.owner
         self._scheduler.keeper.owners.watch(request.owner)
         self.server.subscribe(peer)
         return Nothing()
@@ -147,7 +149,7 @@ class Service:
         return Nothing()
 
     async def _warm(self, peer: bytes, request: ops.WarmUp) -> Nothing:
-        await self._scheduler.warm(request, self._owners.get(peer, Owner(user="")))
+        await self._scheduler.warm(request, Owner(user=""))
         return Nothing()
 
     async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
@@ -161,7 +163,8 @@ class Service:
         return Nothing()
 
     def _publish(self, event: Event) -> None:
-        self.server.publish(encode(event))
+        if self.server.subscriber_count:
+            self.server.publish(encode(event))
 
     def _watch_idleness(self) -> None:
         """Count the idle time anew: something has just happened."""
@@ -190,6 +193,10 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
         try:
             await scheduler.open()
             socket = folder / "socket"
+            if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+                raise ConfigError(
+                    f"{socket} is too long for a socket: set ROOST_RUNTIME_DIR to a shorter path."
+                )
             socket.unlink(missing_ok=True)  # of one that was killed: we hold the folder
             endpoint = service.server.start(f"ipc://{socket}")
             held.announce(
@@ -211,7 +218,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = load(given.backend, json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}"))
         asyncio.run(serve(given.folder, given.backend, settings))
-    except (AlreadyRunning, RoostError, RpcError) as problem:
+    except (DaemonError, FolderError, RoostError, RpcError) as problem:
         print(problem, file=sys.stderr)
         return 1
     return 0

@@ -67,6 +67,15 @@ class Starts:
         """How this very start has failed already, if it has."""
         return self._failed.get((start.kernel_id, start.launch_id))
 
+    async def take_back(self, record: Record) -> None:
+        """Cancel a start, once, and wait until what it had taken is given back."""
+        if record.start is not None:
+            if not record.is_taken_back:
+                record.is_taken_back = True
+                if record.is_begun:
+                    record.start.cancel()
+            await asyncio.wait([record.start])
+
     def fail(self, kernel_id: str, launch_id: str, error: RoostError) -> None:
         """A start that failed once has failed: repeated, it is told the same, and starts nothing."""
         self._failed[kernel_id, launch_id] = error
@@ -78,8 +87,11 @@ class Starts:
         is_restart = record.lease is not None and record.process is not None
         deadline = self._clock() + start.launch_timeout_s
         try:
+            record.is_begun = True
+            _check_wanted(record)
             record.process, record.late_exit = None, None
             record.process = await self._bring_up(record, start, deadline)
+            _check_wanted(record)
             record.state = "running"
             self._events.publish("running", record.view(self._queue))
             return record.view(self._queue, with_connection=True)
@@ -102,6 +114,7 @@ class Starts:
             if record.lease is None:
                 await self._take_lease(record, start, deadline)
             assert record.lease is not None
+            _check_wanted(record)
             record.state = "starting"
             began = self._clock()
             try:
@@ -205,6 +218,7 @@ class Starts:
 
     async def _undo(self, record: Record, start: StartKernel, error: RoostError, *, keep_lease: bool) -> None:
         """Give back what a start has taken. A restart keeps its lease, which its agent gives up after a grace."""
+        record.is_taken_back = True
         self.fail(start.kernel_id, start.launch_id, error)
         lease = record.lease
         try:
@@ -231,6 +245,12 @@ class Starts:
             position=position,
             decision=decision.to_dict() if decision else None,
         )
+
+
+def _check_wanted(record: Record) -> None:
+    """Before Python 3.12 `asyncio.wait_for` loses a cancellation that meets its result: it is found here."""
+    if record.is_taken_back:
+        raise asyncio.CancelledError
 
 
 def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from fake_cluster import World, world
 
 from roost.launchers import daemon
 from roost.launchers.messages import Connection, Owner
-from roost.launchers.process import Watch, start_time
+from roost.launchers.process import start_time
 from roost.launchers.rpc import Client, Disconnected, RemoteError
 from roost.launchers.wire import decode
 from roost.scheduler.config import Settings
@@ -167,19 +168,24 @@ def ensure(options: dict[str, Any]) -> dict[str, Any]:
     return daemon.ensure(folder, argv, env=env, deadline_s=30)
 
 
-async def ended(announced: dict[str, Any]) -> None:
-    gone = asyncio.Event()
-    Watch(announced["pid"], announced["process_started_at"], gone.set)
-    await asyncio.wait_for(gone.wait(), 10)
+async def left(folder: Path) -> None:
+    """Wait until the daemon of that folder has let go of it."""
+
+    def take() -> None:
+        with open(folder / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+    await asyncio.wait_for(asyncio.to_thread(take), 10)
 
 
 async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> None:
     options = {"gpus": 1, "cpus": 1}
+    folder = service_folder("local", options)
     first = await asyncio.to_thread(ensure, options)
     assert await asyncio.to_thread(ensure, options) == first
     os.kill(first["pid"], signal.SIGKILL)
-    await ended(first)
-    assert (service_folder("local", options) / "socket").exists()
+    await left(folder)
+    assert (folder / "socket").exists()
     second = await asyncio.to_thread(ensure, options)
     assert second["pid"] != first["pid"]
     caller = Caller(second["endpoint"])
@@ -188,17 +194,17 @@ async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> 
     assert [len(node["devices"]) for node in nodes] == [1]
     await caller("leave")
     await caller.close()
-    await ended(second)
+    await left(folder)
     third = await asyncio.to_thread(ensure, options)
     os.kill(third["pid"], signal.SIGTERM)
-    await ended(third)
+    await left(folder)
     await _end_agent(runtime_dir)
 
 
 async def _end_agent(runtime_dir: Path) -> None:
     ready = daemon.ensure(runtime_dir / "agent", ["false"], deadline_s=5)
     os.kill(ready["pid"], signal.SIGTERM)
-    await ended(ready)
+    await left(runtime_dir / "agent")
 
 
 def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_path: Path) -> None:

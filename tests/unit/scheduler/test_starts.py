@@ -11,6 +11,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import (
+    BackendUnavailable,
     Cancelled,
     ConfigError,
     KernelDied,
@@ -89,6 +90,50 @@ async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -
         assert w.scheduler.kernels() == []
         with pytest.raises(Cancelled):
             await w.start("k")
+
+
+async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        start = w.start("k", cpus=1)
+        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
+        outcomes = await asyncio.gather(start, cancel, return_exceptions=True)
+        assert isinstance(outcomes[0], Cancelled)
+        assert w.scheduler.kernels() == []
+        assert w.agent.launched == []
+
+
+async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.hold("launch")
+        release = w.agent.hold("release")
+        start = w.start("k", cpus=1)
+        await w.agent.called("launch")
+        cancels = [asyncio.ensure_future(w.scheduler.cancel("k")) for _ in range(2)]
+        await w.agent.called("release")
+        stop = asyncio.ensure_future(w.scheduler.stop("k", 0))
+        await w.scheduler.nodes()
+        release.set()
+        await asyncio.gather(*cancels, stop)
+        with pytest.raises(Cancelled):
+            await start
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
+
+
+async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.keeper._RETRY_S", 0.05)
+    monkeypatch.setattr("roost.scheduler.backends.local._RETRY_AFTER_S", (0.0,))
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        await w.agent.close()
+        with pytest.raises(BackendUnavailable):
+            await w.scheduler.stop("k", 0)
+        await asyncio.sleep(0.01)
+        w.agent._begin()
+        await w.told("released", "k")
+        assert w.leases() == []
 
 
 async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -> None:
