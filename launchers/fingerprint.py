@@ -16,7 +16,8 @@ FileStamp = tuple[int, int, int]
 """mtime in ns, size in bytes, inode."""
 
 _READ_BY_C_CODE = (
-    "PYTHON", "LD_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "KMP_", "BLIS_", "VECLIB_", "NUMEXPR_", "MALLOC_", "GLIBC_", "LC_", "LANG",
+    "PYTHON", "LD_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "KMP_", "BLIS_", "VECLIB_", "NUMEXPR_",
+    "MALLOC_", "GLIBC_", "LC_", "LANG",
 )  # fmt: skip
 _LAUNCHERS = ("ipykernel_launcher", "ipykernel")
 

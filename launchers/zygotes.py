@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import math
@@ -22,8 +23,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _READY_S = 60.0
 """A zygote that is not ready by then is killed, and its key left alone for `_PAUSE_S`."""
 _PAUSE_S = 60.0
+_MAX_UNUSED = 2
+"""No more are made for one key while so many have served nobody: something differs at each start."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
 """Place for the command line that a kernel shows in ps."""
@@ -69,6 +72,7 @@ class Forked:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Zygote:
+    key: Key
     pid: int
     socket: socket.socket
     environment: dict[str, str | None]
@@ -76,6 +80,12 @@ class _Zygote:
     used_at: float
     ready_s: float
     launches: int = 0
+
+    def serves(self, key: Key, env: Mapping[str, str]) -> bool:
+        """Whether what it has imported is what a start with that key and environment would import."""
+        return key == self.key and all(
+            env.get(name) == value for name, value in self.environment.items() if not is_per_kernel(name)
+        )
 
 
 def is_per_kernel(name: str) -> bool:
@@ -87,11 +97,11 @@ def become_subreaper() -> bool:
     """Make orphaned descendants children of this process; False where the system has no such thing."""
     if sys.platform != "linux":
         return False
-    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
 class Zygotes:
-    """Zygotes by key, least recently used out first; belongs to one event loop."""
+    """Zygotes by key, the least recently used out first; belongs to one event loop."""
 
     def __init__(
         self,
@@ -101,22 +111,20 @@ class Zygotes:
         preload: tuple[str, ...] = (),
         warm_delay_s: float = 1.0,
         log: logging.Logger | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_zygotes = max_zygotes
         self._idle_s = idle_s
         self._preload = tuple(preload)
         self._warm_delay_s = warm_delay_s
         self._log = log or logging.getLogger(__name__)
-        self._clock = clock
-        self._by_key: dict[Key, list[_Zygote]] = {}
+        self._zygotes: list[_Zygote] = []
         self._pids: set[int] = set()
         self._warming: dict[Key, asyncio.Task[None]] = {}
-        self._refused: dict[Key, tuple[str, float]] = {}
-        self._impossible = None if become_subreaper() else "this system has no child subreaper"
-        self._closed = False
-        if self._impossible:
-            self._log.info("kernels are not forked here: %s", self._impossible)
+        self._refused_until: dict[Key, float] = {}
+        self._expiry: asyncio.TimerHandle | None = None
+        self._is_possible = become_subreaper()
+        if not self._is_possible:
+            self._log.info("kernels are not forked here: this system has no child subreaper")
 
     async def launch(
         self,
@@ -130,75 +138,56 @@ class Zygotes:
     ) -> Forked | None:
         """Fork a kernel, or None: the caller execs this start, and a zygote is made for the next.
 
-        Raises `KernelDiedEarly` when the kernel ended before its ports were bound, and `TimeoutError`, with the kernel
-        killed, when they were not in `deadline_s`.
+        Raises `KernelDiedEarly` when the kernel ended before its ports were bound, and `TimeoutError`, with the
+        kernel killed, when they were not in `deadline_s`. Cancelled, it leaves no kernel behind.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
         if key is None:
             return None
-        zygote = self._matching(key, env)
-        if zygote is None:
-            self.schedule_warm(command, env, cwd)
-            return None
-        broken_by = zygote.fingerprint.broken_by()
-        checked_ms = (time.perf_counter() - started) * 1e3
-        if broken_by is not None:
+        zygote = next((zygote for zygote in self._zygotes if zygote.serves(key, env)), None)
+        broken_by = zygote.fingerprint.broken_by() if zygote else None
+        if zygote and broken_by:
             self._log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
             self._retire(zygote)
-            self.schedule_warm(command, env, cwd)
+        if zygote is None or broken_by:
+            unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
+            if unused < _MAX_UNUSED:
+                self._warm_later(key, command, env)
             return None
+        timing_ms = {"fingerprint": (time.perf_counter() - started) * 1e3}
         argv = ["-f", str(connection_file), *command.args]
         request = json.dumps({"argv": argv, "env": dict(env), "cwd": str(cwd)}).encode()
         report, report_in = os.pipe()
         try:
             try:
                 socket.send_fds(zygote.socket, [request], [report_in, log_fd])
-            except (BlockingIOError, OSError) as error:
-                self._log.info("zygote=%d did not take a request: %s", zygote.pid, error)
-                if not isinstance(error, BlockingIOError) and error.errno != 90:  # EMSGSIZE
+            except OSError as problem:
+                self._log.info("zygote=%d took no request: %s", zygote.pid, problem)
+                if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
                     self._retire(zygote)
+                    self._warm_later(key, command, env)
                 return None
             finally:
                 os.close(report_in)
-            zygote.used_at = self._clock()
+            zygote.used_at = time.monotonic()
             zygote.launches += 1
-            return await self._forked(report, started, checked_ms, deadline_s)
+            return await self._forked(report, started, timing_ms, deadline_s)
         finally:
             os.close(report)
 
     async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
         """Bring a zygote for such starts up and wait until it is ready, or known not to be possible."""
         key = self._key(command, env, str(cwd))
-        if key is None or self._matching(key, env) is not None:
-            return
-        task = self._warming.get(key)
-        if task is None:
-            task = self._warming[key] = asyncio.create_task(self._make(key, command, env))
-            task.add_done_callback(lambda _: self._warming.pop(key, None))
-        await asyncio.shield(task)
-
-    def schedule_warm(
-        self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/", delay_s: float | None = None
-    ) -> None:
-        """Have a zygote made in the background, after a moment, so that it does not slow the present start."""
-        key = self._key(command, env, str(cwd))
-        if key is None or key in self._warming or self._closed:
-            return
-
-        async def later() -> None:
-            await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
-            await self._make(key, command, env)
-
-        task = self._warming[key] = asyncio.create_task(later())
-        task.add_done_callback(lambda _: self._warming.pop(key, None))
+        if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
+            await asyncio.shield(self._warm_later(key, command, env, delay_s=0.0))
 
     def on_reaped(self, pid: int, status: int) -> bool:
         """Take note of a child that the agent has reaped; True if it was a zygote. `status` as from waitpid."""
         if pid not in self._pids:
             return False
         self._pids.discard(pid)
-        for zygote in [zygote for zygotes in self._by_key.values() for zygote in zygotes if zygote.pid == pid]:
+        for zygote in [zygote for zygote in self._zygotes if zygote.pid == pid]:
             self._log.warning("zygote=%d ended by itself: %d", pid, os.waitstatus_to_exitcode(status))
             self._retire(zygote)
         return True
@@ -208,53 +197,54 @@ class Zygotes:
         return [
             {
                 "pid": zygote.pid,
-                "python": key[0],
-                "flags": list(key[1]),
+                "python": zygote.key[0],
+                "flags": list(zygote.key[1]),
                 "files": len(zygote.fingerprint.files),
                 "launches": zygote.launches,
                 "ready_s": round(zygote.ready_s, 3),
-                "idle_s": round(self._clock() - zygote.used_at, 1),
+                "idle_s": round(time.monotonic() - zygote.used_at, 1),
             }
-            for key, zygotes in self._by_key.items()
-            for zygote in zygotes
+            for zygote in self._zygotes
         ]
 
     async def close(self) -> None:
         """Let all zygotes go; their kernels live on."""
-        self._closed = True
+        self._is_possible = False
         tasks = list(self._warming.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for zygote in [zygote for zygotes in self._by_key.values() for zygote in zygotes]:
+        for zygote in list(self._zygotes):
             self._retire(zygote)
+        if self._expiry is not None:
+            self._expiry.cancel()
 
     def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key | None:
-        if self._impossible:
-            return None
-        python = resolve_python(command.python, env)
+        python = resolve_python(command.python, env) if self._is_possible else None
         if python is None:
             return None
         key = (python, command.flags, import_folder(env, cwd), tuple(import_environment(env).items()))
-        reason, until = self._refused.get(key, ("", 0.0))
-        return None if reason and self._clock() < until else key
+        return None if time.monotonic() < self._refused_until.get(key, 0.0) else key
 
-    def _matching(self, key: Key, env: Mapping[str, str]) -> _Zygote | None:
-        for zygote in self._by_key.get(key, ()):
-            if all(env.get(name) == value for name, value in zygote.environment.items() if not is_per_kernel(name)):
-                return zygote
-        return None
+    def _warm_later(
+        self, key: Key, command: KernelCommand, env: Mapping[str, str], delay_s: float | None = None
+    ) -> asyncio.Task[None]:
+        """Make a zygote in the background: after a moment, so that it does not slow the start of now."""
 
-    def _retire(self, zygote: _Zygote) -> None:
-        for key, zygotes in list(self._by_key.items()):
-            if zygote in zygotes:
-                zygotes.remove(zygote)
-                if not zygotes:
-                    del self._by_key[key]
-                zygote.socket.close()
+        async def later() -> None:
+            await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
+            try:
+                await self._make(key, command, env)
+            except Exception:  # noqa: BLE001 - nobody waits for this task: it logs, and starts go on being exec'ed
+                self._refused_until[key] = time.monotonic() + _PAUSE_S
+                self._log.exception("no zygote for %s", key[0])
+
+        if key not in self._warming:
+            task = self._warming[key] = asyncio.create_task(later())
+            task.add_done_callback(lambda _: self._warming.pop(key, None))
+        return self._warming[key]
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
-        python, flags, folder, _ = key
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
@@ -262,57 +252,84 @@ class Zygotes:
         ours.setblocking(False)
         started = time.perf_counter()
         with theirs:
-            process = subprocess.Popen(
-                [python, *flags, str(_SCRIPT), str(theirs.fileno()), _ROOM],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={name: value for name, value in env.items() if not is_per_kernel(name)},
-                cwd=folder,
-                start_new_session=True,
-            )
-        process.returncode = 0  # the agent reaps it: keep subprocess from doing so
-        self._pids.add(process.pid)
+            pid = self._spawn(key, theirs.fileno(), env)
         try:
             ours.send(json.dumps({"preload": self._preload, "args": command.args}).encode())
             loop = asyncio.get_running_loop()
             packet = await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S)
-            answer = json.loads(packet or b"{}")
-        except (asyncio.TimeoutError, OSError) as error:
-            answer = {"op": "failed", "reason": f"not ready: {error!r}"}
+            answer = json.loads(packet or b'{"op": "failed", "reason": "it ended while loading"}')
+        except (asyncio.TimeoutError, OSError) as problem:
+            answer = {"op": "failed", "reason": f"not ready in {_READY_S:g} s ({type(problem).__name__})"}
         except BaseException:
             ours.close()
             raise
-        if answer.get("op") != "ready":
+        if answer["op"] != "ready":
             ours.close()
-            if process.pid in self._pids:
-                os.kill(process.pid, signal.SIGKILL)
-            reason = answer.get("reason", "it ended while loading")
-            for_s = math.inf if answer.get("op") == "refused" else _PAUSE_S
-            self._refused[key] = (reason, self._clock() + for_s)
-            self._log.warning("kernels of %s are not forked: %s", python, reason)
+            if pid in self._pids:
+                os.kill(pid, signal.SIGKILL)
+            pause_s = math.inf if answer["op"] == "refused" else _PAUSE_S
+            self._refused_until[key] = time.monotonic() + pause_s
+            self._log.warning("kernels of %s are not forked: %s", key[0], answer["reason"])
             return
-        now = self._clock()
         zygote = _Zygote(
-            pid=process.pid,
+            key=key,
+            pid=pid,
             socket=ours,
-            environment=answer.get("environment", {}),
+            environment=answer["environment"],
             fingerprint=Fingerprint(
-                files={path: tuple(stamp) for path, *stamp in answer["files"]},
-                folders={path: tuple(stamp) for path, *stamp in answer["folders"]},
+                files={path: (stamp[0], stamp[1], stamp[2]) for path, *stamp in answer["files"]},
+                folders={path: (stamp[0], stamp[1], stamp[2]) for path, *stamp in answer["folders"]},
                 imported_names=frozenset(answer["names"]),
             ),
-            used_at=now,
+            used_at=time.monotonic(),
             ready_s=time.perf_counter() - started,
         )
-        self._by_key.setdefault(key, []).append(zygote)
-        self._log.info("zygote=%d ready in %.2f s for %s", process.pid, zygote.ready_s, python)
+        self._zygotes.append(zygote)
+        self._log.info("zygote=%d ready in %.2f s for %s", pid, zygote.ready_s, key[0])
+        self._retire_surplus()
 
-    async def _forked(self, report: int, started: float, checked_ms: float, deadline_s: float) -> Forked | None:
+    def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
+        python, flags, folder, _ = key
+        process = subprocess.Popen(
+            [python, *flags, str(_SCRIPT), str(fd), _ROOM],
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={name: value for name, value in env.items() if not is_per_kernel(name)},
+            cwd=folder,
+            start_new_session=True,
+        )
+        process.returncode = 0  # the agent reaps it: keep subprocess from doing so
+        self._pids.add(process.pid)
+        return process.pid
+
+    def _retire(self, zygote: _Zygote) -> None:
+        """Hang up on a zygote: it ends, and its spares with it."""
+        if zygote in self._zygotes:
+            self._zygotes.remove(zygote)
+            zygote.socket.close()
+
+    def _retire_surplus(self) -> None:
+        """Retire what is idle for too long, and the least recently used of too many; called again when due."""
+        self._zygotes.sort(key=lambda zygote: zygote.used_at, reverse=True)
+        oldest = time.monotonic() - self._idle_s
+        for index, zygote in enumerate(list(self._zygotes)):
+            if index >= self._max_zygotes or zygote.used_at <= oldest:
+                self._log.info("zygote=%d retired: not used", zygote.pid)
+                self._retire(zygote)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._zygotes:
+            due_s = max(0.0, self._zygotes[-1].used_at - oldest) + 0.01
+            self._expiry = asyncio.get_running_loop().call_later(due_s, self._retire_surplus)
+
+    async def _forked(
+        self, report: int, started: float, timing_ms: dict[str, float], deadline_s: float
+    ) -> Forked | None:
         """Read a forked kernel's report: its pid, then its ports; who gives up ends the kernel."""
         said: dict[str, Any] = {}
-        timing_ms = {"fingerprint": checked_ms}
         os.set_blocking(report, False)
         until = time.perf_counter() + deadline_s
         rest = b""
@@ -342,7 +359,7 @@ async def _readable(fd: int) -> bytes:
     """The next bytes from a non-blocking pipe, b"" at its end."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready
     finally:

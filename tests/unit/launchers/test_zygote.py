@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
+
 from roost.launchers.zygotes import Forked, KernelCommand, KernelDiedEarly, Zygotes, ipykernel_command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -49,7 +50,9 @@ class Kernel:
     def value(self, expression: str) -> Any:
         """The value of an expression that JSON can carry."""
         code = f"import json as _json; _value = _json.dumps({expression})"
-        reply = self.client.execute(code, user_expressions={"v": "print(_value)"}, reply=True, timeout=REPLY_S)
+        reply = self.client.execute(
+            code, user_expressions={"v": "print(_value)"}, reply=True, timeout=REPLY_S
+        )
         assert reply["content"]["status"] == "ok", reply["content"]
         return json.loads(self.printed(reply["parent_header"]["msg_id"]))
 
@@ -95,9 +98,16 @@ class Agent:
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
         return int(self.zygotes.describe()[-1]["pid"])
 
-    def try_start(self, *args: str, cwd: Path | None = None, ports: Mapping[str, int] | None = None) -> Kernel | None:
+    def try_start(
+        self, *args: str, cwd: Path | None = None, ports: Mapping[str, int] | None = None
+    ) -> Kernel | None:
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
-        info = {"ip": "127.0.0.1", "transport": "tcp", "key": uuid.uuid4().hex, "signature_scheme": "hmac-sha256"}
+        info = {
+            "ip": "127.0.0.1",
+            "transport": "tcp",
+            "key": uuid.uuid4().hex,
+            "signature_scheme": "hmac-sha256",
+        }
         info |= {**dict.fromkeys(PORTS, 0), **(ports or {})}
         connection_file.touch(0o600)
         connection_file.write_text(json.dumps(info))
@@ -130,14 +140,33 @@ class Agent:
         numbers = {name: server.getsockname()[1] for name, server in zip(PORTS, ports, strict=True)}
         for server in ports:
             server.close()
-        info = {"ip": "127.0.0.1", "transport": "tcp", "key": "key", "signature_scheme": "hmac-sha256", **numbers}
+        info = {
+            "ip": "127.0.0.1",
+            "transport": "tcp",
+            "key": "key",
+            "signature_scheme": "hmac-sha256",
+            **numbers,
+        }
         connection_file.write_text(json.dumps(info))
         log = connection_file.with_suffix(".log")
-        argv = [self.command.python, *self.command.flags, "-m", "ipykernel_launcher", "-f", str(connection_file)]
+        argv = [
+            self.command.python,
+            *self.command.flags,
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            str(connection_file),
+        ]
         env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
         with log.open("ab") as file:
             process = subprocess.Popen(
-                argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
         process.returncode = 0
         self.kernels.append(Kernel(Forked(pid=process.pid, ports=numbers, timing_ms={}), info, log))
@@ -189,12 +218,15 @@ def agent(shared_agent: Agent) -> Iterator[Agent]:
 
 
 SEEN = """dict(
-    argv=[sys.argv[0], sys.argv[1], sys.argv[3:], sys.orig_argv[:-1]], path=sys.path, flags=list(sys.flags), cwd=os.getcwd(),
+    argv=[sys.argv[0], sys.argv[1], sys.argv[3:], sys.orig_argv[:-1]], path=sys.path, flags=list(sys.flags),
+    cwd=os.getcwd(),
     env=dict(os.environ), executable=sys.executable, main=[__name__, str(__main__.__spec__), sorted(vars(__main__))],
     leader=os.getsid(0) == os.getpgid(0) == os.getpid(), parent=os.getppid(),
     threads=sorted(thread.name for thread in threading.enumerate()),
     signals=[str(signal.getsignal(number)) for number in range(1, 32)], mask=len(signal.pthread_sigmask(0, [])),
-    streams=[str(s.encoding) + s.errors + str(s.line_buffering) for s in (sys.__stdin__, sys.__stdout__, sys.__stderr__)],
+    streams=[
+        str(s.encoding) + s.errors + str(s.line_buffering) for s in (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+    ],
     hook=sys.excepthook.__qualname__,
     locale=locale.setlocale(locale.LC_ALL), zone=time.tzname, tmp=tempfile.gettempdir(), umask=oct(os.umask(0o22)),
 )"""
@@ -248,7 +280,10 @@ def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent)
 def test_it_ends_as_a_plain_one_does(agent: Agent, tmp_path: Path) -> None:
     stopped, exited, killed = agent.start(), agent.start(), agent.start()
     mark = tmp_path / "atexit"
-    assert stopped.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(mark)!r}).touch)")["status"] == "ok"
+    assert (
+        stopped.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(mark)!r}).touch)")["status"]
+        == "ok"
+    )
     stopped.client.shutdown()
     assert stopped.wait() == 0
     assert mark.exists()
@@ -269,13 +304,18 @@ def test_what_fails_to_start_is_reported_with_its_exit_status(agent: Agent) -> N
 
 
 def test_options_on_the_command_line_are_the_kernels_own(agent: Agent) -> None:
-    with_option, without = agent.start("--IPKernelApp.exec_lines=a = 5", "--InteractiveShell.xmode=Minimal"), agent.start()
+    with_option, without = (
+        agent.start("--IPKernelApp.exec_lines=a = 5", "--InteractiveShell.xmode=Minimal"),
+        agent.start(),
+    )
     assert with_option.value("[a, get_ipython().InteractiveTB.mode]") == [5, "Minimal"]
     assert without.value("['a' in dir(), get_ipython().InteractiveTB.mode]") == [False, "Context"]
 
 
 def test_siblings_draw_different_random_numbers(agent: Agent) -> None:
-    draw = "[__import__('random').random(), __import__('numpy').random.random(), __import__('uuid').uuid4().hex]"
+    draw = (
+        "[__import__('random').random(), __import__('numpy').random.random(), __import__('uuid').uuid4().hex]"
+    )
     first, second = (agent.start().value(draw) for _ in range(2))
     assert all(a != b for a, b in zip(first, second, strict=True))
 
@@ -285,7 +325,10 @@ def test_multiprocessing_works_from_a_cell(agent: Agent) -> None:
     spawn = "__import__('multiprocessing').get_context('spawn').Pool(1).map(abs, [-1, 2])"
     assert kernel.value(spawn) == [1, 2]
     kernel.run("def double(n): return 2 * n")
-    assert kernel.value("__import__('multiprocessing').get_context('fork').Pool(1).map(double, [1, 2])") == [2, 4]
+    assert kernel.value("__import__('multiprocessing').get_context('fork').Pool(1).map(double, [1, 2])") == [
+        2,
+        4,
+    ]
 
 
 def test_startup_files_run_in_each_kernel_as_they_are_now(agent: Agent, tmp_path: Path) -> None:
@@ -298,7 +341,10 @@ def test_startup_files_run_in_each_kernel_as_they_are_now(agent: Agent, tmp_path
             file.write_text(f"import os; started = [{value}, os.getcwd()]")
             config.write_text(f"get_config().InteractiveShell.cache_size = {100 + value}")
             kernel = agent.start(cwd=tmp_path)
-            assert kernel.value("[started, get_ipython().cache_size]") == [[value, str(tmp_path)], 100 + value]
+            assert kernel.value("[started, get_ipython().cache_size]") == [
+                [value, str(tmp_path)],
+                100 + value,
+            ]
     finally:
         file.unlink()
         config.unlink()

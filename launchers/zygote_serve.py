@@ -1,0 +1,190 @@
+"""The zygote's loop: prepare once, then fork kernels as the agent asks; see `zygote` for what is said."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .zygote_imports import fingerprint, recorded_environment
+from .zygote_kernel import Kernel, Warm, set_title
+from .zygote_memory import gather_module_names, plug_holes
+from .zygote_rehearsal import rehearse
+
+_PACKET_BYTES = 1 << 20
+_SPARE_AFTER_S = 0.05
+"""A spare child is forked when no launch has come for so long, so that it competes with none."""
+_SPARES = 3
+"""Children that wait for a launch; 1 MiB each, but the first, whose pages are ready."""
+_BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
+
+
+def serve(agent: socket.socket) -> Kernel | None:
+    """Answer the agent until it hangs up (None), or return in a forked child that is to become a kernel."""
+    set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without the room for longer ones
+    warm: Warm | None = None
+    spares: list[socket.socket] = []
+    while True:
+        is_full = warm is None or len(spares) == _SPARES
+        if not select.select([agent], [], [], None if is_full else _SPARE_AFTER_S)[0]:
+            assert warm is not None
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            size_buffers(ours, theirs)
+            if fork_orphan():
+                for mine in (agent, ours, *spares):
+                    mine.close()
+                return wait_as_spare(theirs, warm)
+            theirs.close()
+            spares.append(ours)
+            make_ready(spares)
+            continue
+        packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return None
+        if not fds:
+            with lower_priority():
+                warm, answer = prepare(json.loads(packet))
+            agent.send(answer)
+            del packet, answer  # or every child would write to the pages that it frees them on
+            continue
+        if not hand_over(spares, packet, fds) and fork_orphan():
+            agent.close()
+            return Kernel(json.loads(packet), *fds, warm=warm)
+        for fd in fds:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def lower_priority() -> Iterator[None]:
+    """Be nice for a while, where that can be undone: kernels inherit it."""
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, usual + 10)
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    can_undo = os.waitpid(child, 0)[1] == 0
+    if can_undo:
+        os.setpriority(os.PRIO_PROCESS, 0, usual + 10)
+    try:
+        yield
+    finally:
+        if can_undo:
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
+
+
+def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> bool:
+    """Give a launch to the first spare that lives; False if there is none."""
+    while spares:
+        with spares.pop(0) as spare:
+            try:
+                socket.send_fds(spare, [packet], fds)
+            except OSError:
+                continue
+            return True
+    return False
+
+
+def make_ready(spares: list[socket.socket]) -> None:
+    """Have the spare that is next touch its pages; the others stay small."""
+    with contextlib.suppress(OSError):  # a spare that was killed: hand_over passes over it
+        spares[0].send(b"{}", socket.MSG_DONTWAIT)
+
+
+def wait_as_spare(zygote: socket.socket, warm: Warm) -> Kernel | None:
+    """A child forked ahead of its launch; None when the zygote went."""
+    os.setsid()
+    while True:
+        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        if fds or not packet:
+            zygote.close()
+            return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
+        warm.touch_pages()
+
+
+def size_buffers(*sockets: socket.socket) -> None:
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
+
+
+def fork_orphan() -> bool:
+    """Fork a grandchild; True in it.  Its parent is gone at once, so that the nearest subreaper adopts it."""
+    middle = os.fork()
+    if middle == 0:
+        if os.fork() == 0:
+            return True
+        os._exit(0)
+    os.waitpid(middle, 0)
+    return False
+
+
+def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
+    """Import what a kernel imports and build what every kernel builds; with the answer for the agent."""
+    started_ns = time.time_ns()
+    reads: set[str] = set()
+    before = dict(os.environ)
+    try:
+        with recorded_environment(reads):
+            for name in (*_BASE_PRELOAD, *request["preload"]):
+                importlib.import_module(name)
+        rehearsed, _ = rehearse(None)
+        with recorded_environment(reads):
+            for name in rehearsed:
+                with contextlib.suppress(Exception):  # what cannot be imported here is the kernel's to import
+                    importlib.import_module(name)
+            warm_completion()
+    except Exception as error:  # noqa: BLE001 - whatever an import may raise
+        return None, refusal(f"{type(error).__name__}: {error}")
+    if threading.active_count() > 1:
+        names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
+        return None, refusal(f"a preloaded module started a thread ({names})")
+    answer = {
+        "op": "ready",
+        "environment": {name: before.get(name) for name in sorted(reads)},
+        "rehearsed": len(rehearsed),
+        **fingerprint(),
+    }
+    changed = [
+        path for path, changed_ns, *_ in answer["files"] if changed_ns > started_ns and path.endswith(".py")
+    ]
+    if changed:
+        return None, refusal(f"{changed[0]} changed while it was loaded", op="failed")
+    packet = json.dumps(answer).encode()
+    warm = Warm(request["args"])
+    for name in before.keys() | os.environ.keys():
+        if before.get(name) != os.environ.get(name):
+            warm.environment_changes[name] = os.environ.get(name)
+    del answer, before, reads, rehearsed, changed
+    gc.collect()
+    warm.plugs = plug_holes()
+    gather_module_names()
+    gc.freeze()
+    _, warm.pages = rehearse(warm)
+    return warm, packet
+
+
+def refusal(reason: str, op: str = "refused") -> bytes:
+    return json.dumps({"op": op, "reason": reason}).encode()
+
+
+def warm_completion() -> None:
+    """Have jedi parse what every completion needs: 0.5 s and 10 MiB that each kernel would else spend of its own."""
+    try:
+        jedi = importlib.import_module("jedi")
+        for code, namespace in (("os.pa", {"os": os}), ("a.re", {"a": 1}), ("pri", {})):
+            jedi.Interpreter(code, [namespace]).complete()
+    except Exception:  # noqa: BLE001 - no jedi, or one that fails: completion is the kernel's
+        pass
