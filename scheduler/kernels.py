@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Record:
-    """A kernel, or the start of one. `start` is the task that brings it up, while it does.
+    """A kernel, or the start of one. `start` is the task that brings it up, while it does; `end` the one that ends it.
 
     `is_begun`: that task has made its first step, without which it could not find out that it was cancelled.
     `is_taken_back`: it is on its way back, and must not be cancelled (again).
@@ -35,6 +35,7 @@ class Record:
     late_exit: KernelProcess | None = None
     ticket: Ticket | None = None
     start: asyncio.Task[Kernel] | None = None
+    end: asyncio.Task[Kernel] | None = None
     is_begun: bool = False
     is_taken_back: bool = False
     decision: Mapping[str, Any] | None = None

@@ -21,6 +21,7 @@ from .errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, Unk
 from .events import EventStream
 from .findings import Finding, findings
 from .keeper import Keeper
+from .kernels import Record
 from .limits import admit, with_defaults
 from .operations import WarmUp
 from .queue import Queue
@@ -60,7 +61,7 @@ class Scheduler:
     async def close(self) -> None:
         """Leave. Kernels, leases and starts under way stay as they are, for the next scheduler."""
         self._starts.is_closing = True
-        tasks = [record.start for record in self._records.values() if record.start is not None]
+        tasks = [t for record in self._records.values() for t in (record.start, record.end) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -75,6 +76,9 @@ class Scheduler:
         if failure is not None:
             raise failure
         record = self._records.get(start.kernel_id)
+        while record is not None and record.end is not None:
+            await asyncio.wait([record.end])
+            record = self._records.get(start.kernel_id)
         if record is not None and record.start is not None:
             if record.launch_id == start.launch_id:
                 return await asyncio.shield(record.start)
@@ -114,19 +118,10 @@ class Scheduler:
         record = self._records.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
-        await self._starts.take_back(record)
-        if record.lease is not None and self._records.get(kernel_id) is record:
-            if record.process is None or record.process.is_running:
-                record.reason = reason
-            try:
-                if record.process is not None and record.process.is_running:
-                    record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
-                await self._cluster.backend.release(record.lease)
-            except BackendUnavailable:
-                self.keeper.end_later(record, reason)
-                raise
-        self.keeper.drop(record, reason)
-        return self._ended(kernel_id)
+        if record.end is None:
+            record.end = asyncio.get_running_loop().create_task(self._end(record, grace_s, reason))
+            record.end.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(record.end)
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         """Send a signal to a running kernel's process group."""
@@ -185,6 +180,27 @@ class Scheduler:
     def is_idle(self) -> bool:
         """Whether nobody has or wants a kernel."""
         return not self._records
+
+    async def _end(self, record: Record, grace_s: float, reason: str) -> Kernel:
+        try:
+            await self._starts.take_back(record)
+            await self._give_back(record, grace_s, reason)
+            self.keeper.drop(record, reason)
+            return self._ended(record.kernel_id)
+        finally:
+            record.end = None
+
+    async def _give_back(self, record: Record, grace_s: float, reason: str) -> None:
+        if record.lease is not None and self._records.get(record.kernel_id) is record:
+            if record.process is None or record.process.is_running:
+                record.reason = reason
+            try:
+                if record.process is not None and record.process.is_running:
+                    record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
+                await self._cluster.backend.release(record.lease)
+            except BackendUnavailable:
+                self.keeper.end_later(record, reason)
+                raise
 
     def _admitted(self, request: KernelRequest, owner: Owner, but: str = "") -> KernelRequest:
         """The request with the operator's defaults, if its owner may have it and it makes sense."""
