@@ -145,7 +145,6 @@ def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
             for name in rehearsed:
                 with contextlib.suppress(Exception):  # what cannot be imported here is the kernel's to import
                     importlib.import_module(name)
-            warm_completion()
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
         return None, refusal(f"{type(error).__name__}: {error}")
     if threading.active_count() > 1:
@@ -178,13 +177,3 @@ def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
 
 def refusal(reason: str, op: str = "refused") -> bytes:
     return json.dumps({"op": op, "reason": reason}).encode()
-
-
-def warm_completion() -> None:
-    """Have jedi parse what every completion needs: 0.5 s and 10 MiB that each kernel would else spend of its own."""
-    try:
-        jedi = importlib.import_module("jedi")
-        for code, namespace in (("os.pa", {"os": os}), ("a.re", {"a": 1}), ("pri", {})):
-            jedi.Interpreter(code, [namespace]).complete()
-    except Exception:  # noqa: BLE001 - no jedi, or one that fails: completion is the kernel's
-        pass

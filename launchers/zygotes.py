@@ -250,6 +250,7 @@ class Zygotes:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
         ours.setblocking(False)
+        ended = {"op": "failed", "reason": "it ended while loading"}
         started = time.perf_counter()
         with theirs:
             pid = self._spawn(key, theirs.fileno(), env)
@@ -257,9 +258,11 @@ class Zygotes:
             ours.send(json.dumps({"preload": self._preload, "args": command.args}).encode())
             loop = asyncio.get_running_loop()
             packet = await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S)
-            answer = json.loads(packet or b'{"op": "failed", "reason": "it ended while loading"}')
-        except (asyncio.TimeoutError, OSError) as problem:
-            answer = {"op": "failed", "reason": f"not ready in {_READY_S:g} s ({type(problem).__name__})"}
+            answer = json.loads(packet) if packet else ended
+        except asyncio.TimeoutError:
+            answer = {"op": "failed", "reason": f"not ready in {_READY_S:g} s"}
+        except OSError:
+            answer = ended
         except BaseException:
             ours.close()
             raise
