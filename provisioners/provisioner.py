@@ -88,7 +88,8 @@ class RoostProvisioner(KernelProvisionerBase):
         self._unlisten: Callable[[], None] | None = None
         self._wish: Wish | None = None
         self._connection = Connection()
-        self._exit: Exit | None = None
+        self._exit: Exit | None = None  # what `poll` and `wait` look at: of the kernel that was started last
+        self._watched = Exit()  # what events set: of the launch that is under way, or that was the last
         self._launch_id = ""
         self._node_id = ""
         self._pid = 0
@@ -135,7 +136,10 @@ class RoostProvisioner(KernelProvisionerBase):
         return self._exit is not None
 
     async def poll(self) -> int | None:
-        """None while the kernel lives as far as is known, else its exit code; asks nobody."""
+        """None while the kernel lives as far as is known, else its exit code; asks nobody.
+
+        While a launch is under way there is no kernel yet: nobody knows its ports.
+        """
         return 0 if self._exit is None else self._exit.code
 
     async def wait(self) -> int | None:
@@ -195,8 +199,7 @@ class RoostProvisioner(KernelProvisionerBase):
             self.log.warning("kernel=%s its lease could not be given back now: %s", self._id, problem)
         self._has_lease = False
         self._stop_listening()
-        if self._exit is not None:
-            self._exit.set(0)
+        self._watched.set(0)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What `load_provisioner_info` needs, in this or another process."""
@@ -213,7 +216,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._launch_id = provisioner_info["launch_id"]
         self._cwd = provisioner_info.get("cwd")
         self._client = None
-        self._exit = Exit()
+        self._exit = self._watched = Exit()
         self._has_lease = True
         self._is_ending = False
         self._listen()
@@ -283,7 +286,7 @@ class RoostProvisioner(KernelProvisionerBase):
             may_fork=self.fork,
             launch_timeout_s=wish.launch_timeout_s,
         )
-        self._launch_id, self._exit = start.launch_id, Exit()
+        self._launch_id, self._watched = start.launch_id, Exit()
         self._is_launching, self._is_ending = True, False
         self._listen()
         self._has_lease = True
@@ -295,10 +298,12 @@ class RoostProvisioner(KernelProvisionerBase):
                 raise
             code = problem.fields.get("exit_code")
             self.log.error("kernel=%s could not be started again: %s", self._id, problem)
+            self._exit = self._watched
             self._exit.set(code if isinstance(code, int) else _FAILED_START)
             return self.connection_info
         except BaseException:
             if is_restart:
+                self._exit = self._watched
                 self._exit.set(_FAILED_START)
             else:
                 await asyncio.shield(self._undo())
@@ -309,6 +314,7 @@ class RoostProvisioner(KernelProvisionerBase):
         return self.connection_info
 
     def _started(self, kernel: Kernel) -> None:
+        self._exit = self._watched
         self._node_id, self._pid = kernel.node_id, kernel.pid
         if kernel.connection is not None:
             self.connection_info = _as_jupyter_has_it(kernel.connection)
@@ -361,12 +367,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 and kernel.state == "exited"
             ):
                 self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
-        elif (
-            event.kind == "resync"
-            and not self._is_launching
-            and self._exit is not None
-            and self._exit.code is None
-        ):
+        elif event.kind == "resync" and not self._is_launching and self._watched.code is None:
             launch_id = self._launch_id
             self._service().kernel(self._id).add_done_callback(
                 lambda call: self._on_read_again(call, launch_id)
@@ -386,8 +387,8 @@ class RoostProvisioner(KernelProvisionerBase):
                 self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
 
     def _ended(self, code: int | None, reason: str, log_tail: str = "") -> None:
-        ending = self._exit
-        if ending is None or ending.code is not None:
+        ending = self._watched
+        if ending.code is not None:
             return
         shown = UNKNOWN_EXIT_CODE if code is None else code
         if self._is_ending or getattr(self.parent, "shutting_down", False):

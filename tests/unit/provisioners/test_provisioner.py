@@ -353,3 +353,24 @@ async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_
         assert isinstance(caught.value.__cause__, RoostError)
     assert the_start(service).owner.can_adopt
     assert the_start(service).owner.application == "jupyter_server"
+
+
+async def test_there_is_no_kernel_while_a_launch_is_under_way(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def slow(start: StartKernel) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        await asyncio.to_thread(go_on.wait, 10)
+        return service._start(start)
+
+    service.answers["start"] = slow
+    restarting = asyncio.ensure_future(km.restart_kernel(now=True))
+    await begun.wait()
+    assert not await km.is_alive()
+    go_on.set()
+    await restarting
+    assert await km.is_alive()
+    await km.shutdown_kernel(now=True)
