@@ -27,3 +27,9 @@ def client(world: Path) -> Iterator[Client]:
     connected = roost.connect("local", gpus=2)
     yield connected
     connected.close()
+
+
+@pytest.fixture
+def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of the ordinary `python3` kernelspec start through roost."""
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "roost")

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.manager import AsyncKernelManager
+from notebook import Notebook
 from world import daemon_pids, kill, tiny, wait_gone
 
 from roost.launchers.process import is_running
@@ -21,40 +20,6 @@ from roost.scheduler.client import Client
 from roost.scheduler.errors import UnknownKernel
 
 pytestmark = pytest.mark.fault
-
-
-@pytest.fixture
-def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of the ordinary `python3` kernelspec start through roost."""
-    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "roost")
-
-
-class Notebook:
-    """One kernel through the real provisioner, with a client."""
-
-    def __init__(self) -> None:
-        self.manager = AsyncKernelManager(kernel_name="python3")
-        self.client: AsyncKernelClient
-
-    async def open(self) -> None:
-        await self.manager.start_kernel()
-        self.client = self.manager.client()
-        self.client.start_channels()
-        await self.client.wait_for_ready(timeout=60)
-
-    async def run(self, code: str, timeout_s: float = 30) -> dict[str, object]:
-        reply = await self.client.execute_interactive(code, timeout=timeout_s, output_hook=lambda _: None)
-        return dict(reply["content"])
-
-    async def value(self, expression: str) -> str:
-        reply = await self.client.execute_interactive(
-            "", user_expressions={"x": expression}, timeout=30, output_hook=lambda _: None
-        )
-        return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
-
-    async def close(self) -> None:
-        self.client.stop_channels()
-        await self.manager.shutdown_kernel(now=True)
 
 
 @pytest.fixture
@@ -70,7 +35,7 @@ async def test_the_agent_with_ten_busy_kernels(notebooks: list[Notebook], world:
     for number, notebook in enumerate(notebooks):
         await notebook.run(f"import os, time; mine = {number}; pid = os.getpid()")
         notebook.client.execute("for done in range(15): time.sleep(0.1)")
-    pids = [int(str(notebook.manager.provisioner._pid)) for notebook in notebooks]  # type: ignore[union-attr]
+    pids = [notebook.pid for notebook in notebooks]
     (agent,) = daemon_pids(world, "agent")
     kill(agent)
     for notebook, pid in zip(notebooks, pids, strict=True):
@@ -166,7 +131,7 @@ async def test_the_scheduler_while_kernels_run(notebooks: list[Notebook], world:
 
 
 async def test_a_zygote(notebooks: list[Notebook], world: Path) -> None:
-    kernels = {int(str(notebook.manager.provisioner._pid)) for notebook in notebooks}  # type: ignore[union-attr]
+    kernels = {notebook.pid for notebook in notebooks}
     zygotes = {pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote.py" in _command(pid)} - kernels
     assert zygotes, "no zygote came up while ten kernels were started"
     for notebook in notebooks:

@@ -7,8 +7,10 @@ environment it was exec'ed with (a fork its parent's): whoever has the folder th
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,8 +53,20 @@ def end(folder: str) -> list[str]:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(left, timeout=GRACE_S)
+        _await_end(left, GRACE_S)
     return killed
+
+
+def _await_end(found: list[psutil.Process], timeout_s: float) -> None:
+    """Wait for the end of processes: a zombie that its parent has not reaped yet has ended (psutil waits for more)."""
+    deadline = time.monotonic() + timeout_s
+    for process in found:
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            continue
+        select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        os.close(descriptor)
 
 
 @contextmanager
@@ -72,7 +86,7 @@ def private_runtime_dir() -> Iterator[str]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-        psutil.wait_procs(processes(folder), timeout=GRACE_S)
+        _await_end(processes(folder), GRACE_S)
         left = end(folder)
         shutil.rmtree(folder, ignore_errors=True)
         assert not left, "processes left behind:\n" + "\n".join(left)

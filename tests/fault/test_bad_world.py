@@ -1,0 +1,164 @@
+"""A full disk, what an earlier process left, a clock that jumps: a clear error, and nothing lost or left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from world import daemon_pids, kill, settle, tiny
+
+import roost
+from roost.launchers.process import is_running, start_time
+from roost.scheduler.client import Client
+from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.values import Kernel
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture
+def small_disk(runtime_dir: Path) -> Iterator[Path]:
+    """The runtime folder on a file system of 2 MiB."""
+    if os.geteuid() != 0 or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", runtime_dir], check=False
+    ).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    yield runtime_dir
+    subprocess.run(["umount", "-l", runtime_dir], check=True)
+
+
+async def test_a_full_disk(small_disk: Path) -> None:
+    client = roost.connect("local", gpus=2)
+    before = await client.start(tiny(gpus=0.5))
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 4096):
+                pass
+        except OSError:
+            pass
+    with pytest.raises(RoostError, match="space"):
+        await client.start(tiny(gpus=0.5))
+    assert [kernel.id for kernel in await client.kernels()] == [before.id]
+    (node,) = await client.nodes()
+    assert sum(device["promised"] for device in node["devices"]) == 0.5, "the lease of a failed start was kept"
+    assert is_running(before.pid, start_time(before.pid))
+    filler.unlink()
+    after = await client.start(tiny(gpus=0.5))
+    for kernel in (before, after):
+        await client.stop(kernel.id, grace_s=0)
+    client.close()
+    await asyncio.to_thread(settle, small_disk)
+
+
+async def test_what_an_earlier_service_left(client: Client, world: Path) -> None:
+    await client.kernels()
+    (service,) = daemon_pids(world, "scheduler")
+    (folder,) = world.glob("scheduler*")
+    client.close()
+    kill(service)
+    assert (folder / "socket").exists(), "this test is about a stale socket"
+    started = time.monotonic()
+    assert await client.kernels() == []
+    assert time.monotonic() - started < 10
+    client.close()
+    (service,) = daemon_pids(world, "scheduler")
+    kill(service)
+    (folder / "socket").unlink()
+    (folder / "socket").write_text("no socket at all")
+    (folder / "ready.json").write_text('{"pid": 1')
+    assert await client.kernels() == []
+
+
+async def test_a_runtime_folder_that_is_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path))
+    client = roost.connect("local")
+    with pytest.raises(RoostError, match="chmod 700") as failure:
+        await client.kernels()
+    assert "\n" not in failure.value.user_message
+    client.close()
+
+
+async def test_a_runtime_folder_whose_path_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("x" * 100)
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(folder))
+    client = roost.connect("local")
+    with pytest.raises(RoostError, match="ROOST_RUNTIME_DIR"):
+        await client.kernels()
+    client.close()
+    assert not daemon_pids(folder, "scheduler")
+
+
+async def test_a_configuration_that_is_wrong(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jupyter_roost_config.py").write_text("c.RoostScheduler.max_kernel_per_user = 1\n")
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    client = roost.connect("local")
+    with pytest.raises(ConfigError, match="max_kernels_per_user"):
+        await client.kernels()
+    client.close()
+
+
+CLOCK = """
+import os, time
+_file, _time = os.environ.get("ROOST_TEST_CLOCK"), time.time
+if _file:
+    def stepped():
+        try:
+            with open(_file) as file:
+                return _time() + float(file.read() or 0)
+        except OSError:
+            return _time()
+    time.time = stepped
+"""
+
+
+async def test_a_clock_that_jumps(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    step = tmp_path / "step"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("ROOST_TEST_CLOCK", str(step))
+    client = roost.connect("local", gpus=2)
+    kernel = await client.start(tiny(gpus=2))
+    step.write_text("90000")  # a day and an hour on
+    queued = asyncio.ensure_future(_start(client))
+    await asyncio.sleep(0.5)
+    assert not queued.done(), "its deadline followed the clock"
+    step.write_text("-90000")
+    (service,) = daemon_pids(world, "scheduler")
+    (agent,) = daemon_pids(world, "agent")
+    kill(service)
+    kill(agent)
+    assert {found.id: found.pid for found in await client.kernels() if found.pid} == {kernel.id: kernel.pid}
+    assert is_running(kernel.pid, start_time(kernel.pid))
+    await client.stop(kernel.id, grace_s=0)
+    other = await asyncio.wait_for(queued, 20)
+    await client.stop(other.id, grace_s=0)
+    client.close()
+
+
+async def _start(client: Client) -> Kernel:
+    return await client.start(tiny(gpus=1))
+
+
+async def test_who_lacks_the_key_learns_nothing_and_delays_nobody(client: Client, world: Path) -> None:
+    await client.kernels()
+    announced = (world / "agent" / "ready.json").read_text()
+    port = int(announced.partition('"endpoint": "tcp://127.0.0.1:')[2].partition('"')[0])
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    for connection in idle[:50]:
+        connection.sendall(os.urandom(1024))
+    started = time.monotonic()
+    kernel = await client.start(tiny())
+    assert time.monotonic() - started < 5
+    await client.stop(kernel.id, grace_s=0)
+    for connection in idle:
+        connection.close()
