@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -85,7 +85,7 @@ class RoostProvisioner(KernelProvisionerBase):
             except TraitError as problem:
                 raise ConfigError(f"{problem}") from None
         self._client: Client | None = None
-        self._unlisten: Callable[[], None] | None = None
+        self._unlisten: weakref.finalize[[], RoostProvisioner] | None = None
         self._wish: Wish | None = None
         self._connection = Connection()
         self._exit: Exit | None = None  # what `poll` and `wait` look at: of the kernel that was started last
@@ -349,8 +349,8 @@ class RoostProvisioner(KernelProvisionerBase):
                 if provisioner is not None:
                     provisioner._on_event(event)
 
-            self._unlisten = self._service().listen(on_event)
-            weakref.finalize(self, self._unlisten)
+            self._unlisten = weakref.finalize(self, self._service().listen(on_event))
+            self._unlisten.atexit = False
 
     def _stop_listening(self) -> None:
         if self._unlisten is not None:

@@ -29,7 +29,10 @@ class Call(Generic[T]):
             raise RuntimeError(
                 "a listener may not wait for a call: it runs on the thread that would answer it"
             )
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        except concurrent.futures.TimeoutError as problem:  # another class before Python 3.11
+            raise TimeoutError(*problem.args) from None
 
     def cancel(self) -> bool:
         """Give up on the answer; a start is taken back."""

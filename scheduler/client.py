@@ -263,6 +263,15 @@ def connect(backend: str = "local", **options: Any) -> Client:
         return _clients.setdefault(key, Client(backend, options))
 
 
+def disconnect() -> None:
+    """Close all clients of this process, as tests do before they end the services."""
+    with _clients_lock:
+        clients = list(_clients.values())
+        _clients.clear()
+    for client in clients:
+        client.close()
+
+
 _clients: dict[tuple[str, str, str], Client] = {}
 _clients_lock = threading.Lock()
 _of_parents: list[object] = []

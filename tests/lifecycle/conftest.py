@@ -12,15 +12,14 @@ from jupyter_client.kernelspec import KernelSpecManager
 from managers import kernelspecs
 from world import settle
 
-from roost.scheduler import client
+from roost.scheduler.client import connect, disconnect
 
 
 @pytest.fixture(scope="module")
 def world(module_runtime_dir: Path) -> Iterator[Path]:
     """The runtime folder; whatever runs in it is ended in order when the module is done."""
     yield module_runtime_dir
-    for shared in client._clients.values():
-        shared.close()
+    disconnect()
     settle(module_runtime_dir)
 
 
@@ -32,6 +31,6 @@ def specs(world: Path, tmp_path: Path) -> Iterator[KernelSpecManager]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
-    service = client.connect()
+    service = connect()
     assert service.kernels().result(10) == []
     assert all(node["cpus_promised"] == 0 for node in service.nodes().result(10))

@@ -22,7 +22,7 @@ from traitlets.config import Config
 from roost.launchers.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.exits import UNKNOWN_EXIT_CODE
-from roost.scheduler.client import connect
+from roost.scheduler.client import connect, disconnect
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -38,7 +38,7 @@ from roost.scheduler.values import StartKernel
 def service(runtime_dir: Path) -> Iterator[FakeService]:
     with fake_service() as service:
         yield service
-        connect().close()
+        disconnect()
 
 
 def manager(folder: Path, kind: type[KernelManager] = AsyncKernelManager, **spec: Any) -> Any:
