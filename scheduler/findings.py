@@ -24,6 +24,14 @@ async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:
         for record in records.values()
         if record.start is None and record.lease is not None and record.lease.id not in leases
     ]
+    running = {process.kernel_id for process in processes.values() if process.is_running}
+    found += [
+        _finding(
+            "error", f"kernel {record.kernel_id} is said to run but does not", "nothing: it is noted now"
+        )
+        for record in records.values()
+        if record.start is None and record.state == "running" and record.kernel_id not in running
+    ]
     if found:
         keeper.reconcile_soon()
     found += [

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from roost.launchers.messages import AgentEvent, KernelProcess
 from roost.launchers.rpc import RpcError
 
-from .backends.base import AgentAddress, Lease
+from .backends.base import Lease
 from .cluster import Cluster
 from .config import Settings
 from .errors import BackendUnavailable, RoostError
@@ -58,8 +58,7 @@ class Keeper:
         self.records: dict[str, Record] = {}
         self.ended: OrderedDict[str, Kernel] = OrderedDict()
         self.owners = Owners(on_death=self._on_owner_death)
-        self._backend = cluster.backend
-        self._agents = cluster.agents
+        self._cluster = cluster
         self._settings = settings
         self._events = events
         self._queue = queue
@@ -67,12 +66,14 @@ class Keeper:
         self._ending = ending
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._reconciling: asyncio.Task[None] | None = None
+        self._is_reading = False
+        self._must_read = False
+        self._given_back: set[str] = set()  # leases released while everything is read back
 
     async def open(self) -> None:
         """Read back what is there. Called once the backend is open."""
-        self._agents.listen(self._on_agent)
-        await self._reconcile()
+        self._cluster.agents.listen(self._on_agent)
+        await self._read_back()
         self._spawn(self._watch())
 
     async def close(self) -> None:
@@ -110,6 +111,7 @@ class Keeper:
         while len(self.ended) > _REMEMBERED:
             self.ended.popitem(last=False)
         if record.lease is not None:
+            self._note_given_back(record.lease.id)
             self._events.publish("released", record.view(self._queue), reason)
         if not self.owners.is_alive(record.owner):
             self._forget_owner(owner_key(record.owner))
@@ -125,31 +127,46 @@ class Keeper:
 
     def reconcile_soon(self, delay_s: float = 0.0) -> None:
         """Read everything back again: the connection to an agent was lost, or something could not be undone."""
-        self._later(delay_s, lambda: self._spawn(self._reconcile_once()))
+        self._later(delay_s, lambda: self._spawn(self._read_back_or_retry()))
 
-    async def _reconcile_once(self) -> None:
-        if self._reconciling is not None and not self._reconciling.done():
-            return
-        self._reconciling = asyncio.current_task()
+    async def _read_back_or_retry(self) -> None:
         try:
-            await self._reconcile()
+            await self._read_back()
         except (RoostError, RpcError, asyncio.TimeoutError) as problem:
             log.warning("cannot read kernels back, trying again in %g s: %s", _RETRY_S, problem)
-            self._reconciling = None
             self.reconcile_soon(_RETRY_S)
+
+    async def _read_back(self) -> None:
+        """Reconcile until nobody has asked for it in the meantime."""
+        self._must_read = True
+        if self._is_reading:
+            return
+        self._is_reading = True
+        try:
+            while self._must_read:
+                self._must_read = False
+                self._given_back.clear()
+                await self._reconcile()
+        finally:
+            self._is_reading = False
 
     async def _reconcile(self) -> None:
         """Make the table what leases and agents say. Starts under way are left alone: they find out themselves."""
         before: dict[int, Lease | None] = {
             id(record): record.lease for record in self.records.values() if record.start is None
         }
-        leases = [lease for lease in await self._backend.leases() if self.is_own(lease)]
+        leases = [lease for lease in await self._cluster.backend.leases() if self.is_own(lease)]
         processes = await self.processes(leases)
         for held in leases:
+            if held.id in self._given_back:
+                continue
             record = self.records.get(held.kernel_id)
             if record is None:
-                record = self.records[held.kernel_id] = self._read_back(held)
+                record = self.records[held.kernel_id] = self._record_of(held)
             elif record.start is not None or record.lease is None:
+                continue
+            elif record.lease.id != held.id:
+                self._spawn(self._cluster.backend.release(held))  # of an earlier start, never given back
                 continue
             process = processes.get(held.id)
             if process is not None:
@@ -166,17 +183,14 @@ class Keeper:
 
     async def processes(self, leases: list[Lease]) -> dict[str, KernelProcess]:
         """By lease id, the kernels of all agents that hold these leases."""
-        addresses: dict[str, AgentAddress] = {}
-        for lease in leases:
-            address = await self._backend.agent(lease)
-            addresses[address.endpoint] = address
+        by_agent = {(await self._cluster.backend.agent(lease)).endpoint: lease for lease in leases}
         processes = {}
-        for address in addresses.values():
-            holdings = await (await self._agents.client(address)).holdings()
+        for lease in by_agent.values():
+            holdings = await self._cluster.call(lease, lambda agent: agent.holdings())
             processes.update({process.lease_id: process for process in holdings.kernels})
         return processes
 
-    def _read_back(self, lease: Lease) -> Record:
+    def _record_of(self, lease: Lease) -> Record:
         self.owners.watch(lease.owner)
         asked = lease.request
         return Record(
@@ -196,7 +210,10 @@ class Keeper:
         )
 
     def _update(self, record: Record, process: KernelProcess) -> None:
-        is_new = record.process is None
+        known = record.process
+        is_new = known is None
+        if known is not None and known.launch_id == process.launch_id and not known.is_running:
+            return  # what has ended stays so: an event can overtake the answer that was read before it
         record.launch_id = process.launch_id
         if process.is_running:
             record.process, record.state = process, "running"
@@ -212,6 +229,7 @@ class Keeper:
                 self.reconcile_soon()
             return
         if event.kind == "released":
+            self._note_given_back(event.lease_id)
             for record in list(self.records.values()):
                 if record.start is None and record.lease is not None and record.lease.id == event.lease_id:
                     self.drop(record, "its lease was given back")
@@ -229,7 +247,7 @@ class Keeper:
             record.late_exit = process
 
     async def _watch(self) -> None:
-        async for event in self._backend.watch():
+        async for event in self._cluster.backend.watch():
             if event.kind == "nodes":
                 self._queue.wake()
                 continue
@@ -284,6 +302,10 @@ class Keeper:
         is_claimed = record.start is not None or record.process is not None
         if not is_claimed:
             self._spawn(self._stop(record, "its start was not repeated"))
+
+    def _note_given_back(self, lease_id: str) -> None:
+        if self._is_reading:
+            self._given_back.add(lease_id)
 
     def _of_owner(self, key: OwnerKey) -> list[Record]:
         return [record for record in self.records.values() if owner_key(record.owner) == key]
