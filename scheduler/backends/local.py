@@ -29,6 +29,8 @@ REFRESH_AFTER_S = 10.0
 """Real use is measured again for a snapshot when the last measurement is older than this."""
 _RETRY_AFTER_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Waits between attempts to reach the agent: one that is leaving still holds its folder for a moment."""
+_GIVE_UP_S = 10.0
+"""No new attempt after this time: starting an agent may take long, where it fails."""
 
 FindAgent = Callable[[AgentSettings], Awaitable[tuple[str, ClientKeys]]]
 
@@ -118,7 +120,10 @@ class LocalBackend(Backend):
     async def _call(self, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call the agent, again on a new one if that was lost: every operation may be repeated."""
         problem: Exception | None = None
+        give_up_at = time.monotonic() + _GIVE_UP_S
         for wait_s in _RETRY_AFTER_S:
+            if time.monotonic() > give_up_at:
+                break
             if wait_s:
                 await asyncio.sleep(wait_s)
             try:
