@@ -22,7 +22,7 @@ from typing import Any
 from .files import FolderError, private_folder, read_json, runtime_dir, tail, write_private_json
 from .process import start_time
 
-__all__ = ["AlreadyRunning", "DaemonError", "Held", "ensure", "hold", "is_alive", "runtime_dir"]
+__all__ = ["AlreadyRunning", "DaemonError", "Held", "announce_failure", "ensure", "hold", "is_alive", "runtime_dir"]
 
 _READY_FD = "ROOST_READY_FD"
 # The applications's own: a daemon outlives it, and no kernel should find these in a parent's environment.
@@ -30,7 +30,17 @@ _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTE
 
 
 class DaemonError(Exception):
-    """A daemon could not be started or found; the text is one sentence, with the end of its log if it has one."""
+    """A daemon could not be started or found; the text is one sentence.
+
+    `kind` is the short word that the daemon gave for its own failure (`announce_failure`), else empty.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class AlreadyRunning(DaemonError):
@@ -121,11 +131,14 @@ def _await_announcement(
             raise DaemonError(f"{_name(command)} was not ready within {deadline_s:g} s; see {folder / 'log'}")
         chunk = os.read(reader, 65_536)
         if not chunk:
-            last = tail(folder / "log", 2_000).strip()
-            raise DaemonError(f"{_name(command)} ended while it was starting: {last or 'its log is empty'}")
+            last = tail(folder / "log", 2_000).strip().rpartition("\n")[2]
+            said = f"{last} (all of it in {folder / 'log'})" if last else "it wrote nothing to its log"
+            raise DaemonError(f"{_name(command)} ended while it was starting: {said}")
         content += chunk
     announced = json.loads(content)
     assert isinstance(announced, dict)
+    if "failure" in announced:
+        raise DaemonError(announced["failure"]["message"], announced["failure"]["kind"])
     return announced
 
 
@@ -143,10 +156,19 @@ class Held:
         """Write `ready.json` and wake the starter. Adds `pid` and `process_started_at`."""
         announced = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
         write_private_json(self.folder / "ready.json", announced)
-        descriptor = os.environ.pop(_READY_FD, None)
-        if descriptor is not None:
-            os.write(int(descriptor), json.dumps(announced).encode() + b"\n")
-            os.close(int(descriptor))
+        _tell_starter(announced)
+
+
+def announce_failure(kind: str, message: str) -> None:
+    """In a daemon that cannot serve: its starter raises `DaemonError` with this sentence and kind."""
+    _tell_starter({"failure": {"kind": kind, "message": message}})
+
+
+def _tell_starter(announced: Mapping[str, Any]) -> None:
+    descriptor = os.environ.pop(_READY_FD, None)
+    if descriptor is not None:
+        os.write(int(descriptor), json.dumps(announced).encode() + b"\n")
+        os.close(int(descriptor))
 
 
 @contextmanager

@@ -66,6 +66,13 @@ def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
         ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
 
 
+def test_one_that_fails_for_a_reason_says_it(runtime_dir: Path) -> None:
+    fail = "from roost.launchers.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
+    with pytest.raises(DaemonError, match="^no such option$") as failure:
+        ensure(runtime_dir / "d", [sys.executable, "-c", fail], deadline_s=20)
+    assert failure.value.kind == "ConfigError"
+
+
 def test_one_that_is_late_is_given_up(runtime_dir: Path) -> None:
     late = [sys.executable, "-c", "import os, time; time.sleep(1.5)"]
     with pytest.raises(DaemonError, match=r"not ready within 0\.3 s"):
