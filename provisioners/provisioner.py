@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -33,15 +34,27 @@ from roost.provisioners.environment import kernel_environment, working_directory
 from roost.provisioners.exits import UNKNOWN_EXIT_CODE, Exit
 from roost.provisioners.options import OPTIONS, Wish, check_names, read_wish
 from roost.scheduler.client import Call, Client, connect
-from roost.scheduler.errors import BackendUnavailable, ConfigError, NotAllowed, RoostError, UnknownKernel
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    ConfigError,
+    LaunchError,
+    NotAllowed,
+    RoostError,
+    UnknownKernel,
+)
 from roost.scheduler.owner import this_owner
 from roost.scheduler.values import Event, Kernel, StartKernel
 
+_LONGEST_IPC_IP = 107 - len("-5")
 _UNDO_S = 10.0
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit before jupyter_client's own loop looks every 0.1 s."""
 _FAILED_START = 1
 """Exit code told for a restart that could not be done, where the kernel itself has none."""
+
+
+class CommandNotFound(LaunchError, FileNotFoundError):
+    """The kernelspec's command is not there; jupyter_client's callers expect a FileNotFoundError."""
 
 
 class RoostProvisioner(KernelProvisionerBase):
@@ -259,8 +272,12 @@ class RoostProvisioner(KernelProvisionerBase):
             raise ConfigError(
                 f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
             )
-        if km.transport == "ipc" and not os.path.isabs(km.ip):
+        if (
+            km.transport == "ipc" and km.ip == "kernel-ipc"
+        ):  # jupyter_client's default, relative to who knows what
             km.ip = str(private_folder(runtime_dir() / "ipc") / self._id[:12])
+        if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
+            raise ConfigError(f"The path of the kernel's sockets is too long: {km.ip}; set a shorter one.")
         warning = apply_keys(km, argv, self.encrypt)
         if warning and not self._has_lease:
             self.log.warning("kernel=%s %s", self._id, warning)
@@ -295,6 +312,12 @@ class RoostProvisioner(KernelProvisionerBase):
         except RoostError as problem:
             if not is_restart:
                 await self._undo()
+                if (
+                    type(problem) is LaunchError
+                    and is_local
+                    and not shutil.which(start.argv[0], path=env.get("PATH"))
+                ):
+                    raise CommandNotFound(problem.user_message, **problem.fields) from None
                 raise
             code = problem.fields.get("exit_code")
             self.log.error("kernel=%s could not be started again: %s", self._id, problem)
@@ -318,6 +341,8 @@ class RoostProvisioner(KernelProvisionerBase):
         self._node_id, self._pid = kernel.node_id, kernel.pid
         if kernel.connection is not None:
             self.connection_info = _as_jupyter_has_it(kernel.connection)
+            if kernel.connection.transport == "ipc" and self.parent is not None:
+                self.connection_info["ip"] = self.parent.ip  # may be relative
         if kernel.state == "exited":
             self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
         else:
@@ -428,7 +453,7 @@ def _wanted_connection(km: Any, jupyter_session: str) -> Connection:
         ports = {name: port or next(free) for name, port in ports.items()}
     has_keys = km.curve_publickey is not None and km.curve_secretkey is not None
     return Connection(
-        ip=km.ip,
+        ip=os.path.abspath(km.ip) if km.transport == "ipc" else km.ip,
         transport=km.transport,
         **ports,
         key=km.session.key.decode(),

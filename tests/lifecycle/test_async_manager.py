@@ -203,8 +203,10 @@ async def test_what_no_node_could_hold_fails_at_once(
 async def test_a_command_that_is_not_there(specs: KernelSpecManager, tmp_path: Path) -> None:
     broken = kernelspecs(tmp_path, argv=["/no/such/kernel", "{connection_file}"])
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
-    with pytest.raises(LaunchError, match="/no/such/kernel"):
+    with pytest.raises(FileNotFoundError, match="/no/such/kernel") as caught:
         await asyncio.wait_for(km.start_kernel(), 10)
+
+    assert isinstance(caught.value, LaunchError)
 
 
 async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManager) -> None:

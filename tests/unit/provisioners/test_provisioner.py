@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from traitlets.config import Config
 from roost.launchers.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.exits import UNKNOWN_EXIT_CODE
+from roost.provisioners.provisioner import CommandNotFound
 from roost.scheduler.client import connect, disconnect
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -374,3 +376,25 @@ async def test_there_is_no_kernel_while_a_launch_is_under_way(service: FakeServi
     await restarting
     assert await km.is_alive()
     await km.shutdown_kernel(now=True)
+
+
+async def test_ipc_at_an_address_of_the_callers(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    km = AsyncKernelManager(
+        kernel_name="roosted", kernel_spec_manager=kernelspecs(tmp_path), transport="ipc", ip="mine"
+    )
+    await km.start_kernel()
+    assert the_start(service).connection.ip == f"{tmp_path}/mine"
+    assert km.ip == "mine"
+    await km.shutdown_kernel(now=True)
+    km.ip = "x" * 120
+    with pytest.raises(ConfigError, match="too long"):
+        await km.start_kernel()
+
+
+def test_command_not_found_can_be_pickled() -> None:
+    problem = pickle.loads(pickle.dumps(CommandNotFound("R is not there.", lease="l")))
+    assert isinstance(problem, FileNotFoundError)
+    assert (str(problem), problem.fields) == ("R is not there.", {"lease": "l"})
