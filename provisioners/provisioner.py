@@ -13,22 +13,19 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
-from jupyter_client.localinterfaces import is_local_ip
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, List, TraitError, Unicode
 
-from roost.launchers.files import private_folder, runtime_dir
-from roost.launchers.messages import PORT_NAMES, Connection
+from roost.launchers.messages import Connection
+from roost.provisioners.application import CommandNotFound, application, as_jupyter_shows_it
+from roost.provisioners.connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
 from roost.provisioners.encryption import apply_keys
 from roost.provisioners.environment import kernel_environment, working_directory
 from roost.provisioners.exits import UNKNOWN_EXIT_CODE, Exit
@@ -38,23 +35,17 @@ from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
     LaunchError,
-    NotAllowed,
     RoostError,
     UnknownKernel,
 )
 from roost.scheduler.owner import this_owner
 from roost.scheduler.values import Event, Kernel, StartKernel
 
-_LONGEST_IPC_IP = 107 - len("-5")
 _UNDO_S = 10.0
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit before jupyter_client's own loop looks every 0.1 s."""
 _FAILED_START = 1
 """Exit code told for a restart that could not be done, where the kernel itself has none."""
-
-
-class CommandNotFound(LaunchError, FileNotFoundError):
-    """The kernelspec's command is not there; jupyter_client's callers expect a FileNotFoundError."""
 
 
 class RoostProvisioner(KernelProvisionerBase):
@@ -91,7 +82,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def __init__(self, **kwargs: Any) -> None:
         given = set(kwargs) - {"kernel_id", "kernel_spec", "parent", "config", "log"}
-        with _as_jupyter_shows_it(kwargs.get("parent")):
+        with as_jupyter_shows_it(kwargs.get("parent")):
             check_names(given)
             try:
                 super().__init__(**kwargs)
@@ -119,16 +110,17 @@ class RoostProvisioner(KernelProvisionerBase):
         extra_arguments = kwargs.pop("extra_arguments", None) or []
         kwargs.pop("transport_encryption", None)
         km = self.parent
-        with _as_jupyter_shows_it(km):
+        with as_jupyter_shows_it(km):
             if km is None:
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:
-                argv = _formatted(km, extra_arguments)
-                self._prepare(km, argv)
+                argv = format_command(km, extra_arguments)
+                choose_address(km, self._id, is_local=self.backend == "local")
+                self._encrypt(km, argv)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             self._wish = read_wish({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
             if km is not None:
-                self._connection = _wanted_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
+                self._connection = wanted_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -140,7 +132,7 @@ class RoostProvisioner(KernelProvisionerBase):
         env, cwd = kwargs.pop("env"), kwargs.pop("cwd", None)
         if kwargs:
             self.log.debug("kernel=%s not used: %s", self.kernel_id, ", ".join(sorted(kwargs)))
-        with _as_jupyter_shows_it(self.parent):
+        with as_jupyter_shows_it(self.parent):
             return await self._launch(cmd, env, cwd)
 
     @property
@@ -261,33 +253,16 @@ class RoostProvisioner(KernelProvisionerBase):
             self._client = connect(self.backend, **self.backend_options)
         return self._client
 
-    def _prepare(self, km: Any, argv: list[str]) -> None:
-        """Make the manager ready for what a launch will return: keys, addresses, which ports are random."""
-        if (
-            km.transport == "tcp"
-            and self.backend == "local"
-            and not km.ip.startswith("127.")
-            and not is_local_ip(km.ip)
-        ):
-            raise ConfigError(
-                f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
-            )
-        if (
-            km.transport == "ipc" and km.ip == "kernel-ipc"
-        ):  # jupyter_client's default, relative to who knows what
-            km.ip = str(private_folder(runtime_dir() / "ipc") / self._id[:12])
-        if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
-            raise ConfigError(f"The path of the kernel's sockets is too long: {km.ip}; set a shorter one.")
+    def _encrypt(self, km: Any, argv: list[str]) -> None:
         warning = apply_keys(km, argv, self.encrypt)
         if warning and not self._has_lease:
             self.log.warning("kernel=%s %s", self._id, warning)
-        km._record_random_port_names()
 
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart = self._has_lease
         is_local = self.backend == "local"
         wish = self._wish or read_wish({name: getattr(self, name) for name in OPTIONS}, env)
-        owner = this_owner(env.get("KERNEL_USERNAME", ""), *_application(self.parent))
+        owner = this_owner(env.get("KERNEL_USERNAME", ""), *application(self.parent))
         self._cwd = working_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
         start = StartKernel(
             kernel_id=self._id,
@@ -340,7 +315,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exit = self._watched
         self._node_id, self._pid = kernel.node_id, kernel.pid
         if kernel.connection is not None:
-            self.connection_info = _as_jupyter_has_it(kernel.connection)
+            self.connection_info = as_jupyter_has_it(kernel.connection)
             if kernel.connection.transport == "ipc" and self.parent is not None:
                 self.connection_info["ip"] = self.parent.ip  # may be relative
         if kernel.state == "exited":
@@ -434,73 +409,6 @@ class RoostProvisioner(KernelProvisionerBase):
             return
         if self._exit is not None and wait_s:
             await self._exit.wait(wait_s)
-
-
-def _formatted(km: Any, extra_arguments: list[str]) -> list[str]:
-    """The command with `{connection_file}` left in: the kernel's own file is its agent's, and not the manager's."""
-    launch_args = km._launch_args
-    km._launch_args = {**(launch_args or {}), "connection_file": "{connection_file}"}
-    try:
-        return cast("list[str]", km.format_kernel_cmd(extra_arguments=extra_arguments))
-    finally:
-        km._launch_args = launch_args
-
-
-def _wanted_connection(km: Any, jupyter_session: str) -> Connection:
-    ports = {name: getattr(km, name) for name in PORT_NAMES}
-    if km.transport == "ipc":  # numbers of socket files: the lowest that are free, as jupyter_client does
-        free = (number for number in range(1, 1_000) if not os.path.exists(f"{km.ip}-{number}"))
-        ports = {name: port or next(free) for name, port in ports.items()}
-    has_keys = km.curve_publickey is not None and km.curve_secretkey is not None
-    return Connection(
-        ip=os.path.abspath(km.ip) if km.transport == "ipc" else km.ip,
-        transport=km.transport,
-        **ports,
-        key=km.session.key.decode(),
-        signature_scheme=km.session.signature_scheme,
-        kernel_name=km.kernel_name,
-        jupyter_session=jupyter_session,
-        curve_publickey=km.curve_publickey.decode() if has_keys else None,
-        curve_secretkey=km.curve_secretkey.decode() if has_keys else None,
-    )
-
-
-def _as_jupyter_has_it(connection: Connection) -> KernelConnectionInfo:
-    info: dict[str, Any] = {name: getattr(connection, name) for name in PORT_NAMES}
-    info.update(
-        ip=connection.ip, transport=connection.transport, key=connection.key.encode(),
-        signature_scheme=connection.signature_scheme, kernel_name=connection.kernel_name,
-    )  # fmt: skip
-    if connection.curve_publickey is not None and connection.curve_secretkey is not None:
-        info.update(curve_publickey=connection.curve_publickey, curve_secretkey=connection.curve_secretkey)
-    return cast(KernelConnectionInfo, info)
-
-
-def _application(km: Any) -> tuple[str, bool]:
-    """Name of the application that holds the manager `km`, and whether it takes its kernels back after a restart."""
-    is_server = _is_of_jupyter_server(km)
-    return ("jupyter_server" if is_server else ""), is_server
-
-
-def _is_of_jupyter_server(km: Any) -> bool:
-    kinds = type(getattr(km, "parent", None)).__mro__
-    return any(
-        kind.__name__ == "MappingKernelManager" and kind.__module__.startswith("jupyter_server.")
-        for kind in kinds
-    )
-
-
-@contextmanager
-def _as_jupyter_shows_it(km: Any) -> Iterator[None]:
-    """Jupyter Server shows the text of an HTTPError to the user, and of any other error nothing."""
-    try:
-        yield
-    except RoostError as problem:
-        if not _is_of_jupyter_server(km) or "tornado.web" not in sys.modules:
-            raise
-        from tornado.web import HTTPError
-
-        raise HTTPError(403 if isinstance(problem, NotAllowed) else 500, problem.user_message) from problem
 
 
 async def _outcome(call: Call[Any]) -> Any:

@@ -22,8 +22,8 @@ from traitlets.config import Config
 
 from roost.launchers.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
+from roost.provisioners.application import CommandNotFound
 from roost.provisioners.exits import UNKNOWN_EXIT_CODE
-from roost.provisioners.provisioner import CommandNotFound
 from roost.scheduler.client import connect, disconnect
 from roost.scheduler.errors import (
     BackendUnavailable,

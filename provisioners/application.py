@@ -1,0 +1,42 @@
+"""The application that asks for a kernel: who it is, and how it wants to be told what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from roost.scheduler.errors import LaunchError, NotAllowed, RoostError
+
+
+class CommandNotFound(LaunchError, FileNotFoundError):
+    """The kernelspec's command is not there; jupyter_client's callers expect a FileNotFoundError."""
+
+
+def application(km: Any) -> tuple[str, bool]:
+    """Name of the application that holds the manager `km`, and whether it takes its kernels back after a restart."""
+    is_server = is_of_jupyter_server(km)
+    return ("jupyter_server" if is_server else ""), is_server
+
+
+def is_of_jupyter_server(km: Any) -> bool:
+    """Whether a Jupyter Server holds the manager `km`, found without importing it."""
+    kinds = type(getattr(km, "parent", None)).__mro__
+    return any(
+        kind.__name__ == "MappingKernelManager" and kind.__module__.startswith("jupyter_server.")
+        for kind in kinds
+    )
+
+
+@contextmanager
+def as_jupyter_shows_it(km: Any) -> Iterator[None]:
+    """Jupyter Server shows the text of an HTTPError to the user, and of any other error nothing."""
+    try:
+        yield
+    except RoostError as problem:
+        if not is_of_jupyter_server(km) or "tornado.web" not in sys.modules:
+            raise
+        from tornado.web import HTTPError
+
+        raise HTTPError(403 if isinstance(problem, NotAllowed) else 500, problem.user_message) from problem
