@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon import DaemonError, hold
+from roost.launchers.daemon import DaemonError, Held, announce_failure, hold
 from roost.launchers.files import FolderError
 from roost.launchers.messages import Nothing, Owner
 from roost.launchers.rpc import Operation, RpcError, Server
@@ -108,7 +108,7 @@ class Service:
         return answer
 
     async def _hello(self, peer: bytes, _: ops.Hello) -> dict[str, Any]:
-        return {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid(), "backend": self._backend}
+        return _greeting(self._backend)
 
     async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
         self._scheduler.keeper.owners.watch(request.owner)
@@ -192,20 +192,23 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
             loop.add_signal_handler(signum, service.left.set)
         try:
             await scheduler.open()
-            socket = folder / "socket"
-            if len(os.fsencode(socket)) > _LONGEST_SOCKET:
-                raise ConfigError(
-                    f"{socket} is too long for a socket: set ROOST_RUNTIME_DIR to a shorter path."
-                )
-            socket.unlink(missing_ok=True)  # of one that was killed: we hold the folder
-            endpoint = service.server.start(f"ipc://{socket}")
-            held.announce(
-                {"endpoint": endpoint, "protocol": ops.PROTOCOL, "version": VERSION, "backend": backend}
-            )
+            _listen(held, service.server)
             await service.left.wait()
         finally:
             await service.close()
             await scheduler.close()
+
+
+def _listen(held: Held, server: Server) -> None:
+    socket = held.folder / "socket"
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+        raise ConfigError(f"{socket} is too long for a socket: set ROOST_RUNTIME_DIR to a shorter path.")
+    socket.unlink(missing_ok=True)  # of one that was killed: we hold the folder
+    held.announce({"endpoint": server.start(f"ipc://{socket}"), **_greeting("")})
+
+
+def _greeting(backend: str) -> dict[str, Any]:
+    return {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid(), "backend": backend}
 
 
 def main(arguments: list[str]) -> int:
@@ -219,6 +222,7 @@ def main(arguments: list[str]) -> int:
         settings = load(given.backend, json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}"))
         asyncio.run(serve(given.folder, given.backend, settings))
     except (DaemonError, FolderError, RoostError, RpcError) as problem:
+        announce_failure(type(problem).__name__, str(problem))
         print(problem, file=sys.stderr)
         return 1
     return 0

@@ -210,8 +210,21 @@ async def _end_agent(runtime_dir: Path) -> None:
 def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     file.write_text("c.RoostScheduler.max_gpu = 1")
-    with pytest.raises(daemon.DaemonError, match=r"no option of c\.RoostScheduler named max_gpu:"):
+    with pytest.raises(daemon.DaemonError, match=r"^there is no option of c\.RoostScheduler named") as caught:
         ensure({"config_file": str(file)})
+    assert caught.value.kind == "ConfigError"
+
+
+def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = runtime_dir / ("x" * 90)
+    deep.mkdir(mode=0o700)
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(deep))
+    with pytest.raises(daemon.DaemonError, match="too long for a socket"):
+        ensure({})
+    ready = daemon.ensure(deep / "agent", ["false"], deadline_s=5)
+    os.kill(ready["pid"], signal.SIGTERM)
 
 
 def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
