@@ -250,7 +250,7 @@ class Zygotes:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
         ours.setblocking(False)
-        ended = {"op": "failed", "reason": "it ended while loading"}
+        ended: dict[str, Any] = {"op": "failed", "reason": "it ended while loading"}
         started = time.perf_counter()
         with theirs:
             pid = self._spawn(key, theirs.fileno(), env)
