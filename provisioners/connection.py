@@ -40,7 +40,7 @@ def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
 
 
 def wanted_connection(km: Any, jupyter_session: str) -> Connection:
-    """What the manager has: keys, and ports where it has some (a restart, or set by the user); 0 is the kernel's choice."""
+    """Keys and ports as the manager has them; a port of 0, as at a first start, is the kernel's choice."""
     ports = {name: getattr(km, name) for name in PORT_NAMES}
     if km.transport == "ipc":  # numbers of socket files: the lowest that are free, as jupyter_client does
         free = (number for number in range(1, 1_000) if not os.path.exists(f"{km.ip}-{number}"))

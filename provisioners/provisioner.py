@@ -41,7 +41,8 @@ from roost.scheduler.errors import (
 from roost.scheduler.owner import this_owner
 from roost.scheduler.values import Event, Kernel, StartKernel
 
-_UNDO_S = 10.0
+_AWAY_S = 10.0
+"""How long a shutdown or an undoing waits for a service that does not answer."""
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit before jupyter_client's own loop looks every 0.1 s."""
 _FAILED_START = 1
@@ -196,15 +197,16 @@ class RoostProvisioner(KernelProvisionerBase):
         if restart or not self._has_lease:
             return
         self._is_ending = True
+        code: int | None = 0
         try:
-            await self._service().stop(self._id, grace_s=1.0)
+            code = (await self._stopped(grace_s=1.0)).exit_code
         except UnknownKernel:
             pass
-        except RoostError as problem:
+        except (RoostError, asyncio.TimeoutError) as problem:
             self.log.warning("kernel=%s its lease could not be given back now: %s", self._id, problem)
         self._has_lease = False
         self._stop_listening()
-        self._watched.set(0)
+        self._watched.set(code)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What `load_provisioner_info` needs, in this or another process."""
@@ -326,13 +328,21 @@ class RoostProvisioner(KernelProvisionerBase):
                 " ".join(f"{stage}={ms:.0f}ms" for stage, ms in kernel.timing_ms.items()),
             )  # fmt: skip
 
+    async def _stopped(self, grace_s: float) -> Kernel:
+        """End kernel and lease; raises `asyncio.TimeoutError` where the service is away: its own rules end them."""
+
+        async def stopped() -> Kernel:
+            return await self._service().stop(self._id, grace_s=grace_s)
+
+        return await asyncio.wait_for(stopped(), _AWAY_S)
+
     async def _undo(self) -> None:
         """Take a first start back: nobody calls `cleanup` after it failed."""
         self._stop_listening()
         self._exit = None
         self._has_lease = False
         try:
-            await asyncio.wait_for(_outcome(self._service().stop(self._id, grace_s=0.0)), _UNDO_S)
+            await self._stopped(grace_s=0.0)
         except UnknownKernel:
             pass
         except (RoostError, asyncio.TimeoutError) as problem:
@@ -403,13 +413,9 @@ class RoostProvisioner(KernelProvisionerBase):
     async def _end_by(self, signum: int, wait_s: float) -> None:
         self._is_ending = True
         try:
-            await self.send_signal(signum)
-        except RoostError as problem:
+            await asyncio.wait_for(self.send_signal(signum), _AWAY_S)
+        except (RoostError, asyncio.TimeoutError) as problem:
             self.log.warning("kernel=%s signal %d not sent: %s", self._id, signum, problem)
             return
         if self._exit is not None and wait_s:
             await self._exit.wait(wait_s)
-
-
-async def _outcome(call: Call[Any]) -> Any:
-    return await call
