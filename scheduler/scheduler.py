@@ -90,6 +90,8 @@ class Scheduler:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
         request = self._admitted(start.request, start.owner, but=start.kernel_id)
         self.keeper.owners.watch(start.owner)
+        if not self.keeper.owners.is_alive(start.owner):
+            raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
         if record is None:
             record = self.keeper.add(start, request)
         record.launch_id, record.owner, record.reason = start.launch_id, start.owner, ""

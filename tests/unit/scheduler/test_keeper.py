@@ -16,7 +16,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 from roost.launchers.messages import Owner
 from roost.launchers.process import start_time
 from roost.scheduler.config import Settings
-from roost.scheduler.errors import UnknownKernel
+from roost.scheduler.errors import Cancelled, UnknownKernel
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
@@ -197,6 +197,8 @@ async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
         kill(application)
         while w.scheduler.keeper.owners.is_alive(owner):
             await w.scheduler.doctor()  # a call to the agent and back: the loop has seen the pidfd by then
+        with pytest.raises(Cancelled, match="its owner has ended"):
+            await w.start("late", owner=owner)
         w.agent.end("k")
         await w.told("released", "k")
         assert w.leases() == []
