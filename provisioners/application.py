@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from roost.scheduler.errors import LaunchError, NotAllowed, RoostError
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    Cancelled,
+    ConfigError,
+    LaunchError,
+    LimitExceeded,
+    NoNodeEver,
+    NoNodeNow,
+    NotAllowed,
+    RoostError,
+)
 
 
 class CommandNotFound(LaunchError, FileNotFoundError):
@@ -39,4 +49,21 @@ def as_jupyter_shows_it(km: Any) -> Iterator[None]:
             raise
         from tornado.web import HTTPError
 
-        raise HTTPError(403 if isinstance(problem, NotAllowed) else 500, problem.user_message) from problem
+        # Without the chain: what Jupyter logs should be the sentence, not our stack.
+        raise HTTPError(_status(problem), problem.user_message) from None
+
+
+def _status(problem: RoostError) -> int:
+    """The HTTP status that says whose turn it is: the caller's (4xx), or to try again later (503)."""
+    for kinds, status in _STATUSES:
+        if isinstance(problem, kinds):
+            return status
+    return 500
+
+
+_STATUSES: tuple[tuple[type[RoostError] | tuple[type[RoostError], ...], int], ...] = (
+    ((NotAllowed, LimitExceeded), 403),
+    ((ConfigError, NoNodeEver), 400),
+    (Cancelled, 409),
+    ((NoNodeNow, BackendUnavailable), 503),
+)

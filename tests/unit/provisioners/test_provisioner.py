@@ -29,9 +29,10 @@ from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
     KernelDied,
+    LaunchError,
     NoNodeEver,
+    NoNodeNow,
     NotAllowed,
-    RoostError,
 )
 from roost.scheduler.values import StartKernel
 
@@ -345,14 +346,18 @@ async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_
     kernels = AsyncMappingKernelManager(
         kernel_spec_manager=kernelspecs(tmp_path), connection_dir=str(tmp_path), root_dir=str(tmp_path)
     )
-    statuses = {NotAllowed("ada may not."): 403, NoNodeEver("No node is so big."): 500}
+    statuses = {
+        NotAllowed("ada may not."): 403,
+        NoNodeEver("No node is so big."): 400,
+        NoNodeNow("All GPUs are taken."): 503,
+        LaunchError("It could not be started."): 500,
+    }
     for problem, status in statuses.items():
         service.answers["start"] = problem
         with pytest.raises(HTTPError) as caught:
             await kernels.start_kernel(kernel_name="roosted")
         assert caught.value.status_code == status
         assert caught.value.log_message == str(problem)
-        assert isinstance(caught.value.__cause__, RoostError)
     assert the_start(service).owner.can_adopt
     assert the_start(service).owner.application == "jupyter_server"
 
