@@ -200,7 +200,8 @@ class Server:
         self._send(peer, json.dumps(answer).encode())
 
     def _send(self, peer: bytes, payload: bytes) -> bool:
-        sent = self._socket.send_multipart([peer, payload], flags=zmq.NOBLOCK)  # done at once, well or not
+        sent = self._socket.send_multipart([peer, payload], flags=zmq.NOBLOCK)
+        assert isinstance(sent, asyncio.Future) and sent.done(), "NOBLOCK: sent at once, or not at all"
         problem = sent.exception()
         if problem is not None:
             log.debug("peer is gone: %s", problem)

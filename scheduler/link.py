@@ -13,7 +13,7 @@ from roost.launchers.daemon import DaemonError, ensure, is_alive
 from roost.launchers.version import VERSION, as_numbers
 
 from .call import in_thread
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, from_remote
 from .operations import PROTOCOL, service_command, service_folder
 from .owner import this_owner
 
@@ -115,6 +115,8 @@ class Link:
             try:
                 ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
             except DaemonError as problem:
+                if problem.kind:
+                    raise from_remote(rpc.RemoteError(problem.kind, str(problem))) from None
                 if is_alive(folder):
                     raise rpc.Disconnected(str(problem)) from None
                 raise
