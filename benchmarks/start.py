@@ -43,6 +43,7 @@ from world import (
 AT_ONCE = 5
 BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
 COLD_DEADLINE_S = 120
+SETTLE_S = 0.05
 
 
 async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
@@ -63,6 +64,9 @@ async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
             busy = client.execute(BUSY)
             while (await client.get_iopub_msg(timeout=10))["msg_type"] != "stream":
                 pass
+            # A moment later the cell sleeps. Interrupted while it still prints, ipykernel 7.4 hangs now and then,
+            # whoever started it: about once in a thousand.
+            await asyncio.sleep(SETTLE_S)
             began = time.perf_counter()
             await manager.interrupt_kernel()
             reply = await reply_to(client, busy)
