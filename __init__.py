@@ -3,7 +3,7 @@
 Names load on first use (PEP 562), so that `import roost` costs nothing:
 
     client = roost.connect("local")
-    print(client.explain(roost.Request(cpus=1, owner="ada")))
+    print(client.nodes().result())
 """
 
 from __future__ import annotations

@@ -22,7 +22,16 @@ from typing import Any
 from .files import FolderError, private_folder, read_json, runtime_dir, tail, write_private_json
 from .process import start_time
 
-__all__ = ["AlreadyRunning", "DaemonError", "Held", "announce_failure", "ensure", "hold", "is_alive", "runtime_dir"]
+__all__ = [
+    "AlreadyRunning",
+    "DaemonError",
+    "Held",
+    "announce_failure",
+    "ensure",
+    "hold",
+    "is_alive",
+    "runtime_dir",
+]
 
 _READY_FD = "ROOST_READY_FD"
 # The applications's own: a daemon outlives it, and no kernel should find these in a parent's environment.

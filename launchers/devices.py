@@ -28,9 +28,7 @@ class Devices:
             import pynvml
 
             pynvml.nvmlInit()
-        except (
-            Exception
-        ) as problem:  # NVML has its own error tree, and fails in many ways where there is no driver
+        except Exception as problem:  # noqa: BLE001 - NVML's own error tree, or no such module
             log.debug("no NVML here: %s", problem)
         else:
             self._nvml = pynvml

@@ -39,7 +39,9 @@ async def _must_leave(announced: dict[str, Any], keys: ClientKeys, settings: Age
     """Whether that agent is on its way out: by itself, or asked to make room for this version and settings."""
     is_older = as_numbers(str(announced["version"])) < as_numbers(VERSION)
     if not is_older and announced["protocol"] != PROTOCOL:
-        raise DaemonError(f"the agent here is of version {announced['version']}, newer than this one: upgrade roost")
+        raise DaemonError(
+            f"the agent here is of version {announced['version']}, newer than this one: upgrade roost"
+        )
     is_other = announced["settings"] != encode(settings)
     client = AgentClient(str(announced["endpoint"]), keys)
     try:

@@ -21,10 +21,8 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
     ports = [getattr(connection, name) for name in PORT_NAMES]
     if all(ports) and all(_is_free(connection, port) for port in ports):
         return connection
-    if connection.transport == "ipc":
-        candidates = iter(range(1, 100_000))
-    else:
-        candidates = iter(random.sample(_candidates(), k=2_000))
+    is_ipc = connection.transport == "ipc"
+    candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
     free = (port for port in candidates if port not in taken and _is_free(connection, port))
     found = list(itertools.islice(free, len(PORT_NAMES)))
     if len(found) < len(PORT_NAMES):

@@ -24,8 +24,10 @@ class WireError(ValueError):
 
 def encode(value: Any) -> Any:
     """JSON-ready form of dataclasses, mappings, sequences and plain values."""
+    if isinstance(value, (str, int, float, type(None))):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: encode(getattr(value, name)) for name in _plan(type(value))}
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -39,12 +41,18 @@ def decode(cls: type[T], value: Any) -> T:
 
 
 @functools.lru_cache(maxsize=256)
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _plan(cls: type) -> dict[str, tuple[Any, bool]]:
+    """By field of a dataclass: its type, and whether it must be given."""
+    hints = typing.get_type_hints(cls)
+    missing = dataclasses.MISSING
+    return {
+        field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
+        for field in dataclasses.fields(cls)
+    }
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any:
+    if kind is Any or (kind is type(value) and kind in (str, int, bool)):
         return value
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
@@ -84,15 +92,14 @@ def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise WireError(f"{where} must be an object, not {type(value).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise WireError(f"{where} has no field {unknown[0]!r}; it has {', '.join(fields)}")
-    hints = _hints(cls)
-    found = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in found:
+    plan = _plan(cls)
+    found = {}
+    for name, item in value.items():
+        if name not in plan:
+            raise WireError(f"{where} has no field {name!r:.60}; it has {', '.join(plan)}")
+        found[name] = _decode(plan[name][0], item, f"{where}.{name}")
+    for name, (_, is_required) in plan.items():
+        if is_required and name not in found:
             raise WireError(f"{where} lacks the field {name!r}")
     try:
         return cls(**found)

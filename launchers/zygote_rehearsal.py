@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .zygote_kernel import PORT_NAMES, Kernel, Warm
 from .zygote_memory import written_pages
@@ -21,10 +21,19 @@ _REHEARSAL_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
 
-def rehearse(warm: Warm | None) -> tuple[list[str], array.array[int]]:
-    """The modules that a real kernel has imported after some use, and the memory it has written to.
+class Rehearsal(NamedTuple):
+    """What was learnt of a real kernel after some use; empty where it could not be found out.
 
-    Both are empty when they could not be found out.
+    `patterns` are the regular expressions (with flags) that it had to compile; `pages` the memory it has written to.
+    """
+
+    modules: list[str]
+    patterns: list[tuple[str, int]]
+    pages: array.array[int]
+
+
+def rehearse(warm: Warm | None) -> Rehearsal:
+    """Start a real kernel and use it as a notebook would.
 
     A forked child is the kernel, another its client; neither touches the user's profile or history.
     """
@@ -63,8 +72,9 @@ def rehearse(warm: Warm | None) -> tuple[list[str], array.array[int]]:
                 break
             heard += chunk
         if not heard.endswith(b"]"):
-            return [], array.array("Q")
-        return list(json.loads(heard)), written_pages(children[0])
+            return Rehearsal([], [], array.array("Q"))
+        modules, patterns = json.loads(heard)
+        return Rehearsal(modules, [tuple(pattern) for pattern in patterns], written_pages(children[0]))
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -108,7 +118,12 @@ def play_client(connection_file: str, report: int, names_in: int, is_thorough: b
     client.load_connection_info(info)
     client.start_channels(hb=False)
     listing = os.path.join(os.path.dirname(connection_file), "modules.json")
-    cell = f"import sys, json; json.dump(sorted(sys.modules), open({listing!r}, 'w')); del sys, json"
+    cell = f"""
+import json, re, sys
+patterns = [key[1:] for key in getattr(re, "_cache", ()) if key[0] is str]
+with open({listing!r}, "w") as file:
+    json.dump([sorted(sys.modules), patterns], file)
+"""
     client.kernel_info(reply=True, timeout=_REHEARSAL_S)
     if is_thorough:
         client.comm_info(reply=True, timeout=_REHEARSAL_S)
@@ -121,6 +136,6 @@ def play_client(connection_file: str, report: int, names_in: int, is_thorough: b
     else:
         client.execute("1+1", reply=True, timeout=_REHEARSAL_S)
         with open(listing, "w") as file:
-            file.write("[]")
+            file.write("[[], []]")
     with open(listing, "rb") as file, open(names_in, "wb") as out:
         out.write(file.read())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import importlib
 import json
 import os
+import re
 import select
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .zygote_imports import fingerprint, recorded_environment
@@ -21,10 +23,12 @@ from .zygote_memory import gather_module_names, plug_holes
 from .zygote_rehearsal import rehearse
 
 _PACKET_BYTES = 1 << 20
-_SPARE_AFTER_S = 0.05
+_SPARE_AFTER_S = 0.2
 """A spare child is forked when no launch has come for so long, so that it competes with none."""
-_SPARES = 3
-"""Children that wait for a launch; 1 MiB each, but the first, whose pages are ready."""
+_SPARES = 5
+"""At most so many children wait for a launch, with their pages ready (about 15 MiB each)."""
+_RECENT_S = 60.0
+"""As many spares are kept as there were launches in this time, so that a burst finds them and idleness frees them."""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
@@ -33,10 +37,16 @@ def serve(agent: socket.socket) -> Kernel | None:
     set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without the room for longer ones
     warm: Warm | None = None
     spares: list[socket.socket] = []
+    launches: collections.deque[float] = collections.deque(maxlen=_SPARES)
     while True:
-        is_full = warm is None or len(spares) == _SPARES
-        if not select.select([agent], [], [], None if is_full else _SPARE_AFTER_S)[0]:
+        wanted, timeout_s = spares_wanted(launches, len(spares)) if warm else (0, None)
+        if not select.select([agent], [], [], timeout_s)[0]:
             assert warm is not None
+            for surplus in spares[wanted:]:
+                surplus.close()
+            del spares[wanted:]
+            if len(spares) == wanted:
+                continue
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             size_buffers(ours, theirs)
             if fork_orphan():
@@ -45,7 +55,6 @@ def serve(agent: socket.socket) -> Kernel | None:
                 return wait_as_spare(theirs, warm)
             theirs.close()
             spares.append(ours)
-            make_ready(spares)
             continue
         packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         if not packet:
@@ -56,6 +65,7 @@ def serve(agent: socket.socket) -> Kernel | None:
             agent.send(answer)
             del packet, answer  # or every child would write to the pages that it frees them on
             continue
+        launches.append(time.monotonic())
         if not hand_over(spares, packet, fds) and fork_orphan():
             agent.close()
             return Kernel(json.loads(packet), *fds, warm=warm)
@@ -97,21 +107,23 @@ def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> boo
     return False
 
 
-def make_ready(spares: list[socket.socket]) -> None:
-    """Have the spare that is next touch its pages; the others stay small."""
-    with contextlib.suppress(OSError):  # a spare that was killed: hand_over passes over it
-        spares[0].send(b"{}", socket.MSG_DONTWAIT)
+def spares_wanted(launches: Sequence[float], have: int) -> tuple[int, float | None]:
+    """How many spares there should be by the times of the latest launches, and in how many seconds to see to it."""
+    ages_s = [time.monotonic() - launch for launch in launches]
+    recent_s = [age_s for age_s in ages_s if age_s < _RECENT_S]
+    wanted = max(1, len(recent_s))
+    if have != wanted:
+        return wanted, _SPARE_AFTER_S
+    return wanted, _RECENT_S - max(recent_s) if recent_s else None
 
 
 def wait_as_spare(zygote: socket.socket, warm: Warm) -> Kernel | None:
     """A child forked ahead of its launch; None when the zygote went."""
     os.setsid()
-    while True:
-        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
-        if fds or not packet:
-            zygote.close()
-            return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
-        warm.touch_pages()
+    warm.touch_pages()
+    packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+    zygote.close()
+    return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
 
 
 def size_buffers(*sockets: socket.socket) -> None:
@@ -140,11 +152,13 @@ def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
         with recorded_environment(reads):
             for name in (*_BASE_PRELOAD, *request["preload"]):
                 importlib.import_module(name)
-        rehearsed, _ = rehearse(None)
+        rehearsed, patterns, _ = rehearse(None)
         with recorded_environment(reads):
             for name in rehearsed:
                 with contextlib.suppress(Exception):  # what cannot be imported here is the kernel's to import
                     importlib.import_module(name)
+        for pattern, flags in patterns:
+            re.compile(pattern, flags)  # into the cache that every child inherits
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
         return None, refusal(f"{type(error).__name__}: {error}")
     if threading.active_count() > 1:
@@ -166,12 +180,12 @@ def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
-    del answer, before, reads, rehearsed, changed
+    del answer, before, reads, rehearsed, patterns, changed
     gc.collect()
     warm.plugs = plug_holes()
     gather_module_names()
     gc.freeze()
-    _, warm.pages = rehearse(warm)
+    warm.pages = rehearse(warm).pages
     return warm, packet
 
 

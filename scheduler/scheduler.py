@@ -25,7 +25,7 @@ from .kernels import Record
 from .limits import admit, with_defaults
 from .operations import WarmUp
 from .queue import Queue
-from .starts import Starts, find_policy, no_node, placement_request
+from .starts import Starts, decide, find_policy, no_node, placement_request
 from .values import Kernel, KernelRequest, StartKernel
 
 
@@ -154,7 +154,7 @@ class Scheduler:
         """Where such a kernel would go now, and why; raises what a start would be refused with."""
         request = self._admitted(request, owner)
         snapshot = await self._cluster.snapshot()
-        return find_policy(request.policy).place(placement_request(request, owner), snapshot).to_dict()
+        return decide(find_policy(request.policy), placement_request(request, owner), snapshot).to_dict()
 
     async def drain(self, node_id: str, on: bool) -> None:
         """Stop or resume placing on a node."""
@@ -168,7 +168,7 @@ class Scheduler:
         """Prepare fast starts where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
         wanted = placement_request(request, owner)
-        decision = find_policy(request.policy).place(wanted, await self._cluster.snapshot())
+        decision = decide(find_policy(request.policy), wanted, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id

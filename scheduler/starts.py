@@ -131,7 +131,7 @@ class Starts:
         chosen = find_policy(record.request.policy)
         began = self._clock()
         record.state = "queued"
-        record.ticket = ticket = self._queue.join(record.kernel_id, _line(record.request))
+        record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
         avoid: dict[str, Node] = {}
         decision: Decision | None = None
         try:
@@ -146,7 +146,7 @@ class Starts:
                 kept = kept_from(
                     ticket, request, self._queue.heads(), now=looked, after_s=self._settings.reserve_after_s
                 )
-                decision = chosen.place(request, snapshot, avoid=frozenset(avoid) | kept)
+                decision = decide(chosen, request, snapshot, avoid=frozenset(avoid) | kept)
                 if decision.placement is None:
                     if decision.is_never:
                         raise no_node(decision)
@@ -267,6 +267,19 @@ def find_policy(name: str) -> Policy:
         raise ConfigError(str(problem)) from None
 
 
+def decide(
+    chosen: Policy, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()
+) -> Decision:
+    """Where `chosen` places the request; what it raises becomes a `ConfigError` that names it."""
+    try:
+        return chosen.place(request, snapshot, avoid=avoid)
+    except Exception as problem:
+        log.exception("policy=%s failed", chosen.name)  # anybody's code: its author needs the stack
+        raise ConfigError(
+            f"the placement policy {chosen.name} failed ({type(problem).__name__}: {problem}); ask for another policy."
+        ) from None
+
+
 def placement_request(request: KernelRequest, owner: Owner) -> Request:
     """What placement is asked; raises `ConfigError` for amounts that make no sense."""
     try:
@@ -282,9 +295,12 @@ def placement_request(request: KernelRequest, owner: Owner) -> Request:
         raise ConfigError(str(problem)) from None
 
 
-def _line(request: KernelRequest) -> Hashable:
-    """Requests for the same under the same policy wait in one line."""
+def _line(record: Record) -> Hashable:
+    """Requests for the same under the same policy wait in one line; who asks for no promise waits behind nobody."""
+    request = record.request
     amounts = (request.cpus, request.memory_bytes, request.gpus)
+    if not any(amounts):
+        return record.kernel_id
     return amounts, request.gpu_models, tuple(sorted(request.labels.items())), request.policy
 
 

@@ -84,8 +84,8 @@ class Kernel:
 class Event:
     """One change of state, as every reader of the stream gets it; `at` is seconds since the epoch, UTC.
 
-    `kind`: queued, placed, leased, launched, running, conflict, exited, released, cancelled, failed, cull,
-    nodes.
+    `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, nodes, idle (the
+    service is about to leave), and on the client's side resync (others may have been missed).
     """
 
     kind: str

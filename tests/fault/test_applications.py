@@ -69,7 +69,13 @@ async def test_kill_a_notebook_run(world: Path, tmp_path: Path) -> None:
 async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A real server on a free port of 127.0.0.1, and its address; killed at the end if it still runs."""
     config = {
-        "ServerApp": {"ip": "127.0.0.1", "port": 0, "open_browser": False, "allow_root": True, "root_dir": str(folder)},
+        "ServerApp": {
+            "ip": "127.0.0.1",
+            "port": 0,
+            "open_browser": False,
+            "allow_root": True,
+            "root_dir": str(folder),
+        },
         "IdentityProvider": {"token": TOKEN},
     }
     (folder / "server.json").write_text(json.dumps(config))
@@ -84,7 +90,14 @@ async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess
             line = (await asyncio.wait_for(server.stderr.readline(), 60)).decode()
             assert line, "the server ended"
             if "http://127.0.0.1:" in line:
-                yield server, line[line.index("http://") :].split("?")[0].strip().rsplit("/", 1)[0].removesuffix("/tree")
+                yield (
+                    server,
+                    line[line.index("http://") :]
+                    .split("?")[0]
+                    .strip()
+                    .rsplit("/", 1)[0]
+                    .removesuffix("/tree"),
+                )
                 break
     finally:
         if server.returncode is None:

@@ -25,9 +25,12 @@ pytestmark = pytest.mark.fault
 @pytest.fixture
 def small_disk(runtime_dir: Path) -> Iterator[Path]:
     """The runtime folder on a file system of 2 MiB."""
-    if os.geteuid() != 0 or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", runtime_dir], check=False
-    ).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", runtime_dir], check=False
+        ).returncode
+    ):
         pytest.skip("a small file system can be mounted by root only")
     yield runtime_dir
     subprocess.run(["umount", "-l", runtime_dir], check=True)
@@ -47,7 +50,9 @@ async def test_a_full_disk(small_disk: Path) -> None:
         await client.start(tiny(gpus=0.5))
     assert [kernel.id for kernel in await client.kernels()] == [before.id]
     (node,) = await client.nodes()
-    assert sum(device["promised"] for device in node["devices"]) == 0.5, "the lease of a failed start was kept"
+    assert sum(device["promised"] for device in node["devices"]) == 0.5, (
+        "the lease of a failed start was kept"
+    )
     assert is_running(before.pid, start_time(before.pid))
     filler.unlink()
     after = await client.start(tiny(gpus=0.5))
@@ -76,7 +81,9 @@ async def test_what_an_earlier_service_left(client: Client, world: Path) -> None
     assert await client.kernels() == []
 
 
-async def test_a_runtime_folder_that_is_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_runtime_folder_that_is_open_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tmp_path.chmod(0o755)
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path))
     client = roost.connect("local")
@@ -86,7 +93,9 @@ async def test_a_runtime_folder_that_is_open_to_others(tmp_path: Path, monkeypat
     client.close()
 
 
-async def test_a_runtime_folder_whose_path_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_runtime_folder_whose_path_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / ("x" * 100)
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(folder))
     client = roost.connect("local")

@@ -57,7 +57,9 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, world
     client.listen(look)
     assert client.kernels().result(20) == []
     askers = [
-        subprocess.Popen([sys.executable, "-c", ASKER, str(Path(__file__).parent.parent / "kit")], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", ASKER, str(Path(__file__).parent.parent / "kit")], stdout=subprocess.PIPE
+        )
         for _ in range(4)
     ]
     most = 0
@@ -118,4 +120,3 @@ async def test_what_could_never_run_fails_at_once(client: Client) -> None:
     with pytest.raises(NoNodeEver) as failure:
         await asyncio.wait_for(_outcome(client, tiny(gpus=3)), 10)
     assert "\n" not in failure.value.user_message and "GPU" in failure.value.user_message
-

@@ -132,7 +132,9 @@ async def test_the_scheduler_while_kernels_run(notebooks: list[Notebook], world:
 
 async def test_a_zygote(notebooks: list[Notebook], world: Path) -> None:
     kernels = {notebook.pid for notebook in notebooks}
-    zygotes = {pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote.py" in _command(pid)} - kernels
+    zygotes = {
+        pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote.py" in _command(pid)
+    } - kernels
     assert zygotes, "no zygote came up while ten kernels were started"
     for notebook in notebooks:
         await notebook.run("kept = 1")
@@ -146,7 +148,11 @@ async def test_a_zygote(notebooks: list[Notebook], world: Path) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 def _command(pid: int) -> str:

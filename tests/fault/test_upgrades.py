@@ -31,7 +31,18 @@ def wheel(folder: Path, version: str) -> Path:
 
 def pip_install(target: Path, package: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--upgrade", "--target", target, package],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-index",
+            "--upgrade",
+            "--target",
+            target,
+            package,
+        ],
         check=True,
         stdin=subprocess.DEVNULL,
     )
@@ -90,7 +101,9 @@ async def test_an_edited_startup_file_and_configuration(
     assert await how(notebook) == "forked"
     assert await notebook.value("mine") == "1"
     script.write_text("mine = 2\n")
-    (profile / "ipython_kernel_config.py").write_text("c.InteractiveShellApp.exec_lines = ['configured = 3']\n")
+    (profile / "ipython_kernel_config.py").write_text(
+        "c.InteractiveShellApp.exec_lines = ['configured = 3']\n"
+    )
     await notebook.restart()
     assert await notebook.value("(mine, configured)") == "(2, 3)"
     script.unlink()

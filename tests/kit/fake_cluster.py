@@ -48,7 +48,13 @@ class FakeAgent:
     """One node. `failures`: stage → the error it answers with; `held`: stage → an event it waits for first."""
 
     def __init__(
-        self, folder: Path, *, name: str = "here", cpus: float = 4.0, memory_bytes: int = 8 << 30, gpus: int = 0
+        self,
+        folder: Path,
+        *,
+        name: str = "here",
+        cpus: float = 4.0,
+        memory_bytes: int = 8 << 30,
+        gpus: int = 0,
     ) -> None:
         self.name = name
         self._folder = folder
@@ -81,7 +87,10 @@ class FakeAgent:
         }
         public, secret, client_public, client_secret = self._keys
         self._server = Server(
-            {name: Operation(arguments, self._handler(name, do)) for name, (arguments, do) in operations.items()},
+            {
+                name: Operation(arguments, self._handler(name, do))
+                for name, (arguments, do) in operations.items()
+            },
             keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public])),
         )
         endpoint = self._server.start("tcp://127.0.0.1:*")
@@ -120,7 +129,10 @@ class FakeAgent:
     def end(self, kernel_id: str, exit_code: int = 1) -> None:
         """A kernel ends by itself."""
         process = replace(
-            self.kernels[kernel_id], is_running=False, exit_code=exit_code, reason=f"exited with code {exit_code}"
+            self.kernels[kernel_id],
+            is_running=False,
+            exit_code=exit_code,
+            reason=f"exited with code {exit_code}",
         )
         self.kernels[kernel_id] = process
         self._tell(AgentEvent(kind="exited", lease_id=process.lease_id, kernel=process))
@@ -135,7 +147,9 @@ class FakeAgent:
     async def restart(self) -> None:
         """It is killed, and the next one takes over with the same records, at another port."""
         await self._server.close()
-        await asyncio.sleep(0.01)  # pyzmq's authenticator lets go of its descriptor, whose number is used again
+        await asyncio.sleep(
+            0.01
+        )  # pyzmq's authenticator lets go of its descriptor, whose number is used again
         self._begin()
 
     async def close(self) -> None:
@@ -334,7 +348,8 @@ class World:
 
     def count(self, kind: str, kernel_id: str = "") -> int:
         return sum(
-            event.kind == kind and (not kernel_id or (event.kernel is not None and event.kernel.id == kernel_id))
+            event.kind == kind
+            and (not kernel_id or (event.kernel is not None and event.kernel.id == kernel_id))
             for event in self.events
         )
 

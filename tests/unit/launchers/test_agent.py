@@ -43,7 +43,9 @@ class Session:
 
     async def reserve(self, name: str, *, linger_s: float = 10, **amounts: float) -> str:
         owner = Owner(user="ada", application="test")
-        request = Reserve(lease_id=f"roost:{name}:1", kernel_id=name, owner=owner, linger_s=linger_s, **amounts)  # type: ignore[arg-type]
+        request = Reserve(
+            lease_id=f"roost:{name}:1", kernel_id=name, owner=owner, linger_s=linger_s, **amounts
+        )  # type: ignore[arg-type]
         return (await self.client.reserve(request)).request.lease_id
 
     async def launch(
@@ -162,7 +164,11 @@ async def test_a_lease_without_a_kernel_ends(agent: Session) -> None:
     [
         (("no-such-kernel",), "bad_command", "'no-such-kernel' was not found"),
         ((), "bad_command", "argv is empty"),
-        ((sys.executable, "-c", "print('last words'); raise SystemExit(3)"), "kernel_died", "code 3.*last words"),
+        (
+            (sys.executable, "-c", "print('last words'); raise SystemExit(3)"),
+            "kernel_died",
+            "code 3.*last words",
+        ),
         ((sys.executable, "-S", "-c", "import signal; signal.pause()"), "launch_timeout", "within 0.5 s"),
     ],
 )
@@ -232,7 +238,9 @@ async def _log_holders(name: str) -> list[int]:
     """Pids of kernels that are being started and have not said so yet."""
     import hashlib
 
-    folder = Path(os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", hashlib.sha256(name.encode()).hexdigest()[:32])
+    folder = Path(
+        os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", hashlib.sha256(name.encode()).hexdigest()[:32]
+    )
     for _ in range(500):
         await asyncio.sleep(0.01)
         found = []
@@ -243,7 +251,9 @@ async def _log_holders(name: str) -> list[int]:
                         found.append(int(entry.name))
                 except OSError:
                     continue
-        started = [pid for pid in found if "roost.launchers.agent" not in Path(f"/proc/{pid}/cmdline").read_text()]
+        started = [
+            pid for pid in found if "roost.launchers.agent" not in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
         if started:
             return started
     raise AssertionError("no kernel was started")

@@ -109,7 +109,9 @@ def test_files_are_whole_and_private(tmp_path: Path) -> None:
 
 
 async def test_the_end_of_a_strange_process_is_seen() -> None:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
+    )
     started_at = start_time(process.pid)
     assert is_running(process.pid, started_at) and not is_running(process.pid, started_at + 1)
     ended, never = asyncio.Event(), asyncio.Event()

@@ -29,7 +29,9 @@ class Outer:
 
 
 def test_round_trip_through_json() -> None:
-    value = Outer(kind="a", count=2, inner=Inner(name="x", share=0.5), items=(Inner(name="y"),), labels={"k": "v"})
+    value = Outer(
+        kind="a", count=2, inner=Inner(name="x", share=0.5), items=(Inner(name="y"),), labels={"k": "v"}
+    )
     assert decode(Outer, json.loads(json.dumps(encode(value)))) == value
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
+from roost.placement import Decision, Request, Snapshot
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -185,6 +186,24 @@ async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="unknown policy"):
             await w.start("k", "3", policy="nonsense")
         assert w.scheduler.kernels() == []
+
+
+class Broken:
+    """A policy that raises."""
+
+    name = "broken"
+
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
+        raise ZeroDivisionError("no nodes left to divide by")
+
+
+async def test_a_policy_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roost.scheduler.starts.policy", lambda name: Broken())
+    async with world(tmp_path) as w:
+        with pytest.raises(ConfigError, match="policy broken failed .*ZeroDivisionError"):
+            await w.start("k")
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
 
 
 async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path) -> None:
