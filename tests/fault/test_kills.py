@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -189,7 +188,8 @@ async def test_an_owner(adopts: bool, client: Client, world: Path) -> None:
     if adopts:
         await asyncio.sleep(12)  # past owner_grace_s: it is another server's to adopt
         (kernel,) = await client.kernels()
-        assert kernel.pid == pid and kernel.state == "running"
+        assert kernel.pid == pid
+        assert kernel.state == "running"
         await client.stop("owned", grace_s=0)
     else:
         assert await asyncio.to_thread(wait_gone, pid, 20)

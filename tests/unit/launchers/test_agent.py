@@ -114,7 +114,9 @@ def alive(process: KernelProcess) -> bool:
 async def test_a_kernel_from_lease_to_release(agent: Session, runtime_dir: Path) -> None:
     lease_id = await agent.reserve("k", gpus=0.5, cpus=1)
     process = await agent.launch("k", launch_id="one")
-    assert process.how == "exec" and alive(process) and os.getpgid(process.pid) == process.pid
+    assert process.how == "exec"
+    assert alive(process)
+    assert os.getpgid(process.pid) == process.pid
     assert await agent.launch("k", launch_id="one") == process, "a repeated launch answers the same"
     with pytest.raises(RemoteError, match="still runs"):
         await agent.launch("k", launch_id="two")
@@ -228,10 +230,12 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
         assert await again.launch("busy", launch_id=process.launch_id) == holdings.kernels[0]
         assert await again.client.signal("busy", signal.SIGTERM)
         event = await again.until("exited")
-        assert event.kernel is not None and event.kernel.exit_code is None
+        assert event.kernel is not None
+        assert event.kernel.exit_code is None
         assert "no agent watched" in event.kernel.reason or event.kernel.reason
         relaunched = await again.launch("busy", connection=process.connection)
-        assert relaunched.connection == process.connection and relaunched.pid != process.pid
+        assert relaunched.connection == process.connection
+        assert relaunched.pid != process.pid
 
 
 async def _log_holders(name: str) -> list[int]:

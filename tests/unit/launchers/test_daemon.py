@@ -46,7 +46,8 @@ def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
         found = list(pool.map(lambda _: ensure(folder, command(folder), deadline_s=20), range(8)))
     assert len({answer["pid"] for answer in found}) == 1
     pid = found[0]["pid"]
-    assert is_alive(folder) and is_running(pid, found[0]["process_started_at"])
+    assert is_alive(folder)
+    assert is_running(pid, found[0]["process_started_at"])
     assert os.getsid(pid) != os.getsid(0)
     end(pid)
     assert not is_alive(folder)
@@ -62,13 +63,13 @@ def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
 
 
 def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
-    with pytest.raises(DaemonError, match="ended while it was starting: .*boom"):
+    with pytest.raises(DaemonError, match=r"ended while it was starting: .*boom"):
         ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
 
 
 def test_one_that_fails_for_a_reason_says_it(runtime_dir: Path) -> None:
     fail = "from roost.launchers.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
-    with pytest.raises(DaemonError, match="^no such option$") as failure:
+    with pytest.raises(DaemonError, match=r"^no such option$") as failure:
         ensure(runtime_dir / "d", [sys.executable, "-c", fail], deadline_s=20)
     assert failure.value.kind == "ConfigError"
 
@@ -101,7 +102,8 @@ def test_files_are_whole_and_private(tmp_path: Path) -> None:
     path = tmp_path / "f"
     write_private(path, b"one\ntwo\nthree\n")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert tail(path, 8) == "three\n" and tail(path, 100) == "one\ntwo\nthree\n"
+    assert tail(path, 8) == "three\n"
+    assert tail(path, 100) == "one\ntwo\nthree\n"
     with pytest.raises(TypeError):
         write_private(path, "text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"one\ntwo\nthree\n"
@@ -113,7 +115,8 @@ async def test_the_end_of_a_strange_process_is_seen() -> None:
         sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
     )
     started_at = start_time(process.pid)
-    assert is_running(process.pid, started_at) and not is_running(process.pid, started_at + 1)
+    assert is_running(process.pid, started_at)
+    assert not is_running(process.pid, started_at + 1)
     ended, never = asyncio.Event(), asyncio.Event()
     Watch(process.pid, started_at, ended.set)
     stopped = Watch(process.pid, started_at, never.set)

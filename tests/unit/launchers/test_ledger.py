@@ -68,7 +68,8 @@ def test_repeats_change_nothing(tmp_path: Path) -> None:
     version = ledger.version
     assert ledger.reserve(ask("a", gpus=1), now=5) == first
     assert ledger.version == version
-    assert ledger.release("a") and not ledger.release("a")
+    assert ledger.release("a")
+    assert not ledger.release("a")
 
 
 def test_reservations_outlive_the_process(tmp_path: Path) -> None:
@@ -91,4 +92,5 @@ def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("roost.launchers.ledger.write_private_json", full)
     with pytest.raises(OSError, match="No space"):
         ledger.reserve(ask("a", gpus=1), now=0)
-    assert ledger.reservations() == () and ledger.gpus_promised == 0
+    assert ledger.reservations() == ()
+    assert ledger.gpus_promised == 0

@@ -136,11 +136,11 @@ async def test_who_lacks_the_key_gets_nothing_and_delays_nobody() -> None:
     async with serving() as server, connected(server) as client:
         port = int(server.endpoint.rpartition(":")[2])
         public, secret = key_pair()
+        stranger = ClientKeys(server=SERVER[0], public=public, secret=secret)
+        wrong_server = ClientKeys(server=public, public=CLIENT[0], secret=CLIENT[1])
         with pytest.raises(Unauthorized):
-            stranger = ClientKeys(server=SERVER[0], public=public, secret=secret)
             await Client(server.endpoint, keys=stranger).connect(timeout_s=5)
         with pytest.raises((Unauthorized, Disconnected)):
-            wrong_server = ClientKeys(server=public, public=CLIENT[0], secret=CLIENT[1])
             await Client(server.endpoint, keys=wrong_server).connect(timeout_s=5)
         with pytest.raises((Unauthorized, Disconnected)):
             await Client(server.endpoint).connect(timeout_s=1)

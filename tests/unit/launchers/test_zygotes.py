@@ -161,9 +161,7 @@ async def test_what_cannot_be_forked_is_said_once_and_execed(
     )
     assert forked is None
     assert zygotes.describe() == []
-    (made,) = (
-        zygotes._processes
-    )  # not just any child: this process is a subreaper, and others' orphans fall to it
+    (made,) = zygotes._pids  # not just any child: this process is a subreaper, and others' orphans fall to it
     pid, status = reaped(made)
     assert zygotes.on_reaped(pid, status)
     assert not zygotes.on_reaped(pid, status)

@@ -200,7 +200,7 @@ class Broken:
 async def test_a_policy_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roost.scheduler.starts.policy", lambda name: Broken())
     async with world(tmp_path) as w:
-        with pytest.raises(ConfigError, match="policy broken failed .*ZeroDivisionError"):
+        with pytest.raises(ConfigError, match=r"policy broken failed .*ZeroDivisionError"):
             await w.start("k")
         assert w.scheduler.kernels() == []
         assert w.leases() == []
