@@ -23,8 +23,8 @@ from .zygote_memory import gather_module_names, plug_holes
 from .zygote_rehearsal import rehearse
 
 _PACKET_BYTES = 1 << 20
-_SPARE_AFTER_S = 0.2
-"""A spare child is forked when no launch has come for so long, so that it competes with none."""
+_QUIET_S = 0.2
+"""Spare children are forked when no launch has come for so long, so that they compete with none."""
 _SPARES = 5
 """At most so many children wait for a launch, with their pages ready (about 15 MiB each)."""
 _RECENT_S = 60.0
@@ -39,7 +39,7 @@ def serve(agent: socket.socket) -> Kernel | None:
     spares: list[socket.socket] = []
     launches: collections.deque[float] = collections.deque(maxlen=_SPARES)
     while True:
-        wanted, timeout_s = spares_wanted(launches, len(spares)) if warm else (0, None)
+        wanted, timeout_s = spares_wanted(launches, len(spares), time.monotonic()) if warm else (0, None)
         if not select.select([agent], [], [], timeout_s)[0]:
             assert warm is not None
             for surplus in spares[wanted:]:
@@ -107,13 +107,12 @@ def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> boo
     return False
 
 
-def spares_wanted(launches: Sequence[float], have: int) -> tuple[int, float | None]:
+def spares_wanted(launches: Sequence[float], have: int, now: float) -> tuple[int, float | None]:
     """How many spares there should be by the times of the latest launches, and in how many seconds to see to it."""
-    ages_s = [time.monotonic() - launch for launch in launches]
-    recent_s = [age_s for age_s in ages_s if age_s < _RECENT_S]
+    recent_s = [now - launch for launch in launches if now - launch < _RECENT_S]
     wanted = max(1, len(recent_s))
     if have != wanted:
-        return wanted, _SPARE_AFTER_S
+        return wanted, max(0.0, _QUIET_S - min(recent_s, default=_QUIET_S))
     return wanted, _RECENT_S - max(recent_s) if recent_s else None
 
 
