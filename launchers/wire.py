@@ -35,9 +35,13 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(cls: type[T], value: Any) -> T:
-    """Build `cls` (a dataclass) from JSON values, or raise `WireError` with one sentence."""
-    return typing.cast(T, _decode(cls, value, cls.__name__))
+def decode(cls: type[T], value: Any, *, ignore_unknown: bool = False) -> T:
+    """Build `cls` (a dataclass) from JSON values, or raise `WireError` with one sentence.
+
+    `ignore_unknown` leaves out fields that `cls` does not have, at any depth: for answers, events and files,
+    which may come from another version; requests stay strict, since an unknown wish must not be passed over.
+    """
+    return typing.cast(T, _decode(cls, value, cls.__name__, ignore_unknown))
 
 
 @functools.lru_cache(maxsize=256)
@@ -51,12 +55,12 @@ def _plan(cls: type) -> dict[str, tuple[Any, bool]]:
     }
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def _decode(kind: Any, value: Any, where: str, lax: bool) -> Any:
     if kind is Any or (kind is type(value) and kind in (str, int, bool)):
         return value
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        return _decode_union(typing.get_args(kind), value, where)
+        return _decode_union(typing.get_args(kind), value, where, lax)
     if origin is typing.Literal:
         if value in typing.get_args(kind):
             return value
@@ -65,39 +69,43 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise WireError(f"{where} must be a list, not {type(value).__name__}")
         item = typing.get_args(kind)[0]
-        return origin(_decode(item, element, f"{where}[{i}]") for i, element in enumerate(value))
+        return origin(_decode(item, element, f"{where}[{i}]", lax) for i, element in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise WireError(f"{where} must be an object, not {type(value).__name__}")
         item = typing.get_args(kind)[1]
-        return {_text(key, where): _decode(item, element, f"{where}.{key}") for key, element in value.items()}
+        return {
+            _text(key, where): _decode(item, element, f"{where}.{key}", lax) for key, element in value.items()
+        }
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), value, where)
+        return _decode_dataclass(typing.cast(type, kind), value, where, lax)
     return _decode_plain(kind, value, where)
 
 
-def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+def _decode_union(options: tuple[Any, ...], value: Any, where: str, lax: bool) -> Any:
     if value is None and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
     error: WireError | None = None
     for option in options:
         try:
-            return _decode(option, value, where)
+            return _decode(option, value, where, lax)
         except WireError as problem:
             error = error or problem
     raise error or WireError(f"{where} must not be set")
 
 
-def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
+def _decode_dataclass(cls: type, value: Any, where: str, lax: bool) -> Any:
     if not isinstance(value, Mapping):
         raise WireError(f"{where} must be an object, not {type(value).__name__}")
     plan = _plan(cls)
     found = {}
     for name, item in value.items():
         if name not in plan:
+            if lax:
+                continue
             raise WireError(f"{where} has no field {name!r:.60}; it has {', '.join(plan)}")
-        found[name] = _decode(plan[name][0], item, f"{where}.{name}")
+        found[name] = _decode(plan[name][0], item, f"{where}.{name}", lax)
     for name, (_, is_required) in plan.items():
         if is_required and name not in found:
             raise WireError(f"{where} lacks the field {name!r}")

@@ -55,3 +55,17 @@ def test_round_trip_through_json() -> None:
 def test_malformed_messages_are_refused_with_the_field(message: object, complaint: str) -> None:
     with pytest.raises(WireError, match=complaint):
         decode(Outer, message)
+
+
+def test_what_another_version_added_can_be_left_out_at_any_depth() -> None:
+    message = {
+        "kind": "a",
+        "count": 1,
+        "new": [1],
+        "inner": {"name": "x", "new": 1},
+        "items": [{"name": "y", "new": 1}],
+    }
+    read = decode(Outer, message, ignore_unknown=True)
+    assert read == Outer(kind="a", count=1, inner=Inner(name="x"), items=(Inner(name="y"),))
+    with pytest.raises(WireError, match="lacks the field 'count'"):
+        decode(Outer, {"kind": "a"}, ignore_unknown=True)
