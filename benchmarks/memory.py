@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 from harness import Report, parser
-from world import (
+from place import (
     PLAIN,
     ROOST,
     RUNTIME,

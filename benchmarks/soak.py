@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 from harness import Report, parser
 from memory import MIB, part
+from place import ROOST, RUNTIME, client_of, execute, kernels, private_world, processes, until_forked
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from world import ROOST, RUNTIME, client_of, execute, kernels, private_world, processes, until_forked
 
 TOLERANCE = {"fds": 1.5, "threads": 0.75, "processes": 3.0, "files": 1.5, "RSS": 1.0}
 """Growth over the second half that is taken for noise: in units, MiB for RSS (see also RSS_SHARE)."""

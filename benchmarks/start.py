@@ -26,7 +26,7 @@ from functools import partial
 
 from harness import Report, interleave, parser
 from jupyter_client.manager import AsyncKernelManager
-from world import (
+from place import (
     PLAIN,
     ROOST,
     RUNTIME,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import ctypes
@@ -50,22 +51,10 @@ class Kernel:
     def value(self, expression: str) -> Any:
         """The value of an expression that JSON can carry."""
         code = f"import json as _json; _value = _json.dumps({expression})"
-        reply = self.client.execute(
-            code, user_expressions={"v": "print(_value)"}, reply=True, timeout=REPLY_S
-        )
+        reply = self.client.execute(code, user_expressions={"v": "_value"}, reply=True, timeout=REPLY_S)
         assert reply["content"]["status"] == "ok", reply["content"]
-        return json.loads(self.printed(reply["parent_header"]["msg_id"]))
-
-    def printed(self, msg_id: str) -> str:
-        text = ""
-        while True:
-            message = self.client.get_iopub_msg(timeout=REPLY_S)
-            if message["parent_header"].get("msg_id") != msg_id:
-                continue
-            if message["msg_type"] == "stream":
-                text += message["content"]["text"]
-            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                return text
+        text = reply["content"]["user_expressions"]["v"]["data"]["text/plain"]
+        return json.loads(ast.literal_eval(text))
 
     def wait(self) -> int:
         """The exit code, once it has ended."""
