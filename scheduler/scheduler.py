@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from roost.launchers.messages import Owner, Warm
@@ -94,6 +95,10 @@ class Scheduler:
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
         if record is None:
             record = self.keeper.add(start, request)
+        elif record.lease is None:
+            record.request = request
+        else:  # its amounts are those of its lease; a record that was read back lacks the rest
+            record.request = replace(record.request, labels=request.labels, policy=request.policy)
         record.launch_id, record.owner, record.reason = start.launch_id, start.owner, ""
         record.is_begun = record.is_taken_back = False
         task = record.start = asyncio.get_running_loop().create_task(self._starts.run(record, start))

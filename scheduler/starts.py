@@ -24,6 +24,7 @@ from .config import Settings
 from .errors import (
     Cancelled,
     ConfigError,
+    LaunchError,
     LaunchTimeout,
     LeaseConflict,
     NoNodeEver,
@@ -84,7 +85,8 @@ class Starts:
 
     async def run(self, record: Record, start: StartKernel) -> Kernel:
         """The start of one kernel, from the queue to the running process."""
-        is_restart = record.lease is not None and record.process is not None
+        lease_id = self._keeper.lease_id(start.kernel_id, start.launch_id)
+        is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
         deadline = self._clock() + start.launch_timeout_s
         try:
             record.is_begun = True
@@ -104,6 +106,13 @@ class Starts:
         except RoostError as problem:
             await self._undo(record, start, problem, keep_lease=is_restart)
             raise
+        except Exception as problem:  # a defect, ours or a policy's: nothing may stay behind
+            log.exception("kernel=%s its start failed", record.kernel_id)
+            error = LaunchError(
+                f"the scheduler failed to start the kernel ({type(problem).__name__}: {problem}); its log says more."
+            )
+            await self._undo(record, start, error, keep_lease=is_restart)
+            raise error from problem
         finally:
             record.start = None
             if record.late_exit is not None:
@@ -228,6 +237,9 @@ class Starts:
                 await asyncio.shield(self._cluster.backend.release(lease))
         except RoostError as problem:
             log.error("kernel=%s its lease is not given back yet: %s", record.kernel_id, problem)
+            self._keeper.reconcile_soon()
+        except Exception:
+            log.exception("kernel=%s its lease is not given back yet", record.kernel_id)
             self._keeper.reconcile_soon()
         record.state, record.reason = "exited", error.user_message
         self._events.publish(

@@ -322,3 +322,47 @@ async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
         w.scheduler.keeper.reconcile_soon()
         await w.until(lambda: not w.leases() and not w.scheduler.kernels())
     await agent.close()
+
+
+async def test_a_start_after_reading_back_asks_for_its_own_policy(tmp_path: Path) -> None:
+    """The record that was read back knows neither policy nor labels, and its lease may be gone by now."""
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        release = w.agent.hold("launch")
+        w.start("k", cpus=1)
+        await w.told("leased")
+    async with scheduler_on([agent]) as w:
+        agent.ledger.release("roost:k:s/1")
+        agent.held.clear()
+        release.set()
+        kernel = await w.start("k", cpus=1, policy="pack")
+        assert (kernel.state, kernel.request.policy) == ("running", "pack")
+    await agent.close()
+
+
+async def test_a_defect_in_a_start_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("roost.scheduler.starts.kept_from", fail)
+    async with world(tmp_path) as w:
+        with pytest.raises(LaunchError, match="ZeroDivisionError: a defect"):
+            await w.start("k", cpus=1)
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
+
+
+async def test_restarts_that_fail_again_and_again_keep_the_lease(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent.end("k")
+        await w.told("exited")
+        w.agent.fail("launch", "kernel_died")
+        for launch_id in ("2", "3", "4"):
+            with pytest.raises(KernelDied):
+                await w.start("k", launch_id)
+        assert w.leases() == ["roost:k:s/1"]
+        w.agent.failures.clear()
+        assert (await w.start("k", "5")).state == "running"
