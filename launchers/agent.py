@@ -25,6 +25,7 @@ from .kernels import Kernels
 from .ledger import Conflict, Ledger
 from .messages import (
     PROTOCOL,
+    Adopt,
     AgentEvent,
     Greeting,
     Holdings,
@@ -79,6 +80,7 @@ class Agent:
                 "subscribe": Operation(Nothing, self._subscribe),
                 "reserve": Operation(Reserve, self._reserve),
                 "release": Operation(Release, self._release),
+                "adopt": Operation(Adopt, self._adopt),
                 "launch": Operation(Launch, self._launch),
                 "signal": Operation(Signal, self._signal),
                 "stop": Operation(Stop, self._stop),
@@ -141,6 +143,10 @@ class Agent:
 
     async def _release(self, peer: bytes, request: Release) -> Nothing:
         await self._release_lease(request.lease_id)
+        return Nothing()
+
+    async def _adopt(self, peer: bytes, request: Adopt) -> Nothing:
+        self._ledger.adopt(request.lease_id, request.owner)
         return Nothing()
 
     async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .messages import (
+    Adopt,
     AgentEvent,
     Greeting,
     Holdings,
@@ -13,6 +14,7 @@ from .messages import (
     Launch,
     Logs,
     NodeStatus,
+    Owner,
     Release,
     Reservation,
     Reserve,
@@ -54,9 +56,13 @@ class AgentClient:
         return self._client.is_lost
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect and subscribe to events."""
+        """Connect and subscribe to events; nothing stays open if either fails."""
         await self._client.connect(timeout_s=timeout_s)
-        await self._client.call("subscribe", timeout_s=timeout_s)
+        try:
+            await self._client.call("subscribe", timeout_s=timeout_s)
+        except BaseException:
+            await self._client.close()
+            raise
 
     async def close(self) -> None:
         await self._client.close()
@@ -69,6 +75,10 @@ class AgentClient:
 
     async def release(self, lease_id: str) -> None:
         await self._client.call("release", Release(lease_id=lease_id), timeout_s=_QUICK_S)
+
+    async def adopt(self, lease_id: str, owner: Owner) -> None:
+        """Have a reservation be held for another owner."""
+        await self._client.call("adopt", Adopt(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
 
     async def launch(self, request: Launch) -> KernelProcess:
         return await self._call(KernelProcess, "launch", request, timeout_s=request.deadline_s + _MARGIN_S)
@@ -105,8 +115,9 @@ class AgentClient:
         await self._client.call("leave", timeout_s=_QUICK_S)
 
     async def _call(self, cls: type[T], op: str, arguments: Any = None, *, timeout_s: float = _QUICK_S) -> T:
-        return decode(cls, await self._client.call(op, arguments, timeout_s=timeout_s))
+        answer = await self._client.call(op, arguments, timeout_s=timeout_s)
+        return decode(cls, answer, ignore_unknown=True)
 
     def _receive(self, event: dict[str, Any]) -> None:
         if self._on_event is not None:
-            self._on_event(decode(AgentEvent, event))
+            self._on_event(decode(AgentEvent, event, ignore_unknown=True))

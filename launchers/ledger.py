@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .files import read_json, write_private_json
-from .messages import DeviceStatus, Reservation, Reserve
+from .messages import DeviceStatus, Owner, Reservation, Reserve
 from .wire import WireError, decode, encode
 
 _EPSILON = 1e-6
@@ -76,6 +76,14 @@ class Ledger:
         self._path(lease_id).unlink(missing_ok=True)
         self.version += 1
         return True
+
+    def adopt(self, lease_id: str, owner: Owner) -> None:
+        """Have a slice be held for another owner; nothing when there is none of that id."""
+        known = self._reservations.get(lease_id)
+        if known is not None and known.request.owner != owner:
+            held = replace(known, request=replace(known.request, owner=owner))
+            write_private_json(self._path(lease_id), encode(held))
+            self._reservations[lease_id] = held
 
     @property
     def cpus_promised(self) -> float:

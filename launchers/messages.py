@@ -11,7 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 PROTOCOL = 1
-"""Version of this protocol: an agent and a client talk only when they speak the same."""
+"""Version of this protocol: an agent and a client talk only when they speak the same.
+
+It does not change for a field added to an answer or an event, which an older client leaves out; it does for a
+field added to a request, which an older agent refuses.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,14 @@ class Release:
     """Gives a slice back, ending its kernel if one still runs. May be repeated."""
 
     lease_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Has a slice be held for another owner, if there is one of that id. May be repeated."""
+
+    lease_id: str
+    owner: Owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,3 +94,13 @@ def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pyte
         ledger.reserve(ask("a", gpus=1), now=0)
     assert ledger.reservations() == ()
     assert ledger.gpus_promised == 0
+
+
+def test_another_owner_is_kept(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    ledger.reserve(ask("a", cpus=1), now=0)
+    for _ in range(2):
+        ledger.adopt("a", Owner(user="ada", application="next"))
+    ledger.adopt("unknown", OWNER)
+    (held,) = make(tmp_path / "l").reservations()
+    assert (held.request.owner.application, held.request.cpus) == ("next", 1)
