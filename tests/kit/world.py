@@ -75,8 +75,11 @@ def wait_gone(pid: int, timeout_s: float = 15) -> bool:
 
 
 def kill(pid: int) -> None:
-    """kill -9, and wait until it is gone."""
-    os.kill(pid, signal.SIGKILL)
+    """kill -9, and wait until it is gone; one that went by itself meanwhile is fine."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
     assert wait_gone(pid)
 
 
