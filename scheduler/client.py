@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from roost.launchers import rpc
+from roost.launchers.messages import Owner
 from roost.launchers.wire import decode, encode
 
 from .call import Call
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 
 CALL_DEADLINE_S = 20.0
 """How long a call is repeated, besides what it is allowed to wait for (a start its queue, a stop its grace)."""
-_WARM_S = 60.0
+_WARM_S = 100.0
+"""More than an agent takes for it."""
 _CLOSE_S = 5.0
 _REPEAT_S = (0.02, 1.0)
 """First and longest pause before a call is repeated."""
@@ -82,6 +84,14 @@ class Client:
     def kernel(self, kernel_id: str) -> Call[Kernel]:
         """One kernel, with its connection; raises `UnknownKernel`."""
         return self._run(self._kernel("kernel", {"kernel_id": kernel_id}, CALL_DEADLINE_S))
+
+    def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
+        """Hold a kernel that another application has started; with its connection. Raises `UnknownKernel`.
+
+        It lives on when that application ends, and ends with this one, as if it had started it.
+        """
+        arguments = {"kernel_id": kernel_id, "owner": owner or this_owner()}
+        return self._run(self._kernel("adopt", arguments, CALL_DEADLINE_S))
 
     def nodes(self) -> Call[list[dict[str, Any]]]:
         """The nodes, with what is promised and used of each."""
@@ -186,7 +196,7 @@ class Client:
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
         if self._listeners:
-            self._tell(decode(Event, message))
+            self._tell(decode(Event, message, ignore_unknown=True))
 
     def _tell(self, event: Event) -> None:
         for listener in list(self._listeners):
@@ -204,10 +214,15 @@ class Client:
         deadline = time.monotonic() + deadline_s
         payload = encode(arguments)
         pause_s = 0.0
+        sent_at: float | None = None
         while True:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s + _REPEAT_S[0], _REPEAT_S[1])
             connection = await self._link.connected(deadline)
+            if isinstance(arguments, StartKernel):  # repeated, it has only what remains of its time
+                now = time.monotonic()
+                sent_at = sent_at or now
+                payload["launch_timeout_s"] = max(0.1, arguments.launch_timeout_s - (now - sent_at))
             try:
                 return await connection.call(op, payload, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
@@ -228,10 +243,11 @@ class Client:
         return (await self._call(op, arguments))[name]
 
     async def _listed(self, op: str, arguments: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
-        return [decode(kind, item) for item in (await self._call(op, arguments))[name]]
+        items = (await self._call(op, arguments))[name]
+        return [decode(kind, item, ignore_unknown=True) for item in items]
 
     async def _kernel(self, op: str, arguments: StartKernel | Mapping[str, Any], deadline_s: float) -> Kernel:
-        return decode(Kernel, await self._call(op, arguments, deadline_s))
+        return decode(Kernel, await self._call(op, arguments, deadline_s), ignore_unknown=True)
 
     async def _start(self, start: StartKernel) -> Kernel:
         try:

@@ -74,6 +74,14 @@ class OneKernel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptKernel:
+    """→ Kernel, with its connection. From now on `owner`'s application holds it; its user stays who it was."""
+
+    kernel_id: str
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explain:
     """→ {"decision": Decision.to_dict()}. Where the request would go now; nothing is started."""
 
@@ -123,6 +131,7 @@ ARGUMENTS: Mapping[str, type] = {
     "kernels": Nothing,
     "kernel": OneKernel,
     "nodes": Nothing,
+    "adopt": AdoptKernel,
     "explain": Explain,
     "logs": KernelLogs,
     "drain": Drain,

@@ -150,6 +150,26 @@ class Scheduler:
         record = self._records.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
+    async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
+        """Have another application hold a kernel, whose end it then shares; the kernel with its connection.
+
+        One that takes its kernels back keeps them, while it lives, from one that does not.
+        """
+        record = self._records.get(kernel_id)
+        if record is not None and record.start is not None:
+            await asyncio.wait([record.start])
+            record = self._records.get(kernel_id)
+        if record is None:
+            return self._ended(kernel_id)
+        self.keeper.owners.watch(owner)
+        is_kept = record.owner.can_adopt and not owner.can_adopt and self.keeper.owners.is_alive(record.owner)
+        if not is_kept:
+            record.owner = replace(owner, user=record.owner.user)
+            if (lease := record.lease) is not None:
+                adopted = await self._cluster.backend.adopt(lease, record.owner)
+                record.lease = adopted if record.lease is lease else record.lease
+        return record.view(self._queue, with_connection=True)
+
     async def nodes(self) -> list[dict[str, Any]]:
         """All nodes, as JSON values."""
         snapshot = await self._cluster.snapshot()

@@ -69,6 +69,7 @@ class Service:
             "kernels": self._kernels,
             "kernel": self._kernel,
             "nodes": self._nodes,
+            "adopt": self._adopt,
             "explain": self._explain,
             "logs": self._logs,
             "drain": self._drain,
@@ -137,6 +138,9 @@ class Service:
 
     async def _nodes(self, peer: bytes, _: Nothing) -> dict[str, Any]:
         return {"nodes": await self._scheduler.nodes()}
+
+    async def _adopt(self, peer: bytes, request: ops.AdoptKernel) -> Any:
+        return await self._scheduler.adopt(request.kernel_id, request.owner)
 
     async def _explain(self, peer: bytes, request: ops.Explain) -> dict[str, Any]:
         return {"decision": await self._scheduler.explain(request.request, request.owner)}

@@ -124,6 +124,8 @@ class Starts:
                 await self._take_lease(record, start, deadline)
             assert record.lease is not None
             _check_wanted(record)
+            if record.lease.owner != record.owner:  # a restart by another application
+                record.lease = await self._cluster.backend.adopt(record.lease, record.owner)
             record.state = "starting"
             began = self._clock()
             try:

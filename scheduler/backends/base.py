@@ -16,8 +16,8 @@ from roost.placement import Placement, Request, Snapshot
 class Lease:
     """The claim on a slice of a node, held in the cluster manager's own accounting.
 
-    `id` is `roost:<kernel id>:<generation>`. `node_id` and `device_ids` say where it really is, which may differ
-    from what was placed.
+    `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took it. `node_id` and `device_ids` say
+    where it really is, which may differ from what was placed.
     """
 
     id: str
@@ -81,6 +81,10 @@ class Backend(ABC):
     @abstractmethod
     async def release(self, lease: Lease) -> None:
         """Give the slice back, ending what still runs in it. May be repeated, also where nothing was claimed."""
+
+    @abstractmethod
+    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
+        """The same lease, held for another owner from now on. May be repeated, also where it is gone."""
 
     @abstractmethod
     async def leases(self) -> list[Lease]:

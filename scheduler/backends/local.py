@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from roost.launchers.client import AgentClient
@@ -108,6 +109,10 @@ class LocalBackend(Backend):
 
     async def release(self, lease: Lease) -> None:
         await self._call(lambda agent: agent.release(lease.id))
+
+    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
+        await self._call(lambda agent: agent.adopt(lease.id, owner))
+        return replace(lease, owner=owner)
 
     async def leases(self) -> list[Lease]:
         holdings = await self._call(lambda agent: agent.holdings())

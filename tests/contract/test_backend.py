@@ -129,6 +129,18 @@ async def test_leases_are_found_again_by_another_process(opener: Opener) -> None
         assert await backend.leases() == []
 
 
+async def test_a_lease_can_be_held_for_another_owner(opener: Opener) -> None:
+    other = replace(OWNER, application="next")
+    async with opener() as (backend, _):
+        lease = await take(backend, "k", Request(cpus=1))
+        adopted = await backend.adopt(lease, other)
+        assert adopted == await backend.adopt(adopted, other) == replace(lease, owner=other)
+        await backend.adopt(replace(lease, id="roost:never:1"), other)
+    async with opener() as (backend, _):
+        assert await backend.leases() == [adopted]
+        await backend.release(adopted)
+
+
 async def test_another_schedulers_lease_shows_and_is_told(opener: Opener) -> None:
     async with opener() as (mine, _), opener() as (theirs, _):
         placement = place(await mine.snapshot(), Request(gpus=1))

@@ -16,6 +16,7 @@ import zmq
 
 from roost.launchers.ledger import Conflict, Ledger
 from roost.launchers.messages import (
+    Adopt,
     AgentEvent,
     Connection,
     DeviceStatus,
@@ -78,6 +79,7 @@ class FakeAgent:
             "subscribe": (Nothing, lambda _: {}),
             "reserve": (Reserve, self._reserve),
             "release": (Release, self._release),
+            "adopt": (Adopt, self._adopt),
             "launch": (Launch, self._launch),
             "signal": (Signal, self._signal),
             "stop": (Stop, self._stop),
@@ -174,6 +176,10 @@ class FakeAgent:
             self.kernels.pop(reservation.request.kernel_id, None)
             self.ledger.release(request.lease_id)
             self._tell(AgentEvent(kind="released", lease_id=request.lease_id))
+        return Nothing()
+
+    def _adopt(self, request: Adopt) -> Nothing:
+        self.ledger.adopt(request.lease_id, request.owner)
         return Nothing()
 
     def _launch(self, request: Launch) -> KernelProcess:
@@ -293,6 +299,9 @@ class FakeBackend(Backend):
 
     async def release(self, lease: Lease) -> None:
         await self._parts[lease.node_id].release(lease)
+
+    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
+        return await self._parts[lease.node_id].adopt(lease, owner)
 
     async def leases(self) -> list[Lease]:
         return [lease for part in self._parts.values() for lease in await part.leases()]

@@ -129,6 +129,11 @@ class FakeService:
     def _kernel(self, arguments: Any) -> Kernel:
         return self._known(arguments)
 
+    def _adopt(self, arguments: Any) -> Kernel:
+        kernel = self._known(arguments)
+        self.kernels[kernel.id] = dataclasses.replace(kernel, owner=arguments.owner)
+        return self.kernels[kernel.id]
+
     def _kernels(self, _: Any) -> dict[str, Any]:
         return {"kernels": [dataclasses.replace(kernel, connection=None) for kernel in self.kernels.values()]}
 

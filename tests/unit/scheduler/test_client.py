@@ -15,6 +15,7 @@ from fake_service import FakeService, fake_service
 import roost
 from roost.launchers.messages import Connection
 from roost.launchers.rpc import Client as RpcClient
+from roost.launchers.wire import encode
 from roost.scheduler import link
 from roost.scheduler.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
@@ -117,7 +118,25 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
     service.close()
     service.serve()
     assert call.result(10).id == "k"
-    assert [start.launch_id for start in service.called("start")] == ["l", "l"]
+    first, second = service.called("start")
+    assert first.launch_id == second.launch_id == "l"
+    assert first.launch_timeout_s == a_start().launch_timeout_s > second.launch_timeout_s > 50
+
+
+def test_what_a_newer_service_adds_is_left_out(service: FakeService, client: Client) -> None:
+    def with_news(start: StartKernel) -> dict[str, object]:
+        return {**encode(service._start(start)), "shape": "round"}
+
+    service.answers["start"] = with_news
+    assert client.start(a_start()).result(5).state == "running"
+    service.answers["events"] = lambda _: {"events": [{"kind": "nodes", "at": 1.0, "colour": "red"}]}
+    assert client.events().result(5)[0].kind == "nodes"
+
+
+def test_a_kernel_is_adopted_by_this_process(service: FakeService, client: Client) -> None:
+    client.start(a_start()).result(5)
+    assert client.adopt("k").result(5).connection is not None
+    assert service.called("adopt")[0].owner.pid == os.getpid()
 
 
 def test_listeners_get_events_and_resync(service: FakeService, client: Client) -> None:

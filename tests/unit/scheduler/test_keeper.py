@@ -175,6 +175,51 @@ async def test_kernels_of_an_owner_that_can_adopt_live_until_they_are_culled(
         assert w.kernel("k").reason == "culled: nobody has come back for it for 0.3 s"
 
 
+async def test_an_adopted_kernel_lives_and_ends_with_its_new_owner(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent], SOON) as w:
+        await w.start("k", cpus=1)
+        first = w.kernel("k").owner
+        adopted = await w.scheduler.adopt("k", replace(owner_of(application), user="bob"))
+        assert (adopted.owner.pid, adopted.owner.user) == (application.pid, first.user)
+        assert adopted.connection is not None
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.adopt("nobody", first)
+    async with scheduler_on([agent], SOON) as w:  # the ledger has it
+        assert w.kernel("k").owner == adopted.owner
+        kill(application)
+        await w.told("released", "k")
+    await agent.close()
+
+
+async def test_a_restart_by_another_application_is_its_own(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1, owner=owner_of(application))
+        w.agent.end("k")
+        await w.told("exited")
+        await w.start("k", "2", cpus=1)
+    kill(application)
+    async with scheduler_on([agent], SOON) as w:
+        assert w.kernel("k").owner.pid == 0
+        await asyncio.sleep(0.15)  # beyond the grace of the first owner
+        assert w.kernel("k").state == "running"
+    await agent.close()
+
+
+async def test_a_server_keeps_its_kernel_from_a_script_that_looks_in(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path) as w:
+        server = Owner(user="ada", application="jupyter_server", can_adopt=True)
+        await w.start("k", owner=server)
+        assert (await w.scheduler.adopt("k", owner_of(application))).owner == server
+
+
 async def test_a_dead_owner_is_noticed_by_a_successor(
     tmp_path: Path, application: subprocess.Popen[bytes]
 ) -> None:

@@ -96,6 +96,7 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         assert kernel.connection is not None
         assert [decode(Kernel, item).connection for item in (await call("kernels"))["kernels"]] == [None]
         assert decode(Kernel, await call("kernel", kernel_id="k")) == kernel
+        assert decode(Kernel, await call("adopt", kernel_id="k", owner=ME)).connection == kernel.connection
         assert (await call("nodes"))["nodes"][0]["gpus_promised"] == 0.5
         decision = (await call("explain", request=KernelRequest(gpus=1), owner=ME))["decision"]
         assert decision["placement"] is None
