@@ -90,8 +90,7 @@ class Server:
     """Answers calls and pushes events; one task per call, so that no call delays another.
 
     `operations` maps an op to its `Operation`; handlers get the peer's identity and the decoded arguments,
-    and raise `RemoteError` for what the caller should be told. `on_peer` is called with each peer's
-    identity at each message.
+    and raise `RemoteError` for what the caller should be told.
     """
 
     def __init__(self, operations: Mapping[str, Operation], *, keys: ServerKeys | None = None) -> None:
@@ -209,7 +208,10 @@ class Server:
 
 
 class Client:
-    """One connection to a `Server`; use it from the event loop that called `connect`."""
+    """One connection to a `Server`; use it from the event loop that called `connect`.
+
+    What `on_event` raises is logged and harms nobody. `on_lost` is called once, unless `close` came first.
+    """
 
     def __init__(
         self,
@@ -263,10 +265,12 @@ class Client:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         payload = json.dumps({"id": number, "op": op, "args": encode(arguments or {})}).encode()
+        sent = self._socket.send(payload)
+        assert isinstance(sent, asyncio.Future)  # and done, unless the server has not read for long
         try:
-            await self._socket.send(payload)
             return await asyncio.wait_for(future, timeout_s)
         finally:
+            sent.cancel()
             self._pending.pop(number, None)
 
     async def close(self) -> None:
@@ -286,20 +290,34 @@ class Client:
             self._context.term()
 
     async def _read(self) -> None:
-        while True:
-            message = json.loads(await self._socket.recv())
-            if "event" in message:
-                if self._on_event is not None:
-                    self._on_event(message["event"])
-                continue
-            future = self._pending.get(message.get("id"))
-            if future is None or future.done():
-                continue
-            error = message.get("error")
-            if error is None:
-                future.set_result(message.get("ok"))
-            else:
-                future.set_exception(RemoteError(error["kind"], error["message"], error.get("fields")))
+        try:
+            while True:
+                message = json.loads(await self._socket.recv())
+                if "event" in message:
+                    self._tell(message["event"])
+                else:
+                    self._settle(message)
+        except Exception:
+            log.exception("what %s sends cannot be read", self._endpoint)
+        finally:
+            self._lose(Disconnected(f"the connection to {self._endpoint} was lost"))
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        try:
+            if self._on_event is not None:
+                self._on_event(event)
+        except Exception:
+            log.exception("an event of %s was not understood", self._endpoint)
+
+    def _settle(self, answer: dict[str, Any]) -> None:
+        future = self._pending.get(answer["id"])
+        if future is None or future.done():
+            return
+        error = answer.get("error")
+        if error is None:
+            future.set_result(answer.get("ok"))
+        else:
+            future.set_exception(RemoteError(error["kind"], error["message"], error.get("fields")))
 
     async def _watch(self, monitor: Any) -> None:
         refusals = {zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL}

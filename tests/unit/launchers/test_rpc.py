@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import zmq
 
-from roost.launchers.messages import Nothing
+from roost.launchers.client import AgentClient
+from roost.launchers.messages import AgentEvent, Nothing
 from roost.launchers.rpc import (
     Client,
     ClientKeys,
@@ -117,6 +118,56 @@ async def test_calls_in_progress_end_when_the_server_goes() -> None:
             await asyncio.wait_for(call, 5)
         await asyncio.wait_for(lost.wait(), 5)
         assert client.is_lost
+
+
+async def test_an_event_that_raises_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(event: dict[str, Any]) -> None:
+        raise KeyError("new")
+
+    async with serving() as server, connected(server, on_event=refuse) as client:
+        await client.call("subscribe", timeout_s=5)
+        server.publish({"n": 1})
+        assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
+        assert "was not understood" in caplog.text
+        assert not client.is_lost
+
+
+async def test_a_server_that_talks_nonsense_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    lost = asyncio.Event()
+    async with serving() as server, connected(server, on_lost=lost.set) as client:
+        call = asyncio.create_task(client.call("wait", timeout_s=30))
+        await client.call("subscribe", timeout_s=5)
+        (peer,) = server._subscribers
+        server._send(peer, b"[")
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(call, 5)
+        assert lost.is_set()
+        assert "cannot be read" in caplog.text
+
+
+async def test_an_agent_that_does_not_take_subscribers_is_left() -> None:
+    async with serving() as server:
+        del server._operations["subscribe"]  # type: ignore[attr-defined]
+        client = AgentClient(server.endpoint, CLIENT_KEYS)
+        with pytest.raises(RemoteError):
+            await client.connect()
+        assert client._client._socket.closed
+
+
+async def test_agents_may_answer_with_more_than_is_known() -> None:
+    events: asyncio.Queue[AgentEvent] = asyncio.Queue()
+    async with serving() as server:
+
+        async def hello(peer: bytes, request: Nothing) -> dict[str, Any]:
+            return {"protocol": 1, "version": "9", "pid": 1, "new": {"a": 1}}
+
+        server._operations["hello"] = Operation(Nothing, hello)  # type: ignore[index]
+        client = AgentClient(server.endpoint, CLIENT_KEYS, on_event=events.put_nowait)
+        await client.connect()
+        assert (await client.hello()).version == "9"
+        server.publish({"kind": "leaving", "new": 1})
+        assert (await asyncio.wait_for(events.get(), 5)).kind == "leaving"
+        await client.close()
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
