@@ -1,8 +1,10 @@
 """Processes of which there is one per folder: started by whoever needs them first, found by all others.
 
 A daemon's private folder has `lock` (held for its whole life: who can take it knows that none lives),
-`start.lock` (held by who is starting one), `ready.json` (what it announced) and `log`. Sockets and pids
-left behind by one that was killed mean nothing, since only the lock says that a daemon lives.
+`start.lock` (held by who is starting one), `ready.json` (what it announced), `log`, and the `log.old` of the one
+before. Sockets and pids left behind by one that was killed mean nothing, since only the lock says that a
+daemon lives. Locks are given back before their file is closed: a child that another thread forked in between
+has the same open file, and would keep them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 _READY_FD = "ROOST_READY_FD"
+_LOCK_RETRY_S = 0.01
+_PROBE_S = 0.25
+"""Whoever asks `is_alive` holds the lock for microseconds, and must not keep a daemon from starting."""
 # The applications's own: a daemon outlives it, and no kernel should find these in a parent's environment.
 _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTER_TOKEN", "PYTHONSTARTUP")
 
@@ -61,12 +66,12 @@ def ensure(
 ) -> dict[str, Any]:
     """What the living daemon of `folder` announced, after starting `command` if none lives.
 
-    Blocks up to `deadline_s`: call it off the event loop. Raises `DaemonError`. The daemon is detached: neither a
-    child of this process nor in its session.
+    Blocks up to `deadline_s` while another process is starting one, and as long again for its own start: call it off
+    the event loop. Raises `DaemonError`. The daemon is detached: neither a child of this process nor in its session.
     """
     try:
         private_folder(folder)
-        with _locked(folder / "start.lock"):
+        with _locked(folder / "start.lock", deadline_s):
             if is_alive(folder):
                 announced = read_json(folder / "ready.json")
                 if isinstance(announced, dict):
@@ -88,11 +93,11 @@ def is_alive(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask are no daemon
     except BlockingIOError:
         return True
     finally:
-        os.close(descriptor)
+        _unlock(descriptor)
     return False
 
 
@@ -101,6 +106,8 @@ def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s
         env.pop(name, None)
     reader, writer = os.pipe()
     try:
+        with suppress(FileNotFoundError):
+            os.replace(folder / "log", folder / "log.old")  # why the one before ended may be in there
         log = os.open(
             folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
@@ -189,22 +196,39 @@ def hold(folder: Path) -> Iterator[Held]:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(f"another process already serves {folder}") from None
+        if not _lock(descriptor, _PROBE_S):
+            raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
         yield Held(folder)
         (folder / "ready.json").unlink(missing_ok=True)
     finally:
-        os.close(descriptor)
+        _unlock(descriptor)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, deadline_s: float) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # bounded: who holds it has a deadline of its own
+        if not _lock(descriptor, deadline_s):
+            raise DaemonError(f"another process has held {path} for {deadline_s:g} s; try again")
         yield
     finally:
-        os.close(descriptor)
+        _unlock(descriptor)
+
+
+def _lock(descriptor: int, deadline_s: float) -> bool:
+    """Take the lock; False when another has it all the time. It looks again and again: flock has no deadline."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        time.sleep(_LOCK_RETRY_S)
+
+
+def _unlock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
+
+_RUN_USER = Path("/run/user")
+_TMP = Path("/tmp")
 
 
 class FolderError(OSError):
@@ -17,15 +19,26 @@ class FolderError(OSError):
 def runtime_dir() -> Path:
     """The folder for all of roost's sockets, locks and records of this user on this machine.
 
-    `$ROOST_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/roost`, else `/tmp/roost-<uid>`. Raises `FolderError`.
+    `$ROOST_RUNTIME_DIR`, else `roost` in the user's own runtime folder (`$XDG_RUNTIME_DIR`, or `/run/user/<uid>`
+    where a caller such as cron, sudo or a spawner does not have that variable), else `/tmp/roost-<uid>` whatever
+    TMPDIR says: all of a user's processes should meet in one folder. Raises `FolderError`.
     """
     chosen = os.environ.get("ROOST_RUNTIME_DIR")
     if chosen:
         return private_folder(Path(chosen))
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.path.isdir(base) and os.access(base, os.W_OK):
-        return private_folder(Path(base) / "roost")
-    return private_folder(Path(tempfile.gettempdir()) / f"roost-{os.getuid()}")
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), f"{_RUN_USER}/{os.getuid()}"):
+        if base and _is_ours(base):
+            return private_folder(Path(base) / "roost")
+    return private_folder(_TMP / f"roost-{os.getuid()}")
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether it is a folder of this user: with sudo or su, XDG_RUNTIME_DIR may name another's."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and os.access(folder, os.W_OK)
 
 
 def private_folder(path: Path) -> Path:

@@ -45,7 +45,7 @@ def is_running(pid: int, started_at: float) -> bool:
 
 
 def signal_group(pid: int, signum: int) -> bool:
-    """Send `signum` to the process group that `pid` leads, or to it alone; False when it is gone."""
+    """Send `signum` to the process group that `pid` leads, or to it alone; False when it is gone or not ours."""
     try:
         os.killpg(pid, signum)
         return True
@@ -53,7 +53,7 @@ def signal_group(pid: int, signum: int) -> bool:
         pass
     try:
         os.kill(pid, signum)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 
@@ -61,7 +61,8 @@ def signal_group(pid: int, signum: int) -> bool:
 class Watch:
     """Calls back once when a process that is not our child ends; `close` takes it back.
 
-    Uses a pidfd where the system has them, else looks twice a second.
+    Always from the event loop, never from within the constructor. Uses a pidfd where the system has them, else
+    looks twice a second.
     """
 
     def __init__(self, pid: int, started_at: float, on_end: Callable[[], None]) -> None:
@@ -71,17 +72,14 @@ class Watch:
         self._on_end = on_end
         self._descriptor: int | None = None
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        if not is_running(pid, started_at):
-            self._timer = self._loop.call_soon(self._ended)
-            return
         try:
             self._descriptor = os.pidfd_open(pid)
-        except (AttributeError, OSError):
-            self._look()
+        except (AttributeError, OSError):  # a system without, or a process that is gone
+            self._timer = self._loop.call_soon(self._look)
             return
         self._loop.add_reader(self._descriptor, self._ended)
-        if not is_running(pid, started_at):  # it ended, and its pid was used again, in between
-            self._ended()
+        if not is_running(pid, started_at):  # it had ended, and its pid was used again
+            self._timer = self._loop.call_soon(self._ended)
 
     def close(self) -> None:
         """Stop watching. May be repeated."""

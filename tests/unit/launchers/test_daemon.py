@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import select
 import signal
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from roost.launchers.daemon import DaemonError, ensure, is_alive
+from roost.launchers import files
+from roost.launchers.daemon import AlreadyRunning, DaemonError, ensure, hold, is_alive
 from roost.launchers.files import FolderError, private_folder, tail, write_private
 from roost.launchers.files import runtime_dir as chosen_runtime_dir
-from roost.launchers.process import Watch, is_running, start_time
+from roost.launchers.process import Watch, is_running, signal_group, start_time
 
 SERVE = """
 import sys, signal
@@ -80,6 +82,60 @@ def test_one_that_is_late_is_given_up(runtime_dir: Path) -> None:
         ensure(runtime_dir / "d", late, deadline_s=0.3)
 
 
+def test_what_the_one_before_wrote_is_kept(runtime_dir: Path) -> None:
+    for reason in ("first", "second"):
+        with pytest.raises(DaemonError, match=reason):
+            ensure(runtime_dir / "d", [sys.executable, "-c", f"raise SystemExit('{reason}')"], deadline_s=20)
+    assert (runtime_dir / "d" / "log.old").read_text() == "first\n"
+    assert (runtime_dir / "d" / "log").read_text() == "second\n"
+
+
+def test_who_starts_one_for_ever_is_not_waited_for(runtime_dir: Path) -> None:
+    folder = private_folder(runtime_dir / "d")
+    with (folder / "start.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DaemonError, match=r"held .*start.lock for 0\.1 s"):
+            ensure(folder, command(folder), deadline_s=0.1)
+
+
+def test_locks_are_given_back_although_a_fork_has_their_file(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+    flock = fcntl.flock
+
+    def copying(descriptor: int, how: int) -> None:
+        copies.append(os.dup(descriptor))  # the same open file, as a forked child has it
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", copying)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a daemon's own; this process keeps its handlers
+    folder = private_folder(runtime_dir / "d")
+    (folder / "lock").touch()
+    assert not is_alive(folder)
+    with hold(folder):
+        assert is_alive(folder)
+    assert not is_alive(folder)
+    for copy in copies:
+        os.close(copy)
+
+
+def test_asking_keeps_no_daemon_from_starting(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    folder = private_folder(runtime_dir / "d")
+    (folder / "lock").touch()
+    with (folder / "lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not is_alive(folder), "two who ask are no daemon"
+        with pytest.raises(AlreadyRunning), hold(folder):
+            pass
+        timer = threading.Timer(0.05, fcntl.flock, (asking, fcntl.LOCK_UN))
+        timer.start()
+        with hold(folder):
+            assert is_alive(folder)
+        timer.join()
+
+
 def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir(mode=0o755)
@@ -96,6 +152,24 @@ def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("ROOST_RUNTIME_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert chosen_runtime_dir() == tmp_path / "roost"
+
+
+def test_one_runtime_folder_whatever_the_caller_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROOST_RUNTIME_DIR")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(files, "_RUN_USER", tmp_path)
+    monkeypatch.setattr(files, "_TMP", tmp_path / "tmp")
+    assert chosen_runtime_dir() == tmp_path / "tmp" / f"roost-{os.getuid()}"
+    own = tmp_path / str(os.getuid())
+    own.mkdir()
+    assert chosen_runtime_dir() == own / "roost"
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(other))
+    assert chosen_runtime_dir() == other / "roost"
+    monkeypatch.setattr(files, "_is_ours", lambda folder: folder != str(other))  # as after sudo
+    assert chosen_runtime_dir() == own / "roost"
 
 
 def test_files_are_whole_and_private(tmp_path: Path) -> None:
@@ -129,3 +203,31 @@ async def test_the_end_of_a_strange_process_is_seen() -> None:
     Watch(process.pid, started_at, ended.set)  # one that is gone already
     await asyncio.wait_for(ended.wait(), 10)
     assert not never.is_set()
+
+
+async def test_no_call_from_within_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    started_at = start_time(process.pid)
+    await process.wait()
+    own = start_time(os.getpid())
+    for pid, then, has_pidfd in (
+        (process.pid, started_at, True),
+        (process.pid, started_at, False),
+        (os.getpid(), own + 1, True),  # another process has the pid by now
+    ):
+        if not has_pidfd:
+            monkeypatch.delattr(os, "pidfd_open")
+        ended = asyncio.Event()
+        Watch(pid, then, ended.set)
+        assert not ended.is_set()
+        await asyncio.wait_for(ended.wait(), 5)
+        monkeypatch.undo()
+
+
+def test_a_process_of_another_user_gets_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, signum: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not signal_group(1, signal.SIGTERM)
