@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_core.paths import jupyter_config_path
-from traitlets import Float, Int, List, TraitError, Unicode, Union
+from traitlets import Dict, Float, Int, List, TraitError, Unicode, Union
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, PyFileConfigLoader
 
 from .amounts import parse_bytes
 from .errors import ConfigError
+from .operations import check_backend
 
 CONFIG_NAME = "jupyter_roost_config"
 
@@ -47,6 +48,7 @@ class Settings:
     allowed_users: frozenset[str] = frozenset()
     denied_users: frozenset[str] = frozenset()
     default_policy: str = "default"
+    policies: Mapping[str, str] = field(default_factory=dict)
     default_cpus: float = 0.0
     default_memory_bytes: int = 0
     default_gpus: float = 0.0
@@ -89,6 +91,11 @@ class RoostScheduler(Configurable):  # type: ignore[misc,unused-ignore]
     )
     denied_users = List(Unicode(), help="Who may not start kernels.").tag(config=True)
     default_policy = Unicode("default", help="Placement policy of kernels that name none.").tag(config=True)
+    policies = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="More policies that kernels may name: name → 'module:Name', imported by the service.",
+    ).tag(config=True)
     default_cpus = Float(0.0, min=0.0, help="CPUs for kernels that say nothing.").tag(config=True)
     default_gpus = Float(0.0, min=0.0, help="GPUs for kernels that say nothing.").tag(config=True)
     default_memory = _memory(0, "Memory for kernels that say nothing.")
@@ -127,8 +134,7 @@ def load(backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None
     Reads `config_file` from the options, else every `jupyter_roost_config` on `path` (default: Jupyter's), the
     first in the path having the last word. The defaults are traitlets', the same as those of `Settings`.
     """
-    if backend not in OPTIONS:
-        raise ConfigError(f"there is no backend {backend!r}; known are {', '.join(OPTIONS)}.")
+    check_backend(backend)
     for name in options:
         if name not in OPTIONS[backend]:
             raise ConfigError(_unknown(f"option of the backend {backend}", name, OPTIONS[backend]))

@@ -18,10 +18,14 @@ from typing import Any
 from roost.launchers.daemon import runtime_dir
 from roost.launchers.messages import Nothing, Owner
 
+from .errors import ConfigError
 from .values import KernelRequest, StartKernel
 
 PROTOCOL = 1
 """Version of these operations: a client asks a service that speaks another one to leave, and starts its own."""
+
+BACKENDS = ("local",)
+"""Those there are; `config.OPTIONS` has what each takes, `service.make_backend` makes them."""
 
 OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
 """Environment variable with the service's options as JSON: not in argv, which everybody on the machine can read."""
@@ -142,8 +146,15 @@ ARGUMENTS: Mapping[str, type] = {
 }
 
 
+def check_backend(name: str) -> None:
+    """Raise `ConfigError` if there is no backend of that name: it comes from a kernelspec, and names a folder."""
+    if name not in BACKENDS:
+        raise ConfigError(f"there is no backend {name!r:.40}; known are {', '.join(BACKENDS)}.")
+
+
 def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
     """The daemon folder of the service for this backend and these options; the socket in it is `socket`."""
+    check_backend(backend)
     name = f"scheduler-{backend}"
     if options:
         digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode())
@@ -152,8 +163,8 @@ def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
 
 
 def service_command(
-    backend: str, folder: Path, options: Mapping[str, Any], env: Mapping[str, str] | None = None
+    backend: str, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
     """argv and environment for `daemon.ensure`. `options`: see `config.OPTIONS`; empty means the configuration's."""
     argv = [sys.executable, "-m", "roost.scheduler.service", "--backend", backend, "--folder", str(folder)]
-    return argv, {**(os.environ if env is None else env), OPTIONS_VARIABLE: json.dumps(dict(options))}
+    return argv, {**os.environ, OPTIONS_VARIABLE: json.dumps(dict(options))}

@@ -1,14 +1,13 @@
 """Whose kernels they are, and whether those applications still live.
 
 An application's process is named by its pid and start time, both of which are in the agent's records: so a
-scheduler that was restarted watches the same processes again. An owner on another host, or without a pid,
-cannot be watched and counts as alive.
+scheduler that was restarted watches the same processes again. All clients come over a Unix socket, so that they are
+on this machine, whatever its name is on today's network. An owner without a pid cannot be watched and counts as alive.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,15 +33,14 @@ def owner_key(owner: Owner) -> OwnerKey:
 class Owners:
     """Watches owners; `on_death` is called once for each that ends, with its key."""
 
-    def __init__(self, *, on_death: Callable[[OwnerKey], None], host: str = "") -> None:
+    def __init__(self, *, on_death: Callable[[OwnerKey], None]) -> None:
         self._on_death = on_death
-        self._host = host or socket.gethostname()
         self._watched: dict[OwnerKey, _Watched] = {}
 
     def watch(self, owner: Owner) -> None:
         """Watch this owner from now on. May be repeated."""
         key = owner_key(owner)
-        if key in self._watched or not owner.pid or owner.host != self._host:
+        if key in self._watched or not owner.pid:
             return
 
         def ended() -> None:
@@ -61,10 +59,6 @@ class Owners:
         watched = self._watched.pop(key, None)
         if watched is not None:
             watched.watch.close()
-
-    def living(self) -> int:
-        """How many of the watched applications live."""
-        return sum(watched.is_alive for watched in self._watched.values())
 
     def close(self) -> None:
         for key in list(self._watched):

@@ -42,9 +42,6 @@ class Queue:
         self._clock = clock
         self._telling: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
-
     def join(self, kernel_id: str, line: Hashable) -> Ticket:
         """Take the last place in a line."""
         ticket = Ticket(kernel_id=kernel_id, line=line, joined_at=self._clock())

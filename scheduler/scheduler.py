@@ -179,7 +179,9 @@ class Scheduler:
         """Where such a kernel would go now, and why; raises what a start would be refused with."""
         request = self._admitted(request, owner)
         snapshot = await self._cluster.snapshot()
-        return decide(find_policy(request.policy), placement_request(request, owner), snapshot).to_dict()
+        return decide(
+            find_policy(request.policy, self._settings), placement_request(request, owner), snapshot
+        ).to_dict()
 
     async def drain(self, node_id: str, on: bool) -> None:
         """Stop or resume placing on a node."""
@@ -193,7 +195,7 @@ class Scheduler:
         """Prepare fast starts where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
         wanted = placement_request(request, owner)
-        decision = decide(find_policy(request.policy), wanted, await self._cluster.snapshot())
+        decision = decide(find_policy(request.policy, self._settings), wanted, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id
@@ -235,7 +237,7 @@ class Scheduler:
         others = [r for r in self._records.values() if r.owner.user == owner.user and r.kernel_id != but]
         admit(request, owner.user, [record.request for record in others], self._settings)
         placement_request(request, owner)
-        find_policy(request.policy)
+        find_policy(request.policy, self._settings)
         return request
 
     def _lease_of(self, kernel_id: str) -> Lease:

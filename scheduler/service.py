@@ -46,7 +46,7 @@ def make_backend(name: str, settings: Settings, agents: Agents) -> Backend:
         from .backends.local import LocalBackend
 
         return LocalBackend(settings, agents)
-    raise ConfigError(f"there is no backend {name!r}; known are local.")
+    raise ConfigError(f"the backend {name!r} cannot be used yet.")
 
 
 class Service:

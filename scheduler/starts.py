@@ -139,7 +139,7 @@ class Starts:
     async def _take_lease(self, record: Record, start: StartKernel, deadline: float) -> None:
         """Wait for room and claim it; on return the record has its lease."""
         request = placement_request(record.request, start.owner)
-        chosen = find_policy(record.request.policy)
+        chosen = find_policy(record.request.policy, self._settings)
         began = self._clock()
         record.state = "queued"
         record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
@@ -273,12 +273,26 @@ def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
     return kind(f"{decision.reason}.", decision=decision.to_dict())
 
 
-def find_policy(name: str) -> Policy:
-    """The placement policy of that name, or `ConfigError`."""
+def find_policy(name: str, settings: Settings) -> Policy:
+    """The placement policy of that name, or `ConfigError`.
+
+    Who asks may name what is shipped, installed (an entry point) or the operator's; only the operator may name
+    a module to be imported.
+    """
+    spec = settings.policies.get(name, name)
+    if ":" in name and name not in settings.policies and name != settings.default_policy:
+        raise ConfigError(
+            f"policy {name!r:.80} is not the operator's: it can be used once c.RoostScheduler.policies gives it a name."
+        )
     try:
-        return policy(name)
+        return policy(spec)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
+    except Exception as problem:
+        log.exception("policy=%s cannot be loaded", name)  # anybody's code: its author needs the stack
+        raise ConfigError(
+            f"the placement policy {name} cannot be loaded ({type(problem).__name__}: {problem}); ask for another policy."
+        ) from None
 
 
 def decide(

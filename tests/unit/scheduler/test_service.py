@@ -22,8 +22,9 @@ from roost.launchers.messages import Connection, Owner
 from roost.launchers.process import start_time
 from roost.launchers.rpc import Client, Disconnected, RemoteError
 from roost.launchers.wire import decode
+from roost.scheduler.client import connect
 from roost.scheduler.config import Settings
-from roost.scheduler.errors import NoNodeEver, UnknownKernel, from_remote
+from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.operations import ARGUMENTS, service_command, service_folder
 from roost.scheduler.service import Service
 from roost.scheduler.values import Event, Kernel, KernelRequest, StartKernel
@@ -229,10 +230,19 @@ def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
 
 
 def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
-    argv, env = service_command("local", Path("/x"), {"gpu_model": "hush"}, env={})
+    argv, env = service_command("local", Path("/x"), {"gpu_model": "hush"})
     assert "hush" not in " ".join(argv)
     assert "hush" in "".join(env.values())
     assert service_folder("local", {}) != service_folder("local", {"gpus": 1})
+
+
+def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name comes from a kernelspec."""
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "run"))
+    for ask in (lambda: service_folder("../../x", {}), lambda: connect("../../x")):
+        with pytest.raises(ConfigError, match=r"no backend '\.\./\.\./x'; known are local"):
+            ask()
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_of_a_cluster_is_imported_by_clients() -> None:

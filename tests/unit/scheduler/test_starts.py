@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.placement import Decision, Request, Snapshot
+from roost.placement import Decision, Request, Snapshot, policy
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -204,6 +204,25 @@ async def test_a_policy_that_raises_is_named(tmp_path: Path, monkeypatch: pytest
             await w.start("k")
         assert w.scheduler.kernels() == []
         assert w.leases() == []
+
+
+MINE = policy("pack")
+
+
+async def test_modules_are_imported_for_the_operator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemError('was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policies = {"mine": f"{__name__}:MINE", "broken": "evil:POLICY"}
+    settings = Settings(policies=policies, default_policy=f"{__name__}:MINE")
+    async with world(tmp_path / "w", settings=settings) as w:
+        with pytest.raises(ConfigError, match="'evil:POLICY' is not the operator's"):
+            await w.start("k", policy="evil:POLICY")
+        with pytest.raises(ConfigError, match=r"policy broken cannot be loaded .SystemError: was imported"):
+            await w.start("k", "2", policy="broken")
+        for number, name in enumerate(("", "mine", "spread")):
+            assert (await w.start(f"k{number}", policy=name)).state == "running"
 
 
 async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path) -> None:
