@@ -7,13 +7,16 @@ what there is. Pure bookkeeping: no clock, no sockets.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .files import read_json, write_private_json
 from .messages import DeviceStatus, Owner, Reservation, Reserve
 from .wire import WireError, decode, encode
+
+log = logging.getLogger(__name__)
 
 _EPSILON = 1e-6
 """Shares are sums of floats: ten times 0.1 fits into 1."""
@@ -23,10 +26,22 @@ class Conflict(Exception):
     """The ledger cannot grant a reservation now; the text says what is short."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Amounts:
+    """What of a reservation counts, as far as it can be read in one that has another form than ours."""
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: float = 0.0
+    device_ids: tuple[str, ...] = ()
+
+
 class Ledger:
     """Reservations by lease id, over fixed totals. `version` grows with each change.
 
-    `devices` are (id, model) of the node's GPUs.
+    Of `devices`, the node's GPUs, ids and models count. A file that cannot be read (of another version, damaged)
+    is kept until its lease is released: a kernel may live in it. As far as its amounts can be read, they stay
+    promised.
     """
 
     def __init__(
@@ -38,14 +53,16 @@ class Ledger:
         self.version = 1
         self._folder = folder
         self._reservations: dict[str, Reservation] = {}
+        self._unreadable: dict[Path, _Amounts] = {}
         folder.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
             try:
-                reservation = decode(Reservation, read_json(path))
-            except WireError:
-                path.unlink(missing_ok=True)
-                continue
-            self._reservations[reservation.request.lease_id] = reservation
+                reservation = decode(Reservation, read_json(path), ignore_unknown=True)
+            except WireError as problem:
+                log.error("a lease cannot be read, and is kept: %s (%s)", path, problem)
+                self._unreadable[path] = _amounts(path)
+            else:
+                self._reservations[reservation.request.lease_id] = reservation
 
     def __len__(self) -> int:
         return len(self._reservations)
@@ -53,6 +70,17 @@ class Ledger:
     def reservations(self) -> tuple[Reservation, ...]:
         """All that is handed out, oldest first."""
         return tuple(self._reservations.values())
+
+    @property
+    def unreadable(self) -> tuple[Path, ...]:
+        """Files of leases that cannot be read."""
+        return tuple(self._unreadable)
+
+    def __contains__(self, lease_id: object) -> bool:
+        """Whether there is such a lease, be it one that cannot be read."""
+        return isinstance(lease_id, str) and (
+            lease_id in self._reservations or self._path(lease_id) in self._unreadable
+        )
 
     def get(self, lease_id: str) -> Reservation | None:
         return self._reservations.get(lease_id)
@@ -62,6 +90,8 @@ class Ledger:
         known = self._reservations.get(request.lease_id)
         if known is not None:
             return known
+        if request.lease_id in self:
+            raise Conflict(f"what lease {request.lease_id} was granted cannot be read; release it")
         granted = replace(request, device_ids=self._grant(request))
         reservation = Reservation(request=granted, reserved_at=now)
         write_private_json(self._path(request.lease_id), encode(reservation))
@@ -71,8 +101,10 @@ class Ledger:
 
     def release(self, lease_id: str) -> bool:
         """Take a slice back; False when there is none of that id."""
-        if self._reservations.pop(lease_id, None) is None:
+        if lease_id not in self:
             return False
+        self._reservations.pop(lease_id, None)
+        self._unreadable.pop(self._path(lease_id), None)
         self._path(lease_id).unlink(missing_ok=True)
         self.version += 1
         return True
@@ -87,24 +119,27 @@ class Ledger:
 
     @property
     def cpus_promised(self) -> float:
-        return sum(reservation.request.cpus for reservation in self._reservations.values())
+        return sum(held.cpus for held in self._held())
 
     @property
     def memory_promised_bytes(self) -> int:
-        return sum(reservation.request.memory_bytes for reservation in self._reservations.values())
+        return sum(held.memory_bytes for held in self._held())
 
     @property
     def gpus_promised(self) -> float:
-        return sum(reservation.request.gpus for reservation in self._reservations.values())
+        return sum(held.gpus for held in self._held())
 
     def promised_by_device(self) -> dict[str, float]:
         """Share promised of each device, 0 to 1."""
         promised = dict.fromkeys(self.models, 0.0)
-        for reservation in self._reservations.values():
-            for device_id in reservation.request.device_ids:
-                share = min(reservation.request.gpus, 1.0)
-                promised[device_id] = promised.get(device_id, 0.0) + share
+        for held in self._held():
+            for device_id in held.device_ids:
+                promised[device_id] = promised.get(device_id, 0.0) + min(held.gpus, 1.0)
         return promised
+
+    def _held(self) -> Iterator[Reserve | _Amounts]:
+        yield from (reservation.request for reservation in self._reservations.values())
+        yield from self._unreadable.values()
 
     def _grant(self, request: Reserve) -> tuple[str, ...]:
         """The devices for `request`, or `Conflict`."""
@@ -132,3 +167,14 @@ class Ledger:
 
     def _path(self, lease_id: str) -> Path:
         return self._folder / f"{hashlib.sha256(lease_id.encode()).hexdigest()[:32]}.json"
+
+
+def _amounts(path: Path) -> _Amounts:
+    """What an unreadable file of a lease says of its amounts; nothing, when not even that can be read."""
+    value = read_json(path)
+    try:
+        return decode(
+            _Amounts, value.get("request") if isinstance(value, dict) else None, ignore_unknown=True
+        )
+    except WireError:
+        return _Amounts()

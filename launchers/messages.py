@@ -57,6 +57,10 @@ class Reserve:
     device_ids: tuple[str, ...] = ()
     linger_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus != round(self.gpus):
+            raise ValueError(f"gpus must be at most 1 (a share of one) or a whole number, not {self.gpus:g}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:

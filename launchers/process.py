@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 _IS_LINUX = sys.platform == "linux"
 _START_TOLERANCE_S = 0.02
@@ -45,7 +48,10 @@ def is_running(pid: int, started_at: float) -> bool:
 
 
 def signal_group(pid: int, signum: int) -> bool:
-    """Send `signum` to the process group that `pid` leads, or to it alone; False when it is gone or not ours."""
+    """Send `signum` to the process group that `pid` leads, or to it alone; False when it is gone.
+
+    True as well where the system refuses (a process that changed its user): it is there, and does not end.
+    """
     try:
         os.killpg(pid, signum)
         return True
@@ -53,8 +59,10 @@ def signal_group(pid: int, signum: int) -> bool:
         pass
     try:
         os.kill(pid, signum)
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         return False
+    except PermissionError:
+        log.warning("pid=%d belongs to another user: no signal %d", pid, signum)
     return True
 
 

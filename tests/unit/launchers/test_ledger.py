@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from roost.launchers.ledger import Conflict, Ledger
 from roost.launchers.messages import DeviceStatus, Owner, Reserve
+from roost.launchers.wire import WireError, decode, encode
 
 OWNER = Owner(user="ada")
 
@@ -75,12 +77,47 @@ def test_repeats_change_nothing(tmp_path: Path) -> None:
 def test_reservations_outlive_the_process(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     ledger.reserve(ask("roost:../../x:1", gpus=1), now=0)
-    (tmp_path / "l" / "broken.json").write_text("{")
     again = make(tmp_path / "l")
     assert again.reservations() == ledger.reservations()
     assert again.gpus_promised == 1
     again.release("roost:../../x:1")
     assert not list((tmp_path / "l").iterdir())
+
+
+def test_a_lease_of_another_version_is_kept(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    for name in ("newer", "other", "damaged"):
+        ledger.reserve(ask(name, gpus=0.5, cpus=1, device_ids=("1",)), now=0)
+    files = {path: json.loads(path.read_text()) for path in (tmp_path / "l").iterdir()}
+    paths = {content["request"]["lease_id"]: path for path, content in files.items()}
+    newer, other = files[paths["newer"]], files[paths["other"]]
+    newer["added"] = newer["request"]["owner"]["added"] = 1
+    other["request"]["owner"] = "ada"
+    paths["newer"].write_text(json.dumps(newer))
+    paths["other"].write_text(json.dumps(other))
+    paths["damaged"].write_text("{")
+    again = make(tmp_path / "l")
+    assert [reservation.request.lease_id for reservation in again.reservations()] == ["newer"]
+    assert set(again.unreadable) == {paths["other"], paths["damaged"]}
+    assert (again.cpus_promised, again.gpus_promised) == (2, 1.0)
+    assert again.promised_by_device()["1"] == 1.0, "what is held is not handed out again"
+    assert [name for name in ("newer", "other", "damaged", "x") if name in again] == [
+        "newer",
+        "other",
+        "damaged",
+    ]
+    with pytest.raises(Conflict, match="cannot be read"):
+        again.reserve(ask("other"), now=0)
+    assert [again.release(name) for name in ("other", "damaged", "x")] == [True, True, False]
+    assert set((tmp_path / "l").iterdir()) == {paths["newer"]}
+    assert again.gpus_promised == 0.5
+
+
+def test_more_than_one_gpu_is_a_whole_number() -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        ask("a", gpus=1.5)
+    with pytest.raises(WireError, match="whole number"):
+        decode(Reserve, {**encode(ask("a")), "gpus": 1.5})
 
 
 def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
