@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from .client import AgentClient
@@ -13,7 +15,9 @@ from .messages import PROTOCOL
 from .node import AgentSettings
 from .rpc import ClientKeys, RpcError
 from .version import VERSION, as_numbers
-from .wire import decode, encode
+from .wire import WireError, decode, encode
+
+log = logging.getLogger(__name__)
 
 _START_DEADLINE_S = 20.0
 _REPLACE_TRIES = 20
@@ -22,41 +26,60 @@ _REPLACE_TRIES = 20
 async def local_agent(settings: AgentSettings) -> tuple[str, ClientKeys]:
     """Endpoint and keys of the local agent; raises `DaemonError` with one sentence.
 
-    An agent that was started with other settings is replaced when it holds nothing, and refused otherwise.
+    An agent of an older version is replaced; its kernels and reservations stay. One with other settings is replaced
+    when it holds nothing. Until then its settings stand, with a warning: nobody is kept from their kernels by a
+    changed configuration.
     """
     folder = runtime_dir() / "agent"
-    command = [sys.executable, "-m", "roost.launchers.agent", str(folder), json.dumps(encode(settings))]
     for _ in range(_REPLACE_TRIES):
+        command = [sys.executable, "-m", "roost.launchers.agent", str(folder), json.dumps(encode(settings))]
         announced = await asyncio.to_thread(ensure, folder, command, deadline_s=_START_DEADLINE_S)
-        keys = decode(ClientKeys, announced["keys"])
-        if not await _must_leave(announced, keys, settings):
-            return str(announced["endpoint"]), keys
+        endpoint, keys = (
+            str(announced["endpoint"]),
+            decode(ClientKeys, announced["keys"], ignore_unknown=True),
+        )
+        is_older = _is_older(announced)
+        other = _other(announced["settings"], settings)
+        client = AgentClient(endpoint, keys)
+        try:
+            await client.connect()
+            if other and await _holds_something(client):
+                log.warning(
+                    "the agent on this machine keeps the settings it was started with until its kernels end: %s",
+                    other,
+                )
+                settings = decode(AgentSettings, {**encode(settings), **other})
+                other = {}
+            if not is_older and not other:
+                return endpoint, keys
+            await client.leave()
+        except (RpcError, WireError, asyncio.TimeoutError) as problem:
+            log.debug("the agent at %s is gone, or about to be: %s", endpoint, problem)
+        finally:
+            await client.close()
         await asyncio.sleep(0.05)  # it is on its way out; `ensure` starts the next once its lock is free
     raise DaemonError("the agent of an older version does not leave; run `roost doctor`")
 
 
-async def _must_leave(announced: dict[str, Any], keys: ClientKeys, settings: AgentSettings) -> bool:
-    """Whether that agent is on its way out: by itself, or asked to make room for this version and settings."""
-    is_older = as_numbers(str(announced["version"])) < as_numbers(VERSION)
-    if not is_older and announced["protocol"] != PROTOCOL:
+def _is_older(announced: Mapping[str, Any]) -> bool:
+    """Whether that agent should make room for this version; raises `DaemonError` for one too new to talk to."""
+    if as_numbers(str(announced["version"])) < as_numbers(VERSION):
+        return True
+    if announced["protocol"] != PROTOCOL:
         raise DaemonError(
             f"the agent here is of version {announced['version']}, newer than this one: upgrade roost"
         )
-    is_other = announced["settings"] != encode(settings)
-    client = AgentClient(str(announced["endpoint"]), keys)
+    return False
+
+
+def _other(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, Any]:
+    """What an agent was started with in another way than `settings`, of that which both versions know."""
+    mine = encode(settings)
+    return {key: value for key, value in announced.items() if key in mine and mine[key] != value}
+
+
+async def _holds_something(client: AgentClient) -> bool:
     try:
-        await client.connect()
-        if not is_older and not is_other:
-            return False
-        held = len((await client.holdings()).reservations)
-        if is_other and held:
-            raise DaemonError(
-                f"the agent on this machine was started with other settings ({announced['settings']}) and holds "
-                f"{held} kernels; stop them, or use its settings"
-            )
-        await client.leave()
-    except (RpcError, asyncio.TimeoutError):
-        pass  # it is gone, or about to be
-    finally:
-        await client.close()
-    return True
+        return bool((await client.holdings()).reservations)
+    except WireError:
+        return True  # an older agent's, in a form that is not known any more
