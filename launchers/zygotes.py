@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,28 @@ class _Zygote:
     used_at: float
     ready_s: float
     launches: int = 0
+    check: asyncio.Task[str | None] | None = None
 
     def serves(self, key: Key, env: Mapping[str, str]) -> bool:
         """Whether what it has imported is what a start with that key and environment would import."""
         return key == self.key and all(
             env.get(name) == value for name, value in self.environment.items() if not is_per_kernel(name)
         )
+
+    async def checked(self) -> str | None:
+        """`Fingerprint.broken_by` as of now or later: launches that come in a burst share the next check.
+
+        Who asks once it has begun waits for another, so that no change before a launch is missed.
+        """
+
+        async def check() -> str | None:
+            await asyncio.sleep(0)
+            self.check = None
+            return self.fingerprint.broken_by()
+
+        if self.check is None:
+            self.check = asyncio.create_task(check())
+        return await asyncio.shield(self.check)
 
 
 def is_per_kernel(name: str) -> bool:
@@ -135,22 +151,24 @@ class Zygotes:
         cwd: Path | str,
         log_fd: int,
         deadline_s: float,
+        on_pid: Callable[[int], object] = lambda pid: None,
     ) -> Forked | None:
         """Fork a kernel, or None: the caller execs this start, and a zygote is made for the next.
 
-        Raises `KernelDiedEarly` when the kernel ended before its ports were bound, and `TimeoutError`, with the
-        kernel killed, when they were not in `deadline_s`. Cancelled, it leaves no kernel behind.
+        `on_pid` is told of the process before it has its ports. Raises `KernelDiedEarly` when the kernel ended
+        before they were bound, and `TimeoutError`, with the kernel killed, when they were not in `deadline_s`.
+        Cancelled, it leaves no kernel behind.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
         if key is None:
             return None
         zygote = next((zygote for zygote in self._zygotes if zygote.serves(key, env)), None)
-        broken_by = zygote.fingerprint.broken_by() if zygote else None
-        if zygote and broken_by:
+        broken_by = await zygote.checked() if zygote else None
+        if zygote and broken_by and zygote in self._zygotes:
             self._log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
             self._retire(zygote)
-        if zygote is None or broken_by:
+        if zygote is None or zygote not in self._zygotes:
             unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
             if unused < _MAX_UNUSED:
                 self._warm_later(key, command, env)
@@ -172,7 +190,7 @@ class Zygotes:
                 os.close(report_in)
             zygote.used_at = time.monotonic()
             zygote.launches += 1
-            return await self._forked(report, started, timing_ms, deadline_s)
+            return await self._forked(report, started, timing_ms, deadline_s, on_pid)
         finally:
             os.close(report)
 
@@ -329,7 +347,12 @@ class Zygotes:
             self._expiry = asyncio.get_running_loop().call_later(due_s, self._retire_surplus)
 
     async def _forked(
-        self, report: int, started: float, timing_ms: dict[str, float], deadline_s: float
+        self,
+        report: int,
+        started: float,
+        timing_ms: dict[str, float],
+        deadline_s: float,
+        on_pid: Callable[[int], object],
     ) -> Forked | None:
         """Read a forked kernel's report: its pid, then its ports; who gives up ends the kernel."""
         said: dict[str, Any] = {}
@@ -348,6 +371,8 @@ class Zygotes:
                     message = json.loads(line)
                     said.update(message)
                     timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
+                    if "pid" in message:
+                        on_pid(message["pid"])
         except (asyncio.TimeoutError, asyncio.CancelledError) as problem:
             if "pid" in said:  # if not, it ends itself when it finds nobody to report to
                 with contextlib.suppress(ProcessLookupError):

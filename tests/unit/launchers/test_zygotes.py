@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -228,3 +229,36 @@ async def test_a_request_too_large_for_a_packet_is_execed(tmp_path: Path) -> Non
     assert len(zygotes.describe()) == 1
     await zygotes.close()
     assert zygotes.on_reaped(*reaped(pid))
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_launches_of_a_burst_share_a_check_that_begins_after_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zygotes = Zygotes(warm_delay_s=60.0)
+    await zygotes.warm(KernelCommand(python=sys.executable), {})
+    (zygote,) = zygotes._zygotes
+    begun: list[int] = []
+    askers = 0
+
+    def broken_by(_: Fingerprint) -> None:
+        begun.append(askers)
+
+    monkeypatch.setattr(Fingerprint, "broken_by", broken_by)
+
+    async def ask() -> None:
+        nonlocal askers
+        askers += 1
+        await zygote.checked()
+
+    await asyncio.gather(*(ask() for _ in range(5)))
+    await ask()
+    assert begun == [5, 6]
+    impatient = asyncio.create_task(ask())
+    patient = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await patient
+    assert begun == [5, 6, 8], "who gives up takes nothing from the others"
+    await zygotes.close()
+    assert zygotes.on_reaped(*reaped(zygote.pid))
