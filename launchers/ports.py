@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import socket
 from collections.abc import Collection
@@ -17,11 +18,20 @@ _PROBE_INTERVALS_S = (0.01, 0.02, 0.04, 0.08, 0.1)
 
 
 def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:
-    """`connection` with ports that are free now: its own where it has some and they are, else new ones."""
-    ports = [getattr(connection, name) for name in PORT_NAMES]
-    if all(ports) and all(_is_free(connection, port) for port in ports):
-        return connection
+    """`connection` with ports that are free now: its own where it has some and they are, else new ones.
+
+    `taken`: TCP ports that are promised to others and may not be bound yet. Raises `OSError` when there are none.
+    """
     is_ipc = connection.transport == "ipc"
+    ports = [getattr(connection, name) for name in PORT_NAMES]
+    if is_ipc:
+        taken = ()
+    if (
+        all(ports)
+        and not set(ports).intersection(taken)
+        and all(_is_free(connection, port) for port in ports)
+    ):
+        return connection
     candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
     free = (port for port in candidates if port not in taken and _is_free(connection, port))
     found = list(itertools.islice(free, len(PORT_NAMES)))
@@ -60,7 +70,7 @@ def _candidates() -> range:
 
 def _is_free(connection: Connection, port: int) -> bool:
     if connection.transport == "ipc":
-        return not Path(f"{connection.ip}-{port}").exists()
+        return _is_free_socket(f"{connection.ip}-{port}")
     host = "" if connection.ip == "*" else connection.ip
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -69,3 +79,20 @@ def _is_free(connection: Connection, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _is_free_socket(path: str) -> bool:
+    """Whether there is no socket, or one that a killed kernel left (which is removed: nobody listens)."""
+    if not os.path.lexists(path):
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            if Path(path).is_socket():
+                os.unlink(path)
+                return True
+        except OSError:
+            pass
+    return False
