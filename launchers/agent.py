@@ -97,7 +97,7 @@ class Agent:
         """Take over what an earlier agent of this folder left."""
         self._kernels.adopt({reservation.request.lease_id for reservation in self._ledger.reservations()})
         for reservation in self._ledger.reservations():
-            if not self._kernels.is_running(reservation.request.kernel_id):
+            if not self._runs(reservation):
                 self._expire_later(reservation.request.lease_id, reservation.request.linger_s)
         self._watch_idleness()
 
@@ -159,7 +159,7 @@ class Agent:
                 request, reservation.request.owner, self._visibility(reservation)
             )
         finally:
-            if not self._kernels.is_running(request.kernel_id):
+            if not self._runs(reservation):
                 self._expire_later(request.lease_id, reservation.request.linger_s)
 
     async def _signal(self, peer: bytes, request: Signal) -> dict[str, bool]:
@@ -195,6 +195,10 @@ class Agent:
         asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
         return Nothing()
 
+    def _runs(self, reservation: Reservation) -> bool:
+        """Whether the reservation's kernel runs in it; it may run in another one, which is none of its business."""
+        return self._kernels.runs_in(reservation.request.lease_id, reservation.request.kernel_id)
+
     def _visibility(self, reservation: Reservation) -> dict[str, str]:
         """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
         if not self._ledger.models:
@@ -225,11 +229,11 @@ class Agent:
         if reservation is None:
             return
         kernel_id = reservation.request.kernel_id
-        if self._kernels.is_running(kernel_id):
+        if self._runs(reservation):
             await self._kernels.stop(kernel_id, _STOP_GRACE_S)
         self._keep(lease_id)
         self._ledger.release(lease_id)
-        self._kernels.forget(kernel_id)
+        self._kernels.forget(lease_id, kernel_id)
         log.info("lease=%s kernel=%s released", lease_id, kernel_id)
         self._publish("released", lease_id=lease_id)
         self._watch_idleness()
@@ -242,7 +246,7 @@ class Agent:
 
     async def _expire(self, lease_id: str) -> None:
         reservation = self._ledger.get(lease_id)
-        if reservation is not None and not self._kernels.is_running(reservation.request.kernel_id):
+        if reservation is not None and not self._runs(reservation):
             await self._release_lease(lease_id)
 
     def _keep(self, lease_id: str) -> None:

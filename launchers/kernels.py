@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import logging
 import os
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import ports
 from .files import read_json, tail, write_private_json
-from .messages import Connection, KernelProcess, Launch, Owner
-from .process import Watch, describe_exit, is_running, signal_group, start_time
-from .reaper import Reaper
+from .messages import KernelProcess, Launch, Owner
+from .process import Watch, describe_exit, is_running, signal_group
+from .reaper import Reaper, sweep_group
 from .rpc import RemoteError
+from .starting import DIES_S, LOG_TAIL_BYTES, Starter
 from .wire import WireError, decode, encode
-from .zygotes import Forked, KernelDiedEarly, Zygotes, ipykernel_command
+from .zygotes import Zygotes
 
 log = logging.getLogger(__name__)
 
-LOG_TAIL_BYTES = 4_096
+_LOG_MAX_BYTES = 8 << 20
+_LOG_KEPT_BYTES = 1 << 20
+_LOG_INTERVAL_S = 15.0
 
 
 @dataclass(slots=True)
@@ -35,6 +34,7 @@ class _Kernel:
     """One kernel; `started` is the launch under way or done, `ended` is set when the process is gone."""
 
     launch_id: str
+    lease_id: str
     folder: Path
     started: asyncio.Task[KernelProcess]
     ended: asyncio.Event
@@ -55,12 +55,12 @@ class Kernels:
         on_exited: Callable[[KernelProcess], None],
     ) -> None:
         self._folder = folder
-        self._zygotes = zygotes
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _Kernel] = {}
-        self._leaders: set[int] = set()
-        self._reaper = Reaper(before_reap=self._sweep_group, others=zygotes.on_reaped)
+        self._log_timer: asyncio.TimerHandle | None = None
+        self._reaper = Reaper(others=zygotes.on_reaped)
+        self._starter = Starter(zygotes, self._reaper, on_started=self._running_now)
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
@@ -71,10 +71,10 @@ class Kernels:
     def running_count(self) -> int:
         return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
 
-    def is_running(self, kernel_id: str) -> bool:
-        """Whether that kernel runs or is being started."""
+    def runs_in(self, lease_id: str, kernel_id: str) -> bool:
+        """Whether that kernel runs, or is being started, in that very lease."""
         kernel = self._kernels.get(kernel_id)
-        return kernel is not None and not kernel.ended.is_set()
+        return kernel is not None and kernel.lease_id == lease_id and not kernel.ended.is_set()
 
     async def launch(self, request: Launch, owner: Owner, environment: Mapping[str, str]) -> KernelProcess:
         """Start a kernel; repeated with the same launch id it joins the start or answers the same."""
@@ -107,7 +107,7 @@ class Kernels:
                 await asyncio.wait_for(kernel.ended.wait(), max(grace_s, 0.001))
             except asyncio.TimeoutError:
                 self.signal(kernel_id, signal.SIGKILL)
-            await kernel.ended.wait()
+                await _until_dead(kernel)
         return kernel.process
 
     def log_text(self, kernel_id: str, tail_bytes: int) -> str | None:
@@ -115,28 +115,35 @@ class Kernels:
         kernel = self._kernels.get(kernel_id)
         return None if kernel is None else tail(kernel.folder / "log", tail_bytes)
 
-    def forget(self, kernel_id: str) -> None:
-        """Drop a kernel that has ended, with its files."""
+    def forget(self, lease_id: str, kernel_id: str) -> None:
+        """Drop a kernel that has ended in that lease, with its files."""
         kernel = self._kernels.get(kernel_id)
-        if kernel is not None and kernel.ended.is_set():
+        if kernel is not None and kernel.lease_id == lease_id and kernel.ended.is_set():
             del self._kernels[kernel_id]
             shutil.rmtree(kernel.folder, ignore_errors=True)
 
     def adopt(self, lease_ids: set[str]) -> None:
         """Take over what an earlier agent left: running kernels are watched, others noted as ended."""
         for folder in sorted(self._folder.iterdir()):
+            pid, started_at = _process_of(read_json(folder / "starting.json"))
+            lives = is_running(pid, started_at)
+            has_record = (folder / "record.json").exists()
             try:
-                process = decode(KernelProcess, read_json(folder / "record.json"))
-            except WireError:
-                self._end_unrecorded(folder)
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if process.lease_id not in lease_ids:
-                if _lives(process):
-                    signal_group(process.pid, signal.SIGKILL)
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            self._adopt_one(folder, process)
+                process = decode(KernelProcess, read_json(folder / "record.json"), ignore_unknown=True)
+            except WireError as problem:
+                if has_record and lives:
+                    log.error("pid=%d is left alone: its record cannot be read (%s)", pid, problem)
+                    continue
+            else:
+                if process.lease_id in lease_ids:
+                    self._adopt_one(folder, process)
+                    continue
+            if lives:
+                log.warning(
+                    "pid=%d ended: %s", pid, "no lease" if has_record else "its start was not finished"
+                )
+                signal_group(pid, signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Stop watching; all kernels live on."""
@@ -144,6 +151,8 @@ class Kernels:
             kernel.started.cancel()
             if kernel.watch is not None:
                 kernel.watch.close()
+        if self._log_timer is not None:
+            self._log_timer.cancel()
         self._reaper.close()
 
     def _begin(self, request: Launch, owner: Owner, env: dict[str, str]) -> _Kernel:
@@ -153,8 +162,9 @@ class Kernels:
             (folder / "record.json").unlink(missing_ok=True)
         kernel = _Kernel(
             launch_id=request.launch_id,
+            lease_id=request.lease_id,
             folder=folder,
-            started=asyncio.get_running_loop().create_task(self._start(request, owner, env, folder)),
+            started=asyncio.get_running_loop().create_task(self._starter.start(folder, request, owner, env)),
             ended=asyncio.Event(),
         )
         self._kernels[request.kernel_id] = kernel
@@ -167,146 +177,16 @@ class Kernels:
             kernel.ended.set()
             shutil.rmtree(kernel.folder, ignore_errors=True)
 
-    async def _start(self, request: Launch, owner: Owner, env: dict[str, str], folder: Path) -> KernelProcess:
-        if not os.path.isdir(request.cwd):
-            raise RemoteError(
-                "bad_command", f"the working directory {request.cwd} does not exist on this machine"
-            )
-        if not request.argv:
-            raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(
-                folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
-        except OSError as problem:
-            raise _state_error(problem, self._folder) from None
-        try:
-            start = self._start_in(folder, request, owner, env, descriptor)
-            return await asyncio.wait_for(start, request.deadline_s)
-        except (TimeoutError, asyncio.TimeoutError):  # one class only since Python 3.11
-            raise RemoteError(
-                "launch_timeout",
-                f"the kernel did not open its ports within {request.deadline_s:g} s",
-                {"log_tail": tail(folder / "log", LOG_TAIL_BYTES)},
-            ) from None
-        finally:
-            os.close(descriptor)
-
-    async def _start_in(
-        self, folder: Path, request: Launch, owner: Owner, env: dict[str, str], descriptor: int
-    ) -> KernelProcess:
-        connection_file = folder / "connection.json"
-        started = time.perf_counter()
-        pid, code, connection, how, timing_ms = 0, None, request.connection, "exec", {}
-        try:
-            forked = await self._fork(request, env, connection_file, descriptor)
-            if forked is not None:
-                pid, how, timing_ms = forked.pid, "forked", forked.timing_ms
-                connection = connection.with_ports(forked.ports)
-                self._leaders.add(pid)
-                code = self._reaper.exit_code(pid)
-            else:
-                connection = ports.choose(connection)
-                self._write_connection(connection_file, connection)
-                pid = self._spawn(request, env, connection_file, descriptor)
-                code = self._reaper.exit_code(pid)
-                timing_ms["spawned"] = (time.perf_counter() - started) * 1e3
-                await self._until_listening(pid, code, connection)
-                timing_ms["listening"] = (time.perf_counter() - started) * 1e3
-            process = KernelProcess(
-                kernel_id=request.kernel_id,
-                launch_id=request.launch_id,
-                lease_id=request.lease_id,
-                owner=owner,
-                pid=pid,
-                process_started_at=start_time(pid),
-                how="forked" if how == "forked" else "exec",
-                connection=connection,
-                launched_at=time.time(),
-                timing_ms=timing_ms,
-            )
-            write_private_json(folder / "record.json", encode(process))
-        except KernelDiedEarly as problem:
-            raise self._died(folder, await self._reaper.exit_code(problem.pid)) from None
-        except _EndedEarly as problem:
-            raise self._died(folder, problem.code) from None
-        except OSError as problem:
-            await self._undo(pid, code)
-            raise _state_error(problem, self._folder) from None
-        except BaseException:
-            await self._undo(pid, code)
-            raise
-        self._running_now(process, code)
-        return process
-
-    async def _fork(
-        self, request: Launch, env: dict[str, str], connection_file: Path, descriptor: int
-    ) -> Forked | None:
-        command = ipykernel_command(request.argv) if request.may_fork else None
-        if command is None:
-            return None
-        self._write_connection(connection_file, request.connection)
-        return await self._zygotes.launch(
-            command,
-            connection_file=connection_file,
-            env=env,
-            cwd=request.cwd,
-            log_fd=descriptor,
-            deadline_s=request.deadline_s,
-        )
-
-    def _spawn(self, request: Launch, env: dict[str, str], connection_file: Path, descriptor: int) -> int:
-        argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
-        executable = shutil.which(argv[0], path=env.get("PATH", os.defpath))
-        if executable is None:
-            raise RemoteError(
-                "bad_command", f"the kernelspec's command {argv[0]!r} was not found on this machine"
-            )
-        try:
-            process = subprocess.Popen(
-                argv,
-                executable=executable,
-                cwd=request.cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                start_new_session=True,
-            )
-        except OSError as problem:
-            raise RemoteError("bad_command", f"cannot run {executable}: {problem.strerror}") from None
-        process.returncode = 0  # the reaper waits for it: keep subprocess from doing so
-        self._leaders.add(process.pid)
-        return process.pid
-
-    async def _until_listening(self, pid: int, code: asyncio.Future[int], connection: Connection) -> None:
-        listening = asyncio.ensure_future(ports.until_listening(connection))
-        waiting: list[asyncio.Future[Any]] = [listening, code]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if code.done():
-                raise _EndedEarly(code.result())
-            listening.result()
-        finally:
-            listening.cancel()
-
-    async def _undo(self, pid: int, code: asyncio.Future[int] | None) -> None:
-        """Kill a kernel whose start did not succeed, and see it gone."""
-        if pid and code is not None and not code.done():
-            signal_group(pid, signal.SIGKILL)
-            await asyncio.shield(code)
-
     def _running_now(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
         kernel = self._kernels[process.kernel_id]
         kernel.process = process
         log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
         self._on_launched(process)
         code.add_done_callback(lambda future: self._exited(kernel, future.result()))
+        self._watch_logs()
 
     def _exited(self, kernel: _Kernel, code: int | None) -> None:
         assert kernel.process is not None
-        self._leaders.discard(kernel.process.pid)
         kernel.process = replace(
             kernel.process,
             is_running=False,
@@ -322,32 +202,13 @@ class Kernels:
         log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
         self._on_exited(kernel.process)
 
-    def _sweep_group(self, pid: int) -> None:
-        """What a kernel leaves in its process group goes with it; called while its pid is still its own."""
-        if pid in self._leaders:
-            self._leaders.discard(pid)
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
-
-    def _died(self, folder: Path, code: int) -> RemoteError:
-        last = tail(folder / "log", LOG_TAIL_BYTES).strip()
-        message = f"the kernel {describe_exit(code)} while it was starting"
-        message += f"; its last line: {last.splitlines()[-1]}" if last else "; it wrote nothing to its log"
-        return RemoteError("kernel_died", message, {"exit_code": code, "log_tail": last})
-
-    def _write_connection(self, path: Path, connection: Connection) -> None:
-        write_private_json(
-            path, {key: value for key, value in encode(connection).items() if value is not None}
-        )
-
     def _adopt_one(self, folder: Path, process: KernelProcess) -> None:
         async def done() -> KernelProcess:
             return process
 
         kernel = _Kernel(
             launch_id=process.launch_id,
+            lease_id=process.lease_id,
             folder=folder,
             started=asyncio.get_running_loop().create_task(done()),
             ended=asyncio.Event(),
@@ -357,35 +218,58 @@ class Kernels:
         if not process.is_running:
             kernel.ended.set()
             return
+        self._watch_logs()
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
-        kernel.watch = Watch(process.pid, process.process_started_at, lambda: self._exited(kernel, None))
+        kernel.watch = Watch(process.pid, process.process_started_at, lambda: self._adopted_exited(kernel))
 
-    def _end_unrecorded(self, folder: Path) -> None:
-        """End a kernel whose start an earlier agent did not live to record: whoever asked for it asks again."""
-        path = str(folder / "log")
-        for name in os.listdir("/proc") if os.path.isdir("/proc/self/fd") else ():
-            if not name.isdigit() or int(name) == os.getpid():
-                continue
-            try:
-                links = [os.readlink(f"/proc/{name}/fd/{fd}") for fd in os.listdir(f"/proc/{name}/fd")]
-            except OSError:
-                continue
-            if path in links:
-                log.warning("pid=%s ended: its start was not finished", name)
-                signal_group(int(name), signal.SIGKILL)
+    def _adopted_exited(self, kernel: _Kernel) -> None:
+        assert kernel.process is not None
+        sweep_group(kernel.process.pid)
+        self._exited(kernel, None)
 
+    def _watch_logs(self) -> None:
+        """Look at the logs' sizes now and then while kernels run: they often lie in memory (tmpfs)."""
+        if self._log_timer is None and self.running_count:
+            self._log_timer = asyncio.get_running_loop().call_later(_LOG_INTERVAL_S, self._shorten_logs)
 
-class _EndedEarly(Exception):
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    def _shorten_logs(self) -> None:
+        self._log_timer = None
+        for kernel in self._kernels.values():
+            shorten(kernel.folder / "log", over_bytes=_LOG_MAX_BYTES, keep_bytes=_LOG_KEPT_BYTES)
+        self._watch_logs()
 
 
-def _lives(process: KernelProcess) -> bool:
-    return process.is_running and is_running(process.pid, process.process_started_at)
+async def _until_dead(kernel: _Kernel) -> None:
+    try:
+        await asyncio.wait_for(kernel.ended.wait(), DIES_S)
+    except asyncio.TimeoutError:
+        assert kernel.process is not None
+        raise RemoteError(
+            "internal",
+            f"process {kernel.process.pid} of kernel {kernel.process.kernel_id} does not die: it hangs in the "
+            "operating system, often on a file system that does not answer; its lease stays until it is gone",
+        ) from None
 
 
-def _state_error(problem: OSError, folder: Path) -> RemoteError:
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RemoteError("no_space", f"no space left for {folder}: free some, then try again")
-    return RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}")
+def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
+    """Cut a log that others append to (O_APPEND) to its end; what is written to it meanwhile may be lost."""
+    try:
+        with path.open("r+b") as file:
+            length = file.seek(0, os.SEEK_END)
+            if length <= over_bytes:
+                return
+            file.seek(length - keep_bytes)
+            kept = file.read(keep_bytes)
+            file.truncate(0)
+            with path.open("ab") as end:
+                end.write(b"[roost: what was here before is left out]\n" + kept.partition(b"\n")[2])
+    except OSError as problem:
+        log.warning("%s cannot be shortened: %s", path, problem)
+
+
+def _process_of(found: Any) -> tuple[int, float]:
+    """Pid and start time of a process from what a file says of it; zeros where it says nothing."""
+    try:
+        return int(found["pid"]), float(found["started_at"])
+    except (TypeError, KeyError, ValueError):
+        return 0, 0.0

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from roost.launchers import kernels
 from roost.launchers.client import AgentClient
-from roost.launchers.daemon import DaemonError
+from roost.launchers.files import read_json
 from roost.launchers.local import local_agent
 from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
 from roost.launchers.node import AgentSettings
-from roost.launchers.process import is_running
+from roost.launchers.process import is_running, start_time
 from roost.launchers.rpc import RemoteError
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
@@ -54,6 +59,7 @@ class Session:
         argv: tuple[str, ...] = ARGV,
         *,
         launch_id: str | None = None,
+        lease_id: str | None = None,
         connection: Connection | None = None,
         cwd: str = "/",
         deadline_s: float = 20,
@@ -61,7 +67,7 @@ class Session:
         return await self.client.launch(
             Launch(
                 launch_id=launch_id or uuid.uuid4().hex,
-                lease_id=f"roost:{name}:1",
+                lease_id=lease_id or f"roost:{name}:1",
                 kernel_id=name,
                 argv=argv,
                 env={**ENV, "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
@@ -213,7 +219,10 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
     slow = asyncio.create_task(
         agent.launch("starting", (sys.executable, "-c", "import signal; signal.pause()"), launch_id="s")
     )
-    unfinished = await _log_holders("starting")
+    unfinished = await _being_started("starting")
+    reader = await asyncio.create_subprocess_exec(
+        "tail", "-f", _folder("starting") / "log", stdout=subprocess.DEVNULL
+    )
     os.kill((await agent.client.hello()).pid, signal.SIGKILL)
     with pytest.raises(Exception, match="lost"):
         await slow
@@ -222,9 +231,10 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
         holdings = await again.client.holdings()
         assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
         assert len(holdings.reservations) == 2
-        assert not [pid for pid in unfinished if is_running(pid, 0) or os.path.exists(f"/proc/{pid}/exe")], (
-            "a start that was not finished is ended"
-        )
+        assert not is_running(unfinished, start_time(unfinished)), "a start that was not finished is ended"
+        assert reader.returncode is None, "who only reads its log is not"
+        reader.kill()
+        await reader.wait()
         with pytest.raises(RemoteError):
             await again.reserve("other", gpus=2)
         assert await again.launch("busy", launch_id=process.launch_id) == holdings.kernels[0]
@@ -238,39 +248,102 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
         assert relaunched.pid != process.pid
 
 
-async def _log_holders(name: str) -> list[int]:
-    """Pids of kernels that are being started and have not said so yet."""
-    import hashlib
+def _folder(name: str) -> Path:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return Path(os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", digest)
 
-    folder = Path(
-        os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", hashlib.sha256(name.encode()).hexdigest()[:32]
-    )
+
+async def _being_started(name: str) -> int:
+    """Pid of a kernel that is being started and has not said so yet."""
     for _ in range(500):
+        found = read_json(_folder(name) / "starting.json")
+        if found:
+            return int(found["pid"])
         await asyncio.sleep(0.01)
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and entry.name != str(os.getpid()):
-                try:
-                    if any(os.readlink(fd) == f"{folder}/log" for fd in (entry / "fd").iterdir()):
-                        found.append(int(entry.name))
-                except OSError:
-                    continue
-        started = [
-            pid for pid in found if "roost.launchers.agent" not in Path(f"/proc/{pid}/cmdline").read_text()
-        ]
-        if started:
-            return started
     raise AssertionError("no kernel was started")
 
 
-async def test_other_settings_wait_until_nothing_is_held(agent: Session) -> None:
+async def test_a_record_that_cannot_be_read_ends_no_kernel(agent: Session) -> None:
+    await agent.reserve("newer")
+    await agent.reserve("broken")
+    newer, broken = await agent.launch("newer"), await agent.launch("broken")
+    record = _folder("newer") / "record.json"
+    record.write_text(json.dumps({**read_json(record), "from_a_newer_agent": {"a": 1}}))
+    (_folder("broken") / "record.json").write_text("{}")
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    async with agent_session() as again:
+        assert [kernel.kernel_id for kernel in (await again.client.holdings()).kernels] == ["newer"]
+        assert alive(newer)
+        assert alive(broken)
+        os.killpg(broken.pid, signal.SIGKILL)
+        shutil.rmtree(_folder("broken"))
+
+
+async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
     await agent.reserve("k")
-    other = AgentSettings(cpus=1)
-    with pytest.raises(DaemonError, match="other settings"):
-        await local_agent(other)
-    await agent.client.release("roost:k:1")
-    async with agent_session(other) as session:
-        assert (await session.client.status()).cpus == 1
+    parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
+    process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
+    assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "500"
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    async with agent_session() as again:
+        os.kill(process.pid, signal.SIGKILL)
+        await again.until("exited")
+        assert not await _group_lives(process.pid)
+
+
+async def _group_lives(pid: int) -> bool:
+    """Whether the group has members after a moment: they were killed, and are reaped soon."""
+    for _ in range(200):
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+async def test_a_lease_ends_no_kernel_of_another(agent: Session) -> None:
+    first = await agent.reserve("k", linger_s=0.2)
+    request = (await agent.client.holdings()).reservations[0].request
+    await agent.client.reserve(replace(request, lease_id="roost:k:2"))
+    process = await agent.launch("k", lease_id="roost:k:2")
+    with pytest.raises(RemoteError, match="still runs"):
+        await agent.launch("k", lease_id=first)
+    assert (await agent.until("released")).lease_id == first, "no kernel came to run in it"
+    await agent.client.release(first)
+    assert alive(process)
+    await agent.client.release("roost:k:2")
+    assert not alive(process)
+
+
+async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    await agent.reserve("k")
+    process = await agent.launch("k")
+    monkeypatch.setattr(kernels, "DIES_S", 0.05)
+    kernel = kernels._Kernel(
+        launch_id="l",
+        lease_id="x",
+        folder=Path("/"),
+        started=asyncio.get_running_loop().create_future(),  # type: ignore[arg-type]
+        ended=asyncio.Event(),
+        process=process,
+    )
+    with pytest.raises(RemoteError, match=r"does not die.*its lease stays"):
+        await kernels._until_dead(kernel)
+
+
+def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("ab", buffering=0) as kernel:
+        for n in range(1000):
+            kernel.write(b"line %d\n" % n)
+        kernels.shorten(path, over_bytes=10_000, keep_bytes=100)
+        assert path.stat().st_size > 8000, "it is small enough"
+        kernels.shorten(path, over_bytes=1000, keep_bytes=100)
+        kernel.write(b"more\n")
+    first, *_, last, more = path.read_text().splitlines()
+    assert (first, last, more) == ("[roost: what was here before is left out]", "line 999", "more")
+    assert path.stat().st_size < 200
 
 
 async def test_it_leaves_when_idle_and_stays_while_a_lease_exists(runtime_dir: Path) -> None:
