@@ -17,6 +17,7 @@ from .messages import NodeStatus
 
 _METRICS_MAX_AGE_S = 1.0
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class Measured:
     def __init__(self, settings: AgentSettings) -> None:
         self.devices = Devices(settings.gpus, settings.gpu_model)
         self.cpus = settings.cpus if settings.cpus is not None else available_cpus()
-        self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else available_memory()
+        limit_bytes, self._limited_by = available_memory()
+        self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else limit_bytes
         self.hostname = socket.gethostname()
         self._read_at = -math.inf
         self._cpus_used: float | None = None
@@ -56,6 +58,7 @@ class Measured:
             devices=tuple(
                 replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
                 for device in self._device_status
+                if device.id in ledger.models  # one that came later cannot be granted
             ),
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,
@@ -63,7 +66,7 @@ class Measured:
             cpus_used=self._cpus_used,
             memory_used_bytes=self._memory_used,
             kernels=kernels,
-            metrics_age_s=max(0.0, time.monotonic() - self._read_at),
+            metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
             ledger_version=ledger.version,
         )
 
@@ -75,8 +78,7 @@ class Measured:
         # The machine's use, in CPUs; a container sees its share of it at most.
         busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         self._cpus_used = min(busy, self.cpus)
-        memory = psutil.virtual_memory()
-        self._memory_used = min(memory.total - memory.available, self.memory_bytes)
+        self._memory_used = min(used_memory(self._limited_by), self.memory_bytes)
         self._device_status = self.devices.read()
 
 
@@ -88,33 +90,57 @@ def available_cpus() -> float:
         count = float(os.cpu_count() or 1)
     for folder in _own_cgroups():
         quota = _numbers(folder / "cpu.max")  # cgroup v2: "<quota> <period>" or "max <period>"
+        if not quota:  # v1; a quota of -1 is none
+            quota = _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
         if len(quota) == 2 and quota[1] > 0:
             count = min(count, quota[0] / quota[1])
     return count
 
 
-def available_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, bounded by its cgroup's limit."""
-    total = int(psutil.virtual_memory().total)
+def available_memory() -> tuple[int, Path | None]:
+    """Bytes of memory that this process may use, and the folder of the cgroup that sets this limit, if one does."""
+    total, limited_by = int(psutil.virtual_memory().total), None
     for folder in _own_cgroups():
         for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2, v1
             limit = _numbers(folder / name)
             if limit and 0 < limit[0] < total:
-                total = int(limit[0])
-    return total
+                total, limited_by = int(limit[0]), folder
+    return total, limited_by
+
+
+def used_memory(limited_by: Path | None) -> int:
+    """Bytes of memory that are used in that cgroup, else on the machine; without caches that are given up at need."""
+    if limited_by is not None:
+        for used, cache in (
+            ("memory.current", "inactive_file"),  # cgroup v2
+            ("memory.usage_in_bytes", "total_inactive_file"),  # v1
+        ):
+            size = _numbers(limited_by / used)
+            if size:
+                return max(0, int(size[0]) - _statistic(limited_by / "memory.stat", cache))
+    memory = psutil.virtual_memory()
+    return int(memory.total - memory.available)
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
 def _own_cgroups() -> list[Path]:
-    """The folders of this process's cgroup and all above it (v2), and of v1's memory controller."""
+    """The folders of this process's cgroup and all above it (v2), and of v1's CPU and memory controllers."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:
         return []
     found: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        base = _CGROUP if not controllers else _CGROUP / controllers
-        if controllers in ("", "memory"):
+        for controller in {"", "cpu", "memory"}.intersection(controllers.split(",")):
+            base = _CGROUP / controller  # "" is v2
             own = base / path.lstrip("/")
             found += [own, *(parent for parent in own.parents if parent.is_relative_to(base))]
     return found
