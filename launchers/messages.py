@@ -208,7 +208,10 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """The node as its agent sees it; `ledger_version` grows with every change of what is promised."""
+    """The node as its agent sees it; `ledger_version` grows with every change of what is promised.
+
+    `unreadable_leases` are files of the ledger that are kept although this version cannot read them.
+    """
 
     hostname: str
     cpus: float
@@ -222,6 +225,7 @@ class NodeStatus:
     kernels: int = 0
     metrics_age_s: float | None = None
     ledger_version: int = 0
+    unreadable_leases: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,7 @@ class Measured:
             kernels=kernels,
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
             ledger_version=ledger.version,
+            unreadable_leases=len(ledger.unreadable),
         )
 
     def _read(self) -> None:
