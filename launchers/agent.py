@@ -66,7 +66,7 @@ class Agent:
             memory_bytes=self._measured.memory_bytes,
             devices=self._measured.devices.read(),
         )
-        self._zygotes = Zygotes(preload=settings.preload)
+        self._zygotes = Zygotes(preload=settings.preload, output=folder / "zygote.log")
         self._kernels = Kernels(
             folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
         )

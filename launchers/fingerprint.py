@@ -2,7 +2,7 @@
 
 A zygote holds modules that were imported some time ago, in some environment.  Two questions are asked before a
 kernel is forked from it: would a fresh interpreter read the same environment while it imports (`import_environment`
-and the names that the zygote saw being read), and would it read the same files (`Fingerprint.holds`)?
+and the names that the zygote saw being read), and would it read the same files (`Fingerprint.broken_by`)?
 """
 
 from __future__ import annotations

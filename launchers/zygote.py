@@ -5,10 +5,11 @@
 ROOM is any long string: its place is used to show a kernel's command line in ps.
 FD is one end of a ``SOCK_SEQPACKET`` socket pair; the agent holds the other.  Packets are JSON.
 
-    agent → zygote   {"preload": [module names], "args": [those most kernels will get]}      once, first
-    zygote → agent   {"op": "ready", "files", "folders", "names", "environment", …}   or "refused", "failed": {"reason"}
-    agent → zygote   {"argv", "env", "cwd"} + [report_fd, log_fd]                            one per kernel
-    kernel → agent   on report_fd, one line each: {"pid": …}, then {"ports": {"shell_port": …, …}}, then EOF
+    agent → zygote   {"preload": [module names], "args": [those most kernels will get]} + [file]    once, first
+    zygote → agent   "prepared", when in that file is
+                     {"op": "ready", "files", "folders", "names", "environment", …}  or "refused", "failed": {"reason"}
+    agent → zygote   {"argv", "env", "cwd"} + [report_fd, log_fd]                              one per kernel
+    kernel → agent   on report_fd, one line each: {"pid": …}, then {"ports": {"shell_port": …, …}}; EOF when it ended
 
 The zygote has one thread and no ZeroMQ context, no event loop, ever: these do not survive a fork.  It ends at EOF
 of its socket; its kernels live on.  A kernel is forked twice, so that it becomes a child of the agent (a child

@@ -59,11 +59,13 @@ def serve(agent: socket.socket) -> Kernel | None:
         packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return None
-        if not fds:
+        if len(fds) == 1:
             with lower_priority():
                 warm, answer = prepare(json.loads(packet))
-            agent.send(answer)
-            del packet, answer  # or every child would write to the pages that it frees them on
+            with open(fds[0], "wb") as file:
+                file.write(answer)
+            agent.send(b"prepared")
+            del packet, answer, file, fds  # or every child would write to the pages that it frees them on
             continue
         launches.append(time.monotonic())
         if not hand_over(spares, packet, fds) and fork_orphan():

@@ -11,17 +11,16 @@ kernels fall to.  It reaps every child itself and tells `on_reaped`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import json
 import logging
-import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from .fingerprint import (
     ipykernel_command,
     resolve_python,
 )
+from .forked import Forked, KernelDiedEarly, read_report
 
 __all__ = ["Forked", "KernelCommand", "KernelDiedEarly", "Zygotes", "become_subreaper", "ipykernel_command"]
 
@@ -46,28 +46,13 @@ _READY_S = 60.0
 _PAUSE_S = 60.0
 _MAX_UNUSED = 2
 """No more are made for one key while so many have served nobody: something differs at each start."""
+_REFUSAL_PAUSE_S = 600.0
+"""The same for one that says that kernels must not be forked from it: what it imported may change."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
 """Place for the command line that a kernel shows in ps."""
 
 Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
-
-
-class KernelDiedEarly(Exception):
-    """A forked kernel ended before it reported its ports; its exit status goes to whoever reaps `pid`."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(pid)
-        self.pid = pid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forked:
-    """A kernel that was forked: a child of the agent, its ports bound. `timing_ms` counts from the request."""
-
-    pid: int
-    ports: dict[str, int]
-    timing_ms: dict[str, float]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -117,7 +102,10 @@ def become_subreaper() -> bool:
 
 
 class Zygotes:
-    """Zygotes by key, the least recently used out first; belongs to one event loop."""
+    """Zygotes by key, the least recently used out first; belongs to one event loop.
+
+    `output` is a file for what the latest zygote prints, tracebacks mostly.
+    """
 
     def __init__(
         self,
@@ -126,12 +114,14 @@ class Zygotes:
         idle_s: float = 600.0,
         preload: tuple[str, ...] = (),
         warm_delay_s: float = 1.0,
+        output: Path | str = os.devnull,
         log: logging.Logger | None = None,
     ) -> None:
         self._max_zygotes = max_zygotes
         self._idle_s = idle_s
         self._preload = tuple(preload)
         self._warm_delay_s = warm_delay_s
+        self._output = output
         self._log = log or logging.getLogger(__name__)
         self._zygotes: list[_Zygote] = []
         self._pids: set[int] = set()
@@ -190,7 +180,9 @@ class Zygotes:
                 os.close(report_in)
             zygote.used_at = time.monotonic()
             zygote.launches += 1
-            return await self._forked(report, started, timing_ms, deadline_s, on_pid)
+            return await read_report(
+                report, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
+            )
         finally:
             os.close(report)
 
@@ -268,19 +260,11 @@ class Zygotes:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
         ours.setblocking(False)
-        ended: dict[str, Any] = {"op": "failed", "reason": "it ended while loading"}
         started = time.perf_counter()
         with theirs:
             pid = self._spawn(key, theirs.fileno(), env)
         try:
-            ours.send(json.dumps({"preload": self._preload, "args": command.args}).encode())
-            loop = asyncio.get_running_loop()
-            packet = await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S)
-            answer = json.loads(packet) if packet else ended
-        except asyncio.TimeoutError:
-            answer = {"op": "failed", "reason": f"not ready in {_READY_S:g} s"}
-        except OSError:
-            answer = ended
+            answer = await self._prepared(ours, command)
         except BaseException:
             ours.close()
             raise
@@ -288,7 +272,7 @@ class Zygotes:
             ours.close()
             if pid in self._pids:
                 os.kill(pid, signal.SIGKILL)
-            pause_s = math.inf if answer["op"] == "refused" else _PAUSE_S
+            pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
             self._refused_until[key] = time.monotonic() + pause_s
             self._log.warning("kernels of %s are not forked: %s", key[0], answer["reason"])
             return
@@ -309,18 +293,40 @@ class Zygotes:
         self._log.info("zygote=%d ready in %.2f s for %s", pid, zygote.ready_s, key[0])
         self._retire_surplus()
 
+    async def _prepared(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
+        """Have a new zygote load, and hear what it has loaded: in a file, since a packet holds some 2,000 paths."""
+        ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
+        request = json.dumps({"preload": self._preload, "args": command.args}).encode()
+        with tempfile.TemporaryFile() as file:
+            try:
+                socket.send_fds(ours, [request], [file.fileno()])
+                loop = asyncio.get_running_loop()
+                if not await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S):
+                    return ended
+            except asyncio.TimeoutError:
+                return {"op": "failed", "reason": f"not ready in {_READY_S:g} s; see {self._output}"}
+            except OSError:
+                return ended
+            file.seek(0)
+            return dict(json.load(file))
+
     def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
         python, flags, folder, _ = key
-        process = subprocess.Popen(
-            [python, *flags, str(_SCRIPT), str(fd), _ROOM],
-            pass_fds=[fd],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={name: value for name, value in env.items() if not is_per_kernel(name)},
-            cwd=folder,
-            start_new_session=True,
-        )
+        flags_of_file = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        output = os.open(self._output, flags_of_file, 0o600)
+        try:
+            process = subprocess.Popen(
+                [python, *flags, str(_SCRIPT), str(fd), _ROOM],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={name: value for name, value in env.items() if not is_per_kernel(name)},
+                cwd=folder,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
         process.returncode = 0  # the agent reaps it: keep subprocess from doing so
         self._pids.add(process.pid)
         return process.pid
@@ -345,51 +351,3 @@ class Zygotes:
         if self._zygotes:
             due_s = max(0.0, self._zygotes[-1].used_at - oldest) + 0.01
             self._expiry = asyncio.get_running_loop().call_later(due_s, self._retire_surplus)
-
-    async def _forked(
-        self,
-        report: int,
-        started: float,
-        timing_ms: dict[str, float],
-        deadline_s: float,
-        on_pid: Callable[[int], object],
-    ) -> Forked | None:
-        """Read a forked kernel's report: its pid, then its ports; who gives up ends the kernel."""
-        said: dict[str, Any] = {}
-        os.set_blocking(report, False)
-        until = time.perf_counter() + deadline_s
-        rest = b""
-        try:
-            while "ports" not in said:
-                chunk = await asyncio.wait_for(_readable(report), until - time.perf_counter())
-                if not chunk and "pid" in said:
-                    raise KernelDiedEarly(said["pid"])
-                if not chunk:
-                    return None
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    message = json.loads(line)
-                    said.update(message)
-                    timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
-                    if "pid" in message:
-                        on_pid(message["pid"])
-        except (asyncio.TimeoutError, asyncio.CancelledError) as problem:
-            if "pid" in said:  # if not, it ends itself when it finds nobody to report to
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(said["pid"], signal.SIGKILL)
-            if isinstance(problem, asyncio.CancelledError):
-                raise
-            raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s:g} s") from None
-        return Forked(pid=said["pid"], ports=said["ports"], timing_ms=timing_ms)
-
-
-async def _readable(fd: int) -> bytes:
-    """The next bytes from a non-blocking pipe, b"" at its end."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
-    return os.read(fd, 4096)

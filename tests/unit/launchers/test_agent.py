@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from roost.launchers import kernels
@@ -291,15 +292,21 @@ async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
         assert not await _group_lives(process.pid)
 
 
-async def _group_lives(pid: int) -> bool:
-    """Whether the group has members after a moment: they were killed, and are reaped soon."""
-    for _ in range(200):
-        try:
-            os.killpg(pid, 0)
-        except ProcessLookupError:
+async def _group_lives(group: int) -> bool:
+    """Whether any of the group still runs after a moment; zombies do not."""
+    for _ in range(100):
+        members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
+        if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):
             return False
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
     return True
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 async def test_a_lease_ends_no_kernel_of_another(agent: Session) -> None:

@@ -155,7 +155,7 @@ async def test_what_cannot_be_forked_is_said_once_and_execed(
         await zygotes.warm(command, {"PATH": "/bin"})
         await zygotes.warm(command, {"PATH": "/bin"})
     assert [record.message for record in caplog.records] == [
-        f"kernels of {python} are not forked: it ended while loading"
+        f"kernels of {python} are not forked: it ended while loading; see /dev/null"
     ]
     forked = await zygotes.launch(
         command, connection_file=tmp_path / "c", env={"PATH": "/bin"}, cwd=tmp_path, log_fd=2, deadline_s=1.0
@@ -172,8 +172,13 @@ async def test_what_cannot_be_forked_is_said_once_and_execed(
 STAND_IN = """\
 import json, socket, sys
 agent = socket.socket(fileno=int(sys.argv[-2]))
-agent.recv(1 << 20)
-agent.send(json.dumps({"op": "ready", "environment": {}, "files": [], "folders": [], "names": []}).encode())
+_, (fd,), _, _ = socket.recv_fds(agent, 1 << 20, 1)
+print("it was here", flush=True)
+names = [f"module_{n:0100}" for n in range(5000)]
+answer = {"op": "ready", "environment": {}, "files": [], "folders": [], "names": names}
+with open(fd, "w") as file:
+    json.dump(answer, file)
+agent.send(b"prepared")
 agent.recv(1 << 20)
 """
 
@@ -187,17 +192,28 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-async def test_the_least_recently_used_goes_when_there_are_too_many() -> None:
-    zygotes = Zygotes(max_zygotes=2)
+async def test_the_least_recently_used_goes_when_there_are_too_many(tmp_path: Path) -> None:
+    zygotes = Zygotes(max_zygotes=2, output=tmp_path / "output")
     pids = []
     for n in range(3):
         await zygotes.warm(KernelCommand(python=sys.executable), {"OMP_NUM_THREADS": str(n)})
         pids.append(zygotes.describe()[0]["pid"])
     assert [zygote["pid"] for zygote in zygotes.describe()] == [pids[2], pids[1]]
+    assert (tmp_path / "output").read_text() == "it was here\n", "of the latest alone"
     await zygotes.close()
     assert zygotes.describe() == []
     for pid in pids:
         assert zygotes.on_reaped(*reaped(pid))
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_a_fingerprint_larger_than_a_packet_comes_through() -> None:
+    zygotes = Zygotes()
+    await zygotes.warm(KernelCommand(python=sys.executable), {})
+    (zygote,) = zygotes._zygotes
+    assert len(zygote.fingerprint.imported_names) == 5000
+    await zygotes.close()
+    assert zygotes.on_reaped(*reaped(zygote.pid))
 
 
 @pytest.mark.usefixtures("stand_in")
