@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import is_local_ip
 
-from roost.launchers.files import private_folder, runtime_dir
-from roost.launchers.messages import PORT_NAMES, Connection
+from roost.scheduler.client import user_folder
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.values import PORT_NAMES, Connection
 
-_LONGEST_IPC_IP = 107 - len("-5")
+_LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 """What fits into a Unix socket's address, less the number of the port."""
 
 
@@ -23,7 +25,7 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
             f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
         )
     if km.transport == "ipc" and km.ip == "kernel-ipc":  # jupyter_client's default, in whatever folder
-        km.ip = str(private_folder(runtime_dir() / "ipc") / kernel_id[:12])
+        km.ip = str(user_folder("ipc") / hashlib.sha256(kernel_id.encode()).hexdigest()[:12])
     if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
         raise ConfigError(f"The path of the kernel's sockets is too long: {km.ip}; set a shorter one.")
     km._record_random_port_names()

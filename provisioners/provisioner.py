@@ -15,7 +15,6 @@ import shutil
 import signal
 import time
 import uuid
-import weakref
 from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -23,12 +22,11 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, List, TraitError, Unicode
 
-from roost.launchers.messages import Connection
 from roost.provisioners.application import CommandNotFound, application, as_jupyter_shows_it
 from roost.provisioners.connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
 from roost.provisioners.encryption import apply_keys
 from roost.provisioners.environment import kernel_environment, working_directory
-from roost.provisioners.exits import UNKNOWN_EXIT_CODE, Exit
+from roost.provisioners.exits import Exit, Exits
 from roost.provisioners.options import OPTIONS, Wish, check_names, read_wish
 from roost.scheduler.client import Call, Client, connect
 from roost.scheduler.errors import (
@@ -39,10 +37,12 @@ from roost.scheduler.errors import (
     UnknownKernel,
 )
 from roost.scheduler.owner import this_owner
-from roost.scheduler.values import Event, Kernel, StartKernel
+from roost.scheduler.values import Connection, Kernel, StartKernel
 
 _AWAY_S = 10.0
 """How long a shutdown or an undoing waits for a service that does not answer."""
+_REPEAT_STOP_S = 300.0
+"""How long the client goes on asking for it, in this process."""
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit before jupyter_client's own loop looks every 0.1 s."""
 _FAILED_START = 1
@@ -90,15 +90,13 @@ class RoostProvisioner(KernelProvisionerBase):
             except TraitError as problem:
                 raise ConfigError(f"{problem}") from None
         self._client: Client | None = None
-        self._unlisten: weakref.finalize[[], RoostProvisioner] | None = None
         self._wish: Wish | None = None
         self._connection = Connection()
         self._exit: Exit | None = None  # what `poll` and `wait` look at: of the kernel that was started last
-        self._watched = Exit()  # what events set: of the launch that is under way, or that was the last
-        self._launch_id = ""
+        self._exits = Exits(self.log, self._is_end_expected)  # set as events come
+        self._stopping: Call[Kernel] | None = None
         self._node_id = ""
         self._pid = 0
-        self._is_launching = False
         self._has_lease = False
         self._is_ending = False
         self._cwd: str | None = None
@@ -160,12 +158,13 @@ class RoostProvisioner(KernelProvisionerBase):
 
     async def send_signal(self, signum: int) -> None:
         """Send `signum` to the kernel's process group; nothing happens when it is gone."""
-        if self._exit is None or self._exit.code is not None:
+        ending = self._exit
+        if ending is None or ending.code is not None:
             return
         try:
             await self._service().signal(self._id, signum)
         except UnknownKernel:
-            self._ended(None, "roost does not know it any more")
+            self._exits.gone(ending)
         except BackendUnavailable as problem:
             if not getattr(self.parent, "shutting_down", False):
                 raise
@@ -199,40 +198,49 @@ class RoostProvisioner(KernelProvisionerBase):
         self._is_ending = True
         code: int | None = 0
         try:
-            code = (await self._stopped(grace_s=1.0)).exit_code
+            self._stopping = self._service().stop(self._id, grace_s=1.0, repeat_s=_REPEAT_STOP_S)
+            code = (await self._stopping.within(_AWAY_S)).exit_code
         except UnknownKernel:
             pass
-        except (RoostError, asyncio.TimeoutError) as problem:
+        except RoostError as problem:
             self.log.warning("kernel=%s its lease could not be given back now: %s", self._id, problem)
+        except asyncio.TimeoutError:
+            self.log.warning(
+                "kernel=%s its lease is not given back yet: the scheduler is away, and is asked again for %g s",
+                self._id, _REPEAT_STOP_S,
+            )  # fmt: skip
         self._has_lease = False
-        self._stop_listening()
-        self._watched.set(code)
+        self._exits.unfollow()
+        self._exits.current.set(code)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What `load_provisioner_info` needs, in this or another process."""
         info = await super().get_provisioner_info()
-        info.update(backend=self.backend, backend_options=self.backend_options, launch_id=self._launch_id)
-        info.update(node_id=self._node_id, pid=self._pid, cwd=self._cwd)
+        info.update(backend=self.backend, backend_options=self.backend_options)
+        info.update(
+            launch_id=self._exits.current.launch_id, node_id=self._node_id, pid=self._pid, cwd=self._cwd
+        )
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
-        """Attach to the kernel that `provisioner_info` names; if it is gone, `poll` says so."""
+        """Take over the kernel that `provisioner_info` names, for this application; if it is gone, `poll` says so."""
         await super().load_provisioner_info(provisioner_info)
         self.backend = provisioner_info["backend"]
         self.backend_options = provisioner_info.get("backend_options", {})
-        self._launch_id = provisioner_info["launch_id"]
         self._cwd = provisioner_info.get("cwd")
         self._client = None
-        self._exit = self._watched = Exit()
+        self._exit = self._exits.begin(self._id, provisioner_info["launch_id"])
         self._has_lease = True
         self._is_ending = False
-        self._listen()
+        self._exits.unfollow()
+        self._exits.follow(self._service())
         try:
-            kernel = await self._service().kernel(self._id)
+            kernel = await self._service().adopt(self._id, this_owner("", *application(self.parent)))
         except UnknownKernel:
-            self._ended(None, "roost does not know it any more")
+            self._exits.gone(self._exit)
             return
-        self._launch_id = kernel.launch_id
+        if kernel.launch_id != provisioner_info["launch_id"]:
+            self._exits.begin(self._id, kernel.launch_id)
         self._started(kernel)
 
     def resolve_path(self, path: str) -> str | None:
@@ -280,135 +288,67 @@ class RoostProvisioner(KernelProvisionerBase):
             may_fork=self.fork,
             launch_timeout_s=wish.launch_timeout_s,
         )
-        self._launch_id, self._watched = start.launch_id, Exit()
-        self._is_launching, self._is_ending = True, False
-        self._listen()
+        if self._stopping is not None:
+            self._stopping.cancel()  # or it could end what is started now
+        watched = self._exits.begin(self._id, start.launch_id)
+        self._exits.is_launching, self._is_ending = True, False
+        self._exits.follow(self._service())
         self._has_lease = True
         try:
             kernel = await self._service().start(start)
         except RoostError as problem:
             if not is_restart:
-                await self._undo()
-                if (
-                    type(problem) is LaunchError
-                    and is_local
-                    and not shutil.which(start.argv[0], path=env.get("PATH"))
-                ):
+                await self._undo(start.launch_id)
+                is_missing = is_local and not shutil.which(start.argv[0], path=env.get("PATH"))
+                if type(problem) is LaunchError and is_missing:
                     raise CommandNotFound(problem.user_message, **problem.fields) from None
                 raise
             code = problem.fields.get("exit_code")
             self.log.error("kernel=%s could not be started again: %s", self._id, problem)
-            self._exit = self._watched
+            self._exit = watched
             self._exit.set(code if isinstance(code, int) else _FAILED_START)
             return self.connection_info
         except BaseException:
             if is_restart:
-                self._exit = self._watched
+                self._exit = watched
                 self._exit.set(_FAILED_START)
             else:
-                await asyncio.shield(self._undo())
+                await asyncio.shield(self._undo(start.launch_id))
             raise
         finally:
-            self._is_launching = False
+            self._exits.is_launching = False
         self._started(kernel)
         return self.connection_info
 
     def _started(self, kernel: Kernel) -> None:
-        self._exit = self._watched
+        self._exit = self._exits.current
         self._node_id, self._pid = kernel.node_id, kernel.pid
         if kernel.connection is not None:
             self.connection_info = as_jupyter_has_it(kernel.connection)
             if kernel.connection.transport == "ipc" and self.parent is not None:
                 self.connection_info["ip"] = self.parent.ip  # may be relative
         if kernel.state == "exited":
-            self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
+            self._exits.read(self._exit, kernel)
         else:
             self.log.info(
                 "kernel=%s node=%s %s as pid %d %s", self._id, kernel.node_id, kernel.how, kernel.pid,
                 " ".join(f"{stage}={ms:.0f}ms" for stage, ms in kernel.timing_ms.items()),
             )  # fmt: skip
 
-    async def _stopped(self, grace_s: float) -> Kernel:
-        """End kernel and lease; raises `asyncio.TimeoutError` where the service is away: its own rules end them."""
-
-        async def stopped() -> Kernel:
-            return await self._service().stop(self._id, grace_s=grace_s)
-
-        return await asyncio.wait_for(stopped(), _AWAY_S)
-
-    async def _undo(self) -> None:
-        """Take a first start back: nobody calls `cleanup` after it failed."""
-        self._stop_listening()
+    async def _undo(self, launch_id: str) -> None:
+        """Take a first start back, and nothing else: a kernel of this id may be somebody else's."""
+        self._exits.unfollow()
         self._exit = None
         self._has_lease = False
         try:
-            await self._stopped(grace_s=0.0)
-        except UnknownKernel:
-            pass
+            await self._service().cancel(self._id, launch_id).within(_AWAY_S)
         except (RoostError, asyncio.TimeoutError) as problem:
             self.log.warning("kernel=%s its start could not be undone now: %s", self._id, problem)
 
     # The end of the kernel
 
-    def _listen(self) -> None:
-        if self._unlisten is None:
-            me = weakref.ref(self)
-
-            def on_event(event: Event) -> None:
-                provisioner = me()
-                if provisioner is not None:
-                    provisioner._on_event(event)
-
-            self._unlisten = weakref.finalize(self, self._service().listen(on_event))
-            self._unlisten.atexit = False
-
-    def _stop_listening(self) -> None:
-        if self._unlisten is not None:
-            self._unlisten()
-            self._unlisten = None
-
-    def _on_event(self, event: Event) -> None:
-        """On the client's thread."""
-        kernel = event.kernel
-        if kernel is not None:
-            if (
-                kernel.id == self.kernel_id
-                and kernel.launch_id == self._launch_id
-                and kernel.state == "exited"
-            ):
-                self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
-        elif event.kind == "resync" and not self._is_launching and self._watched.code is None:
-            launch_id = self._launch_id
-            self._service().kernel(self._id).add_done_callback(
-                lambda call: self._on_read_again(call, launch_id)
-            )
-
-    def _on_read_again(self, call: Call[Kernel], launch_id: str) -> None:
-        if launch_id != self._launch_id or self._is_launching:
-            return
-        try:
-            kernel = call.result(0)
-        except UnknownKernel:
-            self._ended(None, "roost does not know it any more")
-        except RoostError as problem:
-            self.log.warning("kernel=%s its state is unknown, taken to be alive: %s", self._id, problem)
-        else:
-            if kernel.state == "exited" and kernel.launch_id == launch_id:
-                self._ended(kernel.exit_code, kernel.reason, kernel.log_tail)
-
-    def _ended(self, code: int | None, reason: str, log_tail: str = "") -> None:
-        ending = self._watched
-        if ending.code is not None:
-            return
-        shown = UNKNOWN_EXIT_CODE if code is None else code
-        if self._is_ending or getattr(self.parent, "shutting_down", False):
-            self.log.debug("kernel=%s ended with exit code %s", self._id, shown)
-        else:
-            tail = f"; its log ends with:\n{log_tail.rstrip()}" if log_tail.strip() else ""
-            self.log.warning(
-                "kernel=%s ended with exit code %s (%s)%s", self._id, shown, reason or "no reason known", tail
-            )
-        ending.set(code)
+    def _is_end_expected(self) -> bool:
+        return self._is_ending or bool(getattr(self.parent, "shutting_down", False))
 
     async def _end_by(self, signum: int, wait_s: float) -> None:
         self._is_ending = True

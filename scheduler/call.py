@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -33,6 +34,19 @@ class Call(Generic[T]):
             return self._future.result(timeout)
         except concurrent.futures.TimeoutError as problem:  # another class before Python 3.11
             raise TimeoutError(*problem.args) from None
+
+    async def within(self, timeout_s: float) -> T:
+        """Wait for the answer in an event loop; after `asyncio.TimeoutError`, or a cancellation, the call goes on."""
+        loop = asyncio.get_running_loop()
+        answered = asyncio.Event()
+
+        def wake(_: object) -> None:
+            with suppress(RuntimeError):  # that loop was closed meanwhile
+                loop.call_soon_threadsafe(answered.set)
+
+        self._future.add_done_callback(wake)
+        await asyncio.wait_for(answered.wait(), timeout_s)
+        return self._future.result(0)
 
     def cancel(self) -> bool:
         """Give up on the answer; a start is taken back."""

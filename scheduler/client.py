@@ -18,9 +18,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers import rpc
+from roost.launchers.files import private_folder, runtime_dir
 from roost.launchers.messages import Owner
 from roost.launchers.wire import decode, encode
 
@@ -31,7 +33,7 @@ from .operations import check_backend
 from .owner import this_owner
 from .values import Event, Kernel, KernelRequest, StartKernel
 
-__all__ = ["Call", "Client", "connect"]
+__all__ = ["Call", "Client", "connect", "user_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +67,15 @@ class Client:
         """Start a kernel, or start it again in its lease. Cancelling the call takes the start back."""
         return self._run(self._start(start))
 
-    def stop(self, kernel_id: str, grace_s: float = 5.0) -> Call[Kernel]:
-        """End a kernel, or its start, and give its lease back; raises `UnknownKernel`."""
+    def stop(
+        self, kernel_id: str, grace_s: float = 5.0, *, repeat_s: float = CALL_DEADLINE_S
+    ) -> Call[Kernel]:
+        """End a kernel, or its start, and give its lease back; raises `UnknownKernel`.
+
+        Where the service is away this is asked again for `repeat_s`.
+        """
         arguments = {"kernel_id": kernel_id, "grace_s": float(grace_s)}
-        return self._run(self._kernel("stop", arguments, CALL_DEADLINE_S + grace_s))
+        return self._run(self._kernel("stop", arguments, repeat_s + grace_s))
 
     def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
         """Take a start back; its caller gets `Cancelled`."""
@@ -280,6 +287,11 @@ def connect(backend: str = "local", **options: Any) -> Client:
     key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")
     with _clients_lock:
         return _clients.setdefault(key, Client(backend, options))
+
+
+def user_folder(name: str) -> Path:
+    """The private folder of that name in the runtime folder, made if need be; raises `FolderError` (an `OSError`)."""
+    return private_folder(runtime_dir() / name)
 
 
 def disconnect() -> None:

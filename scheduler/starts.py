@@ -291,7 +291,7 @@ def find_policy(name: str, settings: Settings) -> Policy:
     except Exception as problem:
         log.exception("policy=%s cannot be loaded", name)  # anybody's code: its author needs the stack
         raise ConfigError(
-            f"the placement policy {name} cannot be loaded ({type(problem).__name__}: {problem}); ask for another policy."
+            f"the placement policy {name} cannot be loaded ({type(problem).__name__}: {problem}); ask for another."
         ) from None
 
 

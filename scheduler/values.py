@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from roost.launchers.messages import Connection, Owner
+from roost.launchers.messages import PORT_NAMES as PORT_NAMES
+from roost.launchers.messages import Connection as Connection
+from roost.launchers.messages import Owner as Owner
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 """How long a start may queue and launch where `KERNEL_LAUNCH_TIMEOUT` says nothing."""

@@ -178,7 +178,15 @@ async def test_another_process_s_provisioner_attaches(specs: KernelSpecManager) 
         assert await other.poll() is None
         await other.kill()
         assert await asyncio.wait_for(km.provisioner.wait(), 10) == -signal.SIGKILL
-        other._stop_listening()
+        other._exits.unfollow()
+
+
+async def test_a_refused_start_harms_no_kernel_of_that_id(specs: KernelSpecManager) -> None:
+    async with kernel(specs) as (km, kc):
+        other = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs)
+        with pytest.raises(LaunchError, match="still runs"):
+            await other.start_kernel(kernel_id=km.kernel_id)
+        assert (await run(kc, "print('still here')"))["text"] == "still here"
 
 
 async def test_a_kernel_that_dies_while_starting(specs: KernelSpecManager, tmp_path: Path) -> None:

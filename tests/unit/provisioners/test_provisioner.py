@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from traitlets.config import Config
 from roost.launchers.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
-from roost.provisioners.exits import UNKNOWN_EXIT_CODE
+from roost.provisioners.exits import UNKNOWN_EXIT_CODE, Exits
 from roost.scheduler.client import connect, disconnect
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -34,7 +35,8 @@ from roost.scheduler.errors import (
     NoNodeNow,
     NotAllowed,
 )
-from roost.scheduler.values import StartKernel
+from roost.scheduler.owner import this_owner
+from roost.scheduler.values import Connection, KernelRequest, StartKernel
 
 
 @pytest.fixture
@@ -49,6 +51,13 @@ def manager(folder: Path, kind: type[KernelManager] = AsyncKernelManager, **spec
     return kind(
         kernel_name="roosted", kernel_spec_manager=specs, connection_file=str(folder / "connection.json")
     )
+
+
+def a_start(kernel_id: str, launch_id: str) -> StartKernel:
+    return StartKernel(
+        kernel_id=kernel_id, launch_id=launch_id, request=KernelRequest(), owner=this_owner(), argv=("x",), env={},
+        cwd="/", connection=Connection(),
+    )  # fmt: skip
 
 
 def the_start(service: FakeService) -> StartKernel:
@@ -174,7 +183,8 @@ async def test_a_first_start_that_fails_undoes_itself(service: FakeService, tmp_
     with pytest.raises(NoNodeEver, match="3 GPUs"):
         await km.start_kernel()
     assert not km.has_kernel
-    assert service.called("stop")[0].kernel_id == km.kernel_id
+    assert [cancel.launch_id for cancel in service.called("cancel")] == [the_start(service).launch_id]
+    assert not service.called("stop")
     del service.answers["start"]
     await km.start_kernel()
     assert await km.is_alive()
@@ -196,7 +206,8 @@ async def test_a_cancelled_start_undoes_itself(service: FakeService, tmp_path: P
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert service.called("stop")[0].kernel_id == km.kernel_id
+    assert {cancel.launch_id for cancel in service.called("cancel")} == {the_start(service).launch_id}
+    assert not service.called("stop")
     assert not km.has_kernel
 
 
@@ -260,6 +271,34 @@ async def test_a_service_out_of_reach_does_not_hold_up_a_shutdown(
     assert not await km.is_alive()
 
 
+async def test_a_stop_outlasts_the_wait_for_it(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("roost.provisioners.provisioner._AWAY_S", 0.1)
+    stopped = threading.Event()
+    km = manager(tmp_path)
+    await km.start_kernel()
+    service.close()
+    await km.provisioner.cleanup()
+    assert "is asked again for 300 s" in caplog.text
+    service.answers["stop"] = lambda arguments: (stopped.set(), service._stop(arguments))[1]
+    service.serve()
+    assert await asyncio.to_thread(stopped.wait, 10)
+    await km.shutdown_kernel(now=True)
+
+
+async def test_an_old_exit_that_meets_a_new_launch_is_not_its_own(service: FakeService) -> None:
+    exits = Exits(logging.getLogger(), lambda: True)
+    exits.begin("k", "1")
+    old = exits.current
+    new = exits.begin("k", "2")
+    kernel = service._start(a_start("k", "1"))
+    exits.read(old, dataclasses.replace(kernel, state="exited", exit_code=9))
+    assert (old.code, new.code) == (9, None)
+    exits.read(new, dataclasses.replace(kernel, state="exited", exit_code=9))
+    assert new.code is None
+
+
 async def test_info_attaches_another_provisioner(service: FakeService, tmp_path: Path) -> None:
     km = manager(tmp_path)
     await km.start_kernel()
@@ -270,6 +309,7 @@ async def test_info_attaches_another_provisioner(service: FakeService, tmp_path:
     assert other.has_process
     assert await other.poll() is None
     assert other.connection_info == km.provisioner.connection_info
+    assert service.called("adopt")[0].kernel_id == km.kernel_id
     service.exit(km.kernel_id, 5)
     assert await asyncio.wait_for(other.wait(), 5) == 5
     await km.shutdown_kernel(now=True)
