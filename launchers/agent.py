@@ -38,11 +38,13 @@ from .messages import (
     Reservation,
     Reserve,
     Signal,
+    Stats,
     Stop,
     Warm,
 )
 from .node import AgentSettings, Measured
 from .rpc import Operation, RemoteError, Server, ServerKeys
+from .usage import Usage
 from .version import VERSION
 from .wire import decode, encode
 from .zygotes import Zygotes, ipykernel_command
@@ -66,6 +68,7 @@ class Agent:
             memory_bytes=self._measured.memory_bytes,
             devices=self._measured.devices.read(),
         )
+        self._usage = Usage()
         self._zygotes = Zygotes(preload=settings.preload, output=folder / "zygote.log")
         self._kernels = Kernels(
             folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
@@ -87,6 +90,7 @@ class Agent:
                 "list": Operation(Nothing, self._list),
                 "logs": Operation(Logs, self._logs),
                 "status": Operation(Nothing, self._status),
+                "stats": Operation(Nothing, self._stats),
                 "warm": Operation(Warm, self._warm),
                 "leave": Operation(Nothing, self._leave),
             },
@@ -95,9 +99,9 @@ class Agent:
 
     def adopt(self) -> None:
         """Take over what an earlier agent of this folder left."""
-        self._kernels.adopt({reservation.request.lease_id for reservation in self._ledger.reservations()})
+        self._kernels.adopt(self._ledger)
         for reservation in self._ledger.reservations():
-            if not self._runs(reservation):
+            if not self._kernels.runs_in(reservation.request.lease_id):
                 self._expire_later(reservation.request.lease_id, reservation.request.linger_s)
         self._watch_idleness()
 
@@ -153,13 +157,15 @@ class Agent:
         reservation = self._ledger.get(request.lease_id)
         if reservation is None or reservation.request.kernel_id != request.kernel_id:
             raise RemoteError("no_reservation", f"there is no reservation {request.lease_id} for this kernel")
+        if request.lease_id in self._releases:
+            raise RemoteError("no_reservation", f"reservation {request.lease_id} is being released")
         self._keep(request.lease_id)
         try:
             return await self._kernels.launch(
                 request, reservation.request.owner, self._visibility(reservation)
             )
         finally:
-            if not self._runs(reservation):
+            if not self._kernels.runs_in(request.lease_id):
                 self._expire_later(request.lease_id, reservation.request.linger_s)
 
     async def _signal(self, peer: bytes, request: Signal) -> dict[str, bool]:
@@ -185,6 +191,10 @@ class Agent:
     async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
         return self._measured.status(self._ledger, kernels=self._kernels.running_count)
 
+    async def _stats(self, peer: bytes, _: Nothing) -> Stats:
+        running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
+        return Stats(kernels=self._usage.read(running))
+
     async def _warm(self, peer: bytes, request: Warm) -> Nothing:
         command = ipykernel_command(request.argv)
         if command is not None:
@@ -194,10 +204,6 @@ class Agent:
     async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
         asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
         return Nothing()
-
-    def _runs(self, reservation: Reservation) -> bool:
-        """Whether the reservation's kernel runs in it; it may run in another one, which is none of its business."""
-        return self._kernels.runs_in(reservation.request.lease_id, reservation.request.kernel_id)
 
     def _visibility(self, reservation: Reservation) -> dict[str, str]:
         """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
@@ -225,16 +231,12 @@ class Agent:
         await asyncio.shield(task)
 
     async def _end_lease(self, lease_id: str) -> None:
-        reservation = self._ledger.get(lease_id)
-        if reservation is None:
+        if lease_id not in self._ledger:
             return
-        kernel_id = reservation.request.kernel_id
-        if self._runs(reservation):
-            await self._kernels.stop(kernel_id, _STOP_GRACE_S)
+        await self._kernels.release(lease_id, _STOP_GRACE_S)
         self._keep(lease_id)
         self._ledger.release(lease_id)
-        self._kernels.forget(lease_id, kernel_id)
-        log.info("lease=%s kernel=%s released", lease_id, kernel_id)
+        log.info("lease=%s released", lease_id)
         self._publish("released", lease_id=lease_id)
         self._watch_idleness()
 
@@ -245,8 +247,7 @@ class Agent:
         self._expiry[lease_id] = loop.call_later(delay_s, lambda: loop.create_task(self._expire(lease_id)))
 
     async def _expire(self, lease_id: str) -> None:
-        reservation = self._ledger.get(lease_id)
-        if reservation is not None and not self._runs(reservation):
+        if lease_id in self._ledger and not self._kernels.runs_in(lease_id):
             await self._release_lease(lease_id)
 
     def _keep(self, lease_id: str) -> None:

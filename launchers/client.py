@@ -11,6 +11,7 @@ from .messages import (
     Greeting,
     Holdings,
     KernelProcess,
+    KernelStats,
     Launch,
     Logs,
     NodeStatus,
@@ -19,6 +20,7 @@ from .messages import (
     Reservation,
     Reserve,
     Signal,
+    Stats,
     Stop,
     Warm,
 )
@@ -28,6 +30,8 @@ from .wire import decode
 T = TypeVar("T")
 
 _QUICK_S = 10.0
+_ENDS_S = 15.0
+"""So long at most an agent takes to say that a kernel has ended, or does not."""
 _MARGIN_S = 5.0
 """An agent keeps to its own deadlines; a call waits this much longer for the answer."""
 
@@ -74,7 +78,7 @@ class AgentClient:
         return await self._call(Reservation, "reserve", request)
 
     async def release(self, lease_id: str) -> None:
-        await self._client.call("release", Release(lease_id=lease_id), timeout_s=_QUICK_S)
+        await self._client.call("release", Release(lease_id=lease_id), timeout_s=_ENDS_S)
 
     async def adopt(self, lease_id: str, owner: Owner) -> None:
         """Have a reservation be held for another owner."""
@@ -92,7 +96,7 @@ class AgentClient:
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess:
         request = Stop(kernel_id=kernel_id, grace_s=grace_s)
-        return await self._call(KernelProcess, "stop", request, timeout_s=grace_s + _MARGIN_S)
+        return await self._call(KernelProcess, "stop", request, timeout_s=grace_s + _ENDS_S)
 
     async def holdings(self) -> Holdings:
         return await self._call(Holdings, "list")
@@ -105,6 +109,10 @@ class AgentClient:
 
     async def status(self) -> NodeStatus:
         return await self._call(NodeStatus, "status")
+
+    async def stats(self) -> tuple[KernelStats, ...]:
+        """What each running kernel uses."""
+        return (await self._call(Stats, "stats")).kernels
 
     async def warm(self, request: Warm) -> None:
         """Returns when fast starts are ready, or known not to be possible."""

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ _LOG_INTERVAL_S = 15.0
 class _Kernel:
     """One kernel; `started` is the launch under way or done, `ended` is set when the process is gone."""
 
+    kernel_id: str
     launch_id: str
     lease_id: str
     folder: Path
@@ -71,10 +72,10 @@ class Kernels:
     def running_count(self) -> int:
         return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
 
-    def runs_in(self, lease_id: str, kernel_id: str) -> bool:
-        """Whether that kernel runs, or is being started, in that very lease."""
-        kernel = self._kernels.get(kernel_id)
-        return kernel is not None and kernel.lease_id == lease_id and not kernel.ended.is_set()
+    def runs_in(self, lease_id: str) -> bool:
+        """Whether a kernel runs, or is being started, in that lease."""
+        kernel = self._in_lease(lease_id)
+        return kernel is not None and not kernel.ended.is_set()
 
     async def launch(self, request: Launch, owner: Owner, environment: Mapping[str, str]) -> KernelProcess:
         """Start a kernel; repeated with the same launch id it joins the start or answers the same."""
@@ -88,7 +89,10 @@ class Kernels:
     def signal(self, kernel_id: str, signum: int) -> bool:
         """Send `signum` to the kernel's process group; False when it has ended."""
         kernel = self._kernels.get(kernel_id)
-        if kernel is None or kernel.process is None or kernel.ended.is_set():
+        return kernel is not None and self._signal(kernel, signum)
+
+    def _signal(self, kernel: _Kernel, signum: int) -> bool:
+        if kernel.process is None or kernel.ended.is_set():
             return False
         if signum in (signal.SIGTERM, signal.SIGKILL):
             kernel.was_signalled = True
@@ -99,30 +103,40 @@ class Kernels:
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             return None
+        await self._end(kernel, grace_s)
+        return kernel.process
+
+    async def _end(self, kernel: _Kernel, grace_s: float) -> None:
         if kernel.process is None:
             kernel.started.cancel()
             await asyncio.wait([kernel.started])
-        if self.signal(kernel_id, signal.SIGTERM if grace_s > 0 else signal.SIGKILL):
-            try:
-                await asyncio.wait_for(kernel.ended.wait(), max(grace_s, 0.001))
-            except asyncio.TimeoutError:
-                self.signal(kernel_id, signal.SIGKILL)
-                await _until_dead(kernel)
-        return kernel.process
+        if kernel.process is None or not self._signal(
+            kernel, signal.SIGTERM if grace_s > 0 else signal.SIGKILL
+        ):
+            return
+        try:
+            await asyncio.wait_for(kernel.ended.wait(), max(grace_s, 0.001))
+        except asyncio.TimeoutError:
+            self._signal(kernel, signal.SIGKILL)
+            await _until_dead(kernel)
+
+    def _in_lease(self, lease_id: str) -> _Kernel | None:
+        return next((kernel for kernel in self._kernels.values() if kernel.lease_id == lease_id), None)
 
     def log_text(self, kernel_id: str, tail_bytes: int) -> str | None:
         """The end of a kernel's log; None when there is no such kernel."""
         kernel = self._kernels.get(kernel_id)
         return None if kernel is None else tail(kernel.folder / "log", tail_bytes)
 
-    def forget(self, lease_id: str, kernel_id: str) -> None:
-        """Drop a kernel that has ended in that lease, with its files."""
-        kernel = self._kernels.get(kernel_id)
-        if kernel is not None and kernel.lease_id == lease_id and kernel.ended.is_set():
-            del self._kernels[kernel_id]
+    async def release(self, lease_id: str, grace_s: float) -> None:
+        """End the kernel in that lease, if there is one, and drop it with its files."""
+        kernel = self._in_lease(lease_id)
+        if kernel is not None:
+            await self._end(kernel, grace_s)
+            del self._kernels[kernel.kernel_id]
             shutil.rmtree(kernel.folder, ignore_errors=True)
 
-    def adopt(self, lease_ids: set[str]) -> None:
+    def adopt(self, lease_ids: Container[str]) -> None:
         """Take over what an earlier agent left: running kernels are watched, others noted as ended."""
         for folder in sorted(self._folder.iterdir()):
             pid, started_at = _process_of(read_json(folder / "starting.json"))
@@ -161,6 +175,7 @@ class Kernels:
         if earlier is not None:
             (folder / "record.json").unlink(missing_ok=True)
         kernel = _Kernel(
+            kernel_id=request.kernel_id,
             launch_id=request.launch_id,
             lease_id=request.lease_id,
             folder=folder,
@@ -207,6 +222,7 @@ class Kernels:
             return process
 
         kernel = _Kernel(
+            kernel_id=process.kernel_id,
             launch_id=process.launch_id,
             lease_id=process.lease_id,
             folder=folder,

@@ -229,6 +229,28 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStats:
+    """What a kernel and all processes that it started use.
+
+    `cpu_s` since their start (what ended processes used is not in it); `cpu_percent` of one CPU since the question
+    before, or since the start. `rss_bytes` counts memory shared between processes once for each.
+    """
+
+    kernel_id: str
+    processes: int = 0
+    cpu_s: float = 0.0
+    cpu_percent: float = 0.0
+    rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Answer to `stats`."""
+
+    kernels: tuple[KernelStats, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
     """Answer to `hello`."""
 

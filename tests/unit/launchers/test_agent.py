@@ -323,11 +323,39 @@ async def test_a_lease_ends_no_kernel_of_another(agent: Session) -> None:
     assert not alive(process)
 
 
+async def test_no_kernel_starts_in_a_lease_that_is_being_released(agent: Session) -> None:
+    lease_id = await agent.reserve("k")
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + TINY_KERNEL
+    await agent.launch("k", (*ARGV[:3], deaf, ARGV[4]))
+    release = asyncio.create_task(agent.client.release(lease_id))
+    await asyncio.sleep(0)
+    with pytest.raises(RemoteError, match="is being released"):
+        await agent.launch("k")
+    await agent.client.signal("k", signal.SIGKILL)
+    await release
+
+
+async def test_what_kernels_use(agent: Session) -> None:
+    await agent.reserve("k")
+    await agent.reserve("ended")
+    parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
+    process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
+    await agent.launch("ended")
+    await agent.client.stop("ended", 1)
+    (stats,) = await agent.client.stats()
+    assert (stats.kernel_id, stats.processes) == ("k", 2)
+    assert stats.rss_bytes > psutil.Process(process.pid).memory_info().rss
+    assert stats.cpu_s >= 0
+    assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
+    assert await agent.client.stats() == (stats,), "measured at most once a second"
+
+
 async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     await agent.reserve("k")
     process = await agent.launch("k")
     monkeypatch.setattr(kernels, "DIES_S", 0.05)
     kernel = kernels._Kernel(
+        kernel_id="k",
         launch_id="l",
         lease_id="x",
         folder=Path("/"),
