@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -42,7 +41,8 @@ def apply_keys(km: Any, argv: Sequence[str], wish: str) -> str:
     if is_required:
         raise ConfigError(f"Encryption is required, but {reason}.")
     return (
-        f"not encrypted: {reason}. Others on the machine can read its output; encrypt = 'never' accepts that."
+        f"not encrypted: {reason}. Others on the machine can read its output: c.KernelManager.transport = 'ipc' "
+        "prevents that, encrypt = 'never' accepts it."
     )
 
 
@@ -63,7 +63,6 @@ def _obstacle(km: Any, argv: Sequence[str]) -> str:
     return ""
 
 
-@functools.lru_cache(maxsize=32)
 def _ipykernel_version(python: str) -> tuple[int, ...]:
     """Version of the ipykernel that `python` would import, from its metadata on this machine; empty if none is seen."""
     if os.path.realpath(python) == os.path.realpath(sys.executable) and python == sys.executable:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+
+from roost.scheduler.errors import ConfigError
 
 ALLOWED = (
     "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "COLORTERM", "NO_COLOR", "KERNEL_*", "JPY_SESSION_NAME", "PYTHONHASHSEED",
@@ -17,13 +20,26 @@ NEVER = ("JPY_PARENT_PID", "JPY_API_TOKEN", "JUPYTER_TOKEN")
 """A kernel ends itself when its JPY_PARENT_PID does, which is not its parent here; tokens are no kernel's."""
 
 
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|APIKEY|(^|_)(KEYS?|AUTH|PASS|PWD)(_|$)", re.IGNORECASE)
+"""Names of what is probably a secret: no pattern matches it. A kernelspec can still set such a variable itself."""
+
+
+def check_patterns(patterns: Sequence[str]) -> None:
+    """Raise `ConfigError` for a pattern that says nothing about a name."""
+    for pattern in patterns:
+        if not re.search(r"[A-Za-z0-9]", pattern.partition("[")[0].replace("?", "")):
+            raise ConfigError(
+                f"environment: {pattern!r} would pass everything on; begin with letters, as in 'PROJ_*'."
+            )
+
+
 def kernel_environment(
     env: Mapping[str, str], *, spec_env: Iterable[str], is_local: bool, also: Sequence[str] = ()
 ) -> dict[str, str]:
     """What of `env` (the application's, with the kernelspec's over it) the kernel gets.
 
     A kernel of this machine gets all but `NEVER`. One on another node gets the kernelspec's own (`spec_env`: names),
-    and what `ALLOWED` or the operator's and kernelspec's patterns `also` name.
+    and what `ALLOWED` or the operator's and kernelspec's patterns `also` name, but for secrets.
     """
     env = {name: value for name, value in env.items() if name not in NEVER}
     if is_local:
@@ -33,7 +49,8 @@ def kernel_environment(
     return {
         name: value
         for name, value in env.items()
-        if name in wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if name in wanted
+        or (not _SECRET.search(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
     }
 
 

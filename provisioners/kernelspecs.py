@@ -127,7 +127,7 @@ def findings() -> list[dict[str, str]]:
             {
                 "level": "error",
                 "what": f"Jupyter in {sys.prefix} does not know the provisioner roost",
-                "do": f"{sys.executable} -m pip install roost",
+                "do": f"install roost into that environment, {sys.prefix}",
             }
         )
     specs = installed()

@@ -25,7 +25,7 @@ from traitlets import Bool, Dict, List, TraitError, Unicode
 from roost.provisioners.application import CommandNotFound, application, as_jupyter_shows_it
 from roost.provisioners.connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
 from roost.provisioners.encryption import apply_keys
-from roost.provisioners.environment import kernel_environment, working_directory
+from roost.provisioners.environment import check_patterns, kernel_environment, working_directory
 from roost.provisioners.exits import Exit, Exits
 from roost.provisioners.options import OPTIONS, Wish, check_names, read_wish
 from roost.scheduler.client import Call, Client, connect
@@ -117,6 +117,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 choose_address(km, self._id, is_local=self.backend == "local")
                 self._encrypt(km, argv)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
+            check_patterns(self.environment)
             self._wish = read_wish({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
             if km is not None:
                 self._connection = wanted_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,15 @@ def test_required_refuses_a_kernel_that_cannot(wish: str, jupyters: str) -> None
 def test_an_old_ipykernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption, "_ipykernel_version", lambda _: (6, 29))
     assert "6.29 cannot: upgrade" in apply_keys(manager(), IPYKERNEL, "auto")
+
+
+def test_an_upgrade_is_seen_by_a_server_that_goes_on(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    for version, found in (("6.29.0", (6, 29)), ("7.3.1", (7, 3))):
+        for old in tmp_path.glob("lib/python3.12/site-packages/*"):
+            old.rmdir()
+        (tmp_path / f"lib/python3.12/site-packages/ipykernel-{version}.dist-info").mkdir(parents=True)
+        assert encryption._ipykernel_version(str(python)) == found
 
 
 def test_an_unknown_wish() -> None:

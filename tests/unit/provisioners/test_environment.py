@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from roost.provisioners.environment import kernel_environment, working_directory
+from roost.provisioners.environment import check_patterns, kernel_environment, working_directory
+from roost.scheduler.errors import ConfigError
 
 APPLICATION = {
     "PATH": "/bin", "HOME": "/root", "LANG": "C.UTF-8", "LC_ALL": "C", "TZ": "UTC", "KERNEL_USERNAME": "ada",
@@ -32,6 +33,20 @@ def test_a_parent_pid_is_never_passed_even_if_asked_for() -> None:
     assert "JPY_PARENT_PID" not in kernel_environment(
         APPLICATION, spec_env=["JPY_PARENT_PID"], is_local=False, also=["*"]
     )
+
+
+def test_no_pattern_passes_secrets_or_everything() -> None:
+    secrets = ("MY_API_KEY", "MY_TOKEN", "MY_DB_PASSWORD", "MY_KEYS", "KERNEL_AUTH", "MY_AWS_SECRET")
+    env = dict.fromkeys((*secrets, "MY_KEYBOARD", "MY_PATHS"), "x")
+    assert set(kernel_environment(env, spec_env=[], is_local=False, also=["MY_*"])) == {
+        "MY_KEYBOARD",
+        "MY_PATHS",
+    }
+    assert set(kernel_environment(env, spec_env=["MY_TOKEN"], is_local=False)) == {"MY_TOKEN"}
+    check_patterns(["PROJ_*", "A", "*_HOME"])
+    for pattern in ("*", "**", "?*", "[A-Z]*", ""):
+        with pytest.raises(ConfigError, match="everything"):
+            check_patterns([pattern])
 
 
 def test_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
