@@ -16,16 +16,13 @@ from roost.launchers.wire import encode
 from .amounts import parse_bytes
 from .client import Client
 from .errors import BackendUnavailable, ConfigError, RoostError, UnknownKernel
-from .values import Kernel, KernelRequest
+from .values import Finding, Kernel, KernelRequest
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 ANSWER_S = 30.0
 """How long the scheduler may take to answer a question, its own start included."""
-
-Finding = dict[str, str]
-"""What doctor found: `level` (error, warning, ok), `what`, `do`."""
 
 
 class Result(Protocol[T_co]):
@@ -73,7 +70,16 @@ def request_of(config: dict[str, Any]) -> KernelRequest:
 
 def client_of(arguments: argparse.Namespace) -> Client:
     """The scheduler that the options name, started by the first question if none serves."""
-    return roost.connect(arguments.backend)
+    options: dict[str, Any] = {}
+    for option in arguments.backend_option:
+        key, equals, text = option.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--backend-option {option!r} must be KEY=VALUE, for example gpus=2.")
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    return roost.connect(arguments.backend, **options)
 
 
 def ask(call: Result[T], timeout_s: float = ANSWER_S) -> T:
@@ -158,10 +164,13 @@ def logs(arguments: argparse.Namespace) -> int:
     """Print the end of a kernel's log."""
     tail_bytes = parse_bytes(arguments.tail)
     client = client_of(arguments)
-    (kernel,) = find_kernels(client, [arguments.kernel])
-    text = ask(client.logs(kernel.id, tail_bytes=tail_bytes))
+    try:
+        kernel_id = find_kernels(client, [arguments.kernel])[0].id
+    except UnknownKernel:
+        kernel_id = arguments.kernel  # it may have ended: the scheduler knows for a while
+    text = ask(client.logs(kernel_id, tail_bytes=tail_bytes))
     if arguments.json:
-        print_json({"kernel": kernel.id, "text": text})
+        print_json({"kernel": kernel_id, "text": text})
     elif text:
         print(text, end="" if text.endswith("\n") else "\n")
     return 0

@@ -30,6 +30,7 @@ def parse_bytes(text: str | int | float) -> int:
 
 def format_bytes(amount_bytes: float) -> str:
     """`amount_bytes` for people, in binary units with at most one decimal: `8 GiB`, `1.5 GiB`, `0 B`."""
+    # As `placement.text.size`, which is behind numpy, and may import nothing of ours.
     amount, unit = float(amount_bytes), "B"
     for bigger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if abs(amount) < 1023.95:

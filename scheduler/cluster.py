@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from roost.launchers.client import AgentClient
+from roost.launchers.files import read_json, write_private_json
 from roost.launchers.messages import KernelProcess
 from roost.launchers.rpc import Disconnected, RemoteError, RpcError
 from roost.placement import Snapshot
@@ -27,12 +29,24 @@ class LeaseGone(Exception):
 
 
 class Cluster:
-    """`draining` are the nodes on which nothing is placed."""
+    """`draining` are the nodes on which nothing is placed: an operator's wish, which the file `drained` remembers."""
 
-    def __init__(self, backend: Backend, agents: Agents) -> None:
+    def __init__(self, backend: Backend, agents: Agents, drained: Path | None = None) -> None:
         self.backend = backend
         self.agents = agents
-        self.draining: set[str] = set()
+        self._drained = drained
+        known = read_json(drained) if drained else None
+        self.draining = {str(name) for name in known} if isinstance(known, list) else set[str]()
+
+    def drain(self, node_id: str, on: bool) -> None:
+        """Stop or resume placing on a node; raises `LaunchError` where that cannot be written down."""
+        draining = self.draining | {node_id} if on else self.draining - {node_id}
+        try:
+            if self._drained is not None:
+                write_private_json(self._drained, sorted(draining))
+        except OSError as problem:
+            raise LaunchError(f"{self._drained} cannot be written: {problem.strerror}.") from None
+        self.draining = draining
 
     async def snapshot(self) -> Snapshot:
         """The backend's, with the nodes that drain marked."""

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     doctor = _subcommand(commands, "doctor", "what disagrees, what is missing, what to do", _SCHEDULER)
     doctor.set_defaults(checks=("roost.provisioners.kernelspecs:findings",))
-    _add_backend(doctor)
+    _add_scheduler(doctor)
     _subcommand(commands, "version", "versions of roost and of what it works with", _SCHEDULER)
     return parser
 
@@ -81,7 +81,7 @@ def _add_questions(commands: Subparsers) -> None:
     drain.add_argument("node", metavar="NODE")
     drain.add_argument("--off", action="store_true", help="place kernels on it again")
     for parser in (nodes, explain, kernels, logs, stop, drain):
-        _add_backend(parser)
+        _add_scheduler(parser)
     _add_request(explain)
 
 
@@ -133,6 +133,18 @@ def _subcommand(commands: Subparsers, name: str, what: str, action: str) -> argp
 def _add_backend(parser: argparse.ArgumentParser, default: str = "local") -> None:
     shown = default or "the kernelspec's"
     parser.add_argument("--backend", metavar="NAME", default=default, help=f"the cluster ({shown})")
+
+
+def _add_scheduler(parser: argparse.ArgumentParser) -> None:
+    """Which scheduler is asked; `actions.client_of` reads it."""
+    _add_backend(parser)
+    parser.add_argument(
+        "--backend-option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="of a scheduler that was started with some, for example gpus=2",
+    )
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from .cluster import Cluster
 from .keeper import Keeper
-
-Finding = dict[str, str]
-"""`level` (error, warning, ok), `what` is the matter, and what to `do`."""
+from .values import Finding
 
 
 async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:

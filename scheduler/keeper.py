@@ -116,6 +116,10 @@ class Keeper:
         if not self.owners.is_alive(record.owner):
             self._forget_owner(owner_key(record.owner))
 
+    def ended_id(self, prefix: str) -> str:
+        """The id of the last kernel that ended, of those whose ids begin so; `prefix` itself if there is none."""
+        return next((known for known in reversed(self.ended) if prefix and known.startswith(prefix)), prefix)
+
     def exited(self, record: Record, process: KernelProcess) -> None:
         """The kernel's process has ended by itself, or was stopped."""
         if process.launch_id != record.launch_id or record.state == "exited":

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from roost.launchers.messages import Owner, Warm
@@ -20,21 +21,21 @@ from .cluster import Cluster
 from .config import Settings
 from .errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, UnknownKernel
 from .events import EventStream
-from .findings import Finding, findings
+from .findings import findings
 from .keeper import Keeper
 from .kernels import Record
 from .limits import admit, with_defaults
 from .operations import WarmUp
 from .queue import Queue
 from .starts import Starts, decide, find_policy, no_node, placement_request
-from .values import Kernel, KernelRequest, StartKernel
+from .values import Finding, Kernel, KernelRequest, StartKernel
 
 
 class Scheduler:
-    """`name` marks the leases that are this scheduler's own; `clock` is monotonic.
+    """`name` marks the leases that are this scheduler's own; `folder` is for what it may remember.
 
-    Belongs to the event loop that calls `open`. Everything that can be asked may be repeated, and raises
-    `RoostError`.
+    `clock` is monotonic. Belongs to the event loop that calls `open`. Everything that can be asked may be
+    repeated, and raises `RoostError`.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class Scheduler:
         settings: Settings,
         *,
         name: str = "scheduler",
+        folder: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.events = EventStream()
         self._settings = settings
         self._queue = Queue(on_moved=self._on_moved, clock=clock)
-        self._cluster = Cluster(backend, agents)
+        self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
         self.keeper = Keeper(self._cluster, settings, self.events, self._queue, name=name, ending=self)
         self._starts = Starts(self._cluster, self.keeper, self._queue, self.events, settings, clock=clock)
         self._records = self.keeper.records
@@ -137,7 +139,7 @@ class Scheduler:
     async def logs(self, kernel_id: str, tail_bytes: int) -> str:
         """The last of what a kernel wrote outside Jupyter's channels; of one that ended, what is known of it."""
         if kernel_id not in self._records:
-            return self._ended(kernel_id).log_tail
+            return self._ended(self.keeper.ended_id(kernel_id)).log_tail
         lease = self._lease_of(kernel_id)
         return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
@@ -185,9 +187,9 @@ class Scheduler:
 
     async def drain(self, node_id: str, on: bool) -> None:
         """Stop or resume placing on a node."""
-        if node_id not in await self._cluster.snapshot():
+        if node_id not in self._cluster.draining and node_id not in await self._cluster.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
-        (self._cluster.draining.add if on else self._cluster.draining.discard)(node_id)
+        self._cluster.drain(node_id, on)
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
 

@@ -189,7 +189,8 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
     """Be the scheduler of `folder` until it is idle or asked to leave. Raises `AlreadyRunning`, `RoostError`."""
     with hold(folder) as held:
         agents = Agents()
-        scheduler = Scheduler(make_backend(backend, settings, agents), agents, settings, name=folder.name)
+        chosen = make_backend(backend, settings, agents)
+        scheduler = Scheduler(chosen, agents, settings, name=folder.name, folder=folder)
         service = Service(scheduler, settings, backend=backend)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

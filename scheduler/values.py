@@ -10,6 +10,9 @@ from roost.launchers.messages import PORT_NAMES as PORT_NAMES
 from roost.launchers.messages import Connection as Connection
 from roost.launchers.messages import Owner as Owner
 
+Finding = dict[str, str]
+"""What `roost doctor` found: `level` (error, warning, ok), `what` is the matter, and what to `do`."""
+
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 """How long a start may queue and launch where `KERNEL_LAUNCH_TIMEOUT` says nothing."""
 

@@ -121,6 +121,16 @@ def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
     return stub
 
 
+def test_a_scheduler_with_options_can_be_named(
+    capsys: pytest.CaptureFixture[str], client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(roost, "connect", lambda backend, **options: asked.append(options) or client)
+    assert run(capsys, "nodes", "--backend-option", "gpus=2", "--backend-option", "gpu_model=H200")[0] == 0
+    assert asked == [{"gpus": 2, "gpu_model": "H200"}]
+    assert run(capsys, "nodes", "--backend-option", "gpus")[0] == 2
+
+
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     """Exit code, stdout, stderr of one command."""
     code = command.main(argv)
@@ -200,7 +210,8 @@ def test_a_kernel_is_named_by_the_beginning_of_its_id(
     code, _, err = run(capsys, "logs", "aaaa")
     assert code == 2
     assert "2 kernels begin with 'aaaa'" in err
-    code, _, err = run(capsys, "logs", "zz")
+    assert run(capsys, "logs", "ended") == (0, "log of ended\n", "")
+    code, _, err = run(capsys, "stop", "zz")
     assert code == 1
     assert "There is no kernel 'zz'" in err
 

@@ -10,6 +10,8 @@ import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.placement import Decision, Request, Snapshot, policy
+from roost.scheduler.agents import Agents
+from roost.scheduler.cluster import Cluster
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -327,6 +329,29 @@ async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
         assert [node["is_draining"] for node in await w.scheduler.nodes()] == [True, False]
         with pytest.raises(ConfigError):
             await w.scheduler.drain("c", True)
+
+
+async def test_what_drains_is_remembered(tmp_path: Path) -> None:
+    async with world(tmp_path, nodes=("a", "b")) as w:
+        drained = tmp_path / "drained.json"
+        cluster = Cluster(w.backend, Agents(), drained)
+        cluster.drain("a", True)
+        cluster.drain("gone", True)
+        successor = Cluster(w.backend, Agents(), drained)
+        snapshot = await successor.snapshot()
+        assert [snapshot.node(name).is_draining for name in snapshot.nodes] == [True, False]
+        successor.drain("gone", False)
+        assert Cluster(w.backend, Agents(), drained).draining == {"a"}
+
+
+async def test_the_log_of_an_ended_kernel_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("abcdef")
+        w.agent.kernels["abcdef"] = replace(w.agent.kernels["abcdef"], log_tail="last words")
+        await w.scheduler.stop("abcdef", 0)
+        assert await w.scheduler.logs("abc", 100) == "last words"
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.logs("", 100)
 
 
 async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
