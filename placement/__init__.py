@@ -9,13 +9,14 @@ others, or any object with a name and ``place``; ``policy`` finds it by ``module
 """
 
 from .decision import Decision, Placement, Refusal
-from .pipeline import DeviceChoice, Filter, Pipeline, Policy, Scorer, emptiest_device, fullest_device
+from .pipeline import NOWHERE, DeviceChoice, Filter, Pipeline, Policy, Scorer, emptiest_device, fullest_device
 from .policies import policy
 from .snapshot import Columns, Snapshot
 from .values import EPSILON, Device, Node, Request
 
 __all__ = [
     "EPSILON",
+    "NOWHERE",
     "Columns",
     "Decision",
     "Device",

@@ -20,7 +20,6 @@ _SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → sai
     ("cpu", "never"): ("has too few CPUs at all", "have too few CPUs at all"),
     ("labels", "never"): ("lacks a label asked for", "lack a label asked for"),
     ("draining", "now"): ("is draining", "are draining"),
-    ("avoid", "now"): ("refused it a moment ago", "refused it a moment ago"),
 }
 
 
@@ -93,10 +92,9 @@ class Decision:
         no_node = f"no node {could} {self.request.describe()}"
         if len(main) == 1:
             return f"{no_node} ({main[0].node_id}: {main[0].reason})"
-        groups = Counter((refusal.filter, refusal.when) for refusal in main).most_common()
+        groups = Counter(_summary(refusal) for refusal in main).most_common()
         said: list[str] = []
-        for (name, when), count in groups:
-            one, many = _SUMMARIES.get((name, when), (f"is refused by {name}", f"are refused by {name}"))
+        for (one, many), count in groups:
             of = "" if said else f" of {len(main)} nodes"
             said.append(f"{count}{of} {one if count == 1 else many}")
         return f"{no_node}: {', '.join(said)}"
@@ -174,3 +172,11 @@ def _plain(placement: Placement) -> dict[str, Any]:
 
 def _placement(data: Mapping[str, Any]) -> Placement:
     return Placement(**{**data, "device_ids": tuple(data["device_ids"])})
+
+
+def _summary(refusal: Refusal) -> tuple[str, str]:
+    """Said of one node, of several. Nodes to avoid come with their reason."""
+    name = refusal.filter
+    if name == "avoid":
+        return refusal.reason, refusal.reason
+    return _SUMMARIES.get((name, refusal.when), (f"is refused by {name}", f"are refused by {name}"))

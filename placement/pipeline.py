@@ -8,8 +8,9 @@ snapshot alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +21,9 @@ from .scorers import FewKernels
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Node, Request
 
+NOWHERE: Mapping[str, str] = MappingProxyType({})
+"""No nodes to avoid."""
+
 
 @runtime_checkable
 class Policy(Protocol):
@@ -28,8 +32,9 @@ class Policy(Protocol):
     @property
     def name(self) -> str: ...
 
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
-        """Nodes in ``avoid`` refused this very request a moment ago and are refused *now*."""
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
+        """Nodes in ``avoid`` are refused *now*, for the reason that stands there: they have just refused this very
+        request, or are kept for another that has waited longer."""
         ...
 
 
@@ -114,12 +119,12 @@ class Pipeline:
     stale_after_s: float = 30.0
     runners_up: int = 9
 
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
         """O(nodes · devices) in numpy, and Python per refused node. ``ValueError`` when a part misbehaves."""
         passed = self._passed(request, snapshot)
-        avoided = np.zeros(len(snapshot), dtype=bool)
-        avoided[[snapshot.row(node_id) for node_id in avoid if node_id in snapshot]] = True
-        fits = np.logical_and.reduce([~avoided, *passed])
+        avoided = {snapshot.row(node_id): reason for node_id, reason in avoid.items() if node_id in snapshot}
+        fits = np.logical_and.reduce([np.ones(len(snapshot), dtype=bool), *passed])
+        fits[list(avoided)] = False
         decision = Decision(
             request=request,
             policy=self.name,
@@ -180,7 +185,7 @@ class Pipeline:
         request: Request,
         snapshot: Snapshot,
         passed: Sequence[BoolArray],
-        avoided: BoolArray,
+        avoided: Mapping[int, str],
         rows: IntArray,
     ) -> tuple[Refusal, ...]:
         refusals = []
@@ -191,9 +196,8 @@ class Pipeline:
                 for rule, mask in zip(self.filters, passed, strict=True)
                 if not mask[row]
             ]
-            if avoided[row]:
-                reason = "refused this request a moment ago"
-                refusals.append(Refusal(node_id=node.id, filter="avoid", reason=reason, when="now"))
+            if row in avoided:
+                refusals.append(Refusal(node_id=node.id, filter="avoid", reason=avoided[row], when="now"))
         return tuple(refusals)
 
 

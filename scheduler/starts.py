@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from roost.launchers.client import AgentClient
 from roost.launchers.messages import KernelProcess, Launch, Owner
-from roost.placement import Decision, Node, Policy, Request, Snapshot, policy
+from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, policy
 
 from .backends.base import Lease
 from .claims import claim, kept_from
@@ -40,6 +40,8 @@ from .values import Kernel, KernelRequest, StartKernel
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1_000
+_REFUSED = "refused this request a moment ago"
+_KEPT = "kept for who has waited longer"
 
 
 class Starts:
@@ -157,13 +159,13 @@ class Starts:
                 kept = kept_from(
                     ticket, request, self._queue.heads(), now=looked, after_s=self._settings.reserve_after_s
                 )
-                decision = decide(chosen, request, snapshot, avoid=frozenset(avoid) | kept)
+                reasons = dict.fromkeys(avoid, _REFUSED) | dict.fromkeys(kept, _KEPT)
+                decision = decide(chosen, request, snapshot, avoid=reasons)
                 if decision.placement is None:
                     if decision.is_never:
                         raise no_node(decision)
                     ticket.claim = claim(decision, snapshot)
-                    others = f"; {', '.join(sorted(kept))} is kept for who has waited longer" if kept else ""
-                    self._queue.say(ticket, decision.reason + others)
+                    self._queue.say(ticket, decision.reason)
                     continue
                 placed = self._clock()
                 record.timing_ms["queued"] = (looked - began) * 1e3
@@ -296,7 +298,7 @@ def find_policy(name: str, settings: Settings) -> Policy:
 
 
 def decide(
-    chosen: Policy, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()
+    chosen: Policy, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE
 ) -> Decision:
     """Where `chosen` places the request; what it raises becomes a `ConfigError` that names it."""
     try:

@@ -71,12 +71,16 @@ def test_score_is_the_sum_of_weighted_terms() -> None:
 
 
 def test_avoided_nodes_are_refused_for_now() -> None:
-    decision = policy("default").place(Request(cpus=1), _nodes(a=1, b=1), avoid=frozenset({"a", "gone"}))
+    decision = policy("default").place(
+        Request(cpus=1), _nodes(a=1, b=1), avoid=dict.fromkeys(["a", "gone"], "too busy")
+    )
     assert _placed(decision).node_id == "b"
-    refusal = Refusal(node_id="a", filter="avoid", reason="refused this request a moment ago", when="now")
+    refusal = Refusal(node_id="a", filter="avoid", reason="too busy", when="now")
     assert decision.refusals == (refusal,)
-    both = policy("default").place(Request(cpus=1), _nodes(a=1, b=1), avoid=frozenset("ab"))
-    assert both.reason == "no node has room now for 1 CPU: 2 of 2 nodes refused it a moment ago"
+    both = policy("default").place(
+        Request(cpus=1), _nodes(a=1, b=1), avoid={"a": "refused it", "b": "kept for another"}
+    )
+    assert both.reason == "no node has room now for 1 CPU: 1 of 2 nodes refused it, 1 kept for another"
 
 
 def test_every_filter_that_refuses_a_node_is_told() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from roost.placement import Decision, Device, Node, Pipeline, Request, Snapshot, policies, policy
+from roost.placement import NOWHERE, Decision, Device, Node, Pipeline, Request, Snapshot, policies, policy
 
 GIB = 2**30
 
@@ -166,7 +167,7 @@ class Always:
 
     name = "always"
 
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
         return policy("round_robin").place(request, snapshot, avoid=avoid)
 
 

@@ -84,7 +84,7 @@ async def test_a_stream_of_small_ones_cannot_starve_a_large_one(tmp_path: Path) 
         await w.scheduler.stop("small0", 0)
         late = w.start("late", gpus=0.5)
         await w.told("queued", "late")
-        assert "here is kept for who has waited longer" in w.kernel("late").waits_for
+        assert "here: kept for who has waited longer" in w.kernel("late").waits_for
         assert (await w.start("cpu", cpus=1)).state == "running"
         await w.scheduler.stop("small1", 0)
         assert (await large).state == "running"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.placement import Decision, Request, Snapshot, policy
+from roost.placement import NOWHERE, Decision, Request, Snapshot, policy
 from roost.scheduler.agents import Agents
 from roost.scheduler.cluster import Cluster
 from roost.scheduler.config import Settings
@@ -195,7 +196,7 @@ class Broken:
 
     name = "broken"
 
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: frozenset[str] = frozenset()) -> Decision:
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
         raise ZeroDivisionError("no nodes left to divide by")
 
 
