@@ -1,0 +1,23 @@
+"""Hundreds of kernels one after the other: nothing grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+CYCLES = 500
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_nothing_grows_over_hundreds_of_kernels() -> None:
+    """Descriptors, threads, memory and files; the script says which, in a table, and fails."""
+    env = {name: value for name, value in os.environ.items() if name != "ROOST_RUNTIME_DIR"}
+    command = [sys.executable, str(SOAK), "--cycles", os.environ.get("ROOST_SOAK_CYCLES", str(CYCLES))]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
