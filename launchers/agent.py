@@ -193,7 +193,7 @@ class Agent:
 
     async def _stats(self, peer: bytes, _: Nothing) -> Stats:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
-        return Stats(kernels=self._usage.read(running))
+        return Stats(kernels=self._usage.read(running), zygotes=self._zygotes.describe())
 
     async def _warm(self, peer: bytes, request: Warm) -> Nothing:
         command = ipykernel_command(request.argv)

@@ -11,7 +11,6 @@ from .messages import (
     Greeting,
     Holdings,
     KernelProcess,
-    KernelStats,
     Launch,
     Logs,
     NodeStatus,
@@ -110,9 +109,9 @@ class AgentClient:
     async def status(self) -> NodeStatus:
         return await self._call(NodeStatus, "status")
 
-    async def stats(self) -> tuple[KernelStats, ...]:
-        """What each running kernel uses."""
-        return (await self._call(Stats, "stats")).kernels
+    async def stats(self) -> Stats:
+        """What each running kernel uses, and which zygotes are warm."""
+        return await self._call(Stats, "stats")
 
     async def warm(self, request: Warm) -> None:
         """Returns when fast starts are ready, or known not to be possible."""

@@ -133,8 +133,9 @@ class Kernels:
         kernel = self._in_lease(lease_id)
         if kernel is not None:
             await self._end(kernel, grace_s)
-            del self._kernels[kernel.kernel_id]
-            shutil.rmtree(kernel.folder, ignore_errors=True)
+            if self._kernels.get(kernel.kernel_id) is kernel:  # and not started again, in another lease
+                del self._kernels[kernel.kernel_id]
+                shutil.rmtree(kernel.folder, ignore_errors=True)
 
     def adopt(self, lease_ids: Container[str]) -> None:
         """Take over what an earlier agent left: running kernels are watched, others noted as ended."""
@@ -152,6 +153,8 @@ class Kernels:
                 if process.lease_id in lease_ids:
                     self._adopt_one(folder, process)
                     continue
+                pid = process.pid
+                lives = process.is_running and is_running(pid, process.process_started_at)
             if lives:
                 log.warning(
                     "pid=%d ended: %s", pid, "no lease" if has_record else "its start was not finished"

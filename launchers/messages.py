@@ -244,10 +244,22 @@ class KernelStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ZygoteStats:
+    """A warm process that kernels are forked from; `files` are those that it depends on."""
+
+    pid: int
+    python: str
+    files: int
+    launches: int
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Answer to `stats`."""
+    """Answer to `stats`; the zygote used last comes first."""
 
     kernels: tuple[KernelStats, ...] = ()
+    zygotes: tuple[ZygoteStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

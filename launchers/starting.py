@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ from .reaper import Reaper
 from .rpc import RemoteError
 from .wire import encode
 from .zygotes import Forked, KernelDiedEarly, Zygotes, ipykernel_command
+
+log = logging.getLogger(__name__)
 
 LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
@@ -61,7 +64,10 @@ class _Child:
         if not self.code.done():
             signal_group(self.pid, signal.SIGKILL)
             await asyncio.wait([self.code], timeout=DIES_S)
-        return self.code.result() if self.code.done() else None
+        if self.code.done():
+            return self.code.result()
+        log.error("pid=%d does not die: it hangs in the operating system", self.pid)
+        return None
 
 
 class Starter:
@@ -91,9 +97,11 @@ class Starter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-            log = os.open(folder / "log", flags, 0o600)
+            log_fd = os.open(folder / "log", flags, 0o600)
         try:
-            return await asyncio.wait_for(self._start(folder, request, owner, env, log), request.deadline_s)
+            return await asyncio.wait_for(
+                self._start(folder, request, owner, env, log_fd), request.deadline_s
+            )
         except (TimeoutError, asyncio.TimeoutError):  # one class only since Python 3.11
             raise RemoteError(
                 "launch_timeout",
@@ -101,18 +109,18 @@ class Starter:
                 {"log_tail": tail(folder / "log", LOG_TAIL_BYTES)},
             ) from None
         finally:
-            os.close(log)
+            os.close(log_fd)
 
     async def _start(
-        self, folder: Path, request: Launch, owner: Owner, env: dict[str, str], log: int
+        self, folder: Path, request: Launch, owner: Owner, env: dict[str, str], log_fd: int
     ) -> KernelProcess:
         child = _Child(folder, self._reaper)
         try:
-            forked = await self._fork(child, request, env, log)
+            forked = await self._fork(child, request, env, log_fd)
             if forked is not None:
                 connection, timing_ms = request.connection.with_ports(forked.ports), forked.timing_ms
             else:
-                connection, timing_ms = await self._exec(child, request, env, log)
+                connection, timing_ms = await self._exec(child, request, env, log_fd)
             process = KernelProcess(
                 kernel_id=request.kernel_id,
                 launch_id=request.launch_id,
@@ -142,7 +150,7 @@ class Starter:
         self._on_started(process, child.code)
         return process
 
-    async def _fork(self, child: _Child, request: Launch, env: dict[str, str], log: int) -> Forked | None:
+    async def _fork(self, child: _Child, request: Launch, env: dict[str, str], log_fd: int) -> Forked | None:
         command = ipykernel_command(request.argv) if request.may_fork else None
         if command is None:
             return None
@@ -151,18 +159,18 @@ class Starter:
             connection_file=_write_connection(child.folder, request.connection),
             env=env,
             cwd=request.cwd,
-            log_fd=log,
+            log_fd=log_fd,
             deadline_s=request.deadline_s,
             on_pid=child.begun,
         )
 
     async def _exec(
-        self, child: _Child, request: Launch, env: dict[str, str], log: int
+        self, child: _Child, request: Launch, env: dict[str, str], log_fd: int
     ) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self._ports.values()))
         connection_file = _write_connection(child.folder, connection)
-        code = child.begun(_spawn(request, env, connection_file, log), is_ours=True)
+        code = child.begun(_spawn(request, env, connection_file, log_fd), is_ours=True)
         if connection.transport == "tcp":
             self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
             code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
@@ -176,7 +184,7 @@ class _EndedEarly(Exception):
     """An exec'ed kernel ended before it listened."""
 
 
-def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log: int) -> int:
+def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     executable = shutil.which(argv[0], path=env.get("PATH", os.defpath))
     if executable is None:
@@ -190,8 +198,8 @@ def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log: 
             cwd=request.cwd,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=log_fd,
+            stderr=log_fd,
             start_new_session=True,
         )
     except OSError as problem:

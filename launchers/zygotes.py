@@ -36,6 +36,7 @@ from .fingerprint import (
     resolve_python,
 )
 from .forked import Forked, KernelDiedEarly, read_report
+from .messages import ZygoteStats
 
 __all__ = ["Forked", "KernelCommand", "KernelDiedEarly", "Zygotes", "become_subreaper", "ipykernel_command"]
 
@@ -63,7 +64,6 @@ class _Zygote:
     environment: dict[str, str | None]
     fingerprint: Fingerprint
     used_at: float
-    ready_s: float
     launches: int = 0
     check: asyncio.Task[str | None] | None = None
 
@@ -202,20 +202,18 @@ class Zygotes:
             self._retire(zygote)
         return True
 
-    def describe(self) -> list[dict[str, Any]]:
-        """What is warm, for people."""
-        return [
-            {
-                "pid": zygote.pid,
-                "python": zygote.key[0],
-                "flags": list(zygote.key[1]),
-                "files": len(zygote.fingerprint.files),
-                "launches": zygote.launches,
-                "ready_s": round(zygote.ready_s, 3),
-                "idle_s": round(time.monotonic() - zygote.used_at, 1),
-            }
+    def describe(self) -> tuple[ZygoteStats, ...]:
+        """What is warm."""
+        return tuple(
+            ZygoteStats(
+                pid=zygote.pid,
+                python=zygote.key[0],
+                files=len(zygote.fingerprint.files),
+                launches=zygote.launches,
+                idle_s=time.monotonic() - zygote.used_at,
+            )
             for zygote in self._zygotes
-        ]
+        )
 
     async def close(self) -> None:
         """Let all zygotes go; their kernels live on."""
@@ -287,10 +285,9 @@ class Zygotes:
                 imported_names=frozenset(answer["names"]),
             ),
             used_at=time.monotonic(),
-            ready_s=time.perf_counter() - started,
         )
         self._zygotes.append(zygote)
-        self._log.info("zygote=%d ready in %.2f s for %s", pid, zygote.ready_s, key[0])
+        self._log.info("zygote=%d ready in %.2f s for %s", pid, time.perf_counter() - started, key[0])
         self._retire_surplus()
 
     async def _prepared(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:

@@ -280,6 +280,21 @@ async def test_a_record_that_cannot_be_read_ends_no_kernel(agent: Session) -> No
         shutil.rmtree(_folder("broken"))
 
 
+async def test_a_kernel_without_its_lease_is_ended_by_the_next_agent(
+    agent: Session, runtime_dir: Path
+) -> None:
+    await agent.reserve("k")
+    process = await agent.launch("k")
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    (_folder("k") / "starting.json").unlink()  # an earlier version wrote none
+    for lease in (runtime_dir / "agent" / "leases").iterdir():
+        lease.unlink()
+    async with agent_session() as again:
+        assert (await again.client.holdings()).kernels == ()
+        assert not _folder("k").exists()
+        assert not await _group_lives(process.pid)
+
+
 async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
     await agent.reserve("k")
     parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
@@ -342,12 +357,12 @@ async def test_what_kernels_use(agent: Session) -> None:
     process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
     await agent.launch("ended")
     await agent.client.stop("ended", 1)
-    (stats,) = await agent.client.stats()
+    (stats,) = (await agent.client.stats()).kernels
     assert (stats.kernel_id, stats.processes) == ("k", 2)
     assert stats.rss_bytes > psutil.Process(process.pid).memory_info().rss
     assert stats.cpu_s >= 0
     assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
-    assert await agent.client.stats() == (stats,), "measured at most once a second"
+    assert (await agent.client.stats()).kernels == (stats,), "measured at most once a second"
 
 
 async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ class Agent:
     def warm(self) -> int:
         """Have a zygote ready; its pid."""
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
-        return int(self.zygotes.describe()[-1]["pid"])
+        return self.zygotes.describe()[-1].pid
 
     def try_start(
         self, *args: str, cwd: Path | None = None, ports: Mapping[str, int] | None = None
@@ -363,7 +363,7 @@ def test_a_burst_gets_kernels_beyond_the_spares(agent: Agent) -> None:
 
 def test_a_killed_zygote_leaves_its_kernels_and_is_replaced(agent: Agent) -> None:
     kernel = agent.start()
-    pid = agent.zygotes.describe()[-1]["pid"]
+    pid = agent.zygotes.describe()[-1].pid
     os.kill(pid, signal.SIGKILL)
     assert agent.zygotes.on_reaped(*os.waitpid(pid, 0))
     assert agent.try_start() is None
@@ -410,6 +410,6 @@ def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
         agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
         assert "started a thread (mine)" in caplog.text
         assert agent.try_start() is None
-        assert agent.zygotes.describe() == []
+        assert agent.zygotes.describe() == ()
     finally:
         agent.close()

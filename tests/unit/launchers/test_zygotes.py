@@ -161,7 +161,7 @@ async def test_what_cannot_be_forked_is_said_once_and_execed(
         command, connection_file=tmp_path / "c", env={"PATH": "/bin"}, cwd=tmp_path, log_fd=2, deadline_s=1.0
     )
     assert forked is None
-    assert zygotes.describe() == []
+    assert zygotes.describe() == ()
     (made,) = zygotes._pids  # not just any child: this process is a subreaper, and others' orphans fall to it
     pid, status = reaped(made)
     assert zygotes.on_reaped(pid, status)
@@ -197,11 +197,11 @@ async def test_the_least_recently_used_goes_when_there_are_too_many(tmp_path: Pa
     pids = []
     for n in range(3):
         await zygotes.warm(KernelCommand(python=sys.executable), {"OMP_NUM_THREADS": str(n)})
-        pids.append(zygotes.describe()[0]["pid"])
-    assert [zygote["pid"] for zygote in zygotes.describe()] == [pids[2], pids[1]]
+        pids.append(zygotes.describe()[0].pid)
+    assert [zygote.pid for zygote in zygotes.describe()] == [pids[2], pids[1]]
     assert (tmp_path / "output").read_text() == "it was here\n", "of the latest alone"
     await zygotes.close()
-    assert zygotes.describe() == []
+    assert zygotes.describe() == ()
     for pid in pids:
         assert zygotes.on_reaped(*reaped(pid))
 
@@ -221,13 +221,13 @@ async def test_a_zygote_that_dies_with_a_request_makes_it_an_execed_start(tmp_pa
     zygotes = Zygotes(warm_delay_s=60.0)
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
-    (pid,) = (zygote["pid"] for zygote in zygotes.describe())
+    (pid,) = (zygote.pid for zygote in zygotes.describe())
     forked = await zygotes.launch(
         command, connection_file=tmp_path / "c", env={}, cwd=tmp_path, log_fd=2, deadline_s=20.0
     )
     assert forked is None
     assert zygotes.on_reaped(*reaped(pid))
-    assert zygotes.describe() == []
+    assert zygotes.describe() == ()
     await zygotes.close()
 
 
@@ -236,7 +236,7 @@ async def test_a_request_too_large_for_a_packet_is_execed(tmp_path: Path) -> Non
     zygotes = Zygotes(warm_delay_s=60.0)
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
-    (pid,) = (zygote["pid"] for zygote in zygotes.describe())
+    (pid,) = (zygote.pid for zygote in zygotes.describe())
     large = {f"V{n}": "x" * 100_000 for n in range(100)}
     forked = await zygotes.launch(
         command, connection_file=tmp_path / "c", env=large, cwd=tmp_path, log_fd=2, deadline_s=20.0
