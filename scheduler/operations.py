@@ -22,7 +22,10 @@ from .errors import ConfigError
 from .values import KernelRequest, StartKernel
 
 PROTOCOL = 1
-"""Version of these operations: a client asks a service that speaks another one to leave, and starts its own."""
+"""Version of these operations: a client asks a service that speaks another one to leave, and starts its own.
+
+It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.
+"""
 
 BACKENDS = ("local",)
 """Those there are; `config.OPTIONS` has what each takes, `service.make_backend` makes them."""
