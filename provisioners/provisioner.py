@@ -186,6 +186,11 @@ class RoostProvisioner(KernelProvisionerBase):
         if self._exit is not None:
             await self._exit.wait(_PROMPT_EXIT_S)
         self._waited_s = time.monotonic() - started
+        control = getattr(self.parent, "_control_socket", None)
+        if (
+            control is not None
+        ):  # or the request that a dead kernel did not read ends its successor on the same port
+            control.linger = 0
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """What is recommended, less what `shutdown_requested` has waited."""

@@ -132,6 +132,17 @@ async def test_restart_keeps_ports_keys_and_lease(service: FakeService, tmp_path
     await km.shutdown_kernel(now=True)
 
 
+async def test_a_dead_kernels_shutdown_does_not_wait_for_its_successor(
+    service: FakeService, tmp_path: Path
+) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    service.exit(km.kernel_id, -9)
+    await km.request_shutdown(restart=True)
+    assert km._control_socket.linger == 0
+    await km.shutdown_kernel(now=True)
+
+
 async def test_an_exit_is_pushed_and_logged(
     service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
