@@ -209,7 +209,8 @@ class Agent:
         """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
         if not self._ledger.models:
             return {}
-        return {"CUDA_VISIBLE_DEVICES": ",".join(reservation.request.device_ids)}
+        devices = ",".join(reservation.request.device_ids)
+        return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # an index counts as NVML's
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._keep(process.lease_id)

@@ -14,7 +14,8 @@ from .messages import PORT_NAMES, Connection
 
 _FIRST_PORT = 15_000
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_PROBE_INTERVALS_S = (0.01, 0.02, 0.04, 0.08, 0.1)
+_PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)
+"""A Python kernel listens after a fraction of a second, others after many."""
 
 
 def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:
