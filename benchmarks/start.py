@@ -159,7 +159,7 @@ async def measure(arguments: Namespace) -> Report:
     lives["roost"] = partial(life, "roost", is_roost=is_roost)
     await interleave(report, lives, rounds=rounds, warm_up=2)
     bursts = {name: partial(burst, name) for name in ("plain", "roost", *peers)}
-    await interleave(report, bursts, rounds=max(3, rounds // 2), unit="kernels/s")
+    await interleave(report, bursts, rounds=rounds, unit="kernels/s")
     for stage in ("start", "interrupt", "restart", "shutdown", "burst"):
         for peer in ["plain", *peers]:
             report.ratio(f"{stage}: roost ÷ {peer}", f"{stage}/roost", f"{stage}/{peer}")
