@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from world import settle
 
 import roost
@@ -30,6 +31,9 @@ def client(world: Path) -> Iterator[Client]:
 
 
 @pytest.fixture
-def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels of the ordinary `python3` kernelspec start through roost."""
     monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "roost")
+    KernelProvisionerFactory.clear_instance()  # it has read the variable once, perhaps in an earlier test
+    yield
+    KernelProvisionerFactory.clear_instance()
