@@ -40,6 +40,9 @@ else:
 PLAIN = "local-provisioner"
 REQUIREMENTS = HERE / "requirements.txt"
 
+OWNER_GRACE_S = 10.0
+"""The default of `c.RoostScheduler.owner_grace_s`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -158,10 +161,20 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
             }
             complete = _run_with_deadline(command, cwd, env, suite.deadline_s)
             seconds = time.monotonic() - started
+            _await_owner_rules(folder)
             _dismiss(folder)
     except AssertionError as error:
         left = str(error).splitlines()[1:]
     return read(report, seconds=seconds, left=left, complete=complete)
+
+
+def _await_owner_rules(folder: str) -> None:
+    """Kernels that a test forgot end with pytest, their owner: give the scheduler the time that it takes for it."""
+    deadline = time.monotonic() + OWNER_GRACE_S + 5.0
+    while time.monotonic() < deadline:
+        if all(" -m roost." in leftovers.describe(left) for left in leftovers.processes(folder)):
+            return
+        time.sleep(0.5)
 
 
 def _dismiss(folder: str) -> None:

@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 
+from roost.launchers.messages import PORT_NAMES, Connection
+from roost.launchers.ports import choose
 from roost.launchers.zygotes import Forked, KernelCommand, KernelDiedEarly, Zygotes, ipykernel_command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -340,8 +342,10 @@ def test_startup_files_run_in_each_kernel_as_they_are_now(agent: Agent, tmp_path
 
 
 def test_fixed_ports_are_respected_and_given_up_when_taken(agent: Agent) -> None:
-    first = agent.start()
-    ports = first.forked.ports
+    chosen = choose(Connection())  # not from the range out of which the system gives ports to anybody
+    ports = {name: getattr(chosen, name) for name in PORT_NAMES}
+    first = agent.start(ports=ports)
+    assert first.forked.ports == ports
     first.client.shutdown()
     first.wait()
     again = agent.start(ports=ports)
