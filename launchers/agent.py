@@ -210,7 +210,8 @@ class Agent:
         if not self._ledger.models:
             return {}
         devices = ",".join(reservation.request.device_ids)
-        return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # an index counts as NVML's
+        # By the bus, as NVML counts; CUDA by itself counts the fastest first.
+        return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._keep(process.lease_id)

@@ -187,6 +187,14 @@ def _tell_starter(announced: Mapping[str, Any]) -> None:
         os.close(int(descriptor))
 
 
+def is_held(folder: Path, descriptor: int) -> bool:
+    """Whether that open lock is still the folder's: where the folder was removed, a successor has made another."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), (folder / "lock").stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[Held]:
     """Be the daemon of `folder` for as long as the block runs; raises `AlreadyRunning`."""
@@ -200,7 +208,8 @@ def hold(folder: Path) -> Iterator[Held]:
             raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
         yield Held(folder)
-        (folder / "ready.json").unlink(missing_ok=True)
+        if is_held(folder, descriptor):
+            (folder / "ready.json").unlink(missing_ok=True)
     finally:
         _unlock(descriptor)
 

@@ -25,6 +25,8 @@ def runtime_dir() -> Path:
     """
     chosen = os.environ.get("ROOST_RUNTIME_DIR")
     if chosen:
+        if not os.path.isabs(chosen):
+            raise FolderError(f"ROOST_RUNTIME_DIR must be an absolute path, not {chosen!r}")
         return private_folder(Path(chosen))
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"{_RUN_USER}/{os.getuid()}"):
         if base and _is_ours(base):
