@@ -79,7 +79,7 @@ def policy(name_or_object: str | Policy) -> Policy:
         raise ValueError(f"policy {name_or_object!r} cannot be loaded: {error}.") from error
     known = ", ".join([*_SHIPPED, *sorted(installed.keys() - _SHIPPED.keys())])
     raise ValueError(
-        f"unknown policy {name_or_object!r}; known are {known}, or name your own as 'module:Name'."
+        f"unknown policy {name_or_object!r}; known are {known}, or one that the operator's configuration names."
     )
 
 

@@ -66,7 +66,7 @@ def _is_unset(value: Any) -> bool:
     return value is None or value == ""
 
 
-def _amount(name: str, value: Any) -> float:
+def _amount(name: str, value: Any, *, least: str = "ask for 0 (no promise) or more") -> float:
     if _is_unset(value):
         return 0.0
     try:
@@ -76,7 +76,7 @@ def _amount(name: str, value: Any) -> float:
     if not math.isfinite(amount):
         raise ConfigError(f"{name} = {value!r:.40} is not a number.")
     if amount < 0:
-        raise ConfigError(f"{name} = {value} is negative: ask for 0 (no promise) or more.")
+        raise ConfigError(f"{name} = {value} is negative: {least}.")
     return amount
 
 
@@ -101,9 +101,9 @@ def _memory(name: str, value: Any) -> int:
 
 
 def _timeout_s(name: str, value: Any) -> float:
-    timeout_s = _amount(name, value)
     if _is_unset(value):
         return DEFAULT_LAUNCH_TIMEOUT_S
+    timeout_s = _amount(name, value, least="give seconds above 0")
     if timeout_s == 0:
         raise ConfigError(f"{name} = {value} leaves no time to start: give seconds above 0.")
     return timeout_s

@@ -9,6 +9,7 @@ configuration, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def _add_questions(commands: Subparsers) -> None:
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="at most this much of its end (64KiB)")
     stop = _subcommand(commands, "stop", "end kernels, or take waiting ones out of the queue", _SCHEDULER)
     stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="id, or the beginning of one")
-    stop.add_argument("--grace", metavar="SECONDS", type=float, default=5.0, help="before it is killed (5)")
+    stop.add_argument("--grace", metavar="SECONDS", type=_amount, default=5.0, help="before it is killed (5)")
     drain = _subcommand(commands, "drain", "place no more kernels on a node; those there go on", _SCHEDULER)
     drain.add_argument("node", metavar="NODE")
     drain.add_argument("--off", action="store_true", help="place kernels on it again")
@@ -115,7 +116,7 @@ def _add_run(commands: Subparsers) -> None:
     run.add_argument("notebook", metavar="NOTEBOOK")
     run.add_argument("--output", metavar="FILE", help="the executed notebook (NOTEBOOK.out.ipynb)")
     run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
-    run.add_argument("--timeout", metavar="SECONDS", type=float, help="at most this long for each cell")
+    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="at most this long for each cell")
     _add_backend(run, default="")
     _add_request(run)
 
@@ -150,12 +151,32 @@ def _add_scheduler(parser: argparse.ArgumentParser) -> None:
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """What a kernel asks for; `actions.request_config` reads it."""
     asks = parser.add_argument_group("what the kernel asks for")
-    asks.add_argument("--cpus", metavar="N", type=float, help="CPUs")
+    asks.add_argument("--cpus", metavar="N", type=_amount, help="CPUs")
     asks.add_argument("--memory", metavar="SIZE", help="memory, for example 8GiB")
-    asks.add_argument("--gpus", metavar="N", type=float, help="a share of one GPU (0.25), or a whole number")
+    asks.add_argument(
+        "--gpus", metavar="N", type=_amount, help="a share of one GPU (0.25), or a whole number"
+    )
     asks.add_argument("--gpu-model", metavar="MODEL", action="append", default=[], help="any of these models")
     asks.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="only such nodes")
     asks.add_argument("--policy", metavar="NAME", default="", help="how nodes are ranked")
+
+
+def _amount(text: str) -> float:
+    """A number that is not negative, or argparse's usage error."""
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 <= amount < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a number, 0 or more")
+    return amount
+
+
+def _seconds(text: str) -> float:
+    """A time above 0, or argparse's usage error."""
+    if not (seconds := _amount(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} leaves no time: give seconds above 0")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_the_kernels_environment_wins() -> None:
         ({"launch_timeout": 0}, {}, "launch_timeout"),
         ({}, {"KERNEL_GPUS": "1.5"}, "KERNEL_GPUS = 1.5"),
         ({}, {"KERNEL_CPUS": "two"}, "KERNEL_CPUS = 'two'"),
-        ({}, {"KERNEL_LAUNCH_TIMEOUT": "-3"}, "KERNEL_LAUNCH_TIMEOUT = -3"),
+        ({}, {"KERNEL_LAUNCH_TIMEOUT": "-3"}, "KERNEL_LAUNCH_TIMEOUT = -3 is negative: give seconds above 0"),
         ({}, {"KERNEL_MEMORY": "lots"}, "KERNEL_MEMORY"),
     ],
 )

@@ -282,7 +282,19 @@ def test_wrong_options_are_code_2(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [[], ["no-such"], ["explain", "--gpus", "many"], ["logs"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["no-such"],
+        ["explain", "--gpus", "many"],
+        ["explain", "--gpus", "nan"],
+        ["explain", "--cpus", "inf"],
+        ["run", "a.ipynb", "--timeout=-1"],
+        ["run", "a.ipynb", "--timeout", "0"],
+        ["logs"],
+    ],
+)
 def test_wrong_usage_is_code_2(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         command.main(argv)
