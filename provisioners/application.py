@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,23 @@ def is_of_jupyter_server(km: Any) -> bool:
         kind.__name__ == "MappingKernelManager" and kind.__module__.startswith("jupyter_server.")
         for kind in kinds
     )
+
+
+def forget_failed_start(km: Any) -> None:
+    """Have the manager of many kernels forget the start of `km` once it has failed.
+
+    jupyter_client 8.10 keeps it, and a server that is asked to stop then looks for that kernel, finds none, and
+    does not end.
+    """
+    pending: dict[str, Any] = getattr(getattr(km, "parent", None), "_pending_kernels", {})
+    task = pending.get(km.kernel_id)
+
+    def forget(_: object) -> None:
+        if pending.get(km.kernel_id) is task:
+            del pending[km.kernel_id]
+
+    if isinstance(task, asyncio.Task):
+        task.add_done_callback(forget)
 
 
 @contextmanager

@@ -22,7 +22,12 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, List, TraitError, Unicode
 
-from roost.provisioners.application import CommandNotFound, application, as_jupyter_shows_it
+from roost.provisioners.application import (
+    CommandNotFound,
+    application,
+    as_jupyter_shows_it,
+    forget_failed_start,
+)
 from roost.provisioners.connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
 from roost.provisioners.encryption import apply_keys
 from roost.provisioners.environment import check_patterns, kernel_environment, working_directory
@@ -346,6 +351,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.unfollow()
         self._exit = None
         self._has_lease = False
+        forget_failed_start(self.parent)
         try:
             await self._service().cancel(self._id, launch_id).within(_AWAY_S)
         except (RoostError, asyncio.TimeoutError) as problem:

@@ -187,6 +187,11 @@ class Service:
 
 async def serve(folder: Path, backend: str, settings: Settings) -> None:
     """Be the scheduler of `folder` until it is idle or asked to leave. Raises `AlreadyRunning`, `RoostError`."""
+    if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
+        raise ConfigError(
+            f"{folder / 'socket'} is longer than the {_LONGEST_SOCKET} bytes that a socket's path may have: "
+            "set ROOST_RUNTIME_DIR to a shorter path."
+        )
     with hold(folder) as held:
         agents = Agents()
         chosen = make_backend(backend, settings, agents)
@@ -206,8 +211,6 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
 
 def _listen(held: Held, server: Server) -> None:
     socket = held.folder / "socket"
-    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
-        raise ConfigError(f"{socket} is too long for a socket: set ROOST_RUNTIME_DIR to a shorter path.")
     socket.unlink(missing_ok=True)  # of one that was killed: we hold the folder
     held.announce({"endpoint": server.start(f"ipc://{socket}"), **_greeting("")})
 

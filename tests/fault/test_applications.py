@@ -158,3 +158,30 @@ async def test_users_who_are_not_allowed_get_403(
         failure.value.close()
         assert await asyncio.to_thread(call, f"{address}/api/kernels") == []
     roost.connect("local").close()
+
+
+async def test_a_server_stops_though_a_start_was_refused(world: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "share" / "kernels" / "impossible"
+    spec.mkdir(parents=True)
+    provisioner = {"provisioner_name": "roost", "config": {"memory": "4000TiB"}}
+    kernel = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "",
+        "language": "python",
+        "metadata": {"kernel_provisioner": provisioner},
+    }
+    (spec / "kernel.json").write_text(json.dumps(kernel))
+    os.environ["JUPYTER_PATH"] = str(tmp_path / "share")
+    try:
+        async with jupyter_server(tmp_path) as (server, address):
+            await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
+            with pytest.raises(urllib.error.HTTPError) as failure:
+                await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "impossible"})
+            assert failure.value.code == 400
+            failure.value.close()
+            server.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(server.wait(), 15) == 0
+    finally:
+        del os.environ["JUPYTER_PATH"]
+    assert await roost.connect("local").kernels() == []
+    roost.connect("local").close()
