@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from roost.scheduler.actions import print_json, request_config
-from roost.scheduler.environment import Environment, probe
+from roost.scheduler.environment import Environment
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.tables import asks, console, show, table
 
-from .kernelspecs import Installed, environment, install, installed, remove
+from .kernelspecs import Installed, install, installed, problem_of, remove
 from .notebook import run
 from .options import read_wish
 
@@ -42,7 +42,7 @@ def kernelspec_install(arguments: argparse.Namespace) -> int:
 
 def kernelspec_list(arguments: argparse.Namespace) -> int:
     """Print roost's kernelspecs, each with what it asks for and what is wrong with it."""
-    rows = [(spec, probe(spec.argv, environment(spec.env)).problem) for spec in installed()]
+    rows = [(spec, problem_of(spec)) for spec in installed()]
     if arguments.json:
         print_json({"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]})
         return 0
@@ -52,9 +52,9 @@ def kernelspec_list(arguments: argparse.Namespace) -> int:
     made = table("NAME", "SHOWN AS", "BACKEND", "ASKS FOR", "STATE")
     for spec, problem in rows:
         try:
-            wanted = asks(read_wish(spec.config, {}).request)
-        except ConfigError as error:
-            wanted, problem = "?", problem or str(error)
+            wanted = "?" if spec.malformed else asks(read_wish(spec.config, {}).request)
+        except ConfigError:
+            wanted = "?"
         backend = str(spec.config.get("backend", "local"))
         made.add_row(spec.name, spec.display_name, backend, wanted, "broken" if problem else "ready")
     out = console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,10 @@ from jupyter_core.paths import jupyter_data_dir
 
 from roost.scheduler.environment import Environment, probe
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.operations import check_backend
 
+from .encryption import WISHES
+from .environment import check_patterns
 from .options import check_names, read_wish
 
 PROVISIONER = "roost"
@@ -28,7 +32,10 @@ _PLAIN = ("", "local-provisioner", PROVISIONER)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """A kernelspec of roost's. `folder` holds its kernel.json; `config` is what its kernels ask for."""
+    """A kernelspec of roost's. `folder` holds its kernel.json; `config` is what its kernels ask for.
+
+    `malformed` says in one sentence why Jupyter or roost cannot read it; what cannot be read is then empty.
+    """
 
     name: str
     display_name: str
@@ -37,6 +44,7 @@ class Installed:
     config: Mapping[str, Any]
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    malformed: str = ""
 
 
 def install(
@@ -86,15 +94,15 @@ def install(
 
 
 def installed() -> list[Installed]:
-    """All kernelspecs that start through roost, by name."""
+    """All kernelspecs that start through roost, by name, and those of which nobody can tell."""
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:
-            document = json.loads((Path(folder) / "kernel.json").read_text(encoding="utf-8"))
-            if document["metadata"]["kernel_provisioner"]["provisioner_name"] == PROVISIONER:
-                found.append(_installed(name, Path(folder), document))
-        except (OSError, ValueError, KeyError, TypeError):  # not roost's, or nobody's
+            document, malformed = read_document(folder)
+        except OSError:  # not there, or not for this user
             continue
+        if _may_be_roosts(document):
+            found.append(_installed(name, Path(folder), document, malformed))
     return found
 
 
@@ -132,7 +140,7 @@ def findings() -> list[dict[str, str]]:
         )
     specs = installed()
     for spec in specs:
-        problem = probe(spec.argv, environment(spec.env)).problem or _misread(spec)
+        problem = problem_of(spec)
         what, do = f"kernelspec {spec.name} can start kernels", ""
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
@@ -150,17 +158,75 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _misread(spec: Installed) -> str:
-    """What is wrong with the options of a kernelspec, or an empty text."""
+def problem_of(spec: Installed) -> str:
+    """Why a kernelspec starts no kernels, in one sentence, or an empty text. Its Python is asked: up to 30 s."""
+    if spec.malformed:
+        return spec.malformed
     try:
-        check_names(spec.config)
-        read_wish(spec.config, {})
+        check_config(spec.config)
     except ConfigError as error:
         return error.user_message
+    return probe(spec.argv, environment(spec.env)).problem
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for options that a start would refuse, whatever the scheduler then says."""
+    from .provisioner import RoostProvisioner  # late: Jupyter's part of roost, which lists do not need
+
+    check_names(config)
+    provisioner = RoostProvisioner(**config)  # its traits are the types of the options
+    check_backend(provisioner.backend)
+    check_patterns(provisioner.environment)
+    if provisioner.encrypt not in WISHES:
+        raise ConfigError(
+            f"encrypt = {provisioner.encrypt!r:.40} is unknown: it is one of {', '.join(WISHES)}."
+        )
+    read_wish(config, {})
+
+
+def read_document(folder: str | Path) -> tuple[Any, str]:
+    """A kernel.json as it is, and why it can start no kernel or an empty text; raises `OSError`."""
+    path = Path(folder) / "kernel.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return None, f"{path} is not JSON: {error}."
+    wrong = _wrong(document)
+    return document, f"In {path} {wrong}." if wrong else ""
+
+
+def _wrong(document: Any) -> str:
+    """What in a kernel.json has not the form that Jupyter or roost expects, or an empty text."""
+    if not isinstance(document, dict):
+        return "there is no table"
+    argv, env, metadata = (
+        document.get(key, empty) for key, empty in (("argv", []), ("env", {}), ("metadata", {}))
+    )
+    if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
+        return "argv is not a list of texts, or empty"
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        return "env is not a table of names and texts"
+    if not isinstance(metadata, dict):
+        return "metadata is not a table"
+    own = metadata.get("kernel_provisioner", {})
+    if not isinstance(own, dict):
+        return "metadata.kernel_provisioner is not a table"
+    if not isinstance(own.get("config", {}), dict):
+        return "metadata.kernel_provisioner.config is not a table"
     return ""
 
 
+def _may_be_roosts(document: Any) -> bool:
+    """Whether a kernel.json names roost's provisioner, or is too broken to say whose it is."""
+    metadata = document.get("metadata", {}) if isinstance(document, dict) else None
+    if not isinstance(metadata, dict):
+        return True
+    own = metadata.get("kernel_provisioner", {})
+    return (own.get("provisioner_name") if isinstance(own, dict) else own) == PROVISIONER
+
+
 def _read(specs: KernelSpecManager, name: str) -> KernelSpec:
+    check_form(specs, name)
     try:
         return specs.get_kernel_spec(name)
     except NoSuchKernel:
@@ -173,6 +239,17 @@ def _read(specs: KernelSpecManager, name: str) -> KernelSpec:
         raise ConfigError(f"There is no kernelspec {name!r} to wrap; there are: {names}.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"Kernelspec {name!r} cannot be read: {error}.") from None
+
+
+def check_form(specs: KernelSpecManager, name: str) -> None:
+    """Raise `ConfigError` for a kernelspec that Jupyter could not read; one that is not there is not looked at."""
+    folder = specs.find_kernel_specs().get(name.lower())  # as Jupyter looks for it
+    malformed = ""
+    if folder is not None:
+        with contextlib.suppress(OSError):  # Jupyter says it, or has the kernelspec from elsewhere
+            malformed = read_document(folder)[1]
+    if malformed:
+        raise ConfigError(malformed)
 
 
 def _absolute(executable: str) -> str:
@@ -212,7 +289,18 @@ def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
         ) from None
 
 
-def _installed(name: str, folder: Path, document: Mapping[str, Any]) -> Installed:
+def _installed(name: str, folder: Path, document: Any, malformed: str = "") -> Installed:
+    if malformed:
+        return Installed(
+            name=name,
+            display_name=name,
+            language="",
+            folder=str(folder),
+            config={},
+            argv=(),
+            env={},
+            malformed=malformed,
+        )
     return Installed(
         name=name,
         display_name=str(document.get("display_name", name)),

@@ -25,7 +25,7 @@ import roost
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.values import Event, Kernel
 
-from .kernelspecs import PROVISIONER
+from .kernelspecs import PROVISIONER, check_config, check_form
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _READY_S = 60.0
@@ -71,11 +71,14 @@ def run(
     except Exception as error:  # noqa: BLE001 - whatever nbformat makes of a file that is no notebook
         raise ConfigError(f"{path} is not a notebook: {error}") from None
     target = Path(output) if output else path.with_suffix(".out.ipynb")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder: name a file with --output.")
     if not os.access(target.parent, os.W_OK):
         raise ConfigError(f"{target} cannot be written: choose another --output.")
     name = kernel_name or document.metadata.get("kernelspec", {}).get("name") or "python3"
     specs = _PlacedSpecs()
     specs.asked = dict(asked)
+    check_form(specs, name)
     try:
         spec = specs.get_kernel_spec(name)
     except NoSuchKernel:
@@ -83,7 +86,9 @@ def run(
         raise ConfigError(
             f"There is no kernelspec {name!r}: choose one with --kernel from: {names}."
         ) from None
-    backend = spec.metadata["kernel_provisioner"]["config"].get("backend", "local")
+    config = spec.metadata["kernel_provisioner"]["config"]
+    check_config(config)
+    backend = config.get("backend", "local")
     manager = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
     client = NotebookClient(document, km=manager, timeout=cell_timeout_s)
     ran = _Run(client, manager, backend, path)

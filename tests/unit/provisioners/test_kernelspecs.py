@@ -179,6 +179,92 @@ def test_doctor_sees_unknown_options(make: Make) -> None:
     assert "'gpu'" in found["what"]
 
 
+def ours(**config: Any) -> dict[str, Any]:
+    return {"kernel_provisioner": {"provisioner_name": "roost", "config": config}}
+
+
+PROVISIONED = {"provisioner_name": "roost"}
+COMMAND = {"argv": ["sh", "{connection_file}"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *[
+            (
+                json.dumps(
+                    {**COMMAND, "metadata": {"kernel_provisioner": {**PROVISIONED, "config": config}}}
+                ),
+                "config",
+            )
+            for config in (None, [], [1], "x")
+        ],
+        *[(json.dumps({"argv": argv, "metadata": ours()}), "argv") for argv in ([1, 2], [], None)],
+        *[(json.dumps({**COMMAND, "env": env, "metadata": ours()}), "env") for env in (["A=1"], {"A": 1})],
+        (json.dumps({**COMMAND, "metadata": []}), "metadata"),
+        (json.dumps({**COMMAND, "metadata": {"kernel_provisioner": "roost"}}), "kernel_provisioner"),
+        ("[]", "table"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_malformed_kernelspec_is_told_by_every_command(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (make("bad", ["sh"]) / "kernel.json").write_text(text)
+    (found,) = [finding for finding in kernelspecs.findings() if "kernelspec bad" in finding["what"]]
+    assert found["level"] == "error"
+    assert said in found["what"]
+    assert found["do"]
+    assert command.main(["kernelspec", "list"]) == 0
+    assert "broken" in capsys.readouterr().out
+    assert command.main(["kernelspec", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
+    assert said in listed["problem"]
+    assert command.main(["run", notebook(tmp_path), "--kernel", "bad"]) == 2
+    assert said in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    with pytest.raises(ConfigError, match=said):
+        kernelspecs.install("bad", name="other", config={}, is_checked=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"memroy": "1GiB"}, "memroy"),
+        ({"memory": "lots"}, "memory"),
+        ({"encrypt": "maybe"}, "encrypt"),
+        ({"fork": "no"}, "fork"),
+        ({"backend": "mars"}, "mars"),
+        ({"backend": []}, "backend"),
+        ({"environment": ["*"]}, "environment"),
+        ({"launch_timeout": -1}, "above 0"),
+    ],
+)
+def test_what_a_start_would_refuse_is_told_before(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], said: str
+) -> None:
+    make("typo", ["sh", "{connection_file}"], metadata=ours(**config))
+    (found,) = [finding for finding in kernelspecs.findings() if "kernelspec typo" in finding["what"]]
+    assert found["level"] == "error"
+    assert said in found["what"]
+    assert command.main(["kernelspec", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
+    assert said in listed["problem"]
+    assert command.main(["run", notebook(tmp_path), "--kernel", "typo"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_no_output(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", notebook(tmp_path), "--output", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def notebook(folder: Path) -> str:
+    path = folder / "empty.ipynb"
+    path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    return str(path)
+
+
 def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["kernelspec", "install", "--name", "ours", "--gpus", "0.5", "--memory", "8GiB", "--label", "a=b"]
     assert command.main(argv) == 0
