@@ -223,7 +223,7 @@ def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
     deep = runtime_dir / ("x" * 90)
     deep.mkdir(mode=0o700)
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(deep))
-    with pytest.raises(daemon.DaemonError, match="too long for a socket"):
+    with pytest.raises(daemon.DaemonError, match="is longer than the 107 bytes"):
         ensure({})
     ready = daemon.ensure(deep / "agent", ["false"], deadline_s=5)
     os.kill(ready["pid"], signal.SIGTERM)
