@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _READY_FD = "ROOST_READY_FD"
+_LOOK_AGAIN_S = 0.02
 _LOCK_RETRY_S = 0.01
 _PROBE_S = 0.25
 """Whoever asks `is_alive` holds the lock for microseconds, and must not keep a daemon from starting."""
@@ -72,13 +73,17 @@ def ensure(
     try:
         private_folder(folder)
         with _locked(folder / "start.lock", deadline_s):
-            if is_alive(folder):
+            deadline = time.monotonic() + deadline_s
+            while is_alive(folder):
                 announced = read_json(folder / "ready.json")
                 if isinstance(announced, dict):
                     return announced
-                raise DaemonError(
-                    f"the process that holds {folder} has not said yet that it is ready; try again"
-                )
+                # Started by hand and not ready yet, or on its way out: there is no event for either.
+                if time.monotonic() > deadline:
+                    raise DaemonError(
+                        f"the process that holds {folder} does not say that it is ready; see its log"
+                    )
+                time.sleep(_LOOK_AGAIN_S)
             return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
     except FolderError as problem:
         raise DaemonError(str(problem)) from None
