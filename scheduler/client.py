@@ -193,11 +193,12 @@ class Client:
     # On the thread's loop
 
     async def _close(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         await self._link.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._link.close()  # calls that lose their connection begin to make another: round again
 
     async def _joined(self) -> None:
         await self._link.connected(time.monotonic() + CALL_DEADLINE_S)
