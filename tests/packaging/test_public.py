@@ -33,7 +33,17 @@ ALLOWED = {
     "provisioners": {"provisioners", "scheduler"},
 }
 # Of the scheduler, provisioners see what runs in the application or in a command; never what runs in the service.
-CLIENT_SIDE = {"actions", "amounts", "client", "environment", "errors", "owner", "tables", "values"}
+CLIENT_SIDE = {
+    "actions",
+    "amounts",
+    "client",
+    "environment",
+    "errors",
+    "operations",
+    "owner",
+    "tables",
+    "values",
+}
 SERVICE_SIDE = re.compile(
     r"roost\.(placement|scheduler\.(backends|service|scheduler|starts|queue|limits|config))\b.*"
 )
