@@ -185,15 +185,10 @@ class Server:
             answer = _failure(number, problem.kind, problem.message, problem.fields)
         except WireError as problem:
             answer = _failure(number, "bad_request", str(problem), {})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        except Exception as problem:
             if number is None:
                 log.warning("dropped a message that is no request (%s)", type(problem).__name__)
                 return
-            log.exception("operation failed")
-            answer = _failure(number, "internal", f"{type(problem).__name__}: {problem}", {})
-        except asyncio.CancelledError:
-            raise
-        except Exception as problem:
             log.exception("operation failed")
             answer = _failure(number, "internal", f"{type(problem).__name__}: {problem}", {})
         self._send(peer, json.dumps(answer).encode())
