@@ -111,5 +111,5 @@ def _told(made: Installed, found: Environment | None) -> Mapping[str, Any]:
         "start": "forked from a warm process" if found.can_fork else "from its command",
         "connection": "encrypted (CURVE)"
         if found.has_curve
-        else "not encrypted: that needs ipykernel 7.3 or newer",
+        else "through sockets in a private folder (encryption needs ipykernel 7.3 or newer)",
     }

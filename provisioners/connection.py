@@ -14,6 +14,8 @@ from roost.scheduler.client import user_folder
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.values import PORT_NAMES, Connection
 
+DEFAULT_IPC_IP = "kernel-ipc"
+"""jupyter_client's address where none is set: in whatever folder the application runs."""
 _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 """What fits into a Unix socket's address, less the number of the port."""
 
@@ -24,7 +26,7 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
         raise ConfigError(
             f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
         )
-    if km.transport == "ipc" and km.ip == "kernel-ipc":  # jupyter_client's default, in whatever folder
+    if km.transport == "ipc" and km.ip == DEFAULT_IPC_IP:
         km.ip = str(user_folder("ipc") / hashlib.sha256(kernel_id.encode()).hexdigest()[:12])
     if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
         raise ConfigError(f"The path of the kernel's sockets is too long: {km.ip}; set a shorter one.")

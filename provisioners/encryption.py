@@ -1,4 +1,8 @@
-"""Which kernels get CURVE keys, so that nobody else on the machine or the network can read their channels."""
+"""How a kernel's channels are kept from others on its machine and on the network.
+
+On TCP by CURVE keys. An ipykernel of this machine that is too old for them gets sockets in a private folder instead.
+A relay in front of it would not help here: whoever may listen to the relay's back side reads along.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from roost.provisioners.connection import DEFAULT_IPC_IP
 from roost.scheduler.errors import ConfigError
 
 WISHES = ("auto", "never", "required")
@@ -18,8 +23,8 @@ _FIRST_IPYKERNEL = (7, 3)
 """The first release that reads CURVE keys from its connection file."""
 
 
-def apply_keys(km: Any, argv: Sequence[str], wish: str) -> str:
-    """Give the manager `km` a key pair if its kernel shall have one; it keeps the pair for restarts.
+def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool) -> str:
+    """Give the manager `km` a key pair, or a private folder; it keeps what it has for restarts.
 
     Returns what people should be told: empty, or why this kernel goes without although it could be listened to.
     Raises `ConfigError` where encryption is required and cannot be. `wish` is ours (`WISHES`); Jupyter's own
@@ -40,6 +45,9 @@ def apply_keys(km: Any, argv: Sequence[str], wish: str) -> str:
         return ""
     if is_required:
         raise ConfigError(f"Encryption is required, but {reason}.")
+    if is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost"):  # all of them can do ipc
+        km.transport, km.ip = "ipc", DEFAULT_IPC_IP
+        return ""
     return (
         f"not encrypted: {reason}. Others on the machine can read its output: c.KernelManager.transport = 'ipc' "
         "prevents that, encrypt = 'never' accepts it."
@@ -52,7 +60,7 @@ def _obstacle(km: Any, argv: Sequence[str]) -> str:
         return "pyzmq was built without CURVE here: reinstall it from its wheel"
     if getattr(km, "_kernel_supports_curve_encryption", bool)():
         return ""
-    if not any(argument in ("ipykernel_launcher", "ipykernel") for argument in argv):
+    if not _is_ipykernel(argv):
         return "its kernelspec does not say that it can (metadata.supported_encryption = ['curve'])"
     found = _ipykernel_version(argv[0])
     if not found:
@@ -61,6 +69,10 @@ def _obstacle(km: Any, argv: Sequence[str]) -> str:
         shown = ".".join(str(number) for number in found)
         return f"its ipykernel {shown} cannot: upgrade it to {'.'.join(map(str, _FIRST_IPYKERNEL))} or newer"
     return ""
+
+
+def _is_ipykernel(argv: Sequence[str]) -> bool:
+    return any(argument in ("ipykernel_launcher", "ipykernel") for argument in argv)
 
 
 def _ipykernel_version(python: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from roost.provisioners.application import (
     forget_failed_start,
 )
 from roost.provisioners.connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
-from roost.provisioners.encryption import apply_keys
+from roost.provisioners.encryption import protect_channels
 from roost.provisioners.environment import check_patterns, kernel_environment, working_directory
 from roost.provisioners.exits import Exit, Exits
 from roost.provisioners.options import OPTIONS, Wish, check_names, read_wish
@@ -119,8 +119,8 @@ class RoostProvisioner(KernelProvisionerBase):
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:
                 argv = format_command(km, extra_arguments)
+                self._protect(km, argv)
                 choose_address(km, self._id, is_local=self.backend == "local")
-                self._encrypt(km, argv)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
             self._wish = read_wish({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
@@ -274,8 +274,8 @@ class RoostProvisioner(KernelProvisionerBase):
             self._client = connect(self.backend, **self.backend_options)
         return self._client
 
-    def _encrypt(self, km: Any, argv: list[str]) -> None:
-        warning = apply_keys(km, argv, self.encrypt)
+    def _protect(self, km: Any, argv: list[str]) -> None:
+        warning = protect_channels(km, argv, self.encrypt, is_local=self.backend == "local")
         if warning and not self._has_lease:
             self.log.warning("kernel=%s %s", self._id, warning)
 

@@ -140,6 +140,22 @@ async def test_ipc(specs: KernelSpecManager) -> None:
         assert (await run(kc, "print(2)"))["text"] == "2"
 
 
+async def test_an_ipykernel_without_curve_is_out_of_others_reach(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.provisioners.encryption._ipykernel_version", lambda _: (6, 29))
+    specs = kernelspecs(tmp_path, metadata={"supported_encryption": []})
+    async with kernel(specs) as (km, kc):
+        for number in (1, 2):
+            assert (await run(kc, f"print({number})"))["text"] == str(number)
+            connection = (await connect().kernel(km.kernel_id)).connection
+            assert (connection.transport, connection.curve_publickey) == ("ipc", None)
+            folder = Path(connection.ip).parent
+            assert world in folder.parents and folder.stat().st_mode & 0o777 == 0o700
+            await km.restart_kernel(now=True)
+            await kc.wait_for_ready(30)
+
+
 async def test_a_kernelspec_that_is_not_forked(specs: KernelSpecManager, tmp_path: Path) -> None:
     async with kernel(kernelspecs(tmp_path, config={"fork": False, "cpus": 0.5, "memory": "64MiB"})) as (
         km,

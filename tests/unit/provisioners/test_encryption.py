@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from roost.provisioners import encryption
-from roost.provisioners.encryption import apply_keys
+from roost.provisioners.encryption import protect_channels
 from roost.scheduler.errors import ConfigError
 
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -18,10 +18,15 @@ OTHER = ["R", "--slave", "-e", "IRkernel::main()"]
 
 
 def manager(
-    *, declares: bool = False, transport: str = "tcp", jupyters: str = "disabled", key: bytes | None = None
+    *,
+    declares: bool = False,
+    transport: str = "tcp",
+    jupyters: str = "disabled",
+    key: bytes | None = None,
+    ip: str = "127.0.0.1",
 ) -> Any:
     return SimpleNamespace(
-        transport=transport, transport_encryption=jupyters, curve_publickey=key, curve_secretkey=key,
+        ip=ip, transport=transport, transport_encryption=jupyters, curve_publickey=key, curve_secretkey=key,
         _kernel_supports_curve_encryption=lambda: declares,
     )  # fmt: skip
 
@@ -43,32 +48,46 @@ def test_who_gets_keys(
     wish: str, jupyters: str, transport: str, declares: bool, argv: list[str], is_encrypted: bool
 ) -> None:
     km = manager(declares=declares, transport=transport, jupyters=jupyters)
-    assert apply_keys(km, argv, wish) == ""
+    assert protect_channels(km, argv, wish, is_local=True) == ""
     assert (km.curve_publickey is not None) is is_encrypted
     assert (km.curve_secretkey is not None) is is_encrypted
 
 
 def test_keys_are_kept_for_a_restart() -> None:
     km = manager(declares=True, key=b"mine")
-    assert apply_keys(km, IPYKERNEL, "auto") == ""
+    assert protect_channels(km, IPYKERNEL, "auto", is_local=True) == ""
     assert km.curve_publickey == b"mine"
 
 
 def test_a_kernel_that_cannot_is_told_of() -> None:
     km = manager()
-    assert "supported_encryption" in apply_keys(km, OTHER, "auto")
+    assert "supported_encryption" in protect_channels(km, OTHER, "auto", is_local=True)
     assert km.curve_publickey is None
 
 
 @pytest.mark.parametrize(("wish", "jupyters"), [("required", "disabled"), ("auto", "required")])
 def test_required_refuses_a_kernel_that_cannot(wish: str, jupyters: str) -> None:
     with pytest.raises(ConfigError, match="required"):
-        apply_keys(manager(jupyters=jupyters), OTHER, wish)
+        protect_channels(manager(jupyters=jupyters), OTHER, wish, is_local=True)
 
 
-def test_an_old_ipykernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ip", "is_local"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_an_old_ipykernel_that_is_reached_over_a_network_is_named(
+    monkeypatch: pytest.MonkeyPatch, ip: str, is_local: bool
+) -> None:
     monkeypatch.setattr(encryption, "_ipykernel_version", lambda _: (6, 29))
-    assert "6.29 cannot: upgrade" in apply_keys(manager(), IPYKERNEL, "auto")
+    km = manager(ip=ip)
+    assert "6.29 cannot: upgrade" in protect_channels(km, IPYKERNEL, "auto", is_local=is_local)
+    assert km.transport == "tcp"
+
+
+def test_an_old_ipykernel_of_this_machine_gets_a_private_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encryption, "_ipykernel_version", lambda _: (6, 29))
+    km = manager()
+    assert protect_channels(km, IPYKERNEL, "auto", is_local=True) == ""
+    assert (km.transport, km.ip, km.curve_publickey) == ("ipc", "kernel-ipc", None)
+    assert protect_channels(km, IPYKERNEL, "auto", is_local=True) == ""
+    assert km.transport == "ipc"
 
 
 def test_an_upgrade_is_seen_by_a_server_that_goes_on(tmp_path: Path) -> None:
@@ -82,4 +101,4 @@ def test_an_upgrade_is_seen_by_a_server_that_goes_on(tmp_path: Path) -> None:
 
 def test_an_unknown_wish() -> None:
     with pytest.raises(ConfigError, match="auto, never, required"):
-        apply_keys(manager(), IPYKERNEL, "maybe")
+        protect_channels(manager(), IPYKERNEL, "maybe", is_local=True)
