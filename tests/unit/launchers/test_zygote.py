@@ -73,6 +73,18 @@ class Kernel:
             self.wait()
 
 
+@contextlib.contextmanager
+def default_signals() -> Iterator[None]:
+    """What is started here ignores no signal, though the tests may have been started by something like nohup."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 class Agent:
     """Starts kernels as the agent does."""
 
@@ -149,7 +161,7 @@ class Agent:
             str(connection_file),
         ]
         env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
-        with log.open("ab") as file:
+        with log.open("ab") as file, default_signals():
             process = subprocess.Popen(
                 argv,
                 cwd=cwd,
