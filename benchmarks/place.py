@@ -28,6 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 PLAIN = "local-provisioner"
 ROOST = "roost"
 REPLY_TIMEOUT_S = 60.0
+FIRST_S = 20.0
 RUNTIME = "ROOST_RUNTIME_DIR"
 
 
@@ -152,13 +153,27 @@ async def pid_of(client: AsyncKernelClient) -> int:
 
 @asynccontextmanager
 async def kernels(name: str, count: int) -> AsyncIterator[list[AsyncKernelManager]]:
-    """`count` kernels of one kernelspec, started four at a time, stopped at the end."""
+    """`count` kernels of one kernelspec, started four at a time, stopped at the end.
+
+    Plain Jupyter chooses ports before the kernel binds them: now and then another kernel is faster, and one that was
+    started never answers. So each is asked once, and started again, twice at most, if it stays silent.
+    """
     managers = [AsyncKernelManager(kernel_name=name) for _ in range(count)]
     gate = asyncio.Semaphore(4)
 
     async def bring_up(manager: AsyncKernelManager) -> None:
-        async with gate:
-            await start(manager)
+        for last in (False, False, True):
+            async with gate:
+                await start(manager)
+                try:
+                    async with client_of(manager) as client:
+                        await asyncio.wait_for(execute(client, "pass"), REPLY_TIMEOUT_S if last else FIRST_S)
+                    return
+                except asyncio.TimeoutError:
+                    if last:
+                        raise
+                    print(f"a kernel of {name} did not answer: started again", file=sys.stderr)
+                    await manager.shutdown_kernel(now=True)
 
     try:
         await asyncio.gather(*(bring_up(manager) for manager in managers))

@@ -4,7 +4,7 @@ start      start_kernel() called → first execute_reply; the request is sent th
 interrupt  interrupt_kernel() called → the busy cell's reply
 restart    restart_kernel() called → first execute_reply of the new process
 shutdown   shutdown_kernel() called → returned
-burst      five starts at once (asyncio.gather): kernels per second until all five have replied
+burst      five starts at once (asyncio.gather), from rest: kernels per second until all five have replied
 cold       the same in a new process, with no service and no agent yet (no comparison), by stage
 
 `wait_for_ready()` is not used: it has a floor of 0.2 s. Claims, of medians: start ≤ 0.20 × plain; restart and
@@ -41,6 +41,8 @@ from place import (
 )
 
 AT_ONCE = 5
+REST_S = 0.5
+"""Before each burst, so that the end of the one before does not count."""
 BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
 COLD_DEADLINE_S = 120
 SETTLE_S = 0.05
@@ -94,6 +96,7 @@ async def timing(manager: AsyncKernelManager) -> Mapping[str, float]:
 
 async def burst(name: str) -> dict[str, float]:
     """AT_ONCE starts in parallel: kernels per second."""
+    await asyncio.sleep(REST_S)
     managers = [AsyncKernelManager(kernel_name=name) for _ in range(AT_ONCE)]
 
     async def one(manager: AsyncKernelManager) -> None:
