@@ -8,9 +8,10 @@ others, or any object with a name and ``place``; ``policy`` finds it by ``module
 'b'
 """
 
-from .decision import Decision, Placement, Refusal
-from .pipeline import NOWHERE, DeviceChoice, Filter, Pipeline, Policy, Scorer, emptiest_device, fullest_device
+from .decision import Decision, Placement, Refusal, Refused
+from .pipeline import NOWHERE, Filter, Pipeline, Policy, Scorer, Ties
 from .policies import policy
+from .profile import Profile
 from .snapshot import Columns, Snapshot
 from .values import EPSILON, Device, Node, Request
 
@@ -20,17 +21,17 @@ __all__ = [
     "Columns",
     "Decision",
     "Device",
-    "DeviceChoice",
     "Filter",
     "Node",
     "Pipeline",
     "Placement",
     "Policy",
+    "Profile",
     "Refusal",
+    "Refused",
     "Request",
     "Scorer",
     "Snapshot",
-    "emptiest_device",
-    "fullest_device",
+    "Ties",
     "policy",
 ]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .filters import summary
 from .values import Request
 
 When = Literal["now", "never"]
 
-_SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said of one node, of several
-    ("gpu", "now"): ("has too few GPUs free now", "have too few GPUs free now"),
-    ("gpu", "never"): ("has too few such GPUs at all", "have too few such GPUs at all"),
-    ("memory", "now"): ("has too little memory free now", "have too little memory free now"),
-    ("memory", "never"): ("has too little memory at all", "have too little memory at all"),
-    ("cpu", "now"): ("has too few CPUs free now", "have too few CPUs free now"),
-    ("cpu", "never"): ("has too few CPUs at all", "have too few CPUs at all"),
-    ("labels", "never"): ("lacks a label asked for", "lack a label asked for"),
-    ("draining", "now"): ("is draining", "are draining"),
-}
+SHOWN_REFUSALS = 1_000
+"""As many refusals are written out; all are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +26,32 @@ class Refusal:
     filter: str
     reason: str
     when: When
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """How many nodes are refused for one main reason. ``alone``: for how many of them it is the only one.
+
+    ``examples`` are a few of them, those nearest to fitting first.
+    """
+
+    filter: str
+    when: When
+    count: int
+    alone: int = 0
+    examples: tuple[Refusal, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """For a list: ``3 nodes have too little memory free now``."""
+        return f"{self.count} {'node' if self.count == 1 else 'nodes'} {self.saying}"
+
+    @property
+    def saying(self) -> str:
+        """The predicate alone. Nodes to avoid come with their reason."""
+        if self.filter == "avoid" and self.examples:
+            return self.examples[0].reason
+        return summary(self.filter, self.when, self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +73,8 @@ class Decision:
 
     ``policy`` is the policy that was asked; ``fallback`` says why round robin ranked in its stead, if it did.
     ``runners_up`` are the next best nodes, best first. A node may be refused by several filters: ``refusals``
-    holds one entry for each, ordered by node, and all of them even when there is a placement.
+    holds one entry for each, ordered by node, and all of them even when there is a placement; ``refused`` counts
+    the nodes by their main reason, most first. The three may be worked out only when they are read.
     ``metrics_age_s`` is the age of the chosen node's metrics (None: it has none, or there is no placement).
 
     >>> refusal = Refusal(node_id="a", filter="gpu", reason="needs 1 GPU, has none", when="never")
@@ -66,8 +85,9 @@ class Decision:
     request: Request
     policy: str
     placement: Placement | None = None
-    runners_up: tuple[Placement, ...] = ()
+    runners_up: Sequence[Placement] = ()
     refusals: Sequence[Refusal] = ()
+    refused: Sequence[Refused] = ()
     fallback: str | None = None
     metrics_age_s: float | None = None
     snapshot_version: int = 0
@@ -75,8 +95,8 @@ class Decision:
     @property
     def is_never(self) -> bool:
         """True when there are nodes and none of them could hold the request even if it were empty."""
-        main = self._main_refusals()
-        return self.placement is None and bool(main) and all(refusal.when == "never" for refusal in main)
+        groups = () if self.placement is not None else self._groups()
+        return bool(groups) and all(group.when == "never" for group in groups)
 
     @property
     def reason(self) -> str:
@@ -85,19 +105,35 @@ class Decision:
             terms = ", ".join(f"{name} {value:.4g}" for name, value in self.placement.terms.items())
             rank = f"{self.placement.node_id} ranks first" + (f" ({terms})" if terms else "")
             return f"{rank}; {self.fallback}" if self.fallback else rank
-        main = self._main_refusals()
-        if not main:
+        groups = self._groups()
+        if not groups:
             return "there are no nodes"
         could = "could ever hold" if self.is_never else "has room now for"
         no_node = f"no node {could} {self.request.describe()}"
-        if len(main) == 1:
-            return f"{no_node} ({main[0].node_id}: {main[0].reason})"
-        groups = Counter(_summary(refusal) for refusal in main).most_common()
-        said: list[str] = []
-        for (one, many), count in groups:
-            of = "" if said else f" of {len(main)} nodes"
-            said.append(f"{count}{of} {one if count == 1 else many}")
+        total = sum(group.count for group in groups)
+        if total == 1:
+            refusal = groups[0].examples[0]
+            return f"{no_node} ({refusal.node_id}: {refusal.reason})"
+        said = [f"{group.count} {group.saying}" for group in groups]
+        said[0] = f"{groups[0].count} of {total} nodes {groups[0].saying}"
         return f"{no_node}: {', '.join(said)}"
+
+    @property
+    def remedies(self) -> list[str]:
+        """What would have to change for a placement, nearest first; empty where there is one."""
+        if self.placement is not None:
+            return []
+        found = []
+        for group in self._groups():
+            if group.when == "now" and group.alone and group.examples:
+                nodes = "1 node is" if group.alone == 1 else f"{group.alone} nodes are"
+                nearest = group.examples[0]
+                found.append(f"{nodes} refused for this alone, nearest {nearest.node_id}: {nearest.reason}")
+        if not found and self.is_never:
+            found.append("ask for less, or add a node that has it: waiting does not help")
+        elif not found:
+            found.append("more than one thing is short on every node that could hold it")
+        return found
 
     def lines(self) -> list[str]:
         """The whole decision for people, a line per placement and refusal."""
@@ -110,25 +146,28 @@ class Decision:
                 f"{rank}. {placement.node_id}{devices}: {placement.score:.4g}"
                 + (f" ({terms})" if terms else "")
             )
-        for refusal in self.refusals:
+        for refusal in self.refusals[:SHOWN_REFUSALS]:
             when = "not now" if refusal.when == "now" else "never"
             lines.append(f"{refusal.node_id}: {when}, {refusal.reason}")
+        lines += self.remedies
         if self.placement is not None:
             age = "unknown" if self.metrics_age_s is None else f"{self.metrics_age_s:.1f} s old"
             lines.append(f"policy {self.policy}, metrics {age}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision as JSON types, ``reason`` and ``is_never`` added; ``from_dict`` is the inverse."""
+        """The decision as JSON types; ``from_dict`` is the inverse.
+
+        ``reason``, ``is_never`` and ``remedies`` are added; of the refusals there are ``SHOWN_REFUSALS`` at most.
+        """
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,
             "placement": None if self.placement is None else _plain(self.placement),
             "runners_up": [_plain(placement) for placement in self.runners_up],
-            "refusals": [
-                {"node_id": r.node_id, "filter": r.filter, "reason": r.reason, "when": r.when}
-                for r in self.refusals
-            ],
+            "refusals": [_plain_refusal(refusal) for refusal in self.refusals[:SHOWN_REFUSALS]],
+            "refused": [_plain_group(group) for group in self._groups()],
+            "remedies": self.remedies,
             "fallback": self.fallback,
             "metrics_age_s": self.metrics_age_s,
             "snapshot_version": self.snapshot_version,
@@ -146,19 +185,36 @@ class Decision:
             placement=None if placement is None else _placement(placement),
             runners_up=tuple(map(_placement, data["runners_up"])),
             refusals=tuple(Refusal(**refusal) for refusal in data["refusals"]),
+            refused=tuple(map(_group, data["refused"])),
             fallback=data["fallback"],
             metrics_age_s=data["metrics_age_s"],
             snapshot_version=data["snapshot_version"],
         )
 
-    def _main_refusals(self) -> list[Refusal]:
-        """One per refused node: its first *never*, else its first *now*."""
-        main: dict[str, Refusal] = {}
-        for refusal in self.refusals:
-            known = main.get(refusal.node_id)
-            if known is None or (known.when, refusal.when) == ("now", "never"):
-                main[refusal.node_id] = refusal
-        return list(main.values())
+    def _groups(self) -> Sequence[Refused]:
+        return self.refused or grouped(self.refusals)
+
+
+def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
+    """The refused nodes counted by their main reason: a node's first *never*, else its first *now*."""
+    per_node: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        per_node.setdefault(refusal.node_id, []).append(refusal)
+    groups: dict[tuple[str, When], list[list[Refusal]]] = {}
+    for each in per_node.values():
+        each.sort(key=lambda refusal: refusal.when == "now")
+        groups.setdefault((each[0].filter, each[0].when), []).append(each)
+    found = [
+        Refused(
+            filter=name,
+            when=when,
+            count=len(nodes),
+            alone=sum(len(each) == 1 for each in nodes),
+            examples=tuple(each[0] for each in nodes[:3]),
+        )
+        for (name, when), nodes in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda group: -group.count))
 
 
 def _plain(placement: Placement) -> dict[str, Any]:
@@ -174,9 +230,26 @@ def _placement(data: Mapping[str, Any]) -> Placement:
     return Placement(**{**data, "device_ids": tuple(data["device_ids"])})
 
 
-def _summary(refusal: Refusal) -> tuple[str, str]:
-    """Said of one node, of several. Nodes to avoid come with their reason."""
-    name = refusal.filter
-    if name == "avoid":
-        return refusal.reason, refusal.reason
-    return _SUMMARIES.get((name, refusal.when), (f"is refused by {name}", f"are refused by {name}"))
+def _plain_refusal(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "node_id": refusal.node_id,
+        "filter": refusal.filter,
+        "reason": refusal.reason,
+        "when": refusal.when,
+    }
+
+
+def _plain_group(group: Refused) -> dict[str, Any]:
+    return {
+        "filter": group.filter,
+        "when": group.when,
+        "count": group.count,
+        "alone": group.alone,
+        "examples": [_plain_refusal(refusal) for refusal in group.examples],
+        "text": group.text,
+    }
+
+
+def _group(data: Mapping[str, Any]) -> Refused:
+    examples = tuple(Refusal(**refusal) for refusal in data["examples"])
+    return Refused(**{**{k: v for k, v in data.items() if k != "text"}, "examples": examples})

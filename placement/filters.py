@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from .decision import Refusal
 from .snapshot import BoolArray, Snapshot
 from .text import amount, plural, size
 from .values import EPSILON, Node, Request
@@ -15,11 +12,11 @@ class NotDraining:
 
     name = "draining"
 
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         return ~snapshot.columns.is_draining
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
-        return Refusal(node_id=node.id, filter=self.name, reason="is draining", when="now")
+    def reason(self, request: Request, node: Node) -> str:
+        return "is draining"
 
 
 class HasLabels:
@@ -27,15 +24,27 @@ class HasLabels:
 
     name = "labels"
 
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
-        return snapshot.has_labels(request.labels.items())
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        return snapshot.has_labels(request.labels.items()) if request.labels else None
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
+    def reason(self, request: Request, node: Node) -> str:
         name, value = next((k, v) for k, v in sorted(request.labels.items()) if node.labels.get(k) != v)
         has = f"has {name}={node.labels[name]}" if name in node.labels else f"has no label {name}"
-        return Refusal(
-            node_id=node.id, filter=self.name, reason=f"needs label {name}={value}, {has}", when="never"
-        )
+        return f"needs label {name}={value}, {has}"
+
+
+class Tolerates:
+    """Refuses nodes with a taint that the request does not tolerate."""
+
+    name = "taints"
+
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        tolerated = frozenset(request.tolerates)
+        return snapshot.mask(("taints", tolerated), lambda node: tolerated.issuperset(node.taints))
+
+    def reason(self, request: Request, node: Node) -> str:
+        taint = next(taint for taint in node.taints if taint not in request.tolerates)
+        return f"is kept for kernels that tolerate {taint}"
 
 
 class HasGpus:
@@ -47,29 +56,25 @@ class HasGpus:
 
     name = "gpu"
 
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
-        columns = snapshot.columns
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         if not request.gpus:
-            return np.ones(len(snapshot), dtype=bool)
-        fitting = (columns.device_free >= request.gpu_share - EPSILON) & snapshot.accepted_devices(request)
+            return None
+        fitting = fitting_devices(request, snapshot)
         enough: BoolArray = fitting.sum(axis=1) >= request.gpu_count
-        return enough & (columns.gpus_free >= request.gpus - EPSILON)
+        return enough & (snapshot.columns.gpus_free >= request.gpus - EPSILON)
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
+    def reason(self, request: Request, node: Node) -> str:
         model = f" of model {' or '.join(request.gpu_models)}" if request.gpu_models else ""
         accepted = [device for device in node.devices if request.accepts_model(device.model)]
         needs = f"needs {plural(request.gpus, 'GPU')}{model}"
         if len(accepted) < request.gpu_count:
-            has = f"has {len(accepted) or 'none'}"
-            return Refusal(node_id=node.id, filter=self.name, reason=f"{needs}, {has}", when="never")
+            return f"{needs}, has {len(accepted) or 'none'}"
         if len(node.fitting(request)) >= request.gpu_count:
-            free = f"{amount(max(node.gpus_free, 0))} free"
-        elif request.gpus <= 1:
+            return f"{needs}, {amount(max(node.gpus_free, 0))} free"
+        if request.gpus <= 1:
             most = max(device.free for device in accepted)
-            free = f"{amount(max(most, 0))} free" + (" on the freest" if len(accepted) > 1 else "")
-        else:
-            free = f"{len(node.fitting(request))} wholly free"
-        return Refusal(node_id=node.id, filter=self.name, reason=f"{needs}, {free}", when="now")
+            return f"{needs}, {amount(max(most, 0))} free" + (" on the freest" if len(accepted) > 1 else "")
+        return f"{needs}, {len(node.fitting(request))} wholly free"
 
 
 class HasMemory:
@@ -77,22 +82,14 @@ class HasMemory:
 
     name = "memory"
 
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
-        if not request.memory_bytes:
-            return np.ones(len(snapshot), dtype=bool)
-        return snapshot.columns.memory_free_bytes >= request.memory_bytes
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        return snapshot.columns.memory_free_bytes >= request.memory_bytes if request.memory_bytes else None
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
+    def reason(self, request: Request, node: Node) -> str:
         needs = f"needs {size(request.memory_bytes)} memory"
         if node.memory_bytes < request.memory_bytes:
-            return Refusal(
-                node_id=node.id,
-                filter=self.name,
-                reason=f"{needs}, has {size(node.memory_bytes)}",
-                when="never",
-            )
-        free = size(max(node.memory_free_bytes, 0))
-        return Refusal(node_id=node.id, filter=self.name, reason=f"{needs}, {free} free", when="now")
+            return f"{needs}, has {size(node.memory_bytes)}"
+        return f"{needs}, {size(max(node.memory_free_bytes, 0))} free"
 
 
 class HasCpus:
@@ -100,16 +97,36 @@ class HasCpus:
 
     name = "cpu"
 
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
-        if not request.cpus:
-            return np.ones(len(snapshot), dtype=bool)
-        return snapshot.columns.cpus_free >= request.cpus - EPSILON
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        return snapshot.columns.cpus_free >= request.cpus - EPSILON if request.cpus else None
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
+    def reason(self, request: Request, node: Node) -> str:
         needs = f"needs {plural(request.cpus, 'CPU')}"
         if node.cpus < request.cpus - EPSILON:
-            return Refusal(
-                node_id=node.id, filter=self.name, reason=f"{needs}, has {amount(node.cpus)}", when="never"
-            )
-        free = amount(max(node.cpus_free, 0))
-        return Refusal(node_id=node.id, filter=self.name, reason=f"{needs}, {free} free", when="now")
+            return f"{needs}, has {amount(node.cpus)}"
+        return f"{needs}, {amount(max(node.cpus_free, 0))} free"
+
+
+def fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
+    """(n, d) True for devices of a model that will do, on which the request's share of one device is free."""
+    fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
+    return fitting & snapshot.accepted_devices(request) if request.gpu_models else fitting
+
+
+SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said of one node, of several
+    ("gpu", "now"): ("has too few GPUs free now", "have too few GPUs free now"),
+    ("gpu", "never"): ("has too few such GPUs at all", "have too few such GPUs at all"),
+    ("memory", "now"): ("has too little memory free now", "have too little memory free now"),
+    ("memory", "never"): ("has too little memory at all", "have too little memory at all"),
+    ("cpu", "now"): ("has too few CPUs free now", "have too few CPUs free now"),
+    ("cpu", "never"): ("has too few CPUs at all", "have too few CPUs at all"),
+    ("labels", "never"): ("lacks a label asked for", "lack a label asked for"),
+    ("taints", "never"): ("is kept for others (a taint)", "are kept for others (taints)"),
+    ("draining", "now"): ("is draining", "are draining"),
+}
+
+
+def summary(name: str, when: str, count: int) -> str:
+    """What is said of `count` nodes that the filter of that name refuses."""
+    one, many = SUMMARIES.get((name, when), (f"is refused by {name}", f"are refused by {name}"))
+    return one if count == 1 else many

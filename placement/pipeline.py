@@ -1,22 +1,27 @@
-"""A policy made of filters, scorers and a choice of devices.
+"""A policy made of filters and scorers.
 
-    snapshot → filters (every node gets its reasons) → weighted sum of scores → best node → devices on it
+    snapshot → filters → weighted sum of scores → best node, best devices on it
 
-Equal scores (to 9 decimals) go to the smallest node id, so that a decision depends on the request and the
-snapshot alone.
+Equal scores (to 9 decimals) go to the smallest node id, and on it to the fullest device that fits, then to the
+first, so that a decision depends on the request and the snapshot alone. What is scored once is kept per class of
+requests, and only nodes that changed since are scored again (`kept`); what a decision rests on is worked out when
+somebody looks (`grounds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from .decision import Decision, Placement, Refusal
-from .filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining
+from .decision import Decision, Placement
+from .filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolerates, fitting_devices
+from .grounds import Grounds
+from .kept import Kept, Rated
+from .later import LaterMapping, LaterSequence
 from .scorers import FewKernels
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Node, Request
@@ -39,17 +44,18 @@ class Policy(Protocol):
 
 
 class Filter(Protocol):
-    """Refuses nodes for one reason."""
+    """Refuses nodes for one reason. A node that it would refuse even if it were empty is refused for ever."""
 
     @property
     def name(self) -> str: ...
 
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
-        """(n_nodes,) True where the node will do. A node's answer depends on that node alone."""
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        """(n_nodes,) True where the node will do; None: all will. A node's answer depends on that node alone:
+        the snapshot may hold only some of the cluster's nodes."""
         ...
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
-        """Why this node, which did not pass, is refused; called for refused nodes only."""
+    def reason(self, request: Request, node: Node) -> str:
+        """Why this node, which did not pass, is refused, said of the node: ``needs 1 GPU, 0.25 free``."""
         ...
 
 
@@ -64,36 +70,32 @@ class Scorer(Protocol):
         """Whether the rating means little where real use is unknown."""
         ...
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
-        """(len(rows),) finite ratings of these rows, all past the filters; None: no say on such requests.
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        """(n_nodes,) finite ratings of nodes; or (n_nodes, n_devices), of each device, of which the best count
+        that fit the request. None: no say on such requests.
 
-        A row's score must depend on that row alone, so that only changed rows need be rated again.
+        All nodes have passed the filters. A node's rating must depend on that node alone, and not on the age of its
+        metrics: only nodes that changed are rated again.
         """
         ...
 
 
-DeviceChoice = Callable[[Request, Node], tuple[str, ...]]
-"""Ids of the devices to prefer on a node that passed the filters; as many as ``request.gpu_count``."""
+class Ties(Protocol):
+    """Chooses among nodes of equal score."""
+
+    def __call__(self, request: Request, snapshot: Snapshot, rows: IntArray) -> int:
+        """One of these rows, which are in the order of node ids."""
+        ...
 
 
-def fullest_device(request: Request, node: Node) -> tuple[str, ...]:
-    """Best fit: devices not busy beyond their promises, then the fullest that fits, then the node's order."""
-    return _first(request, node, 1.0)
-
-
-def emptiest_device(request: Request, node: Node) -> tuple[str, ...]:
-    """Worst fit: devices not busy beyond their promises, then the emptiest, then the node's order."""
-    return _first(request, node, -1.0)
-
-
-def _first(request: Request, node: Node, sign: float) -> tuple[str, ...]:
-    if not request.gpus:
-        return ()
-    ranked = sorted(node.fitting(request), key=lambda d: (round(d.excess, 9), round(sign * d.free, 9)))
-    return tuple(device.id for device in ranked[: request.gpu_count])
-
-
-DEFAULT_FILTERS: tuple[Filter, ...] = (NotDraining(), HasLabels(), HasGpus(), HasMemory(), HasCpus())
+DEFAULT_FILTERS: tuple[Filter, ...] = (
+    NotDraining(),
+    HasLabels(),
+    Tolerates(),
+    HasGpus(),
+    HasMemory(),
+    HasCpus(),
+)
 ROUND_ROBIN: tuple[tuple[Scorer, float], ...] = ((FewKernels(), 1.0),)
 
 
@@ -104,7 +106,8 @@ class Pipeline:
     ``scorers`` are pairs of a scorer and its weight; a weight may be negative. When a scorer that needs
     metrics has a say and no node that fits has metrics at most ``stale_after_s`` old, the nodes are ranked by
     ``ROUND_ROBIN`` instead, and the decision says so. When only some have, nothing falls back: the others'
-    use counts as unknown, which rates half way between idle and busy.
+    use counts as unknown, which rates half way between idle and busy. ``ties`` chooses among equals; None
+    takes the smallest node id.
 
     >>> from roost.placement import Node, Request, Snapshot
     >>> mine = Pipeline(name="mine", scorers=((FewKernels(), 1.0),))
@@ -115,113 +118,212 @@ class Pipeline:
     name: str
     scorers: tuple[tuple[Scorer, float], ...]
     filters: tuple[Filter, ...] = DEFAULT_FILTERS
-    devices: DeviceChoice = fullest_device
+    ties: Ties | None = None
     stale_after_s: float = 30.0
     runners_up: int = 9
+    kept: Kept = field(default_factory=Kept, init=False, compare=False, repr=False)
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        """O(nodes · devices) in numpy, and Python per refused node. ``ValueError`` when a part misbehaves."""
-        passed = self._passed(request, snapshot)
+        """O(nodes) to find the best of the kept scores, O(changed nodes · devices) to bring them up to date.
+
+        Raises ``ValueError`` when a part misbehaves.
+        """
         avoided = {snapshot.row(node_id): reason for node_id, reason in avoid.items() if node_id in snapshot}
-        fits = np.logical_and.reduce([np.ones(len(snapshot), dtype=bool), *passed])
-        fits[list(avoided)] = False
-        decision = Decision(
+        with self.kept.lock:
+            scorers, fallback = self.scorers, None
+            rated = self._rated(request, snapshot, scorers)
+            best = self._best(request, snapshot, rated, avoided)
+            if best is not None and self._lacks_metrics(snapshot, rated, avoided):
+                fallback = self._why_fallback(snapshot, rated, avoided)
+                scorers = ROUND_ROBIN
+                rated = self._rated(request, snapshot, scorers)
+                best = self._best(request, snapshot, rated, avoided)
+            score, device = (
+                (0.0, -1) if best is None else (float(rated.totals[best]), int(rated.devices[best]))
+            )
+        grounds = Grounds(self, scorers, request, snapshot, avoided)
+        placement = None
+        age_s = np.nan
+        if best is not None:
+            age_s = float(snapshot.columns.metrics_age_s[best])
+            placement = Placement(
+                node_id=snapshot.nodes[best],
+                device_ids=grounds.devices(best, device),
+                score=score,
+                terms=LaterMapping(lambda: grounds.terms(best)),
+            )
+        return Decision(
             request=request,
             policy=self.name,
-            refusals=self._refusals(request, snapshot, passed, avoided, np.flatnonzero(~fits)),
+            placement=placement,
+            runners_up=LaterSequence(lambda: grounds.ranked(best)) if best is not None else (),
+            refusals=LaterSequence(grounds.refusals),
+            refused=LaterSequence(grounds.refused),
+            fallback=fallback,
+            metrics_age_s=None if np.isnan(age_s) else age_s,
             snapshot_version=snapshot.version,
         )
-        rows = np.flatnonzero(fits)
-        if not rows.size:
-            return decision
-        terms, fallback = self._rated(request, snapshot, rows)
-        ranked = self._ranked(request, snapshot, rows, terms)
-        return replace(
-            decision,
-            placement=ranked[0],
-            runners_up=ranked[1:],
-            fallback=fallback,
-            metrics_age_s=snapshot.node(ranked[0].node_id).metrics_age_s,
-        )
 
-    def _passed(self, request: Request, snapshot: Snapshot) -> list[BoolArray]:
+    def passed(self, request: Request, snapshot: Snapshot) -> list[BoolArray | None]:
+        """Each filter's answer, None where it lets all pass."""
         passed = [rule.passes(request, snapshot) for rule in self.filters]
         for rule, mask in zip(self.filters, passed, strict=True):
-            if mask.shape != (len(snapshot),):
+            if mask is not None and mask.shape != (len(snapshot),):
                 raise ValueError(
                     f"filter {rule.name!r} must give one truth value per node; mend it or leave it out."
                 )
         return passed
 
-    def _rated(
-        self, request: Request, snapshot: Snapshot, rows: IntArray
-    ) -> tuple[dict[str, FloatArray], str | None]:
-        """Each scorer's weighted term on these rows, and why round robin's are given instead, if they are."""
+    def rate(self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]) -> Rated:
+        """The scores of these nodes, each for itself."""
+        fits = all_of(self.passed(request, snapshot), len(snapshot))
+        if fits is None:
+            return self._rate_fitting(request, snapshot, scorers)
+        rows = np.flatnonzero(fits)
+        rated = Rated(np.full(len(snapshot), -np.inf), np.full(len(snapshot), -1), False)
+        if rows.size:
+            part = self._rate_fitting(request, snapshot.part(rows), scorers)
+            rated.totals[rows], rated.devices[rows] = part.totals, part.devices
+            rated.uses_metrics = part.uses_metrics
+        return rated
+
+    def terms(
+        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
+    ) -> dict[str, FloatArray]:
+        """Each scorer's weighted say, (n,) or (n, d), on nodes that passed the filters."""
         known = snapshot.without_stale_metrics(self.stale_after_s)
-        terms = _terms(self.scorers, request, known, rows)
-        uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in self.scorers)
-        if not uses_metrics or snapshot.has_fresh_metrics(self.stale_after_s)[rows].any():
-            return terms, None
-        return _terms(ROUND_ROBIN, request, known, rows), _why_fallback(snapshot, rows, self.stale_after_s)
+        shape = snapshot.columns.device_free.shape
+        terms: dict[str, FloatArray] = {}
+        for scorer, weight in scorers:
+            scores = scorer.score(request, known)
+            if scores is None:
+                continue
+            if scores.shape not in (shape, shape[:1]):
+                raise _misbehaves(scorer)
+            term = weight * scores
+            terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
+        return terms
 
-    def _ranked(
-        self, request: Request, snapshot: Snapshot, rows: IntArray, terms: dict[str, FloatArray]
-    ) -> tuple[Placement, ...]:
-        """The best rows with their devices, best first."""
-        total = np.round(sum(terms.values(), np.zeros(len(rows))), 9)
-        is_fresh = snapshot.has_fresh_metrics(self.stale_after_s)
-        ranked = []
-        for i in np.argsort(-total, kind="stable")[: 1 + self.runners_up]:
-            node = snapshot.node(snapshot.nodes[rows[i]])
-            devices = self.devices(request, node if is_fresh[rows[i]] else node.without_metrics())
-            weighted = {name: float(values[i]) for name, values in terms.items()}
-            ranked.append(
-                Placement(node_id=node.id, device_ids=devices, score=float(total[i]), terms=weighted)
-            )
-        return tuple(ranked)
+    def _rate_fitting(
+        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
+    ) -> Rated:
+        terms = self.terms(request, snapshot, scorers)
+        uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in scorers)
+        totals = np.zeros(len(snapshot))
+        devices = np.full(len(snapshot), -1)
+        per_device: FloatArray | None = None
+        for term in terms.values():
+            if term.ndim == 1:
+                totals = totals + term
+            else:
+                per_device = term if per_device is None else per_device + term
+        if request.gpus:
+            best, devices = best_devices(request, snapshot, per_device)
+            totals = totals + best
+        if not np.isfinite(totals).all():
+            raise self._culprit(request, snapshot, scorers)
+        return Rated(np.round(totals, 9), devices, uses_metrics)
 
-    def _refusals(
-        self,
-        request: Request,
-        snapshot: Snapshot,
-        passed: Sequence[BoolArray],
-        avoided: Mapping[int, str],
-        rows: IntArray,
-    ) -> tuple[Refusal, ...]:
-        refusals = []
-        for row in rows:
-            node = snapshot.node(snapshot.nodes[row])
-            refusals += [
-                rule.refuse(request, node)
-                for rule, mask in zip(self.filters, passed, strict=True)
-                if not mask[row]
-            ]
-            if row in avoided:
-                refusals.append(Refusal(node_id=node.id, filter="avoid", reason=avoided[row], when="now"))
-        return tuple(refusals)
+    def _rated(
+        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
+    ) -> Rated:
+        return self.kept.rated(
+            (scorers is self.scorers, class_of(request)),
+            snapshot,
+            snapshot.has_fresh_metrics(self.stale_after_s),
+            lambda part: self.rate(request, part, scorers),
+        )
+
+    def _best(
+        self, request: Request, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]
+    ) -> int | None:
+        totals = _without(rated.totals, avoided)
+        if not totals.size:
+            return None
+        best = int(totals.argmax())
+        if totals[best] == -np.inf:
+            return None
+        return (
+            best
+            if self.ties is None
+            else self.ties(request, snapshot, np.flatnonzero(totals == totals[best]))
+        )
+
+    def _lacks_metrics(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> bool:
+        """Whether metrics matter and no node that fits has fresh ones."""
+        if not rated.uses_metrics:
+            return False
+        fresh = snapshot.has_fresh_metrics(self.stale_after_s)
+        return not fresh.all() and not (_without(rated.totals, avoided)[fresh] > -np.inf).any()
+
+    def _why_fallback(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> str:
+        ages = snapshot.columns.metrics_age_s[_without(rated.totals, avoided) > -np.inf]
+        if np.isnan(ages).all():
+            return "ranked by round robin, since no node that fits has metrics"
+        return (
+            f"ranked by round robin, since the newest metrics of nodes that fit are {np.nanmin(ages):.0f} s old "
+            f"(stale after {self.stale_after_s:.0f} s)"
+        )
+
+    def _culprit(
+        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
+    ) -> ValueError:
+        fitting = fitting_devices(request, snapshot)
+        for scorer, _ in scorers:
+            scores = scorer.score(request, snapshot)
+            if scores is not None and not np.isfinite(scores if scores.ndim == 1 else scores[fitting]).all():
+                return _misbehaves(scorer)
+        return ValueError(f"the scores of policy {self.name!r} add up to more than a number can hold.")
 
 
-def _terms(
-    scorers: Sequence[tuple[Scorer, float]], request: Request, snapshot: Snapshot, rows: IntArray
-) -> dict[str, FloatArray]:
-    terms: dict[str, FloatArray] = {}
-    for scorer, weight in scorers:
-        scores = scorer.score(request, snapshot, rows)
-        if scores is None:
-            continue
-        if scores.shape != rows.shape or not np.isfinite(scores).all():
-            raise ValueError(
-                f"scorer {scorer.name!r} must give one finite number per node; mend it or leave it out."
-            )
-        terms[scorer.name] = terms.get(scorer.name, 0.0) + weight * scores + 0.0  # no -0.0
-    return terms
-
-
-def _why_fallback(snapshot: Snapshot, rows: IntArray, stale_after_s: float) -> str:
-    ages = snapshot.columns.metrics_age_s[rows]
-    if np.isnan(ages).all():
-        return "ranked by round robin, since no node that fits has metrics"
+def class_of(request: Request) -> Hashable:
+    """What filters and scorers may look at: requests of one class are rated alike, whoever asks."""
     return (
-        f"ranked by round robin, since the newest metrics of nodes that fit are {np.nanmin(ages):.0f} s old "
-        f"(stale after {stale_after_s:.0f} s)"
+        request.cpus,
+        request.memory_bytes,
+        request.gpus,
+        request.gpu_models,
+        frozenset(request.labels.items()),
+        frozenset(request.near.items()),
+        request.tolerates,
+        request.environment,
+    )
+
+
+def all_of(masks: list[BoolArray | None], n: int) -> BoolArray | None:
+    """(n,) True where all masks are; None when all are everywhere."""
+    fits: BoolArray | None = None
+    for mask in masks:
+        if mask is not None:
+            fits = mask if fits is None else fits & mask
+    return None if fits is None or fits.all() else fits
+
+
+def best_devices(
+    request: Request, snapshot: Snapshot, ratings: FloatArray | None
+) -> tuple[FloatArray, IntArray]:
+    """(n,) the mean rating of the best devices, as many as the request needs; (n,) the best one where that is one."""
+    free = snapshot.columns.device_free
+    fits = fitting_devices(request, snapshot)
+    rated = np.where(fits, 0.0 if ratings is None else np.round(ratings, 9), -np.inf)
+    if request.gpu_count == 1:
+        best: FloatArray = rated.max(axis=1)
+        fullest: IntArray = np.where(rated == best[:, None], free, np.inf).argmin(axis=1)
+        return best, fullest
+    k = request.gpu_count
+    top = -np.partition(-rated, k - 1, axis=1)[:, :k]
+    return top.mean(axis=1), np.full(len(snapshot), -1)
+
+
+def _without(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:
+    if not avoided:
+        return totals
+    totals = totals.copy()
+    totals[list(avoided)] = -np.inf
+    return totals
+
+
+def _misbehaves(scorer: Scorer) -> ValueError:
+    return ValueError(
+        f"scorer {scorer.name!r} must give one finite number per node, or per device; mend it or leave it out."
     )

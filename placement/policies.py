@@ -2,63 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from .pipeline import ROUND_ROBIN, Pipeline, Policy, emptiest_device
-from .scorers import Available, FewKernels, FullestDevice, LowLoad, NotBusy, SpareGpus
+import numpy as np
+
+from .packing import FragmentationGradient, Leftover, ModelPressure, SliverWaste, StrandedShare
+from .pipeline import ROUND_ROBIN, Pipeline, Policy, Scorer
+from .profile import Profile
+from .scorers import Available, FewKernels, FullestDevice, LowLoad, Near, NotBusy, SpareGpus, Warm
+from .snapshot import IntArray, Snapshot
+from .values import Request
 
 ENTRY_POINTS = "roost.policies"
 
 # Weights a decade apart make an order: a tenth of a resource's range outweighs all that comes after it.
-DEFAULT = Pipeline(
-    name="default",
-    scorers=(
+_LOAD: tuple[tuple[Scorer, float], ...] = (
+    (Available("memory", real=True), 0.1),
+    (Available("cpu", real=True), 0.01),
+    (LowLoad(), 1.0),
+    # load follows a start late: each kernel counts as 1/4 CPU beside it
+    (FewKernels(best_effort_only=True), 0.25),
+)
+_WISHES: tuple[tuple[Scorer, float], ...] = ((Near(), 2.0), (Warm(), 0.02))
+"""A wish for labels outweighs load, a start of milliseconds only settles what is close."""
+_NOBODY = Profile()
+
+
+def balanced(profile: Profile = _NOBODY) -> Policy:
+    """The default. GPUs so that most of the requests to come will fit, by what is known of them; CPU-only kernels
+    where real load is lowest, off GPU nodes if they can; never on devices that others keep busy.
+
+    While the profile knows too little, GPU requests go where most is available: GPU share, then memory, then CPU.
+    """
+    first: tuple[tuple[Scorer, float], ...] = (
         (SpareGpus(), 10.0),
-        (NotBusy(), 10.0),  # the least excess that counts, 0.1, weighs as much as all of the GPU share
-        (Available("gpu"), 1.0),
-        (Available("memory", real=True), 0.1),
-        (Available("cpu", real=True), 0.01),
-        (LowLoad(), 1.0),
-        (
-            FewKernels(best_effort_only=True),
-            0.25,
-        ),  # load follows a start late: each kernel counts as 1/4 CPU beside it
-    ),
-)
-"""GPU share first, then memory, then CPU, by what is available; off busy devices, off GPU nodes if it can."""
-
-PACK = Pipeline(
-    name="pack",
-    scorers=(
-        (SpareGpus(), 10.0),
-        (FullestDevice(), 10.0),
-        (Available("gpu"), -1.0),
-        (Available("memory"), -0.1),
-        (Available("cpu"), -0.01),
-    ),
-)
-"""The fullest node, and on it the fullest device: whole nodes and devices stay free. By promises alone."""
-
-SPREAD = Pipeline(
-    name="spread",
-    scorers=(
-        (Available("gpu"), 1.0),
-        (Available("memory"), 0.1),
-        (Available("cpu"), 0.01),
-        (FewKernels(best_effort_only=True), 1.0),
-    ),
-    devices=emptiest_device,
-)
-"""The emptiest node, and on it the emptiest device. By promises alone; best effort by kernels per CPU."""
-
-ROUND_ROBIN_POLICY = Pipeline(name="round_robin", scorers=ROUND_ROBIN)
-"""Rotates over the nodes that fit, in proportion to their size. Needs no metrics and keeps no state."""
-
-_SHIPPED: dict[str, Policy] = {p.name: p for p in (DEFAULT, PACK, SPREAD, ROUND_ROBIN_POLICY)}
+        (NotBusy(), 10.0),  # the least excess that counts, 0.1, weighs as much as a whole GPU
+        *_WISHES,
+    )
+    if not profile.is_useful:
+        return Pipeline(name="balanced", scorers=(*first, (Available("gpu"), 1.0), *_LOAD))
+    return Pipeline(name="balanced", scorers=(*first, *blend(profile), *_LOAD))
 
 
-def policy(name_or_object: str | Policy) -> Policy:
+def blend(profile: Profile) -> tuple[tuple[Scorer, float], ...]:
+    """What makes `balanced` pack GPUs; the weights were fitted once, to one trace, and hold on its variants."""
+    return (
+        (FragmentationGradient(profile), 0.3),
+        (StrandedShare(profile), 0.75),
+        (Leftover(), 0.15),
+        (SliverWaste(profile), 0.3),
+        (ModelPressure(profile), 0.5),
+    )
+
+
+def fgd(profile: Profile = _NOBODY) -> Policy:
+    """Fragmentation gradient descent as published (ATC '23): integer scores, ties to the smallest node id."""
+    return Pipeline(name="fgd", scorers=((FragmentationGradient(profile, is_integer=True), 1.0),))
+
+
+def best_fit(profile: Profile = _NOBODY) -> Policy:
+    """The node that has least left over, CPUs and GPUs weighed alike, and on it the fullest device."""
+    return Pipeline(name="best_fit", scorers=((Leftover(is_integer=True), 1.0), (FullestDevice(), 1e-6)))
+
+
+def pack(profile: Profile = _NOBODY) -> Policy:
+    """The fullest node, and on it the fullest device: whole nodes and devices stay free. By promises alone."""
+    return Pipeline(
+        name="pack",
+        scorers=(
+            (SpareGpus(), 10.0),
+            (FullestDevice(), 10.0),
+            (Available("gpu"), -1.0),
+            (Available("memory"), -0.1),
+            (Available("cpu"), -0.01),
+        ),
+    )
+
+
+def spread(profile: Profile = _NOBODY) -> Policy:
+    """The emptiest node, and on it the emptiest device. By promises alone; best effort by kernels per CPU."""
+    return Pipeline(
+        name="spread",
+        scorers=(
+            (Available("gpu"), 1.0),
+            (Available("memory"), 0.1),
+            (Available("cpu"), 0.01),
+            (FullestDevice(is_emptiest=True), 0.001),
+            (FewKernels(best_effort_only=True), 1.0),
+        ),
+    )
+
+
+def random(profile: Profile = _NOBODY) -> Policy:
+    """Any node that fits, by the snapshot's version: for comparisons."""
+    return Pipeline(name="random", scorers=(), ties=RandomTies())
+
+
+def round_robin(profile: Profile = _NOBODY) -> Policy:
+    """Rotates over the nodes that fit, in proportion to their size. Needs no metrics and keeps no state."""
+    return Pipeline(name="round_robin", scorers=ROUND_ROBIN)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomTies:
+    """Any of the equals, evenly, always the same for a seed and a snapshot's version."""
+
+    seed: int = 0
+
+    def __call__(self, request: Request, snapshot: Snapshot, rows: IntArray) -> int:
+        return int(rows[np.random.default_rng((self.seed, snapshot.version)).integers(len(rows))])
+
+
+SHIPPED: Mapping[str, Callable[[Profile], Policy]] = {
+    make.__name__: make for make in (balanced, pack, spread, fgd, best_fit, random, round_robin)
+}
+"""By name: what makes the policy from what is known of the workload."""
+
+
+def policy(name_or_object: str | Policy, profile: Profile = _NOBODY) -> Policy:
     """The policy of that name: shipped, an entry point of ``roost.policies``, or ``module:Name``.
 
     A policy object is given back as it is. What an entry point or ``module:Name`` names may be a policy, or a
@@ -66,8 +130,8 @@ def policy(name_or_object: str | Policy) -> Policy:
     """
     if not isinstance(name_or_object, str):
         return _checked(name_or_object, repr(name_or_object))
-    if name_or_object in _SHIPPED:
-        return _SHIPPED[name_or_object]
+    if name_or_object in SHIPPED:
+        return SHIPPED[name_or_object](profile)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     try:
         if name_or_object in installed:
@@ -77,7 +141,7 @@ def policy(name_or_object: str | Policy) -> Policy:
             return _checked(getattr(import_module(module), attribute), name_or_object)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"policy {name_or_object!r} cannot be loaded: {error}.") from error
-    known = ", ".join([*_SHIPPED, *sorted(installed.keys() - _SHIPPED.keys())])
+    known = ", ".join([*SHIPPED, *sorted(installed.keys() - SHIPPED.keys())])
     raise ValueError(
         f"unknown policy {name_or_object!r}; known are {known}, or one that the operator's configuration names."
     )

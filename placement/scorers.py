@@ -1,4 +1,8 @@
-"""The scorers of the shipped policies. A score is about 0..1 before its weight, higher is better."""
+"""The scorers of the shipped policies: what is free, what is really used, where a kernel starts fast.
+
+Those that look at what is left for the requests to come are in `packing`. A score is about 0..1 before its weight,
+higher is better.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from .snapshot import FloatArray, IntArray, Snapshot
-from .values import EPSILON, UNKNOWN_USE, Request
+from .values import UNKNOWN_USE, Request
 
 Resource = Literal["gpu", "memory", "cpu"]
 
@@ -33,16 +37,16 @@ class Available:
     def needs_metrics(self) -> bool:
         return self.real
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c = snapshot.columns
         if self.resource == "gpu":
-            return _share(c.gpus_free[rows] - request.gpus, _floats(c.gpus[rows])) if request.gpus else None
+            return _share(c.gpus_free - request.gpus, _floats(c.gpus)) if request.gpus else None
         if self.resource == "memory":
-            asked, used = float(request.memory_bytes), c.memory_used_bytes[rows]
-            total, free = _floats(c.memory_bytes[rows]), _floats(c.memory_free_bytes[rows])
+            asked, used = float(request.memory_bytes), c.memory_used_bytes
+            total, free = _floats(c.memory_bytes), _floats(c.memory_free_bytes)
         else:
-            asked, used = request.cpus, c.cpus_used[rows]
-            total, free = c.cpus[rows], c.cpus_free[rows]
+            asked, used = request.cpus, c.cpus_used
+            total, free = c.cpus, c.cpus_free
         if not asked and (self.real or not request.is_best_effort):
             return None
         left = _share(free - asked, total)
@@ -50,17 +54,13 @@ class Available:
 
 
 class NotBusy:
-    """1 where the devices to be used are idle beyond their promises, 0 where others keep them busy."""
+    """Per device: 1 where it is idle beyond its promises, 0 where others keep it busy."""
 
     name = "not_busy"
     needs_metrics = True
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
-        if not request.gpus:
-            return None
-        excess = np.sort(_of_fitting(snapshot.columns.device_excess, request, snapshot, rows), axis=1)
-        best: FloatArray = 1.0 - excess[:, : request.gpu_count].mean(axis=1)
-        return best
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        return 1.0 - snapshot.columns.device_excess if request.gpus else None
 
 
 class SpareGpus:
@@ -69,21 +69,26 @@ class SpareGpus:
     name = "spare_gpus"
     needs_metrics = False
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
-        return None if request.gpus else (snapshot.columns.gpus[rows] == 0).astype(np.float64)
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        return None if request.gpus else (snapshot.columns.gpus == 0).astype(np.float64)
 
 
+@dataclass(frozen=True, slots=True)
 class FullestDevice:
-    """For a share of a GPU: 1 where it fills a device, less where more of the device would be left over."""
+    """Per device, for a share of a GPU: 1 where it fills the device, less where more of it would be left over.
 
+    ``is_emptiest``: the other way round.
+    """
+
+    is_emptiest: bool = False
     name = "device"
     needs_metrics = False
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if not 0 < request.gpus < 1:
             return None
-        fullest: FloatArray = _of_fitting(snapshot.columns.device_free, request, snapshot, rows).min(axis=1)
-        return 1.0 - (fullest - request.gpus)
+        left = np.clip(snapshot.columns.device_free, 0.0, None) - request.gpus
+        return left if self.is_emptiest else 1.0 - left
 
 
 class LowLoad:
@@ -92,13 +97,13 @@ class LowLoad:
     name = "load"
     needs_metrics = True
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if not request.is_best_effort:
             return None
         c = snapshot.columns
-        cpus = _share(_unused(c.cpus[rows], c.cpus_used[rows]), c.cpus[rows])
-        total = _floats(c.memory_bytes[rows])
-        memory = _share(_unused(total, c.memory_used_bytes[rows]), total)
+        cpus = _share(_unused(c.cpus, c.cpus_used), c.cpus)
+        total = _floats(c.memory_bytes)
+        memory = _share(_unused(total, c.memory_used_bytes), total)
         return np.minimum(cpus, memory)
 
 
@@ -114,12 +119,39 @@ class FewKernels:
     name = "kernels"
     needs_metrics = False
 
-    def score(self, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray | None:
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if self.best_effort_only and not request.is_best_effort:
             return None
         c = snapshot.columns
-        size = np.maximum(c.gpus[rows] if request.gpus else c.cpus[rows], 0.01)
-        return -(c.kernels[rows] + 1.0) / size
+        size = np.maximum(c.gpus if request.gpus else c.cpus, 0.01)
+        return -(c.kernels + 1.0) / size
+
+
+class Warm:
+    """1 on nodes whose agent has the request's environment warm: kernels start there in milliseconds."""
+
+    name = "warm"
+    needs_metrics = False
+
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        wanted = request.environment
+        if not wanted:
+            return None
+        return snapshot.mask(("warm", wanted), lambda node: wanted in node.warm).astype(np.float64)
+
+
+class Near:
+    """The share of the labels that the request would like (``Request.near``) which the node has."""
+
+    name = "near"
+    needs_metrics = False
+
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        if not request.near:
+            return None
+        has = [snapshot.has_labels([label]) for label in request.near.items()]
+        shares: FloatArray = np.mean(has, axis=0, dtype=np.float64)
+        return shares
 
 
 def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
@@ -131,12 +163,6 @@ def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
 def _unused(total: FloatArray, used: FloatArray) -> FloatArray:
     result: FloatArray = total - np.where(np.isnan(used), UNKNOWN_USE * total, used)
     return result
-
-
-def _of_fitting(values: FloatArray, request: Request, snapshot: Snapshot, rows: IntArray) -> FloatArray:
-    """(len(rows), d) the values of devices on which the request fits, inf elsewhere."""
-    fits = snapshot.columns.device_free[rows] >= request.gpu_share - EPSILON
-    return np.where(fits & snapshot.accepted_devices(request)[rows], values[rows], np.inf)
 
 
 def _floats(values: IntArray) -> FloatArray:

@@ -1,46 +1,66 @@
-"""All nodes at one instant, as columns: what filters and scorers compute on.
+"""All nodes at one instant. A row is a node; rows are in the order of the node ids, so that the first of equals
+is the one with the smallest id. Devices are a second dimension, in each node's own order.
 
-A row is a node; rows are in the order of the node ids, so that the first of equals is the one with the
-smallest id. Devices are columns of a second dimension, in each node's own order, padded to the largest node.
+A part is a snapshot of some of the nodes: filters and scorers see parts, since after a change only the rows that
+changed are rated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .values import UNKNOWN_USE, Node, Request
+from . import columns as cols
+from .columns import BoolArray, Columns, FloatArray, IntArray
+from .values import Node, Request
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+__all__ = ["BoolArray", "Columns", "FloatArray", "IntArray", "Snapshot"]
 
-_REMEMBERED = 256  # versions that changed_since knows, and labels whose nodes are kept
+_REMEMBERED = 4096
+"""Changes that are remembered, so that scores can be brought up to date instead of made anew."""
+_MASKS = 256
+"""Answers to questions about nodes' labels and the like that are kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """The snapshot's arrays, all read-only; n nodes, d devices at most on one node. NaN means unknown."""
+class Change(NamedTuple):
+    """What one version changed: ids that came, changed or went; rows (as this version numbers them) to look at again.
 
-    cpus: FloatArray  # (n,) allocatable
-    cpus_free: FloatArray  # (n,) not promised, may be negative
-    cpus_used: FloatArray  # (n,)
-    memory_bytes: IntArray  # (n,) allocatable
-    memory_free_bytes: IntArray  # (n,) not promised, may be negative
-    memory_used_bytes: FloatArray  # (n,)
-    gpus: IntArray  # (n,) number of devices
-    gpus_free: FloatArray  # (n,) the sum that is not promised
-    kernels: IntArray  # (n,)
-    is_draining: BoolArray  # (n,)
-    metrics_age_s: FloatArray  # (n,)
-    device_model: IntArray  # (n, d) index into Snapshot.models, -1 where there is no device
-    device_free: FloatArray  # (n, d) 1 - promised, -inf where there is no device
-    device_excess: FloatArray  # (n, d) Device.excess: use clearly beyond the promises
+    ``source`` is for each row the one it had before, -1 for a new one; None where no row moved.
+    """
+
+    ids: tuple[str, ...]
+    rows: tuple[int, ...]
+    source: IntArray | None
+
+
+class History:
+    """The changes of one line of snapshots, shared by all of them; the last one adds."""
+
+    __slots__ = ("changes", "first")
+
+    def __init__(self, first: int, changes: Sequence[Change] = ()) -> None:
+        self.first = first
+        self.changes = list(changes)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.changes)
+
+    def between(self, version: int, until: int) -> list[Change] | None:
+        """What changed after ``version``; None when that is too long ago, or later."""
+        if not self.first <= version <= until:
+            return None
+        return self.changes[version - self.first : until - self.first]
+
+    def add(self, change: Change) -> None:
+        self.changes.append(change)
+        if len(self.changes) > 2 * _REMEMBERED:
+            self.first += _REMEMBERED
+            del self.changes[:_REMEMBERED]
 
 
 class Snapshot:
@@ -52,18 +72,32 @@ class Snapshot:
     (('b',), 2, ['a'])
     """
 
-    __slots__ = ("_changes", "_labels", "_nodes", "_rows", "columns", "models", "nodes", "version")
+    __slots__ = (
+        "_at",
+        "_fresh",
+        "_ids",
+        "_masks",
+        "_nodes",
+        "_rows",
+        "_whole",
+        "columns",
+        "history",
+        "models",
+        "version",
+    )
 
     columns: Columns
     models: tuple[str, ...]
     """The device models that ``columns.device_model`` counts."""
-    nodes: tuple[str, ...]
-    """The node ids, in the order of the rows."""
     version: int
-    _nodes: tuple[Node, ...]
+    history: History
+    _whole: Snapshot | None  # of which this is a part: the rows _at
+    _at: IntArray
+    _ids: tuple[str, ...]
+    _nodes: Sequence[Node]
     _rows: dict[str, int]
-    _changes: tuple[tuple[int, frozenset[str]], ...]  # the ids that changed with each version, oldest first
-    _labels: dict[tuple[str, str], BoolArray]
+    _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
+    _fresh: dict[float, BoolArray]
 
     @classmethod
     def of(cls, nodes: Iterable[Node], version: int = 1) -> Snapshot:
@@ -73,162 +107,217 @@ class Snapshot:
             if one.id == next_one.id:
                 raise ValueError(f"two nodes have the id {one.id!r}; give each its own.")
         models = _models((), ordered)
-        return _made(
-            nodes=ordered, columns=_columns(ordered, models), models=models, version=version, changes=()
-        )
+        return _made(ordered, cols.columns_of(ordered, models), models, version, History(version))
 
     def __len__(self) -> int:
-        return len(self.nodes)
+        return len(self._ids) if self._whole is None else len(self._at)
 
     def __contains__(self, node_id: object) -> bool:
-        return node_id in self._rows
+        return node_id in self._rows if self._whole is None else node_id in self.nodes
 
     def __repr__(self) -> str:
         return f"Snapshot(version={self.version}, nodes={len(self)})"
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The node ids, in the order of the rows."""
+        if self._whole is None:
+            return self._ids
+        return tuple(self._whole._ids[row] for row in self._at)
+
     def row(self, node_id: str) -> int:
         """The node's row in the columns; raises ``KeyError`` when it is not there."""
-        return self._rows[node_id]
+        if self._whole is None:
+            return self._rows[node_id]
+        return int(np.flatnonzero(self._at == self._whole._rows[node_id])[0])
 
     def node(self, node_id: str) -> Node:
         """The node of that id, its metrics as old as the snapshot says; ``KeyError`` when it is not there."""
-        row = self._rows[node_id]
-        node, age_s = self._nodes[row], float(self.columns.metrics_age_s[row])
-        if node.metrics_age_s is None or node.metrics_age_s == age_s:
+        return self.at(self.row(node_id))
+
+    def at(self, row: int) -> Node:
+        """The node in that row, its metrics as old as the snapshot says."""
+        node = self._nodes[row] if self._whole is None else self._whole._nodes[self._at[row]]
+        if node.metrics_age_s is None:
             return node
-        return replace(node, metrics_age_s=age_s)
+        age_s = float(self.columns.metrics_age_s[row])
+        return node if node.metrics_age_s == age_s else replace(node, metrics_age_s=age_s)
+
+    def part(self, rows: IntArray) -> Snapshot:
+        """These rows as a snapshot of their own, in that order; same models and version. O(1)."""
+        part = Snapshot()
+        part._whole = self if self._whole is None else self._whole
+        part._at = rows if self._whole is None else self._at[rows]
+        part.columns = self.columns.part(rows)
+        part.models, part.version, part.history = self.models, self.version, self.history
+        return part
 
     def apply(self, upserts: Iterable[Node] = (), removed: Iterable[str] = ()) -> Snapshot:
         """The next version, with these nodes replaced or added and those gone; this snapshot stays as it is.
 
         Ids in ``removed`` that are unknown are ignored; a node in both is replaced. O(n) in copied bytes, and
-        only for columns that changed; O(n log n) when nodes come or go.
+        only for columns that changed; O(n log n) when nodes come or go. Not for parts.
         """
         new = {node.id: node for node in upserts}
         gone = frozenset(removed).intersection(self._rows) - new.keys()
         new = {i: node for i, node in new.items() if i not in self._rows or self.node(i) != node}
         models = _models(self.models, new.values())
-        version, changes = (
-            self.version + 1,
-            (*self._changes, (self.version + 1, gone | new.keys()))[-_REMEMBERED:],
-        )
         if gone or not new.keys() <= self._rows.keys():
-            nodes, columns = self._reshaped(new, gone, models)
-            return _made(nodes=nodes, columns=columns, models=models, version=version, changes=changes)
-        nodes, columns = self._updated(new, models)
-        relabelled = any(node.labels != self._nodes[self._rows[i]].labels for i, node in new.items())
-        labels = {} if relabelled else self._labels
+            return self._reshaped(new, gone, models)
+        rows = [self._rows[i] for i in new]
+        nodes = list(self._nodes)
+        for row, node in zip(rows, new.values(), strict=True):
+            nodes[row] = node
+        columns = cols.updated(self.columns, rows, cols.columns_of(list(new.values()), models))
         return self._with(
-            _nodes=nodes, columns=columns, models=models, version=version, _changes=changes, _labels=labels
+            _nodes=nodes,
+            columns=columns,
+            models=models,
+            version=self.version + 1,
+            history=self._continued(Change(tuple(new), tuple(rows), None)),
+            _masks=self._masks_after(nodes, rows),
+            _fresh=_fresh_after(self._fresh, columns, rows),
         )
 
     def aged(self, elapsed_s: float) -> Snapshot:
         """The same picture and version ``elapsed_s`` later: every metric is that much older."""
         older = self.columns.metrics_age_s + elapsed_s
-        return self._with(columns=replace(self.columns, metrics_age_s=older))
+        return self._with(columns=self.columns.replaced(metrics_age_s=older), _fresh={})
+
+    def emptied(self) -> Snapshot:
+        """The same nodes with nothing promised and nothing running: what refuses here refuses for ever."""
+        columns = cols.emptied(self.columns)
+        if self._whole is None:
+            return self._with(columns=columns, history=History(self.version))
+        part = self.part(np.arange(len(self)))
+        part.columns = columns
+        return part
 
     def changed_since(self, version: int) -> frozenset[str] | None:
         """Ids of the nodes added, changed or removed after that version; None when that is too long ago."""
-        known_from = self._changes[0][0] - 1 if self._changes else self.version
-        if not known_from <= version <= self.version:
+        changes = self.history.between(version, self.version)
+        if changes is None:
             return None
-        return frozenset().union(*(ids for number, ids in self._changes if number > version))
+        return frozenset(node_id for change in changes for node_id in change.ids)
 
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
         """(n,) True where the node has metrics not older than that."""
-        return self.columns.metrics_age_s <= stale_after_s
+        if self._whole is not None:
+            return self.columns.metrics_age_s <= stale_after_s
+        fresh = self._fresh.get(stale_after_s)
+        if fresh is None:
+            fresh = self._fresh[stale_after_s] = self.columns.metrics_age_s <= stale_after_s
+        return fresh
 
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
-        """For scorers: the same, with real use unknown in the columns where it was measured too long ago."""
+        """For scorers: the same, with real use unknown where it was measured too long ago."""
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
             return self
-        columns = replace(
-            self.columns,
-            cpus_used=np.where(stale, np.nan, self.columns.cpus_used),
-            memory_used_bytes=np.where(stale, np.nan, self.columns.memory_used_bytes),
-            device_excess=np.where(stale[:, None], UNKNOWN_USE, self.columns.device_excess),
-        )
-        return self._with(columns=columns)
+        part = self.part(np.arange(len(self)))
+        part.columns = cols.without_metrics(self.columns, stale)
+        return part
+
+    def mask(self, key: Any, test: Callable[[Node], bool]) -> BoolArray:
+        """(n,) True for the nodes that pass ``test``, which looks at labels, taints and the like, not at amounts.
+
+        Kept under ``key`` for the next call, and brought up to date with each version.
+        """
+        if self._whole is not None:
+            return self._whole.mask(key, test)[self._at]
+        known = self._masks.get(key)
+        if known is None:
+            known = test, np.array([test(node) for node in self._nodes], dtype=bool)
+            if len(self._masks) < _MASKS:
+                self._masks[key] = known
+        return known[1]
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:
-        """(n,) True where the node has all of these labels. Kept per label for the next call."""
-        mask = np.ones(len(self), dtype=bool)
-        for label in labels:
-            has = self._labels.get(label)
-            if has is None:
-                name, value = label
-                has = np.array([node.labels.get(name) == value for node in self._nodes], dtype=bool)
-                if len(self._labels) < _REMEMBERED:
-                    self._labels[label] = has
-            mask &= has
-        return mask
+        """(n,) True where the node has all of these labels."""
+        has = np.ones(len(self), dtype=bool)
+        for name, value in labels:
+            has &= self.mask(("label", name, value), lambda node, n=name, v=value: node.labels.get(n) == v)  # type: ignore[misc]
+        return has
 
     def accepted_devices(self, request: Request) -> BoolArray:
         """(n, d) True for the devices whose model the request accepts."""
+        if not request.gpu_models:
+            return self.columns.device_model >= 0
         accepted = np.array([request.accepts_model(model) for model in self.models] + [False], dtype=bool)
-        mask: BoolArray = accepted[self.columns.device_model]  # -1, no device, is the last entry
-        return mask
+        accepts: BoolArray = accepted[self.columns.device_model]  # -1, no device, is the last entry
+        return accepts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The nodes as JSON types; ``from_dict`` is the inverse, but for the version."""
+        return {"nodes": [self.at(row).to_dict() for row in range(len(self))]}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Snapshot:
+        """Reads ``to_dict``'s form; raises ``ValueError`` for anything else."""
+        if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
+            raise ValueError(
+                "a saved snapshot is an object with a list of nodes; `roost nodes --json` writes one."
+            )
+        return cls.of(Node.from_dict(node) for node in data["nodes"])
 
     def _with(self, **changed: object) -> Snapshot:
         after = Snapshot()
-        for name in self.__slots__:
+        after._whole = None
+        for name in (
+            "_ids",
+            "_nodes",
+            "_rows",
+            "_masks",
+            "_fresh",
+            "columns",
+            "history",
+            "models",
+            "version",
+        ):
             setattr(after, name, changed.get(name, getattr(self, name)))
-        _seal(after.columns)
         return after
 
-    def _updated(self, new: dict[str, Node], models: tuple[str, ...]) -> tuple[tuple[Node, ...], Columns]:
-        rows = [self._rows[i] for i in new]
-        nodes = list(self._nodes)
-        for row, node in zip(rows, new.values(), strict=True):
-            nodes[row] = node
-        part = _columns(list(new.values()), models)
-        gpus = self.columns.gpus.copy()
-        gpus[rows] = part.gpus
-        width = int(gpus.max(initial=0))
-        columns: dict[str, Any] = {}
-        for name in _COLUMNS:
-            column, values = _fitted(name, self.columns, width), _fitted(name, part, width)
-            if not np.array_equal(column[rows], values):
-                column = column.copy()
-                column[rows] = values
-            columns[name] = column
-        return tuple(nodes), Columns(**columns)
+    def _continued(self, change: Change) -> History:
+        history = self.history
+        if history.last != self.version:  # another snapshot already continued this one: a line of its own
+            changes = history.between(history.first, self.version)
+            history = History(history.first if changes is not None else self.version, changes or ())
+        history.add(change)
+        return history
 
-    def _reshaped(
-        self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]
-    ) -> tuple[tuple[Node, ...], Columns]:
-        kept = [row for row, i in enumerate(self.nodes) if i not in gone and i not in new]
+    def _masks_after(self, nodes: Sequence[Node], rows: Sequence[int]) -> dict[Any, Any]:
+        """The kept masks, looked at again for nodes that changed in what they look at."""
+        moved = [row for row in rows if _traits(nodes[row]) != _traits(self._nodes[row])]
+        if not moved:
+            return self._masks
+        masks = {}
+        for key, (test, mask) in self._masks.items():
+            mask = mask.copy()
+            mask[moved] = [test(nodes[row]) for row in moved]
+            masks[key] = test, mask
+        return masks
+
+    def _reshaped(self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]) -> Snapshot:
+        kept = [row for row, i in enumerate(self._ids) if i not in gone and i not in new]
         nodes = [self._nodes[row] for row in kept] + list(new.values())
-        order = sorted(range(len(nodes)), key=lambda position: nodes[position].id)
-        part = _columns(list(new.values()), models)
-        width = int(np.concatenate([self.columns.gpus[kept], part.gpus]).max(initial=0))
-        columns: dict[str, Any] = {}
-        for name in _COLUMNS:
-            both = np.concatenate([_fitted(name, self.columns, width)[kept], _fitted(name, part, width)])
-            columns[name] = both[order]
-        return tuple(nodes[position] for position in order), Columns(**columns)
+        order = np.array(sorted(range(len(nodes)), key=lambda place: nodes[place].id), dtype=np.int64)
+        columns = cols.reshaped(self.columns, kept, cols.columns_of(list(new.values()), models), order)
+        source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
+        ids = tuple(sorted(gone | new.keys()))
+        history = self._continued(Change(ids, tuple(np.flatnonzero(source < 0)), source))
+        return _made([nodes[place] for place in order], columns, models, self.version + 1, history)
 
 
 def _made(
-    *,
-    nodes: Sequence[Node],
-    columns: Columns,
-    models: tuple[str, ...],
-    version: int,
-    changes: tuple[tuple[int, frozenset[str]], ...],
+    nodes: Sequence[Node], columns: Columns, models: tuple[str, ...], version: int, history: History
 ) -> Snapshot:
     made = Snapshot()
-    made._nodes, made.nodes = tuple(nodes), tuple(node.id for node in nodes)
-    made._rows = {node_id: row for row, node_id in enumerate(made.nodes)}
-    made.columns, made.models, made.version = columns, models, version
-    made._changes, made._labels = changes, {}
-    _seal(columns)
+    made._whole = None
+    made._nodes, made._ids = nodes, tuple(node.id for node in nodes)
+    made._rows = {node_id: row for row, node_id in enumerate(made._ids)}
+    made.columns, made.models, made.version, made.history = columns, models, version, history
+    made._masks, made._fresh = {}, {}
     return made
-
-
-_COLUMNS = tuple(f.name for f in fields(Columns))
-_PADDING: dict[str, float] = {"device_model": -1, "device_free": -np.inf, "device_excess": 0.0}
 
 
 def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -238,52 +327,16 @@ def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
     return known if len(seen) == len(known) else tuple(seen)
 
 
-def _columns(nodes: Sequence[Node], models: tuple[str, ...]) -> Columns:
-    width = max((len(node.devices) for node in nodes), default=0)
-    index = {model: i for i, model in enumerate(models)}
-
-    def floats(values: Iterable[float | None]) -> FloatArray:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-    def ints(values: Iterable[int]) -> IntArray:
-        return np.array(list(values), dtype=np.int64)
-
-    def per_device(name: str, dtype: type, rows: Iterable[Iterable[float]]) -> Any:
-        padded: Any = np.full((len(nodes), width), _PADDING[name], dtype=dtype)
-        for row, values in enumerate(rows):
-            filled = list(values)
-            padded[row, : len(filled)] = filled
-        return padded
-
-    return Columns(
-        cpus=floats(node.cpus for node in nodes),
-        cpus_free=floats(node.cpus_free for node in nodes),
-        cpus_used=floats(node.cpus_used for node in nodes),
-        memory_bytes=ints(node.memory_bytes for node in nodes),
-        memory_free_bytes=ints(node.memory_free_bytes for node in nodes),
-        memory_used_bytes=floats(node.memory_used_bytes for node in nodes),
-        gpus=ints(node.gpus for node in nodes),
-        gpus_free=floats(node.gpus_free for node in nodes),
-        kernels=ints(node.kernels for node in nodes),
-        is_draining=np.array([node.is_draining for node in nodes], dtype=bool),
-        metrics_age_s=floats(node.metrics_age_s for node in nodes),
-        device_model=per_device(
-            "device_model", np.int64, ((index[d.model] for d in n.devices) for n in nodes)
-        ),
-        device_free=per_device("device_free", np.float64, ((d.free for d in n.devices) for n in nodes)),
-        device_excess=per_device("device_excess", np.float64, ((d.excess for d in n.devices) for n in nodes)),
-    )
+def _traits(node: Node) -> tuple[Any, ...]:
+    return node.labels, node.taints, node.warm
 
 
-def _fitted(name: str, columns: Columns, width: int) -> Any:
-    """The column with room for that many devices; what is cut off belongs to nodes that go or change."""
-    column = getattr(columns, name)
-    if name not in _PADDING:
-        return column
-    missing = max(0, width - column.shape[1])
-    return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=_PADDING[name])
-
-
-def _seal(columns: Columns) -> None:
-    for name in _COLUMNS:
-        getattr(columns, name).setflags(write=False)
+def _fresh_after(
+    known: dict[float, BoolArray], columns: Columns, rows: Sequence[int]
+) -> dict[float, BoolArray]:
+    after = {}
+    for limit, mask in known.items():
+        mask = mask.copy()
+        mask[rows] = columns.metrics_age_s[rows] <= limit
+        after[limit] = mask
+    return after

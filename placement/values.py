@@ -28,8 +28,10 @@ class Request:
 
     Nothing asked for means nothing promised: a request of zeros is best effort and fits every node that is
     not draining. ``gpus`` is a share of one device (at most 1) or a whole number of devices. ``gpu_models``
-    and ``labels`` restrict where the kernel may run: any one of the models, all of the labels. ``owner`` does
-    not influence the ranking.
+    and ``labels`` restrict where the kernel may run: any one of the models, all of the labels; ``near`` are
+    labels that it would like. It may run on tainted nodes whose taints are all in ``tolerates``.
+    ``environment`` names what it runs in (its interpreter's path), for nodes where that is warm. ``owner``
+    does not influence the ranking.
 
     Raises ``ValueError`` with one sentence for users.
 
@@ -42,6 +44,9 @@ class Request:
     gpus: float = 0.0
     gpu_models: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    near: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tolerates: tuple[str, ...] = ()
+    environment: str = ""
     owner: str = ""
 
     def __post_init__(self) -> None:
@@ -54,15 +59,17 @@ class Request:
         models = _names("gpu_models", self.gpu_models)
         if models and not gpus:
             raise ValueError("gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.")
-        if not isinstance(self.owner, str):
-            raise ValueError(f"owner must be text; got {self.owner!r}.")
+        for name in ("owner", "environment"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text; got {getattr(self, name)!r}.")
         _set(
             self,
             cpus=_count("cpus", self.cpus),
             memory_bytes=_bytes("memory_bytes", self.memory_bytes),
             gpus=gpus,
         )
-        _set(self, gpu_models=models, labels=_labels(self.labels))
+        _set(self, gpu_models=models, tolerates=_names("tolerates", self.tolerates))
+        _set(self, labels=_labels("labels", self.labels), near=_labels("near", self.near))
 
     @property
     def is_best_effort(self) -> bool:
@@ -106,7 +113,9 @@ class Request:
         return {
             **{f.name: getattr(self, f.name) for f in fields(self)},
             "gpu_models": list(self.gpu_models),
+            "tolerates": list(self.tolerates),
             "labels": dict(self.labels),
+            "near": dict(self.near),
         }
 
     @classmethod
@@ -163,8 +172,9 @@ class Node:
 
     ``gpus_promised`` is the sum over the node, in devices. It may exceed what is known per device (others'
     leases may be known only as a sum); it then bounds what is free on the node, but not on any one device.
-    ``kernels`` counts those known to run or start there. ``metrics_age_s`` is how old the real-use figures
-    were when the snapshot was taken; None means that there are none.
+    ``kernels`` counts those known to run or start there. Only requests that tolerate all ``taints`` may run
+    there. ``warm`` names environments from which kernels start fast there. ``metrics_age_s`` is how old the
+    real-use figures were when the snapshot was taken; None means that there are none.
     """
 
     id: str
@@ -180,12 +190,14 @@ class Node:
     memory_used_bytes: int | None = None
     kernels: int = 0
     is_draining: bool = False
+    taints: tuple[str, ...] = ()
+    warm: tuple[str, ...] = ()
     metrics_age_s: float | None = None
 
     def __post_init__(self) -> None:
-        _set(
-            self, devices=tuple(self.devices), labels=_labels(self.labels), is_draining=bool(self.is_draining)
-        )
+        _set(self, devices=tuple(self.devices), is_draining=bool(self.is_draining))
+        _set(self, labels=_labels("labels", self.labels))
+        _set(self, taints=_names("taints", self.taints), warm=_names("warm", self.warm))
         if len({device.id for device in self.devices}) < len(self.devices):
             raise ValueError(f"node {self.id} has two devices of the same id; give each its own.")
         for name in ("cpus", "cpus_promised", "gpus_promised"):
@@ -229,6 +241,18 @@ class Node:
         """The inverse of ``holding`` (to 9 decimals); never below zero."""
         return self._changed(request, frozenset(device_ids), -1)
 
+    def emptied(self) -> Node:
+        """This node with nothing promised and nothing running on it, and not draining."""
+        return replace(
+            self,
+            cpus_promised=0.0,
+            memory_promised_bytes=0,
+            gpus_promised=0.0,
+            kernels=0,
+            is_draining=False,
+            devices=tuple(replace(device, promised=0.0) for device in self.devices),
+        )
+
     def without_metrics(self) -> Node:
         """This node with its real use unknown."""
         devices = tuple(replace(device, used=None, memory_used_bytes=None) for device in self.devices)
@@ -238,7 +262,8 @@ class Node:
         """The node as JSON types; ``from_dict`` is the inverse."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         devices = [{f.name: getattr(device, f.name) for f in fields(device)} for device in self.devices]
-        return {**plain, "labels": dict(self.labels), "devices": devices}
+        lists = {"taints": list(self.taints), "warm": list(self.warm), "devices": devices}
+        return {**plain, "labels": dict(self.labels), **lists}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Node:
@@ -306,11 +331,11 @@ def _names(name: str, value: object) -> tuple[str, ...]:
     return names
 
 
-def _labels(value: object) -> dict[str, str]:
+def _labels(name: str, value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"labels must map names to values, for example {{'zone': 'a'}}; got {value!r}.")
+        raise ValueError(f"{name} must map names to values, for example {{'zone': 'a'}}; got {value!r}.")
     if not all(isinstance(item, str) for pair in value.items() for item in pair):
-        raise ValueError(f"labels must map text to text; got {dict(value)!r}.")
+        raise ValueError(f"{name} must map text to text; got {dict(value)!r}.")
     return dict(value)
 
 

@@ -47,7 +47,7 @@ class Settings:
     max_gpus_per_user: float | None = None
     allowed_users: frozenset[str] = frozenset()
     denied_users: frozenset[str] = frozenset()
-    default_policy: str = "default"
+    default_policy: str = "balanced"
     policies: Mapping[str, str] = field(default_factory=dict)
     default_cpus: float = 0.0
     default_memory_bytes: int = 0
@@ -90,7 +90,7 @@ class RoostScheduler(Configurable):  # type: ignore[misc,unused-ignore]
         config=True
     )
     denied_users = List(Unicode(), help="Who may not start kernels.").tag(config=True)
-    default_policy = Unicode("default", help="Placement policy of kernels that name none.").tag(config=True)
+    default_policy = Unicode("balanced", help="Placement policy of kernels that name none.").tag(config=True)
     policies = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),

@@ -58,7 +58,7 @@ def opener(request: pytest.FixtureRequest, module_runtime_dir: Path) -> object:
 
 
 def place(snapshot: Snapshot, request: Request) -> Placement:
-    decision = policy("default").place(request, snapshot)
+    decision = policy("balanced").place(request, snapshot)
     assert decision.placement is not None, decision.reason
     return decision.placement
 
@@ -115,7 +115,7 @@ async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> N
         held = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
         assert len(held) == 2
         assert {type(outcome) for outcome in outcomes} == {Lease, LeaseConflict}
-        assert policy("default").place(Request(gpus=0.6), await backend.snapshot()).placement is None
+        assert policy("balanced").place(Request(gpus=0.6), await backend.snapshot()).placement is None
         for lease in held:
             await backend.release(lease)
 

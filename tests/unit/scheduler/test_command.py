@@ -85,7 +85,7 @@ class StubClient:
 
     def explain(self, request: KernelRequest) -> Answer:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
-        decision = policy("default").place(asked, Snapshot.of(NODES))
+        decision = policy("balanced").place(asked, Snapshot.of(NODES))
         return self._answer(decision.to_dict(), "explain", request)
 
     def kernels(self) -> Answer:

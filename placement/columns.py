@@ -1,0 +1,189 @@
+"""What filters and scorers compute on: nodes as rows of arrays, padded where nodes differ in devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .values import UNKNOWN_USE, Node
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+class Columns:
+    """Read-only arrays; n nodes, d devices at most on one node. NaN means unknown.
+
+    Those of a part of a snapshot are cut out of the whole's when they are first asked for.
+    """
+
+    __slots__ = (
+        "_rows",
+        "_source",
+        "cpus",
+        "cpus_free",
+        "cpus_used",
+        "device_excess",
+        "device_free",
+        "device_milli",
+        "device_model",
+        "gpus",
+        "gpus_free",
+        "is_draining",
+        "kernels",
+        "memory_bytes",
+        "memory_free_bytes",
+        "memory_used_bytes",
+        "metrics_age_s",
+    )
+
+    cpus: FloatArray  # (n,) allocatable
+    cpus_free: FloatArray  # (n,) not promised, may be negative
+    cpus_used: FloatArray  # (n,)
+    memory_bytes: IntArray  # (n,) allocatable
+    memory_free_bytes: IntArray  # (n,) not promised, may be negative
+    memory_used_bytes: FloatArray  # (n,)
+    gpus: IntArray  # (n,) number of devices
+    gpus_free: FloatArray  # (n,) the sum that is not promised
+    kernels: IntArray  # (n,)
+    is_draining: BoolArray  # (n,)
+    metrics_age_s: FloatArray  # (n,)
+    device_model: IntArray  # (n, d) index into Snapshot.models, -1 where there is no device
+    device_free: FloatArray  # (n, d) 1 - promised, -inf where there is no device
+    device_milli: IntArray  # (n, d) what is free of it in thousandths, 0..1000, 0 where there is no device
+    device_excess: FloatArray  # (n, d) Device.excess: use clearly beyond the promises
+
+    def __init__(self, **columns: Any) -> None:
+        for name, column in columns.items():
+            column.setflags(write=False)
+            setattr(self, name, column)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in COLUMNS:
+            raise AttributeError(name)
+        column = getattr(self._source, name)[self._rows]
+        column.setflags(write=False)
+        setattr(self, name, column)
+        return column
+
+    def part(self, rows: IntArray) -> Columns:
+        """These rows, in that order. O(1), and O(len(rows)) per column that is read."""
+        part = Columns()
+        part._source, part._rows = self, rows  # type: ignore[attr-defined]
+        return part
+
+    def replaced(self, **columns: Any) -> Columns:
+        """The same with other arrays for some."""
+        return Columns(
+            **{name: columns[name] if name in columns else getattr(self, name) for name in COLUMNS}
+        )
+
+
+COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
+_PADDING: dict[str, float] = {
+    "device_model": -1,
+    "device_free": -np.inf,
+    "device_milli": 0,
+    "device_excess": 0.0,
+}
+
+
+def columns_of(nodes: Sequence[Node], models: Sequence[str]) -> Columns:
+    """The columns of these nodes; ``models`` has at least all of theirs."""
+    width = max((len(node.devices) for node in nodes), default=0)
+    index = {model: i for i, model in enumerate(models)}
+
+    def floats(values: Iterable[float | None]) -> FloatArray:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def ints(values: Iterable[int]) -> IntArray:
+        return np.array(list(values), dtype=np.int64)
+
+    def per_device(name: str, dtype: type, rows: Iterable[Iterable[float]]) -> Any:
+        padded: Any = np.full((len(nodes), width), _PADDING[name], dtype=dtype)
+        for row, values in enumerate(rows):
+            filled = list(values)
+            padded[row, : len(filled)] = filled
+        return padded
+
+    free = per_device("device_free", np.float64, ((d.free for d in n.devices) for n in nodes))
+    return Columns(
+        cpus=floats(node.cpus for node in nodes),
+        cpus_free=floats(node.cpus_free for node in nodes),
+        cpus_used=floats(node.cpus_used for node in nodes),
+        memory_bytes=ints(node.memory_bytes for node in nodes),
+        memory_free_bytes=ints(node.memory_free_bytes for node in nodes),
+        memory_used_bytes=floats(node.memory_used_bytes for node in nodes),
+        gpus=ints(node.gpus for node in nodes),
+        gpus_free=floats(node.gpus_free for node in nodes),
+        kernels=ints(node.kernels for node in nodes),
+        is_draining=np.array([node.is_draining for node in nodes], dtype=bool),
+        metrics_age_s=floats(node.metrics_age_s for node in nodes),
+        device_model=per_device(
+            "device_model", np.int64, ((index[d.model] for d in n.devices) for n in nodes)
+        ),
+        device_free=free,
+        device_milli=np.rint(np.clip(free, 0.0, 1.0) * 1000).astype(np.int64),
+        device_excess=per_device("device_excess", np.float64, ((d.excess for d in n.devices) for n in nodes)),
+    )
+
+
+def updated(columns: Columns, rows: Sequence[int], part: Columns) -> Columns:
+    """The columns with these rows replaced; those that do not change are shared. O(n) bytes for each that does."""
+    gpus = columns.gpus.copy()
+    gpus[rows] = part.gpus
+    width = int(gpus.max(initial=0))
+    after: dict[str, Any] = {}
+    for name in COLUMNS:
+        column, values = fitted(name, columns, width), fitted(name, part, width)
+        if not np.array_equal(column[rows], values):
+            column = column.copy()
+            column[rows] = values
+        after[name] = column
+    return Columns(**after)
+
+
+def reshaped(columns: Columns, kept: Sequence[int], part: Columns, order: IntArray) -> Columns:
+    """The kept rows followed by the part's, brought into that order. O(n)."""
+    width = int(np.concatenate([columns.gpus[kept], part.gpus]).max(initial=0))
+    after: dict[str, Any] = {}
+    for name in COLUMNS:
+        both = np.concatenate([fitted(name, columns, width)[kept], fitted(name, part, width)])
+        after[name] = both[order]
+    return Columns(**after)
+
+
+def fitted(name: str, columns: Columns, width: int) -> Any:
+    """The column with room for that many devices; what is cut off belongs to nodes that go or change."""
+    column = getattr(columns, name)
+    if name not in _PADDING or column.shape[1] == width:
+        return column
+    missing = max(0, width - column.shape[1])
+    return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=_PADDING[name])
+
+
+def emptied(columns: Columns) -> Columns:
+    """The same nodes with nothing promised and nothing running on them, not draining."""
+    has_device = columns.device_model >= 0
+    return columns.replaced(
+        cpus_free=columns.cpus.copy(),
+        memory_free_bytes=columns.memory_bytes.copy(),
+        gpus_free=columns.gpus.astype(np.float64),
+        kernels=np.zeros_like(columns.kernels),
+        is_draining=np.zeros_like(columns.is_draining),
+        device_free=np.where(has_device, 1.0, -np.inf),
+        device_milli=np.where(has_device, 1000, 0),
+    )
+
+
+def without_metrics(columns: Columns, where: BoolArray) -> Columns:
+    """The same with real use unknown in these rows."""
+    return columns.replaced(
+        cpus_used=np.where(where, np.nan, columns.cpus_used),
+        memory_used_bytes=np.where(where, np.nan, columns.memory_used_bytes),
+        device_excess=np.where(where[:, None], UNKNOWN_USE, columns.device_excess),
+    )
