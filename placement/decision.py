@@ -210,7 +210,7 @@ def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
             when=when,
             count=len(nodes),
             alone=sum(len(each) == 1 for each in nodes),
-            examples=tuple(each[0] for each in nodes[:3]),
+            examples=tuple(each[0] for each in sorted(nodes, key=len)[:3]),
         )
         for (name, when), nodes in groups.items()
     ]

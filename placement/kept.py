@@ -58,7 +58,7 @@ class Kept:
             entry = _Entry(rate(snapshot), snapshot.history, snapshot.version, fresh)
             self._store(key, entry)
             return entry.rated
-        self._entries.move_to_end(key)
+        del self._entries[key]  # a scorer that raises leaves nothing half done behind
         rows = _carried_over(entry, changes)
         if entry.fresh is not fresh and entry.rated.uses_metrics:
             rows |= set(np.flatnonzero(entry.fresh != fresh).tolist())
@@ -68,6 +68,7 @@ class Kept:
             part = rate(snapshot.part(at))
             entry.rated.totals[at], entry.rated.devices[at] = part.totals, part.devices
             entry.rated.uses_metrics |= part.uses_metrics
+        self._entries[key] = entry
         return entry.rated
 
     def _store(self, key: Hashable, entry: _Entry) -> None:
@@ -84,7 +85,7 @@ class Kept:
 
 def _changes(entry: _Entry, snapshot: Snapshot) -> list[Change] | None:
     """What changed since; None where that is not known, or all of it."""
-    if entry.history is not snapshot.history or not len(entry.rated.totals):
+    if entry.history is not snapshot.history:
         return None
     return snapshot.history.between(entry.version, snapshot.version)
 
@@ -94,12 +95,12 @@ def _carried_over(entry: _Entry, changes: Sequence[Change]) -> set[int]:
     rows: set[int] = set()
     for change in changes:
         if change.source is not None:
-            source, is_new = change.source, change.source < 0
-            pending = np.zeros(len(entry.rated.totals), dtype=bool)
+            source = change.source  # -1, of a new node, takes the last: what is appended
+            pending = np.zeros(len(entry.rated.totals) + 1, dtype=bool)
             pending[list(rows)] = True
-            entry.rated.totals = np.where(is_new, -np.inf, entry.rated.totals[source])
-            entry.rated.devices = np.where(is_new, -1, entry.rated.devices[source])
-            entry.fresh = np.where(is_new, False, entry.fresh[source])
-            rows = set(np.flatnonzero(np.where(is_new, False, pending[source])).tolist())
+            entry.rated.totals = np.append(entry.rated.totals, -np.inf)[source]
+            entry.rated.devices = np.append(entry.rated.devices, -1)[source]
+            entry.fresh = np.append(entry.fresh, False)[source]
+            rows = set(np.flatnonzero(pending[source]).tolist())
         rows.update(change.rows)
     return rows

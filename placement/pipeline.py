@@ -200,6 +200,8 @@ class Pipeline:
                 continue
             if scores.shape not in (shape, shape[:1]):
                 raise _misbehaves(scorer)
+            if scores.ndim == 2 and not request.gpus:
+                continue  # no device is used
             term = weight * scores
             terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
         return terms
