@@ -200,10 +200,12 @@ def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         per_node.setdefault(refusal.node_id, []).append(refusal)
-    groups: dict[tuple[str, When], list[list[Refusal]]] = {}
+    groups: dict[tuple[str, When, str], list[list[Refusal]]] = {}
     for each in per_node.values():
         each.sort(key=lambda refusal: refusal.when == "now")
-        groups.setdefault((each[0].filter, each[0].when), []).append(each)
+        main = each[0]
+        said = main.reason if main.filter == "avoid" else ""
+        groups.setdefault((main.filter, main.when, said), []).append(each)
     found = [
         Refused(
             filter=name,
@@ -212,7 +214,7 @@ def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
             alone=sum(len(each) == 1 for each in nodes),
             examples=tuple(each[0] for each in sorted(nodes, key=len)[:3]),
         )
-        for (name, when), nodes in groups.items()
+        for (name, when, _), nodes in groups.items()
     ]
     return tuple(sorted(found, key=lambda group: -group.count))
 

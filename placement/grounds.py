@@ -10,7 +10,7 @@ import numpy as np
 
 from .decision import Placement, Refusal, Refused
 from .filters import fitting_devices
-from .snapshot import BoolArray, FloatArray, Snapshot
+from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Request
 
 if TYPE_CHECKING:
@@ -98,21 +98,28 @@ class Grounds:
         for i, name in enumerate(self._names):
             for when in ("now", "never"):
                 of_these = any_refused & (first == i) & (never[i] == (when == "never"))
-                rows = np.flatnonzero(of_these)
-                if not rows.size:
-                    continue
-                is_alone = refused[:, rows].sum(axis=0) == 1
-                nearest = np.lexsort((-self._free(name)[rows], ~is_alone))[:_EXAMPLES]
-                found.append(
-                    Refused(
-                        filter=name,
-                        when="never" if when == "never" else "now",
-                        count=int(rows.size),
-                        alone=int(is_alone.sum()),
-                        examples=tuple(self._refusal(i, int(row)) for row in rows[nearest]),
+                for rows in self._alike(i, np.flatnonzero(of_these)):
+                    is_alone = refused[:, rows].sum(axis=0) == 1
+                    nearest = np.lexsort((-self._free(name)[rows], ~is_alone))[:_EXAMPLES]
+                    found.append(
+                        Refused(
+                            filter=name,
+                            when="never" if when == "never" else "now",
+                            count=int(rows.size),
+                            alone=int(is_alone.sum()),
+                            examples=tuple(self._refusal(i, int(row)) for row in rows[nearest]),
+                        )
                     )
-                )
         return sorted(found, key=lambda group: -group.count)
+
+    def _alike(self, i: int, rows: IntArray) -> list[IntArray]:
+        """The rows as one group; nodes to avoid by the reason that came with each."""
+        if i < len(self._pipeline.filters):
+            return [rows] if rows.size else []
+        by_reason: dict[str, list[int]] = {}
+        for row in rows.tolist():
+            by_reason.setdefault(self._avoided[row], []).append(row)
+        return [np.array(alike) for alike in by_reason.values()]
 
     def _free(self, name: str) -> FloatArray:
         """(n,) what is free of that which a filter of this name looks at; zeros where it is no amount."""

@@ -176,6 +176,8 @@ class Pipeline:
 
     def rate(self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]) -> Rated:
         """The scores of these nodes, each for itself."""
+        if not len(snapshot):
+            return Rated(np.empty(0), np.empty(0, dtype=np.int64), False)
         fits = all_of(self.passed(request, snapshot), len(snapshot))
         if fits is None:
             return self._rate_fitting(request, snapshot, scorers)
