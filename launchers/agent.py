@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ class Agent:
         return {"text": text}
 
     async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
-        return self._measured.status(self._ledger, kernels=self._kernels.running_count)
+        status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
+        return replace(status, warm=tuple(sorted({zygote.python for zygote in self._zygotes.describe()})))
 
     async def _stats(self, peer: bytes, _: Nothing) -> Stats:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}

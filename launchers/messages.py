@@ -210,7 +210,8 @@ class DeviceStatus:
 class NodeStatus:
     """The node as its agent sees it; `ledger_version` grows with every change of what is promised.
 
-    `unreadable_leases` are files of the ledger that are kept although this version cannot read them.
+    `unreadable_leases` are files of the ledger that are kept although this version cannot read them. `warm` are
+    the interpreters (paths) of which a zygote is ready.
     """
 
     hostname: str
@@ -226,6 +227,7 @@ class NodeStatus:
     metrics_age_s: float | None = None
     ledger_version: int = 0
     unreadable_leases: int = 0
+    warm: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

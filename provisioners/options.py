@@ -13,8 +13,8 @@ from roost.scheduler.errors import ConfigError
 from roost.scheduler.values import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
 
 OPTIONS = (
-    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "policy", "encrypt", "fork", "launch_timeout",
-    "environment",
+    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "tolerates", "policy", "encrypt", "fork",
+    "launch_timeout", "environment",
 )  # fmt: skip
 """What a kernelspec may say in `metadata.kernel_provisioner.config`."""
 
@@ -57,6 +57,8 @@ def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:
         gpus=read("gpus", "KERNEL_GPUS", _gpus),
         gpu_models=read("gpu_models", "", _names),
         labels=read("labels", "", _labels),
+        near=read("near", "", _labels),
+        tolerates=read("tolerates", "", _names),
         policy=read("policy", "", _text),
     )
     return Wish(request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s))

@@ -67,6 +67,8 @@ class RoostProvisioner(KernelProvisionerBase):
     gpus = AnyTrait(0, config=True, help="GPUs: a share of one (0.25) or a whole number.")
     gpu_models = AnyTrait((), config=True, help="GPU models that will do; empty: any.")
     labels = AnyTrait({}, config=True, help="Labels that the node must have.")
+    near = AnyTrait({}, config=True, help="Labels that the node had better have.")
+    tolerates = AnyTrait((), config=True, help="Taints of nodes on which the kernel may run all the same.")
     policy = Unicode("", config=True, help="Placement policy by name; empty: the operator's default.")
     encrypt = Unicode(
         "auto",

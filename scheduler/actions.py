@@ -34,21 +34,27 @@ class Result(Protocol[T_co]):
 
 def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
     """The request options that were given, under the keys of a kernelspec's config."""
-    labels = {}
-    for label in arguments.label:
-        key, equals, value = label.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--label {label!r} must be KEY=VALUE, for example zone=a.")
-        labels[key] = value
     config = {
         "cpus": _whole(arguments.cpus),
         "memory": arguments.memory,
         "gpus": _whole(arguments.gpus),
         "gpu_models": arguments.gpu_model,
-        "labels": labels,
+        "labels": _labels("--label", arguments.label),
+        "near": _labels("--near", arguments.near),
+        "tolerates": arguments.tolerate,
         "policy": arguments.policy,
     }
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
+
+
+def _labels(option: str, given: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for label in given:
+        key, equals, value = label.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"{option} {label!r} must be KEY=VALUE, for example zone=a.")
+        labels[key] = value
+    return labels
 
 
 def _whole(amount: float | None) -> float | None:
@@ -64,6 +70,8 @@ def request_of(config: dict[str, Any]) -> KernelRequest:
         gpus=config.get("gpus", 0.0),
         gpu_models=tuple(config.get("gpu_models", ())),
         labels=config.get("labels", {}),
+        near=config.get("near", {}),
+        tolerates=tuple(config.get("tolerates", ())),
         policy=config.get("policy", ""),
     )
 

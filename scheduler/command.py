@@ -158,6 +158,16 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     )
     asks.add_argument("--gpu-model", metavar="MODEL", action="append", default=[], help="any of these models")
     asks.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="only such nodes")
+    asks.add_argument(
+        "--near",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="rather such nodes, if they have room",
+    )
+    asks.add_argument(
+        "--tolerate", metavar="TAINT", action="append", default=[], help="also nodes kept for such kernels"
+    )
     asks.add_argument("--policy", metavar="NAME", default="", help="how nodes are ranked")
 
 

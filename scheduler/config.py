@@ -25,13 +25,18 @@ CONFIG_NAME = "jupyter_roost_config"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSettings:
-    """What this machine is declared to have; None: measured. `preload`: modules that forked kernels start with."""
+    """What this machine is declared to have; None: measured. `preload`: modules that forked kernels start with.
+
+    Only kernels that tolerate all `taints` run here.
+    """
 
     cpus: float | None = None
     memory_bytes: int | None = None
     gpus: int | None = None
     gpu_model: str = ""
     preload: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +120,12 @@ class RoostLocalBackend(Configurable):  # type: ignore[misc,unused-ignore]
     gpus = Int(None, allow_none=True, min=0, help="GPUs to give out.").tag(config=True)
     gpu_model = Unicode("", help="Model of the declared GPUs.").tag(config=True)
     preload = List(Unicode(), help="Modules that are imported before kernels are forked.").tag(config=True)
+    labels = Dict(
+        key_trait=Unicode(), value_trait=Unicode(), help="Labels that kernels can ask for: name → text."
+    ).tag(config=True)
+    taints = List(
+        Unicode(), help="What keeps kernels off this machine that do not say that they tolerate it."
+    ).tag(config=True)
 
 
 _CLASSES: Mapping[str, type[Configurable]] = {
@@ -123,9 +134,9 @@ _CLASSES: Mapping[str, type[Configurable]] = {
 }
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "local": ("cpus", "memory_bytes", "gpus", "gpu_model", "config_file"),
+    "local": ("cpus", "memory_bytes", "gpus", "gpu_model", "labels", "taints", "config_file"),
 }
-"""By backend, what `roost.connect` takes: amounts that overrule the configuration's, and which file that is."""
+"""By backend, what `roost.connect` takes: what overrules the configuration's, and which file that is."""
 
 
 def load(backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None = None) -> Settings:
@@ -179,6 +190,10 @@ def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend) -> Settings:
     def memory(value: Any) -> int | None:
         return None if value is None else parse_bytes(value)
 
+    if not all(name.strip() for name in (*local.labels, *local.taints)):
+        raise ConfigError(
+            "a label or a taint of c.RoostLocalBackend has no name: give it one, or leave it out."
+        )
     return Settings(
         **{
             f.name: getattr(scheduler, f.name)
@@ -196,6 +211,8 @@ def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend) -> Settings:
             gpus=local.gpus,
             gpu_model=local.gpu_model,
             preload=tuple(local.preload),
+            labels=dict(local.labels),
+            taints=tuple(local.taints),
         ),
     )
 

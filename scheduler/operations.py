@@ -21,7 +21,7 @@ from roost.launchers.messages import Nothing, Owner
 from .errors import ConfigError
 from .values import KernelRequest, StartKernel
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of these operations: a client asks a service that speaks another one to leave, and starts its own.
 
 It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.

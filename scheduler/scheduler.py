@@ -100,7 +100,13 @@ class Scheduler:
         elif record.lease is None:
             record.request = request
         else:  # its amounts are those of its lease; a record that was read back lacks the rest
-            record.request = replace(record.request, labels=request.labels, policy=request.policy)
+            record.request = replace(
+                record.request,
+                labels=request.labels,
+                near=request.near,
+                tolerates=request.tolerates,
+                policy=request.policy,
+            )
         record.launch_id, record.owner, record.reason = start.launch_id, start.owner, ""
         record.is_begun = record.is_taken_back = False
         task = record.start = asyncio.get_running_loop().create_task(self._starts.run(record, start))
@@ -196,7 +202,7 @@ class Scheduler:
     async def warm(self, asked: WarmUp, owner: Owner) -> None:
         """Prepare fast starts where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
-        wanted = placement_request(request, owner)
+        wanted = placement_request(request, owner, asked.argv[0] if asked.argv else "")
         decision = decide(find_policy(request.policy, self._settings), wanted, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)

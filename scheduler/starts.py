@@ -140,7 +140,8 @@ class Starts:
 
     async def _take_lease(self, record: Record, start: StartKernel, deadline: float) -> None:
         """Wait for room and claim it; on return the record has its lease."""
-        request = placement_request(record.request, start.owner)
+        environment = start.argv[0] if start.may_fork and start.argv else ""
+        request = placement_request(record.request, start.owner, environment)
         chosen = find_policy(record.request.policy, self._settings)
         began = self._clock()
         record.state = "queued"
@@ -310,8 +311,11 @@ def decide(
         ) from None
 
 
-def placement_request(request: KernelRequest, owner: Owner) -> Request:
-    """What placement is asked; raises `ConfigError` for amounts that make no sense."""
+def placement_request(request: KernelRequest, owner: Owner, environment: str = "") -> Request:
+    """What placement is asked; raises `ConfigError` for amounts that make no sense.
+
+    `environment` is the interpreter that the kernel might be forked from, where one is warm.
+    """
     try:
         return Request(
             cpus=request.cpus,
@@ -319,6 +323,9 @@ def placement_request(request: KernelRequest, owner: Owner) -> Request:
             gpus=request.gpus,
             gpu_models=request.gpu_models,
             labels=request.labels,
+            near=request.near,
+            tolerates=request.tolerates,
+            environment=environment,
             owner=owner.user,
         )
     except ValueError as problem:
@@ -331,7 +338,8 @@ def _line(record: Record) -> Hashable:
     amounts = (request.cpus, request.memory_bytes, request.gpus)
     if not any(amounts):
         return record.kernel_id
-    return amounts, request.gpu_models, tuple(sorted(request.labels.items())), request.policy
+    labels = tuple(sorted(request.labels.items()))
+    return amounts, request.gpu_models, labels, request.tolerates, request.policy
 
 
 def _is_as_it_was(node: Node, snapshot: Snapshot) -> bool:

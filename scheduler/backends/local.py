@@ -17,7 +17,7 @@ from roost.launchers.node import AgentSettings
 from roost.launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
 from roost.placement import Device, Node, Placement, Request, Snapshot
 from roost.scheduler.agents import Agents
-from roost.scheduler.config import Settings
+from roost.scheduler.config import LocalSettings, Settings
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
 
 from .base import AgentAddress, Backend, BackendEvent, Lease
@@ -169,7 +169,7 @@ class LocalBackend(Backend):
         changes = self._changes
         status = await self._call(lambda agent: agent.status())
         gone = set(self._picture.nodes) - {status.hostname}
-        self._picture = self._picture.apply([_node(status)], removed=gone)
+        self._picture = self._picture.apply([_node(status, self._settings.local)], removed=gone)
         self._taken_at = time.monotonic()
         self._is_stale = changes != self._changes
 
@@ -221,9 +221,10 @@ class LocalBackend(Backend):
         )
 
 
-def _node(status: NodeStatus) -> Node:
+def _node(status: NodeStatus, local: LocalSettings) -> Node:
     return Node(
         id=status.hostname,
+        labels=local.labels,
         cpus=status.cpus,
         memory_bytes=status.memory_bytes,
         devices=tuple(
@@ -243,5 +244,7 @@ def _node(status: NodeStatus) -> Node:
         cpus_used=status.cpus_used,
         memory_used_bytes=status.memory_used_bytes,
         kernels=status.kernels,
+        taints=local.taints,
+        warm=status.warm,
         metrics_age_s=status.metrics_age_s,
     )

@@ -65,6 +65,7 @@ class FakeAgent:
         self.calls: list[str] = []
         self._called = asyncio.Event()
         self.launched: list[Launch] = []
+        self.warm: tuple[str, ...] = ()
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
@@ -239,6 +240,7 @@ class FakeAgent:
             kernels=len(self.kernels),
             metrics_age_s=0.0,
             ledger_version=self.ledger.version,
+            warm=self.warm,
         )
 
     def _tell(self, event: AgentEvent) -> None:

@@ -23,7 +23,7 @@ from roost.launchers import kernels
 from roost.launchers.client import AgentClient
 from roost.launchers.files import read_json
 from roost.launchers.local import local_agent
-from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
+from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve, Warm
 from roost.launchers.node import AgentSettings
 from roost.launchers.process import is_running, start_time
 from roost.launchers.rpc import RemoteError
@@ -363,6 +363,13 @@ async def test_what_kernels_use(agent: Session) -> None:
     assert stats.cpu_s >= 0
     assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
     assert (await agent.client.stats()).kernels == (stats,), "measured at most once a second"
+
+
+async def test_the_status_names_what_is_warm(agent: Session) -> None:
+    assert (await agent.client.status()).warm == ()
+    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    await agent.client.warm(Warm(argv=argv, env=dict(os.environ)))
+    assert (await agent.client.status()).warm == (sys.executable,)
 
 
 async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.MonkeyPatch) -> None:

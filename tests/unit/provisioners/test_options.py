@@ -20,7 +20,7 @@ def test_nothing_said_promises_nothing() -> None:
 def test_options_are_read() -> None:
     options = {
         "cpus": 2, "memory": "8GiB", "gpus": 0.25, "gpu_models": ["A100", "H100"], "labels": {"zone": "a"},
-        "policy": "pack", "launch_timeout": 5,
+        "near": {"rack": "7"}, "tolerates": ["lab"], "policy": "pack", "launch_timeout": 5,
     }  # fmt: skip
     wish = read_wish(options, {})
     assert wish.request == KernelRequest(
@@ -29,6 +29,8 @@ def test_options_are_read() -> None:
         gpus=0.25,
         gpu_models=("A100", "H100"),
         labels={"zone": "a"},
+        near={"rack": "7"},
+        tolerates=("lab",),
         policy="pack",
     )
     assert wish.launch_timeout_s == 5.0
@@ -65,6 +67,8 @@ def test_the_kernels_environment_wins() -> None:
         ({"memory": -5}, {}, "memory = -5 is negative"),
         ({"labels": ["a"]}, {}, "labels"),
         ({"labels": {"a": 1}}, {}, "labels"),
+        ({"near": {"a": 1}}, {}, "near"),
+        ({"tolerates": 3}, {}, "tolerates"),
         ({"gpu_models": {"a": 1}}, {}, "gpu_models"),
         ({"policy": 3}, {}, "policy"),
         ({"launch_timeout": 0}, {}, "launch_timeout"),

@@ -89,7 +89,9 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         "c.RoostScheduler.max_gpus_per_kernel = 0.5\n"
         "c.RoostScheduler.max_memory_per_user = '8GiB'\n"
         "c.RoostScheduler.allowed_users = ['ada']\n"
-        "c.RoostLocalBackend.preload = ['numpy']\n",
+        "c.RoostLocalBackend.preload = ['numpy']\n"
+        "c.RoostLocalBackend.labels = {'zone': 'a'}\n"
+        "c.RoostLocalBackend.taints = ['lab']\n",
     )
     site = {"RoostScheduler": {"max_gpus_per_kernel": 2, "max_kernels_per_user": 3}}
     path += write(tmp_path / "second", json.dumps(site), "jupyter_roost_config.json")
@@ -99,7 +101,7 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         max_kernels_per_user=3,
         max_memory_bytes_per_user=8 * GIB,
         allowed_users=frozenset(["ada"]),
-        local=LocalSettings(preload=("numpy",)),
+        local=LocalSettings(preload=("numpy",), labels={"zone": "a"}, taints=("lab",)),
     )
 
 
@@ -111,6 +113,8 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ("c.RoostScheduler.max_gpus_per_kernel = 'many'", "a setting is wrong"),
         ("c.RoostScheduler.max_gpus_per_kernel = -1", "a setting is wrong"),
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
+        ("c.RoostLocalBackend.labels = {'zone': 1}", "a setting is wrong"),
+        ("c.RoostLocalBackend.taints = ['']", "a taint of c.RoostLocalBackend has no name"),
         ("raise RuntimeError('oops')", "RuntimeError: oops"),
     ],
 )
@@ -122,8 +126,16 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, said: str) 
 def test_options_overrule_the_file_and_are_checked_too(tmp_path: Path) -> None:
     write(tmp_path, "c.RoostLocalBackend.gpus = 1")
     file = str(tmp_path / "jupyter_roost_config.py")
-    options = {"config_file": file, "gpus": 2, "memory_bytes": GIB, "gpu_model": "T4"}
-    assert load("local", options, path=[]).local == LocalSettings(gpus=2, memory_bytes=GIB, gpu_model="T4")
+    options = {
+        "config_file": file,
+        "gpus": 2,
+        "memory_bytes": GIB,
+        "gpu_model": "T4",
+        "labels": {"zone": "b"},
+    }
+    assert load("local", options, path=[]).local == LocalSettings(
+        gpus=2, memory_bytes=GIB, gpu_model="T4", labels={"zone": "b"}
+    )
     assert load("local", {"config_file": file}, path=[]).local.gpus == 1
     for wrong, said in (
         ({"gpu": 2}, "did you mean gpus"),

@@ -13,7 +13,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 from roost.placement import NOWHERE, Decision, Request, Snapshot, policy
 from roost.scheduler.agents import Agents
 from roost.scheduler.cluster import Cluster
-from roost.scheduler.config import Settings
+from roost.scheduler.config import LocalSettings, Settings
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
@@ -25,6 +25,7 @@ from roost.scheduler.errors import (
     RoostError,
     UnknownKernel,
 )
+from roost.scheduler.values import KernelRequest
 
 
 async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> None:
@@ -36,6 +37,30 @@ async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> Non
         assert [event.kind for event in w.events] == ["placed", "leased", "running"]
         assert {"queued", "placed", "leased", "launched"} <= kernel.timing_ms.keys()
         assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_labels_taints_and_what_is_warm_decide(tmp_path: Path) -> None:
+    settings = Settings(local=LocalSettings(labels={"zone": "a"}, taints=("lab",)))
+    cold, warm = (FakeAgent(tmp_path / name, name=name) for name in ("cold", "warm"))
+    warm.warm = ("kernel",)  # argv[0] of the kernels that are started here
+    async with scheduler_on([cold, warm], settings) as w:
+        with pytest.raises(NoNodeEver, match="lack a label asked for"):
+            await w.start("k1", labels={"disk": "ssd"}, tolerates=("lab",))
+        with pytest.raises(NoNodeEver, match="are kept for others"):
+            await w.start("k2")
+        asked = {
+            "labels": {"zone": "a"},
+            "near": {"disk": "ssd"},
+            "tolerates": ("lab",),
+            "policy": "balanced",
+        }
+        kernel = await w.start("k3", **asked)
+        assert (kernel.node_id, kernel.request) == ("warm", KernelRequest(**asked))
+        nodes = {node["id"]: node for node in await w.scheduler.nodes()}
+        assert nodes["warm"]["warm"] == ["kernel"]
+        assert (nodes["cold"]["labels"], nodes["cold"]["taints"]) == ({"zone": "a"}, ["lab"])
+    for fake in (cold, warm):
+        await fake.close()
 
 
 async def test_events_and_lists_carry_neither_keys_nor_environment(tmp_path: Path) -> None:
