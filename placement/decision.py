@@ -129,7 +129,9 @@ class Decision:
                 nodes = "1 node is" if group.alone == 1 else f"{group.alone} nodes are"
                 nearest = group.examples[0]
                 found.append(f"{nodes} refused for this alone, nearest {nearest.node_id}: {nearest.reason}")
-        if not found and self.is_never:
+        if not self._groups():
+            found.append("there are no nodes: add one")
+        elif not found and self.is_never:
             found.append("ask for less, or add a node that has it: waiting does not help")
         elif not found:
             found.append("more than one thing is short on every node that could hold it")

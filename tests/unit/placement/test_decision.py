@@ -7,14 +7,14 @@ import pickle
 
 import pytest
 
-from roost.placement import Decision, Placement, Refusal, Request
-from roost.placement.decision import When
+from roost.placement import Decision, Placement, Refusal, Refused, Request
+from roost.placement.decision import SHOWN_REFUSALS, When, grouped
 
 
 def _refused(*refusals: tuple[str, str, str, When], request: Request | None = None) -> Decision:
     return Decision(
         request=request or Request(gpus=1),
-        policy="default",
+        policy="balanced",
         refusals=tuple(Refusal(node_id=n, filter=f, reason=r, when=w) for n, f, r, w in refusals),
     )
 
@@ -60,14 +60,18 @@ def test_no_nodes_is_not_never() -> None:
     assert (decision.reason, decision.is_never) == ("there are no nodes", False)
 
 
+NO_GPU = Refusal(node_id="c", filter="gpu", reason="needs 0.5 GPU, has none", when="never")
+
+
 @pytest.fixture
 def full() -> Decision:
     return Decision(
         request=Request(gpus=0.5, labels={"zone": "a"}),
-        policy="default",
+        policy="balanced",
         placement=Placement(node_id="a", device_ids=("0",), score=1.5, terms={"gpu": 0.5, "memory": 1.0}),
         runners_up=(Placement(node_id="b", device_ids=("3",), score=1.0),),
-        refusals=(Refusal(node_id="c", filter="gpu", reason="needs 0.5 GPU, has none", when="never"),),
+        refusals=(NO_GPU,),
+        refused=(Refused(filter="gpu", when="never", count=1, alone=1, examples=(NO_GPU,)),),
         fallback="ranked by round robin, since no node that fits has metrics",
         metrics_age_s=1.25,
         snapshot_version=4,
@@ -80,14 +84,82 @@ def test_lines_say_all_of_it(full: Decision) -> None:
         "1. a on 0: 1.5 (gpu 0.5, memory 1)",
         "2. b on 3: 1",
         "c: never, needs 0.5 GPU, has none",
-        "policy default, metrics 1.2 s old",
+        "policy balanced, metrics 1.2 s old",
     ]
 
 
 def test_decision_survives_json_and_pickle(full: Decision) -> None:
-    for decision in (full, _refused(("a", "gpu", "needs 1 GPU, 0 free", "now"))):
-        data = decision.to_dict()
-        assert json.loads(json.dumps(data)) == data
-        assert Decision.from_dict(data) == decision
-        assert pickle.loads(pickle.dumps(decision)) == decision
-        assert (data["reason"], data["is_never"]) == (decision.reason, decision.is_never)
+    data = full.to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert Decision.from_dict(data) == full
+    assert pickle.loads(pickle.dumps(full)) == full
+    assert (data["reason"], data["is_never"], data["remedies"]) == (full.reason, False, [])
+    assert data["refused"][0]["text"] == "1 node has too few such GPUs at all"
+
+
+def test_groups_that_were_only_counted_survive_json_too() -> None:
+    decision = _refused(("a", "gpu", "needs 1 GPU, 0 free", "now"))
+    data = decision.to_dict()
+    again = Decision.from_dict(json.loads(json.dumps(data)))
+    assert again.to_dict() == data
+    assert again.refused == grouped(decision.refusals)
+    assert data["remedies"] == ["1 node is refused for this alone, nearest a: needs 1 GPU, 0 free"]
+
+
+def test_no_more_refusals_are_written_than_somebody_reads() -> None:
+    many = [(f"n{i:04}", "gpu", "needs 1 GPU, 0 free", "now") for i in range(SHOWN_REFUSALS + 5)]
+    decision = _refused(*many)  # type: ignore[arg-type]
+    data = decision.to_dict()
+    assert len(data["refusals"]) == SHOWN_REFUSALS
+    assert data["refused"][0]["count"] == SHOWN_REFUSALS + 5
+    assert Decision.from_dict(data).reason == decision.reason
+    assert sum("not now" in line for line in decision.lines()) == SHOWN_REFUSALS
+
+
+def test_groups_count_each_node_once_with_examples_refused_for_this_alone_first() -> None:
+    refusals = _refused(
+        ("a", "gpu", "a lacks a GPU", "now"),
+        ("a", "cpu", "a lacks a CPU", "now"),
+        ("b", "gpu", "b lacks a GPU", "now"),
+        ("c", "cpu", "c lacks a CPU", "now"),
+        ("c", "memory", "c has no memory", "never"),
+    ).refusals
+    gpu, memory = grouped(refusals)
+    assert (gpu.filter, gpu.when, gpu.count, gpu.alone) == ("gpu", "now", 2, 1)
+    assert [example.node_id for example in gpu.examples] == ["b", "a"]
+    assert (memory.filter, memory.when, memory.count, memory.alone) == ("memory", "never", 1, 0)
+    assert (gpu.text, memory.text) == (
+        "2 nodes have too few GPUs free now",
+        "1 node has too little memory at all",
+    )
+
+
+class TestRemedies:
+    def test_none_where_there_is_a_placement(self, full: Decision) -> None:
+        assert full.remedies == []
+
+    def test_what_alone_stands_in_the_way(self) -> None:
+        decision = _refused(
+            ("a", "memory", "needs 8 GiB memory, 4 GiB free", "now"),
+            ("b", "memory", "needs 8 GiB memory, 2 GiB free", "now"),
+            ("c", "draining", "is draining", "now"),
+            ("d", "gpu", "needs 1 GPU, has none", "never"),
+        )
+        assert decision.remedies == [
+            "2 nodes are refused for this alone, nearest a: needs 8 GiB memory, 4 GiB free",
+            "1 node is refused for this alone, nearest c: is draining",
+        ]
+        assert decision.lines()[-2:] == decision.remedies
+
+    def test_several_things_at_once(self) -> None:
+        decision = _refused(
+            ("a", "gpu", "needs 1 GPU, 0 free", "now"), ("a", "cpu", "needs 4 CPUs, 1 free", "now")
+        )
+        assert decision.remedies == ["more than one thing is short on every node that could hold it"]
+
+    def test_waiting_does_not_help_where_no_node_could(self) -> None:
+        decision = _refused(("a", "gpu", "needs 1 GPU, has none", "never"))
+        assert decision.remedies == ["ask for less, or add a node that has it: waiting does not help"]
+
+    def test_no_nodes(self) -> None:
+        assert _refused().remedies == ["there are no nodes: add one"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot
-from roost.placement.filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining
+from roost.placement.filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolerates
 from roost.placement.pipeline import Filter
 
 GIB = 2**30
@@ -33,6 +34,20 @@ def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
             Request(labels={"a": "1", "zone": "a"}),
             Node(id="a", labels={"a": "1"}),
             ("needs label zone=a, has no label zone", "never"),
+        ),
+        (Tolerates(), Request(), Node(id="a"), None),
+        (Tolerates(), Request(tolerates=("x", "y")), Node(id="a", taints=("x",)), None),
+        (
+            Tolerates(),
+            Request(),
+            Node(id="a", taints=("x",)),
+            ("is kept for kernels that tolerate x", "never"),
+        ),
+        (
+            Tolerates(),
+            Request(tolerates=("x",)),
+            Node(id="a", taints=("x", "team=b")),
+            ("is kept for kernels that tolerate team=b", "never"),
         ),
         (HasCpus(), Request(cpus=4), Node(id="a", cpus=4), None),
         (HasCpus(), Request(cpus=0.1), Node(id="a", cpus=1, cpus_promised=0.1 * 9), None),
@@ -86,10 +101,23 @@ def test_filter(rule: Filter, request_: Request, node: Node, refusal: tuple[str,
     others = [Node(id="0", cpus=64, memory_bytes=2**40), _gpus(0, 0, 0, 0, 0)]
     others[1] = Node(id="z", devices=others[1].devices)  # a wider node, so that this one is padded
     snapshot = Snapshot.of([*others, node])
-    passes = rule.passes(request_, snapshot)
-    assert passes.dtype == bool
-    assert passes.shape == (3,)
-    assert bool(passes[snapshot.row("a")]) is (refusal is None)
+    row = snapshot.row("a")
+    assert _passes(rule, request_, snapshot)[row] is (refusal is None)
+    assert _passes(rule, request_, snapshot.part(np.array([row]))) == [refusal is None]
     if refusal is not None:
-        said = rule.refuse(request_, node)
-        assert (said.node_id, said.filter, said.reason, said.when) == ("a", rule.name, *refusal)
+        reason, when = refusal
+        assert rule.reason(request_, node) == reason
+        assert _passes(rule, request_, snapshot.emptied())[row] is (when == "now")
+
+
+def _passes(rule: Filter, request: Request, snapshot: Snapshot) -> list[bool]:
+    passes = rule.passes(request, snapshot)
+    if passes is None:
+        return [True] * len(snapshot)
+    assert passes.dtype == bool
+    return passes.tolist()
+
+
+@pytest.mark.parametrize("rule", [HasLabels(), HasGpus(), HasMemory(), HasCpus()])
+def test_a_filter_without_a_say_costs_nothing(rule: Filter) -> None:
+    assert rule.passes(Request(), Snapshot.of([Node(id="a")])) is None

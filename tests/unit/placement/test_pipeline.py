@@ -18,8 +18,6 @@ from roost.placement import (
     Refusal,
     Request,
     Snapshot,
-    emptiest_device,
-    fullest_device,
     policy,
 )
 
@@ -32,8 +30,8 @@ class Fixed:
     name: str = "fixed"
     needs_metrics: bool = False
 
-    def score(self, request: Request, snapshot: Snapshot, rows: Any) -> Any:
-        return np.full(len(rows), self.value)
+    def score(self, request: Request, snapshot: Snapshot) -> Any:
+        return np.full(len(snapshot), self.value)
 
 
 class OnlyB:
@@ -42,8 +40,8 @@ class OnlyB:
     def passes(self, request: Request, snapshot: Snapshot) -> Any:
         return np.array([node_id == "b" for node_id in snapshot.nodes], dtype=bool)
 
-    def refuse(self, request: Request, node: Node) -> Refusal:
-        return Refusal(node_id=node.id, filter=self.name, reason="is not b", when="never")
+    def reason(self, request: Request, node: Node) -> str:
+        return "is not b"
 
 
 def _nodes(**ages: float | None) -> Snapshot:
@@ -71,13 +69,13 @@ def test_score_is_the_sum_of_weighted_terms() -> None:
 
 
 def test_avoided_nodes_are_refused_for_now() -> None:
-    decision = policy("default").place(
+    decision = policy("balanced").place(
         Request(cpus=1), _nodes(a=1, b=1), avoid=dict.fromkeys(["a", "gone"], "too busy")
     )
     assert _placed(decision).node_id == "b"
     refusal = Refusal(node_id="a", filter="avoid", reason="too busy", when="now")
-    assert decision.refusals == (refusal,)
-    both = policy("default").place(
+    assert tuple(decision.refusals) == (refusal,)
+    both = policy("balanced").place(
         Request(cpus=1), _nodes(a=1, b=1), avoid={"a": "refused it", "b": "kept for another"}
     )
     assert both.reason == "no node has room now for 1 CPU: 1 of 2 nodes refused it, 1 kept for another"
@@ -85,7 +83,7 @@ def test_avoided_nodes_are_refused_for_now() -> None:
 
 def test_every_filter_that_refuses_a_node_is_told() -> None:
     node = Node(id="a", cpus=1, is_draining=True)
-    decision = policy("default").place(Request(cpus=2, gpus=1), Snapshot.of([node]))
+    decision = policy("balanced").place(Request(cpus=2, gpus=1), Snapshot.of([node]))
     assert [(r.filter, r.when) for r in decision.refusals] == [
         ("draining", "now"),
         ("gpu", "never"),
@@ -95,7 +93,7 @@ def test_every_filter_that_refuses_a_node_is_told() -> None:
 
 
 def test_no_nodes_at_all() -> None:
-    decision = policy("default").place(Request(gpus=1), Snapshot.of([]))
+    decision = policy("balanced").place(Request(gpus=1), Snapshot.of([]))
     assert (decision.placement, decision.reason) == (None, "there are no nodes")
 
 
@@ -106,7 +104,7 @@ def test_runners_up_are_limited() -> None:
     assert Pipeline(name="p", scorers=(), runners_up=0).place(Request(), nodes).runners_up == ()
 
 
-@pytest.mark.parametrize("name", ["default"])
+@pytest.mark.parametrize("name", ["balanced"])
 @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), Request(memory_bytes=1), Request(gpus=0.5)])
 def test_without_fresh_metrics_round_robin_ranks_and_says_so(name: str, request_: Request) -> None:
     devices = (Device(id="0"), Device(id="1"))
@@ -136,7 +134,7 @@ def test_policies_that_use_promises_alone_never_fall_back(name: str) -> None:
 
 def test_fresh_metrics_on_nodes_that_do_not_fit_are_no_help() -> None:
     nodes = [Node(id="full", cpus=1, cpus_promised=1, metrics_age_s=1.0), Node(id="free", cpus=1)]
-    assert policy("default").place(Request(cpus=1), Snapshot.of(nodes)).fallback is not None
+    assert policy("balanced").place(Request(cpus=1), Snapshot.of(nodes)).fallback is not None
 
 
 def test_a_node_without_metrics_ranks_between_idle_and_busy() -> None:
@@ -144,7 +142,7 @@ def test_a_node_without_metrics_ranks_between_idle_and_busy() -> None:
     busy = Node(id="a", cpus=4, memory_bytes=8, cpus_used=4, memory_used_bytes=8, metrics_age_s=1.0)
     for unknown in (Node(id="b", cpus=4, memory_bytes=8), replace(busy, id="b", metrics_age_s=99.0)):
         for request in (Request(), Request(cpus=1), Request(memory_bytes=1)):
-            decision = policy("default").place(request, Snapshot.of([idle, busy, unknown]))
+            decision = policy("balanced").place(request, Snapshot.of([idle, busy, unknown]))
             ranking = [p.node_id for p in (_placed(decision), *decision.runners_up)]
             assert (ranking, decision.fallback) == (["c", "b", "a"], None)
 
@@ -153,24 +151,57 @@ def test_stale_use_does_not_choose_the_device() -> None:
     devices = (Device(id="0", used=0.9), Device(id="1", used=0.0))
     node = Node(id="a", devices=devices, metrics_age_s=1.0)
     request = Request(gpus=0.5)
-    assert _placed(policy("default").place(request, Snapshot.of([node]))).device_ids == ("1",)
+    assert _placed(policy("balanced").place(request, Snapshot.of([node]))).device_ids == ("1",)
     stale = Snapshot.of([replace(node, metrics_age_s=99.0)])
-    assert _placed(policy("default").place(request, stale)).device_ids == ("0",)
+    assert _placed(policy("balanced").place(request, stale)).device_ids == ("0",)
 
 
-def test_devices_best_fit_and_worst_fit() -> None:
-    devices = tuple(
-        Device(id=str(i), promised=promised, used=used)
-        for i, (promised, used) in enumerate([(0.0, 0.0), (0.5, 0.5), (0.6, 0.9), (0.8, 0.8), (0.0, 0.0)])
-    )
-    node = Node(id="a", devices=devices)
-    assert fullest_device(Request(gpus=0.4), node) == ("1",)  # 2 is fuller, but busy beyond its promises
-    assert fullest_device(Request(gpus=0.2), node) == ("3",)
-    assert emptiest_device(Request(gpus=0.2), node) == ("0",)
-    assert fullest_device(Request(gpus=2), node) == ("0", "4")
-    assert fullest_device(Request(cpus=1), node) == ()
-    only_busy = Node(id="a", devices=(devices[2],))
-    assert fullest_device(Request(gpus=0.4), only_busy) == ("2",)
+@dataclass(frozen=True)
+class PerDevice:
+    """Rates every device by a table: node id → ratings."""
+
+    ratings: Any
+    name = "device"
+    needs_metrics = False
+
+    def score(self, request: Request, snapshot: Snapshot) -> Any:
+        width = snapshot.columns.device_free.shape[1]
+        rows = [self.ratings[node_id] for node_id in snapshot.nodes]
+        return np.array([[*row, *[np.nan] * (width - len(row))] for row in rows], dtype=float)
+
+
+def _devices(*promised: float) -> tuple[Device, ...]:
+    return tuple(Device(id=str(i), promised=share) for i, share in enumerate(promised))
+
+
+def test_a_node_counts_as_its_best_devices_that_fit() -> None:
+    nodes = Snapshot.of([Node(id="a", devices=_devices(0.0, 0.0, 0.9)), Node(id="b", devices=_devices(0, 0))])
+    mine = Pipeline(name="mine", scorers=((PerDevice({"a": (1, 2, 9), "b": (0, 4)}), 0.5),))
+    one = mine.place(Request(gpus=0.5), nodes)
+    assert [(p.node_id, p.device_ids, p.score) for p in (_placed(one), *one.runners_up)] == [
+        ("b", ("1",), 2.0),
+        ("a", ("1",), 1.0),  # device 2 is rated 9 but full
+    ]
+    two = mine.place(Request(gpus=2), nodes)
+    assert [(p.node_id, p.device_ids, p.score) for p in (_placed(two), *two.runners_up)] == [
+        ("b", ("1", "0"), 1.0),  # the mean of 0 and 4, halved
+        ("a", ("1", "0"), 0.75),
+    ]
+    assert _placed(two).terms == {"device": 1.0}
+
+
+def test_equal_devices_go_by_the_fullest_then_the_first() -> None:
+    node = Node(id="a", devices=_devices(0.0, 0.25, 0.5, 0.5, 0.9))
+    mine = Pipeline(name="mine", scorers=())
+    assert _placed(mine.place(Request(gpus=0.5), Snapshot.of([node]))).device_ids == ("2",)
+    assert _placed(mine.place(Request(gpus=0.6), Snapshot.of([node]))).device_ids == ("1",)
+
+
+def test_scorers_of_devices_say_nothing_where_none_is_used() -> None:
+    mine = Pipeline(name="mine", scorers=((PerDevice({"a": (1,), "b": ()}), 1.0),))
+    nodes = Snapshot.of([Node(id="a", cpus=1, devices=_devices(0.0)), Node(id="b", cpus=1)])
+    placement = _placed(mine.place(Request(cpus=1), nodes))
+    assert (placement.node_id, placement.score, placement.terms) == ("a", 0.0, {})
 
 
 def test_own_filters_hold_in_the_fallback_too() -> None:
@@ -178,7 +209,9 @@ def test_own_filters_hold_in_the_fallback_too() -> None:
     decision = mine.place(Request(), _nodes(a=None, b=None))
     assert decision.fallback is not None
     assert _placed(decision).node_id == "b"
-    assert decision.refusals == (Refusal(node_id="a", filter="only_b", reason="is not b", when="never"),)
+    assert tuple(decision.refusals) == (
+        Refusal(node_id="a", filter="only_b", reason="is not b", when="never"),
+    )
 
 
 def test_a_scorer_that_gives_nonsense_is_named() -> None:

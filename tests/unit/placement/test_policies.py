@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from roost.placement import NOWHERE, Decision, Device, Node, Pipeline, Request, Snapshot, policies, policy
+from roost.placement import NOWHERE, Decision, Device, Node, Request, Snapshot, policies, policy
 
 GIB = 2**30
 
@@ -40,76 +42,80 @@ def _run(name: str, request: Request, nodes: list[Node], count: int) -> Counter[
     return seen
 
 
-class TestDefault:
+class TestBalanced:
     def test_gpu_share_comes_before_memory(self) -> None:
         little_memory = _node("b", 0, 0, memory_promised_bytes=6 * GIB)
         assert (
-            _choice("default", Request(gpus=0.5, memory_bytes=GIB), _node("a", 0, 0.5), little_memory) == "b"
+            _choice("balanced", Request(gpus=0.5, memory_bytes=GIB), _node("a", 0, 0.5), little_memory) == "b"
         )
 
     def test_memory_comes_before_cpu(self) -> None:
         memory, cpus = _node("a", memory_promised_bytes=4 * GIB), _node("b", cpus_promised=3)
-        assert _choice("default", Request(memory_bytes=GIB, cpus=1), memory, cpus) == "b"
+        assert _choice("balanced", Request(memory_bytes=GIB, cpus=1), memory, cpus) == "b"
 
     def test_cpu_decides_what_gpu_and_memory_leave_equal(self) -> None:
         request = Request(gpus=0.5, memory_bytes=GIB, cpus=1)
-        assert _choice("default", request, _node("a", 0, cpus_promised=1), _node("b", 0)) == "b"
+        assert _choice("balanced", request, _node("a", 0, cpus_promised=1), _node("b", 0)) == "b"
 
     def test_real_use_counts_where_it_exceeds_the_promises(self) -> None:
         assert (
-            _choice("default", Request(cpus=1), _node("a", cpus_used=3), _node("b", cpus_promised=2)) == "b"
+            _choice("balanced", Request(cpus=1), _node("a", cpus_used=3), _node("b", cpus_promised=2)) == "b"
         )
         nodes = _node("a", memory_used_bytes=7 * GIB), _node("b", memory_promised_bytes=4 * GIB)
-        assert _choice("default", Request(memory_bytes=GIB), *nodes) == "b"
+        assert _choice("balanced", Request(memory_bytes=GIB), *nodes) == "b"
 
     def test_promised_gpus_are_never_used_whatever_their_load(self) -> None:
-        decision = policy("default").place(Request(gpus=1), Snapshot.of([_node("a", 1.0, used=0.0)]))
+        decision = policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 1.0, used=0.0)]))
         assert decision.placement is None
 
     def test_devices_busy_beyond_their_promises_are_avoided(self) -> None:
         busy, fuller = _node("a", 0, 0, used=0.9), _node("b", 0.5, 0.4)
-        assert _choice("default", Request(gpus=0.5), busy, fuller) == "b"
-        assert _choice("default", Request(gpus=0.5), busy) == "a"  # avoided, not refused
-        assert _choice("default", Request(gpus=1), busy, _node("b", 0.1, 0)) == "b"
+        assert _choice("balanced", Request(gpus=0.5), busy, fuller) == "b"
+        assert _choice("balanced", Request(gpus=0.5), busy) == "a"  # avoided, not refused
+        assert _choice("balanced", Request(gpus=1), busy, _node("b", 0.1, 0)) == "b"
 
     def test_one_idle_device_is_enough_on_a_busy_node(self) -> None:
         devices = (Device(id="0", used=0.9), Device(id="1", used=0.0))
         mixed = Node(id="b", devices=devices, metrics_age_s=1.0)
-        decision = policy("default").place(Request(gpus=1), Snapshot.of([_node("a", 0, used=0.5), mixed]))
+        decision = policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 0, used=0.5), mixed]))
         assert decision.placement is not None
         assert (decision.placement.node_id, decision.placement.device_ids) == ("b", ("1",))
 
     def test_all_the_devices_to_be_used_count(self) -> None:
         devices = (Device(id="0", used=0.0), Device(id="1", used=0.9))
         half_busy = Node(id="a", devices=devices, metrics_age_s=1.0)
-        assert _choice("default", Request(gpus=2), half_busy, _node("b", 0, 0, used=0.2)) == "b"
+        assert _choice("balanced", Request(gpus=2), half_busy, _node("b", 0, 0, used=0.2)) == "b"
 
     def test_unknown_devices_rank_between_idle_and_busy(self) -> None:
         unknown = Node(id="b", devices=(Device(id="0"),), metrics_age_s=1.0)
-        assert _choice("default", Request(gpus=1), _node("a", 0, used=1.0), unknown) == "b"
-        assert _choice("default", Request(gpus=1), unknown, _node("c", 0)) == "c"
+        assert _choice("balanced", Request(gpus=1), _node("a", 0, used=1.0), unknown) == "b"
+        assert _choice("balanced", Request(gpus=1), unknown, _node("c", 0)) == "c"
 
     @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), Request(memory_bytes=GIB)])
     def test_requests_without_gpu_keep_off_gpu_nodes_while_others_fit(self, request_: Request) -> None:
         gpu, plain = _node("a", 0), _node("b", cpus_promised=2, memory_promised_bytes=4 * GIB, kernels=3)
-        assert _choice("default", request_, gpu, plain) == "b"
+        assert _choice("balanced", request_, gpu, plain) == "b"
         full = _node("b", cpus_promised=4, memory_promised_bytes=8 * GIB)
         if not request_.is_best_effort:
-            assert _choice("default", request_, gpu, full) == "a"
+            assert _choice("balanced", request_, gpu, full) == "a"
 
     def test_best_effort_goes_by_load_and_kernels(self) -> None:
-        assert _choice("default", Request(), _node("a", cpus_used=2), _node("b", cpus_used=1)) == "b"
-        assert _choice("default", Request(), _node("a", memory_used_bytes=4 * GIB), _node("b")) == "b"
-        assert _choice("default", Request(), _node("a", kernels=1), _node("b")) == "b"
-        assert _choice("default", Request(), _node("a", kernels=4), _node("b", cpus_used=3)) == "a"
+        assert _choice("balanced", Request(), _node("a", cpus_used=2), _node("b", cpus_used=1)) == "b"
+        assert _choice("balanced", Request(), _node("a", memory_used_bytes=4 * GIB), _node("b")) == "b"
+        assert _choice("balanced", Request(), _node("a", kernels=1), _node("b")) == "b"
+        assert _choice("balanced", Request(), _node("a", kernels=4), _node("b", cpus_used=3)) == "a"
 
     def test_a_burst_of_best_effort_is_spread_before_load_shows(self) -> None:
-        assert _run("default", Request(), [_node("a"), _node("b"), _node("c")], 9) == {"a": 3, "b": 3, "c": 3}
+        assert _run("balanced", Request(), [_node("a"), _node("b"), _node("c")], 9) == {
+            "a": 3,
+            "b": 3,
+            "c": 3,
+        }
 
     def test_quarters_fill_one_device_before_the_next(self) -> None:
         used: list[str] = []
         snapshot, request = Snapshot.of([_node("a", 0, 0)]), Request(gpus=0.25)
-        while (placement := policy("default").place(request, snapshot).placement) is not None:
+        while (placement := policy("balanced").place(request, snapshot).placement) is not None:
             used += placement.device_ids
             snapshot = snapshot.apply([snapshot.node("a").holding(request, placement.device_ids)])
         assert used == ["0"] * 4 + ["1"] * 4
@@ -175,7 +181,7 @@ ALWAYS = Always()
 
 
 class TestFinding:
-    @pytest.mark.parametrize("name", ["default", "pack", "spread", "round_robin"])
+    @pytest.mark.parametrize("name", list(policies.SHIPPED))
     def test_shipped_ones_by_name(self, name: str) -> None:
         assert policy(name).name == name
 
@@ -183,9 +189,6 @@ class TestFinding:
         assert policy(ALWAYS) is ALWAYS
 
     def test_by_module_and_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import sys
-        import types
-
         module = types.ModuleType("own_policies")
         module.__dict__.update(ALWAYS=ALWAYS, Always=Always, nothing=object())
         monkeypatch.setitem(sys.modules, "own_policies", module)
@@ -197,10 +200,13 @@ class TestFinding:
             policy("own_policies:Missing")
 
     def test_by_entry_point(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        point = EntryPoint(name="packed", value="roost.placement.policies:PACK", group=policies.ENTRY_POINTS)
+        monkeypatch.setitem(sys.modules, "own_policies", types.ModuleType("own_policies"))
+        sys.modules["own_policies"].__dict__.update(Always=Always)
+        point = EntryPoint(name="always", value="own_policies:Always", group=policies.ENTRY_POINTS)
         monkeypatch.setattr(policies, "entry_points", lambda group: [point])
-        assert isinstance(policy("packed"), Pipeline)
-        with pytest.raises(ValueError, match="known are default, pack, spread, round_robin, packed"):
+        assert isinstance(policy("always"), Always)
+        known = "balanced, pack, spread, fgd, best_fit, random, round_robin, always"
+        with pytest.raises(ValueError, match=f"unknown policy 'nope'; known are {known}"):
             policy("nope")
 
     @pytest.mark.parametrize("name", ["nope", "", "no_such_module:Name"])

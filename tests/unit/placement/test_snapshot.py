@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from roost.placement import Columns, Device, Node, Request, Snapshot
+from roost.placement import Columns, Device, Node, Request, Snapshot, snapshot
+from roost.placement.columns import COLUMNS
 
 
 def _node(name: str, gpus: int = 0, **values: object) -> Node:
@@ -14,9 +15,7 @@ def _node(name: str, gpus: int = 0, **values: object) -> Node:
 
 
 def _same(one: Columns, other: Columns) -> bool:
-    return all(
-        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in Columns.__slots__
-    )
+    return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in COLUMNS)
 
 
 def test_rows_follow_ids_whatever_the_order_given() -> None:
@@ -87,12 +86,14 @@ def test_changed_since_names_what_really_changed() -> None:
     assert third.changed_since(4) is None
 
 
-def test_changes_are_forgotten_after_a_while() -> None:
-    snapshot = Snapshot.of([_node("a")])
+def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_REMEMBERED", 10)
+    picture = Snapshot.of([_node("a")])
     for kernels in range(1, 301):
-        snapshot = snapshot.apply([_node("a", kernels=kernels)])
-    assert snapshot.changed_since(1) is None
-    assert snapshot.changed_since(300) == frozenset({"a"})
+        picture = picture.apply([_node("a", kernels=kernels)])
+        assert picture.changed_since(max(1, picture.version - 10)) == frozenset({"a"})
+    assert picture.changed_since(1) is None
+    assert picture.changed_since(picture.version - 21) is None
 
 
 def test_aged_makes_metrics_older_and_changes_nothing_else() -> None:

@@ -38,6 +38,12 @@ GIB = 2**30
         ({"labels": "zone"}, "labels must map names to values, for example {'zone': 'a'}; got 'zone'."),
         ({"labels": {"zone": 1}}, "labels must map text to text; got {'zone': 1}."),
         ({"owner": 7}, "owner must be text; got 7."),
+        ({"environment": None}, "environment must be text; got None."),
+        (
+            {"near": [("zone", "a")]},
+            "near must map names to values, for example {'zone': 'a'}; got [('zone', 'a')].",
+        ),
+        ({"tolerates": "spot"}, "tolerates must be a list of names; got 'spot'."),
     ],
 )
 def test_bad_requests_are_refused_with_one_sentence(asked: dict[str, Any], sentence: str) -> None:
@@ -104,14 +110,33 @@ def test_describe_says_everything_asked_for() -> None:
 
 
 def test_request_and_node_survive_json() -> None:
-    request = Request(cpus=1, gpus=1, gpu_models=("A100",), labels={"zone": "a"}, owner="ada")
+    request = Request(
+        cpus=1,
+        gpus=1,
+        gpu_models=("A100",),
+        labels={"zone": "a"},
+        near={"rack": "3"},
+        tolerates=("spot",),
+        environment="/opt/py",
+        owner="ada",
+    )
     assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
-    node = Node(id="a", devices=(Device(id="0", used=0.5),), labels={"zone": "a"}, cpus=2, metrics_age_s=1.0)
+    node = Node(
+        id="a",
+        devices=(Device(id="0", used=0.5),),
+        labels={"zone": "a"},
+        cpus=2,
+        taints=("spot",),
+        warm=("/opt/py",),
+        metrics_age_s=1.0,
+    )
     assert Node.from_dict(json.loads(json.dumps(node.to_dict()))) == node
 
 
 def test_unknown_keys_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown request key 'gpu'; known are cpus, gpu_models, gpus"):
+    with pytest.raises(
+        ValueError, match="unknown request key 'gpu'; known are cpus, environment, gpu_models, gpus"
+    ):
         Request.from_dict({"gpu": 1})
 
 
@@ -159,4 +184,32 @@ def test_without_metrics_forgets_use_and_keeps_promises() -> None:
     )
     assert node.without_metrics() == Node(
         id="a", cpus=4, cpus_promised=1, devices=(Device(id="0", promised=0.5),)
+    )
+
+
+def test_emptied_forgets_promises_and_keeps_what_the_node_is() -> None:
+    node = Node(
+        id="a",
+        cpus=4,
+        cpus_promised=1,
+        memory_bytes=GIB,
+        memory_promised_bytes=1,
+        gpus_promised=1,
+        devices=(Device(id="0", promised=1, used=0.5),),
+        kernels=3,
+        is_draining=True,
+        labels={"zone": "a"},
+        taints=("spot",),
+        warm=("/opt/py",),
+        cpus_used=2,
+    )
+    assert node.emptied() == Node(
+        id="a",
+        cpus=4,
+        memory_bytes=GIB,
+        devices=(Device(id="0", used=0.5),),
+        labels={"zone": "a"},
+        taints=("spot",),
+        warm=("/opt/py",),
+        cpus_used=2,
     )
