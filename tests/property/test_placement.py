@@ -10,13 +10,27 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.placement import EPSILON, Decision, Device, Node, Request, Snapshot, policy
+from roost.placement import EPSILON, Decision, Device, Node, Policy, Profile, Request, Snapshot, policy
+from roost.placement.decision import grouped
+from roost.placement.policies import SHIPPED
 
-POLICIES = st.sampled_from(["default", "pack", "spread", "round_robin"])
+PROFILE = Profile.of(
+    [Request(cpus=1, gpus=0.25)] * 9
+    + [Request(cpus=4, gpus=1, gpu_models=("A100",))] * 6
+    + [Request(cpus=8, gpus=2)] * 5
+    + [Request(cpus=2)] * 4,
+    {"A100": 8, "T4": 8},
+)
+POLICIES = st.builds(
+    lambda name, profile: policy(name, profile),
+    st.sampled_from(list(SHIPPED)),
+    st.sampled_from([Profile(), PROFILE]),
+)
 SHARES = st.sampled_from([0.0, 0.1, 0.19, 0.25, 0.5, 0.6, 0.7, 1.0])
 USE = st.none() | SHARES
 MODELS = st.sampled_from(["A100", "T4"])
 AGES = st.none() | st.sampled_from([0.0, 29.0, 31.0])
+TAINTS = st.sampled_from([(), (), ("spot",), ("spot", "team")])
 LABELS = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["a", "b"]), max_size=2)
 
 
@@ -47,6 +61,8 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
         memory_used_bytes=draw(st.none() | st.sampled_from([0, 50, 2000])),
         kernels=draw(st.integers(0, 3)),
         is_draining=draw(st.booleans()) and draw(st.booleans()),
+        taints=draw(TAINTS),
+        warm=draw(st.sampled_from([(), ("py",)])),
         metrics_age_s=draw(AGES),
     )
 
@@ -65,6 +81,9 @@ def requests(draw: st.DrawFn) -> Request:
         gpus=gpus,
         gpu_models=draw(st.sampled_from([(), ("A100",), ("A100", "T4")])) if gpus else (),
         labels=draw(st.just({}) | LABELS),
+        near=draw(st.just({}) | LABELS),
+        tolerates=draw(TAINTS),
+        environment=draw(st.sampled_from(["", "py"])),
     )
 
 
@@ -74,6 +93,7 @@ def _fits(request: Request, node: Node) -> bool:
         not request.cpus or node.cpus - node.cpus_promised >= request.cpus - EPSILON,
         not request.memory_bytes or node.memory_bytes - node.memory_promised_bytes >= request.memory_bytes,
         all(node.labels.get(name) == value for name, value in request.labels.items()),
+        set(node.taints) <= set(request.tolerates),
         not node.is_draining,
     )
     if not request.gpus:
@@ -84,16 +104,9 @@ def _fits(request: Request, node: Node) -> bool:
     return all(amounts) and enough and len(node.devices) - held >= request.gpus - EPSILON
 
 
-def _emptied(node: Node) -> Node:
-    empty = tuple(replace(device, promised=0.0) for device in node.devices)
-    return replace(
-        node, devices=empty, cpus_promised=0, memory_promised_bytes=0, gpus_promised=0, is_draining=False
-    )
-
-
 @given(clusters(), requests(), POLICIES)
-def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, name: str) -> None:
-    decision = policy(name).place(request, Snapshot.of(cluster))
+def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, chosen: Policy) -> None:
+    decision = chosen.place(request, Snapshot.of(cluster))
     ranked = ([decision.placement] if decision.placement else []) + list(decision.runners_up)
     assert {p.node_id for p in ranked} == {node.id for node in cluster if _fits(request, node)}
     assert {r.node_id for r in decision.refusals} == {node.id for node in cluster if not _fits(request, node)}
@@ -103,21 +116,26 @@ def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, nam
         assert len(set(placement.device_ids)) == len(placement.device_ids) == request.gpu_count
         assert set(placement.device_ids) <= set(fitting)
     assert [p.score for p in ranked] == sorted((p.score for p in ranked), reverse=True)
+    assert all(abs(p.score - sum(p.terms.values())) < 1e-6 for p in ranked)
 
 
 @given(clusters(), requests(), POLICIES)
-def test_never_means_not_even_on_the_empty_node(cluster: list[Node], request: Request, name: str) -> None:
-    decision = policy(name).place(request, Snapshot.of(cluster))
+def test_never_means_not_even_on_the_empty_node(
+    cluster: list[Node], request: Request, chosen: Policy
+) -> None:
+    decision = chosen.place(request, Snapshot.of(cluster))
     never = {refusal.node_id for refusal in decision.refusals if refusal.when == "never"}
-    assert never == {node.id for node in cluster if not _fits(request, _emptied(node))}
+    assert never == {node.id for node in cluster if not _fits(request, node.emptied())}
     assert decision.is_never == (bool(cluster) and len(never) == len(cluster))
+    counted = sorted((g.filter, g.when, g.count, g.alone) for g in decision.refused)
+    assert counted == sorted((g.filter, g.when, g.count, g.alone) for g in grouped(decision.refusals))
 
 
 @given(clusters(), st.lists(requests(), max_size=25), POLICIES)
-def test_placements_never_over_commit(cluster: list[Node], asked: list[Request], name: str) -> None:
+def test_placements_never_over_commit(cluster: list[Node], asked: list[Request], chosen: Policy) -> None:
     snapshot, held = Snapshot.of(cluster), []
     for request in asked:
-        placement = policy(name).place(request, snapshot).placement
+        placement = chosen.place(request, snapshot).placement
         if placement is not None:
             node = snapshot.node(placement.node_id).holding(request, placement.device_ids)
             snapshot = snapshot.apply([node])
@@ -134,23 +152,23 @@ def test_placements_never_over_commit(cluster: list[Node], asked: list[Request],
 
 @given(clusters(), requests(), POLICIES, st.randoms(use_true_random=False))
 def test_the_decision_depends_on_the_nodes_alone(
-    cluster: list[Node], request: Request, name: str, shuffle: random.Random
+    cluster: list[Node], request: Request, chosen: Policy, shuffle: random.Random
 ) -> None:
-    expected = policy(name).place(request, Snapshot.of(cluster, version=9))
+    expected = chosen.place(request, Snapshot.of(cluster, version=9))
     shuffled = list(cluster)
     shuffle.shuffle(shuffled)
-    assert policy(name).place(request, Snapshot.of(shuffled, version=9)) == expected
+    assert chosen.place(request, Snapshot.of(shuffled, version=9)) == expected
     grown = Snapshot.of([], version=9 - len(cluster))
     for node in shuffled:
         grown = grown.apply([node])
-    assert policy(name).place(request, grown) == expected
+    assert chosen.place(request, grown) == expected
 
 
 @given(clusters(), requests(), POLICIES, st.data())
 def test_more_resources_never_hurt(
-    cluster: list[Node], request: Request, name: str, data: st.DataObject
+    cluster: list[Node], request: Request, chosen: Policy, data: st.DataObject
 ) -> None:
-    if policy(name).place(request, Snapshot.of(cluster)).placement is None:
+    if chosen.place(request, Snapshot.of(cluster)).placement is None:
         return
     grown = []
     for node in cluster:
@@ -167,7 +185,7 @@ def test_more_resources_never_hurt(
         )
     if data.draw(st.booleans()):
         grown.append(data.draw(nodes("e")))
-    assert policy(name).place(request, Snapshot.of(grown)).placement is not None
+    assert chosen.place(request, Snapshot.of(grown)).placement is not None
 
 
 def _content(snapshot: Snapshot) -> list[Node]:
@@ -176,7 +194,7 @@ def _content(snapshot: Snapshot) -> list[Node]:
 
 @given(clusters(), clusters(), st.sets(st.sampled_from("abcdz")), requests(), POLICIES)
 def test_apply_then_its_inverse_is_the_identity(
-    cluster: list[Node], upserts: list[Node], removed: set[str], request: Request, name: str
+    cluster: list[Node], upserts: list[Node], removed: set[str], request: Request, chosen: Policy
 ) -> None:
     before = Snapshot.of(cluster)
     after = before.apply(upserts, removed)
@@ -185,19 +203,17 @@ def test_apply_then_its_inverse_is_the_identity(
     inverse = [before.node(node_id) for node_id in changed if node_id in before]
     back = after.apply(inverse, [node_id for node_id in changed if node_id not in before])
     assert _content(back) == _content(before) == sorted(cluster, key=lambda node: node.id)
-    assert replace(policy(name).place(request, back), snapshot_version=1) == policy(name).place(
-        request, before
-    )
+    assert replace(chosen.place(request, back), snapshot_version=1) == chosen.place(request, before)
 
 
 @given(clusters(), requests(), POLICIES)
 def test_decisions_survive_json_and_hold_plain_values(
-    cluster: list[Node], request: Request, name: str
+    cluster: list[Node], request: Request, chosen: Policy
 ) -> None:
-    decision = policy(name).place(request, Snapshot.of(cluster))
+    decision = chosen.place(request, Snapshot.of(cluster))
     data = decision.to_dict()
     assert json.loads(json.dumps(data)) == data
-    assert Decision.from_dict(data) == decision
+    assert Decision.from_dict(json.loads(json.dumps(data))) == decision
     assert all(type(value) in (str, int, float, bool, type(None)) for value in _leaves(data))
     assert all(line and "\n" not in line for line in decision.lines())
 
