@@ -11,6 +11,9 @@ from .values import Request
 
 When = Literal["now", "never"]
 
+_AMOUNTS = frozenset({"gpu", "memory", "cpu"})
+"""Filters by what nodes have; what others refuse for ever, a request can change that says something else."""
+
 SHOWN_REFUSALS = 1_000
 """As many refusals are written out; all are counted."""
 
@@ -49,9 +52,13 @@ class Refused:
     @property
     def saying(self) -> str:
         """The predicate alone. Nodes to avoid come with their reason."""
+        return self.said_of(self.count)
+
+    def said_of(self, count: int) -> str:
+        """The predicate, of so many of these nodes."""
         if self.filter == "avoid" and self.examples:
             return self.examples[0].reason
-        return summary(self.filter, self.when, self.count)
+        return summary(self.filter, self.when, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,16 +130,20 @@ class Decision:
         """What would have to change for a placement, nearest first; empty where there is one."""
         if self.placement is not None:
             return []
+        groups = self._groups()
+        if not groups:
+            return ["there are no nodes: add one"]
         found = []
-        for group in self._groups():
-            if group.when == "now" and group.alone and group.examples:
-                nodes = "1 node is" if group.alone == 1 else f"{group.alone} nodes are"
+        for group in sorted(groups, key=lambda group: group.when == "never"):
+            can_change = group.when == "now" or group.filter not in _AMOUNTS
+            if can_change and group.alone and group.examples:
+                nodes = f"{group.alone} {'node' if group.alone == 1 else 'nodes'}"
                 nearest = group.examples[0]
-                found.append(f"{nodes} refused for this alone, nearest {nearest.node_id}: {nearest.reason}")
-        if not self._groups():
-            found.append("there are no nodes: add one")
-        elif not found and self.is_never:
-            found.append("ask for less, or add a node that has it: waiting does not help")
+                found.append(
+                    f"{nodes} would do but {group.said_of(group.alone)}; nearest {nearest.node_id}: {nearest.reason}"
+                )
+        if self.is_never:
+            found.append("waiting does not help: ask for less, or add a node that has it")
         elif not found:
             found.append("more than one thing is short on every node that could hold it")
         return found

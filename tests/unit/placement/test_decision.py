@@ -103,7 +103,9 @@ def test_groups_that_were_only_counted_survive_json_too() -> None:
     again = Decision.from_dict(json.loads(json.dumps(data)))
     assert again.to_dict() == data
     assert again.refused == grouped(decision.refusals)
-    assert data["remedies"] == ["1 node is refused for this alone, nearest a: needs 1 GPU, 0 free"]
+    assert data["remedies"] == [
+        "1 node would do but has too few GPUs free now; nearest a: needs 1 GPU, 0 free"
+    ]
 
 
 def test_no_more_refusals_are_written_than_somebody_reads() -> None:
@@ -144,12 +146,14 @@ class TestRemedies:
             ("b", "memory", "needs 8 GiB memory, 2 GiB free", "now"),
             ("c", "draining", "is draining", "now"),
             ("d", "gpu", "needs 1 GPU, has none", "never"),
+            ("e", "taints", "is kept for kernels that tolerate lab", "never"),
         )
         assert decision.remedies == [
-            "2 nodes are refused for this alone, nearest a: needs 8 GiB memory, 4 GiB free",
-            "1 node is refused for this alone, nearest c: is draining",
+            "2 nodes would do but have too little memory free now; nearest a: needs 8 GiB memory, 4 GiB free",
+            "1 node would do but is draining; nearest c: is draining",
+            "1 node would do but is kept for others (a taint); nearest e: is kept for kernels that tolerate lab",
         ]
-        assert decision.lines()[-2:] == decision.remedies
+        assert decision.lines()[-3:] == decision.remedies
 
     def test_several_things_at_once(self) -> None:
         decision = _refused(
@@ -159,7 +163,7 @@ class TestRemedies:
 
     def test_waiting_does_not_help_where_no_node_could(self) -> None:
         decision = _refused(("a", "gpu", "needs 1 GPU, has none", "never"))
-        assert decision.remedies == ["ask for less, or add a node that has it: waiting does not help"]
+        assert decision.remedies == ["waiting does not help: ask for less, or add a node that has it"]
 
     def test_no_nodes(self) -> None:
         assert _refused().remedies == ["there are no nodes: add one"]
