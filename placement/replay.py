@@ -181,22 +181,33 @@ def poisson_arrivals(
     load: float,
     count: int,
     seed: int,
+    *,
     resource: Resource = "gpus",
+    is_steady: bool = False,
 ) -> list[Arrival]:
     """``count`` arrivals drawn from these, with replacement, each running as long as it did; Poisson in time.
 
-    Their rate is such that, were none refused, ``load`` x capacity would be held in the long run. Tasks without a
-    duration are left out. Raises ``ValueError`` when nothing is left that asks for any of the resource.
+    Their rate is such that, were none refused, ``load`` x capacity would be held in the long run. That may take as
+    long as the longest task; with ``is_steady`` those come first, at 0 s, that would be running by then, each with
+    what it would have left. Tasks without a duration are left out. Raises ``ValueError`` when nothing is left that
+    asks for any of the resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
+    durations = [duration_s for _, duration_s in ending]
     work = sum(getattr(request, resource) * duration_s for request, duration_s in ending)
     if not work:
         raise ValueError(
-            f"no task of the trace that ends asks for {_WORDS[resource]}: there is no load to make of it."
+            f"no task of the trace that ends asks for {_WORDS[resource]}, so that there is no load to make of it."
         )
     source = random.Random(seed)
     rate = load * capacity / (work / len(ending))
     arrivals, at_s = [], 0.0
+    if is_steady:  # Poisson in number; by length, as one meets them; at any moment of their run
+        running, passed = -1, 0.0
+        while passed < rate * sum(durations) / len(ending):
+            running, passed = running + 1, passed + source.expovariate(1.0)
+        for request, duration_s in source.choices(ending, durations, k=running):
+            arrivals.append(Arrival(request=request, duration_s=duration_s * source.random()))
     for _ in range(count):
         at_s += source.expovariate(rate)
         request, duration_s = ending[source.randrange(len(ending))]
