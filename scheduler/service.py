@@ -30,6 +30,7 @@ from . import operations as ops
 from .agents import Agents
 from .backends.base import Backend
 from .config import Settings, load
+from .decision_log import DecisionLog
 from .errors import ConfigError, RoostError
 from .scheduler import Scheduler
 from .values import Event, StartKernel
@@ -197,6 +198,8 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
         chosen = make_backend(backend, settings, agents)
         scheduler = Scheduler(chosen, agents, settings, name=folder.name, folder=folder)
         service = Service(scheduler, settings, backend=backend)
+        decisions = DecisionLog(folder)
+        stop_writing = scheduler.events.listen(decisions)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, service.left.set)
@@ -207,6 +210,8 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
         finally:
             await service.close()
             await scheduler.close()
+            stop_writing()
+            decisions.close()
 
 
 def _listen(held: Held, server: Server) -> None:
