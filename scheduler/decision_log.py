@@ -62,7 +62,7 @@ class DecisionLog:
             if event.kind == "failed" and not kernel.node_id:
                 self._append(event, kernel, "refused", event.detail)
             elif event.kind == "released":
-                self._append(event, kernel, "ended", event.detail)
+                self._append(event, kernel, "ended", kernel.reason or event.detail)
 
     def close(self) -> None:
         if self._descriptor is not None:
