@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 import numpy as np
 
@@ -122,33 +122,51 @@ SHIPPED: Mapping[str, Callable[[Profile], Policy]] = {
 """By name: what makes the policy from what is known of the workload."""
 
 
+class PolicyError(ValueError):
+    """There is no such policy, or what has that name is none; the text is one sentence that names it."""
+
+
 def policy(name_or_object: str | Policy, profile: Profile = _NOBODY) -> Policy:
     """The policy of that name: shipped, an entry point of ``roost.policies``, or ``module:Name``.
 
-    A policy object is given back as it is. What an entry point or ``module:Name`` names may be a policy, or a
-    class without required arguments. Raises ``ValueError`` that lists the known names.
+    A policy object is given back as it is. Raises ``PolicyError`` that lists the known names.
     """
-    if not isinstance(name_or_object, str):
-        return _checked(name_or_object, repr(name_or_object))
-    if name_or_object in SHIPPED:
-        return SHIPPED[name_or_object](profile)
-    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if isinstance(name_or_object, str):
+        return made(find(name_or_object), name_or_object, profile)
+    return made(name_or_object, repr(name_or_object), profile)
+
+
+def find(name: str) -> object:
+    """What that name stands for, to be ``made`` a policy; raises ``PolicyError``, or what importing it raises."""
+    if name in SHIPPED:
+        return SHIPPED[name]
+    others = installed()
     try:
-        if name_or_object in installed:
-            return _checked(installed[name_or_object].load(), name_or_object)
-        if ":" in name_or_object:
-            module, _, attribute = name_or_object.partition(":")
-            return _checked(getattr(import_module(module), attribute), name_or_object)
+        if name in others:
+            return others[name].load()
+        if ":" in name:
+            module, _, attribute = name.partition(":")
+            return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"policy {name_or_object!r} cannot be loaded: {error}.") from error
-    known = ", ".join([*SHIPPED, *sorted(installed.keys() - SHIPPED.keys())])
-    raise ValueError(
-        f"unknown policy {name_or_object!r}; known are {known}, or one that the operator's configuration names."
+        raise PolicyError(f"policy {name!r} cannot be loaded: {error}.") from error
+    known = ", ".join([*SHIPPED, *sorted(others.keys() - SHIPPED.keys())])
+    raise PolicyError(
+        f"unknown policy {name!r}; known are {known}, or one that the operator's configuration names."
     )
 
 
-def _checked(found: object, name: str) -> Policy:
-    made = found() if isinstance(found, type) else found
-    if not isinstance(made, Policy):
-        raise ValueError(f"{name} is not a policy: it needs a name and place(request, snapshot, *, avoid).")
-    return made
+def installed() -> Mapping[str, EntryPoint]:
+    """The policies of installed packages, by name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def made(found: object, name: str, profile: Profile = _NOBODY) -> Policy:
+    """The policy that is found: an object as it is, a class without required arguments called, or a function called
+    with the profile, as the shipped ones are. Raises ``PolicyError`` for anything else, or what the call raises."""
+    if isinstance(found, type):
+        found = found()
+    elif callable(found) and not isinstance(found, Policy):
+        found = found(profile)
+    if not isinstance(found, Policy):
+        raise PolicyError(f"{name} is not a policy: it needs a name and place(request, snapshot, *, avoid).")
+    return found

@@ -66,6 +66,7 @@ async def in_thread(work: Callable[[], T]) -> T:
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def run() -> None:
+        future.set_running_or_notify_cancel()  # who waits may be cancelled; the work goes on
         try:
             future.set_result(work())
         except BaseException as problem:  # noqa: BLE001 - it is raised where the result is awaited

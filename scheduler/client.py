@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from .errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from .link import Link
 from .operations import check_backend
 from .owner import this_owner
+from .shipping import PYTHON, packed
 from .values import Event, Kernel, KernelRequest, StartKernel
 
 __all__ = ["Call", "Client", "connect", "user_folder"]
@@ -59,6 +61,8 @@ class Client:
         self.backend = backend
         self.options = dict(options or {})
         self._listeners: list[Callable[[Event], None]] = []
+        self._policies: dict[str, Mapping[str, Any]] = {}
+        self._given: dict[str, tuple[str, rpc.Client]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._begin()
@@ -120,6 +124,16 @@ class Client:
     def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
         """Prepare a fast start for kernels of this `argv` in this environment."""
         return self._run(self._nothing("warm", {"argv": list(argv), "env": dict(env)}, _WARM_S))
+
+    def add_policy(self, name: str, policy: object) -> Call[None]:
+        """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Profile`.
+
+        It goes to the service, which runs its code and keeps it until it ends; to a new service it goes again with the
+        first call that asks for it. Raises `ConfigError` at once for what cannot be packed.
+        """
+        given = {"name": name, "pickled": packed(name, policy), "python": PYTHON, "token": uuid.uuid4().hex}
+        self._policies[name] = given
+        return self._run(self._nothing("add_policy", given))
 
     def doctor(self) -> Call[list[dict[str, Any]]]:
         """What the service finds wrong, missing or well."""
@@ -233,6 +247,7 @@ class Client:
                 sent_at = sent_at or now
                 payload["launch_timeout_s"] = max(0.1, arguments.launch_timeout_s - (now - sent_at))
             try:
+                await self._give_policy(connection, arguments, deadline)
                 return await connection.call(op, payload, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None
@@ -242,6 +257,16 @@ class Client:
                 raise BackendUnavailable(
                     f"The scheduler service ({self.backend}) did not answer `{op}` within {deadline_s:g} s."
                 ) from None
+
+    async def _give_policy(
+        self, connection: rpc.Client, arguments: StartKernel | Mapping[str, Any], deadline: float
+    ) -> None:
+        """Before a call that asks for a policy of this process: at the end of a new connection may be a new service."""
+        request = arguments.request if isinstance(arguments, StartKernel) else arguments.get("request")
+        given = self._policies.get(request.policy) if isinstance(request, KernelRequest) else None
+        if given is not None and self._given.get(given["name"]) != (given["token"], connection):
+            await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
+            self._given[given["name"]] = given["token"], connection
 
     async def _nothing(
         self, op: str, arguments: Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_core.paths import jupyter_config_path
-from traitlets import Dict, Float, Int, List, TraitError, Unicode, Union
+from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, Union
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, PyFileConfigLoader
 
@@ -54,6 +54,8 @@ class Settings:
     denied_users: frozenset[str] = frozenset()
     default_policy: str = "balanced"
     policies: Mapping[str, str] = field(default_factory=dict)
+    policy_timeout_s: float = 1.0
+    allow_client_policies: bool = True
     default_cpus: float = 0.0
     default_memory_bytes: int = 0
     default_gpus: float = 0.0
@@ -99,7 +101,15 @@ class RoostScheduler(Configurable):  # type: ignore[misc,unused-ignore]
     policies = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
-        help="More policies that kernels may name: name → 'module:Name', imported by the service.",
+        help="More policies that kernels may name: name → 'module:Name' or 'path/to/file.py:Name', loaded by the "
+        "service; a path is relative to the configuration file's folder.",
+    ).tag(config=True)
+    policy_timeout_s = Float(
+        1.0, min=0.01, help="A policy that is not shipped and takes longer is left out of that decision."
+    ).tag(config=True)
+    allow_client_policies = Bool(
+        True,
+        help="Whether programs may have the service run policies of theirs (`add_policy` of the client).",
     ).tag(config=True)
     default_cpus = Float(0.0, min=0.0, help="CPUs for kernels that say nothing.").tag(config=True)
     default_gpus = Float(0.0, min=0.0, help="GPUs for kernels that say nothing.").tag(config=True)
@@ -178,12 +188,29 @@ def _read(config_file: str, path: Sequence[str]) -> Config:
     for file in found:
         loader = JSONFileConfigLoader if file.suffix == ".json" else PyFileConfigLoader
         try:
-            config.merge(loader(file.name, path=str(file.parent)).load_config())
+            found_here = loader(file.name, path=str(file.parent)).load_config()
         except ConfigFileNotFound:
             continue
         except Exception as problem:  # noqa: BLE001 - a configuration file is anybody's Python
             raise ConfigError(f"{file} cannot be read: {type(problem).__name__}: {problem}") from None
+        _at_home(found_here, file.parent)
+        config.merge(found_here)
     return config
+
+
+def _at_home(config: Config, folder: Path) -> None:
+    """Paths of policies are relative to the folder of the file that names them."""
+
+    def whole(spec: Any) -> Any:
+        path, _, attribute = str(spec).rpartition(":")
+        is_file = isinstance(spec, str) and path.endswith(".py")
+        return f"{folder.resolve() / Path(path).expanduser()}:{attribute}" if is_file else spec
+
+    own = config.get("RoostScheduler", {})
+    if isinstance(own.get("policies"), dict):
+        own["policies"] = {name: whole(spec) for name, spec in own["policies"].items()}
+    if "default_policy" in own:
+        own["default_policy"] = whole(own["default_policy"])
 
 
 def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend) -> Settings:

@@ -122,6 +122,19 @@ class WarmUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddPolicy:
+    """→ {}. The service keeps this placement policy until it ends, and runs its code.
+
+    `pickled`: see `shipping`; `python`: the version that packed it; `token` tells a repeated call from a new policy.
+    """
+
+    name: str
+    pickled: str = field(repr=False)
+    python: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecentEvents:
     """→ {"events": [Event]}, oldest first."""
 
@@ -143,6 +156,7 @@ ARGUMENTS: Mapping[str, type] = {
     "logs": KernelLogs,
     "drain": Drain,
     "warm": WarmUp,
+    "add_policy": AddPolicy,
     "doctor": Nothing,
     "events": RecentEvents,
     "leave": Nothing,

@@ -26,8 +26,10 @@ from .keeper import Keeper
 from .kernels import Record
 from .limits import admit, with_defaults
 from .operations import WarmUp
+from .policies import Policies
+from .profiles import Workload
 from .queue import Queue
-from .starts import Starts, decide, find_policy, no_node, placement_request
+from .starts import Starts, no_node, placement_request
 from .values import Finding, Kernel, KernelRequest, StartKernel
 
 
@@ -53,7 +55,11 @@ class Scheduler:
         self._queue = Queue(on_moved=self._on_moved, clock=clock)
         self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
         self.keeper = Keeper(self._cluster, settings, self.events, self._queue, name=name, ending=self)
-        self._starts = Starts(self._cluster, self.keeper, self._queue, self.events, settings, clock=clock)
+        self._workload = Workload(folder / "requests.json" if folder else None, clock=clock)
+        self.policies = Policies(settings, self._workload)
+        self._starts = Starts(
+            self._cluster, self.keeper, self._queue, self.policies, self.events, settings, clock=clock
+        )
         self._records = self.keeper.records
 
     async def open(self) -> None:
@@ -69,12 +75,15 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._queue.close()
+        self._workload.close()
+        await self.policies.close()
         await self.keeper.close()
         await self._cluster.backend.close()
         await self._cluster.agents.close()
 
     async def start(self, start: StartKernel) -> Kernel:
         """Start a kernel, or join a start of the same launch id, or answer again what that one did."""
+        await self._load_policy(start.request)  # first, for it may wait
         failure = self._starts.failure(start)
         if failure is not None:
             raise failure
@@ -97,6 +106,7 @@ class Scheduler:
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
         if record is None:
             record = self.keeper.add(start, request)
+            self._workload.note(placement_request(request, start.owner))
         elif record.lease is None:
             record.request = request
         else:  # its amounts are those of its lease; a record that was read back lacks the rest
@@ -185,11 +195,11 @@ class Scheduler:
 
     async def explain(self, request: KernelRequest, owner: Owner) -> dict[str, Any]:
         """Where such a kernel would go now, and why; raises what a start would be refused with."""
+        await self._load_policy(request)
         request = self._admitted(request, owner)
         snapshot = await self._cluster.snapshot()
-        return decide(
-            find_policy(request.policy, self._settings), placement_request(request, owner), snapshot
-        ).to_dict()
+        decision = await self.policies.decide(request.policy, placement_request(request, owner), snapshot)
+        return decision.to_dict()
 
     async def drain(self, node_id: str, on: bool) -> None:
         """Stop or resume placing on a node."""
@@ -203,7 +213,8 @@ class Scheduler:
         """Prepare fast starts where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
         wanted = placement_request(request, owner, asked.argv[0] if asked.argv else "")
-        decision = decide(find_policy(request.policy, self._settings), wanted, await self._cluster.snapshot())
+        await self._load_policy(request)
+        decision = await self.policies.decide(request.policy, wanted, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id
@@ -245,8 +256,11 @@ class Scheduler:
         others = [r for r in self._records.values() if r.owner.user == owner.user and r.kernel_id != but]
         admit(request, owner.user, [record.request for record in others], self._settings)
         placement_request(request, owner)
-        find_policy(request.policy, self._settings)
+        self.policies.check(request.policy)
         return request
+
+    async def _load_policy(self, request: KernelRequest) -> None:
+        await self.policies.load(request.policy or self._settings.default_policy)
 
     def _lease_of(self, kernel_id: str) -> Lease:
         record = self._records.get(kernel_id)

@@ -75,6 +75,7 @@ class Service:
             "logs": self._logs,
             "drain": self._drain,
             "warm": self._warm,
+            "add_policy": self._add_policy,
             "doctor": self._doctor,
             "events": self._events,
             "leave": self._leave,
@@ -155,6 +156,10 @@ class Service:
 
     async def _warm(self, peer: bytes, request: ops.WarmUp) -> Nothing:
         await self._scheduler.warm(request, Owner(user=""))
+        return Nothing()
+
+    async def _add_policy(self, peer: bytes, request: ops.AddPolicy) -> Nothing:
+        await self._scheduler.policies.add(request)
         return Nothing()
 
     async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:

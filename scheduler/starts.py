@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from roost.launchers.client import AgentClient
 from roost.launchers.messages import KernelProcess, Launch, Owner
-from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, policy
+from roost.placement import Decision, Node, Request, Snapshot
 
 from .backends.base import Lease
 from .claims import claim, kept_from
@@ -34,6 +34,7 @@ from .errors import (
 from .events import EventStream
 from .keeper import Keeper
 from .kernels import Record
+from .policies import Policies
 from .queue import Queue, Ticket
 from .values import Kernel, KernelRequest, StartKernel
 
@@ -52,6 +53,7 @@ class Starts:
         cluster: Cluster,
         keeper: Keeper,
         queue: Queue,
+        policies: Policies,
         events: EventStream,
         settings: Settings,
         *,
@@ -60,6 +62,7 @@ class Starts:
         self._cluster = cluster
         self._keeper = keeper
         self._queue = queue
+        self._policies = policies
         self._events = events
         self._settings = settings
         self._clock = clock
@@ -142,7 +145,6 @@ class Starts:
         """Wait for room and claim it; on return the record has its lease."""
         environment = start.argv[0] if start.may_fork and start.argv else ""
         request = placement_request(record.request, start.owner, environment)
-        chosen = find_policy(record.request.policy, self._settings)
         began = self._clock()
         record.state = "queued"
         record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
@@ -161,7 +163,9 @@ class Starts:
                     ticket, request, self._queue.heads(), now=looked, after_s=self._settings.reserve_after_s
                 )
                 reasons = dict.fromkeys(avoid, _REFUSED) | dict.fromkeys(kept, _KEPT)
-                decision = decide(chosen, request, snapshot, avoid=reasons)
+                decision = await self._policies.decide(
+                    record.request.policy, request, snapshot, avoid=reasons
+                )
                 if decision.placement is None:
                     if decision.is_never:
                         raise no_node(decision)
@@ -274,41 +278,6 @@ def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
     """The error for a decision without a placement."""
     kind = NoNodeEver if decision.is_never else NoNodeNow
     return kind(f"{decision.reason}.", decision=decision.to_dict())
-
-
-def find_policy(name: str, settings: Settings) -> Policy:
-    """The placement policy of that name, or `ConfigError`.
-
-    Who asks may name what is shipped, installed (an entry point) or the operator's; only the operator may name
-    a module to be imported.
-    """
-    spec = settings.policies.get(name, name)
-    if ":" in name and name not in settings.policies and name != settings.default_policy:
-        raise ConfigError(
-            f"policy {name!r:.80} is not the operator's: it can be used once c.RoostScheduler.policies gives it a name."
-        )
-    try:
-        return policy(spec)
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
-    except Exception as problem:
-        log.exception("policy=%s cannot be loaded", name)  # anybody's code: its author needs the stack
-        raise ConfigError(
-            f"the placement policy {name} cannot be loaded ({type(problem).__name__}: {problem}); ask for another."
-        ) from None
-
-
-def decide(
-    chosen: Policy, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE
-) -> Decision:
-    """Where `chosen` places the request; what it raises becomes a `ConfigError` that names it."""
-    try:
-        return chosen.place(request, snapshot, avoid=avoid)
-    except Exception as problem:
-        log.exception("policy=%s failed", chosen.name)  # anybody's code: its author needs the stack
-        raise ConfigError(
-            f"the placement policy {chosen.name} failed ({type(problem).__name__}: {problem}); ask for another policy."
-        ) from None
 
 
 def placement_request(request: KernelRequest, owner: Owner, environment: str = "") -> Request:

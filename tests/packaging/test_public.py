@@ -41,6 +41,7 @@ CLIENT_SIDE = {
     "errors",
     "operations",
     "owner",
+    "shipping",
     "tables",
     "values",
 }

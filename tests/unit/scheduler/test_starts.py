@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.placement import NOWHERE, Decision, Request, Snapshot, policy
+from roost.placement import policy
 from roost.scheduler.agents import Agents
 from roost.scheduler.cluster import Cluster
 from roost.scheduler.config import LocalSettings, Settings
@@ -214,24 +213,6 @@ async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="unknown policy"):
             await w.start("k", "3", policy="nonsense")
         assert w.scheduler.kernels() == []
-
-
-class Broken:
-    """A policy that raises."""
-
-    name = "broken"
-
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        raise ZeroDivisionError("no nodes left to divide by")
-
-
-async def test_a_policy_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roost.scheduler.starts.policy", lambda name: Broken())
-    async with world(tmp_path) as w:
-        with pytest.raises(ConfigError, match=r"policy broken failed .*ZeroDivisionError"):
-            await w.start("k")
-        assert w.scheduler.kernels() == []
-        assert w.leases() == []
 
 
 MINE = policy("pack")
