@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_questions(commands)
+    _add_simulate(commands)
     _add_kernelspec(commands)
     _add_run(commands)
     doctor = _subcommand(commands, "doctor", "what disagrees, what is missing, what to do", _SCHEDULER)
@@ -84,6 +85,50 @@ def _add_questions(commands: Subparsers) -> None:
     for parser in (nodes, explain, kernels, logs, stop, drain):
         _add_scheduler(parser)
     _add_request(explain)
+
+
+def _add_simulate(commands: Subparsers) -> None:
+    what = "what policies would make of a trace of requests, on nodes there are or might be"
+    simulate = commands.add_parser(
+        "simulate", help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
+    )
+    simulate.set_defaults(action="roost.scheduler.simulate:simulate")
+    simulate.add_argument(
+        "trace", metavar="TRACE", nargs="?", help="tasks as CSV (openb's form), or a decision log of roost's"
+    )
+    cluster = simulate.add_argument_group("on which nodes")
+    which = cluster.add_mutually_exclusive_group(required=True)
+    which.add_argument("--nodes", metavar="FILE", help="nodes as CSV (openb's form)")
+    which.add_argument("--snapshot", metavar="FILE", help="nodes that `roost nodes --json` has written")
+    which.add_argument("--live", action="store_true", help="those of the scheduler, now")
+    cluster.add_argument(
+        "--add",
+        metavar="NODES",
+        action="append",
+        default=[],
+        help="and more: 4x96cpus,384GiB,8xA100, or 4xNODE for empty ones like that node",
+    )
+    cluster.add_argument("--empty", action="store_true", help="as if nothing ran on them")
+    _add_scheduler(simulate)
+    how = simulate.add_argument_group("how the trace is replayed")
+    how.add_argument(
+        "--policy", metavar="NAME", action="append", help="also FILE.py:NAME, MODULE:NAME (all shipped)"
+    )
+    how.add_argument(
+        "--demand", metavar="RATIO", type=_amount, default=1.3, help="asked for, of what there is (1.3)"
+    )
+    kinds = how.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--departures", action="store_true", help="tasks end after their time; Poisson arrivals"
+    )
+    kinds.add_argument("--recorded", action="store_true", help="tasks come and end when they did")
+    how.add_argument("--load", metavar="RATIO", type=_amount, default=1.05, help="with --departures (1.05)")
+    how.add_argument("--arrivals", metavar="N", type=int, help="with --departures (as many as the trace has)")
+    how.add_argument(
+        "--seeds", metavar="N", type=int, default=3, help="repeated with so many random orders (3)"
+    )
+    simulate.add_argument("--json", metavar="FILE", help="write all of it (- is stdout, without the table)")
+    simulate.add_argument("--plot", metavar="FILE", help="draw it (PNG, SVG or PDF); needs matplotlib")
 
 
 def _add_kernelspec(commands: Subparsers) -> None:
