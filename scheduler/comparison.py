@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from roost.placement.replay import Replay, Resource
+from roost.placement.text import plural
 
 from .tables import console, show, table
 
@@ -110,7 +111,8 @@ class Comparison:
                 for name in ("decision_p50_ms", "decision_p99_ms")
             ]
             made.add_row(policy, *cells)
-        out.print(f"{self.stream}, on {self.nodes} nodes with {_amount(self.capacity, self.resource)}.\n")
+        on = f"on {plural(self.nodes, 'node')} with {_amount(self.capacity, self.resource)}"
+        out.print(f"{self.stream}, {on}.\n")
         show(out, made)
         seeds = f" Means of {len(first)} seeds ± standard deviation." if len(first) > 1 else ""
         out.print(
@@ -140,7 +142,7 @@ class Comparison:
             axis.grid(alpha=0.3)
         axes[0, 0].legend(fontsize=8)
         axes[-1, 0].set_xlabel(f"demand arrived, % of {_WORDS[self.resource]}", fontsize=8)
-        figure.suptitle(f"{self.stream}, {self.nodes} nodes", fontsize=9)
+        figure.suptitle(f"{self.stream}, {plural(self.nodes, 'node')}", fontsize=9)
         figure.tight_layout()
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
@@ -166,4 +168,4 @@ def _percent(values: Sequence[float]) -> str:
 def _amount(capacity: float, resource: Resource) -> str:
     if resource == "memory_bytes":
         return f"{capacity / 2**30:.0f} GiB memory"
-    return f"{capacity:g} {_WORDS[resource]}"
+    return plural(capacity, _WORDS[resource].removesuffix("s"))

@@ -27,6 +27,7 @@ from roost.placement.replay import (
     poisson_arrivals,
     replay,
 )
+from roost.placement.text import plural
 
 from .actions import ask, client_of
 from .comparison import Comparison, Run
@@ -192,7 +193,7 @@ def _streams(
     if arguments.recorded:
         first_s = tasks[0].at_s
         return {FIRST_SEED: [replace(task, at_s=task.at_s - first_s) for task in tasks]}, (
-            f"{len(tasks)} requests as they came"
+            f"{plural(len(tasks), 'request')} as they came"
         )
     if arguments.departures:
         count = arguments.arrivals or len(tasks)
@@ -204,7 +205,7 @@ def _streams(
             for seed in seeds
         }, said
     requests = [task.request for task in tasks]
-    said = f"Requests for {arguments.demand:.0%} of what there is, at random, without departures"
+    said = f"Requests for {arguments.demand * 100:g} % of what there is, at random, without departures"
     return {
         seed: arrivals_at_demand(requests, capacity, arguments.demand, seed, resource) for seed in seeds
     }, said

@@ -61,7 +61,7 @@ def test_compares_the_shipped_policies(simulate: Simulate) -> None:
     code, out, err = simulate("tasks.csv")
     assert (code, "Traceback" in err) == (0, False)
     assert out.startswith(
-        "Requests for 130% of what there is, at random, without departures, on 4 nodes with 8 GPUs."
+        "Requests for 130 % of what there is, at random, without departures, on 4 nodes with 8 GPUs."
     )
     for name in ("balanced", "fgd", "best_fit", "pack", "spread", "round_robin", "random"):
         assert f"\n{name} " in out
@@ -188,7 +188,7 @@ def test_the_schedulers_own_decisions_are_the_trace(
     (files / "r" / "scheduler-local" / "decisions.jsonl").write_text(json.dumps(line) + "\n")
     code, out, _ = simulate("--recorded", "--policy", "pack", nodes=("--live",))
     assert code == 0
-    assert out.startswith("1 requests as they came, on 1 nodes with 1 GPUs.")
+    assert out.startswith("1 request as they came, on 1 node with 1 GPU.")
 
 
 def test_draws(simulate: Simulate, files: Path) -> None:
