@@ -1,0 +1,257 @@
+"""Scorers that look at what is left: each against its definition in plain Python, and figures made by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roost.placement import Device, Node, Profile, Request, Snapshot
+from roost.placement.packing import (
+    FragmentationGradient,
+    Leftover,
+    ModelPressure,
+    SliverWaste,
+    StrandedShare,
+)
+
+SHARES = Request(cpus=1, gpus=0.5)
+WHOLE = Request(cpus=1, gpus=1)
+
+
+def _seen(*counted: tuple[int, Request], **gpus: float) -> Profile:
+    return Profile.of([request for count, request in counted for _ in range(count)], gpus)
+
+
+def _node(name: str, *free: float, model: str = "A100", cpus: float = 64.0) -> Node:
+    devices = tuple(Device(id=str(i), model=model, promised=round(1 - f, 6)) for i, f in enumerate(free))
+    return Node(id=name, cpus=cpus, devices=devices)
+
+
+def _scores(scorer: Any, request: Request, *nodes: Node) -> Any:
+    scores = scorer.score(request, Snapshot.of(nodes))
+    assert scores.shape[0] == len(nodes)
+    return scores
+
+
+def _fragmentation(node: Node, profile: Profile) -> float:
+    """F of Weng et al., section 4.2: the GPU left that a class of requests cannot use, meant over the classes.
+
+    All that is left where the request cannot run, or needs no GPU; else what is left of the devices on which less is
+    left than it needs.
+    """
+    total = 0.0
+    for asked in profile.asked:
+        share = min(asked.gpus, 1.0)
+        wants = Request(gpus=asked.gpus, gpu_models=asked.gpu_models)
+        usable = [d.free for d in node.devices if wants.accepts_model(d.model) and d.free >= share - 1e-9]
+        can_run = asked.gpus > 0 and math.ceil(asked.gpus) <= len(usable) and asked.cpus <= node.cpus_free
+        left = sum(d.free for d in node.devices)
+        total += asked.count / profile.count * (left - sum(usable) if can_run else left)
+    return total
+
+
+class TestFragmentationGradient:
+    PROFILE = _seen(
+        (6, Request(cpus=2)),
+        (30, Request(cpus=4, gpus=0.25)),
+        (20, Request(cpus=1, gpus=0.6)),
+        (20, Request(cpus=8, gpus=1)),
+        (10, Request(cpus=6, gpus=1, gpu_models=("A100",))),
+        (8, Request(cpus=12, gpus=2)),
+        (6, Request(cpus=24, gpus=4)),
+    )
+    """Shares, whole ones, many, and CPUs alone; each class is needed for 95 % of the requests, so that all count."""
+
+    NODES = (
+        _node("a", 1, 1, 1, 1),
+        _node("b", 1, 0.7, 0.3, 0, cpus=10),
+        _node("c", 0.6, 0.5, cpus=4.5),
+        _node("d", 1, 1, model="T4", cpus=24),
+        _node("e", 1, 1, 1, 1, 1, 1, 1, 1, cpus=96),
+        _node("f", 1, 1, 0.25, cpus=13),
+    )
+
+    def test_the_profile_is_as_it_is_said_to_be(self) -> None:
+        assert len(self.PROFILE.fragments(("A100",)).cpus) == len(self.PROFILE.asked) == 7
+
+    @pytest.mark.parametrize("cpus", [0.0, 1.0, 4.0])
+    @pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.6])
+    def test_shares_are_rated_per_device(self, share: float, cpus: float) -> None:
+        request = Request(gpus=share, cpus=cpus)
+        scores = _scores(FragmentationGradient(self.PROFILE), request, *self.NODES)
+        assert scores.shape == (6, 8)
+        for row, node in enumerate(self.NODES):
+            before = _fragmentation(node, self.PROFILE)
+            for place, device in enumerate(node.devices):
+                if device.free >= share:
+                    after = _fragmentation(node.holding(request, [device.id]), self.PROFILE)
+                    assert scores[row, place] == pytest.approx(before - after, abs=1e-9)
+
+    @pytest.mark.parametrize("cpus", [0.0, 4.0])
+    @pytest.mark.parametrize("gpus", [0, 1, 2, 4])
+    def test_whole_gpus_and_cpus_alone_are_rated_per_node(self, gpus: int, cpus: float) -> None:
+        request = Request(gpus=gpus, cpus=cpus)
+        scores = _scores(FragmentationGradient(self.PROFILE), request, *self.NODES)
+        assert scores.shape == (6,)
+        rated = 0
+        for row, node in enumerate(self.NODES):
+            fitting = node.fitting(request) if gpus else ()
+            if len(fitting) >= gpus:
+                after = node.holding(request, [device.id for device in fitting[:gpus]])
+                gain = _fragmentation(node, self.PROFILE) - _fragmentation(after, self.PROFILE)
+                assert scores[row] == pytest.approx(gain, abs=1e-9)
+                rated += 1
+        assert rated == {0: 6, 1: 5, 2: 4, 4: 2}[gpus]
+
+    def test_shares_on_nodes_of_several_models(self) -> None:
+        profile = _seen((3, Request(gpus=0.5, gpu_models=("A100",))), (2, Request(gpus=0.3)))
+        devices = (Device(id="0", model="T4"), Device(id="1", model="A100", promised=0.4))
+        node, request = Node(id="a", devices=devices), Request(gpus=0.3)
+        scores = _scores(FragmentationGradient(profile), request, node)
+        gains = [
+            _fragmentation(node, profile) - _fragmentation(node.holding(request, [i]), profile) for i in "01"
+        ]
+        assert scores[0].tolist() == pytest.approx(gains)
+
+    def test_by_hand(self) -> None:
+        # Half of the requests need half a GPU, half a whole one. From a whole GPU, taking half leaves 0.5 that
+        # every second one cannot use: F grows from 0 to 0.25. Taking the other half makes it 0 again.
+        profile = _seen((10, SHARES), (10, WHOLE))
+        scores = _scores(FragmentationGradient(profile), SHARES, _node("a", 1, 0.5), _node("b"))
+        assert scores[0].tolist() == pytest.approx([-0.25, 0.25])
+        # as published: 100 / (1 + e^0.25) = 43.8 and 100 / (1 + e^-0.25) = 56.2, cut to whole numbers
+        published = _scores(
+            FragmentationGradient(profile, is_integer=True), SHARES, _node("a", 1, 0.5), _node("b")
+        )
+        assert published[0].tolist() == pytest.approx([0.43, 0.56])
+
+    def test_cpus_taken_strand_gpus(self) -> None:
+        # 1 CPU stays for requests of 4 CPUs: the free GPU can be used by nobody
+        profile = _seen((10, Request(cpus=4, gpus=1)))
+        scores = _scores(
+            FragmentationGradient(profile), Request(cpus=4), _node("a", 1, cpus=5), _node("b", 1, cpus=8)
+        )
+        assert scores.tolist() == pytest.approx([-1.0, 0.0])
+
+    def test_nothing_known_and_no_devices_at_all(self) -> None:
+        for scorer in (FragmentationGradient(Profile()), FragmentationGradient(self.PROFILE)):
+            assert _scores(scorer, Request(cpus=1), _node("a")).tolist() == [0.0]
+
+
+class TestStrandedShare:
+    def test_by_hand(self) -> None:
+        # 4 CPUs for each GPU. 8 CPUs serve 2 of 4 GPUs: 2 are stranded.
+        scorer = StrandedShare(_seen((3, Request(cpus=4, gpus=1)), (2, Request(cpus=2, gpus=0.5))))
+        node = _node("a", 1, 1, 1, 1, cpus=8)
+        assert _scores(scorer, Request(cpus=4, gpus=1), node).tolist() == pytest.approx([0.0])  # 3 − 4/4
+        assert _scores(scorer, Request(cpus=8, gpus=1), node).tolist() == pytest.approx([-1.0])  # 3 − 0
+        assert _scores(scorer, Request(cpus=4), node).tolist() == pytest.approx([-1.0])  # 4 − 4/4
+        assert _scores(scorer, Request(gpus=1), node).tolist() == pytest.approx([1.0])  # 3 − 8/4
+        assert _scores(scorer, Request(cpus=4), _node("b", 1, cpus=64)).tolist() == [0.0]  # enough for all
+
+    @pytest.mark.parametrize("gpus", [0.0, 0.3, 1.0, 2.0])
+    @pytest.mark.parametrize("cpus", [0.0, 1.5, 6.0])
+    def test_against_its_definition(self, gpus: float, cpus: float) -> None:
+        counted = [(5, 8.0, 1.0), (2, 3.0, 0.5), (7, 1.0, 0.25), (3, 24.0, 2.0), (4, 2.0, 1.0)]
+        profile = _seen(*((n, Request(cpus=c, gpus=g)) for n, c, g in counted), (9, Request(cpus=64)))
+        ratios = sorted(c / g for n, c, g in counted for _ in range(n))  # of all 21 requests with GPUs
+        quantiles = [ratios[math.ceil((i + 0.5) / 16 * len(ratios)) - 1] for i in range(16)]
+
+        def stranded(gpus_left: float, cpus_left: float) -> float:
+            return sum(max(0.0, gpus_left - cpus_left / q) for q in quantiles) / 16
+
+        nodes = [
+            _node("a", 1, 1, 1, cpus=7),
+            _node("b", 1, 1, 0.3, cpus=30),
+            _node("c", 1, 1, cpus=6),
+            _node("d"),
+        ]
+        scores = _scores(StrandedShare(profile), Request(cpus=cpus, gpus=gpus), *nodes)
+        for score, node in zip(scores, nodes, strict=True):
+            if node.gpus_free >= gpus:
+                before = stranded(node.gpus_free, node.cpus_free)
+                after = stranded(node.gpus_free - gpus, node.cpus_free - cpus)
+                assert score == pytest.approx(before - after, abs=1e-6)
+
+    def test_no_say_where_nobody_asks_for_gpus(self) -> None:
+        scorer = StrandedShare(_seen((9, Request(cpus=4))))
+        assert scorer.score(Request(gpus=1), Snapshot.of([_node("a", 1)])) is None
+
+    def test_requests_without_cpus_strand_nothing(self) -> None:
+        scorer = StrandedShare(_seen((9, Request(gpus=1))))
+        assert _scores(scorer, Request(cpus=4, gpus=1), _node("a", 1, cpus=4), _node("b", 1)).tolist() == [
+            0.0,
+            0.0,
+        ]
+
+
+def test_leftover_weighs_cpus_and_gpus_by_the_largest_node() -> None:
+    # 64 of 128 CPUs and 2 of 8 GPUs are left: 0.5 and 0.25
+    nodes = [_node("a", 1, 1, 1, cpus=65), _node("b", 1, cpus=1), _node("c", 1, 0.999, cpus=2)]
+    request = Request(cpus=1, gpus=1)
+    scores = _scores(Leftover(), request, *nodes)
+    assert scores.tolist() == pytest.approx([-0.375, 0.0, -(1 / 128 + 0.999 / 8) / 2])
+    assert _scores(Leftover(is_integer=True), request, *nodes).tolist() == pytest.approx([0.62, 1.0, 0.93])
+
+
+class TestSliverWaste:
+    def test_growth_of_what_stays_unused(self) -> None:
+        # for requests of 0.4, waste is 0.2 of a whole GPU, 0.1 of 0.9, 0 of 0.8, 0.2 of 0.6, 0.1 of 0.5, 0.3 of 0.3
+        scorer = SliverWaste(_seen((5, Request(gpus=0.4))))
+        free = (1, 0.9, 0.8, 0.5, 0.4)
+        assert _scores(scorer, Request(gpus=0.4), _node("a", *free))[0] == pytest.approx([0.0] * 5)
+        assert _scores(scorer, Request(gpus=0.5), _node("a", 1, 0.9, 0.8, 0.5))[0] == pytest.approx(
+            [0.2 - 0.1, 0.1 - 0.0, 0.0 - 0.3, 0.1 - 0.0]
+        )
+
+    def test_only_for_shares(self) -> None:
+        scorer = SliverWaste(_seen((5, Request(gpus=0.4))))
+        for request in (Request(cpus=1), Request(gpus=1), Request(gpus=2)):
+            assert scorer.score(request, Snapshot.of([_node("a", 1, 1)])) is None
+
+
+class TestModelPressure:
+    PROFILE = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
+    """Half of the demand insists on a quarter of the GPUs: the pressure on A100 is 2."""
+
+    def test_takes_scarce_models_last(self) -> None:
+        scores = _scores(
+            ModelPressure(self.PROFILE), Request(gpus=0.5), _node("a", 1, 1), _node("b", 1, model="T4")
+        )
+        assert scores[0].tolist() == [-1.0, -1.0]
+        assert scores[1].tolist() == [0.0, 0.0]  # the second is no device
+        assert _scores(ModelPressure(self.PROFILE), Request(gpus=2), _node("a", 1, 1)).tolist() == [
+            [-4.0, -4.0]
+        ]
+
+    def test_no_say_without_gpus_or_pressure(self) -> None:
+        snapshot = Snapshot.of([_node("a", 1)])
+        assert ModelPressure(self.PROFILE).score(Request(cpus=1), snapshot) is None
+        assert ModelPressure(_seen((9, WHOLE), A100=8)).score(WHOLE, snapshot) is None
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        FragmentationGradient(TestFragmentationGradient.PROFILE),
+        FragmentationGradient(TestFragmentationGradient.PROFILE, is_integer=True),
+        StrandedShare(TestFragmentationGradient.PROFILE),
+        Leftover(),
+        SliverWaste(TestFragmentationGradient.PROFILE),
+        ModelPressure(TestModelPressure.PROFILE),
+    ],
+    ids=lambda scorer: scorer.name,
+)
+@pytest.mark.parametrize("request_", [SHARES, WHOLE, Request(gpus=2), Request(cpus=2)])
+def test_a_node_is_rated_by_itself(scorer: Any, request_: Request) -> None:
+    """A part of the snapshot, in any order, gets the scores of the whole."""
+    snapshot = Snapshot.of(TestFragmentationGradient.NODES)
+    rows = np.array([4, 1])
+    whole, part = (scorer.score(request_, s) for s in (snapshot, snapshot.part(rows)))
+    assert (whole is None) == (part is None)
+    if whole is not None:
+        assert np.array_equal(whole[rows], part)
+        assert not scorer.needs_metrics

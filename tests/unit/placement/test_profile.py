@@ -1,0 +1,162 @@
+"""The workload profile: what it counts, and the tables that it works out, with figures made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from roost.placement import Device, Node, Profile, Request, Snapshot
+
+
+def _seen(*counted: tuple[int, Request], **gpus: float) -> Profile:
+    return Profile.of([request for count, request in counted for _ in range(count)], gpus)
+
+
+def test_requests_are_counted_by_what_they_ask_for() -> None:
+    asked = [
+        Request(cpus=4, gpus=0.5, owner="ada"),
+        Request(gpus=1, gpu_models=("T4",)),
+        Request(cpus=4, gpus=0.5, labels={"zone": "a"}),
+    ]
+    profile = Profile.of(asked, {"T4": 2})
+    assert [(a.cpus, a.gpus, a.gpu_models, a.count, a.milli) for a in profile.asked] == [
+        (0.0, 1.0, ("T4",), 1.0, 1000),
+        (4.0, 0.5, (), 2.0, 500),
+    ]
+    assert profile.count == 3
+    assert profile == Profile.of(reversed(asked), {"T4": 2})
+
+
+def test_gpus_are_counted_by_model_on_a_snapshot() -> None:
+    a100 = tuple(Device(id=str(i), model="A100") for i in range(3))
+    nodes = [
+        Node(id="a", devices=a100),
+        Node(id="b", devices=(*a100[:1], Device(id="9", model="T4"))),
+        Node(id="c"),
+    ]
+    assert Profile.of([], Snapshot.of(nodes)).gpus == {"A100": 4.0, "T4": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("gpu_requests", "cpu_requests", "is_useful"), [(0, 0, False), (19, 100, False), (20, 0, True)]
+)
+def test_useful_after_twenty_requests_of_gpus(gpu_requests: int, cpu_requests: int, is_useful: bool) -> None:
+    profile = _seen((gpu_requests, Request(gpus=0.5)), (cpu_requests, Request(cpus=1)))
+    assert profile.is_useful is is_useful
+
+
+def test_profile_survives_json_and_pickle() -> None:
+    profile = _seen((3, Request(cpus=4, gpus=1, gpu_models=("A100", "T4"))), (2, Request(cpus=1)), A100=8)
+    profile.fragments(("A100",))  # tables that were worked out are no part of its value
+    assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+    assert pickle.loads(pickle.dumps(profile)) == profile
+    assert profile.to_dict() == {
+        "asked": [
+            {"cpus": 1.0, "gpus": 0.0, "gpu_models": [], "count": 2.0},
+            {"cpus": 4.0, "gpus": 1.0, "gpu_models": ["A100", "T4"], "count": 3.0},
+        ],
+        "gpus": {"A100": 8},
+    }
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"asked": [], "gpus": []},
+        {"asked": 1, "gpus": {}},
+        {"asked": [{"cpus": 1}], "gpus": {}},
+        {"asked": [], "gpus": {"T4": "many"}},
+    ],
+)
+def test_what_is_no_profile_is_a_clear_error(data: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="this is no workload profile"):
+        Profile.from_dict(data)
+
+
+class TestPressure:
+    """Share of the demand that insists on a model over the model's share of the GPUs."""
+
+    def test_one_model_is_insisted_on(self) -> None:
+        # A100: half of the demand insists on a quarter of the GPUs
+        profile = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
+        assert profile.pressure(("T4", "A100")).tolist() == [0.0, 2.0, 0.0]
+
+    def test_demand_is_weighed_in_gpus(self) -> None:
+        # 4 of 10 GPUs asked for insist on A100, which is half of what there is
+        profile = _seen((2, Request(gpus=2, gpu_models=("A100",))), (12, Request(gpus=0.5)), A100=8, T4=8)
+        assert profile.pressure(("A100", "T4")).tolist() == [0.8, 0.0, 0.0]
+
+    def test_several_models_share_the_demand_by_their_gpus(self) -> None:
+        # 3/4 of the demand falls on A100 (6 of 8 GPUs), 1/4 on T4; of all 16 GPUs they are 6/16 and 2/16
+        profile = _seen((4, Request(gpus=1, gpu_models=("A100", "T4"))), A100=6, T4=2, V100=8)
+        assert profile.pressure(("A100", "T4", "V100")).tolist() == [2.0, 2.0, 0.0, 0.0]
+
+    def test_models_that_are_not_there_or_that_nobody_knows(self) -> None:
+        profile = _seen((4, Request(gpus=1, gpu_models=("H100",))), A100=1)
+        assert profile.pressure(("A100", "new")).tolist() == [0.0, 0.0, 0.0]
+        assert Profile().pressure(("A100",)).tolist() == [0.0, 0.0]
+
+
+class TestCpusPerGpu:
+    def test_all_alike(self) -> None:
+        inverse, sums = _seen((5, Request(cpus=2, gpus=0.5)), (9, Request(cpus=7))).cpus_per_gpu()
+        assert inverse.tolist() == [0.25] * 16
+        assert sums.tolist() == [0.25 * i for i in range(17)]
+
+    def test_quantiles_follow_the_counts(self) -> None:
+        # of 16 quantiles, 3/4 are 8 CPUs per GPU and 1/4 are 2
+        inverse, _ = _seen((15, Request(cpus=8, gpus=1)), (5, Request(cpus=4, gpus=2))).cpus_per_gpu()
+        assert inverse.tolist() == [1 / 8] * 12 + [1 / 2] * 4
+
+    def test_no_cpus_or_no_gpus(self) -> None:
+        inverse, sums = _seen((1, Request(gpus=1))).cpus_per_gpu()
+        assert inverse.tolist() == [math.inf] * 16
+        assert sums[0] == 0.0
+        inverse, sums = _seen((1, Request(cpus=1))).cpus_per_gpu()
+        assert (inverse.tolist(), sums.tolist()) == ([], [0.0])
+
+
+class TestSliverWaste:
+    def test_without_shares_all_that_is_left_is_wasted(self) -> None:
+        waste = _seen((5, Request(gpus=1))).sliver_waste()
+        assert waste.shape == (1001,)
+        assert waste == pytest.approx(np.arange(1001) / 1000)
+
+    def test_one_share(self) -> None:
+        waste = _seen((5, Request(gpus=0.4))).sliver_waste()
+        # as often as it fits, then the rest
+        expected = {0: 0.0, 390: 0.39, 400: 0.0, 500: 0.1, 790: 0.39, 800: 0.0, 1000: 0.2}
+        assert {left: waste[left] for left in expected} == pytest.approx(expected)
+
+    def test_two_shares_by_their_frequency(self) -> None:
+        waste = _seen((2, Request(gpus=0.3)), (2, Request(gpus=0.7))).sliver_waste()
+        # 0.4: only 0.3 fits, 0.1 stays. 0.7: half of the time 0 stays, half of the time 0.4, of which 0.1.
+        # 1.0: half of the time 0.7 is left, half of the time 0.3, which is filled.
+        expected = {300: 0.0, 400: 0.1, 700: 0.05, 1000: 0.025}
+        assert {left: waste[left] for left in expected} == pytest.approx(expected)
+        thrice = _seen((6, Request(gpus=0.3)), (2, Request(gpus=0.7))).sliver_waste()
+        assert thrice[700] == pytest.approx(0.75 * 0.1)
+
+
+class TestTypicalClasses:
+    def test_rare_classes_beyond_95_percent_are_left_out(self) -> None:
+        profile = _seen(
+            (60, Request(cpus=2, gpus=1)), (35, Request(cpus=1, gpus=0.5)), (5, Request(cpus=9, gpus=8))
+        )
+        tables = profile.fragments(("T4",))
+        assert tables.cpus.tolist() == [1.0, 2.0]
+        # with CPUs for both, of 0.7 GPU left those 60 of 95 who need a whole one cannot use any
+        assert tables.device[0, 2, 700] == pytest.approx(700 * 60 / 95)
+
+    def test_classes_fit_by_cpus(self) -> None:
+        tables = _seen((1, Request(cpus=1, gpus=1)), (1, Request(cpus=4, gpus=1))).fragments(("T4",))
+        assert tables.k(np.array([-1.0, 0.5, 1.0, 3.9, 4.0 - 1e-9, 64.0])).tolist() == [0, 0, 1, 1, 2, 2]
+
+    def test_nothing_known(self) -> None:
+        tables = Profile().fragments(("T4",))
+        assert (tables.cpus.shape, tables.device.shape, tables.many.shape) == ((0,), (2, 1, 1001), (2, 1, 65))
