@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from roost.placement import Decision, Placement, Policy, Profile, Refusal, Request, Snapshot
+from roost.placement.decision import SHOWN_REFUSALS
 from roost.placement.pipeline import DEFAULT_FILTERS
 from roost.placement.policies import made
 
@@ -100,7 +101,8 @@ def checked(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[st
     if not isinstance(answer, Decision):
         raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
     _check_placement(answer.placement, request, snapshot, avoid)
-    refusals: tuple[Any, ...] = tuple(answer.refusals)
+    shown = None if answer.placement is None else SHOWN_REFUSALS  # who waits looks at all of them
+    refusals: tuple[Any, ...] = tuple(answer.refusals[:shown])
     for refusal in refusals:
         if not isinstance(refusal, Refusal) or refusal.node_id not in snapshot:
             raise ValueError(f"it refuses {refusal!s:.80}, which is no node")
