@@ -142,9 +142,14 @@ def nodes(arguments: argparse.Namespace) -> int:
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Print where a request would go."""
+    """Print where a request would go, now or on a saved snapshot."""
     request = request_of(request_config(arguments))
-    decision = ask(client_of(arguments).explain(request))
+    if arguments.snapshot:
+        from .offline import explain_saved
+
+        decision = explain_saved(arguments.snapshot, request)
+    else:
+        decision = ask(client_of(arguments).explain(request))
     if arguments.json:
         print_json({"decision": decision})
     else:

@@ -9,7 +9,7 @@ from roost.placement import Decision, Request, Snapshot
 
 from .queue import Ticket
 
-_AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus"}
+AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus"}
 """Filters that speak of amounts, and what of a request they look at."""
 
 
@@ -26,8 +26,8 @@ def claim(decision: Decision, snapshot: Snapshot) -> Claim | None:
     short: dict[str, set[str]] = {}
     unfit = set()
     for refusal in decision.refusals:
-        if refusal.when == "now" and refusal.filter in _AMOUNTS:
-            short.setdefault(refusal.node_id, set()).add(_AMOUNTS[refusal.filter])
+        if refusal.when == "now" and refusal.filter in AMOUNTS:
+            short.setdefault(refusal.node_id, set()).add(AMOUNTS[refusal.filter])
         elif refusal.filter != "avoid":
             unfit.add(refusal.node_id)
     nodes = [snapshot.node(node_id) for node_id in short.keys() - unfit]

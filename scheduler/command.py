@@ -71,6 +71,11 @@ def _add_questions(commands: Subparsers) -> None:
     explain = _subcommand(
         commands, "explain", "where a kernel of these options would go, and why", _SCHEDULER
     )
+    explain.add_argument(
+        "--snapshot",
+        metavar="FILE",
+        help="on nodes that `roost nodes --json` has written; --policy may then also be FILE.py:NAME or MODULE:NAME",
+    )
     kernels = _subcommand(commands, "kernels", "kernels that run, start or wait", _SCHEDULER)
     kernels.add_argument("--pending", action="store_true", help="only those that wait, and what for")
     logs = _subcommand(commands, "logs", "what a kernel wrote outside its notebook", _SCHEDULER)

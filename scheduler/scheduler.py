@@ -21,6 +21,7 @@ from .cluster import Cluster
 from .config import Settings
 from .errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, UnknownKernel
 from .events import EventStream
+from .explained import explained, soonest
 from .findings import findings
 from .keeper import Keeper
 from .kernels import Record
@@ -194,12 +195,20 @@ class Scheduler:
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
     async def explain(self, request: KernelRequest, owner: Owner) -> dict[str, Any]:
-        """Where such a kernel would go now, and why; raises what a start would be refused with."""
+        """Where such a kernel would go now, and why, as `explained`; raises what a start would be refused with.
+
+        Where there is no room now, `soonest` has what would have to end.
+        """
         await self._load_policy(request)
         request = self._admitted(request, owner)
         snapshot = await self._cluster.snapshot()
         decision = await self.policies.decide(request.policy, placement_request(request, owner), snapshot)
-        return decision.to_dict()
+        document = explained(decision, snapshot)
+        if decision.placement is None and not decision.is_never:
+            leases = await self._cluster.backend.leases()
+            since = {record.kernel_id: record.created_at for record in self._records.values()}
+            document["soonest"] = soonest(decision, snapshot, leases, since)
+        return document
 
     async def drain(self, node_id: str, on: bool) -> None:
         """Stop or resume placing on a node."""

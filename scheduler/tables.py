@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,9 @@ from .amounts import format_bytes
 from .values import Kernel, KernelRequest
 
 _UNBROKEN = 10_000
+_SHOWN_NODES = 10
+"""Nodes of which each refusal is shown."""
+_WHEN = {"now": "not now", "never": "never"}
 _STYLES = {
     "running": "green",
     "queued": "yellow",
@@ -76,11 +79,13 @@ def asks(request: KernelRequest) -> str:
     if request.cpus:
         parts.append(f"{number(request.cpus)} CPU")
     parts += [f"{key}={value}" for key, value in request.labels.items()]
+    parts += [f"near {key}={value}" for key, value in request.near.items()]
+    parts += [f"tolerates {taint}" for taint in request.tolerates]
     return ", ".join(parts) or "-"
 
 
 def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each node, one for each GPU."""
+    """One line for each node, one for each GPU, and one for each node with labels, taints or something warm."""
     out = console()
     if not nodes:
         out.print("There are no nodes.")
@@ -110,44 +115,117 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
                 f"{gpu['promised']:.0%}",
                 "unknown" if gpu["used"] is None else f"{gpu['used']:.0%}",
             )
-    show(out, made)
-    if devices.row_count:
-        out.print()
-        show(out, devices)
+    for each in (made, devices, _traits(nodes)):
+        if each.row_count:
+            if each is not made:
+                out.print()
+            show(out, each)
     out.print("\nCPUS, MEMORY and GPUS: promised to kernels, of what there is.", style="dim")
 
 
+def _traits(nodes: Sequence[Mapping[str, Any]]) -> Table:
+    """What kernels can ask for besides amounts; only columns in which some node has something."""
+    said: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+        "LABELS": lambda node: [f"{name}={value}" for name, value in sorted(node["labels"].items())],
+        "TAINTS": lambda node: node["taints"],
+        "WARM": lambda node: node["warm"],
+    }
+    columns = {name: say for name, say in said.items() if any(say(node) for node in nodes)}
+    made = table("NODE", *columns)
+    for node in nodes:
+        cells = ["\n".join(say(node)) for say in columns.values()]
+        if any(cells):
+            made.add_row(node["id"], *(cell or "-" for cell in cells))
+    return made
+
+
 def show_decision(decision: Mapping[str, Any]) -> None:
-    """The sentence, the ranking with each score's terms, the refusals with their reasons."""
+    """The sentence, warnings, the ranking with each score's terms, refusals with their reasons, what would help."""
     out = console()
     placement = decision["placement"]
     if placement:
         devices = f", GPU {', '.join(placement['device_ids'])}" if placement["device_ids"] else ""
         out.print(f"It would go to {placement['node_id']}{devices}.", style="bold")
     else:
-        reason = decision["reason"]
-        out.print(f"{reason[:1].upper()}{reason[1:]}.", style="bold")
+        out.print(f"{_capital(decision['reason'])}.", style="bold")
     age = decision["metrics_age_s"]
-    known = "" if not placement else f", metrics {'unknown' if age is None else f'{age:.1f} s old'}"
-    fallback = f"; {decision['fallback']}" if decision["fallback"] else ""
-    out.print(f"Policy {decision['policy']}{known}{fallback}.")
+    known = f", metrics {'unknown' if age is None else f'{age:.1f} s old'}" if placement else ""
+    if decision["fallback"]:
+        out.print(f"Policy {decision['policy']} was asked; {decision['fallback']}.", style="yellow")
+    else:
+        out.print(f"Policy {decision['policy']}{known}.")
+    for warning in decision["warnings"]:
+        out.print(f"{_capital(warning)}.", style="yellow")
     ranked = ([placement] if placement else []) + list(decision["runners_up"])
-    if ranked:
-        terms = list(dict.fromkeys(name for place in ranked for name in place["terms"]))
-        made = table("RANK", "NODE", "GPU", "SCORE", *terms, right=("RANK", "SCORE", *terms))
-        for rank, place in enumerate(ranked, start=1):
-            shares = [f"{place['terms'][name]:.3f}" if name in place["terms"] else "" for name in terms]
-            devices = ", ".join(place["device_ids"]) or "-"
-            made.add_row(str(rank), place["node_id"], devices, f"{place['score']:.3f}", *shares)
-        out.print()
-        show(out, made)
-    if decision["refusals"]:
-        made = table("REFUSED", "WHEN", "WHY")
-        for refusal in decision["refusals"]:
-            when = "not now" if refusal["when"] == "now" else "never"
-            made.add_row(refusal["node_id"], when, refusal["reason"])
-        out.print()
-        show(out, made)
+    for made in (_ranking(ranked), _refused(decision["refused"]), _refusals(decision["refusals"])):
+        if made.row_count:
+            out.print()
+            show(out, made)
+    total = sum(group["count"] for group in decision["refused"])
+    if (more := total - min(total, _SHOWN_NODES)) > 0:
+        out.print(
+            f"… and {more} more {'node' if more == 1 else 'nodes'} (--json has the first 1,000 reasons)."
+        )
+    if total > 1 or decision["is_never"]:
+        if decision["remedies"]:
+            out.print()
+        for remedy in decision["remedies"]:
+            out.print(f"{_capital(remedy)}.")
+    if decision["soonest"]:
+        _show_soonest(out, decision["soonest"])
+
+
+def _capital(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
+def _ranking(ranked: Sequence[Mapping[str, Any]]) -> Table:
+    terms = list(dict.fromkeys(name for place in ranked for name in place["terms"]))
+    made = table("RANK", "NODE", "GPU", "SCORE", *terms, right=("RANK", "SCORE", *terms))
+    for rank, place in enumerate(ranked, start=1):
+        shares = [f"{place['terms'][name]:.3f}" if name in place["terms"] else "" for name in terms]
+        devices = ", ".join(place["device_ids"]) or "-"
+        made.add_row(str(rank), place["node_id"], devices, f"{place['score']:.3f}", *shares)
+    return made
+
+
+def _refused(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """Nodes counted by why they are refused, each with the nearest; nothing where there is only one node."""
+    made = table("REFUSED", "WHEN", "NEAREST")
+    if sum(group["count"] for group in groups) > 1:
+        for group in groups:
+            nearest = [f"{each['node_id']}: {each['reason']}" for each in group["examples"][:1]]
+            made.add_row(group["text"], _WHEN[group["when"]], *nearest)
+    return made
+
+
+def _refusals(refusals: Sequence[Mapping[str, Any]]) -> Table:
+    """The first nodes with all that refuses them."""
+    shown = list(dict.fromkeys(refusal["node_id"] for refusal in refusals))[:_SHOWN_NODES]
+    made = table("NODE", "WHEN", "WHY")
+    for refusal in refusals:
+        if refusal["node_id"] in shown:
+            made.add_row(refusal["node_id"], _WHEN[refusal["when"]], refusal["reason"])
+    return made
+
+
+def _show_soonest(out: Console, soonest: Mapping[str, Any]) -> None:
+    kernels = soonest["kernels"]
+    these = "this kernel" if len(kernels) == 1 else f"these {len(kernels)} kernels"
+    out.print(f"\nThe soonest to free: {soonest['node_id']} would have room if {these} ended.", style="bold")
+    made = table("KERNEL", "OWNER", "APPLICATION", "HOLDS", "GPU", "SINCE", right=("SINCE",))
+    short = short_ids([kernel["id"] for kernel in kernels])
+    for kernel in kernels:
+        holds = KernelRequest(cpus=kernel["cpus"], memory_bytes=kernel["memory_bytes"], gpus=kernel["gpus"])
+        made.add_row(
+            short[kernel["id"]],
+            kernel["user"],
+            kernel["application"] or "-",
+            asks(holds),
+            ", ".join(kernel["device_ids"]) or "-",
+            "unknown" if kernel["since"] is None else ago(kernel["since"]),
+        )
+    show(out, made)
 
 
 def show_kernels(kernels: Sequence[Kernel]) -> None:

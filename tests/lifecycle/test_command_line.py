@@ -97,6 +97,28 @@ def test_a_signal_ends_the_kernel(tmp_path: Path, signum: int, code: int) -> Non
     assert answer("kernels") == {"kernels": []}
 
 
+def test_explain_names_who_holds_what_is_short(tmp_path: Path) -> None:
+    (node,) = answer("nodes")["nodes"]
+    ready, saved = tmp_path / "ready", tmp_path / "nodes.json"
+    os.mkfifo(ready)
+    path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\nimport time\ntime.sleep(60)")
+    all_cpus = command("run", path, "--cpus", str(node["cpus"]))
+    with subprocess.Popen(all_cpus, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        try:
+            ready.read_bytes()  # returns once the cell has opened and closed it
+            (kernel,) = answer("kernels")["kernels"]
+            explanation = answer("explain", "--cpus", "0.5")["decision"]
+            saved.write_text(roost("nodes", "--json").stdout)
+        finally:
+            running.terminate()
+    assert explanation["placement"] is None
+    assert explanation["soonest"]["node_id"] == node["id"]
+    assert [held["id"] for held in explanation["soonest"]["kernels"]] == [kernel["id"]]
+    again = answer("explain", "--cpus", "0.5", "--snapshot", str(saved))["decision"]
+    assert again["reason"] == explanation["reason"]
+    assert answer("explain", "--cpus", "0.5")["decision"]["placement"]
+
+
 def test_one_waits_says_so_and_is_cancelled(tmp_path: Path) -> None:
     (node,) = answer("nodes")["nodes"]
     assert answer("drain", node["id"])["is_draining"]

@@ -266,11 +266,27 @@ def notebook(folder: Path) -> str:
 
 
 def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["kernelspec", "install", "--name", "ours", "--gpus", "0.5", "--memory", "8GiB", "--label", "a=b"]
+    argv = [
+        "kernelspec",
+        "install",
+        "--name",
+        "ours",
+        "--gpus",
+        "0.5",
+        "--memory",
+        "8GiB",
+        "--label",
+        "a=b",
+        "--near",
+        "c=d",
+        "--tolerate",
+        "lab",
+    ]
     assert command.main(argv) == 0
     assert str(kernels / "ours") in capsys.readouterr().out
     config = written(kernels / "ours")["metadata"]["kernel_provisioner"]["config"]
-    assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", "labels": {"a": "b"}}
+    wishes = {"labels": {"a": "b"}, "near": {"c": "d"}, "tolerates": ["lab"]}
+    assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", **wishes}
     assert command.main(["kernelspec", "list"]) == 0
     assert "0.5 GPU, 8 GiB, a=b" in capsys.readouterr().out
     assert command.main(["kernelspec", "list", "--json"]) == 0

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from roost.launchers.messages import Connection, Owner
 from roost.placement import Device, Node, Request, Snapshot, policy
 from roost.scheduler import command, tables
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
+from roost.scheduler.explained import explained
 from roost.scheduler.values import Kernel, KernelRequest
 
 ADA = Owner(user="ada", application="lab")
@@ -75,6 +78,7 @@ class StubClient:
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
+        self.soonest: dict[str, Any] | None = None
 
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
@@ -85,8 +89,9 @@ class StubClient:
 
     def explain(self, request: KernelRequest) -> Answer:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
-        decision = policy("balanced").place(asked, Snapshot.of(NODES))
-        return self._answer(decision.to_dict(), "explain", request)
+        snapshot = Snapshot.of(NODES)
+        document = explained(policy("balanced").place(asked, snapshot), snapshot)
+        return self._answer({**document, "soonest": self.soonest}, "explain", request)
 
     def kernels(self) -> Answer:
         return self._answer(list(self.known), "kernels")
@@ -158,6 +163,7 @@ def test_nodes_show_promises_and_devices(client: StubClient, capsys: pytest.Capt
 
 def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["explain", "--gpus", "0.5", "--memory", "8GiB", "--gpu-model", "H200", "--label", "zone=a"]
+    options += ["--near", "rack=7", "--tolerate", "lab", "--tolerate", "night"]
     code, out, _ = run(capsys, *options)
     assert code == 0
     assert "It would go to big, GPU GPU-0." in out
@@ -166,7 +172,12 @@ def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFix
     assert max(map(len, out.splitlines())) <= 80
     _, request = client.asked[-1]
     assert request == KernelRequest(
-        gpus=0.5, memory_bytes=8 << 30, gpu_models=("H200",), labels={"zone": "a"}
+        gpus=0.5,
+        memory_bytes=8 << 30,
+        gpu_models=("H200",),
+        labels={"zone": "a"},
+        near={"rack": "7"},
+        tolerates=("lab", "night"),
     )
     decision = document(capsys, *options)["decision"]
     assert decision["placement"]["node_id"] == "big"
@@ -176,6 +187,70 @@ def test_explain_says_why_nowhere(client: StubClient, capsys: pytest.CaptureFixt
     code, out, _ = run(capsys, "explain", "--cpus", "1000")
     assert code == 0
     assert "No node could ever hold 1000 CPUs" in out
+
+
+def test_explain_names_the_fallback_and_counts_refusals(
+    client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(capsys, "nodes", "--json")[0] == 0
+    nodes = [replace(NODES[0], id=f"n{i:02}", metrics_age_s=None) for i in range(14)]
+    nodes[0] = replace(nodes[0], memory_bytes=0, gpus_promised=1.0, memory_promised_bytes=0)
+    saved = tmp_path / "nodes.json"
+    saved.write_text(json.dumps(Snapshot.of(nodes).to_dict()))
+    _, out, _ = run(capsys, "explain", "--snapshot", str(saved), "--gpus", "0.5", "--memory", "1GiB")
+    assert "It would go to n01" in out
+    flat = " ".join(out.split())
+    assert "Policy balanced was asked; ranked by round robin, since no node that fits has metrics." in flat
+    assert "14 of 14 nodes have no metrics" in flat
+    assert "n00 never needs 1 GiB memory, has 0 bytes" in flat
+    _, out, _ = run(capsys, "explain", "--snapshot", str(saved), "--gpus", "1", "--memory", "1GiB")
+    flat = " ".join(out.split())
+    assert "13 of 14 nodes have too few GPUs free now" in flat
+    assert "… and 4 more nodes (--json has the first 1,000 reasons)." in flat
+    assert "13 nodes would do but have too few GPUs free now; nearest n01: needs 1 GPU, 0.75 free." in flat
+    assert "n09" in out
+    assert "n10" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert client.asked == [("nodes",)]
+
+
+def test_explain_says_who_holds_what_is_short(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 2.0, "memory_bytes": 8 << 30}
+    held = {**kernel, "gpus": 0.25, "device_ids": ["GPU-0"], "since": time.time() - 90}
+    client.soonest = {"node_id": "big", "kernels": [held, {**held, "id": SECOND.id, "since": None}]}
+    out = " ".join(run(capsys, "explain", "--gpus", "1")[1].split())
+    assert "The soonest to free: big would have room if these 2 kernels ended." in out
+    assert "aaaaaaaa-1 ada lab 0.25 GPU, 8 GiB, 2 CPU GPU-0 90 s" in out
+    assert "unknown" in out
+    client.soonest = {"node_id": "big", "kernels": [held]}
+    assert "if this kernel ended" in run(capsys, "explain", "--gpus", "1")[1]
+    assert document(capsys, "explain", "--gpus", "1")["decision"]["soonest"] == client.soonest
+
+
+def test_nodes_that_were_saved_can_be_asked(
+    client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    saved = tmp_path / "nodes.json"
+    saved.write_text(run(capsys, "nodes", "--json")[1])
+    options = ["explain", "--gpus", "0.5", "--snapshot", str(saved)]
+    assert document(capsys, *options)["decision"]["placement"]["node_id"] == "big"
+    for wrong in ("no-such-file", "."):
+        code, out, err = run(capsys, "explain", "--snapshot", wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_labels_taints_and_what_is_warm_are_shown(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "TAINTS" not in run(capsys, "nodes")[1]
+    traits = {"labels": {"zone": "a", "disk": "ssd"}, "warm": (f"/home/ada/{'deep/' * 20}bin/python",)}
+    monkeypatch.setitem(globals(), "NODES", [replace(NODES[0], **traits), NODES[1]])
+    out = run(capsys, "nodes")[1]
+    assert "LABELS" in out
+    assert "disk=ssd" in out
+    assert "WARM" in out
+    assert "TAINTS" not in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +343,7 @@ def test_a_kernel_that_died_shows_its_log(client: StubClient, capsys: pytest.Cap
     [
         ["explain", "--memory", "lots"],
         ["explain", "--label", "zone"],
+        ["explain", "--near", "zone"],
         ["logs", "b", "--tail", "-1"],
         ["run", "no-such-notebook.ipynb"],
         ["run", "no-such-notebook.ipynb", "--gpus", "1.5"],
