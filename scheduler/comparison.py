@@ -96,7 +96,7 @@ class Comparison:
         out = console()
         first = next(iter(self.runs.values()))
         ends = {max(run.replay.points) for run in first}
-        ahead = [] if ends == {100} else ["AT 100 %"]
+        ahead = ["AT 100 %"] if max(ends) > 100 else []
         end = f"AT {ends.pop()} %" if len(ends) == 1 else "AT THE END"
         columns = ("POLICY", *ahead, end, "REFUSED", "REQUESTS", "FRAGMENTED", "P50 ms", "P99 ms")
         made = table(*columns, right=columns[1:])

@@ -172,6 +172,10 @@ def _nodes(arguments: argparse.Namespace) -> list[Node]:
         nodes = [node.emptied() for node in nodes]
     for specification in arguments.add:
         nodes += added(nodes, specification)
+    try:
+        Snapshot.of(nodes)
+    except ValueError as problem:  # two of one name
+        raise ConfigError(f"{arguments.nodes or 'nodes'}: {problem}") from None
     return [as_promised(node) for node in nodes]
 
 

@@ -233,6 +233,7 @@ def test_without_matplotlib_all_but_the_picture_is_there(
         (("tasks.csv", "--demand", "0"), "--demand 0 simulates nothing: give more than 0."),
         (("tasks.csv", "--seeds", "-1"), "--seeds -1 simulates nothing: give more than 0."),
         (("tasks.csv", "--json", "no/folder.json"), "--json no/folder.json: there is no folder no."),
+        (("tasks.csv", "--nodes", "twice.csv"), "twice.csv: two nodes have the id 'n1'; give each its own."),
         (("nothing.csv",), "the trace asks for nothing that the nodes have: there is nothing to allocate."),
         (("cpus.csv", "--departures"), "no task of the trace that ends asks for CPUs"),
     ],
@@ -243,6 +244,7 @@ def test_errors_are_one_sentence(
     head = TASKS.partition("\n")[0]
     (files / "nothing.csv").write_text(f"{head}\na,0,0,0,0,,,\n")
     (files / "cpus.csv").write_text(f"{head}\na,1000,0,0,0,,,\n")
+    (files / "twice.csv").write_text(NODES + "n1,1000,1024,0,\n")
     code, out, err = simulate(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"roost: {said}")
