@@ -154,3 +154,15 @@ def _first_queued() -> dict[str, Any]:
 def test_doctor_finds_nothing_wrong() -> None:
     levels = {finding["level"] for finding in answer("doctor")["findings"]}
     assert "error" not in levels
+
+
+def test_what_was_decided_can_be_simulated(tmp_path: Path) -> None:
+    assert roost("run", notebook(tmp_path, "1"), "--cpus", "0.5").returncode == 0
+    more = ("--add", f"1x{answer('nodes')['nodes'][0]['id']}")
+    done = roost("simulate", "--live", "--recorded", *more, "--policy", "spread", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["nodes"], told["resource"]) == (2, "cpus")
+    (run,) = told["policies"]["spread"]["runs"]
+    assert run["arrived"] >= 0.5
+    assert run["placed"] >= 0.5
