@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -120,3 +123,132 @@ def test_accepted_devices_leaves_out_padding_and_other_models() -> None:
     snapshot = Snapshot.of([_node("a", gpus=1)]).apply([other])
     accepted = snapshot.accepted_devices(Request(gpus=1, gpu_models=("A100",)))
     assert accepted.tolist() == [[True, False], [False, True]]
+
+
+def _of_three() -> Snapshot:
+    nodes = [_node("a", gpus=2, labels={"zone": "1"}), _node("b", metrics_age_s=3.0), _node("c", gpus=1)]
+    return Snapshot.of([replace(node, cpus_promised=place) for place, node in enumerate(nodes)])
+
+
+class TestParts:
+    def test_a_part_is_a_snapshot_of_these_rows_in_this_order(self) -> None:
+        whole = _of_three()
+        part = whole.part(np.array([2, 0]))
+        assert (part.nodes, len(part), part.version, part.models) == (("c", "a"), 2, 1, whole.models)
+        assert part.columns.cpus_free.tolist() == [2.0, 4.0]
+        assert part.columns.device_free.tolist() == [[1.0, -np.inf], [1.0, 1.0]]
+        assert (part.node("a"), part.at(0), part.row("a")) == (whole.node("a"), whole.node("c"), 1)
+        assert ("a" in part, "b" in part) == (True, False)
+        with pytest.raises(ValueError, match="read-only"):
+            part.columns.gpus[0] = 9
+
+    def test_a_part_of_a_part(self) -> None:
+        part = _of_three().part(np.array([2, 1, 0])).part(np.array([1, 2]))
+        assert part.nodes == ("b", "a")
+        assert part.columns.cpus_free.tolist() == [3.0, 4.0]
+        assert part.has_labels([("zone", "1")]).tolist() == [False, True]
+        assert part.has_fresh_metrics(3.0).tolist() == [True, False]
+        assert part.at(0).metrics_age_s == 3.0
+
+    def test_a_part_of_an_aged_snapshot_is_as_old(self) -> None:
+        part = _of_three().aged(4.0).part(np.array([1]))
+        assert (part.at(0).metrics_age_s, part.has_fresh_metrics(5.0).tolist()) == (7.0, [False])
+
+    def test_without_stale_metrics_only_use_is_forgotten(self) -> None:
+        nodes = [
+            _node("a", cpus_used=1, memory_used_bytes=1, metrics_age_s=31.0),
+            _node("b", cpus_used=2, memory_used_bytes=2, metrics_age_s=30.0),
+        ]
+        nodes[0] = replace(nodes[0], devices=(Device(id="0", used=0.9), Device(id="1", used=0.0)))
+        known = Snapshot.of(nodes).without_stale_metrics(30.0)
+        assert np.isnan(known.columns.cpus_used).tolist() == [True, False]
+        assert np.isnan(known.columns.memory_used_bytes).tolist() == [True, False]
+        assert known.columns.device_excess[0].tolist() == [0.5, 0.5]
+        assert known.columns.cpus_free.tolist() == [4.0, 4.0]
+        fresh = Snapshot.of(nodes[1:])
+        assert fresh.without_stale_metrics(30.0) is fresh
+
+
+class TestMasks:
+    def test_a_question_is_asked_once_and_again_where_the_answer_may_differ(self) -> None:
+        asked: list[str] = []
+
+        def test(node: Node) -> bool:
+            asked.append(node.id)
+            return "spot" in node.taints
+
+        first = Snapshot.of([_node("a"), _node("b", taints=("spot",)), _node("c")])
+        assert first.mask("spot", test).tolist() == [False, True, False]
+        second = first.apply([_node("a", kernels=3)])
+        assert second.mask("spot", test).tolist() == [False, True, False]
+        assert second.aged(9.0).part(np.array([1])).mask("spot", test).tolist() == [True]
+        assert asked == ["a", "b", "c"]
+        third = second.apply([_node("a", kernels=3, taints=("spot",)), _node("c", kernels=1)])
+        assert third.mask("spot", test).tolist() == [True, True, False]
+        assert asked == ["a", "b", "c", "a"]
+        assert (first.mask("spot", test).tolist(), third.version) == ([False, True, False], 3)
+
+    def test_nodes_that_come_or_go(self) -> None:
+        first = Snapshot.of([_node("b", warm=("py",)), _node("c")])
+        warm = first.mask("warm", lambda node: "py" in node.warm)
+        assert warm.tolist() == [True, False]
+        after = first.apply([_node("a")], removed=["c"])
+        assert after.mask("warm", lambda node: "py" in node.warm).tolist() == [False, True]
+
+    def test_a_flood_of_questions_is_answered_but_not_kept(self) -> None:
+        snapshot_ = Snapshot.of([_node("a", labels={"n": "299"})])
+        for i in range(300):
+            assert snapshot_.has_labels([("n", str(i))]).tolist() == [i == 299]
+        changed = snapshot_.apply([_node("a", labels={"n": "3"})])
+        assert changed.has_labels([("n", "3")]).tolist() == [True]
+        assert changed.has_labels([("n", "299")]).tolist() == [False]
+
+
+def test_branches_have_a_history_of_their_own() -> None:
+    root = Snapshot.of([_node("a"), _node("b"), _node("c")])
+    middle = root.apply([_node("a", kernels=1)])
+    one = middle.apply([_node("b", kernels=1)])
+    other = middle.apply([_node("c", kernels=1)])
+    last = other.apply(removed=["b"])
+    assert one.changed_since(root.version) == {"a", "b"}
+    assert other.changed_since(root.version) == {"a", "c"}
+    assert last.changed_since(middle.version) == {"b", "c"}
+    assert one.history is not other.history
+    assert one.history is root.history
+
+
+def test_emptied_is_the_picture_of_emptied_nodes() -> None:
+    nodes = [
+        Node(
+            id="a",
+            cpus=4,
+            cpus_promised=3,
+            memory_bytes=9,
+            memory_promised_bytes=8,
+            gpus_promised=1.5,
+            devices=(Device(id="0", promised=1), Device(id="1", promised=0.5)),
+            kernels=2,
+            is_draining=True,
+            labels={"zone": "1"},
+            taints=("spot",),
+            cpus_used=3,
+            metrics_age_s=1.0,
+        ),
+        _node("b", gpus=1),
+    ]
+    full, empty = Snapshot.of(nodes), Snapshot.of(node.emptied() for node in nodes)
+    used = full.emptied().columns.replaced(device_excess=empty.columns.device_excess)
+    assert _same(used, empty.columns)  # but for the use beyond promises, which nobody asks of an empty node
+    assert full.emptied().has_labels([("zone", "1")]).tolist() == [True, False]
+    assert full.part(np.array([1, 0])).emptied().columns.cpus_free.tolist() == [4.0, 4.0]
+    assert full.columns.cpus_free.tolist() == [1.0, 4.0]
+
+
+def test_a_saved_snapshot_is_read_back() -> None:
+    before = _of_three().aged(2.0)
+    after = Snapshot.from_dict(json.loads(json.dumps(before.to_dict())))
+    assert [after.node(i) for i in after.nodes] == [before.node(i) for i in before.nodes]
+    assert after.node("b").metrics_age_s == 5.0
+    for wrong in ([], {"nodes": {}}, {"placements": []}, None):
+        with pytest.raises(ValueError, match="a saved snapshot is an object with a list of nodes"):
+            Snapshot.from_dict(wrong)
