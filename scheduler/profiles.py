@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 WINDOW = 2_000
 """As many of the latest requests are remembered."""
+_CLASSES = 100
+"""So many different requests count: what is learned from them takes memory and time for each."""
 _DAY_S = 86_400.0
 _SAVE_AFTER_S = 1.0
 """The file is written so long after a request, so that no start waits for it and a burst is written once."""
@@ -66,11 +68,18 @@ class Workload:
 
     def _make(self, snapshot: Snapshot) -> None:
         known = self._with_gpus()
-        made = Profile.of(self._requests if known >= USEFUL_FROM else (), snapshot)
+        made = Profile.of(self._frequent() if known >= USEFUL_FROM else (), snapshot)
         if made != self._profile:
             self._profile = made
         self._made_at, self._new = self._clock(), 0
         self._next = USEFUL_FROM - known if known < USEFUL_FROM else known // 2
+
+    def _frequent(self) -> list[Request]:
+        """The requests of the most frequent classes, those with GPUs first."""
+        counts = Counter(map(_class, self._requests))
+        ranked = sorted(counts, key=lambda each: (each[1] == 0, -counts[each], each))
+        frequent = set(ranked[:_CLASSES])
+        return [request for request in self._requests if _class(request) in frequent]
 
     def _with_gpus(self) -> int:
         return sum(1 for request in self._requests if request.gpus)
@@ -87,6 +96,10 @@ class Workload:
             self._can_save = False
         else:
             self._can_save = True
+
+
+def _class(request: Request) -> tuple[float, float, tuple[str, ...]]:
+    return request.cpus, request.gpus, request.gpu_models
 
 
 def _read(file: Path) -> list[Request]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ from .errors import ConfigError
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 """Functions go by their bytecode, which is that of one minor version."""
 _MOST = 4 << 20
+_packing = threading.Lock()
+"""What goes by value is cloudpickle's, for the whole process."""
 
 
 def packed(name: str, policy: object) -> str:
@@ -24,20 +27,22 @@ def packed(name: str, policy: object) -> str:
     """
     import cloudpickle
 
-    known = cloudpickle.list_registry_pickle_by_value()
-    modules = [module for module in _modules(policy) if module.__name__ not in known]
-    try:
-        for module in modules:
-            cloudpickle.register_pickle_by_value(module)
-        content = cloudpickle.dumps(policy)
-    except Exception as problem:
-        raise ConfigError(
-            f"policy {name} cannot be sent to the scheduler service ({type(problem).__name__}: {problem}): "
-            "keep open files, locks and connections out of it."
-        ) from problem
-    finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+    with _packing:
+        modules: list[ModuleType] = []
+        try:
+            for module in _modules(policy):
+                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.register_pickle_by_value(module)
+                    modules.append(module)
+            content = cloudpickle.dumps(policy)
+        except Exception as problem:
+            raise ConfigError(
+                f"policy {name} cannot be sent to the scheduler service ({type(problem).__name__}: {problem}): "
+                "keep open files, locks and connections out of it."
+            ) from problem
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
     if len(content) > _MOST:
         raise ConfigError(
             f"policy {name} takes {len(content)} bytes, and at most {_MOST} can be sent: keep data out."

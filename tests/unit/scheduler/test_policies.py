@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +413,16 @@ async def test_what_clients_may_give() -> None:
         assert found._others["mine"] is kept
         await found.add(given("mine", mine))
         assert found._others["mine"] is not kept
+
+
+async def test_installed_ones_are_found_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint("theirs", f"{__name__}:SPREAD", "roost.policies")]
+    monkeypatch.setattr("roost.placement.policies.entry_points", lambda group: points)
+    async with policies() as found:
+        await found.load("theirs")
+        assert (await found.decide("theirs", HALF, CLUSTER)).fallback is None
+        with pytest.raises(ConfigError, match="needs another name"):
+            await found.add(given("theirs", placed("small", "0")))
 
 
 async def test_a_start_falls_back_and_says_so(tmp_path: Path) -> None:

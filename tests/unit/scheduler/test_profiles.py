@@ -60,6 +60,19 @@ async def test_it_is_made_anew_when_that_matters() -> None:
     assert workload.profile(Snapshot.of([])).gpus == {"A100": 4.0}
 
 
+async def test_what_is_learned_is_bounded() -> None:
+    workload = Workload(None, clock=Clock())
+    for number in range(WINDOW - 50):
+        workload.note(Request(cpus=number))
+    for _ in range(25):
+        workload.note(GPU)
+        workload.note(CPU)
+    profile = workload.profile(cluster())
+    assert len(profile.asked) == 100
+    assert {each.count for each in profile.asked if each.gpus} == {25.0}
+    assert max(profile.asked, key=lambda each: each.count).cpus == 1.0
+
+
 async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
     file = tmp_path / "requests.json"
     workload = Workload(file, clock=Clock())

@@ -70,6 +70,12 @@ def test_what_cannot_be_packed_is_told() -> None:
     with pytest.raises(ConfigError, match=r"at most 4194304 can be sent"):
         packed("mine", bytes(5 << 20))
 
+    class Odd:
+        scorers = 7
+
+    with pytest.raises(ConfigError, match="policy odd cannot be sent"):
+        packed("odd", Odd())
+
 
 @pytest.fixture
 def service(runtime_dir: Path) -> object:
