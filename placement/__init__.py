@@ -9,9 +9,10 @@ others, or any object with a name and ``place``; ``policy`` finds it by ``module
 """
 
 from .decision import Decision, Placement, Refusal, Refused
-from .pipeline import NOWHERE, Filter, Pipeline, Policy, Scorer, Ties
+from .pipeline import NOWHERE, Filter, Pipeline, Policy, Ties
 from .policies import policy
 from .profile import Profile
+from .scorers import Scorer
 from .snapshot import Columns, Snapshot
 from .values import EPSILON, Device, Node, Request
 

@@ -14,7 +14,8 @@ from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Request
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline, Scorer
+    from .pipeline import Pipeline
+    from .scorers import Scorer
 
 _EXAMPLES = 3
 

@@ -70,10 +70,10 @@ class FragmentationGradient:
 
 @dataclass(frozen=True, slots=True)
 class StrandedShare:
-    """Minus the growth of the GPUs that the node's CPUs do not suffice for.
+    """Minus the growth of the GPUs for which the node's CPUs or memory do not suffice.
 
-    What is stranded is the mean, over 16 quantiles q of the CPUs that requests ask for per GPU, of
-    max(0, GPUs left − CPUs left / q).
+    What is stranded is the mean, over the typical requests, of max(0, GPUs left − as many of these requests' GPUs as
+    the CPUs and the memory that are left could serve).
     """
 
     profile: Profile
@@ -82,18 +82,23 @@ class StrandedShare:
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c = snapshot.columns
-        inverse, sums = self.profile.cpus_per_gpu()
-        if not len(inverse):
+        if not len(self.profile.per_gpu()[0]):
             return None
-        before = _stranded(c.gpus_free, c.cpus_free, inverse, sums)
-        return before - _stranded(c.gpus_free - request.gpus, c.cpus_free - request.cpus, inverse, sums)
+        memory = c.memory_free_bytes
+        before = self._stranded(c.gpus_free, c.cpus_free, memory)
+        after = self._stranded(
+            c.gpus_free - request.gpus, c.cpus_free - request.cpus, memory - request.memory_bytes
+        )
+        return before - after
 
-
-def _stranded(gpus: FloatArray, cpus: FloatArray, inverse: FloatArray, sums: FloatArray) -> FloatArray:
-    gpus, cpus = np.maximum(gpus, 0.0), np.maximum(cpus, 1e-9)
-    short = np.searchsorted(inverse, gpus / cpus)  # the quantiles for which CPUs are left over come after
-    stranded: FloatArray = (short * gpus - cpus * sums[short]) / len(inverse)
-    return stranded
+    def _stranded(self, gpus: FloatArray, cpus: FloatArray, memory: FloatArray | IntArray) -> FloatArray:
+        per_cpu, per_byte, share = self.profile.per_gpu()
+        # a little above 0, since 0 · infinity is no number
+        served = np.maximum(cpus, 1e-9)[:, None] * per_cpu
+        np.minimum(served, np.maximum(memory, 1)[:, None] * per_byte, out=served)
+        np.subtract(np.maximum(gpus, 0.0)[:, None], served, out=served)
+        stranded: FloatArray = np.maximum(served, 0.0, out=served) @ share
+        return stranded
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,16 @@ class Leftover:
     """Minus what stays free, CPUs and GPUs weighed alike: best fit, as in the authors' comparison of FGD."""
 
     is_integer: bool = False
+    is_for_gpus: bool = False
+    """Says nothing about nodes without GPUs: there CPUs may well be spread."""
     name = "leftover"
     needs_metrics = False
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c = snapshot.columns
         left = ((c.cpus_free - request.cpus) / LARGE_CPUS + (c.gpus_free - request.gpus) / LARGE_GPUS) / 2
+        if self.is_for_gpus and not request.gpus:
+            left = left * (c.gpus > 0)
         return np.floor((1.0 - left) * 100) / 100 if self.is_integer else -left
 
 

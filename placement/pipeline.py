@@ -22,7 +22,7 @@ from .filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolera
 from .grounds import Grounds
 from .kept import Kept, Rated
 from .later import LaterMapping, LaterSequence
-from .scorers import FewKernels
+from .scorers import FewKernels, Scorer
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Node, Request
 
@@ -56,27 +56,6 @@ class Filter(Protocol):
 
     def reason(self, request: Request, node: Node) -> str:
         """Why this node, which did not pass, is refused, said of the node: ``needs 1 GPU, 0.25 free``."""
-        ...
-
-
-class Scorer(Protocol):
-    """Rates nodes; higher is better, about 0..1 by custom."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def needs_metrics(self) -> bool:
-        """Whether the rating means little where real use is unknown."""
-        ...
-
-    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        """(n_nodes,) finite ratings of nodes; or (n_nodes, n_devices), of each device, of which the best count
-        that fit the request. None: no say on such requests.
-
-        All nodes have passed the filters. A node's rating must depend on that node alone, and not on the age of its
-        metrics: only nodes that changed are rated again.
-        """
         ...
 
 

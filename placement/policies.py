@@ -10,9 +10,20 @@ from importlib.metadata import EntryPoint, entry_points
 import numpy as np
 
 from .packing import FragmentationGradient, Leftover, ModelPressure, SliverWaste, StrandedShare
-from .pipeline import ROUND_ROBIN, Pipeline, Policy, Scorer
+from .pipeline import ROUND_ROBIN, Pipeline, Policy
 from .profile import Profile
-from .scorers import Available, FewKernels, FullestDevice, LowLoad, Near, NotBusy, SpareGpus, Warm
+from .scorers import (
+    Available,
+    FewKernels,
+    FullestDevice,
+    LowLoad,
+    Near,
+    NotBusy,
+    Scorer,
+    SpareGpus,
+    Warm,
+    WithoutGpus,
+)
 from .snapshot import IntArray, Snapshot
 from .values import Request
 
@@ -44,17 +55,18 @@ def balanced(profile: Profile = _NOBODY) -> Policy:
     )
     if not profile.is_useful:
         return Pipeline(name="balanced", scorers=(*first, (Available("gpu"), 1.0), *_LOAD))
-    return Pipeline(name="balanced", scorers=(*first, *blend(profile), *_LOAD))
+    load = tuple((WithoutGpus(scorer), weight) for scorer, weight in _LOAD)
+    return Pipeline(name="balanced", scorers=(*first, *blend(profile), *load))
 
 
 def blend(profile: Profile) -> tuple[tuple[Scorer, float], ...]:
     """What makes `balanced` pack GPUs; the weights were fitted once, to one trace, and hold on its variants."""
     return (
-        (FragmentationGradient(profile), 0.3),
+        (FragmentationGradient(profile), 0.25),
         (StrandedShare(profile), 0.75),
-        (Leftover(), 0.15),
-        (SliverWaste(profile), 0.3),
-        (ModelPressure(profile), 0.5),
+        (Leftover(is_for_gpus=True), 0.1),
+        (SliverWaste(profile), 1.0),
+        (ModelPressure(profile), 0.6),
     )
 
 

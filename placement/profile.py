@@ -7,9 +7,9 @@ are worked out from it on first use.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,14 +17,16 @@ from .columns import FloatArray, IntArray
 from .snapshot import Snapshot
 from .values import Request
 
+T = TypeVar("T")
+
 MILLI = 1000
 """A whole GPU in the tables' unit."""
 USEFUL_FROM = 20
 """Requests after which a profile ranks better than none (measured on a real trace, `benchmarks/placement.py`)."""
 _TYPICAL = 0.95
 """The typical classes are the most frequent that together cover this share of the requests, as in FGD (ATC '23)."""
-_QUANTILES = 16
-_STEPS = 100
+_OFFERS = 100
+"""So many requests are offered to a device before what is left of it counts as wasted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Asked:
 
     cpus: float
     gpus: float
+    memory_bytes: int = 0
     gpu_models: tuple[str, ...] = ()
     count: float = 1.0
 
@@ -58,10 +61,10 @@ class Profile:
     @classmethod
     def of(cls, requests: Iterable[Request], gpus: Snapshot | Mapping[str, float]) -> Profile:
         """The profile of these requests on a cluster with these GPUs (of a snapshot, or counted by model)."""
-        counts = Counter((r.cpus, r.gpus, r.gpu_models) for r in requests)
+        counts = Counter((r.cpus, r.gpus, r.memory_bytes, r.gpu_models) for r in requests)
         asked = tuple(
-            Asked(cpus=cpus, gpus=gpu_count, gpu_models=models, count=float(count))
-            for (cpus, gpu_count, models), count in sorted(counts.items())
+            Asked(cpus=cpus, gpus=gpu_count, memory_bytes=memory, gpu_models=models, count=float(count))
+            for (cpus, gpu_count, memory, models), count in sorted(counts.items())
         )
         return cls(asked=asked, gpus=gpus_by_model(gpus) if isinstance(gpus, Snapshot) else dict(gpus))
 
@@ -78,7 +81,13 @@ class Profile:
         """The profile as JSON types; ``from_dict`` is the inverse."""
         return {
             "asked": [
-                {"cpus": a.cpus, "gpus": a.gpus, "gpu_models": list(a.gpu_models), "count": a.count}
+                {
+                    "cpus": a.cpus,
+                    "gpus": a.gpus,
+                    "memory_bytes": a.memory_bytes,
+                    "gpu_models": list(a.gpu_models),
+                    "count": a.count,
+                }
                 for a in self.asked
             ],
             "gpus": dict(self.gpus),
@@ -92,6 +101,7 @@ class Profile:
                 Asked(
                     cpus=float(a["cpus"]),
                     gpus=float(a["gpus"]),
+                    memory_bytes=int(a["memory_bytes"]),
                     gpu_models=tuple(a["gpu_models"]),
                     count=float(a["count"]),
                 )
@@ -111,9 +121,10 @@ class Profile:
         """
         return self._keep(("pressure", models), lambda: self._pressure(models))  # type: ignore[no-any-return]
 
-    def cpus_per_gpu(self) -> tuple[FloatArray, FloatArray]:
-        """``(1/q ascending, its sums from 0)`` of 16 quantiles q of CPUs per GPU; infinite where none are asked for."""
-        return self._keep("cpus_per_gpu", self._cpus_per_gpu)  # type: ignore[no-any-return]
+    def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Typical requests with GPUs: GPUs per CPU, GPUs per byte of memory (infinite where none is asked for), and
+        their share, (classes,) each."""
+        return self._keep("per_gpu", self._per_gpu)  # type: ignore[no-any-return]
 
     def sliver_waste(self) -> FloatArray:
         """(1001,) by what is left of a GPU in thousandths: the share of the GPU that is expected to stay unused."""
@@ -142,28 +153,41 @@ class Profile:
             [(insists.get(m, 0.0) / demand) / ((self.gpus.get(m) or total) / total) for m in models] + [0.0]
         )
 
-    def _cpus_per_gpu(self) -> tuple[FloatArray, FloatArray]:
-        asked = sorted((a.cpus / a.gpus, a.count) for a in self.asked if a.gpus)
-        if not asked:
-            return np.empty(0), np.zeros(1)
-        weights = np.cumsum([count for _, count in asked])
-        at = np.searchsorted(weights, (np.arange(_QUANTILES) + 0.5) / _QUANTILES * weights[-1])
-        quantiles = np.array([ratio for ratio, _ in asked])[at]
+    def _per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        counts: Counter[tuple[float, float]] = Counter()
+        for a in self.asked:
+            if a.gpus:
+                counts[a.cpus / a.gpus, a.memory_bytes / a.gpus] += a.count  # type: ignore[assignment]
+        typical, share = _typical(sorted(counts), [counts[ratios] for ratios in sorted(counts)])
+        ratios = np.array(typical, dtype=np.float64).reshape(len(typical), 2)
         with np.errstate(divide="ignore"):
-            inverse = np.sort(1.0 / quantiles)
-        return inverse, np.concatenate([[0.0], np.cumsum(inverse)])
+            return 1.0 / ratios[:, 0], 1.0 / ratios[:, 1], share
 
     def _sliver_waste(self) -> FloatArray:
+        """After each offer, by dynamic programming: a request that fits takes its part, others leave all."""
         parts: Counter[int] = Counter()
         for a in self.asked:
-            if 0 < a.gpus < 1:
-                parts[max(1, round(a.gpus * _STEPS))] += a.count  # type: ignore[assignment]
-        waste = np.arange(_STEPS + 1) / _STEPS
-        for left in range(1, _STEPS + 1):
-            fitting = [(part, count) for part, count in parts.items() if part <= left]
-            if fitting:
-                waste[left] = sum(n * waste[left - part] for part, n in fitting) / sum(n for _, n in fitting)
-        return np.interp(np.arange(MILLI + 1), np.arange(_STEPS + 1) * (MILLI // _STEPS), waste)
+            if a.gpus:
+                parts[max(1, a.milli)] += a.count  # type: ignore[assignment]
+        waste = np.arange(MILLI + 1) / MILLI
+        for _ in range(_OFFERS if parts else 0):
+            after = np.zeros(MILLI + 1)
+            for part, count in parts.items():
+                after[:part] += count * waste[:part]
+                after[part:] += count * waste[: MILLI + 1 - part]
+            waste = after / parts.total()
+        return waste
+
+
+def _typical(classes: Sequence[T], counts: Sequence[float]) -> tuple[list[T], FloatArray]:
+    """The most frequent classes that together are `_TYPICAL` of all, most frequent first, and their shares."""
+    if not classes:
+        return [], np.zeros(0)
+    order = sorted(range(len(classes)), key=lambda i: -counts[i])
+    covered = np.cumsum([counts[i] for i in order])
+    order = order[: int(np.searchsorted(covered, _TYPICAL * covered[-1])) + 1]
+    share = np.array([counts[i] for i in order], dtype=np.float64)
+    return [classes[i] for i in order], share / share.sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +210,12 @@ class Fragments:
 
 
 def _fragments(asked: tuple[Asked, ...], models: tuple[str, ...]) -> Fragments:
-    frequent = sorted(asked, key=lambda a: -a.count)
-    covered = np.cumsum([a.count for a in frequent]) if frequent else np.zeros(0)
-    enough = int(np.searchsorted(covered, _TYPICAL * covered[-1])) + 1 if frequent else 0
-    typical = sorted(frequent[:enough], key=lambda a: a.cpus)
-    share = np.array([a.count for a in typical])
-    share = share / share.sum() if typical else share
+    counts: Counter[Asked] = Counter()  # without memory, which the paper leaves out
+    for a in asked:
+        counts[replace(a, memory_bytes=0, count=1.0)] += a.count  # type: ignore[assignment]
+    typical, share = _typical(list(counts), list(counts.values()))
+    by_cpus = sorted(range(len(typical)), key=lambda i: typical[i].cpus)
+    typical, share = [typical[i] for i in by_cpus], share[by_cpus]
     left = np.arange(MILLI + 1)
     device = np.zeros((len(models) + 1, len(typical) + 1, MILLI + 1))
     many = np.zeros((len(models) + 1, len(typical) + 1, 65))

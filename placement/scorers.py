@@ -7,7 +7,7 @@ higher is better.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -15,6 +15,27 @@ from .snapshot import FloatArray, IntArray, Snapshot
 from .values import UNKNOWN_USE, Request
 
 Resource = Literal["gpu", "memory", "cpu"]
+
+
+class Scorer(Protocol):
+    """Rates nodes; higher is better, about 0..1 by custom."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_metrics(self) -> bool:
+        """Whether the rating means little where real use is unknown."""
+        ...
+
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        """(n_nodes,) finite ratings of nodes; or (n_nodes, n_devices), of each device, of which the best count
+        that fit the request. None: no say on such requests.
+
+        All nodes have passed the filters. A node's rating must depend on that node alone, and not on the age of its
+        metrics: only nodes that changed are rated again.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +146,24 @@ class FewKernels:
         c = snapshot.columns
         size = np.maximum(c.gpus if request.gpus else c.cpus, 0.01)
         return -(c.kernels + 1.0) / size
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutGpus:
+    """Another scorer's say on requests that need no GPU."""
+
+    scorer: Scorer
+
+    @property
+    def name(self) -> str:
+        return self.scorer.name
+
+    @property
+    def needs_metrics(self) -> bool:
+        return self.scorer.needs_metrics
+
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        return None if request.gpus else self.scorer.score(request, snapshot)
 
 
 class Warm:
