@@ -1,0 +1,179 @@
+"""Without metrics load stays proportional to size, whatever order nodes come and go.
+
+What no policy can mend is what it placed while the cluster was another: a node that has just come has no kernels, and
+those of a lost one are gone. So load is judged twice. At each request: the node that gets the kernel is not lifted more
+than 10 % above its proportional share. And once all kernels are younger than the last coming or going: every node is
+within 10 % of its share. A kernel cannot be cut, and one has just ended somewhere, so two more or less are granted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from roost.placement import Device, Node, Policy, Profile, Request, Snapshot, policy
+
+REQUESTS = 1000
+LIFE = 250
+"""A kernel ends when so many others have started after it: some 250 run at any time."""
+SIZES = st.sampled_from([4, 8, 16, 24, 32, 64])
+MOVES = st.sampled_from(["comes", "is lost", "is away", "is back"])
+PROFILE = Profile.of([Request(gpus=0.5, cpus=2)] * 30, {"": 99})
+
+
+def _node(name: str, size: int, metrics_age_s: float | None) -> Node:
+    devices = tuple(Device(id=str(i), used=0.9) for i in range(size // 4))
+    used = {"cpus_used": float(size), "memory_used_bytes": 7}
+    return Node(id=name, cpus=size, memory_bytes=2**40, devices=devices, metrics_age_s=metrics_age_s, **used)  # type: ignore[arg-type]
+
+
+class Cluster:
+    """Nodes that come and go while kernels start and end on them. ``away``: not seen for a while, kernels live on."""
+
+    def __init__(self, sizes: list[int], request: Request, metrics_age_s: float | None) -> None:
+        self.request, self.metrics_age_s = request, metrics_age_s
+        self.running: deque[tuple[str, tuple[str, ...]]] = deque()
+        self.away: dict[str, Node] = {}
+        self.made = 0
+        self.snapshot = Snapshot.of([])
+        for size in sizes:
+            self.move("comes", size)
+
+    def move(self, kind: str, size: int) -> bool:
+        """Whether there was something to do; two nodes are always left."""
+        nodes = self.snapshot.nodes
+        if kind == "comes":
+            self.made += 1
+            name = f"{'mazbk'[self.made % 5]}{self.made}"  # before, between and after those that are there
+            self.snapshot = self.snapshot.apply([_node(name, size, self.metrics_age_s)])
+        elif kind == "is back" and self.away:
+            self.snapshot = self.snapshot.apply([self.away.pop(next(iter(self.away)))])
+        elif kind in ("is lost", "is away") and len(nodes) > 2:
+            gone = nodes[size % len(nodes)]
+            if kind == "is away":
+                self.away[gone] = self.snapshot.node(gone)
+            else:
+                self.running = deque(kernel for kernel in self.running if kernel[0] != gone)
+            self.snapshot = self.snapshot.apply(removed=[gone])
+        else:
+            return False
+        return True
+
+    def start(self, chosen: Policy, life: int = LIFE) -> tuple[str, str | None]:
+        """Where the next kernel goes, and what is said of a fallback."""
+        decision = chosen.place(self.request, self.snapshot)
+        assert decision.placement is not None, decision.reason
+        node_id, ids = decision.placement.node_id, decision.placement.device_ids
+        self.snapshot = self.snapshot.apply([self.snapshot.node(node_id).holding(self.request, ids)])
+        self.running.append((node_id, ids))
+        if len(self.running) > life:
+            self.end(*self.running.popleft())
+        return node_id, decision.fallback
+
+    def end(self, node_id: str, ids: tuple[str, ...]) -> None:
+        if node_id in self.away:
+            self.away[node_id] = self.away[node_id].releasing(self.request, ids)
+        else:
+            self.snapshot = self.snapshot.apply([self.snapshot.node(node_id).releasing(self.request, ids)])
+
+    def loads(self) -> dict[str, tuple[float, float]]:
+        """By node: its kernels, and how many would be proportional to its size."""
+        c = self.snapshot.columns
+        sizes = c.gpus if self.request.gpus else c.cpus
+        shares = c.kernels.sum() * sizes / sizes.sum()
+        return dict(
+            zip(self.snapshot.nodes, zip(c.kernels.tolist(), shares.tolist(), strict=True), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "request_", "metrics_age_s", "said"),
+    [
+        ("balanced", Profile(), Request(), None, "since no node that fits has metrics"),
+        (
+            "balanced",
+            Profile(),
+            Request(gpus=0.001),
+            31.0,
+            "since the newest metrics of nodes that fit are 31 s old",
+        ),
+        ("balanced", PROFILE, Request(gpus=0.001), None, "since no node that fits has metrics"),
+        ("round_robin", Profile(), Request(cpus=0.01), None, ""),
+    ],
+    ids=["absent", "stale", "profile", "round_robin"],
+)
+@settings(
+    max_examples=6,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    sizes=st.lists(SIZES, min_size=2, max_size=6),
+    moves=st.lists(st.tuples(st.integers(0, REQUESTS - LIFE - 100), MOVES, SIZES), min_size=3, max_size=12),
+)
+def test_load_stays_proportional_to_size(
+    name: str,
+    profile: Profile,
+    request_: Request,
+    metrics_age_s: float | None,
+    said: str,
+    sizes: list[int],
+    moves: list[tuple[int, str, int]],
+) -> None:
+    chosen, cluster = policy(name, profile), Cluster(sizes, request_, metrics_age_s)
+    settled, judged = LIFE, 0
+    for at in range(REQUESTS):
+        moved = [cluster.move(kind, size) for due, kind, size in moves if due == at]
+        settled = 0 if any(moved) else settled + 1
+        node_id, fallback = cluster.start(chosen)
+        if said:
+            assert fallback is not None
+            assert fallback.startswith(f"ranked by round robin, {said}")
+        loads = cluster.loads()
+        kernels, share = loads[node_id]
+        if len(loads) * 10 <= sum(kernels for kernels, _ in loads.values()):
+            assert kernels <= max(1.1 * share, share + 2)
+        if settled > LIFE and len(cluster.running) == LIFE:
+            judged += 1
+            for kernels, share in loads.values():
+                assert abs(kernels - share) <= max(0.1 * share, 2.0)
+    assert judged >= 50
+
+
+@settings(max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(
+    sizes=st.permutations([4, 8, 8, 16, 32, 64]),
+    absences=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 5)), max_size=5),
+)
+def test_a_thousand_kernels_that_stay_end_up_proportional(
+    sizes: list[int], absences: list[tuple[int, int]]
+) -> None:
+    """Nodes join one after the other, and some are not seen for 50 requests; strictly within 10 % in the end."""
+    chosen, cluster = policy("balanced"), Cluster(sizes[:2], Request(), None)
+    for at in range(REQUESTS):
+        if at % 40 == 39 and sizes[2:]:
+            cluster.move("comes", sizes.pop(2))
+        for due, which in absences:
+            if at == due:
+                cluster.move("is away", which)
+            if at == due + 50:
+                cluster.move("is back", 0)
+        cluster.start(chosen, life=REQUESTS)
+    while cluster.move("is back", 0):
+        pass
+    assert cluster.snapshot.columns.kernels.sum() == REQUESTS
+    for kernels, share in cluster.loads().values():
+        assert abs(kernels - share) <= 0.1 * share
+
+
+def test_with_fresh_metrics_nothing_falls_back() -> None:
+    cluster = Cluster([4, 8], Request(cpus=0.01), 1.0)
+    assert cluster.start(policy("balanced"))[1] is None
+    node = cluster.snapshot.node(cluster.snapshot.nodes[0])
+    cluster.snapshot = cluster.snapshot.aged(40.0).apply([replace(node, metrics_age_s=0.0)])
+    assert cluster.start(policy("balanced"))[1] is None  # one that is fresh is enough
