@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from roost.placement.packing import (
     StrandedShare,
 )
 
+MIB = 2**20
 SHARES = Request(cpus=1, gpus=0.5)
 WHOLE = Request(cpus=1, gpus=1)
 
@@ -152,28 +154,46 @@ class TestStrandedShare:
         assert _scores(scorer, Request(gpus=1), node).tolist() == pytest.approx([1.0])  # 3 − 8/4
         assert _scores(scorer, Request(cpus=4), _node("b", 1, cpus=64)).tolist() == [0.0]  # enough for all
 
+    def test_memory_strands_gpus_as_cpus_do(self) -> None:
+        scorer = StrandedShare(_seen((3, Request(cpus=1, gpus=1, memory_bytes=100))))
+        node = replace(_node("a", 1, 1, 1), memory_bytes=200)
+        # 1 of 3 GPUs is stranded; 100 bytes more for none would strand another
+        assert _scores(scorer, Request(gpus=1, memory_bytes=100), node).tolist() == pytest.approx([0.0])
+        assert _scores(scorer, Request(memory_bytes=100), node).tolist() == pytest.approx([-1.0])
+
     @pytest.mark.parametrize("gpus", [0.0, 0.3, 1.0, 2.0])
     @pytest.mark.parametrize("cpus", [0.0, 1.5, 6.0])
     def test_against_its_definition(self, gpus: float, cpus: float) -> None:
-        counted = [(5, 8.0, 1.0), (2, 3.0, 0.5), (7, 1.0, 0.25), (3, 24.0, 2.0), (4, 2.0, 1.0)]
-        profile = _seen(*((n, Request(cpus=c, gpus=g)) for n, c, g in counted), (9, Request(cpus=64)))
-        ratios = sorted(c / g for n, c, g in counted for _ in range(n))  # of all 21 requests with GPUs
-        quantiles = [ratios[math.ceil((i + 0.5) / 16 * len(ratios)) - 1] for i in range(16)]
-
-        def stranded(gpus_left: float, cpus_left: float) -> float:
-            return sum(max(0.0, gpus_left - cpus_left / q) for q in quantiles) / 16
-
-        nodes = [
-            _node("a", 1, 1, 1, cpus=7),
-            _node("b", 1, 1, 0.3, cpus=30),
-            _node("c", 1, 1, cpus=6),
-            _node("d"),
+        # count, and CPUs, MiB and GPUs of a request; all of them typical
+        counted = [
+            (5, 8.0, 64, 1.0),
+            (2, 3.0, 0, 0.5),
+            (7, 1.0, 8, 0.25),
+            (3, 24.0, 20, 2.0),
+            (4, 2.0, 50, 1.0),
         ]
-        scores = _scores(StrandedShare(profile), Request(cpus=cpus, gpus=gpus), *nodes)
+        seen = [(n, Request(cpus=c, memory_bytes=m * MIB, gpus=g)) for n, c, m, g in counted]
+        request = Request(cpus=cpus, gpus=gpus, memory_bytes=16 * MIB)
+
+        def stranded(gpus_left: float, cpus_left: float, bytes_left: float) -> float:
+            served = [
+                (n, min(cpus_left / c, bytes_left / (m * MIB) if m else math.inf) * g)
+                for n, c, m, g in counted
+            ]
+            return sum(n * max(0.0, gpus_left - most) for n, most in served) / 21
+
+        shapes = [
+            ("a", (1, 1, 1), 7, 500),
+            ("b", (1, 1, 0.3), 30, 90),
+            ("c", (1, 1), 6, 16),
+            ("d", (), 64, 64),
+        ]
+        nodes = [replace(_node(name, *free, cpus=c), memory_bytes=m * MIB) for name, free, c, m in shapes]
+        scores = _scores(StrandedShare(_seen(*seen, (9, Request(cpus=64)))), request, *nodes)
         for score, node in zip(scores, nodes, strict=True):
             if node.gpus_free >= gpus:
-                before = stranded(node.gpus_free, node.cpus_free)
-                after = stranded(node.gpus_free - gpus, node.cpus_free - cpus)
+                before = stranded(node.gpus_free, node.cpus_free, node.memory_bytes)
+                after = stranded(node.gpus_free - gpus, node.cpus_free - cpus, node.memory_bytes - 16 * MIB)
                 assert score == pytest.approx(before - after, abs=1e-6)
 
     def test_no_say_where_nobody_asks_for_gpus(self) -> None:

@@ -50,14 +50,16 @@ def test_useful_after_twenty_requests_of_gpus(gpu_requests: int, cpu_requests: i
 
 
 def test_profile_survives_json_and_pickle() -> None:
-    profile = _seen((3, Request(cpus=4, gpus=1, gpu_models=("A100", "T4"))), (2, Request(cpus=1)), A100=8)
+    profile = _seen(
+        (3, Request(cpus=4, gpus=1, memory_bytes=7, gpu_models=("A100", "T4"))), (2, Request(cpus=1)), A100=8
+    )
     profile.fragments(("A100",))  # tables that were worked out are no part of its value
     assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
     assert pickle.loads(pickle.dumps(profile)) == profile
     assert profile.to_dict() == {
         "asked": [
-            {"cpus": 1.0, "gpus": 0.0, "gpu_models": [], "count": 2.0},
-            {"cpus": 4.0, "gpus": 1.0, "gpu_models": ["A100", "T4"], "count": 3.0},
+            {"cpus": 1.0, "gpus": 0.0, "memory_bytes": 0, "gpu_models": [], "count": 2.0},
+            {"cpus": 4.0, "gpus": 1.0, "memory_bytes": 7, "gpu_models": ["A100", "T4"], "count": 3.0},
         ],
         "gpus": {"A100": 8},
     }
@@ -102,30 +104,44 @@ class TestPressure:
         assert Profile().pressure(("A100",)).tolist() == [0.0, 0.0]
 
 
-class TestCpusPerGpu:
-    def test_all_alike(self) -> None:
-        inverse, sums = _seen((5, Request(cpus=2, gpus=0.5)), (9, Request(cpus=7))).cpus_per_gpu()
-        assert inverse.tolist() == [0.25] * 16
-        assert sums.tolist() == [0.25 * i for i in range(17)]
+class TestPerGpu:
+    """Typical requests: GPUs per CPU, GPUs per byte, and their share."""
 
-    def test_quantiles_follow_the_counts(self) -> None:
-        # of 16 quantiles, 3/4 are 8 CPUs per GPU and 1/4 are 2
-        inverse, _ = _seen((15, Request(cpus=8, gpus=1)), (5, Request(cpus=4, gpus=2))).cpus_per_gpu()
-        assert inverse.tolist() == [1 / 8] * 12 + [1 / 2] * 4
+    def test_alike_whatever_their_size(self) -> None:
+        asked = (5, Request(cpus=2, gpus=0.5, memory_bytes=8)), (9, Request(cpus=4, gpus=1, memory_bytes=16))
+        per_cpu, per_byte, share = _seen(*asked, (99, Request(cpus=7))).per_gpu()
+        assert (per_cpu.tolist(), per_byte.tolist(), share.tolist()) == ([0.25], [1 / 16], [1.0])
+
+    def test_the_most_frequent_first_and_the_rare_left_out(self) -> None:
+        asked = (30, Request(cpus=8, gpus=1)), (66, Request(cpus=4, gpus=2)), (4, Request(cpus=64, gpus=1))
+        per_cpu, per_byte, share = _seen(*asked).per_gpu()
+        assert per_cpu.tolist() == [1 / 2, 1 / 8]
+        assert per_byte.tolist() == [math.inf, math.inf]  # no memory is asked for
+        assert share.tolist() == pytest.approx([66 / 96, 30 / 96])
 
     def test_no_cpus_or_no_gpus(self) -> None:
-        inverse, sums = _seen((1, Request(gpus=1))).cpus_per_gpu()
-        assert inverse.tolist() == [math.inf] * 16
-        assert sums[0] == 0.0
-        inverse, sums = _seen((1, Request(cpus=1))).cpus_per_gpu()
-        assert (inverse.tolist(), sums.tolist()) == ([], [0.0])
+        assert _seen((1, Request(gpus=1))).per_gpu()[0].tolist() == [math.inf]
+        assert [len(each) for each in _seen((1, Request(cpus=1))).per_gpu()] == [0, 0, 0]
 
 
 class TestSliverWaste:
     def test_without_shares_all_that_is_left_is_wasted(self) -> None:
-        waste = _seen((5, Request(gpus=1))).sliver_waste()
-        assert waste.shape == (1001,)
-        assert waste == pytest.approx(np.arange(1001) / 1000)
+        alone, whole = _seen((5, Request(cpus=1))).sliver_waste(), _seen((5, Request(gpus=2))).sliver_waste()
+        assert alone == pytest.approx(np.arange(1001) / 1000)
+        assert whole[:1000] == pytest.approx(alone[:1000])
+        assert whole[1000] == 0.0
+
+    def test_whole_ones_beside_shares(self) -> None:
+        waste = _seen((5, Request(gpus=1)), (5, Request(gpus=0.4))).sliver_waste()
+        # 1.0: half of the time filled at once, half of the time 0.4 twice and 0.2 stays
+        assert {left: waste[left] for left in (390, 900, 1000)} == pytest.approx(
+            {390: 0.39, 900: 0.1, 1000: 0.1}
+        )
+
+    def test_what_is_asked_for_too_seldom_fills_nothing(self) -> None:
+        waste = _seen((1, Request(gpus=0.5)), (99_999, Request(gpus=1))).sliver_waste()
+        # after 100 requests, one in a thousand of these halves is filled
+        assert waste[500] == pytest.approx(0.5 * (1 - 1e-5) ** 100)
 
     def test_one_share(self) -> None:
         waste = _seen((5, Request(gpus=0.4))).sliver_waste()
