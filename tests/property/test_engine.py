@@ -220,7 +220,7 @@ MACHINES = [_machine(name, Profile(), "without_profile") for name in SHIPPED] + 
 ]
 for machine in MACHINES:
     machine.TestCase.settings = settings(
-        max_examples=30,
+        max_examples=20,
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

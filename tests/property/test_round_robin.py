@@ -107,7 +107,7 @@ class Cluster:
     ids=["absent", "stale", "profile", "round_robin"],
 )
 @settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
@@ -145,7 +145,7 @@ def test_load_stays_proportional_to_size(
     assert judged >= 50
 
 
-@settings(max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(
     sizes=st.permutations([4, 8, 8, 16, 32, 64]),
     absences=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 5)), max_size=5),
