@@ -18,7 +18,7 @@ BoolArray = NDArray[np.bool_]
 class Columns:
     """Read-only arrays; n nodes, d devices at most on one node. NaN means unknown.
 
-    Those of a part of a snapshot are cut out of the whole's when they are first asked for.
+    Those of a part of a snapshot are copied out of the whole's when they are first asked for.
     """
 
     __slots__ = (
@@ -66,7 +66,6 @@ class Columns:
         if name not in COLUMNS:
             raise AttributeError(name)
         column = getattr(self._source, name)[self._rows]
-        column.setflags(write=False)
         setattr(self, name, column)
         return column
 

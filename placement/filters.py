@@ -40,7 +40,12 @@ class Tolerates:
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         tolerated = frozenset(request.tolerates)
-        return snapshot.mask(("taints", tolerated), lambda node: tolerated.issuperset(node.taints))
+        key = "taints", tolerated
+
+        def is_tolerated(node: Node) -> bool:
+            return tolerated.issuperset(node.taints)
+
+        return None if snapshot.is_everywhere(key, is_tolerated) else snapshot.mask(key, is_tolerated)
 
     def reason(self, request: Request, node: Node) -> str:
         taint = next(taint for taint in node.taints if taint not in request.tolerates)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .snapshot import BoolArray, Change, FloatArray, History, IntArray, Snapshot
+from .snapshot import BoolArray, FloatArray, History, Snapshot
 
 MAX_BYTES = 512 << 20
 """Kept scores take no more; those of the class that was asked for longest ago go first."""
@@ -21,7 +22,7 @@ class Rated:
     """Scores of n nodes. ``devices`` is the best one's place on the node, -1 where the request needs not just one."""
 
     totals: FloatArray  # (n,), -inf where a filter refuses
-    devices: IntArray  # (n,)
+    devices: NDArray[np.int16]  # (n,)
     uses_metrics: bool
 
 
@@ -53,13 +54,12 @@ class Kept:
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
             return rate(snapshot)  # somebody still looks at an older picture
-        changes = None if entry is None else _changes(entry, snapshot)
-        if entry is None or changes is None:
+        rows = None if entry is None else _to_rate_again(entry, snapshot)
+        if entry is None or rows is None:
             entry = _Entry(rate(snapshot), snapshot.history, snapshot.version, fresh)
             self._store(key, entry)
             return entry.rated
         del self._entries[key]  # a scorer that raises leaves nothing half done behind
-        rows = _carried_over(entry, changes)
         if entry.fresh is not fresh and entry.rated.uses_metrics:
             rows |= set(np.flatnonzero(entry.fresh != fresh).tolist())
         entry.version, entry.fresh = snapshot.version, fresh
@@ -83,15 +83,15 @@ class Kept:
         return Kept, (self._max_bytes,)
 
 
-def _changes(entry: _Entry, snapshot: Snapshot) -> list[Change] | None:
-    """What changed since; None where that is not known, or all of it."""
-    if entry.history is not snapshot.history:
+def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
+    """The rows that changed since, once the entry's were moved to where the nodes are now; None: that is not known."""
+    history = snapshot.history
+    if entry.history is not history:
         return None
-    return snapshot.history.between(entry.version, snapshot.version)
-
-
-def _carried_over(entry: _Entry, changes: Sequence[Change]) -> set[int]:
-    """Move the entry's rows to where the nodes are now; the rows to rate again."""
+    unmoved = history.rows_between(entry.version, snapshot.version)
+    changes = history.between(entry.version, snapshot.version) if unmoved is None else None
+    if changes is None:
+        return unmoved
     rows: set[int] = set()
     for change in changes:
         if change.source is not None:
@@ -99,7 +99,7 @@ def _carried_over(entry: _Entry, changes: Sequence[Change]) -> set[int]:
             pending = np.zeros(len(entry.rated.totals) + 1, dtype=bool)
             pending[list(rows)] = True
             entry.rated.totals = np.append(entry.rated.totals, -np.inf)[source]
-            entry.rated.devices = np.append(entry.rated.devices, -1)[source]
+            entry.rated.devices = np.append(entry.rated.devices, np.int16(-1))[source]
             entry.fresh = np.append(entry.fresh, False)[source]
             rows = set(np.flatnonzero(pending[source]).tolist())
         rows.update(change.rows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .profile import MILLI, Profile
+from .profile import MILLI, Fragments, Profile
 from .snapshot import FloatArray, IntArray, Snapshot
 from .values import Request
 
@@ -36,36 +36,45 @@ class FragmentationGradient:
         c = snapshot.columns
         tables = self.profile.fragments(snapshot.models)
         before_k, after_k = tables.k(c.cpus_free), tables.k(c.cpus_free - request.cpus)
-        classes = tables.device.shape[1]
-        base = c.device_model % len(tables.device) * classes  # -1, no device, is the last model
-        model = base[:, 0] if base.shape[1] else np.full(len(snapshot), (len(tables.device) - 1) * classes)
-        whole = np.minimum((c.device_milli == MILLI).sum(axis=1), 64)
-        device, many = tables.device.reshape(-1), tables.many.reshape(-1)
-
-        def left(k: IntArray, milli: IntArray) -> FloatArray:
-            found: FloatArray = device.take((base + k[:, None]) * (MILLI + 1) + milli)
-            return found
-
-        def several(k: IntArray, whole: IntArray) -> FloatArray:
-            found: FloatArray = many.take((model + k).reshape(-1, *[1] * (whole.ndim - 1)) * 65 + whole)
-            return found
-
+        row = MILLI + 1  # of the table of devices: one for each k of each model
+        cells = tables.first_cell[c.device_model] + c.device_milli
+        after_cells = cells + (after_k * row)[:, None]
+        before = tables.flat.take(cells + (before_k * row)[:, None]).sum(axis=1)
+        after = tables.flat.take(after_cells)
+        left = after.sum(axis=1)
         gain: FloatArray
-        before = left(before_k, c.device_milli).sum(axis=1) + several(before_k, whole)
-        after = left(after_k, c.device_milli)
         if 0 < request.gpus < 1:
             share = round(request.gpus * MILLI)
-            taken = left(after_k, np.maximum(c.device_milli - share, 0)) - after
-            still = several(after_k, whole[:, None] - (c.device_milli == MILLI))
-            gain = before[:, None] - (after.sum(axis=1)[:, None] + taken + still)
+            gain = after - tables.flat.take(after_cells - np.minimum(share, c.device_milli))
+            gain += (before - left)[:, None]
         else:
-            count = request.gpu_count
-            full = device.take((model + after_k) * (MILLI + 1) + MILLI)
-            still = several(after_k, np.maximum(whole - count, 0))
-            gain = before - (after.sum(axis=1) - count * full + still)
+            gain = before - left
+            if request.gpus:
+                full = tables.first_cell[c.device_model[:, 0]] + after_k * row + MILLI
+                gain += request.gpu_count * tables.flat.take(full)
+        if tables.has_many:
+            gain += self._several(request, snapshot, tables, before_k, after_k)
         if self.is_integer:
             gain = np.floor(100.0 / (1.0 + np.exp(-gain / MILLI))) * (MILLI / 100.0)
         return gain / MILLI
+
+    def _several(
+        self, request: Request, snapshot: Snapshot, tables: Fragments, before_k: IntArray, after_k: IntArray
+    ) -> FloatArray:
+        """The same of classes that ask for several GPUs, for which whole devices are too few."""
+        c = snapshot.columns
+        if not c.device_model.shape[1]:
+            return np.zeros(len(snapshot))
+        model, is_whole = c.device_model[:, 0], c.device_milli == MILLI
+        whole = np.minimum(is_whole.sum(axis=1), tables.many.shape[2] - 1)
+        before: FloatArray = tables.many[model, before_k, whole]
+        if 0 < request.gpus < 1:
+            after = tables.many[model[:, None], after_k[:, None], whole[:, None] - is_whole]
+            before = before[:, None]
+        else:
+            after = tables.many[model, after_k, np.maximum(whole - request.gpu_count, 0)]
+        gain: FloatArray = before - after
+        return gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +94,12 @@ class StrandedShare:
         if not len(self.profile.per_gpu()[0]):
             return None
         memory = c.memory_free_bytes
-        before = self._stranded(c.gpus_free, c.cpus_free, memory)
-        after = self._stranded(
-            c.gpus_free - request.gpus, c.cpus_free - request.cpus, memory - request.memory_bytes
+        stranded = self._stranded(  # before and after
+            np.concatenate([c.gpus_free, c.gpus_free - request.gpus]),
+            np.concatenate([c.cpus_free, c.cpus_free - request.cpus]),
+            np.concatenate([memory, memory - request.memory_bytes]),
         )
-        return before - after
+        return stranded[: len(snapshot)] - stranded[len(snapshot) :]
 
     def _stranded(self, gpus: FloatArray, cpus: FloatArray, memory: FloatArray | IntArray) -> FloatArray:
         per_cpu, per_byte, share = self.profile.per_gpu()
@@ -97,7 +107,7 @@ class StrandedShare:
         served = np.maximum(cpus, 1e-9)[:, None] * per_cpu
         np.minimum(served, np.maximum(memory, 1)[:, None] * per_byte, out=served)
         np.subtract(np.maximum(gpus, 0.0)[:, None], served, out=served)
-        stranded: FloatArray = np.maximum(served, 0.0, out=served) @ share
+        stranded: FloatArray = np.einsum("ij,j->i", np.maximum(served, 0.0, out=served), share)
         return stranded
 
 

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .decision import Decision, Placement
 from .filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolerates, fitting_devices
@@ -156,12 +157,17 @@ class Pipeline:
     def rate(self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]) -> Rated:
         """The scores of these nodes, each for itself."""
         if not len(snapshot):
-            return Rated(np.empty(0), np.empty(0, dtype=np.int64), False)
+            return Rated(np.empty(0), np.empty(0, dtype=np.int16), False)
         fits = all_of(self.passed(request, snapshot), len(snapshot))
         if fits is None:
             return self._rate_fitting(request, snapshot, scorers)
         rows = np.flatnonzero(fits)
-        rated = Rated(np.full(len(snapshot), -np.inf), np.full(len(snapshot), -1), False)
+        if 2 * rows.size > len(snapshot):  # rating the others as well is faster than leaving them out
+            rated = self._rate_fitting(request, snapshot, scorers, fits)
+            rated.totals[~fits] = -np.inf
+            return rated
+        n = len(snapshot)
+        rated = Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
         if rows.size:
             part = self._rate_fitting(request, snapshot.part(rows), scorers)
             rated.totals[rows], rated.devices[rows] = part.totals, part.devices
@@ -188,12 +194,16 @@ class Pipeline:
         return terms
 
     def _rate_fitting(
-        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
+        self,
+        request: Request,
+        snapshot: Snapshot,
+        scorers: tuple[tuple[Scorer, float], ...],
+        fits: BoolArray | None = None,
     ) -> Rated:
         terms = self.terms(request, snapshot, scorers)
         uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in scorers)
         totals = np.zeros(len(snapshot))
-        devices = np.full(len(snapshot), -1)
+        devices: NDArray[np.int16] = np.full(len(snapshot), -1, dtype=np.int16)
         per_device: FloatArray | None = None
         for term in terms.values():
             if term.ndim == 1:
@@ -203,7 +213,7 @@ class Pipeline:
         if request.gpus:
             best, devices = best_devices(request, snapshot, per_device)
             totals = totals + best
-        if not np.isfinite(totals).all():
+        if not np.isfinite(totals if fits is None else totals[fits]).all():
             raise self._culprit(request, snapshot, scorers)
         return Rated(np.round(totals, 9), devices, uses_metrics)
 
@@ -284,18 +294,18 @@ def all_of(masks: list[BoolArray | None], n: int) -> BoolArray | None:
 
 def best_devices(
     request: Request, snapshot: Snapshot, ratings: FloatArray | None
-) -> tuple[FloatArray, IntArray]:
+) -> tuple[FloatArray, NDArray[np.int16]]:
     """(n,) the mean rating of the best devices, as many as the request needs; (n,) the best one where that is one."""
     free = snapshot.columns.device_free
     fits = fitting_devices(request, snapshot)
-    rated = np.where(fits, 0.0 if ratings is None else np.round(ratings, 9), -np.inf)
+    rated = np.where(fits, 0.0 if ratings is None else ratings, -np.inf)
     if request.gpu_count == 1:
         best: FloatArray = rated.max(axis=1)
-        fullest: IntArray = np.where(rated == best[:, None], free, np.inf).argmin(axis=1)
-        return best, fullest
+        fullest = np.where(rated == best[:, None], free, np.inf).argmin(axis=1)
+        return best, fullest.astype(np.int16)
     k = request.gpu_count
     top = -np.partition(-rated, k - 1, axis=1)[:, :k]
-    return top.mean(axis=1), np.full(len(snapshot), -1)
+    return top.mean(axis=1), np.full(len(snapshot), -1, dtype=np.int16)
 
 
 def _without(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:

@@ -203,6 +203,9 @@ class Fragments:
     cpus: FloatArray  # (classes,) ascending
     device: FloatArray  # (models + 1, classes + 1, 1001), the last model is no device
     many: FloatArray  # (models + 1, classes + 1, 65), from 64 whole devices on as 64
+    flat: FloatArray  # `device` in one dimension
+    first_cell: IntArray  # (models + 1,) where a model begins in it
+    has_many: bool  # whether there is anything in `many`
 
     def k(self, cpus_left: FloatArray) -> IntArray:
         """For how many classes so many CPUs suffice."""
@@ -230,7 +233,14 @@ def _fragments(asked: tuple[Asked, ...], models: tuple[str, ...]) -> Fragments:
                     whole = np.arange(65)
                     many[m, k + 1] += p * MILLI * whole * (whole < a.gpus)
             device[m, k + 1] = left * (1.0 - usable)
-    return Fragments(cpus=np.array([a.cpus for a in typical]), device=device, many=many)
+    return Fragments(
+        cpus=np.array([a.cpus for a in typical]),
+        device=device,
+        many=many,
+        flat=device.reshape(-1),
+        first_cell=np.arange(len(device)) * device[0].size,
+        has_many=bool(many.any()),
+    )
 
 
 def gpus_by_model(snapshot: Snapshot) -> dict[str, float]:

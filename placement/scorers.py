@@ -32,8 +32,8 @@ class Scorer(Protocol):
         """(n_nodes,) finite ratings of nodes; or (n_nodes, n_devices), of each device, of which the best count
         that fit the request. None: no say on such requests.
 
-        All nodes have passed the filters. A node's rating must depend on that node alone, and not on the age of its
-        metrics: only nodes that changed are rated again.
+        Nodes that a filter refuses may be among them: what is said of these is ignored. A node's rating must depend
+        on that node alone, and not on the age of its metrics: only nodes that changed are rated again.
         """
         ...
 

@@ -40,11 +40,17 @@ class Change(NamedTuple):
 class History:
     """The changes of one line of snapshots, shared by all of them; the last one adds."""
 
-    __slots__ = ("changes", "first")
+    __slots__ = ("_ends", "_rows", "changes", "first", "moved")
 
     def __init__(self, first: int, changes: Sequence[Change] = ()) -> None:
         self.first = first
-        self.changes = list(changes)
+        self.changes: list[Change] = []
+        self.moved = first
+        """The last version that gave nodes other rows."""
+        self._rows: list[int] = []  # those of all changes, one after the other
+        self._ends: list[int] = [0]
+        for change in changes:
+            self.add(change)
 
     @property
     def last(self) -> int:
@@ -56,11 +62,24 @@ class History:
             return None
         return self.changes[version - self.first : until - self.first]
 
+    def rows_between(self, version: int, until: int) -> set[int] | None:
+        """The rows that changed after ``version``; None when that is too long ago, or rows moved since."""
+        if not max(self.first, self.moved) <= version <= until:
+            return None
+        return set(self._rows[self._ends[version - self.first] : self._ends[until - self.first]])
+
     def add(self, change: Change) -> None:
         self.changes.append(change)
+        if change.source is not None:
+            self.moved = self.last
+        self._rows.extend(change.rows)
+        self._ends.append(len(self._rows))
         if len(self.changes) > 2 * _REMEMBERED:
             self.first += _REMEMBERED
-            del self.changes[:_REMEMBERED]
+            del self.changes[:_REMEMBERED], self._ends[:_REMEMBERED]
+            forgotten = self._ends[0]
+            del self._rows[:forgotten]
+            self._ends = [end - forgotten for end in self._ends]
 
 
 class Snapshot:
@@ -74,8 +93,10 @@ class Snapshot:
 
     __slots__ = (
         "_at",
+        "_everywhere",
         "_fresh",
         "_ids",
+        "_is_fresh",
         "_masks",
         "_nodes",
         "_rows",
@@ -98,6 +119,8 @@ class Snapshot:
     _rows: dict[str, int]
     _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
     _fresh: dict[float, BoolArray]
+    _is_fresh: dict[float, bool]
+    _everywhere: dict[Any, bool]
 
     @classmethod
     def of(cls, nodes: Iterable[Node], version: int = 1) -> Snapshot:
@@ -209,8 +232,15 @@ class Snapshot:
             fresh = self._fresh[stale_after_s] = self.columns.metrics_age_s <= stale_after_s
         return fresh
 
+    def _all_fresh(self, stale_after_s: float) -> bool:
+        if stale_after_s not in self._is_fresh:
+            self._is_fresh[stale_after_s] = bool(self.has_fresh_metrics(stale_after_s).all())
+        return self._is_fresh[stale_after_s]
+
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
         """For scorers: the same, with real use unknown where it was measured too long ago."""
+        if self._whole is not None and self._whole._all_fresh(stale_after_s):
+            return self
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
             return self
@@ -231,6 +261,14 @@ class Snapshot:
             if len(self._masks) < _MASKS:
                 self._masks[key] = known
         return known[1]
+
+    def is_everywhere(self, key: Any, test: Callable[[Node], bool]) -> bool:
+        """Whether all nodes of the whole snapshot pass ``test``, kept like ``mask``."""
+        if self._whole is not None:
+            return self._whole.is_everywhere(key, test)
+        if key not in self._everywhere:
+            self._everywhere[key] = bool(self.mask(key, test).all())
+        return self._everywhere[key]
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:
         """(n,) True where the node has all of these labels."""
@@ -263,6 +301,7 @@ class Snapshot:
     def _with(self, **changed: object) -> Snapshot:
         after = Snapshot()
         after._whole = None
+        after._is_fresh, after._everywhere = {}, {}
         for name in (
             "_ids",
             "_nodes",
@@ -316,7 +355,7 @@ def _made(
     made._nodes, made._ids = nodes, tuple(node.id for node in nodes)
     made._rows = {node_id: row for row, node_id in enumerate(made._ids)}
     made.columns, made.models, made.version, made.history = columns, models, version, history
-    made._masks, made._fresh = {}, {}
+    made._masks, made._fresh, made._is_fresh, made._everywhere = {}, {}, {}, {}
     return made
 
 

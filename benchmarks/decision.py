@@ -1,0 +1,172 @@
+"""How long one placement decision takes, on clusters of 1,213, 10,000 and 100,000 nodes in one process.
+
+Stages, by size:
+  decision p50, p99   Policy.place() called → returned, under `balanced`: requests drawn from the trace, on a busy
+                      cluster; before each, one kernel came and one went, so that kept scores are brought up to date
+  commit p50          Snapshot.apply() of the nodes that changed, which is no part of the decision
+  never seen          place() for a class of requests that was never asked for: a pass over all nodes
+  snapshot            memory of the whole snapshot: nodes, devices, columns
+
+The cluster is the trace's, brought to --fill of its GPUs by `balanced`, then copied as often as needed. Claims:
+p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50 at 100,000 ≤ 2 × that at 1,213, never seen ≤ 150 ms, snapshot ≤ 200 MiB.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import time
+import tracemalloc
+from argparse import Namespace
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from harness import Report, parser
+from rich.console import Console
+from rich.progress import track
+from trace_data import add_traces, folder_of, read_cluster, read_tasks
+
+from roost.placement import Node, Policy, Profile, Request, Snapshot, policy
+from roost.placement.pipeline import class_of
+from roost.placement.replay import arrivals_at_demand
+
+SIZES = (1_213, 10_000, 100_000)
+KERNELS = 200
+"""Of the kernels that come while measuring so many run at a time: then the oldest goes when one comes."""
+MIB = 1 << 20
+
+
+def busy_nodes(nodes: Sequence[Node], requests: Sequence[Request], fill: float) -> list[Node]:
+    """The trace's nodes once `balanced` has placed its requests up to that share of the GPUs."""
+    snapshot = Snapshot.of(nodes)
+    chosen = policy("balanced", Profile.of(requests, snapshot))
+    for arrival in arrivals_at_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1):
+        placement = chosen.place(arrival.request, snapshot).placement
+        if placement is not None:
+            node = snapshot.node(placement.node_id).holding(arrival.request, placement.device_ids)
+            snapshot = snapshot.apply([node])
+    return [snapshot.node(node_id) for node_id in snapshot.nodes]
+
+
+def copies(nodes: Sequence[Node], size: int) -> list[Node]:
+    """The nodes again and again, each under a name of its own, until there are so many."""
+    chosen = (nodes[number % len(nodes)] for number in range(size))
+    return [replace(node, id=f"{number // len(nodes):03d}-{node.id}") for number, node in enumerate(chosen)]
+
+
+class Cluster:
+    """One size: a snapshot that goes on changing, and the policy that is asked."""
+
+    def __init__(self, nodes: Sequence[Node], requests: Sequence[Request], chosen: Policy) -> None:
+        self.snapshot = Snapshot.of(nodes)
+        self.policy = chosen
+        self.requests = requests
+        self.source = random.Random(1)
+        self.running: deque[tuple[str, Request, tuple[str, ...]]] = deque()
+
+    def warm_up(self) -> None:
+        """Ask for every class once."""
+        for request in {class_of(request): request for request in self.requests}.values():
+            self.policy.place(request, self.snapshot)
+
+    def decide(self) -> tuple[float, float]:
+        """One decision on what the one before has changed: seconds for it, and for noting the placement."""
+        request = self.source.choice(self.requests)
+        began = time.perf_counter()
+        placement = self.policy.place(request, self.snapshot).placement
+        decided_s = time.perf_counter() - began
+        changed: dict[str, Node] = {}
+        if placement is not None:
+            changed[placement.node_id] = self.snapshot.node(placement.node_id).holding(
+                request, placement.device_ids
+            )
+            self.running.append((placement.node_id, request, placement.device_ids))
+        if len(self.running) > KERNELS:
+            node_id, over, device_ids = self.running.popleft()
+            node = changed.get(node_id) or self.snapshot.node(node_id)
+            changed[node_id] = node.releasing(over, device_ids)
+        began = time.perf_counter()
+        self.snapshot = self.snapshot.apply(changed.values())
+        return decided_s, time.perf_counter() - began
+
+    def never_seen(self, number: int) -> float:
+        """Seconds for a request that nobody made before."""
+        request = replace(
+            self.source.choice(self.requests), cpus=1.0 + number / 1024, gpus=0.25, gpu_models=()
+        )
+        began = time.perf_counter()
+        self.policy.place(request, self.snapshot)
+        return time.perf_counter() - began
+
+
+def memory_bytes(nodes: Sequence[Node], size: int) -> int:
+    """What a snapshot of copies of these nodes takes, with the nodes themselves."""
+    gc.collect()
+    tracemalloc.start()
+    snapshot = Snapshot.of(copies(nodes, size))
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(snapshot) == size
+    return used
+
+
+def measure(arguments: Namespace) -> Report:
+    folder = folder_of(arguments)
+    requests = [task.request for task in read_tasks(folder, arguments.workload)]
+    rounds = arguments.rounds or (2 if arguments.quick else 7)
+    decisions = 300 if arguments.quick else 2_000
+    sizes = SIZES[:2] if arguments.quick else SIZES
+    report = Report(
+        "decision", workload=arguments.workload, fill=arguments.fill, rounds=rounds, decisions=decisions
+    )
+    busy = busy_nodes(read_cluster(folder), requests, arguments.fill)
+    report.add(f"snapshot/{sizes[-1]}", memory_bytes(busy, sizes[-1]) / MIB, "MiB")
+    profile = Profile.of(requests, Snapshot.of(busy))
+    clusters = {size: Cluster(copies(busy, size), requests, policy("balanced", profile)) for size in sizes}
+    for cluster in clusters.values():
+        cluster.warm_up()
+    for number in track(range(-1, rounds), description=report.name, console=Console(stderr=True)):
+        for size, cluster in clusters.items():
+            times_us = np.array([cluster.decide() for _ in range(decisions)]) * 1e6
+            never_ms = cluster.never_seen(number) * 1e3
+            if number >= 0:  # the first is the warm-up
+                for percent in (50, 99):
+                    report.add(
+                        f"decision p{percent}/{size}", float(np.percentile(times_us[:, 0], percent)), "µs"
+                    )
+                report.add(f"commit p50/{size}", float(np.median(times_us[:, 1])), "µs")
+                report.add(f"never seen/{size}", never_ms, "ms")
+    for size in sizes:
+        report.claim(
+            f"decision p50 at {size} nodes, µs", report.figure(f"decision p50/{size}").median, at_most=100
+        )
+        report.claim(
+            f"decision p99 at {size} nodes, µs", report.figure(f"decision p99/{size}").median, at_most=1000
+        )
+    report.ratio("decision p50: largest ÷ smallest", f"decision p50/{sizes[-1]}", f"decision p50/{sizes[0]}")
+    ratio = report.ratios["decision p50: largest ÷ smallest"].of_medians
+    report.claim(f"decision p50, {sizes[-1]} ÷ {sizes[0]} nodes", ratio, at_most=2)
+    report.claim(
+        f"never seen at {sizes[-1]} nodes, ms", report.figure(f"never seen/{sizes[-1]}").median, at_most=150
+    )
+    report.claim(
+        f"snapshot of {sizes[-1]} nodes, MiB", report.figure(f"snapshot/{sizes[-1]}").median, at_most=200
+    )
+    return report
+
+
+def main() -> int:
+    options = parser(__doc__)
+    add_traces(options)
+    options.add_argument("--workload", default="default", help="of the trace (default: default)")
+    options.add_argument("--fill", type=float, default=0.85, help="share of the GPUs taken (default 0.85)")
+    options.add_argument("--rounds", type=int, help="repetitions of each size (default 7, quick 2)")
+    arguments = options.parse_args()
+    return measure(arguments).finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
