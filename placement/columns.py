@@ -83,6 +83,8 @@ class Columns:
 
 
 COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
+_UNKNOWN = ("cpus_used", "memory_used_bytes")
+"""The columns in which NaN stands for what nobody measures."""
 _PADDING: dict[str, float] = {
     "device_model": -1,
     "device_free": -np.inf,
@@ -131,19 +133,28 @@ def columns_of(nodes: Sequence[Node], models: Sequence[str]) -> Columns:
     )
 
 
-def updated(columns: Columns, rows: Sequence[int], part: Columns) -> Columns:
-    """The columns with these rows replaced; those that do not change are shared. O(n) bytes for each that does."""
-    gpus = columns.gpus.copy()
-    gpus[rows] = part.gpus
-    width = int(gpus.max(initial=0))
+def difference(
+    before: Sequence[Node], after: Sequence[Node], models: Sequence[str], width: int
+) -> dict[str, Any]:
+    """What changes in the rows of nodes that keep their devices: column → new values; the age of metrics left out."""
+    old, new = columns_of(before, models), columns_of(after, models)
+    return {
+        name: fitted(name, new, width)
+        for name in COLUMNS
+        if name != "metrics_age_s"
+        and not np.array_equal(getattr(old, name), getattr(new, name), equal_nan=name in _UNKNOWN)
+    }
+
+
+def updated(columns: Columns, changes: Iterable[tuple[Sequence[int], dict[str, Any]]]) -> Columns:
+    """The columns after these changes of rows, in that order; those that do not change are shared."""
     after: dict[str, Any] = {}
-    for name in COLUMNS:
-        column, values = fitted(name, columns, width), fitted(name, part, width)
-        if not np.array_equal(column[rows], values):
-            column = column.copy()
-            column[rows] = values
-        after[name] = column
-    return Columns(**after)
+    for rows, values in changes:
+        for name, value in values.items():
+            if name not in after:
+                after[name] = getattr(columns, name).copy()
+            after[name][list(rows)] = value
+    return columns.replaced(**after)
 
 
 def reshaped(columns: Columns, kept: Sequence[int], part: Columns, order: IntArray) -> Columns:

@@ -45,7 +45,7 @@ class Grounds:
         node = self._snapshot.at(row)
         if best >= 0:
             return (node.devices[best].id,)
-        part = self._snapshot.part(np.array([row]))
+        part = self._snapshot.only(row)
         terms = self._pipeline.terms(request, part, self._scorers)
         ratings = np.round(
             sum((t[0] for t in terms.values() if t.ndim == 2), np.zeros(part.columns.device_free.shape[1])), 9
@@ -56,7 +56,7 @@ class Grounds:
 
     def terms(self, row: int) -> dict[str, float]:
         """Each scorer's say on a node; of a scorer that rates devices, on those that would be used."""
-        part = self._snapshot.part(np.array([row]))
+        part = self._snapshot.only(row)
         node = part.at(0)
         rated = self._pipeline.rate(self._request, part, self._scorers)
         used = set(self.devices(row, int(rated.devices[0])))

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .snapshot import BoolArray, FloatArray, History, Snapshot
+from .columns import COLUMNS, Columns
+from .snapshot import BoolArray, FloatArray, History, IntArray, Snapshot
 
+_BLOCK = 256
+_AT_ONCE = 4096
 MAX_BYTES = 512 << 20
 """Kept scores take no more; those of the class that was asked for longest ago go first."""
 
@@ -24,6 +27,26 @@ class Rated:
     totals: FloatArray  # (n,), -inf where a filter refuses
     devices: NDArray[np.int16]  # (n,)
     uses_metrics: bool
+    peaks: FloatArray | None = (
+        None  # (n / _BLOCK,) the highest total of each block, once somebody asked for the best
+    )
+
+    def best(self) -> int:
+        """The first row of the highest total."""
+        if len(self.totals) <= 16 * _BLOCK:
+            return int(self.totals.argmax())
+        if self.peaks is None:
+            self.peaks = np.maximum.reduceat(self.totals, np.arange(0, len(self.totals), _BLOCK))
+        start = int(self.peaks.argmax()) * _BLOCK
+        return start + int(self.totals[start : start + _BLOCK].argmax())
+
+    def update(self, rows: IntArray, part: Rated) -> None:
+        """Put the ratings of some rows in their place."""
+        self.totals[rows], self.devices[rows] = part.totals, part.devices
+        self.uses_metrics |= part.uses_metrics
+        if self.peaks is not None:
+            for block in set((rows // _BLOCK).tolist()):
+                self.peaks[block] = self.totals[block * _BLOCK : (block + 1) * _BLOCK].max()
 
 
 Rate = Callable[[Snapshot], Rated]
@@ -38,6 +61,31 @@ class _Entry:
     fresh: BoolArray
 
 
+class _Mirror:
+    """Columns of the latest snapshot, brought up to date in place: what is rated is cut out of them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.columns = Columns(**{name: getattr(snapshot.columns, name).copy() for name in COLUMNS})
+        for name in COLUMNS:
+            getattr(self.columns, name).setflags(write=True)
+        self._history = snapshot.history
+        self._version = snapshot.version
+
+    def follow(self, snapshot: Snapshot) -> bool:
+        """Whether these are the snapshot's columns now, but for the age of metrics; if not, nothing has changed."""
+        if snapshot.history is not self._history:
+            return False
+        changes = snapshot.history.between(self._version, snapshot.version)
+        if changes is None or any(change.source is not None for change in changes):
+            return False
+        for change in changes:
+            rows = list(change.rows)
+            for name, values in change.columns.items():
+                getattr(self.columns, name)[rows] = values
+        self._version = snapshot.version
+        return True
+
+
 class Kept:
     """What a policy remembers between decisions: a cache, never part of its value. Safe to use from several threads."""
 
@@ -45,6 +93,7 @@ class Kept:
         self.lock = threading.Lock()
         self._max_bytes = max_bytes
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._mirror: _Mirror | None = None
 
     def rated(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, rate: Rate) -> Rated:
         """The scores of all nodes for that class; to be read only, and only while ``lock`` is held.
@@ -54,9 +103,12 @@ class Kept:
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
             return rate(snapshot)  # somebody still looks at an older picture
+        if self._mirror is None or not self._mirror.follow(snapshot):
+            self._mirror = _Mirror(snapshot)
+        columns = self._mirror.columns
         rows = None if entry is None else _to_rate_again(entry, snapshot)
         if entry is None or rows is None:
-            entry = _Entry(rate(snapshot), snapshot.history, snapshot.version, fresh)
+            entry = _Entry(_rate_all(snapshot, columns, rate), snapshot.history, snapshot.version, fresh)
             self._store(key, entry)
             return entry.rated
         del self._entries[key]  # a scorer that raises leaves nothing half done behind
@@ -65,9 +117,7 @@ class Kept:
         entry.version, entry.fresh = snapshot.version, fresh
         if rows:
             at = np.fromiter(rows, dtype=np.int64, count=len(rows))
-            part = rate(snapshot.part(at))
-            entry.rated.totals[at], entry.rated.devices[at] = part.totals, part.devices
-            entry.rated.uses_metrics |= part.uses_metrics
+            entry.rated.update(at, rate(snapshot.part(at, columns.part(at))))
         self._entries[key] = entry
         return entry.rated
 
@@ -81,6 +131,19 @@ class Kept:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, (self._max_bytes,)
+
+
+def _rate_all(snapshot: Snapshot, columns: Columns, rate: Rate) -> Rated:
+    """All nodes, as many at a time as a processor's cache holds."""
+    parts = []
+    for start in range(0, max(1, len(snapshot)), _AT_ONCE):
+        rows = np.arange(start, min(start + _AT_ONCE, len(snapshot)))
+        parts.append(rate(snapshot.part(rows, columns.part(rows))))
+    return Rated(
+        np.concatenate([part.totals for part in parts]),
+        np.concatenate([part.devices for part in parts]),
+        any(part.uses_metrics for part in parts),
+    )
 
 
 def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
@@ -98,6 +161,7 @@ def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
             source = change.source  # -1, of a new node, takes the last: what is appended
             pending = np.zeros(len(entry.rated.totals) + 1, dtype=bool)
             pending[list(rows)] = True
+            entry.rated.peaks = None
             entry.rated.totals = np.append(entry.rated.totals, -np.inf)[source]
             entry.rated.devices = np.append(entry.rated.devices, np.int16(-1))[source]
             entry.fresh = np.append(entry.fresh, False)[source]

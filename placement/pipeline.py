@@ -125,9 +125,9 @@ class Pipeline:
         placement = None
         age_s = np.nan
         if best is not None:
-            age_s = float(snapshot.columns.metrics_age_s[best])
+            age_s = float(snapshot.ages[best])
             placement = Placement(
-                node_id=snapshot.nodes[best],
+                node_id=snapshot.at(best).id,
                 device_ids=grounds.devices(best, device),
                 score=score,
                 terms=LaterMapping(lambda: grounds.terms(best)),
@@ -203,7 +203,6 @@ class Pipeline:
         terms = self.terms(request, snapshot, scorers)
         uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in scorers)
         totals = np.zeros(len(snapshot))
-        devices: NDArray[np.int16] = np.full(len(snapshot), -1, dtype=np.int16)
         per_device: FloatArray | None = None
         for term in terms.values():
             if term.ndim == 1:
@@ -213,7 +212,10 @@ class Pipeline:
         if request.gpus:
             best, devices = best_devices(request, snapshot, per_device)
             totals = totals + best
-        if not np.isfinite(totals if fits is None else totals[fits]).all():
+        else:
+            devices = np.full(len(snapshot), -1, dtype=np.int16)
+        total = float(totals.sum())
+        if not total - total == 0.0 and not np.isfinite(totals if fits is None else totals[fits]).all():
             raise self._culprit(request, snapshot, scorers)
         return Rated(np.round(totals, 9), devices, uses_metrics)
 
@@ -233,7 +235,7 @@ class Pipeline:
         totals = _without(rated.totals, avoided)
         if not totals.size:
             return None
-        best = int(totals.argmax())
+        best = int(totals.argmax()) if avoided else rated.best()
         if totals[best] == -np.inf:
             return None
         return (
@@ -250,7 +252,7 @@ class Pipeline:
         return not fresh.all() and not (_without(rated.totals, avoided)[fresh] > -np.inf).any()
 
     def _why_fallback(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> str:
-        ages = snapshot.columns.metrics_age_s[_without(rated.totals, avoided) > -np.inf]
+        ages = snapshot.ages[_without(rated.totals, avoided) > -np.inf]
         if np.isnan(ages).all():
             return "ranked by round robin, since no node that fits has metrics"
         return (

@@ -22,6 +22,9 @@ __all__ = ["BoolArray", "Columns", "FloatArray", "IntArray", "Snapshot"]
 
 _REMEMBERED = 4096
 """Changes that are remembered, so that scores can be brought up to date instead of made anew."""
+_PENDING = 256
+"""At most so many changes wait for somebody to ask for the columns."""
+_PAGE = 512
 _MASKS = 256
 """Answers to questions about nodes' labels and the like that are kept."""
 
@@ -29,12 +32,14 @@ _MASKS = 256
 class Change(NamedTuple):
     """What one version changed: ids that came, changed or went; rows (as this version numbers them) to look at again.
 
-    ``source`` is for each row the one it had before, -1 for a new one; None where no row moved.
+    ``source`` is for each row the one it had before, -1 for a new one; None where no row moved: then ``columns`` has
+    the new values in those rows of each column that changed.
     """
 
     ids: tuple[str, ...]
     rows: tuple[int, ...]
     source: IntArray | None
+    columns: dict[str, Any]
 
 
 class History:
@@ -93,21 +98,25 @@ class Snapshot:
 
     __slots__ = (
         "_at",
+        "_base",
+        "_columns",
         "_everywhere",
         "_fresh",
         "_ids",
         "_is_fresh",
         "_masks",
-        "_nodes",
+        "_pages",
+        "_pending",
         "_rows",
         "_whole",
-        "columns",
+        "ages",
         "history",
         "models",
         "version",
     )
 
-    columns: Columns
+    ages: FloatArray
+    """(n,) of the metrics of each node, in seconds; NaN where there are none."""
     models: tuple[str, ...]
     """The device models that ``columns.device_model`` counts."""
     version: int
@@ -115,7 +124,10 @@ class Snapshot:
     _whole: Snapshot | None  # of which this is a part: the rows _at
     _at: IntArray
     _ids: tuple[str, ...]
-    _nodes: Sequence[Node]
+    _pages: tuple[tuple[Node, ...], ...]  # the nodes, _PAGE together, so that one can be replaced in passing
+    _columns: Columns | None  # made of _base and the changes _pending on it when they are asked for
+    _base: Columns
+    _pending: tuple[Change, ...]
     _rows: dict[str, int]
     _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
     _fresh: dict[float, BoolArray]
@@ -158,63 +170,87 @@ class Snapshot:
         """The node of that id, its metrics as old as the snapshot says; ``KeyError`` when it is not there."""
         return self.at(self.row(node_id))
 
+    @property
+    def columns(self) -> Columns:
+        """The nodes as arrays. O(n) bytes for those that changed, when they are first asked for."""
+        if self._columns is None:
+            changes = ((change.rows, change.columns) for change in self._pending)
+            self._columns = cols.updated(self._base, changes).replaced(metrics_age_s=self.ages)
+        return self._columns
+
     def at(self, row: int) -> Node:
         """The node in that row, its metrics as old as the snapshot says."""
-        node = self._nodes[row] if self._whole is None else self._whole._nodes[self._at[row]]
+        if self._whole is not None:
+            return self._whole.at(int(self._at[row]))
+        node = self._pages[row // _PAGE][row % _PAGE]
         if node.metrics_age_s is None:
             return node
-        age_s = float(self.columns.metrics_age_s[row])
+        age_s = float(self.ages[row])
         return node if node.metrics_age_s == age_s else replace(node, metrics_age_s=age_s)
 
-    def part(self, rows: IntArray) -> Snapshot:
-        """These rows as a snapshot of their own, in that order; same models and version. O(1)."""
+    def part(self, rows: IntArray, columns: Columns | None = None) -> Snapshot:
+        """These rows as a snapshot of their own, in that order; same models and version. O(1).
+
+        ``columns`` are theirs, where the caller has them at hand.
+        """
         part = Snapshot()
         part._whole = self if self._whole is None else self._whole
         part._at = rows if self._whole is None else self._at[rows]
-        part.columns = self.columns.part(rows)
+        part._columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
         return part
+
+    def only(self, row: int) -> Snapshot:
+        """One node as a snapshot of its own, whatever the size of this one."""
+        node = self.at(row)
+        return _made(
+            [node], cols.columns_of([node], self.models), self.models, self.version, History(self.version)
+        )
 
     def apply(self, upserts: Iterable[Node] = (), removed: Iterable[str] = ()) -> Snapshot:
         """The next version, with these nodes replaced or added and those gone; this snapshot stays as it is.
 
-        Ids in ``removed`` that are unknown are ignored; a node in both is replaced. O(n) in copied bytes, and
-        only for columns that changed; O(n log n) when nodes come or go. Not for parts.
+        Ids in ``removed`` that are unknown are ignored; a node in both is replaced. O(changed nodes), and O(n) bytes
+        now and then; O(n log n) when nodes or devices come or go. Not for parts.
         """
         new = {node.id: node for node in upserts}
         gone = frozenset(removed).intersection(self._rows) - new.keys()
         new = {i: node for i, node in new.items() if i not in self._rows or self.node(i) != node}
-        models = _models(self.models, new.values())
-        if gone or not new.keys() <= self._rows.keys():
-            return self._reshaped(new, gone, models)
+        before = [self.node(i) for i in new if i in self._rows]
+        if gone or len(before) < len(new) or any(_devices(old) != _devices(new[old.id]) for old in before):
+            return self._reshaped(new, gone, _models(self.models, new.values()))
         rows = [self._rows[i] for i in new]
-        nodes = list(self._nodes)
-        for row, node in zip(rows, new.values(), strict=True):
-            nodes[row] = node
-        columns = cols.updated(self.columns, rows, cols.columns_of(list(new.values()), models))
-        return self._with(
-            _nodes=nodes,
-            columns=columns,
-            models=models,
+        nodes = list(new.values())
+        width = self._base.device_model.shape[1]
+        change = Change(tuple(new), tuple(rows), None, cols.difference(before, nodes, self.models, width))
+        base, pending = self._base, (*self._pending, change)
+        if self._columns is not None:
+            base, pending = self._columns, (change,)
+        after = self._with(
+            _columns=None,
+            _base=base,
+            _pending=pending,
+            _pages=_replaced(self._pages, rows, nodes),
+            ages=_ages_after(self.ages, rows, nodes),
             version=self.version + 1,
-            history=self._continued(Change(tuple(new), tuple(rows), None)),
-            _masks=self._masks_after(nodes, rows),
-            _fresh=_fresh_after(self._fresh, columns, rows),
+            history=self._continued(change),
+            _masks=self._masks_after(before, nodes, rows),
         )
+        after._fresh = _fresh_after(self._fresh, after.ages, rows)
+        if len(pending) >= _PENDING:
+            _ = after.columns  # once in a while, or what waits would grow
+        return after
 
     def aged(self, elapsed_s: float) -> Snapshot:
         """The same picture and version ``elapsed_s`` later: every metric is that much older."""
-        older = self.columns.metrics_age_s + elapsed_s
-        return self._with(columns=self.columns.replaced(metrics_age_s=older), _fresh={})
+        return self._with(ages=self.ages + elapsed_s, _columns=None, _fresh={})
 
     def emptied(self) -> Snapshot:
         """The same nodes with nothing promised and nothing running: what refuses here refuses for ever."""
         columns = cols.emptied(self.columns)
         if self._whole is None:
-            return self._with(columns=columns, history=History(self.version))
-        part = self.part(np.arange(len(self)))
-        part.columns = columns
-        return part
+            return self._with(_columns=columns, _base=columns, _pending=(), history=History(self.version))
+        return self.part(np.arange(len(self)), columns)
 
     def changed_since(self, version: int) -> frozenset[str] | None:
         """Ids of the nodes added, changed or removed after that version; None when that is too long ago."""
@@ -226,10 +262,10 @@ class Snapshot:
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
         """(n,) True where the node has metrics not older than that."""
         if self._whole is not None:
-            return self.columns.metrics_age_s <= stale_after_s
+            return self._whole.has_fresh_metrics(stale_after_s)[self._at]
         fresh = self._fresh.get(stale_after_s)
         if fresh is None:
-            fresh = self._fresh[stale_after_s] = self.columns.metrics_age_s <= stale_after_s
+            fresh = self._fresh[stale_after_s] = self.ages <= stale_after_s
         return fresh
 
     def _all_fresh(self, stale_after_s: float) -> bool:
@@ -244,9 +280,7 @@ class Snapshot:
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
             return self
-        part = self.part(np.arange(len(self)))
-        part.columns = cols.without_metrics(self.columns, stale)
-        return part
+        return self.part(np.arange(len(self)), cols.without_metrics(self.columns, stale))
 
     def mask(self, key: Any, test: Callable[[Node], bool]) -> BoolArray:
         """(n,) True for the nodes that pass ``test``, which looks at labels, taints and the like, not at amounts.
@@ -257,7 +291,7 @@ class Snapshot:
             return self._whole.mask(key, test)[self._at]
         known = self._masks.get(key)
         if known is None:
-            known = test, np.array([test(node) for node in self._nodes], dtype=bool)
+            known = test, np.array([test(node) for page in self._pages for node in page], dtype=bool)
             if len(self._masks) < _MASKS:
                 self._masks[key] = known
         return known[1]
@@ -302,18 +336,8 @@ class Snapshot:
         after = Snapshot()
         after._whole = None
         after._is_fresh, after._everywhere = {}, {}
-        for name in (
-            "_ids",
-            "_nodes",
-            "_rows",
-            "_masks",
-            "_fresh",
-            "columns",
-            "history",
-            "models",
-            "version",
-        ):
-            setattr(after, name, changed.get(name, getattr(self, name)))
+        for name in _CARRIED:
+            setattr(after, name, changed[name] if name in changed else getattr(self, name))
         return after
 
     def _continued(self, change: Change) -> History:
@@ -324,27 +348,45 @@ class Snapshot:
         history.add(change)
         return history
 
-    def _masks_after(self, nodes: Sequence[Node], rows: Sequence[int]) -> dict[Any, Any]:
+    def _masks_after(
+        self, before: Sequence[Node], nodes: Sequence[Node], rows: Sequence[int]
+    ) -> dict[Any, Any]:
         """The kept masks, looked at again for nodes that changed in what they look at."""
-        moved = [row for row in rows if _traits(nodes[row]) != _traits(self._nodes[row])]
+        moved = [i for i, old in enumerate(before) if _traits(nodes[i]) != _traits(old)]
         if not moved:
             return self._masks
         masks = {}
         for key, (test, mask) in self._masks.items():
             mask = mask.copy()
-            mask[moved] = [test(nodes[row]) for row in moved]
+            mask[[rows[i] for i in moved]] = [test(nodes[i]) for i in moved]
             masks[key] = test, mask
         return masks
 
     def _reshaped(self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]) -> Snapshot:
         kept = [row for row, i in enumerate(self._ids) if i not in gone and i not in new]
-        nodes = [self._nodes[row] for row in kept] + list(new.values())
+        nodes = [self._pages[row // _PAGE][row % _PAGE] for row in kept] + list(new.values())
         order = np.array(sorted(range(len(nodes)), key=lambda place: nodes[place].id), dtype=np.int64)
         columns = cols.reshaped(self.columns, kept, cols.columns_of(list(new.values()), models), order)
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
         ids = tuple(sorted(gone | new.keys()))
-        history = self._continued(Change(ids, tuple(np.flatnonzero(source < 0)), source))
+        history = self._continued(Change(ids, tuple(np.flatnonzero(source < 0).tolist()), source, {}))
         return _made([nodes[place] for place in order], columns, models, self.version + 1, history)
+
+
+_CARRIED = (
+    "_base",
+    "_columns",
+    "_fresh",
+    "_ids",
+    "_masks",
+    "_pages",
+    "_pending",
+    "_rows",
+    "ages",
+    "history",
+    "models",
+    "version",
+)
 
 
 def _made(
@@ -352,11 +394,40 @@ def _made(
 ) -> Snapshot:
     made = Snapshot()
     made._whole = None
-    made._nodes, made._ids = nodes, tuple(node.id for node in nodes)
+    made._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
+    made._ids = tuple(node.id for node in nodes)
     made._rows = {node_id: row for row, node_id in enumerate(made._ids)}
-    made.columns, made.models, made.version, made.history = columns, models, version, history
+    made._columns = made._base = columns
+    made._pending, made.ages = (), columns.metrics_age_s
+    made.models, made.version, made.history = models, version, history
     made._masks, made._fresh, made._is_fresh, made._everywhere = {}, {}, {}, {}
     return made
+
+
+def _replaced(
+    pages: tuple[tuple[Node, ...], ...], rows: Sequence[int], nodes: Sequence[Node]
+) -> tuple[tuple[Node, ...], ...]:
+    after = list(pages)
+    for row, node in zip(rows, nodes, strict=True):
+        page = list(after[row // _PAGE])
+        page[row % _PAGE] = node
+        after[row // _PAGE] = tuple(page)
+    return tuple(after)
+
+
+def _ages_after(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
+    """Shared where no age changes."""
+    new = np.array([np.nan if n.metrics_age_s is None else n.metrics_age_s for n in nodes], dtype=np.float64)
+    if np.array_equal(ages[list(rows)], new, equal_nan=True):
+        return ages
+    ages = ages.copy()
+    ages[list(rows)] = new
+    ages.setflags(write=False)
+    return ages
+
+
+def _devices(node: Node) -> tuple[str, ...]:
+    return tuple(device.model for device in node.devices)
 
 
 def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -371,11 +442,13 @@ def _traits(node: Node) -> tuple[Any, ...]:
 
 
 def _fresh_after(
-    known: dict[float, BoolArray], columns: Columns, rows: Sequence[int]
+    known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
 ) -> dict[float, BoolArray]:
     after = {}
     for limit, mask in known.items():
-        mask = mask.copy()
-        mask[rows] = columns.metrics_age_s[rows] <= limit
+        fresh = ages[list(rows)] <= limit
+        if not np.array_equal(mask[list(rows)], fresh):
+            mask = mask.copy()
+            mask[list(rows)] = fresh
         after[limit] = mask
     return after
