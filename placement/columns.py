@@ -65,7 +65,7 @@ class Columns:
     def __getattr__(self, name: str) -> Any:
         if name not in COLUMNS:
             raise AttributeError(name)
-        column = getattr(self._source, name)[self._rows]
+        column = getattr(self._source, name).take(self._rows, axis=0)
         setattr(self, name, column)
         return column
 

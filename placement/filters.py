@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .snapshot import BoolArray, Snapshot
 from .text import amount, plural, size
 from .values import EPSILON, Node, Request
@@ -13,7 +15,7 @@ class NotDraining:
     name = "draining"
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
-        return ~snapshot.columns.is_draining
+        return None if snapshot.is_everywhere("stays", _stays) else ~snapshot.columns.is_draining
 
     def reason(self, request: Request, node: Node) -> str:
         return "is draining"
@@ -65,7 +67,10 @@ class HasGpus:
         if not request.gpus:
             return None
         fitting = fitting_devices(request, snapshot)
-        enough: BoolArray = fitting.sum(axis=1) >= request.gpu_count
+        if request.gpu_count == 1:
+            enough: BoolArray = np.logical_or.reduce(fitting, axis=1)
+        else:
+            enough = np.add.reduce(fitting, axis=1) >= request.gpu_count
         return enough & (snapshot.columns.gpus_free >= request.gpus - EPSILON)
 
     def reason(self, request: Request, node: Node) -> str:
@@ -110,6 +115,10 @@ class HasCpus:
         if node.cpus < request.cpus - EPSILON:
             return f"{needs}, has {amount(node.cpus)}"
         return f"{needs}, {amount(max(node.cpus_free, 0))} free"
+
+
+def _stays(node: Node) -> bool:
+    return not node.is_draining
 
 
 def fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:

@@ -18,6 +18,10 @@ LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
 """What counts as a large node, to weigh CPUs and GPUs against each other (the largest of the trace)."""
 
 
+_NEARLY_NOTHING = 1e-9
+"""What stands for 0, since 0 · infinity is no number."""
+
+
 @dataclass(frozen=True, slots=True)
 class FragmentationGradient:
     """How much the placement lowers the expected fragmentation of the node: F before − F after.
@@ -39,9 +43,9 @@ class FragmentationGradient:
         row = MILLI + 1  # of the table of devices: one for each k of each model
         cells = tables.first_cell[c.device_model] + c.device_milli
         after_cells = cells + (after_k * row)[:, None]
-        before = tables.flat.take(cells + (before_k * row)[:, None]).sum(axis=1)
+        before = np.add.reduce(tables.flat.take(cells + (before_k * row)[:, None]), axis=1)
         after = tables.flat.take(after_cells)
-        left = after.sum(axis=1)
+        left = np.add.reduce(after, axis=1)
         gain: FloatArray
         if 0 < request.gpus < 1:
             share = round(request.gpus * MILLI)
@@ -90,25 +94,21 @@ class StrandedShare:
     needs_metrics = False
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        c = snapshot.columns
-        if not len(self.profile.per_gpu()[0]):
+        c, (per_cpu, per_byte, share) = snapshot.columns, self.profile.per_gpu()
+        if not len(share):
             return None
-        memory = c.memory_free_bytes
-        stranded = self._stranded(  # before and after
-            np.concatenate([c.gpus_free, c.gpus_free - request.gpus]),
-            np.concatenate([c.cpus_free, c.cpus_free - request.cpus]),
-            np.concatenate([memory, memory - request.memory_bytes]),
-        )
-        return stranded[: len(snapshot)] - stranded[len(snapshot) :]
-
-    def _stranded(self, gpus: FloatArray, cpus: FloatArray, memory: FloatArray | IntArray) -> FloatArray:
-        per_cpu, per_byte, share = self.profile.per_gpu()
-        # a little above 0, since 0 · infinity is no number
-        served = np.maximum(cpus, 1e-9)[:, None] * per_cpu
-        np.minimum(served, np.maximum(memory, 1)[:, None] * per_byte, out=served)
-        np.subtract(np.maximum(gpus, 0.0)[:, None], served, out=served)
-        stranded: FloatArray = np.einsum("ij,j->i", np.maximum(served, 0.0, out=served), share)
-        return stranded
+        n = len(c.gpus_free)
+        gpus, cpus, memory = left = np.empty((3, 2 * n))  # before, and after
+        gpus[:n], cpus[:n], memory[:n] = c.gpus_free, c.cpus_free, c.memory_free_bytes
+        gpus[n:], cpus[n:] = c.gpus_free - request.gpus, c.cpus_free - request.cpus
+        memory[n:] = c.memory_free_bytes - request.memory_bytes
+        np.maximum(left, _NEARLY_NOTHING, out=left)
+        served = cpus[:, None] * per_cpu  # (2n, classes)
+        np.minimum(served, memory[:, None] * per_byte, out=served)
+        np.minimum(served, gpus[:, None], out=served)
+        stranded = gpus - np.einsum("ij,j->i", served, share)
+        growth: FloatArray = stranded[:n] - stranded[n:]
+        return growth
 
 
 @dataclass(frozen=True, slots=True)

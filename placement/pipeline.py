@@ -214,10 +214,10 @@ class Pipeline:
             totals = totals + best
         else:
             devices = np.full(len(snapshot), -1, dtype=np.int16)
-        total = float(totals.sum())
+        total = float(np.add.reduce(totals))
         if not total - total == 0.0 and not np.isfinite(totals if fits is None else totals[fits]).all():
             raise self._culprit(request, snapshot, scorers)
-        return Rated(np.round(totals, 9), devices, uses_metrics)
+        return Rated(totals.round(9), devices, uses_metrics)
 
     def _rated(
         self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
@@ -291,7 +291,7 @@ def all_of(masks: list[BoolArray | None], n: int) -> BoolArray | None:
     for mask in masks:
         if mask is not None:
             fits = mask if fits is None else fits & mask
-    return None if fits is None or fits.all() else fits
+    return None if fits is None or np.logical_and.reduce(fits) else fits
 
 
 def best_devices(
@@ -302,7 +302,7 @@ def best_devices(
     fits = fitting_devices(request, snapshot)
     rated = np.where(fits, 0.0 if ratings is None else ratings, -np.inf)
     if request.gpu_count == 1:
-        best: FloatArray = rated.max(axis=1)
+        best: FloatArray = np.maximum.reduce(rated, axis=1)
         fullest = np.where(rated == best[:, None], free, np.inf).argmin(axis=1)
         return best, fullest.astype(np.int16)
     k = request.gpu_count

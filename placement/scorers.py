@@ -108,7 +108,7 @@ class FullestDevice:
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if not 0 < request.gpus < 1:
             return None
-        left = np.clip(snapshot.columns.device_free, 0.0, None) - request.gpus
+        left = np.maximum(snapshot.columns.device_free, 0.0) - request.gpus
         return left if self.is_emptiest else 1.0 - left
 
 

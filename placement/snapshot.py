@@ -438,7 +438,7 @@ def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
 
 
 def _traits(node: Node) -> tuple[Any, ...]:
-    return node.labels, node.taints, node.warm
+    return node.labels, node.taints, node.warm, node.is_draining
 
 
 def _fresh_after(
