@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -84,10 +84,10 @@ class Grounds:
             if totals[row] > -np.inf
         ]
 
-    def refusals(self) -> Sequence[Refusal]:
+    def refusals(self) -> Iterator[Refusal]:
         """One for each node and filter that refuses it, in the order of the nodes."""
-        rows = np.flatnonzero(self._refused.any(axis=0))
-        return [refusal for row in rows for refusal in self._of(int(row))]
+        for row in np.flatnonzero(self._refused.any(axis=0)).tolist():
+            yield from self._of(row)
 
     def refused(self) -> Sequence[Refused]:
         """The refused nodes by their main reason: the first filter that would refuse them for ever, else the first."""

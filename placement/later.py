@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
 class LaterSequence(Sequence[T]):
-    """The elements that ``make`` returns, asked for once. Pickled and compared as the tuple that it stands for."""
+    """The elements that ``make`` gives, kept once all were read. Pickled and compared as the tuple that it stands for.
+
+    The first few (``later[:10]``) cost no more than they do.
+    """
 
     __slots__ = ("_made", "_make")
 
-    def __init__(self, make: Callable[[], Sequence[T]]) -> None:
-        self._make: Callable[[], Sequence[T]] | None = make
+    def __init__(self, make: Callable[[], Iterable[T]]) -> None:
+        self._make: Callable[[], Iterable[T]] | None = make
         self._made: tuple[T, ...] = ()
 
     def _all(self) -> tuple[T, ...]:
@@ -27,6 +31,10 @@ class LaterSequence(Sequence[T]):
     @overload
     def __getitem__(self, index: slice) -> tuple[T, ...]: ...
     def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        if self._make is not None and isinstance(index, slice) and (index.start, index.step) == (None, None):
+            stop: int | None = index.stop
+            if stop is not None and stop >= 0:
+                return tuple(islice(self._make(), stop))
         return self._all()[index]
 
     def __len__(self) -> int:

@@ -214,9 +214,8 @@ class Pipeline:
             totals = totals + best
         else:
             devices = np.full(len(snapshot), -1, dtype=np.int16)
-        total = float(np.add.reduce(totals))
-        if not total - total == 0.0 and not np.isfinite(totals if fits is None else totals[fits]).all():
-            raise self._culprit(request, snapshot, scorers)
+        if not np.isfinite(np.add.reduce(totals)):
+            self._find_culprit(request, snapshot, scorers, fits)
         return Rated(totals.round(9), devices, uses_metrics)
 
     def _rated(
@@ -260,15 +259,24 @@ class Pipeline:
             f"(stale after {self.stale_after_s:.0f} s)"
         )
 
-    def _culprit(
-        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
-    ) -> ValueError:
-        fitting = fitting_devices(request, snapshot)
+    def _find_culprit(
+        self,
+        request: Request,
+        snapshot: Snapshot,
+        scorers: tuple[tuple[Scorer, float], ...],
+        fits: BoolArray | None,
+    ) -> None:
+        """Raise `ValueError` for a scorer that gives nodes or devices that fit no number.
+
+        Where none is to blame, no filter asked for the devices that a node lacks: nothing is to be found there.
+        """
+        rows = np.arange(len(snapshot)) if fits is None else np.flatnonzero(fits)
+        part = snapshot.part(rows)
+        fitting = fitting_devices(request, part)
         for scorer, _ in scorers:
-            scores = scorer.score(request, snapshot)
+            scores = scorer.score(request, part.without_stale_metrics(self.stale_after_s))
             if scores is not None and not np.isfinite(scores if scores.ndim == 1 else scores[fitting]).all():
-                return _misbehaves(scorer)
-        return ValueError(f"the scores of policy {self.name!r} add up to more than a number can hold.")
+                raise _misbehaves(scorer)
 
 
 def class_of(request: Request) -> Hashable:

@@ -151,7 +151,8 @@ async def test_an_ipykernel_without_curve_is_out_of_others_reach(
             connection = (await connect().kernel(km.kernel_id)).connection
             assert (connection.transport, connection.curve_publickey) == ("ipc", None)
             folder = Path(connection.ip).parent
-            assert world in folder.parents and folder.stat().st_mode & 0o777 == 0o700
+            assert world in folder.parents
+            assert folder.stat().st_mode & 0o777 == 0o700
             await km.restart_kernel(now=True)
             await kc.wait_for_ready(30)
 
