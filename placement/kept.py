@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import COLUMNS, Columns
-from .snapshot import BoolArray, FloatArray, History, IntArray, Snapshot
+from .history import History
+from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 _BLOCK = 256
 _AT_ONCE = 4096

@@ -214,7 +214,7 @@ class Pipeline:
             totals = totals + best
         else:
             devices = np.full(len(snapshot), -1, dtype=np.int16)
-        if not np.isfinite(np.add.reduce(totals)):
+        if not np.logical_and.reduce(np.isfinite(totals)):
             self._find_culprit(request, snapshot, scorers, fits)
         return Rated(totals.round(9), devices, uses_metrics)
 

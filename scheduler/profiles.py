@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Workload:
 
     def note(self, request: Request) -> None:
         """A kernel was asked for."""
-        self._requests.append(Request(cpus=request.cpus, gpus=request.gpus, gpu_models=request.gpu_models))
+        self._requests.append(_amounts(*_class(request)))
         self._new += bool(request.gpus)
         if self._file is not None and self._saving is None:
             self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER_S, self._save)
@@ -87,7 +87,7 @@ class Workload:
     def _save(self) -> None:
         self._saving = None
         assert self._file is not None
-        requests = [[r.cpus, r.gpus, list(r.gpu_models)] for r in self._requests]
+        requests = [_class(request) for request in self._requests]
         try:
             write_private_json(self._file, {"requests": requests})
         except OSError as problem:
@@ -98,14 +98,18 @@ class Workload:
             self._can_save = True
 
 
-def _class(request: Request) -> tuple[float, float, tuple[str, ...]]:
-    return request.cpus, request.gpus, request.gpu_models
+def _class(request: Request) -> tuple[float, float, int, tuple[str, ...]]:
+    return request.cpus, request.gpus, request.memory_bytes, request.gpu_models
+
+
+def _amounts(cpus: float, gpus: float, memory_bytes: int, gpu_models: Sequence[str]) -> Request:
+    return Request(cpus=cpus, gpus=gpus, memory_bytes=memory_bytes, gpu_models=tuple(gpu_models))
 
 
 def _read(file: Path) -> list[Request]:
     """What the file remembers; nothing where it is missing or damaged."""
     try:
         known: Any = read_json(file)
-        return [Request(cpus=cpus, gpus=gpus, gpu_models=models) for cpus, gpus, models in known["requests"]]
+        return [_amounts(*amounts) for amounts in known["requests"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from roost.placement import Columns, Device, Node, Request, Snapshot, snapshot
+from roost.placement import Columns, Device, Node, Request, Snapshot, history
 from roost.placement.columns import COLUMNS
 
 
@@ -90,7 +90,7 @@ def test_changed_since_names_what_really_changed() -> None:
 
 
 def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "_REMEMBERED", 10)
+    monkeypatch.setattr(history, "_REMEMBERED", 10)
     picture = Snapshot.of([_node("a")])
     for kernels in range(1, 301):
         picture = picture.apply([_node("a", kernels=kernels)])

@@ -165,4 +165,4 @@ async def test_the_scheduler_keeps_it_in_its_folder(tmp_path: Path) -> None:
     scheduler._workload.note(GPU)
     await scheduler.close()
     await agent.close()
-    assert json.loads((tmp_path / "s" / "requests.json").read_text()) == {"requests": [[2.0, 0.5, ["T4"]]]}
+    assert json.loads((tmp_path / "s" / "requests.json").read_text()) == {"requests": [[2.0, 0.5, 0, ["T4"]]]}

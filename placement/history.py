@@ -1,0 +1,69 @@
+"""What changed from version to version of a snapshot, so that what was worked out for one need not be for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .columns import IntArray
+
+_REMEMBERED = 4096
+"""Changes that are remembered, so that scores can be brought up to date instead of made anew."""
+
+
+class Change(NamedTuple):
+    """What one version changed: ids that came, changed or went; rows (as this version numbers them) to look at again.
+
+    ``source`` is for each row the one it had before, -1 for a new one; None where no row moved: then ``columns`` has
+    the new values in those rows of each column that changed.
+    """
+
+    ids: tuple[str, ...]
+    rows: tuple[int, ...]
+    source: IntArray | None
+    columns: dict[str, Any]
+
+
+class History:
+    """The changes of one line of snapshots, shared by all of them; the last one adds."""
+
+    __slots__ = ("_ends", "_rows", "changes", "first", "moved")
+
+    def __init__(self, first: int, changes: Sequence[Change] = ()) -> None:
+        self.first = first
+        self.changes: list[Change] = []
+        self.moved = first
+        """The last version that gave nodes other rows."""
+        self._rows: list[int] = []  # those of all changes, one after the other
+        self._ends: list[int] = [0]
+        for change in changes:
+            self.add(change)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.changes)
+
+    def between(self, version: int, until: int) -> list[Change] | None:
+        """What changed after ``version``; None when that is too long ago, or later."""
+        if not self.first <= version <= until:
+            return None
+        return self.changes[version - self.first : until - self.first]
+
+    def rows_between(self, version: int, until: int) -> set[int] | None:
+        """The rows that changed after ``version``; None when that is too long ago, or rows moved since."""
+        if not max(self.first, self.moved) <= version <= until:
+            return None
+        return set(self._rows[self._ends[version - self.first] : self._ends[until - self.first]])
+
+    def add(self, change: Change) -> None:
+        self.changes.append(change)
+        if change.source is not None:
+            self.moved = self.last
+        self._rows.extend(change.rows)
+        self._ends.append(len(self._rows))
+        if len(self.changes) > 2 * _REMEMBERED:
+            self.first += _REMEMBERED
+            del self.changes[:_REMEMBERED], self._ends[:_REMEMBERED]
+            forgotten = self._ends[0]
+            del self._rows[:forgotten]
+            self._ends = [end - forgotten for end in self._ends]
