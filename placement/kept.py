@@ -43,10 +43,14 @@ class Rated:
 
     def update(self, rows: IntArray, part: Rated) -> None:
         """Put the ratings of some rows in their place."""
+        before = self.totals[rows]
         self.totals[rows], self.devices[rows] = part.totals, part.devices
         self.uses_metrics |= part.uses_metrics
         if self.peaks is not None:
-            for block in set((rows // _BLOCK).tolist()):
+            blocks = rows // _BLOCK
+            was_peak = before >= self.peaks[blocks]
+            np.maximum.at(self.peaks, blocks, part.totals)
+            for block in set(blocks[was_peak & (part.totals < self.peaks[blocks])].tolist()):
                 self.peaks[block] = self.totals[block * _BLOCK : (block + 1) * _BLOCK].max()
 
 

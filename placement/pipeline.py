@@ -245,10 +245,10 @@ class Pipeline:
 
     def _lacks_metrics(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> bool:
         """Whether metrics matter and no node that fits has fresh ones."""
-        if not rated.uses_metrics:
+        if not rated.uses_metrics or snapshot.all_fresh(self.stale_after_s):
             return False
         fresh = snapshot.has_fresh_metrics(self.stale_after_s)
-        return not fresh.all() and not (_without(rated.totals, avoided)[fresh] > -np.inf).any()
+        return not (_without(rated.totals, avoided)[fresh] > -np.inf).any()
 
     def _why_fallback(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> str:
         ages = snapshot.ages[_without(rated.totals, avoided) > -np.inf]

@@ -178,6 +178,10 @@ class Snapshot:
             _masks=self._masks_after(before, nodes, rows),
         )
         after._fresh = _fresh_after(self._fresh, after.ages, rows)
+        if after._fresh is self._fresh:
+            after._is_fresh = self._is_fresh
+        if after._masks is self._masks:
+            after._everywhere = self._everywhere
         if len(pending) >= _PENDING:
             _ = after.columns  # once in a while, or what waits would grow
         return after
@@ -209,14 +213,15 @@ class Snapshot:
             fresh = self._fresh[stale_after_s] = self.ages <= stale_after_s
         return fresh
 
-    def _all_fresh(self, stale_after_s: float) -> bool:
+    def all_fresh(self, stale_after_s: float) -> bool:
+        """Whether all nodes of a whole snapshot have fresh metrics; kept for the next call."""
         if stale_after_s not in self._is_fresh:
             self._is_fresh[stale_after_s] = bool(self.has_fresh_metrics(stale_after_s).all())
         return self._is_fresh[stale_after_s]
 
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
         """For scorers: the same, with real use unknown where it was measured too long ago."""
-        if self._whole is not None and self._whole._all_fresh(stale_after_s):
+        if self._whole is not None and self._whole.all_fresh(stale_after_s):
             return self
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
@@ -385,11 +390,11 @@ def _traits(node: Node) -> tuple[Any, ...]:
 def _fresh_after(
     known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
 ) -> dict[float, BoolArray]:
-    after = {}
+    """The same object where nothing changes."""
+    changed = {}
     for limit, mask in known.items():
         fresh = ages[list(rows)] <= limit
         if not np.array_equal(mask[list(rows)], fresh):
-            mask = mask.copy()
-            mask[list(rows)] = fresh
-        after[limit] = mask
-    return after
+            changed[limit] = mask.copy()
+            changed[limit][list(rows)] = fresh
+    return {**known, **changed} if changed else known
