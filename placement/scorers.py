@@ -150,7 +150,7 @@ class FewKernels:
 
 @dataclass(frozen=True, slots=True)
 class WithoutGpus:
-    """Another scorer's say on requests that need no GPU."""
+    """Another scorer's say on requests that need no GPU; a tenth of it on nodes with GPUs, where packing comes first."""
 
     scorer: Scorer
 
@@ -163,7 +163,8 @@ class WithoutGpus:
         return self.scorer.needs_metrics
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        return None if request.gpus else self.scorer.score(request, snapshot)
+        scores = None if request.gpus else self.scorer.score(request, snapshot)
+        return None if scores is None else scores * np.where(snapshot.columns.gpus > 0, 0.1, 1.0)
 
 
 class Warm:
