@@ -150,7 +150,7 @@ class FewKernels:
 
 @dataclass(frozen=True, slots=True)
 class WithoutGpus:
-    """Another scorer's say on requests that need no GPU; a tenth of it on nodes with GPUs, where packing comes first."""
+    """Another scorer's say on requests that need no GPU; a tenth on nodes with GPUs: packing comes first there."""
 
     scorer: Scorer
 
