@@ -101,7 +101,8 @@ class Scheduler:
                 return record.view(self._queue, with_connection=True)
             if record.process.is_running:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
-        request = self._admitted(start.request, start.owner, but=start.kernel_id)
+        has_lease = record is not None and record.lease is not None
+        request = self._admitted(start.request, start.owner, but=start.kernel_id, has_lease=has_lease)
         self.keeper.owners.watch(start.owner)
         if not self.keeper.owners.is_alive(start.owner):
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
@@ -259,13 +260,19 @@ class Scheduler:
                 self.keeper.end_later(record, reason)
                 raise
 
-    def _admitted(self, request: KernelRequest, owner: Owner, but: str = "") -> KernelRequest:
-        """The request with the operator's defaults, if its owner may have it and it makes sense."""
+    def _admitted(
+        self, request: KernelRequest, owner: Owner, but: str = "", *, has_lease: bool = False
+    ) -> KernelRequest:
+        """The request with the operator's defaults, if its owner may have it and it makes sense.
+
+        A kernel that has its lease stays where it is: a restart does not fail for a policy that is gone.
+        """
         request = with_defaults(request, self._settings)
         others = [r for r in self._records.values() if r.owner.user == owner.user and r.kernel_id != but]
         admit(request, owner.user, [record.request for record in others], self._settings)
         placement_request(request, owner)
-        self.policies.check(request.policy)
+        if not has_lease:
+            self.policies.check(request.policy)
         return request
 
     async def _load_policy(self, request: KernelRequest) -> None:

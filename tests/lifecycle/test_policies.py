@@ -53,6 +53,11 @@ async def test_a_policy_in_a_file_of_its_own_steers_a_start(two_gpus: Path, tmp_
         assert kernel.decision["placement"]["terms"] == {"not_the_first": 1.0}
         other = await connect().explain(KernelRequest(gpus=1, policy="balanced"))
         assert (other["policy"], other["placement"]["device_ids"]) == ("balanced", ["0"])
+        # a restart stays within its lease: it needs no policy, so that none can be missing
+        (tmp_path / "etc" / "policies" / EXAMPLE.name).unlink()
+        kill(*daemon_pids(two_gpus, "scheduler"))
+        await notebook.restart()
+        assert await notebook.value("__import__('os').environ['CUDA_VISIBLE_DEVICES']") == "'1'"
     finally:
         await notebook.close()
 
