@@ -195,7 +195,9 @@ class Node:
     metrics_age_s: float | None = None
 
     def __post_init__(self) -> None:
-        _set(self, devices=tuple(self.devices), is_draining=bool(self.is_draining))
+        if not isinstance(self.is_draining, bool):
+            raise ValueError(f"is_draining must be true or false; got {self.is_draining!r}.")
+        _set(self, devices=tuple(self.devices))
         _set(self, labels=_labels("labels", self.labels))
         _set(self, taints=_names("taints", self.taints), warm=_names("warm", self.warm))
         if len({device.id for device in self.devices}) < len(self.devices):
