@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .filters import summary
+from .filters import SUMMARIES, summary
 from .values import Request
 
 When = Literal["now", "never"]
 
 _AMOUNTS = frozenset({"gpu", "memory", "cpu"})
 """Filters by what nodes have; what others refuse for ever, a request can change that says something else."""
+
+_OURS = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
+"""What refuses under any policy. A filter of another name is the policy's own."""
 
 SHOWN_REFUSALS = 1_000
 """As many refusals are written out; all are counted."""
@@ -44,18 +47,9 @@ class Refused:
     alone: int = 0
     examples: tuple[Refusal, ...] = ()
 
-    @property
-    def text(self) -> str:
-        """For a list: ``3 nodes have too little memory free now``."""
-        return f"{self.count} {'node' if self.count == 1 else 'nodes'} {self.saying}"
-
-    @property
-    def saying(self) -> str:
-        """The predicate alone. Nodes to avoid come with their reason."""
-        return self.said_of(self.count)
-
     def said_of(self, count: int) -> str:
-        """The predicate, of so many of these nodes."""
+        """The predicate, of so many of these nodes: ``have too little memory free now``. Nodes to avoid come with
+        their reason."""
         if self.filter == "avoid" and self.examples:
             return self.examples[0].reason
         return summary(self.filter, self.when, count)
@@ -117,12 +111,15 @@ class Decision:
             return "there are no nodes"
         could = "could ever hold" if self.is_never else "has room now for"
         no_node = f"no node {could} {self.request.describe()}"
+        if all(group.filter not in _OURS for group in groups):
+            now = "" if self.is_never else " now"
+            no_node = f"policy {self.policy} gives no node{now} for {self.request.describe()}"
         total = sum(group.count for group in groups)
         if total == 1:
             refusal = groups[0].examples[0]
             return f"{no_node} ({refusal.node_id}: {refusal.reason})"
-        said = [f"{group.count} {group.saying}" for group in groups]
-        said[0] = f"{groups[0].count} of {total} nodes {groups[0].saying}"
+        said = [f"{group.count} {self._said_of(group, group.count)}" for group in groups]
+        said[0] = f"{groups[0].count} of {total} nodes {self._said_of(groups[0], groups[0].count)}"
         return f"{no_node}: {', '.join(said)}"
 
     @property
@@ -133,20 +130,45 @@ class Decision:
         groups = self._groups()
         if not groups:
             return ["there are no nodes: add one"]
-        found = []
+        found, advised = [], set()
         for group in sorted(groups, key=lambda group: group.when == "never"):
             can_change = group.when == "now" or group.filter not in _AMOUNTS
             if can_change and group.alone and group.examples:
-                nodes = f"{group.alone} {'node' if group.alone == 1 else 'nodes'}"
                 nearest = group.examples[0]
-                found.append(
-                    f"{nodes} would do but {group.said_of(group.alone)}; nearest {nearest.node_id}: {nearest.reason}"
-                )
+                would = f"{_nodes(group.alone)} would do but {self._said_of(group, group.alone)}"
+                if group.filter not in ("avoid", "draining"):
+                    would += f"; nearest {nearest.node_id}: {nearest.reason}"
+                advice = self._advice(group)
+                found.append(f"{would}: {advice}" if advice else would)
+                advised.add(advice)
         if self.is_never:
-            found.append("waiting does not help: ask for less, or add a node that has it")
+            advices = dict.fromkeys(self._advice(group) for group in groups)
+            left = [advice for advice in advices if advice not in advised]
+            found.append(f"waiting does not help: {'; or '.join(left)}" if left else "waiting does not help")
         elif not found:
             found.append("more than one thing is short on every node that could hold it")
         return found
+
+    def _said_of(self, group: Refused, count: int) -> str:
+        """What is said of so many nodes of the group, with what only the decision knows: models, and its policy."""
+        if group.filter not in _OURS:
+            named = f" ({group.filter})" if group.filter else ""
+            return f"{'is' if count == 1 else 'are'} refused by policy {self.policy}{named}"
+        said = group.said_of(count)
+        return said if self.request.gpu_models else said.replace(" such GPUs", " GPUs")
+
+    def _advice(self, group: Refused) -> str:
+        """What to do about such a refusal; empty where it is to wait."""
+        if group.filter == "draining":
+            node_id = group.examples[0].node_id if group.examples else "NODE"
+            return f"`roost drain {node_id} --off` lets kernels on it again"
+        if group.filter == "labels":
+            return "ask for another label, or for none, or add a node that has it"
+        if group.filter == "taints":
+            return "say what the kernel tolerates (`--tolerate NAME`, in a kernelspec `tolerates`)"
+        if group.filter not in _OURS:
+            return f"that is policy {self.policy}'s doing: another policy may take it"
+        return "ask for less, or add a node that has it" if group.when == "never" else ""
 
     def lines(self) -> list[str]:
         """The whole decision for people, a line per placement and refusal."""
@@ -179,7 +201,10 @@ class Decision:
             "placement": None if self.placement is None else _plain(self.placement),
             "runners_up": [_plain(placement) for placement in self.runners_up],
             "refusals": [_plain_refusal(refusal) for refusal in self.refusals[:SHOWN_REFUSALS]],
-            "refused": [_plain_group(group) for group in self._groups()],
+            "refused": [
+                _plain_group(group, f"{_nodes(group.count)} {self._said_of(group, group.count)}")
+                for group in self._groups()
+            ],
             "remedies": self.remedies,
             "fallback": self.fallback,
             "metrics_age_s": self.metrics_age_s,
@@ -232,6 +257,10 @@ def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
     return tuple(sorted(found, key=lambda group: -group.count))
 
 
+def _nodes(count: int) -> str:
+    return f"{count} {'node' if count == 1 else 'nodes'}"
+
+
 def _plain(placement: Placement) -> dict[str, Any]:
     return {
         "node_id": placement.node_id,
@@ -254,14 +283,14 @@ def _plain_refusal(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _plain_group(group: Refused) -> dict[str, Any]:
+def _plain_group(group: Refused, text: str) -> dict[str, Any]:
     return {
         "filter": group.filter,
         "when": group.when,
         "count": group.count,
         "alone": group.alone,
         "examples": [_plain_refusal(refusal) for refusal in group.examples],
-        "text": group.text,
+        "text": text,
     }
 
 

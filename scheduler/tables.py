@@ -166,7 +166,8 @@ def show_decision(decision: Mapping[str, Any]) -> None:
         out.print(
             f"… and {more} more {'node' if more == 1 else 'nodes'} (--json has the first 1,000 reasons)."
         )
-    if total > 1 or decision["is_never"]:
+    is_short = all(group["filter"] in ("gpu", "memory", "cpu", "avoid") for group in decision["refused"])
+    if total > 1 or decision["is_never"] or not is_short:  # of one node that is full all has been said
         if decision["remedies"]:
             out.print()
         for remedy in decision["remedies"]:

@@ -26,7 +26,7 @@ def test_reason_counts_nodes_by_what_they_lack() -> None:
         ("c", "gpu", "needs 1 GPU, has none", "never"),
     )
     assert decision.reason == (
-        "no node has room now for 1 GPU: 2 of 3 nodes have too few GPUs free now, 1 has too few such GPUs at all"
+        "no node has room now for 1 GPU: 2 of 3 nodes have too few GPUs free now, 1 has too few GPUs at all"
     )
     assert not decision.is_never
 
@@ -52,7 +52,24 @@ def test_never_outweighs_now_on_the_same_node() -> None:
 
 def test_own_filters_are_named() -> None:
     decision = _refused(("a", "licence", "no licence", "now"), ("b", "licence", "no licence", "now"))
-    assert decision.reason == "no node has room now for 1 GPU: 2 of 2 nodes are refused by licence"
+    assert decision.reason == (
+        "policy balanced gives no node now for 1 GPU: 2 of 2 nodes are refused by policy balanced (licence)"
+    )
+    assert decision.remedies == [
+        "2 nodes would do but are refused by policy balanced (licence); nearest a: no licence: "
+        "that is policy balanced's doing: another policy may take it"
+    ]
+
+
+def test_such_gpus_are_those_of_a_model_that_was_asked_for() -> None:
+    two: tuple[tuple[str, str, str, When], ...] = (
+        ("a", "gpu", "needs 1 GPU of model T4, has none", "never"),
+        ("b", "gpu", "needs 1 GPU of model T4, has none", "never"),
+    )
+    assert "have too few GPUs at all" in _refused(*two).reason
+    decision = _refused(*two, request=Request(gpus=1, gpu_models=("T4",)))
+    assert "have too few such GPUs at all" in decision.reason
+    assert decision.to_dict()["refused"][0]["text"] == "2 nodes have too few such GPUs at all"
 
 
 def test_no_nodes_is_not_never() -> None:
@@ -94,7 +111,7 @@ def test_decision_survives_json_and_pickle(full: Decision) -> None:
     assert Decision.from_dict(data) == full
     assert pickle.loads(pickle.dumps(full)) == full
     assert (data["reason"], data["is_never"], data["remedies"]) == (full.reason, False, [])
-    assert data["refused"][0]["text"] == "1 node has too few such GPUs at all"
+    assert data["refused"][0]["text"] == "1 node has too few GPUs at all"
 
 
 def test_groups_that_were_only_counted_survive_json_too() -> None:
@@ -130,9 +147,9 @@ def test_groups_count_each_node_once_with_examples_refused_for_this_alone_first(
     assert (gpu.filter, gpu.when, gpu.count, gpu.alone) == ("gpu", "now", 2, 1)
     assert [example.node_id for example in gpu.examples] == ["b", "a"]
     assert (memory.filter, memory.when, memory.count, memory.alone) == ("memory", "never", 1, 0)
-    assert (gpu.text, memory.text) == (
-        "2 nodes have too few GPUs free now",
-        "1 node has too little memory at all",
+    assert (gpu.said_of(2), memory.said_of(1)) == (
+        "have too few GPUs free now",
+        "has too little memory at all",
     )
 
 
@@ -150,8 +167,9 @@ class TestRemedies:
         )
         assert decision.remedies == [
             "2 nodes would do but have too little memory free now; nearest a: needs 8 GiB memory, 4 GiB free",
-            "1 node would do but is draining; nearest c: is draining",
-            "1 node would do but is kept for others (a taint); nearest e: is kept for kernels that tolerate lab",
+            "1 node would do but is draining: `roost drain c --off` lets kernels on it again",
+            "1 node would do but is kept for others (a taint); nearest e: is kept for kernels that tolerate lab: "
+            "say what the kernel tolerates (`--tolerate NAME`, in a kernelspec `tolerates`)",
         ]
         assert decision.lines()[-3:] == decision.remedies
 
@@ -164,6 +182,34 @@ class TestRemedies:
     def test_waiting_does_not_help_where_no_node_could(self) -> None:
         decision = _refused(("a", "gpu", "needs 1 GPU, has none", "never"))
         assert decision.remedies == ["waiting does not help: ask for less, or add a node that has it"]
+
+    @pytest.mark.parametrize(
+        ("refusal", "says"),
+        [
+            (("a", "labels", "needs label zone=a, has zone=b", "never"), "ask for another label"),
+            (("a", "taints", "is kept for kernels that tolerate lab", "never"), "`--tolerate NAME`"),
+            (("a", "licence", "no licence", "never"), "that is policy balanced's doing"),
+        ],
+    )
+    def test_nobody_is_told_to_ask_for_less_where_amounts_are_not_short(
+        self, refusal: tuple[str, str, str, When], says: str
+    ) -> None:
+        alone, with_more = (
+            _refused(refusal),
+            _refused(refusal, ("a", "gpu", "needs 1 GPU, 0 free", "now")),
+        )
+        assert says in alone.remedies[0]
+        assert alone.remedies[1:] == ["waiting does not help"]
+        (only,) = with_more.remedies
+        assert only.startswith("waiting does not help: ")
+        assert says in only
+        assert "less" not in f"{alone.remedies}{with_more.remedies}"
+
+    def test_what_a_node_has_too_little_of_and_what_another_is_kept_for(self) -> None:
+        decision = _refused(
+            ("a", "gpu", "needs 1 GPU, has none", "never"), ("b", "labels", "has no label zone", "never")
+        )
+        assert decision.remedies[-1] == "waiting does not help: ask for less, or add a node that has it"
 
     def test_no_nodes(self) -> None:
         assert _refused().remedies == ["there are no nodes: add one"]

@@ -96,7 +96,7 @@ class TestRefused:
             ("cpu", "never", 1, 0),  # e: its GPU is taken now, its CPUs will never do
         ]
         assert decision.reason == (
-            "no node has room now for 0.5 GPU, 4 CPUs: 2 of 6 nodes have too few such GPUs at all, 1 is draining, "
+            "no node has room now for 0.5 GPU, 4 CPUs: 2 of 6 nodes have too few GPUs at all, 1 is draining, "
             "1 has too few GPUs free now, 1 has too few CPUs free now, 1 has too few CPUs at all"
         )
         assert decision.remedies == [
