@@ -16,6 +16,8 @@ from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, Union
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, PyFileConfigLoader
 
+from roost.placement.policies import SHIPPED
+
 from .amounts import parse_bytes
 from .errors import ConfigError
 from .operations import check_backend
@@ -221,6 +223,11 @@ def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend) -> Settings:
         raise ConfigError(
             "a label or a taint of c.RoostLocalBackend has no name: give it one, or leave it out."
         )
+    for name in scheduler.policies:
+        if name in SHIPPED:
+            raise ConfigError(
+                f"policy {name!r} of c.RoostScheduler.policies has the name of a shipped one: give it another."
+            )
     return Settings(
         **{
             f.name: getattr(scheduler, f.name)

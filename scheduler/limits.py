@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+
+from roost.placement.text import plural
 
 from .amounts import format_bytes
 from .config import Settings
@@ -11,6 +13,8 @@ from .errors import LimitExceeded, NotAllowed
 from .values import KernelRequest
 
 _AMOUNTS = ("cpus", "memory_bytes", "gpus")
+_NAMED = 5
+"""As many kernels are named that count towards a cap."""
 
 
 def with_defaults(request: KernelRequest, settings: Settings) -> KernelRequest:
@@ -24,40 +28,53 @@ def with_defaults(request: KernelRequest, settings: Settings) -> KernelRequest:
     )
 
 
-def admit(request: KernelRequest, user: str, held: Iterable[KernelRequest], settings: Settings) -> None:
-    """Raise `NotAllowed` or `LimitExceeded` if `user`, who already holds (or waits for) `held`, may not have this."""
+def admit(request: KernelRequest, user: str, held: Mapping[str, KernelRequest], settings: Settings) -> None:
+    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this.
+
+    `held`: by kernel id, what this user's other kernels hold or wait for. An error's `cap` is the trait's name.
+    """
     if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
         raise NotAllowed(
             f"user {user!r} may not start kernels here; ask the operator of this cluster.", user=user
         )
-    held = list(held)
-    if settings.max_kernels_per_user is not None and len(held) >= settings.max_kernels_per_user:
+    most = settings.max_kernels_per_user
+    if most is not None and len(held) >= most:
         raise LimitExceeded(
-            f"{user} has {len(held)} kernels, and {settings.max_kernels_per_user} are allowed: stop one first.",
+            f"{user} has {plural(len(held), 'kernel')}, and max_kernels_per_user allows {most}: "
+            f"{'stop one first' if held else 'ask the operator'}{_named(held)}.",
             cap="max_kernels_per_user",
-            allowed=settings.max_kernels_per_user,
+            allowed=most,
         )
     for name in _AMOUNTS:
         asked = getattr(request, name)
-        _check(f"max_{name}_per_kernel", name, asked, "one kernel asks for", settings)
-        total = asked + sum(getattr(other, name) for other in held)
-        _check(
-            f"max_{name}_per_user", name, total if asked else 0, f"with this one {user} would have", settings
-        )
+        _check("kernel", name, asked, "one kernel asks for", "ask for less", settings)
+        if asked:
+            holders = [id_ for id_, other in held.items() if getattr(other, name)]
+            total = asked + sum(getattr(held[id_], name) for id_ in holders)
+            do = f"ask for less{', or stop one that has some' if holders else ''}{_named(holders)}"
+            _check("user", name, total, f"with this one {user} would have", do, settings)
 
 
-def _check(cap: str, name: str, amount: float, who: str, settings: Settings) -> None:
-    allowed: float | None = getattr(settings, cap)
+def _check(per: str, name: str, amount: float, who: str, do: str, settings: Settings) -> None:
+    allowed: float | None = getattr(settings, f"max_{name}_per_{per}")
     if allowed is not None and amount > allowed + 1e-6:
+        cap = f"max_{name.removesuffix('_bytes')}_per_{per}"
         raise LimitExceeded(
-            f"{who} {_text(name, amount)}, and {cap} allows {_text(name, allowed)}: ask for less.",
+            f"{who} {_text(name, amount)}, and {cap} allows {_text(name, allowed)}: {do}.",
             cap=cap,
             allowed=allowed,
             asked=amount,
         )
 
 
+def _named(kernel_ids: Iterable[str]) -> str:
+    """The beginnings of their ids, as `roost stop` takes them."""
+    ids = list(kernel_ids)
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return f" ({', '.join(id_[:8] for id_ in ids[:_NAMED])}{more})" if ids else ""
+
+
 def _text(name: str, amount: float) -> str:
     if name == "memory_bytes":
         return f"{format_bytes(amount)} of memory"
-    return f"{amount:g} {'CPUs' if name == 'cpus' else 'GPUs'}"
+    return plural(amount, "CPU" if name == "cpus" else "GPU")

@@ -269,7 +269,8 @@ class Scheduler:
         """
         request = with_defaults(request, self._settings)
         others = [r for r in self._records.values() if r.owner.user == owner.user and r.kernel_id != but]
-        admit(request, owner.user, [record.request for record in others], self._settings)
+        held = {record.kernel_id: record.request for record in others}
+        admit(request, owner.user, held, self._settings)
         placement_request(request, owner)
         if not has_lease:
             self.policies.check(request.policy)

@@ -56,8 +56,10 @@ def test_own_filters_are_named() -> None:
         "policy balanced gives no node now for 1 GPU: 2 of 2 nodes are refused by policy balanced (licence)"
     )
     assert decision.remedies == [
-        "2 nodes would do but are refused by policy balanced (licence); nearest a: no licence: "
-        "that is policy balanced's doing: another policy may take it"
+        (
+            "2 nodes would do but are refused by policy balanced (licence); nearest a: no licence: "
+            "that is policy balanced's doing: another policy may take it"
+        )
     ]
 
 
@@ -168,8 +170,10 @@ class TestRemedies:
         assert decision.remedies == [
             "2 nodes would do but have too little memory free now; nearest a: needs 8 GiB memory, 4 GiB free",
             "1 node would do but is draining: `roost drain c --off` lets kernels on it again",
-            "1 node would do but is kept for others (a taint); nearest e: is kept for kernels that tolerate lab: "
-            "say what the kernel tolerates (`--tolerate NAME`, in a kernelspec `tolerates`)",
+            (
+                "1 node would do but is kept for others (a taint); nearest e: is kept for kernels that tolerate lab: "
+                "say what the kernel tolerates (`--tolerate NAME`, in a kernelspec `tolerates`)"
+            ),
         ]
         assert decision.lines()[-3:] == decision.remedies
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import world
 
-from roost.scheduler.config import LocalSettings, Settings, load
+from roost.scheduler.config import LocalSettings, RoostScheduler, Settings, load
 from roost.scheduler.errors import ConfigError, LimitExceeded, NotAllowed
 from roost.scheduler.limits import admit, with_defaults
 from roost.scheduler.values import KernelRequest
@@ -21,36 +21,50 @@ GIB = 1 << 30
     ("settings", "request_", "said"),
     [
         (Settings(max_cpus_per_kernel=2), KernelRequest(cpus=3), "asks for 3 CPUs, and max_cpus_per_kernel"),
-        (Settings(max_gpus_per_kernel=0.5), KernelRequest(gpus=1), "allows 0.5 GPUs"),
+        (
+            Settings(max_gpus_per_kernel=0.5),
+            KernelRequest(gpus=1),
+            "asks for 1 GPU, and max_gpus_per_kernel allows 0.5 GPU: ask for less",
+        ),
         (
             Settings(max_memory_bytes_per_kernel=GIB),
             KernelRequest(memory_bytes=2 * GIB),
-            "asks for 2 GiB of memory, and max_memory_bytes_per_kernel allows 1 GiB",
+            "asks for 2 GiB of memory, and max_memory_per_kernel allows 1 GiB",
         ),
-        (Settings(max_cpus_per_user=3), KernelRequest(cpus=2), "ada would have 4 CPUs"),
-        (Settings(max_kernels_per_user=1), KernelRequest(), "ada has 1 kernels, and 1 are allowed"),
+        (
+            Settings(max_cpus_per_user=3),
+            KernelRequest(cpus=2),
+            "ada would have 4 CPUs, .* that has some \\(aaaaaaaa\\)",
+        ),
+        (
+            Settings(max_kernels_per_user=1),
+            KernelRequest(),
+            "ada has 1 kernel, .* allows 1: stop one first \\(aaaaaaaa\\)",
+        ),
     ],
 )
 def test_a_cap_says_which_it_is_and_what_is_allowed(
     settings: Settings, request_: KernelRequest, said: str
 ) -> None:
-    held = [KernelRequest(cpus=2)]
+    held = {"aaaaaaaa-1": KernelRequest(cpus=2)}
     with pytest.raises(LimitExceeded, match=said) as caught:
         admit(request_, "ada", held, settings)
-    assert getattr(settings, caught.value.fields["cap"]) == caught.value.fields["allowed"]
+    cap = caught.value.fields["cap"]
+    assert cap in RoostScheduler.class_traits(config=True)
+    assert getattr(settings, cap.replace("_memory", "_memory_bytes")) == caught.value.fields["allowed"]
 
 
 def test_what_is_exactly_allowed_is_allowed() -> None:
-    admit(KernelRequest(cpus=0.1), "ada", [KernelRequest(cpus=0.2)], Settings(max_cpus_per_user=0.3))
-    over = [KernelRequest(gpus=2)]
+    admit(KernelRequest(cpus=0.1), "ada", {"a": KernelRequest(cpus=0.2)}, Settings(max_cpus_per_user=0.3))
+    over = {"a": KernelRequest(gpus=2)}
     admit(KernelRequest(cpus=1), "ada", over, Settings(max_gpus_per_user=1))
 
 
 def test_who_is_denied_or_not_on_the_list_may_not() -> None:
-    admit(KernelRequest(), "ada", [], Settings(allowed_users=frozenset(["ada"])))
+    admit(KernelRequest(), "ada", {}, Settings(allowed_users=frozenset(["ada"])))
     for settings in (Settings(denied_users=frozenset(["eve"])), Settings(allowed_users=frozenset(["ada"]))):
         with pytest.raises(NotAllowed, match="'eve' may not"):
-            admit(KernelRequest(), "eve", [], settings)
+            admit(KernelRequest(), "eve", {}, settings)
 
 
 def test_defaults_fill_what_is_not_asked_for() -> None:
@@ -114,6 +128,10 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ("c.RoostScheduler.max_gpus_per_kernel = -1", "a setting is wrong"),
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
         ("c.RoostLocalBackend.labels = {'zone': 1}", "a setting is wrong"),
+        (
+            "c.RoostScheduler.policies = {'balanced': 'm:P'}",
+            "'balanced' .* the name of a shipped one: give it",
+        ),
         ("c.RoostLocalBackend.taints = ['']", "a taint of c.RoostLocalBackend has no name"),
         ("raise RuntimeError('oops')", "RuntimeError: oops"),
     ],
@@ -150,7 +168,5 @@ def test_options_overrule_the_file_and_are_checked_too(tmp_path: Path) -> None:
 
 
 def test_every_setting_can_be_configured() -> None:
-    from roost.scheduler.config import RoostScheduler
-
     known = {name.replace("_memory", "_memory_bytes") for name in RoostScheduler.class_traits(config=True)}
     assert known == {field.name for field in fields(Settings)} - {"local"}
