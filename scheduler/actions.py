@@ -78,6 +78,11 @@ def request_of(config: dict[str, Any]) -> KernelRequest:
 
 def client_of(arguments: argparse.Namespace) -> Client:
     """The scheduler that the options name, started by the first question if none serves."""
+    return roost.connect(arguments.backend, **options_of(arguments))
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The scheduler's options that were given; raises `ConfigError`."""
     options: dict[str, Any] = {}
     for option in arguments.backend_option:
         key, equals, text = option.partition("=")
@@ -87,7 +92,7 @@ def client_of(arguments: argparse.Namespace) -> Client:
             options[key] = json.loads(text)
         except ValueError:
             options[key] = text
-    return roost.connect(arguments.backend, **options)
+    return options
 
 
 def ask(call: Result[T], timeout_s: float = ANSWER_S) -> T:
@@ -145,9 +150,10 @@ def explain(arguments: argparse.Namespace) -> int:
     """Print where a request would go, now or on a saved snapshot."""
     request = request_of(request_config(arguments))
     if arguments.snapshot:
+        from .config import load
         from .offline import explain_saved
 
-        decision = explain_saved(arguments.snapshot, request)
+        decision = explain_saved(arguments.snapshot, request, load(arguments.backend, options_of(arguments)))
     else:
         decision = ask(client_of(arguments).explain(request))
     if arguments.json:

@@ -100,7 +100,7 @@ def checked(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[st
     """The answer as a decision that rests on nothing of the policy's any more; raises where it cannot be believed."""
     if not isinstance(answer, Decision):
         raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
-    _check_placement(answer.placement, request, snapshot, avoid)
+    check_placement(answer.placement, request, snapshot, avoid)
     shown = None if answer.placement is None else SHOWN_REFUSALS  # who waits looks at all of them
     refusals: tuple[Any, ...] = tuple(answer.refusals[:shown])
     for refusal in refusals:
@@ -117,9 +117,10 @@ def checked(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[st
     )
 
 
-def _check_placement(
+def check_placement(
     placement: Placement | None, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]
 ) -> None:
+    """Raise where the chosen node and its devices cannot hold the request."""
     if placement is None:
         return
     node_id, ids = placement.node_id, placement.device_ids

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
-from roost.placement.policies import PolicyError, find
+from roost.placement.policies import SHIPPED, PolicyError, find, installed
 
 from .errors import ConfigError
 
@@ -20,26 +20,35 @@ T = TypeVar("T")
 
 _LONGEST = 200
 """Characters of an error of anybody's that are shown."""
+_NOBODYS: Mapping[str, str] = MappingProxyType({})
 
 
-def found(spec: str) -> object:
-    """What is named: `path/to/file.py:Name`, or what `placement.policies.find` knows. Raises whatever it raises.
+def found(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
+    """What `named` (the operator's) means by it, `path/to/file.py:Name`, or what `placement.policies.find` knows.
+
+    Raises whatever loading it raises, and `PolicyError` that lists the known names.
 
     A file is run as a module of a name of its own, which nothing else imports; its folder is not put on `sys.path`.
     """
+    spec = named.get(name, name)
     path, _, attribute = spec.rpartition(":")
     if not path.endswith(".py"):
+        if spec.endswith(".py"):
+            raise PolicyError(f"policy {spec} is a file: give it as path/to/file.py:Name.")
+        others = sorted({*installed(), *named} - SHIPPED.keys())
+        if ":" not in spec and spec not in (*SHIPPED, *installed()):
+            raise PolicyError(f"unknown policy {spec!r:.80}; known are {', '.join([*SHIPPED, *others])}.")
         return find(spec)
     file = Path(path).expanduser().resolve()
     source = file.read_bytes()
-    name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"
-    module = ModuleType(name)
+    module_name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"
+    module = ModuleType(module_name)
     module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[module_name] = module  # dataclasses look their module up
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[module_name]
         raise
     if not hasattr(module, attribute):
         raise PolicyError(f"{file} has no {attribute!r:.80}: a policy is given as path/to/file.py:Name.")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ from .starts import placement_request
 from .values import KernelRequest, Owner
 
 
-def explain_saved(path: str, request: KernelRequest) -> dict[str, Any]:
+def explain_saved(path: str, request: KernelRequest, settings: Settings | None = None) -> dict[str, Any]:
     """Where such a kernel would go on the snapshot in that file, as `explained`; raises `ConfigError`.
 
-    Nobody's defaults and caps are asked, and policies know nothing of earlier requests.
+    Of the operator's settings policies are used, not defaults and caps; policies know nothing of earlier requests.
     """
     snapshot = read_snapshot(path)
     asked = placement_request(request, Owner(user=""))
     logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
-    return explained(asyncio.run(_decide(request.policy, asked, snapshot)), snapshot)
+    return explained(asyncio.run(_decide(request.policy, asked, snapshot, settings or Settings())), snapshot)
 
 
 def read_snapshot(path: str) -> Snapshot:
@@ -52,9 +53,9 @@ def read_snapshot(path: str) -> Snapshot:
     )
 
 
-async def _decide(name: str, request: Request, snapshot: Snapshot) -> Decision:
+async def _decide(name: str, request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
     """As the service would with a policy that its operator names."""
-    settings = Settings(default_policy=name) if name else Settings()
+    settings = replace(settings, default_policy=name or settings.default_policy)
     policies = Policies(settings, Workload(None, clock=time.monotonic))
     try:
         await policies.load(settings.default_policy)

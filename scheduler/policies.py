@@ -49,7 +49,7 @@ class Policies:
         if spec not in SHIPPED and name not in self._others and self._may_ask(name):
             if len(self._problems) > _REMEMBERED:
                 self._problems.clear()
-            problem = await self._load(name, lambda: found(spec))
+            problem = await self._load(name, lambda: found(name, self._settings.policies))
             if problem is not None:
                 self._problems[name] = problem
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from roost.placement import NOWHERE, Decision, Node, Policy, Profile, Request, Snapshot
+from roost.placement.later import LaterSequence
 from roost.placement.policies import SHIPPED, made
 from roost.placement.replay import (
     Arrival,
@@ -29,10 +30,12 @@ from roost.placement.replay import (
 )
 from roost.placement.text import plural
 
-from .actions import ask, client_of
+from .actions import ask, client_of, options_of
 from .comparison import Comparison, Run
+from .config import load
 from .decision_log import FILE_NAME
 from .errors import ConfigError
+from .guard import check_placement
 from .loading import found, loaded, told
 from .offline import read_snapshot
 from .operations import service_folder
@@ -45,6 +48,8 @@ _PROGRESS_EVERY = 200
 def simulate(arguments: argparse.Namespace) -> int:
     """Replay, and print, write and draw what came of it. Exit code 1 when a picture was asked for and not drawn."""
     _check(arguments)
+    named = load(arguments.backend, options_of(arguments)).policies
+    policies = arguments.policy or list(SHIPPED)
     tasks = read_trace(arguments.trace or _own_log(arguments))
     nodes = _nodes(arguments)
     resource, capacity = _counted(nodes, tasks)
@@ -59,7 +64,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         nodes=len(nodes),
         capacity=capacity,
         resource=resource,
-        runs=compare(arguments.policy or list(SHIPPED), nodes, tasks, streams, resource),
+        runs=compare(policies, named, nodes, tasks, streams, resource),
     )
     document = json.dumps(comparison.to_dict(), ensure_ascii=False)
     if arguments.json == "-":
@@ -78,15 +83,19 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 def compare(
     policies: Sequence[str],
+    named: Mapping[str, str],
     nodes: Sequence[Node],
     tasks: Sequence[Arrival],
     streams: Mapping[int, Sequence[Arrival]],
     resource: Resource,
 ) -> dict[str, list[Run]]:
-    """Each policy on each stream, these by seed, with progress on stderr. Raises `ConfigError` that names a policy."""
+    """Each policy on each stream, these by seed, with progress on stderr.
+
+    `named` are the operator's policies. Raises `ConfigError` that names a policy.
+    """
     profile = Profile.of([task.request for task in tasks], Snapshot.of(nodes))
     logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
-    known = {name: loaded(name, partial(found, name)) for name in policies}
+    known = {name: loaded(name, partial(found, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
         return loaded(name, lambda: made(known[name], name, profile))
@@ -101,17 +110,28 @@ def compare(
         for name in runs:
             for seed, stream in streams.items():
                 progress.update(bar, description=f"{name}, seed {seed}")
-                timed = Timed(make(name), name, lambda: progress.advance(bar, _PROGRESS_EVERY))
+                timed = Timed(
+                    make(name),
+                    name,
+                    lambda: progress.advance(bar, _PROGRESS_EVERY),
+                    is_checked=known[name] is not SHIPPED.get(name),
+                )
                 done = replay(timed, Snapshot.of(nodes), stream, resource=resource, profile=profile)
                 runs[name].append(Run(seed=seed, replay=done, decision_ms=timed.decision_ms()))
     return runs
 
 
 class Timed:
-    """A policy with a clock; what it raises becomes a `ConfigError` that names it."""
+    """A policy with a clock; what it raises becomes a `ConfigError` that names it.
 
-    def __init__(self, policy: Policy, name: str, on_progress: Callable[[], object]) -> None:
+    With `is_checked`, as for all that are not shipped, so does a decision that cannot be (`guard`).
+    """
+
+    def __init__(
+        self, policy: Policy, name: str, on_progress: Callable[[], object], *, is_checked: bool
+    ) -> None:
         self.name = name
+        self._is_checked = is_checked
         self._policy = policy
         self._on_progress = on_progress
         self._times_s: list[float] = []
@@ -120,11 +140,13 @@ class Timed:
         began = time.perf_counter()
         try:
             decision = self._policy.place(request, snapshot, avoid=avoid)
-        except Exception as problem:  # noqa: BLE001 - a policy is anybody's code
+            self._times_s.append(time.perf_counter() - began)
+            if self._is_checked:
+                _check_decision(decision, request, snapshot, avoid)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # noqa: BLE001 - anybody's code, which may even ask to exit
             raise ConfigError(f"policy {self.name} failed ({told(problem)}).") from None
-        self._times_s.append(time.perf_counter() - began)
-        if not isinstance(decision, Decision):
-            raise ConfigError(f"policy {self.name} gave {type(decision).__name__}, not a Decision.")
         if len(self._times_s) % _PROGRESS_EVERY == 0:
             self._on_progress()
         return decision
@@ -133,6 +155,16 @@ class Timed:
         """Median, and the slowest in a hundred."""
         p50, p99 = np.percentile(self._times_s, [50, 99]) * 1e3 if self._times_s else (0.0, 0.0)
         return float(p50), float(p99)
+
+
+def _check_decision(decision: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> None:
+    """As `guard.checked`, but for the grounds, which nobody reads here."""
+    if not isinstance(decision, Decision):
+        raise TypeError(f"place gave {type(decision).__name__}, not a Decision")
+    check_placement(decision.placement, request, snapshot, avoid)
+    is_later = isinstance(decision.refusals, LaterSequence)  # all nodes' grounds: a pipeline has some
+    if decision.placement is None and not (is_later or decision.refusals or decision.refused):
+        raise ValueError("it gave neither a node nor a refusal")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from roost.placement import Device, Node, Snapshot
+from roost.scheduler.config import Settings
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.offline import explain_saved, read_snapshot
 from roost.scheduler.values import KernelRequest
@@ -72,6 +73,16 @@ def test_a_policy_may_be_a_file_or_a_module(
     for spec in (f"{tmp_path}/mine.py:MINE", "mine:MINE"):
         explanation = explain_saved(saved, KernelRequest(tolerates=("lab",), policy=spec))
         assert (explanation["placement"]["node_id"], explanation["policy"]) == ("b", spec)
+
+
+def test_a_policy_may_be_one_that_the_operator_names(saved: str, tmp_path: Path) -> None:
+    settings = Settings(policies={"last": f"{tmp_path}/mine.py:MINE"})
+    asked = KernelRequest(tolerates=("lab",), policy="last")
+    assert explain_saved(saved, asked, settings)["placement"]["node_id"] == "b"
+    with pytest.raises(ConfigError, match=r"unknown policy 'lost'; known are balanced, .*, last\."):
+        explain_saved(saved, KernelRequest(policy="lost"), settings)
+    with pytest.raises(ConfigError, match=r"give it as path/to/file\.py:Name\."):
+        explain_saved(saved, KernelRequest(policy=f"{tmp_path}/mine.py"))
 
 
 def test_a_policy_that_fails_is_named(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -375,7 +375,7 @@ async def test_a_file_that_was_mended_is_found(tmp_path: Path) -> None:
 async def test_one_that_takes_too_long_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(module, "_LOAD_S", 0.05)
-    monkeypatch.setattr(module, "found", lambda spec: release.wait(20) and policy("pack"))
+    monkeypatch.setattr(module, "found", lambda *_: release.wait(20) and policy("pack"))
     async with policies(Settings(policies={"mine": "slow:X"})) as found:
         await asyncio.gather(found.load("mine"), found.load("mine"))
         with pytest.raises(ConfigError, match=r"mine is not loaded after 0\.05 s"):

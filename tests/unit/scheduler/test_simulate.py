@@ -23,6 +23,7 @@ TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,creation_time,dele
     for i in range(40)
 )
 OWN_POLICY = """
+from roost.placement import Decision, Placement
 from roost.placement.policies import pack as mine
 
 class Broken:
@@ -33,6 +34,25 @@ class Broken:
 class Wrong(Broken):
     def place(self, request, snapshot, *, avoid=None):
         return "n0"
+
+class Chooses(Broken):
+    node, devices = "nowhere", ()
+    def place(self, request, snapshot, *, avoid=None):
+        placement = Placement(node_id=self.node, device_ids=self.devices) if self.node else None
+        return Decision(request=request, policy="chooses", placement=placement)
+
+class NoDevice(Chooses):
+    node, devices = "n0", ("7",)
+
+class Full(Chooses):
+    node = "n0"
+
+class Silent(Chooses):
+    node = ""
+
+class Leaves(Broken):
+    def place(self, request, snapshot, *, avoid=None):
+        raise SystemExit(0)
 """
 
 
@@ -136,6 +156,20 @@ def test_a_policy_of_ones_own(simulate: Simulate) -> None:
     assert found["mine.py:mine"]["runs"][0]["points"] == found["pack"]["runs"][0]["points"]
 
 
+def test_a_policy_that_the_operator_names(
+    simulate: Simulate, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files / "etc").mkdir()
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(files / "etc"))
+    (files / "etc" / "jupyter_roost_config.py").write_text(
+        'c.RoostScheduler.policies = {"ours": "../mine.py:mine"}\n'
+    )
+    code, out, _ = simulate("tasks.csv", "--policy", "ours", "--seeds", "1")
+    assert (code, "\nours " in out) == (0, True)
+    code, _, err = simulate("tasks.csv", "--policy", "yours")
+    assert (code, err.rstrip().endswith(", ours.")) == (2, True)
+
+
 class Answer:
     def result(self, timeout: float | None = None) -> Any:
         assert timeout is not None
@@ -229,7 +263,13 @@ def test_without_matplotlib_all_but_the_picture_is_there(
         (("tasks.csv", "--policy", "no_such"), "unknown policy 'no_such'"),
         (("tasks.csv", "--policy", "none.py:X"), "the placement policy none.py:X cannot be loaded (FileNotFoundError"),
         (("tasks.csv", "--policy", "mine.py:Broken"), "policy mine.py:Broken failed (ZeroDivisionError: division"),
-        (("tasks.csv", "--policy", "mine.py:Wrong"), "policy mine.py:Wrong gave str, not a Decision."),
+        (("tasks.csv", "--policy", "mine.py:Wrong"), "policy mine.py:Wrong failed (TypeError: place gave str"),
+        (("tasks.csv", "--policy", "mine.py:Chooses"), "policy mine.py:Chooses failed (ValueError: it chose 'nowhere'"),
+        (("one.csv", "--policy", "mine.py:NoDevice"), "policy mine.py:NoDevice failed (ValueError: it chose device"),
+        (("tasks.csv", "--policy", "mine.py:Full"), "policy mine.py:Full failed (ValueError: it chose n0, which"),
+        (("tasks.csv", "--policy", "mine.py:Silent"), "policy mine.py:Silent failed (ValueError: it gave neither"),
+        (("tasks.csv", "--policy", "mine.py:Leaves"), "policy mine.py:Leaves failed (SystemExit: 0)."),
+        (("tasks.csv", "--policy", "mine.py"), "policy mine.py is a file: give it as path/to/file.py:Name."),
         (("tasks.csv", "--demand", "0"), "--demand 0 simulates nothing: give more than 0."),
         (("tasks.csv", "--seeds", "-1"), "--seeds -1 simulates nothing: give more than 0."),
         (("tasks.csv", "--json", "no/folder.json"), "--json no/folder.json: there is no folder no."),
@@ -243,6 +283,7 @@ def test_errors_are_one_sentence(
 ) -> None:
     head = TASKS.partition("\n")[0]
     (files / "nothing.csv").write_text(f"{head}\na,0,0,0,0,,,\n")
+    (files / "one.csv").write_text(f"{head}\na,1000,1024,1,1000,,,\n")
     (files / "cpus.csv").write_text(f"{head}\na,1000,0,0,0,,,\n")
     (files / "twice.csv").write_text(NODES + "n1,1000,1024,0,\n")
     code, out, err = simulate(*arguments)
