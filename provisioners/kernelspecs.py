@@ -20,7 +20,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from roost.scheduler.environment import Environment, probe
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.operations import check_backend
+from roost.scheduler.operations import BACKENDS, check_backend
 
 from .encryption import WISHES
 from .environment import check_patterns
@@ -150,6 +150,17 @@ def findings() -> list[dict[str, str]]:
         do = "roost kernelspec install --from python3 --name roost-python3"
         found.append({"level": "warning", "what": "no kernelspec starts through roost", "do": do})
     return found
+
+
+def policies(backend: str) -> dict[str, str]:
+    """By kernelspec of that backend, the placement policy that it asks for; only those that ask for one."""
+    return {
+        spec.name: policy
+        for spec in installed()
+        if spec.config.get("backend", BACKENDS[0]) == backend
+        and isinstance(policy := spec.config.get("policy"), str)
+        and policy
+    }
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
@@ -226,13 +226,25 @@ def drain(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Print the scheduler's findings and those of `arguments.checks`: functions, named `module:function`."""
+    """Print the scheduler's findings and those of `arguments.checks`, and which policies there are not of those that
+    kernelspecs of this backend ask for (`arguments.asked`). Functions are named `module:function`."""
     findings: list[Finding] = []
     for check in arguments.checks:
-        module, _, function = check.partition(":")
-        findings += getattr(import_module(module), function)()
+        findings += _named(check)()
     try:
-        findings += ask(client_of(arguments).doctor())
+        client = client_of(arguments)
+        findings += ask(client.doctor())
+        if asked := _named(arguments.asked)(arguments.backend):
+            problems = ask(client.check_policies(sorted(set(asked.values()))))
+            findings += [
+                {
+                    "level": "error",
+                    "what": f"kernelspec {kernelspec}: {problems[policy].rstrip('.')}",
+                    "do": "name another policy in it, or have the operator give that one a name",
+                }
+                for kernelspec, policy in asked.items()
+                if policy in problems
+            ]
     except (RoostError, DaemonError) as error:
         do = "mend this first: the other checks need the scheduler"
         findings.append({"level": "error", "what": str(error), "do": do})
@@ -243,6 +255,12 @@ def doctor(arguments: argparse.Namespace) -> int:
 
         show_findings(findings)
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
+
+
+def _named(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
 
 
 def version(arguments: argparse.Namespace) -> int:

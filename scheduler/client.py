@@ -135,6 +135,10 @@ class Client:
         self._policies[name] = given
         return self._run(self._nothing("add_policy", given))
 
+    def check_policies(self, names: Sequence[str]) -> Call[dict[str, str]]:
+        """Of these placement policies those that no kernel could ask for, each with a sentence that says why."""
+        return self._run(self._field("check_policies", {"names": list(names)}, "problems"))
+
     def doctor(self) -> Call[list[dict[str, Any]]]:
         """What the service finds wrong, missing or well."""
         return self._run(self._field("doctor", {}, "findings"))

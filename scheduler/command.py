@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_kernelspec(commands)
     _add_run(commands)
     doctor = _subcommand(commands, "doctor", "what disagrees, what is missing, what to do", _SCHEDULER)
-    doctor.set_defaults(checks=("roost.provisioners.kernelspecs:findings",))
+    doctor.set_defaults(
+        checks=("roost.provisioners.kernelspecs:findings",), asked="roost.provisioners.kernelspecs:policies"
+    )
     _add_scheduler(doctor)
     _subcommand(commands, "version", "versions of roost and of what it works with", _SCHEDULER)
     return parser
@@ -119,19 +121,15 @@ def _add_simulate(commands: Subparsers) -> None:
     how.add_argument(
         "--policy", metavar="NAME", action="append", help="also FILE.py:NAME, MODULE:NAME (all shipped)"
     )
-    how.add_argument(
-        "--demand", metavar="RATIO", type=_amount, default=1.3, help="asked for, of what there is (1.3)"
-    )
+    how.add_argument("--demand", metavar="RATIO", type=_amount, help="asked for, of what there is (1.3)")
     kinds = how.add_mutually_exclusive_group()
     kinds.add_argument(
         "--departures", action="store_true", help="tasks end after their time; Poisson arrivals"
     )
     kinds.add_argument("--recorded", action="store_true", help="tasks come and end when they did")
-    how.add_argument("--load", metavar="RATIO", type=_amount, default=1.05, help="with --departures (1.05)")
+    how.add_argument("--load", metavar="RATIO", type=_amount, help="with --departures (1.05)")
     how.add_argument("--arrivals", metavar="N", type=int, help="with --departures (as many as the trace has)")
-    how.add_argument(
-        "--seeds", metavar="N", type=int, default=3, help="repeated with so many random orders (3)"
-    )
+    how.add_argument("--seeds", metavar="N", type=int, help="repeated with so many random orders (3)")
     simulate.add_argument("--json", metavar="FILE", help="write all of it (- is stdout, without the table)")
     simulate.add_argument("--plot", metavar="FILE", help="draw it (PNG, SVG or PDF); needs matplotlib")
 

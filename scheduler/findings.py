@@ -1,13 +1,14 @@
-"""What disagrees between the table of kernels, the leases and the agents: for `roost doctor`."""
+"""What disagrees between kernels, leases and agents, and which policies fail: for `roost doctor`."""
 
 from __future__ import annotations
 
 from .cluster import Cluster
 from .keeper import Keeper
+from .policies import FALLBACK, Policies
 from .values import Finding
 
 
-async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:
+async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list[Finding]:
     """All findings, worst first; one of level ok when there is nothing to find. Has the keeper mend what it can."""
     leases = {lease.id: lease for lease in await cluster.backend.leases()}
     processes = await keeper.processes(list(leases.values()))
@@ -33,6 +34,10 @@ async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:
     if found:
         keeper.reconcile_soon()
     found += [
+        _finding("error", f"{setting}: {problem.rstrip('.')}", f"mend {setting}, or what it names")
+        for setting, problem in (await policies.wrong_in_configuration()).items()
+    ]
+    found += [
         _finding(
             "warning",
             f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}",
@@ -44,6 +49,10 @@ async def findings(cluster: Cluster, keeper: Keeper) -> list[Finding]:
     found += [
         _finding("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
         for node_id in sorted(cluster.draining)
+    ]
+    found += [
+        _finding("warning", f"policy {name} {problem}", f"mend it: meanwhile {FALLBACK} ranks in its stead")
+        for name, problem in sorted(policies.failed.items())
     ]
     agree = f"{len(records)} kernels, {len(leases)} leases and {len(processes)} processes agree"
     return found or [_finding("ok", agree, "")]

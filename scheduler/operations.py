@@ -135,6 +135,13 @@ class AddPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckPolicies:
+    """→ {"problems": {name: sentence}}, of those of these placement policies that no kernel could ask for."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecentEvents:
     """→ {"events": [Event]}, oldest first."""
 
@@ -157,6 +164,7 @@ ARGUMENTS: Mapping[str, type] = {
     "drain": Drain,
     "warm": WarmUp,
     "add_policy": AddPolicy,
+    "check_policies": CheckPolicies,
     "doctor": Nothing,
     "events": RecentEvents,
     "leave": Nothing,

@@ -7,7 +7,7 @@ and asked in threads, and where one fails `balanced` ranks in its stead (`guard`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from roost.placement import NOWHERE, Decision, Policy, Profile, Request, Snapshot
@@ -39,6 +39,8 @@ class Policies:
         self._others: dict[str, Guarded] = {}
         self._problems: dict[str, ConfigError] = {}
         self._given: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        """What was wrong with the latest decision, by the policy's name, said of it: `failed (ValueError: …)`."""
         self._loading: dict[
             str, asyncio.Task[ConfigError | None]
         ] = {}  # by token of a client's, else by name
@@ -63,6 +65,25 @@ class Policies:
         if self._spec(name) not in SHIPPED and name not in self._others:
             raise self._problems.get(name) or ConfigError(f"policy {name!r:.80} is not known yet; ask again.")
 
+    async def problems(self, names: Iterable[str]) -> dict[str, str]:
+        """Of these those that cannot be used, each with one sentence that says why."""
+        wanted = sorted(set(names))
+        await asyncio.gather(*map(self.load, wanted))
+        wrong = {}
+        for name in wanted:
+            try:
+                self.check(name)
+            except ConfigError as problem:
+                wrong[name] = problem.user_message
+        return wrong
+
+    async def wrong_in_configuration(self) -> dict[str, str]:
+        """As `problems`, of what the configuration names, by what names it."""
+        named = {f"c.RoostScheduler.policies[{name!r}]": name for name in self._settings.policies}
+        named = {"c.RoostScheduler.default_policy": self._settings.default_policy, **named}
+        wrong = await self.problems(named.values())
+        return {setting: wrong[name] for setting, name in named.items() if name in wrong}
+
     async def add(self, given: AddPolicy) -> None:
         """Take a client's policy; raises `ConfigError` or `NotAllowed`. Given again by the same call: nothing."""
         if not self._settings.allow_client_policies:
@@ -76,10 +97,8 @@ class Policies:
             )
         if self._given.get(given.name) == given.token:
             return
-        if not given.name.strip() or ":" in given.name or self._is_taken(given.name):
-            raise ConfigError(
-                f"policy {given.name!r:.80} needs another name: this one is taken, or cannot be asked for."
-            )
+        if wrong := self._wrong_name(given.name):
+            raise ConfigError(f"policy {given.name!r:.80} needs another name: {wrong}.")
         problem = await self._load(given.name, lambda: unpacked(given.pickled), given.token)
         if problem is not None:
             raise problem
@@ -99,7 +118,9 @@ class Policies:
         else:
             try:
                 decision = await self._others[name].place(request, snapshot, avoid, profile)
+                self.failed.pop(name, None)
             except PolicyFailed as problem:
+                self.failed[name] = str(problem)
                 decision = self._made(FALLBACK).place(request, snapshot, avoid=avoid)
                 grounds = f"ranked by {FALLBACK}, since policy {name} {problem}"
                 also = f"; {decision.fallback}" if decision.fallback else ""
@@ -125,8 +146,17 @@ class Policies:
         """Who asks may name what is shipped, installed or the operator's; only the operator names a module or file."""
         return ":" not in name or name in self._settings.policies or name == self._settings.default_policy
 
-    def _is_taken(self, name: str) -> bool:
-        return name in SHIPPED or name in self._settings.policies or name in installed()
+    def _wrong_name(self, name: str) -> str:
+        """Why a client's policy cannot have that name, or an empty text."""
+        if not name.strip():
+            return "it has none"
+        if ":" in name:
+            return "nobody can ask for one with a colon, which names a module or a file"
+        if name in SHIPPED:
+            return "a shipped policy has it"
+        if name in self._settings.policies:
+            return "the operator's configuration has given it to another"
+        return "a policy of an installed package has it" if name in installed() else ""
 
     async def _load(self, name: str, find_it: Callable[[], object], token: str = "") -> ConfigError | None:
         """Keep what is found under that name, or say why not. Whoever asks for the same meanwhile waits along."""
@@ -155,6 +185,7 @@ class Policies:
         if isinstance(outcome, ConfigError):
             return outcome
         self._others[name] = outcome
+        self.failed.pop(name, None)
         if token:
             self._given[name] = token
         return None

@@ -233,7 +233,7 @@ class Scheduler:
 
     async def doctor(self) -> list[Finding]:
         """What disagrees, and what to do about it."""
-        return await findings(self._cluster, self.keeper)
+        return await findings(self._cluster, self.keeper, self.policies)
 
     def is_idle(self) -> bool:
         """Whether nobody has or wants a kernel."""

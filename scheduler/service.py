@@ -76,6 +76,7 @@ class Service:
             "drain": self._drain,
             "warm": self._warm,
             "add_policy": self._add_policy,
+            "check_policies": self._check_policies,
             "doctor": self._doctor,
             "events": self._events,
             "leave": self._leave,
@@ -161,6 +162,9 @@ class Service:
     async def _add_policy(self, peer: bytes, request: ops.AddPolicy) -> Nothing:
         await self._scheduler.policies.add(request)
         return Nothing()
+
+    async def _check_policies(self, peer: bytes, request: ops.CheckPolicies) -> dict[str, Any]:
+        return {"problems": await self._scheduler.policies.problems(request.names)}
 
     async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
         return {"findings": await self._scheduler.doctor()}

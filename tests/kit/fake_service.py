@@ -163,6 +163,9 @@ class FakeService:
     def _logs(self, _: Any) -> dict[str, Any]:
         return {"text": "said"}
 
+    def _check_policies(self, asked: Any) -> dict[str, Any]:
+        return {"problems": dict.fromkeys(asked.names, "is not known")}
+
     def _doctor(self, _: Any) -> dict[str, Any]:
         return {"findings": []}
 

@@ -179,6 +179,14 @@ def test_doctor_sees_unknown_options(make: Make) -> None:
     assert "'gpu'" in found["what"]
 
 
+def test_which_policies_are_asked_for(make: Make) -> None:
+    make("plain", [sys.executable, "x"], metadata=ours())
+    make("packs", [sys.executable, "x"], metadata=ours(policy="pack"))
+    make("far", [sys.executable, "x"], metadata=ours(policy="pack", backend="other"))
+    make("odd", [sys.executable, "x"], metadata=ours(policy=7))
+    assert kernelspecs.policies("local") == {"packs": "pack"}
+
+
 def ours(**config: Any) -> dict[str, Any]:
     return {"kernel_provisioner": {"provisioner_name": "roost", "config": config}}
 

@@ -53,6 +53,7 @@ def test_calls_from_a_thread_without_a_loop(service: FakeService, client: Client
     assert client.explain(KernelRequest(cpus=1)).result(5) == {"placement": None}
     assert client.logs("k").result(5) == "said"
     assert client.doctor().result(5) == []
+    assert client.check_policies(["gone"]).result(5) == {"gone": "is not known"}
     assert client.events().result(5)[0].kind == "nodes"
     client.signal("k", 2).result(5)
     client.drain("here").result(5)

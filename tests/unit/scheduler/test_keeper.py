@@ -249,6 +249,18 @@ async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
         assert w.leases() == []
 
 
+async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None:
+    named = {"mine": "no_such_module:Mine", "other": "pack"}
+    async with world(tmp_path, settings=replace(SOON, policies=named, default_policy="gone")) as w:
+        w.scheduler.policies.failed["hers"] = "did not answer within 1 s"
+        default, mine, hers = await w.scheduler.doctor()
+        assert [found["level"] for found in (default, mine, hers)] == ["error", "error", "warning"]
+        assert default["what"].startswith("c.RoostScheduler.default_policy: unknown policy 'gone'; known are")
+        assert mine["what"].startswith("c.RoostScheduler.policies['mine']: ")
+        assert "no_such_module" in mine["what"]
+        assert hers["what"] == "policy hers did not answer within 1 s"
+
+
 async def test_doctor_finds_and_mends(tmp_path: Path) -> None:
     async with world(tmp_path, settings=SOON) as w:
         assert (await w.scheduler.doctor())[0]["level"] == "ok"

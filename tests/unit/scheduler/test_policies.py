@@ -208,6 +208,17 @@ async def test_a_reason_that_fails_later_fails_in_the_thread() -> None:
         assert [refusal.node_id for refusal in decision.refusals] == ["full", "full"]
 
 
+async def test_the_latest_failure_is_told_until_it_decides_again() -> None:
+    answers = iter([1 / 2, None])
+    good = policy("pack")
+    mine = Always(lambda request, snapshot: next(answers, 0) or good.place(request, snapshot))
+    async with policies(mine=mine) as found:
+        await fallback_of(found)
+        assert found.failed == {"mine": "failed (TypeError: place gave float, not a Decision)"}
+        assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
+        assert found.failed == {}
+
+
 async def test_a_slow_one_stops_nobody_and_is_asked_again_when_it_answered() -> None:
     release, answered = threading.Event(), threading.Event()
 
@@ -393,8 +404,14 @@ async def test_what_clients_may_give() -> None:
         with pytest.raises(NotAllowed, match="allow_client_policies"):
             await found.add(given("mine", mine))
     async with policies(Settings(policies={"taken": "pack"})) as found:
-        for name in ("balanced", "taken", "a:b", "", " "):
-            with pytest.raises(ConfigError, match="needs another name"):
+        for name, wrong in {
+            "balanced": "a shipped policy has it",
+            "taken": "the operator's configuration has given it",
+            "a:b": "with a colon",
+            "": "it has none",
+            " ": "it has none",
+        }.items():
+            with pytest.raises(ConfigError, match=f"needs another name: .*{wrong}"):
                 await found.add(given(name, mine))
         with pytest.raises(ConfigError, match=r"Python 2\.7 cannot be read"):
             await found.add(replace(given("mine", mine), python="2.7"))
@@ -420,7 +437,7 @@ async def test_installed_ones_are_found_and_keep_their_names(monkeypatch: pytest
     async with policies() as found:
         await found.load("theirs")
         assert (await found.decide("theirs", HALF, CLUSTER)).fallback is None
-        with pytest.raises(ConfigError, match="needs another name"):
+        with pytest.raises(ConfigError, match="needs another name: a policy of an installed package has it"):
             await found.add(given("theirs", placed("small", "0")))
 
 

@@ -106,6 +106,9 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         await call("signal", kernel_id="k", signum=2)
         await call("drain", node_id="here", on=True)
         await call("drain", node_id="here", on=False)
+        (wrong,) = (await call("check_policies", names=["pack", "no-such"]))["problems"].items()
+        assert wrong[0] == "no-such"
+        assert "unknown policy 'no-such'; known are balanced" in wrong[1]
         assert (await call("doctor"))["findings"][0]["level"] == "ok"
         assert decode(Kernel, await call("stop", kernel_id="k")).state == "exited"
         await call("cancel", kernel_id="k")
