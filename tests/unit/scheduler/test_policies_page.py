@@ -28,8 +28,8 @@ def test_the_page_runs() -> None:
         elif language == "" and not text.startswith("$"):
             assert text == said
             compared += 1
-    assert compared == 2
-    for name in ("first_gpu_last", "ByTeam"):
+    assert compared == 3
+    for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet"):
         own = made(names[name], name)
         decision = own.place(Request(gpus=0.5, owner="student-1"), names["cluster"])
         assert decision.placement is not None
