@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from roost.placement.replay import Replay, Resource
 from roost.placement.text import plural
@@ -13,6 +16,21 @@ from roost.placement.text import plural
 from .tables import console, show, table
 
 _WORDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
+_FIGURES = {
+    "REFUSED": "refused",
+    "REQUESTS": "refused_requests",
+    "FRAGMENTED": "fragmented",
+    "P50 ms": "decision_p50_ms",
+    "P99 ms": "decision_p99_ms",
+}
+_FORMS: Sequence[tuple[bool, tuple[str, ...]]] = (
+    (True, ()),
+    (False, ()),
+    (False, ("REQUESTS",)),
+    (False, ("REQUESTS", "P50 ms")),
+    (False, ("REQUESTS", "P50 ms", "FRAGMENTED")),
+)
+"""With the spread or not, and without which columns, widest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +59,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """`runs` by policy. `stream` says what was replayed, in a few words."""
+    """`runs` by policy. `stream` says what was replayed, in a few words; `note` is one more sentence."""
 
     trace: str
     stream: str
+    note: str = ""
     nodes: int
     capacity: float
     resource: Resource
@@ -63,6 +82,7 @@ class Comparison:
         return {
             "trace": self.trace,
             "stream": self.stream,
+            "note": self.note,
             "nodes": self.nodes,
             "capacity": self.capacity,
             "resource": self.resource,
@@ -92,35 +112,54 @@ class Comparison:
         }
 
     def show(self) -> None:
-        """Print the table, best first."""
+        """Print the table, best first; where it is too wide without the spread, then without the least columns."""
         out = console()
-        first = next(iter(self.runs.values()))
-        ends = {max(run.replay.points) for run in first}
-        ahead = ["AT 100 %"] if max(ends) > 100 else []
-        end = f"AT {ends.pop()} %" if len(ends) == 1 else "AT THE END"
-        columns = ("POLICY", *ahead, end, "REFUSED", "REQUESTS", "FRAGMENTED", "P50 ms", "P99 ms")
-        made = table(*columns, right=columns[1:])
-        for policy in self.ranked():
-            cells = [_percent(self.of(policy, "allocated_at_100")) for _ in ahead]
-            cells += [
-                _percent(self.of(policy, name))
-                for name in ("allocated_at_end", "refused", "refused_requests", "fragmented")
-            ]
-            cells += [
-                f"{statistics.fmean(self.of(policy, name)):.3f}"
-                for name in ("decision_p50_ms", "decision_p99_ms")
-            ]
-            made.add_row(policy, *cells)
+        unbounded = out.options.update(max_width=10_000)
+        for is_spread, without in _FORMS:
+            made = self._table(is_spread, without)
+            if out.measure(made, options=unbounded).maximum <= out.width:
+                break
         on = f"on {plural(self.nodes, 'node')} with {_amount(self.capacity, self.resource)}"
-        out.print(f"{self.stream}, {on}.\n")
+        out.print(f"{self.stream}, {on}.")
+        if self.note:
+            out.print(self.note)
+        out.print()
         show(out, made)
-        seeds = f" Means of {len(first)} seeds ± standard deviation." if len(first) > 1 else ""
-        out.print(
-            f"\nIn percent. AT: {_WORDS[self.resource]} allocated once demand for so much had arrived. REFUSED: of "
-            "that demand, and of the REQUESTS. FRAGMENTED: free, and expected to be of no use to requests like these. "
-            f"P50, P99: time of a decision.{seeds}",
-            style="dim",
+        out.print(f"\n{self._legend(is_spread, without)}", style="dim")
+
+    def _table(self, is_spread: bool, without: Sequence[str]) -> Table:
+        ends = {max(run.replay.points) for run in next(iter(self.runs.values()))}
+        end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
+        figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
+        figures |= {end: "allocated_at_end", **_FIGURES}
+        columns = [name for name in figures if name not in without]
+        made = table("POLICY", *columns, right=columns)
+        for policy in self.ranked():
+            made.add_row(
+                self._shown(policy),
+                *(
+                    f"{statistics.fmean(values):.3f}" if "ms" in name else _percent(values, is_spread)
+                    for name in columns
+                    for values in [self.of(policy, figures[name])]
+                ),
+            )
+        return made
+
+    def _legend(self, is_spread: bool, without: Sequence[str]) -> str:
+        requests = "" if "REQUESTS" in without else ", and of the REQUESTS"
+        fragmented = "FRAGMENTED: free, and expected to be of no use to requests like these. "
+        seeds, spread = len(next(iter(self.runs.values()))), " ± standard deviation" if is_spread else ""
+        return (
+            f"In percent. AT: {_WORDS[self.resource]} allocated once demand for so much had arrived. "
+            f"REFUSED: of that demand{requests}. {'' if 'FRAGMENTED' in without else fragmented}"
+            f"{'P99' if 'P50 ms' in without else 'P50, P99'}: time of a decision."
+            + (f" Means of {seeds} seeds{spread}." if seeds > 1 else "")
         )
+
+    def _shown(self, policy: str) -> str:
+        """FILE.py:NAME without its folder, unless another one would be called the same."""
+        short = _without_folder(policy)
+        return short if sum(_without_folder(each) == short for each in self.runs) == 1 else policy
 
     def draw(self, pyplot: Any, path: str) -> None:
         """Allocation, refused demand and fragmentation over arrived demand, each the mean of the runs."""
@@ -136,7 +175,7 @@ class Comparison:
         for axis, (title, read) in zip(axes[:, 0], panels, strict=True):
             for policy in self.ranked():
                 x, y = self._curve(policy, read)
-                axis.plot(x, y, label=policy, linewidth=1.2)
+                axis.plot(x, y, label=self._shown(policy), linewidth=1.2)
             axis.set_ylabel(f"{title}, % of {_WORDS[self.resource]}", fontsize=8)
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
@@ -158,10 +197,15 @@ class Comparison:
         return x, y
 
 
-def _percent(values: Sequence[float]) -> str:
+def _without_folder(policy: str) -> str:
+    path, colon, name = policy.rpartition(":")
+    return f"{Path(path).name}:{name}" if colon and path.endswith(".py") else policy
+
+
+def _percent(values: Sequence[float], is_spread: bool) -> str:
     if not values:
         return "-"
-    spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    spread = f" ±{statistics.stdev(values):.2f}" if is_spread and len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
 
 

@@ -8,7 +8,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from roost.placement import NOWHERE, Decision, Node, Policy, Profile, Request, Snapshot
 from roost.placement.later import LaterSequence
 from roost.placement.policies import SHIPPED, made
-from roost.placement.replay import (
-    Arrival,
-    Resource,
-    arrivals_at_demand,
-    as_promised,
-    poisson_arrivals,
-    replay,
-)
+from roost.placement.replay import Arrival, Resource, as_promised, replay
 from roost.placement.text import plural
 
+from . import streams
 from .actions import ask, client_of, options_of
 from .comparison import Comparison, Run
 from .config import load
@@ -39,9 +32,8 @@ from .guard import check_placement
 from .loading import found, loaded, told
 from .offline import read_snapshot
 from .operations import service_folder
-from .traces import added, read_nodes, read_trace
+from .traces import added, read_ended, read_nodes, read_trace
 
-FIRST_SEED = 42
 _PROGRESS_EVERY = 200
 
 
@@ -50,21 +42,19 @@ def simulate(arguments: argparse.Namespace) -> int:
     _check(arguments)
     named = load(arguments.backend, options_of(arguments)).policies
     policies = arguments.policy or list(SHIPPED)
-    tasks = read_trace(arguments.trace or _own_log(arguments))
+    pyplot = _pyplot(arguments.plot) if arguments.plot else None
+    tasks, note = _tasks(arguments)
     nodes = _nodes(arguments)
-    resource, capacity = _counted(nodes, tasks)
-    try:
-        streams, said = _streams(arguments, tasks, resource, capacity)
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
-    pyplot = _pyplot() if arguments.plot else None
+    resource, capacity = streams.counted(nodes, tasks)
+    made_of_it, said = streams.streams(arguments, tasks, resource, capacity)
     comparison = Comparison(
         trace=arguments.trace or FILE_NAME,
         stream=said,
+        note=note,
         nodes=len(nodes),
         capacity=capacity,
         resource=resource,
-        runs=compare(policies, named, nodes, tasks, streams, resource),
+        runs=compare(policies, named, nodes, tasks, made_of_it, resource),
     )
     document = json.dumps(comparison.to_dict(), ensure_ascii=False)
     if arguments.json == "-":
@@ -76,7 +66,7 @@ def simulate(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(document + "\n", encoding="utf-8")
         if pyplot is not None:
             comparison.draw(pyplot, arguments.plot)
-    except (OSError, ValueError) as problem:  # matplotlib: an ending that it cannot write
+    except OSError as problem:
         raise ConfigError(f"not written: {problem}") from None
     return 1 if arguments.plot and pyplot is None else 0
 
@@ -168,14 +158,29 @@ def _check_decision(decision: Any, request: Request, snapshot: Snapshot, avoid: 
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for option in ("seeds", "demand", "load", "arrivals"):
-        value = getattr(arguments, option)
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{option} {value:g} simulates nothing: give more than 0.")
+    streams.check(arguments)
+    if arguments.empty and arguments.nodes:
+        raise ConfigError("--empty has no effect with --nodes, where nothing runs: leave it out.")
     for option in ("json", "plot"):
         path = getattr(arguments, option)
         if path not in (None, "-") and not Path(path).parent.is_dir():
             raise ConfigError(f"--{option} {path}: there is no folder {Path(path).parent}.")
+
+
+def _tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
+    """The trace, and what must be said of it: a kernel that runs on a live node does not arrive there again."""
+    if arguments.trace:
+        return read_trace(arguments.trace), ""
+    path = _own_log(arguments)
+    if arguments.empty:
+        return read_trace(path), ""
+    tasks, running = read_ended(path)
+    if not tasks:
+        raise ConfigError(
+            "all kernels that the scheduler has placed still run: give --empty, or name a trace."
+        )
+    note = f"Left out, since still on the nodes: {plural(running, 'kernel')} (with --empty all arrive)."
+    return tasks, note if running else ""
 
 
 def _own_log(arguments: argparse.Namespace) -> str:
@@ -211,50 +216,18 @@ def _nodes(arguments: argparse.Namespace) -> list[Node]:
     return [as_promised(node) for node in nodes]
 
 
-def _counted(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> tuple[Resource, float]:
-    """What is counted, and how much there is: GPUs where there are and some are asked for, else CPUs, else memory."""
-    resources: tuple[Resource, ...] = ("gpus", "cpus", "memory_bytes")
-    for resource in resources:
-        capacity = float(sum(getattr(node, resource) for node in nodes))
-        if capacity and any(getattr(task.request, resource) for task in tasks):
-            return resource, capacity
-    raise ConfigError("the trace asks for nothing that the nodes have: there is nothing to allocate.")
-
-
-def _streams(
-    arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
-) -> tuple[dict[int, list[Arrival]], str]:
-    """What is replayed, by seed, and said in a few words."""
-    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-    if arguments.recorded:
-        first_s = tasks[0].at_s
-        return {FIRST_SEED: [replace(task, at_s=task.at_s - first_s) for task in tasks]}, (
-            f"{plural(len(tasks), 'request')} as they came"
-        )
-    if arguments.departures:
-        count = arguments.arrivals or len(tasks)
-        said = f"{count} Poisson arrivals at a load of {arguments.load:g}, with departures"
-        return {
-            seed: poisson_arrivals(
-                tasks, capacity, arguments.load, count, seed, resource=resource, is_steady=True
-            )
-            for seed in seeds
-        }, said
-    requests = [task.request for task in tasks]
-    said = f"Requests for {arguments.demand * 100:g} % of what there is, at random, without departures"
-    return {
-        seed: arrivals_at_demand(requests, capacity, arguments.demand, seed, resource) for seed in seeds
-    }, said
-
-
-def _pyplot() -> Any:
-    """matplotlib for files, or None and a sentence on stderr."""
+def _pyplot(path: str) -> Any:
+    """matplotlib for that file, or None and a sentence on stderr; raises `ConfigError` for what it cannot write."""
     try:
         import matplotlib as mpl
     except ImportError:
-        print("roost: no plot: matplotlib is not installed (pip install 'roost[bench]')", file=sys.stderr)
+        print("roost: no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return None
     mpl.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.backend_bases import FigureCanvasBase
 
+    known = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in known:
+        raise ConfigError(f"--plot {path}: give it an ending of {', '.join(sorted(known))}.")
     return pyplot

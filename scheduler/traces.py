@@ -24,7 +24,10 @@ from .errors import ConfigError
 _MIB = 1 << 20
 _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 _TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
-_MOST_ADDED = 100_000
+MOST_NODES = 200_000
+MOST_TASKS = 1_000_000
+MOST_GPUS = 64
+"""Of one node."""
 
 
 def read_trace(path: str) -> list[Arrival]:
@@ -32,20 +35,35 @@ def read_trace(path: str) -> list[Arrival]:
 
     Raises `ConfigError` with one sentence that names the file and the line.
     """
-    file = Path(path)
+    return sorted(_read(path)[0], key=_came)
+
+
+def read_ended(path: str) -> tuple[list[Arrival], int]:
+    """A decision log as `read_trace` reads it, but for kernels that have not ended since; and how many those are."""
+    arrivals, running = _read(path)
+    return sorted((arrivals[i] for i in range(len(arrivals)) if i not in running), key=_came), len(running)
+
+
+def _read(path: str) -> tuple[list[Arrival], set[int]]:
+    """The tasks as they are in the file, and which of them a decision log has no end of."""
+    file, running = Path(path), set[int]()
     if _begins_with_brace(file):
         files = [each for each in (older(file), file) if each == file or each.exists()]
-        arrivals = _arrivals_of(line for each in files for line in _json_lines(each))
+        arrivals, running = _arrivals_of(line for each in files for line in _json_lines(each))
     else:
-        arrivals = [_in_file(_task, *row) for row in _rows(file, _TASKS, "tasks")]
+        arrivals = [_in_file(_task, *row) for row in _rows(file, _TASKS, "tasks", MOST_TASKS)]
     if not arrivals:
         raise ConfigError(f"{path} has no tasks: there is nothing to simulate.")
-    return sorted(arrivals, key=lambda arrival: arrival.at_s)
+    return arrivals, running
+
+
+def _came(arrival: Arrival) -> float:
+    return arrival.at_s
 
 
 def read_nodes(path: str) -> list[Node]:
     """The nodes of a CSV file, empty; raises `ConfigError` with one sentence that names the file and the line."""
-    nodes = [_in_file(_node, *row) for row in _rows(Path(path), _NODES, "nodes")]
+    nodes = [_in_file(_node, *row) for row in _rows(Path(path), _NODES, "nodes", MOST_NODES)]
     if not nodes:
         raise ConfigError(f"{path} has no nodes: there is nothing to simulate on.")
     return nodes
@@ -54,16 +72,17 @@ def read_nodes(path: str) -> list[Node]:
 def added(nodes: Sequence[Node], specification: str) -> list[Node]:
     """More nodes: `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty ones like that node. Raises `ConfigError`."""
     count_text, cross, what = specification.partition("x")
-    if not (cross and what and count_text.isdecimal() and 0 < int(count_text) <= _MOST_ADDED):
+    if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
         raise ConfigError(
             f"--add {specification!r} must be how many of what: 4x96cpus,384GiB,8xA100, or 4xNAME of a node there is."
         )
+    count = int(count_text[:10])  # more are too many in any case
+    if len(nodes) + count > MOST_NODES:
+        raise ConfigError(f"--add {specification!r:.80} makes more than {MOST_NODES:,} nodes: add fewer.")
     known = {node.id: node for node in nodes}
     like = known[what].emptied() if what in known else _described(what, specification, known)
     taken = sum(node.id.startswith("added-") for node in nodes)
-    return [
-        replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, int(count_text) + 1)
-    ]
+    return [replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, count + 1)]
 
 
 def _described(what: str, specification: str, known: Mapping[str, Node]) -> Node:
@@ -72,8 +91,10 @@ def _described(what: str, specification: str, known: Mapping[str, Node]) -> Node
         part = part.strip()
         if match := re.fullmatch(r"(\d+(?:\.\d+)?) ?cpus?", part):
             cpus = float(match[1])
-        elif match := re.fullmatch(r"(\d{1,4}) ?(?:gpus?|x ?(\S.*))", part):
+        elif match := re.fullmatch(r"(\d{1,9}) ?(?:gpus?|x ?(\S.*))", part):
             first = len(devices)
+            if first + int(match[1]) > MOST_GPUS:
+                raise ConfigError(f"--add {specification!r}: a node has {MOST_GPUS} GPUs at most.")
             devices += [Device(id=str(first + i), model=match[2] or "") for i in range(int(match[1]))]
         elif re.fullmatch(r"[\d.]+ ?[kmgtpKMGTP]i?[bB]?", part):
             memory_bytes = parse_bytes(part)
@@ -88,7 +109,9 @@ def _described(what: str, specification: str, known: Mapping[str, Node]) -> Node
 # openb
 
 
-def _rows(file: Path, columns: Sequence[str], what: str) -> Iterator[tuple[dict[str, str], Path, int]]:
+def _rows(
+    file: Path, columns: Sequence[str], what: str, most: int
+) -> Iterator[tuple[dict[str, str], Path, int]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened, restval="")
@@ -97,7 +120,9 @@ def _rows(file: Path, columns: Sequence[str], what: str) -> Iterator[tuple[dict[
                 raise ConfigError(
                     f"{file} is no list of {what}: it has no column {missing[0]}, of {', '.join(columns)}."
                 )
-            for row in reader:
+            for number, row in enumerate(reader):
+                if number == most:
+                    raise ConfigError(f"{file} has more than {most:,} {what}: give fewer.")
                 yield row, file, reader.line_num
     except OSError as problem:
         raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
@@ -113,7 +138,10 @@ def _in_file(read: Callable[[Any], Any], row: Any, file: Path, line: int) -> Any
 
 
 def _node(row: Mapping[str, str]) -> Node:
-    devices = tuple(Device(id=str(i), model=row["model"].strip()) for i in range(_whole(row, "gpu")))
+    count = _whole(row, "gpu")
+    if count > MOST_GPUS:
+        raise ValueError(f"a node has {MOST_GPUS} GPUs at most; got {count}.")
+    devices = tuple(Device(id=str(i), model=row["model"].strip()) for i in range(count))
     return Node(
         id=row["sn"],
         cpus=_number(row, "cpu_milli") / 1000,
@@ -180,13 +208,15 @@ def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
                     line = None
                 if not isinstance(line, dict) or "what" not in line:
                     raise ConfigError(f"{file}, line {number}: this is no line of a decision log; remove it.")
+                if number > MOST_TASKS:
+                    raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
                 yield line, file, number
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{file} cannot be read: {problem}.") from None
 
 
-def _arrivals_of(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> list[Arrival]:
-    """A kernel that was placed arrived when it was asked for, and ran from its placement to its end."""
+def _arrivals_of(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
+    """A kernel that was placed arrived when it was asked for, and ran from its placement to its end, if it has one."""
     arrivals: list[Arrival] = []
     running: dict[str, tuple[int, float]] = {}  # by kernel: which arrival, placed when
     for line, file, number in lines:
@@ -199,7 +229,7 @@ def _arrivals_of(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> list[A
             running[kernel_id] = len(arrivals), at_s
         if line["what"] in ("placed", "refused"):
             arrivals.append(arrival)
-    return arrivals
+    return arrivals, {index for index, _ in running.values()}
 
 
 def _asked(line: Mapping[str, Any]) -> tuple[Arrival, float]:

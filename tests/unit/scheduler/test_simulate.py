@@ -220,9 +220,34 @@ def test_the_schedulers_own_decisions_are_the_trace(
     }
     (files / "r" / "scheduler-local").mkdir()
     (files / "r" / "scheduler-local" / "decisions.jsonl").write_text(json.dumps(line) + "\n")
+    assert simulate("--recorded", nodes=("--live",))[0] == 2  # it is on its node already
+    code, out, _ = simulate("--recorded", "--policy", "pack", "--empty", nodes=("--live",))
+    assert code == 0
+    assert out.startswith("1 request as they came, on 1 node with 1 GPU.\n\n")
+    refused = json.dumps({**line, "what": "refused", "kernel": "r"})
+    with (files / "r" / "scheduler-local" / "decisions.jsonl").open("a") as log:
+        log.write(f"{refused}\n")
     code, out, _ = simulate("--recorded", "--policy", "pack", nodes=("--live",))
     assert code == 0
-    assert out.startswith("1 request as they came, on 1 node with 1 GPU.")
+    assert out.splitlines()[:2] == [
+        "1 request as they came, on 1 node with 1 GPU.",
+        "Left out, since still on the nodes: 1 kernel (with --empty all arrive).",
+    ]
+
+
+def test_the_table_is_readable_on_80_columns(
+    simulate: Simulate, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    policies = ("--policy", f"{files}/mine.py:mine", "--policy", "round_robin")
+    (files / "a_policy_of_a_long_name.py").write_text(OWN_POLICY)
+    code, out, _ = simulate("tasks.csv", *policies)
+    assert (code, "±" in out, "FRAGMENTED" in out) == (0, False, True)
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\nmine.py:mine  " in out
+    code, out, _ = simulate("tasks.csv", *policies, "--policy", f"{files}/a_policy_of_a_long_name.py:mine")
+    assert (code, "REQUESTS" in out) == (0, False)
+    assert "\na_policy_of_a_long_name.py:mine  " in out
 
 
 def test_draws(simulate: Simulate, files: Path) -> None:
@@ -231,7 +256,9 @@ def test_draws(simulate: Simulate, files: Path) -> None:
     assert "<svg" in (files / "o.svg").read_text()
     code, _, err = simulate("tasks.csv", "--policy", "pack", "--plot", "o.nonsense")
     assert code == 2
-    assert err.startswith("roost: not written: ")
+    assert err.startswith("roost: --plot o.nonsense: give it an ending of ")
+    code, out, err = simulate("none.csv", "--plot", "o")  # told before anything is read
+    assert (code, out, err.startswith("roost: --plot o: ")) == (2, "", True)
 
 
 def test_without_matplotlib_all_but_the_picture_is_there(
@@ -248,7 +275,7 @@ def test_without_matplotlib_all_but_the_picture_is_there(
     code, out, err = simulate("tasks.csv", "--policy", "pack", "--plot", "o.png", "--json", "o.json")
     assert code == 1
     assert "\npack " in out
-    assert "no plot: matplotlib is not installed (pip install 'roost[bench]')" in err
+    assert "no plot: matplotlib is not installed (pip install matplotlib)" in err
     assert (files / "o.json").exists()
     assert not (files / "o.png").exists()
 
@@ -272,6 +299,18 @@ def test_without_matplotlib_all_but_the_picture_is_there(
         (("tasks.csv", "--policy", "mine.py"), "policy mine.py is a file: give it as path/to/file.py:Name."),
         (("tasks.csv", "--demand", "0"), "--demand 0 simulates nothing: give more than 0."),
         (("tasks.csv", "--seeds", "-1"), "--seeds -1 simulates nothing: give more than 0."),
+        (("tasks.csv", "--load", "0.9"), "--load has no effect without --departures: leave it out."),
+        (("tasks.csv", "--arrivals", "9"), "--arrivals has no effect without --departures"),
+        (("tasks.csv", "--departures", "--demand", "1"), "--demand has no effect with --departures"),
+        (("tasks.csv", "--recorded", "--demand", "1"), "--demand has no effect with --recorded"),
+        (("tasks.csv", "--recorded", "--seeds", "1"), "--seeds has no effect with --recorded"),
+        (("tasks.csv", "--empty"), "--empty has no effect with --nodes"),
+        (("tasks.csv", "--demand", "1e300"), "that would be more than 1,000,000 arrivals, 3 seeds taken together"),
+        (("tasks.csv", "--seeds", "9" * 500), "that would be more than 1,000,000 arrivals"),
+        (("tasks.csv", "--departures", "--load", "1e7"), "that would be more than 1,000,000 arrivals"),
+        (("tasks.csv", "--departures", "--arrivals", "9" * 500), "that would be more than 1,000,000 arrivals"),
+        (("many.csv", "--recorded"), "that asks for more than 10,000 times what the nodes have"),
+        (("tasks.csv", "--demand", "0.01"), "no request of the trace is left at a demand of 0.01: give"),
         (("tasks.csv", "--json", "no/folder.json"), "--json no/folder.json: there is no folder no."),
         (("tasks.csv", "--nodes", "twice.csv"), "twice.csv: two nodes have the id 'n1'; give each its own."),
         (("nothing.csv",), "the trace asks for nothing that the nodes have: there is nothing to allocate."),
@@ -284,6 +323,7 @@ def test_errors_are_one_sentence(
     head = TASKS.partition("\n")[0]
     (files / "nothing.csv").write_text(f"{head}\na,0,0,0,0,,,\n")
     (files / "one.csv").write_text(f"{head}\na,1000,1024,1,1000,,,\n")
+    (files / "many.csv").write_text(f"{head}\na,1000,1024,900000000000000,1000,,,\n")
     (files / "cpus.csv").write_text(f"{head}\na,1000,0,0,0,,,\n")
     (files / "twice.csv").write_text(NODES + "n1,1000,1024,0,\n")
     code, out, err = simulate(*arguments)

@@ -10,8 +10,9 @@ import pytest
 
 from roost.placement import Device, Node, Request
 from roost.placement.replay import Arrival
+from roost.scheduler import traces
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.traces import added, read_nodes, read_trace
+from roost.scheduler.traces import added, read_ended, read_nodes, read_trace
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\n"
 TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli\n"
@@ -162,10 +163,47 @@ def test_nodes_like_one_there_is_are_empty(tmp_path: Path) -> None:
     assert [node.id for node in added([A100, *more], "1xbig")] == ["added-0003"]
 
 
-@pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "9999999x8cpus", "4x"])
+@pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "4x"])
 def test_not_how_many_of_what(specification: str) -> None:
     with pytest.raises(ConfigError, match="must be how many of what"):
         added([A100], specification)
+
+
+@pytest.mark.parametrize(
+    ("specification", "said"),
+    [
+        ("200000xbig", "makes more than 200,000 nodes"),
+        (f"{'9' * 5000}x8cpus", "makes more than 200,000 nodes"),
+        ("1x8cpus,60xT4,5xA100", "a node has 64 GPUs at most"),
+        ("1x99999999gpus", "a node has 64 GPUs at most"),
+    ],
+)
+def test_more_than_can_be_simulated_to_add(specification: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        added([A100], specification)
+
+
+def test_more_than_can_be_simulated_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="line 2: a node has 64 GPUs at most; got 100000000"):
+        read_nodes(written(tmp_path, f"{NODES}a,1000,1024,100000000,\n"))
+    monkeypatch.setattr(traces, "MOST_TASKS", 2)
+    with pytest.raises(ConfigError, match="has more than 2 tasks: give fewer"):
+        read_trace(written(tmp_path, TASKS + "a,1000,1024,1,1000\n" * 3))
+    with pytest.raises(ConfigError, match="has more than 2 lines: give fewer"):
+        read_trace(written(tmp_path, "\n".join([line("refused", "r", 6)] * 3)))
+
+
+def test_kernels_that_still_run_can_be_left_out(tmp_path: Path) -> None:
+    lines = [
+        line("placed", "old", 5),
+        line("placed", "runs", 6),
+        line("ended", "old", 7),
+        line("refused", "r", 8),
+    ]
+    path = written(tmp_path, "\n".join(lines))
+    ended, running = read_ended(path)
+    assert ([arrival.duration_s for arrival in ended], running) == ([2.0, None], 1)
+    assert len(read_trace(path)) == 3
 
 
 def test_not_a_node_to_add() -> None:
