@@ -194,6 +194,19 @@ def test_explain_says_why_nowhere(client: StubClient, capsys: pytest.CaptureFixt
     assert "No node could ever hold 1000 CPUs" in out
 
 
+def test_explain_of_one_node_says_what_helps_unless_it_is_only_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for changed, is_told in (({"is_draining": True}, True), ({"cpus_promised": 8}, False)):
+        only = Snapshot.of([Node(id="only", cpus=8, memory_bytes=1 << 30, **changed)])  # type: ignore[arg-type]
+        document = explained(policy("balanced").place(Request(cpus=1), only), only)
+        tables.show_decision({**document, "soonest": None})
+        out = capsys.readouterr().out
+        assert ("would do but" in out) == is_told
+        assert ("`roost drain only --off` lets kernels on it again." in out) == is_told
+
+
 def test_explain_names_the_fallback_and_counts_refusals(
     client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
