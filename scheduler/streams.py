@@ -32,7 +32,7 @@ def check(arguments: argparse.Namespace) -> None:
             why = "without --departures" if kind == "demand" else f"with --{kind}"
             raise ConfigError(f"--{option} has no effect {why}: leave it out.")
         elif value <= 0:
-            raise ConfigError(f"--{option} {value:g} simulates nothing: give more than 0.")
+            raise ConfigError(f"--{option} must be more than 0, to simulate anything.")
 
 
 def counted(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> tuple[Resource, float]:
