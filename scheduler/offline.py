@@ -24,7 +24,7 @@ from .values import KernelRequest, Owner
 def explain_saved(path: str, request: KernelRequest, settings: Settings | None = None) -> dict[str, Any]:
     """Where such a kernel would go on the snapshot in that file, as `explained`; raises `ConfigError`.
 
-    Of the operator's settings the policies count, not the other defaults and caps; policies know nothing of earlier requests.
+    Of the operator's settings only policies count. They know nothing of earlier requests.
     """
     snapshot = read_snapshot(path)
     asked = placement_request(request, Owner(user=""))
