@@ -195,7 +195,7 @@ class Report:
         try:
             import matplotlib as mpl
         except ImportError:
-            print("no plot: matplotlib is not installed (pip install 'roost[bench]')", file=sys.stderr)
+            print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
             return
         mpl.use("Agg")
         from matplotlib import pyplot
