@@ -63,7 +63,7 @@ class Columns:
             setattr(self, name, column)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in COLUMNS:
+        if name not in _NAMES:
             raise AttributeError(name)
         column = getattr(self._source, name).take(self._rows, axis=0)
         setattr(self, name, column)
@@ -83,6 +83,7 @@ class Columns:
 
 
 COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
+_NAMES = frozenset(COLUMNS)
 _UNKNOWN = ("cpus_used", "memory_used_bytes")
 """The columns in which NaN stands for what nobody measures."""
 _PADDING: dict[str, float] = {

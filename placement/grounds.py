@@ -61,7 +61,7 @@ class Grounds:
         rated = self._pipeline.rate(self._request, part, self._scorers)
         used = set(self.devices(row, int(rated.devices[0])))
         places = [place for place, device in enumerate(node.devices) if device.id in used]
-        terms = self._pipeline.terms(self._request, part, self._scorers)
+        terms = self._pipeline.terms(self._request, part, _taken_apart(self._scorers))
         return {
             name: float(term[0] if term.ndim == 1 else term[0, places].mean()) + 0.0
             for name, term in terms.items()
@@ -166,6 +166,15 @@ class Grounds:
         passed = self._pipeline.passed(self._request, snapshot)
         rows = [np.zeros(n, dtype=bool) if mask is None else ~mask for mask in passed]
         return np.array(rows, dtype=bool).reshape(len(passed), n)
+
+
+def _taken_apart(scorers: tuple[tuple[Scorer, float], ...]) -> tuple[tuple[Scorer, float], ...]:
+    """Scorers that are several in one, each for itself."""
+    apart: list[tuple[Scorer, float]] = []
+    for scorer, weight in scorers:
+        parts = getattr(scorer, "parts", None)
+        apart += [(part, weight * share) for part, share in parts] if parts else [(scorer, weight)]
+    return tuple(apart)
 
 
 def _at(avoided: Mapping[int, str], n: int) -> BoolArray:

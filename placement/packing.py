@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .profile import MILLI, Fragments, Profile
+from .scorers import Scorer
 from .snapshot import FloatArray, IntArray, Snapshot
 from .values import Request
 
@@ -57,15 +58,16 @@ class FragmentationGradient:
                 full = tables.first_cell[c.device_model[:, 0]] + after_k * row + MILLI
                 gain += request.gpu_count * tables.flat.take(full)
         if tables.has_many:
-            gain += self._several(request, snapshot, tables, before_k, after_k)
+            gain += self.several(request, snapshot, tables, before_k, after_k)
         if self.is_integer:
             gain = np.floor(100.0 / (1.0 + np.exp(-gain / MILLI))) * (MILLI / 100.0)
         return gain / MILLI
 
-    def _several(
-        self, request: Request, snapshot: Snapshot, tables: Fragments, before_k: IntArray, after_k: IntArray
+    @staticmethod
+    def several(
+        request: Request, snapshot: Snapshot, tables: Fragments, before_k: IntArray, after_k: IntArray
     ) -> FloatArray:
-        """The same of classes that ask for several GPUs, for which whole devices are too few."""
+        """The same of classes that ask for several GPUs, for which whole devices are too few; in thousandths."""
         c = snapshot.columns
         if not c.device_model.shape[1]:
             return np.zeros(len(snapshot))
@@ -159,3 +161,87 @@ class ModelPressure:
         if not pressure.any():
             return None
         return -request.gpus * pressure[snapshot.columns.device_model]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The five above, weighted, in one go over what they share: half the time of one after the other.
+
+    Explanations take it apart (`parts`), and a test holds the two together.
+    """
+
+    profile: Profile
+    fragmentation: float
+    stranded: float
+    leftover: float
+    sliver: float
+    pressure: float
+    name: str = field(default="packing", init=False)
+    _latest: list[tuple[tuple[str, ...], Fragments, FloatArray, FloatArray | None]] = field(
+        default_factory=list, init=False, compare=False, repr=False
+    )
+    needs_metrics = False
+
+    @property
+    def parts(self) -> tuple[tuple[Scorer, float], ...]:
+        return (
+            (FragmentationGradient(self.profile), self.fragmentation),
+            (StrandedShare(self.profile), self.stranded),
+            (Leftover(is_for_gpus=True), self.leftover),
+            (SliverWaste(self.profile), self.sliver),
+            (ModelPressure(self.profile), self.pressure),
+        )
+
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
+        c, (per_cpu, per_byte, share) = snapshot.columns, self.profile.per_gpu()
+        tables, potential, pressure = self._tables(snapshot.models)
+        row, n = MILLI + 1, len(c.gpus_free)
+        gpus, cpus, memory = left = np.empty((3, 2 * n))  # before, and after
+        gpus[:n], cpus[:n], memory[:n] = c.gpus_free, c.cpus_free, c.memory_free_bytes
+        gpus[n:], cpus[n:] = c.gpus_free - request.gpus, c.cpus_free - request.cpus
+        memory[n:] = c.memory_free_bytes - request.memory_bytes
+        node: FloatArray = cpus[n:] * (-0.5 * self.leftover / LARGE_CPUS)
+        node += gpus[n:] * (-0.5 * self.leftover / LARGE_GPUS)
+        if not request.gpus:
+            node *= c.gpus > 0
+        k = tables.k(cpus) * row
+        np.maximum(left, _NEARLY_NOTHING, out=left)
+        served = cpus[:, None] * per_cpu
+        np.minimum(served, memory[:, None] * per_byte, out=served)
+        np.minimum(served, gpus[:, None], out=served)
+        stranded = gpus - np.einsum("ij,j->i", served, share)
+        node += self.stranded * (stranded[:n] - stranded[n:])
+        before = tables.first_cell.take(c.device_model) + c.device_milli
+        after = before + k[n:, None]
+        before += k[:n, None]
+        kept = potential.take(after)
+        node += np.add.reduce(potential.take(before) - kept, axis=1)
+        in_gpus = self.fragmentation / MILLI
+        score = node
+        if 0 < request.gpus < 1:
+            taken = np.minimum(c.device_milli, round(request.gpus * MILLI))
+            score = kept - potential.take(after - taken) + node[:, None]
+        elif request.gpus:
+            full = tables.flat.take(tables.first_cell.take(c.device_model[:, 0]) + k[n:] + MILLI)
+            score = node + in_gpus * request.gpu_count * full
+        if tables.has_many:
+            ks = k // row
+            score = score + in_gpus * FragmentationGradient.several(request, snapshot, tables, ks[:n], ks[n:])
+        if request.gpus and pressure is not None:
+            scarce = (-self.pressure * request.gpus) * pressure.take(c.device_model)
+            score = scarce + (score if score.ndim == 2 else score[:, None])
+        return score
+
+    def _tables(self, models: tuple[str, ...]) -> tuple[Fragments, FloatArray, FloatArray | None]:
+        """Of fragmentation; by cell of its table, what a device with so much left adds to the score; of pressure.
+
+        Kept for the models asked for last: a cluster's seldom change.
+        """
+        latest = self._latest[0] if self._latest else None
+        if latest is None or latest[0] is not models:
+            tables, pressure = self.profile.fragments(models), self.profile.pressure(models)
+            waste = np.tile(self.profile.sliver_waste(), tables.flat.size // (MILLI + 1))
+            potential = self.fragmentation / MILLI * tables.flat + self.sliver * waste
+            latest = models, tables, potential, pressure if pressure.any() else None
+            self._latest[:] = [latest]
+        return latest[1:]

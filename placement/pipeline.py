@@ -146,28 +146,33 @@ class Pipeline:
 
     def passed(self, request: Request, snapshot: Snapshot) -> list[BoolArray | None]:
         """Each filter's answer, None where it lets all pass."""
-        passed = [rule.passes(request, snapshot) for rule in self.filters]
-        for rule, mask in zip(self.filters, passed, strict=True):
-            if mask is not None and mask.shape != (len(snapshot),):
+        passed: list[BoolArray | None] = []
+        shape = (len(snapshot),)
+        for rule in self.filters:
+            mask = rule.passes(request, snapshot)
+            if mask is not None and mask.shape != shape:
                 raise ValueError(
                     f"filter {rule.name!r} must give one truth value per node; mend it or leave it out."
                 )
+            passed.append(mask)
         return passed
 
     def rate(self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]) -> Rated:
         """The scores of these nodes, each for itself."""
-        if not len(snapshot):
+        n = len(snapshot)
+        if not n:
             return Rated(np.empty(0), np.empty(0, dtype=np.int16), False)
-        fits = all_of(self.passed(request, snapshot), len(snapshot))
+        fits = all_of(self.passed(request, snapshot), n)
         if fits is None:
             return self._rate_fitting(request, snapshot, scorers)
-        rows = np.flatnonzero(fits)
-        if 2 * rows.size > len(snapshot):  # rating the others as well is faster than leaving them out
+        rows = fits.nonzero()[0]
+        if 2 * rows.size > n:  # rating the others as well is faster than leaving them out
             rated = self._rate_fitting(request, snapshot, scorers, fits)
             rated.totals[~fits] = -np.inf
             return rated
-        n = len(snapshot)
-        rated = Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
+        rated = Rated(np.empty(n), np.empty(n, dtype=np.int16), False)
+        rated.totals.fill(-np.inf)
+        rated.devices.fill(-1)
         if rows.size:
             part = self._rate_fitting(request, snapshot.part(rows), scorers)
             rated.totals[rows], rated.devices[rows] = part.totals, part.devices
@@ -202,7 +207,7 @@ class Pipeline:
     ) -> Rated:
         terms = self.terms(request, snapshot, scorers)
         uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in scorers)
-        totals = np.zeros(len(snapshot))
+        totals: FloatArray = np.zeros(len(snapshot))
         per_device: FloatArray | None = None
         for term in terms.values():
             if term.ndim == 1:

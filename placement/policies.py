@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import numpy as np
 
-from .packing import FragmentationGradient, Leftover, ModelPressure, SliverWaste, StrandedShare
+from .packing import FragmentationGradient, Leftover, Packing
 from .pipeline import ROUND_ROBIN, Pipeline, Policy
 from .profile import Profile
 from .scorers import (
@@ -56,22 +56,16 @@ def balanced(profile: Profile = _NOBODY) -> Policy:
     if not profile.is_useful:
         return Pipeline(name="balanced", scorers=(*first, (Available("gpu"), 1.0), *_LOAD))
     load = tuple((WithoutGpus(scorer), weight) for scorer, weight in _LOAD)
-    return Pipeline(name="balanced", scorers=(*first, *blend(profile), *load))
+    return Pipeline(name="balanced", scorers=(*first, (packing(profile), 1.0), *load))
 
 
-def blend(profile: Profile) -> tuple[tuple[Scorer, float], ...]:
+def packing(profile: Profile) -> Packing:
     """What makes `balanced` pack GPUs. In GPUs, so that the weights compare: a GPU stranded counts as 0.65 of one lost.
 
     Fitted by hand to the trace of `benchmarks/placement.py`, filled up and with departures. None is sharp; without
     the first term requests for many GPUs find no node, and more of the second breaks up empty nodes.
     """
-    return (
-        (FragmentationGradient(profile), 0.2),
-        (StrandedShare(profile), 0.65),
-        (Leftover(is_for_gpus=True), 0.155),
-        (SliverWaste(profile), 0.8),
-        (ModelPressure(profile), 0.8),
-    )
+    return Packing(profile, fragmentation=0.2, stranded=0.65, leftover=0.155, sliver=0.8, pressure=0.8)
 
 
 def fgd(profile: Profile = _NOBODY) -> Policy:

@@ -209,7 +209,7 @@ class Fragments:
 
     def k(self, cpus_left: FloatArray) -> IntArray:
         """For how many classes so many CPUs suffice."""
-        return np.searchsorted(self.cpus, cpus_left + 1e-6, side="right")
+        return self.cpus.searchsorted(cpus_left + 1e-6, side="right")
 
 
 def _fragments(asked: tuple[Asked, ...], models: tuple[str, ...]) -> Fragments:
