@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from .columns import IntArray
 
 _REMEMBERED = 4096
-"""Changes that are remembered, so that scores can be brought up to date instead of made anew."""
+"""At most so many changes are remembered, so that scores can be brought up to date instead of made anew."""
+_AT_LEAST = 64
+"""On a small cluster no more than it has nodes, and these: there making scores anew is cheap, and memory is not."""
 
 
 class Change(NamedTuple):
@@ -37,7 +39,7 @@ class History:
         self._rows: list[int] = []  # those of all changes, one after the other
         self._ends: list[int] = [0]
         for change in changes:
-            self.add(change)
+            self.add(change, len(changes))
 
     @property
     def last(self) -> int:
@@ -55,15 +57,18 @@ class History:
             return None
         return set(self._rows[self._ends[version - self.first] : self._ends[until - self.first]])
 
-    def add(self, change: Change) -> None:
+    def add(self, change: Change, nodes: int) -> None:
+        """One more version, of a cluster of so many nodes."""
         self.changes.append(change)
         if change.source is not None:
             self.moved = self.last
         self._rows.extend(change.rows)
         self._ends.append(len(self._rows))
-        if len(self.changes) > 2 * _REMEMBERED:
-            self.first += _REMEMBERED
-            del self.changes[:_REMEMBERED], self._ends[:_REMEMBERED]
+        remembered = min(_REMEMBERED, max(_AT_LEAST, nodes))
+        if len(self.changes) > 2 * remembered:
+            forgotten = len(self.changes) - remembered
+            self.first += forgotten
+            del self.changes[:forgotten], self._ends[:forgotten]
             forgotten = self._ends[0]
             del self._rows[:forgotten]
             self._ends = [end - forgotten for end in self._ends]

@@ -291,7 +291,7 @@ class Snapshot:
         if history.last != self.version:  # another snapshot already continued this one: a line of its own
             changes = history.between(history.first, self.version)
             history = History(history.first if changes is not None else self.version, changes or ())
-        history.add(change)
+        history.add(change, len(self))
         return history
 
     def _masks_after(
