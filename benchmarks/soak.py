@@ -2,7 +2,8 @@
 
 Samples file descriptors, memory (RSS) and threads of the service, the agent and the zygotes, and the files
 under the runtime folder. A straight line through the second half of the samples says how much each has grown
-over that half; more than its tolerance is growth, and the exit status 1.
+over that half; more than its tolerance is growth, and the exit status 1. Before, `WARM_UP` cycles fill what remembers
+a bounded number of things: the service's events, decisions and latest requests.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+WARM_UP = 500
 TOLERANCE = {"fds": 1.5, "threads": 0.75, "processes": 3.0, "files": 1.5, "RSS": 1.0}
 """Growth over the second half that is taken for noise: in units, MiB for RSS (see also RSS_SHARE)."""
 RSS_SHARE = 0.02
@@ -78,14 +80,16 @@ def is_growing(name: str, samples: Sequence[float]) -> bool:
     return growth(samples) > tolerance
 
 
-async def soak(report: Report, cycles: int, points: int) -> None:
-    """`cycles` kernels one after the other, sampled `points` times."""
+async def soak(report: Report, cycles: int, points: int, warm_up: int) -> None:
+    """`warm_up` kernels one after the other, then `cycles` more, sampled `points` times."""
     every = max(1, cycles // points)
     runtime_dir = Path(os.environ[RUNTIME])
-    for cycle in track(range(cycles), description="soak", console=Console(stderr=True)):
+    for cycle in track(range(-warm_up, cycles), description="soak", console=Console(stderr=True)):
         began = time.perf_counter()
         async with kernels("roost", 1) as [manager], client_of(manager) as client:
             await execute(client)
+        if cycle < 0:
+            continue
         report.add("cycle", (time.perf_counter() - began) * 1000, "ms")
         if (cycle + 1) % every == 0:
             for name, value in sample(runtime_dir).items():
@@ -114,7 +118,7 @@ async def measure(arguments: Namespace) -> Report:
     report = Report("soak", cycles=cycles)
     if arguments.provisioner == ROOST and not await until_forked("roost"):
         report.notes.append("No kernel was forked: this is the exec path.")
-    await soak(report, cycles, points=min(cycles, 50))
+    await soak(report, cycles, points=min(cycles, 50), warm_up=0 if arguments.quick else WARM_UP)
     return report
 
 
