@@ -69,6 +69,6 @@ class History:
             forgotten = len(self.changes) - remembered
             self.first += forgotten
             del self.changes[:forgotten], self._ends[:forgotten]
-            forgotten = self._ends[0]
-            del self._rows[:forgotten]
-            self._ends = [end - forgotten for end in self._ends]
+            start = self._ends[0]
+            del self._rows[:start]
+            self._ends = [end - start for end in self._ends]

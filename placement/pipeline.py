@@ -162,7 +162,7 @@ class Pipeline:
         n = len(snapshot)
         if not n:
             return Rated(np.empty(0), np.empty(0, dtype=np.int16), False)
-        fits = all_of(self.passed(request, snapshot), n)
+        fits = all_of(self.passed(request, snapshot))
         if fits is None:
             return self._rate_fitting(request, snapshot, scorers)
         rows = fits.nonzero()[0]
@@ -298,7 +298,7 @@ def class_of(request: Request) -> Hashable:
     )
 
 
-def all_of(masks: list[BoolArray | None], n: int) -> BoolArray | None:
+def all_of(masks: list[BoolArray | None]) -> BoolArray | None:
     """(n,) True where all masks are; None when all are everywhere."""
     fits: BoolArray | None = None
     for mask in masks:
