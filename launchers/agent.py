@@ -24,6 +24,7 @@ import zmq
 from .daemon import AlreadyRunning, hold
 from .kernels import Kernels
 from .ledger import Conflict, Ledger
+from .managed import Managed
 from .messages import (
     PROTOCOL,
     Adopt,
@@ -33,6 +34,7 @@ from .messages import (
     KernelProcess,
     Launch,
     Logs,
+    Manager,
     NodeStatus,
     Nothing,
     Release,
@@ -44,6 +46,7 @@ from .messages import (
     Warm,
 )
 from .node import AgentSettings, Measured
+from .process import is_running
 from .rpc import Operation, RemoteError, Server, ServerKeys
 from .usage import Usage
 from .version import VERSION
@@ -55,6 +58,12 @@ log = logging.getLogger(__name__)
 UNUSED_LEASE_S = 30.0
 """A reservation in which no kernel is started by then was left by a scheduler that died: it is released."""
 _STOP_GRACE_S = 2.0
+
+
+_SUBREAPER = (
+    "{0} ends all that its jobs leave running on a node (it is set up as a subreaper): kernels would end with it. "
+    "Start {0} without that"
+)
 
 
 class Agent:
@@ -74,6 +83,7 @@ class Agent:
         self._kernels = Kernels(
             folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
         )
+        self._managed = Managed(folder / "manager.json", self._lose_all)
         self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._idle: asyncio.TimerHandle | None = None
         self._releases: dict[str, asyncio.Task[None]] = {}
@@ -85,6 +95,7 @@ class Agent:
                 "reserve": Operation(Reserve, self._reserve),
                 "release": Operation(Release, self._release),
                 "adopt": Operation(Adopt, self._adopt),
+                "manage": Operation(Manager, self._manage),
                 "launch": Operation(Launch, self._launch),
                 "signal": Operation(Signal, self._signal),
                 "stop": Operation(Stop, self._stop),
@@ -104,6 +115,7 @@ class Agent:
         for reservation in self._ledger.reservations():
             if not self._kernels.runs_in(reservation.request.lease_id):
                 self._expire_later(reservation.request.lease_id, reservation.request.linger_s)
+        self._managed.resume()
         self._watch_idleness()
 
     async def close(self) -> None:
@@ -114,6 +126,7 @@ class Agent:
                 timer.cancel()
         for task in self._releases.values():
             task.cancel()
+        self._managed.close()
         self._kernels.close()
         await self._zygotes.close()
         await self.server.close()
@@ -154,6 +167,15 @@ class Agent:
         self._ledger.adopt(request.lease_id, request.owner)
         return Nothing()
 
+    async def _manage(self, peer: bytes, manager: Manager) -> Nothing:
+        if not is_running(manager.pid, manager.process_started_at):
+            raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
+        if os.getppid() == manager.pid:
+            self.left.set()
+            raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
+        self._managed.watch(manager)
+        return Nothing()
+
     async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:
         reservation = self._ledger.get(request.lease_id)
         if reservation is None or reservation.request.kernel_id != request.kernel_id:
@@ -163,7 +185,7 @@ class Agent:
         self._keep(request.lease_id)
         try:
             return await self._kernels.launch(
-                request, reservation.request.owner, self._visibility(reservation)
+                self._at_home(request), reservation.request.owner, self._visibility(reservation)
             )
         finally:
             if not self._kernels.runs_in(request.lease_id):
@@ -209,11 +231,23 @@ class Agent:
 
     def _visibility(self, reservation: Reservation) -> dict[str, str]:
         """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
+        devices = ",".join(reservation.request.device_ids)
+        if self._settings.address:  # the order of devices is the manager's, which its other jobs see as well
+            return {"CUDA_VISIBLE_DEVICES": devices}
         if not self._ledger.models:
             return {}
-        devices = ",".join(reservation.request.device_ids)
         # By the bus, as NVML counts; CUDA by itself counts the fastest first.
         return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+    def _at_home(self, request: Launch) -> Launch:
+        """The launch on a node that the application may know nothing of: see `Launch`."""
+        if not self._settings.address:
+            return request
+        connection = request.connection
+        if connection.transport == "tcp":
+            connection = replace(connection, ip=self._settings.address)
+        cwd = request.cwd if os.path.isdir(request.cwd) else os.path.expanduser("~")
+        return replace(request, connection=connection, cwd=cwd, env={**own_environment(), **request.env})
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._keep(process.lease_id)
@@ -244,6 +278,13 @@ class Agent:
         self._publish("released", lease_id=lease_id)
         self._watch_idleness()
 
+    async def _lose_all(self, reason: str) -> None:
+        """The manager has taken all leases back. Told first, so that nobody starts a kernel in them again."""
+        lease_ids = [reservation.request.lease_id for reservation in self._ledger.reservations()]
+        for lease_id in lease_ids:
+            self._publish("lost", lease_id=lease_id, reason=reason)
+        await asyncio.gather(*map(self._release_lease, lease_ids))
+
     def _expire_later(self, lease_id: str, delay_s: float) -> None:
         """Release the lease after `delay_s`, unless a kernel is started in it before."""
         self._keep(lease_id)
@@ -267,9 +308,23 @@ class Agent:
         if len(self._ledger) == 0:
             self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self.left.set)
 
-    def _publish(self, kind: Any, *, lease_id: str = "", kernel: KernelProcess | None = None) -> None:
-        event = AgentEvent(kind=kind, lease_id=lease_id, kernel=kernel, ledger_version=self._ledger.version)
+    def _publish(
+        self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
+    ) -> None:
+        version = self._ledger.version
+        event = AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel, ledger_version=version)
         self.server.publish(encode(event))
+
+
+def own_environment() -> dict[str, str]:
+    """The agent's environment, for kernels of applications that know nothing of this node.
+
+    Without what is the agent's alone: the folder of roost's code, where that was sent here.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != home]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)} if paths else env
 
 
 async def serve(folder: Path, settings: AgentSettings) -> None:
@@ -284,7 +339,7 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
             loop.add_signal_handler(signum, agent.left.set)
         try:
             agent.adopt()
-            endpoint = agent.server.start("tcp://127.0.0.1:*")
+            endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:*")
             client_keys = {"server": public, "public": client_public, "secret": client_secret}
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             held.announce({**announced, "settings": encode(settings)})

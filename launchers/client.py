@@ -13,6 +13,7 @@ from .messages import (
     KernelProcess,
     Launch,
     Logs,
+    Manager,
     NodeStatus,
     Owner,
     Release,
@@ -82,6 +83,10 @@ class AgentClient:
     async def adopt(self, lease_id: str, owner: Owner) -> None:
         """Have a reservation be held for another owner."""
         await self._client.call("adopt", Adopt(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
+
+    async def manage(self, manager: Manager) -> None:
+        """Have the agent watch this cluster manager from now on, instead of the one before."""
+        await self._client.call("manage", manager, timeout_s=_QUICK_S)
 
     async def launch(self, request: Launch) -> KernelProcess:
         return await self._call(KernelProcess, "launch", request, timeout_s=request.deadline_s + _MARGIN_S)

@@ -92,7 +92,7 @@ class Ledger:
             return known
         if request.lease_id in self:
             raise Conflict(f"what lease {request.lease_id} was granted cannot be read; release it")
-        granted = replace(request, device_ids=self._grant(request))
+        granted = request if request.is_granted else replace(request, device_ids=self._grant(request))
         reservation = Reservation(request=granted, reserved_at=now)
         write_private_json(self._path(request.lease_id), encode(reservation))
         self._reservations[request.lease_id] = reservation

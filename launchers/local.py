@@ -1,4 +1,8 @@
-"""The agent of this user on this machine: found, or started; replaced when it is older than this code."""
+"""The agent of this user on this machine: found, or started; replaced when it is older than this code.
+
+As a program, `python -m roost.launchers.local NAME SETTINGS MANAGER` (JSON), it does so for a cluster manager on a node
+of the cluster, and prints where the agent listens.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,10 @@ from typing import Any
 
 from .client import AgentClient
 from .daemon import DaemonError, ensure, runtime_dir
-from .messages import PROTOCOL
+from .files import FolderError
+from .messages import PROTOCOL, Manager
 from .node import AgentSettings
-from .rpc import ClientKeys, RpcError
+from .rpc import ClientKeys, RemoteError, RpcError
 from .version import VERSION, as_numbers
 from .wire import WireError, decode, encode
 
@@ -23,14 +28,18 @@ _START_DEADLINE_S = 20.0
 _REPLACE_TRIES = 20
 
 
-async def local_agent(settings: AgentSettings) -> tuple[str, ClientKeys]:
-    """Endpoint and keys of the local agent; raises `DaemonError` with one sentence.
+async def local_agent(
+    settings: AgentSettings, *, name: str = "agent", manager: Manager | None = None
+) -> tuple[str, ClientKeys]:
+    """Endpoint and keys of the agent whose folder has this name, which watches that manager from now on.
+
+    Raises `DaemonError` with one sentence.
 
     An agent of an older version is replaced; its kernels and reservations stay. One with other settings is replaced
     when it holds nothing. Until then its settings stand, with a warning: nobody is kept from their kernels by a
     changed configuration.
     """
-    folder = runtime_dir() / "agent"
+    folder = runtime_dir() / name
     for _ in range(_REPLACE_TRIES):
         command = [sys.executable, "-m", "roost.launchers.agent", str(folder), json.dumps(encode(settings))]
         announced = await asyncio.to_thread(ensure, folder, command, deadline_s=_START_DEADLINE_S)
@@ -51,8 +60,12 @@ async def local_agent(settings: AgentSettings) -> tuple[str, ClientKeys]:
                 settings = decode(AgentSettings, {**encode(settings), **other})
                 other = {}
             if not is_older and not other:
+                if manager is not None:
+                    await client.manage(manager)
                 return endpoint, keys
             await client.leave()
+        except RemoteError as refusal:
+            raise DaemonError(refusal.message) from None
         except (RpcError, WireError, asyncio.TimeoutError) as problem:
             log.debug("the agent at %s is gone, or about to be: %s", endpoint, problem)
         finally:
@@ -78,8 +91,22 @@ def _other(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, A
     return {key: value for key, value in announced.items() if key in mine and mine[key] != value}
 
 
+async def _main(name: str, settings: str, manager: str) -> str:
+    found = await local_agent(
+        decode(AgentSettings, json.loads(settings)), name=name, manager=decode(Manager, json.loads(manager))
+    )
+    return json.dumps({"endpoint": found[0], "keys": encode(found[1])})
+
+
 async def _holds_something(client: AgentClient) -> bool:
     try:
         return bool((await client.holdings()).reservations)
     except WireError:
         return True  # an older agent's, in a form that is not known any more
+
+
+if __name__ == "__main__":
+    try:
+        print(asyncio.run(_main(*sys.argv[1:])))
+    except (DaemonError, FolderError) as found:
+        print(json.dumps({"problem": str(found)}))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of this protocol: an agent and a client talk only when they speak the same.
 
 It does not change for a field added to an answer or an event, which an older client leaves out; it does for a
@@ -43,8 +43,9 @@ class Owner:
 class Reserve:
     """Asks the ledger for a slice of the node; repeated with the same `lease_id` it gives the same answer.
 
-    `device_ids` are preferred devices; the agent may grant others. `linger_s`: how long the reservation is
-    kept after its kernel ended by itself, so that a restarter may start it again.
+    `device_ids` are preferred devices; the agent may grant others. Where a cluster manager has granted the slice
+    already (`is_granted`), the ledger notes it as it is. `linger_s`: how long the reservation is kept after its
+    kernel ended by itself, so that a restarter may start it again.
     """
 
     lease_id: str
@@ -55,6 +56,7 @@ class Reserve:
     gpus: float = 0.0
     gpu_models: tuple[str, ...] = ()
     device_ids: tuple[str, ...] = ()
+    is_granted: bool = False
     linger_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -83,6 +85,22 @@ class Adopt:
 
     lease_id: str
     owner: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manager:
+    """The cluster manager on whose node the agent runs: what it watches, and what follows from that.
+
+    `pid` and `process_started_at` (as `process.start_time` gives it) name the manager's daemon on this node;
+    `address` is `host:port` of the manager itself. Where the daemon ends and the manager is still there, this node is
+    no part of the cluster any more: all leases here are lost. Where both are gone they are kept for `grace_s`.
+    """
+
+    name: str
+    pid: int
+    process_started_at: float
+    address: str
+    grace_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +142,9 @@ class Launch:
 
     `launch_id` names this one attempt: repeated with the same id, a launch answers what the first did. `argv`
     is the kernelspec's, with `{connection_file}` left in; the agent writes that file. `env` is the whole
-    environment of the kernel, to which the agent adds the devices' visibility.
+    environment of the kernel, to which the agent adds the devices' visibility. An agent with an address of its own
+    (`AgentSettings.address`) has the kernel listen there, puts its own environment beneath `env`, and starts in the
+    home folder where there is no `cwd`.
     """
 
     launch_id: str
@@ -285,11 +305,13 @@ class Holdings:
 class AgentEvent:
     """Pushed to subscribers.
 
-    `launched` and `exited` carry the kernel; `reserved` and `released` the lease id; `leaving` means that the agent
-    is about to go (an upgrade), its kernels stay.
+    `launched` and `exited` carry the kernel; `reserved` and `released` the lease id; `lost` comes before the end of a
+    lease that the manager has taken back, for `reason`; `leaving` means that the agent is about to go (an upgrade), its
+    kernels stay.
     """
 
-    kind: Literal["launched", "exited", "reserved", "released", "leaving"]
+    kind: Literal["launched", "exited", "reserved", "released", "lost", "leaving"]
     lease_id: str = ""
+    reason: str = ""
     kernel: KernelProcess | None = None
     ledger_version: int = 0

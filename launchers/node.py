@@ -22,7 +22,10 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What an operator may declare of a machine, and how its agent behaves. None: as measured."""
+    """What an operator may declare of a machine, and how its agent behaves. None: as measured.
+
+    `address`: where the agent and its kernels listen; empty: on loopback, for applications of this machine alone.
+    """
 
     cpus: float | None = None
     memory_bytes: int | None = None
@@ -30,6 +33,7 @@ class AgentSettings:
     gpu_model: str = ""
     idle_exit_s: float = 600.0
     preload: tuple[str, ...] = ()
+    address: str = ""
 
 
 class Measured:

@@ -48,6 +48,12 @@ class Agents:
                 f"the agent at {address.endpoint} does not answer: {problem}"
             ) from problem
 
+    def connected(self, endpoint: str) -> AgentClient | None:
+        """The connection to that endpoint, if there is a live one."""
+        task = self._clients.get(endpoint)
+        is_there = task is not None and task.done() and not task.cancelled() and task.exception() is None
+        return task.result() if task is not None and is_there else None
+
     async def close(self) -> None:
         """Close all connections."""
         tasks = list(self._clients.values())

@@ -125,6 +125,10 @@ class Client:
         """Prepare a fast start for kernels of this `argv` in this environment."""
         return self._run(self._nothing("warm", {"argv": list(argv), "env": dict(env)}, _WARM_S))
 
+    def up(self) -> Call[int]:
+        """Bring up the agents of all nodes, so that no kernel has to wait for one; their number."""
+        return self._run(self._field("up", {}, "nodes", _WARM_S))
+
     def add_policy(self, name: str, policy: object) -> Call[None]:
         """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Profile`.
 
@@ -277,8 +281,10 @@ class Client:
     ) -> None:
         await self._call(op, arguments, deadline_s)
 
-    async def _field(self, op: str, arguments: Mapping[str, Any], name: str) -> Any:
-        return (await self._call(op, arguments))[name]
+    async def _field(
+        self, op: str, arguments: Mapping[str, Any], name: str, deadline_s: float = CALL_DEADLINE_S
+    ) -> Any:
+        return (await self._call(op, arguments, deadline_s))[name]
 
     async def _listed(self, op: str, arguments: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
         items = (await self._call(op, arguments))[name]

@@ -42,6 +42,17 @@ class LocalSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RaySettings:
+    """How a Ray cluster is joined, and what agents on its nodes are like; see the traits of the same names."""
+
+    address: str = ""
+    python: str = ""
+    preload: tuple[str, ...] = ()
+    manager_grace_s: float = 300.0
+    agent_idle_exit_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The scheduler's settings; see the traits of the same names. A cap of None is no cap."""
 
@@ -68,6 +79,7 @@ class Settings:
     reserve_after_s: float = 30.0
     idle_exit_s: float = 300.0
     local: LocalSettings = field(default_factory=LocalSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
 
 
 def _cap(help_text: str) -> Any:
@@ -140,13 +152,29 @@ class RoostLocalBackend(Configurable):  # type: ignore[misc,unused-ignore]
     ).tag(config=True)
 
 
+class RoostRayBackend(Configurable):  # type: ignore[misc,unused-ignore]
+    """`c.RoostRayBackend`: which Ray cluster, and what runs on its nodes."""
+
+    address = Unicode(
+        "", help="Where Ray's GCS listens, host:port; empty: RAY_ADDRESS, else the cluster of this machine."
+    ).tag(config=True)
+    python = Unicode(
+        "", help="Interpreter of roost's agents on the nodes; empty: that of Ray's own workers there."
+    ).tag(config=True)
+    preload = List(Unicode(), help="Modules that are imported before kernels are forked.").tag(config=True)
+    manager_grace_s = _seconds(300.0, "How long kernels live on when the whole Ray cluster is lost.")
+    agent_idle_exit_s = _seconds(3600.0, "Agents leave their nodes after this time without leases.")
+
+
 _CLASSES: Mapping[str, type[Configurable]] = {
     "RoostScheduler": RoostScheduler,
     "RoostLocalBackend": RoostLocalBackend,
+    "RoostRayBackend": RoostRayBackend,
 }
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "local": ("cpus", "memory_bytes", "gpus", "gpu_model", "labels", "taints", "config_file"),
+    "ray": ("address", "python", "config_file"),
 }
 """By backend, what `roost.connect` takes: what overrules the configuration's, and which file that is."""
 
@@ -172,9 +200,11 @@ def load(backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None
     declared = {name: value for name, value in options.items() if name != "config_file" and value is not None}
     if "memory_bytes" in declared:
         declared["memory"] = declared.pop("memory_bytes")
-    config.merge(Config({"RoostLocalBackend": declared}))
+    config.merge(Config({f"Roost{backend.capitalize()}Backend": declared}))
     try:
-        return _frozen(RoostScheduler(config=config), RoostLocalBackend(config=config))
+        return _frozen(
+            RoostScheduler(config=config), RoostLocalBackend(config=config), RoostRayBackend(config=config)
+        )
     except TraitError as problem:
         raise ConfigError(f"a setting is wrong: {' '.join(str(problem).split())}") from None
 
@@ -215,7 +245,7 @@ def _at_home(config: Config, folder: Path) -> None:
         own["default_policy"] = whole(own["default_policy"])
 
 
-def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend) -> Settings:
+def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend, ray: RoostRayBackend) -> Settings:
     def memory(value: Any) -> int | None:
         return None if value is None else parse_bytes(value)
 
@@ -247,6 +277,13 @@ def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend) -> Settings:
             preload=tuple(local.preload),
             labels=dict(local.labels),
             taints=tuple(local.taints),
+        ),
+        ray=RaySettings(
+            address=ray.address,
+            python=ray.python,
+            preload=tuple(ray.preload),
+            manager_grace_s=ray.manager_grace_s,
+            agent_idle_exit_s=ray.agent_idle_exit_s,
         ),
     )
 

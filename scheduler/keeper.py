@@ -172,6 +172,7 @@ class Keeper:
             elif record.lease.id != held.id:
                 self._spawn(self._cluster.backend.release(held))  # of an earlier start, never given back
                 continue
+            record.lease = held  # its node may be known by another name now
             process = processes.get(held.id)
             if process is not None:
                 self._update(record, process)
@@ -254,6 +255,9 @@ class Keeper:
         async for event in self._cluster.backend.watch():
             if event.kind == "nodes":
                 self._queue.wake()
+                continue
+            if event.kind == "resync":
+                self.reconcile_soon()
                 continue
             for record in list(self.records.values()):
                 if record.lease is not None and record.lease.id == event.lease_id:

@@ -27,11 +27,15 @@ PROTOCOL = 2
 It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.
 """
 
-BACKENDS = ("local",)
+BACKENDS = ("local", "ray")
 """Those there are; `config.OPTIONS` has what each takes, `service.make_backend` makes them."""
 
 OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
 """Environment variable with the service's options as JSON: not in argv, which everybody on the machine can read."""
+
+PYTHON_VARIABLE = "ROOST_SERVICE_PYTHON"
+"""Environment variable with the interpreter that the service runs under, where it is not the caller's own: a cluster
+may accept only its own versions of Python and of its library."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +167,7 @@ ARGUMENTS: Mapping[str, type] = {
     "logs": KernelLogs,
     "drain": Drain,
     "warm": WarmUp,
+    "up": Nothing,
     "add_policy": AddPolicy,
     "check_policies": CheckPolicies,
     "doctor": Nothing,
@@ -191,5 +196,6 @@ def service_command(
     backend: str, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
     """argv and environment for `daemon.ensure`. `options`: see `config.OPTIONS`; empty means the configuration's."""
-    argv = [sys.executable, "-m", "roost.scheduler.service", "--backend", backend, "--folder", str(folder)]
+    python = os.environ.get(PYTHON_VARIABLE) or sys.executable
+    argv = [python, "-m", "roost.scheduler.service", "--backend", backend, "--folder", str(folder)]
     return argv, {**os.environ, OPTIONS_VARIABLE: json.dumps(dict(options))}

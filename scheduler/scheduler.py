@@ -231,6 +231,10 @@ class Scheduler:
         lease = Lease(id="", kernel_id="", node_id=node_id, device_ids=(), request=wanted, owner=owner)
         await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=asked.argv, env=asked.env)))
 
+    async def up(self) -> int:
+        """Bring up the agents of all nodes; their number."""
+        return await self._cluster.backend.up()
+
     async def doctor(self) -> list[Finding]:
         """What disagrees, and what to do about it."""
         return await findings(self._cluster, self.keeper, self.policies)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -41,12 +43,16 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of a Unix socket's path."""
 
 
-def make_backend(name: str, settings: Settings, agents: Agents) -> Backend:
-    """The backend of that name; its cluster library is imported only here."""
+def make_backend(name: str, settings: Settings, agents: Agents, folder: Path) -> Backend:
+    """The backend of that name; its cluster library is imported only here. `folder` is what it may write to."""
     if name == "local":
         from .backends.local import LocalBackend
 
         return LocalBackend(settings, agents)
+    if name == "ray":
+        from .backends.ray import RayBackend
+
+        return RayBackend(settings, agents, folder=folder)
     raise ConfigError(f"the backend {name!r} cannot be used yet.")
 
 
@@ -75,6 +81,7 @@ class Service:
             "logs": self._logs,
             "drain": self._drain,
             "warm": self._warm,
+            "up": self._up,
             "add_policy": self._add_policy,
             "check_policies": self._check_policies,
             "doctor": self._doctor,
@@ -159,6 +166,9 @@ class Service:
         await self._scheduler.warm(request, Owner(user=""))
         return Nothing()
 
+    async def _up(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"nodes": await self._scheduler.up()}
+
     async def _add_policy(self, peer: bytes, request: ops.AddPolicy) -> Nothing:
         await self._scheduler.policies.add(request)
         return Nothing()
@@ -204,8 +214,8 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
         )
     with hold(folder) as held:
         agents = Agents()
-        chosen = make_backend(backend, settings, agents)
-        scheduler = Scheduler(chosen, agents, settings, name=folder.name, folder=folder)
+        chosen = make_backend(backend, settings, agents, folder)
+        scheduler = Scheduler(chosen, agents, settings, name=scheduler_name(folder), folder=folder)
         service = Service(scheduler, settings, backend=backend)
         decisions = DecisionLog(folder)
         stop_writing = scheduler.events.listen(decisions)
@@ -223,10 +233,16 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
             decisions.close()
 
 
+def scheduler_name(folder: Path) -> str:
+    """What marks the leases of the scheduler of this folder, on a cluster where there are those of others."""
+    place = hashlib.sha256(f"{socket.gethostname()} {os.getuid()} {folder}".encode()).hexdigest()[:8]
+    return f"{folder.name}-{place}"
+
+
 def _listen(held: Held, server: Server) -> None:
-    socket = held.folder / "socket"
-    socket.unlink(missing_ok=True)  # of one that was killed: we hold the folder
-    held.announce({"endpoint": server.start(f"ipc://{socket}"), **_greeting("")})
+    path = held.folder / "socket"
+    path.unlink(missing_ok=True)  # of one that was killed: we hold the folder
+    held.announce({"endpoint": server.start(f"ipc://{path}"), **_greeting("")})
 
 
 def _greeting(backend: str) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Starts:
                     lease_id=lease.id,
                     kernel_id=start.kernel_id,
                     argv=start.argv,
-                    env=start.env,
+                    env={**start.env, **self._cluster.backend.environment(lease)},
                     cwd=start.cwd,
                     connection=start.connection,
                     may_fork=start.may_fork,

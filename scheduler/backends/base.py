@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,9 +38,10 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEvent:
-    """`nodes`: the next snapshot differs. `lease_lost`: the manager took `lease_id` back, for `reason`."""
+    """`nodes`: the next snapshot differs. `lease_lost`: the manager took `lease_id` back, for `reason`. `resync`: more
+    may have changed than was told, and all leases are to be read again."""
 
-    kind: Literal["nodes", "lease_lost"]
+    kind: Literal["nodes", "lease_lost", "resync"]
     lease_id: str = ""
     reason: str = ""
 
@@ -92,4 +93,15 @@ class Backend(ABC):
 
     @abstractmethod
     async def agent(self, lease: Lease) -> AgentAddress:
-        """Where the agent for that lease listens; brought up if need be."""
+        """Where the agent for that lease listens; brought up if need be.
+
+        Raises `UnknownKernel` where its node is no part of the cluster any more: nothing of it can run.
+        """
+
+    @abstractmethod
+    async def up(self) -> int:
+        """Bring up the agents of all nodes, before they are needed; their number."""
+
+    def environment(self, lease: Lease) -> Mapping[str, str]:
+        """What a kernel in that lease finds in its environment besides what its launch says."""
+        return {}

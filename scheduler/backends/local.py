@@ -122,6 +122,10 @@ class LocalBackend(Backend):
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._address()
 
+    async def up(self) -> int:
+        await self._address()
+        return 1
+
     async def _call(self, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call the agent, again on a new one if that was lost: every operation may be repeated."""
         problem: Exception | None = None

@@ -1,0 +1,561 @@
+"""The nodes of a Ray cluster. Leases are Ray's placement groups, kernels belong to an agent on each node.
+
+The driver is this process, which Ray ends a minute after its head is gone. So nothing is kept here that is not in Ray
+or with the agents, but where these listen (`agents.json`): with it the next service serves the kernels that live while
+Ray is away, and takes their leases again when the same cluster is back.
+
+All that asks Ray blocks, and runs in threads, with deadlines. One reading of Ray's state (0.4 ms) brings the picture up
+to date: twice a second, and before a placement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from roost.launchers.client import AgentClient
+from roost.launchers.files import read_json, write_private_json
+from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reservation, Reserve
+from roost.launchers.node import AgentSettings
+from roost.launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
+from roost.launchers.wire import WireError, decode, encode
+from roost.placement import Placement, Request, Snapshot
+from roost.scheduler.agents import Agents
+from roost.scheduler.config import Settings
+from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, RoostError, UnknownKernel
+
+from . import ray_groups, ray_host, ray_join, ray_state
+from .base import AgentAddress, Backend, BackendEvent, Lease
+from .ray_groups import Group
+from .ray_state import RayNode
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LOOK_S = 0.5
+"""So often Ray's state is read: joins, deaths and lost leases are seen within a second."""
+_FRESH_S = 0.05
+"""A placement is made on a picture that is no older."""
+_STATUS_S = 5.0
+"""So often the agents that are known are asked what is really used."""
+_CALL_S = 8.0
+_START_AGENT_S = 45.0
+_PROBE_S = 30.0
+_REJOIN_S = 3.0
+_THREADS = 32
+_TRIES = 3
+_MISSES = 3
+"""A group that Ray's state does not show so often in a row is looked up, and lost if there is none."""
+
+
+class RayBackend(Backend):
+    """`folder` is for `agents.json`; `address` of the cluster, else of the settings, else the one of this machine."""
+
+    name = "ray"
+
+    def __init__(self, settings: Settings, agents: Agents, *, folder: Path) -> None:
+        self._settings = settings
+        self._agents = agents
+        self._file = folder / "agents.json"
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
+        self._cluster = settings.ray.address
+        self._away = "it has not been joined yet"
+        self._nodes: dict[str, RayNode] = {}
+        self._leases: dict[str, Lease] = {}
+        self._group_ids: dict[str, str] = {}
+        self._misses: dict[str, int] = {}
+        self._hosts: dict[str, asyncio.Task[AgentAddress]] = {}
+        self._status: dict[str, tuple[NodeStatus, float]] = {}
+        self._picture = Snapshot.of([])
+        self._taken_at = self._read_at = 0.0
+        self._reading: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
+
+    async def open(self) -> None:
+        self._agents.listen(self._on_agent)
+        self._remember_hosts()
+        try:
+            await self._join()
+        except BackendUnavailable as problem:
+            if not self._hosts:
+                raise
+            self._away = str(problem)
+            log.warning("Ray is away, its kernels are served all the same: %s", problem)
+        self._spawn(self._keep_up())
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._events.put_nowait(None)
+
+    async def snapshot(self) -> Snapshot:
+        if self._away:
+            raise BackendUnavailable(f"the Ray cluster is away: {self._away}")
+        if time.monotonic() - self._read_at > _FRESH_S:
+            await self._read()
+        return self._picture.aged(time.monotonic() - self._taken_at)
+
+    async def watch(self) -> AsyncIterator[BackendEvent]:
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def lease(
+        self, request: Request, placement: Placement, *, lease_id: str, kernel_id: str, owner: Owner
+    ) -> Lease:
+        node = self._nodes.get(placement.node_id)
+        if node is None:
+            raise LeaseConflict(f"there is no node {placement.node_id} any more")
+        name = ray_groups.group_name(lease_id, owner.user)
+        host = asyncio.ensure_future(self._host(node.id))  # while Ray decides, and finds its devices
+        try:
+            is_sure = placement.node_id in self._picture
+            group = await self._ask(ray_groups.create, name, request, node, is_sure=is_sure)
+            self._group_ids[lease_id] = group.id
+            device_ids = await self._device_ids(name, request)
+            await host
+            reserve = Reserve(
+                lease_id=lease_id,
+                kernel_id=kernel_id,
+                owner=owner,
+                cpus=request.cpus,
+                memory_bytes=request.memory_bytes,
+                gpus=request.gpus,
+                gpu_models=request.gpu_models,
+                device_ids=device_ids,
+                is_granted=True,
+                linger_s=self._settings.restart_grace_s,
+            )
+            reservation = await self._call(node.id, lambda agent: agent.reserve(reserve))
+        except LeaseConflict:
+            self._read_at = 0.0
+            raise
+        finally:
+            host.cancel()
+            with contextlib.suppress(BaseException):
+                await host
+        lease = _lease(reservation, node.id)
+        self._note(lease)
+        return lease
+
+    async def release(self, lease: Lease) -> None:
+        try:
+            await self._call(lease.node_id, lambda agent: agent.release(lease.id))
+        except BackendUnavailable:
+            if self._away or lease.node_id in self._nodes:
+                raise
+        self._forget(lease.id)
+        if not self._away:  # else it is gone with the cluster, or found when that is back
+            await self._ask(ray_groups.remove, ray_groups.group_name(lease.id, lease.owner.user))
+        self._picture_of([lease.node_id])
+        self._events.put_nowait(BackendEvent(kind="nodes"))
+
+    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
+        await self._call(lease.node_id, lambda agent: agent.adopt(lease.id, owner))
+        adopted = replace(lease, owner=owner)
+        if lease.id in self._leases:
+            self._leases[lease.id] = adopted
+        return adopted
+
+    async def leases(self) -> list[Lease]:
+        groups = [] if self._away else await self._ask(ray_groups.groups)
+        by_ray_id = {node.ray_id: node.id for node in self._nodes.values()}
+        places = {group.lease_id: by_ray_id.get(group.node, "") for group in groups}
+        node_ids = {*filter(None, places.values()), *(self._hosts if self._away else ())}
+        found: dict[str, Lease] = {}
+        for held in await asyncio.gather(*map(self._held_on, node_ids)):
+            found.update({lease.id: lease for lease in held})
+        for group in groups:
+            self._group_ids[group.lease_id] = group.id
+            if group.lease_id not in found:
+                found[group.lease_id] = _bare_lease(group, places[group.lease_id])
+        if not self._away:
+            found = {lease_id: lease for lease_id, lease in found.items() if lease_id in places}
+        self._leases = {lease_id: lease for lease_id, lease in found.items() if lease.node_id}
+        self._picture_of(list(self._nodes))
+        return list(found.values())
+
+    async def agent(self, lease: Lease) -> AgentAddress:
+        if not self._away and lease.node_id not in self._nodes:
+            raise UnknownKernel(
+                f"its node {lease.node_id} has left the Ray cluster", kernel_id=lease.kernel_id
+            )
+        return await self._host(lease.node_id)
+
+    async def up(self) -> int:
+        await self.snapshot()
+        outcomes = await asyncio.gather(*map(self._host, self._nodes), return_exceptions=True)
+        problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if problems:
+            raise problems[0]
+        return len(outcomes)
+
+    def environment(self, lease: Lease) -> Mapping[str, str]:
+        group = ray_groups.group_name(lease.id, lease.owner.user)
+        return {
+            "RAY_ADDRESS": self._cluster,
+            "RAY_NAMESPACE": ray_groups.NAMESPACE,
+            "ROOST_PLACEMENT_GROUP": group,
+        }
+
+    # The cluster
+
+    async def _join(self) -> None:
+        join = functools.partial(
+            ray_join.join, self._settings.ray.address or self._cluster, namespace=ray_groups.NAMESPACE
+        )
+        self._cluster = await self._in_thread(join, deadline_s=_START_AGENT_S)
+        self._away = ""
+        await self._read()
+
+    async def _keep_up(self) -> None:
+        """Bring the picture up to date for as long as the backend is open."""
+        asked_at = 0.0
+        while True:
+            await asyncio.sleep(_REJOIN_S if self._away else _LOOK_S)
+            try:
+                if self._away:
+                    await self._join()
+                    await self._take_again()
+                else:
+                    await self._read()
+                    await self._find_lost()
+                if time.monotonic() - asked_at > _STATUS_S:
+                    asked_at = time.monotonic()
+                    await self._ask_agents()
+            except RoostError as problem:
+                log.debug("Ray is away: %s", problem)
+            except Exception:
+                log.exception("the picture of the Ray cluster cannot be brought up to date")
+
+    async def _read(self) -> None:
+        """Read Ray's state, once for all who wait for it; raises `BackendUnavailable`, and Ray is away then."""
+        if self._reading is None or self._reading.done():
+            self._reading = self._spawn(self._read_now())
+        await asyncio.shield(self._reading)
+
+    async def _read_now(self) -> None:
+        read_at = time.monotonic()
+        nodes = {node.id: node for node in await self._ask(ray_state.read)}
+        changed = [name for name, node in nodes.items() if self._nodes.get(name) != node]
+        gone = self._nodes.keys() - nodes.keys()
+        self._nodes, self._read_at = nodes, read_at
+        if changed or gone:
+            self._picture = self._picture.apply([], removed=[name for name in gone if name in self._picture])
+            self._picture_of(changed)
+            self._events.put_nowait(BackendEvent(kind="nodes"))
+
+    async def _find_lost(self) -> None:
+        """Tell of leases whose node or group is gone, though nobody here has given them back."""
+        for lease in list(self._leases.values()):
+            node, group_id = self._nodes.get(lease.node_id), self._group_ids.get(lease.id)
+            if node is not None and (node.groups is None or group_id is None or group_id in node.groups):
+                self._misses.pop(lease.id, None)
+                continue
+            self._misses[lease.id] = self._misses.get(lease.id, 0) + 1
+            if self._misses[lease.id] < _MISSES:
+                continue
+            del self._misses[lease.id]
+            name = ray_groups.group_name(lease.id, lease.owner.user)
+            if node is None:
+                await self._ask(
+                    ray_groups.remove, name
+                )  # or it would wait for a node, and for an autoscaler's
+                self._lost(lease.id, f"its node {lease.node_id} has left the Ray cluster")
+            elif await self._ask(ray_groups.find, name) is None:
+                self._lost(lease.id, "its placement group was removed")
+
+    async def _take_again(self) -> None:
+        """After Ray was away: claim again what kernels that live hold, on the nodes that are back.
+
+        Whose slice somebody else has now, or on other devices, has lost its lease.
+        """
+        for lease in [
+            lease for held in await asyncio.gather(*map(self._held_on, self._hosts)) for lease in held
+        ]:
+            self._leases[lease.id] = lease
+            name = ray_groups.group_name(lease.id, lease.owner.user)
+            node = self._nodes.get(lease.node_id)
+            if node is None:
+                continue  # it may come later; its agent gives up after its grace
+            try:
+                group = await self._ask(ray_groups.create, name, lease.request, node, is_sure=False)
+                self._group_ids[lease.id] = group.id
+                device_ids = await self._device_ids(name, lease.request)
+                if device_ids != lease.device_ids:
+                    await self._ask(ray_groups.remove, name)
+                    raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
+            except LeaseConflict as problem:
+                self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
+        self._events.put_nowait(BackendEvent(kind="resync"))
+
+    async def _device_ids(self, name: str, request: Request) -> tuple[str, ...]:
+        if not request.gpus:
+            return ()
+        reference = await self._ask(ray_groups.device_ids, name, request.gpus)
+        return tuple(await self._answer(reference, _PROBE_S, "to say which devices it has given"))
+
+    # The agents
+
+    async def _host(self, node_id: str) -> AgentAddress:
+        """Where the agent of that node listens; it is brought up if need be."""
+        task = self._hosts.get(node_id)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._hosts[node_id] = self._spawn(self._bring_up(node_id))
+        return await asyncio.shield(task)
+
+    async def _bring_up(self, node_id: str) -> AgentAddress:
+        node = self._nodes.get(node_id)
+        if self._away or node is None:
+            raise BackendUnavailable(f"there is no agent on {node_id}: {self._away or 'no such node in Ray'}")
+        settings = AgentSettings(
+            cpus=node.total.get("CPU", 0.0),
+            memory_bytes=int(node.total.get("memory", 0)),
+            gpus=None,
+            idle_exit_s=self._settings.ray.agent_idle_exit_s,
+            preload=self._settings.ray.preload,
+            address=node.address,
+        )
+        reference = await self._ask(
+            ray_host.agent_on,
+            node,
+            settings,
+            cluster_address=self._cluster,
+            grace_s=self._settings.ray.manager_grace_s,
+            python=self._settings.ray.python,
+        )
+        answer = await self._answer(reference, _START_AGENT_S, f"to start roost's agent on {node_id}")
+        if "problem" in answer:
+            raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
+        address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
+        self._write_hosts(node_id, address)
+        return address
+
+    def _remember_hosts(self) -> None:
+        known = read_json(self._file)
+        if not isinstance(known, dict):
+            return
+        self._cluster = self._cluster or str(known.get("cluster", ""))
+        for node_id, host in (known.get("agents") or {}).items():
+            try:
+                address = decode(AgentAddress, host)
+            except WireError:
+                continue
+            self._hosts[node_id] = self._spawn(_done(address))
+
+    def _write_hosts(self, node_id: str = "", address: AgentAddress | None = None) -> None:
+        known = {
+            name: task.result()
+            for name, task in self._hosts.items()
+            if task.done() and not task.cancelled() and task.exception() is None
+        }
+        if address is not None:
+            known[node_id] = address
+        try:
+            content = {name: encode(host) for name, host in known.items()}
+            write_private_json(self._file, {"cluster": self._cluster, "agents": content})
+        except OSError as problem:
+            log.warning("%s cannot be written: %s", self._file, problem)
+
+    async def _call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
+        """Call a node's agent, again on a new one if that was lost: every operation may be repeated."""
+        problem: Exception | None = None
+        for _ in range(_TRIES):
+            try:
+                return await call(await self._agents.client(await self._host(node_id)))
+            except (Disconnected, BackendUnavailable) as lost:
+                problem = lost
+                if not self._away:
+                    self._hosts.pop(node_id, None)
+            except RemoteError as refusal:
+                raise LaunchError(refusal.message, **refusal.fields) from None
+            except (RpcError, asyncio.TimeoutError) as late:
+                raise BackendUnavailable(f"the agent on {node_id} does not answer: {late}") from late
+        raise BackendUnavailable(f"the agent on {node_id} cannot be reached: {problem}") from problem
+
+    async def _held_on(self, node_id: str) -> list[Lease]:
+        """The leases that a node's agent knows; none where it cannot be reached."""
+        try:
+            holdings = await self._call(node_id, lambda agent: agent.holdings())
+        except RoostError as problem:
+            log.warning("node=%s its kernels cannot be read: %s", node_id, problem)
+            return []
+        return [_lease(reservation, node_id) for reservation in holdings.reservations]
+
+    async def _ask_agents(self) -> None:
+        """What is really used on the nodes whose agents are known."""
+        endpoints = {
+            task.result().endpoint: name
+            for name, task in self._hosts.items()
+            if task.done() and not task.cancelled() and task.exception() is None
+        }
+
+        async def ask(endpoint: str, node_id: str) -> None:
+            client = self._agents.connected(endpoint)
+            if client is not None:
+                with contextlib.suppress(RpcError, asyncio.TimeoutError):
+                    self._status[node_id] = await client.status(), time.monotonic()
+
+        await asyncio.gather(*(ask(endpoint, node_id) for endpoint, node_id in endpoints.items()))
+        self._taken_at = time.monotonic()
+        self._picture_of(list(self._status))
+
+    def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
+        node_id = next((name for name, task in self._hosts.items() if _is_at(task, endpoint)), "")
+        if event is None:
+            self._status.pop(node_id, None)
+            if not self._away:
+                self._hosts.pop(node_id, None)
+        elif event.kind == "lost":
+            self._lost(event.lease_id, event.reason)
+        elif event.kind == "released":
+            lease = self._leases.get(event.lease_id)
+            if lease is not None:  # by the agent's own rules
+                self._spawn(self._let_go(lease))
+        elif event.kind == "reserved" and event.lease_id not in self._leases:
+            self._spawn(self._learn(node_id))
+
+    async def _let_go(self, lease: Lease) -> None:
+        try:
+            await self.release(lease)
+        except RoostError as problem:
+            log.warning("lease=%s its placement group is not removed yet: %s", lease.id, problem)
+
+    async def _learn(self, node_id: str) -> None:
+        """What others hold on a node, so that its devices' shares are right."""
+        for lease in await self._held_on(node_id):
+            self._leases.setdefault(lease.id, lease)
+        self._picture_of([node_id])
+
+    # The picture
+
+    def _note(self, lease: Lease) -> None:
+        self._leases[lease.id] = lease
+        self._read_at = 0.0
+        self._picture_of([lease.node_id])
+
+    def _forget(self, lease_id: str) -> None:
+        self._leases.pop(lease_id, None)
+        self._group_ids.pop(lease_id, None)
+        self._misses.pop(lease_id, None)
+
+    def _lost(self, lease_id: str, reason: str) -> None:
+        self._forget(lease_id)
+        self._events.put_nowait(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
+
+    def _picture_of(self, node_ids: list[str]) -> None:
+        """Draw these nodes again."""
+        wanted = {name for name in node_ids if name in self._nodes}
+        leases: dict[str, list[Lease]] = {name: [] for name in wanted}
+        for lease in self._leases.values():
+            if lease.node_id in wanted:
+                leases[lease.node_id].append(lease)
+        nodes = []
+        for name in wanted:
+            status, at = self._status.get(name, (None, 0.0))
+            age_s = None
+            if status is not None and status.metrics_age_s is not None:
+                age_s = status.metrics_age_s + max(0.0, self._taken_at - at)
+            nodes.append(ray_state.as_node(self._nodes[name], leases[name], status, age_s))
+        if nodes:
+            self._picture = self._picture.apply(nodes)
+
+    # Asking Ray
+
+    async def _ask(self, question: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """What `question` returns, from a thread; Ray is away where it fails or does not answer in time."""
+        if self._away:
+            raise BackendUnavailable(f"the Ray cluster is away: {self._away}")
+        try:
+            return await self._in_thread(functools.partial(question, *arguments, **named), deadline_s=_CALL_S)
+        except (RoostError, asyncio.CancelledError):
+            raise
+        except asyncio.TimeoutError:
+            problem = f"it has not answered for {_CALL_S:g} s"
+        except Exception as error:  # noqa: BLE001 - Ray's errors have no tree of their own
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        self._away = problem
+        log.warning("the Ray cluster is away: %s", problem)
+        raise BackendUnavailable(f"the Ray cluster is away: {problem}")
+
+    async def _in_thread(self, call: Callable[[], T], *, deadline_s: float) -> T:
+        return await asyncio.wait_for(
+            asyncio.get_running_loop().run_in_executor(self._threads, call), deadline_s
+        )
+
+    async def _answer(self, reference: Any, deadline_s: float, what: str) -> Any:
+        """What a Ray task returns."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), deadline_s)
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"Ray took longer than {deadline_s:g} s {what}") from None
+        except Exception as error:  # noqa: BLE001 - Ray's errors have no tree of their own
+            raise BackendUnavailable(f"Ray failed {what}: {str(error).strip().splitlines()[-1]}") from None
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("a task failed: %s", task.exception())
+
+
+async def _done(address: AgentAddress) -> AgentAddress:
+    return address
+
+
+def _is_at(task: asyncio.Task[AgentAddress], endpoint: str) -> bool:
+    is_known = task.done() and not task.cancelled() and task.exception() is None
+    return is_known and task.result().endpoint == endpoint
+
+
+def _lease(reservation: Reservation, node_id: str) -> Lease:
+    held = reservation.request
+    return Lease(
+        id=held.lease_id,
+        kernel_id=held.kernel_id,
+        node_id=node_id,
+        device_ids=held.device_ids,
+        request=Request(
+            cpus=held.cpus,
+            memory_bytes=held.memory_bytes,
+            gpus=held.gpus,
+            gpu_models=held.gpu_models,
+            owner=held.owner.user,
+        ),
+        owner=held.owner,
+    )
+
+
+def _bare_lease(group: Group, node_id: str) -> Lease:
+    """What a group alone says of a lease in which no agent holds anything yet, or any more."""
+    amounts = group.amounts
+    request = Request(
+        cpus=amounts.get("CPU", 0.0),
+        memory_bytes=int(amounts.get("memory", 0)),
+        gpus=amounts.get("GPU", 0.0),
+        owner=group.user,
+    )
+    return Lease(
+        id=group.lease_id,
+        kernel_id=group.kernel_id,
+        node_id=node_id,
+        device_ids=(),
+        request=request,
+        owner=Owner(user=group.user),
+    )
