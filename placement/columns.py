@@ -1,8 +1,13 @@
-"""What filters and scorers compute on: nodes as rows of arrays, padded where nodes differ in devices."""
+"""What filters and scorers compute on: nodes as rows of arrays, padded where nodes differ in devices.
+
+Of a whole snapshot each column is an array, shared with other versions where it does not change. What is rated again
+and again is cut out of a `Table`, where the values of a node lie side by side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,10 +87,62 @@ class Columns:
         )
 
 
+class Table(Columns):
+    """The same, but written row by row: all that a few nodes have is read in one go, from few lines of memory.
+
+    A row is what `_layout` says, eight bytes each. Columns are copied out of it when they are first asked for.
+    """
+
+    __slots__ = ("_floats", "_ints", "_layout")
+
+    def __init__(self, rows: IntArray, layout: dict[str, tuple[bool, int | slice]]) -> None:
+        self._ints = rows
+        self._floats = rows.view(np.float64)
+        self._layout = layout
+
+    @classmethod
+    def of(cls, columns: Columns) -> Table:
+        """A copy of these columns."""
+        layout = _layout(columns.device_model.shape[1])
+        width = len(_SCALARS) + len(_PADDING) * columns.device_model.shape[1]
+        table = cls(np.empty((len(columns.cpus), width), dtype=np.int64), layout)
+        for name, (is_float, place) in layout.items():
+            (table._floats if is_float else table._ints)[:, place] = getattr(columns, name)
+        return table
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        is_float, place = self._layout[name]
+        column = (self._floats if is_float else self._ints)[:, place].copy()
+        if name == "is_draining":
+            column = column.astype(bool)
+        setattr(self, name, column)
+        return column
+
+    def part(self, rows: IntArray | slice) -> Table:
+        """A copy of these rows, in that order; of a slice a view."""
+        return Table(
+            self._ints[rows] if isinstance(rows, slice) else self._ints.take(rows, axis=0), self._layout
+        )
+
+    def put(self, rows: Iterable[int], values: Table) -> None:
+        """These rows become those, in that order."""
+        for row, value in zip(rows, values._ints, strict=True):
+            self._ints[row] = value
+
+    def differs(self, other: Table) -> frozenset[str]:
+        """The columns in which the two, of one shape, are not the same."""
+        differs = np.logical_or.reduce(self._ints != other._ints, axis=0)
+        return frozenset(name for name, (_, place) in self._layout.items() if differs[place].any())
+
+
 COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
-_UNKNOWN = ("cpus_used", "memory_used_bytes")
-"""The columns in which NaN stands for what nobody measures."""
+_WHOLE = frozenset(
+    {"memory_bytes", "memory_free_bytes", "gpus", "kernels", "is_draining", "device_model", "device_milli"}
+)
+"""The columns that hold no floats."""
 _PADDING: dict[str, float] = {
     "device_model": -1,
     "device_free": -np.inf,
@@ -94,9 +151,23 @@ _PADDING: dict[str, float] = {
 }
 
 
-def columns_of(nodes: Sequence[Node], models: Sequence[str]) -> Columns:
-    """The columns of these nodes; ``models`` has at least all of theirs."""
-    width = max((len(node.devices) for node in nodes), default=0)
+_SCALARS = tuple(name for name in COLUMNS if name not in _PADDING)
+
+
+@lru_cache(maxsize=64)
+def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
+    """Where in a row the columns are, of nodes with so many devices at most, and whether they are floats."""
+    places: dict[str, int | slice] = {name: place for place, name in enumerate(_SCALARS)}
+    for at, name in enumerate(_PADDING):
+        start = len(_SCALARS) + at * width
+        places[name] = slice(start, start + width)
+    return {name: (name not in _WHOLE, place) for name, place in places.items()}
+
+
+def columns_of(nodes: Sequence[Node], models: Sequence[str], width: int | None = None) -> Columns:
+    """The columns of these nodes; ``models`` has at least all of theirs. ``width``: room for so many devices."""
+    if width is None:
+        width = max((len(node.devices) for node in nodes), default=0)
     index = {model: i for i, model in enumerate(models)}
 
     def floats(values: Iterable[float | None]) -> FloatArray:
@@ -136,25 +207,21 @@ def columns_of(nodes: Sequence[Node], models: Sequence[str]) -> Columns:
 
 def difference(
     before: Sequence[Node], after: Sequence[Node], models: Sequence[str], width: int
-) -> dict[str, Any]:
-    """What changes in the rows of nodes that keep their devices: column → new values; the age of metrics left out."""
-    old, new = columns_of(before, models), columns_of(after, models)
-    return {
-        name: fitted(name, new, width)
-        for name in COLUMNS
-        if name != "metrics_age_s"
-        and not np.array_equal(getattr(old, name), getattr(new, name), equal_nan=name in _UNKNOWN)
-    }
+) -> tuple[Table, frozenset[str]]:
+    """The new rows of nodes that keep their devices, and the columns in which they differ; age of metrics left out."""
+    both = Table.of(columns_of([*before, *after], models, width))
+    old, new = both.part(slice(len(before))), both.part(np.arange(len(before), 2 * len(before)))
+    return new, old.differs(new) - {"metrics_age_s"}
 
 
-def updated(columns: Columns, changes: Iterable[tuple[Sequence[int], dict[str, Any]]]) -> Columns:
+def updated(columns: Columns, changes: Iterable[tuple[Sequence[int], Table, frozenset[str]]]) -> Columns:
     """The columns after these changes of rows, in that order; those that do not change are shared."""
     after: dict[str, Any] = {}
-    for rows, values in changes:
-        for name, value in values.items():
+    for rows, values, names in changes:
+        for name in names:
             if name not in after:
                 after[name] = getattr(columns, name).copy()
-            after[name][list(rows)] = value
+            after[name][list(rows)] = getattr(values, name)
     return columns.replaced(**after)
 
 

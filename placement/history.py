@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .columns import IntArray
+from .columns import IntArray, Table
 
 _REMEMBERED = 4096
 """At most so many changes are remembered, so that scores can be brought up to date instead of made anew."""
@@ -16,14 +16,15 @@ _AT_LEAST = 64
 class Change(NamedTuple):
     """What one version changed: ids that came, changed or went; rows (as this version numbers them) to look at again.
 
-    ``source`` is for each row the one it had before, -1 for a new one; None where no row moved: then ``columns`` has
-    the new values in those rows of each column that changed.
+    Where no row moved, ``values`` has what is in those rows now, different in ``columns``. Else ``source`` is for each
+    row the one it had before, -1 for a new one.
     """
 
     ids: tuple[str, ...]
     rows: tuple[int, ...]
-    source: IntArray | None
-    columns: dict[str, Any]
+    source: IntArray | None = None
+    values: Table | None = None
+    columns: frozenset[str] = frozenset()
 
 
 class History:

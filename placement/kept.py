@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import COLUMNS, Columns
+from .columns import Table
 from .history import History
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
-_BLOCK = 256
-_AT_ONCE = 4096
+_BLOCK = 64
+_BLOCKS_FROM = 16_384
+"""On so many nodes the best is looked for among the best of each block."""
+_AT_ONCE = 1024
 MAX_BYTES = 512 << 20
 """Kept scores take no more; those of the class that was asked for longest ago go first."""
 
@@ -26,32 +28,34 @@ class Rated:
     """Scores of n nodes. ``devices`` is the best one's place on the node, -1 where the request needs not just one."""
 
     totals: FloatArray  # (n,), -inf where a filter refuses
-    devices: NDArray[np.int16]  # (n,)
+    devices: NDArray[np.integer[Any]]  # (n,), kept as int16
     uses_metrics: bool
-    peaks: FloatArray | None = (
-        None  # (n / _BLOCK,) the highest total of each block, once somebody asked for the best
+    blocks: FloatArray | None = (
+        None  # (n / _BLOCK, _BLOCK) the totals, once somebody asked for the best of many
     )
+    peaks: FloatArray | None = None  # (n / _BLOCK,) the highest of each block
 
     def best(self) -> int:
         """The first row of the highest total."""
-        if len(self.totals) <= 16 * _BLOCK:
+        n = len(self.totals)
+        if n < _BLOCKS_FROM:
             return int(self.totals.argmax())
-        if self.peaks is None:
-            self.peaks = np.maximum.reduceat(self.totals, np.arange(0, len(self.totals), _BLOCK))
-        start = int(self.peaks.argmax()) * _BLOCK
-        return start + int(self.totals[start : start + _BLOCK].argmax())
+        if self.blocks is None or self.peaks is None:
+            self.blocks = np.full((-(-n // _BLOCK), _BLOCK), -np.inf)
+            self.blocks.flat[:n] = self.totals
+            self.totals = self.blocks.reshape(-1)[:n]
+            self.peaks = np.maximum.reduce(self.blocks, axis=1)
+        block = int(self.peaks.argmax())
+        return block * _BLOCK + int(self.blocks[block].argmax())
 
     def update(self, rows: IntArray, part: Rated) -> None:
         """Put the ratings of some rows in their place."""
-        before = self.totals[rows]
-        self.totals[rows], self.devices[rows] = part.totals, part.devices
+        self.totals.put(rows, part.totals)
+        self.devices.put(rows, part.devices)
         self.uses_metrics |= part.uses_metrics
-        if self.peaks is not None:
-            blocks = rows // _BLOCK
-            was_peak = before >= self.peaks[blocks]
-            np.maximum.at(self.peaks, blocks, part.totals)
-            for block in set(blocks[was_peak & (part.totals < self.peaks[blocks])].tolist()):
-                self.peaks[block] = self.totals[block * _BLOCK : (block + 1) * _BLOCK].max()
+        if self.blocks is not None and self.peaks is not None:
+            changed = rows // _BLOCK
+            self.peaks[changed] = np.maximum.reduce(self.blocks.take(changed, axis=0), axis=1)
 
 
 Rate = Callable[[Snapshot], Rated]
@@ -70,9 +74,7 @@ class _Mirror:
     """Columns of the latest snapshot, brought up to date in place: what is rated is cut out of them."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self.columns = Columns(**{name: getattr(snapshot.columns, name).copy() for name in COLUMNS})
-        for name in COLUMNS:
-            getattr(self.columns, name).setflags(write=True)
+        self.columns = Table.of(snapshot.columns)
         self._history = snapshot.history
         self._version = snapshot.version
 
@@ -81,12 +83,11 @@ class _Mirror:
         if snapshot.history is not self._history:
             return False
         changes = snapshot.history.between(self._version, snapshot.version)
-        if changes is None or any(change.source is not None for change in changes):
+        if changes is None or snapshot.history.moved > self._version:
             return False
         for change in changes:
-            rows = list(change.rows)
-            for name, values in change.columns.items():
-                getattr(self.columns, name)[rows] = values
+            if change.values is not None:
+                self.columns.put(change.rows, change.values)
         self._version = snapshot.version
         return True
 
@@ -116,14 +117,18 @@ class Kept:
             entry = _Entry(_rate_all(snapshot, columns, rate), snapshot.history, snapshot.version, fresh)
             self._store(key, entry)
             return entry.rated
-        del self._entries[key]  # a scorer that raises leaves nothing half done behind
         if entry.fresh is not fresh and entry.rated.uses_metrics:
             rows |= set(np.flatnonzero(entry.fresh != fresh).tolist())
-        entry.version, entry.fresh = snapshot.version, fresh
         if rows:
             at = np.fromiter(rows, dtype=np.int64, count=len(rows))
-            entry.rated.update(at, rate(snapshot.part(at, columns.part(at))))
-        self._entries[key] = entry
+            try:
+                part = rate(snapshot.part(at, columns.part(at)))
+            except BaseException:
+                del self._entries[key]  # its rows may have moved
+                raise
+            entry.rated.update(at, part)
+        entry.version, entry.fresh = snapshot.version, fresh
+        self._entries.move_to_end(key)
         return entry.rated
 
     def _store(self, key: Hashable, entry: _Entry) -> None:
@@ -138,15 +143,15 @@ class Kept:
         return Kept, (self._max_bytes,)
 
 
-def _rate_all(snapshot: Snapshot, columns: Columns, rate: Rate) -> Rated:
+def _rate_all(snapshot: Snapshot, columns: Table, rate: Rate) -> Rated:
     """All nodes, as many at a time as a processor's cache holds."""
     parts = []
     for start in range(0, max(1, len(snapshot)), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(snapshot)))
-        parts.append(rate(snapshot.part(rows, columns.part(rows))))
+        end = min(start + _AT_ONCE, len(snapshot))
+        parts.append(rate(snapshot.part(np.arange(start, end), columns.part(slice(start, end)))))
     return Rated(
         np.concatenate([part.totals for part in parts]),
-        np.concatenate([part.devices for part in parts]),
+        np.concatenate([part.devices for part in parts], dtype=np.int16, casting="same_kind"),
         any(part.uses_metrics for part in parts),
     )
 
@@ -166,7 +171,7 @@ def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
             source = change.source  # -1, of a new node, takes the last: what is appended
             pending = np.zeros(len(entry.rated.totals) + 1, dtype=bool)
             pending[list(rows)] = True
-            entry.rated.peaks = None
+            entry.rated.blocks = None
             entry.rated.totals = np.append(entry.rated.totals, -np.inf)[source]
             entry.rated.devices = np.append(entry.rated.devices, np.int16(-1))[source]
             entry.fresh = np.append(entry.fresh, False)[source]

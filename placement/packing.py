@@ -7,6 +7,7 @@ The formulas are those of the blend that beats fragmentation gradient descent on
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,8 +20,13 @@ LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
 """What counts as a large node, to weigh CPUs and GPUs against each other (the largest of the trace)."""
 
 
-_NEARLY_NOTHING = 1e-9
+_NEARLY_NOTHING = 1e-12
 """What stands for 0, since 0 · infinity is no number."""
+
+
+@lru_cache(maxsize=1024)
+def _asked(cpus: float, memory_bytes: int, gpus: float) -> FloatArray:
+    return np.array([[cpus], [memory_bytes], [gpus]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +183,7 @@ class Packing:
     sliver: float
     pressure: float
     name: str = field(default="packing", init=False)
-    _latest: list[tuple[tuple[str, ...], Fragments, FloatArray, FloatArray | None]] = field(
+    _latest: list[tuple[tuple[str, ...], Fragments, FloatArray, FloatArray]] = field(
         default_factory=list, init=False, compare=False, repr=False
     )
     needs_metrics = False
@@ -193,55 +199,54 @@ class Packing:
         )
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        c, (per_cpu, per_byte, share) = snapshot.columns, self.profile.per_gpu()
-        tables, potential, pressure = self._tables(snapshot.models)
-        row, n = MILLI + 1, len(c.gpus_free)
-        gpus, cpus, memory = left = np.empty((3, 2 * n))  # before, and after
-        gpus[:n], cpus[:n], memory[:n] = c.gpus_free, c.cpus_free, c.memory_free_bytes
-        gpus[n:], cpus[n:] = c.gpus_free - request.gpus, c.cpus_free - request.cpus
-        memory[n:] = c.memory_free_bytes - request.memory_bytes
-        node: FloatArray = cpus[n:] * (-0.5 * self.leftover / LARGE_CPUS)
-        node += gpus[n:] * (-0.5 * self.leftover / LARGE_GPUS)
-        if not request.gpus:
+        c, n, units = snapshot.columns, len(snapshot), request.gpu_count
+        tables, potential, served_by = self._tables(snapshot.models)
+        left = np.empty((3, 2, n))  # CPUs, memory and GPUs; before, and after
+        left[0, 0], left[1, 0], left[2, 0] = c.cpus_free, c.memory_free_bytes, c.gpus_free
+        np.subtract(left[:, 0], _asked(request.cpus, request.memory_bytes, request.gpus), out=left[:, 1])
+        node: FloatArray = left[0, 1] * (-0.5 * self.leftover / LARGE_CPUS)
+        node += left[2, 1] * (-0.5 * self.leftover / LARGE_GPUS)
+        if not units:
             node *= c.gpus > 0
-        k = tables.k(cpus) * row
+        k = tables.k(left[0])
         np.maximum(left, _NEARLY_NOTHING, out=left)
-        served = cpus[:, None] * per_cpu
-        np.minimum(served, memory[:, None] * per_byte, out=served)
-        np.minimum(served, gpus[:, None], out=served)
-        stranded = gpus - np.einsum("ij,j->i", served, share)
-        node += self.stranded * (stranded[:n] - stranded[n:])
-        before = tables.first_cell.take(c.device_model) + c.device_milli
-        after = before + k[n:, None]
-        before += k[:n, None]
-        kept = potential.take(after)
-        node += np.add.reduce(potential.take(before) - kept, axis=1)
-        in_gpus = self.fragmentation / MILLI
+        served = np.minimum.reduce(served_by * left.reshape(3, 1, 2 * n), axis=0)  # (classes, 2n)
+        worth = np.add.reduce(served, axis=0).reshape(2, n)
+        free = c.device_milli
+        cells = tables.first_cell.take(c.device_model) + free + (k * (MILLI + 1))[:, :, None]
+        per_device = potential.take(cells)
+        worth -= np.add.reduce(per_device, axis=2)
+        node += worth[1]
+        node -= worth[0]
         score = node
-        if 0 < request.gpus < 1:
-            taken = np.minimum(c.device_milli, round(request.gpus * MILLI))
-            score = kept - potential.take(after - taken) + node[:, None]
-        elif request.gpus:
-            full = tables.flat.take(tables.first_cell.take(c.device_model[:, 0]) + k[n:] + MILLI)
-            score = node + in_gpus * request.gpu_count * full
+        if units:
+            node += self.stranded * request.gpus
+            score = per_device[1] - potential.take(
+                cells[1] - np.minimum(free, round(request.gpu_share * MILLI))
+            )
+            if request.gpus >= 1:  # the part of slivers is to rate shares
+                node -= units * self.sliver * self.profile.sliver_waste()[MILLI]
+                score *= units
+            score += node[:, None]
         if tables.has_many:
-            ks = k // row
-            score = score + in_gpus * FragmentationGradient.several(request, snapshot, tables, ks[:n], ks[n:])
-        if request.gpus and pressure is not None:
-            scarce = (-self.pressure * request.gpus) * pressure.take(c.device_model)
-            score = scarce + (score if score.ndim == 2 else score[:, None])
+            several = FragmentationGradient.several(request, snapshot, tables, k[0], k[1])
+            several *= self.fragmentation / MILLI
+            score += several if several.ndim == score.ndim else several[:, None]
         return score
 
-    def _tables(self, models: tuple[str, ...]) -> tuple[Fragments, FloatArray, FloatArray | None]:
-        """Of fragmentation; by cell of its table, what a device with so much left adds to the score; of pressure.
+    def _tables(self, models: tuple[str, ...]) -> tuple[Fragments, FloatArray, FloatArray]:
+        """Of fragmentation; by cell of its table, what a device with so much left adds to the score: a kernel changes
+        that by what it takes; (3, classes, 1) what CPUs, bytes and GPUs could serve of each typical class, weighted.
 
         Kept for the models asked for last: a cluster's seldom change.
         """
         latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] is not models:
-            tables, pressure = self.profile.fragments(models), self.profile.pressure(models)
-            waste = np.tile(self.profile.sliver_waste(), tables.flat.size // (MILLI + 1))
-            potential = self.fragmentation / MILLI * tables.flat + self.sliver * waste
-            latest = models, tables, potential, pressure if pressure.any() else None
+            tables, waste = self.profile.fragments(models), self.profile.sliver_waste()
+            scarce = self.profile.pressure(models)[:, None, None] * (np.arange(MILLI + 1) / MILLI)
+            worth = self.fragmentation / MILLI * tables.device + self.sliver * waste - self.pressure * scarce
+            per_cpu, per_byte, share = self.profile.per_gpu()
+            served_by = self.stranded * np.stack([per_cpu * share, per_byte * share, share])[:, :, None]
+            latest = models, tables, worth.reshape(-1), served_by
             self._latest[:] = [latest]
         return latest[1:]

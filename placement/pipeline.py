@@ -10,13 +10,12 @@ somebody looks (`grounds`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .decision import Decision, Placement
 from .filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolerates, fitting_devices
@@ -27,6 +26,8 @@ from .scorers import FewKernels, Scorer
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Node, Request
 
+_FEW = 32
+"""To rate so many nodes more takes no longer than to leave them out."""
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 """No nodes to avoid."""
 
@@ -160,66 +161,66 @@ class Pipeline:
     def rate(self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]) -> Rated:
         """The scores of these nodes, each for itself."""
         n = len(snapshot)
-        if not n:
-            return Rated(np.empty(0), np.empty(0, dtype=np.int16), False)
         fits = all_of(self.passed(request, snapshot))
-        if fits is None:
-            return self._rate_fitting(request, snapshot, scorers)
-        rows = fits.nonzero()[0]
-        if 2 * rows.size > n:  # rating the others as well is faster than leaving them out
-            rated = self._rate_fitting(request, snapshot, scorers, fits)
-            rated.totals[~fits] = -np.inf
-            return rated
-        rated = Rated(np.empty(n), np.empty(n, dtype=np.int16), False)
-        rated.totals.fill(-np.inf)
-        rated.devices.fill(-1)
+        rows = np.arange(n) if fits is None else fits.nonzero()[0]
+        if rows.size and n - rows.size <= max(rows.size, _FEW):
+            return self._rate_fitting(request, snapshot, scorers, fits, rows.size)
+        rated = Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
         if rows.size:
-            part = self._rate_fitting(request, snapshot.part(rows), scorers)
-            rated.totals[rows], rated.devices[rows] = part.totals, part.devices
-            rated.uses_metrics = part.uses_metrics
+            rated.update(rows, self._rate_fitting(request, snapshot.part(rows), scorers, None, rows.size))
         return rated
 
     def terms(
         self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
     ) -> dict[str, FloatArray]:
         """Each scorer's weighted say, (n,) or (n, d), on nodes that passed the filters."""
+        terms: dict[str, FloatArray] = {}
+        for scorer, term in self._weighted(request, snapshot, scorers):
+            terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
+        return terms
+
+    def _weighted(
+        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
+    ) -> Iterator[tuple[Scorer, FloatArray]]:
         known = snapshot.without_stale_metrics(self.stale_after_s)
         shape = snapshot.columns.device_free.shape
-        terms: dict[str, FloatArray] = {}
         for scorer, weight in scorers:
             scores = scorer.score(request, known)
             if scores is None:
                 continue
-            if scores.shape not in (shape, shape[:1]):
+            if scores.shape != shape and scores.shape != shape[:1]:
                 raise _misbehaves(scorer)
-            if scores.ndim == 2 and not request.gpus:
-                continue  # no device is used
-            term = weight * scores
-            terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
-        return terms
+            if scores.ndim == 1 or request.gpus:  # else no device is used
+                yield scorer, scores if weight == 1.0 else weight * scores
 
     def _rate_fitting(
         self,
         request: Request,
         snapshot: Snapshot,
         scorers: tuple[tuple[Scorer, float], ...],
-        fits: BoolArray | None = None,
+        fits: BoolArray | None,
+        fitting: int,
     ) -> Rated:
-        terms = self.terms(request, snapshot, scorers)
-        uses_metrics = any(scorer.needs_metrics and scorer.name in terms for scorer, _ in scorers)
-        totals: FloatArray = np.zeros(len(snapshot))
+        """Of all nodes, where all or so many of them fit."""
+        n, uses_metrics = len(snapshot), False
+        totals: FloatArray | None = None
         per_device: FloatArray | None = None
-        for term in terms.values():
+        for scorer, term in self._weighted(request, snapshot, scorers):
+            uses_metrics = uses_metrics or scorer.needs_metrics
             if term.ndim == 1:
-                totals = totals + term
+                totals = term if totals is None else totals + term
             else:
                 per_device = term if per_device is None else per_device + term
         if request.gpus:
             best, devices = best_devices(request, snapshot, per_device)
-            totals = totals + best
+            totals = best if totals is None else totals + best
         else:
-            devices = np.full(len(snapshot), -1, dtype=np.int16)
-        if not np.logical_and.reduce(np.isfinite(totals)):
+            devices = np.full(n, -1)
+        if totals is None:
+            totals = np.zeros(n)
+        if fits is not None:
+            totals = np.where(fits, totals, -np.inf)
+        if np.isfinite(totals).nonzero()[0].size < fitting:
             self._find_culprit(request, snapshot, scorers, fits)
         return Rated(totals.round(9), devices, uses_metrics)
 
@@ -236,7 +237,7 @@ class Pipeline:
     def _best(
         self, request: Request, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]
     ) -> int | None:
-        totals = _without(rated.totals, avoided)
+        totals = _without(rated.totals, avoided) if avoided else rated.totals
         if not totals.size:
             return None
         best = int(totals.argmax()) if avoided else rated.best()
@@ -291,25 +292,25 @@ def class_of(request: Request) -> Hashable:
         request.memory_bytes,
         request.gpus,
         request.gpu_models,
-        frozenset(request.labels.items()),
-        frozenset(request.near.items()),
+        frozenset(request.labels.items()) if request.labels else None,
+        frozenset(request.near.items()) if request.near else None,
         request.tolerates,
         request.environment,
     )
 
 
 def all_of(masks: list[BoolArray | None]) -> BoolArray | None:
-    """(n,) True where all masks are; None when all are everywhere."""
+    """(n,) True where all masks are; None when there are none."""
     fits: BoolArray | None = None
     for mask in masks:
         if mask is not None:
             fits = mask if fits is None else fits & mask
-    return None if fits is None or np.logical_and.reduce(fits) else fits
+    return fits
 
 
 def best_devices(
     request: Request, snapshot: Snapshot, ratings: FloatArray | None
-) -> tuple[FloatArray, NDArray[np.int16]]:
+) -> tuple[FloatArray, IntArray]:
     """(n,) the mean rating of the best devices, as many as the request needs; (n,) the best one where that is one."""
     free = snapshot.columns.device_free
     fits = fitting_devices(request, snapshot)
@@ -317,10 +318,10 @@ def best_devices(
     if request.gpu_count == 1:
         best: FloatArray = np.maximum.reduce(rated, axis=1)
         fullest = np.where(rated == best[:, None], free, np.inf).argmin(axis=1)
-        return best, fullest.astype(np.int16)
+        return best, fullest
     k = request.gpu_count
     top = -np.partition(-rated, k - 1, axis=1)[:, :k]
-    return top.mean(axis=1), np.full(len(snapshot), -1, dtype=np.int16)
+    return top.mean(axis=1), np.full(len(snapshot), -1)
 
 
 def _without(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:

@@ -40,7 +40,6 @@ class Snapshot:
     __slots__ = (
         "_at",
         "_base",
-        "_columns",
         "_everywhere",
         "_fresh",
         "_ids",
@@ -51,11 +50,14 @@ class Snapshot:
         "_rows",
         "_whole",
         "ages",
+        "columns",
         "history",
         "models",
         "version",
     )
 
+    columns: Columns
+    """The nodes as arrays. O(n) bytes for those that changed, when they are first asked for."""
     ages: FloatArray
     """(n,) of the metrics of each node, in seconds; NaN where there are none."""
     models: tuple[str, ...]
@@ -66,8 +68,7 @@ class Snapshot:
     _at: IntArray
     _ids: tuple[str, ...]
     _pages: tuple[tuple[Node, ...], ...]  # the nodes, _PAGE together, so that one can be replaced in passing
-    _columns: Columns | None  # made of _base and the changes _pending on it when they are asked for
-    _base: Columns
+    _base: Columns  # without the age of metrics; with the changes _pending on it, the columns
     _pending: tuple[Change, ...]
     _rows: dict[str, int]
     _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
@@ -111,13 +112,13 @@ class Snapshot:
         """The node of that id, its metrics as old as the snapshot says; ``KeyError`` when it is not there."""
         return self.at(self.row(node_id))
 
-    @property
-    def columns(self) -> Columns:
-        """The nodes as arrays. O(n) bytes for those that changed, when they are first asked for."""
-        if self._columns is None:
-            changes = ((change.rows, change.columns) for change in self._pending)
-            self._columns = cols.updated(self._base, changes).replaced(metrics_age_s=self.ages)
-        return self._columns
+    def __getattr__(self, name: str) -> Any:
+        if name != "columns":
+            raise AttributeError(name)
+        changes = ((c.rows, c.values, c.columns) for c in self._pending if c.values is not None)
+        self._base = self.columns = cols.updated(self._base, changes).replaced(metrics_age_s=self.ages)
+        self._pending = ()  # last, as it does no harm if another thread makes a change twice
+        return self.columns
 
     def at(self, row: int) -> Node:
         """The node in that row, its metrics as old as the snapshot says."""
@@ -137,7 +138,7 @@ class Snapshot:
         part = Snapshot()
         part._whole = self if self._whole is None else self._whole
         part._at = rows if self._whole is None else self._at[rows]
-        part._columns = self.columns.part(rows) if columns is None else columns
+        part.columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
         return part
 
@@ -155,7 +156,7 @@ class Snapshot:
         now and then; O(n log n) when nodes or devices come or go. Not for parts.
         """
         new = {node.id: node for node in upserts}
-        gone = frozenset(removed).intersection(self._rows) - new.keys()
+        gone = frozenset(i for i in removed if i in self._rows and i not in new)
         new = {i: node for i, node in new.items() if i not in self._rows or self.node(i) != node}
         before = [self.node(i) for i in new if i in self._rows]
         if gone or len(before) < len(new) or any(_devices(old) != _devices(new[old.id]) for old in before):
@@ -163,14 +164,11 @@ class Snapshot:
         rows = [self._rows[i] for i in new]
         nodes = list(new.values())
         width = self._base.device_model.shape[1]
-        change = Change(tuple(new), tuple(rows), None, cols.difference(before, nodes, self.models, width))
-        base, pending = self._base, (*self._pending, change)
-        if self._columns is not None:
-            base, pending = self._columns, (change,)
+        values, names = cols.difference(before, nodes, self.models, width)
+        change = Change(tuple(new), tuple(rows), None, values, names)
+        pending = (*self._pending, change)
         after = self._with(
-            _columns=None,
-            _base=base,
-            _pending=pending,
+            _pending=pending,  # what it adds to, the base, is looked at after it
             _pages=_replaced(self._pages, rows, nodes),
             ages=_ages_after(self.ages, rows, nodes),
             version=self.version + 1,
@@ -188,13 +186,13 @@ class Snapshot:
 
     def aged(self, elapsed_s: float) -> Snapshot:
         """The same picture and version ``elapsed_s`` later: every metric is that much older."""
-        return self._with(ages=self.ages + elapsed_s, _columns=None, _fresh={})
+        return self._with(ages=self.ages + elapsed_s, _fresh={})
 
     def emptied(self) -> Snapshot:
         """The same nodes with nothing promised and nothing running: what refuses here refuses for ever."""
         columns = cols.emptied(self.columns)
         if self._whole is None:
-            return self._with(_columns=columns, _base=columns, _pending=(), history=History(self.version))
+            return self._with(_pending=(), _base=columns, history=History(self.version))
         return self.part(np.arange(len(self)), columns)
 
     def changed_since(self, version: int) -> frozenset[str] | None:
@@ -315,18 +313,17 @@ class Snapshot:
         columns = cols.reshaped(self.columns, kept, cols.columns_of(list(new.values()), models), order)
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
         ids = tuple(sorted(gone | new.keys()))
-        history = self._continued(Change(ids, tuple(np.flatnonzero(source < 0).tolist()), source, {}))
+        history = self._continued(Change(ids, tuple(np.flatnonzero(source < 0).tolist()), source))
         return _made([nodes[place] for place in order], columns, models, self.version + 1, history)
 
 
 _CARRIED = (
+    "_pending",  # before _base: see Snapshot.__getattr__
     "_base",
-    "_columns",
     "_fresh",
     "_ids",
     "_masks",
     "_pages",
-    "_pending",
     "_rows",
     "ages",
     "history",
@@ -343,7 +340,7 @@ def _made(
     made._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
     made._ids = tuple(node.id for node in nodes)
     made._rows = {node_id: row for row, node_id in enumerate(made._ids)}
-    made._columns = made._base = columns
+    made.columns = made._base = columns
     made._pending, made.ages = (), columns.metrics_age_s
     made.models, made.version, made.history = models, version, history
     made._masks, made._fresh, made._is_fresh, made._everywhere = {}, {}, {}, {}

@@ -137,7 +137,7 @@ def test_freshness_is_nothing_to_those_who_need_no_metrics() -> None:
 
 def test_the_class_asked_for_longest_ago_goes_first() -> None:
     snapshot = _nodes("abcd")
-    scores = Watched(max_bytes=2 * 4 * 16)  # two classes of four nodes, 8 bytes of score and 8 of device each
+    scores = Watched(max_bytes=2 * 4 * 10)  # two classes of four nodes, 8 bytes of score and 2 of device each
     for key in "xyxz":
         scores(snapshot, key)
     assert len(scores.asked) == 3
