@@ -1,0 +1,255 @@
+"""What can be known of a Ray cluster before joining it, each thing within seconds and none that could hang.
+
+What this asks of Ray beside its public calls is the same in 2.40 and 2.60; a Ray without it is joined unseen.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import json
+import logging
+import os
+import platform
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT_S = 3.0
+ASK_S = 5.0
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+"""The start of every HTTP/2 connection and so of gRPC, with empty settings (RFC 9113, 3.4)."""
+_GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a cluster says of itself to whoever asks; ids and addresses are those of its live nodes."""
+
+    ray_version: str
+    python_version: str
+    node_ids: frozenset[str]
+    node_addresses: frozenset[str]
+
+
+def resolve(address: str) -> str:
+    """The `host:port` meant by `address`: the cluster that `ray.init("auto")` would take, if that is not clear."""
+    if not is_found_here(address):
+        named = address if address not in ("", "auto") else os.environ["RAY_ADDRESS"]
+        _split(named)
+        return named
+    running = sorted({gcs for gcs, _ in _raylets()})
+    latest = Path(
+        os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray/ray_current_cluster"
+    )
+    with suppress(OSError, UnicodeDecodeError):
+        if latest.read_text().strip() in running:
+            return latest.read_text().strip()
+    if not running:
+        raise BackendUnavailable(
+            "no Ray cluster runs on this machine: name one by c.RoostRayBackend.address or RAY_ADDRESS (host:port, "
+            f"{_GCS_PORT}), and let this machine be one of its nodes"
+        )
+    if len(running) > 1:
+        raise ConfigError(
+            f"several Ray clusters run on this machine, {', '.join(running)}: "
+            "name one by c.RoostRayBackend.address or RAY_ADDRESS"
+        )
+    return running[0]
+
+
+def greet(gcs: str) -> None:
+    """Raise `BackendUnavailable` unless something at that address speaks gRPC."""
+    host, port = _split(gcs)
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            connection.settimeout(_CONNECT_S)
+            connection.sendall(_GREETING)
+            answer = connection.recv(len(_SETTINGS))
+    except socket.gaierror:
+        raise BackendUnavailable(
+            f"the Ray cluster at {gcs} cannot be found: no host {host} is known here"
+        ) from None
+    except TimeoutError:
+        raise BackendUnavailable(
+            f"{gcs} does not answer within {_CONNECT_S:.0f} s: is Ray's head up, and reachable from this machine?"
+        ) from None
+    except OSError as problem:
+        raise BackendUnavailable(
+            f"no Ray cluster can be reached at {gcs} ({os.strerror(problem.errno or errno.EIO)}): "
+            f"is its head up, and is this its port ({_GCS_PORT})?"
+        ) from None
+    if answer[3:4] != _SETTINGS[3:4]:
+        raise BackendUnavailable(
+            f"what listens at {gcs} is no Ray cluster: give {_GCS_PORT} (behind TLS, RAY_USE_TLS must be set here too)"
+        )
+
+
+def check_token(gcs: str, address: str) -> None:
+    """Raise `ConfigError` where a token is to be sent and there is none; Ray aborts the process for that.
+
+    Like `ray.init`, use a token that is there for a cluster that was found here, and elsewhere only when told to.
+    """
+    try:
+        from ray._private.authentication import authentication_token_setup as setup
+
+        if is_found_here(address):
+            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        check = setup.ensure_token_if_auth_enabled
+    except (ImportError, AttributeError, TypeError):  # Ray before 2.52
+        return
+    try:
+        check(create_token_if_missing=False)
+    except Exception as problem:
+        raise ConfigError(
+            f"RAY_AUTH_MODE=token, and there is no token for the Ray cluster at {gcs}: set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH where roost's service starts, or write ~/.ray/auth_token"
+        ) from problem
+
+
+def ask(gcs: str) -> Facts | None:
+    """What the cluster says of itself (7 ms); None where this Ray has no such call."""
+    try:
+        return in_time(lambda: _facts(gcs), ASK_S, f"asking the Ray cluster at {gcs}")
+    except (ImportError, AttributeError, TypeError, KeyError, ValueError) as problem:
+        log.info("ray=%s is joined unseen: %r", gcs, problem)
+        return None
+    except BackendUnavailable as late:
+        raise BackendUnavailable(
+            f"what listens at {gcs} does not answer as a Ray cluster: is it {_GCS_PORT}?"
+        ) from late
+    except Exception as problem:
+        if "InvalidAuthToken" not in str(problem) and type(problem).__name__ != "AuthenticationError":
+            raise BackendUnavailable(
+                f"what listens at {gcs} does not answer as a Ray cluster "
+                f"({first_line(problem)}): is it {_GCS_PORT}?"
+            ) from problem
+        if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+            raise ConfigError(
+                f"the Ray cluster at {gcs} refuses the token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+                "~/.ray/auth_token must be the cluster's where roost's service starts"
+            ) from problem
+        raise ConfigError(
+            f"the Ray cluster at {gcs} asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH, where roost's service starts (with Ray 2.52 or later)"
+        ) from problem
+
+
+def check_versions(gcs: str, facts: Facts, ray_version: str) -> None:
+    """Raise `ConfigError` unless Ray and Python are the cluster's, by Ray's own rule."""
+    cluster, ours = facts.python_version, platform.python_version()
+    if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch") == "minor":
+        cluster, ours = (version.rpartition(".")[0] for version in (cluster, ours))
+    if (facts.ray_version, cluster) != (ray_version, ours):
+        raise ConfigError(
+            f"the Ray cluster at {gcs} has Ray {facts.ray_version} on Python {facts.python_version}, roost's service "
+            f"Ray {ray_version} on Python {platform.python_version()}, and Ray wants them equal: set "
+            "ROOST_SERVICE_PYTHON to an interpreter with roost and the cluster's versions"
+        )
+
+
+def check_machine(gcs: str, facts: Facts) -> None:
+    """Raise `BackendUnavailable` unless a node of that cluster runs on this machine, as a driver needs."""
+    if not facts.node_ids or any(node_id in facts.node_ids for _, node_id in _raylets()):
+        return
+    if not any(map(_is_own_address, facts.node_addresses)):
+        raise BackendUnavailable(
+            f"this machine is no node of the Ray cluster at {gcs}, and a driver must be on one: "
+            f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0` joins it without giving anything away"
+        )
+
+
+def in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
+    """What `work` returns or raises in a daemon thread, that is left alone after the deadline."""
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as problem:  # noqa: BLE001 - it is raised where the outcome is awaited
+            outcome.set_exception(problem)
+
+    threading.Thread(target=run, name="roost-ray", daemon=True).start()
+    if not concurrent.futures.wait([outcome], deadline_s).done:
+        raise BackendUnavailable(f"{what} takes longer than {deadline_s:.0f} s")
+    return outcome.result()
+
+
+def first_line(problem: BaseException) -> str:
+    """An error's first line, which names what went wrong where there is a cause."""
+    text = str(problem.__cause__ or problem).strip() or type(problem).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _facts(gcs: str) -> Facts:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined,unused-ignore]
+
+    client = GcsClient(address=gcs)
+    versions = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=ASK_S))
+    alive = [node for node in client.get_all_node_info(timeout=ASK_S).values() if node.state == 0]
+    return Facts(
+        ray_version=versions["ray_version"],
+        python_version=versions["python_version"],
+        node_ids=frozenset(node.node_id.hex() for node in alive),
+        node_addresses=frozenset(node.node_manager_address for node in alive),
+    )
+
+
+def is_found_here(address: str) -> bool:
+    """Whether nobody named a cluster, so that the one on this machine is meant."""
+    return address in ("", "auto") and os.environ.get("RAY_ADDRESS", "") in ("", "auto")
+
+
+def _split(address: str) -> tuple[str, int]:
+    """Host and port; raises `ConfigError` for every other form of address."""
+    scheme, is_url, _ = address.partition("://")
+    if is_url:
+        what = {"ray": "Ray Client's", "http": "the dashboard's", "https": "the dashboard's"}.get(
+            scheme, "no"
+        )
+        raise ConfigError(
+            f"{address!r} is {what} address, and roost becomes a driver: "
+            f"give that of Ray's GCS, host:port ({_GCS_PORT})"
+        )
+    host, _, port = address.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if not host or (":" in host and not is_bracketed) or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{address!r} is no address of a Ray cluster: give host:port ({_GCS_PORT})")
+    return host.strip("[]"), int(port)
+
+
+def _raylets() -> list[tuple[str, str]]:
+    """GCS address and node id of each raylet on this machine, by its command line: so does Ray itself."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"]
+        if command and Path(command[0]).name == "raylet":
+            options = dict(part.split("=", 1) for part in command[1:] if "=" in part)
+            found.append((options.get("--gcs-address", ""), options.get("--node_id", "")))
+    return [(gcs, node_id) for gcs, node_id in found if gcs]
+
+
+def _is_own_address(address: str) -> bool:
+    """Whether it belongs to this machine: only then can a socket be bound to it."""
+    try:
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
