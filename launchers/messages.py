@@ -7,8 +7,13 @@ in bytes, times in seconds; `*_at` are seconds since the epoch, UTC, for people,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
+
+from .values import PORT_NAMES as PORT_NAMES
+from .values import Connection as Connection
+from .values import Nothing as Nothing
+from .values import Owner as Owner
 
 PROTOCOL = 2
 """Version of this protocol: an agent and a client talk only when they speak the same.
@@ -16,27 +21,6 @@ PROTOCOL = 2
 It does not change for a field added to an answer or an event, which an older client leaves out; it does for a
 field added to a request, which an older agent refuses.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nothing:
-    """No arguments."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Who a kernel is for (`user`), and the application that holds it.
-
-    `pid` and `process_started_at` (as `process.start_time` gives it) name the application's process
-    on `host`; `can_adopt` is true for an application that takes its kernels back after its own restart.
-    """
-
-    user: str
-    application: str = ""
-    host: str = ""
-    pid: int = 0
-    process_started_at: float = 0.0
-    can_adopt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,39 +85,6 @@ class Manager:
     process_started_at: float
     address: str
     grace_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """How a kernel is reached, as in Jupyter's connection file; a port of 0 lets the kernel choose."""
-
-    ip: str = "127.0.0.1"
-    transport: str = "tcp"
-    shell_port: int = 0
-    iopub_port: int = 0
-    stdin_port: int = 0
-    control_port: int = 0
-    hb_port: int = 0
-    key: str = field(default="", repr=False)
-    signature_scheme: str = "hmac-sha256"
-    kernel_name: str = ""
-    jupyter_session: str = ""
-    curve_publickey: str | None = None
-    curve_secretkey: str | None = field(default=None, repr=False)
-
-    def with_ports(self, ports: Mapping[str, int]) -> Connection:
-        """The same connection on other ports, by their names in Jupyter's connection file."""
-        return replace(
-            self,
-            shell_port=ports["shell_port"],
-            iopub_port=ports["iopub_port"],
-            stdin_port=ports["stdin_port"],
-            control_port=ports["control_port"],
-            hb_port=ports["hb_port"],
-        )
-
-
-PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

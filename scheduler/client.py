@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from roost.launchers import rpc
 from roost.launchers.files import private_folder, runtime_dir
-from roost.launchers.messages import Owner
+from roost.launchers.values import Owner
 from roost.launchers.wire import decode, encode
 
 from .call import Call

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon import runtime_dir
-from roost.launchers.messages import Nothing, Owner
+from roost.launchers.values import Nothing, Owner
 
 from .errors import ConfigError
 from .values import KernelRequest, StartKernel

@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 
-from roost.launchers.messages import Owner
 from roost.launchers.process import start_time
+from roost.launchers.values import Owner
 
 
 def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -> Owner:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from roost.launchers.messages import PORT_NAMES as PORT_NAMES
-from roost.launchers.messages import Connection as Connection
-from roost.launchers.messages import Owner as Owner
+from roost.launchers.values import PORT_NAMES as PORT_NAMES
+from roost.launchers.values import Connection as Connection
+from roost.launchers.values import Owner as Owner
 
 Finding = dict[str, str]
 """What `roost doctor` found: `level` (error, warning, ok), `what` is the matter, and what to `do`."""
