@@ -31,7 +31,7 @@ from trace_data import add_traces, folder_of, read_cluster, read_tasks
 
 from roost.placement import Node, Policy, Profile, Request, Snapshot, policy
 from roost.placement.pipeline import class_of
-from roost.placement.replay import arrivals_at_demand
+from roost.placement.replay import arrivals_at_demand, replay
 
 SIZES = (1_213, 10_000, 100_000)
 KERNELS = 200
@@ -42,13 +42,9 @@ MIB = 1 << 20
 def busy_nodes(nodes: Sequence[Node], requests: Sequence[Request], fill: float) -> list[Node]:
     """The trace's nodes once `balanced` has placed its requests up to that share of the GPUs."""
     snapshot = Snapshot.of(nodes)
-    chosen = policy("balanced", Profile.of(requests, snapshot))
-    for arrival in arrivals_at_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1):
-        placement = chosen.place(arrival.request, snapshot).placement
-        if placement is not None:
-            node = snapshot.node(placement.node_id).holding(arrival.request, placement.device_ids)
-            snapshot = snapshot.apply([node])
-    return [snapshot.node(node_id) for node_id in snapshot.nodes]
+    arrivals = arrivals_at_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
+    last = replay(policy("balanced", Profile.of(requests, snapshot)), snapshot, arrivals).last
+    return [last.node(node_id) for node_id in last.nodes]
 
 
 def copies(nodes: Sequence[Node], size: int) -> list[Node]:

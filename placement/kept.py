@@ -15,10 +15,10 @@ from .columns import Table
 from .history import History
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
-_BLOCK = 64
+_BLOCK = 32
 _BLOCKS_FROM = 16_384
 """On so many nodes the best is looked for among the best of each block."""
-_AT_ONCE = 1024
+_AT_ONCE = 4096
 MAX_BYTES = 512 << 20
 """Kept scores take no more; those of the class that was asked for longest ago go first."""
 

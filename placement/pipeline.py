@@ -26,8 +26,6 @@ from .scorers import FewKernels, Scorer
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Node, Request
 
-_FEW = 32
-"""To rate so many nodes more takes no longer than to leave them out."""
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 """No nodes to avoid."""
 
@@ -163,7 +161,7 @@ class Pipeline:
         n = len(snapshot)
         fits = all_of(self.passed(request, snapshot))
         rows = np.arange(n) if fits is None else fits.nonzero()[0]
-        if rows.size and n - rows.size <= max(rows.size, _FEW):
+        if 2 * rows.size > n:  # rating the others as well is faster than leaving them out
             return self._rate_fitting(request, snapshot, scorers, fits, rows.size)
         rated = Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
         if rows.size:

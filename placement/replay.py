@@ -48,7 +48,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """How a policy did. Amounts are in the resource's own unit; ``points`` has one for each whole percent arrived."""
+    """How a policy did. Amounts are in the resource's own unit; ``points`` has one for each whole percent arrived.
+    ``last`` is the cluster after the last arrival."""
 
     policy: str
     resource: Resource
@@ -58,6 +59,7 @@ class Replay:
     arrived: float
     placed: float
     points: dict[int, Point]
+    last: Snapshot
 
     @property
     def refused_requests(self) -> int:
@@ -144,6 +146,7 @@ def replay(
         arrived=arrived,
         placed=placed,
         points=points,
+        last=snapshot,
     )
 
 

@@ -140,6 +140,7 @@ class Snapshot:
         part._at = rows if self._whole is None else self._at[rows]
         part.columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
+        part._everywhere = self._everywhere
         return part
 
     def only(self, row: int) -> Snapshot:
@@ -242,11 +243,11 @@ class Snapshot:
 
     def is_everywhere(self, key: Any, test: Callable[[Node], bool]) -> bool:
         """Whether all nodes of the whole snapshot pass ``test``, kept like ``mask``."""
-        if self._whole is not None:
-            return self._whole.is_everywhere(key, test)
-        if key not in self._everywhere:
-            self._everywhere[key] = bool(self.mask(key, test).all())
-        return self._everywhere[key]
+        known = self._everywhere.get(key)
+        if known is None:
+            whole = self if self._whole is None else self._whole
+            known = self._everywhere[key] = bool(whole.mask(key, test).all())
+        return known
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:
         """(n,) True where the node has all of these labels."""

@@ -37,6 +37,7 @@ def test_places_until_it_is_full_and_never_tries_again() -> None:
     assert done.allocation(151) is None
     assert done.points[150].refused == pytest.approx(50.0)
     assert list(done.points) == list(range(151))
+    assert [done.last.node(node_id).kernels for node_id in "ab"] == [2, 2]
 
 
 def test_ends_make_room_for_who_comes_at_that_moment_or_later() -> None:
