@@ -36,13 +36,21 @@ _GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RayletAddress:
+    """Where a live node's raylet listens, and the node's id."""
+
+    id: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a cluster says of itself to whoever asks; ids and addresses are those of its live nodes."""
+    """What a cluster says of itself to whoever asks."""
 
     ray_version: str
     python_version: str
-    node_ids: frozenset[str]
-    node_addresses: frozenset[str]
+    nodes: tuple[RayletAddress, ...]
 
 
 def resolve(address: str) -> str:
@@ -73,30 +81,10 @@ def resolve(address: str) -> str:
 
 def greet(gcs: str) -> None:
     """Raise `BackendUnavailable` unless something at that address speaks gRPC."""
-    host, port = _split(gcs)
-    try:
-        with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                return
-            connection.settimeout(_CONNECT_S)
-            connection.sendall(_GREETING)
-            answer = connection.recv(len(_SETTINGS))
-    except socket.gaierror:
+    problem = _silence(*_split(gcs))
+    if problem:
         raise BackendUnavailable(
-            f"the Ray cluster at {gcs} cannot be found: no host {host} is known here"
-        ) from None
-    except TimeoutError:
-        raise BackendUnavailable(
-            f"{gcs} does not answer within {_CONNECT_S:.0f} s: is Ray's head up, and reachable from this machine?"
-        ) from None
-    except OSError as problem:
-        raise BackendUnavailable(
-            f"no Ray cluster can be reached at {gcs} ({os.strerror(problem.errno or errno.EIO)}): "
-            f"is its head up, and is this its port ({_GCS_PORT})?"
-        ) from None
-    if answer[3:4] != _SETTINGS[3:4]:
-        raise BackendUnavailable(
-            f"what listens at {gcs} is no Ray cluster: give {_GCS_PORT} (behind TLS, RAY_USE_TLS must be set here too)"
+            f"there is no Ray cluster at {gcs}: {problem}; is its head up, and is this {_GCS_PORT}?"
         )
 
 
@@ -164,14 +152,27 @@ def check_versions(gcs: str, facts: Facts, ray_version: str) -> None:
 
 
 def check_machine(gcs: str, facts: Facts) -> None:
-    """Raise `BackendUnavailable` unless a node of that cluster runs on this machine, as a driver needs."""
-    if not facts.node_ids or any(node_id in facts.node_ids for _, node_id in _raylets()):
-        return
-    if not any(map(_is_own_address, facts.node_addresses)):
+    """Raise `BackendUnavailable` unless a healthy node of that cluster runs on this machine, as a driver needs.
+
+    With a node that does not answer, `ray.init` keeps all threads from running, and ends the process after 40 s.
+    """
+    if not facts.nodes:
+        raise BackendUnavailable(f"the Ray cluster at {gcs} has no live node: is it just starting?")
+    running = {node_id for _, node_id in _raylets()}
+    here = [node for node in facts.nodes if node.id in running]
+    here = here or [node for node in facts.nodes if _is_own_address(node.host)]
+    if not here:
         raise BackendUnavailable(
             f"this machine is no node of the Ray cluster at {gcs}, and a driver must be on one: "
             f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0` joins it without giving anything away"
         )
+    for node in here:
+        problem = _silence(node.host, node.port)
+        if problem:
+            raise BackendUnavailable(
+                f"the node of the Ray cluster at {gcs} on this machine is not well, "
+                f"its raylet at {node.host}:{node.port}: {problem}"
+            )
 
 
 def in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
@@ -205,8 +206,10 @@ def _facts(gcs: str) -> Facts:
     return Facts(
         ray_version=versions["ray_version"],
         python_version=versions["python_version"],
-        node_ids=frozenset(node.node_id.hex() for node in alive),
-        node_addresses=frozenset(node.node_manager_address for node in alive),
+        nodes=tuple(
+            RayletAddress(id=node.node_id.hex(), host=node.node_manager_address, port=node.node_manager_port)
+            for node in alive
+        ),
     )
 
 
@@ -231,6 +234,26 @@ def _split(address: str) -> tuple[str, int]:
     if not host or (":" in host and not is_bracketed) or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"{address!r} is no address of a Ray cluster: give host:port ({_GCS_PORT})")
     return host.strip("[]"), int(port)
+
+
+def _silence(host: str, port: int) -> str:
+    """Why nothing there speaks gRPC; empty if something does."""
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return ""
+            connection.settimeout(_CONNECT_S)
+            connection.sendall(_GREETING)
+            answer = connection.recv(len(_SETTINGS))
+    except socket.gaierror:
+        return f"no host {host} is known here"
+    except TimeoutError:
+        return f"no answer within {_CONNECT_S:.0f} s"
+    except OSError as problem:
+        return os.strerror(problem.errno or errno.EIO).lower()
+    if answer[3:4] != _SETTINGS[3:4]:
+        return "something else listens there, or Ray with RAY_USE_TLS, which is not set here"
+    return ""
 
 
 def _raylets() -> list[tuple[str, str]]:

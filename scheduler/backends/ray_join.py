@@ -169,6 +169,6 @@ def _drives(facts: Facts) -> bool:
     import ray
 
     with suppress(Exception):
-        nodes = in_time(ray.nodes, ASK_S, "asking Ray for its nodes")
-        return any(node["NodeID"] in facts.node_ids for node in nodes)
+        known = {node["NodeID"] for node in in_time(ray.nodes, ASK_S, "asking Ray for its nodes")}
+        return any(node.id in known for node in facts.nodes)
     return False
