@@ -1,0 +1,374 @@
+"""A Ray cluster of real raylets on this machine, each node at a loopback address of its own: for tour and tests.
+
+    with Raylets(Machine(cpus=4, gpus=2, gpu_model="T4"), Machine(cpus=2)) as cluster:
+        ray.init(address=cluster.address)
+
+Nodes are started as an operator does it, with `ray start`; this process never imports Ray. Every process of a node
+works in the node's folder, and its environment names the cluster's: so its end finds all of them, and nobody else's.
+All files are in that folder. While it runs, the cluster listens on every interface of the machine, as Ray does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 15.0
+FOLDER = "RAYLETS_FOLDER"
+"""The environment variable that names the cluster's folder in all that descends from it, agents and kernels too."""
+
+# The `ray` program as a plain `pip install ray` has it. What `ray[default]` adds (a dashboard, the server of `ray://`
+# with its fixed port) is of no use here.
+_RAY = """
+import sys
+sys.modules.update({"grpc": None, "ray.dashboard.optional_deps": None, "rfc3987_syntax": None})
+from ray.scripts.scripts import main
+sys.exit(main())
+"""
+# Ray imports jsonschema, which imports this module where Jupyter has brought it: 1.5 of the 2 s of processor time that
+# `import ray` takes, for each worker twice. So Ray's processes find an empty one first, in a folder that leaves
+# PYTHONPATH there and then, so that agents and kernels do not see it. (setup_worker.py becomes the worker.)
+_STUB = "rfc3987_syntax.py"
+_STUB_SOURCE = """
+import os, sys
+folder = os.path.dirname(__file__)
+if not sys.argv[0].endswith("setup_worker.py"):
+    rest = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", folder)]
+    os.environ.pop("PYTHONPATH", None)
+    if rest:
+        os.environ["PYTHONPATH"] = os.pathsep.join(rest)
+sys.path[:] = [entry for entry in sys.path if entry != folder]
+raise ImportError
+"""
+_SETTINGS = {
+    "PYTHONWARNINGS": "ignore",
+    "RAY_enable_worker_prestart": "0",  # else 75 MiB for each declared CPU
+    "RAY_prestart_worker_first_driver": "0",
+}
+_OBJECT_STORE_BYTES = 80_000_000  # Ray's least is 75 MiB; taken only when used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What one node declares. `memory_bytes` is Ray's `memory` resource; `environment` reaches its workers."""
+
+    cpus: int = 1
+    memory_bytes: int = 2 << 30
+    gpus: int = 0
+    gpu_model: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A started node; `folder` holds its session, logs and sockets."""
+
+    address: str
+    raylet_pid: int
+    folder: Path
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here, or None."""
+    if importlib.util.find_spec("ray") is None:
+        return "Ray is not installed: pip install 'roost[ray]'"
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.1.2", 0))
+    except OSError:
+        return "this machine has no loopback address but 127.0.0.1 (Linux has them all)"
+    return None
+
+
+class Raylets:
+    """The cluster, started on entry and gone on exit; the first machine is the head.
+
+    Nodes are at `network`.2, .3 and so on, by default in a network drawn by chance, so that clusters side by side do
+    not look alike. With `keeps_state` the GCS writes its state to a file (Ray ≥ 2.60), as it would to Redis: then
+    nodes, actors and placement groups outlive `kill_gcs` and `restart_gcs`. `environment` reaches every worker, on top
+    of this process's own; what is Ray's in that (RAY_*) and CUDA_VISIBLE_DEVICES do not.
+    """
+
+    def __init__(
+        self,
+        *machines: Machine,
+        network: str | None = None,
+        keeps_state: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.gettempdir())
+        self.address = ""
+        self.environment = dict(environment or {})
+        self._machines = machines
+        self._network = network or f"127.0.{random.randint(1, 254)}"
+        self._keeps_state = keeps_state
+        self._nodes: dict[str, Node] = {}
+        self._started = 0
+        self._gcs: tuple[list[str], dict[str, str], str] | None = None
+        self._restarted: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Those that were started and not stopped, the head first; also those whose raylet was killed."""
+        return list(self._nodes.values())
+
+    def __enter__(self) -> Raylets:
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="rl-", dir="/tmp")
+        )  # short: a socket's path ends at 107 bytes
+        # Ends the cluster should this process be killed: its input ends then.
+        self._watcher = subprocess.Popen(
+            [sys.executable, __file__, str(self.folder)],
+            stdin=subprocess.PIPE,
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+        try:
+            stub = self.folder / "stub" / _STUB
+            stub.parent.mkdir()
+            stub.write_text(_STUB_SOURCE)
+            head, *others = self._machines
+            self._finish([self._begin(head)])
+            for process in _named(self.nodes[0].folder, "dashboard.py"):
+                process.kill()  # 80 MiB, and serves nothing
+            self._finish([self._begin(machine) for machine in others])
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all of it, agents and kernels that were started on its nodes too, and remove its folder.
+
+        RuntimeError if a process is there END_TIMEOUT_S later. May be repeated.
+        """
+        if self._watcher is None:
+            return
+        watcher, self._watcher = self._watcher, None
+        try:
+            _end(self.folder)
+        finally:
+            watcher.communicate(timeout=2 * END_TIMEOUT_S)
+            if self._restarted is not None:
+                self._restarted.wait()
+            self._nodes.clear()
+
+    def add_node(self, machine: Machine) -> Node:
+        """One more node, at the next address; 3 to 10 s."""
+        return self._finish([self._begin(machine)])[0]
+
+    def stop_node(self, address: str) -> None:
+        """End a node in order: it leaves the cluster at once, as with `ray stop`."""
+        node = self._nodes.pop(address)
+        psutil.Process(node.raylet_pid).terminate()
+        _await(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} does not stop")
+        _end(node.folder)
+
+    def kill_raylet(self, address: str) -> None:
+        """SIGKILL, as by the kernel's OOM killer: Ray's processes of that node follow, what escaped them stays."""
+        psutil.Process(self._nodes[address].raylet_pid).kill()
+
+    def kill_gcs(self) -> None:
+        """SIGKILL to the cluster's directory. Raylets and drivers wait 60 s for it, then exit with code 1."""
+        process = _find(self.nodes[0].folder, "gcs_server")
+        port = self.address.rpartition(":")[2]  # it was told 0
+        argv = [arg for arg in process.cmdline() if not arg.startswith("--gcs_server_port=")]
+        self._gcs = [*argv, f"--gcs_server_port={port}"], process.environ(), process.cwd()
+        process.kill()
+        if self._restarted is not None:
+            self._restarted.wait()
+        _await(lambda: not _answers(self.address), f"the GCS at {self.address} survives")
+
+    def restart_gcs(self) -> None:
+        """The same directory at the same address, empty unless the cluster `keeps_state`."""
+        assert self._gcs is not None, "kill_gcs() comes first"
+        argv, environment, cwd = self._gcs
+        self._restarted = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        _await(lambda: _answers(self.address), f"no GCS at {self.address}")
+
+    def processes(self) -> list[psutil.Process]:
+        """All live processes of the cluster: Ray's, and what was started on its nodes."""
+        return _processes(self.folder)
+
+    def _begin(self, machine: Machine) -> tuple[str, Path, subprocess.Popen[bytes]]:
+        """`ray start` for one machine: address, folder and the program, which ends once the node has joined."""
+        number = self._started + 2
+        self._started += 1
+        address, folder = f"{self._network}.{number}", self.folder / str(number)
+        folder.mkdir()
+        command = [sys.executable, "-c", _RAY, "start", *self._options(machine, address, folder)]
+        with open(folder / "start.log", "wb") as log:
+            program = subprocess.Popen(
+                command,
+                env=self._environment_of(machine),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for who started it
+            )
+        return address, folder, program
+
+    def _options(self, machine: Machine, address: str, folder: Path) -> list[str]:
+        """Every port is 0, the system's choice, so that clusters and nodes never meet at one."""
+        resources, labels = dict(machine.resources), dict(machine.labels)
+        if machine.gpu_model:  # as Ray declares what it finds
+            resources[f"accelerator_type:{machine.gpu_model}"] = 1
+            labels["ray.io/accelerator-type"] = machine.gpu_model
+        options = {
+            "node-ip-address": address,
+            "temp-dir": folder,
+            "num-cpus": machine.cpus,
+            "num-gpus": machine.gpus,
+            "memory": machine.memory_bytes,
+            "object-store-memory": _OBJECT_STORE_BYTES,
+            "resources": json.dumps(resources),
+            "labels": ",".join(f"{key}={value}" for key, value in labels.items()),
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "dashboard-agent-listen-port": 0,
+            "include-log-monitor": "false",
+        }
+        if self.address:
+            options |= {"address": self.address}
+        else:
+            options |= {"port": 0, "include-dashboard": "false", "dashboard-host": address}
+        flags = ["--disable-usage-stats", *([] if self.address else ["--head", "--no-monitor"])]
+        return [*flags, *(f"--{name}={value}" for name, value in options.items())]
+
+    def _environment_of(self, machine: Machine) -> dict[str, str]:
+        own = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RAY_") and name != "CUDA_VISIBLE_DEVICES"
+        }
+        own |= {**_SETTINGS, **self.environment, **machine.environment, FOLDER: str(self.folder)}
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.folder / "stub"), own.get("PYTHONPATH")]))
+        if self._keeps_state:
+            own |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
+        return own
+
+    def _finish(self, begun: list[tuple[str, Path, subprocess.Popen[bytes]]]) -> list[Node]:
+        """Wait until they all have joined; RuntimeError with the end of the log of one that has not."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        try:
+            for address, folder, program in begun:
+                if program.wait(max(0.0, deadline - time.monotonic())):
+                    log = (folder / "start.log").read_text(errors="replace").splitlines()
+                    raise RuntimeError(f"no Ray node at {address}:\n" + "\n".join(log[-20:]))
+        finally:
+            for _, _, program in begun:
+                if program.poll() is None:
+                    program.kill()
+                    program.wait()
+        nodes = [
+            Node(address=address, raylet_pid=_find(folder, "raylet").pid, folder=folder)
+            for address, folder, _ in begun
+        ]
+        self.address = self.address or (nodes[0].folder / "ray_current_cluster").read_text().strip()
+        self._nodes |= {node.address: node for node in nodes}
+        return nodes
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    """All that work in `folder` or below, or are marked with it. (Ray's titles overwrite some environments.)"""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            cwd = Path(process.cwd())
+            if cwd == folder or folder in cwd.parents or process.environ().get(FOLDER) == str(folder):
+                found.append(process)
+        except (psutil.Error, OSError):  # gone, a zombie, or not ours to read
+            continue
+    return found
+
+
+def _named(folder: Path, program: str) -> list[psutil.Process]:
+    """Those in `folder` whose command begins with `program`, or with Python and that."""
+    found = []
+    for process in _processes(folder):
+        try:
+            if program in [Path(word).name for word in process.cmdline() if not word.startswith("-")][:2]:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _find(folder: Path, program: str) -> psutil.Process:
+    """The one process of that name; RuntimeError if it is gone."""
+    found = _named(folder, program)
+    if not found:
+        raise RuntimeError(f"no {program} runs in {folder}")
+    return found[0]
+
+
+def _end(folder: Path) -> None:
+    """Kill what belongs to `folder` until nothing new appears, then remove it. RuntimeError if that takes too long."""
+
+    def is_empty() -> bool:
+        left = _processes(folder)
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        return not left
+
+    _await(is_empty, f"processes that cannot be killed work in {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _await(condition: Callable[[], bool], complaint: str) -> None:
+    """Ask every 50 ms, since neither a strange process's end nor a port's opening is an event for us."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(complaint)
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # ends with the process that holds the other end
+    _end(Path(sys.argv[1]))
