@@ -23,6 +23,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 ANSWER_S = 30.0
 """How long the scheduler may take to answer a question, its own start included."""
+UP_S = 120.0
+"""How long the agents of all nodes may take to start."""
 
 
 class Result(Protocol[T_co]):
@@ -210,6 +212,17 @@ def stop(arguments: argparse.Namespace) -> int:
             print(f"{kernel.id} {was}")
     if arguments.json:
         print_json({"stopped": [{"id": kernel.id, "was": kernel.state} for kernel in kernels]})
+    return 0
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """`roost up`: the agents of all nodes."""
+    client = client_of(arguments)
+    count = ask(client.up(), UP_S)
+    if arguments.json:
+        print_json({"nodes": count})
+    else:
+        print(f"roost's agents run on {count} node{'' if count == 1 else 's'} of {arguments.backend}.")
     return 0
 
 

@@ -127,7 +127,7 @@ class Client:
 
     def up(self) -> Call[int]:
         """Bring up the agents of all nodes, so that no kernel has to wait for one; their number."""
-        return self._run(self._field("up", {}, "nodes", _WARM_S))
+        return self._run(self._up())
 
     def add_policy(self, name: str, policy: object) -> Call[None]:
         """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Profile`.
@@ -281,10 +281,11 @@ class Client:
     ) -> None:
         await self._call(op, arguments, deadline_s)
 
-    async def _field(
-        self, op: str, arguments: Mapping[str, Any], name: str, deadline_s: float = CALL_DEADLINE_S
-    ) -> Any:
-        return (await self._call(op, arguments, deadline_s))[name]
+    async def _up(self) -> int:
+        return int((await self._call("up", {}, _WARM_S))["nodes"])
+
+    async def _field(self, op: str, arguments: Mapping[str, Any], name: str) -> Any:
+        return (await self._call(op, arguments))[name]
 
     async def _listed(self, op: str, arguments: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
         items = (await self._call(op, arguments))[name]

@@ -89,7 +89,8 @@ def _add_questions(commands: Subparsers) -> None:
     drain = _subcommand(commands, "drain", "place no more kernels on a node; those there go on", _SCHEDULER)
     drain.add_argument("node", metavar="NODE")
     drain.add_argument("--off", action="store_true", help="place kernels on it again")
-    for parser in (nodes, explain, kernels, logs, stop, drain):
+    up = _subcommand(commands, "up", "start what runs on the nodes before a kernel needs it", _SCHEDULER)
+    for parser in (nodes, explain, kernels, logs, stop, drain, up):
         _add_scheduler(parser)
     _add_request(explain)
 

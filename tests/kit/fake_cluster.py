@@ -311,6 +311,9 @@ class FakeBackend(Backend):
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._parts[lease.node_id].agent(lease)
 
+    async def up(self) -> int:
+        return len(self._parts)
+
 
 class World:
     """A scheduler on fake nodes, and what it has told."""

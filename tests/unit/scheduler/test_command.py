@@ -431,7 +431,7 @@ def test_every_subcommand_has_its_function() -> None:
         for action in looked_at._actions:
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 13
+    assert len(actions) == 14
     for name in actions:
         module, _, function = name.partition(":")
         assert callable(getattr(import_module(module), function))
