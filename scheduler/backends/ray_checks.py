@@ -37,11 +37,12 @@ _GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayletAddress:
-    """Where a live node's raylet listens, and the node's id."""
+    """Where a live node's raylet listens, the node's id, and whether it is the cluster's head."""
 
     id: str
     host: str
     port: int
+    is_head: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,7 @@ def check_machine(gcs: str, facts: Facts) -> None:
             f"this machine is no node of the Ray cluster at {gcs}, and a driver must be on one: "
             f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0` joins it without giving anything away"
         )
-    for node in here:
+    for node in [node for node in here if node.is_head] or here:  # of several, Ray takes the head
         problem = _silence(node.host, node.port)
         if problem:
             raise BackendUnavailable(
@@ -207,7 +208,12 @@ def _facts(gcs: str) -> Facts:
         ray_version=versions["ray_version"],
         python_version=versions["python_version"],
         nodes=tuple(
-            RayletAddress(id=node.node_id.hex(), host=node.node_manager_address, port=node.node_manager_port)
+            RayletAddress(
+                id=node.node_id.hex(),
+                host=node.node_manager_address,
+                port=node.node_manager_port,
+                is_head=node.is_head_node,
+            )
             for node in alive
         ),
     )
