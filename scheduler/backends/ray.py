@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -50,6 +51,8 @@ _STATUS_S = 5.0
 _CALL_S = 8.0
 _START_AGENT_S = 45.0
 _PROBE_S = 30.0
+_CONFIRM_S = 1.2
+"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
 _REJOIN_S = 3.0
 _THREADS = 32
 _TRIES = 3
@@ -73,6 +76,7 @@ class RayBackend(Backend):
         self._leases: dict[str, Lease] = {}
         self._group_ids: dict[str, str] = {}
         self._misses: dict[str, int] = {}
+        self._claims: Counter[str] = Counter()  # by node, leases that are being taken
         self._hosts: dict[str, asyncio.Task[AgentAddress]] = {}
         self._status: dict[str, tuple[NodeStatus, float]] = {}
         self._picture = Snapshot.of([])
@@ -119,9 +123,9 @@ class RayBackend(Backend):
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         name = ray_groups.group_name(lease_id, owner.user)
         host = asyncio.ensure_future(self._host(node.id))  # while Ray decides, and finds its devices
+        self._claims[node.id] += 1
         try:
-            is_sure = placement.node_id in self._picture
-            group = await self._ask(ray_groups.create, name, request, node, is_sure=is_sure)
+            group = await self._claim(name, request, node)
             self._group_ids[lease_id] = group.id
             device_ids = await self._device_ids(name, request)
             await host
@@ -142,6 +146,7 @@ class RayBackend(Backend):
             self._read_at = 0.0
             raise
         finally:
+            self._claims[node.id] -= 1
             host.cancel()
             with contextlib.suppress(BaseException):
                 await host
@@ -290,7 +295,7 @@ class RayBackend(Backend):
             if node is None:
                 continue  # it may come later; its agent gives up after its grace
             try:
-                group = await self._ask(ray_groups.create, name, lease.request, node, is_sure=False)
+                group = await self._ask(ray_groups.create, name, lease.request, node)
                 self._group_ids[lease.id] = group.id
                 device_ids = await self._device_ids(name, lease.request)
                 if device_ids != lease.device_ids:
@@ -299,6 +304,24 @@ class RayBackend(Backend):
             except LeaseConflict as problem:
                 self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
         self._events.put_nowait(BackendEvent(kind="resync"))
+
+    async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
+        """The placement group. A refusal is doubted where Ray's own state says that there is room."""
+        try:
+            return await self._ask(ray_groups.create, name, request, node)
+        except LeaseConflict:
+            await self._read()
+            if self._claims[node.id] > 1 or not self._has_room(node.id, request):
+                raise
+        return await self._ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
+
+    def _has_room(self, node_id: str, request: Request) -> bool:
+        if node_id not in self._nodes:
+            return False
+        node = self._picture.node(node_id)
+        has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
+        is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
+        return is_enough and (has_devices or not request.gpus)
 
     async def _device_ids(self, name: str, request: Request) -> tuple[str, ...]:
         if not request.gpus:

@@ -27,10 +27,8 @@ _SHARE_OF_ADDRESS = 0.0001
 _WAITS = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
 _FULL = frozenset({"NO_RESOURCES", "INFEASIBLE"})
 _LOOK_AGAIN_S = 0.002
-_DECIDES_S = 0.5
+_DECIDES_S = 1.0
 """Ray's GCS places a group, or finds no room for it, within milliseconds."""
-_CONFIRM_S = 1.2
-"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted where there should be room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +50,10 @@ def group_name(lease_id: str, user: str) -> str:
     return f"{lease_id}{_FOR}{user}"
 
 
-def create(name: str, request: Request, node: RayNode, *, is_sure: bool) -> Group:
+def create(name: str, request: Request, node: RayNode, *, patience_s: float = 0.0) -> Group:
     """Claim the slice on that node, or find the group of that name; raises `LeaseConflict`, and leaves nothing then.
 
-    `is_sure`: the snapshot says that there is room, so that a refusal is doubted for `_CONFIRM_S`.
+    A refusal is believed after `patience_s`: what was freed shows to Ray's GCS up to a second late.
     """
     import ray
     from ray.util.placement_group import placement_group
@@ -77,13 +75,12 @@ def create(name: str, request: Request, node: RayNode, *, is_sure: bool) -> Grou
             return group
         waited_s = time.monotonic() - asked_at
         state = _state(handle)
-        is_refused = state in _FULL and (not is_sure or waited_s > _CONFIRM_S)
-        if is_refused or group is None or waited_s > max(_DECIDES_S, _CONFIRM_S):
+        if group is None or waited_s > max(patience_s if state in _FULL else _DECIDES_S, 0.0):
             remove(name)
             raise LeaseConflict(
                 f"Ray has no room for it on {node.address} now ({state.lower() or 'removed'})"
             )
-        if is_sure and waited_s > 10 * _LOOK_AGAIN_S:
+        if waited_s > 10 * _LOOK_AGAIN_S:
             handle.wait(1)  # returns when it is created
         else:
             time.sleep(_LOOK_AGAIN_S)

@@ -21,8 +21,6 @@ from roost.launchers.wire import encode
 
 from .ray_state import RayNode
 
-_START_S = 40.0
-
 
 def agent_name(cluster_address: str, node: RayNode) -> str:
     """The folder of a node's agent, in the runtime folder there: the same when the cluster comes back."""

@@ -1,6 +1,6 @@
-"""What every backend promises (`backends/base.py`), on a real one: to add a backend, add it to `BACKENDS`.
+"""What every backend promises (`backends/base.py`), on a real one: to add a backend, add it to `opener`.
 
-Each entry opens a backend with at least 2 CPUs and 2 GPUs for an empty runtime folder, and leaves nothing behind.
+Each has a node with at least 2 CPUs and exactly 2 T4, all free, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,15 @@ from roost.launchers import daemon
 from roost.launchers.messages import Owner
 from roost.placement import Placement, Request, Snapshot, policy
 from roost.scheduler.agents import Agents
+from roost.scheduler.backends import ray_join
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
 from roost.scheduler.backends.local import LocalBackend
-from roost.scheduler.config import LocalSettings, Settings
+from roost.scheduler.backends.ray import RayBackend
+from roost.scheduler.config import LocalSettings, RaySettings, Settings
 from roost.scheduler.errors import LeaseConflict
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
+SHARE = Request(gpus=0.6, gpu_models=("T4",))
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 
 
@@ -41,20 +45,35 @@ async def local() -> AsyncIterator[tuple[Backend, Agents]]:
         await agents.close()
 
 
+@asynccontextmanager
+async def on_ray(address: str, folder: Path) -> AsyncIterator[tuple[Backend, Agents]]:
+    agents = Agents()
+    backend = RayBackend(Settings(ray=RaySettings(address=address)), agents, folder=folder)
+    await backend.open()
+    try:
+        yield backend, agents
+    finally:
+        await backend.close()
+        await agents.close()
+
+
 def end_local(runtime_dir: Path) -> None:
     announced = daemon.ensure(runtime_dir / "agent", ["false"], deadline_s=5)
     os.kill(announced["pid"], signal.SIGTERM)
 
 
-BACKENDS: dict[str, tuple[Opener, Callable[[Path], None]]] = {"local": (local, end_local)}
-
-
-@pytest.fixture(params=BACKENDS, scope="module")
-def opener(request: pytest.FixtureRequest, module_runtime_dir: Path) -> object:
+@pytest.fixture(params=["local", "ray"], scope="module")
+def opener(request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[Opener]:
     """Opens the backend; called again, as another process would open it."""
-    opens, end = BACKENDS[request.param]
-    yield opens
-    end(module_runtime_dir)
+    if request.param == "local":
+        yield local
+        end_local(module_runtime_dir)
+        return
+    cluster = request.getfixturevalue("ray_cluster")
+    folder = module_runtime_dir / "backend"
+    folder.mkdir(mode=0o700)
+    yield partial(on_ray, cluster.address, folder)
+    ray_join.leave()
 
 
 def place(snapshot: Snapshot, request: Request) -> Placement:
@@ -75,7 +94,7 @@ async def take(
 async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Opener) -> None:
     async with opener() as (backend, _):
         before = await backend.snapshot()
-        request = Request(cpus=1, memory_bytes=1 << 20, gpus=0.5, owner="ada")
+        request = Request(cpus=1, memory_bytes=1 << 20, gpus=0.5, gpu_models=("T4",), owner="ada")
         lease = await take(backend, "k", request)
         assert (lease.kernel_id, lease.owner, lease.request) == ("k", OWNER, request)
         node = (await backend.snapshot()).node(lease.node_id)
@@ -92,9 +111,9 @@ async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Op
 
 async def test_leasing_and_releasing_may_be_repeated(opener: Opener) -> None:
     async with opener() as (backend, _):
-        placement = place(await backend.snapshot(), Request(gpus=1))
-        first = await take(backend, "k", Request(gpus=1), placement)
-        assert await take(backend, "k", Request(gpus=1), placement) == first
+        placement = place(await backend.snapshot(), Request(gpus=1, gpu_models=("T4",)))
+        first = await take(backend, "k", Request(gpus=1, gpu_models=("T4",)), placement)
+        assert await take(backend, "k", Request(gpus=1, gpu_models=("T4",)), placement) == first
         assert [lease.id for lease in await backend.leases()] == [first.id]
         await backend.release(first)
         await backend.release(first)
@@ -104,10 +123,11 @@ async def test_leasing_and_releasing_may_be_repeated(opener: Opener) -> None:
 
 async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> None:
     async with opener() as (backend, _):
-        placement = place(await backend.snapshot(), Request(gpus=1))
+        placement = place(await backend.snapshot(), Request(gpus=1, gpu_models=("T4",)))
+        await backend.release(await take(backend, "warm", SHARE, placement))  # what is slow but once
         outcomes = await asyncio.wait_for(
             asyncio.gather(
-                *(take(backend, f"k{i}", Request(gpus=0.6), placement) for i in range(4)),
+                *(take(backend, f"k{i}", SHARE, placement) for i in range(4)),
                 return_exceptions=True,
             ),
             1.0,
@@ -115,7 +135,7 @@ async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> N
         held = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
         assert len(held) == 2
         assert {type(outcome) for outcome in outcomes} == {Lease, LeaseConflict}
-        assert policy("balanced").place(Request(gpus=0.6), await backend.snapshot()).placement is None
+        assert policy("balanced").place(SHARE, await backend.snapshot()).placement is None
         for lease in held:
             await backend.release(lease)
 
@@ -143,9 +163,9 @@ async def test_a_lease_can_be_held_for_another_owner(opener: Opener) -> None:
 
 async def test_another_schedulers_lease_shows_and_is_told(opener: Opener) -> None:
     async with opener() as (mine, _), opener() as (theirs, _):
-        placement = place(await mine.snapshot(), Request(gpus=1))
+        placement = place(await mine.snapshot(), Request(gpus=1, gpu_models=("T4",)))
         events = mine.watch()
-        lease = await take(theirs, "theirs", Request(gpus=1), placement)
+        lease = await take(theirs, "theirs", Request(gpus=1, gpu_models=("T4",)), placement)
         assert (await asyncio.wait_for(anext(events), 5)).kind == "nodes"
         assert (await mine.snapshot()).node(lease.node_id).gpus_promised == 1
         await theirs.release(lease)
@@ -164,10 +184,13 @@ async def test_an_agent_answers_for_each_lease(opener: Opener) -> None:
 
 async def test_watching_ends_with_the_backend(opener: Opener) -> None:
     async with opener() as (backend, _):
-        events = backend.watch()
-        waiting = asyncio.ensure_future(anext(events, None))
-    assert await asyncio.wait_for(waiting, 5) is None
+        watching = asyncio.ensure_future(_all(backend.watch()))
+    assert {event.kind for event in await asyncio.wait_for(watching, 5)} <= {"nodes"}
     await backend.close()
+
+
+async def _all(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
+    return [event async for event in events]
 
 
 async def _until(backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
