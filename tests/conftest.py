@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from leftovers import private_runtime_dir
+from ray_nodes import ray_cluster  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,7 +113,7 @@ class Raylets:
         keeps_state: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = Path(tempfile.gettempdir())
+        self.folder = Path(os.devnull)  # until it starts
         self.address = ""
         self.environment = dict(environment or {})
         self._machines = machines
@@ -220,7 +220,7 @@ class Raylets:
 
     def processes(self) -> list[psutil.Process]:
         """All live processes of the cluster: Ray's, and what was started on its nodes."""
-        return _processes(self.folder)
+        return processes(self.folder)
 
     def _begin(self, machine: Machine) -> tuple[str, Path, subprocess.Popen[bytes]]:
         """`ray start` for one machine: address, folder and the program, which ends once the node has joined."""
@@ -302,7 +302,7 @@ class Raylets:
         return nodes
 
 
-def _processes(folder: Path) -> list[psutil.Process]:
+def processes(folder: Path) -> list[psutil.Process]:
     """All that work in `folder` or below, or are marked with it. (Ray's titles overwrite some environments.)"""
     found = []
     for process in psutil.process_iter():
@@ -318,7 +318,7 @@ def _processes(folder: Path) -> list[psutil.Process]:
 def _named(folder: Path, program: str) -> list[psutil.Process]:
     """Those in `folder` whose command begins with `program`, or with Python and that."""
     found = []
-    for process in _processes(folder):
+    for process in processes(folder):
         try:
             if program in [Path(word).name for word in process.cmdline() if not word.startswith("-")][:2]:
                 found.append(process)
@@ -339,7 +339,7 @@ def _end(folder: Path) -> None:
     """Kill what belongs to `folder` until nothing new appears, then remove it. RuntimeError if that takes too long."""
 
     def is_empty() -> bool:
-        left = _processes(folder)
+        left = processes(folder)
         for process in left:
             try:
                 process.kill()

@@ -1,0 +1,134 @@
+"""The embedded Ray cluster: its nodes are what they were declared to be, its workers' environment is clean, it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import raylets
+from leftovers import VARIABLE
+from raylets import Machine, Raylets, why_not
+
+pytestmark = [
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.timeout(300),  # Ray alone takes 13 s to notice a raylet's death
+]
+
+DRIVER = """
+import json, os, sys
+sys.modules["rfc3987_syntax"] = None  # as in raylets.py
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+@ray.remote(num_cpus=0)
+def environment():
+    return dict(os.environ)
+print(json.dumps({"nodes": ray.nodes(), "environment": ray.get(environment.remote())}))
+"""
+
+
+def drive(cluster: Raylets) -> dict[str, Any]:
+    """What a driver sees: Ray's nodes by address, and a worker's environment."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DRIVER, cluster.address],
+        check=True, capture_output=True, text=True, timeout=60, cwd="/",
+    )  # fmt: skip
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    said["nodes"] = {node["NodeManagerAddress"]: node for node in said["nodes"]}
+    return said
+
+
+def await_(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Ray tells nobody outside of it what has ended."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("RAY_ADDRESS", "203.0.113.1:6379")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    machines = [
+        Machine(cpus=3, gpus=2, gpu_model="T4", memory_bytes=1 << 30),
+        Machine(labels={"zone": "b"}, resources={"disk": 2}, environment={"SITE": "east"}),
+    ]
+    with Raylets(*machines, keeps_state=True, environment={VARIABLE: "/tmp/r-none"}) as cluster:
+        yield cluster
+
+
+def test_a_cluster_lives_loses_a_raylet_and_its_directory_and_ends(cluster: Raylets) -> None:
+    head, other = cluster.nodes
+    assert cluster.address.startswith(f"{head.address}:")
+
+    said = drive(cluster)
+    first, second = said["nodes"][head.address], said["nodes"][other.address]
+    assert first["Alive"]
+    assert second["Alive"]
+    declared = {"CPU": 3, "GPU": 2, "accelerator_type:T4": 1, "memory": 1 << 30}
+    assert declared.items() <= first["Resources"].items()
+    assert first["Labels"]["ray.io/accelerator-type"] == "T4"
+    assert {"CPU": 1, "disk": 2}.items() <= second["Resources"].items()
+    assert "GPU" not in second["Resources"]
+    assert second["Labels"]["zone"] == "b"
+    environment = said["environment"]
+    assert environment[VARIABLE] == "/tmp/r-none"
+    assert environment["PYTHONPATH"] == "/nowhere"
+    assert not {"CUDA_VISIBLE_DEVICES", "RAY_ADDRESS"} & set(environment)
+
+    cluster.kill_gcs()
+    cluster.restart_gcs()
+    assert {node["NodeID"] for node in drive(cluster)["nodes"].values()} == {
+        first["NodeID"],
+        second["NodeID"],
+    }
+
+    cluster.kill_raylet(other.address)
+    await_(lambda: raylets.processes(other.folder) == [])
+    await_(lambda: not drive(cluster)["nodes"][other.address]["Alive"])
+    third = cluster.add_node(Machine())
+    assert drive(cluster)["nodes"][third.address]["Alive"]
+    cluster.stop_node(third.address)
+    assert not drive(cluster)["nodes"][third.address]["Alive"]
+
+    processes = cluster.processes()
+    assert processes
+    cluster.close()
+    assert cluster.processes() == []
+    assert not cluster.folder.exists()
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_a_cluster_ends_with_the_process_that_started_it() -> None:
+    code = """
+from raylets import Machine, Raylets
+with Raylets(Machine()) as cluster:
+    print(cluster.folder, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(raylets.__file__).parent,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        folder = Path(program.stdout.readline().strip())
+        assert raylets.processes(folder)
+        program.kill()
+        await_(lambda: not folder.exists())
+        assert raylets.processes(folder) == []
+
+
+def test_a_node_that_does_not_start_says_why_and_leaves_nothing() -> None:
+    cluster = Raylets(Machine(labels={"zone": "not a label"}))
+    with pytest.raises(RuntimeError, match="not a label"), cluster:
+        pass
+    assert cluster.processes() == []
+    assert not cluster.folder.exists()
