@@ -116,7 +116,7 @@ def ask(gcs: str) -> Facts | None:
     try:
         return in_time(lambda: _facts(gcs), ASK_S, f"asking the Ray cluster at {gcs}")
     except (ImportError, AttributeError, TypeError, KeyError, ValueError) as problem:
-        log.info("ray=%s is joined unseen: %r", gcs, problem)
+        log.warning("ray=%s is joined unseen: %r", gcs, problem)
         return None
     except BackendUnavailable as late:
         raise BackendUnavailable(

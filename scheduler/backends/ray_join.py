@@ -4,7 +4,7 @@
 where no Ray node runs on this machine; a token that is asked for and not there even aborts the process. So what
 it needs is checked first: the address, the port, the token, the versions, this machine.
 
-All of it blocks: call it off the event loop. Ray is imported by `join` alone, since that costs 1.5 s and 115 MiB.
+All of it blocks: call it off the event loop. Ray is imported by `join` alone: 0.4 s of processor time, 115 MiB.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     greet(gcs)
     importing_at = time.monotonic()
     try:
-        import ray
+        _import_ray()
     except ImportError as problem:
         raise ConfigError(f"ray is installed here and cannot be imported: {problem}") from problem
+    import ray
+
     give_up_at += time.monotonic() - importing_at
     check_token(gcs, address)
     facts = ask(gcs)
@@ -81,6 +83,18 @@ def leave() -> None:
         in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
     except BackendUnavailable as problem:
         log.warning("%s", problem)
+
+
+def _import_ray() -> None:
+    """Import Ray without a grammar that jsonschema takes along if Jupyter brought it: 1.4 of 1.8 s of processor time."""
+    grammar = "rfc3987_syntax"
+    is_loaded = grammar in sys.modules
+    sys.modules.setdefault(grammar, None)  # type: ignore[arg-type]
+    try:
+        import ray  # noqa: F401
+    finally:
+        if not is_loaded:
+            del sys.modules[grammar]
 
 
 def _init(gcs: str, namespace: str, give_up_at: float) -> None:

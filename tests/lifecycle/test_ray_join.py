@@ -1,0 +1,137 @@
+"""Joining a real Ray cluster, one with tokens: in, out and in again; and what is wrong is said within seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import psutil
+import pytest
+from raylets import Machine, Raylets, why_not
+
+pytestmark = [
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.timeout(300),
+]
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-a-cluster-that-a-test-started-here"}
+SECONDS = 8.0
+"""Far below the 20 to 60 s that `ray.init` takes to fail, with room for a busy machine."""
+
+# A service: an event loop with a handler for SIGTERM, and Ray off the loop. Says what became of each step.
+SERVICE = """
+import asyncio, json, os, signal, sys, time
+from roost.scheduler.backends.ray_join import _import_ray, join, leave
+
+async def main():
+    said, terms = [], asyncio.Queue()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terms.put_nowait, None)
+    for step in json.loads(sys.argv[1]):
+        began, word = time.monotonic(), ""
+        try:
+            if step == "leave":
+                await asyncio.to_thread(leave)
+            elif step == "age":
+                _import_ray()
+                import ray
+                ray.__version__ = "2.1.0"
+            elif step == "use":
+                import ray
+                word = [ray.get(ray.put("kept")), ray.get_runtime_context().namespace]
+            elif step == "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.wait_for(terms.get(), 5)
+            else:
+                _import_ray()
+                began = time.monotonic()
+                word = await asyncio.to_thread(join, step, namespace="roost-test")
+        except Exception as problem:
+            word = f"{type(problem).__name__}: {problem}"
+        said.append([word, time.monotonic() - began])
+    print(json.dumps(said))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Raylets]:
+    with Raylets(Machine(cpus=1), environment=TOKEN) as cluster:
+        yield cluster
+
+
+def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
+    """What a service says to each step; none takes long, and its standard output is its own."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVICE, json.dumps(steps)],
+        check=True, capture_output=True, text=True, timeout=100, env={**own, **environment},
+    )  # fmt: skip
+    assert "SIGTERM" not in done.stderr
+    said = json.loads(done.stdout)
+    assert [seconds for _, seconds in said if seconds > SECONDS] == []
+    return [word for word, _ in said]
+
+
+def test_in_and_out_and_in_again(cluster: Raylets) -> None:
+    """SIGTERM is the service's own at each point; who is in already stays."""
+    at = cluster.address
+    said = serve(
+        at,
+        at,
+        "use",
+        "terminate",
+        "leave",
+        "leave",
+        "terminate",
+        "",
+        environment={**TOKEN, "RAY_ADDRESS": at},
+    )
+    assert said == [at, at, ["kept", "roost-test"], "", "", "", "", at]
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "asks for a token: set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "token"}, "there is no token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "there is no token"),
+        ({**TOKEN, "RAY_AUTH_TOKEN": "of-another-cluster-somewhere-else"}, "refuses the token"),
+    ],
+)  # fmt: skip
+def test_tokens(cluster: Raylets, environment: Mapping[str, str], says: str) -> None:
+    said = serve(cluster.address, environment={"HOME": str(cluster.folder), **environment})
+    assert len(said) == 1
+    assert said[0].startswith("ConfigError: ")
+    assert says in said[0]
+
+
+def test_what_is_not_the_clusters_port(cluster: Raylets) -> None:
+    """A raylet's own port speaks gRPC too."""
+    raylet = psutil.Process(cluster.nodes[0].raylet_pid)
+    ports = {at.laddr.port for at in raylet.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+    assert ports
+    for said in serve(*(f"{cluster.nodes[0].address}:{port}" for port in ports)):
+        assert said.startswith("BackendUnavailable: what listens at")
+
+
+def test_another_version(cluster: Raylets) -> None:
+    said = serve("age", cluster.address)
+    assert said[1].startswith(f"ConfigError: the Ray cluster at {cluster.address} has Ray ")
+    assert "roost's service Ray 2.1.0" in said[1]
+
+
+def test_a_raylet_that_hangs(cluster: Raylets) -> None:
+    """Left to Ray this would stop every thread of the service, and end it after 40 s."""
+    raylet = psutil.Process(cluster.nodes[0].raylet_pid)
+    raylet.suspend()
+    try:
+        said = serve(cluster.address, "terminate")
+    finally:
+        raylet.resume()
+    assert said[0].startswith("BackendUnavailable: the node of the Ray cluster")
+    assert serve(cluster.address) == [cluster.address]
