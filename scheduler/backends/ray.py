@@ -1,8 +1,8 @@
 """The nodes of a Ray cluster. Leases are Ray's placement groups, kernels belong to an agent on each node.
 
 The driver is this process, which Ray ends a minute after its head is gone. So nothing is kept here that is not in Ray
-or with the agents, but where these listen (`agents.json`): with it the next service serves the kernels that live while
-Ray is away, and takes their leases again when the same cluster is back.
+or with the agents, but where these listen (`ray_agents`): the next service serves the kernels that live while Ray is
+away, and takes their leases again when the same cluster is back.
 
 All that asks Ray blocks, and runs in threads, with deadlines. One reading of Ray's state (0.4 ms) brings the picture up
 to date: twice a second, and before a placement.
@@ -16,25 +16,24 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost.launchers.client import AgentClient
-from roost.launchers.files import read_json, write_private_json
-from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reservation, Reserve
+from roost.launchers.messages import AgentEvent, Owner, Reservation, Reserve
 from roost.launchers.node import AgentSettings
-from roost.launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
-from roost.launchers.wire import WireError, decode, encode
+from roost.launchers.rpc import ClientKeys
+from roost.launchers.wire import decode
 from roost.placement import Placement, Request, Snapshot
 from roost.scheduler.agents import Agents
 from roost.scheduler.config import Settings
-from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, RoostError, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from . import ray_groups, ray_host, ray_join, ray_state
 from .base import AgentAddress, Backend, BackendEvent, Lease
+from .ray_agents import Host, RayAgents
 from .ray_groups import Group
 from .ray_state import RayNode
 
@@ -47,7 +46,7 @@ _LOOK_S = 0.5
 _FRESH_S = 0.05
 """A placement is made on a picture that is no older."""
 _STATUS_S = 5.0
-"""So often the agents that are known are asked what is really used."""
+"""So often the agents that are connected are asked what is really used."""
 _CALL_S = 8.0
 _START_AGENT_S = 45.0
 _PROBE_S = 30.0
@@ -55,7 +54,6 @@ _CONFIRM_S = 1.2
 """What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
 _REJOIN_S = 3.0
 _THREADS = 32
-_TRIES = 3
 _MISSES = 3
 """A group that Ray's state does not show so often in a row is looked up, and lost if there is none."""
 
@@ -68,17 +66,14 @@ class RayBackend(Backend):
     def __init__(self, settings: Settings, agents: Agents, *, folder: Path) -> None:
         self._settings = settings
         self._agents = agents
-        self._file = folder / "agents.json"
+        self._hosts = RayAgents(folder / "agents.json", agents, self._bring_up)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
-        self._cluster = settings.ray.address
         self._away = "it has not been joined yet"
         self._nodes: dict[str, RayNode] = {}
         self._leases: dict[str, Lease] = {}
         self._group_ids: dict[str, str] = {}
         self._misses: dict[str, int] = {}
         self._claims: Counter[str] = Counter()  # by node, leases that are being taken
-        self._hosts: dict[str, asyncio.Task[AgentAddress]] = {}
-        self._status: dict[str, tuple[NodeStatus, float]] = {}
         self._picture = Snapshot.of([])
         self._taken_at = self._read_at = 0.0
         self._reading: asyncio.Task[None] | None = None
@@ -87,7 +82,6 @@ class RayBackend(Backend):
 
     async def open(self) -> None:
         self._agents.listen(self._on_agent)
-        self._remember_hosts()
         try:
             await self._join()
         except BackendUnavailable as problem:
@@ -100,6 +94,7 @@ class RayBackend(Backend):
     async def close(self) -> None:
         for task in list(self._tasks):
             task.cancel()
+        self._hosts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._events.put_nowait(None)
@@ -122,7 +117,7 @@ class RayBackend(Backend):
         if node is None:
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         name = ray_groups.group_name(lease_id, owner.user)
-        host = asyncio.ensure_future(self._host(node.id))  # while Ray decides, and finds its devices
+        host = asyncio.ensure_future(self._hosts.address(node.id))  # while Ray decides, and finds its devices
         self._claims[node.id] += 1
         try:
             group = await self._claim(name, request, node)
@@ -141,7 +136,7 @@ class RayBackend(Backend):
                 is_granted=True,
                 linger_s=self._settings.restart_grace_s,
             )
-            reservation = await self._call(node.id, lambda agent: agent.reserve(reserve))
+            reservation = await self._hosts.call(node.id, lambda agent: agent.reserve(reserve))
         except LeaseConflict:
             self._read_at = 0.0
             raise
@@ -156,7 +151,7 @@ class RayBackend(Backend):
 
     async def release(self, lease: Lease) -> None:
         try:
-            await self._call(lease.node_id, lambda agent: agent.release(lease.id))
+            await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
             if self._away or lease.node_id in self._nodes:
                 raise
@@ -167,7 +162,7 @@ class RayBackend(Backend):
         self._events.put_nowait(BackendEvent(kind="nodes"))
 
     async def adopt(self, lease: Lease, owner: Owner) -> Lease:
-        await self._call(lease.node_id, lambda agent: agent.adopt(lease.id, owner))
+        await self._hosts.call(lease.node_id, lambda agent: agent.adopt(lease.id, owner))
         adopted = replace(lease, owner=owner)
         if lease.id in self._leases:
             self._leases[lease.id] = adopted
@@ -196,11 +191,11 @@ class RayBackend(Backend):
             raise UnknownKernel(
                 f"its node {lease.node_id} has left the Ray cluster", kernel_id=lease.kernel_id
             )
-        return await self._host(lease.node_id)
+        return await self._hosts.address(lease.node_id)
 
     async def up(self) -> int:
         await self.snapshot()
-        outcomes = await asyncio.gather(*map(self._host, self._nodes), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._hosts.address, self._nodes), return_exceptions=True)
         problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if problems:
             raise problems[0]
@@ -209,7 +204,7 @@ class RayBackend(Backend):
     def environment(self, lease: Lease) -> Mapping[str, str]:
         group = ray_groups.group_name(lease.id, lease.owner.user)
         return {
-            "RAY_ADDRESS": self._cluster,
+            "RAY_ADDRESS": self._hosts.cluster,
             "RAY_NAMESPACE": ray_groups.NAMESPACE,
             "ROOST_PLACEMENT_GROUP": group,
         }
@@ -217,12 +212,12 @@ class RayBackend(Backend):
     # The cluster
 
     async def _join(self) -> None:
-        join = functools.partial(
-            ray_join.join, self._settings.ray.address or self._cluster, namespace=ray_groups.NAMESPACE
-        )
-        self._cluster = await self._in_thread(join, deadline_s=_START_AGENT_S)
+        address = self._settings.ray.address or self._hosts.cluster
+        join = functools.partial(ray_join.join, address, namespace=ray_groups.NAMESPACE)
+        self._hosts.cluster = await self._in_thread(join, deadline_s=_START_AGENT_S)
         self._away = ""
         await self._read()
+        await self._take_again()
 
     async def _keep_up(self) -> None:
         """Bring the picture up to date for as long as the backend is open."""
@@ -232,13 +227,15 @@ class RayBackend(Backend):
             try:
                 if self._away:
                     await self._join()
-                    await self._take_again()
+                    self._events.put_nowait(BackendEvent(kind="resync"))
                 else:
                     await self._read()
                     await self._find_lost()
                 if time.monotonic() - asked_at > _STATUS_S:
                     asked_at = time.monotonic()
-                    await self._ask_agents()
+                    await self._hosts.ask_status()
+                    self._taken_at = time.monotonic()
+                    self._picture_of(list(self._hosts.status))
             except RoostError as problem:
                 log.debug("Ray is away: %s", problem)
             except Exception:
@@ -256,6 +253,10 @@ class RayBackend(Backend):
         changed = [name for name, node in nodes.items() if self._nodes.get(name) != node]
         gone = self._nodes.keys() - nodes.keys()
         self._nodes, self._read_at = nodes, read_at
+        for name in gone:
+            self._hosts.forget(name)
+        for name in changed:
+            self._hosts.check(nodes[name])
         if changed or gone:
             self._picture = self._picture.apply([], removed=[name for name in gone if name in self._picture])
             self._picture_of(changed)
@@ -286,14 +287,16 @@ class RayBackend(Backend):
 
         Whose slice somebody else has now, or on other devices, has lost its lease.
         """
-        for lease in [
-            lease for held in await asyncio.gather(*map(self._held_on, self._hosts)) for lease in held
-        ]:
+        known = {group.lease_id for group in await self._ask(ray_groups.groups) if group.is_created}
+        held = [
+            lease for leases in await asyncio.gather(*map(self._held_on, self._hosts)) for lease in leases
+        ]
+        for lease in held:
             self._leases[lease.id] = lease
             name = ray_groups.group_name(lease.id, lease.owner.user)
             node = self._nodes.get(lease.node_id)
-            if node is None:
-                continue  # it may come later; its agent gives up after its grace
+            if node is None or lease.id in known:
+                continue  # a node may come later; its agent gives up after its grace
             try:
                 group = await self._ask(ray_groups.create, name, lease.request, node)
                 self._group_ids[lease.id] = group.id
@@ -303,7 +306,6 @@ class RayBackend(Backend):
                     raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
             except LeaseConflict as problem:
                 self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
-        self._events.put_nowait(BackendEvent(kind="resync"))
 
     async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
         """The placement group. A refusal is doubted where Ray's own state says that there is room."""
@@ -331,21 +333,13 @@ class RayBackend(Backend):
 
     # The agents
 
-    async def _host(self, node_id: str) -> AgentAddress:
-        """Where the agent of that node listens; it is brought up if need be."""
-        task = self._hosts.get(node_id)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._hosts[node_id] = self._spawn(self._bring_up(node_id))
-        return await asyncio.shield(task)
-
-    async def _bring_up(self, node_id: str) -> AgentAddress:
+    async def _bring_up(self, node_id: str) -> Host:
         node = self._nodes.get(node_id)
         if self._away or node is None:
             raise BackendUnavailable(f"there is no agent on {node_id}: {self._away or 'no such node in Ray'}")
         settings = AgentSettings(
             cpus=node.total.get("CPU", 0.0),
             memory_bytes=int(node.total.get("memory", 0)),
-            gpus=None,
             idle_exit_s=self._settings.ray.agent_idle_exit_s,
             preload=self._settings.ray.preload,
             address=node.address,
@@ -354,7 +348,7 @@ class RayBackend(Backend):
             ray_host.agent_on,
             node,
             settings,
-            cluster_address=self._cluster,
+            cluster_address=self._hosts.cluster,
             grace_s=self._settings.ray.manager_grace_s,
             python=self._settings.ray.python,
         )
@@ -362,84 +356,15 @@ class RayBackend(Backend):
         if "problem" in answer:
             raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
         address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
-        self._write_hosts(node_id, address)
-        return address
-
-    def _remember_hosts(self) -> None:
-        known = read_json(self._file)
-        if not isinstance(known, dict):
-            return
-        self._cluster = self._cluster or str(known.get("cluster", ""))
-        for node_id, host in (known.get("agents") or {}).items():
-            try:
-                address = decode(AgentAddress, host)
-            except WireError:
-                continue
-            self._hosts[node_id] = self._spawn(_done(address))
-
-    def _write_hosts(self, node_id: str = "", address: AgentAddress | None = None) -> None:
-        known = {
-            name: task.result()
-            for name, task in self._hosts.items()
-            if task.done() and not task.cancelled() and task.exception() is None
-        }
-        if address is not None:
-            known[node_id] = address
-        try:
-            content = {name: encode(host) for name, host in known.items()}
-            write_private_json(self._file, {"cluster": self._cluster, "agents": content})
-        except OSError as problem:
-            log.warning("%s cannot be written: %s", self._file, problem)
-
-    async def _call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
-        """Call a node's agent, again on a new one if that was lost: every operation may be repeated."""
-        problem: Exception | None = None
-        for _ in range(_TRIES):
-            try:
-                return await call(await self._agents.client(await self._host(node_id)))
-            except (Disconnected, BackendUnavailable) as lost:
-                problem = lost
-                if not self._away:
-                    self._hosts.pop(node_id, None)
-            except RemoteError as refusal:
-                raise LaunchError(refusal.message, **refusal.fields) from None
-            except (RpcError, asyncio.TimeoutError) as late:
-                raise BackendUnavailable(f"the agent on {node_id} does not answer: {late}") from late
-        raise BackendUnavailable(f"the agent on {node_id} cannot be reached: {problem}") from problem
+        return Host(address=address, ray_id=node.ray_id)
 
     async def _held_on(self, node_id: str) -> list[Lease]:
-        """The leases that a node's agent knows; none where it cannot be reached."""
-        try:
-            holdings = await self._call(node_id, lambda agent: agent.holdings())
-        except RoostError as problem:
-            log.warning("node=%s its kernels cannot be read: %s", node_id, problem)
-            return []
-        return [_lease(reservation, node_id) for reservation in holdings.reservations]
-
-    async def _ask_agents(self) -> None:
-        """What is really used on the nodes whose agents are known."""
-        endpoints = {
-            task.result().endpoint: name
-            for name, task in self._hosts.items()
-            if task.done() and not task.cancelled() and task.exception() is None
-        }
-
-        async def ask(endpoint: str, node_id: str) -> None:
-            client = self._agents.connected(endpoint)
-            if client is not None:
-                with contextlib.suppress(RpcError, asyncio.TimeoutError):
-                    self._status[node_id] = await client.status(), time.monotonic()
-
-        await asyncio.gather(*(ask(endpoint, node_id) for endpoint, node_id in endpoints.items()))
-        self._taken_at = time.monotonic()
-        self._picture_of(list(self._status))
+        return [_lease(reservation, node_id) for reservation in await self._hosts.reservations(node_id)]
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
-        node_id = next((name for name, task in self._hosts.items() if _is_at(task, endpoint)), "")
+        node_id = self._hosts.node_at(endpoint)
         if event is None:
-            self._status.pop(node_id, None)
-            if not self._away:
-                self._hosts.pop(node_id, None)
+            self._hosts.status.pop(node_id, None)
         elif event.kind == "lost":
             self._lost(event.lease_id, event.reason)
         elif event.kind == "released":
@@ -486,7 +411,7 @@ class RayBackend(Backend):
                 leases[lease.node_id].append(lease)
         nodes = []
         for name in wanted:
-            status, at = self._status.get(name, (None, 0.0))
+            status, at = self._hosts.status.get(name, (None, 0.0))
             age_s = None
             if status is not None and status.metrics_age_s is not None:
                 age_s = status.metrics_age_s + max(0.0, self._taken_at - at)
@@ -536,15 +461,6 @@ class RayBackend(Backend):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.debug("a task failed: %s", task.exception())
-
-
-async def _done(address: AgentAddress) -> AgentAddress:
-    return address
-
-
-def _is_at(task: asyncio.Task[AgentAddress], endpoint: str) -> bool:
-    is_known = task.done() and not task.cancelled() and task.exception() is None
-    return is_known and task.result().endpoint == endpoint
 
 
 def _lease(reservation: Reservation, node_id: str) -> Lease:

@@ -1,0 +1,171 @@
+"""The agents on the nodes of a Ray cluster: brought up when they are needed, remembered, called.
+
+Where they listen is remembered in a file (`agents.json`, 0600): with it the next service reaches the kernels that
+live while Ray itself is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from roost.launchers.client import AgentClient
+from roost.launchers.files import read_json, write_private_json
+from roost.launchers.messages import NodeStatus, Reservation
+from roost.launchers.rpc import Disconnected, RemoteError, RpcError
+from roost.launchers.wire import WireError, decode, encode
+from roost.scheduler.agents import Agents
+from roost.scheduler.errors import BackendUnavailable, LaunchError, RoostError
+
+from .base import AgentAddress
+from .ray_state import RayNode
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TRIES = 3
+
+BringUp = Callable[[str], Coroutine[Any, Any, "Host"]]
+"""Starts or finds the agent of the node of that id; raises `BackendUnavailable`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """An agent, and the raylet that it was brought up by (Ray's id of the node)."""
+
+    address: AgentAddress
+    ray_id: str
+
+
+class RayAgents:
+    """By node. `status` has what each connected agent has last said of its node, and when (monotonic)."""
+
+    def __init__(self, file: Path, agents: Agents, bring_up: BringUp) -> None:
+        self.cluster = ""
+        self.status: dict[str, tuple[NodeStatus, float]] = {}
+        self._file = file
+        self._agents = agents
+        self._bring_up = bring_up
+        self._hosts: dict[str, Host] = {}
+        self._coming: dict[str, asyncio.Task[Host]] = {}
+        self._remember()
+
+    def __bool__(self) -> bool:
+        """Whether any agent is known."""
+        return bool(self._hosts)
+
+    def __iter__(self) -> Any:
+        """The ids of the nodes whose agents are known."""
+        return iter(list(self._hosts))
+
+    def close(self) -> None:
+        for task in self._coming.values():
+            task.cancel()
+
+    async def address(self, node_id: str) -> AgentAddress:
+        """Where the agent of that node listens; brought up, once for all who ask, if none is known."""
+        host = self._hosts.get(node_id)
+        if host is not None:
+            return host.address
+        task = self._coming.get(node_id)
+        if task is None:
+            task = self._coming[node_id] = asyncio.get_running_loop().create_task(self._come(node_id))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return (await asyncio.shield(task)).address
+
+    async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
+        """Call a node's agent, again on a new one if that was lost: every operation may be repeated."""
+        problem: Exception | None = None
+        for _ in range(_TRIES):
+            try:
+                return await call(await self._agents.client(await self.address(node_id)))
+            except Disconnected as lost:
+                problem = lost
+            except BackendUnavailable as lost:
+                if node_id not in self._hosts:  # it cannot be brought up
+                    raise
+                problem = lost
+                if not await self.renew(node_id):
+                    break
+            except RemoteError as refusal:
+                raise LaunchError(refusal.message, **refusal.fields) from None
+            except (RpcError, asyncio.TimeoutError) as late:
+                raise BackendUnavailable(f"the agent on {node_id} does not answer: {late}") from late
+        raise BackendUnavailable(f"the agent on {node_id} cannot be reached: {problem}") from problem
+
+    async def renew(self, node_id: str) -> bool:
+        """Bring the agent of a node up anew; where that cannot be, what was known of it stays, and this is False."""
+        known = self._hosts.pop(node_id, None)
+        try:
+            await self.address(node_id)
+        except BackendUnavailable as problem:
+            log.info("node=%s no agent can be brought up: %s", node_id, problem)
+            if known is not None:
+                self._hosts.setdefault(node_id, known)
+            return False
+        return True
+
+    async def reservations(self, node_id: str) -> tuple[Reservation, ...]:
+        """What a node's agent holds; nothing where it cannot be reached."""
+        try:
+            return (await self.call(node_id, lambda agent: agent.holdings())).reservations
+        except RoostError as problem:
+            log.warning("node=%s its kernels cannot be read: %s", node_id, problem)
+            return ()
+
+    async def ask_status(self) -> None:
+        """Ask all that are connected what is really used on their nodes."""
+
+        async def ask(node_id: str, host: Host) -> None:
+            client = self._agents.connected(host.address.endpoint)
+            if client is not None:
+                with contextlib.suppress(RpcError, asyncio.TimeoutError):
+                    self.status[node_id] = await client.status(), time.monotonic()
+
+        await asyncio.gather(*(ask(node_id, host) for node_id, host in self._hosts.items()))
+
+    def node_at(self, endpoint: str) -> str:
+        """The id of the node whose agent listens there; empty for one that is not known."""
+        return next((name for name, host in self._hosts.items() if host.address.endpoint == endpoint), "")
+
+    def check(self, node: RayNode) -> None:
+        """Forget the agent of a node that was brought up by an earlier raylet: it has to be told of this one."""
+        host = self._hosts.get(node.id)
+        if host is not None and host.ray_id != node.ray_id:
+            self.forget(node.id)
+
+    def forget(self, node_id: str) -> None:
+        self._hosts.pop(node_id, None)
+        self.status.pop(node_id, None)
+
+    async def _come(self, node_id: str) -> Host:
+        try:
+            host = self._hosts[node_id] = await self._bring_up(node_id)
+            self._write()
+            return host
+        finally:
+            del self._coming[node_id]
+
+    def _remember(self) -> None:
+        known = read_json(self._file)
+        if not isinstance(known, dict) or not isinstance(known.get("agents"), dict):
+            return
+        self.cluster = str(known.get("cluster", ""))
+        for node_id, host in known["agents"].items():
+            try:
+                self._hosts[node_id] = decode(Host, host, ignore_unknown=True)
+            except WireError as problem:
+                log.warning("%s: %s", self._file, problem)
+
+    def _write(self) -> None:
+        try:
+            write_private_json(self._file, {"cluster": self.cluster, "agents": encode(self._hosts)})
+        except OSError as problem:
+            log.warning("%s cannot be written: %s", self._file, problem)
