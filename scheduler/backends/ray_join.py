@@ -86,7 +86,7 @@ def leave() -> None:
 
 
 def _import_ray() -> None:
-    """Import Ray without a grammar that jsonschema takes along if Jupyter brought it: 1.4 of 1.8 s of processor time."""
+    """Import Ray without a grammar that jsonschema takes along where Jupyter is: 1.4 of 1.8 s of processor time."""
     grammar = "rfc3987_syntax"
     is_loaded = grammar in sys.modules
     sys.modules.setdefault(grammar, None)  # type: ignore[arg-type]
