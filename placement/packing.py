@@ -93,8 +93,8 @@ class FragmentationGradient:
 class StrandedShare:
     """Minus the growth of the GPUs for which the node's CPUs or memory do not suffice.
 
-    What is stranded is the mean, over the typical requests, of max(0, GPUs left − as many of these requests' GPUs as
-    the CPUs and the memory that are left could serve).
+    What is stranded is the mean, over the typical requests by the GPUs they ask for, of max(0, GPUs left − as many of
+    these requests' GPUs as the CPUs and the memory that are left could serve).
     """
 
     profile: Profile

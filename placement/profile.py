@@ -114,16 +114,17 @@ class Profile:
     # What scorers read
 
     def pressure(self, models: tuple[str, ...]) -> FloatArray:
-        """(models + 1,) for each model the share of the demand that insists on it, over its share of the GPUs.
+        """(models + 1,) for each model the share of the demand that insists on it, over its share of the GPUs, squared.
 
-        A request that takes several models insists on each by its share of their GPUs. The last entry, 0, is for
-        no device.
+        Squared, since a model of which half is insisted on has GPUs to spare for others, and one of which all is has
+        none. A request that takes several models insists on each by its share of their GPUs. The last entry, 0, is
+        for no device.
         """
         return self._keep(("pressure", models), lambda: self._pressure(models))  # type: ignore[no-any-return]
 
     def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Typical requests with GPUs: GPUs per CPU, GPUs per byte of memory (infinite where none is asked for), and
-        their share, (classes,) each."""
+        their share of the GPUs asked for, (classes,) each."""
         return self._keep("per_gpu", self._per_gpu)  # type: ignore[no-any-return]
 
     def sliver_waste(self) -> FloatArray:
@@ -149,7 +150,7 @@ class Profile:
             there = sum(self.gpus[model] for model in takes)
             for model in takes:
                 insists[model] += a.count * a.gpus * self.gpus[model] / there
-        return np.array(
+        return np.square(
             [(insists.get(m, 0.0) / demand) / ((self.gpus.get(m) or total) / total) for m in models] + [0.0]
         )
 
@@ -157,7 +158,7 @@ class Profile:
         counts: Counter[tuple[float, float]] = Counter()
         for a in self.asked:
             if a.gpus:
-                counts[a.cpus / a.gpus, a.memory_bytes / a.gpus] += a.count  # type: ignore[assignment]
+                counts[a.cpus / a.gpus, a.memory_bytes / a.gpus] += a.count * a.gpus  # type: ignore[assignment]
         typical, share = _typical(sorted(counts), [counts[ratios] for ratios in sorted(counts)])
         ratios = np.array(typical, dtype=np.float64).reshape(len(typical), 2)
         with np.errstate(divide="ignore"):

@@ -179,10 +179,11 @@ class TestStrandedShare:
 
         def stranded(gpus_left: float, cpus_left: float, bytes_left: float) -> float:
             served = [
-                (n, min(cpus_left / c, bytes_left / (m * MIB) if m else math.inf) * g)
+                (n, g, min(cpus_left / c, bytes_left / (m * MIB) if m else math.inf) * g)
                 for n, c, m, g in counted
             ]
-            return sum(n * max(0.0, gpus_left - most) for n, most in served) / 21
+            asked = sum(n * g for n, _, _, g in counted)
+            return sum(n * g * max(0.0, gpus_left - most) for n, g, most in served) / asked
 
         shapes = [
             ("a", (1, 1, 1), 7, 500),
@@ -237,16 +238,16 @@ class TestSliverWaste:
 
 class TestModelPressure:
     PROFILE = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
-    """Half of the demand insists on a quarter of the GPUs: the pressure on A100 is 2."""
+    """Half of the demand insists on a quarter of the GPUs: the pressure on A100 is 2²."""
 
     def test_takes_scarce_models_last(self) -> None:
         scores = _scores(
             ModelPressure(self.PROFILE), Request(gpus=0.5), _node("a", 1, 1), _node("b", 1, model="T4")
         )
-        assert scores[0].tolist() == [-1.0, -1.0]
+        assert scores[0].tolist() == [-2.0, -2.0]
         assert scores[1].tolist() == [0.0, 0.0]  # the second is no device
         assert _scores(ModelPressure(self.PROFILE), Request(gpus=2), _node("a", 1, 1)).tolist() == [
-            [-4.0, -4.0]
+            [-8.0, -8.0]
         ]
 
     def test_no_say_without_gpus_or_pressure(self) -> None:

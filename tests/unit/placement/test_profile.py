@@ -81,22 +81,22 @@ def test_what_is_no_profile_is_a_clear_error(data: dict[str, object]) -> None:
 
 
 class TestPressure:
-    """Share of the demand that insists on a model over the model's share of the GPUs."""
+    """Share of the demand that insists on a model over the model's share of the GPUs, squared."""
 
     def test_one_model_is_insisted_on(self) -> None:
         # A100: half of the demand insists on a quarter of the GPUs
         profile = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
-        assert profile.pressure(("T4", "A100")).tolist() == [0.0, 2.0, 0.0]
+        assert profile.pressure(("T4", "A100")).tolist() == [0.0, 2.0**2, 0.0]
 
     def test_demand_is_weighed_in_gpus(self) -> None:
         # 4 of 10 GPUs asked for insist on A100, which is half of what there is
         profile = _seen((2, Request(gpus=2, gpu_models=("A100",))), (12, Request(gpus=0.5)), A100=8, T4=8)
-        assert profile.pressure(("A100", "T4")).tolist() == [0.8, 0.0, 0.0]
+        assert profile.pressure(("A100", "T4")).tolist() == pytest.approx([0.8**2, 0.0, 0.0])
 
     def test_several_models_share_the_demand_by_their_gpus(self) -> None:
         # 3/4 of the demand falls on A100 (6 of 8 GPUs), 1/4 on T4; of all 16 GPUs they are 6/16 and 2/16
         profile = _seen((4, Request(gpus=1, gpu_models=("A100", "T4"))), A100=6, T4=2, V100=8)
-        assert profile.pressure(("A100", "T4", "V100")).tolist() == [2.0, 2.0, 0.0, 0.0]
+        assert profile.pressure(("A100", "T4", "V100")).tolist() == [2.0**2, 2.0**2, 0.0, 0.0]
 
     def test_models_that_are_not_there_or_that_nobody_knows(self) -> None:
         profile = _seen((4, Request(gpus=1, gpu_models=("H100",))), A100=1)
@@ -105,15 +105,19 @@ class TestPressure:
 
 
 class TestPerGpu:
-    """Typical requests: GPUs per CPU, GPUs per byte, and their share."""
+    """Typical requests: GPUs per CPU, GPUs per byte, and their share of the GPUs asked for."""
 
     def test_alike_whatever_their_size(self) -> None:
         asked = (5, Request(cpus=2, gpus=0.5, memory_bytes=8)), (9, Request(cpus=4, gpus=1, memory_bytes=16))
         per_cpu, per_byte, share = _seen(*asked, (99, Request(cpus=7))).per_gpu()
         assert (per_cpu.tolist(), per_byte.tolist(), share.tolist()) == ([0.25], [1 / 16], [1.0])
 
-    def test_the_most_frequent_first_and_the_rare_left_out(self) -> None:
-        asked = (30, Request(cpus=8, gpus=1)), (66, Request(cpus=4, gpus=2)), (4, Request(cpus=64, gpus=1))
+    def test_what_most_gpus_are_asked_with_first_and_the_rare_left_out(self) -> None:
+        asked = (
+            (30, Request(cpus=8, gpus=1)),
+            (33, Request(cpus=4, gpus=2)),
+            (16, Request(cpus=16, gpus=0.25)),
+        )
         per_cpu, per_byte, share = _seen(*asked).per_gpu()
         assert per_cpu.tolist() == [1 / 2, 1 / 8]
         assert per_byte.tolist() == [math.inf, math.inf]  # no memory is asked for
