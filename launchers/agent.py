@@ -352,6 +352,8 @@ def main(arguments: list[str]) -> int:
     """`FOLDER SETTINGS`, the settings as JSON."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
+    # Kernels would inherit what our starter blocked: a worker of Ray does so with SIGINT, the interrupt.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         asyncio.run(serve(folder, settings))
     except AlreadyRunning as problem:
