@@ -23,10 +23,19 @@ def register() -> None:
 
 
 def kernelspecs(
-    folder: Path, name: str = "roosted", *, config: dict[str, Any] | None = None, **changes: Any
+    folder: Path,
+    name: str = "roosted",
+    *,
+    backend: str = "",
+    config: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> KernelSpecManager:
-    """A manager of kernelspecs that has one of `name` in `folder`; `changes` replace fields of its kernel.json."""
+    """A manager of kernelspecs that has one of `name` in `folder`; `changes` replace fields of its kernel.json.
+
+    With a `backend` its kernels ask for a little of a CPU, so that what one leaves behind is seen there.
+    """
     register()
+    config = {**({"backend": backend, "cpus": 0.1} if backend else {}), **(config or {})}
     spec = {
         "argv": IPYKERNEL,
         "display_name": name,
@@ -34,7 +43,7 @@ def kernelspecs(
         "metadata": {
             "debugger": True,
             "supported_encryption": ["curve"],
-            "kernel_provisioner": {"provisioner_name": "roost", "config": config or {}},
+            "kernel_provisioner": {"provisioner_name": "roost", "config": config},
         },
     }
     metadata = {**spec["metadata"], **changes.pop("metadata", {})}  # type: ignore[dict-item]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import zmq.asyncio
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from managers import kernelspecs
 from traitlets.config import Config
 from world import daemon_pids, kill
 
 from roost.provisioners import RoostProvisioner
 from roost.scheduler.client import connect
 from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver
+
+Specs = Callable[..., KernelSpecManager]
 
 
 async def run(kc: Any, code: str, timeout_s: float = 30) -> dict[str, Any]:
@@ -54,7 +55,8 @@ async def kernel(
         await km.shutdown_kernel(now=True)
 
 
-async def test_start_execute_shut_down(specs: KernelSpecManager, tmp_path: Path) -> None:
+async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: Path) -> None:
+    specs = specs_of(config={"environment": ["MINE"]})
     async with kernel(specs, cwd=str(tmp_path), env={**os.environ, "MINE": "yes"}) as (km, kc):
         found = await run(
             kc, "import os; print(os.getcwd(), os.environ['MINE'], os.environ.get('JPY_PARENT_PID'))"
@@ -62,7 +64,7 @@ async def test_start_execute_shut_down(specs: KernelSpecManager, tmp_path: Path)
         assert found["text"] == f"{tmp_path} yes None"
         pid = int((await run(kc, "print(os.getpid())"))["text"])
         assert pid == km.provisioner._pid
-        assert [one.id for one in await connect().kernels()] == [km.kernel_id]
+        assert [one.id for one in await connect(backend).kernels()] == [km.kernel_id]
         await km.shutdown_kernel()
         assert not psutil.pid_exists(pid)
 
@@ -77,15 +79,15 @@ async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> 
 
 
 @pytest.mark.parametrize("now", [False, True])
-async def test_restart_keeps_ports_keys_and_lease(specs: KernelSpecManager, now: bool) -> None:
+async def test_restart_keeps_ports_keys_and_lease(specs: KernelSpecManager, backend: str, now: bool) -> None:
     async with kernel(specs) as (km, kc):
         ports, key, curve = km.ports, km.session.key, km.curve_publickey
-        lease_id = (await connect().kernel(km.kernel_id)).lease_id
+        lease_id = (await connect(backend).kernel(km.kernel_id)).lease_id
         await run(kc, "x = 1")
         await km.restart_kernel(now=now)
         await kc.wait_for_ready(30)
         assert (km.ports, km.session.key, km.curve_publickey) == (ports, key, curve)
-        assert (await connect().kernel(km.kernel_id)).lease_id == lease_id
+        assert (await connect(backend).kernel(km.kernel_id)).lease_id == lease_id
         assert (await run(kc, "x"))["reply"]["ename"] == "NameError"
 
 
@@ -126,12 +128,13 @@ async def test_encrypted_channels_tell_a_plain_subscriber_nothing(specs: KernelS
             context.term()
 
 
-async def test_plain_where_that_is_wished(world: Path, specs: KernelSpecManager, tmp_path: Path) -> None:
-    async with kernel(kernelspecs(tmp_path, config={"encrypt": "never"})) as (km, kc):
+async def test_plain_where_that_is_wished(specs_of: Specs) -> None:
+    async with kernel(specs_of(config={"encrypt": "never"})) as (km, kc):
         assert km.curve_publickey is None
         assert (await run(kc, "print(1)"))["text"] == "1"
 
 
+@pytest.mark.local_only("sockets of this machine are out of reach on another")
 async def test_ipc(specs: KernelSpecManager) -> None:
     async with kernel(specs, manager={"transport": "ipc"}) as (km, kc):
         assert (await run(kc, "print(1)"))["text"] == "1"
@@ -140,15 +143,16 @@ async def test_ipc(specs: KernelSpecManager) -> None:
         assert (await run(kc, "print(2)"))["text"] == "2"
 
 
+@pytest.mark.local_only("elsewhere such a kernel can only be warned of")
 async def test_an_ipykernel_without_curve_is_out_of_others_reach(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, specs_of: Specs, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.provisioners.encryption._ipykernel_version", lambda _: (6, 29))
-    specs = kernelspecs(tmp_path, metadata={"supported_encryption": []})
+    specs = specs_of(metadata={"supported_encryption": []})
     async with kernel(specs) as (km, kc):
         for number in (1, 2):
             assert (await run(kc, f"print({number})"))["text"] == str(number)
-            connection = (await connect().kernel(km.kernel_id)).connection
+            connection = (await connect(backend).kernel(km.kernel_id)).connection
             assert (connection.transport, connection.curve_publickey) == ("ipc", None)
             folder = Path(connection.ip).parent
             assert world in folder.parents
@@ -157,12 +161,12 @@ async def test_an_ipykernel_without_curve_is_out_of_others_reach(
             await kc.wait_for_ready(30)
 
 
-async def test_a_kernelspec_that_is_not_forked(specs: KernelSpecManager, tmp_path: Path) -> None:
-    async with kernel(kernelspecs(tmp_path, config={"fork": False, "cpus": 0.5, "memory": "64MiB"})) as (
+async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) -> None:
+    async with kernel(specs_of(config={"fork": False, "cpus": 0.5, "memory": "64MiB"})) as (
         km,
         kc,
     ):
-        found = await connect().kernel(km.kernel_id)
+        found = await connect(backend).kernel(km.kernel_id)
         assert found.how == "exec"
         assert found.request.cpus == 0.5
         assert (await run(kc, "print(1)"))["text"] == "1"
@@ -206,9 +210,9 @@ async def test_a_refused_start_harms_no_kernel_of_that_id(specs: KernelSpecManag
         assert (await run(kc, "print('still here')"))["text"] == "still here"
 
 
-async def test_a_kernel_that_dies_while_starting(specs: KernelSpecManager, tmp_path: Path) -> None:
+async def test_a_kernel_that_dies_while_starting(specs_of: Specs) -> None:
     argv = ["/bin/sh", "-c", "echo 'no such thing' >&2; exit 3", "{connection_file}"]
-    broken = kernelspecs(tmp_path, "roosted", argv=argv)
+    broken = specs_of(argv=argv)
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
     with pytest.raises(KernelDied, match="no such thing") as caught:
         await asyncio.wait_for(km.start_kernel(), 10)
@@ -218,24 +222,23 @@ async def test_a_kernel_that_dies_while_starting(specs: KernelSpecManager, tmp_p
 
 @pytest.mark.parametrize(("config", "kind"), [({"cpus": 100_000}, NoNodeEver), ({"gpus": 64}, NoNodeEver)])
 async def test_what_no_node_could_hold_fails_at_once(
-    specs: KernelSpecManager, tmp_path: Path, config: dict[str, Any], kind: type[Exception]
+    specs_of: Specs, config: dict[str, Any], kind: type[Exception]
 ) -> None:
-    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=kernelspecs(tmp_path, config=config))
+    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs_of(config=config))
     with pytest.raises(kind):
         await asyncio.wait_for(km.start_kernel(), 10)
 
 
-async def test_a_command_that_is_not_there(specs: KernelSpecManager, tmp_path: Path) -> None:
-    broken = kernelspecs(tmp_path, argv=["/no/such/kernel", "{connection_file}"])
+async def test_a_command_that_is_not_there(specs_of: Specs, backend: str) -> None:
+    broken = specs_of(argv=["/no/such/kernel", "{connection_file}"])
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
-    with pytest.raises(FileNotFoundError, match="/no/such/kernel") as caught:
+    with pytest.raises(LaunchError, match="/no/such/kernel") as caught:
         await asyncio.wait_for(km.start_kernel(), 10)
+    assert isinstance(caught.value, FileNotFoundError) == (backend == "local")
 
-    assert isinstance(caught.value, LaunchError)
 
-
-async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManager) -> None:
-    for delay_s in (0.0, 0.005, 0.02, 0.05, 0.1):
+async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManager, backend: str) -> None:
+    for delay_s in (0.0, 0.005, 0.02, 0.05, 0.1, 0.2):
         km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs)
         try:
             await asyncio.wait_for(km.start_kernel(), delay_s)
@@ -243,4 +246,4 @@ async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManage
             pass
         if km.has_kernel:  # quicker than that, or cancelled by jupyter_client after the provisioner was done
             await km.shutdown_kernel(now=True)
-        assert await connect().kernels() == []
+        assert await connect(backend).kernels() == []

@@ -7,35 +7,41 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from world import settle
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks are written with it (extra: test)")
 pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
 
 DEADLINE_S = 60.0
 
-
-def command(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "roost.scheduler.command", *argv]
+T = TypeVar("T")
 
 
-def roost(*argv: str) -> subprocess.CompletedProcess[str]:
-    """One command, to its end."""
-    return subprocess.run(
-        command(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
-    )
+class Shell:
+    """The command, for one backend."""
 
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
 
-def answer(*argv: str) -> dict[str, Any]:
-    """What `--json` prints."""
-    done = roost(*argv, "--json")
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    def words(self, verb: str, *argv: str) -> list[str]:
+        """What a process is started with."""
+        return [sys.executable, "-m", "roost.scheduler.command", verb, "--backend", self.backend, *argv]
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """One command, to its end."""
+        return subprocess.run(
+            self.words(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
+        )
+
+    def answer(self, *argv: str) -> dict[str, Any]:
+        """What `--json` prints."""
+        done = self.run(*argv, "--json")
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
 
 
 def notebook(folder: Path, *sources: str) -> str:
@@ -46,29 +52,28 @@ def notebook(folder: Path, *sources: str) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def machine(module_runtime_dir: Path) -> Iterator[Path]:
-    """One scheduler and agent for all tests here."""
-    yield module_runtime_dir
-    settle(module_runtime_dir)
+@pytest.fixture
+def shell(backend: str, world: Path) -> Shell:
+    """One scheduler for all tests here of a backend."""
+    return Shell(backend)
 
 
-def test_a_notebook_runs_on_a_placed_kernel(tmp_path: Path) -> None:
+def test_a_notebook_runs_on_a_placed_kernel(shell: Shell, tmp_path: Path) -> None:
     path = notebook(tmp_path, "import os\nprint(os.getcwd())", "6 * 7")
-    done = roost("run", path, "--cpus", "0.1", "--json")
+    done = shell.run("run", path, "--cpus", "0.1", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["kernel"]["node"] == answer("nodes")["nodes"][0]["id"]
+    assert told["kernel"]["node"] in [node["id"] for node in shell.answer("nodes")["nodes"]]
     assert [cell["status"] for cell in told["cells"]] == ["ok", "ok"]
     first, second = nbformat.read(tmp_path / "notebook.out.ipynb", as_version=4).cells
     assert first.outputs[0].text.strip() == str(tmp_path)
     assert second.outputs[0].data["text/plain"] == "42"
-    assert answer("kernels") == {"kernels": []}
+    assert shell.answer("kernels") == {"kernels": []}
 
 
-def test_a_cells_error_is_shown_and_is_the_exit_code(tmp_path: Path) -> None:
+def test_a_cells_error_is_shown_and_is_the_exit_code(shell: Shell, tmp_path: Path) -> None:
     path = notebook(tmp_path, "x = 1", "x / 0", "never = 1")
-    done = roost("run", path, "--output", str(tmp_path / "done.ipynb"))
+    done = shell.run("run", path, "--output", str(tmp_path / "done.ipynb"))
     assert done.returncode == 1
     assert "Cell 2 failed: ZeroDivisionError: division by zero" in done.stderr
     assert "\x1b" not in done.stderr
@@ -76,93 +81,106 @@ def test_a_cells_error_is_shown_and_is_the_exit_code(tmp_path: Path) -> None:
     assert counts == [1, 2, None]
 
 
-def test_a_kernel_that_dies_is_told(tmp_path: Path) -> None:
-    done = roost("run", notebook(tmp_path, "import os; os.kill(os.getpid(), 9)"))
+def test_a_kernel_that_dies_is_told(shell: Shell, tmp_path: Path) -> None:
+    done = shell.run("run", notebook(tmp_path, "import os; os.kill(os.getpid(), 9)"))
     assert done.returncode == 1
     assert "Cell 1 failed: KernelDied" in done.stderr
     assert "SIGKILL" in done.stderr
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_kernel(tmp_path: Path, signum: int, code: int) -> None:
+def test_a_signal_ends_the_kernel(shell: Shell, tmp_path: Path, signum: int, code: int) -> None:
     ready = tmp_path / "ready"
     os.mkfifo(ready)
     path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\nimport time\ntime.sleep(60)")
-    with subprocess.Popen(command("run", path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen(
+        shell.words("run", path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as running:
         ready.read_bytes()  # returns once the cell has opened and closed it
         running.send_signal(signum)
         _, err = running.communicate(timeout=DEADLINE_S)
     assert running.returncode == code, err.decode()
     assert b"Traceback" not in err
-    assert answer("kernels") == {"kernels": []}
+    assert shell.answer("kernels") == {"kernels": []}
 
 
-def test_explain_names_who_holds_what_is_short(tmp_path: Path) -> None:
-    (node,) = answer("nodes")["nodes"]
+def test_explain_names_who_holds_what_is_short(shell: Shell, tmp_path: Path) -> None:
+    node = max(shell.answer("nodes")["nodes"], key=lambda node: float(node["cpus"]))
     ready, saved = tmp_path / "ready", tmp_path / "nodes.json"
     os.mkfifo(ready)
     path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\nimport time\ntime.sleep(60)")
-    all_cpus = command("run", path, "--cpus", str(node["cpus"]))
-    with subprocess.Popen(all_cpus, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    all_cpus = str(node["cpus"])
+    with subprocess.Popen(
+        shell.words("run", path, "--cpus", all_cpus), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as running:
         try:
             ready.read_bytes()  # returns once the cell has opened and closed it
-            (kernel,) = answer("kernels")["kernels"]
-            explanation = answer("explain", "--cpus", "0.5")["decision"]
-            saved.write_text(roost("nodes", "--json").stdout)
+            (kernel,) = shell.answer("kernels")["kernels"]
+            explanation = shell.answer("explain", "--cpus", all_cpus)["decision"]
+            saved.write_text(shell.run("nodes", "--json").stdout)
         finally:
             running.terminate()
     assert explanation["placement"] is None
     assert explanation["soonest"]["node_id"] == node["id"]
     assert [held["id"] for held in explanation["soonest"]["kernels"]] == [kernel["id"]]
-    again = answer("explain", "--cpus", "0.5", "--snapshot", str(saved))["decision"]
+    again = shell.answer("explain", "--cpus", all_cpus, "--snapshot", str(saved))["decision"]
     assert again["reason"] == explanation["reason"]
-    assert answer("explain", "--cpus", "0.5")["decision"]["placement"]
+    _await(
+        lambda: shell.answer("explain", "--cpus", all_cpus)["decision"]["placement"], "it is not free again"
+    )
 
 
-def test_one_waits_says_so_and_is_cancelled(tmp_path: Path) -> None:
-    (node,) = answer("nodes")["nodes"]
-    assert answer("drain", node["id"])["is_draining"]
+def test_one_waits_says_so_and_is_cancelled(shell: Shell, tmp_path: Path) -> None:
+    nodes = [node["id"] for node in shell.answer("nodes")["nodes"]]
+    for node in nodes:
+        assert shell.answer("drain", node)["is_draining"]
     try:
         waiting = subprocess.Popen(
-            command("run", notebook(tmp_path, "1")),
+            shell.words("run", notebook(tmp_path, "1")),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         with waiting:
-            queued = _first_queued()
+            (queued, *_) = _await(
+                lambda: shell.answer("kernels", "--pending")["kernels"], "nothing was queued"
+            )
             assert queued["position"] == 1
             assert "draining" in queued["waits_for"]
             assert queued["created_at"] > 0
-            assert answer("stop", queued["id"][:8]) == {"stopped": [{"id": queued["id"], "was": "queued"}]}
+            assert shell.answer("stop", queued["id"][:8]) == {
+                "stopped": [{"id": queued["id"], "was": "queued"}]
+            }
             _, err = waiting.communicate(timeout=DEADLINE_S)
         assert waiting.returncode == 1
         assert err.count("\n") == 1
         assert "taken back" in err
     finally:
-        answer("drain", node["id"], "--off")
+        for node in nodes:
+            shell.answer("drain", node, "--off")
 
 
-def _first_queued() -> dict[str, Any]:
-    """The first kernel of the queue, once there is one: a command takes a third of a second, 50 are a deadline."""
+def _await(question: Callable[[], T], complaint: str) -> T:
+    """The first answer that says something: a command takes a third of a second, 50 are a deadline."""
     for _ in range(50):
-        if queued := answer("kernels", "--pending")["kernels"]:
-            return dict(queued[0])
-    raise AssertionError("nothing was queued")
+        if found := question():
+            return found
+    raise AssertionError(complaint)
 
 
-def test_doctor_finds_nothing_wrong() -> None:
-    levels = {finding["level"] for finding in answer("doctor")["findings"]}
+def test_doctor_finds_nothing_wrong(shell: Shell) -> None:
+    levels = {finding["level"] for finding in shell.answer("doctor")["findings"]}
     assert "error" not in levels
 
 
-def test_what_was_decided_can_be_simulated(tmp_path: Path) -> None:
-    assert roost("run", notebook(tmp_path, "1"), "--cpus", "0.5").returncode == 0
-    more = ("--add", f"1x{answer('nodes')['nodes'][0]['id']}")
-    done = roost("simulate", "--live", "--recorded", *more, "--policy", "spread", "--json", "-")
+def test_what_was_decided_can_be_simulated(shell: Shell, tmp_path: Path) -> None:
+    assert shell.run("run", notebook(tmp_path, "1"), "--cpus", "0.5").returncode == 0
+    nodes = shell.answer("nodes")["nodes"]
+    more = ("--add", f"1x{nodes[0]['id']}")
+    done = shell.run("simulate", "--live", "--recorded", *more, "--policy", "spread", "--json", "-")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["nodes"], told["resource"]) == (2, "cpus")
+    assert (told["nodes"], told["resource"]) == (len(nodes) + 1, "cpus")
     (run,) = told["policies"]["spread"]["runs"]
     assert run["arrived"] >= 0.5
     assert run["placed"] >= 0.5
