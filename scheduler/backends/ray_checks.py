@@ -10,8 +10,8 @@ import errno
 import json
 import logging
 import os
-import platform
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +33,7 @@ _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 """The start of every HTTP/2 connection and so of gRPC, with empty settings (RFC 9113, 3.4)."""
 _GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
+_PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,9 @@ class RayletAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a cluster says of itself to whoever asks."""
+    """What a cluster says of itself to whoever asks. One that starts again at the same address has a new id."""
 
+    cluster_id: str
     ray_version: str
     python_version: str
     nodes: tuple[RayletAddress, ...]
@@ -118,10 +120,8 @@ def ask(gcs: str) -> Facts | None:
     except (ImportError, AttributeError, TypeError, KeyError, ValueError) as problem:
         log.warning("ray=%s is joined unseen: %r", gcs, problem)
         return None
-    except BackendUnavailable as late:
-        raise BackendUnavailable(
-            f"what listens at {gcs} does not answer as a Ray cluster: is it {_GCS_PORT}?"
-        ) from late
+    except BackendUnavailable:
+        raise
     except Exception as problem:
         if "InvalidAuthToken" not in str(problem) and type(problem).__name__ != "AuthenticationError":
             raise BackendUnavailable(
@@ -141,13 +141,13 @@ def ask(gcs: str) -> Facts | None:
 
 def check_versions(gcs: str, facts: Facts, ray_version: str) -> None:
     """Raise `ConfigError` unless Ray and Python are the cluster's, by Ray's own rule."""
-    cluster, ours = facts.python_version, platform.python_version()
+    cluster, ours = facts.python_version, _PYTHON
     if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch") == "minor":
         cluster, ours = (version.rpartition(".")[0] for version in (cluster, ours))
     if (facts.ray_version, cluster) != (ray_version, ours):
         raise ConfigError(
             f"the Ray cluster at {gcs} has Ray {facts.ray_version} on Python {facts.python_version}, roost's service "
-            f"Ray {ray_version} on Python {platform.python_version()}, and Ray wants them equal: set "
+            f"Ray {ray_version} on Python {_PYTHON}, and Ray wants them equal: set "
             "ROOST_SERVICE_PYTHON to an interpreter with roost and the cluster's versions"
         )
 
@@ -202,9 +202,13 @@ def _facts(gcs: str) -> Facts:
     from ray._raylet import GcsClient  # type: ignore[attr-defined,unused-ignore]
 
     client = GcsClient(address=gcs)
-    versions = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=ASK_S))
+    metadata = client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=ASK_S)
+    if metadata is None:
+        raise BackendUnavailable(f"the Ray cluster at {gcs} does not know its versions: is it just starting?")
+    versions = json.loads(metadata)
     alive = [node for node in client.get_all_node_info(timeout=ASK_S).values() if node.state == 0]
     return Facts(
+        cluster_id=client.cluster_id.hex(),
         ray_version=versions["ray_version"],
         python_version=versions["python_version"],
         nodes=tuple(

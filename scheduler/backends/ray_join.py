@@ -18,13 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .ray_checks import (
-    ASK_S,
-    Facts,
     ask,
     check_machine,
     check_token,
@@ -41,6 +39,8 @@ _LEAVE_S = 10.0
 
 _driver: threading.Thread | None = None
 """The thread that called `ray.init` last: Ray has one driver per process, and cannot be told to give up."""
+_cluster_id = ""
+"""The cluster that was joined last. To ask through Ray, once another is at its address, would abort the process."""
 
 
 def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
@@ -49,6 +49,7 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     Blocks, for at most some `deadline_s` and the import of Ray. May be repeated: who is a driver of that cluster
     stays it. Raises `ConfigError` where someone must change something, `BackendUnavailable` where it may pass.
     """
+    global _cluster_id
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("the Ray backend needs ray: pip install 'roost[ray]'")
     give_up_at = time.monotonic() + deadline_s
@@ -68,10 +69,11 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
         check_versions(gcs, facts, ray.__version__)
         check_machine(gcs, facts)
     if ray.is_initialized():
-        if facts is None or _drives(facts):
+        if facts is None or facts.cluster_id == _cluster_id:
             return str(ray.get_runtime_context().gcs_address)
         leave()
     _init(gcs, namespace, give_up_at)
+    _cluster_id = facts.cluster_id if facts is not None else ""
     return str(ray.get_runtime_context().gcs_address)
 
 
@@ -176,13 +178,3 @@ def _shutdown() -> None:
 
     with _signals_kept():
         ray.shutdown()
-
-
-def _drives(facts: Facts) -> bool:
-    """Whether this process is a driver of that very cluster, and not of one that is gone from its address."""
-    import ray
-
-    with suppress(Exception):
-        known = {node["NodeID"] for node in in_time(ray.nodes, ASK_S, "asking Ray for its nodes")}
-        return any(node.id in known for node in facts.nodes)
-    return False

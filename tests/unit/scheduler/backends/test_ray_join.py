@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def node(name: str, *, host: str = "10.0.0.1", port: int = 1, is_head: bool = Fa
 
 
 def facts(*nodes: RayletAddress, ray: str = "2.60.0", python: str = "3.11.7") -> Facts:
-    return Facts(ray_version=ray, python_version=python, nodes=nodes)
+    return Facts(cluster_id="a", ray_version=ray, python_version=python, nodes=nodes)
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_behind_tls_a_port_that_is_open_must_do(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_versions_are_compared_as_ray_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "python_version", lambda: "3.11.7")
+    monkeypatch.setattr(ray_checks, "_PYTHON", "3.11.7")
     ray_checks.check_versions(GCS, facts(), "2.60.0")
     says = r"has Ray 2\.60\.0 on Python 3\.11\.9, roost's service Ray 2\.60\.0 on Python 3\.11\.7.*ROOST_SERVICE_PYTHON"
     with pytest.raises(ConfigError, match=says):
@@ -251,11 +251,18 @@ class FakeRay:
     def shutdown(self) -> None:
         self.calls.append("shutdown")
 
+    def is_initialized(self) -> bool:
+        return self.calls[-1:] == ["init"]
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(gcs_address=GCS)
+
 
 def fake(monkeypatch: pytest.MonkeyPatch, init: Callable[[], object]) -> FakeRay:
     ray = FakeRay(init)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(ray_join, "_driver", None)
+    monkeypatch.setattr(ray_join, "_cluster_id", "")
     return ray
 
 
@@ -290,3 +297,15 @@ def test_what_ray_says_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(problem, BackendUnavailable)
     assert str(problem) == f"the Ray cluster at {GCS} did not take roost's service in: the cause"
     assert ray.calls == ["shutdown"]
+
+
+def test_a_driver_stays_one_until_another_cluster_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = fake(monkeypatch, lambda: None)
+    for check in ("greet", "check_token", "check_versions", "check_machine"):
+        monkeypatch.setattr(ray_join, check, lambda *facts: None)
+    ray.__version__ = "2.60.0"  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    for cluster_id, calls in (("a", ["init"]), ("a", ["init"]), ("b", ["init", "shutdown", "init"])):
+        monkeypatch.setattr(ray_join, "ask", lambda gcs, found=cluster_id: replace(facts(), cluster_id=found))
+        assert ray_join.join(GCS, namespace="roost") == GCS
+        assert ray.calls == calls
