@@ -26,6 +26,11 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
         raise ConfigError(
             f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
         )
+    if km.transport == "ipc" and not is_local:
+        raise ConfigError(
+            "Kernels on other machines cannot be reached by transport = 'ipc', which is sockets of this one: "
+            "leave c.KernelManager.transport at 'tcp'."
+        )
     if km.transport == "ipc" and km.ip == DEFAULT_IPC_IP:
         km.ip = str(user_folder("ipc") / hashlib.sha256(kernel_id.encode()).hexdigest()[:12])
     if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:

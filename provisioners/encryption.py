@@ -48,9 +48,10 @@ def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool)
     if is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost"):  # all of them can do ipc
         km.transport, km.ip = "ipc", DEFAULT_IPC_IP
         return ""
+    prevention = "c.KernelManager.transport = 'ipc' prevents that, " if is_local else ""
     return (
-        f"not encrypted: {reason}. Others on the machine can read its output: c.KernelManager.transport = 'ipc' "
-        "prevents that, encrypt = 'never' accepts it."
+        f"not encrypted: {reason}. Others on the {'machine' if is_local else 'network'} can read its output: "
+        f"{prevention}encrypt = 'never' accepts it."
     )
 
 

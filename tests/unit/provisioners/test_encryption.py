@@ -61,7 +61,12 @@ def test_keys_are_kept_for_a_restart() -> None:
 
 def test_a_kernel_that_cannot_is_told_of() -> None:
     km = manager()
-    assert "supported_encryption" in protect_channels(km, OTHER, "auto", is_local=True)
+    told = protect_channels(km, OTHER, "auto", is_local=True)
+    assert "supported_encryption" in told
+    assert "'ipc' prevents" in told
+    assert "ipc" not in protect_channels(km, OTHER, "auto", is_local=False), (
+        "no way out for another machine's"
+    )
     assert km.curve_publickey is None
 
 
