@@ -195,7 +195,9 @@ class RayBackend(Backend):
 
     async def up(self) -> int:
         await self.snapshot()
-        outcomes = await asyncio.gather(*map(self._hosts.address, self._nodes), return_exceptions=True)
+        calls = [self._hosts.call(node_id, lambda agent: agent.status()) for node_id in self._nodes]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await self._ask_agents()  # they are connected now: what is really used on their nodes is known
         problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if problems:
             raise problems[0]
@@ -233,13 +235,16 @@ class RayBackend(Backend):
                     await self._find_lost()
                 if time.monotonic() - asked_at > _STATUS_S:
                     asked_at = time.monotonic()
-                    await self._hosts.ask_status()
-                    self._taken_at = time.monotonic()
-                    self._picture_of(list(self._hosts.status))
+                    await self._ask_agents()
             except RoostError as problem:
                 log.debug("Ray is away: %s", problem)
             except Exception:
                 log.exception("the picture of the Ray cluster cannot be brought up to date")
+
+    async def _ask_agents(self) -> None:
+        await self._hosts.ask_status()
+        self._taken_at = time.monotonic()
+        self._picture_of(list(self._hosts.status))
 
     async def _read(self) -> None:
         """Read Ray's state, once for all who wait for it; raises `BackendUnavailable`, and Ray is away then."""
@@ -287,7 +292,9 @@ class RayBackend(Backend):
 
         Whose slice somebody else has now, or on other devices, has lost its lease.
         """
-        known = {group.lease_id for group in await self._ask(ray_groups.groups) if group.is_created}
+        groups = await self._ask(ray_groups.groups)
+        known = {group.lease_id for group in groups if group.is_created}
+        waiting = {group.lease_id for group in groups} - known
         held = [
             lease for leases in await asyncio.gather(*map(self._held_on, self._hosts)) for lease in leases
         ]
@@ -298,6 +305,8 @@ class RayBackend(Backend):
             if node is None or lease.id in known:
                 continue  # a node may come later; its agent gives up after its grace
             try:
+                if lease.id in waiting:  # for a raylet that is gone
+                    await self._ask(ray_groups.remove, name)
                 group = await self._ask(ray_groups.create, name, lease.request, node)
                 self._group_ids[lease.id] = group.id
                 device_ids = await self._device_ids(name, lease.request)
