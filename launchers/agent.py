@@ -321,8 +321,9 @@ def own_environment() -> dict[str, str]:
 
     Without what is the agent's alone: the folder of roost's code, where that was sent here.
     """
-    home = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != home]
+    home = Path(__file__).resolve().parents[2]
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [path for path in entries if path and Path(path).resolve() != home]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**env, "PYTHONPATH": os.pathsep.join(paths)} if paths else env
 

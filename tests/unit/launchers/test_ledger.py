@@ -52,6 +52,19 @@ def test_ten_tenths_fit(tmp_path: Path) -> None:
         ledger.reserve(ask("x", gpus=0.1), now=0)
 
 
+def test_what_a_cluster_manager_has_granted_is_noted_as_it_is(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l", gpus=1, cpus=1)
+    granted = ask(
+        "a", cpus=8, memory_bytes=1000, gpus=1, device_ids=("7",), gpu_models=("H100",), is_granted=True
+    )
+    assert ledger.reserve(granted, now=0).request == granted
+    assert (ledger.cpus_promised, ledger.gpus_promised) == (8, 1)
+    assert ledger.promised_by_device() == {"0": 0, "7": 1}, "devices that are not seen here as well"
+    assert make(tmp_path / "l", gpus=1).get("a") == ledger.get("a")
+    with pytest.raises(Conflict, match="0 free"):
+        ledger.reserve(ask("b", cpus=1), now=0)
+
+
 def test_models_cpus_and_memory(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     assert ledger.reserve(ask("t", gpus=1, gpu_models=("T4",)), now=0).request.device_ids == ("1",)

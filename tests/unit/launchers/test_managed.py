@@ -1,0 +1,164 @@
+"""What an agent does when the cluster manager's daemon on its node ends, with daemons that do nothing but sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from roost.launchers import managed
+from roost.launchers.managed import Managed
+from roost.launchers.messages import Manager
+from roost.launchers.process import start_time
+
+GONE = "127.0.0.1:1"
+"""Nobody listens there."""
+
+
+@contextmanager
+def daemon(address: str, *, grace_s: float = 60.0) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
+    """A daemon of a manager at `address`, which is killed at the end at the latest."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        started_at = start_time(process.pid)
+        try:
+            yield (
+                process,
+                Manager(
+                    name="Ray",
+                    pid=process.pid,
+                    process_started_at=started_at,
+                    address=address,
+                    grace_s=grace_s,
+                ),
+            )
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+async def answering() -> AsyncIterator[str]:
+    """The address of a manager that answers."""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+class Losses:
+    """What `Managed` says."""
+
+    def __init__(self) -> None:
+        self.reasons: asyncio.Queue[str] = asyncio.Queue()
+
+    async def __call__(self, reason: str) -> None:
+        self.reasons.put_nowait(reason)
+
+    async def next(self) -> str:
+        return await asyncio.wait_for(self.reasons.get(), 5)
+
+    async def none_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self.reasons.get(), seconds)
+        except asyncio.TimeoutError:
+            return True
+        return False
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(managed, "_SETTLE_S", 0.01)
+
+
+@pytest.fixture
+def losses() -> Losses:
+    return Losses()
+
+
+@pytest.fixture
+async def watching(tmp_path: Path, losses: Losses) -> AsyncIterator[Managed]:
+    managed = Managed(tmp_path / "manager.json", losses)
+    yield managed
+    managed.close()
+    managed.close()
+
+
+async def test_a_node_that_left_its_cluster(watching: Managed, losses: Losses, answering: str) -> None:
+    with daemon(answering) as (process, manager):
+        watching.watch(manager)
+        assert await losses.none_within(0.05)
+        process.kill()
+        assert await losses.next() == "its node has left the Ray cluster"
+    assert await losses.none_within(0.05), "told once"
+
+
+async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed, losses: Losses) -> None:
+    with daemon(GONE, grace_s=0.3) as (process, manager):
+        watching.watch(manager)
+        killed_at = time.monotonic()
+        process.kill()
+        assert await losses.next() == "the Ray cluster did not come back within 0.3 s"
+        assert time.monotonic() - killed_at >= 0.3
+
+
+async def test_the_same_cluster_comes_back_within_the_grace(
+    watching: Managed, losses: Losses, answering: str
+) -> None:
+    with daemon(GONE, grace_s=0.2) as (first, before), daemon(answering) as (second, after):
+        watching.watch(before)
+        first.kill()
+        first.wait()
+        assert await losses.none_within(0.1)
+        watching.watch(after)
+        assert await losses.none_within(0.3)
+        second.kill()
+        assert "has left" in await losses.next()
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+async def test_the_next_agent_watches_what_this_one_did(
+    tmp_path: Path, watching: Managed, losses: Losses, answering: str, dies: str
+) -> None:
+    with daemon(answering) as (process, manager):
+        watching.watch(manager)
+        watching.close()
+        if dies == "before":
+            process.kill()
+            process.wait()
+        following = Managed(tmp_path / "manager.json", losses)
+        following.resume()
+        process.kill()
+        assert "has left" in await losses.next()
+        following.close()
+
+
+async def test_an_agent_that_is_closed_says_nothing(
+    watching: Managed, losses: Losses, answering: str
+) -> None:
+    with daemon(answering) as (process, manager):
+        watching.watch(manager)
+        process.kill()
+        watching.close()
+        assert await losses.none_within(0.1)
+
+
+async def test_nothing_known_or_readable_is_nothing_to_watch(
+    tmp_path: Path, watching: Managed, losses: Losses, caplog: pytest.LogCaptureFixture
+) -> None:
+    watching.resume()
+    assert not caplog.text
+    (tmp_path / "manager.json").write_text('{"name": "Ray"}')
+    watching.resume()
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:"])
+async def test_an_address_that_is_none_is_a_manager_that_does_not_answer(
+    watching: Managed, losses: Losses, address: str
+) -> None:
+    with daemon(address, grace_s=0.0) as (process, manager):
+        watching.watch(manager)
+        process.kill()
+        assert "did not come back" in await losses.next()
