@@ -10,90 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from agents import Session, agent_session, alive, end_agent
+from world import TINY_ARGV as ARGV
+from world import TINY_KERNEL
 
 from roost.launchers import kernels
-from roost.launchers.client import AgentClient
 from roost.launchers.files import read_json
-from roost.launchers.local import local_agent
-from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve, Warm
+from roost.launchers.messages import Connection, Warm
 from roost.launchers.node import AgentSettings
 from roost.launchers.process import is_running, start_time
 from roost.launchers.rpc import RemoteError
-
-SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
-TINY_KERNEL = """
-import json, signal, socket, sys
-connection = json.load(open(sys.argv[1]))
-server = socket.create_server((connection["ip"], connection["shell_port"]))
-print("up", flush=True)
-signal.pause()
-"""
-ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")
-ENV = {"PATH": os.environ["PATH"]}
-
-
-class Session:
-    """A connection to the agent of this test, and its events."""
-
-    def __init__(self, client: AgentClient, events: asyncio.Queue[AgentEvent]) -> None:
-        self.client = client
-        self.events = events
-
-    async def reserve(self, name: str, *, linger_s: float = 10, **amounts: float) -> str:
-        owner = Owner(user="ada", application="test")
-        request = Reserve(
-            lease_id=f"roost:{name}:1", kernel_id=name, owner=owner, linger_s=linger_s, **amounts
-        )  # type: ignore[arg-type]
-        return (await self.client.reserve(request)).request.lease_id
-
-    async def launch(
-        self,
-        name: str,
-        argv: tuple[str, ...] = ARGV,
-        *,
-        launch_id: str | None = None,
-        lease_id: str | None = None,
-        connection: Connection | None = None,
-        cwd: str = "/",
-        deadline_s: float = 20,
-    ) -> KernelProcess:
-        return await self.client.launch(
-            Launch(
-                launch_id=launch_id or uuid.uuid4().hex,
-                lease_id=lease_id or f"roost:{name}:1",
-                kernel_id=name,
-                argv=argv,
-                env={**ENV, "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
-                cwd=cwd,
-                connection=connection or Connection(key="k"),
-                deadline_s=deadline_s,
-            )
-        )
-
-    async def until(self, kind: str) -> AgentEvent:
-        while True:
-            event = await asyncio.wait_for(self.events.get(), 10)
-            if event.kind == kind:
-                return event
-
-
-@asynccontextmanager
-async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Session]:
-    events: asyncio.Queue[AgentEvent] = asyncio.Queue()
-    client = AgentClient(*await local_agent(settings), on_event=events.put_nowait)
-    await client.connect()
-    try:
-        yield Session(client, events)
-    finally:
-        await client.close()
 
 
 @pytest.fixture
@@ -104,18 +36,6 @@ async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
     folder = runtime_dir / "agent"
     assert not list((folder / "kernels").iterdir()), "files of kernels left"
     assert not list((folder / "leases").iterdir()), "leases left"
-
-
-async def end_agent() -> None:
-    """Release all and have the agent of this test leave."""
-    async with agent_session() as session:
-        for reservation in (await session.client.holdings()).reservations:
-            await session.client.release(reservation.request.lease_id)
-        await session.client.leave()
-
-
-def alive(process: KernelProcess) -> bool:
-    return is_running(process.pid, process.process_started_at)
 
 
 async def test_a_kernel_from_lease_to_release(agent: Session, runtime_dir: Path) -> None:

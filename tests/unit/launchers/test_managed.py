@@ -106,13 +106,13 @@ async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed
 async def test_the_same_cluster_comes_back_within_the_grace(
     watching: Managed, losses: Losses, answering: str
 ) -> None:
-    with daemon(GONE, grace_s=0.2) as (first, before), daemon(answering) as (second, after):
+    with daemon(GONE, grace_s=0.5) as (first, before), daemon(answering) as (second, after):
         watching.watch(before)
         first.kill()
         first.wait()
-        assert await losses.none_within(0.1)
+        assert await losses.none_within(0.05)
         watching.watch(after)
-        assert await losses.none_within(0.3)
+        assert await losses.none_within(0.6)
         second.kill()
         assert "has left" in await losses.next()
 

@@ -1,0 +1,94 @@
+"""The real agent of a test's runtime folder, with kernels that do no more than open their port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from world import TINY_ARGV
+
+from roost.launchers.client import AgentClient
+from roost.launchers.local import local_agent
+from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
+from roost.launchers.node import AgentSettings
+from roost.launchers.process import is_running
+
+SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
+
+
+class Session:
+    """A connection to the agent of this test, and its events."""
+
+    def __init__(self, client: AgentClient, events: asyncio.Queue[AgentEvent]) -> None:
+        self.client = client
+        self.events = events
+
+    async def reserve(self, name: str, *, linger_s: float = 10, **wish: Any) -> str:
+        owner = Owner(user="ada", application="test")
+        request = Reserve(lease_id=f"roost:{name}:1", kernel_id=name, owner=owner, linger_s=linger_s, **wish)
+        return (await self.client.reserve(request)).request.lease_id
+
+    async def launch(
+        self,
+        name: str,
+        argv: tuple[str, ...] = TINY_ARGV,
+        *,
+        launch_id: str | None = None,
+        lease_id: str | None = None,
+        connection: Connection | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        deadline_s: float = 20,
+    ) -> KernelProcess:
+        return await self.client.launch(
+            Launch(
+                launch_id=launch_id or uuid.uuid4().hex,
+                lease_id=lease_id or f"roost:{name}:1",
+                kernel_id=name,
+                argv=argv,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"],
+                    **(env or {}),
+                },
+                cwd=cwd,
+                connection=connection or Connection(key="k"),
+                deadline_s=deadline_s,
+            )
+        )
+
+    async def until(self, kind: str) -> AgentEvent:
+        """The next event of that kind; those before it are gone."""
+        while True:
+            event = await asyncio.wait_for(self.events.get(), 10)
+            if event.kind == kind:
+                return event
+
+
+@asynccontextmanager
+async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Session]:
+    """A session with the agent, which is started if none lives."""
+    events: asyncio.Queue[AgentEvent] = asyncio.Queue()
+    client = AgentClient(*await local_agent(settings), on_event=events.put_nowait)
+    await client.connect()
+    try:
+        yield Session(client, events)
+    finally:
+        await client.close()
+
+
+async def end_agent(settings: AgentSettings = SETTINGS) -> None:
+    """Release all and have the agent of this test leave."""
+    async with agent_session(settings) as session:
+        for reservation in (await session.client.holdings()).reservations:
+            await session.client.release(reservation.request.lease_id)
+        await session.client.leave()
+
+
+def alive(process: KernelProcess) -> bool:
+    """Whether that kernel runs."""
+    return is_running(process.pid, process.process_started_at)
