@@ -1,7 +1,8 @@
 """What roost and Jupyter hold right now, and the proof that none of it is left.
 
 Every process of a tour inherits its private ROOST_RUNTIME_DIR, and shows it in its environment: whoever has it
-belongs to this tour, also one that lost its parent.
+belongs to this tour, also one that lost its parent. So do a cluster's, which end after the others: they are told by the
+folder that they work in, and left out (`beside`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Held:
     """Seen while the kernels ran."""
 
     processes: tuple[psutil.Process, ...]
-    ports: tuple[int, ...]
+    ports: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,45 +35,56 @@ class Check:
     left: tuple[str, ...]
 
 
-def processes(runtime_dir: Path) -> list[psutil.Process]:
-    """All processes of this tour, but the tour itself."""
+def processes(runtime_dir: Path, beside: Path | None = None) -> list[psutil.Process]:
+    """All processes of this tour, but the tour itself and those that work in `beside`."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(RUNTIME) == str(runtime_dir):
+            if process.pid == os.getpid() or process.environ().get(RUNTIME) != str(runtime_dir):
+                continue
+            if beside is None or not Path(process.cwd()).is_relative_to(beside):
                 found.append(process)
         except (psutil.Error, OSError):  # gone, a zombie, or somebody else's
             continue
     return found
 
 
-def held(runtime_dir: Path) -> Held:
+def held(runtime_dir: Path, beside: Path | None = None) -> Held:
     """All processes of this tour and the TCP ports they listen on."""
-    found = processes(runtime_dir)
-    ports: set[int] = set()
+    found = processes(runtime_dir, beside)
+    ports: set[tuple[str, int]] = set()
     for process in found:
         try:
             connections = process.net_connections(kind="tcp")
         except psutil.Error:
             continue
         ports |= {
-            connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN
+            (connection.laddr.ip, connection.laddr.port)
+            for connection in connections
+            if connection.status == psutil.CONN_LISTEN
         }
     return Held(processes=tuple(found), ports=tuple(sorted(ports)))
 
 
-def check(before: Held, runtime_dir: Path, folders: Sequence[Path], kernel_ids: Sequence[str]) -> list[Check]:
+def check(
+    before: Held,
+    runtime_dir: Path,
+    folders: Sequence[Path],
+    kernel_ids: Sequence[str],
+    beside: Path | None = None,
+) -> list[Check]:
     """What of `before` is still there: processes (new ones too), open ports, files and folders named after a kernel."""
     files = [path for folder in folders if folder.exists() for path in folder.rglob("*")]
     named = [str(path) for path in files if any(kernel_id in path.name for kernel_id in kernel_ids)]
     sockets = [str(path) for path in files if path.is_socket() and is_served(path)]
     return [
         Check(
-            what=f"{len(before.processes)} processes ended", left=tuple(map(describe, processes(runtime_dir)))
+            what=f"{len(before.processes)} processes ended",
+            left=tuple(map(describe, processes(runtime_dir, beside))),
         ),
         Check(
             what=f"{len(before.ports)} ports closed",
-            left=tuple(str(port) for port in before.ports if is_open(port)),
+            left=tuple(f"{host}:{port}" for host, port in before.ports if is_open(host, port)),
         ),
         Check(what="no kernel's files, nobody behind a socket", left=(*named, *sockets)),
     ]
@@ -94,11 +106,11 @@ def end(
     return time.monotonic() - began
 
 
-def is_open(port: int) -> bool:
-    """Does anybody on this machine accept connections on that port?"""
-    with socket.socket() as probe:
+def is_open(host: str, port: int) -> bool:
+    """Does anybody accept connections at that address of this machine? (At 0.0.0.0 and :: it is this machine's.)"""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def is_served(path: Path) -> bool:

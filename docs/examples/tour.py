@@ -1,9 +1,10 @@
-"""A tour of roost: four kernels through a real Jupyter Server, a notebook on each, and nothing left at the end.
+"""A tour of roost: kernels through a real Jupyter Server, a notebook on each, and nothing left at the end.
 
-    python docs/examples/tour.py          what `make run` does
-    python docs/examples/tour.py --lab    the same kernelspecs in JupyterLab, until Ctrl-C
+    python docs/examples/tour.py                    on this machine
+    python docs/examples/tour.py --backend ray      on a Ray cluster of three nodes, which it starts: `make run`
+    python docs/examples/tour.py --lab              the same kernelspecs in JupyterLab, until Ctrl-C
 
-Everything is private to the tour: folders, port, token, scheduler and agent. It exits with 1 if a notebook
+Everything is private to the tour: folders, port, token, cluster, scheduler and agents. It exits with 1 if a notebook
 failed, if the kernel that no node can hold was not refused, or if anything was left behind.
 """
 
@@ -18,25 +19,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from cluster import cluster_left, groups_left, ray_cluster
 from proof import RUNTIME, Check, Held, check, end, held
+from raylets import Raylets, why_not
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 from server import CellFailed, JupyterServer, Output, jupyter_server, run_notebook
+from stops import STOPS, TOO_BIG, Stop
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2
 IDLE_EXIT_S = 2
+AGENT_IDLE_EXIT_S = 10
 WARM_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = 8.0
+POLL_S = 0.3
 LEAVE_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 30.0
 
@@ -44,34 +51,11 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """One stop of the tour: a kernelspec with what its kernels ask for, and the notebook that runs on one."""
-
-    name: str
-    title: str
-    notebook: str
-    asks: Mapping[str, Any] = field(default_factory=dict)
-
-
-STOPS = (
-    Stop(name="roost-python", title="Python on roost", notebook="where.ipynb"),
-    Stop(
-        name="roost-sized",
-        title="Python, 1 CPU and 512 MiB",
-        notebook="numerics.ipynb",
-        asks={"cpus": 1, "memory": "512MiB"},
-    ),
-    Stop(name="roost-half-gpu", title="Python, half a GPU", notebook="gpu_share.ipynb", asks={"gpus": 0.5}),
-    Stop(name="roost-exec", title="Python, not forked", notebook="output.ipynb", asks={"fork": False}),
-)
-TOO_BIG = Stop(name="roost-too-big", title="Python, 64 TiB", notebook="", asks={"memory": "64TiB"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """The tour's private folders."""
 
     root: Path
+    config: Path
     runtime: Path
     jupyter_runtime: Path
     notebooks: Path
@@ -86,15 +70,20 @@ def private_world(backend: str) -> Iterator[World]:
     root = Path(tempfile.mkdtemp(prefix="roost-", dir="/tmp"))  # short: a socket's path ends at 107 bytes
     folders = {name: root / name.lower() for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     world = World(
-        root=root, runtime=root / "r", jupyter_runtime=root / "jupyter_runtime", notebooks=root / "notebooks"
+        root=root,
+        config=folders["JUPYTER_CONFIG_DIR"],
+        runtime=root / "r",
+        jupyter_runtime=root / "jupyter_runtime",
+        notebooks=root / "notebooks",
     )
     folders |= {RUNTIME: world.runtime, "JUPYTER_RUNTIME_DIR": world.jupyter_runtime}
     before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith(("KERNEL_", "JUPYTER_", "JPY_"))]:
+    for name in [name for name in os.environ if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_"))]:
         del os.environ[name]
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     try:
-        configure(Path(folders["JUPYTER_CONFIG_DIR"]))
+        world.config.mkdir()
+        configure(world.config)
         install_kernelspecs(backend)
         world.notebooks.mkdir()
         for notebook in HERE.glob("*.ipynb"):
@@ -107,10 +96,13 @@ def private_world(backend: str) -> Iterator[World]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def configure(folder: Path) -> None:
-    """The operator's file: parts that leave quickly, and GPUs by declaration where the machine has none."""
-    folder.mkdir()
-    lines = [f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}"]
+def configure(folder: Path, ray_address: str = "") -> None:
+    """The operator's file: parts that leave quickly, which cluster, GPUs by declaration where the machine has none."""
+    lines = [
+        f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}",
+        f"c.RoostRayBackend.agent_idle_exit_s = {AGENT_IDLE_EXIT_S}",
+        f"c.RoostRayBackend.address = {ray_address!r}",
+    ]
     if not shutil.which("nvidia-smi"):
         lines += [f"c.RoostLocalBackend.gpus = {GPUS}", "c.RoostLocalBackend.gpu_model = 'declared'"]
     (folder / "jupyter_roost_config.py").write_text("\n".join(lines) + "\n")
@@ -120,7 +112,7 @@ def install_kernelspecs(backend: str) -> None:
     """As `roost kernelspec install --from python3 --name ...` does."""
     from roost.provisioners.kernelspecs import install
 
-    for stop in (*STOPS, TOO_BIG):
+    for stop in (*STOPS[backend], TOO_BIG):
         install("python3", name=stop.name, config={"backend": backend, **stop.asks}, display_name=stop.title)
 
 
@@ -141,19 +133,31 @@ async def roost(*arguments: str, backend: str) -> dict[str, Any]:
 
 
 async def warm(backend: str) -> str:
-    """Have a warm process ready before the first kernel asks, as an operator's script would; a sentence about it."""
+    """Have agents, here also a warm process, ready before a kernel asks, as `roost up` does; a sentence about it."""
     import roost as library
 
     began = time.monotonic()
     client = library.connect(backend)
     try:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
+        agents = await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)
+        while not all(node["metrics_age_s"] is not None for node in await nodes(backend)):
+            if time.monotonic() - began > WARM_TIMEOUT_S:
+                return "no metrics from the agents"
+            await asyncio.sleep(POLL_S)
+        if backend == "local":
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
     except library.RoostError as error:
-        return f"no warm process to fork from: {error}"
+        return f"not all is ready: {error}"
     finally:
         await asyncio.to_thread(client.close)
-    return f"scheduler, agent and a zygote for this Python in {time.monotonic() - began:.1f} s"
+    what = "agent and a zygote for this Python" if backend == "local" else f"agents on {agents} nodes"
+    return f"scheduler, {what} in {time.monotonic() - began:.1f} s"
+
+
+async def nodes(backend: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await roost("nodes", backend=backend))["nodes"]
+    return found
 
 
 async def visit(server: JupyterServer, number: int, stop: Stop, backend: str) -> str | None:
@@ -240,55 +244,82 @@ async def stop_kernels(server: JupyterServer) -> list[str]:
 
 
 async def leases_left(backend: str) -> Check:
-    """Ask the scheduler what is still promised, and which kernels it knows."""
-    kernels = (await roost("kernels", backend=backend))["kernels"]
-    nodes = (await roost("nodes", backend=backend))["nodes"]
-    promised = [
-        f"{node['id']}: {name} {node[name]}"
-        for node in nodes
-        for name in ("cpus_promised", "memory_promised_bytes", "gpus_promised", "kernels")
-        if node[name]
-    ]
-    return Check(what="no kernels, no leases", left=(*(kernel["id"] for kernel in kernels), *promised))
+    """Ask the scheduler what is still promised, and which kernels it knows; a cluster's picture is seconds late."""
+    give_up_at = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        kernels = [kernel["id"] for kernel in (await roost("kernels", backend=backend))["kernels"]]
+        promised = [
+            f"{node['id']}: {name} {node[name]}"
+            for node in await nodes(backend)
+            for name in ("cpus_promised", "memory_promised_bytes", "gpus_promised", "kernels")
+            if node[name]
+        ]
+        if backend == "local" or not (kernels or promised) or time.monotonic() > give_up_at:
+            return Check(what="no kernels, no leases", left=(*kernels, *promised))
+        await asyncio.sleep(POLL_S)
 
 
-def prove(first: list[Check], before: Held, world: World, kernel_ids: list[str]) -> bool:
+async def prove(
+    first: list[Check], before: Held, world: World, kernel_ids: list[str], cluster: Raylets | None
+) -> bool:
     """Wait for everything to leave by itself, print what is left, and say whether that is nothing."""
     began = time.monotonic()
-    psutil.wait_procs(before.processes, timeout=LEAVE_TIMEOUT_S)
-    checks = first + check(before, world.runtime, [world.runtime, world.jupyter_runtime], kernel_ids)
+    await asyncio.to_thread(psutil.wait_procs, before.processes, timeout=LEAVE_TIMEOUT_S)
+    waited_s = time.monotonic() - began
+    folders = [world.runtime, world.jupyter_runtime]
+    checks = first + check(before, world.runtime, folders, kernel_ids, cluster and cluster.folder)
+    if cluster:
+        checks.append(await cluster_left(cluster))
     for one in checks:
         out.print(f"  {'[red]✗[/]' if one.left else '[green]✓[/]'} {one.what}")
         for left in one.left:
             out.print(indented(Text(left, style="red"), 4))
-    row("waited", f"{time.monotonic() - began:.1f} s for scheduler, agent and zygotes to leave by themselves")
+    row("waited", f"{waited_s:.1f} s for scheduler, agents and zygotes to leave by themselves")
     return not any(one.left for one in checks)
+
+
+@asynccontextmanager
+async def nodes_of(backend: str, world: World) -> AsyncIterator[Raylets | None]:
+    """What the kernels run on: a Ray cluster of the tour's own, or just this machine."""
+    if backend == "local":
+        yield None
+        return
+    async with ray_cluster(out) as cluster:
+        configure(world.config, cluster.address)
+        yield cluster
 
 
 async def tour(backend: str) -> bool:
     """All of it; true if everything went as it should."""
     began = time.monotonic()
     with private_world(backend) as world:
-        async with jupyter_server(world.notebooks) as server:
-            row("server", f"Jupyter Server on 127.0.0.1:{server.port}, process {server.pid}")
-            row("warm", await warm(backend))
-            visits = [
-                await visit(server, number, stop, backend) for number, stop in enumerate(STOPS, start=1)
-            ]
-            kernel_ids = [kernel_id for kernel_id in visits if kernel_id]
-            is_good = len(kernel_ids) == len(STOPS) and await is_refused(server)
-            if not is_good:
-                out.print(Text("\n".join(server.log[-30:]), style="dim"))
-            before = held(world.runtime)
-            out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
-            left = await stop_kernels(server)
-            checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
-        is_good &= prove(checks, before, world, kernel_ids)
+        async with nodes_of(backend, world) as cluster:
+            is_good = await visit_all(backend, world, cluster)
         root = world.root
     is_good &= not root.exists()
     verdict = "[green]nothing is left[/]" if is_good else "[red]something went wrong[/]"
     out.print(f"  {verdict} · {time.monotonic() - began:.0f} s in all")
     return is_good
+
+
+async def visit_all(backend: str, world: World, cluster: Raylets | None) -> bool:
+    """Every stop, the refusal and the end; true if everything went as it should."""
+    stops = STOPS[backend]
+    async with jupyter_server(world.notebooks) as server:
+        row("server", f"Jupyter Server on 127.0.0.1:{server.port}, process {server.pid}")
+        row("warm", await warm(backend))
+        visits = [await visit(server, number, stop, backend) for number, stop in enumerate(stops, start=1)]
+        kernel_ids = [kernel_id for kernel_id in visits if kernel_id]
+        is_good = len(kernel_ids) == len(stops) and await is_refused(server)
+        if not is_good:
+            out.print(Text("\n".join(server.log[-30:]), style="dim"))
+        before = held(world.runtime, cluster and cluster.folder)
+        out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
+        left = await stop_kernels(server)
+        checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
+        if cluster:
+            checks.append(await groups_left(cluster))
+    return await prove(checks, before, world, kernel_ids, cluster) and is_good
 
 
 async def lab(backend: str) -> bool:
@@ -297,23 +328,28 @@ async def lab(backend: str) -> bool:
         until = asyncio.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(signum, until.set)
-        async with jupyter_server(world.notebooks, program="jupyterlab") as server:
-            out.print(f"JupyterLab is at [bold]{server.url}[/]", soft_wrap=True)
-            out.print("The notebooks there are copies. Ctrl-C stops everything.")
-            await until.wait()
-            before = held(world.runtime)
-            _, running = await server.api("GET", "kernels")
-            await stop_kernels(server)
-        return prove([], before, world, [kernel["id"] for kernel in running])
+        async with nodes_of(backend, world) as cluster:
+            async with jupyter_server(world.notebooks, program="jupyterlab") as server:
+                out.print(f"JupyterLab is at [bold]{server.url}[/]", soft_wrap=True)
+                out.print("The notebooks there are copies. Ctrl-C stops everything.")
+                await until.wait()
+                before = held(world.runtime, cluster and cluster.folder)
+                _, running = await server.api("GET", "kernels")
+                await stop_kernels(server)
+                checks = [await groups_left(cluster)] if cluster else []
+            return await prove(checks, before, world, [kernel["id"] for kernel in running], cluster)
 
 
 def main() -> int:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--backend", default="local", choices=["local"], help="where kernels run (local)")
+    options.add_argument("--backend", default="local", choices=list(STOPS), help="where kernels run (local)")
     options.add_argument("--lab", action="store_true", help="open JupyterLab instead, until Ctrl-C")
     arguments = options.parse_args()
+    if arguments.backend == "ray" and (reason := why_not()):
+        out.print(f"[yellow]No Ray cluster here:[/] {reason}. This is the tour of the local backend.")
+        arguments.backend = "local"
     return 0 if asyncio.run((lab if arguments.lab else tour)(arguments.backend)) else 1
 
 

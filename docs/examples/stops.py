@@ -1,0 +1,61 @@
+"""Where the tour stops: kernelspecs by what their kernels ask for, and the notebook that runs on each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """One stop of the tour: a kernelspec with what its kernels ask for, and the notebook that runs on one."""
+
+    name: str
+    title: str
+    notebook: str
+    asks: Mapping[str, Any] = field(default_factory=dict)
+
+
+ANYWHERE = Stop(name="roost-python", title="Python on roost", notebook="where.ipynb")
+NOT_FORKED = Stop(
+    name="roost-exec", title="Python, not forked", notebook="output.ipynb", asks={"fork": False}
+)
+STOPS: Mapping[str, tuple[Stop, ...]] = {
+    "local": (
+        ANYWHERE,
+        Stop(
+            name="roost-sized",
+            title="Python, 1 CPU and 512 MiB",
+            notebook="numerics.ipynb",
+            asks={"cpus": 1, "memory": "512MiB"},
+        ),
+        Stop(
+            name="roost-half-gpu", title="Python, half a GPU", notebook="gpu_share.ipynb", asks={"gpus": 0.5}
+        ),
+        NOT_FORKED,
+    ),
+    "ray": (
+        ANYWHERE,
+        Stop(
+            name="roost-half-t4",
+            title="Python, half a T4",
+            notebook="gpu_share.ipynb",
+            asks={"gpus": 0.5, "gpu_models": ["T4"]},
+        ),
+        Stop(
+            name="roost-a100",
+            title="Python with Ray, an A100 and 2 CPUs",
+            notebook="ray_task.ipynb",
+            asks={"cpus": 2, "gpus": 1, "gpu_models": ["A100"]},
+        ),
+        Stop(
+            name="roost-zone-b",
+            title="Python, 1 CPU and 512 MiB in zone b",
+            notebook="numerics.ipynb",
+            asks={"cpus": 1, "memory": "512MiB", "labels": {"zone": "b"}},
+        ),
+        NOT_FORKED,
+    ),
+}
+TOO_BIG = Stop(name="roost-too-big", title="Python, 64 TiB", notebook="", asks={"memory": "64TiB"})
