@@ -165,7 +165,8 @@ def check_machine(gcs: str, facts: Facts) -> None:
     if not here:
         raise BackendUnavailable(
             f"this machine is no node of the Ray cluster at {gcs}, and a driver must be on one: "
-            f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0` joins it without giving anything away"
+            f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0 --memory=0` joins it "
+            "without giving anything away"
         )
     for node in [node for node in here if node.is_head] or here:  # of several, Ray takes the head
         problem = _silence(node.host, node.port)

@@ -172,7 +172,7 @@ def test_a_driver_needs_a_node_on_its_machine(no_ray_here: list[tuple[str, str]]
         ray_checks.check_machine(GCS, facts())
     no_ray_here.append(("elsewhere:1", "of another cluster"))
     with pytest.raises(
-        BackendUnavailable, match=f"`ray start --address={GCS} --num-cpus=0 --num-gpus=0` joins it"
+        BackendUnavailable, match=f"`ray start --address={GCS} --num-cpus=0 --num-gpus=0 --memory=0` joins it"
     ):
         ray_checks.check_machine(GCS, facts(node("a"), node("b")))
 
