@@ -176,7 +176,7 @@ class Keeper:
             process = processes.get(held.id)
             if process is not None:
                 self._update(record, process)
-            elif record.process is None:
+            elif record.process is None or not held.node_id:
                 self._later(self._settings.claim_grace_s, partial(self._release_unclaimed, record))
         found = {held.id for held in leases}
         for record in list(self.records.values()):
@@ -188,7 +188,8 @@ class Keeper:
 
     async def processes(self, leases: list[Lease]) -> dict[str, KernelProcess]:
         """By lease id, the kernels of all agents that hold these leases."""
-        by_agent = {(await self._cluster.backend.agent(lease)).endpoint: lease for lease in leases}
+        on_nodes = [lease for lease in leases if lease.node_id]
+        by_agent = {(await self._cluster.backend.agent(lease)).endpoint: lease for lease in on_nodes}
         processes = {}
         for lease in by_agent.values():
             holdings = await self._cluster.call(lease, lambda agent: agent.holdings())
@@ -307,8 +308,11 @@ class Keeper:
             self.reconcile_soon(_RETRY_S)
 
     def _release_unclaimed(self, record: Record) -> None:
-        is_claimed = record.start is not None or record.process is not None
-        if not is_claimed:
+        if record.start is not None:
+            return
+        if record.lease is not None and not record.lease.node_id:
+            self._spawn(self._stop(record, "its node has left the cluster"))
+        elif record.process is None:
             self._spawn(self._stop(record, "its start was not repeated"))
 
     def _note_given_back(self, lease_id: str) -> None:

@@ -17,7 +17,7 @@ class Lease:
     """The claim on a slice of a node, held in the cluster manager's own accounting.
 
     `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took it. `node_id` and `device_ids` say
-    where it really is, which may differ from what was placed.
+    where it really is, which may differ from what was placed; no `node_id`: on no node, since its own has left.
     """
 
     id: str

@@ -41,6 +41,7 @@ from roost.scheduler.agents import Agents
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease
 from roost.scheduler.backends.local import LocalBackend
 from roost.scheduler.config import Settings
+from roost.scheduler.errors import UnknownKernel
 from roost.scheduler.scheduler import Scheduler
 from roost.scheduler.values import Event, Kernel, KernelRequest, StartKernel
 
@@ -309,6 +310,8 @@ class FakeBackend(Backend):
         return [lease for part in self._parts.values() for lease in await part.leases()]
 
     async def agent(self, lease: Lease) -> AgentAddress:
+        if lease.node_id not in self._parts:
+            raise UnknownKernel("its node has left the cluster", kernel_id=lease.kernel_id)
         return await self._parts[lease.node_id].agent(lease)
 
     async def up(self) -> int:

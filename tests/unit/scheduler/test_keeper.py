@@ -15,6 +15,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.launchers.messages import Owner
 from roost.launchers.process import start_time
+from roost.scheduler.backends.base import Lease
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import Cancelled, UnknownKernel
 
@@ -100,6 +101,32 @@ async def test_a_lease_that_nobody_claims_is_given_back(tmp_path: Path) -> None:
         assert w.leases() == []
         assert w.kernel("k").reason == "its start was not repeated"
     await agent.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_lease_whose_node_has_left_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k", cpus=1)
+        (lease,) = await w.backend.leases()
+        release, released = w.backend.release, []
+
+        async def on_no_node() -> list[Lease]:
+            return [replace(lease, node_id="")]
+
+        async def note(lease: Lease) -> None:
+            released.append(lease.node_id)
+            await release(replace(lease, node_id="here"))
+
+        monkeypatch.setattr(w.backend, "leases", on_no_node)
+        monkeypatch.setattr(w.backend, "release", note)
+        if not is_known:
+            w.scheduler.keeper.records.clear()  # as for a successor
+        w.scheduler.keeper.reconcile_soon()
+        await w.told("released")
+        assert released == [""]
+        assert w.kernel("k").reason == "its node has left the cluster"
 
 
 async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
