@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -214,7 +215,7 @@ class RayBackend(Backend):
     # The cluster
 
     async def _join(self) -> None:
-        address = self._settings.ray.address or self._hosts.cluster
+        address = self._settings.ray.address or os.environ.get("RAY_ADDRESS") or self._hosts.cluster
         join = functools.partial(ray_join.join, address, namespace=ray_groups.NAMESPACE)
         self._hosts.cluster = await self._in_thread(join, deadline_s=_START_AGENT_S)
         self._away = ""
