@@ -121,6 +121,7 @@ class Raylets:
         self._keeps_state = keeps_state
         self._nodes: dict[str, Node] = {}
         self._started = 0
+        self._machine_at: dict[str, Machine] = {}
         self._gcs: tuple[list[str], dict[str, str], str] | None = None
         self._restarted: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
@@ -147,7 +148,7 @@ class Raylets:
             stub.parent.mkdir()
             stub.write_text(_STUB_SOURCE)
             head, *others = self._machines
-            self._finish([self._begin(head)])
+            self._finish([self._begin(head, is_head=True)])
             for process in _named(self.nodes[0].folder, "dashboard.py"):
                 process.kill()  # 80 MiB, and serves nothing
             self._finish([self._begin(machine) for machine in others])
@@ -180,6 +181,13 @@ class Raylets:
     def add_node(self, machine: Machine) -> Node:
         """One more node, at the next address; 3 to 10 s."""
         return self._finish([self._begin(machine)])[0]
+
+    def start_again(self, address: str) -> Node:
+        """A new raylet at the address of one that has ended; at the head's, with a new GCS if that is gone as well."""
+        node = self._nodes[address]
+        _await(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} has not ended")
+        is_head = address == self.address.rpartition(":")[0] and not _answers(self.address)
+        return self._finish([self._begin(self._machine_at[address], address, is_head=is_head)])[0]
 
     def stop_node(self, address: str) -> None:
         """End a node in order: it leaves the cluster at once, as with `ray stop`."""
@@ -222,13 +230,16 @@ class Raylets:
         """All live processes of the cluster: Ray's, and what was started on its nodes."""
         return processes(self.folder)
 
-    def _begin(self, machine: Machine) -> tuple[str, Path, subprocess.Popen[bytes]]:
+    def _begin(
+        self, machine: Machine, address: str = "", *, is_head: bool = False
+    ) -> tuple[str, Path, subprocess.Popen[bytes]]:
         """`ray start` for one machine: address, folder and the program, which ends once the node has joined."""
-        number = self._started + 2
         self._started += 1
-        address, folder = f"{self._network}.{number}", self.folder / str(number)
+        address = address or f"{self._network}.{len(self._machine_at) + 2}"
+        folder = self.folder / str(self._started)
         folder.mkdir()
-        command = [sys.executable, "-c", _RAY, "start", *self._options(machine, address, folder)]
+        self._machine_at[address] = machine
+        command = [sys.executable, "-c", _RAY, "start", *self._options(machine, address, folder, is_head)]
         with open(folder / "start.log", "wb") as log:
             program = subprocess.Popen(
                 command,
@@ -241,7 +252,7 @@ class Raylets:
             )
         return address, folder, program
 
-    def _options(self, machine: Machine, address: str, folder: Path) -> list[str]:
+    def _options(self, machine: Machine, address: str, folder: Path, is_head: bool) -> list[str]:
         """Every port is 0, the system's choice, so that clusters and nodes never meet at one."""
         resources, labels = dict(machine.resources), dict(machine.labels)
         if machine.gpu_model:  # as Ray declares what it finds
@@ -261,11 +272,12 @@ class Raylets:
             "dashboard-agent-listen-port": 0,
             "include-log-monitor": "false",
         }
-        if self.address:
-            options |= {"address": self.address}
+        if is_head:
+            port = self.address.rpartition(":")[2] or 0
+            options |= {"port": port, "include-dashboard": "false", "dashboard-host": address}
         else:
-            options |= {"port": 0, "include-dashboard": "false", "dashboard-host": address}
-        flags = ["--disable-usage-stats", *([] if self.address else ["--head", "--no-monitor"])]
+            options |= {"address": self.address}
+        flags = ["--disable-usage-stats", *(["--head", "--no-monitor"] if is_head else [])]
         return [*flags, *(f"--{name}={value}" for name, value in options.items())]
 
     def _environment_of(self, machine: Machine) -> dict[str, str]:

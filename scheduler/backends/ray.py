@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +74,7 @@ class RayBackend(Backend):
         self._leases: dict[str, Lease] = {}
         self._group_ids: dict[str, str] = {}
         self._misses: dict[str, int] = {}
+        self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
         self._claims: Counter[str] = Counter()  # by node, leases that are being taken
         self._picture = Snapshot.of([])
         self._taken_at = self._read_at = 0.0
@@ -173,7 +174,7 @@ class RayBackend(Backend):
         groups = [] if self._away else await self._ask(ray_groups.groups)
         by_ray_id = {node.ray_id: node.id for node in self._nodes.values()}
         places = {group.lease_id: by_ray_id.get(group.node, "") for group in groups}
-        node_ids = {*filter(None, places.values()), *(self._hosts if self._away else ())}
+        node_ids = {*filter(None, places.values()), *(self._hosts if self._away else self._expected)}
         found: dict[str, Lease] = {}
         for held in await asyncio.gather(*map(self._held_on, node_ids)):
             found.update({lease.id: lease for lease in held})
@@ -182,7 +183,11 @@ class RayBackend(Backend):
             if group.lease_id not in found:
                 found[group.lease_id] = _bare_lease(group, places[group.lease_id])
         if not self._away:
-            found = {lease_id: lease for lease_id, lease in found.items() if lease_id in places}
+            found = {
+                lease_id: lease
+                for lease_id, lease in found.items()
+                if lease_id in places or lease.node_id in self._expected
+            }
         self._leases = {lease_id: lease for lease_id, lease in found.items() if lease.node_id}
         self._picture_of(list(self._nodes))
         return list(found.values())
@@ -220,7 +225,7 @@ class RayBackend(Backend):
         self._hosts.cluster = await self._in_thread(join, deadline_s=_START_AGENT_S)
         self._away = ""
         await self._read()
-        await self._take_again()
+        await self._take_again(self._hosts)
 
     async def _keep_up(self) -> None:
         """Bring the picture up to date for as long as the backend is open."""
@@ -233,6 +238,10 @@ class RayBackend(Backend):
                     self._events.put_nowait(BackendEvent(kind="resync"))
                 else:
                     await self._read()
+                    if back := self._expected.keys() & self._nodes.keys():
+                        await self._take_again(back)
+                        for node_id in back:
+                            del self._expected[node_id]
                     await self._find_lost()
                 if time.monotonic() - asked_at > _STATUS_S:
                     asked_at = time.monotonic()
@@ -259,8 +268,6 @@ class RayBackend(Backend):
         changed = [name for name, node in nodes.items() if self._nodes.get(name) != node]
         gone = self._nodes.keys() - nodes.keys()
         self._nodes, self._read_at = nodes, read_at
-        for name in gone:
-            self._hosts.forget(name)
         for name in changed:
             self._hosts.check(nodes[name])
         if changed or gone:
@@ -271,6 +278,8 @@ class RayBackend(Backend):
     async def _find_lost(self) -> None:
         """Tell of leases whose node or group is gone, though nobody here has given them back."""
         for lease in list(self._leases.values()):
+            if time.monotonic() < self._expected.get(lease.node_id, 0.0):
+                continue
             node, group_id = self._nodes.get(lease.node_id), self._group_ids.get(lease.id)
             if node is not None and (node.groups is None or group_id is None or group_id in node.groups):
                 self._misses.pop(lease.id, None)
@@ -280,42 +289,51 @@ class RayBackend(Backend):
                 continue
             del self._misses[lease.id]
             name = ray_groups.group_name(lease.id, lease.owner.user)
-            if node is None:
-                await self._ask(
-                    ray_groups.remove, name
-                )  # or it would wait for a node, and for an autoscaler's
+            if node is None and lease in await self._held_on(lease.node_id):
+                self._expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
+            elif node is None:
+                await self._ask(ray_groups.remove, name)  # or it would wait for a node, an autoscaler's too
                 self._lost(lease.id, f"its node {lease.node_id} has left the Ray cluster")
             elif await self._ask(ray_groups.find, name) is None:
                 self._lost(lease.id, "its placement group was removed")
 
-    async def _take_again(self) -> None:
-        """After Ray was away: claim again what kernels that live hold, on the nodes that are back.
+    def _expect(self, node_id: str) -> None:
+        self._expected.setdefault(node_id, time.monotonic() + self._settings.ray.manager_grace_s)
 
-        Whose slice somebody else has now, or on other devices, has lost its lease.
+    async def _take_again(self, node_ids: Iterable[str]) -> None:
+        """After Ray was away: claim again what kernels that live hold, on those of these nodes that are back.
+
+        For the others this is tried when they come. Whose slice somebody else has now, or on other devices, has lost
+        its lease.
         """
         groups = await self._ask(ray_groups.groups)
-        known = {group.lease_id for group in groups if group.is_created}
-        waiting = {group.lease_id for group in groups} - known
-        held = [
-            lease for leases in await asyncio.gather(*map(self._held_on, self._hosts)) for lease in leases
-        ]
-        for lease in held:
+        holders = {group.lease_id: group.is_created for group in groups}
+        held = [lease for leases in await asyncio.gather(*map(self._held_on, node_ids)) for lease in leases]
+        for lease in sorted(
+            held, key=lambda lease: lease.device_ids
+        ):  # as Ray gives them: the first that is free
             self._leases[lease.id] = lease
-            name = ray_groups.group_name(lease.id, lease.owner.user)
             node = self._nodes.get(lease.node_id)
-            if node is None or lease.id in known:
-                continue  # a node may come later; its agent gives up after its grace
-            try:
-                if lease.id in waiting:  # for a raylet that is gone
-                    await self._ask(ray_groups.remove, name)
-                group = await self._ask(ray_groups.create, name, lease.request, node)
-                self._group_ids[lease.id] = group.id
-                device_ids = await self._device_ids(name, lease.request)
-                if device_ids != lease.device_ids:
-                    await self._ask(ray_groups.remove, name)
-                    raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
-            except LeaseConflict as problem:
-                self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
+            if node is None:
+                self._expected.setdefault(
+                    lease.node_id, time.monotonic() + self._settings.ray.manager_grace_s
+                )
+            elif not holders.get(lease.id):
+                await self._take_one_again(lease, node, is_waiting=lease.id in holders)
+
+    async def _take_one_again(self, lease: Lease, node: RayNode, *, is_waiting: bool) -> None:
+        name = ray_groups.group_name(lease.id, lease.owner.user)
+        try:
+            if is_waiting:  # for a raylet that is gone
+                await self._ask(ray_groups.remove, name)
+            group = await self._ask(ray_groups.create, name, lease.request, node)
+            self._group_ids[lease.id] = group.id
+            device_ids = await self._device_ids(name, lease.request)
+            if device_ids != lease.device_ids:
+                await self._ask(ray_groups.remove, name)
+                raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
+        except LeaseConflict as problem:
+            self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
 
     async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
         """The placement group. A refusal is doubted where Ray's own state says that there is room."""

@@ -1,0 +1,264 @@
+"""kill -9 of each part under kernels on a real Ray cluster: what lives, what ends, who is told, what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from leftovers import VARIABLE, private_runtime_dir
+from managers import kernelspecs
+from notebook import Notebook
+from raylets import Machine, Raylets, why_not
+from world import daemon_pids, kill, settle, wait_gone
+
+from roost.scheduler.client import Client, connect, disconnect
+from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.values import KernelRequest
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+MACHINES = (Machine(cpus=4, gpus=2, gpu_model="T4"), Machine(cpus=2, gpus=2, gpu_model="A100"))
+GROUPS = """
+import ray, sys
+ray.init(address=sys.argv[1], namespace="roost", log_to_driver=False, configure_logging=False)
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+for entry in placement_group_table().values():
+    if entry["state"] != "REMOVED":
+        print(entry["name"])
+        if sys.argv[2:] and sys.argv[2] in entry["name"]:
+            remove_placement_group(ray.util.get_placement_group(entry["name"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(private_environment: None) -> Iterator[Raylets]:
+    """Nodes of this module's own, which its tests kill; the first stays."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with private_runtime_dir() as folder, Raylets(*MACHINES, environment={VARIABLE: folder}) as started:
+        yield started
+
+
+@pytest.fixture
+def world(runtime_dir: Path, cluster: Raylets, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield runtime_dir
+    disconnect()
+    settle(runtime_dir)
+
+
+@pytest.fixture
+async def notebooks(world: Path, tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
+    """Opens a notebook on a kernel that asks for what it is told; at the end no lease and no group is left."""
+    opened: list[Notebook] = []
+
+    async def open_one(**config: object) -> Notebook:
+        specs = kernelspecs(tmp_path / str(len(opened)), config={"backend": "ray", **config})
+        notebook = Notebook("roosted")
+        notebook.manager.kernel_spec_manager = specs
+        await notebook.open()
+        opened.append(notebook)
+        return notebook
+
+    yield open_one
+    for notebook in opened:
+        await notebook.close()
+    assert await service().kernels() == []
+    assert groups(os.environ["RAY_ADDRESS"]) == []
+
+
+def service() -> Client:
+    return connect("ray")
+
+
+def groups(address: str, remove: str = "") -> list[str]:
+    """Names of the placement groups that there are; one whose name has `remove` in it is then removed by hand."""
+    command = [sys.executable, "-c", GROUPS, address, *filter(None, [remove])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return [line for line in done.stdout.split("\n") if line.startswith("roost:")]  # Ray prints there as well
+
+
+def agents(cluster: Raylets) -> list[psutil.Process]:
+    return [one for one in cluster.processes() if "roost.launchers.agent" in one.cmdline()]
+
+
+async def ended(notebook: Notebook, within_s: float) -> str:
+    """Wait until the kernel's owner is told of its end; why it ended."""
+    await asyncio.wait_for(notebook.manager.provisioner.wait(), within_s)
+    deadline = time.monotonic() + within_s
+    while True:
+        kernel = await service().kernel(notebook.manager.kernel_id)
+        if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
+            return kernel.reason
+        await asyncio.sleep(0.05)
+
+
+async def test_the_scheduler_service(notebooks: Callable[..., object], world: Path) -> None:
+    notebook = await notebooks(gpus=0.5)
+    await notebook.run("import os, time; mine = 42")
+    before = await service().kernel(notebook.manager.kernel_id)
+    kill(*daemon_pids(world, "scheduler"))
+    assert await notebook.value("mine") == "42"
+    after = await service().kernel(notebook.manager.kernel_id)
+    assert (after.lease_id, after.node_id, after.device_ids) == (
+        before.lease_id,
+        before.node_id,
+        before.device_ids,
+    )
+    notebook.client.execute("time.sleep(60)", stop_on_error=False)
+    await asyncio.sleep(0.2)
+    await notebook.manager.interrupt_kernel()
+    assert await notebook.value("mine") == "42"
+
+
+async def test_the_agent(notebooks: Callable[..., object], cluster: Raylets) -> None:
+    notebook = await notebooks(cpus=0.5)
+    await notebook.run("mine = 42")
+    for agent in agents(cluster):
+        kill(agent.pid)
+    assert await notebook.value("mine") == "42"
+    await notebook.restart()
+    assert (await notebook.run("mine"))["ename"] == "NameError"
+
+
+async def test_a_ray_worker(notebooks: Callable[..., object], cluster: Raylets) -> None:
+    """Of those that started the agent and found the devices: neither is needed any more."""
+    notebook = await notebooks(gpus=1, gpu_models=["T4"])
+    await notebook.run("mine = 42")
+    workers = [one for one in cluster.processes() if one.cmdline()[:1] == ["ray::IDLE"]]
+    assert workers
+    for worker in workers:
+        kill(worker.pid)
+    assert await notebook.value("mine") == "42"
+    other = await notebooks(gpus=1, gpu_models=["T4"])
+    assert await other.value("__import__('os').environ['CUDA_VISIBLE_DEVICES']") != await notebook.value(
+        "__import__('os').environ['CUDA_VISIBLE_DEVICES']"
+    )
+
+
+async def test_a_group_removed_by_hand(notebooks: Callable[..., object], cluster: Raylets) -> None:
+    notebook = await notebooks(cpus=0.5)
+    pid = notebook.pid
+    assert len(groups(cluster.address, remove=notebook.manager.kernel_id)) == 1
+    assert "its placement group was removed" in await ended(notebook, 10)
+    assert wait_gone(pid)
+
+
+async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> None:
+    node = cluster.add_node(Machine(cpus=2, labels={"mine": "yes"}))
+    notebook = await notebooks(labels={"mine": "yes"})
+    pid = notebook.pid
+    assert (await service().kernel(notebook.manager.kernel_id)).node_id == node.address
+    killed_at = time.monotonic()
+    cluster.kill_raylet(node.address)
+    assert "its node has left the Ray cluster" in await ended(notebook, 10)
+    assert wait_gone(pid, 10)
+    assert time.monotonic() - killed_at < 10
+
+
+async def test_a_node_that_leaves_in_order(notebooks: Callable[..., object], cluster: Raylets) -> None:
+    node = cluster.add_node(Machine(cpus=2, labels={"other": "yes"}))
+    notebook = await notebooks(labels={"other": "yes"})
+    pid = notebook.pid
+    cluster.stop_node(node.address)
+    await ended(notebook, 10)
+    assert wait_gone(pid, 10)
+
+
+@pytest.fixture
+def home(runtime_dir: Path) -> Iterator[Path]:
+    """A runtime folder, for tests with a cluster of their own."""
+    yield runtime_dir
+    disconnect()
+    settle(runtime_dir)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Ray's processes give a GCS that is gone up after seconds instead of a minute; drivers in this environment too."""
+    settings = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
+@pytest.mark.parametrize("keeps_state", [True, False])
+async def test_the_head_for_a_while(
+    home: Path,
+    tmp_path: Path,
+    impatient: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    keeps_state: bool,
+) -> None:
+    await _lose_the_head(home, tmp_path, impatient, monkeypatch, keeps_state, away_s=15)
+
+
+@pytest.mark.fault_long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("keeps_state", [True, False])
+async def test_the_head_for_90_s(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_state: bool
+) -> None:
+    await _lose_the_head(home, tmp_path, {}, monkeypatch, keeps_state, away_s=90)
+
+
+async def _lose_the_head(
+    home: Path,
+    tmp_path: Path,
+    settings: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    keeps_state: bool,
+    away_s: float,
+) -> None:
+    """The GCS is gone until raylets and driver have ended, and comes back: its kernels live, and hold again."""
+    environment = {**settings, VARIABLE: f"{home}/node"}
+    with Raylets(MACHINES[0], MACHINES[1], keeps_state=keeps_state, environment=environment) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        head, node = cluster.nodes
+        notebook = Notebook("roosted")
+        config = {"backend": "ray", "gpus": 1, "gpu_models": ["A100"]}
+        notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, config=config)
+        await notebook.open()
+        await notebook.run("mine = 42")
+        lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
+        (driver,) = daemon_pids(home, "scheduler")
+        cluster.kill_gcs()
+        gone_at = time.monotonic()
+        while time.monotonic() - gone_at < away_s:
+            assert await notebook.value("mine") == "42"
+            await asyncio.sleep(1)
+        assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
+        with pytest.raises(BackendUnavailable, match="away"):
+            await service().explain(KernelRequest())
+        notebook.client.execute("import time; time.sleep(60)", stop_on_error=False)
+        await asyncio.sleep(0.2)
+        await notebook.manager.interrupt_kernel()
+        assert await notebook.value("mine") == "42"
+        if keeps_state:
+            cluster.restart_gcs()
+        for one in (head, node):
+            await asyncio.to_thread(cluster.start_again, one.address)
+        await _until_back()
+        kernel = await service().kernel(notebook.manager.kernel_id)
+        assert (kernel.state, kernel.lease_id) == ("running", lease_id)
+        assert [name.partition(" for ")[0] for name in groups(cluster.address)] == [lease_id]
+        assert await notebook.value("mine") == "42"
+        await notebook.close()
+        assert groups(cluster.address) == []
+
+
+async def _until_back() -> None:
+    for _ in range(100):
+        with contextlib.suppress(BackendUnavailable):
+            if (await service().explain(KernelRequest(gpus=1)))["placement"]:
+                return
+        await asyncio.sleep(0.2)
+    raise AssertionError("the service does not find the cluster that is back")
