@@ -4,24 +4,21 @@ The driver is this process, which Ray ends a minute after its head is gone. So n
 or with the agents, but where these listen (`ray_agents`): the next service serves the kernels that live while Ray is
 away, and takes their leases again when the same cluster is back.
 
-All that asks Ray blocks, and runs in threads, with deadlines. One reading of Ray's state (0.4 ms) brings the picture up
-to date: twice a second, and before a placement.
+One reading of Ray's state (0.4 ms) brings the picture up to date: twice a second, and before a placement.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from roost.launchers.messages import AgentEvent, Owner, Reservation, Reserve
 from roost.launchers.node import AgentSettings
@@ -32,15 +29,14 @@ from roost.scheduler.agents import Agents
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
-from . import ray_groups, ray_host, ray_join, ray_state
+from . import ray_groups, ray_host, ray_state
 from .base import AgentAddress, Backend, BackendEvent, Lease
 from .ray_agents import Host, RayAgents
+from .ray_driver import RayDriver
 from .ray_groups import Group
 from .ray_state import RayNode
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LOOK_S = 0.5
 """So often Ray's state is read: joins, deaths and lost leases are seen within a second."""
@@ -48,13 +44,11 @@ _FRESH_S = 0.05
 """A placement is made on a picture that is no older."""
 _STATUS_S = 5.0
 """So often the agents that are connected are asked what is really used."""
-_CALL_S = 8.0
 _START_AGENT_S = 45.0
 _PROBE_S = 30.0
 _CONFIRM_S = 1.2
 """What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
 _REJOIN_S = 3.0
-_THREADS = 32
 _MISSES = 3
 """A group that Ray's state does not show so often in a row is looked up, and lost if there is none."""
 
@@ -68,17 +62,14 @@ class RayBackend(Backend):
         self._settings = settings
         self._agents = agents
         self._hosts = RayAgents(folder / "agents.json", agents, self._bring_up)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
-        self._away = "it has not been joined yet"
-        self._nodes: dict[str, RayNode] = {}
+        self._ray = RayDriver(self._on_nodes)
         self._leases: dict[str, Lease] = {}
         self._group_ids: dict[str, str] = {}
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
         self._claims: Counter[str] = Counter()  # by node, leases that are being taken
         self._picture = Snapshot.of([])
-        self._taken_at = self._read_at = 0.0
-        self._reading: asyncio.Task[None] | None = None
+        self._taken_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
 
@@ -89,7 +80,6 @@ class RayBackend(Backend):
         except BackendUnavailable as problem:
             if not self._hosts:
                 raise
-            self._away = str(problem)
             log.warning("Ray is away, its kernels are served all the same: %s", problem)
         self._spawn(self._keep_up())
 
@@ -98,14 +88,13 @@ class RayBackend(Backend):
             task.cancel()
         self._hosts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._ray.close()
         self._events.put_nowait(None)
 
     async def snapshot(self) -> Snapshot:
-        if self._away:
-            raise BackendUnavailable(f"the Ray cluster is away: {self._away}")
-        if time.monotonic() - self._read_at > _FRESH_S:
-            await self._read()
+        if self._ray.away:
+            raise BackendUnavailable(f"the Ray cluster is away: {self._ray.away}")
+        await self._ray.read(max_age_s=_FRESH_S)
         return self._picture.aged(time.monotonic() - self._taken_at)
 
     async def watch(self) -> AsyncIterator[BackendEvent]:
@@ -115,7 +104,7 @@ class RayBackend(Backend):
     async def lease(
         self, request: Request, placement: Placement, *, lease_id: str, kernel_id: str, owner: Owner
     ) -> Lease:
-        node = self._nodes.get(placement.node_id)
+        node = self._ray.nodes.get(placement.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         name = ray_groups.group_name(lease_id, owner.user)
@@ -140,7 +129,7 @@ class RayBackend(Backend):
             )
             reservation = await self._hosts.call(node.id, lambda agent: agent.reserve(reserve))
         except LeaseConflict:
-            self._read_at = 0.0
+            self._ray.forget_reading()
             raise
         finally:
             self._claims[node.id] -= 1
@@ -152,15 +141,17 @@ class RayBackend(Backend):
         return lease
 
     async def release(self, lease: Lease) -> None:
+        self._leases.pop(lease.id, None)
         try:
             await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
-            if self._away or lease.node_id in self._nodes:
+            if self._ray.away or lease.node_id in self._ray.nodes:
+                self._leases[lease.id] = lease
                 raise
         self._forget(lease.id)
-        if not self._away:  # else it is gone with the cluster, or found when that is back
-            await self._ask(ray_groups.remove, ray_groups.group_name(lease.id, lease.owner.user))
-        self._picture_of([lease.node_id])
+        if not self._ray.away:  # else it is gone with the cluster, or found when that is back
+            await self._ray.ask(ray_groups.remove, ray_groups.group_name(lease.id, lease.owner.user))
+        self._draw([lease.node_id])
         self._events.put_nowait(BackendEvent(kind="nodes"))
 
     async def adopt(self, lease: Lease, owner: Owner) -> Lease:
@@ -171,10 +162,10 @@ class RayBackend(Backend):
         return adopted
 
     async def leases(self) -> list[Lease]:
-        groups = [] if self._away else await self._ask(ray_groups.groups)
-        by_ray_id = {node.ray_id: node.id for node in self._nodes.values()}
+        groups = [] if self._ray.away else await self._ray.ask(ray_groups.groups)
+        by_ray_id = {node.ray_id: node.id for node in self._ray.nodes.values()}
         places = {group.lease_id: by_ray_id.get(group.node, "") for group in groups}
-        node_ids = {*filter(None, places.values()), *(self._hosts if self._away else self._expected)}
+        node_ids = {*filter(None, places.values()), *(self._hosts if self._ray.away else self._expected)}
         found: dict[str, Lease] = {}
         for held in await asyncio.gather(*map(self._held_on, node_ids)):
             found.update({lease.id: lease for lease in held})
@@ -182,18 +173,18 @@ class RayBackend(Backend):
             self._group_ids[group.lease_id] = group.id
             if group.lease_id not in found:
                 found[group.lease_id] = _bare_lease(group, places[group.lease_id])
-        if not self._away:
+        if not self._ray.away:
             found = {
                 lease_id: lease
                 for lease_id, lease in found.items()
                 if lease_id in places or lease.node_id in self._expected
             }
         self._leases = {lease_id: lease for lease_id, lease in found.items() if lease.node_id}
-        self._picture_of(list(self._nodes))
+        self._draw(list(self._ray.nodes))
         return list(found.values())
 
     async def agent(self, lease: Lease) -> AgentAddress:
-        if not self._away and lease.node_id not in self._nodes:
+        if not self._ray.away and lease.node_id not in {*self._ray.nodes, *self._expected}:
             raise UnknownKernel(
                 f"its node {lease.node_id} has left the Ray cluster", kernel_id=lease.kernel_id
             )
@@ -201,7 +192,7 @@ class RayBackend(Backend):
 
     async def up(self) -> int:
         await self.snapshot()
-        calls = [self._hosts.call(node_id, lambda agent: agent.status()) for node_id in self._nodes]
+        calls = [self._hosts.call(node_id, lambda agent: agent.status()) for node_id in self._ray.nodes]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         await self._ask_agents()  # they are connected now: what is really used on their nodes is known
         problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -221,24 +212,21 @@ class RayBackend(Backend):
 
     async def _join(self) -> None:
         address = self._settings.ray.address or os.environ.get("RAY_ADDRESS") or self._hosts.cluster
-        join = functools.partial(ray_join.join, address, namespace=ray_groups.NAMESPACE)
-        self._hosts.cluster = await self._in_thread(join, deadline_s=_START_AGENT_S)
-        self._away = ""
-        await self._read()
+        self._hosts.cluster = await self._ray.join(address)
         await self._take_again(self._hosts)
 
     async def _keep_up(self) -> None:
         """Bring the picture up to date for as long as the backend is open."""
         asked_at = 0.0
         while True:
-            await asyncio.sleep(_REJOIN_S if self._away else _LOOK_S)
+            await asyncio.sleep(_REJOIN_S if self._ray.away else _LOOK_S)
             try:
-                if self._away:
+                if self._ray.away:
                     await self._join()
                     self._events.put_nowait(BackendEvent(kind="resync"))
                 else:
-                    await self._read()
-                    if back := self._expected.keys() & self._nodes.keys():
+                    await self._ray.read()
+                    if back := self._expected.keys() & self._ray.nodes.keys():
                         await self._take_again(back)
                         for node_id in back:
                             del self._expected[node_id]
@@ -254,33 +242,21 @@ class RayBackend(Backend):
     async def _ask_agents(self) -> None:
         await self._hosts.ask_status()
         self._taken_at = time.monotonic()
-        self._picture_of(list(self._hosts.status))
+        self._draw(list(self._hosts.status))
 
-    async def _read(self) -> None:
-        """Read Ray's state, once for all who wait for it; raises `BackendUnavailable`, and Ray is away then."""
-        if self._reading is None or self._reading.done():
-            self._reading = self._spawn(self._read_now())
-        await asyncio.shield(self._reading)
-
-    async def _read_now(self) -> None:
-        read_at = time.monotonic()
-        nodes = {node.id: node for node in await self._ask(ray_state.read)}
-        changed = [name for name, node in nodes.items() if self._nodes.get(name) != node]
-        gone = self._nodes.keys() - nodes.keys()
-        self._nodes, self._read_at = nodes, read_at
-        for name in changed:
-            self._hosts.check(nodes[name])
-        if changed or gone:
-            self._picture = self._picture.apply([], removed=[name for name in gone if name in self._picture])
-            self._picture_of(changed)
-            self._events.put_nowait(BackendEvent(kind="nodes"))
+    def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
+        for node_id in changed:
+            self._hosts.check(self._ray.nodes[node_id])
+        self._picture = self._picture.apply([], removed=[name for name in gone if name in self._picture])
+        self._draw(changed)
+        self._events.put_nowait(BackendEvent(kind="nodes"))
 
     async def _find_lost(self) -> None:
         """Tell of leases whose node or group is gone, though nobody here has given them back."""
         for lease in list(self._leases.values()):
             if time.monotonic() < self._expected.get(lease.node_id, 0.0):
                 continue
-            node, group_id = self._nodes.get(lease.node_id), self._group_ids.get(lease.id)
+            node, group_id = self._ray.nodes.get(lease.node_id), self._group_ids.get(lease.id)
             if node is not None and (node.groups is None or group_id is None or group_id in node.groups):
                 self._misses.pop(lease.id, None)
                 continue
@@ -292,9 +268,11 @@ class RayBackend(Backend):
             if node is None and lease in await self._held_on(lease.node_id):
                 self._expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
             elif node is None:
-                await self._ask(ray_groups.remove, name)  # or it would wait for a node, an autoscaler's too
+                await self._ray.ask(
+                    ray_groups.remove, name
+                )  # or it would wait for a node, an autoscaler's too
                 self._lost(lease.id, f"its node {lease.node_id} has left the Ray cluster")
-            elif await self._ask(ray_groups.find, name) is None:
+            elif await self._ray.ask(ray_groups.find, name) is None:
                 self._lost(lease.id, "its placement group was removed")
 
     def _expect(self, node_id: str) -> None:
@@ -306,14 +284,14 @@ class RayBackend(Backend):
         For the others this is tried when they come. Whose slice somebody else has now, or on other devices, has lost
         its lease.
         """
-        groups = await self._ask(ray_groups.groups)
+        groups = await self._ray.ask(ray_groups.groups)
         holders = {group.lease_id: group.is_created for group in groups}
         held = [lease for leases in await asyncio.gather(*map(self._held_on, node_ids)) for lease in leases]
         for lease in sorted(
             held, key=lambda lease: lease.device_ids
         ):  # as Ray gives them: the first that is free
             self._leases[lease.id] = lease
-            node = self._nodes.get(lease.node_id)
+            node = self._ray.nodes.get(lease.node_id)
             if node is None:
                 self._expected.setdefault(
                     lease.node_id, time.monotonic() + self._settings.ray.manager_grace_s
@@ -325,12 +303,12 @@ class RayBackend(Backend):
         name = ray_groups.group_name(lease.id, lease.owner.user)
         try:
             if is_waiting:  # for a raylet that is gone
-                await self._ask(ray_groups.remove, name)
-            group = await self._ask(ray_groups.create, name, lease.request, node)
+                await self._ray.ask(ray_groups.remove, name)
+            group = await self._ray.ask(ray_groups.create, name, lease.request, node)
             self._group_ids[lease.id] = group.id
             device_ids = await self._device_ids(name, lease.request)
             if device_ids != lease.device_ids:
-                await self._ask(ray_groups.remove, name)
+                await self._ray.ask(ray_groups.remove, name)
                 raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
         except LeaseConflict as problem:
             self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
@@ -338,15 +316,15 @@ class RayBackend(Backend):
     async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
         """The placement group. A refusal is doubted where Ray's own state says that there is room."""
         try:
-            return await self._ask(ray_groups.create, name, request, node)
+            return await self._ray.ask(ray_groups.create, name, request, node)
         except LeaseConflict:
-            await self._read()
+            await self._ray.read()
             if self._claims[node.id] > 1 or not self._has_room(node.id, request):
                 raise
-        return await self._ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
+        return await self._ray.ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
 
     def _has_room(self, node_id: str, request: Request) -> bool:
-        if node_id not in self._nodes:
+        if node_id not in self._ray.nodes:
             return False
         node = self._picture.node(node_id)
         has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
@@ -356,15 +334,17 @@ class RayBackend(Backend):
     async def _device_ids(self, name: str, request: Request) -> tuple[str, ...]:
         if not request.gpus:
             return ()
-        reference = await self._ask(ray_groups.device_ids, name, request.gpus)
-        return tuple(await self._answer(reference, _PROBE_S, "to say which devices it has given"))
+        reference = await self._ray.ask(ray_groups.device_ids, name, request.gpus)
+        return tuple(await self._ray.answer(reference, _PROBE_S, "to say which devices it has given"))
 
     # The agents
 
     async def _bring_up(self, node_id: str) -> Host:
-        node = self._nodes.get(node_id)
-        if self._away or node is None:
-            raise BackendUnavailable(f"there is no agent on {node_id}: {self._away or 'no such node in Ray'}")
+        node = self._ray.nodes.get(node_id)
+        if self._ray.away or node is None:
+            raise BackendUnavailable(
+                f"there is no agent on {node_id}: {self._ray.away or 'no such node in Ray'}"
+            )
         settings = AgentSettings(
             cpus=node.total.get("CPU", 0.0),
             memory_bytes=int(node.total.get("memory", 0)),
@@ -372,7 +352,7 @@ class RayBackend(Backend):
             preload=self._settings.ray.preload,
             address=node.address,
         )
-        reference = await self._ask(
+        reference = await self._ray.ask(
             ray_host.agent_on,
             node,
             settings,
@@ -380,7 +360,7 @@ class RayBackend(Backend):
             grace_s=self._settings.ray.manager_grace_s,
             python=self._settings.ray.python,
         )
-        answer = await self._answer(reference, _START_AGENT_S, f"to start roost's agent on {node_id}")
+        answer = await self._ray.answer(reference, _START_AGENT_S, f"to start roost's agent on {node_id}")
         if "problem" in answer:
             raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
         address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
@@ -412,14 +392,14 @@ class RayBackend(Backend):
         """What others hold on a node, so that its devices' shares are right."""
         for lease in await self._held_on(node_id):
             self._leases.setdefault(lease.id, lease)
-        self._picture_of([node_id])
+        self._draw([node_id])
 
     # The picture
 
     def _note(self, lease: Lease) -> None:
         self._leases[lease.id] = lease
-        self._read_at = 0.0
-        self._picture_of([lease.node_id])
+        self._ray.forget_reading()
+        self._draw([lease.node_id])
 
     def _forget(self, lease_id: str) -> None:
         self._leases.pop(lease_id, None)
@@ -430,9 +410,9 @@ class RayBackend(Backend):
         self._forget(lease_id)
         self._events.put_nowait(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
 
-    def _picture_of(self, node_ids: list[str]) -> None:
+    def _draw(self, node_ids: Collection[str]) -> None:
         """Draw these nodes again."""
-        wanted = {name for name in node_ids if name in self._nodes}
+        wanted = {name for name in node_ids if name in self._ray.nodes}
         leases: dict[str, list[Lease]] = {name: [] for name in wanted}
         for lease in self._leases.values():
             if lease.node_id in wanted:
@@ -443,47 +423,14 @@ class RayBackend(Backend):
             age_s = None
             if status is not None and status.metrics_age_s is not None:
                 age_s = status.metrics_age_s + max(0.0, self._taken_at - at)
-            nodes.append(ray_state.as_node(self._nodes[name], leases[name], status, age_s))
+            nodes.append(ray_state.as_node(self._ray.nodes[name], leases[name], status, age_s))
         if nodes:
             self._picture = self._picture.apply(nodes)
 
-    # Asking Ray
-
-    async def _ask(self, question: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """What `question` returns, from a thread; Ray is away where it fails or does not answer in time."""
-        if self._away:
-            raise BackendUnavailable(f"the Ray cluster is away: {self._away}")
-        try:
-            return await self._in_thread(functools.partial(question, *arguments, **named), deadline_s=_CALL_S)
-        except (RoostError, asyncio.CancelledError):
-            raise
-        except asyncio.TimeoutError:
-            problem = f"it has not answered for {_CALL_S:g} s"
-        except Exception as error:  # noqa: BLE001 - Ray's errors have no tree of their own
-            problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        self._away = problem
-        log.warning("the Ray cluster is away: %s", problem)
-        raise BackendUnavailable(f"the Ray cluster is away: {problem}")
-
-    async def _in_thread(self, call: Callable[[], T], *, deadline_s: float) -> T:
-        return await asyncio.wait_for(
-            asyncio.get_running_loop().run_in_executor(self._threads, call), deadline_s
-        )
-
-    async def _answer(self, reference: Any, deadline_s: float, what: str) -> Any:
-        """What a Ray task returns."""
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), deadline_s)
-        except asyncio.TimeoutError:
-            raise BackendUnavailable(f"Ray took longer than {deadline_s:g} s {what}") from None
-        except Exception as error:  # noqa: BLE001 - Ray's errors have no tree of their own
-            raise BackendUnavailable(f"Ray failed {what}: {str(error).strip().splitlines()[-1]}") from None
-
-    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
-        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
