@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import zmq
 
 from .daemon import AlreadyRunning, hold
@@ -170,7 +171,8 @@ class Agent:
     async def _manage(self, peer: bytes, manager: Manager) -> Nothing:
         if not is_running(manager.pid, manager.process_started_at):
             raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
-        if os.getppid() == manager.pid:
+        # Its child, or that of a job of its (Ray's workers are subreapers as well then, and end what is theirs).
+        if manager.pid in [parent.pid for parent in psutil.Process().parents()]:
             self.left.set()
             raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
         self._managed.watch(manager)
