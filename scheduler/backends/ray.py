@@ -10,15 +10,13 @@ One reading of Ray's state (0.4 ms) brings the picture up to date: twice a secon
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from roost.launchers.messages import AgentEvent, Owner, Reservation, Reserve
 from roost.launchers.node import AgentSettings
@@ -37,6 +35,8 @@ from .ray_groups import Group
 from .ray_state import RayNode
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LOOK_S = 0.5
 """So often Ray's state is read: joins, deaths and lost leases are seen within a second."""
@@ -67,7 +67,7 @@ class RayBackend(Backend):
         self._group_ids: dict[str, str] = {}
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
-        self._claims: Counter[str] = Counter()  # by node, leases that are being taken
+        self._claims: dict[str, asyncio.Task[Group]] = {}  # by name, groups that Ray was asked for
         self._picture = Snapshot.of([])
         self._taken_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -108,10 +108,11 @@ class RayBackend(Backend):
         if node is None:
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         name = ray_groups.group_name(lease_id, owner.user)
-        host = asyncio.ensure_future(self._hosts.address(node.id))  # while Ray decides, and finds its devices
-        self._claims[node.id] += 1
+        host = _watched(self._hosts.address(node.id))  # while Ray decides, and finds its devices
+        claim = self._claims[name] = _watched(self._claim(name, request, node))
+        claim.add_done_callback(lambda _: self._claims.pop(name, None))
         try:
-            group = await self._claim(name, request, node)
+            group = await asyncio.shield(claim)  # Ray's answer comes in any case: `release` waits for it
             self._group_ids[lease_id] = group.id
             device_ids = await self._device_ids(name, request)
             await host
@@ -132,16 +133,16 @@ class RayBackend(Backend):
             self._ray.forget_reading()
             raise
         finally:
-            self._claims[node.id] -= 1
             host.cancel()
-            with contextlib.suppress(BaseException):
-                await host
         lease = _lease(reservation, node.id)
         self._note(lease)
         return lease
 
     async def release(self, lease: Lease) -> None:
         self._leases.pop(lease.id, None)
+        name = ray_groups.group_name(lease.id, lease.owner.user)
+        if name in self._claims:
+            await asyncio.wait([self._claims[name]])
         try:
             await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
@@ -150,7 +151,7 @@ class RayBackend(Backend):
                 raise
         self._forget(lease.id)
         if not self._ray.away:  # else it is gone with the cluster, or found when that is back
-            await self._ray.ask(ray_groups.remove, ray_groups.group_name(lease.id, lease.owner.user))
+            await self._ray.ask(ray_groups.remove, name)
         self._draw([lease.node_id])
         self._events.put_nowait(BackendEvent(kind="nodes"))
 
@@ -319,7 +320,7 @@ class RayBackend(Backend):
             return await self._ray.ask(ray_groups.create, name, request, node)
         except LeaseConflict:
             await self._ray.read()
-            if self._claims[node.id] > 1 or not self._has_room(node.id, request):
+            if len(self._claims) > 1 or not self._has_room(node.id, request):
                 raise
         return await self._ray.ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
 
@@ -436,6 +437,13 @@ class RayBackend(Backend):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.debug("a task failed: %s", task.exception())
+
+
+def _watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task whose error is nobody's where nobody waits for it any more."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 def _lease(reservation: Reservation, node_id: str) -> Lease:
