@@ -174,13 +174,16 @@ async def test_a_daemon_that_does_not_run_here_is_not_watched(agent: Session) ->
         await agent.client.manage(Manager(name="Ray", pid=os.getpid(), process_started_at=1.0, address="a:1"))
 
 
-async def test_a_manager_that_would_end_all_that_is_left_running_is_refused(runtime_dir: Path) -> None:
+@pytest.mark.parametrize("which", ["the daemon", "a job of the daemon"])
+async def test_a_manager_that_would_end_all_that_is_left_running_is_refused(
+    runtime_dir: Path, which: str
+) -> None:
     set_child_subreaper(True)  # as a raylet may: then the agent, a process of its own, is its child
     try:
         async with agent_session(AT) as agent:
             pid = (await agent.client.hello()).pid
-            this = start_time(os.getpid())
-            manager = Manager(name="Ray", pid=os.getpid(), process_started_at=this, address="127.0.0.1:1")
+            its = os.getpid() if which == "the daemon" else os.getppid()
+            manager = Manager(name="Ray", pid=its, process_started_at=start_time(its), address="127.0.0.1:1")
             with pytest.raises(DaemonError, match=r"Ray ends all .* Start Ray without that"):
                 await local_agent(AT, manager=manager)
         assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0, "it leaves"
