@@ -265,3 +265,27 @@ def without_metrics(columns: Columns, where: BoolArray) -> Columns:
         memory_used_bytes=np.where(where, np.nan, columns.memory_used_bytes),
         device_excess=np.where(where[:, None], UNKNOWN_USE, columns.device_excess),
     )
+
+
+def ages_after(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
+    """The (n,) ages of metrics with those of the nodes in these rows; the same array where none differs."""
+    new = np.array([np.nan if n.metrics_age_s is None else n.metrics_age_s for n in nodes], dtype=np.float64)
+    if np.array_equal(ages[list(rows)], new, equal_nan=True):
+        return ages
+    ages = ages.copy()
+    ages[list(rows)] = new
+    ages.setflags(write=False)
+    return ages
+
+
+def fresh_after(
+    known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
+) -> dict[float, BoolArray]:
+    """By age limit, whose metrics are no older: with these rows looked at again; the same object where none differs."""
+    changed = {}
+    for limit, mask in known.items():
+        fresh = ages[list(rows)] <= limit
+        if not np.array_equal(mask[list(rows)], fresh):
+            changed[limit] = mask.copy()
+            changed[limit][list(rows)] = fresh
+    return {**known, **changed} if changed else known

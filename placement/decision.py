@@ -11,7 +11,7 @@ from .values import Request
 
 When = Literal["now", "never"]
 
-_AMOUNTS = frozenset({"gpu", "memory", "cpu"})
+_AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
 """Filters by what nodes have; what others refuse for ever, a request can change that says something else."""
 
 _OURS = frozenset({*(name for name, _ in SUMMARIES), "avoid"})

@@ -117,6 +117,30 @@ class HasCpus:
         return f"{needs}, {amount(max(node.cpus_free, 0))} free"
 
 
+class HasResources:
+    """Refuses nodes that lack an amount of what the cluster manager counts besides CPUs, memory and GPUs."""
+
+    name = "resources"
+
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        enough: BoolArray | None = None
+        for name, asked in request.resources.items():
+            has = snapshot.resource_free(name) >= asked - EPSILON
+            enough = has if enough is None else enough & has
+        return enough
+
+    def reason(self, request: Request, node: Node) -> str:
+        free = {name: node.resource_free(name) for name in request.resources}
+        short = [name for name, asked in request.resources.items() if free[name] < asked - EPSILON]
+        enough, name = min(
+            (node.resources.get(name, 0.0) >= request.resources[name] - EPSILON, name) for name in short
+        )
+        needs = f"needs {amount(request.resources[name])} {name}"
+        if enough:  # on the empty node; what even that lacks comes first
+            return f"{needs}, {amount(max(free[name], 0))} free"
+        return f"{needs}, has {amount(node.resources[name]) if node.resources.get(name) else 'none'}"
+
+
 def _stays(node: Node) -> bool:
     return not node.is_draining
 
@@ -134,6 +158,8 @@ SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said
     ("memory", "never"): ("has too little memory at all", "have too little memory at all"),
     ("cpu", "now"): ("has too few CPUs free now", "have too few CPUs free now"),
     ("cpu", "never"): ("has too few CPUs at all", "have too few CPUs at all"),
+    ("resources", "now"): ("has too little of a resource free now", "have too little of a resource free now"),
+    ("resources", "never"): ("has too little of a resource at all", "have too little of a resource at all"),
     ("labels", "never"): ("lacks a label asked for", "lack a label asked for"),
     ("taints", "never"): ("is kept for others (a taint)", "are kept for others (taints)"),
     ("draining", "now"): ("is draining", "are draining"),

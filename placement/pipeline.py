@@ -18,7 +18,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from .decision import Decision, Placement
-from .filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolerates, fitting_devices
+from .filters import (
+    HasCpus,
+    HasGpus,
+    HasLabels,
+    HasMemory,
+    HasResources,
+    NotDraining,
+    Tolerates,
+    fitting_devices,
+)
 from .grounds import Grounds
 from .kept import Kept, Rated
 from .later import LaterMapping, LaterSequence
@@ -74,6 +83,7 @@ DEFAULT_FILTERS: tuple[Filter, ...] = (
     HasGpus(),
     HasMemory(),
     HasCpus(),
+    HasResources(),
 )
 ROUND_ROBIN: tuple[tuple[Scorer, float], ...] = ((FewKernels(), 1.0),)
 
@@ -292,6 +302,7 @@ def class_of(request: Request) -> Hashable:
         request.gpu_models,
         frozenset(request.labels.items()) if request.labels else None,
         frozenset(request.near.items()) if request.near else None,
+        frozenset(request.resources.items()) if request.resources else None,
         request.tolerates,
         request.environment,
     )

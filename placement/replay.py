@@ -252,6 +252,7 @@ def _devices(request: Request, snapshot: Snapshot, placement: Placement) -> tupl
         node.cpus_free >= request.cpus - EPSILON
         and node.memory_free_bytes >= request.memory_bytes
         and node.gpus_free >= request.gpus - EPSILON
+        and all(node.resource_free(name) >= asked - EPSILON for name, asked in request.resources.items())
         and len(set(devices)) == request.gpu_count
         and set(devices) <= set(fitting)
     )

@@ -43,6 +43,7 @@ class Snapshot:
         "_everywhere",
         "_fresh",
         "_ids",
+        "_is_emptied",
         "_is_fresh",
         "_masks",
         "_pages",
@@ -74,6 +75,7 @@ class Snapshot:
     _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
     _fresh: dict[float, BoolArray]
     _is_fresh: dict[float, bool]
+    _is_emptied: bool  # of what is promised, which only the nodes in _pages still say
     _everywhere: dict[Any, bool]
 
     @classmethod
@@ -140,7 +142,7 @@ class Snapshot:
         part._at = rows if self._whole is None else self._at[rows]
         part.columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
-        part._everywhere = self._everywhere
+        part._everywhere, part._is_emptied = self._everywhere, self._is_emptied
         return part
 
     def only(self, row: int) -> Snapshot:
@@ -171,12 +173,12 @@ class Snapshot:
         after = self._with(
             _pending=pending,  # what it adds to, the base, is looked at after it
             _pages=_replaced(self._pages, rows, nodes),
-            ages=_ages_after(self.ages, rows, nodes),
+            ages=cols.ages_after(self.ages, rows, nodes),
             version=self.version + 1,
             history=self._continued(change),
             _masks=self._masks_after(before, nodes, rows),
         )
-        after._fresh = _fresh_after(self._fresh, after.ages, rows)
+        after._fresh = cols.fresh_after(self._fresh, after.ages, rows)
         if after._fresh is self._fresh:
             after._is_fresh = self._is_fresh
         if after._masks is self._masks:
@@ -193,8 +195,10 @@ class Snapshot:
         """The same nodes with nothing promised and nothing running: what refuses here refuses for ever."""
         columns = cols.emptied(self.columns)
         if self._whole is None:
-            return self._with(_pending=(), _base=columns, history=History(self.version))
-        return self.part(np.arange(len(self)), columns)
+            return self._with(_pending=(), _base=columns, history=History(self.version), _is_emptied=True)
+        part = self.part(np.arange(len(self)), columns)
+        part._is_emptied = True
+        return part
 
     def changed_since(self, version: int) -> frozenset[str] | None:
         """Ids of the nodes added, changed or removed after that version; None when that is too long ago."""
@@ -255,6 +259,15 @@ class Snapshot:
         for name, value in labels:
             has &= self.mask(("label", name, value), lambda node, n=name, v=value: node.labels.get(n) == v)  # type: ignore[misc]
         return has
+
+    def resource_free(self, name: str) -> FloatArray:
+        """(n,) what is not promised of a custom resource; 0 where there is none. Looks at each node, as few ask."""
+        pages = self._pages if self._whole is None else self._whole._pages
+        rows = range(len(self)) if self._whole is None else self._at.tolist()
+        nodes = (pages[row // _PAGE][row % _PAGE] for row in rows)
+        if self._is_emptied:
+            return np.fromiter((node.resources.get(name, 0.0) for node in nodes), np.float64, len(rows))
+        return np.fromiter((node.resource_free(name) for node in nodes), np.float64, len(rows))
 
     def accepted_devices(self, request: Request) -> BoolArray:
         """(n, d) True for the devices whose model the request accepts."""
@@ -323,6 +336,7 @@ _CARRIED = (
     "_base",
     "_fresh",
     "_ids",
+    "_is_emptied",
     "_masks",
     "_pages",
     "_rows",
@@ -344,6 +358,7 @@ def _made(
     made.columns = made._base = columns
     made._pending, made.ages = (), columns.metrics_age_s
     made.models, made.version, made.history = models, version, history
+    made._is_emptied = False
     made._masks, made._fresh, made._is_fresh, made._everywhere = {}, {}, {}, {}
     return made
 
@@ -359,17 +374,6 @@ def _replaced(
     return tuple(after)
 
 
-def _ages_after(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
-    """Shared where no age changes."""
-    new = np.array([np.nan if n.metrics_age_s is None else n.metrics_age_s for n in nodes], dtype=np.float64)
-    if np.array_equal(ages[list(rows)], new, equal_nan=True):
-        return ages
-    ages = ages.copy()
-    ages[list(rows)] = new
-    ages.setflags(write=False)
-    return ages
-
-
 def _devices(node: Node) -> tuple[str, ...]:
     return tuple(device.model for device in node.devices)
 
@@ -383,16 +387,3 @@ def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
 
 def _traits(node: Node) -> tuple[Any, ...]:
     return node.labels, node.taints, node.warm, node.is_draining
-
-
-def _fresh_after(
-    known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
-) -> dict[float, BoolArray]:
-    """The same object where nothing changes."""
-    changed = {}
-    for limit, mask in known.items():
-        fresh = ages[list(rows)] <= limit
-        if not np.array_equal(mask[list(rows)], fresh):
-            changed[limit] = mask.copy()
-            changed[limit][list(rows)] = fresh
-    return {**known, **changed} if changed else known

@@ -21,6 +21,11 @@ BUSY_BEYOND = 0.1
 UNKNOWN_USE = 0.5
 """Unknown use counts as half way between idle and busy: worse than known idle, better than known busy."""
 
+_OWN = {"cpu": "cpus", "cpus": "cpus", "gpu": "gpus", "gpus": "gpus", "memory": "memory_bytes"}
+"""What a request has a field for, by what a manager might name it."""
+_NOTHING: dict[str, float] = {}
+"""No custom resources. One for all nodes, as there may be 100,000: never written to."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -29,9 +34,9 @@ class Request:
     Nothing asked for means nothing promised: a request of zeros is best effort and fits every node that is
     not draining. ``gpus`` is a share of one device (at most 1) or a whole number of devices. ``gpu_models``
     and ``labels`` restrict where the kernel may run: any one of the models, all of the labels; ``near`` are
-    labels that it would like. It may run on tainted nodes whose taints are all in ``tolerates``.
-    ``environment`` names what it runs in (its interpreter's path), for nodes where that is warm. ``owner``
-    does not influence the ranking.
+    labels that it would like. ``resources`` are amounts of what else the cluster manager counts, by the names that
+    it has there. It may run on tainted nodes whose taints are all in ``tolerates``. ``environment`` names what
+    it runs in (its interpreter's path), for nodes where that is warm. ``owner`` does not influence the ranking.
 
     Raises ``ValueError`` with one sentence for users.
 
@@ -45,6 +50,7 @@ class Request:
     gpu_models: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     near: Mapping[str, str] = field(default_factory=dict, hash=False)
+    resources: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
     tolerates: tuple[str, ...] = ()
     environment: str = ""
     owner: str = ""
@@ -70,10 +76,12 @@ class Request:
         )
         _set(self, gpu_models=models, tolerates=_names("tolerates", self.tolerates))
         _set(self, labels=_labels("labels", self.labels), near=_labels("near", self.near))
+        if self.resources is not _NOTHING:
+            _set(self, resources=_asked(self.resources))
 
     @property
     def is_best_effort(self) -> bool:
-        """True when the request asks for no amount of anything."""
+        """True when nothing says how much the kernel will compute: custom resources do not."""
         return not (self.cpus or self.memory_bytes or self.gpus)
 
     @property
@@ -105,6 +113,7 @@ class Request:
             parts.append(f"{size(self.memory_bytes)} memory")
         if self.cpus:
             parts.append(plural(self.cpus, "CPU"))
+        parts += [f"{amount(asked)} {name}" for name, asked in sorted(self.resources.items())]
         parts += [f"label {key}={value}" for key, value in sorted(self.labels.items())]
         return ", ".join(parts) or "a kernel that asks for nothing"
 
@@ -116,6 +125,7 @@ class Request:
             "tolerates": list(self.tolerates),
             "labels": dict(self.labels),
             "near": dict(self.near),
+            "resources": dict(self.resources),
         }
 
     @classmethod
@@ -172,6 +182,7 @@ class Node:
 
     ``gpus_promised`` is the sum over the node, in devices. It may exceed what is known per device (others'
     leases may be known only as a sum); it then bounds what is free on the node, but not on any one device.
+    ``resources`` are the totals of what else its manager counts, ``resources_promised`` what is taken of them.
     ``kernels`` counts those known to run or start there. Only requests that tolerate all ``taints`` may run
     there. ``warm`` names environments from which kernels start fast there. ``metrics_age_s`` is how old the
     real-use figures were when the snapshot was taken; None means that there are none.
@@ -186,6 +197,8 @@ class Node:
     cpus_promised: float = 0.0
     memory_promised_bytes: int = 0
     gpus_promised: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
+    resources_promised: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
     cpus_used: float | None = None
     memory_used_bytes: int | None = None
     kernels: int = 0
@@ -206,6 +219,9 @@ class Node:
             _set(self, **{name: _count(name, getattr(self, name))})
         for name in ("memory_bytes", "memory_promised_bytes", "kernels"):
             _set(self, **{name: _bytes(name, getattr(self, name))})
+        for name in ("resources", "resources_promised"):
+            if getattr(self, name) is not _NOTHING:
+                _set(self, **{name: _resources(name, getattr(self, name)) or _NOTHING})
         _set(self, cpus_used=_maybe(_count, "cpus_used", self.cpus_used))
         _set(self, memory_used_bytes=_maybe(_bytes, "memory_used_bytes", self.memory_used_bytes))
         _set(self, metrics_age_s=_maybe(_count, "metrics_age_s", self.metrics_age_s))
@@ -230,6 +246,10 @@ class Node:
         """Devices that are not promised, as a sum over the node."""
         return self.gpus - max(self.gpus_promised, sum(device.promised for device in self.devices))
 
+    def resource_free(self, name: str) -> float:
+        """What is not promised of a custom resource; 0 where there is none, negative like the others."""
+        return self.resources.get(name, 0.0) - self.resources_promised.get(name, 0.0)
+
     def fitting(self, request: Request) -> tuple[Device, ...]:
         """The devices on which the request's share of one device is free, in the node's order."""
         share = request.gpu_share - EPSILON
@@ -250,6 +270,7 @@ class Node:
             cpus_promised=0.0,
             memory_promised_bytes=0,
             gpus_promised=0.0,
+            resources_promised=_NOTHING,
             kernels=0,
             is_draining=False,
             devices=tuple(replace(device, promised=0.0) for device in self.devices),
@@ -265,7 +286,8 @@ class Node:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         devices = [{f.name: getattr(device, f.name) for f in fields(device)} for device in self.devices]
         lists = {"taints": list(self.taints), "warm": list(self.warm), "devices": devices}
-        return {**plain, "labels": dict(self.labels), **lists}
+        named = {name: dict(plain[name]) for name in ("labels", "resources", "resources_promised")}
+        return {**plain, **named, **lists}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Node:
@@ -277,11 +299,16 @@ class Node:
         def plus(held: float, asked: float) -> float:
             return max(0.0, round(held + sign * asked, 9))
 
+        promised = self.resources_promised
+        if request.resources:
+            after = {name: plus(promised.get(name, 0.0), asked) for name, asked in request.resources.items()}
+            promised = {name: held for name, held in {**promised, **after}.items() if held}
         return replace(
             self,
             cpus_promised=plus(self.cpus_promised, request.cpus),
             memory_promised_bytes=max(0, self.memory_promised_bytes + sign * request.memory_bytes),
             gpus_promised=plus(self.gpus_promised, request.gpus),
+            resources_promised=promised,
             kernels=max(0, self.kernels + sign),
             devices=tuple(
                 replace(d, promised=plus(d.promised, request.gpu_share)) if d.id in device_ids else d
@@ -339,6 +366,25 @@ def _labels(name: str, value: object) -> dict[str, str]:
     if not all(isinstance(item, str) for pair in value.items() for item in pair):
         raise ValueError(f"{name} must map text to text; got {dict(value)!r}.")
     return dict(value)
+
+
+def _resources(name: str, value: object) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must map names to amounts, for example {{'licence': 1}}; got {value!r}.")
+    if not all(isinstance(key, str) and key.strip() for key in value):
+        raise ValueError(f"{name} must have names that are text; got {dict(value)!r}.")
+    return {key: _count(f"{name} {key}", item) for key, item in value.items()}
+
+
+def _asked(value: object) -> dict[str, float]:
+    """Amounts above 0, of nothing that a request has a field for."""
+    asked = _resources("resources", value)
+    for name, number in asked.items():
+        if name.lower() in _OWN:
+            raise ValueError(f"resources must not name {name}: ask for it with {_OWN[name.lower()]}.")
+        if not number:
+            raise ValueError(f"resources {name} must be above 0; leave it out to ask for none.")
+    return asked or _NOTHING
 
 
 def _known(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:

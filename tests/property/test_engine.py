@@ -32,6 +32,8 @@ CLASSES = [
     Request(gpus=1, cpus=2, memory_bytes=100),
     Request(gpus=2, tolerates=("spot",)),
     Request(gpus=3, labels={"zone": "b"}),
+    Request(resources={"licence": 0.5}),
+    Request(cpus=0.3, gpus=0.25, resources={"tpu": 1, "licence": 1}),
 ]
 NAMES = ["e", "b", "d", "a", "c", "aa"]
 AGES = st.sampled_from([None, 0.0, 5.0, 29.0, 31.0])
@@ -48,6 +50,7 @@ def empty_nodes(draw: st.DrawFn, name: str) -> Node:
         taints=draw(st.sampled_from([(), (), (), ("spot",)])),
         warm=draw(st.sampled_from([(), ("py",)])),
         cpus=draw(st.sampled_from([1.0, 4.0, 9.5])),
+        resources=draw(st.sampled_from([{}, {"licence": 1.0}, {"licence": 2.5, "tpu": 2.0}])),
         memory_bytes=draw(st.sampled_from([0, 300, 1000])),
         devices=tuple(Device(id=str(i), model=model, used=draw(USE)) for i, model in enumerate(models)),
         cpus_used=draw(st.none() | st.sampled_from([0.0, 1.0, 3.0])),
@@ -173,6 +176,10 @@ class Engine(RuleBasedStateMachine):
             node,
             cpus=node.cpus + extra.cpus,
             memory_bytes=node.memory_bytes + extra.memory_bytes,
+            resources={
+                name: node.resources.get(name, 0.0) + extra.resources.get(name, 0.0)
+                for name in {**node.resources, **extra.resources}
+            },
             devices=(*node.devices, *(replace(device, id=f"x{device.id}") for device in extra.devices)),
         )
         more = self.snapshot.apply([larger, extra])
@@ -199,6 +206,10 @@ class Engine(RuleBasedStateMachine):
             assert node.kernels == len(here)
             assert sum(request.cpus for request, _ in here) <= node.cpus + 1e-6 * len(here)
             assert sum(request.memory_bytes for request, _ in here) <= node.memory_bytes
+            for name in ("licence", "tpu"):
+                asked = [request.resources.get(name, 0.0) for request, _ in here]
+                assert sum(asked) <= node.resources.get(name, 0.0) + EPSILON * len(asked)
+                assert node.resources_promised.get(name, 0.0) == pytest.approx(sum(asked))
             for device in node.devices:
                 shares = [request.gpu_share for request, ids in here if device.id in ids]
                 assert sum(shares) <= 1 + EPSILON * len(shares)

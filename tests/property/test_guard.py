@@ -23,6 +23,8 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
         memory_bytes=100,
         devices=tuple(Device(id=str(i), promised=draw(shares)) for i in range(draw(st.integers(0, 3)))),
         cpus_promised=draw(st.integers(0, 5)),
+        resources={"licence": 2},
+        resources_promised=draw(st.sampled_from([{}, {"licence": 1.5}, {"licence": 3}])),
         memory_promised_bytes=draw(st.integers(0, 120)),
         is_draining=draw(st.booleans()),
         taints=draw(st.sampled_from([(), ("lab",)])),
@@ -34,6 +36,7 @@ requests = st.builds(
     cpus=st.integers(0, 5),
     memory_bytes=st.integers(0, 120),
     gpus=st.sampled_from([0, 0.25, 0.5, 1, 2]),
+    resources=st.sampled_from([{}, {"licence": 0.5}, {"tpu": 1}]),
     tolerates=st.sampled_from([(), ("lab",)]),
 )
 placements = st.builds(
@@ -66,6 +69,8 @@ def test_nothing_is_over_committed(
         assert after.memory_free_bytes >= 0
     if request.gpus:
         assert after.gpus_free >= -EPSILON
+    for name in request.resources:
+        assert after.resource_free(name) >= -EPSILON
     used = [device for device in after.devices if device.id in decision.placement.device_ids]
     assert all(device.free >= -EPSILON for device in used)
     assert len(used) in (0, request.gpu_count)

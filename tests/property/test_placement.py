@@ -31,6 +31,9 @@ USE = st.none() | SHARES
 MODELS = st.sampled_from(["A100", "T4"])
 AGES = st.none() | st.sampled_from([0.0, 29.0, 31.0])
 TAINTS = st.sampled_from([(), (), ("spot",), ("spot", "team")])
+RESOURCES = st.dictionaries(
+    st.sampled_from(["licence", "tpu"]), st.sampled_from([0.5, 1.0, 1.5, 4.0]), max_size=2
+)
 LABELS = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["a", "b"]), max_size=2)
 
 
@@ -51,6 +54,8 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
     return Node(
         id=name,
         labels=draw(LABELS),
+        resources=(resources := draw(st.just({}) | RESOURCES)),
+        resources_promised={name: total * draw(SHARES) for name, total in resources.items()},
         cpus=cpus,
         memory_bytes=memory,
         devices=owned,
@@ -82,6 +87,7 @@ def requests(draw: st.DrawFn) -> Request:
         gpu_models=draw(st.sampled_from([(), ("A100",), ("A100", "T4")])) if gpus else (),
         labels=draw(st.just({}) | LABELS),
         near=draw(st.just({}) | LABELS),
+        resources=draw(st.just({}) | RESOURCES),
         tolerates=draw(TAINTS),
         environment=draw(st.sampled_from(["", "py"])),
     )
@@ -95,6 +101,10 @@ def _fits(request: Request, node: Node) -> bool:
         all(node.labels.get(name) == value for name, value in request.labels.items()),
         set(node.taints) <= set(request.tolerates),
         not node.is_draining,
+        all(
+            node.resources.get(name, 0) - node.resources_promised.get(name, 0) >= asked - EPSILON
+            for name, asked in request.resources.items()
+        ),
     )
     if not request.gpus:
         return all(amounts)
@@ -145,6 +155,8 @@ def test_placements_never_over_commit(cluster: list[Node], asked: list[Request],
         assert node.cpus_promised <= node.cpus + 2 * EPSILON
         assert node.memory_promised_bytes <= node.memory_bytes
         assert node.gpus_promised <= node.gpus + 2 * EPSILON
+        for name, promised in node.resources_promised.items():
+            assert promised <= node.resources[name] + 2 * EPSILON
         assert all(device.promised <= 1 + 2 * EPSILON for device in node.devices)
         gained = sum(d.promised for d in node.devices) - sum(d.promised for d in before[node.id].devices)
         assert abs(gained - sum(r.gpus for p, r in held if p.node_id == node.id)) < 1e-6
@@ -178,6 +190,7 @@ def test_more_resources_never_hurt(
             replace(
                 node,
                 cpus=node.cpus + data.draw(SHARES),
+                resources={**node.resources, "tpu": node.resources.get("tpu", 0.0) + data.draw(SHARES)},
                 memory_bytes=node.memory_bytes + data.draw(st.integers(0, 99)),
                 memory_promised_bytes=int(node.memory_promised_bytes * data.draw(SHARES)),
                 devices=(*kept, extra) if data.draw(st.booleans()) else kept,

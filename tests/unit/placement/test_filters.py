@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot
-from roost.placement.filters import HasCpus, HasGpus, HasLabels, HasMemory, NotDraining, Tolerates
+from roost.placement.filters import (
+    HasCpus,
+    HasGpus,
+    HasLabels,
+    HasMemory,
+    HasResources,
+    NotDraining,
+    Tolerates,
+)
 from roost.placement.pipeline import Filter
 
 GIB = 2**30
@@ -74,6 +82,38 @@ def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
             ("needs 1 GiB memory, has 1 GiB", "never"),
         ),
         (HasMemory(), Request(), Node(id="a", memory_promised_bytes=1), None),
+        (HasResources(), Request(), Node(id="a", resources_promised={"licence": 1}), None),
+        (HasResources(), Request(resources={"licence": 2}), Node(id="a", resources={"licence": 2}), None),
+        (
+            HasResources(),
+            Request(resources={"licence": 0.1}),
+            Node(id="a", resources={"licence": 1}, resources_promised={"licence": 0.1 * 9}),
+            None,
+        ),
+        (
+            HasResources(),
+            Request(resources={"licence": 2}),
+            Node(id="a", resources={"licence": 4}, resources_promised={"licence": 3}),
+            ("needs 2 licence, 1 free", "now"),
+        ),
+        (
+            HasResources(),
+            Request(resources={"licence": 1}),
+            Node(id="a", resources={"licence": 1}, resources_promised={"licence": 3}),
+            ("needs 1 licence, 0 free", "now"),
+        ),
+        (
+            HasResources(),
+            Request(resources={"licence": 1.5}),
+            Node(id="a", resources={"licence": 1}),
+            ("needs 1.5 licence, has 1", "never"),
+        ),
+        (
+            HasResources(),
+            Request(resources={"disk": 1, "licence": 1}),
+            Node(id="a", resources={"disk": 1}, resources_promised={"disk": 1}),
+            ("needs 1 licence, has none", "never"),
+        ),
         (HasGpus(), Request(), Node(id="a"), None),
         (HasGpus(), Request(gpus=1e-9), Node(id="a"), ("needs 0 GPU, has none", "never")),
         (HasGpus(), Request(gpus=1), Node(id="a"), ("needs 1 GPU, has none", "never")),
@@ -103,11 +143,14 @@ def test_filter(rule: Filter, request_: Request, node: Node, refusal: tuple[str,
     snapshot = Snapshot.of([*others, node])
     row = snapshot.row("a")
     assert _passes(rule, request_, snapshot)[row] is (refusal is None)
-    assert _passes(rule, request_, snapshot.part(np.array([row]))) == [refusal is None]
+    part = snapshot.part(np.array([row]))
+    assert _passes(rule, request_, part) == [refusal is None]
     if refusal is not None:
         reason, when = refusal
         assert rule.reason(request_, node) == reason
         assert _passes(rule, request_, snapshot.emptied())[row] is (when == "now")
+        assert _passes(rule, request_, part.emptied()) == [when == "now"]
+        assert _passes(rule, request_, snapshot.emptied().part(np.array([row]))) == [when == "now"]
 
 
 def _passes(rule: Filter, request: Request, snapshot: Snapshot) -> list[bool]:
@@ -118,6 +161,6 @@ def _passes(rule: Filter, request: Request, snapshot: Snapshot) -> list[bool]:
     return passes.tolist()
 
 
-@pytest.mark.parametrize("rule", [HasLabels(), HasGpus(), HasMemory(), HasCpus()])
+@pytest.mark.parametrize("rule", [HasLabels(), HasGpus(), HasMemory(), HasCpus(), HasResources()])
 def test_a_filter_without_a_say_costs_nothing(rule: Filter) -> None:
     assert rule.passes(Request(), Snapshot.of([Node(id="a")])) is None

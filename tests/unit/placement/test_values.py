@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,19 @@ GIB = 2**30
             "near must map names to values, for example {'zone': 'a'}; got [('zone', 'a')].",
         ),
         ({"tolerates": "spot"}, "tolerates must be a list of names; got 'spot'."),
+        (
+            {"resources": "licence"},
+            "resources must map names to amounts, for example {'licence': 1}; got 'licence'.",
+        ),
+        ({"resources": {" ": 1}}, "resources must have names that are text; got {' ': 1}."),
+        ({"resources": {7: 1}}, "resources must have names that are text; got {7: 1}."),
+        ({"resources": {"licence": "1"}}, "resources licence must be a number; got '1'."),
+        ({"resources": {"licence": 0}}, "resources licence must be above 0; leave it out to ask for none."),
+        (
+            {"resources": {"licence": -1}},
+            "resources licence must not be negative; got -1. Use 0 to ask for none.",
+        ),
+        ({"resources": {"GPU": 1}}, "resources must not name GPU: ask for it with gpus."),
     ],
 )
 def test_bad_requests_are_refused_with_one_sentence(asked: dict[str, Any], sentence: str) -> None:
@@ -65,11 +79,14 @@ def test_request_holds_plain_values_whatever_it_was_given() -> None:
     assert hash(request) == hash(Request(cpus=2, memory_bytes=GIB, gpus=0.5, gpu_models=("A100",)))
 
 
-def test_labels_are_copied() -> None:
+def test_labels_and_resources_are_copied() -> None:
     labels = {"zone": "a"}
-    request = Request(labels=labels)
-    labels["zone"] = "b"
+    resources = {"licence": 1}
+    request, node = Request(labels=labels, resources=resources), Node(id="a", resources=resources)
+    labels["zone"], resources["licence"] = "b", 2
     assert request.labels == {"zone": "a"}
+    assert request.resources == node.resources == {"licence": 1.0}
+    assert type(request.resources["licence"]) is float
 
 
 @pytest.mark.parametrize(
@@ -80,8 +97,9 @@ def test_gpu_count_and_share(gpus: float, count: int, share: float) -> None:
     assert (request.gpu_count, request.gpu_share) == (count, share)
 
 
-def test_only_a_request_for_nothing_is_best_effort() -> None:
+def test_a_request_without_cpus_memory_and_gpus_is_best_effort() -> None:
     assert Request(owner="ada", labels={"zone": "a"}).is_best_effort
+    assert Request(resources={"licence": 1}).is_best_effort
     assert not any(r.is_best_effort for r in (Request(cpus=0.1), Request(memory_bytes=1), Request(gpus=0.1)))
 
 
@@ -105,6 +123,7 @@ def test_models_are_matched_by_words(asked: str, model: str, accepted: bool) -> 
 def test_describe_says_everything_asked_for() -> None:
     request = Request(cpus=4, memory_bytes=8 * GIB, gpus=2, gpu_models=("A100", "H100"), labels={"zone": "a"})
     assert request.describe() == "2 GPUs of model A100 or H100, 8 GiB memory, 4 CPUs, label zone=a"
+    assert Request(cpus=1, resources={"tpu": 4, "licence": 1}).describe() == "1 CPU, 1 licence, 4 tpu"
     assert Request().describe() == "a kernel that asks for nothing"
     assert Request(cpus=0.5, memory_bytes=1536 * 2**20).describe() == "1.5 GiB memory, 0.5 CPU"
 
@@ -117,6 +136,7 @@ def test_request_and_node_survive_json() -> None:
         labels={"zone": "a"},
         near={"rack": "3"},
         tolerates=("spot",),
+        resources={"licence": 0.5},
         environment="/opt/py",
         owner="ada",
     )
@@ -126,6 +146,8 @@ def test_request_and_node_survive_json() -> None:
         devices=(Device(id="0", used=0.5),),
         labels={"zone": "a"},
         cpus=2,
+        resources={"licence": 2},
+        resources_promised={"licence": 1.5},
         taints=("spot",),
         warm=("/opt/py",),
         metrics_age_s=1.0,
@@ -164,7 +186,12 @@ def test_node_free_is_bounded_by_the_sum_promised() -> None:
 
 def test_holding_then_releasing_gives_the_same_node() -> None:
     node = Node(id="a", cpus=4, memory_bytes=8 * GIB, devices=(Device(id="0"), Device(id="1", promised=0.3)))
-    for request, ids in ((Request(gpus=0.1, cpus=0.7), ["1"]), (Request(gpus=1, memory_bytes=GIB), ["0"])):
+    node = replace(node, resources={"licence": 1, "tpu": 4}, resources_promised={"tpu": 0.3})
+    for request, ids in (
+        (Request(gpus=0.1, cpus=0.7), ["1"]),
+        (Request(gpus=1, memory_bytes=GIB), ["0"]),
+        (Request(resources={"licence": 0.1, "tpu": 0.1}), []),
+    ):
         held = node.holding(request, ids)
         assert held.kernels == 1
         assert held.releasing(request, ids) == node
@@ -195,6 +222,8 @@ def test_emptied_forgets_promises_and_keeps_what_the_node_is() -> None:
         memory_bytes=GIB,
         memory_promised_bytes=1,
         gpus_promised=1,
+        resources={"licence": 2},
+        resources_promised={"licence": 1},
         devices=(Device(id="0", promised=1, used=0.5),),
         kernels=3,
         is_draining=True,
@@ -207,6 +236,7 @@ def test_emptied_forgets_promises_and_keeps_what_the_node_is() -> None:
         id="a",
         cpus=4,
         memory_bytes=GIB,
+        resources={"licence": 2},
         devices=(Device(id="0", used=0.5),),
         labels={"zone": "a"},
         taints=("spot",),
