@@ -39,7 +39,7 @@ from stops import STOPS, TOO_BIG, Stop
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2
-IDLE_EXIT_S = 2
+IDLE_EXIT_S = 4  # more than a zygote takes to warm on a busy machine
 AGENT_IDLE_EXIT_S = 10
 WARM_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 8.0
@@ -139,19 +139,20 @@ async def warm(backend: str) -> str:
     began = time.monotonic()
     client = library.connect(backend)
     try:
-        agents = await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)
-        while not all(node["metrics_age_s"] is not None for node in await nodes(backend)):
-            if time.monotonic() - began > WARM_TIMEOUT_S:
-                return "no metrics from the agents"
-            await asyncio.sleep(POLL_S)
         if backend == "local":
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
+            what = "agent and a zygote for this Python"
+        else:
+            what = f"agents on {await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)} nodes"
+            while any(node["metrics_age_s"] is None for node in await nodes(backend)):
+                if time.monotonic() - began > WARM_TIMEOUT_S:
+                    return f"{what} that do not say how busy they are"
+                await asyncio.sleep(POLL_S)
     except library.RoostError as error:
         return f"not all is ready: {error}"
     finally:
         await asyncio.to_thread(client.close)
-    what = "agent and a zygote for this Python" if backend == "local" else f"agents on {agents} nodes"
     return f"scheduler, {what} in {time.monotonic() - began:.1f} s"
 
 
@@ -348,7 +349,9 @@ def main() -> int:
     options.add_argument("--lab", action="store_true", help="open JupyterLab instead, until Ctrl-C")
     arguments = options.parse_args()
     if arguments.backend == "ray" and (reason := why_not()):
-        out.print(f"[yellow]No Ray cluster here:[/] {reason}. This is the tour of the local backend.")
+        out.print(
+            Text(f"No Ray cluster here: {reason}. This is the tour of the local backend.", style="yellow")
+        )
         arguments.backend = "local"
     return 0 if asyncio.run((lab if arguments.lab else tour)(arguments.backend)) else 1
 
