@@ -34,6 +34,7 @@ PACKAGES = (
     "tornado",
     "numpy",
     "psutil",
+    "ray",
 )
 
 Case = Callable[[], Awaitable[Mapping[str, float]]]

@@ -67,8 +67,8 @@ def private_world(provisioners: Mapping[str, str], *, installed: Sequence[str] =
         shutil.rmtree(root, ignore_errors=True)
 
 
-def write_kernelspec(folder: Path, provisioner: str) -> None:
-    """This interpreter's ipykernel, under `provisioner`."""
+def write_kernelspec(folder: Path, provisioner: str, config: Mapping[str, object] | None = None) -> None:
+    """This interpreter's ipykernel, under `provisioner` with its `config`."""
     folder.mkdir(parents=True)
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -77,7 +77,7 @@ def write_kernelspec(folder: Path, provisioner: str) -> None:
         "metadata": {
             "debugger": True,
             "supported_encryption": ["curve"],
-            "kernel_provisioner": {"provisioner_name": provisioner, "config": {}},
+            "kernel_provisioner": {"provisioner_name": provisioner, "config": dict(config or {})},
         },
     }
     (folder / "kernel.json").write_text(json.dumps(spec))
@@ -183,11 +183,11 @@ async def kernels(name: str, count: int) -> AsyncIterator[list[AsyncKernelManage
         await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in started))
 
 
-async def until_forked(name: str, *, within_s: float = 60.0) -> bool:
+async def until_forked(name: str, *, backend: str = "local", within_s: float = 60.0) -> bool:
     """Start and stop kernels until one was forked, so that its zygote is warm; False if none was."""
     import roost
 
-    client = roost.connect("local")
+    client = roost.connect(backend)
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         async with kernels(name, 1) as [manager]:
