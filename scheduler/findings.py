@@ -11,7 +11,7 @@ from .values import Finding
 async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list[Finding]:
     """All findings, worst first; one of level ok when there is nothing to find. Has the keeper mend what it can."""
     leases = {lease.id: lease for lease in await cluster.backend.leases()}
-    processes = await keeper.processes(list(leases.values()))
+    processes, silent = await keeper.processes(list(leases.values()))
     records = keeper.records
     found = [
         _finding("error", f"lease {lease.id} has no kernel", "nothing: it is given back now")
@@ -30,6 +30,7 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list
         )
         for record in records.values()
         if record.start is None and record.state == "running" and record.kernel_id not in running
+        if record.lease is None or record.lease.node_id not in silent
     ]
     if found:
         keeper.reconcile_soon()
@@ -45,6 +46,14 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list
         )
         for record in records.values()
         if not keeper.owners.is_alive(record.owner)
+    ]
+    found += [
+        _finding(
+            "error",
+            f"the agent on {node_id} does not answer",
+            "look at that machine; its kernels may be well",
+        )
+        for node_id in sorted(silent)
     ]
     found += [
         _finding("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")

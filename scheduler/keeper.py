@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED = 500
 _RETRY_S = 5.0
+_ANSWER_S = 5.0
+"""An agent that takes longer to say what it holds keeps nobody from the kernels of others."""
 _STOP_GRACE_S = 2.0
 
 
@@ -160,7 +162,10 @@ class Keeper:
             id(record): record.lease for record in self.records.values() if record.start is None
         }
         leases = [lease for lease in await self._cluster.backend.leases() if self.is_own(lease)]
-        processes = await self.processes(leases)
+        processes, silent = await self.processes(leases)
+        if silent:  # what runs there is unknown, not gone
+            log.warning("agents do not answer: %s", ", ".join(sorted(silent)))
+            self.reconcile_soon(_RETRY_S)
         for held in leases:
             if held.id in self._given_back:
                 continue
@@ -172,11 +177,14 @@ class Keeper:
             elif record.lease.id != held.id:
                 self._spawn(self._cluster.backend.release(held))  # of an earlier start, never given back
                 continue
-            record.lease = held  # its node may be known by another name now
+            record.lease = held  # more may be known of it now
+            if not record.owner.pid:
+                record.owner = held.owner
+                self.owners.watch(held.owner)
             process = processes.get(held.id)
             if process is not None:
                 self._update(record, process)
-            elif record.process is None or not held.node_id:
+            elif held.node_id not in silent and (record.process is None or not held.node_id):
                 self._later(self._settings.claim_grace_s, partial(self._release_unclaimed, record))
         found = {held.id for held in leases}
         for record in list(self.records.values()):
@@ -186,15 +194,24 @@ class Keeper:
                 self.drop(record, "its lease is gone")
         self._queue.wake()
 
-    async def processes(self, leases: list[Lease]) -> dict[str, KernelProcess]:
-        """By lease id, the kernels of all agents that hold these leases."""
-        on_nodes = [lease for lease in leases if lease.node_id]
-        by_agent = {(await self._cluster.backend.agent(lease)).endpoint: lease for lease in on_nodes}
-        processes = {}
-        for lease in by_agent.values():
-            holdings = await self._cluster.call(lease, lambda agent: agent.holdings())
-            processes.update({process.lease_id: process for process in holdings.kernels})
-        return processes
+    async def processes(self, leases: list[Lease]) -> tuple[dict[str, KernelProcess], set[str]]:
+        """By lease id, the kernels of all agents that hold these leases; and the nodes whose agents do not answer."""
+        nodes = {lease.node_id: lease for lease in leases if lease.node_id}
+
+        async def kernels(lease: Lease) -> tuple[KernelProcess, ...]:
+            call = self._cluster.call(lease, lambda agent: agent.holdings())
+            return (await asyncio.wait_for(call, _ANSWER_S)).kernels
+
+        answers = await asyncio.gather(*map(kernels, nodes.values()), return_exceptions=True)
+        processes, silent = {}, set()
+        for node_id, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, BackendUnavailable | asyncio.TimeoutError):
+                silent.add(node_id)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                processes.update({process.lease_id: process for process in answer})
+        return processes, silent
 
     def _record_of(self, lease: Lease) -> Record:
         self.owners.watch(lease.owner)
@@ -209,6 +226,7 @@ class Keeper:
                 gpus=asked.gpus,
                 gpu_models=asked.gpu_models,
                 labels=asked.labels,
+                resources=asked.resources,
             ),
             created_at=time.time(),
             state="starting",

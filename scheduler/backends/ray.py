@@ -110,7 +110,6 @@ class RayBackend(Backend):
         name = ray_groups.group_name(lease_id, owner.user)
         host = _watched(self._hosts.address(node.id))  # while Ray decides, and finds its devices
         claim = self._claims[name] = _watched(self._claim(name, request, node))
-        claim.add_done_callback(lambda _: self._claims.pop(name, None))
         try:
             group = await asyncio.shield(claim)  # Ray's answer comes in any case: `release` waits for it
             self._group_ids[lease_id] = group.id
@@ -134,6 +133,7 @@ class RayBackend(Backend):
             raise
         finally:
             host.cancel()
+            claim.add_done_callback(lambda _: self._claims.pop(name, None))
         lease = _lease(reservation, node.id)
         self._note(lease)
         return lease
@@ -173,7 +173,8 @@ class RayBackend(Backend):
         for group in groups:
             self._group_ids[group.lease_id] = group.id
             if group.lease_id not in found:
-                found[group.lease_id] = _bare_lease(group, places[group.lease_id])
+                bare = _bare_lease(group, places[group.lease_id])
+                found[group.lease_id] = self._leases.get(group.lease_id, bare)
         if not self._ray.away:
             found = {
                 lease_id: lease

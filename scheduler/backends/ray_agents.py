@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TRIES = 3
+_ANSWER_S = 5.0
 
 BringUp = Callable[[str], Coroutine[Any, Any, "Host"]]
 """Starts or finds the agent of the node of that id; raises `BackendUnavailable`."""
@@ -113,10 +114,11 @@ class RayAgents:
         return True
 
     async def reservations(self, node_id: str) -> tuple[Reservation, ...]:
-        """What a node's agent holds; nothing where it cannot be reached."""
+        """What a node's agent holds; nothing where it does not say so in time."""
         try:
-            return (await self.call(node_id, lambda agent: agent.holdings())).reservations
-        except RoostError as problem:
+            call = self.call(node_id, lambda agent: agent.holdings())
+            return (await asyncio.wait_for(call, _ANSWER_S)).reservations
+        except (RoostError, asyncio.TimeoutError) as problem:
             log.warning("node=%s its kernels cannot be read: %s", node_id, problem)
             return ()
 
