@@ -174,7 +174,7 @@ class RayBackend(Backend):
             self._group_ids[group.lease_id] = group.id
             if group.lease_id not in found:
                 bare = _bare_lease(group, places[group.lease_id])
-                found[group.lease_id] = self._leases.get(group.lease_id, bare)
+                found[bare.id] = self._leases.get(bare.id, bare) if bare.node_id else bare
         if not self._ray.away:
             found = {
                 lease_id: lease
