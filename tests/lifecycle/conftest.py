@@ -22,10 +22,10 @@ FREED_S = 5.0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a `backend` on all of them, or on the local one where a marker says why."""
+    """Run what asks for a `backend` on all of them, or on the one alone of which a marker says why."""
     if "backend" in metafunc.fixturenames:
-        is_local = metafunc.definition.get_closest_marker("local_only")
-        metafunc.parametrize("backend", BACKENDS[:1] if is_local else BACKENDS, indirect=True, scope="module")
+        marked = [name for name in BACKENDS if metafunc.definition.get_closest_marker(f"{name}_only")]
+        metafunc.parametrize("backend", marked or BACKENDS, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

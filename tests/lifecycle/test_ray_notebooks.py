@@ -1,0 +1,87 @@
+"""Notebooks on the GPU nodes of a Ray cluster, by the name of a kernelspec alone: nbclient, Papermill, Ray within."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbclient import NotebookClient
+
+from roost.scheduler.backends import ray_join, ray_state
+
+RAY_WITHIN = """
+import os, ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+ray.init(namespace=os.environ["RAY_NAMESPACE"], log_to_driver=False)
+group = ray.util.get_placement_group(os.environ["ROOST_PLACEMENT_GROUP"])
+
+@ray.remote(num_cpus=0, num_gpus=0.5, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+def where():
+    return ray.util.get_node_ip_address(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+print(*ray.get(where.remote()), os.environ["CUDA_VISIBLE_DEVICES"])
+ray.shutdown()
+"""
+
+
+pytestmark = pytest.mark.ray_only("what Ray is within a kernel")
+
+
+@pytest.fixture
+def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for notebooks; `roosted` is a kernelspec that asks for half an A100."""
+    specs_of(config={"gpus": 0.5, "gpu_models": ["A100"]})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    return tmp_path
+
+
+def written(folder: Path, source: str) -> Path:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook.metadata["kernelspec"] = {"name": "roosted", "display_name": "roosted", "language": "python"}
+    path = folder / "notebook.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_ray_within_a_notebook_runs_on_the_leases_own_devices(on_half_an_a100: Path) -> None:
+    notebook = nbformat.read(written(on_half_an_a100, RAY_WITHIN), as_version=4)
+    NotebookClient(notebook, timeout=100).execute()
+    (printed,) = [output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"]
+    node, of_the_task, of_the_kernel = printed.split()
+    assert node.endswith(".3")
+    assert of_the_task == of_the_kernel
+
+
+def test_papermill(on_half_an_a100: Path) -> None:
+    source = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['RAY_ADDRESS'])"
+    papermill.execute_notebook(
+        str(written(on_half_an_a100, source)), str(on_half_an_a100 / "out.ipynb"), progress_bar=False
+    )
+    device, address = (
+        nbformat.read(on_half_an_a100 / "out.ipynb", as_version=4).cells[0].outputs[0].text.split()
+    )
+    assert device in "0123"
+    assert address == os.environ["RAY_ADDRESS"]
+
+
+def test_ray_says_what_is_free_on_each_node(ray_cluster: object) -> None:
+    """By calls that are not public: where a version of Ray changes them, totals alone are known, and this fails."""
+    ray_join.join(ray_cluster.address, namespace="roost")  # type: ignore[attr-defined]
+    try:
+        nodes = ray_state.read()
+        assert len(nodes) == 3
+        assert all(node.free is not None and node.groups is not None for node in nodes)
+        assert {node.model for node in nodes} == {"", "T4", "A100"}
+        import ray
+
+        public = ray_state.decode_public(ray.nodes())
+        assert {node.ray_id: (node.id, node.total, node.labels) for node in public} == {
+            node.ray_id: (node.id, node.total, node.labels) for node in nodes
+        }
+    finally:
+        ray_join.leave()
