@@ -215,7 +215,7 @@ def decoding(rounds: int) -> dict[str, list[float]]:
         return took
 
     return {
-        "decode": timed(lambda: ray_state.decode(content)),
+        "decode": timed(lambda: ray_state.decode(content, nodes)),
         "as_node": timed(lambda: [ray_state.as_node(node, (), None, None) for node in nodes]),
     }
 

@@ -149,6 +149,8 @@ class Ledger:
         free_bytes = self.memory_bytes - self.memory_promised_bytes
         if request.memory_bytes and request.memory_bytes > free_bytes:
             raise Conflict(f"{request.memory_bytes} bytes of memory asked for, {max(free_bytes, 0)} free")
+        for name, amount in request.resources.items():
+            raise Conflict(f"{amount:g} {name} asked for, this machine has none")
         if not request.gpus:
             return ()
         free = {device_id: 1.0 - promised for device_id, promised in self.promised_by_device().items()}

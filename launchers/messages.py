@@ -28,8 +28,8 @@ class Reserve:
     """Asks the ledger for a slice of the node; repeated with the same `lease_id` it gives the same answer.
 
     `device_ids` are preferred devices; the agent may grant others. Where a cluster manager has granted the slice
-    already (`is_granted`), the ledger notes it as it is. `linger_s`: how long the reservation is kept after its
-    kernel ended by itself, so that a restarter may start it again.
+    already (`is_granted`), the ledger notes it as it is; no ledger itself has any `resources` to give. `linger_s`:
+    how long the reservation is kept after its kernel ended by itself, so that a restarter may start it again.
     """
 
     lease_id: str
@@ -40,6 +40,7 @@ class Reserve:
     gpus: float = 0.0
     gpu_models: tuple[str, ...] = ()
     device_ids: tuple[str, ...] = ()
+    resources: Mapping[str, float] = field(default_factory=dict)
     is_granted: bool = False
     linger_s: float = 10.0
 

@@ -13,8 +13,8 @@ from roost.scheduler.errors import ConfigError
 from roost.scheduler.values import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
 
 OPTIONS = (
-    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "tolerates", "policy", "encrypt", "fork",
-    "launch_timeout", "environment",
+    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "encrypt",
+    "fork", "launch_timeout", "environment",
 )  # fmt: skip
 """What a kernelspec may say in `metadata.kernel_provisioner.config`."""
 
@@ -58,6 +58,7 @@ def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:
         gpu_models=read("gpu_models", "", _names),
         labels=read("labels", "", _labels),
         near=read("near", "", _labels),
+        resources=read("resources", "KERNEL_RESOURCES", _resources),
         tolerates=read("tolerates", "", _names),
         policy=read("policy", "", _text),
     )
@@ -80,6 +81,18 @@ def _amount(name: str, value: Any, *, least: str = "ask for 0 (no promise) or mo
     if amount < 0:
         raise ConfigError(f"{name} = {value} is negative: {least}.")
     return amount
+
+
+def _resources(name: str, value: Any) -> dict[str, float]:
+    if _is_unset(value):
+        return {}
+    items = value
+    if isinstance(value, str):
+        items = dict(item.rpartition("=")[::2] for item in value.split(",") if item.strip())
+    if not isinstance(items, Mapping) or not all(isinstance(key, str) and key.strip() for key in items):
+        raise ConfigError(f"{name} = {value!r:.60} is not a table of names and amounts.")
+    amounts = {key.strip(): _amount(f"{name} {key.strip()}", item) for key, item in items.items()}
+    return {key: amount for key, amount in amounts.items() if amount}
 
 
 def _gpus(name: str, value: Any) -> float:

@@ -68,6 +68,11 @@ class RoostProvisioner(KernelProvisionerBase):
     gpu_models = AnyTrait((), config=True, help="GPU models that will do; empty: any.")
     labels = AnyTrait({}, config=True, help="Labels that the node must have.")
     near = AnyTrait({}, config=True, help="Labels that the node had better have.")
+    resources = AnyTrait(
+        {},
+        config=True,
+        help="Amounts of what else the cluster counts: {'licence': 1}, Ray's custom resources.",
+    )
     tolerates = AnyTrait((), config=True, help="Taints of nodes on which the kernel may run all the same.")
     policy = Unicode("", config=True, help="Placement policy by name; empty: the operator's default.")
     encrypt = Unicode(

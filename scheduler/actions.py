@@ -43,6 +43,7 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
         "gpu_models": arguments.gpu_model,
         "labels": _labels("--label", arguments.label),
         "near": _labels("--near", arguments.near),
+        "resources": _resources(arguments.resource),
         "tolerates": arguments.tolerate,
         "policy": arguments.policy,
     }
@@ -59,6 +60,22 @@ def _labels(option: str, given: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def _resources(given: Sequence[str]) -> dict[str, float]:
+    resources = {}
+    for resource in given:
+        name, _, text = resource.rpartition("=")
+        try:
+            amount = float(text)
+        except ValueError:
+            amount = 0.0
+        if not (name and 0 < amount < float("inf")):
+            raise ConfigError(
+                f"--resource {resource!r} must be NAME=AMOUNT, an amount above 0: for example licence=1."
+            )
+        resources[name] = int(amount) if amount.is_integer() else amount
+    return resources
+
+
 def _whole(amount: float | None) -> float | None:
     """1 rather than 1.0: what is written is read by people."""
     return int(amount) if amount is not None and amount.is_integer() else amount
@@ -73,6 +90,7 @@ def request_of(config: dict[str, Any]) -> KernelRequest:
         gpu_models=tuple(config.get("gpu_models", ())),
         labels=config.get("labels", {}),
         near=config.get("near", {}),
+        resources=config.get("resources", {}),
         tolerates=tuple(config.get("tolerates", ())),
         policy=config.get("policy", ""),
     )

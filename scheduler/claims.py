@@ -9,7 +9,7 @@ from roost.placement import Decision, Request, Snapshot
 
 from .queue import Ticket
 
-AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus"}
+AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
 """Filters that speak of amounts, and what of a request they look at."""
 
 

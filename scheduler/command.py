@@ -215,6 +215,13 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         help="rather such nodes, if they have room",
     )
     asks.add_argument(
+        "--resource",
+        metavar="NAME=AMOUNT",
+        action="append",
+        default=[],
+        help="what else the cluster counts, such as licence=1",
+    )
+    asks.add_argument(
         "--tolerate", metavar="TAINT", action="append", default=[], help="also nodes kept for such kernels"
     )
     asks.add_argument("--policy", metavar="NAME", default="", help="how nodes are ranked")

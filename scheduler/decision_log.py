@@ -22,7 +22,7 @@ FILE_NAME = "decisions.jsonl"
 MAX_BYTES = 8 << 20
 """Past this the file becomes `decisions.jsonl.old`, in place of the one before."""
 
-ASKED = ("cpus", "memory_bytes", "gpus", "gpu_models", "labels", "near", "tolerates")
+ASKED = ("cpus", "memory_bytes", "gpus", "gpu_models", "labels", "near", "resources", "tolerates")
 """The fields of a request that are written."""
 _LONGEST_REASON = 500
 _PATH = re.compile(r"(?<![\w.])~?/[^\s'\",;:)]+")

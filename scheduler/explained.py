@@ -73,6 +73,7 @@ def soonest(
             "cpus": lease.request.cpus,
             "memory_bytes": lease.request.memory_bytes,
             "gpus": lease.request.gpus,
+            "resources": dict(lease.request.resources),
             "device_ids": list(lease.device_ids),
             "since": since.get(lease.kernel_id),
         }

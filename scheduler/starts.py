@@ -293,6 +293,7 @@ def placement_request(request: KernelRequest, owner: Owner, environment: str = "
             gpu_models=request.gpu_models,
             labels=request.labels,
             near=request.near,
+            resources=request.resources,
             tolerates=request.tolerates,
             environment=environment,
             owner=owner.user,
@@ -304,7 +305,7 @@ def placement_request(request: KernelRequest, owner: Owner, environment: str = "
 def _line(record: Record) -> Hashable:
     """Requests for the same under the same policy wait in one line; who asks for no promise waits behind nobody."""
     request = record.request
-    amounts = (request.cpus, request.memory_bytes, request.gpus)
+    amounts = (request.cpus, request.memory_bytes, request.gpus, *sorted(request.resources.items()))
     if not any(amounts):
         return record.kernel_id
     labels = tuple(sorted(request.labels.items()))
@@ -319,6 +320,7 @@ def _is_as_it_was(node: Node, snapshot: Snapshot) -> bool:
 
     def promised(which: Node) -> tuple[Any, ...]:
         devices = tuple(device.promised for device in which.devices)
-        return which.cpus_promised, which.memory_promised_bytes, which.gpus_promised, devices
+        sums = which.cpus_promised, which.memory_promised_bytes, which.gpus_promised
+        return *sums, which.resources_promised, devices
 
     return promised(now) == promised(node)

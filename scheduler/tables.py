@@ -78,6 +78,7 @@ def asks(request: KernelRequest) -> str:
         parts.append(format_bytes(request.memory_bytes))
     if request.cpus:
         parts.append(f"{number(request.cpus)} CPU")
+    parts += [f"{number(amount)} {name}" for name, amount in request.resources.items()]
     parts += [f"{key}={value}" for key, value in request.labels.items()]
     parts += [f"near {key}={value}" for key, value in request.near.items()]
     parts += [f"tolerates {taint}" for taint in request.tolerates]
@@ -85,7 +86,8 @@ def asks(request: KernelRequest) -> str:
 
 
 def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each node, one for each GPU, and one for each node with labels, taints or something warm."""
+    """One line for each node, one for each GPU, and one for each node with resources, labels, taints or something
+    warm."""
     out = console()
     if not nodes:
         out.print("There are no nodes.")
@@ -124,8 +126,12 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _traits(nodes: Sequence[Mapping[str, Any]]) -> Table:
-    """What kernels can ask for besides amounts; only columns in which some node has something."""
+    """What else kernels can ask for; only columns in which some node has something."""
     said: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+        "RESOURCES": lambda node: [
+            f"{number(node['resources_promised'].get(name, 0))} of {number(total)} {name}"
+            for name, total in sorted(node["resources"].items())
+        ],
         "LABELS": lambda node: [f"{name}={value}" for name, value in sorted(node["labels"].items())],
         "TAINTS": lambda node: node["taints"],
         "WARM": lambda node: node["warm"],
@@ -217,7 +223,8 @@ def _show_soonest(out: Console, soonest: Mapping[str, Any]) -> None:
     made = table("KERNEL", "OWNER", "APPLICATION", "HOLDS", "GPU", "SINCE", right=("SINCE",))
     short = short_ids([kernel["id"] for kernel in kernels])
     for kernel in kernels:
-        holds = KernelRequest(cpus=kernel["cpus"], memory_bytes=kernel["memory_bytes"], gpus=kernel["gpus"])
+        amounts = ("cpus", "memory_bytes", "gpus", "resources")
+        holds = KernelRequest(**{name: kernel[name] for name in amounts})
         made.add_row(
             short[kernel["id"]],
             kernel["user"],

@@ -22,8 +22,9 @@ class KernelRequest:
     """What one kernel asks for. All zero asks for no promise: it shares what is there.
 
     `gpus` is at most 1 (a share of one GPU) or a whole number. A node must have all `labels`, and is the better
-    the more of `near` it has; `tolerates` are taints of nodes on which it may run all the same. `policy` names a
-    placement policy (empty: the operator's default).
+    the more of `near` it has; `resources` are amounts of what else its manager counts (Ray's custom resources);
+    `tolerates` are taints of nodes on which it may run all the same. `policy` names a placement policy (empty: the
+    operator's default).
     """
 
     cpus: float = 0.0
@@ -32,6 +33,7 @@ class KernelRequest:
     gpu_models: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     near: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
     tolerates: tuple[str, ...] = ()
     policy: str = ""
 

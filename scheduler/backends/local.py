@@ -92,6 +92,7 @@ class LocalBackend(Backend):
             cpus=request.cpus,
             memory_bytes=request.memory_bytes,
             gpus=request.gpus,
+            resources=request.resources,
             gpu_models=tuple(sorted(models)) if request.gpu_models else (),
             device_ids=placement.device_ids,
             linger_s=self._settings.restart_grace_s,

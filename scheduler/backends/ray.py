@@ -124,6 +124,7 @@ class RayBackend(Backend):
                 gpus=request.gpus,
                 gpu_models=request.gpu_models,
                 device_ids=device_ids,
+                resources=request.resources,
                 is_granted=True,
                 linger_s=self._settings.restart_grace_s,
             )
@@ -331,7 +332,8 @@ class RayBackend(Backend):
         node = self._picture.node(node_id)
         has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
         is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
-        return is_enough and (has_devices or not request.gpus)
+        has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
+        return is_enough and has_rest and (has_devices or not request.gpus)
 
     async def _device_ids(self, name: str, request: Request) -> tuple[str, ...]:
         if not request.gpus:
@@ -459,6 +461,7 @@ def _lease(reservation: Reservation, node_id: str) -> Lease:
             memory_bytes=held.memory_bytes,
             gpus=held.gpus,
             gpu_models=held.gpu_models,
+            resources=held.resources,
             owner=held.owner.user,
         ),
         owner=held.owner,
@@ -472,6 +475,7 @@ def _bare_lease(group: Group, node_id: str) -> Lease:
         cpus=amounts.get("CPU", 0.0),
         memory_bytes=int(amounts.get("memory", 0)),
         gpus=amounts.get("GPU", 0.0),
+        resources={name: amounts[name] for name in ray_state.custom(amounts)},
         owner=group.user,
     )
     return Lease(

@@ -93,7 +93,7 @@ class RayDriver:
     async def _read(self) -> None:
         read_at = time.monotonic()
         try:
-            nodes = {node.id: node for node in await self.ask(ray_state.read)}
+            nodes = {node.id: node for node in await self.ask(ray_state.read, self.nodes.values())}
         except BackendUnavailable as problem:
             if not self.away:
                 self.away = str(problem)

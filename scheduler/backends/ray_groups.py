@@ -112,7 +112,7 @@ def bundle(request: Request, node: RayNode) -> dict[str, float]:
     """What the group asks Ray for."""
     amounts = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory_bytes)}
     asked = {name: amount for name, amount in amounts.items() if amount}
-    return {**asked, f"node:{node.address}": _SHARE_OF_ADDRESS}
+    return {**request.resources, **asked, f"node:{node.address}": _SHARE_OF_ADDRESS}
 
 
 def device_ids(name: str, gpus: float) -> Any:

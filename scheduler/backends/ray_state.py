@@ -6,6 +6,7 @@ A node is named by its address: unlike Ray's own id it stays when the node's ray
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,10 @@ _GROUP = "_PG_"
 _MODEL_LABEL = "ray.io/accelerator-type"
 _MODEL_RESOURCE = "accelerator_type:"
 _AMOUNTS = ("CPU", "GPU", "memory")
-"""What is read of a node's resources: to read them all, with the nine that each group adds, takes ten times as long."""
+_OF_RAY = frozenset({*_AMOUNTS, "object_store_memory"})
+_MARKS = ("node:", _MODEL_RESOURCE)
+"""Resources that say what a node is, not what it has."""
+_OF_GROUP = re.compile(r"_group_(\d+_)?[0-9a-f]{36}$")
 _DEAD, _DRAINING = 2, 4
 
 
@@ -32,8 +36,8 @@ _DEAD, _DRAINING = 2, 4
 class RayNode:
     """An alive node of a Ray cluster, as its GCS knows it. `free` is None where Ray does not say.
 
-    Amounts are Ray's, of CPU and GPU in units and of memory in bytes; what a node has none of is left out. `groups`
-    are ids of placement groups that are created and have a bundle here (None: not said).
+    Amounts are Ray's, of CPU and GPU in units and of memory in bytes, and of custom resources; what a node has none of
+    is left out. `groups` are ids of placement groups that are created and have a bundle here (None: not said).
     """
 
     id: str
@@ -47,8 +51,10 @@ class RayNode:
     is_draining: bool = False
 
 
-def read() -> tuple[RayNode, ...]:
+def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     """All alive nodes now. Blocks, about 0.4 ms; raises whatever Ray raises where its GCS does not answer.
+
+    `known` are those of an earlier reading, which spare work: a raylet's resources keep their names while it lives.
 
     The GCS's state for autoscalers is not public: where a version of Ray lacks it, `ray.nodes()` is asked, which does
     not say what is free.
@@ -62,30 +68,36 @@ def read() -> tuple[RayNode, ...]:
     except (ImportError, AttributeError, TypeError) as problem:
         log.debug("this Ray has no cluster resource state: %s", problem)
         return decode_public(ray.nodes())
-    return decode(content)
+    return decode(content, known)
 
 
-def decode(content: bytes) -> tuple[RayNode, ...]:
-    """The nodes of a serialised `GetClusterResourceStateReply`: 10 µs for each."""
+def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
+    """The nodes of a serialised `GetClusterResourceStateReply`: 10 µs for each that is known.
+
+    Of one that is not, all resources are read, with the nine that each group adds: that takes ten times as long.
+    """
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterResourceStateReply.FromString(content)
+    names_of = {node.ray_id: custom(node.total) for node in known if node.total}
     found = []
     for state in reply.cluster_resource_state.node_states:
         if state.status == _DEAD:
             continue
         resources, address = state.total_resources, state.node_ip_address
         labels = dict(state.labels) if hasattr(state, "labels") else {}
-        total = _amounts(resources)
+        ray_id = state.node_id.hex()
+        names = (*_AMOUNTS, *(names_of[ray_id] if ray_id in names_of else custom(resources)))
+        total = _amounts(resources, names)
         found.append(
             RayNode(
                 id=address,
-                ray_id=state.node_id.hex(),
+                ray_id=ray_id,
                 address=address,
                 labels=labels,
                 model=_model(labels, resources) if "GPU" in total else "",
                 total=total,
-                free=_amounts(state.available_resources),
+                free=_amounts(state.available_resources, names),
                 groups=frozenset(
                     name[len(_GROUP) :] for name in state.dynamic_labels if name.startswith(_GROUP)
                 ),
@@ -108,12 +120,23 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
                     address=node["NodeManagerAddress"],
                     labels=labels,
                     model=_model(labels, resources),
-                    total=_amounts(resources),
+                    total=_amounts(resources, (*_AMOUNTS, *custom(resources))),
                     free=None,
                     groups=None,
                 )
             )
     return _told_apart(found)
+
+
+def custom(resources: Iterable[str]) -> list[str]:
+    """The names of those that Ray only counts, as it was told to: neither its own nor what a placement group adds."""
+    return [
+        name
+        for name in resources
+        if name not in _OF_RAY
+        and not name.startswith(_MARKS)
+        and not ("_group_" in name and _OF_GROUP.search(name))
+    ]
 
 
 def as_node(
@@ -141,6 +164,7 @@ def as_node(
             return by_leases
         return max(by_leases, round(total.get(name, 0.0) - free.get(name, 0.0), 4))  # Ray counts in 1/10,000
 
+    resources = {name: amount for name, amount in total.items() if name not in _OF_RAY}
     return Node(
         id=node.id,
         address=node.address,
@@ -154,6 +178,11 @@ def as_node(
         cpus_promised=promised("CPU", sum(lease.request.cpus for lease in held)),
         memory_promised_bytes=int(promised("memory", sum(lease.request.memory_bytes for lease in held))),
         gpus_promised=promised("GPU", sum(lease.request.gpus for lease in held)),
+        resources=resources,
+        resources_promised={
+            name: max(0.0, promised(name, sum(lease.request.resources.get(name, 0.0) for lease in held)))
+            for name in resources
+        },
         cpus_used=status.cpus_used if status else None,
         memory_used_bytes=status.memory_used_bytes if status else None,
         kernels=status.kernels if status else len(held),
@@ -189,8 +218,8 @@ def _in_order(device_id: str) -> tuple[int, str]:
     return (int(device_id), "") if device_id.isdigit() else (1 << 30, device_id)
 
 
-def _amounts(resources: Mapping[str, float]) -> dict[str, float]:
-    return {name: amount for name in _AMOUNTS if (amount := resources.get(name))}
+def _amounts(resources: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    return {name: amount for name in names if (amount := resources.get(name))}
 
 
 def _model(labels: Mapping[str, str], resources: Iterable[str]) -> str:

@@ -16,13 +16,14 @@ from raylets import Machine, Raylets, why_not
 MACHINES = (
     Machine(cpus=4, gpus=2, gpu_model="T4"),
     Machine(cpus=2, gpus=4, gpu_model="A100"),
-    Machine(cpus=2, labels={"zone": "b"}),
+    Machine(cpus=2, labels={"zone": "b"}, resources={"licence": 2}),
 )
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(private_environment: None) -> Iterator[Raylets]:
-    """Three nodes, 2 GiB each, the head first: 4 CPUs and 2 T4; 2 CPUs and 4 A100; 2 CPUs and the label zone=b.
+    """Three nodes, 2 GiB each, the head first: 4 CPUs and 2 T4; 2 CPUs and 4 A100; 2 CPUs, 2 of
+    the resource licence, and the label zone=b.
 
     What is started on them has the ROOST_RUNTIME_DIR in `environment`, which is no test's own.
     """

@@ -44,6 +44,13 @@ def test_a_share_must_fit_one_device(tmp_path: Path) -> None:
         ledger.reserve(ask("d", gpus=1), now=0)
 
 
+def test_a_ledger_has_no_custom_resources_to_give(tmp_path: Path) -> None:
+    ledger = make(tmp_path / "l")
+    with pytest.raises(Conflict, match="1 licence asked for, this machine has none"):
+        ledger.reserve(ask("a", cpus=1, resources={"licence": 1}), now=0)
+    assert len(ledger) == 0
+
+
 def test_ten_tenths_fit(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l", gpus=1)
     for n in range(10):
@@ -55,8 +62,9 @@ def test_ten_tenths_fit(tmp_path: Path) -> None:
 def test_what_a_cluster_manager_has_granted_is_noted_as_it_is(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l", gpus=1, cpus=1)
     granted = ask(
-        "a", cpus=8, memory_bytes=1000, gpus=1, device_ids=("7",), gpu_models=("H100",), is_granted=True
-    )
+        "a", cpus=8, memory_bytes=1000, gpus=1, device_ids=("7",), gpu_models=("H100",), is_granted=True,
+        resources={"licence": 1.5},
+    )  # fmt: skip
     assert ledger.reserve(granted, now=0).request == granted
     assert (ledger.cpus_promised, ledger.gpus_promised) == (8, 1)
     assert ledger.promised_by_device() == {"0": 0, "7": 1}, "devices that are not seen here as well"

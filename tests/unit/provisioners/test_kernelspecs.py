@@ -289,14 +289,16 @@ def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "c=d",
         "--tolerate",
         "lab",
+        "--resource",
+        "licence=2",
     ]
     assert command.main(argv) == 0
     assert str(kernels / "ours") in capsys.readouterr().out
     config = written(kernels / "ours")["metadata"]["kernel_provisioner"]["config"]
-    wishes = {"labels": {"a": "b"}, "near": {"c": "d"}, "tolerates": ["lab"]}
+    wishes = {"labels": {"a": "b"}, "near": {"c": "d"}, "tolerates": ["lab"], "resources": {"licence": 2}}
     assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", **wishes}
     assert command.main(["kernelspec", "list"]) == 0
-    assert "0.5 GPU, 8 GiB, a=b" in capsys.readouterr().out
+    assert "0.5 GPU, 8 GiB, 2 licence," in capsys.readouterr().out
     assert command.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert (listed["name"], listed["config"], listed["problem"]) == ("ours", config, "")

@@ -20,7 +20,8 @@ def test_nothing_said_promises_nothing() -> None:
 def test_options_are_read() -> None:
     options = {
         "cpus": 2, "memory": "8GiB", "gpus": 0.25, "gpu_models": ["A100", "H100"], "labels": {"zone": "a"},
-        "near": {"rack": "7"}, "tolerates": ["lab"], "policy": "pack", "launch_timeout": 5,
+        "near": {"rack": "7"}, "resources": {"licence": 1, "tpu": 0}, "tolerates": ["lab"], "policy": "pack",
+        "launch_timeout": 5,
     }  # fmt: skip
     wish = read_wish(options, {})
     assert wish.request == KernelRequest(
@@ -30,6 +31,7 @@ def test_options_are_read() -> None:
         gpu_models=("A100", "H100"),
         labels={"zone": "a"},
         near={"rack": "7"},
+        resources={"licence": 1.0},
         tolerates=("lab",),
         policy="pack",
     )
@@ -52,6 +54,8 @@ def test_the_kernels_environment_wins() -> None:
     assert (wish.request.cpus, wish.request.memory_bytes, wish.request.gpus) == (3.0, 1 << 30, 2.0)
     assert wish.launch_timeout_s == 7.0
     assert read_wish({"cpus": 1}, {"KERNEL_CPUS": ""}).request.cpus == 1.0
+    wish = read_wish({"resources": {"tpu": 8}}, {"KERNEL_RESOURCES": "licence=1, tpu=0.5"})
+    assert wish.request.resources == {"licence": 1.0, "tpu": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,10 @@ def test_the_kernels_environment_wins() -> None:
         ({"labels": {"a": 1}}, {}, "labels"),
         ({"near": {"a": 1}}, {}, "near"),
         ({"tolerates": 3}, {}, "tolerates"),
+        ({"resources": ["licence"]}, {}, "resources = ['licence'] is not a table of names and amounts"),
+        ({"resources": {"licence": "many"}}, {}, "resources licence = 'many' is not a number"),
+        ({"resources": {"licence": -1}}, {}, "resources licence = -1 is negative"),
+        ({}, {"KERNEL_RESOURCES": "licence"}, "KERNEL_RESOURCES = 'licence' is not a table"),
         ({"gpu_models": {"a": 1}}, {}, "gpu_models"),
         ({"policy": 3}, {}, "policy"),
         ({"launch_timeout": 0}, {}, "launch_timeout"),

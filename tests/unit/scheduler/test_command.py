@@ -169,6 +169,7 @@ def test_nodes_show_promises_and_devices(client: StubClient, capsys: pytest.Capt
 def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["explain", "--gpus", "0.5", "--memory", "8GiB", "--gpu-model", "H200", "--label", "zone=a"]
     options += ["--near", "rack=7", "--tolerate", "lab", "--tolerate", "night"]
+    options += ["--resource", "licence=2", "--resource", "odd=name=0.5"]
     code, out, _ = run(capsys, *options)
     assert code == 0
     assert "It would go to big, GPU GPU-0." in out
@@ -182,6 +183,7 @@ def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFix
         gpu_models=("H200",),
         labels={"zone": "a"},
         near={"rack": "7"},
+        resources={"licence": 2, "odd=name": 0.5},
         tolerates=("lab", "night"),
     )
     decision = document(capsys, *options)["decision"]
@@ -233,12 +235,13 @@ def test_explain_names_the_fallback_and_counts_refusals(
 
 
 def test_explain_says_who_holds_what_is_short(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
-    kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 2.0, "memory_bytes": 8 << 30}
-    held = {**kernel, "gpus": 0.25, "device_ids": ["GPU-0"], "since": time.time() - 90}
+    kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 0.0, "memory_bytes": 8 << 30}
+    kernel |= {"gpus": 0.25, "resources": {"licence": 2}}
+    held = {**kernel, "device_ids": ["GPU-0"], "since": time.time() - 90}
     client.soonest = {"node_id": "big", "kernels": [held, {**held, "id": SECOND.id, "since": None}]}
     out = " ".join(run(capsys, "explain", "--gpus", "1")[1].split())
     assert "The soonest to free: big would have room if these 2 kernels ended." in out
-    assert "aaaaaaaa-1 ada lab 0.25 GPU, 8 GiB, 2 CPU GPU-0 90 s" in out
+    assert "aaaaaaaa-1 ada lab 0.25 GPU, 8 GiB, 2 licence GPU-0 90 s" in out
     assert "unknown" in out
     client.soonest = {"node_id": "big", "kernels": [held]}
     assert "if this kernel ended" in run(capsys, "explain", "--gpus", "1")[1]
@@ -257,16 +260,18 @@ def test_nodes_that_were_saved_can_be_asked(
         assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_labels_taints_and_what_is_warm_are_shown(
+def test_resources_labels_taints_and_what_is_warm_are_shown(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "TAINTS" not in run(capsys, "nodes")[1]
+    assert not {"TAINTS", "RESOURCES"} & set(run(capsys, "nodes")[1].split())
     traits = {"labels": {"zone": "a", "disk": "ssd"}, "warm": (f"/home/ada/{'deep/' * 20}bin/python",)}
+    traits |= {"resources": {"licence": 2}, "resources_promised": {"licence": 0.5}}
     monkeypatch.setitem(globals(), "NODES", [replace(NODES[0], **traits), NODES[1]])
     out = run(capsys, "nodes")[1]
     assert "LABELS" in out
     assert "disk=ssd" in out
     assert "WARM" in out
+    assert "0.5 of 2 licence" in out
     assert "TAINTS" not in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -376,6 +381,9 @@ def test_a_kernel_that_died_shows_its_log(client: StubClient, capsys: pytest.Cap
         ["explain", "--memory", "lots"],
         ["explain", "--label", "zone"],
         ["explain", "--near", "zone"],
+        ["explain", "--resource", "licence"],
+        ["explain", "--resource", "licence=0"],
+        ["explain", "--resource", "licence=nan"],
         ["logs", "b", "--tail", "-1"],
         ["run", "no-such-notebook.ipynb"],
         ["run", "no-such-notebook.ipynb", "--gpus", "1.5"],

@@ -18,7 +18,7 @@ GIB = 1 << 30
 ADA = Owner(user="ada", application="lab")
 
 
-def lease(kernel_id: str, node_id: str, *devices: str, **asked: float) -> Lease:
+def lease(kernel_id: str, node_id: str, *devices: str, **asked: object) -> Lease:
     request = Request(**asked)  # type: ignore[arg-type]
     return Lease(
         id=f"roost:{kernel_id}:s/1",
@@ -80,6 +80,15 @@ def test_the_node_where_the_fewest_must_end() -> None:
     assert to_end(halves + wholes, snapshot, gpus=1) == ("b", ["b0"])
     assert to_end(halves + wholes, snapshot, gpus=2) == ("b", ["b0", "b1"])
     assert to_end(halves + wholes, snapshot, gpus=0.5) == ("a", ["a0"])
+
+
+def test_kernels_that_hold_a_custom_resource() -> None:
+    leases = [lease("two", "a", resources={"licence": 2}), lease("cpu", "a", cpus=1)]
+    snapshot = cluster(leases, node("a", resources={"licence": 2}))
+    assert to_end(leases, snapshot, resources={"licence": 1}) == ("a", ["two"])
+    found = soonest(decided(snapshot, resources={"licence": 1}), snapshot, leases, {})
+    assert found is not None
+    assert found["kernels"][0]["resources"] == {"licence": 2.0}
 
 
 def test_none_where_no_end_makes_room() -> None:

@@ -47,6 +47,8 @@ async def test_labels_taints_and_what_is_warm_decide(tmp_path: Path) -> None:
             await w.start("k1", labels={"disk": "ssd"}, tolerates=("lab",))
         with pytest.raises(NoNodeEver, match="are kept for others"):
             await w.start("k2")
+        with pytest.raises(NoNodeEver, match="could ever hold 1 licence: 2 of 2 nodes have too little of a"):
+            await w.start("k2", "2", resources={"licence": 1}, tolerates=("lab",))
         asked = {
             "labels": {"zone": "a"},
             "near": {"disk": "ssd"},

@@ -1,0 +1,92 @@
+"""Ray's custom resources, on a real cluster: what is asked for is taken of the node, and nobody else is promised it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from raylets import Raylets
+
+from roost.launchers.messages import Owner
+from roost.placement import Decision, Request, policy
+from roost.scheduler.agents import Agents
+from roost.scheduler.backends import ray_groups, ray_join
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.ray import RayBackend
+from roost.scheduler.config import RaySettings, Settings
+from roost.scheduler.errors import LeaseConflict
+
+pytestmark = pytest.mark.timeout(180)
+
+ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
+
+
+@pytest.fixture
+def cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
+    yield ray_cluster
+    ray_join.leave()
+
+
+@pytest.fixture
+async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[RayBackend]:
+    agents = Agents()
+    backend = RayBackend(Settings(ray=RaySettings(address=cluster.address)), agents, folder=tmp_path)
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        for lease in await backend.leases():
+            await backend.release(lease)
+        await backend.close()
+        await agents.close()
+
+
+async def decide(backend: RayBackend, **resources: float) -> Decision:
+    return policy("balanced").place(Request(resources=resources), await backend.snapshot())
+
+
+async def take(backend: RayBackend, decision: Decision, name: str) -> Lease:
+    assert decision.placement is not None
+    return await backend.lease(
+        decision.request, decision.placement, lease_id=f"roost:{name}:t/1", kernel_id=name, owner=ADA
+    )
+
+
+async def test_amounts_are_promised_taken_and_given_back(cluster: Raylets, backend: RayBackend) -> None:
+    having = cluster.nodes[2].address
+    nodes = await backend.snapshot()
+    of_nodes = {node: nodes.node(node).resources for node in nodes.nodes}
+    assert {node: amounts for node, amounts in of_nodes.items() if amounts} == {having: {"licence": 2.0}}
+
+    decision, late = await decide(backend, licence=1.5), await decide(backend, licence=1)
+    lease = await take(backend, decision, "k1")
+    assert (lease.node_id, lease.request.resources) == (having, {"licence": 1.5})
+    (group,) = ray_groups.groups()
+    assert group.amounts["licence"] == 1.5
+    assert await backend.leases() == [lease]
+    assert (await backend.snapshot()).node(having).resources_promised == {"licence": 1.5}
+
+    refused = await decide(backend, licence=1)
+    assert refused.placement is None
+    assert not refused.is_never
+    assert "1 has too little of a resource free now" in refused.reason
+    assert f"nearest {having}: needs 1 licence, 0.5 free" in refused.remedies[0]
+    with pytest.raises(LeaseConflict, match=f"Ray has no room for it on {having} now"):
+        await take(backend, late, "k2")  # placed before the first was taken
+
+    await backend.release(lease)
+    events = backend.watch()
+    while (await backend.snapshot()).node(having).resource_free("licence") != 2.0:
+        await asyncio.wait_for(anext(events), 5)  # Ray shows late what was freed
+    await take(backend, await decide(backend, licence=2), "k3")
+
+
+async def test_what_no_node_has_is_refused_for_ever(backend: RayBackend) -> None:
+    decision = await decide(backend, tpu=4)
+    assert decision.is_never
+    assert (
+        decision.reason == "no node could ever hold 4 tpu: 3 of 3 nodes have too little of a resource at all"
+    )
+    assert {refusal.reason for refusal in decision.refusals} == {"needs 4 tpu, has none"}
