@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 UNUSED_LEASE_S = 30.0
 """A reservation in which no kernel is started by then was left by a scheduler that died: it is released."""
 _STOP_GRACE_S = 2.0
+_OUTSIDE_EXIT_S = 10.0
+"""An agent without leases leaves so soon where its node is no part of a cluster any more."""
 
 
 _SUBREAPER = (
@@ -87,6 +89,7 @@ class Agent:
         self._managed = Managed(folder / "manager.json", self._lose_all)
         self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._idle: asyncio.TimerHandle | None = None
+        self._idle_exit_s = settings.idle_exit_s
         self._releases: dict[str, asyncio.Task[None]] = {}
         self.left = asyncio.Event()
         self.server = Server(
@@ -176,6 +179,8 @@ class Agent:
             self.left.set()
             raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
         self._managed.watch(manager)
+        self._idle_exit_s = self._settings.idle_exit_s
+        self._watch_idleness()
         return Nothing()
 
     async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:
@@ -224,7 +229,8 @@ class Agent:
     async def _warm(self, peer: bytes, request: Warm) -> Nothing:
         command = ipykernel_command(request.argv)
         if command is not None:
-            await self._zygotes.warm(command, request.env)
+            env = {**own_environment(), **request.env} if self._settings.address else request.env
+            await self._zygotes.warm(command, env)
         return Nothing()
 
     async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
@@ -281,11 +287,16 @@ class Agent:
         self._watch_idleness()
 
     async def _lose_all(self, reason: str) -> None:
-        """The manager has taken all leases back. Told first, so that nobody starts a kernel in them again."""
+        """The manager has taken all leases back, and this node from the cluster: soon there is nothing to do here.
+
+        Told first, so that nobody starts a kernel in them again.
+        """
         lease_ids = [reservation.request.lease_id for reservation in self._ledger.reservations()]
         for lease_id in lease_ids:
             self._publish("lost", lease_id=lease_id, reason=reason)
         await asyncio.gather(*map(self._release_lease, lease_ids))
+        self._idle_exit_s = _OUTSIDE_EXIT_S
+        self._watch_idleness()
 
     def _expire_later(self, lease_id: str, delay_s: float) -> None:
         """Release the lease after `delay_s`, unless a kernel is started in it before."""
@@ -308,7 +319,7 @@ class Agent:
             self._idle.cancel()
             self._idle = None
         if len(self._ledger) == 0:
-            self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self.left.set)
+            self._idle = asyncio.get_running_loop().call_later(self._idle_exit_s, self.left.set)
 
     def _publish(
         self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None

@@ -122,7 +122,10 @@ class Client:
         return self._run(self._nothing("drain", {"node_id": node_id, "on": on}))
 
     def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
-        """Prepare a fast start for kernels of this `argv` in this environment."""
+        """Prepare a fast start for kernels of this `argv` in this environment, where one would go now.
+
+        On a backend of other machines the node's own environment is beneath it: pass what is to reach the kernels.
+        """
         return self._run(self._nothing("warm", {"argv": list(argv), "env": dict(env)}, _WARM_S))
 
     def up(self) -> Call[int]:
