@@ -37,6 +37,15 @@ for entry in placement_group_table().values():
             remove_placement_group(ray.util.get_placement_group(entry["name"]))
 """
 
+DRAIN = """
+import ray, sys
+from ray._raylet import GcsClient
+ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
+(node,) = [node for node in ray.nodes() if node["NodeManagerAddress"] == sys.argv[2]]
+accepted, why = GcsClient(address=sys.argv[1]).drain_node(node["NodeID"], 2, "test", 2**62)
+sys.exit(0 if accepted else why)
+"""
+
 
 @pytest.fixture(scope="module")
 def cluster(private_environment: None) -> Iterator[Raylets]:
@@ -171,6 +180,20 @@ async def test_a_node_that_leaves_in_order(notebooks: Callable[..., object], clu
     cluster.stop_node(node.address)
     await ended(notebook, 10)
     assert wait_gone(pid, 10)
+
+
+async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Raylets) -> None:
+    """Ray's own drain: nothing new goes there, what runs goes on."""
+    node = cluster.add_node(Machine(cpus=2, labels={"third": "yes"}))
+    notebook = await notebooks(labels={"third": "yes"}, cpus=1)
+    await notebook.run("mine = 42")
+    subprocess.run([sys.executable, "-c", DRAIN, cluster.address, node.address], timeout=60, check=True)
+    drained_at = time.monotonic()
+    while (decision := await service().explain(KernelRequest(labels={"third": "yes"})))["placement"]:
+        assert time.monotonic() - drained_at < 2
+        await asyncio.sleep(0.1)
+    assert "draining" in decision["reason"]
+    assert await notebook.value("mine") == "42"
 
 
 @pytest.fixture
