@@ -68,6 +68,7 @@ class RayBackend(Backend):
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
         self._claims: dict[str, asyncio.Task[Group]] = {}  # by name, groups that Ray was asked for
+        self._anchors: dict[str, Any] = {}  # by Ray's id of the node
         self._picture = Snapshot.of([])
         self._taken_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -113,7 +114,7 @@ class RayBackend(Backend):
         try:
             group = await asyncio.shield(claim)  # Ray's answer comes in any case: `release` waits for it
             self._group_ids[lease_id] = group.id
-            device_ids = await self._device_ids(name, request)
+            device_ids = await self._device_ids(name, request, node)
             await host
             reserve = Reserve(
                 lease_id=lease_id,
@@ -250,6 +251,8 @@ class RayBackend(Backend):
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         for node_id in changed:
             self._hosts.check(self._ray.nodes[node_id])
+        for ray_id in self._anchors.keys() - {node.ray_id for node in self._ray.nodes.values()}:
+            del self._anchors[ray_id]
         self._picture = self._picture.apply([], removed=[name for name in gone if name in self._picture])
         self._draw(changed)
         self._events.put_nowait(BackendEvent(kind="nodes"))
@@ -309,7 +312,7 @@ class RayBackend(Backend):
                 await self._ray.ask(ray_groups.remove, name)
             group = await self._ray.ask(ray_groups.create, name, lease.request, node)
             self._group_ids[lease.id] = group.id
-            device_ids = await self._device_ids(name, lease.request)
+            device_ids = await self._device_ids(name, lease.request, node)
             if device_ids != lease.device_ids:
                 await self._ray.ask(ray_groups.remove, name)
                 raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
@@ -335,11 +338,18 @@ class RayBackend(Backend):
         has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
         return is_enough and has_rest and (has_devices or not request.gpus)
 
-    async def _device_ids(self, name: str, request: Request) -> tuple[str, ...]:
+    async def _device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
         if not request.gpus:
             return ()
-        reference = await self._ray.ask(ray_groups.device_ids, name, request.gpus)
-        return tuple(await self._ray.answer(reference, _PROBE_S, "to say which devices it has given"))
+        anchor = self._anchors.get(node.ray_id)
+        if anchor is None:
+            anchor = self._anchors[node.ray_id] = await self._ray.ask(ray_groups.anchor, node)
+        try:
+            reference = await self._ray.ask(ray_groups.device_ids, name, request.gpus, anchor)
+            return tuple(await self._ray.answer(reference, _PROBE_S, "to say which devices it has given"))
+        except BackendUnavailable:
+            self._anchors.pop(node.ray_id, None)  # it may have been for that
+            raise
 
     # The agents
 
