@@ -187,7 +187,8 @@ async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Ray
     node = cluster.add_node(Machine(cpus=2, labels={"third": "yes"}))
     notebook = await notebooks(labels={"third": "yes"}, cpus=1)
     await notebook.run("mine = 42")
-    subprocess.run([sys.executable, "-c", DRAIN, cluster.address, node.address], timeout=60, check=True)
+    command = [sys.executable, "-c", DRAIN, cluster.address, node.address]
+    await asyncio.to_thread(subprocess.run, command, timeout=60, check=True)
     drained_at = time.monotonic()
     while (decision := await service().explain(KernelRequest(labels={"third": "yes"})))["placement"]:
         assert time.monotonic() - drained_at < 2
