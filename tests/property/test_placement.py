@@ -31,9 +31,8 @@ USE = st.none() | SHARES
 MODELS = st.sampled_from(["A100", "T4"])
 AGES = st.none() | st.sampled_from([0.0, 29.0, 31.0])
 TAINTS = st.sampled_from([(), (), ("spot",), ("spot", "team")])
-RESOURCES = st.dictionaries(
-    st.sampled_from(["licence", "tpu"]), st.sampled_from([0.5, 1.0, 1.5, 4.0]), max_size=2
-)
+TOTALS = st.sampled_from([{}, {"licence": 1.5}, {"licence": 1.0, "tpu": 4.0}])
+RESOURCES = st.sampled_from([{}, {}, {"licence": 0.5}, {"licence": 1.5}, {"licence": 0.3, "tpu": 1.0}])
 LABELS = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["a", "b"]), max_size=2)
 
 
@@ -51,10 +50,11 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
     owned = draw(devices())
     known = sum(device.promised for device in owned)
     cpus, memory = draw(st.sampled_from([0.0, 0.5, 2.0, 8.0])), draw(st.sampled_from([0, 100, 1000]))
+    resources = draw(TOTALS)
     return Node(
         id=name,
         labels=draw(LABELS),
-        resources=(resources := draw(st.just({}) | RESOURCES)),
+        resources=resources,
         resources_promised={name: total * draw(SHARES) for name, total in resources.items()},
         cpus=cpus,
         memory_bytes=memory,
@@ -87,7 +87,7 @@ def requests(draw: st.DrawFn) -> Request:
         gpu_models=draw(st.sampled_from([(), ("A100",), ("A100", "T4")])) if gpus else (),
         labels=draw(st.just({}) | LABELS),
         near=draw(st.just({}) | LABELS),
-        resources=draw(st.just({}) | RESOURCES),
+        resources=draw(RESOURCES),
         tolerates=draw(TAINTS),
         environment=draw(st.sampled_from(["", "py"])),
     )

@@ -217,3 +217,19 @@ def test_nodes_to_avoid_are_not_remembered() -> None:
     assert plain.placement is not None
     assert (avoided.placement.node_id, plain.placement.node_id) == ("b", "a")
     assert not np.isinf(plain.placement.score)
+
+
+def test_custom_resources_make_a_class_and_are_looked_at_again() -> None:
+    pack = policy("pack")
+    nodes = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8, resources={"licence": 1})])
+
+    def goes_to(request: Request) -> str:
+        placement = pack.place(request, nodes).placement
+        return placement.node_id if placement is not None else ""
+
+    plain, licensed = Request(cpus=1), Request(cpus=1, resources={"licence": 1})
+    assert (goes_to(plain), goes_to(licensed)) == ("a", "b")
+    taken = nodes.node("b").holding(Request(resources={"licence": 0.5}))
+    for node, where in ((taken, ""), (replace(taken, resources={"licence": 2}), "b")):
+        nodes = nodes.apply([node])
+        assert (goes_to(plain), goes_to(licensed)) == ("a", where)
