@@ -16,9 +16,9 @@ import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from roost.launchers.messages import AgentEvent, Owner, Reservation, Reserve
+from roost.launchers.messages import AgentEvent, Owner, Reserve
 from roost.launchers.node import AgentSettings
 from roost.launchers.rpc import ClientKeys
 from roost.launchers.wire import decode
@@ -27,16 +27,15 @@ from roost.scheduler.agents import Agents
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
-from . import ray_groups, ray_host, ray_state
+from . import ray_groups, ray_host
 from .base import AgentAddress, Backend, BackendEvent, Lease
 from .ray_agents import Host, RayAgents
+from .ray_claims import RayClaims, watched
 from .ray_driver import RayDriver
-from .ray_groups import Group
+from .ray_picture import RayPicture, bare_lease, lease_of
 from .ray_state import RayNode
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LOOK_S = 0.5
 """So often Ray's state is read: joins, deaths and lost leases are seen within a second."""
@@ -45,9 +44,6 @@ _FRESH_S = 0.05
 _STATUS_S = 5.0
 """So often the agents that are connected are asked what is really used."""
 _START_AGENT_S = 45.0
-_PROBE_S = 30.0
-_CONFIRM_S = 1.2
-"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
 _REJOIN_S = 3.0
 _MISSES = 3
 """A group that Ray's state does not show so often in a row is looked up, and lost if there is none."""
@@ -63,14 +59,10 @@ class RayBackend(Backend):
         self._agents = agents
         self._hosts = RayAgents(folder / "agents.json", agents, self._bring_up)
         self._ray = RayDriver(self._on_nodes)
-        self._leases: dict[str, Lease] = {}
-        self._group_ids: dict[str, str] = {}
+        self._picture = RayPicture(self._hosts.status)
+        self._claims = RayClaims(self._ray, self._picture.has_room)
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
-        self._claims: dict[str, asyncio.Task[Group]] = {}  # by name, groups that Ray was asked for
-        self._anchors: dict[str, Any] = {}  # by Ray's id of the node
-        self._picture = Snapshot.of([])
-        self._taken_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
 
@@ -96,7 +88,7 @@ class RayBackend(Backend):
         if self._ray.away:
             raise BackendUnavailable(f"the Ray cluster is away: {self._ray.away}")
         await self._ray.read(max_age_s=_FRESH_S)
-        return self._picture.aged(time.monotonic() - self._taken_at)
+        return self._picture.snapshot()
 
     async def watch(self) -> AsyncIterator[BackendEvent]:
         while (event := await self._events.get()) is not None:
@@ -109,12 +101,9 @@ class RayBackend(Backend):
         if node is None:
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         name = ray_groups.group_name(lease_id, owner.user)
-        host = _watched(self._hosts.address(node.id))  # while Ray decides, and finds its devices
-        claim = self._claims[name] = _watched(self._claim(name, request, node))
+        host = watched(self._hosts.address(node.id))  # while Ray decides, and finds its devices
         try:
-            group = await asyncio.shield(claim)  # Ray's answer comes in any case: `release` waits for it
-            self._group_ids[lease_id] = group.id
-            device_ids = await self._device_ids(name, request, node)
+            device_ids = await self._claims.take(lease_id, name, request, node)
             await host
             reserve = Reserve(
                 lease_id=lease_id,
@@ -135,21 +124,20 @@ class RayBackend(Backend):
             raise
         finally:
             host.cancel()
-            claim.add_done_callback(lambda _: self._claims.pop(name, None))
-        lease = _lease(reservation, node.id)
-        self._note(lease)
+        lease = self._picture.leases[lease_id] = lease_of(reservation, node.id)
+        self._ray.forget_reading()
+        self._draw([node.id])
         return lease
 
     async def release(self, lease: Lease) -> None:
-        self._leases.pop(lease.id, None)
+        self._picture.leases.pop(lease.id, None)
         name = ray_groups.group_name(lease.id, lease.owner.user)
-        if name in self._claims:
-            await asyncio.wait([self._claims[name]])
+        await self._claims.settled(name)
         try:
             await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
             if self._ray.away or lease.node_id in self._ray.nodes:
-                self._leases[lease.id] = lease
+                self._picture.leases[lease.id] = lease
                 raise
         self._forget(lease.id)
         if not self._ray.away:  # else it is gone with the cluster, or found when that is back
@@ -160,11 +148,12 @@ class RayBackend(Backend):
     async def adopt(self, lease: Lease, owner: Owner) -> Lease:
         await self._hosts.call(lease.node_id, lambda agent: agent.adopt(lease.id, owner))
         adopted = replace(lease, owner=owner)
-        if lease.id in self._leases:
-            self._leases[lease.id] = adopted
+        if lease.id in self._picture.leases:
+            self._picture.leases[lease.id] = adopted
         return adopted
 
     async def leases(self) -> list[Lease]:
+        before = set(self._picture.leases)
         groups = [] if self._ray.away else await self._ray.ask(ray_groups.groups)
         by_ray_id = {node.ray_id: node.id for node in self._ray.nodes.values()}
         places = {group.lease_id: by_ray_id.get(group.node, "") for group in groups}
@@ -173,17 +162,19 @@ class RayBackend(Backend):
         for held in await asyncio.gather(*map(self._held_on, node_ids)):
             found.update({lease.id: lease for lease in held})
         for group in groups:
-            self._group_ids[group.lease_id] = group.id
+            self._claims.group_ids[group.lease_id] = group.id
             if group.lease_id not in found:
-                bare = _bare_lease(group, places[group.lease_id])
-                found[bare.id] = self._leases.get(bare.id, bare) if bare.node_id else bare
+                bare = bare_lease(group, places[group.lease_id])
+                found[bare.id] = self._picture.leases.get(bare.id, bare) if bare.node_id else bare
         if not self._ray.away:
             found = {
-                lease_id: lease
-                for lease_id, lease in found.items()
-                if lease_id in places or lease.node_id in self._expected
+                name: lease
+                for name, lease in found.items()
+                if name in places or lease.node_id in self._expected
             }
-        self._leases = {lease_id: lease for lease_id, lease in found.items() if lease.node_id}
+        taken_meanwhile = {name: lease for name, lease in self._picture.leases.items() if name not in before}
+        on_nodes = {name: lease for name, lease in found.items() if lease.node_id}
+        self._picture.leases = {**on_nodes, **taken_meanwhile}
         self._draw(list(self._ray.nodes))
         return list(found.values())
 
@@ -245,24 +236,24 @@ class RayBackend(Backend):
 
     async def _ask_agents(self) -> None:
         await self._hosts.ask_status()
-        self._taken_at = time.monotonic()
-        self._draw(list(self._hosts.status))
+        self._picture.draw_status(self._ray.nodes)
 
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         for node_id in changed:
             self._hosts.check(self._ray.nodes[node_id])
-        for ray_id in self._anchors.keys() - {node.ray_id for node in self._ray.nodes.values()}:
-            del self._anchors[ray_id]
-        self._picture = self._picture.apply([], removed=[name for name in gone if name in self._picture])
-        self._draw(changed)
+        self._claims.keep_anchors({node.ray_id for node in self._ray.nodes.values()})
+        self._draw([*changed, *gone])
         self._events.put_nowait(BackendEvent(kind="nodes"))
+
+    def _draw(self, node_ids: Collection[str]) -> None:
+        self._picture.draw(self._ray.nodes, node_ids)
 
     async def _find_lost(self) -> None:
         """Tell of leases whose node or group is gone, though nobody here has given them back."""
-        for lease in list(self._leases.values()):
+        for lease in list(self._picture.leases.values()):
             if time.monotonic() < self._expected.get(lease.node_id, 0.0):
                 continue
-            node, group_id = self._ray.nodes.get(lease.node_id), self._group_ids.get(lease.id)
+            node, group_id = self._ray.nodes.get(lease.node_id), self._claims.group_ids.get(lease.id)
             if node is not None and (node.groups is None or group_id is None or group_id in node.groups):
                 self._misses.pop(lease.id, None)
                 continue
@@ -271,12 +262,10 @@ class RayBackend(Backend):
                 continue
             del self._misses[lease.id]
             name = ray_groups.group_name(lease.id, lease.owner.user)
-            if node is None and lease in await self._held_on(lease.node_id):
+            if node is None and lease.id in {held.id for held in await self._held_on(lease.node_id)}:
                 self._expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
             elif node is None:
-                await self._ray.ask(
-                    ray_groups.remove, name
-                )  # or it would wait for a node, an autoscaler's too
+                await self._ray.ask(ray_groups.remove, name)  # it would wait for a node, an autoscaler's too
                 self._lost(lease.id, f"its node {lease.node_id} has left the Ray cluster")
             elif await self._ray.ask(ray_groups.find, name) is None:
                 self._lost(lease.id, "its placement group was removed")
@@ -290,66 +279,26 @@ class RayBackend(Backend):
         For the others this is tried when they come. Whose slice somebody else has now, or on other devices, has lost
         its lease.
         """
-        groups = await self._ray.ask(ray_groups.groups)
-        holders = {group.lease_id: group.is_created for group in groups}
+        created = {group.lease_id for group in await self._ray.ask(ray_groups.groups) if group.is_created}
         held = [lease for leases in await asyncio.gather(*map(self._held_on, node_ids)) for lease in leases]
-        for lease in sorted(
-            held, key=lambda lease: lease.device_ids
-        ):  # as Ray gives them: the first that is free
-            self._leases[lease.id] = lease
+        held.sort(key=lambda lease: lease.device_ids)  # as Ray gives them: the first that is free
+        for lease in held:
+            self._picture.leases[lease.id] = lease
             node = self._ray.nodes.get(lease.node_id)
             if node is None:
-                self._expected.setdefault(
-                    lease.node_id, time.monotonic() + self._settings.ray.manager_grace_s
-                )
-            elif not holders.get(lease.id):
-                await self._take_one_again(lease, node, is_waiting=lease.id in holders)
+                self._expect(lease.node_id)
+            elif lease.id not in created:
+                await self._take_one_again(lease, node)
 
-    async def _take_one_again(self, lease: Lease, node: RayNode, *, is_waiting: bool) -> None:
+    async def _take_one_again(self, lease: Lease, node: RayNode) -> None:
         name = ray_groups.group_name(lease.id, lease.owner.user)
         try:
-            if is_waiting:  # for a raylet that is gone
-                await self._ray.ask(ray_groups.remove, name)
-            group = await self._ray.ask(ray_groups.create, name, lease.request, node)
-            self._group_ids[lease.id] = group.id
-            device_ids = await self._device_ids(name, lease.request, node)
+            device_ids = await self._claims.take_again(lease.id, name, lease.request, node)
             if device_ids != lease.device_ids:
                 await self._ray.ask(ray_groups.remove, name)
                 raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
         except LeaseConflict as problem:
             self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
-
-    async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
-        """The placement group. A refusal is doubted where Ray's own state says that there is room."""
-        try:
-            return await self._ray.ask(ray_groups.create, name, request, node)
-        except LeaseConflict:
-            await self._ray.read()
-            if len(self._claims) > 1 or not self._has_room(node.id, request):
-                raise
-        return await self._ray.ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
-
-    def _has_room(self, node_id: str, request: Request) -> bool:
-        if node_id not in self._ray.nodes:
-            return False
-        node = self._picture.node(node_id)
-        has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
-        is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
-        has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
-        return is_enough and has_rest and (has_devices or not request.gpus)
-
-    async def _device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
-        if not request.gpus:
-            return ()
-        anchor = self._anchors.get(node.ray_id)
-        if anchor is None:
-            anchor = self._anchors[node.ray_id] = await self._ray.ask(ray_groups.anchor, node)
-        try:
-            reference = await self._ray.ask(ray_groups.device_ids, name, request.gpus, anchor)
-            return tuple(await self._ray.answer(reference, _PROBE_S, "to say which devices it has given"))
-        except BackendUnavailable:
-            self._anchors.pop(node.ray_id, None)  # it may have been for that
-            raise
 
     # The agents
 
@@ -381,7 +330,7 @@ class RayBackend(Backend):
         return Host(address=address, ray_id=node.ray_id)
 
     async def _held_on(self, node_id: str) -> list[Lease]:
-        return [_lease(reservation, node_id) for reservation in await self._hosts.reservations(node_id)]
+        return [lease_of(reservation, node_id) for reservation in await self._hosts.reservations(node_id)]
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         node_id = self._hosts.node_at(endpoint)
@@ -390,10 +339,10 @@ class RayBackend(Backend):
         elif event.kind == "lost":
             self._lost(event.lease_id, event.reason)
         elif event.kind == "released":
-            lease = self._leases.get(event.lease_id)
+            lease = self._picture.leases.get(event.lease_id)
             if lease is not None:  # by the agent's own rules
                 self._spawn(self._let_go(lease))
-        elif event.kind == "reserved" and event.lease_id not in self._leases:
+        elif event.kind == "reserved" and event.lease_id not in self._picture.leases:
             self._spawn(self._learn(node_id))
 
     async def _let_go(self, lease: Lease) -> None:
@@ -405,41 +354,17 @@ class RayBackend(Backend):
     async def _learn(self, node_id: str) -> None:
         """What others hold on a node, so that its devices' shares are right."""
         for lease in await self._held_on(node_id):
-            self._leases.setdefault(lease.id, lease)
+            self._picture.leases.setdefault(lease.id, lease)
         self._draw([node_id])
 
-    # The picture
-
-    def _note(self, lease: Lease) -> None:
-        self._leases[lease.id] = lease
-        self._ray.forget_reading()
-        self._draw([lease.node_id])
-
     def _forget(self, lease_id: str) -> None:
-        self._leases.pop(lease_id, None)
-        self._group_ids.pop(lease_id, None)
+        self._picture.leases.pop(lease_id, None)
+        self._claims.group_ids.pop(lease_id, None)
         self._misses.pop(lease_id, None)
 
     def _lost(self, lease_id: str, reason: str) -> None:
         self._forget(lease_id)
         self._events.put_nowait(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
-
-    def _draw(self, node_ids: Collection[str]) -> None:
-        """Draw these nodes again."""
-        wanted = {name for name in node_ids if name in self._ray.nodes}
-        leases: dict[str, list[Lease]] = {name: [] for name in wanted}
-        for lease in self._leases.values():
-            if lease.node_id in wanted:
-                leases[lease.node_id].append(lease)
-        nodes = []
-        for name in wanted:
-            status, at = self._hosts.status.get(name, (None, 0.0))
-            age_s = None
-            if status is not None and status.metrics_age_s is not None:
-                age_s = status.metrics_age_s + max(0.0, self._taken_at - at)
-            nodes.append(ray_state.as_node(self._ray.nodes[name], leases[name], status, age_s))
-        if nodes:
-            self._picture = self._picture.apply(nodes)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -450,49 +375,3 @@ class RayBackend(Backend):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.debug("a task failed: %s", task.exception())
-
-
-def _watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task whose error is nobody's where nobody waits for it any more."""
-    task = asyncio.get_running_loop().create_task(coroutine)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
-
-
-def _lease(reservation: Reservation, node_id: str) -> Lease:
-    held = reservation.request
-    return Lease(
-        id=held.lease_id,
-        kernel_id=held.kernel_id,
-        node_id=node_id,
-        device_ids=held.device_ids,
-        request=Request(
-            cpus=held.cpus,
-            memory_bytes=held.memory_bytes,
-            gpus=held.gpus,
-            gpu_models=held.gpu_models,
-            resources=held.resources,
-            owner=held.owner.user,
-        ),
-        owner=held.owner,
-    )
-
-
-def _bare_lease(group: Group, node_id: str) -> Lease:
-    """What a group alone says of a lease in which no agent holds anything yet, or any more."""
-    amounts = group.amounts
-    request = Request(
-        cpus=amounts.get("CPU", 0.0),
-        memory_bytes=int(amounts.get("memory", 0)),
-        gpus=amounts.get("GPU", 0.0),
-        resources={name: amounts[name] for name in ray_state.custom(amounts)},
-        owner=group.user,
-    )
-    return Lease(
-        id=group.lease_id,
-        kernel_id=group.kernel_id,
-        node_id=node_id,
-        device_ids=(),
-        request=request,
-        owner=Owner(user=group.user),
-    )

@@ -1,0 +1,92 @@
+"""How a slice of a Ray node is claimed: its placement group, and which devices Ray has given to that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from roost.placement import Request
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+
+from . import ray_groups
+from .ray_driver import RayDriver
+from .ray_groups import Group
+from .ray_state import RayNode
+
+T = TypeVar("T")
+
+_PROBE_S = 30.0
+_CONFIRM_S = 1.2
+"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
+
+HasRoom = Callable[[str, Request], bool]
+"""Whether a request would fit on the node of that id, by all that is known."""
+
+
+class RayClaims:
+    """`group_ids`: Ray's ids of the groups, by lease."""
+
+    def __init__(self, ray: RayDriver, has_room: HasRoom) -> None:
+        self.group_ids: dict[str, str] = {}
+        self._ray = ray
+        self._has_room = has_room
+        self._asked: dict[str, asyncio.Task[Group]] = {}  # by name, while the lease is being taken
+        self._anchors: dict[str, Any] = {}  # by Ray's id of the node
+
+    async def take(self, lease_id: str, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
+        """Claim it, or find it claimed; the ids of its devices. Raises `LeaseConflict`, `BackendUnavailable`.
+
+        Ray's answer comes in any case: where nobody waits for it any more, `settled` does.
+        """
+        asked = self._asked[name] = watched(self._claim(name, request, node))
+        try:
+            self.group_ids[lease_id] = (await asyncio.shield(asked)).id
+            return await self._device_ids(name, request, node)
+        finally:
+            asked.add_done_callback(lambda _: self._asked.pop(name, None))
+
+    async def settled(self, name: str) -> None:
+        """Wait until no answer of Ray's is under way that would make a group of that name."""
+        if name in self._asked:
+            await asyncio.wait([self._asked[name]])
+
+    async def take_again(self, lease_id: str, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
+        """Claim it where an earlier group of that name may still wait for a raylet that is gone."""
+        await self._ray.ask(ray_groups.remove, name)
+        return await self.take(lease_id, name, request, node)
+
+    def keep_anchors(self, ray_ids: set[str]) -> None:
+        """Forget what belongs to other nodes than these."""
+        for ray_id in self._anchors.keys() - ray_ids:
+            del self._anchors[ray_id]
+
+    async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
+        """The placement group. A refusal is doubted where Ray's own state says that there is room."""
+        try:
+            return await self._ray.ask(ray_groups.create, name, request, node)
+        except LeaseConflict:
+            await self._ray.read()
+            if len(self._asked) > 1 or not self._has_room(node.id, request):
+                raise
+        return await self._ray.ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
+
+    async def _device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
+        if not request.gpus:
+            return ()
+        anchor = self._anchors.get(node.ray_id)
+        if anchor is None:
+            anchor = self._anchors[node.ray_id] = await self._ray.ask(ray_groups.anchor, node)
+        try:
+            reference = await self._ray.ask(ray_groups.device_ids, name, request.gpus, anchor)
+            return tuple(await self._ray.answer(reference, _PROBE_S, "to say which devices it has given"))
+        except BackendUnavailable:
+            self._anchors.pop(node.ray_id, None)  # it may have been for that
+            raise
+
+
+def watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task whose error is nobody's where nobody waits for it any more."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

@@ -1,0 +1,103 @@
+"""What the Ray backend knows of nodes and leases, drawn as one snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+
+from roost.launchers.messages import NodeStatus, Owner, Reservation
+from roost.placement import Request, Snapshot
+
+from . import ray_state
+from .base import Lease
+from .ray_groups import Group
+from .ray_state import RayNode
+
+
+class RayPicture:
+    """`leases` by id, whoever holds them; of these the shares of devices are known. `status`: see `RayAgents`.
+
+    After a change `draw` brings the snapshot up to date.
+    """
+
+    def __init__(self, status: Mapping[str, tuple[NodeStatus, float]]) -> None:
+        self.leases: dict[str, Lease] = {}
+        self._status = status
+        self._snapshot = Snapshot.of([])
+        self._taken_at = 0.0
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot.aged(time.monotonic() - self._taken_at)
+
+    def draw(self, nodes: Mapping[str, RayNode], node_ids: Collection[str]) -> None:
+        """Draw these nodes again; those that are not in `nodes` are gone."""
+        held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
+        for lease in self.leases.values():
+            if lease.node_id in held:
+                held[lease.node_id].append(lease)
+        drawn = [
+            ray_state.as_node(nodes[name], leases, *self._metrics(name)) for name, leases in held.items()
+        ]
+        gone = [name for name in node_ids if name not in nodes and name in self._snapshot]
+        if drawn or gone:
+            self._snapshot = self._snapshot.apply(drawn, removed=gone)
+
+    def draw_status(self, nodes: Mapping[str, RayNode]) -> None:
+        """Draw all nodes whose agents have said how they are: their metrics are as old as that from now on."""
+        self._taken_at = time.monotonic()
+        self.draw(nodes, list(self._status))
+
+    def has_room(self, node_id: str, request: Request) -> bool:
+        """Whether that request would fit there, by all that is known."""
+        if node_id not in self._snapshot:
+            return False
+        node = self._snapshot.node(node_id)
+        has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
+        is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
+        has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
+        return is_enough and has_rest and (has_devices or not request.gpus)
+
+    def _metrics(self, node_id: str) -> tuple[NodeStatus | None, float | None]:
+        status, at = self._status.get(node_id, (None, 0.0))
+        if status is None or status.metrics_age_s is None:
+            return status, None
+        return status, status.metrics_age_s + max(0.0, self._taken_at - at)
+
+
+def lease_of(reservation: Reservation, node_id: str) -> Lease:
+    """The lease that a node's agent has noted."""
+    held = reservation.request
+    return Lease(
+        id=held.lease_id,
+        kernel_id=held.kernel_id,
+        node_id=node_id,
+        device_ids=held.device_ids,
+        request=Request(
+            cpus=held.cpus,
+            memory_bytes=held.memory_bytes,
+            gpus=held.gpus,
+            gpu_models=held.gpu_models,
+            resources=held.resources,
+            owner=held.owner.user,
+        ),
+        owner=held.owner,
+    )
+
+
+def bare_lease(group: Group, node_id: str) -> Lease:
+    """What a group alone says of a lease of which no agent has noted anything yet, or any more."""
+    amounts = group.amounts
+    return Lease(
+        id=group.lease_id,
+        kernel_id=group.kernel_id,
+        node_id=node_id,
+        device_ids=(),
+        request=Request(
+            cpus=amounts.get("CPU", 0.0),
+            memory_bytes=int(amounts.get("memory", 0)),
+            gpus=amounts.get("GPU", 0.0),
+            resources={name: amounts[name] for name in ray_state.custom(amounts)},
+            owner=group.user,
+        ),
+        owner=Owner(user=group.user),
+    )
