@@ -7,7 +7,8 @@ burst      60 starts at once, until all have replied: kernels per second. What i
 cold       a new cluster, no service, no agent, no worker of Ray's. `in turn`: the service starts and joins Ray; three
            agents come up, each by a first worker on its node; then the kernel, with half a GPU, whose device that
            worker names. `at once`: one start_kernel(): `leased` is its node's agent, and its worker beside it
-decode     what Ray says of 1,000 nodes → RayNodes; `as_node` → roost's nodes. Made of a reply that is recorded here
+decode     what Ray says of 1,000 nodes → RayNodes, at every reading but the first; `as_node` → roost's nodes, of those
+           that have changed. Made of a reply that is recorded here, with two placement groups on each node
 
 Claims: start with a CPU ≤ 0.25 × plain, with a share of a GPU ≤ 0.30 × (medians); never more promised than there is;
 decode ≤ 10 ms. Without Ray it says so and exits with 77.
