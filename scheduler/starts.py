@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 from roost.launchers.client import AgentClient
@@ -41,6 +43,9 @@ from .values import Kernel, KernelRequest, StartKernel
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1_000
+_SKIP_S = (1.0, 30.0)
+"""First and longest time for which a node is skipped that refuses what there seems to be room for: what a cluster
+manager shows may be ahead of what it can give."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "kept for who has waited longer"
 
@@ -148,7 +153,7 @@ class Starts:
         began = self._clock()
         record.state = "queued"
         record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
-        avoid: dict[str, Node] = {}
+        avoid: dict[str, _Skipped] = {}
         decision: Decision | None = None
         try:
             while True:
@@ -157,12 +162,14 @@ class Starts:
                 except asyncio.TimeoutError:
                     raise self._out_of_time(ticket, decision, start.launch_timeout_s) from None
                 snapshot = await self._cluster.snapshot()
-                avoid = {name: node for name, node in avoid.items() if _is_as_it_was(node, snapshot)}
                 looked = self._clock()
+                reasons = {
+                    name: _REFUSED for name, skipped in avoid.items() if skipped.holds(snapshot, looked)
+                }
                 kept = kept_from(
                     ticket, request, self._queue.heads(), now=looked, after_s=self._settings.reserve_after_s
                 )
-                reasons = dict.fromkeys(avoid, _REFUSED) | dict.fromkeys(kept, _KEPT)
+                reasons |= dict.fromkeys(kept, _KEPT)
                 decision = await self._policies.decide(
                     record.request.policy, request, snapshot, avoid=reasons
                 )
@@ -178,7 +185,11 @@ class Starts:
                 if await self._claim(record, request, decision):
                     record.timing_ms["leased"] = (self._clock() - placed) * 1e3
                     return
-                avoid[decision.placement.node_id] = snapshot.node(decision.placement.node_id)
+                node_id = decision.placement.node_id
+                skipped = avoid[node_id] = _Skipped.after(
+                    avoid.get(node_id), snapshot.node(node_id), self._clock()
+                )
+                asyncio.get_running_loop().call_later(skipped.for_s, ticket.event.set)
                 ticket.event.set()
         finally:
             self._queue.leave(ticket)
@@ -266,6 +277,25 @@ class Starts:
             position=position,
             decision=decision.to_dict() if decision else None,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Skipped:
+    """A node that refused: not asked again for a while, or until its resources change."""
+
+    node: Node
+    since: float
+    for_s: float
+
+    @classmethod
+    def after(cls, earlier: _Skipped | None, node: Node, now: float) -> _Skipped:
+        """Twice as long as the last time, and never at the same time as others."""
+        first_s, longest_s = _SKIP_S
+        for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
+        return cls(node=node, since=now, for_s=for_s * random.uniform(0.8, 1.2))
+
+    def holds(self, snapshot: Snapshot, now: float) -> bool:
+        return now - self.since < self.for_s and _is_as_it_was(self.node, snapshot)
 
 
 def _check_wanted(record: Record) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -91,6 +92,17 @@ async def take(
     )
 
 
+async def timed_take(
+    backend: Backend, kernel_id: str, request: Request, placement: Placement
+) -> tuple[Lease | LeaseConflict, float]:
+    """The lease, or why there is none, and after how many seconds that was told."""
+    began = time.monotonic()
+    try:
+        return await take(backend, kernel_id, request, placement), time.monotonic() - began
+    except LeaseConflict as refusal:
+        return refusal, time.monotonic() - began
+
+
 async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Opener) -> None:
     async with opener() as (backend, _):
         before = await backend.snapshot()
@@ -127,15 +139,17 @@ async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> N
         await backend.release(await take(backend, "warm", SHARE, placement))  # what is slow but once
         await _until(backend, lambda snapshot: snapshot.node(placement.node_id).gpus_promised == 0)
         outcomes = await asyncio.wait_for(
-            asyncio.gather(
-                *(take(backend, f"k{i}", SHARE, placement) for i in range(4)),
-                return_exceptions=True,
-            ),
-            1.0,
+            asyncio.gather(*(timed_take(backend, f"k{i}", SHARE, placement) for i in range(4))), 30
         )
-        held = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
+        held = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
+        assert len(held) <= 2
+        assert max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict)) < 1.0
+        for number in range(20 if len(held) < 2 else 0):  # what was just freed may be refused for a moment
+            outcome, _ = await timed_take(backend, f"again{number}", SHARE, placement)
+            if isinstance(outcome, Lease):
+                held.append(outcome)
+                break
         assert len(held) == 2
-        assert {type(outcome) for outcome in outcomes} == {Lease, LeaseConflict}
         assert policy("balanced").place(SHARE, await backend.snapshot()).placement is None
         for lease in held:
             await backend.release(lease)

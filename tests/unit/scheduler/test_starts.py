@@ -206,6 +206,20 @@ async def test_a_node_that_refused_is_tried_again_when_it_changed(tmp_path: Path
         assert (await second).state == "running"
 
 
+async def test_a_node_that_refused_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.starts._SKIP_S", (0.05, 0.2))
+    async with world(tmp_path, cpus=4) as w:
+        w.agent.ledger.cpus = 0.0  # the picture is ahead of it, and will not change
+        start = w.start("k", cpus=2)
+        for _ in range(4):
+            await w.told("conflict")
+        w.agent.ledger.cpus = 4.0
+        assert (await start).state == "running"
+        assert w.count("conflict") <= 6
+
+
 async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         with pytest.raises(NoNodeEver, match=r"could ever hold 1 GPU"):
