@@ -74,6 +74,11 @@ class Columns:
         setattr(self, name, column)
         return column
 
+    @property
+    def room(self) -> FloatArray:
+        """(n, 3 + d) what is free of CPUs, of memory in bytes (exact below 2**53) and of GPUs, and of each device."""
+        return np.column_stack([*(getattr(self, name) for name in ROOM), self.device_free])
+
     def part(self, rows: IntArray) -> Columns:
         """These rows, in that order. O(1), and O(len(rows)) per column that is read."""
         part = Columns()
@@ -90,7 +95,8 @@ class Columns:
 class Table(Columns):
     """The same, but written row by row: all that a few nodes have is read in one go, from few lines of memory.
 
-    A row is what `_layout` says, eight bytes each. Columns are copied out of it when they are first asked for.
+    A row is `room` and what `_layout` says, eight bytes each. Columns of many rows are copied out of it when they are
+    first asked for.
     """
 
     __slots__ = ("_floats", "_ints", "_layout")
@@ -104,8 +110,9 @@ class Table(Columns):
     def of(cls, columns: Columns) -> Table:
         """A copy of these columns."""
         layout = _layout(columns.device_model.shape[1])
-        width = len(_SCALARS) + len(_PADDING) * columns.device_model.shape[1]
+        width = len(ROOM) + len(_SCALARS) + len(_PADDING) * columns.device_model.shape[1]
         table = cls(np.empty((len(columns.cpus), width), dtype=np.int64), layout)
+        table._floats[:, : len(ROOM)] = columns.room[:, : len(ROOM)]
         for name, (is_float, place) in layout.items():
             (table._floats if is_float else table._ints)[:, place] = getattr(columns, name)
         return table
@@ -114,11 +121,18 @@ class Table(Columns):
         if name not in _NAMES:
             raise AttributeError(name)
         is_float, place = self._layout[name]
-        column = (self._floats if is_float else self._ints)[:, place].copy()
+        column = (self._floats if is_float else self._ints)[:, place]
+        if len(column) > _FEW:
+            column = column.copy()
         if name == "is_draining":
             column = column.astype(bool)
         setattr(self, name, column)
         return column
+
+    @property
+    def room(self) -> FloatArray:
+        devices: Any = self._layout["device_free"][1]
+        return self._floats[:, : devices.stop]
 
     def part(self, rows: IntArray | slice) -> Table:
         """A copy of these rows, in that order; of a slice a view."""
@@ -139,28 +153,33 @@ class Table(Columns):
 
 COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
+ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
+"""What `Columns.room` begins with."""
+_FEW = 256
+"""Of so few rows a column is as fast where it stands."""
 _WHOLE = frozenset(
     {"memory_bytes", "memory_free_bytes", "gpus", "kernels", "is_draining", "device_model", "device_milli"}
 )
 """The columns that hold no floats."""
 _PADDING: dict[str, float] = {
+    "device_free": -np.inf,  # the first: a part of `Columns.room`
     "device_model": -1,
-    "device_free": -np.inf,
     "device_milli": 0,
     "device_excess": 0.0,
 }
 
 
-_SCALARS = tuple(name for name in COLUMNS if name not in _PADDING)
+_SCALARS = tuple(name for name in COLUMNS if name not in _PADDING and name not in ("cpus_free", "gpus_free"))
 
 
 @lru_cache(maxsize=64)
 def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
     """Where in a row the columns are, of nodes with so many devices at most, and whether they are floats."""
-    places: dict[str, int | slice] = {name: place for place, name in enumerate(_SCALARS)}
-    for at, name in enumerate(_PADDING):
-        start = len(_SCALARS) + at * width
-        places[name] = slice(start, start + width)
+    places: dict[str, int | slice] = {"cpus_free": 0, "gpus_free": 2}
+    start = len(ROOM)
+    for name in _PADDING:
+        places[name] = slice(start, start := start + width)
+    places.update((name, start + at) for at, name in enumerate(_SCALARS))
     return {name: (name not in _WHOLE, place) for name, place in places.items()}
 
 

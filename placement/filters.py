@@ -8,6 +8,9 @@ from .snapshot import BoolArray, Snapshot
 from .text import amount, plural, size
 from .values import EPSILON, Node, Request
 
+_EXACT = 2**53
+"""Whole numbers below are exact as floats."""
+
 
 class NotDraining:
     """Refuses nodes on which placing has been stopped."""
@@ -25,6 +28,9 @@ class HasLabels:
     """Refuses nodes that lack any of the labels asked for."""
 
     name = "labels"
+
+    def applies(self, request: Request) -> bool:
+        return bool(request.labels)
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         return snapshot.has_labels(request.labels.items()) if request.labels else None
@@ -63,6 +69,12 @@ class HasGpus:
 
     name = "gpu"
 
+    def least(self, request: Request) -> dict[str, float]:
+        """Of ``device_free`` on as many accepted devices as are asked for."""
+        if not request.gpus:
+            return {}
+        return {"gpus_free": request.gpus - EPSILON, "device_free": request.gpu_share - EPSILON}
+
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         if not request.gpus:
             return None
@@ -92,6 +104,11 @@ class HasMemory:
 
     name = "memory"
 
+    def least(self, request: Request) -> dict[str, float] | None:
+        if request.memory_bytes >= _EXACT:
+            return None
+        return {"memory_free_bytes": request.memory_bytes} if request.memory_bytes else {}
+
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         return snapshot.columns.memory_free_bytes >= request.memory_bytes if request.memory_bytes else None
 
@@ -107,6 +124,9 @@ class HasCpus:
 
     name = "cpu"
 
+    def least(self, request: Request) -> dict[str, float]:
+        return {"cpus_free": request.cpus - EPSILON} if request.cpus else {}
+
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         return snapshot.columns.cpus_free >= request.cpus - EPSILON if request.cpus else None
 
@@ -121,6 +141,9 @@ class HasResources:
     """Refuses nodes that lack an amount of what the cluster manager counts besides CPUs, memory and GPUs."""
 
     name = "resources"
+
+    def applies(self, request: Request) -> bool:
+        return bool(request.resources)
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         enough: BoolArray | None = None

@@ -25,11 +25,13 @@ MAX_BYTES = 512 << 20
 
 @dataclass(slots=True)
 class Rated:
-    """Scores of n nodes. ``devices`` is the best one's place on the node, -1 where the request needs not just one."""
+    """Scores of n nodes. ``devices`` is the best one's place on the node, -1 where the request needs not just one, and
+    anything where a filter refuses."""
 
     totals: FloatArray  # (n,), -inf where a filter refuses
     devices: NDArray[np.integer[Any]]  # (n,), kept as int16
     uses_metrics: bool
+    rows: IntArray | None = None  # of what was rated those that fit: only they have scores here
     blocks: FloatArray | None = (
         None  # (n / _BLOCK, _BLOCK) the totals, once somebody asked for the best of many
     )
@@ -50,8 +52,12 @@ class Rated:
 
     def update(self, rows: IntArray, part: Rated) -> None:
         """Put the ratings of some rows in their place."""
-        self.totals.put(rows, part.totals)
-        self.devices.put(rows, part.devices)
+        fitting = rows
+        if part.rows is not None:
+            self.totals.put(rows, -np.inf)
+            fitting = rows.take(part.rows)
+        self.totals.put(fitting, part.totals)
+        self.devices.put(fitting, part.devices)
         self.uses_metrics |= part.uses_metrics
         if self.blocks is not None and self.peaks is not None:
             changed = rows // _BLOCK
@@ -62,8 +68,14 @@ Rate = Callable[[Snapshot], Rated]
 """Rates a snapshot or a part of one; each row's answer depends on that row alone."""
 
 
+def unrated(n: int) -> Rated:
+    """Of so many nodes that nobody has rated yet."""
+    return Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
+
+
 @dataclass(slots=True)
 class _Entry:
+    rate: Rate
     rated: Rated
     history: History
     version: int
@@ -101,20 +113,26 @@ class Kept:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._mirror: _Mirror | None = None
 
-    def rated(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, rate: Rate) -> Rated:
+    def rated(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, make: Callable[[], Rate]) -> Rated:
         """The scores of all nodes for that class; to be read only, and only while ``lock`` is held.
 
-        ``fresh`` (n,): whose metrics count; a node that changes in this is rated again, too.
+        ``fresh`` (n,): whose metrics count; a node that changes in this is rated again, too. ``make`` gives what rates,
+        and is asked once for a class that is kept.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
-            return rate(snapshot)  # somebody still looks at an older picture
+            older = unrated(len(snapshot))  # somebody still looks at an older picture
+            older.update(np.arange(len(snapshot)), entry.rate(snapshot))
+            return older
         if self._mirror is None or not self._mirror.follow(snapshot):
             self._mirror = _Mirror(snapshot)
         columns = self._mirror.columns
         rows = None if entry is None else _to_rate_again(entry, snapshot)
         if entry is None or rows is None:
-            entry = _Entry(_rate_all(snapshot, columns, rate), snapshot.history, snapshot.version, fresh)
+            rate = make() if entry is None else entry.rate
+            entry = _Entry(
+                rate, _rate_all(snapshot, columns, rate), snapshot.history, snapshot.version, fresh
+            )
             self._store(key, entry)
             return entry.rated
         if entry.fresh is not fresh and entry.rated.uses_metrics:
@@ -122,7 +140,7 @@ class Kept:
         if rows:
             at = np.fromiter(rows, dtype=np.int64, count=len(rows))
             try:
-                part = rate(snapshot.part(at, columns.part(at)))
+                part = entry.rate(snapshot.part(at, columns.part(at)))
             except BaseException:
                 del self._entries[key]  # its rows may have moved
                 raise
@@ -145,15 +163,12 @@ class Kept:
 
 def _rate_all(snapshot: Snapshot, columns: Table, rate: Rate) -> Rated:
     """All nodes, as many at a time as a processor's cache holds."""
-    parts = []
+    rated = unrated(len(snapshot))
     for start in range(0, max(1, len(snapshot)), _AT_ONCE):
         end = min(start + _AT_ONCE, len(snapshot))
-        parts.append(rate(snapshot.part(np.arange(start, end), columns.part(slice(start, end)))))
-    return Rated(
-        np.concatenate([part.totals for part in parts]),
-        np.concatenate([part.devices for part in parts], dtype=np.int16, casting="same_kind"),
-        any(part.uses_metrics for part in parts),
-    )
+        rows = np.arange(start, end)
+        rated.update(rows, rate(snapshot.part(rows, columns.part(slice(start, end)))))
+    return rated
 
 
 def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:

@@ -10,7 +10,7 @@ somebody looks (`grounds`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -26,12 +26,12 @@ from .filters import (
     HasResources,
     NotDraining,
     Tolerates,
-    fitting_devices,
 )
 from .grounds import Grounds
-from .kept import Kept, Rated
+from .kept import Kept, Rated, unrated
 from .later import LaterMapping, LaterSequence
-from .scorers import FewKernels, Scorer
+from .rating import Rating, passed, weighted
+from .scorers import FewKernels, Weighted
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 from .values import Node, Request
 
@@ -85,7 +85,7 @@ DEFAULT_FILTERS: tuple[Filter, ...] = (
     HasCpus(),
     HasResources(),
 )
-ROUND_ROBIN: tuple[tuple[Scorer, float], ...] = ((FewKernels(), 1.0),)
+ROUND_ROBIN: Weighted = ((FewKernels(), 1.0),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ class Pipeline:
     """
 
     name: str
-    scorers: tuple[tuple[Scorer, float], ...]
+    scorers: Weighted
     filters: tuple[Filter, ...] = DEFAULT_FILTERS
     ties: Ties | None = None
     stale_after_s: float = 30.0
@@ -155,91 +155,28 @@ class Pipeline:
 
     def passed(self, request: Request, snapshot: Snapshot) -> list[BoolArray | None]:
         """Each filter's answer, None where it lets all pass."""
-        passed: list[BoolArray | None] = []
-        shape = (len(snapshot),)
-        for rule in self.filters:
-            mask = rule.passes(request, snapshot)
-            if mask is not None and mask.shape != shape:
-                raise ValueError(
-                    f"filter {rule.name!r} must give one truth value per node; mend it or leave it out."
-                )
-            passed.append(mask)
-        return passed
+        return list(passed(request, snapshot, self.filters))
 
-    def rate(self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]) -> Rated:
+    def rate(self, request: Request, snapshot: Snapshot, scorers: Weighted) -> Rated:
         """The scores of these nodes, each for itself."""
-        n = len(snapshot)
-        fits = all_of(self.passed(request, snapshot))
-        rows = np.arange(n) if fits is None else fits.nonzero()[0]
-        if 2 * rows.size > n:  # rating the others as well is faster than leaving them out
-            return self._rate_fitting(request, snapshot, scorers, fits, rows.size)
-        rated = Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
-        if rows.size:
-            rated.update(rows, self._rate_fitting(request, snapshot.part(rows), scorers, None, rows.size))
+        rated = unrated(len(snapshot))
+        rate = Rating(self.filters, scorers, self.stale_after_s, request)
+        rated.update(np.arange(len(snapshot)), rate(snapshot))
         return rated
 
-    def terms(
-        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
-    ) -> dict[str, FloatArray]:
+    def terms(self, request: Request, snapshot: Snapshot, scorers: Weighted) -> dict[str, FloatArray]:
         """Each scorer's weighted say, (n,) or (n, d), on nodes that passed the filters."""
         terms: dict[str, FloatArray] = {}
-        for scorer, term in self._weighted(request, snapshot, scorers):
+        for scorer, term in weighted(request, snapshot, scorers, self.stale_after_s):
             terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
         return terms
 
-    def _weighted(
-        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
-    ) -> Iterator[tuple[Scorer, FloatArray]]:
-        known = snapshot.without_stale_metrics(self.stale_after_s)
-        shape = snapshot.columns.device_free.shape
-        for scorer, weight in scorers:
-            scores = scorer.score(request, known)
-            if scores is None:
-                continue
-            if scores.shape != shape and scores.shape != shape[:1]:
-                raise _misbehaves(scorer)
-            if scores.ndim == 1 or request.gpus:  # else no device is used
-                yield scorer, scores if weight == 1.0 else weight * scores
-
-    def _rate_fitting(
-        self,
-        request: Request,
-        snapshot: Snapshot,
-        scorers: tuple[tuple[Scorer, float], ...],
-        fits: BoolArray | None,
-        fitting: int,
-    ) -> Rated:
-        """Of all nodes, where all or so many of them fit."""
-        n, uses_metrics = len(snapshot), False
-        totals: FloatArray | None = None
-        per_device: FloatArray | None = None
-        for scorer, term in self._weighted(request, snapshot, scorers):
-            uses_metrics = uses_metrics or scorer.needs_metrics
-            if term.ndim == 1:
-                totals = term if totals is None else totals + term
-            else:
-                per_device = term if per_device is None else per_device + term
-        if request.gpus:
-            best, devices = best_devices(request, snapshot, per_device)
-            totals = best if totals is None else totals + best
-        else:
-            devices = np.full(n, -1)
-        if totals is None:
-            totals = np.zeros(n)
-        if fits is not None:
-            totals = np.where(fits, totals, -np.inf)
-        if np.isfinite(totals).nonzero()[0].size < fitting:
-            self._find_culprit(request, snapshot, scorers, fits)
-        return Rated(totals.round(9), devices, uses_metrics)
-
-    def _rated(
-        self, request: Request, snapshot: Snapshot, scorers: tuple[tuple[Scorer, float], ...]
-    ) -> Rated:
+    def _rated(self, request: Request, snapshot: Snapshot, scorers: Weighted) -> Rated:
         return self.kept.rated(
             (scorers is self.scorers, class_of(request)),
             snapshot,
             snapshot.has_fresh_metrics(self.stale_after_s),
-            lambda part: self.rate(request, part, scorers),
+            lambda: Rating(self.filters, scorers, self.stale_after_s, request),
         )
 
     def _best(
@@ -273,25 +210,6 @@ class Pipeline:
             f"(stale after {self.stale_after_s:.0f} s)"
         )
 
-    def _find_culprit(
-        self,
-        request: Request,
-        snapshot: Snapshot,
-        scorers: tuple[tuple[Scorer, float], ...],
-        fits: BoolArray | None,
-    ) -> None:
-        """Raise `ValueError` for a scorer that gives nodes or devices that fit no number.
-
-        Where none is to blame, no filter asked for the devices that a node lacks: nothing is to be found there.
-        """
-        rows = np.arange(len(snapshot)) if fits is None else np.flatnonzero(fits)
-        part = snapshot.part(rows)
-        fitting = fitting_devices(request, part)
-        for scorer, _ in scorers:
-            scores = scorer.score(request, part.without_stale_metrics(self.stale_after_s))
-            if scores is not None and not np.isfinite(scores if scores.ndim == 1 else scores[fitting]).all():
-                raise _misbehaves(scorer)
-
 
 def class_of(request: Request) -> Hashable:
     """What filters and scorers may look at: requests of one class are rated alike, whoever asks."""
@@ -308,40 +226,9 @@ def class_of(request: Request) -> Hashable:
     )
 
 
-def all_of(masks: list[BoolArray | None]) -> BoolArray | None:
-    """(n,) True where all masks are; None when there are none."""
-    fits: BoolArray | None = None
-    for mask in masks:
-        if mask is not None:
-            fits = mask if fits is None else fits & mask
-    return fits
-
-
-def best_devices(
-    request: Request, snapshot: Snapshot, ratings: FloatArray | None
-) -> tuple[FloatArray, IntArray]:
-    """(n,) the mean rating of the best devices, as many as the request needs; (n,) the best one where that is one."""
-    free = snapshot.columns.device_free
-    fits = fitting_devices(request, snapshot)
-    rated = np.where(fits, 0.0 if ratings is None else ratings, -np.inf)
-    if request.gpu_count == 1:
-        best: FloatArray = np.maximum.reduce(rated, axis=1)
-        fullest = np.where(rated == best[:, None], free, np.inf).argmin(axis=1)
-        return best, fullest
-    k = request.gpu_count
-    top = -np.partition(-rated, k - 1, axis=1)[:, :k]
-    return top.mean(axis=1), np.full(len(snapshot), -1)
-
-
 def _without(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:
     if not avoided:
         return totals
     totals = totals.copy()
     totals[list(avoided)] = -np.inf
     return totals
-
-
-def _misbehaves(scorer: Scorer) -> ValueError:
-    return ValueError(
-        f"scorer {scorer.name!r} must give one finite number per node, or per device; mend it or leave it out."
-    )

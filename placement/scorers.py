@@ -38,6 +38,10 @@ class Scorer(Protocol):
         ...
 
 
+Weighted = tuple[tuple[Scorer, float], ...]
+"""Scorers, each with its weight."""
+
+
 @dataclass(frozen=True, slots=True)
 class Available:
     """The share of a resource that stays available once the kernel is there.
@@ -80,6 +84,9 @@ class NotBusy:
     name = "not_busy"
     needs_metrics = True
 
+    def applies(self, request: Request) -> bool:
+        return bool(request.gpus)
+
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         return 1.0 - snapshot.columns.device_excess if request.gpus else None
 
@@ -89,6 +96,9 @@ class SpareGpus:
 
     name = "spare_gpus"
     needs_metrics = False
+
+    def applies(self, request: Request) -> bool:
+        return not request.gpus
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         return None if request.gpus else (snapshot.columns.gpus == 0).astype(np.float64)
@@ -162,6 +172,9 @@ class WithoutGpus:
     def needs_metrics(self) -> bool:
         return self.scorer.needs_metrics
 
+    def applies(self, request: Request) -> bool:
+        return not request.gpus
+
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         scores = None if request.gpus else self.scorer.score(request, snapshot)
         return None if scores is None else scores * np.where(snapshot.columns.gpus > 0, 0.1, 1.0)
@@ -172,6 +185,9 @@ class Warm:
 
     name = "warm"
     needs_metrics = False
+
+    def applies(self, request: Request) -> bool:
+        return bool(request.environment)
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         wanted = request.environment
@@ -185,6 +201,9 @@ class Near:
 
     name = "near"
     needs_metrics = False
+
+    def applies(self, request: Request) -> bool:
+        return bool(request.near)
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if not request.near:

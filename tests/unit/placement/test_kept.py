@@ -20,8 +20,11 @@ class Counting:
     def __init__(self, uses_metrics: bool = False) -> None:
         self.uses_metrics = uses_metrics
         self.asked: list[tuple[str, ...]] = []
+        self.fails = False
 
     def __call__(self, snapshot: Snapshot) -> Rated:
+        if self.fails:
+            raise ZeroDivisionError
         self.asked.append(tuple(sorted(snapshot.nodes)))
         kernels = snapshot.columns.kernels
         return Rated(kernels.astype(float), kernels % 2, self.uses_metrics)
@@ -34,7 +37,7 @@ class Watched:
         self.kept, self.rate = Kept(max_bytes), Counting(uses_metrics)
 
     def __call__(self, snapshot: Snapshot, key: Any = "class", stale_after_s: float = 30.0) -> list[float]:
-        rated = self.kept.rated(key, snapshot, snapshot.has_fresh_metrics(stale_after_s), self.rate)
+        rated = self.kept.rated(key, snapshot, snapshot.has_fresh_metrics(stale_after_s), lambda: self.rate)
         assert rated.devices.tolist() == [kernels % 2 for kernels in rated.totals]
         assert rated.totals.tolist() == snapshot.columns.kernels.tolist()
         return rated.totals.tolist()
@@ -160,11 +163,10 @@ def test_what_raises_is_not_half_kept() -> None:
     scores(snapshot)
     changed = snapshot.apply([_node("b", 7)])
 
-    def fail(part: Snapshot) -> Rated:
-        raise ZeroDivisionError
-
+    scores.rate.fails = True
     with pytest.raises(ZeroDivisionError):
-        scores.kept.rated("class", changed, changed.has_fresh_metrics(30.0), fail)
+        scores(changed)
+    scores.rate.fails = False
     assert scores(changed) == [0, 7]
 
 
