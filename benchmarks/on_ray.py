@@ -217,6 +217,7 @@ def decoding(rounds: int) -> dict[str, list[float]]:
 
     return {
         "decode": timed(lambda: ray_state.decode(content, nodes)),
+        "first decode": timed(lambda: ray_state.decode(content)),
         "as_node": timed(lambda: [ray_state.as_node(node, (), None, None) for node in nodes]),
     }
 

@@ -54,7 +54,8 @@ class RayNode:
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     """All alive nodes now. Blocks, about 0.4 ms; raises whatever Ray raises where its GCS does not answer.
 
-    `known` are those of an earlier reading, which spare work: a raylet's resources keep their names while it lives.
+    `known` are those of an earlier reading, which spare work: while a raylet lives, its labels stay, and the names of
+    its resources.
 
     The GCS's state for autoscalers is not public: where a version of Ray lacks it, `ray.nodes()` is asked, which does
     not say what is free.
@@ -79,24 +80,27 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterResourceStateReply.FromString(content)
-    names_of = {node.ray_id: custom(node.total) for node in known if node.total}
+    before = {node.ray_id: node for node in known if node.total}
     found = []
     for state in reply.cluster_resource_state.node_states:
         if state.status == _DEAD:
             continue
         resources, address = state.total_resources, state.node_ip_address
-        labels = dict(state.labels) if hasattr(state, "labels") else {}
         ray_id = state.node_id.hex()
-        names = (*_AMOUNTS, *(names_of[ray_id] if ray_id in names_of else custom(resources)))
-        total = _amounts(resources, names)
+        if (was := before.get(ray_id)) is not None:
+            labels, model, names = was.labels, was.model, tuple(was.total)
+        else:
+            labels = dict(state.labels) if hasattr(state, "labels") else {}
+            model = _model(labels, resources) if "GPU" in resources else ""
+            names = (*_AMOUNTS, *custom(resources))
         found.append(
             RayNode(
                 id=address,
                 ray_id=ray_id,
                 address=address,
                 labels=labels,
-                model=_model(labels, resources) if "GPU" in total else "",
-                total=total,
+                model=model,
+                total=_amounts(resources, names),
                 free=_amounts(state.available_resources, names),
                 groups=frozenset(
                     name[len(_GROUP) :] for name in state.dynamic_labels if name.startswith(_GROUP)
