@@ -79,6 +79,11 @@ class Columns:
         """(n, 3 + d) what is free of CPUs, of memory in bytes (exact below 2**53) and of GPUs, and of each device."""
         return np.column_stack([*(getattr(self, name) for name in ROOM), self.device_free])
 
+    @property
+    def device_cell(self) -> IntArray:
+        """(n, d) one number for model and thousandths: 1001 · (model + 1) + milli."""
+        return (self.device_model + 1) * 1001 + self.device_milli
+
     def part(self, rows: IntArray) -> Columns:
         """These rows, in that order. O(1), and O(len(rows)) per column that is read."""
         part = Columns()
@@ -95,8 +100,8 @@ class Columns:
 class Table(Columns):
     """The same, but written row by row: all that a few nodes have is read in one go, from few lines of memory.
 
-    A row is `room` and what `_layout` says, eight bytes each. Columns of many rows are copied out of it when they are
-    first asked for.
+    A row is `room`, `device_cell` and what `_layout` says, eight bytes each. Columns of many rows are copied out of it
+    when they are first asked for.
     """
 
     __slots__ = ("_floats", "_ints", "_layout")
@@ -109,9 +114,11 @@ class Table(Columns):
     @classmethod
     def of(cls, columns: Columns) -> Table:
         """A copy of these columns."""
-        layout = _layout(columns.device_model.shape[1])
-        width = len(ROOM) + len(_SCALARS) + len(_PADDING) * columns.device_model.shape[1]
+        d = columns.device_model.shape[1]
+        layout = _layout(d)
+        width = len(ROOM) + (len(_PADDING) + 1) * d + len(_SCALARS)
         table = cls(np.empty((len(columns.cpus), width), dtype=np.int64), layout)
+        table._ints[:, len(ROOM) + d : len(ROOM) + 2 * d] = columns.device_cell
         table._floats[:, : len(ROOM)] = columns.room[:, : len(ROOM)]
         for name, (is_float, place) in layout.items():
             (table._floats if is_float else table._ints)[:, place] = getattr(columns, name)
@@ -133,6 +140,11 @@ class Table(Columns):
     def room(self) -> FloatArray:
         devices: Any = self._layout["device_free"][1]
         return self._floats[:, : devices.stop]
+
+    @property
+    def device_cell(self) -> IntArray:
+        devices: Any = self._layout["device_free"][1]
+        return self._ints[:, devices.stop : 2 * devices.stop - devices.start]
 
     def part(self, rows: IntArray | slice) -> Table:
         """A copy of these rows, in that order; of a slice a view."""
@@ -179,6 +191,8 @@ def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
     start = len(ROOM)
     for name in _PADDING:
         places[name] = slice(start, start := start + width)
+        if name == "device_free":
+            start += width  # device_cell
     places.update((name, start + at) for at, name in enumerate(_SCALARS))
     return {name: (name not in _WHOLE, place) for name, place in places.items()}
 

@@ -6,8 +6,10 @@ The formulas are those of the blend that beats fragmentation gradient descent on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +27,9 @@ _NEARLY_NOTHING = 1e-12
 
 
 @lru_cache(maxsize=1024)
-def _asked(cpus: float, memory_bytes: int, gpus: float) -> FloatArray:
-    return np.array([[cpus], [memory_bytes], [gpus]])
+def _asked(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
+    """(3, 1) the amounts; on how many devices, and how many thousandths of each."""
+    return np.array([[cpus], [memory_bytes], [gpus]]), math.ceil(gpus), round(min(gpus, 1.0) * MILLI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,19 @@ class ModelPressure:
         return -request.gpus * pressure[snapshot.columns.device_model]
 
 
+class _Tables(NamedTuple):
+    """What `Packing` looks up, weighted, for the models of one cluster."""
+
+    fragments: Fragments
+    potential: FloatArray  # what a device with so much left adds to the score: a kernel changes that by what it takes
+    start: IntArray  # (typical classes + 1,) where in it the cells (`Columns.device_cell`) of k begin
+    served_by: FloatArray  # (3, classes, 1) what CPUs, bytes and GPUs could serve of each typical class
+    per_cpu: float  # of what is left over
+    per_gpu: float
+    share: float  # of a GPU that a share is asked of
+    whole: float  # of each whole one: what slivers add to the potential is to rate shares
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """The five above, weighted, in one go over what they share: half the time of one after the other.
@@ -183,7 +199,7 @@ class Packing:
     sliver: float
     pressure: float
     name: str = field(default="packing", init=False)
-    _latest: list[tuple[tuple[str, ...], Fragments, FloatArray, FloatArray]] = field(
+    _latest: list[tuple[tuple[str, ...], _Tables]] = field(
         default_factory=list, init=False, compare=False, repr=False
     )
     needs_metrics = False
@@ -199,33 +215,32 @@ class Packing:
         )
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        c, n, units = snapshot.columns, len(snapshot), request.gpu_count
-        tables, potential, served_by = self._tables(snapshot.models)
+        c, n = snapshot.columns, len(snapshot)
+        asked, units, milli = _asked(request.cpus, request.memory_bytes, request.gpus)
+        tables, potential, start, served_by, per_cpu, per_gpu, share, whole = self._tables(snapshot.models)
         left = np.empty((3, 2, n))  # CPUs, memory and GPUs; before, and after
-        left[0, 0], left[1, 0], left[2, 0] = c.cpus_free, c.memory_free_bytes, c.gpus_free
-        np.subtract(left[:, 0], _asked(request.cpus, request.memory_bytes, request.gpus), out=left[:, 1])
-        node: FloatArray = left[0, 1] * (-0.5 * self.leftover / LARGE_CPUS)
-        node += left[2, 1] * (-0.5 * self.leftover / LARGE_GPUS)
+        left[:, 0] = c.room[:, :3].T
+        np.subtract(left[:, 0], asked, out=left[:, 1])
+        node: FloatArray = left[0, 1] * per_cpu
+        node += left[2, 1] * per_gpu
         if not units:
             node *= c.gpus > 0
         k = tables.k(left[0])
         np.maximum(left, _NEARLY_NOTHING, out=left)
         served = np.minimum.reduce(served_by * left.reshape(3, 1, 2 * n), axis=0)  # (classes, 2n)
         worth = np.add.reduce(served, axis=0).reshape(2, n)
-        free = c.device_milli
-        cells = tables.first_cell.take(c.device_model) + free + (k * (MILLI + 1))[:, :, None]
+        cells = start.take(k)[:, :, None] + c.device_cell
         per_device = potential.take(cells)
         worth -= np.add.reduce(per_device, axis=2)
         node += worth[1]
         node -= worth[0]
         score = node
         if units:
-            node += self.stranded * request.gpus
-            score = per_device[1] - potential.take(
-                cells[1] - np.minimum(free, round(request.gpu_share * MILLI))
-            )
-            if request.gpus >= 1:  # the part of slivers is to rate shares
-                node -= units * self.sliver * self.profile.sliver_waste()[MILLI]
+            node += request.gpus * (share if request.gpus < 1 else whole)
+            cells = cells[1]
+            cells -= np.minimum(c.device_milli, milli)
+            score = per_device[1] - potential.take(cells)
+            if units > 1:
                 score *= units
             score += node[:, None]
         if tables.has_many:
@@ -234,19 +249,25 @@ class Packing:
             score += several if several.ndim == score.ndim else several[:, None]
         return score
 
-    def _tables(self, models: tuple[str, ...]) -> tuple[Fragments, FloatArray, FloatArray]:
-        """Of fragmentation; by cell of its table, what a device with so much left adds to the score: a kernel changes
-        that by what it takes; (3, classes, 1) what CPUs, bytes and GPUs could serve of each typical class, weighted.
-
-        Kept for the models asked for last: a cluster's seldom change.
-        """
+    def _tables(self, models: tuple[str, ...]) -> _Tables:
+        """Kept for the models asked for last: a cluster's seldom change."""
         latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] is not models:
             tables, waste = self.profile.fragments(models), self.profile.sliver_waste()
             scarce = self.profile.pressure(models)[:, None, None] * (np.arange(MILLI + 1) / MILLI)
             worth = self.fragmentation / MILLI * tables.device + self.sliver * waste - self.pressure * scarce
+            potential = np.roll(worth, 1, axis=0).transpose(1, 0, 2)  # no device becomes the first model
             per_cpu, per_byte, share = self.profile.per_gpu()
-            served_by = self.stranded * np.stack([per_cpu * share, per_byte * share, share])[:, :, None]
-            latest = models, tables, worth.reshape(-1), served_by
+            made = _Tables(
+                tables,
+                potential.reshape(-1),
+                np.arange(len(potential)) * potential[0].size,
+                self.stranded * np.stack([per_cpu * share, per_byte * share, share])[:, :, None],
+                -0.5 * self.leftover / LARGE_CPUS,
+                -0.5 * self.leftover / LARGE_GPUS,
+                self.stranded,
+                self.stranded - self.sliver * float(waste[MILLI]),
+            )
+            latest = models, made
             self._latest[:] = [latest]
-        return latest[1:]
+        return latest[1]
