@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +62,7 @@ class RayAgents:
         """Whether any agent is known."""
         return bool(self._hosts)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         """The ids of the nodes whose agents are known."""
         return iter(list(self._hosts))
 
