@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -214,24 +216,36 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return settings
 
 
-@pytest.mark.parametrize("keeps_state", [True, False])
+@pytest.fixture
+def redis() -> Iterator[str]:
+    """Address of a Redis of this test's own, which keeps nothing on a disk."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed (Debian's package of that name)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/tmp") as server:
+        yield f"127.0.0.1:{port}"
+        server.terminate()
+
+
+@pytest.mark.parametrize("state", ["kept", "lost"])
 async def test_the_head_for_a_while(
-    home: Path,
-    tmp_path: Path,
-    impatient: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    keeps_state: bool,
+    home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    await _lose_the_head(home, tmp_path, impatient, monkeypatch, keeps_state, away_s=15)
+    await _lose_the_head(home, tmp_path, impatient, monkeypatch, state, away_s=15)
 
 
 @pytest.mark.fault_long
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("keeps_state", [True, False])
+@pytest.mark.parametrize("state", ["kept", "lost", "redis"])
 async def test_the_head_for_90_s(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_state: bool
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, state: str
 ) -> None:
-    await _lose_the_head(home, tmp_path, {}, monkeypatch, keeps_state, away_s=90)
+    settings = {"RAY_REDIS_ADDRESS": request.getfixturevalue("redis")} if state == "redis" else {}
+    await _lose_the_head(home, tmp_path, settings, monkeypatch, state, away_s=90)
 
 
 async def _lose_the_head(
@@ -239,12 +253,12 @@ async def _lose_the_head(
     tmp_path: Path,
     settings: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
-    keeps_state: bool,
+    state: str,
     away_s: float,
 ) -> None:
     """The GCS is gone until raylets and driver have ended, and comes back: its kernels live, and hold again."""
     environment = {**settings, VARIABLE: f"{home}/node"}
-    with Raylets(MACHINES[0], MACHINES[1], keeps_state=keeps_state, environment=environment) as cluster:
+    with Raylets(*MACHINES, keeps_state=state == "kept", environment=environment) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         head, node = cluster.nodes
         notebook = Notebook("roosted")
@@ -266,7 +280,7 @@ async def _lose_the_head(
         await asyncio.sleep(0.2)
         await notebook.manager.interrupt_kernel()
         assert await notebook.value("mine") == "42"
-        if keeps_state:
+        if state != "lost":
             cluster.restart_gcs()
         for one in (head, node):
             await asyncio.to_thread(cluster.start_again, one.address)
