@@ -27,9 +27,10 @@ _NEARLY_NOTHING = 1e-12
 
 
 @lru_cache(maxsize=1024)
-def _asked(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
-    """(3, 1) the amounts; on how many devices, and how many thousandths of each."""
-    return np.array([[cpus], [memory_bytes], [gpus]]), math.ceil(gpus), round(min(gpus, 1.0) * MILLI)
+def _taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
+    """(3, 2, 1) nothing, and the amounts; on how many devices, and how many thousandths of each."""
+    taken = np.array([[0.0, cpus], [0.0, memory_bytes], [0.0, gpus]])[:, :, None]
+    return taken, math.ceil(gpus), round(min(gpus, 1.0) * MILLI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +217,10 @@ class Packing:
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c, n = snapshot.columns, len(snapshot)
-        asked, units, milli = _asked(request.cpus, request.memory_bytes, request.gpus)
+        taken, units, milli = _taken(request.cpus, request.memory_bytes, request.gpus)
         tables, potential, start, served_by, per_cpu, per_gpu, share, whole = self._tables(snapshot.models)
         left = np.empty((3, 2, n))  # CPUs, memory and GPUs; before, and after
-        left[:, 0] = c.room[:, :3].T
-        np.subtract(left[:, 0], asked, out=left[:, 1])
+        np.subtract(c.room.T[:3, None], taken, out=left)
         node: FloatArray = left[0, 1] * per_cpu
         node += left[2, 1] * per_gpu
         if not units:

@@ -10,6 +10,7 @@ somebody looks (`grounds`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -132,7 +133,7 @@ class Pipeline:
             )
         grounds = Grounds(self, scorers, request, snapshot, avoided)
         placement = None
-        age_s = np.nan
+        age_s = math.nan
         if best is not None:
             age_s = float(snapshot.ages[best])
             placement = Placement(
@@ -149,7 +150,7 @@ class Pipeline:
             refusals=LaterSequence(grounds.refusals),
             refused=LaterSequence(grounds.refused),
             fallback=fallback,
-            metrics_age_s=None if np.isnan(age_s) else age_s,
+            metrics_age_s=None if math.isnan(age_s) else age_s,
             snapshot_version=snapshot.version,
         )
 

@@ -33,7 +33,7 @@ _DECIMALS = 1e9
 class Rating:
     """Rates nodes for requests of one class, each node for itself. Called with a snapshot or a part of one."""
 
-    __slots__ = ("_filters", "_least", "_request", "_scorers", "_share", "_stale_after_s")
+    __slots__ = ("_filters", "_least", "_made", "_request", "_scorers", "_stale_after_s")
 
     def __init__(
         self, filters: tuple[Filter, ...], scorers: Weighted, stale_after_s: float, request: Request
@@ -49,8 +49,8 @@ class Rating:
                 least.update(asked)
             elif _applies(rule, "passes", request):
                 self._filters.append(rule)
-        self._share = least.pop("device_free", None)
-        self._least = np.array([least.get(name, -np.inf) for name in ROOM]) if least else None
+        self._least = least
+        self._made: tuple[FloatArray, IntArray, int] | None = None
 
     def __call__(self, snapshot: Snapshot) -> Rated:
         """The ratings of the nodes that pass all filters; ``rows`` says which, where not all do."""
@@ -72,21 +72,32 @@ class Rating:
         fits: BoolArray | None = None
         devices: BoolArray | None = None
         request = self._request
-        if self._least is not None:
+        if self._least:
             room = snapshot.columns.room
-            fits = np.logical_and.reduce(room[:, : len(ROOM)] >= self._least, axis=1)
-            if self._share is not None:
-                devices = room[:, len(ROOM) :] >= self._share
-                if request.gpu_models:
-                    devices &= snapshot.accepted_devices(request)
-                if request.gpu_count == 1:
-                    fits &= np.logical_or.reduce(devices, axis=1)
-                else:
-                    fits &= np.add.reduce(devices, axis=1) >= request.gpu_count
-        for mask in passed(request, snapshot, self._filters):
+            least, points, enough = self._amounts(room.shape[1] - len(ROOM))
+            has = room[:, : len(least)] >= least
+            if request.gpu_models:
+                has[:, len(ROOM) :] &= snapshot.accepted_devices(request)
+            fits = has.dot(points) >= enough
+            if len(least) > len(ROOM):
+                devices = has[:, len(ROOM) :]
+        for mask in passed(request, snapshot, self._filters) if self._filters else ():
             if mask is not None:
                 fits = mask if fits is None else fits & mask
         return fits, devices
+
+    def _amounts(self, d: int) -> tuple[FloatArray, IntArray, int]:
+        """What `Columns.room` must at least be, the points for each that is, and how many points are enough: all of
+        the node's amounts, which count more than all d devices do, and as many devices as are asked for."""
+        is_for_devices = "device_free" in self._least
+        width = len(ROOM) + d * is_for_devices
+        if self._made is None or len(self._made[0]) != width:
+            least = np.full(width, self._least.get("device_free", -np.inf))
+            least[: len(ROOM)] = [self._least.get(name, -np.inf) for name in ROOM]
+            points = np.ones(width, dtype=np.int64)
+            points[: len(ROOM)] = d + 1
+            self._made = least, points, len(ROOM) * (d + 1) + is_for_devices * self._request.gpu_count
+        return self._made
 
     def _rated(self, snapshot: Snapshot, devices: BoolArray | None, rows: IntArray | None) -> Rated:
         """Of nodes that fit."""
