@@ -242,11 +242,11 @@ class RayBackend(Backend):
         for node_id in changed:
             self._hosts.check(self._ray.nodes[node_id])
         self._claims.keep_anchors({node.ray_id for node in self._ray.nodes.values()})
-        self._draw([*changed, *gone])
-        self._events.put_nowait(BackendEvent(kind="nodes"))
+        if self._draw([*changed, *gone]):
+            self._events.put_nowait(BackendEvent(kind="nodes"))
 
-    def _draw(self, node_ids: Collection[str]) -> None:
-        self._picture.draw(self._ray.nodes, node_ids)
+    def _draw(self, node_ids: Collection[str]) -> bool:
+        return self._picture.draw(self._ray.nodes, node_ids)
 
     async def _find_lost(self) -> None:
         """Tell of leases whose node or group is gone, though nobody here has given them back."""

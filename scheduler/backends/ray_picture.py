@@ -29,8 +29,8 @@ class RayPicture:
     def snapshot(self) -> Snapshot:
         return self._snapshot.aged(time.monotonic() - self._taken_at)
 
-    def draw(self, nodes: Mapping[str, RayNode], node_ids: Collection[str]) -> None:
-        """Draw these nodes again; those that are not in `nodes` are gone."""
+    def draw(self, nodes: Mapping[str, RayNode], node_ids: Collection[str]) -> bool:
+        """Draw these nodes again; those that are not in `nodes` are gone. Whether that changed the snapshot."""
         held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
         for lease in self.leases.values():
             if lease.node_id in held:
@@ -38,9 +38,14 @@ class RayPicture:
         drawn = [
             ray_state.as_node(nodes[name], leases, *self._metrics(name)) for name, leases in held.items()
         ]
+        changed = [
+            node for node in drawn if node.id not in self._snapshot or self._snapshot.node(node.id) != node
+        ]
         gone = [name for name in node_ids if name not in nodes and name in self._snapshot]
-        if drawn or gone:
-            self._snapshot = self._snapshot.apply(drawn, removed=gone)
+        if not changed and not gone:
+            return False
+        self._snapshot = self._snapshot.apply(changed, removed=gone)
+        return True
 
     def draw_status(self, nodes: Mapping[str, RayNode]) -> None:
         """Draw all nodes whose agents have said how they are: their metrics are as old as that from now on."""
