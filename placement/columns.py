@@ -81,8 +81,8 @@ class Columns:
 
     @property
     def device_cell(self) -> IntArray:
-        """(n, d) one number for model and thousandths: 1001 · (model + 1) + milli."""
-        return (self.device_model + 1) * 1001 + self.device_milli
+        """(n, d) one number for model and thousandths: `CELLS` · (model + 1) + milli + 1."""
+        return (self.device_model + 1) * CELLS + self.device_milli + 1
 
     def part(self, rows: IntArray) -> Columns:
         """These rows, in that order. O(1), and O(len(rows)) per column that is read."""
@@ -125,14 +125,14 @@ class Table(Columns):
         return table
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _NAMES:
+        if name not in self._layout:
             raise AttributeError(name)
         is_float, place = self._layout[name]
-        column = (self._floats if is_float else self._ints)[:, place]
-        if len(column) > _FEW:
-            column = column.copy()
+        column: Any = (self._floats if is_float else self._ints)[:, place]
         if name == "is_draining":
             column = column.astype(bool)
+        elif len(column) > _FEW:
+            column = column.copy()
         setattr(self, name, column)
         return column
 
@@ -167,6 +167,9 @@ COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """What `Columns.room` begins with."""
+CELLS = 1002
+"""Of a model in `Columns.device_cell`: 0 to 1000 thousandths, and before them one less than nothing: what a share
+leaves of a device that had it by a rounding."""
 _FEW = 256
 """Of so few rows a column is as fast where it stands."""
 _WHOLE = frozenset(

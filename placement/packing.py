@@ -177,6 +177,7 @@ class _Tables(NamedTuple):
     """What `Packing` looks up, weighted, for the models of one cluster."""
 
     fragments: Fragments
+    cpus: FloatArray  # (typical classes,) how many suffice for the first k
     potential: FloatArray  # what a device with so much left adds to the score: a kernel changes that by what it takes
     start: IntArray  # (typical classes + 1,) where in it the cells (`Columns.device_cell`) of k begin
     served_by: FloatArray  # (3, classes, 1) what CPUs, bytes and GPUs could serve of each typical class
@@ -218,14 +219,16 @@ class Packing:
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c, n = snapshot.columns, len(snapshot)
         taken, units, milli = _taken(request.cpus, request.memory_bytes, request.gpus)
-        tables, potential, start, served_by, per_cpu, per_gpu, share, whole = self._tables(snapshot.models)
+        tables, cpus, potential, start, served_by, per_cpu, per_gpu, share, whole = self._tables(
+            snapshot.models
+        )
         left = np.empty((3, 2, n))  # CPUs, memory and GPUs; before, and after
         np.subtract(c.room.T[:3, None], taken, out=left)
         node: FloatArray = left[0, 1] * per_cpu
         node += left[2, 1] * per_gpu
         if not units:
             node *= c.gpus > 0
-        k = tables.k(left[0])
+        k = cpus.searchsorted(left[0], side="right")
         np.maximum(left, _NEARLY_NOTHING, out=left)
         served = np.minimum.reduce(served_by * left.reshape(3, 1, 2 * n), axis=0)  # (classes, 2n)
         worth = np.add.reduce(served, axis=0).reshape(2, n)
@@ -237,9 +240,9 @@ class Packing:
         score = node
         if units:
             node += request.gpus * (share if request.gpus < 1 else whole)
-            cells = cells[1]
-            cells -= np.minimum(c.device_milli, milli)
-            score = per_device[1] - potential.take(cells)
+            after = cells[1]
+            after -= milli  # of a device that has not so much left it is anything
+            score = per_device[1] - potential.take(after)
             if units > 1:
                 score *= units
             score += node[:, None]
@@ -256,10 +259,12 @@ class Packing:
             tables, waste = self.profile.fragments(models), self.profile.sliver_waste()
             scarce = self.profile.pressure(models)[:, None, None] * (np.arange(MILLI + 1) / MILLI)
             worth = self.fragmentation / MILLI * tables.device + self.sliver * waste - self.pressure * scarce
+            worth = np.concatenate([worth[:, :, :1], worth], axis=2)  # one less than nothing is nothing
             potential = np.roll(worth, 1, axis=0).transpose(1, 0, 2)  # no device becomes the first model
             per_cpu, per_byte, share = self.profile.per_gpu()
             made = _Tables(
                 tables,
+                tables.cpus - 1e-6,
                 potential.reshape(-1),
                 np.arange(len(potential)) * potential[0].size,
                 self.stranded * np.stack([per_cpu * share, per_byte * share, share])[:, :, None],

@@ -118,7 +118,9 @@ class Pipeline:
 
         Raises ``ValueError`` when a part misbehaves.
         """
-        avoided = {snapshot.row(node_id): reason for node_id, reason in avoid.items() if node_id in snapshot}
+        avoided: dict[int, str] = {}
+        if avoid:
+            avoided = {snapshot.row(each): reason for each, reason in avoid.items() if each in snapshot}
         with self.kept.lock:
             scorers, fallback = self.scorers, None
             rated = self._rated(request, snapshot, scorers)
@@ -136,9 +138,10 @@ class Pipeline:
         age_s = math.nan
         if best is not None:
             age_s = float(snapshot.ages[best])
+            node = snapshot.stored(best)
             placement = Placement(
-                node_id=snapshot.at(best).id,
-                device_ids=grounds.devices(best, device),
+                node_id=node.id,
+                device_ids=grounds.devices(best, -1) if device < 0 else (node.devices[device].id,),
                 score=score,
                 terms=LaterMapping(lambda: grounds.terms(best)),
             )

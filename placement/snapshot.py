@@ -126,11 +126,15 @@ class Snapshot:
         """The node in that row, its metrics as old as the snapshot says."""
         if self._whole is not None:
             return self._whole.at(int(self._at[row]))
-        node = self._pages[row // _PAGE][row % _PAGE]
+        node = self.stored(row)
         if node.metrics_age_s is None:
             return node
         age_s = float(self.ages[row])
         return node if node.metrics_age_s == age_s else replace(node, metrics_age_s=age_s)
+
+    def stored(self, row: int) -> Node:
+        """The same of a whole snapshot, its metrics as old as when it was last read: all else is as it is now."""
+        return self._pages[row // _PAGE][row % _PAGE]
 
     def part(self, rows: IntArray, columns: Columns | None = None) -> Snapshot:
         """These rows as a snapshot of their own, in that order; same models and version. O(1).
@@ -139,7 +143,7 @@ class Snapshot:
         """
         part = Snapshot()
         part._whole = self if self._whole is None else self._whole
-        part._at = rows if self._whole is None else self._at[rows]
+        part._at = rows if self._whole is None else self._at.take(rows)
         part.columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
         part._everywhere, part._is_emptied = self._everywhere, self._is_emptied
