@@ -47,13 +47,10 @@ class Tolerates:
     name = "taints"
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        if snapshot.is_everywhere("untainted", _is_untainted):
+            return None
         tolerated = frozenset(request.tolerates)
-        key = "taints", tolerated
-
-        def is_tolerated(node: Node) -> bool:
-            return tolerated.issuperset(node.taints)
-
-        return None if snapshot.is_everywhere(key, is_tolerated) else snapshot.mask(key, is_tolerated)
+        return snapshot.mask(("taints", tolerated), lambda node: tolerated.issuperset(node.taints))
 
     def reason(self, request: Request, node: Node) -> str:
         taint = next(taint for taint in node.taints if taint not in request.tolerates)
@@ -166,6 +163,10 @@ class HasResources:
 
 def _stays(node: Node) -> bool:
     return not node.is_draining
+
+
+def _is_untainted(node: Node) -> bool:
+    return not node.taints
 
 
 def fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:

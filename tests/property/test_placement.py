@@ -7,10 +7,22 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.placement import EPSILON, Decision, Device, Node, Policy, Profile, Request, Snapshot, policy
+from roost.placement import (
+    EPSILON,
+    Decision,
+    Device,
+    Node,
+    Pipeline,
+    Policy,
+    Profile,
+    Request,
+    Snapshot,
+    policy,
+)
 from roost.placement.decision import grouped
 from roost.placement.policies import SHIPPED
 
@@ -127,6 +139,34 @@ def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, cho
         assert set(placement.device_ids) <= set(fitting)
     assert [p.score for p in ranked] == sorted((p.score for p in ranked), reverse=True)
     assert all(abs(p.score - sum(p.terms.values())) < 1e-6 for p in ranked)
+
+
+class Plain:
+    """A filter or a scorer without its short ways: only what all have."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("applies", "least"):
+            raise AttributeError(name)
+        return getattr(self._part, name)
+
+
+@given(clusters(), requests(), POLICIES)
+def test_short_ways_end_where_all_filters_and_scorers_do(
+    cluster: list[Node], request: Request, chosen: Policy
+) -> None:
+    assert isinstance(chosen, Pipeline)
+    filters = tuple(Plain(rule) for rule in chosen.filters)
+    scorers = tuple((Plain(scorer), weight) for scorer, weight in chosen.scorers)
+    plain = replace(chosen, filters=filters, scorers=scorers)
+    snapshot = Snapshot.of(cluster)
+    short, long = (each.rate(request, snapshot, each.scorers) for each in (chosen, plain))
+    assert short.totals.tolist() == long.totals.tolist()
+    assert short.devices.tolist() == long.devices.tolist()
+    passed = [mask for mask in chosen.passed(request, snapshot) if mask is not None]
+    assert (short.totals > -np.inf).tolist() == np.all([[True] * len(cluster), *passed], axis=0).tolist()
 
 
 @given(clusters(), requests(), POLICIES)

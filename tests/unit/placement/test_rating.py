@@ -1,0 +1,82 @@
+"""What is found out once for a class of requests: short ways that end where `passes` and `score` do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roost.placement import Device, Node, Pipeline, Request, Snapshot
+from roost.placement.filters import HasGpus, HasLabels, HasMemory
+from roost.placement.pipeline import DEFAULT_FILTERS
+from roost.placement.scorers import Near
+from roost.placement.snapshot import BoolArray, FloatArray
+
+PIB = 2**50
+NODES = Snapshot.of(
+    Node(
+        id=name,
+        cpus=8,
+        memory_bytes=100,
+        devices=(Device(id="0", model="A100"), Device(id="1", model="T4", promised=promised)),
+    )
+    for name, promised in (("a", 0.0), ("b", 0.5), ("c", 1.0))
+)
+
+
+def _places(request: Request, *filters: Any, scorers: Any = (), snapshot: Snapshot = NODES) -> list[str]:
+    decision = Pipeline(name="mine", filters=filters, scorers=scorers).place(request, snapshot)
+    ranked = ([decision.placement] if decision.placement else []) + list(decision.runners_up)
+    return [placement.node_id for placement in ranked]
+
+
+class RoomTwice(HasMemory):
+    """Says more than the filter it is derived from, whose amounts are not all that it asks for."""
+
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
+        return snapshot.columns.memory_free_bytes >= 2 * request.memory_bytes + 1
+
+
+class NeverA(HasLabels):
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
+        return np.array([name != "a" for name in snapshot.nodes])
+
+
+class LastFirst(Near):
+    def score(self, request: Request, snapshot: Snapshot) -> FloatArray:
+        return np.array([float(ord(name)) for name in snapshot.nodes])
+
+
+def test_a_derived_filter_or_scorer_is_asked_though_what_it_derives_from_has_nothing_to_say() -> None:
+    assert _places(Request(memory_bytes=49), RoomTwice()) == ["a", "b", "c"]
+    assert _places(Request(memory_bytes=50), RoomTwice()) == []
+    assert _places(Request(), NeverA()) == ["b", "c"]
+    assert _places(Request(), scorers=((LastFirst(), 1.0),)) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "models", "expected"),
+    [(1, (), "abc"), (2, (), "a"), (0.5, ("T4",), "ab"), (1, ("T4",), "a"), (2, ("T4",), ""), (3, (), "")],
+)
+def test_as_many_devices_as_are_asked_for_and_no_amount_makes_up_for_one(
+    gpus: float, models: tuple[str, ...], expected: str
+) -> None:
+    request = Request(gpus=gpus, gpu_models=models, cpus=1, memory_bytes=1)
+    assert sorted(_places(request, *DEFAULT_FILTERS)) == list(expected)
+    assert sorted(_places(request, HasGpus())) == list(expected)
+    assert _places(replace(request, cpus=9), *DEFAULT_FILTERS) == []
+    assert _places(replace(request, memory_bytes=101), *DEFAULT_FILTERS) == []
+
+
+def test_bytes_are_exact_beyond_what_floats_hold() -> None:
+    nodes = Snapshot.of([Node(id="a", memory_bytes=16 * PIB)])
+    assert _places(Request(memory_bytes=16 * PIB), *DEFAULT_FILTERS, snapshot=nodes) == ["a"]
+    assert _places(Request(memory_bytes=16 * PIB + 1), *DEFAULT_FILTERS, snapshot=nodes) == []
+
+
+def test_no_devices_anywhere() -> None:
+    nodes = Snapshot.of([Node(id="a", cpus=4)])
+    assert _places(Request(gpus=1), *DEFAULT_FILTERS, snapshot=nodes) == []
+    assert _places(Request(cpus=1), *DEFAULT_FILTERS, snapshot=nodes) == ["a"]
