@@ -22,7 +22,7 @@ LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
 """What counts as a large node, to weigh CPUs and GPUs against each other (the largest of the trace)."""
 
 
-_NEARLY_NOTHING = 1e-12
+_NEARLY_NOTHING = np.array(1e-12)
 """What stands for 0, since 0 · infinity is no number."""
 
 
@@ -181,8 +181,8 @@ class _Tables(NamedTuple):
     potential: FloatArray  # what a device with so much left adds to the score: a kernel changes that by what it takes
     start: IntArray  # (typical classes + 1,) where in it the cells (`Columns.device_cell`) of k begin
     served_by: FloatArray  # (3, classes, 1) what CPUs, bytes and GPUs could serve of each typical class
-    per_cpu: float  # of what is left over
-    per_gpu: float
+    per_cpu: FloatArray  # () of what is left over
+    per_gpu: FloatArray
     share: float  # of a GPU that a share is asked of
     whole: float  # of each whole one: what slivers add to the potential is to rate shares
 
@@ -268,8 +268,8 @@ class Packing:
                 potential.reshape(-1),
                 np.arange(len(potential)) * potential[0].size,
                 self.stranded * np.stack([per_cpu * share, per_byte * share, share])[:, :, None],
-                -0.5 * self.leftover / LARGE_CPUS,
-                -0.5 * self.leftover / LARGE_GPUS,
+                np.array(-0.5 * self.leftover / LARGE_CPUS),
+                np.array(-0.5 * self.leftover / LARGE_GPUS),
                 self.stranded,
                 self.stranded - self.sliver * float(waste[MILLI]),
             )

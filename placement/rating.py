@@ -26,8 +26,10 @@ from .values import Request
 if TYPE_CHECKING:
     from .pipeline import Filter
 
-_DECIMALS = 1e9
+# As arrays, which numpy need not make of them in each operation.
+_DECIMALS = np.array(1e9)
 """Sums of scores are equal when they are to 9 decimals."""
+_ZERO, _INFINITE, _REFUSED = np.array(0.0), np.array(np.inf), np.array(-np.inf)
 
 
 class Rating:
@@ -172,10 +174,10 @@ def best_devices(
     count: int, snapshot: Snapshot, fits: BoolArray, ratings: FloatArray | None
 ) -> tuple[FloatArray, IntArray]:
     """(n,) the mean rating of the best ``count`` devices that fit; (n,) the best one where that is one, else -1."""
-    rated = np.where(fits, 0.0 if ratings is None else ratings, -np.inf)
+    rated = np.where(fits, _ZERO if ratings is None else ratings, _REFUSED)
     if count == 1:
         best: FloatArray = np.maximum.reduce(rated, axis=1)
-        fullest = np.where(rated == best[:, None], snapshot.columns.device_free, np.inf).argmin(axis=1)
+        fullest = np.where(rated == best[:, None], snapshot.columns.device_free, _INFINITE).argmin(axis=1)
         return best, fullest
     top = -np.partition(-rated, count - 1, axis=1)[:, :count]
     return top.mean(axis=1), np.full(len(snapshot), -1)

@@ -15,6 +15,7 @@ from .snapshot import FloatArray, IntArray, Snapshot
 from .values import UNKNOWN_USE, Request
 
 Resource = Literal["gpu", "memory", "cpu"]
+_ONE = np.array(1.0)
 
 
 class Scorer(Protocol):
@@ -88,7 +89,7 @@ class NotBusy:
         return bool(request.gpus)
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        return 1.0 - snapshot.columns.device_excess if request.gpus else None
+        return _ONE - snapshot.columns.device_excess if request.gpus else None
 
 
 class SpareGpus:
