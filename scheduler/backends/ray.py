@@ -63,6 +63,8 @@ class RayBackend(Backend):
         self._claims = RayClaims(self._ray, self._picture.has_room)
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
+        self._taking: set[str] = set()  # ids of leases
+        self._released = 0  # how many agents have told of
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
 
@@ -101,6 +103,7 @@ class RayBackend(Backend):
         if node is None:
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         name = ray_groups.group_name(lease_id, owner.user)
+        self._taking.add(lease_id)
         host = watched(self._hosts.address(node.id))  # while Ray decides, and finds its devices
         try:
             device_ids = await self._claims.take(lease_id, name, request, node)
@@ -124,9 +127,10 @@ class RayBackend(Backend):
             raise
         finally:
             host.cancel()
+            self._taking.discard(lease_id)
         lease = self._picture.leases[lease_id] = lease_of(reservation, node.id)
         self._ray.forget_reading()
-        self._draw([node.id])
+        self._tell_of([node.id])
         return lease
 
     async def release(self, lease: Lease) -> None:
@@ -142,8 +146,7 @@ class RayBackend(Backend):
         self._forget(lease.id)
         if not self._ray.away:  # else it is gone with the cluster, or found when that is back
             await self._ray.ask(ray_groups.remove, name)
-        self._draw([lease.node_id])
-        self._events.put_nowait(BackendEvent(kind="nodes"))
+        self._tell_of([lease.node_id])
 
     async def adopt(self, lease: Lease, owner: Owner) -> Lease:
         await self._hosts.call(lease.node_id, lambda agent: agent.adopt(lease.id, owner))
@@ -175,7 +178,7 @@ class RayBackend(Backend):
         taken_meanwhile = {name: lease for name, lease in self._picture.leases.items() if name not in before}
         on_nodes = {name: lease for name, lease in found.items() if lease.node_id}
         self._picture.leases = {**on_nodes, **taken_meanwhile}
-        self._draw(list(self._ray.nodes))
+        self._tell_of(list(self._ray.nodes))
         return list(found.values())
 
     async def agent(self, lease: Lease) -> AgentAddress:
@@ -242,11 +245,12 @@ class RayBackend(Backend):
         for node_id in changed:
             self._hosts.check(self._ray.nodes[node_id])
         self._claims.keep_anchors({node.ray_id for node in self._ray.nodes.values()})
-        if self._draw([*changed, *gone]):
-            self._events.put_nowait(BackendEvent(kind="nodes"))
+        self._tell_of([*changed, *gone])
 
-    def _draw(self, node_ids: Collection[str]) -> bool:
-        return self._picture.draw(self._ray.nodes, node_ids)
+    def _tell_of(self, node_ids: Collection[str]) -> None:
+        """Draw these nodes again, and tell if that changes the picture."""
+        if self._picture.draw(self._ray.nodes, node_ids):
+            self._events.put_nowait(BackendEvent(kind="nodes"))
 
     async def _find_lost(self) -> None:
         """Tell of leases whose node or group is gone, though nobody here has given them back."""
@@ -339,10 +343,11 @@ class RayBackend(Backend):
         elif event.kind == "lost":
             self._lost(event.lease_id, event.reason)
         elif event.kind == "released":
+            self._released += 1
             lease = self._picture.leases.get(event.lease_id)
             if lease is not None:  # by the agent's own rules
                 self._spawn(self._let_go(lease))
-        elif event.kind == "reserved" and event.lease_id not in self._picture.leases:
+        elif event.kind == "reserved" and event.lease_id not in {*self._picture.leases, *self._taking}:
             self._spawn(self._learn(node_id))
 
     async def _let_go(self, lease: Lease) -> None:
@@ -353,9 +358,14 @@ class RayBackend(Backend):
 
     async def _learn(self, node_id: str) -> None:
         """What others hold on a node, so that its devices' shares are right."""
-        for lease in await self._held_on(node_id):
+        while True:
+            released = self._released
+            held = await self._held_on(node_id)
+            if released == self._released:  # else it may be in the answer what was given back since
+                break
+        for lease in held:
             self._picture.leases.setdefault(lease.id, lease)
-        self._draw([node_id])
+        self._tell_of([node_id])
 
     def _forget(self, lease_id: str) -> None:
         self._picture.leases.pop(lease_id, None)
@@ -363,8 +373,11 @@ class RayBackend(Backend):
         self._misses.pop(lease_id, None)
 
     def _lost(self, lease_id: str, reason: str) -> None:
+        lease = self._picture.leases.get(lease_id)
         self._forget(lease_id)
         self._events.put_nowait(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
+        if lease is not None:
+            self._tell_of([lease.node_id])
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -20,8 +21,10 @@ _PROBE_S = 30.0
 _CONFIRM_S = 1.2
 """What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
 
-HasRoom = Callable[[str, Request], bool]
-"""Whether a request would fit on the node of that id, by all that is known."""
+_LOOK_AGAIN_S = 0.2
+
+HasRoom = Callable[[str, Request, int], bool]
+"""Whether a request would fit on the node of that id, by all that is known, after so many of its kind."""
 
 
 class RayClaims:
@@ -32,6 +35,7 @@ class RayClaims:
         self._ray = ray
         self._has_room = has_room
         self._asked: dict[str, asyncio.Task[Group]] = {}  # by name, while the lease is being taken
+        self._node_of: dict[str, str] = {}  # by name, of those that are asked
         self._anchors: dict[str, Any] = {}  # by Ray's id of the node
 
     async def take(self, lease_id: str, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
@@ -39,12 +43,13 @@ class RayClaims:
 
         Ray's answer comes in any case: where nobody waits for it any more, `settled` does.
         """
+        self._node_of[name] = node.id
         asked = self._asked[name] = watched(self._claim(name, request, node))
         try:
             self.group_ids[lease_id] = (await asyncio.shield(asked)).id
             return await self._device_ids(name, request, node)
         finally:
-            asked.add_done_callback(lambda _: self._asked.pop(name, None))
+            asked.add_done_callback(lambda _: self._forget(name))
 
     async def settled(self, name: str) -> None:
         """Wait until no answer of Ray's is under way that would make a group of that name."""
@@ -62,14 +67,32 @@ class RayClaims:
             del self._anchors[ray_id]
 
     async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
-        """The placement group. A refusal is doubted where Ray's own state says that there is room."""
-        try:
-            return await self._ray.ask(ray_groups.create, name, request, node)
-        except LeaseConflict:
-            await self._ray.read()
-            if len(self._asked) > 1 or not self._has_room(node.id, request):
-                raise
-        return await self._ray.ask(ray_groups.create, name, request, node, patience_s=_CONFIRM_S)
+        """The placement group. A refusal is doubted while Ray's own state says that there is room."""
+        believe_at = time.monotonic() + _CONFIRM_S
+        patience_s = 0.0
+        while True:
+            try:
+                return await self._ray.ask(ray_groups.create, name, request, node, patience_s=patience_s)
+            except LeaseConflict:
+                await self._ray.read()
+                is_full = not self._has_room(node.id, request, self._ahead_of(name))
+                if is_full or time.monotonic() > believe_at:
+                    raise
+            patience_s = _LOOK_AGAIN_S
+
+    def _ahead_of(self, name: str) -> int:
+        """How many on its node were granted theirs and are not in the picture yet, or were asked for before."""
+        names = list(self._asked)
+        before = names[: names.index(name)]
+        return sum(
+            _was_granted(asked) if asked.done() else other in before
+            for other, asked in self._asked.items()
+            if self._node_of[other] == self._node_of[name]
+        )
+
+    def _forget(self, name: str) -> None:
+        self._asked.pop(name, None)
+        self._node_of.pop(name, None)
 
     async def _device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
         if not request.gpus:
@@ -83,6 +106,10 @@ class RayClaims:
         except BackendUnavailable:
             self._anchors.pop(node.ray_id, None)  # it may have been for that
             raise
+
+
+def _was_granted(asked: asyncio.Task[Group]) -> bool:
+    return not asked.cancelled() and asked.exception() is None
 
 
 def watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 
 from roost.launchers.messages import NodeStatus, Owner, Reservation
-from roost.placement import Request, Snapshot
+from roost.placement import Node, Request, Snapshot
 
 from . import ray_state
 from .base import Lease
@@ -52,21 +52,29 @@ class RayPicture:
         self._taken_at = time.monotonic()
         self.draw(nodes, list(self._status))
 
-    def has_room(self, node_id: str, request: Request) -> bool:
-        """Whether that request would fit there, by all that is known."""
+    def has_room(self, node_id: str, request: Request, ahead: int) -> bool:
+        """Whether that request would fit there, by all that is known, after so many of its kind."""
         if node_id not in self._snapshot:
             return False
         node = self._snapshot.node(node_id)
-        has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
-        is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
-        has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
-        return is_enough and has_rest and (has_devices or not request.gpus)
+        for _ in range(ahead + 1):
+            if not _fits(request, node):
+                return False
+            node = node.holding(request, [device.id for device in node.fitting(request)[: request.gpu_count]])
+        return True
 
     def _metrics(self, node_id: str) -> tuple[NodeStatus | None, float | None]:
         status, at = self._status.get(node_id, (None, 0.0))
         if status is None or status.metrics_age_s is None:
             return status, None
         return status, status.metrics_age_s + max(0.0, self._taken_at - at)
+
+
+def _fits(request: Request, node: Node) -> bool:
+    has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
+    is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
+    has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
+    return is_enough and has_rest and (has_devices or not request.gpus)
 
 
 def lease_of(reservation: Reservation, node_id: str) -> Lease:

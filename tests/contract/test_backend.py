@@ -86,7 +86,11 @@ def place(snapshot: Snapshot, request: Request) -> Placement:
 async def take(
     backend: Backend, kernel_id: str, request: Request, placement: Placement | None = None
 ) -> Lease:
-    placement = placement or place(await backend.snapshot(), request)
+    if placement is None:  # what was given back shows late
+        await _until(
+            backend, lambda snapshot: policy("balanced").place(request, snapshot).placement is not None
+        )
+        placement = place(await backend.snapshot(), request)
     return await backend.lease(
         request, placement, lease_id=f"roost:{kernel_id}:1", kernel_id=kernel_id, owner=OWNER
     )
@@ -142,13 +146,7 @@ async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> N
             asyncio.gather(*(timed_take(backend, f"k{i}", SHARE, placement) for i in range(4))), 30
         )
         held = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
-        assert len(held) <= 2
         assert max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict)) < 1.0
-        for number in range(20 if len(held) < 2 else 0):  # what was just freed may be refused for a moment
-            outcome, _ = await timed_take(backend, f"again{number}", SHARE, placement)
-            if isinstance(outcome, Lease):
-                held.append(outcome)
-                break
         assert len(held) == 2
         assert policy("balanced").place(SHARE, await backend.snapshot()).placement is None
         for lease in held:
