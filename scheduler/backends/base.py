@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from roost.launchers.messages import Owner
+from roost.launchers.messages import Owner, Reservation
 from roost.launchers.rpc import ClientKeys
 from roost.placement import Placement, Request, Snapshot
 
@@ -26,6 +26,26 @@ class Lease:
     device_ids: tuple[str, ...]
     request: Request
     owner: Owner
+
+    @classmethod
+    def of(cls, reservation: Reservation, node_id: str) -> Lease:
+        """The lease that the agent of that node has noted."""
+        held = reservation.request
+        return cls(
+            id=held.lease_id,
+            kernel_id=held.kernel_id,
+            node_id=node_id,
+            device_ids=held.device_ids if held.gpus else (),
+            request=Request(
+                cpus=held.cpus,
+                memory_bytes=held.memory_bytes,
+                gpus=held.gpus,
+                gpu_models=held.gpu_models,
+                resources=held.resources,
+                owner=held.owner.user,
+            ),
+            owner=held.owner,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from roost.launchers.client import AgentClient
 from roost.launchers.daemon import DaemonError
 from roost.launchers.local import local_agent
-from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reservation, Reserve
+from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reserve
 from roost.launchers.node import AgentSettings
 from roost.launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
 from roost.placement import Device, Node, Placement, Request, Snapshot
@@ -104,7 +104,7 @@ class LocalBackend(Backend):
             self._known.pop(lease_id, None)
             self._is_stale = True
             raise
-        lease = self._lease(reservation, placement.node_id)
+        lease = Lease.of(reservation, placement.node_id)
         self._note(lease)
         return lease
 
@@ -118,7 +118,7 @@ class LocalBackend(Backend):
     async def leases(self) -> list[Lease]:
         holdings = await self._call(lambda agent: agent.holdings())
         node_id = (await self.snapshot()).nodes[0]
-        return [self._lease(reservation, node_id) for reservation in holdings.reservations]
+        return [Lease.of(reservation, node_id) for reservation in holdings.reservations]
 
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._address()
@@ -207,23 +207,6 @@ class LocalBackend(Backend):
         if lease.node_id in self._picture:
             node = self._picture.node(lease.node_id)
             self._picture = self._picture.apply([node.holding(lease.request, lease.device_ids)])
-
-    def _lease(self, reservation: Reservation, node_id: str) -> Lease:
-        held = reservation.request
-        return Lease(
-            id=held.lease_id,
-            kernel_id=held.kernel_id,
-            node_id=node_id,
-            device_ids=held.device_ids if held.gpus else (),
-            request=Request(
-                cpus=held.cpus,
-                memory_bytes=held.memory_bytes,
-                gpus=held.gpus,
-                gpu_models=held.gpu_models,
-                owner=held.owner.user,
-            ),
-            owner=held.owner,
-        )
 
 
 def _node(status: NodeStatus, local: LocalSettings) -> Node:

@@ -32,7 +32,7 @@ from .base import AgentAddress, Backend, BackendEvent, Lease
 from .ray_agents import Host, RayAgents
 from .ray_claims import RayClaims, watched
 from .ray_driver import RayDriver
-from .ray_picture import RayPicture, bare_lease, lease_of
+from .ray_picture import RayPicture, bare_lease
 from .ray_state import RayNode
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class RayBackend(Backend):
         finally:
             host.cancel()
             self._taking.discard(lease_id)
-        lease = self._picture.leases[lease_id] = lease_of(reservation, node.id)
+        lease = self._picture.leases[lease_id] = Lease.of(reservation, node.id)
         self._ray.forget_reading()
         self._tell_of([node.id])
         return lease
@@ -334,7 +334,7 @@ class RayBackend(Backend):
         return Host(address=address, ray_id=node.ray_id)
 
     async def _held_on(self, node_id: str) -> list[Lease]:
-        return [lease_of(reservation, node_id) for reservation in await self._hosts.reservations(node_id)]
+        return [Lease.of(reservation, node_id) for reservation in await self._hosts.reservations(node_id)]
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         node_id = self._hosts.node_at(endpoint)

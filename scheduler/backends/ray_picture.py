@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 
-from roost.launchers.messages import NodeStatus, Owner, Reservation
+from roost.launchers.messages import NodeStatus, Owner
 from roost.placement import Node, Request, Snapshot
 
 from . import ray_state
@@ -75,26 +75,6 @@ def _fits(request: Request, node: Node) -> bool:
     is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
     has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
     return is_enough and has_rest and (has_devices or not request.gpus)
-
-
-def lease_of(reservation: Reservation, node_id: str) -> Lease:
-    """The lease that a node's agent has noted."""
-    held = reservation.request
-    return Lease(
-        id=held.lease_id,
-        kernel_id=held.kernel_id,
-        node_id=node_id,
-        device_ids=held.device_ids,
-        request=Request(
-            cpus=held.cpus,
-            memory_bytes=held.memory_bytes,
-            gpus=held.gpus,
-            gpu_models=held.gpu_models,
-            resources=held.resources,
-            owner=held.owner.user,
-        ),
-        owner=held.owner,
-    )
 
 
 def bare_lease(group: Group, node_id: str) -> Lease:
