@@ -160,9 +160,12 @@ class RayBackend(Backend):
         groups = [] if self._ray.away else await self._ray.ask(ray_groups.groups)
         by_ray_id = {node.ray_id: node.id for node in self._ray.nodes.values()}
         places = {group.lease_id: by_ray_id.get(group.node, "") for group in groups}
-        node_ids = {*filter(None, places.values()), *(self._hosts if self._ray.away else self._expected)}
+        others = self._hosts if self._ray.away else self._expected
+        node_ids = sorted({*filter(None, places.values()), *others})
         found: dict[str, Lease] = {}
-        for held in await asyncio.gather(*map(self._held_on, node_ids)):
+        for node_id, held in zip(node_ids, await asyncio.gather(*map(self._held_on, node_ids)), strict=True):
+            if held is None:
+                held = [lease for lease in self._picture.leases.values() if lease.node_id == node_id]
             found.update({lease.id: lease for lease in held})
         for group in groups:
             self._claims.group_ids[group.lease_id] = group.id
@@ -226,8 +229,6 @@ class RayBackend(Backend):
                     await self._ray.read()
                     if back := self._expected.keys() & self._ray.nodes.keys():
                         await self._take_again(back)
-                        for node_id in back:
-                            del self._expected[node_id]
                     await self._find_lost()
                 if time.monotonic() - asked_at > _STATUS_S:
                     asked_at = time.monotonic()
@@ -266,7 +267,7 @@ class RayBackend(Backend):
                 continue
             del self._misses[lease.id]
             name = ray_groups.group_name(lease.id, lease.owner.user)
-            if node is None and lease.id in {held.id for held in await self._held_on(lease.node_id)}:
+            if node is None and lease.id in {held.id for held in await self._held_on(lease.node_id) or ()}:
                 self._expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
             elif node is None:
                 await self._ray.ask(ray_groups.remove, name)  # it would wait for a node, an autoscaler's too
@@ -284,15 +285,19 @@ class RayBackend(Backend):
         its lease.
         """
         created = {group.lease_id for group in await self._ray.ask(ray_groups.groups) if group.is_created}
-        held = [lease for leases in await asyncio.gather(*map(self._held_on, node_ids)) for lease in leases]
-        held.sort(key=lambda lease: lease.device_ids)  # as Ray gives them: the first that is free
-        for lease in held:
-            self._picture.leases[lease.id] = lease
-            node = self._ray.nodes.get(lease.node_id)
-            if node is None:
-                self._expect(lease.node_id)
-            elif lease.id not in created:
-                await self._take_one_again(lease, node)
+        node_ids = list(node_ids)
+        for node_id, held in zip(node_ids, await asyncio.gather(*map(self._held_on, node_ids)), strict=True):
+            node = self._ray.nodes.get(node_id)
+            if held is None or (held and node is None):
+                self._expect(node_id)
+            else:
+                self._expected.pop(node_id, None)
+            for lease in sorted(
+                held or (), key=lambda lease: lease.device_ids
+            ):  # as Ray gives: the first that is free
+                self._picture.leases[lease.id] = lease
+                if node is not None and lease.id not in created:
+                    await self._take_one_again(lease, node)
 
     async def _take_one_again(self, lease: Lease, node: RayNode) -> None:
         name = ray_groups.group_name(lease.id, lease.owner.user)
@@ -333,8 +338,10 @@ class RayBackend(Backend):
         address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
         return Host(address=address, ray_id=node.ray_id)
 
-    async def _held_on(self, node_id: str) -> list[Lease]:
-        return [Lease.of(reservation, node_id) for reservation in await self._hosts.reservations(node_id)]
+    async def _held_on(self, node_id: str) -> list[Lease] | None:
+        """The leases that a node's agent has noted; None where it does not answer: they are unknown, not gone."""
+        reservations = await self._hosts.reservations(node_id)
+        return None if reservations is None else [Lease.of(held, node_id) for held in reservations]
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         node_id = self._hosts.node_at(endpoint)
@@ -360,7 +367,7 @@ class RayBackend(Backend):
         """What others hold on a node, so that its devices' shares are right."""
         while True:
             released = self._released
-            held = await self._held_on(node_id)
+            held = await self._held_on(node_id) or []
             if released == self._released:  # else it may be in the answer what was given back since
                 break
         for lease in held:

@@ -113,14 +113,14 @@ class RayAgents:
             return False
         return True
 
-    async def reservations(self, node_id: str) -> tuple[Reservation, ...]:
-        """What a node's agent holds; nothing where it does not say so in time."""
+    async def reservations(self, node_id: str) -> tuple[Reservation, ...] | None:
+        """What a node's agent holds; None where it does not say so in time."""
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
             return (await asyncio.wait_for(call, _ANSWER_S)).reservations
         except (RoostError, asyncio.TimeoutError) as problem:
-            log.warning("node=%s its kernels cannot be read: %s", node_id, problem)
-            return ()
+            log.warning("node=%s its agent does not answer: %s", node_id, str(problem) or "it is slow")
+            return None
 
     async def ask_status(self) -> None:
         """Ask all that are connected what is really used on their nodes."""

@@ -18,9 +18,8 @@ from .ray_state import RayNode
 T = TypeVar("T")
 
 _PROBE_S = 30.0
-_CONFIRM_S = 1.2
-"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted."""
-
+_CONFIRM_S = 0.6
+"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted. After that the queue asks again."""
 _LOOK_AGAIN_S = 0.2
 
 HasRoom = Callable[[str, Request, int], bool]

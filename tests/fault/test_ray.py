@@ -265,31 +265,33 @@ async def _lose_the_head(
         config = {"backend": "ray", "gpus": 1, "gpu_models": ["A100"]}
         notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, config=config)
         await notebook.open()
-        await notebook.run("mine = 42")
-        lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
-        (driver,) = daemon_pids(home, "scheduler")
-        cluster.kill_gcs()
-        gone_at = time.monotonic()
-        while time.monotonic() - gone_at < away_s:
+        try:
+            await notebook.run("mine = 42")
+            lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
+            (driver,) = daemon_pids(home, "scheduler")
+            cluster.kill_gcs()
+            gone_at = time.monotonic()
+            while time.monotonic() - gone_at < away_s:
+                assert await notebook.value("mine") == "42"
+                await asyncio.sleep(1)
+            assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
+            with pytest.raises(BackendUnavailable, match="away"):
+                await service().explain(KernelRequest())
+            notebook.client.execute("import time; time.sleep(60)", stop_on_error=False)
+            await asyncio.sleep(0.2)
+            await notebook.manager.interrupt_kernel()
             assert await notebook.value("mine") == "42"
-            await asyncio.sleep(1)
-        assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
-        with pytest.raises(BackendUnavailable, match="away"):
-            await service().explain(KernelRequest())
-        notebook.client.execute("import time; time.sleep(60)", stop_on_error=False)
-        await asyncio.sleep(0.2)
-        await notebook.manager.interrupt_kernel()
-        assert await notebook.value("mine") == "42"
-        if state != "lost":
-            cluster.restart_gcs()
-        for one in (head, node):
-            await asyncio.to_thread(cluster.start_again, one.address)
-        await _until_back()
-        kernel = await service().kernel(notebook.manager.kernel_id)
-        assert (kernel.state, kernel.lease_id) == ("running", lease_id)
-        assert [name.partition(" for ")[0] for name in groups(cluster.address)] == [lease_id]
-        assert await notebook.value("mine") == "42"
-        await notebook.close()
+            if state != "lost":
+                cluster.restart_gcs()
+            for one in (head, node):
+                await asyncio.to_thread(cluster.start_again, one.address)
+            await _until_back()
+            kernel = await service().kernel(notebook.manager.kernel_id)
+            assert (kernel.state, kernel.lease_id) == ("running", lease_id)
+            assert [name.partition(" for ")[0] for name in groups(cluster.address)] == [lease_id]
+            assert await notebook.value("mine") == "42"
+        finally:
+            await notebook.close()
         assert groups(cluster.address) == []
 
 
