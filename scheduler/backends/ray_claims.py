@@ -18,9 +18,10 @@ from .ray_state import RayNode
 T = TypeVar("T")
 
 _PROBE_S = 30.0
-_CONFIRM_S = 0.6
-"""What was freed shows to Ray's GCS up to a second late: so long a refusal is doubted. After that the queue asks again."""
-_LOOK_AGAIN_S = 0.2
+_CONFIRM_S = 0.8
+"""What was freed shows to Ray up to a second late: so long a refusal is doubted; then the queue asks again."""
+_ASK_AGAIN_S = 0.1
+"""A group that waits is tried again by Ray after a second only; a new one at once."""
 
 HasRoom = Callable[[str, Request, int], bool]
 """Whether a request would fit on the node of that id, by all that is known, after so many of its kind."""
@@ -68,16 +69,15 @@ class RayClaims:
     async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
         """The placement group. A refusal is doubted while Ray's own state says that there is room."""
         believe_at = time.monotonic() + _CONFIRM_S
-        patience_s = 0.0
         while True:
             try:
-                return await self._ray.ask(ray_groups.create, name, request, node, patience_s=patience_s)
+                return await self._ray.ask(ray_groups.create, name, request, node)
             except LeaseConflict:
                 await self._ray.read()
                 is_full = not self._has_room(node.id, request, self._ahead_of(name))
                 if is_full or time.monotonic() > believe_at:
                     raise
-            patience_s = _LOOK_AGAIN_S
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     def _ahead_of(self, name: str) -> int:
         """How many on its node were granted theirs and are not in the picture yet, or were asked for before."""

@@ -52,11 +52,8 @@ def group_name(lease_id: str, user: str) -> str:
     return f"{lease_id}{_FOR}{user}"
 
 
-def create(name: str, request: Request, node: RayNode, *, patience_s: float = 0.0) -> Group:
-    """Claim the slice on that node, or find the group of that name; raises `LeaseConflict`, and leaves nothing then.
-
-    A refusal is believed after `patience_s`: what was freed shows to Ray's GCS up to a second late.
-    """
+def create(name: str, request: Request, node: RayNode) -> Group:
+    """Claim the slice on that node, or find the group of that name; raises `LeaseConflict`, and leaves nothing then."""
     import ray
     from ray.util.placement_group import placement_group
 
@@ -75,17 +72,13 @@ def create(name: str, request: Request, node: RayNode, *, patience_s: float = 0.
         group = _group(_table(handle))
         if group is not None and group.is_created:
             return group
-        waited_s = time.monotonic() - asked_at
         state = _state(handle)
-        if group is None or waited_s > max(patience_s if state in _FULL else _DECIDES_S, 0.0):
+        if group is None or state in _FULL or time.monotonic() - asked_at > _DECIDES_S:
             remove(name)
             raise LeaseConflict(
                 f"Ray has no room for it on {node.address} now ({state.lower() or 'removed'})"
             )
-        if waited_s > 10 * _LOOK_AGAIN_S:
-            handle.wait(1)  # returns when it is created
-        else:
-            time.sleep(_LOOK_AGAIN_S)
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def remove(name: str) -> None:
