@@ -68,6 +68,7 @@ class Agents:
 
     async def _connect(self, address: AgentAddress) -> AgentClient:
         endpoint = address.endpoint
+        is_connected = False  # one that never came about is not lost: who asked for it hears of that
 
         def on_event(event: AgentEvent) -> None:
             for listener in list(self._listeners):
@@ -76,12 +77,13 @@ class Agents:
         def on_lost() -> None:
             log.info("agent=%s the connection was lost", endpoint)
             self._dispose(client)
-            if self._clients.pop(endpoint, None) is not None:
+            if self._clients.pop(endpoint, None) is not None and is_connected:
                 for listener in list(self._listeners):
                     listener(endpoint, None)
 
         client = AgentClient(endpoint, address.keys, on_event=on_event, on_lost=on_lost)
         await client.connect(timeout_s=CONNECT_S)
+        is_connected = True
         return client
 
     def _dispose(self, client: AgentClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cluster import Cluster
+from .errors import BackendUnavailable
 from .keeper import Keeper
 from .policies import FALLBACK, Policies
 from .values import Finding
@@ -13,6 +14,7 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list
     leases = {lease.id: lease for lease in await cluster.backend.leases()}
     processes, silent = await keeper.processes(list(leases.values()))
     records = keeper.records
+    away = await _why_away(cluster)
     found = [
         _finding("error", f"lease {lease.id} has no kernel", "nothing: it is given back now")
         for lease in leases.values()
@@ -47,6 +49,8 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list
         for record in records.values()
         if not keeper.owners.is_alive(record.owner)
     ]
+    if away:
+        found.append(_finding("error", away, "look at the cluster: no kernel starts until it is back"))
     found += [
         _finding(
             "error",
@@ -65,6 +69,14 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list
     ]
     agree = f"{len(records)} kernels, {len(leases)} leases and {len(processes)} processes agree"
     return found or [_finding("ok", agree, "")]
+
+
+async def _why_away(cluster: Cluster) -> str:
+    try:
+        await cluster.snapshot()
+    except BackendUnavailable as problem:
+        return problem.user_message
+    return ""
 
 
 def _finding(level: str, what: str, do: str) -> Finding:

@@ -75,6 +75,7 @@ class RayBackend(Backend):
         except BackendUnavailable as problem:
             if not self._hosts:
                 raise
+            self._ray.away = str(problem)
             log.warning("Ray is away, its kernels are served all the same: %s", problem)
         self._spawn(self._keep_up())
 
@@ -213,7 +214,7 @@ class RayBackend(Backend):
 
     async def _join(self) -> None:
         address = self._settings.ray.address or os.environ.get("RAY_ADDRESS") or self._hosts.cluster
-        self._hosts.cluster = await self._ray.join(address)
+        self._hosts.forget_others(await self._ray.join(address))
         await self._take_again(self._hosts)
 
     async def _keep_up(self) -> None:
@@ -346,7 +347,7 @@ class RayBackend(Backend):
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         node_id = self._hosts.node_at(endpoint)
         if event is None:
-            self._hosts.status.pop(node_id, None)
+            self._hosts.doubt(endpoint)
         elif event.kind == "lost":
             self._lost(event.lease_id, event.reason)
         elif event.kind == "released":

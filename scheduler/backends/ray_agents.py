@@ -55,6 +55,7 @@ class RayAgents:
         self._agents = agents
         self._bring_up = bring_up
         self._hosts: dict[str, Host] = {}
+        self._doubted: set[str] = set()
         self._coming: dict[str, asyncio.Task[Host]] = {}
         self._remember()
 
@@ -71,47 +72,39 @@ class RayAgents:
             task.cancel()
 
     async def address(self, node_id: str) -> AgentAddress:
-        """Where the agent of that node listens; brought up, once for all who ask, if none is known."""
+        """Where the agent of that node listens; brought up, once for all who ask, if none is known for sure.
+
+        Where it cannot be, as while Ray is away, what was known stands.
+        """
         host = self._hosts.get(node_id)
-        if host is not None:
+        if host is not None and node_id not in self._doubted:
             return host.address
         task = self._coming.get(node_id)
         if task is None:
             task = self._coming[node_id] = asyncio.get_running_loop().create_task(self._come(node_id))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return (await asyncio.shield(task)).address
+        try:
+            return (await asyncio.shield(task)).address
+        except BackendUnavailable:
+            if host is None:
+                raise
+            return host.address
 
     async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call a node's agent, again on a new one if that was lost: every operation may be repeated."""
         problem: Exception | None = None
         for _ in range(_TRIES):
+            address = await self.address(node_id)
             try:
-                return await call(await self._agents.client(await self.address(node_id)))
-            except Disconnected as lost:
+                return await call(await self._agents.client(address))
+            except (Disconnected, BackendUnavailable) as lost:
                 problem = lost
-            except BackendUnavailable as lost:
-                if node_id not in self._hosts:  # it cannot be brought up
-                    raise
-                problem = lost
-                if not await self.renew(node_id):
-                    break
+                self.doubt(address.endpoint)
             except RemoteError as refusal:
                 raise LaunchError(refusal.message, **refusal.fields) from None
             except (RpcError, asyncio.TimeoutError) as late:
                 raise BackendUnavailable(f"the agent on {node_id} does not answer: {late}") from late
         raise BackendUnavailable(f"the agent on {node_id} cannot be reached: {problem}") from problem
-
-    async def renew(self, node_id: str) -> bool:
-        """Bring the agent of a node up anew; where that cannot be, what was known of it stays, and this is False."""
-        known = self._hosts.pop(node_id, None)
-        try:
-            await self.address(node_id)
-        except BackendUnavailable as problem:
-            log.info("node=%s no agent can be brought up: %s", node_id, problem)
-            if known is not None:
-                self._hosts.setdefault(node_id, known)
-            return False
-        return True
 
     async def reservations(self, node_id: str) -> tuple[Reservation, ...] | None:
         """What a node's agent holds; None where it does not say so in time."""
@@ -138,18 +131,28 @@ class RayAgents:
         return next((name for name, host in self._hosts.items() if host.address.endpoint == endpoint), "")
 
     def check(self, node: RayNode) -> None:
-        """Forget the agent of a node that was brought up by an earlier raylet: it has to be told of this one."""
+        """Doubt the agent of a node that was brought up by an earlier raylet: it has to be told of this one."""
         host = self._hosts.get(node.id)
         if host is not None and host.ray_id != node.ray_id:
-            self.forget(node.id)
+            self._doubted.add(node.id)
 
-    def forget(self, node_id: str) -> None:
-        self._hosts.pop(node_id, None)
-        self.status.pop(node_id, None)
+    def doubt(self, endpoint: str) -> None:
+        """The agent that listens there was lost: it, or the next one, is to be brought up before it is called again."""
+        node_id = self.node_at(endpoint)
+        if node_id:
+            self._doubted.add(node_id)
+            self.status.pop(node_id, None)
+
+    def forget_others(self, cluster: str) -> None:
+        """Forget the agents of another cluster than this."""
+        if self.cluster not in ("", cluster):
+            self._hosts.clear()
+        self.cluster = cluster
 
     async def _come(self, node_id: str) -> Host:
         try:
             host = self._hosts[node_id] = await self._bring_up(node_id)
+            self._doubted.discard(node_id)
             self._write()
             return host
         finally:
