@@ -89,7 +89,8 @@ class RayBackend(Backend):
 
     async def snapshot(self) -> Snapshot:
         if self._ray.away:
-            raise BackendUnavailable(f"the Ray cluster is away: {self._ray.away}")
+            at = f" at {self._hosts.cluster}" if self._hosts.cluster else ""
+            raise BackendUnavailable(f"the Ray cluster{at} is away, its kernels live on: {self._ray.away}")
         await self._ray.read(max_age_s=_FRESH_S)
         return self._picture.snapshot()
 
