@@ -30,8 +30,8 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from . import ray_groups, ray_host
 from .base import AgentAddress, Backend, BackendEvent, Lease
 from .ray_agents import Host, RayAgents
-from .ray_claims import RayClaims, watched
-from .ray_driver import RayDriver
+from .ray_claims import RayClaims
+from .ray_driver import RayDriver, watched
 from .ray_picture import RayPicture, bare_lease
 from .ray_state import RayNode
 
@@ -294,9 +294,8 @@ class RayBackend(Backend):
                 self._expect(node_id)
             else:
                 self._expected.pop(node_id, None)
-            for lease in sorted(
-                held or (), key=lambda lease: lease.device_ids
-            ):  # as Ray gives: the first that is free
+            # In the order in which Ray gives devices: the first that is free.
+            for lease in sorted(held or (), key=lambda lease: lease.device_ids):
                 self._picture.leases[lease.id] = lease
                 if node is not None and lease.id not in created:
                     await self._take_one_again(lease, node)

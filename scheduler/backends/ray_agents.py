@@ -24,6 +24,7 @@ from roost.scheduler.agents import Agents
 from roost.scheduler.errors import BackendUnavailable, LaunchError, RoostError
 
 from .base import AgentAddress
+from .ray_driver import watched
 from .ray_state import RayNode
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,7 @@ class RayAgents:
             return host.address
         task = self._coming.get(node_id)
         if task is None:
-            task = self._coming[node_id] = asyncio.get_running_loop().create_task(self._come(node_id))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task = self._coming[node_id] = watched(self._come(node_id))
         try:
             return (await asyncio.shield(task)).address
         except BackendUnavailable:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from roost.placement import Request
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import ray_groups
-from .ray_driver import RayDriver
+from .ray_driver import RayDriver, watched
 from .ray_groups import Group
 from .ray_state import RayNode
-
-T = TypeVar("T")
 
 _PROBE_S = 30.0
 _CONFIRM_S = 0.8
@@ -109,10 +107,3 @@ class RayClaims:
 
 def _was_granted(asked: asyncio.Task[Group]) -> bool:
     return not asked.cancelled() and asked.exception() is None
-
-
-def watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task whose error is nobody's where nobody waits for it any more."""
-    task = asyncio.get_running_loop().create_task(coroutine)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task

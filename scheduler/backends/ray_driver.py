@@ -9,7 +9,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -60,8 +60,7 @@ class RayDriver:
         if self._read_at and time.monotonic() - self._read_at <= max_age_s:
             return
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.get_running_loop().create_task(self._read())
-            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._reading = watched(self._read())
         await asyncio.shield(self._reading)
 
     def forget_reading(self) -> None:
@@ -108,6 +107,13 @@ class RayDriver:
     async def _in_thread(self, call: Callable[[], T], *, deadline_s: float) -> T:
         loop = asyncio.get_running_loop()
         return await asyncio.wait_for(loop.run_in_executor(self._threads, call), deadline_s)
+
+
+def watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task whose error is nobody's where nobody waits for it any more."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 def _in_short(error: Exception) -> str:

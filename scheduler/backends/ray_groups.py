@@ -8,7 +8,6 @@ unless they say otherwise, and belong in a thread.
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from roost.placement import Request
 from roost.scheduler.errors import LeaseConflict
 
+from .ray_host import task, task_on
 from .ray_state import RayNode
 
 NAMESPACE = "roost"
@@ -69,10 +69,10 @@ def create(name: str, request: Request, node: RayNode) -> Group:
             raise LeaseConflict("a placement group of this name has just been removed") from None
     asked_at = time.monotonic()
     while True:
-        group = _group(_table(handle))
+        entry = _table(handle)
+        group, state = _group(entry), _state(entry)
         if group is not None and group.is_created:
             return group
-        state = _state(handle)
         if group is None or state in _FULL or time.monotonic() - asked_at > _DECIDES_S:
             remove(name)
             raise LeaseConflict(
@@ -119,7 +119,7 @@ def device_ids(name: str, gpus: float, anchor: Any) -> Any:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     strategy = PlacementGroupSchedulingStrategy(_handle(name))
-    return _task(_gpu_ids).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
+    return task(_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
 
 
 def anchor(node: RayNode) -> Any:
@@ -128,17 +128,7 @@ def anchor(node: RayNode) -> Any:
     Ray hands a task to the raylet that has what it takes. Without it that is the driver's own, which hears of a new
     group on another node up to 0.1 s later: 97 ms for `device_ids` instead of 4.
     """
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
-    return _task(_ballast).options(num_cpus=0, scheduling_strategy=strategy).remote(_ANCHOR_BYTES)
-
-
-def _task(function: Any) -> Any:
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the node need not have roost
-    return ray.remote(max_calls=0, max_retries=0)(function)
+    return task_on(node, _ballast).remote(_ANCHOR_BYTES)
 
 
 def _ballast(size: int) -> bytes:
@@ -173,8 +163,8 @@ def _table(handle: Any) -> Mapping[str, Any]:
     return placement_group_table(handle) or {}
 
 
-def _state(handle: Any) -> str:
-    return str((_table(handle).get("stats") or {}).get("scheduling_state", ""))
+def _state(entry: Mapping[str, Any]) -> str:
+    return str((entry.get("stats") or {}).get("scheduling_state", ""))
 
 
 def _group(entry: Mapping[str, Any]) -> Group | None:

@@ -32,15 +32,9 @@ def agent_on(
     node: RayNode, settings: AgentSettings, *, cluster_address: str, grace_s: float, python: str
 ) -> Any:
     """A Ray reference to what `bring_up` returns, from that node. Blocks for a moment."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     manager = Manager(name="Ray", pid=0, process_started_at=0.0, address=cluster_address, grace_s=grace_s)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    task = ray.remote(max_calls=0, max_retries=0)(bring_up)
     archive, digest = _node_side()
-    strategy = NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
-    return task.options(num_cpus=0, scheduling_strategy=strategy).remote(
+    return task_on(node, bring_up).remote(
         archive,
         digest,
         agent_name(cluster_address, node),
@@ -48,6 +42,24 @@ def agent_on(
         encode(manager),
         python,
     )
+
+
+def task_on(node: RayNode, function: Any) -> Any:
+    """`task` on that node, and no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return task(function).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False))
+
+
+def task(function: Any) -> Any:
+    """A Ray task that takes nothing, of a function of ours that needs nothing of ours: the node need not have roost.
+
+    Its worker is kept for the next one (by default Ray ends it after each task with GPUs).
+    """
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
+    return ray.remote(num_cpus=0, max_calls=0, max_retries=0)(function)
 
 
 @functools.cache
