@@ -113,8 +113,8 @@ def bundle(request: Request, node: RayNode) -> dict[str, float]:
 def device_ids(name: str, gpus: float, anchor: Any) -> Any:
     """A Ray reference to the ids of the devices that Ray gave to the group of that name, a list of texts.
 
-    A task inside the group reads them: 4 ms where its worker is warm, seconds where it is not. A worker is kept for the
-    next (by default Ray ends it after each task with GPUs). `anchor` is that of the group's node.
+    A task inside the group reads them: 4 ms where its worker is warm, seconds where it is not. `anchor` is that of the
+    group's node.
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

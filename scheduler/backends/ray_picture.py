@@ -6,12 +6,15 @@ import time
 from collections.abc import Collection, Mapping
 
 from roost.launchers.messages import NodeStatus, Owner
-from roost.placement import Node, Request, Snapshot
+from roost.placement import Request, Snapshot, policy
 
 from . import ray_state
 from .base import Lease
 from .ray_groups import Group
 from .ray_state import RayNode
+
+_ANY = policy("pack")
+"""Its filters say whether a request fits; how it ranks does not matter on one node."""
 
 
 class RayPicture:
@@ -58,9 +61,10 @@ class RayPicture:
             return False
         node = self._snapshot.node(node_id)
         for _ in range(ahead + 1):
-            if not _fits(request, node):
+            placement = _ANY.place(request, Snapshot.of([node])).placement
+            if placement is None:
                 return False
-            node = node.holding(request, [device.id for device in node.fitting(request)[: request.gpu_count]])
+            node = node.holding(request, placement.device_ids)
         return True
 
     def _metrics(self, node_id: str) -> tuple[NodeStatus | None, float | None]:
@@ -68,13 +72,6 @@ class RayPicture:
         if status is None or status.metrics_age_s is None:
             return status, None
         return status, status.metrics_age_s + max(0.0, self._taken_at - at)
-
-
-def _fits(request: Request, node: Node) -> bool:
-    has_devices = len(node.fitting(request)) >= request.gpu_count and node.gpus_free >= request.gpus
-    is_enough = node.cpus_free >= request.cpus and node.memory_free_bytes >= request.memory_bytes
-    has_rest = all(node.resource_free(name) >= asked for name, asked in request.resources.items())
-    return is_enough and has_rest and (has_devices or not request.gpus)
 
 
 def bare_lease(group: Group, node_id: str) -> Lease:
