@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from roost.scheduler.actions import print_json, request_config
+from roost.scheduler.actions import options_of, print_json, request_config
 from roost.scheduler.environment import Environment
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.tables import asks, console, show, table
@@ -20,12 +20,12 @@ from .options import read_wish
 
 def kernelspec_install(arguments: argparse.Namespace) -> int:
     """Wrap a kernelspec and print what was found of its environment."""
-    request = request_config(arguments)
-    read_wish(request, {})
+    options = options_of(arguments)
+    which = {"backend": arguments.backend, **({"backend_options": options} if options else {})}
     made, found = install(
         arguments.source,
         name=arguments.name or f"roost-{arguments.source}",
-        config={"backend": arguments.backend, **request},
+        config={**which, **request_config(arguments)},
         display_name=arguments.display_name,
         prefix=sys.prefix if arguments.sys_prefix else arguments.prefix,
         may_replace=arguments.replace,
@@ -55,8 +55,7 @@ def kernelspec_list(arguments: argparse.Namespace) -> int:
             wanted = "?" if spec.malformed else asks(read_wish(spec.config, {}).request)
         except ConfigError:
             wanted = "?"
-        backend = str(spec.config.get("backend", "local"))
-        made.add_row(spec.name, spec.display_name, backend, wanted, "broken" if problem else "ready")
+        made.add_row(spec.name, spec.display_name, _cluster(spec), wanted, "broken" if problem else "ready")
     out = console()
     show(out, made)
     for spec, problem in rows:
@@ -82,8 +81,11 @@ def run_notebook(arguments: argparse.Namespace) -> int:
     """Execute a notebook; 1 where a cell failed."""
     asked = request_config(arguments)
     read_wish(asked, {})
-    if arguments.backend:
-        asked["backend"] = arguments.backend
+    options = options_of(arguments)
+    if arguments.backend:  # then the kernelspec's options are another cluster's
+        asked |= {"backend": arguments.backend, "backend_options": options}
+    elif options:
+        asked["backend_options"] = options
     outcome = run(
         arguments.notebook,
         output=arguments.output,
@@ -94,6 +96,12 @@ def run_notebook(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(outcome)
     return 0 if outcome["error"] is None else 1
+
+
+def _cluster(spec: Installed) -> str:
+    options = spec.config.get("backend_options")
+    address = options.get("address", "") if isinstance(options, dict) else ""
+    return f"{spec.config.get('backend', 'local')} {address}".rstrip()
 
 
 def _told(made: Installed, found: Environment | None) -> Mapping[str, Any]:

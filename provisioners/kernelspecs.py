@@ -18,13 +18,14 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
+from roost.scheduler.actions import check_policy
 from roost.scheduler.environment import Environment, probe
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.operations import BACKENDS, check_backend
 
 from .encryption import WISHES
 from .environment import check_patterns
-from .options import check_names, read_wish
+from .options import read_wish
 
 PROVISIONER = "roost"
 _PLAIN = ("", "local-provisioner", PROVISIONER)
@@ -60,11 +61,15 @@ def install(
     """Wrap the kernelspec `source` as `name`; raises `ConfigError` and then has changed nothing.
 
     `prefix`: an installation prefix, or None for the user's own folder. The environment is asked what it can
-    do, and one that starts none is refused, unless `is_checked` is false (its kernels run elsewhere).
+    do, and one that starts none is refused, unless `is_checked` is false (its kernels run elsewhere). So is the
+    scheduler, where a policy is named that is not shipped.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is no kernel name: use letters, digits, '-', '_' and, inside, '.'.")
     name = name.lower()
+    check_config(config)
+    if is_checked:
+        _check_policy(config)
     specs = KernelSpecManager()
     spec = _read(specs, source)
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
@@ -144,23 +149,12 @@ def findings() -> list[dict[str, str]]:
         what, do = f"kernelspec {spec.name} can start kernels", ""
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
-            do = f"mend {spec.folder}/kernel.json, or `roost kernelspec remove {spec.name}`"
+            do = f"mend {spec.folder}/kernel.json or what it names, or `roost kernelspec remove {spec.name}`"
         found.append({"level": "error" if problem else "ok", "what": what, "do": do})
     if not specs:
         do = "roost kernelspec install --from python3 --name roost-python3"
         found.append({"level": "warning", "what": "no kernelspec starts through roost", "do": do})
     return found
-
-
-def policies(backend: str) -> dict[str, str]:
-    """By kernelspec of that backend, the placement policy that it asks for; only those that ask for one."""
-    return {
-        spec.name: policy
-        for spec in installed()
-        if spec.config.get("backend", BACKENDS[0]) == backend
-        and isinstance(policy := spec.config.get("policy"), str)
-        and policy
-    }
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -170,12 +164,16 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def problem_of(spec: Installed) -> str:
-    """Why a kernelspec starts no kernels, in one sentence, or an empty text. Its Python is asked: up to 30 s."""
+    """Why a kernelspec starts no kernels, in one sentence, or an empty text. Its Python is asked: up to 30 s.
+
+    So is its scheduler, where it names a placement policy that is not shipped: up to 30 s more.
+    """
     if spec.malformed:
         return spec.malformed
     try:
         check_config(spec.config)
-    except ConfigError as error:
+        _check_policy(spec.config)
+    except RoostError as error:
         return error.user_message
     return probe(spec.argv, environment(spec.env)).problem
 
@@ -184,7 +182,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for options that a start would refuse, whatever the scheduler then says."""
     from .provisioner import RoostProvisioner  # late: Jupyter's part of roost, which lists do not need
 
-    check_names(config)
     provisioner = RoostProvisioner(**config)  # its traits are the types of the options
     check_backend(provisioner.backend)
     check_patterns(provisioner.environment)
@@ -193,6 +190,11 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"encrypt = {provisioner.encrypt!r:.40} is unknown: it is one of {', '.join(WISHES)}."
         )
     read_wish(config, {})
+
+
+def _check_policy(config: Mapping[str, Any]) -> None:
+    options = config.get("backend_options", {})
+    check_policy(config.get("policy") or "", config.get("backend", BACKENDS[0]), options)
 
 
 def read_document(folder: str | Path) -> tuple[Any, str]:

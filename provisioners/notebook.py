@@ -22,6 +22,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.manager import AsyncKernelManager
 
 import roost
+from roost.scheduler.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.values import Event, Kernel
 
@@ -88,10 +89,10 @@ def run(
         ) from None
     config = spec.metadata["kernel_provisioner"]["config"]
     check_config(config)
-    backend = config.get("backend", "local")
+    scheduler = roost.connect(config.get("backend", "local"), **config.get("backend_options", {}))
     manager = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
     client = NotebookClient(document, km=manager, timeout=cell_timeout_s)
-    ran = _Run(client, manager, backend, path)
+    ran = _Run(client, manager, scheduler, path)
     try:
         asyncio.run(ran.main())
     except asyncio.CancelledError:
@@ -114,7 +115,7 @@ def run(
 class _Run:
     """One execution. `cells`: index, seconds and status of each executed one; `error`: what ended it."""
 
-    def __init__(self, client: Any, manager: AsyncKernelManager, backend: str, path: Path) -> None:
+    def __init__(self, client: Any, manager: AsyncKernelManager, scheduler: Client, path: Path) -> None:
         self.kernel_id = str(uuid.uuid4())
         self.node_id = ""
         self.cells: list[dict[str, Any]] = []
@@ -122,7 +123,7 @@ class _Run:
         self.signum = 0
         self._client = client
         self._manager = manager
-        self._scheduler = roost.connect(backend)
+        self._scheduler = scheduler
         self._path = path
         self._status: Any = None
 

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from roost.scheduler.amounts import parse_bytes
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.operations import ADDRESS_VARIABLES, check_backend
 from roost.scheduler.values import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "encrypt",
-    "fork", "launch_timeout", "environment",
+    "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """What a kernelspec may say in `metadata.kernel_provisioner.config`."""
 
@@ -39,6 +40,24 @@ def check_names(names: Iterable[str]) -> None:
                 f"The kernelspec's provisioner config has the unknown option {name!r}.{guess} "
                 f"Known options are {', '.join(OPTIONS)}."
             )
+
+
+def check_backend_options(backend: str, options: Any) -> None:
+    """Raise `ConfigError` for what a kernelspec may not say of its scheduler: which cluster it is, and no more.
+
+    All else is the operator's: other totals, another configuration without the caps of this one.
+    """
+    check_backend(backend)
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"backend_options = {options!r:.60} is not a table of names and values.")
+    for name, value in options.items():
+        if name != "address" or backend not in ADDRESS_VARIABLES:
+            can = "only the address" if backend in ADDRESS_VARIABLES else "nothing"
+            raise ConfigError(
+                f"backend_options has {name!r:.40}: of the scheduler of {backend} a kernelspec can set {can}."
+            )
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"backend_options: address = {value!r:.60} is no text such as 'host:6379'.")
 
 
 def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:

@@ -32,7 +32,7 @@ from roost.provisioners.connection import as_jupyter_has_it, choose_address, for
 from roost.provisioners.encryption import protect_channels
 from roost.provisioners.environment import check_patterns, kernel_environment, working_directory
 from roost.provisioners.exits import Exit, Exits
-from roost.provisioners.options import OPTIONS, Wish, check_names, read_wish
+from roost.provisioners.options import OPTIONS, Wish, check_backend_options, check_names, read_wish
 from roost.scheduler.client import Call, Client, connect
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -90,17 +90,22 @@ class RoostProvisioner(KernelProvisionerBase):
         Unicode(), config=True, help="More names (or patterns) of variables that kernels on other nodes get."
     )
     backend_options = Dict(
-        config=True, help="Options of `roost.connect`, such as declared totals; a kernelspec cannot set them."
+        config=True,
+        help="Options of `roost.connect`, such as declared totals; a kernelspec can only name the cluster's `address`.",
     )
 
     def __init__(self, **kwargs: Any) -> None:
         given = set(kwargs) - {"kernel_id", "kernel_spec", "parent", "config", "log"}
         with as_jupyter_shows_it(kwargs.get("parent")):
             check_names(given)
+            own = kwargs.pop("backend_options", {})  # besides those of the application, not in their stead
             try:
                 super().__init__(**kwargs)
             except TraitError as problem:
                 raise ConfigError(f"{problem}") from None
+            if own:
+                check_backend_options(self.backend, own)
+                self.backend_options = {**self.backend_options, **own}
         self._client: Client | None = None
         self._wish: Wish | None = None
         self._connection = Connection()
@@ -234,7 +239,7 @@ class RoostProvisioner(KernelProvisionerBase):
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What `load_provisioner_info` needs, in this or another process."""
         info = await super().get_provisioner_info()
-        info.update(backend=self.backend, backend_options=self.backend_options)
+        info.update(backend=self.backend, backend_options=self._service().options)
         info.update(
             launch_id=self._exits.current.launch_id, node_id=self._node_id, pid=self._pid, cwd=self._cwd
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
@@ -123,6 +123,19 @@ def ask(call: Result[T], timeout_s: float = ANSWER_S) -> T:
         raise BackendUnavailable(
             f"The scheduler did not answer within {timeout_s:g} s: see `roost doctor`."
         ) from None
+
+
+def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a policy that this scheduler would refuse, `BackendUnavailable` if it cannot be asked.
+
+    It is asked where the policy is not shipped.
+    """
+    from roost.placement.policies import SHIPPED  # late: no other action needs numpy
+
+    if not policy or policy in SHIPPED:
+        return
+    if problem := ask(roost.connect(backend, **options).check_policies([policy])).get(policy):
+        raise ConfigError(problem)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -257,25 +270,13 @@ def drain(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Print the scheduler's findings and those of `arguments.checks`, and which policies there are not of those that
-    kernelspecs of this backend ask for (`arguments.asked`). Functions are named `module:function`."""
+    """Print the scheduler's findings and those of `arguments.checks`: functions, named `module:function`."""
     findings: list[Finding] = []
     for check in arguments.checks:
-        findings += _named(check)()
+        module, _, name = check.partition(":")
+        findings += getattr(import_module(module), name)()
     try:
-        client = client_of(arguments)
-        findings += ask(client.doctor())
-        if asked := _named(arguments.asked)(arguments.backend):
-            problems = ask(client.check_policies(sorted(set(asked.values()))))
-            findings += [
-                {
-                    "level": "error",
-                    "what": f"kernelspec {kernelspec}: {problems[policy].rstrip('.')}",
-                    "do": "name another policy in it, or have the operator give that one a name",
-                }
-                for kernelspec, policy in asked.items()
-                if policy in problems
-            ]
+        findings += ask(client_of(arguments).doctor())
     except (RoostError, DaemonError) as error:
         do = "mend this first: the other checks need the scheduler"
         findings.append({"level": "error", "what": str(error), "do": do})
@@ -286,12 +287,6 @@ def doctor(arguments: argparse.Namespace) -> int:
 
         show_findings(findings)
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
-
-
-def _named(function: str) -> Callable[..., Any]:
-    module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
 
 
 def version(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from roost.launchers.wire import decode, encode
 from .call import Call
 from .errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from .link import Link
-from .operations import check_backend
+from .operations import check_backend, with_address
 from .owner import this_owner
 from .shipping import PYTHON, packed
 from .values import Event, Kernel, KernelRequest, StartKernel
@@ -319,11 +319,11 @@ def connect(backend: str = "local", **options: Any) -> Client:
     """The client of this process for `backend`; nothing is started or connected before its first call.
 
     `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`):
-    other options mean another service. The same arguments give the same client. Raises `ConfigError` for a backend
-    that there is not.
+    other options mean another service. So does another `address`, for which an environment variable may stand
+    (`RAY_ADDRESS`). The same arguments give the same client. Raises `ConfigError` for a backend that there is not.
     """
     check_backend(backend)
-    options = {name: value for name, value in options.items() if value is not None}
+    options = with_address(backend, options)
     key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")
     with _clients_lock:
         return _clients.setdefault(key, Client(backend, options))

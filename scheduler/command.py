@@ -60,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_kernelspec(commands)
     _add_run(commands)
     doctor = _subcommand(commands, "doctor", "what disagrees, what is missing, what to do", _SCHEDULER)
-    doctor.set_defaults(
-        checks=("roost.provisioners.kernelspecs:findings",), asked="roost.provisioners.kernelspecs:policies"
-    )
+    doctor.set_defaults(checks=("roost.provisioners.kernelspecs:findings",))
     _add_scheduler(doctor)
     _subcommand(commands, "version", "versions of roost and of what it works with", _SCHEDULER)
     return parser
@@ -147,7 +145,7 @@ def _add_kernelspec(commands: Subparsers) -> None:
     install.add_argument(
         "--no-check", action="store_true", help="kernels run where this machine tells nothing of"
     )
-    _add_backend(install)
+    _add_scheduler(install)
     _add_request(install)
     where = install.add_argument_group("where it is put").add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="your own Jupyter folder (default)")
@@ -166,7 +164,7 @@ def _add_run(commands: Subparsers) -> None:
     run.add_argument("--output", metavar="FILE", help="the executed notebook (NOTEBOOK.out.ipynb)")
     run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
     run.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="at most this long for each cell")
-    _add_backend(run, default="")
+    _add_scheduler(run, default="")
     _add_request(run)
 
 
@@ -180,20 +178,16 @@ def _subcommand(commands: Subparsers, name: str, what: str, action: str) -> argp
     return parser
 
 
-def _add_backend(parser: argparse.ArgumentParser, default: str = "local") -> None:
+def _add_scheduler(parser: argparse.ArgumentParser, default: str = "local") -> None:
+    """Which scheduler is asked; `actions.client_of` reads it."""
     shown = default or "the kernelspec's"
     parser.add_argument("--backend", metavar="NAME", default=default, help=f"the cluster ({shown})")
-
-
-def _add_scheduler(parser: argparse.ArgumentParser) -> None:
-    """Which scheduler is asked; `actions.client_of` reads it."""
-    _add_backend(parser)
     parser.add_argument(
         "--backend-option",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="of a scheduler that was started with some, for example gpus=2",
+        help="which of these clusters, such as address=host:6379, or which of its schedulers",
     )
 
 

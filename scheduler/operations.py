@@ -30,6 +30,11 @@ It does not change for a field added to an answer or an event, which an older cl
 BACKENDS = ("local", "ray")
 """Those there are; `config.OPTIONS` has what each takes, `service.make_backend` makes them."""
 
+ADDRESS_VARIABLES: Mapping[str, str] = {"ray": "RAY_ADDRESS"}
+"""By backend with an option `address`, the environment variable that names the cluster where that option does not."""
+
+_NO_ADDRESS = ("", "auto")
+
 OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
 """Environment variable with the service's options as JSON: not in argv, which everybody on the machine can read."""
 
@@ -180,6 +185,19 @@ def check_backend(name: str) -> None:
     """Raise `ConfigError` if there is no backend of that name: it comes from a kernelspec, and names a folder."""
     if name not in BACKENDS:
         raise ConfigError(f"there is no backend {name!r:.40}; known are {', '.join(BACKENDS)}.")
+
+
+def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, and the cluster's address where the caller's environment alone names it.
+
+    So it picks the service as any option does: another address is another service, whoever asks.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("address", "") in _NO_ADDRESS and backend in ADDRESS_VARIABLES:
+        address = os.environ.get(ADDRESS_VARIABLES[backend], "").strip()
+        if address not in _NO_ADDRESS:
+            given["address"] = address
+    return given
 
 
 def service_folder(backend: str, options: Mapping[str, Any]) -> Path:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_service import FakeService, fake_service
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from roost.provisioners import kernelspecs
 from roost.scheduler import command
+from roost.scheduler.client import disconnect
 from roost.scheduler.environment import probe
 from roost.scheduler.errors import ConfigError
 
@@ -26,6 +28,13 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     return tmp_path / "data" / "kernels"
+
+
+@pytest.fixture
+def fake(runtime_dir: Path) -> Iterator[FakeService]:
+    with fake_service() as service:
+        yield service
+        disconnect()
 
 
 @pytest.fixture
@@ -179,12 +188,39 @@ def test_doctor_sees_unknown_options(make: Make) -> None:
     assert "'gpu'" in found["what"]
 
 
-def test_which_policies_are_asked_for(make: Make) -> None:
-    make("plain", [sys.executable, "x"], metadata=ours())
-    make("packs", [sys.executable, "x"], metadata=ours(policy="pack"))
-    make("far", [sys.executable, "x"], metadata=ours(policy="pack", backend="other"))
-    make("odd", [sys.executable, "x"], metadata=ours(policy=7))
-    assert kernelspecs.policies("local") == {"packs": "pack"}
+def test_install_and_doctor_refuse_the_same(
+    make: Make, fake: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fake` knows no policy."""
+    wrong = {
+        "policy": ({"policy": "gone"}, ["--policy", "gone"], "is not known"),
+        "backend": ({"backend": "far"}, ["--backend", "far"], "no backend 'far'"),
+        "option": ({"backend_options": {"gpus": 1}}, ["--backend-option", "gpus=1"], "'gpus'"),
+    }
+    for name, (config, given, said) in wrong.items():
+        make(name, [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(**config))
+        assert command.main(["kernelspec", "install", "--name", f"new-{name}", *given]) == 2
+        assert said in capsys.readouterr().err
+    make("shipped", [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(policy="pack"))
+    found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.findings()}
+    for name, (_, _, said) in wrong.items():
+        assert said in found[f"kernelspec {name}"]["what"]
+        assert found[f"kernelspec {name}"]["level"] == "error"
+    assert found["kernelspec shipped can start kernels"]["level"] == "ok"
+    assert [asked.names for asked in fake.called("check_policies")] == [("gone",), ("gone",)]
+    assert not [spec.name for spec in kernelspecs.installed() if spec.name.startswith("new-")]
+
+
+def test_a_kernelspec_can_name_its_cluster(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = ["--backend", "ray", "--backend-option", "address=192.0.2.1:6379"]
+    assert command.main(["kernelspec", "install", "--name", "far", *address]) == 0
+    config = written(kernels / "far")["metadata"]["kernel_provisioner"]["config"]
+    assert config == {"backend": "ray", "backend_options": {"address": "192.0.2.1:6379"}}
+    capsys.readouterr()
+    assert command.main(["kernelspec", "list"]) == 0
+    assert "ray 192.0.2.1:6379" in capsys.readouterr().out
+    assert command.main(["kernelspec", "install", "--name", "odd", *address[:3], "python=/x"]) == 2
+    assert "only the address" in capsys.readouterr().err
 
 
 def ours(**config: Any) -> dict[str, Any]:

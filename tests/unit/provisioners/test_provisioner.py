@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from fake_service import FakeService, fake_service
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from managers import kernelspecs
 from traitlets.config import Config
@@ -336,7 +337,9 @@ async def test_info_attaches_another_provisioner(service: FakeService, tmp_path:
         ({"gpus": 1.5}, "gpus = 1.5"),
         ({"fork": "perhaps"}, "fork"),
         ({"encrypt": "maybe"}, "encrypt"),
-        ({"backend_options": {"gpus": 8}}, "unknown option 'backend_options'"),
+        ({"backend_options": {"gpus": 8}}, "'gpus': of the scheduler of local a kernelspec can set nothing"),
+        ({"backend": "ray", "backend_options": {"config_file": "/x"}}, "can set only the address"),
+        ({"backend": "ray", "backend_options": {"address": 7}}, "address = 7 is no text"),
     ],
 )
 async def test_wrong_options_start_nothing(
@@ -346,6 +349,23 @@ async def test_wrong_options_start_nothing(
     with pytest.raises(ConfigError, match=said):
         await km.start_kernel()
     assert not service.calls
+
+
+async def test_the_cluster_that_a_kernelspec_names(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application's options stay beside it, and whoever takes the kernel over finds the same service."""
+    config = Config({"RoostProvisioner": {"backend_options": {"config_file": "/caps.py"}}})
+    at = {"address": "192.0.2.1:6379"}
+    made = RoostProvisioner(
+        kernel_id="k", kernel_spec=KernelSpec(), backend="ray", backend_options=at, config=config
+    )
+    assert made.backend_options == {"config_file": "/caps.py", **at}
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.2:6379")
+    named = RoostProvisioner(kernel_id="k", kernel_spec=KernelSpec(), backend="ray")
+    info = await named.get_provisioner_info()
+    assert info["backend_options"] == {"address": "192.0.2.2:6379"}
+    disconnect()
 
 
 async def test_a_kernelspec_beats_the_configuration(service: FakeService, tmp_path: Path) -> None:

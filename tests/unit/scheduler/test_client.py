@@ -19,6 +19,7 @@ from roost.launchers.wire import encode
 from roost.scheduler import link
 from roost.scheduler.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
+from roost.scheduler.operations import service_folder
 from roost.scheduler.owner import this_owner
 from roost.scheduler.values import Event, KernelRequest, StartKernel
 
@@ -268,6 +269,23 @@ def test_connect_shares_by_backend_and_options(runtime_dir: Path) -> None:
     assert connect(gpus=2) is connect(gpus=2)
     assert connect(gpus=2) is not connect()
     assert connect(gpus=2).options == {"gpus": 2}
+
+
+def test_another_address_in_the_environment_is_another_service(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    first = connect("ray")
+    assert first is connect("ray", address="192.0.2.1:6379") is connect("ray", address="auto")
+    assert connect("ray", address="192.0.2.2:6379").options == {"address": "192.0.2.2:6379"}
+    assert connect("local").options == {}
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.3:6379")
+    assert connect("ray").options == {"address": "192.0.2.3:6379"}
+    folders = {service_folder("ray", client.options) for client in (first, connect("ray"))}
+    for nowhere in ("", "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", nowhere)
+        assert connect("ray").options == {}
+    assert len({*folders, service_folder("ray", {})}) == 3
 
 
 def test_a_taken_back_start_raises_cancelled(service: FakeService, client: Client) -> None:

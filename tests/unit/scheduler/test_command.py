@@ -79,7 +79,6 @@ class StubClient:
         self.asked: list[tuple[Any, ...]] = []
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
         self.soonest: dict[str, Any] | None = None
-        self.asked_for: dict[str, str] = {}
 
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
@@ -107,9 +106,6 @@ class StubClient:
     def drain(self, node_id: str, on: bool) -> Answer:
         return self._answer(None, "drain", node_id, on)
 
-    def check_policies(self, names: list[str]) -> Answer:
-        return self._answer({"gone": "unknown policy 'gone'."}, "check_policies", names)
-
     def doctor(self) -> Answer:
         return self._answer(
             [
@@ -126,7 +122,6 @@ def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
     stub = StubClient()
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
     monkeypatch.setattr("roost.provisioners.kernelspecs.findings", list)
-    monkeypatch.setattr("roost.provisioners.kernelspecs.policies", lambda backend: stub.asked_for)
     monkeypatch.setenv("COLUMNS", "80")
     return stub
 
@@ -340,20 +335,6 @@ def test_doctor_fails_on_errors_only(client: StubClient, capsys: pytest.CaptureF
     code, out, _ = run(capsys, "doctor")
     assert code == 1
     assert "the scheduler does not start" in out
-
-
-def test_doctor_says_which_kernelspec_asks_for_a_policy_that_is_not_there(
-    client: StubClient, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(capsys, "doctor")
-    assert not [asked for asked in client.asked if asked[0] == "check_policies"]
-    client.asked_for = {"one": "gone", "two": "pack", "three": "gone"}
-    code, out, _ = run(capsys, "doctor")
-    assert code == 1
-    assert client.asked[-1] == ("check_policies", ["gone", "pack"])
-    assert "kernelspec one: unknown policy 'gone'" in out
-    assert "kernelspec three" in out
-    assert "kernelspec two" not in out
 
 
 @pytest.mark.parametrize(
