@@ -86,7 +86,9 @@ class Agent:
         self._kernels = Kernels(
             folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
         )
-        self._managed = Managed(folder / "manager.json", self._lose_all)
+        self._managed = Managed(
+            folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
+        )
         self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._idle: asyncio.TimerHandle | None = None
         self._idle_exit_s = settings.idle_exit_s
@@ -220,7 +222,8 @@ class Agent:
 
     async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
         status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
-        return replace(status, warm=tuple(sorted({zygote.python for zygote in self._zygotes.describe()})))
+        warm = tuple(sorted({zygote.python for zygote in self._zygotes.describe()}))
+        return replace(status, warm=warm, is_cut_off=self._managed.is_cut_off)
 
     async def _stats(self, peer: bytes, _: Nothing) -> Stats:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}

@@ -24,14 +24,21 @@ _CONNECT_S = 2.0
 
 Lost = Callable[[str], Awaitable[None]]
 """Called with a sentence when all leases of this node are lost."""
+CutOff = Callable[[str], None]
+"""Called with a sentence at once when the daemon ends: whatever becomes of leases, there is no new one here."""
 
 
 class Managed:
-    """Watches the manager that `watch` was called with last, which `file` remembers for the next agent."""
+    """Watches the manager that `watch` was called with last, which `file` remembers for the next agent.
 
-    def __init__(self, file: Path, on_lost: Lost) -> None:
+    `is_cut_off` while there is one whose daemon has ended.
+    """
+
+    def __init__(self, file: Path, on_lost: Lost, on_cut_off: CutOff) -> None:
+        self.is_cut_off = False
         self._file = file
         self._on_lost = on_lost
+        self._on_cut_off = on_cut_off
         self._watch: Watch | None = None
         self._losing: asyncio.Task[None] | None = None
 
@@ -58,9 +65,12 @@ class Managed:
 
     def _begin(self, manager: Manager) -> None:
         self.close()
+        self.is_cut_off = False
         self._watch = Watch(manager.pid, manager.process_started_at, lambda: self._ended(manager))
 
     def _ended(self, manager: Manager) -> None:
+        self.is_cut_off = True
+        self._on_cut_off(f"{manager.name}'s daemon here has ended")
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 
     async def _lose(self, manager: Manager) -> None:

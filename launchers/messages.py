@@ -183,7 +183,7 @@ class NodeStatus:
     """The node as its agent sees it; `ledger_version` grows with every change of what is promised.
 
     `unreadable_leases` are files of the ledger that are kept although this version cannot read them. `warm` are
-    the interpreters (paths) of which a zygote is ready.
+    the interpreters (paths) of which a zygote is ready. `is_cut_off`: the cluster manager's daemon here has ended.
     """
 
     hostname: str
@@ -200,6 +200,7 @@ class NodeStatus:
     ledger_version: int = 0
     unreadable_leases: int = 0
     warm: tuple[str, ...] = ()
+    is_cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,8 +259,8 @@ class AgentEvent:
     """Pushed to subscribers.
 
     `launched` and `exited` carry the kernel; `reserved` and `released` the lease id; `lost` comes before the end of a
-    lease that the manager has taken back, for `reason`; `leaving` means that the agent is about to go (an upgrade), its
-    kernels stay.
+    lease that the manager has taken back, for `reason`, and without a lease id as soon as the manager's daemon here
+    has ended; `leaving` means that the agent is about to go (an upgrade), its kernels stay.
     """
 
     kind: Literal["launched", "exited", "reserved", "released", "lost", "leaving"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .filters import SUMMARIES, summary
+from .filters import BY_OPERATOR, SUMMARIES, summary
 from .values import Request
 
 When = Literal["now", "never"]
@@ -136,7 +136,7 @@ class Decision:
             if can_change and group.alone and group.examples:
                 nearest = group.examples[0]
                 would = f"{_nodes(group.alone)} would do but {self._said_of(group, group.alone)}"
-                if group.filter not in ("avoid", "draining"):
+                if group.filter != "avoid" and group.examples[0].reason != BY_OPERATOR:
                     would += f"; nearest {nearest.node_id}: {nearest.reason}"
                 advice = self._advice(group)
                 found.append(f"{would}: {advice}" if advice else would)
@@ -160,8 +160,9 @@ class Decision:
     def _advice(self, group: Refused) -> str:
         """What to do about such a refusal; empty where it is to wait."""
         if group.filter == "draining":
-            node_id = group.examples[0].node_id if group.examples else "NODE"
-            return f"`roost drain {node_id} --off` lets kernels on it again"
+            drained = (example.node_id for example in group.examples if example.reason == BY_OPERATOR)
+            node_id = next(drained, "" if group.examples else "NODE")
+            return f"`roost drain {node_id} --off` lets kernels on it again" if node_id else ""
         if group.filter == "labels":
             return "ask for another label, or for none, or add a node that has it"
         if group.filter == "taints":

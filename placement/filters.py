@@ -12,6 +12,10 @@ _EXACT = 2**53
 """Whole numbers below are exact as floats."""
 
 
+BY_OPERATOR = "is draining"
+"""The reason of a node that drains for none of its own: an operator said so."""
+
+
 class NotDraining:
     """Refuses nodes on which placing has been stopped."""
 
@@ -21,7 +25,7 @@ class NotDraining:
         return None if snapshot.is_everywhere("stays", _stays) else ~snapshot.columns.is_draining
 
     def reason(self, request: Request, node: Node) -> str:
-        return "is draining"
+        return node.drains_because or BY_OPERATOR
 
 
 class HasLabels:

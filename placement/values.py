@@ -184,8 +184,10 @@ class Node:
     leases may be known only as a sum); it then bounds what is free on the node, but not on any one device.
     ``resources`` are the totals of what else its manager counts, ``resources_promised`` what is taken of them.
     ``kernels`` counts those known to run or start there. Only requests that tolerate all ``taints`` may run
-    there. ``warm`` names environments from which kernels start fast there. ``metrics_age_s`` is how old the
-    real-use figures were when the snapshot was taken; None means that there are none.
+    there. One that ``is_draining`` gets nothing new: an operator says so, or ``drains_because`` does, a sentence's
+    end ("its daemon has ended"). ``warm`` names environments from which kernels start fast there.
+    ``metrics_age_s`` is how old the real-use figures were when the snapshot was taken; None means that there
+    are none.
     """
 
     id: str
@@ -203,6 +205,7 @@ class Node:
     memory_used_bytes: int | None = None
     kernels: int = 0
     is_draining: bool = False
+    drains_because: str = ""
     taints: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
     metrics_age_s: float | None = None
@@ -273,6 +276,7 @@ class Node:
             resources_promised=_NOTHING,
             kernels=0,
             is_draining=False,
+            drains_because="",
             devices=tuple(replace(device, promised=0.0) for device in self.devices),
         )
 

@@ -202,7 +202,7 @@ class Raylets:
 
     def kill_gcs(self) -> None:
         """SIGKILL to the cluster's directory. Raylets and drivers wait 60 s for it, then exit with code 1."""
-        process = _find(self.nodes[0].folder, "gcs_server")
+        process = _find(self.folder, "gcs_server")
         port = self.address.rpartition(":")[2]  # it was told 0
         argv = [arg for arg in process.cmdline() if not arg.startswith("--gcs_server_port=")]
         self._gcs = [*argv, f"--gcs_server_port={port}"], process.environ(), process.cwd()

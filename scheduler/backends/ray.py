@@ -59,7 +59,7 @@ class RayBackend(Backend):
         self._agents = agents
         self._hosts = RayAgents(folder / "agents.json", agents, self._bring_up)
         self._ray = RayDriver(self._on_nodes)
-        self._picture = RayPicture(self._hosts.status)
+        self._picture = RayPicture(self._hosts.status, self._hosts.ended)
         self._claims = RayClaims(self._ray, self._picture.has_room)
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
@@ -229,6 +229,8 @@ class RayBackend(Backend):
                     self._events.put_nowait(BackendEvent(kind="resync"))
                 else:
                     await self._ray.read()
+                    now = time.monotonic()
+                    self._expected = {name: until for name, until in self._expected.items() if now < until}
                     if back := self._expected.keys() & self._ray.nodes.keys():
                         await self._take_again(back)
                     await self._find_lost()
@@ -246,8 +248,10 @@ class RayBackend(Backend):
 
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         for node_id in changed:
-            self._hosts.check(self._ray.nodes[node_id])
-        self._claims.keep_anchors({node.ray_id for node in self._ray.nodes.values()})
+            if self._hosts.check(self._ray.nodes[node_id]):
+                self._expect(node_id)  # to be told of its new raylet, whether it holds anything or not
+        self._hosts.ended &= (ray_ids := {node.ray_id for node in self._ray.nodes.values()})
+        self._claims.keep_anchors(ray_ids)
         self._tell_of([*changed, *gone])
 
     def _tell_of(self, node_ids: Collection[str]) -> None:
@@ -258,7 +262,7 @@ class RayBackend(Backend):
     async def _find_lost(self) -> None:
         """Tell of leases whose node or group is gone, though nobody here has given them back."""
         for lease in list(self._picture.leases.values()):
-            if time.monotonic() < self._expected.get(lease.node_id, 0.0):
+            if lease.node_id in self._expected:
                 continue
             node, group_id = self._ray.nodes.get(lease.node_id), self._claims.group_ids.get(lease.id)
             if node is not None and (node.groups is None or group_id is None or group_id in node.groups):
@@ -348,6 +352,9 @@ class RayBackend(Backend):
         node_id = self._hosts.node_at(endpoint)
         if event is None:
             self._hosts.doubt(endpoint)
+        elif event.kind == "lost" and not event.lease_id:
+            self._hosts.cut_off(node_id)
+            self._tell_of([node_id])
         elif event.kind == "lost":
             self._lost(event.lease_id, event.reason)
         elif event.kind == "released":
@@ -388,11 +395,6 @@ class RayBackend(Backend):
             self._tell_of([lease.node_id])
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+        task = watched(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.debug("a task failed: %s", task.exception())
+        task.add_done_callback(self._tasks.discard)

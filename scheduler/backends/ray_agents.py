@@ -47,11 +47,15 @@ class Host:
 
 
 class RayAgents:
-    """By node. `status` has what each connected agent has last said of its node, and when (monotonic)."""
+    """By node. `status` has what each connected agent has last said of its node, and when (monotonic).
+
+    `ended` are raylets (Ray's ids of the nodes) that have ended, as their agents say seconds before Ray does.
+    """
 
     def __init__(self, file: Path, agents: Agents, bring_up: BringUp) -> None:
         self.cluster = ""
         self.status: dict[str, tuple[NodeStatus, float]] = {}
+        self.ended: set[str] = set()
         self._file = file
         self._agents = agents
         self._bring_up = bring_up
@@ -122,7 +126,10 @@ class RayAgents:
             client = self._agents.connected(host.address.endpoint)
             if client is not None:
                 with contextlib.suppress(RpcError, asyncio.TimeoutError):
-                    self.status[node_id] = await client.status(), time.monotonic()
+                    status = await client.status()
+                    self.status[node_id] = status, time.monotonic()
+                    if status.is_cut_off:
+                        self.ended.add(host.ray_id)
 
         await asyncio.gather(*(ask(node_id, host) for node_id, host in self._hosts.items()))
 
@@ -130,11 +137,18 @@ class RayAgents:
         """The id of the node whose agent listens there; empty for one that is not known."""
         return next((name for name, host in self._hosts.items() if host.address.endpoint == endpoint), "")
 
-    def check(self, node: RayNode) -> None:
-        """Doubt the agent of a node that was brought up by an earlier raylet: it has to be told of this one."""
+    def cut_off(self, node_id: str) -> None:
+        """The agent of that node has said that its raylet has ended."""
+        if node_id in self._hosts:
+            self.ended.add(self._hosts[node_id].ray_id)
+
+    def check(self, node: RayNode) -> bool:
+        """Doubt the agent of a node that was brought up by an earlier raylet; whether it has to be told of this one."""
         host = self._hosts.get(node.id)
-        if host is not None and host.ray_id != node.ray_id:
+        is_new = host is not None and host.ray_id != node.ray_id
+        if is_new:
             self._doubted.add(node.id)
+        return is_new
 
     def doubt(self, endpoint: str) -> None:
         """The agent that listens there was lost: it, or the next one, is to be brought up before it is called again."""

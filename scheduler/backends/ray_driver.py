@@ -112,8 +112,13 @@ class RayDriver:
 def watched(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """A task whose error is nobody's where nobody waits for it any more."""
     task = asyncio.get_running_loop().create_task(coroutine)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    task.add_done_callback(_look)
     return task
+
+
+def _look(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.debug("a task failed: %s", task.exception())
 
 
 def _in_short(error: Exception) -> str:

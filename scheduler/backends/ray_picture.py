@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
+from dataclasses import replace
 
 from roost.launchers.messages import NodeStatus, Owner
 from roost.placement import Request, Snapshot, policy
@@ -18,14 +19,16 @@ _ANY = policy("pack")
 
 
 class RayPicture:
-    """`leases` by id, whoever holds them; of these the shares of devices are known. `status`: see `RayAgents`.
+    """`leases` by id, whoever holds them; of these the shares of devices are known. `status` and `ended`: see
+    `RayAgents`.
 
     After a change `draw` brings the snapshot up to date.
     """
 
-    def __init__(self, status: Mapping[str, tuple[NodeStatus, float]]) -> None:
+    def __init__(self, status: Mapping[str, tuple[NodeStatus, float]], ended: Set[str]) -> None:
         self.leases: dict[str, Lease] = {}
         self._status = status
+        self._ended = ended
         self._snapshot = Snapshot.of([])
         self._taken_at = 0.0
 
@@ -39,7 +42,8 @@ class RayPicture:
             if lease.node_id in held:
                 held[lease.node_id].append(lease)
         drawn = [
-            ray_state.as_node(nodes[name], leases, *self._metrics(name)) for name, leases in held.items()
+            ray_state.as_node(self._as_told(nodes[name]), leases, *self._metrics(name))
+            for name, leases in held.items()
         ]
         changed = [
             node for node in drawn if node.id not in self._snapshot or self._snapshot.node(node.id) != node
@@ -66,6 +70,10 @@ class RayPicture:
                 return False
             node = node.holding(request, placement.device_ids)
         return True
+
+    def _as_told(self, node: RayNode) -> RayNode:
+        """A node whose raylet has ended gets nothing new, though Ray does not know of that yet."""
+        return replace(node, drains_because="its raylet has ended") if node.ray_id in self._ended else node
 
     def _metrics(self, node_id: str) -> tuple[NodeStatus | None, float | None]:
         status, at = self._status.get(node_id, (None, 0.0))

@@ -48,7 +48,7 @@ class RayNode:
     total: Mapping[str, float]
     free: Mapping[str, float] | None
     groups: frozenset[str] | None
-    is_draining: bool = False
+    drains_because: str = ""
 
 
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
@@ -105,7 +105,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
                 groups=frozenset(
                     name[len(_GROUP) :] for name in state.dynamic_labels if name.startswith(_GROUP)
                 ),
-                is_draining=state.status == _DRAINING,
+                drains_because="Ray is draining it" if state.status == _DRAINING else "",
             )
         )
     return _told_apart(found)
@@ -190,7 +190,8 @@ def as_node(
         cpus_used=status.cpus_used if status else None,
         memory_used_bytes=status.memory_used_bytes if status else None,
         kernels=status.kernels if status else len(held),
-        is_draining=node.is_draining,
+        is_draining=bool(node.drains_because),
+        drains_because=node.drains_because,
         warm=status.warm if status else (),
         metrics_age_s=metrics_age_s,
     )

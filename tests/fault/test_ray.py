@@ -169,8 +169,15 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
     notebook = await notebooks(labels={"mine": "yes"})
     pid = notebook.pid
     assert (await service().kernel(notebook.manager.kernel_id)).node_id == node.address
+    asked = KernelRequest(labels={"mine": "yes"})
+    assert (await service().explain(asked))["placement"]
     killed_at = time.monotonic()
     cluster.kill_raylet(node.address)
+    while (decision := await service().explain(asked))["placement"]:  # Ray itself notices after 13 s
+        assert time.monotonic() - killed_at < 2
+        await asyncio.sleep(0.05)
+    assert "its raylet has ended" in str(decision["refusals"])
+    assert not decision["is_never"]
     assert "its node has left the Ray cluster" in await ended(notebook, 10)
     assert wait_gone(pid, 10)
     assert time.monotonic() - killed_at < 10

@@ -52,6 +52,7 @@ class Losses:
 
     def __init__(self) -> None:
         self.reasons: asyncio.Queue[str] = asyncio.Queue()
+        self.cut_off: list[str] = []
 
     async def __call__(self, reason: str) -> None:
         self.reasons.put_nowait(reason)
@@ -79,7 +80,7 @@ def losses() -> Losses:
 
 @pytest.fixture
 async def watching(tmp_path: Path, losses: Losses) -> AsyncIterator[Managed]:
-    managed = Managed(tmp_path / "manager.json", losses)
+    managed = Managed(tmp_path / "manager.json", losses, losses.cut_off.append)
     yield managed
     managed.close()
     managed.close()
@@ -111,7 +112,10 @@ async def test_the_same_cluster_comes_back_within_the_grace(
         first.kill()
         first.wait()
         assert await losses.none_within(0.05)
+        assert watching.is_cut_off
+        assert losses.cut_off == ["Ray's daemon here has ended"]
         watching.watch(after)
+        assert not watching.is_cut_off
         assert await losses.none_within(0.6)
         second.kill()
         assert "has left" in await losses.next()
@@ -127,7 +131,7 @@ async def test_the_next_agent_watches_what_this_one_did(
         if dies == "before":
             process.kill()
             process.wait()
-        following = Managed(tmp_path / "manager.json", losses)
+        following = Managed(tmp_path / "manager.json", losses, losses.cut_off.append)
         following.resume()
         process.kill()
         assert "has left" in await losses.next()

@@ -141,7 +141,13 @@ async def test_a_node_that_leaves_its_cluster_loses_its_leases_and_says_so_first
         for name in ("a", "b"):
             await agent.reserve(name, cpus=1)
             processes.append(await agent.launch(name))
+        while agent.events.qsize():
+            agent.events.get_nowait()
+        assert not (await agent.client.status()).is_cut_off
         kill(manager.pid)
+        first = await asyncio.wait_for(agent.events.get(), 10)
+        assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's daemon here has ended")
+        assert (await agent.client.status()).is_cut_off
         seen = [await asyncio.wait_for(agent.events.get(), 10)]
         while sum(event.kind == "released" for event in seen) < 2:
             seen.append(await asyncio.wait_for(agent.events.get(), 10))

@@ -177,6 +177,13 @@ class TestRemedies:
         ]
         assert decision.lines()[-3:] == decision.remedies
 
+    def test_who_says_that_a_node_drains(self) -> None:
+        ended = ("b", "draining", "its daemon has ended", "now")
+        assert _refused(ended).remedies == [
+            "1 node would do but is draining; nearest b: its daemon has ended"
+        ]
+        assert "`roost drain c --off`" in _refused(ended, ("c", "draining", "is draining", "now")).remedies[0]
+
     def test_several_things_at_once(self) -> None:
         decision = _refused(
             ("a", "gpu", "needs 1 GPU, 0 free", "now"), ("a", "cpu", "needs 4 CPUs, 1 free", "now")

@@ -30,6 +30,12 @@ def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
     [
         (NotDraining(), Request(), Node(id="a"), None),
         (NotDraining(), Request(), Node(id="a", is_draining=True), ("is draining", "now")),
+        (
+            NotDraining(),
+            Request(),
+            Node(id="a", is_draining=True, drains_because="its daemon has ended"),
+            ("its daemon has ended", "now"),
+        ),
         (HasLabels(), Request(labels={"zone": "a"}), Node(id="a", labels={"zone": "a", "x": "y"}), None),
         (
             HasLabels(),
