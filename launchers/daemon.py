@@ -2,9 +2,9 @@
 
 A daemon's private folder has `lock` (held for its whole life: who can take it knows that none lives),
 `start.lock` (held by who is starting one), `ready.json` (what it announced), `log`, and the `log.old` of the one
-before. Sockets and pids left behind by one that was killed mean nothing, since only the lock says that a
-daemon lives. Locks are given back before their file is closed: a child that another thread forked in between
-has the same open file, and would keep them.
+before. One that never came up, and said why, leaves no folder. Sockets and pids left behind by one that was killed
+mean nothing, since only the lock says that a daemon lives. Locks are given back before their file is closed: a child
+that another thread forked in between has the same open file, and would keep them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ def ensure(
     the event loop. Raises `DaemonError`. The daemon is detached: neither a child of this process nor in its session.
     """
     try:
-        private_folder(folder)
         with _locked(folder / "start.lock", deadline_s):
             deadline = time.monotonic() + deadline_s
             while is_alive(folder):
@@ -84,11 +83,26 @@ def ensure(
                         f"the process that holds {folder} does not say that it is ready; see its log"
                     )
                 time.sleep(_LOOK_AGAIN_S)
-            return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
+            try:
+                return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
+            except DaemonError as problem:
+                if problem.kind and not is_alive(folder):
+                    _forget(folder)
+                raise
     except FolderError as problem:
         raise DaemonError(str(problem)) from None
     except OSError as problem:
         raise DaemonError(f"cannot start {command[0]} in {folder}: {problem.strerror}") from None
+
+
+def _forget(folder: Path) -> None:
+    """Remove a folder in which no daemon has left anything but what starting one makes."""
+    traces = ("log.old", "log", "lock", "start.lock")  # the last one last: it keeps others from starting one
+    with suppress(OSError):
+        if {entry.name for entry in folder.iterdir()} <= set(traces):
+            for name in traces:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def is_alive(folder: Path) -> bool:
@@ -192,10 +206,10 @@ def _tell_starter(announced: Mapping[str, Any]) -> None:
         os.close(int(descriptor))
 
 
-def is_held(folder: Path, descriptor: int) -> bool:
-    """Whether that open lock is still the folder's: where the folder was removed, a successor has made another."""
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether that open lock is still the one at `path`: where the folder was removed, a successor made another."""
     try:
-        return os.path.samestat(os.fstat(descriptor), (folder / "lock").stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
@@ -213,7 +227,7 @@ def hold(folder: Path) -> Iterator[Held]:
             raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
         yield Held(folder)
-        if is_held(folder, descriptor):
+        if _is_at(folder / "lock", descriptor):
             (folder / "ready.json").unlink(missing_ok=True)
     finally:
         _unlock(descriptor)
@@ -221,13 +235,22 @@ def hold(folder: Path) -> Iterator[Held]:
 
 @contextmanager
 def _locked(path: Path, deadline_s: float) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        if not _lock(descriptor, deadline_s):
-            raise DaemonError(f"another process has held {path} for {deadline_s:g} s; try again")
-        yield
-    finally:
-        _unlock(descriptor)
+    """Hold the lock at `path`, in a private folder that is made if need be, also again where it was removed."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        private_folder(path.parent)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue
+        try:
+            if not _lock(descriptor, deadline - time.monotonic()):
+                raise DaemonError(f"another process has held {path} for {deadline_s:g} s; try again")
+            if _is_at(path, descriptor):
+                yield
+                return
+        finally:
+            _unlock(descriptor)
 
 
 def _lock(descriptor: int, deadline_s: float) -> bool:

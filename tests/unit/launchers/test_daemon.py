@@ -69,11 +69,33 @@ def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
         ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
 
 
-def test_one_that_fails_for_a_reason_says_it(runtime_dir: Path) -> None:
-    fail = "from roost.launchers.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
-    with pytest.raises(DaemonError, match=r"^no such option$") as failure:
-        ensure(runtime_dir / "d", [sys.executable, "-c", fail], deadline_s=20)
-    assert failure.value.kind == "ConfigError"
+FAIL = (
+    "from roost.launchers.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
+)
+
+
+def test_one_that_fails_for_a_reason_says_it_and_leaves_nothing(runtime_dir: Path) -> None:
+    folder = runtime_dir / "d"
+    with pytest.raises(DaemonError):
+        ensure(folder, [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
+    assert (folder / "log").exists(), "the sentence named it"
+
+    def fail(_: int) -> str:
+        with pytest.raises(DaemonError, match=r"^no such option$") as failure:
+            ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
+        return failure.value.kind
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(fail, range(4))) == {"ConfigError"}
+    assert not folder.exists()
+
+
+def test_one_that_fails_leaves_what_earlier_ones_have_left(runtime_dir: Path) -> None:
+    folder = private_folder(runtime_dir / "d")
+    (folder / "drained.json").touch()
+    with pytest.raises(DaemonError, match="no such option"):
+        ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
+    assert (folder / "log").exists()
 
 
 def test_one_that_is_late_is_given_up(runtime_dir: Path) -> None:
