@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -115,6 +115,7 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
         try:
             with _signals_kept(), _silent("SIGTERM handler is not set"):
                 ray.init(address=gcs, namespace=namespace, log_to_driver=False, configure_logging=False)
+            _stop_listening()
         except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is awaited
             problem = error
             _shutdown()  # what failed half way counts as joined
@@ -138,6 +139,15 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
         raise BackendUnavailable(
             f"the Ray cluster at {gcs} did not take roost's service in: {first_line(problem)}"
         ) from problem
+
+
+def _stop_listening() -> None:
+    """Have the thread end that would print other jobs' errors: once the GCS is gone it asks without a pause, and
+    takes a core until Ray ends the process. Ray has no option for that."""
+    with suppress(ImportError, AttributeError):
+        from ray._private.worker import global_worker
+
+        global_worker.threads_stopped.set()
 
 
 @contextmanager

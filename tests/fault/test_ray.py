@@ -278,9 +278,10 @@ async def _lose_the_head(
             lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
             (driver,) = daemon_pids(home, "scheduler")
             cluster.kill_gcs()
-            gone_at = time.monotonic()
+            gone_at, busy_s = time.monotonic(), processor_s(driver)
             while time.monotonic() - gone_at < away_s:
                 assert await notebook.value("mine") == "42"
+                assert processor_s(driver, busy_s) - busy_s < 1 + 0.2 * (time.monotonic() - gone_at)
                 await asyncio.sleep(1)
             assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
             with pytest.raises(BackendUnavailable, match="away"):
@@ -301,6 +302,14 @@ async def _lose_the_head(
         finally:
             await notebook.close()
         assert groups(cluster.address) == []
+
+
+def processor_s(pid: int, otherwise: float = 0.0) -> float:
+    """What the process has used."""
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return otherwise
 
 
 async def _until_back() -> None:
