@@ -70,7 +70,7 @@ class Keeper:
         self._timers: set[asyncio.TimerHandle] = set()
         self._is_reading = False
         self._must_read = False
-        self._given_back: set[str] = set()  # leases released while everything is read back
+        self._given_back: OrderedDict[str, None] = OrderedDict()  # a reading may show them for a while
 
     async def open(self) -> None:
         """Read back what is there. Called once the backend is open."""
@@ -108,7 +108,8 @@ class Keeper:
             return
         del self.records[record.kernel_id]
         record.state = "exited"
-        record.reason = record.reason or reason
+        own = record.process.reason if record.process is not None and not record.process.is_running else ""
+        record.reason = record.reason or own or reason
         self.ended[record.kernel_id] = record.view(self._queue)
         while len(self.ended) > _REMEMBERED:
             self.ended.popitem(last=False)
@@ -151,7 +152,6 @@ class Keeper:
         try:
             while self._must_read:
                 self._must_read = False
-                self._given_back.clear()
                 await self._reconcile()
         finally:
             self._is_reading = False
@@ -167,15 +167,16 @@ class Keeper:
             log.warning("agents do not answer: %s", ", ".join(sorted(silent)))
             self.reconcile_soon(_RETRY_S)
         for held in leases:
-            if held.id in self._given_back:
-                continue
             record = self.records.get(held.kernel_id)
+            if record is None and held.id in self._given_back:
+                self._spawn(self._release_again(held))
+                continue
             if record is None:
                 record = self.records[held.kernel_id] = self._record_of(held)
             elif record.start is not None or record.lease is None:
                 continue
             elif record.lease.id != held.id:
-                self._spawn(self._cluster.backend.release(held))  # of an earlier start, never given back
+                self._spawn(self._release_again(held))  # of an earlier start
                 continue
             record.lease = held  # more may be known of it now
             if not record.owner.pid:
@@ -252,6 +253,11 @@ class Keeper:
             if self.records:
                 self.reconcile_soon()
             return
+        if event.kind == "lost":  # what ends next, ends for this reason
+            for record in self.records.values():
+                if record.start is None and record.lease is not None and record.lease.id == event.lease_id:
+                    record.reason = record.reason or _taken_back(event.reason)
+            return
         if event.kind == "released":
             self._note_given_back(event.lease_id)
             for record in list(self.records.values()):
@@ -280,7 +286,7 @@ class Keeper:
                 continue
             for record in list(self.records.values()):
                 if record.lease is not None and record.lease.id == event.lease_id:
-                    await self._stop(record, f"the cluster took its lease back: {event.reason}")
+                    self._spawn(self._stop(record, _taken_back(event.reason)))
 
     def _on_owner_death(self, key: OwnerKey) -> None:
         if not self._of_owner(key):
@@ -334,8 +340,17 @@ class Keeper:
             self._spawn(self._stop(record, "its start was not repeated"))
 
     def _note_given_back(self, lease_id: str) -> None:
-        if self._is_reading:
-            self._given_back.add(lease_id)
+        self._given_back[lease_id] = None
+        while len(self._given_back) > _REMEMBERED:
+            self._given_back.popitem(last=False)
+
+    async def _release_again(self, lease: Lease) -> None:
+        """What was given back is still there, or was when this was read: no kernel comes back for that."""
+        try:
+            await self._cluster.backend.release(lease)
+        except RoostError as problem:
+            log.warning("lease=%s is not given back yet, trying again: %s", lease.id, problem)
+            self.reconcile_soon(_RETRY_S)
 
     def _of_owner(self, key: OwnerKey) -> list[Record]:
         return [record for record in self.records.values() if owner_key(record.owner) == key]
@@ -368,3 +383,7 @@ class Keeper:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the scheduler failed", exc_info=task.exception())
+
+
+def _taken_back(reason: str) -> str:
+    return f"the cluster took its lease back: {reason}"

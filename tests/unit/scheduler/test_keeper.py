@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.launchers.messages import Owner
+from roost.launchers.messages import AgentEvent, Owner
 from roost.launchers.process import start_time
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.config import Settings
@@ -160,6 +160,49 @@ async def test_a_lost_agent_is_brought_back_and_read_again(tmp_path: Path) -> No
         assert w.kernel("goes").reason == "its lease is gone"
 
 
+async def test_what_was_given_back_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster manager shows a lease for a moment after it was given back, or never got to hear of that."""
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        late = await w.backend.leases()
+        await w.scheduler.stop("k", 0)
+        read = asyncio.Event()
+
+        async def leases() -> list[Lease]:
+            read.set()
+            return late
+
+        monkeypatch.setattr(w.backend, "leases", leases)
+        release, again = w.backend.release, asyncio.Event()
+
+        async def note(lease: Lease) -> None:
+            await release(lease)
+            again.set()
+
+        monkeypatch.setattr(w.backend, "release", note)
+        w.scheduler.keeper.reconcile_soon()
+        await asyncio.wait_for(read.wait(), 5)
+        await asyncio.wait_for(again.wait(), 5)
+        assert w.scheduler.kernels() == []
+        monkeypatch.undo()
+        assert (await w.start("k", "2", cpus=1)).state == "running"
+
+
+async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
+    """Whatever comes first of what the agent says of its end, and of what the backend does."""
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent._tell(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))
+        w.agent.end("k", -15)
+        w.agent.give_back("roost:k:s/1")
+        await w.told("released")
+        assert w.kernel("k").reason == "the cluster took its lease back: its node has left"
+        told = [event.kernel.reason for event in w.events if event.kind == "exited" and event.kernel]
+        assert told == [w.kernel("k").reason]
+
+
 async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
@@ -169,6 +212,7 @@ async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> No
         await w.told("released")
         assert w.scheduler.kernels() == []
         assert (w.kernel("k").state, w.kernel("k").exit_code) == ("exited", 5)
+        assert w.kernel("k").reason == "exited with code 5"
         with pytest.raises(UnknownKernel):
             w.kernel("never")
 

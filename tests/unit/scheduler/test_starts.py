@@ -386,8 +386,11 @@ async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
         with pytest.raises(KernelDied):
             await w.start("k", cpus=1)
         agent.failures.clear()
+        agent.calls.clear()
         w.scheduler.keeper.reconcile_soon()
-        await w.until(lambda: not w.leases() and not w.scheduler.kernels())
+        await agent.called("release")
+        assert not w.leases()
+        assert not w.scheduler.kernels()
     await agent.close()
 
 
