@@ -12,8 +12,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from cluster_folder import processes
 from proof import Check
-from raylets import Machine, Raylets, processes
+from raylets import Machine, Raylets
 from rich.console import Console
 
 MACHINES = (

@@ -14,23 +14,19 @@ import importlib.util
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+from cluster_folder import END_TIMEOUT_S, FOLDER, answers, end, make, processes, wait_until
 
 START_TIMEOUT_S = 120.0
-END_TIMEOUT_S = 15.0
-FOLDER = "RAYLETS_FOLDER"
-"""The environment variable that names the cluster's folder in all that descends from it, agents and kernels too."""
 
 # The `ray` program as a plain `pip install ray` has it. What `ray[default]` adds (a dashboard, the server of `ray://`
 # with its fixed port) is of no use here.
@@ -132,17 +128,7 @@ class Raylets:
         return list(self._nodes.values())
 
     def __enter__(self) -> Raylets:
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="rl-", dir="/tmp")
-        )  # short: a socket's path ends at 107 bytes
-        # Ends the cluster should this process be killed: its input ends then.
-        self._watcher = subprocess.Popen(
-            [sys.executable, __file__, str(self.folder)],
-            stdin=subprocess.PIPE,
-            cwd="/",
-            env={},
-            start_new_session=True,
-        )
+        self.folder, self._watcher = make("rl-")
         try:
             stub = self.folder / "stub" / _STUB
             stub.parent.mkdir()
@@ -171,7 +157,7 @@ class Raylets:
             return
         watcher, self._watcher = self._watcher, None
         try:
-            _end(self.folder)
+            end(self.folder)
         finally:
             watcher.communicate(timeout=2 * END_TIMEOUT_S)
             if self._restarted is not None:
@@ -185,16 +171,16 @@ class Raylets:
     def start_again(self, address: str) -> Node:
         """A new raylet at the address of one that has ended; at the head's, with a new GCS if that is gone as well."""
         node = self._nodes[address]
-        _await(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} has not ended")
-        is_head = address == self.address.rpartition(":")[0] and not _answers(self.address)
+        wait_until(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} has not ended")
+        is_head = address == self.address.rpartition(":")[0] and not answers(self.address)
         return self._finish([self._begin(self._machine_at[address], address, is_head=is_head)])[0]
 
     def stop_node(self, address: str) -> None:
         """End a node in order: it leaves the cluster at once, as with `ray stop`."""
         node = self._nodes.pop(address)
         psutil.Process(node.raylet_pid).terminate()
-        _await(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} does not stop")
-        _end(node.folder)
+        wait_until(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} does not stop")
+        end(node.folder)
 
     def kill_raylet(self, address: str) -> None:
         """SIGKILL, as by the kernel's OOM killer: Ray's processes of that node follow, what escaped them stays."""
@@ -209,7 +195,7 @@ class Raylets:
         process.kill()
         if self._restarted is not None:
             self._restarted.wait()
-        _await(lambda: not _answers(self.address), f"the GCS at {self.address} survives")
+        wait_until(lambda: not answers(self.address), f"the GCS at {self.address} survives")
 
     def restart_gcs(self) -> None:
         """The same directory at the same address, empty unless the cluster `keeps_state`."""
@@ -224,7 +210,7 @@ class Raylets:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        _await(lambda: _answers(self.address), f"no GCS at {self.address}")
+        wait_until(lambda: answers(self.address), f"no GCS at {self.address}")
 
     def processes(self) -> list[psutil.Process]:
         """All live processes of the cluster: Ray's, and what was started on its nodes."""
@@ -314,19 +300,6 @@ class Raylets:
         return nodes
 
 
-def processes(folder: Path) -> list[psutil.Process]:
-    """All that work in `folder` or below, or are marked with it. (Ray's titles overwrite some environments.)"""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            cwd = Path(process.cwd())
-            if cwd == folder or folder in cwd.parents or process.environ().get(FOLDER) == str(folder):
-                found.append(process)
-        except (psutil.Error, OSError):  # gone, a zombie, or not ours to read
-            continue
-    return found
-
-
 def _named(folder: Path, program: str) -> list[psutil.Process]:
     """Those in `folder` whose command begins with `program`, or with Python and that."""
     found = []
@@ -345,42 +318,3 @@ def _find(folder: Path, program: str) -> psutil.Process:
     if not found:
         raise RuntimeError(f"no {program} runs in {folder}")
     return found[0]
-
-
-def _end(folder: Path) -> None:
-    """Kill what belongs to `folder` until nothing new appears, then remove it. RuntimeError if that takes too long."""
-
-    def is_empty() -> bool:
-        left = processes(folder)
-        for process in left:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        return not left
-
-    _await(is_empty, f"processes that cannot be killed work in {folder}")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _await(condition: Callable[[], bool], complaint: str) -> None:
-    """Ask every 50 ms, since neither a strange process's end nor a port's opening is an event for us."""
-    deadline = time.monotonic() + END_TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(complaint)
-        time.sleep(0.05)
-
-
-if __name__ == "__main__":
-    sys.stdin.buffer.read()  # ends with the process that holds the other end
-    _end(Path(sys.argv[1]))

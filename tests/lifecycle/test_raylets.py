@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import raylets
+from cluster_folder import processes
 from leftovers import VARIABLE
 from raylets import Machine, Raylets, why_not
 
@@ -92,19 +93,19 @@ def test_a_cluster_lives_loses_a_raylet_and_its_directory_and_ends(cluster: Rayl
     }
 
     cluster.kill_raylet(other.address)
-    await_(lambda: raylets.processes(other.folder) == [])
+    await_(lambda: processes(other.folder) == [])
     await_(lambda: not drive(cluster)["nodes"][other.address]["Alive"])
     third = cluster.add_node(Machine())
     assert drive(cluster)["nodes"][third.address]["Alive"]
     cluster.stop_node(third.address)
     assert not drive(cluster)["nodes"][third.address]["Alive"]
 
-    processes = cluster.processes()
-    assert processes
+    before = cluster.processes()
+    assert before
     cluster.close()
     assert cluster.processes() == []
     assert not cluster.folder.exists()
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before)
 
 
 def test_a_cluster_ends_with_the_process_that_started_it() -> None:
@@ -120,10 +121,10 @@ with Raylets(Machine()) as cluster:
     ) as program:  # fmt: skip
         assert program.stdout is not None
         folder = Path(program.stdout.readline().strip())
-        assert raylets.processes(folder)
+        assert processes(folder)
         program.kill()
         await_(lambda: not folder.exists())
-        assert raylets.processes(folder) == []
+        assert processes(folder) == []
 
 
 def test_a_node_that_does_not_start_says_why_and_leaves_nothing() -> None:
