@@ -1,0 +1,343 @@
+"""A Dask cluster of real processes on this machine, each machine at a loopback address of its own: for tour and tests.
+
+    with DaskMachines(Machine(cpus=4, gpus=2), Machine(cpus=2, gpus=2, is_split=True)) as cluster:
+        Client(cluster.address)
+
+Scheduler and nannies are started as an operator does it, with `dask scheduler` and `dask worker`. Every process of a
+machine works in the machine's folder, and its environment names the cluster's: so its end finds all of them, and
+nobody else's. All files are in that folder. Everything listens at addresses that this machine alone can reach.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+from cluster_folder import END_TIMEOUT_S, FOLDER, answers, end, make, processes, wait_until
+
+START_TIMEOUT_S = 60.0
+_JOINED = "Registered to:"  # what a worker logs once the scheduler has it
+_NOT_INHERITED = ("DASK_", "PYTEST_", "CUDA_VISIBLE_DEVICES")
+_ROLES = ("client", "scheduler", "worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What one machine declares, in one worker or, if it `is_split`, in one for each GPU, that sees this one only.
+
+    Dask takes no more than the real memory, whatever is declared. `resources` are Dask's abstract ones; `options` are
+    more of `dask worker`'s own, such as --lifetime; `environment` reaches the nannies and all that descends from them.
+    """
+
+    cpus: int = 1
+    memory_bytes: int = 2 << 30
+    gpus: int = 0
+    is_split: bool = False
+    has_nanny: bool = True
+    resources: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nanny:
+    """One `dask worker` program, which is the worker itself where the machine has no nannies."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A started machine; `folder` holds its logs and its workers' files."""
+
+    address: str
+    machine: Machine
+    nannies: tuple[Nanny, ...]
+    folder: Path
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here, or None."""
+    if importlib.util.find_spec("distributed") is None:
+        return "Dask is not installed: pip install 'roost[dask]'"
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.1.2", 0))
+    except OSError:
+        return "this machine has no loopback address but 127.0.0.1 (Linux has them all)"
+    return None
+
+
+class DaskMachines:
+    """The cluster, started on entry and gone on exit.
+
+    The scheduler is at `network`.2 and the machines at .3, .4 and so on, by default in a network drawn by chance, so
+    that clusters side by side do not look alike. With `is_encrypted` all connections need the certificate of this
+    cluster, which lies in its folder: `security` has the arguments for `distributed.Security`. `environment` reaches
+    every process, on top of this process's own; what is Dask's or pytest's in that, and CUDA_VISIBLE_DEVICES, do not.
+    """
+
+    def __init__(
+        self,
+        *machines: Machine,
+        network: str | None = None,
+        is_encrypted: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = Path(os.devnull)  # until it starts
+        self.address = ""
+        self.environment = dict(environment or {})
+        self._machines = machines
+        self._network = network or f"127.0.{random.randint(1, 254)}"
+        self._is_encrypted = is_encrypted
+        self._hosts: dict[str, Host] = {}
+        self._started = 0
+        self._last = 2
+        self._scheduler: subprocess.Popen[bytes] | None = None
+        self._programs: list[subprocess.Popen[bytes]] = []
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    @property
+    def hosts(self) -> list[Host]:
+        """The machines that were started and not stopped; also those whose nannies were killed."""
+        return list(self._hosts.values())
+
+    @property
+    def security(self) -> dict[str, str | bool]:
+        """For `Security(**cluster.security)`, whatever its role; empty where nothing is encrypted."""
+        if not self._is_encrypted:
+            return {}
+        files = {
+            f"tls_{role}_{kind}": f"{self.folder}/tls/{kind}.pem"
+            for role in _ROLES
+            for kind in ("cert", "key")
+        }
+        return {"require_encryption": True, "tls_ca_file": f"{self.folder}/tls/cert.pem", **files}
+
+    def __enter__(self) -> DaskMachines:
+        self.folder, self._watcher = make("dm-")
+        try:
+            if self._is_encrypted:
+                write_certificate(self.folder / "tls")
+            self._begin_scheduler()
+            hosts = [self._begin(machine, self._next_address()) for machine in self._machines]
+            self._await_scheduler()
+            self._finish(hosts)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all of it, agents and kernels that were started on its machines too, and remove its folder.
+
+        RuntimeError if a process is there END_TIMEOUT_S later. May be repeated.
+        """
+        if self._watcher is None:
+            return
+        watcher, self._watcher = self._watcher, None
+        try:
+            end(self.folder)
+        finally:
+            watcher.communicate(timeout=2 * END_TIMEOUT_S)
+            for program in self._programs:
+                program.wait(END_TIMEOUT_S)
+            self._hosts.clear()
+
+    def add_machine(self, machine: Machine) -> Host:
+        """One more, at the next address; 1 to 2 s."""
+        return self._finish([self._begin(machine, self._next_address())])[0]
+
+    def start_machine_again(self, address: str) -> Host:
+        """The machine whose nannies have ended, at its address."""
+        host = self._hosts[address]
+        for nanny in host.nannies:
+            nanny.process.wait(END_TIMEOUT_S)
+        return self._finish([self._begin(host.machine, address)])[0]
+
+    def stop_machine(self, address: str) -> list[int]:
+        """SIGTERM to its nannies: they say goodbye and end. Returns their exit codes."""
+        host = self._hosts.pop(address)
+        for nanny in host.nannies:
+            nanny.process.terminate()
+        return [nanny.process.wait(END_TIMEOUT_S) for nanny in host.nannies]
+
+    def kill_machine(self, address: str) -> None:
+        """SIGKILL to all its nannies, and so to its workers; what escaped them stays. It may be started again."""
+        for index in range(len(self._hosts[address].nannies)):
+            self.kill_nanny(address, index)
+
+    def kill_nanny(self, address: str, index: int = 0) -> None:
+        """SIGKILL to one nanny; its worker ends as soon as it sees that."""
+        nanny = self._hosts[address].nannies[index]
+        nanny.process.kill()
+        nanny.process.wait(END_TIMEOUT_S)
+
+    def kill_worker(self, address: str, index: int = 0) -> int:
+        """SIGKILL to a nanny's worker, as by the kernel's OOM killer: the nanny starts another. Returns its pid."""
+        pid = self.worker_pids(address)[index]
+        psutil.Process(pid).kill()
+        return pid
+
+    def worker_pids(self, address: str) -> list[int]:
+        """Of the workers that run on a machine, in the order of their nannies; without nannies these are the same."""
+        host = self._hosts[address]
+        programs = [nanny.process.pid for nanny in host.nannies]
+        if not host.machine.has_nanny:
+            return programs
+        return [pid for program in programs for pid in _workers(program)]
+
+    def kill_scheduler(self) -> None:
+        """SIGKILL. All workers and nannies end by themselves, within seconds."""
+        assert self._scheduler is not None, "it has never run"
+        self._scheduler.kill()
+        self._scheduler.wait(END_TIMEOUT_S)
+
+    def start_scheduler_again(self) -> None:
+        """A new one at the same address, that knows nothing; machines whose nannies ended are not started with it."""
+        self._begin_scheduler()
+        self._await_scheduler()
+
+    def processes(self) -> list[psutil.Process]:
+        """All live processes of the cluster: Dask's, and what was started on its machines."""
+        return processes(self.folder)
+
+    def _next_address(self) -> str:
+        self._last += 1
+        return f"{self._network}.{self._last}"
+
+    def _begin_scheduler(self) -> None:
+        address = f"{self._network}.2"
+        if not self.address:
+            self.address = f"{'tls' if self._is_encrypted else 'tcp'}://{address}:{_free_port(address)}"
+        options = [f"--host={self.address}", "--no-dashboard", "--dashboard-address=:0"]
+        self._scheduler = self._run("scheduler", options, {}, self.folder / "scheduler")
+
+    def _await_scheduler(self) -> None:
+        """Wait until it listens; RuntimeError with the end of its log if it ends instead."""
+        assert self._scheduler is not None
+        there, scheduler = self.address.partition("://")[2], self._scheduler
+        wait_until(
+            lambda: scheduler.poll() is not None or answers(there),
+            f"no scheduler at {self.address}",
+            timeout_s=START_TIMEOUT_S,
+        )
+        if scheduler.poll() is not None:
+            raise RuntimeError(_told(f"the scheduler at {self.address}", self.folder / "scheduler" / "log"))
+
+    def _begin(self, machine: Machine, address: str) -> Host:
+        """The `dask worker` programs of one machine."""
+        self._started += 1
+        folder = self.folder / str(self._started)
+        count = max(1, machine.gpus) if machine.is_split else 1
+        nannies = []
+        for index in range(count):
+            resources = dict(machine.resources)
+            if machine.gpus:
+                resources["GPU"] = machine.gpus // count
+            options = [
+                self.address,
+                f"--host={address}",
+                f"--name={address}" + (f"-{index}" if machine.is_split else ""),
+                f"--nthreads={max(1, machine.cpus // count)}",
+                f"--memory-limit={machine.memory_bytes // count}",
+                f"--local-directory={folder}/{index}",
+                "--no-dashboard",
+                *(["--resources=" + " ".join(f"{k}={v}" for k, v in resources.items())] if resources else []),
+                *([] if machine.has_nanny else ["--no-nanny"]),
+                *machine.options,
+            ]
+            device = {"CUDA_VISIBLE_DEVICES": str(index)} if machine.is_split else {}
+            process = self._run("worker", options, {**machine.environment, **device}, folder / str(index))
+            nannies.append(Nanny(process=process, log=folder / str(index) / "log"))
+        return Host(address=address, machine=machine, nannies=tuple(nannies), folder=folder)
+
+    def _run(
+        self, program: str, options: list[str], environment: Mapping[str, str], folder: Path
+    ) -> subprocess.Popen[bytes]:
+        """One of `dask`'s programs, that works and logs in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "dask", program, *options]
+        if self._is_encrypted:
+            tls = self.folder / "tls"
+            command += [
+                f"--tls-ca-file={tls}/cert.pem",
+                f"--tls-cert={tls}/cert.pem",
+                f"--tls-key={tls}/key.pem",
+            ]
+        own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        with open(folder / "log", "ab") as log:
+            started = subprocess.Popen(
+                command,
+                env={**own, **self.environment, **environment, FOLDER: str(self.folder)},
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for who started it
+            )
+        self._programs.append(started)
+        return started
+
+    def _finish(self, begun: list[Host]) -> list[Host]:
+        """Wait until all workers have joined; RuntimeError with the end of the log of one that has ended instead."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        for host in begun:
+            for nanny in host.nannies:
+                wait_until(
+                    lambda nanny=nanny: nanny.process.poll() is not None or _JOINED in nanny.log.read_text(),
+                    f"no Dask worker at {host.address}",
+                    timeout_s=deadline - time.monotonic(),
+                )
+                if nanny.process.poll() is not None:
+                    raise RuntimeError(_told(f"the Dask worker at {host.address}", nanny.log))
+        self._hosts |= {host.address: host for host in begun}
+        return begun
+
+
+def write_certificate(folder: Path) -> None:
+    """cert.pem, self-signed and so its own authority, and key.pem, for scheduler, workers and clients alike."""
+    from distributed.security import Security
+
+    made = Security.temporary()  # needs cryptography
+    folder.mkdir(mode=0o700)
+    for name, text in (("cert.pem", made.tls_ca_file), ("key.pem", made.tls_client_key)):
+        with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+
+
+def _workers(nanny_pid: int) -> list[int]:
+    """Its worker processes: of its children, those that multiprocessing has spawned for it."""
+    try:
+        children = psutil.Process(nanny_pid).children()
+        return [child.pid for child in children if any("spawn_main" in word for word in child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _free_port(address: str) -> int:
+    """Free now. Nobody else is likely to take one at this address before the scheduler does."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _told(what: str, log: Path) -> str:
+    return f"{what} has ended:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
