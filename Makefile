@@ -29,7 +29,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "roost needs Python 3.10 or newer: make PYTHON=...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=23'
-	$(PY) -m pip install --quiet --editable '.[dev]' || { $(PY) -m pip install --quiet --editable '.[bench,lint,test]' && \
+	$(PY) -m pip install --quiet --editable '.[dev]' || { $(PY) -m pip install --quiet --editable '.[bench,dask,lint,test]' && \
 	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine.'; }
 	@mkdir -p .typing && ln -sfn .. .typing/roost
 	@touch $@
