@@ -36,6 +36,8 @@ DIES_S = 10.0
 """A process that is still there so long after SIGKILL hangs in the kernel of the system: nobody waits longer."""
 _OOM_SCORE = 500
 """Kernels go first when memory runs out, not the agent; forked ones say so themselves."""
+_NO_PARENT = "--IPKernelApp.parent_handle=1"
+"""An ipykernel has no parent to watch, nor advice about Ctrl-C in its log; forked ones are told so otherwise."""
 
 
 @dataclass(slots=True)
@@ -186,6 +188,8 @@ class _EndedEarly(Exception):
 
 def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
+    if ipykernel_command(argv) is not None:
+        argv.append(_NO_PARENT)
     executable = shutil.which(argv[0], path=env.get("PATH", os.defpath))
     if executable is None:
         raise RemoteError(

@@ -115,7 +115,7 @@ class Keeper:
             self.ended.popitem(last=False)
         if record.lease is not None:
             self._note_given_back(record.lease.id)
-            self._events.publish("released", record.view(self._queue), reason)
+            self._events.publish("released", record.view(self._queue), record.reason)
         if not self.owners.is_alive(record.owner):
             self._forget_owner(owner_key(record.owner))
 

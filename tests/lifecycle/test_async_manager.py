@@ -170,6 +170,7 @@ async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) ->
         assert found.how == "exec"
         assert found.request.cpus == 0.5
         assert (await run(kc, "print(1)"))["text"] == "1"
+        assert "Ctrl-C" not in await connect(backend).logs(km.kernel_id)
 
 
 async def test_a_service_killed_in_between(world: Path, specs: KernelSpecManager) -> None:

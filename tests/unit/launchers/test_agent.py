@@ -20,9 +20,9 @@ from agents import Session, agent_session, alive, end_agent
 from world import TINY_ARGV as ARGV
 from world import TINY_KERNEL
 
-from roost.launchers import kernels
+from roost.launchers import kernels, starting
 from roost.launchers.files import read_json
-from roost.launchers.messages import Connection, Warm
+from roost.launchers.messages import Connection, Launch, Warm
 from roost.launchers.node import AgentSettings
 from roost.launchers.process import is_running, start_time
 from roost.launchers.rpc import RemoteError
@@ -307,6 +307,21 @@ async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.Monk
     )
     with pytest.raises(RemoteError, match=r"does not die.*its lease stays"):
         await kernels._until_dead(kernel)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("ipykernel_launcher.py", " --IPKernelApp.parent_handle=1"), ("other.py", "")]
+)
+def test_only_an_ipykernel_is_told_that_it_has_no_parent(tmp_path: Path, name: str, more: str) -> None:
+    (tmp_path / name).write_text("import sys; print(*sys.argv[1:])")
+    argv = (sys.executable, str(tmp_path / name), "-f", "{connection_file}")
+    launch = Launch(
+        launch_id="1", lease_id="l", kernel_id="k", argv=argv, env={}, cwd="/", connection=Connection(), deadline_s=1
+    )  # fmt: skip
+    with open(tmp_path / "log", "wb") as log:
+        pid = starting._spawn(launch, {}, Path("/c.json"), log.fileno())
+    os.waitpid(pid, 0)
+    assert (tmp_path / "log").read_text() == f"-f /c.json{more}\n"
 
 
 def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
