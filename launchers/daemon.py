@@ -29,6 +29,7 @@ __all__ = [
     "DaemonError",
     "Held",
     "announce_failure",
+    "announced",
     "ensure",
     "hold",
     "is_alive",
@@ -74,9 +75,8 @@ def ensure(
         with _locked(folder / "start.lock", deadline_s):
             deadline = time.monotonic() + deadline_s
             while is_alive(folder):
-                announced = read_json(folder / "ready.json")
-                if isinstance(announced, dict):
-                    return announced
+                if (said := announced(folder)) is not None:
+                    return said
                 # Started by hand and not ready yet, or on its way out: there is no event for either.
                 if time.monotonic() > deadline:
                     raise DaemonError(
@@ -118,6 +118,12 @@ def is_alive(folder: Path) -> bool:
     finally:
         _unlock(descriptor)
     return False
+
+
+def announced(folder: Path) -> dict[str, Any] | None:
+    """What the living daemon of this folder has announced; None where none lives, or is not ready."""
+    said = read_json(folder / "ready.json") if is_alive(folder) else None
+    return said if isinstance(said, dict) else None
 
 
 def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s: float) -> dict[str, Any]:
@@ -170,11 +176,11 @@ def _await_announcement(
             said = f"{last} (all of it in {folder / 'log'})" if last else "it wrote nothing to its log"
             raise DaemonError(f"{_name(command)} ended while it was starting: {said}")
         content += chunk
-    announced = json.loads(content)
-    assert isinstance(announced, dict)
-    if "failure" in announced:
-        raise DaemonError(announced["failure"]["message"], announced["failure"]["kind"])
-    return announced
+    said = json.loads(content)
+    assert isinstance(said, dict)
+    if "failure" in said:
+        raise DaemonError(said["failure"]["message"], said["failure"]["kind"])
+    return said
 
 
 def _name(command: Sequence[str]) -> str:
@@ -189,9 +195,9 @@ class Held:
 
     def announce(self, info: Mapping[str, Any]) -> None:
         """Write `ready.json` and wake the starter. Adds `pid` and `process_started_at`."""
-        announced = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
-        write_private_json(self.folder / "ready.json", announced)
-        _tell_starter(announced)
+        said = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
+        write_private_json(self.folder / "ready.json", said)
+        _tell_starter(said)
 
 
 def announce_failure(kind: str, message: str) -> None:
@@ -199,10 +205,10 @@ def announce_failure(kind: str, message: str) -> None:
     _tell_starter({"failure": {"kind": kind, "message": message}})
 
 
-def _tell_starter(announced: Mapping[str, Any]) -> None:
+def _tell_starter(said: Mapping[str, Any]) -> None:
     descriptor = os.environ.pop(_READY_FD, None)
     if descriptor is not None:
-        os.write(int(descriptor), json.dumps(announced).encode() + b"\n")
+        os.write(int(descriptor), json.dumps(said).encode() + b"\n")
         os.close(int(descriptor))
 
 

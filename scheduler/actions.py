@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 import roost
-from roost.launchers.daemon import DaemonError
+from roost.launchers.daemon import DaemonError, announced, runtime_dir
 from roost.launchers.wire import encode
 
 from .amounts import parse_bytes
@@ -169,14 +169,19 @@ def kernel_json(kernel: Kernel) -> dict[str, Any]:
 
 def nodes(arguments: argparse.Namespace) -> int:
     """Print the nodes."""
-    nodes = ask(client_of(arguments).nodes())
+    client = client_of(arguments)
+    nodes, service = ask(client.nodes()), ask(client.service())
     if arguments.json:
-        print_json({"nodes": nodes})
+        print_json({"cluster": _cluster(service), "nodes": nodes})
     else:
         from .tables import show_nodes
 
-        show_nodes(nodes)
+        show_nodes(nodes, **_cluster(service))
     return 0
+
+
+def _cluster(service: Mapping[str, Any]) -> dict[str, str]:
+    return {"backend": str(service["backend"]), "address": str(service.get("address", ""))}
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -276,7 +281,10 @@ def doctor(arguments: argparse.Namespace) -> int:
         module, _, name = check.partition(":")
         findings += getattr(import_module(module), name)()
     try:
-        findings += ask(client_of(arguments).doctor())
+        client = client_of(arguments)
+        findings += ask(client.doctor())
+        cluster = " at ".join(filter(None, _cluster(ask(client.service())).values()))
+        findings.append({"level": "ok", "what": f"the cluster is {cluster}", "do": ""})
     except (RoostError, DaemonError) as error:
         do = "mend this first: the other checks need the scheduler"
         findings.append({"level": "error", "what": str(error), "do": do})
@@ -289,8 +297,21 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
 
 
+def _services() -> list[dict[str, Any]]:
+    """What this user's scheduler services that live have said of themselves, each with its folder."""
+    folders = sorted(runtime_dir().glob("scheduler-*"))
+    return [
+        {
+            "folder": folder.name,
+            **{name: said.get(name, "") for name in ("version", "pid", "backend", "address")},
+        }
+        for folder in folders
+        if (said := announced(folder)) is not None
+    ]
+
+
 def version(arguments: argparse.Namespace) -> int:
-    """Print versions; an empty one is not installed."""
+    """Print versions, an empty one is not installed; and the scheduler services that run, with their clusters."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -300,9 +321,15 @@ def version(arguments: argparse.Namespace) -> int:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = ""
+    services = _services()
     if arguments.json:
-        print_json(versions)
-    else:
-        for name, installed in versions.items():
-            print(f"{name:15} {installed or 'not installed'}")
+        print_json({**versions, "schedulers": services})
+        return 0
+    for name, installed in versions.items():
+        print(f"{name:15} {installed or 'not installed'}")
+    for service in services:
+        where = " at ".join(filter(None, _cluster(service).values()))
+        print(
+            f"{'scheduler':15} {service['version']} for {where} (pid {service['pid']}, {service['folder']})"
+        )
     return 0

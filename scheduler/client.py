@@ -25,12 +25,13 @@ from typing import Any, TypeVar
 from roost.launchers import rpc
 from roost.launchers.files import private_folder, runtime_dir
 from roost.launchers.values import Owner
+from roost.launchers.version import VERSION
 from roost.launchers.wire import decode, encode
 
 from .call import Call
 from .errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from .link import Link
-from .operations import check_backend, with_address
+from .operations import PROTOCOL, check_backend, with_address
 from .owner import this_owner
 from .shipping import PYTHON, packed
 from .values import Event, Kernel, KernelRequest, StartKernel
@@ -104,6 +105,10 @@ class Client:
         """
         arguments = {"kernel_id": kernel_id, "owner": owner or this_owner()}
         return self._run(self._kernel("adopt", arguments, CALL_DEADLINE_S))
+
+    def service(self) -> Call[dict[str, Any]]:
+        """Who answers: `version`, `pid`, `backend`, and the `address` of its cluster, empty where it has none."""
+        return self._run(self._call("hello", {"protocol": PROTOCOL, "version": VERSION}))
 
     def nodes(self) -> Call[list[dict[str, Any]]]:
         """The nodes, with what is promised and used of each."""

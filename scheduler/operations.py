@@ -45,7 +45,7 @@ may accept only its own versions of Python and of its library."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """→ {protocol, version, pid, backend}."""
+    """→ {protocol, version, pid, backend, address}: who answers, and for which cluster."""
 
     protocol: int = PROTOCOL
     version: str = ""

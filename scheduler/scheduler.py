@@ -82,6 +82,11 @@ class Scheduler:
         await self._cluster.backend.close()
         await self._cluster.agents.close()
 
+    @property
+    def address(self) -> str:
+        """Where the cluster is, for people."""
+        return self._cluster.backend.address
+
     async def start(self, start: StartKernel) -> Kernel:
         """Start a kernel, or join a start of the same launch id, or answer again what that one did."""
         await self._load_policy(start.request)  # first, for it may wait

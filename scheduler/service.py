@@ -97,6 +97,11 @@ class Service:
         self._stop_listening = scheduler.events.listen(self._publish)
         self._watch_idleness()
 
+    def greeting(self) -> dict[str, Any]:
+        """Who this is, and for which cluster."""
+        who = {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid()}
+        return {**who, "backend": self._backend, "address": self._scheduler.address}
+
     async def close(self) -> None:
         self._stop_listening()
         if self._idle is not None:
@@ -119,7 +124,7 @@ class Service:
         return answer
 
     async def _hello(self, peer: bytes, _: ops.Hello) -> dict[str, Any]:
-        return _greeting(self._backend)
+        return self.greeting()
 
     async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
         self._scheduler.keeper.owners.watch(request.owner)
@@ -224,7 +229,7 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
             loop.add_signal_handler(signum, service.left.set)
         try:
             await scheduler.open()
-            _listen(held, service.server)
+            _listen(held, service)
             await service.left.wait()
         finally:
             await service.close()
@@ -239,14 +244,10 @@ def scheduler_name(folder: Path) -> str:
     return f"{folder.name}-{place}"
 
 
-def _listen(held: Held, server: Server) -> None:
+def _listen(held: Held, service: Service) -> None:
     path = held.folder / "socket"
     path.unlink(missing_ok=True)  # of one that was killed: we hold the folder
-    held.announce({"endpoint": server.start(f"ipc://{path}"), **_greeting("")})
-
-
-def _greeting(backend: str) -> dict[str, Any]:
-    return {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid(), "backend": backend}
+    held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
 
 
 def main(arguments: list[str]) -> int:

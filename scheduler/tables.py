@@ -85,12 +85,13 @@ def asks(request: KernelRequest) -> str:
     return ", ".join(parts) or "-"
 
 
-def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
+def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -> None:
     """One line for each node, one for each GPU, and one for each node with resources, labels, taints or something
-    warm."""
+    warm; and of which cluster they are."""
     out = console()
+    cluster = f"Cluster: {backend}" + (f" at {address}" if address else "")
     if not nodes:
-        out.print("There are no nodes.")
+        out.print(f"There are no nodes. {cluster}.")
         return
     made = table(
         "NODE", "CPUS", "MEMORY", "GPUS", "KERNELS", "CPU USE", "STATE", right=("KERNELS", "CPU USE")
@@ -122,7 +123,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
             if each is not made:
                 out.print()
             show(out, each)
-    out.print("\nCPUS, MEMORY and GPUS: promised to kernels, of what there is.", style="dim")
+    out.print(f"\nCPUS, MEMORY and GPUS: promised to kernels, of what there is. {cluster}.", style="dim")
 
 
 def _traits(nodes: Sequence[Mapping[str, Any]]) -> Table:

@@ -73,6 +73,8 @@ class Backend(ABC):
     """
 
     name: str
+    address: str = ""
+    """Where the cluster is, for people; empty before `open`, and where there is nothing to say."""
 
     @abstractmethod
     async def open(self) -> None:

@@ -75,7 +75,7 @@ class RayBackend(Backend):
         except BackendUnavailable as problem:
             if not self._hosts:
                 raise
-            self._ray.away = str(problem)
+            self._ray.away, self.address = str(problem), self._hosts.cluster
             log.warning("Ray is away, its kernels are served all the same: %s", problem)
         self._spawn(self._keep_up())
 
@@ -215,7 +215,8 @@ class RayBackend(Backend):
 
     async def _join(self) -> None:
         address = self._settings.ray.address or os.environ.get("RAY_ADDRESS") or self._hosts.cluster
-        self._hosts.forget_others(await self._ray.join(address))
+        self.address = await self._ray.join(address)
+        self._hosts.forget_others(self.address)
         await self._take_again(self._hosts)
 
     async def _keep_up(self) -> None:

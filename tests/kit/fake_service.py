@@ -106,6 +106,7 @@ class FakeService:
 
         return {
             "protocol": self.protocol, "version": self.version or __version__, "pid": os.getpid(), "backend": "local",
+            "address": "",
         }  # fmt: skip
 
     def _leave(self, _: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_service import fake_service
 
 import roost
 from roost.launchers.messages import Connection, Owner
@@ -83,6 +84,10 @@ class StubClient:
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
         return Answer(self.error or answer)
+
+    def service(self) -> Answer:
+        who = {"protocol": 2, "version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379"}
+        return self._answer(who, "service")
 
     def nodes(self) -> Answer:
         return self._answer([node.to_dict() for node in NODES], "nodes")
@@ -226,7 +231,7 @@ def test_explain_names_the_fallback_and_counts_refusals(
     assert "n09" in out
     assert "n10" not in out
     assert max(map(len, out.splitlines())) <= 80
-    assert client.asked == [("nodes",)]
+    assert client.asked == [("nodes",), ("service",)]
 
 
 def test_explain_says_who_holds_what_is_short(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
@@ -397,6 +402,27 @@ def test_wrong_usage_is_code_2(argv: Sequence[str], capsys: pytest.CaptureFixtur
         command.main(argv)
     assert caught.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_which_cluster_it_is_is_said(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    where = "ray at 192.0.2.1:6379"
+    assert f"Cluster: {where}." in " ".join(run(capsys, "nodes")[1].split())
+    assert document(capsys, "nodes")["cluster"] == {"backend": "ray", "address": "192.0.2.1:6379"}
+    assert f"the cluster is {where}" in run(capsys, "doctor")[1]
+
+
+def test_version_names_the_services_that_live(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = runtime_dir / "scheduler-ray"
+    dead.mkdir(mode=0o700)
+    (dead / "ready.json").write_text("{}")
+    with fake_service() as service:
+        said = {"version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379", "endpoint": "x"}
+        (service.folder / "ready.json").write_text(json.dumps(said))
+        (found,) = document(capsys, "version")["schedulers"]
+        assert found == {"folder": "scheduler-local"} | {
+            name: said[name] for name in said if name != "endpoint"
+        }
+        assert "9 for ray at 192.0.2.1:6379 (pid 7, scheduler-local)" in run(capsys, "version")[1]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
