@@ -192,7 +192,12 @@ class DaskMachines:
     def kill_worker(self, address: str, index: int = 0) -> int:
         """SIGKILL to a nanny's worker, as by the kernel's OOM killer: the nanny starts another. Returns its pid."""
         pid = self.worker_pids(address)[index]
-        psutil.Process(pid).kill()
+        if not self._hosts[address].machine.has_nanny:
+            self.kill_nanny(address, index)
+            return pid
+        worker = psutil.Process(pid)
+        worker.kill()
+        worker.wait(END_TIMEOUT_S)
         return pid
 
     def worker_pids(self, address: str) -> list[int]:
@@ -324,9 +329,15 @@ def write_certificate(folder: Path) -> None:
 
 def _workers(nanny_pid: int) -> list[int]:
     """Its worker processes: of its children, those that multiprocessing has spawned for it."""
+
+    def is_worker(process: psutil.Process) -> bool:
+        try:
+            return any("spawn_main" in word for word in process.cmdline())
+        except psutil.Error:  # it has just ended
+            return False
+
     try:
-        children = psutil.Process(nanny_pid).children()
-        return [child.pid for child in children if any("spawn_main" in word for word in child.cmdline())]
+        return [child.pid for child in psutil.Process(nanny_pid).children() if is_worker(child)]
     except psutil.NoSuchProcess:
         return []
 

@@ -1,0 +1,181 @@
+"""The embedded Dask cluster: its machines are what they were declared to be, what is killed comes back, it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import dask_machines
+import psutil
+import pytest
+from cluster_folder import processes
+from dask_machines import DaskMachines, Machine, why_not
+from leftovers import VARIABLE
+
+distributed = pytest.importorskip("distributed")
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+LONG_S = 20.0
+
+
+@asynccontextmanager
+async def client_of(cluster: DaskMachines) -> AsyncIterator[Any]:
+    security = distributed.Security(**cluster.security)
+    async with distributed.Client(cluster.address, asynchronous=True, security=security) as client:
+        yield client
+
+
+def workers(cluster: DaskMachines) -> dict[str, dict[str, Any]]:
+    """What Dask's scheduler says of its workers, by name."""
+
+    async def ask() -> dict[str, dict[str, Any]]:
+        async with client_of(cluster) as client:
+            said = (await client.scheduler.identity())["workers"]
+        return {worker["name"]: {**worker, "address": address} for address, worker in said.items()}
+
+    return asyncio.run(ask())
+
+
+def variables(cluster: DaskMachines, name: str) -> dict[str, str | None]:
+    """An environment variable in all workers, by their names."""
+
+    async def ask() -> dict[str, str | None]:
+        async with client_of(cluster) as client:
+            said: dict[str, str | None] = await client.run(os.getenv, name)
+        return said
+
+    names = {worker["address"]: name for name, worker in workers(cluster).items()}
+    return {names[address]: value for address, value in asyncio.run(ask()).items()}
+
+
+def await_(condition: Callable[[], bool], timeout_s: float = LONG_S) -> None:
+    """Dask tells nobody outside of it what has ended."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_machines_are_what_they_declare_and_what_is_killed_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://203.0.113.1:8786")
+    machines = [
+        Machine(cpus=3, gpus=2, memory_bytes=1 << 30, resources={"licence": 3}, environment={"SITE": "east"}),
+        Machine(cpus=4, gpus=2, is_split=True),
+        Machine(has_nanny=False),
+    ]
+    with DaskMachines(*machines, environment={VARIABLE: "/tmp/r-none"}) as cluster:
+        one, split, bare = [host.address for host in cluster.hosts]
+        before = workers(cluster)
+        assert {name: worker["host"] for name, worker in before.items()} == {
+            one: one,
+            f"{split}-0": split,
+            f"{split}-1": split,
+            bare: bare,
+        }
+        assert before[one]["nthreads"] == 3
+        assert before[one]["memory_limit"] == 1 << 30
+        assert before[one]["resources"] == {"licence": 3, "GPU": 2}
+        assert before[f"{split}-0"]["nthreads"] == 2
+        assert before[f"{split}-0"]["memory_limit"] == 1 << 30
+        assert before[f"{split}-1"]["resources"] == {"GPU": 1}
+        assert before[bare]["nanny"] is None
+        assert variables(cluster, "CUDA_VISIBLE_DEVICES") == {
+            one: None,
+            f"{split}-0": "0",
+            f"{split}-1": "1",
+            bare: None,
+        }
+        assert set(variables(cluster, VARIABLE).values()) == {"/tmp/r-none"}
+        assert variables(cluster, "SITE")[one] == "east"
+
+        assert cluster.kill_worker(one) not in cluster.worker_pids(one)
+        await_(lambda: one in (there := workers(cluster)) and there[one]["address"] != before[one]["address"])
+        assert workers(cluster)[one]["nanny"] == before[one]["nanny"]
+
+        cluster.kill_nanny(split, 1)
+        await_(lambda: f"{split}-1" not in workers(cluster))
+        assert f"{split}-0" in workers(cluster)
+        cluster.kill_machine(split)
+        cluster.start_machine_again(split)
+        assert {f"{split}-0", f"{split}-1"} < set(workers(cluster))
+
+        pids = cluster.worker_pids(one)
+        assert cluster.stop_machine(one) == [0]
+        assert one not in workers(cluster)
+        assert not any(map(psutil.pid_exists, pids))
+        assert cluster.add_machine(Machine()).address in workers(cluster)
+
+        running = cluster.processes()
+        assert running
+        cluster.close()
+        assert processes(cluster.folder) == []
+        assert not cluster.folder.exists()
+        assert not any(
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in running
+        )
+
+
+def test_a_killed_scheduler_takes_its_machines_along_and_comes_back_at_its_address() -> None:
+    with DaskMachines(Machine(), Machine(cpus=2)) as cluster:
+        address, hosts = cluster.address, [host.address for host in cluster.hosts]
+        cluster.kill_scheduler()
+        await_(lambda: cluster.processes() == [])
+        cluster.start_scheduler_again()
+        assert cluster.address == address
+        assert workers(cluster) == {}
+        for host in hosts:
+            cluster.start_machine_again(host)
+        assert set(workers(cluster)) == set(hosts)
+
+
+def test_tls_refuses_who_has_another_certificate_or_none() -> None:
+    with DaskMachines(Machine(), is_encrypted=True) as cluster:
+        assert len(workers(cluster)) == 1
+        key = cluster.folder / "tls" / "key.pem"
+        assert key.stat().st_mode & 0o777 == 0o600
+
+        async def try_to_connect(address: str, security: Any) -> None:
+            await distributed.core.connect(address, timeout=2, **security.get_connection_args("client"))
+
+        with pytest.raises(OSError, match="certificate"):
+            asyncio.run(try_to_connect(cluster.address, distributed.Security.temporary()))
+        with pytest.raises(OSError, match="closed"):
+            asyncio.run(try_to_connect(cluster.address.replace("tls:", "tcp:"), distributed.Security()))
+
+
+def test_a_cluster_ends_with_the_process_that_started_it() -> None:
+    code = """
+from dask_machines import Machine, DaskMachines
+with DaskMachines(Machine()) as cluster:
+    print(cluster.folder, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(dask_machines.__file__).parent,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        folder = Path(program.stdout.readline().strip())
+        assert processes(folder)
+        program.kill()
+        await_(lambda: not folder.exists())
+        assert processes(folder) == []
+
+
+def test_a_machine_that_does_not_start_says_why_and_leaves_nothing() -> None:
+    cluster = DaskMachines(Machine(options=("--memory-limit", "plenty")))
+    with pytest.raises(RuntimeError, match="plenty"), cluster:
+        pass
+    assert cluster.processes() == []
+    assert not cluster.folder.exists()
