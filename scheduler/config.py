@@ -42,14 +42,23 @@ class LocalSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RaySettings:
-    """How a Ray cluster is joined, and what agents on its nodes are like; see the traits of the same names."""
+class ManagedSettings:
+    """How a cluster is joined, and what agents on its nodes are like; see the traits of the same names."""
 
     address: str = ""
     python: str = ""
     preload: tuple[str, ...] = ()
     manager_grace_s: float = 300.0
     agent_idle_exit_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaskSettings(ManagedSettings):
+    """The same of a Dask cluster, and the files for TLS."""
+
+    tls_ca_file: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +88,8 @@ class Settings:
     reserve_after_s: float = 30.0
     idle_exit_s: float = 300.0
     local: LocalSettings = field(default_factory=LocalSettings)
-    ray: RaySettings = field(default_factory=RaySettings)
+    ray: ManagedSettings = field(default_factory=ManagedSettings)
+    dask: DaskSettings = field(default_factory=DaskSettings)
 
 
 def _cap(help_text: str) -> Any:
@@ -152,29 +162,51 @@ class RoostLocalBackend(Configurable):  # type: ignore[misc,unused-ignore]
     ).tag(config=True)
 
 
-class RoostRayBackend(Configurable):  # type: ignore[misc,unused-ignore]
+class _ManagedBackend(Configurable):  # type: ignore[misc,unused-ignore]
+    python = Unicode(
+        "",
+        help="Interpreter of roost's agents on the nodes; empty: that of the cluster manager's processes there.",
+    ).tag(config=True)
+    preload = List(Unicode(), help="Modules that are imported before kernels are forked.").tag(config=True)
+    manager_grace_s = _seconds(300.0, "How long kernels live on when the whole cluster is lost.")
+    agent_idle_exit_s = _seconds(3600.0, "Agents leave their nodes after this time without leases.")
+
+
+class RoostRayBackend(_ManagedBackend):
     """`c.RoostRayBackend`: which Ray cluster, and what runs on its nodes."""
 
     address = Unicode(
         "", help="Where Ray's GCS listens, host:port; empty: RAY_ADDRESS, else the cluster of this machine."
     ).tag(config=True)
-    python = Unicode(
-        "", help="Interpreter of roost's agents on the nodes; empty: that of Ray's own workers there."
+
+
+class RoostDaskBackend(_ManagedBackend):
+    """`c.RoostDaskBackend`: which Dask cluster, and what runs on its workers' machines."""
+
+    address = Unicode(
+        "",
+        help="Where Dask's scheduler listens, tcp://host:port or tls://host:port, or the path of its scheduler file; "
+        "empty: DASK_SCHEDULER_ADDRESS, else Dask's configuration.",
     ).tag(config=True)
-    preload = List(Unicode(), help="Modules that are imported before kernels are forked.").tag(config=True)
-    manager_grace_s = _seconds(300.0, "How long kernels live on when the whole Ray cluster is lost.")
-    agent_idle_exit_s = _seconds(3600.0, "Agents leave their nodes after this time without leases.")
+    tls_ca_file = Unicode(
+        "",
+        help="Certificate of the authority, for tls://; empty: as in Dask's configuration, like the next two.",
+    ).tag(config=True)
+    tls_cert = Unicode("", help="Certificate by which roost is known to the cluster.").tag(config=True)
+    tls_key = Unicode("", help="File with the key of that certificate.").tag(config=True)
 
 
 _CLASSES: Mapping[str, type[Configurable]] = {
     "RoostScheduler": RoostScheduler,
     "RoostLocalBackend": RoostLocalBackend,
     "RoostRayBackend": RoostRayBackend,
+    "RoostDaskBackend": RoostDaskBackend,
 }
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "local": ("cpus", "memory_bytes", "gpus", "gpu_model", "labels", "taints", "config_file"),
     "ray": ("address", "python", "config_file"),
+    "dask": ("address", "python", "tls_ca_file", "tls_cert", "tls_key", "config_file"),
 }
 """By backend, what `roost.connect` takes: what overrules the configuration's, and which file that is."""
 
@@ -203,7 +235,10 @@ def load(backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None
     config.merge(Config({f"Roost{backend.capitalize()}Backend": declared}))
     try:
         return _frozen(
-            RoostScheduler(config=config), RoostLocalBackend(config=config), RoostRayBackend(config=config)
+            RoostScheduler(config=config),
+            RoostLocalBackend(config=config),
+            RoostRayBackend(config=config),
+            RoostDaskBackend(config=config),
         )
     except TraitError as problem:
         raise ConfigError(f"a setting is wrong: {' '.join(str(problem).split())}") from None
@@ -245,7 +280,9 @@ def _at_home(config: Config, folder: Path) -> None:
         own["default_policy"] = whole(own["default_policy"])
 
 
-def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend, ray: RoostRayBackend) -> Settings:
+def _frozen(
+    scheduler: RoostScheduler, local: RoostLocalBackend, ray: RoostRayBackend, dask: RoostDaskBackend
+) -> Settings:
     def memory(value: Any) -> int | None:
         return None if value is None else parse_bytes(value)
 
@@ -278,14 +315,14 @@ def _frozen(scheduler: RoostScheduler, local: RoostLocalBackend, ray: RoostRayBa
             labels=dict(local.labels),
             taints=tuple(local.taints),
         ),
-        ray=RaySettings(
-            address=ray.address,
-            python=ray.python,
-            preload=tuple(ray.preload),
-            manager_grace_s=ray.manager_grace_s,
-            agent_idle_exit_s=ray.agent_idle_exit_s,
-        ),
+        ray=ManagedSettings(**_declared(ray, ManagedSettings)),
+        dask=DaskSettings(**_declared(dask, DaskSettings)),
     )
+
+
+def _declared(options: Configurable, settings: type[ManagedSettings]) -> dict[str, Any]:
+    values = {f.name: getattr(options, f.name) for f in fields(settings)}
+    return {**values, "preload": tuple(values["preload"])}
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:

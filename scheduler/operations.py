@@ -27,10 +27,10 @@ PROTOCOL = 2
 It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.
 """
 
-BACKENDS = ("local", "ray")
+BACKENDS = ("local", "ray", "dask")
 """Those there are; `config.OPTIONS` has what each takes, `service.make_backend` makes them."""
 
-ADDRESS_VARIABLES: Mapping[str, str] = {"ray": "RAY_ADDRESS"}
+ADDRESS_VARIABLES: Mapping[str, str] = {"ray": "RAY_ADDRESS", "dask": "DASK_SCHEDULER_ADDRESS"}
 """By backend with an option `address`, the environment variable that names the cluster where that option does not."""
 
 _NO_ADDRESS = ("", "auto")

@@ -53,6 +53,10 @@ def make_backend(name: str, settings: Settings, agents: Agents, folder: Path) ->
         from .backends.ray import RayBackend
 
         return RayBackend(settings, agents, folder=folder)
+    if name == "dask":
+        from .backends.dask import DaskBackend
+
+        return DaskBackend(settings, agents, folder=folder)
     raise ConfigError(f"the backend {name!r} cannot be used yet.")
 
 

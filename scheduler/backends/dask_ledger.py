@@ -106,7 +106,7 @@ class Ledger:
 
     def shares(self, machine: str) -> dict[str, float]:
         """By device, what of it is leased."""
-        return _sum({device: held.share for device in held.device_ids} for held in self.leases_on(machine))
+        return _sum(dict.fromkeys(held.device_ids, held.share) for held in self.leases_on(machine))
 
     def devices(self, machine: str) -> dict[str, Slot]:
         """By id, the slot that has it: the first that says so."""

@@ -46,7 +46,8 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     name = NAME
     idempotent = True
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self.roost_version = version
         self.ledger = Ledger()
         self.agents: dict[str, Answer] = {}
         self.idle_timeout: Any = None
@@ -86,7 +87,8 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     # What roost's schedulers ask
 
     async def hello(self) -> dict[str, Any]:
-        return {"protocol": PROTOCOL, "id": self.scheduler.id, "address": self.scheduler.address}
+        """Which roost's plugins these are."""
+        return {"protocol": PROTOCOL, "version": self.roost_version}
 
     async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
         """The machines that have changed since that version of that incarnation, None for those that are gone.
@@ -184,7 +186,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             return {"problem": "no worker of the Dask cluster is there now"}
         answer: Answer = await self.scheduler.rpc(servers[0]).roost_bring_up()
         await self.on_agent_up(machine, answer)
-        return answer
+        return self.agents[machine]
 
     # What workers and nannies say
 
@@ -213,10 +215,9 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
                 self._tell(slot.machine)
 
     async def on_agent_up(self, machine: str, answer: Answer) -> None:
-        """Where the agent of a machine listens, or why there is none."""
-        if self.agents.get(machine) != answer:
-            self.agents[machine] = dict(answer)
-            self._tell(machine)
+        """Where the agent of a machine listens, or why there is none. `told` is another each time."""
+        self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
+        self._tell(machine)
 
     # What Dask's scheduler says
 
@@ -275,9 +276,11 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             "resources": totals,
             "free": free,
             "devices": [device for device, slot in by_device.items() if slot in (staying or slots)],
+            "shares": self.ledger.shares(name),
+            "cpus_promised": sum(lease.cpus for lease in leases),
+            "memory_promised_bytes": sum(lease.memory_bytes for lease in leases),
             "leases": [lease.lease_id for lease in leases],
             "is_draining": not staying,
-            "daemons": sorted(slot.name for slot in slots),
             "agent": self.agents.get(name, {}),
         }
 
@@ -351,8 +354,10 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             task.add_done_callback(self._tasks.discard)
 
     async def _settle_later(self, name: str) -> None:
-        while name in self.ledger.slots and not await self._sync(name):
+        while name in self.ledger.slots:
             await asyncio.sleep(_AGAIN_S)
+            if await self._sync(name):
+                return
 
     def _expire_later(self, lease: Held) -> None:
         if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
@@ -375,6 +380,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     """Holds back from tasks what leases claim. `agents`: for workers without a nanny."""
 
     name = NAME
+    idempotent = True
 
     def __init__(self, agents: Agents) -> None:
         self._agents = agents
@@ -527,6 +533,7 @@ class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
     """Brings the machine's agent up. It is this nanny's neighbour, not its child: it outlives all workers."""
 
     name = NAME
+    idempotent = True
     restart = False
 
     def __init__(self, agents: Agents) -> None:

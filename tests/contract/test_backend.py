@@ -25,7 +25,7 @@ from roost.scheduler.backends import ray_join
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
 from roost.scheduler.backends.local import LocalBackend
 from roost.scheduler.backends.ray import RayBackend
-from roost.scheduler.config import LocalSettings, RaySettings, Settings
+from roost.scheduler.config import LocalSettings, ManagedSettings, Settings
 from roost.scheduler.errors import LeaseConflict
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
@@ -49,7 +49,7 @@ async def local() -> AsyncIterator[tuple[Backend, Agents]]:
 @asynccontextmanager
 async def on_ray(address: str, folder: Path) -> AsyncIterator[tuple[Backend, Agents]]:
     agents = Agents()
-    backend = RayBackend(Settings(ray=RaySettings(address=address)), agents, folder=folder)
+    backend = RayBackend(Settings(ray=ManagedSettings(address=address)), agents, folder=folder)
     await backend.open()
     try:
         yield backend, agents

@@ -15,7 +15,7 @@ from roost.scheduler.agents import Agents
 from roost.scheduler.backends import ray_groups, ray_join
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.ray import RayBackend
-from roost.scheduler.config import RaySettings, Settings
+from roost.scheduler.config import ManagedSettings, Settings
 from roost.scheduler.errors import LeaseConflict
 
 pytestmark = pytest.mark.timeout(180)
@@ -32,7 +32,7 @@ def cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
 @pytest.fixture
 async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[RayBackend]:
     agents = Agents()
-    backend = RayBackend(Settings(ray=RaySettings(address=cluster.address)), agents, folder=tmp_path)
+    backend = RayBackend(Settings(ray=ManagedSettings(address=cluster.address)), agents, folder=tmp_path)
     await backend.open()
     try:
         yield backend

@@ -10,7 +10,7 @@ import pytest
 from roost.scheduler.agents import Agents
 from roost.scheduler.backends import ray_join
 from roost.scheduler.backends.ray import RayBackend
-from roost.scheduler.config import RaySettings, Settings
+from roost.scheduler.config import ManagedSettings, Settings
 from roost.scheduler.errors import BackendUnavailable
 
 
@@ -40,7 +40,7 @@ async def test_the_cluster_is_the_configured_one_else_ray_addresss_else_the_last
     monkeypatch.setattr(ray_join, "join", join)
     monkeypatch.setenv("RAY_ADDRESS", environment)
     (tmp_path / "agents.json").write_text(json.dumps({"cluster": remembered, "agents": {}}))
-    backend = RayBackend(Settings(ray=RaySettings(address=configured)), Agents(), folder=tmp_path)
+    backend = RayBackend(Settings(ray=ManagedSettings(address=configured)), Agents(), folder=tmp_path)
     with pytest.raises(BackendUnavailable, match="there is none"):
         await backend.open()
     assert asked_for == [asked]

@@ -1,0 +1,136 @@
+"""This process as a client of a Dask cluster: asked with deadlines, told of changes, and away when Dask is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from roost.launchers.node import AgentSettings
+from roost.launchers.version import VERSION, as_numbers
+from roost.launchers.wire import encode
+from roost.scheduler.config import DaskSettings
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+from . import dask_join
+from .dask_state import DaskNode
+from .driver import Driver, OnNodes, in_short, watched
+from .node_side import packed
+
+_CALL_S = 8.0
+_LOOK_S = 2.0
+"""A change is told at once; so long it takes to see that Dask's scheduler is gone without a word."""
+
+
+class DaskDriver(Driver[DaskNode]):
+    """`metrics`: by node, what its workers use (cpus, memory_bytes), since `ask_metrics`."""
+
+    manager = "Dask"
+    daemon = "last nanny"
+
+    def __init__(self, settings: DaskSettings, on_nodes: OnNodes) -> None:
+        super().__init__(on_nodes)
+        self.metrics: Mapping[str, Mapping[str, float]] = {}
+        self._settings = settings
+        self._client: Any = None
+        self._version = -1
+        self._incarnation = ""
+
+    def close(self) -> None:
+        super().close()
+        self._leave()
+
+    async def look(self) -> None:
+        """Wait for a change."""
+        with contextlib.suppress(BackendUnavailable):  # the next reading says so
+            await self._see(_LOOK_S)
+
+    async def ask(self, operation: str, deadline_s: float = _CALL_S, /, **arguments: Any) -> Any:
+        """What the plugin in Dask's scheduler answers; raises `BackendUnavailable`."""
+        self._check()
+        return await self._call(operation, deadline_s, **arguments)
+
+    async def ask_metrics(self) -> None:
+        self.metrics = await self.ask("roost_metrics")
+
+    async def _join(self, address: str) -> str:
+        self._leave()
+        joined = await dask_join.join(self._settings, address)
+        self._client = joined.client
+        await self._install()
+        self._version, self._incarnation = -1, ""
+        return joined.address
+
+    async def _fetch(self) -> Iterable[DaskNode]:
+        return await self._see(0.0)
+
+    async def _see(self, wait_s: float) -> Iterable[DaskNode]:
+        """The nodes, after waiting for a change of them."""
+        asked = (self._version, self._incarnation)
+        said = await self.ask(
+            "roost_nodes", _CALL_S + wait_s, since=asked[0], incarnation=asked[1], wait_s=wait_s
+        )
+        if wait_s:
+            return ()  # whoever waited reads them then
+        nodes = dict(self.nodes) if said["incarnation"] == asked[1] else {}
+        for name, machine in said["machines"].items():
+            nodes.pop(name, None)
+            if machine is not None:
+                nodes[name] = DaskNode.of(name, machine)
+        self._version, self._incarnation = said["version"], said["incarnation"]
+        return nodes.values()
+
+    async def _install(self) -> None:
+        """Have roost's plugins in the cluster, unless the same or newer ones are there."""
+        import cloudpickle
+
+        from . import dask_ledger, dask_plugin, node_side
+
+        try:
+            there = await self._call("roost_hello", _CALL_S)
+        except BackendUnavailable:
+            there = None
+        if there is not None and there["protocol"] > dask_plugin.PROTOCOL:
+            raise ConfigError(
+                f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
+            )
+        if there is not None and as_numbers(there["version"]) >= as_numbers(VERSION):
+            return
+        archive, digest = packed()
+        settings = AgentSettings(idle_exit_s=self._settings.agent_idle_exit_s, preload=self._settings.preload)
+        agents = dask_plugin.Agents(
+            archive=archive,
+            digest=digest,
+            settings=encode(settings),
+            grace_s=self._settings.manager_grace_s,
+            python=self._settings.python,
+        )
+        for module in (dask_ledger, dask_plugin, node_side):
+            cloudpickle.register_pickle_by_value(module)
+        for plugin in (
+            dask_plugin.OnScheduler(VERSION),
+            dask_plugin.OnWorker(agents),
+            dask_plugin.OnNanny(agents),
+        ):
+            plugin.idempotent = there is None
+            try:
+                await asyncio.wait_for(self._client.register_plugin(plugin, name=dask_plugin.NAME), _CALL_S)
+            except asyncio.TimeoutError:
+                raise BackendUnavailable("Dask's scheduler does not take roost's plugins in time") from None
+            except OSError as problem:
+                raise BackendUnavailable(f"Dask's scheduler has gone: {in_short(problem)}") from problem
+
+    async def _call(self, operation: str, deadline_s: float, **arguments: Any) -> Any:
+        try:
+            call = getattr(self._client.scheduler, operation)
+            return await asyncio.wait_for(call(**arguments), deadline_s)
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"Dask's scheduler has not answered for {deadline_s:g} s") from None
+        except Exception as error:
+            raise BackendUnavailable(f"Dask's scheduler failed: {in_short(error)}") from error
+
+    def _leave(self) -> None:
+        if self._client is not None:
+            watched(dask_join.leave(self._client))
+            self._client = None
