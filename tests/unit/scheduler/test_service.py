@@ -90,7 +90,8 @@ async def served(
 
 async def test_every_operation_answers(tmp_path: Path) -> None:
     async with served(tmp_path, gpus=1) as (_, service, call):
-        assert (await call("hello"))["backend"] == "fake"
+        hello = await call("hello")
+        assert (hello["backend"], hello["address"]) == ("fake", "")
         await call("subscribe", owner=ME)
         kernel = await call.start(start_of("k", gpus=0.5))
         assert kernel.state == "running"
@@ -218,6 +219,7 @@ def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_pat
     with pytest.raises(daemon.DaemonError, match=r"^there is no option of c\.RoostScheduler named") as caught:
         ensure({"config_file": str(file)})
     assert caught.value.kind == "ConfigError"
+    assert list(runtime_dir.iterdir()) == []
 
 
 def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
