@@ -163,6 +163,7 @@ class Keeper:
         }
         leases = [lease for lease in await self._cluster.backend.leases() if self.is_own(lease)]
         processes, silent = await self.processes(leases)
+        silent |= self._cluster.backend.silent
         if silent:  # what runs there is unknown, not gone
             log.warning("agents do not answer: %s", ", ".join(sorted(silent)))
             self.reconcile_soon(_RETRY_S)

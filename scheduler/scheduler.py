@@ -19,7 +19,7 @@ from .agents import Agents
 from .backends.base import Backend, Lease
 from .cluster import Cluster
 from .config import Settings
-from .errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, UnknownKernel
+from .errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, RoostError, UnknownKernel
 from .events import EventStream
 from .explained import explained, soonest
 from .findings import findings
@@ -291,14 +291,21 @@ class Scheduler:
     def _lease_of(self, kernel_id: str) -> Lease:
         record = self._records.get(kernel_id)
         if record is None or record.lease is None:
-            raise UnknownKernel(f"there is no running kernel {kernel_id}.", kernel_id=kernel_id)
+            raise self._unknown(kernel_id, f"there is no running kernel {kernel_id}.")
         return record.lease
 
     def _ended(self, kernel_id: str) -> Kernel:
         kernel = self.keeper.ended.get(kernel_id)
         if kernel is None:
-            raise UnknownKernel(f"there is no kernel {kernel_id}; see `roost kernels`.", kernel_id=kernel_id)
+            raise self._unknown(kernel_id, f"there is no kernel {kernel_id}; see `roost kernels`.")
         return kernel
+
+    def _unknown(self, kernel_id: str, says: str) -> RoostError:
+        """A kernel that is not known is not gone while nobody can tell what all nodes hold."""
+        if silent := self._cluster.backend.silent:
+            names = ", ".join(sorted(silent))
+            return BackendUnavailable(f"kernel {kernel_id} may live where no agent answers now: on {names}.")
+        return UnknownKernel(says, kernel_id=kernel_id)
 
     def _on_moved(self, kernel_id: str) -> None:
         record = self._records.get(kernel_id)

@@ -75,6 +75,8 @@ class Backend(ABC):
     name: str
     address: str = ""
     """Where the cluster is, for people; empty before `open`, and where there is nothing to say."""
+    silent: frozenset[str] = frozenset()
+    """Nodes of which the last `leases` could not learn what is held there: kernels may live on them unknown."""
 
     @abstractmethod
     async def open(self) -> None:

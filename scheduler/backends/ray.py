@@ -33,7 +33,6 @@ from .ray_agents import Host, RayAgents
 from .ray_claims import RayClaims
 from .ray_driver import RayDriver, watched
 from .ray_picture import RayPicture, bare_lease
-from .ray_state import RayNode
 
 log = logging.getLogger(__name__)
 
@@ -161,12 +160,18 @@ class RayBackend(Backend):
         before = set(self._picture.leases)
         groups = [] if self._ray.away else await self._ray.ask(ray_groups.groups)
         by_ray_id = {node.ray_id: node.id for node in self._ray.nodes.values()}
-        places = {group.lease_id: by_ray_id.get(group.node, "") for group in groups}
-        others = self._hosts if self._ray.away else self._expected
+        others = set(self._hosts if self._ray.away else self._expected)
+        places = {
+            group.lease_id: by_ray_id.get(group.node, group.address if group.address in others else "")
+            for group in groups
+        }
         node_ids = sorted({*filter(None, places.values()), *others})
         found: dict[str, Lease] = {}
-        for node_id, held in zip(node_ids, await asyncio.gather(*map(self._held_on, node_ids)), strict=True):
+        silent = set[str]()
+        answers = await asyncio.gather(*map(self._hosts.held_on, node_ids))
+        for node_id, held in zip(node_ids, answers, strict=True):
             if held is None:
+                silent.add(node_id)
                 held = [lease for lease in self._picture.leases.values() if lease.node_id == node_id]
             found.update({lease.id: lease for lease in held})
         for group in groups:
@@ -174,12 +179,8 @@ class RayBackend(Backend):
             if group.lease_id not in found:
                 bare = bare_lease(group, places[group.lease_id])
                 found[bare.id] = self._picture.leases.get(bare.id, bare) if bare.node_id else bare
-        if not self._ray.away:
-            found = {
-                name: lease
-                for name, lease in found.items()
-                if name in places or lease.node_id in self._expected
-            }
+        found = {name: lease for name, lease in found.items() if name in places or lease.node_id in others}
+        self.silent = frozenset(silent & others)  # of all other nodes the groups tell
         taken_meanwhile = {name: lease for name, lease in self._picture.leases.items() if name not in before}
         on_nodes = {name: lease for name, lease in found.items() if lease.node_id}
         self._picture.leases = {**on_nodes, **taken_meanwhile}
@@ -234,6 +235,8 @@ class RayBackend(Backend):
                     self._expected = {name: until for name, until in self._expected.items() if now < until}
                     if back := self._expected.keys() & self._ray.nodes.keys():
                         await self._take_again(back)
+                        if back - self._expected.keys():
+                            self._events.put_nowait(BackendEvent(kind="resync"))
                     await self._find_lost()
                 if time.monotonic() - asked_at > _STATUS_S:
                     asked_at = time.monotonic()
@@ -274,7 +277,9 @@ class RayBackend(Backend):
                 continue
             del self._misses[lease.id]
             name = ray_groups.group_name(lease.id, lease.owner.user)
-            if node is None and lease.id in {held.id for held in await self._held_on(lease.node_id) or ()}:
+            if node is None and lease.id in {
+                held.id for held in await self._hosts.held_on(lease.node_id) or ()
+            }:
                 self._expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
             elif node is None:
                 await self._ray.ask(ray_groups.remove, name)  # it would wait for a node, an autoscaler's too
@@ -288,13 +293,17 @@ class RayBackend(Backend):
     async def _take_again(self, node_ids: Iterable[str]) -> None:
         """After Ray was away: claim again what kernels that live hold, on those of these nodes that are back.
 
-        For the others this is tried when they come. Whose slice somebody else has now, or on other devices, has lost
-        its lease.
+        For the others this is tried when they come. Whose slice somebody else has now has lost its lease.
         """
-        created = {group.lease_id for group in await self._ray.ask(ray_groups.groups) if group.is_created}
+        raylets = {node.ray_id for node in self._ray.nodes.values()}
+        groups = await self._ray.ask(ray_groups.groups)
+        created = {group.lease_id for group in groups if group.is_created and group.node in raylets}
         node_ids = list(node_ids)
-        for node_id, held in zip(node_ids, await asyncio.gather(*map(self._held_on, node_ids)), strict=True):
+        for node_id, held in zip(
+            node_ids, await asyncio.gather(*map(self._hosts.held_on, node_ids)), strict=True
+        ):
             node = self._ray.nodes.get(node_id)
+            node = None if node is None or node.is_held_up else node
             if held is None or (held and node is None):
                 self._expect(node_id)
             else:
@@ -303,17 +312,10 @@ class RayBackend(Backend):
             for lease in sorted(held or (), key=lambda lease: lease.device_ids):
                 self._picture.leases[lease.id] = lease
                 if node is not None and lease.id not in created:
-                    await self._take_one_again(lease, node)
-
-    async def _take_one_again(self, lease: Lease, node: RayNode) -> None:
-        name = ray_groups.group_name(lease.id, lease.owner.user)
-        try:
-            device_ids = await self._claims.take_again(lease.id, name, lease.request, node)
-            if device_ids != lease.device_ids:
-                await self._ray.ask(ray_groups.remove, name)
-                raise LeaseConflict(f"Ray gave it other devices ({', '.join(device_ids)})")
-        except LeaseConflict as problem:
-            self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
+                    try:
+                        await self._claims.take_again(lease, node)
+                    except LeaseConflict as problem:
+                        self._lost(lease.id, f"the Ray cluster came back without room for it: {problem}")
 
     # The agents
 
@@ -344,11 +346,6 @@ class RayBackend(Backend):
         address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
         return Host(address=address, ray_id=node.ray_id)
 
-    async def _held_on(self, node_id: str) -> list[Lease] | None:
-        """The leases that a node's agent has noted; None where it does not answer: they are unknown, not gone."""
-        reservations = await self._hosts.reservations(node_id)
-        return None if reservations is None else [Lease.of(held, node_id) for held in reservations]
-
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         node_id = self._hosts.node_at(endpoint)
         if event is None:
@@ -376,7 +373,7 @@ class RayBackend(Backend):
         """What others hold on a node, so that its devices' shares are right."""
         while True:
             released = self._released
-            held = await self._held_on(node_id) or []
+            held = await self._hosts.held_on(node_id) or []
             if released == self._released:  # else it may be in the answer what was given back since
                 break
         for lease in held:

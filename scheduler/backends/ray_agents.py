@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 from roost.launchers.client import AgentClient
 from roost.launchers.files import read_json, write_private_json
-from roost.launchers.messages import NodeStatus, Reservation
+from roost.launchers.messages import NodeStatus
 from roost.launchers.rpc import Disconnected, RemoteError, RpcError
 from roost.launchers.wire import WireError, decode, encode
 from roost.scheduler.agents import Agents
 from roost.scheduler.errors import BackendUnavailable, LaunchError, RoostError
 
-from .base import AgentAddress
+from .base import AgentAddress, Lease
 from .ray_driver import watched
 from .ray_state import RayNode
 
@@ -110,11 +110,12 @@ class RayAgents:
                 raise BackendUnavailable(f"the agent on {node_id} does not answer: {late}") from late
         raise BackendUnavailable(f"the agent on {node_id} cannot be reached: {problem}") from problem
 
-    async def reservations(self, node_id: str) -> tuple[Reservation, ...] | None:
-        """What a node's agent holds; None where it does not say so in time."""
+    async def held_on(self, node_id: str) -> list[Lease] | None:
+        """The leases that a node's agent has noted; None where it does not say so in time: unknown, not gone."""
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
-            return (await asyncio.wait_for(call, _ANSWER_S)).reservations
+            reservations = (await asyncio.wait_for(call, _ANSWER_S)).reservations
+            return [Lease.of(held, node_id) for held in reservations]
         except (RoostError, asyncio.TimeoutError) as problem:
             log.warning("node=%s its agent does not answer: %s", node_id, str(problem) or "it is slow")
             return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from roost.placement import Request
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import ray_groups
+from .base import Lease
 from .ray_driver import RayDriver, watched
 from .ray_groups import Group
 from .ray_state import RayNode
@@ -36,13 +38,17 @@ class RayClaims:
         self._node_of: dict[str, str] = {}  # by name, of those that are asked
         self._anchors: dict[str, Any] = {}  # by Ray's id of the node
 
-    async def take(self, lease_id: str, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
+    async def take(
+        self, lease_id: str, name: str, request: Request, node: RayNode, *, insists: bool = False
+    ) -> tuple[str, ...]:
         """Claim it, or find it claimed; the ids of its devices. Raises `LeaseConflict`, `BackendUnavailable`.
+
+        Who `insists` doubts a refusal in any case, and not only where all that is known says that there is room.
 
         Ray's answer comes in any case: where nobody waits for it any more, `settled` does.
         """
         self._node_of[name] = node.id
-        asked = self._asked[name] = watched(self._claim(name, request, node))
+        asked = self._asked[name] = watched(self._claim(name, request, node, insists))
         try:
             self.group_ids[lease_id] = (await asyncio.shield(asked)).id
             return await self._device_ids(name, request, node)
@@ -54,17 +60,40 @@ class RayClaims:
         if name in self._asked:
             await asyncio.wait([self._asked[name]])
 
-    async def take_again(self, lease_id: str, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
-        """Claim it where an earlier group of that name may still wait for a raylet that is gone."""
+    async def take_again(self, lease: Lease, node: RayNode) -> None:
+        """Claim what a kernel that lives has, on its devices; raises `LeaseConflict`, `BackendUnavailable`.
+
+        Of the devices Ray gives the first that is free. Where that is another, more groups hold such as well, until
+        one of them has ours: that is then given back and taken. (Should we end meanwhile, `leases` shows the others as
+        of an earlier start of the kernel, which do not stay.)
+        """
+        names = (ray_groups.group_name(f"{lease.id}{n}", lease.owner.user) for n in _numbered())
+        name = next(names)
+        await self._ray.ask(ray_groups.remove, name)  # one that waits for a raylet that is gone
+        if await self.take(lease.id, name, lease.request, node, insists=True) == lease.device_ids:
+            return
         await self._ray.ask(ray_groups.remove, name)
-        return await self.take(lease_id, name, request, node)
+        others: list[str] = []
+        try:
+            found: tuple[str, ...] = ()
+            while found != lease.device_ids:
+                others.append(next(names))
+                found = await self.take(lease.id, others[-1], lease.request, node, insists=True)
+            await self._ray.ask(ray_groups.remove, others[-1])
+            found = await self.take(lease.id, name, lease.request, node, insists=True)
+            if found != lease.device_ids:
+                await self._ray.ask(ray_groups.remove, name)
+                raise LeaseConflict(f"Ray gave it other devices ({', '.join(found)})")
+        finally:
+            for other in others:
+                await self._ray.ask(ray_groups.remove, other)
 
     def keep_anchors(self, ray_ids: set[str]) -> None:
         """Forget what belongs to other nodes than these."""
         for ray_id in self._anchors.keys() - ray_ids:
             del self._anchors[ray_id]
 
-    async def _claim(self, name: str, request: Request, node: RayNode) -> Group:
+    async def _claim(self, name: str, request: Request, node: RayNode, insists: bool) -> Group:
         """The placement group. A refusal is doubted while Ray's own state says that there is room."""
         believe_at = time.monotonic() + _CONFIRM_S
         while True:
@@ -72,7 +101,7 @@ class RayClaims:
                 return await self._ray.ask(ray_groups.create, name, request, node)
             except LeaseConflict:
                 await self._ray.read()
-                is_full = not self._has_room(node.id, request, self._ahead_of(name))
+                is_full = not insists and not self._has_room(node.id, request, self._ahead_of(name))
                 if is_full or time.monotonic() > believe_at:
                     raise
             await asyncio.sleep(_ASK_AGAIN_S)
@@ -103,6 +132,10 @@ class RayClaims:
         except BackendUnavailable:
             self._anchors.pop(node.ray_id, None)  # it may have been for that
             raise
+
+
+def _numbered() -> Iterator[str]:
+    return itertools.chain([""], (f"~{number}" for number in itertools.count(1)))
 
 
 def _was_granted(asked: asyncio.Task[Group]) -> bool:

@@ -22,6 +22,7 @@ from .ray_state import RayNode
 NAMESPACE = "roost"
 _PREFIX = "roost:"
 _FOR = " for "
+_NODE = "node:"
 _SHARE_OF_ADDRESS = 0.0001
 """Each node has 1.0 of `node:<address>`: a crumb of it ties a group to its node, and makes it more than nothing."""
 _WAITS = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
@@ -45,6 +46,11 @@ class Group:
     node: str
     amounts: Mapping[str, float]
     is_created: bool
+
+    @property
+    def address(self) -> str:
+        """Of the node that it is for, also while that has no raylet."""
+        return next((name[len(_NODE) :] for name in self.amounts if name.startswith(_NODE)), "")
 
 
 def group_name(lease_id: str, user: str) -> str:
@@ -107,7 +113,7 @@ def bundle(request: Request, node: RayNode) -> dict[str, float]:
     """What the group asks Ray for."""
     amounts = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory_bytes)}
     asked = {name: amount for name, amount in amounts.items() if amount}
-    return {**request.resources, **asked, f"node:{node.address}": _SHARE_OF_ADDRESS}
+    return {**request.resources, **asked, f"{_NODE}{node.address}": _SHARE_OF_ADDRESS}
 
 
 def device_ids(name: str, gpus: float, anchor: Any) -> Any:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from roost.launchers.messages import Owner
 from roost.placement import Request
@@ -44,3 +49,28 @@ def test_a_group_asks_for_them_too() -> None:
     assert bundle.pop("node:10.0.0.1") > 0
     assert bundle == {"CPU": 1.0, "licence": 0.5}
     assert ray_state.custom(bundle) == ["licence"]
+
+
+def test_a_raylet_that_has_ended_beside_the_next_one_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows both for a while, and gives nothing there; two that live are told apart by their ids."""
+    with socket.create_server(("127.0.0.1", 0)) as lives, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [server.getsockname()[1] for server in (lives, other)]
+        nodes = [
+            {
+                **raylet({"CPU": 1.0}),
+                "NodeManagerAddress": "127.0.0.1",
+                "NodeID": name,
+                "NodeManagerPort": port,
+            }
+            for name, port in zip(("old", "new"), ports, strict=True)
+        ]
+        ray = ModuleType("ray")
+        ray.nodes = lambda: nodes  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        assert [node.id for node in ray_state.read()] == ["127.0.0.1/old", "127.0.0.1/new"]
+        lives.close()
+        (node,) = ray_state.read()
+        assert (node.id, node.ray_id, node.is_held_up) == ("127.0.0.1", "new", True)
+        assert "earlier raylet" in ray_state.as_node(node, [], None, None).drains_because
+        nodes[0]["Alive"] = False
+        assert [(node.id, node.is_held_up) for node in ray_state.read()] == [("127.0.0.1", False)]
