@@ -194,6 +194,7 @@ class Keeper:
             is_settled = record.start is None and lease is record.lease
             if is_settled and lease is not None and lease.id not in found:
                 self.drop(record, "its lease is gone")
+                self._given_back.pop(lease.id, None)  # nobody did: it may be found again
         self._queue.wake()
 
     async def processes(self, leases: list[Lease]) -> tuple[dict[str, KernelProcess], set[str]]:

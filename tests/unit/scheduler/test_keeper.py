@@ -190,6 +190,24 @@ async def test_what_was_given_back_does_not_come_back(
         assert (await w.start("k", "2", cpus=1)).state == "running"
 
 
+async def test_what_was_only_not_found_may_be_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+
+        async def none() -> list[Lease]:
+            return []
+
+        monkeypatch.setattr(w.backend, "leases", none)
+        w.scheduler.keeper.reconcile_soon()
+        await w.told("released")
+        monkeypatch.undo()
+        w.scheduler.keeper.reconcile_soon()
+        await w.told("running", times=2)
+        assert w.leases() == ["roost:k:s/1"]
+
+
 async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
     """Whatever comes first of what the agent says of its end, and of what the backend does."""
     async with world(tmp_path) as w:
