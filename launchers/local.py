@@ -1,7 +1,7 @@
 """The agent of this user on this machine: found, or started; replaced when it is older than this code.
 
 As a program, `python -m roost.launchers.local NAME SETTINGS MANAGER` (JSON), it does so for a cluster manager on a node
-of the cluster, and prints where the agent listens.
+of the cluster, and prints where the agent listens, and which GPUs it sees.
 """
 
 from __future__ import annotations
@@ -92,10 +92,18 @@ def _other(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, A
 
 
 async def _main(name: str, settings: str, manager: str) -> str:
-    found = await local_agent(
+    endpoint, keys = await local_agent(
         decode(AgentSettings, json.loads(settings)), name=name, manager=decode(Manager, json.loads(manager))
     )
-    return json.dumps({"endpoint": found[0], "keys": encode(found[1])})
+    client = AgentClient(endpoint, keys)
+    try:
+        await client.connect()
+        devices = (await client.status()).devices
+    except (RpcError, asyncio.TimeoutError) as problem:
+        raise DaemonError(f"the agent at {endpoint} has gone again: {problem}") from None
+    finally:
+        await client.close()
+    return json.dumps({"endpoint": endpoint, "keys": encode(keys), "devices": encode(devices)})
 
 
 async def _holds_something(client: AgentClient) -> bool:

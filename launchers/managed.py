@@ -1,7 +1,7 @@
-"""What an agent does about the cluster manager on whose node it runs: it watches the manager's daemon there.
+"""What an agent does about the cluster manager on whose node it runs: it watches the manager's daemons there.
 
-A daemon that ends while the manager answers: the node has left the cluster, and its leases are gone. A daemon that
-ends because the manager is gone: the kernels live on for a grace, in which the same cluster may come back.
+The last one ends while the manager answers: the node has left the cluster, and its leases are gone. It ends because
+the manager is gone: the kernels live on for a grace, in which the same cluster may come back.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from .files import read_json, write_private_json
@@ -17,6 +18,14 @@ from .process import Watch
 from .wire import WireError, decode, encode
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What `Managed` remembers."""
+
+    managers: tuple[Manager, ...]
+
 
 _SETTLE_S = 1.0
 """A manager and its daemon that are ended together end in any order."""
@@ -29,9 +38,9 @@ CutOff = Callable[[str], None]
 
 
 class Managed:
-    """Watches the manager that `watch` was called with last, which `file` remembers for the next agent.
+    """Watches the daemons that `watch` was called with, which `file` remembers for the next agent.
 
-    `is_cut_off` while there is one whose daemon has ended.
+    `is_cut_off` while all of them have ended, unless there never was one.
     """
 
     def __init__(self, file: Path, on_lost: Lost, on_cut_off: CutOff) -> None:
@@ -39,7 +48,7 @@ class Managed:
         self._file = file
         self._on_lost = on_lost
         self._on_cut_off = on_cut_off
-        self._watch: Watch | None = None
+        self._watches: dict[tuple[int, float], tuple[Manager, Watch]] = {}
         self._losing: asyncio.Task[None] | None = None
 
     def resume(self) -> None:
@@ -47,35 +56,45 @@ class Managed:
         known = read_json(self._file)
         if known is not None:
             try:
-                self._begin(decode(Manager, known, ignore_unknown=True))
+                for manager in decode(_Known, known, ignore_unknown=True).managers:
+                    self._begin(manager)
             except WireError as problem:
                 log.error("%s cannot be read: %s", self._file, problem)
 
     def watch(self, manager: Manager) -> None:
-        """Watch this manager; a grace that runs because of the one before is over."""
-        write_private_json(self._file, encode(manager))
+        """Watch this daemon as well; a grace that runs because of those before is over."""
         self._begin(manager)
+        managers = tuple(known for known, _ in self._watches.values())
+        write_private_json(self._file, encode(_Known(managers=managers)))
 
     def close(self) -> None:
         """Stop watching. May be repeated."""
-        if self._watch is not None:
-            self._watch.close()
+        for _, watch in self._watches.values():
+            watch.close()
         if self._losing is not None:
             self._losing.cancel()
 
     def _begin(self, manager: Manager) -> None:
-        self.close()
+        key = (manager.pid, manager.process_started_at)
+        if key in self._watches:
+            self._watches[key][1].close()
+        if self._losing is not None:
+            self._losing.cancel()
         self.is_cut_off = False
-        self._watch = Watch(manager.pid, manager.process_started_at, lambda: self._ended(manager))
+        self._watches[key] = (manager, Watch(*key, lambda: self._ended(key)))
 
-    def _ended(self, manager: Manager) -> None:
+    def _ended(self, key: tuple[int, float]) -> None:
+        manager, watch = self._watches.pop(key)
+        watch.close()
+        if self._watches:
+            return
         self.is_cut_off = True
-        self._on_cut_off(f"{manager.name}'s daemon here has ended")
+        self._on_cut_off(f"{manager.name}'s last daemon here has ended")
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 
     async def _lose(self, manager: Manager) -> None:
         await asyncio.sleep(_SETTLE_S)
-        if await _answers(manager.address):
+        if not manager.is_gone and await _answers(manager.address):
             reason = f"its node has left the {manager.name} cluster"
         else:
             log.warning("the %s cluster is gone; kernels stay for %g s", manager.name, manager.grace_s)

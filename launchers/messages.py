@@ -15,7 +15,7 @@ from .values import Connection as Connection
 from .values import Nothing as Nothing
 from .values import Owner as Owner
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of this protocol: an agent and a client talk only when they speak the same.
 
 It does not change for a field added to an answer or an event, which an older client leaves out; it does for a
@@ -76,9 +76,10 @@ class Adopt:
 class Manager:
     """The cluster manager on whose node the agent runs: what it watches, and what follows from that.
 
-    `pid` and `process_started_at` (as `process.start_time` gives it) name the manager's daemon on this node;
-    `address` is `host:port` of the manager itself. Where the daemon ends and the manager is still there, this node is
-    no part of the cluster any more: all leases here are lost. Where both are gone they are kept for `grace_s`.
+    `pid` and `process_started_at` (as `process.start_time` gives it) name a daemon of the manager's on this node;
+    `address` is `host:port` of the manager itself. Where the last daemon ends and the manager is still there, this
+    node is no part of the cluster any more: all leases here are lost. Where both are gone they are kept for `grace_s`.
+    `is_gone`: this daemon says that it is about to end because the manager is gone, whatever answers there now.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Manager:
     process_started_at: float
     address: str
     grace_s: float = 300.0
+    is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

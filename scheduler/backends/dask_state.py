@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.launchers.messages import DeviceStatus, NodeStatus
+from roost.launchers.wire import decode
 from roost.placement import Device, Node
 
 from .dask_ledger import GPU
@@ -17,7 +18,7 @@ class DaskNode:
     """A machine on which workers run; `id` is its address. Amounts as in `placement.Node`.
 
     `free` is what neither tasks nor kernels have of abstract resources, `shares` what kernels have of each device.
-    `agent`: what its nanny has said of the agent, empty before that.
+    `agent`: what its nanny has said of the agent, empty before that, and `seen` the GPUs that this saw.
     """
 
     id: str
@@ -32,6 +33,7 @@ class DaskNode:
     leases: frozenset[str]
     drains_because: str = ""
     agent: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    seen: tuple[DeviceStatus, ...] = ()
 
     @property
     def daemon(self) -> str:
@@ -54,6 +56,7 @@ class DaskNode:
             leases=frozenset(said["leases"]),
             drains_because="Dask is retiring its workers" if said["is_draining"] else "",
             agent=dict(said["agent"]),
+            seen=tuple(map(_unused, said["agent"].get("devices", ()))),
         )
 
 
@@ -69,7 +72,8 @@ def as_node(
     the GPUs is a sum (`gpus_promised`): Dask does not say on which device.
     """
     promised = {name: max(0.0, total - node.free.get(name, 0.0)) for name, total in node.resources.items()}
-    seen = {device.id: device for device in status.devices} if status is not None else {}
+    devices = node.seen if status is None else status.devices
+    seen = {device.id: device for device in devices}
     in_order = list(seen.values())
     return Node(
         id=node.id,
@@ -91,8 +95,13 @@ def as_node(
         is_draining=bool(node.drains_because),
         drains_because=node.drains_because,
         warm=status.warm if status else (),
-        metrics_age_s=metrics_age_s,
+        metrics_age_s=0.0 if status is None and used else metrics_age_s,
     )
+
+
+def _unused(seen: Mapping[str, Any]) -> DeviceStatus:
+    """What does not age of a GPU that an agent saw when it was brought up."""
+    return replace(decode(DeviceStatus, seen, ignore_unknown=True), used=None, memory_used_bytes=None)
 
 
 def _device(name: str, promised: float, seen: DeviceStatus | None) -> Device:

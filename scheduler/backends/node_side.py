@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Answer = dict[str, Any]
-"""{"endpoint", "keys"} of an agent, or {"problem"} with a sentence."""
+"""{"endpoint", "keys", "devices"} of an agent, the GPUs that it sees as well, or {"problem"} with a sentence."""
 
 
 def agent_name(manager: str, cluster: str, node_id: str) -> str:

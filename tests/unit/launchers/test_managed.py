@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,34 @@ async def test_a_node_that_left_its_cluster(watching: Managed, losses: Losses, a
     assert await losses.none_within(0.05), "told once"
 
 
+async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
+    tmp_path: Path, watching: Managed, losses: Losses, answering: str
+) -> None:
+    with daemon(answering) as (first, one), daemon(answering) as (second, other):
+        watching.watch(one)
+        watching.watch(other)
+        first.kill()
+        assert await losses.none_within(0.1)
+        assert not watching.is_cut_off
+        watching.close()
+        following = Managed(tmp_path / "manager.json", losses, losses.cut_off.append)
+        following.resume()
+        assert await losses.none_within(0.1)
+        second.kill()
+        assert "has left" in await losses.next()
+        following.close()
+
+
+async def test_a_daemon_that_ends_because_its_manager_is_gone_says_so_though_another_answers_there(
+    watching: Managed, losses: Losses, answering: str
+) -> None:
+    with daemon(answering, grace_s=0.3) as (process, manager):
+        watching.watch(manager)
+        watching.watch(replace(manager, is_gone=True))
+        process.kill()
+        assert await losses.next() == "the Ray cluster did not come back within 0.3 s"
+
+
 async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed, losses: Losses) -> None:
     with daemon(GONE, grace_s=0.3) as (process, manager):
         watching.watch(manager)
@@ -113,7 +142,7 @@ async def test_the_same_cluster_comes_back_within_the_grace(
         first.wait()
         assert await losses.none_within(0.05)
         assert watching.is_cut_off
-        assert losses.cut_off == ["Ray's daemon here has ended"]
+        assert losses.cut_off == ["Ray's last daemon here has ended"]
         watching.watch(after)
         assert not watching.is_cut_off
         assert await losses.none_within(0.6)

@@ -146,7 +146,7 @@ async def test_a_node_that_leaves_its_cluster_loses_its_leases_and_says_so_first
         assert not (await agent.client.status()).is_cut_off
         kill(manager.pid)
         first = await asyncio.wait_for(agent.events.get(), 10)
-        assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's daemon here has ended")
+        assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's last daemon here has ended")
         assert (await agent.client.status()).is_cut_off
         seen = [await asyncio.wait_for(agent.events.get(), 10)]
         while sum(event.kind == "released" for event in seen) < 2:
@@ -215,7 +215,10 @@ async def test_the_program_that_brings_an_agent_up(runtime_dir: Path, answering:
     with daemon(answering) as manager:
         told = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
         assert await asyncio.to_thread(bring_up, "agent-ray-1", manager) == told, "it is found again"
-        assert decode(Manager, read_json(runtime_dir / "agent-ray-1" / "manager.json")) == manager
+        known = read_json(runtime_dir / "agent-ray-1" / "manager.json")
+        assert known is not None
+        assert [decode(Manager, each) for each in known["managers"]] == [manager]
+        assert len(told["devices"]) == AT.gpus
         client = AgentClient(told["endpoint"], decode(ClientKeys, told["keys"]))
         await client.connect()
         assert (await client.status()).cpus == AT.cpus
