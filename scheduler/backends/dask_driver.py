@@ -15,7 +15,7 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from . import dask_join
 from .dask_state import DaskNode
-from .driver import Driver, OnNodes, in_short, watched
+from .driver import Driver, OnNodes, in_short
 from .node_side import packed
 
 _CALL_S = 8.0
@@ -37,9 +37,9 @@ class DaskDriver(Driver[DaskNode]):
         self._version = -1
         self._incarnation = ""
 
-    def close(self) -> None:
-        super().close()
-        self._leave()
+    async def close(self) -> None:
+        await super().close()
+        await self._leave()
 
     async def look(self) -> None:
         """Wait for a change."""
@@ -55,7 +55,7 @@ class DaskDriver(Driver[DaskNode]):
         self.metrics = await self.ask("roost_metrics")
 
     async def _join(self, address: str) -> str:
-        self._leave()
+        await self._leave()
         joined = await dask_join.join(self._settings, address)
         self._client = joined.client
         await self._install()
@@ -122,15 +122,20 @@ class DaskDriver(Driver[DaskNode]):
                 raise BackendUnavailable(f"Dask's scheduler has gone: {in_short(problem)}") from problem
 
     async def _call(self, operation: str, deadline_s: float, **arguments: Any) -> Any:
+        if self._client is None:
+            raise BackendUnavailable("Dask's scheduler has been left")
         try:
             call = getattr(self._client.scheduler, operation)
-            return await asyncio.wait_for(call(**arguments), deadline_s)
+            answer = await asyncio.wait_for(call(**arguments), deadline_s)
         except asyncio.TimeoutError:
             raise BackendUnavailable(f"Dask's scheduler has not answered for {deadline_s:g} s") from None
         except Exception as error:
             raise BackendUnavailable(f"Dask's scheduler failed: {in_short(error)}") from error
+        if answer is None:  # Dask's way to say that it does not know what is asked
+            raise BackendUnavailable("Dask's scheduler has been started anew")
+        return answer
 
-    def _leave(self) -> None:
-        if self._client is not None:
-            watched(dask_join.leave(self._client))
-            self._client = None
+    async def _leave(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await dask_join.leave(client)

@@ -31,6 +31,10 @@ PROTOCOL = 1
 _WISH_S = 10.0
 """So long what was refused because of tasks is kept free for who asks again."""
 _ASK_S = 5.0
+_GONE_S = 1.0
+"""A scheduler that has not said who it is by then is gone."""
+_MISSED_S = 5.0
+"""A nanny whose worker has been there so long and that has not told of an agent was not told of this plugin."""
 _AGAIN_S = 1.0
 _GATHER_S = 0.02
 """Changes of what is free on a worker are told together, after this time."""
@@ -59,9 +63,10 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.number = 0
         self._stamps: dict[str, int] = {}
         self._devices: dict[str, list[str]] = {}
+        self._nannies: set[str] = set()
         self._waiting: set[asyncio.Future[None]] = set()
         self._expiry: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         before = scheduler.plugins.get(NAME)
         if before is not None:
             self.ledger = Ledger.of(before.ledger.state())
@@ -77,7 +82,6 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             roost_lease=self.lease,
             roost_release=self.release,
             roost_leases=self.leases,
-            roost_adopt=self.adopt,
             roost_agent=self.agent,
             roost_worker=self.on_worker,
             roost_free=self.on_free,
@@ -143,7 +147,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self._log("lease", lease)
         return {"device_ids": lease.device_ids}
 
-    async def release(self, lease_id: str) -> None:
+    async def release(self, lease_id: str) -> bool:
         """Give a lease back. May be repeated, also where there is none."""
         lease = self.ledger.leases.pop(lease_id, None)
         if (timer := self._expiry.pop(lease_id, None)) is not None:
@@ -152,6 +156,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self._changed(lease)
             self._log("release", lease)
             await asyncio.gather(*(self._settle(slot) for slot in lease.claims))
+        return True
 
     async def leases(self) -> list[dict[str, Any]]:
         """All leases that are granted; `machine` is empty where no worker of it is left."""
@@ -172,21 +177,20 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             if not lease.is_wish
         ]
 
-    async def adopt(self, lease_id: str, user: str) -> None:
-        """Note that a lease is somebody else's from now on."""
-        if lease_id in self.ledger.leases:
-            self.ledger.leases[lease_id].user = user
-
     async def agent(self, machine: str) -> Answer:
         """Have the agent of that machine be found, or started, by a nanny of it."""
         servers = [
             slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine
         ]
-        if not servers:
-            return {"problem": "no worker of the Dask cluster is there now"}
-        answer: Answer = await self.scheduler.rpc(servers[0]).roost_bring_up()
-        await self.on_agent_up(machine, answer)
-        return self.agents[machine]
+        for server in servers:
+            try:
+                answer: Answer | None = await self.scheduler.rpc(server).roost_bring_up()
+            except OSError:
+                continue
+            if answer is not None:  # else it has not been told of this plugin
+                await self.on_agent_up(machine, server, answer)
+                return self.agents[machine]
+        return {"problem": "no nanny or worker of the Dask cluster that could start it is there now"}
 
     # What workers and nannies say
 
@@ -204,6 +208,8 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         slot.is_ready = True
         self._show(slot)
         self._tell(slot.machine)
+        if slot.nanny not in self._nannies:
+            asyncio.get_running_loop().call_later(_MISSED_S, self._check_nanny, slot.nanny)
         self.number += 1
         return {"claims": self.ledger.claims_of(slot.name), "number": self.number}
 
@@ -214,8 +220,9 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
                 slot.free = dict(free)
                 self._tell(slot.machine)
 
-    async def on_agent_up(self, machine: str, answer: Answer) -> None:
+    async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
         """Where the agent of a machine listens, or why there is none. `told` is another each time."""
+        self._nannies.add(server)
         self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
         self._tell(machine)
 
@@ -268,7 +275,8 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         for slot in staying or slots:
             for what, amount in slot.resources.items():
                 totals[what] = totals.get(what, 0.0) + amount
-                free[what] = free.get(what, 0.0) + slot.free.get(what, 0.0)
+                left = amount - sum(lease.claims.get(slot.name, {}).get(what, 0.0) for lease in leases)
+                free[what] = free.get(what, 0.0) + max(0.0, min(slot.free.get(what, 0.0), left))
         by_device = self.ledger.devices(name)
         return {
             "threads": sum(slot.threads for slot in staying or slots),
@@ -313,6 +321,19 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             tasks = self.scheduler.bulk_schedule_unrunnable_after_adding_worker(state)
             self.scheduler.transitions(tasks, stimulus_id=f"roost-{time.time()}")
 
+    def _check_nanny(self, nanny: str) -> None:
+        """Dask tells of plugins only those nannies whose workers are there at that moment."""
+        plugin = self.scheduler.nanny_plugins.get(NAME)
+        is_there = any(slot.nanny == nanny for slot in self.ledger.slots.values())
+        if nanny and nanny not in self._nannies and is_there and plugin is not None:
+            self._spawn(self._tell_nanny(nanny, plugin))
+
+    async def _tell_nanny(self, nanny: str, plugin: bytes) -> None:
+        try:
+            await asyncio.wait_for(self.scheduler.rpc(nanny).plugin_add(plugin=plugin, name=NAME), _ASK_S)
+        except (OSError, asyncio.TimeoutError):
+            pass  # it has gone, or is asked with the next of its workers
+
     def _stay_awake(self) -> None:
         """A cluster that only kernels use is not idle."""
         if self.ledger.leases and self.scheduler.idle_timeout:
@@ -349,9 +370,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     async def _settle(self, name: str) -> None:
         """Tell it for as long as that worker is there: it must not hold back for ever what nobody has."""
         if not await self._sync(name):
-            task = asyncio.get_running_loop().create_task(self._settle_later(name))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._settle_later(name))
 
     async def _settle_later(self, name: str) -> None:
         while name in self.ledger.slots:
@@ -366,9 +385,12 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     def _expire(self, lease: Held) -> None:
         if self.ledger.leases.get(lease.lease_id) is lease and lease.is_wish:
-            task = asyncio.get_running_loop().create_task(self.release(lease.lease_id))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self.release(lease.lease_id))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _log(self, action: str, lease: Held) -> None:
         """For people: `client.get_events("roost")`."""
@@ -391,7 +413,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._moved = asyncio.Event()
         self._told: Amounts | None = None
         self._telling: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         # What an earlier plugin of this worker has claimed stands: by lease, and those of them that are granted.
         self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
         worker.handlers["roost_claims"] = self.claims
@@ -441,9 +463,11 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         if self.worker.state.total_resources:
             self._look()
 
-    def teardown(self, worker: Any) -> None:
+    async def teardown(self, worker: Any) -> None:
         if self._telling is not None:
             self._telling.cancel()
+        if not worker.nanny:
+            await self._agents.end(worker)
 
     def _apply(self, claims: dict[str, dict[str, float]]) -> None:
         available = self.worker.state.available_resources
@@ -546,6 +570,9 @@ class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
         nanny.handlers["roost_bring_up"] = bring
         self._coming = asyncio.get_running_loop().create_task(self._agents.come(nanny))
 
+    async def teardown(self, nanny: Any) -> None:
+        await self._agents.end(nanny)
+
 
 class Agents:
     """How an agent is brought up, by a nanny or by a worker that has none (`server`)."""
@@ -557,16 +584,25 @@ class Agents:
         self._settings = dict(settings)
         self._grace_s = grace_s
         self._python = python
+        self._cluster = ""
 
     async def come(self, server: Any) -> None:
         """Bring it up, and say so to Dask's scheduler."""
+        self._cluster = await _scheduler_id(server)
         answer = await self.bring_up(server)
         try:
-            await server.scheduler.roost_agent_up(machine=_host(server.address), answer=answer)
+            await server.scheduler.roost_agent_up(
+                machine=_host(server.address), server=server.address, answer=answer
+            )
         except OSError:
             pass  # roost's scheduler asks for it
 
-    async def bring_up(self, server: Any) -> Answer:
+    async def end(self, server: Any) -> None:
+        """The server ends. If that is because its scheduler is gone, kernels stay, though another may be there now."""
+        if await _scheduler_id(server) != self._cluster:
+            await self.bring_up(server, is_gone=True)
+
+    async def bring_up(self, server: Any, *, is_gone: bool = False) -> Answer:
         """Its address and keys, and what kernels find in their `environment`."""
         import json
 
@@ -577,6 +613,7 @@ class Agents:
             "pid": os.getpid(),
             "address": cluster.rpartition("://")[2],
             "grace_s": self._grace_s,
+            "is_gone": is_gone,
         }
         try:
             answer = await asyncio.to_thread(
@@ -591,6 +628,14 @@ class Agents:
         except OSError as problem:
             return {"problem": str(problem)}
         return {**answer, "environment": _environment(server.security, cluster)}
+
+
+async def _scheduler_id(server: Any) -> str:
+    """Which Dask scheduler answers now; empty if none does."""
+    try:
+        return str((await asyncio.wait_for(server.scheduler.identity(), _GONE_S))["id"])
+    except (OSError, asyncio.TimeoutError):
+        return ""
 
 
 def _environment(security: Any, cluster: str) -> dict[str, str]:

@@ -73,7 +73,7 @@ class Driver(ABC, Generic[N]):
         """Something has changed: whatever age would do, read anew."""
         self._read_at = 0.0
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
 

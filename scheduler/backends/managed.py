@@ -131,7 +131,7 @@ class ManagedBackend(Backend, Generic[N]):
             task.cancel()
         self._hosts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._driver.close()
+        await self._driver.close()
         self._events.put_nowait(None)
 
     async def snapshot(self) -> Snapshot:
