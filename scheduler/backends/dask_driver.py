@@ -85,7 +85,7 @@ class DaskDriver(Driver[DaskNode]):
         """Have roost's plugins in the cluster, unless the same or newer ones are there."""
         import cloudpickle
 
-        from . import dask_ledger, dask_plugin, node_side
+        from . import dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, node_side
 
         try:
             there = await self._call("roost_hello", _CALL_S)
@@ -99,19 +99,19 @@ class DaskDriver(Driver[DaskNode]):
             return
         archive, digest = packed()
         settings = AgentSettings(idle_exit_s=self._settings.agent_idle_exit_s, preload=self._settings.preload)
-        agents = dask_plugin.Agents(
+        agents = dask_on_nanny.Agents(
             archive=archive,
             digest=digest,
             settings=encode(settings),
             grace_s=self._settings.manager_grace_s,
             python=self._settings.python,
         )
-        for module in (dask_ledger, dask_plugin, node_side):
+        for module in (dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, node_side):
             cloudpickle.register_pickle_by_value(module)
         for plugin in (
             dask_plugin.OnScheduler(VERSION),
-            dask_plugin.OnWorker(agents),
-            dask_plugin.OnNanny(agents),
+            dask_on_worker.OnWorker(agents),
+            dask_on_nanny.OnNanny(agents),
         ):
             plugin.idempotent = there is None
             try:

@@ -1,4 +1,4 @@
-"""roost inside a Dask cluster: a plugin in its scheduler, one in each worker, one in each nanny.
+"""roost inside a Dask cluster: this plugin in its scheduler, `dask_on_worker` and `dask_on_nanny` in these.
 
 They arrive pickled by value: what they need there is distributed and the standard library. All that they say to each
 other, and to roost's scheduler, are builtin values.
@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from distributed.diagnostics.plugin import NannyPlugin, SchedulerPlugin, WorkerPlugin
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from .dask_ledger import GPU, Held, Ledger, Refused, Slot
-from .node_side import Answer, agent_name, bring_up
+from .node_side import Answer
 
 NAME = "roost"
 PROTOCOL = 1
@@ -31,17 +29,10 @@ PROTOCOL = 1
 _WISH_S = 10.0
 """So long what was refused because of tasks is kept free for who asks again."""
 _ASK_S = 5.0
-_GONE_S = 1.0
-"""A scheduler that has not said who it is by then is gone."""
 _MISSED_S = 5.0
 """A nanny whose worker has been there so long and that has not told of an agent was not told of this plugin."""
 _AGAIN_S = 1.0
-_GATHER_S = 0.02
-"""Changes of what is free on a worker are told together, after this time."""
-_CRUMB = 1e-6
 _DIGITS = 6
-
-Amounts = Mapping[str, float]
 
 
 class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
@@ -396,270 +387,3 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         """For people: `client.get_events("roost")`."""
         said = {"kernel": lease.kernel_id, "user": lease.user, "machine": lease.machine, "cpus": lease.cpus}
         self.scheduler.log_event(NAME, {"action": action, **said, "devices": lease.device_ids})
-
-
-class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
-    """Holds back from tasks what leases claim. `agents`: for workers without a nanny."""
-
-    name = NAME
-    idempotent = True
-
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
-
-    async def setup(self, worker: Any) -> None:
-        self.worker = worker
-        self._number = -1
-        self._moved = asyncio.Event()
-        self._told: Amounts | None = None
-        self._telling: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        # What an earlier plugin of this worker has claimed stands: by lease, and those of them that are granted.
-        self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
-        worker.handlers["roost_claims"] = self.claims
-        if not worker.nanny:
-            worker.handlers["roost_bring_up"] = self.bring_up
-        while True:
-            try:
-                answer = await asyncio.wait_for(
-                    worker.scheduler.roost_worker(
-                        worker=worker.contact_address or worker.address,
-                        resources=dict(worker.state.total_resources),
-                        devices=self._devices(),
-                        memory_bytes=_machine_memory(),
-                    ),
-                    _ASK_S,
-                )
-                break
-            except (OSError, asyncio.TimeoutError):
-                await asyncio.sleep(_AGAIN_S)
-        await self.claims(**answer)
-        self._tell()
-        if not worker.nanny:
-            self._spawn(self._agents.come(worker))
-
-    async def bring_up(self) -> Answer:
-        return await self._agents.bring_up(self.worker)
-
-    async def claims(
-        self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0
-    ) -> bool:
-        """Hold back just this; whether `asked` has all of it, after waiting for tasks to end for so long."""
-        if number > self._number:
-            self._number = number
-            self._apply(claims)
-        if not asked:
-            return True
-        give_up_at = time.monotonic() + wait_s
-        while asked in self._claims and asked not in self._granted and time.monotonic() < give_up_at:
-            self._moved.clear()
-            try:
-                await asyncio.wait_for(self._moved.wait(), give_up_at - time.monotonic())
-            except asyncio.TimeoutError:
-                break
-        return asked in self._granted
-
-    def transition(self, key: Any, start: Any, finish: Any, **_: Any) -> None:
-        if self.worker.state.total_resources:
-            self._look()
-
-    async def teardown(self, worker: Any) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-        if not worker.nanny:
-            await self._agents.end(worker)
-
-    def _apply(self, claims: dict[str, dict[str, float]]) -> None:
-        available = self.worker.state.available_resources
-        for lease_id in self._claims.keys() - claims.keys():
-            for name, amount in self._claims.pop(lease_id).items():
-                available[name] = round(available[name] + amount, _DIGITS)
-            self._granted.discard(lease_id)
-        for lease_id, claim in claims.items():
-            if lease_id not in self._claims and claim.keys() <= available.keys():
-                self._claims[lease_id] = dict(claim)
-                for name, amount in claim.items():
-                    available[name] = round(available[name] - amount, _DIGITS)
-        self._look()
-        self._hand_back()
-        self._wake_tasks()
-
-    def _look(self) -> None:
-        """Grant claims in their order, as far as what tasks have left goes."""
-        left = dict(self.worker.state.available_resources)
-        waiting = {name: claim for name, claim in self._claims.items() if name not in self._granted}
-        for claim in waiting.values():
-            for name, amount in claim.items():
-                left[name] += amount
-        for lease_id, claim in waiting.items():
-            if any(left[name] < amount - _CRUMB for name, amount in claim.items()):
-                break
-            self._granted.add(lease_id)
-            for name, amount in claim.items():
-                left[name] -= amount
-            self._moved.set()
-        if left != self._told and self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell)
-
-    def _tell(self) -> None:
-        self._telling = None
-        left = dict(self.worker.state.available_resources)
-        for lease_id, claim in self._claims.items():
-            if lease_id not in self._granted:
-                for name, amount in claim.items():
-                    left[name] += amount
-        self._told = {name: max(0.0, round(amount, _DIGITS)) for name, amount in left.items()}
-        self._spawn(self._say(self._told))
-
-    async def _say(self, free: Amounts) -> None:
-        try:
-            address = self.worker.contact_address or self.worker.address
-            await self.worker.scheduler.roost_free(worker=address, free=dict(free))
-        except OSError:
-            self._told = None  # with the next change
-
-    def _hand_back(self) -> None:
-        """Tasks that came before a kernel, and wait for what it has now, are to run elsewhere."""
-        from distributed.worker_state_machine import CancelComputeEvent
-
-        left = dict(self.worker.state.total_resources)
-        for claim in self._claims.values():
-            for name, amount in claim.items():
-                left[name] -= amount
-        for task in list(self.worker.state.constrained):
-            if any(amount > left[name] + _CRUMB for name, amount in task.resource_restrictions.items()):
-                stimulus = f"roost-{time.time()}"
-                self.worker.handle_stimulus(CancelComputeEvent(key=task.key, stimulus_id=stimulus))
-                self.worker.batched_stream.send(
-                    {"op": "reschedule", "key": task.key, "stimulus_id": stimulus}
-                )
-
-    def _wake_tasks(self) -> None:
-        """Start tasks that have waited for what is free again."""
-        from distributed.worker_state_machine import UnpauseEvent
-
-        if self.worker.state.running:
-            self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"roost-{time.time()}"))
-
-    def _devices(self) -> list[str] | None:
-        """The GPUs that this worker's tasks use, where its environment says so: the first of those that they see."""
-        count = math.ceil(self.worker.state.total_resources.get(GPU, 0.0))
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return None if seen is None else [name.strip() for name in seen.split(",") if name.strip()][:count]
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
-    """Brings the machine's agent up. It is this nanny's neighbour, not its child: it outlives all workers."""
-
-    name = NAME
-    idempotent = True
-    restart = False
-
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
-
-    async def setup(self, nanny: Any) -> None:
-        async def bring() -> Answer:
-            return await self._agents.bring_up(nanny)
-
-        nanny.handlers["roost_bring_up"] = bring
-        self._coming = asyncio.get_running_loop().create_task(self._agents.come(nanny))
-
-    async def teardown(self, nanny: Any) -> None:
-        await self._agents.end(nanny)
-
-
-class Agents:
-    """How an agent is brought up, by a nanny or by a worker that has none (`server`)."""
-
-    def __init__(
-        self, *, archive: bytes, digest: str, settings: Mapping[str, Any], grace_s: float, python: str
-    ) -> None:
-        self._node_side = (archive, digest)
-        self._settings = dict(settings)
-        self._grace_s = grace_s
-        self._python = python
-        self._cluster = ""
-
-    async def come(self, server: Any) -> None:
-        """Bring it up, and say so to Dask's scheduler."""
-        self._cluster = await _scheduler_id(server)
-        answer = await self.bring_up(server)
-        try:
-            await server.scheduler.roost_agent_up(
-                machine=_host(server.address), server=server.address, answer=answer
-            )
-        except OSError:
-            pass  # roost's scheduler asks for it
-
-    async def end(self, server: Any) -> None:
-        """The server ends. If that is because its scheduler is gone, kernels stay, though another may be there now."""
-        if await _scheduler_id(server) != self._cluster:
-            await self.bring_up(server, is_gone=True)
-
-    async def bring_up(self, server: Any, *, is_gone: bool = False) -> Answer:
-        """Its address and keys, and what kernels find in their `environment`."""
-        import json
-
-        machine, cluster = _host(server.address), server.scheduler.address
-        settings = {**self._settings, "address": socket.gethostbyname(machine)}
-        manager = {
-            "name": "Dask",
-            "pid": os.getpid(),
-            "address": cluster.rpartition("://")[2],
-            "grace_s": self._grace_s,
-            "is_gone": is_gone,
-        }
-        try:
-            answer = await asyncio.to_thread(
-                bring_up,
-                *self._node_side,
-                agent_name("dask", cluster, machine),
-                json.dumps(settings),
-                manager,
-                self._python,
-                dict(os.environ),
-            )
-        except OSError as problem:
-            return {"problem": str(problem)}
-        return {**answer, "environment": _environment(server.security, cluster)}
-
-
-async def _scheduler_id(server: Any) -> str:
-    """Which Dask scheduler answers now; empty if none does."""
-    try:
-        return str((await asyncio.wait_for(server.scheduler.identity(), _GONE_S))["id"])
-    except (OSError, asyncio.TimeoutError):
-        return ""
-
-
-def _environment(security: Any, cluster: str) -> dict[str, str]:
-    """With this `Client()` finds the cluster; the files are those of the worker, as they are on this machine."""
-    found = {"DASK_SCHEDULER_ADDRESS": cluster}
-    if cluster.startswith("tls://"):
-        tls = {
-            "CA_FILE": security.tls_ca_file,
-            "CLIENT__CERT": security.tls_worker_cert,
-            "CLIENT__KEY": security.tls_worker_key,
-        }
-        found |= {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(value) for name, value in tls.items() if value}
-        found["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] = "True"
-    return found
-
-
-def _host(address: str) -> str:
-    from distributed.comm import get_address_host
-
-    return str(get_address_host(address))
-
-
-def _machine_memory() -> int:
-    """For a worker without a limit."""
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)

@@ -169,4 +169,4 @@ def test_options_overrule_the_file_and_are_checked_too(tmp_path: Path) -> None:
 
 def test_every_setting_can_be_configured() -> None:
     known = {name.replace("_memory", "_memory_bytes") for name in RoostScheduler.class_traits(config=True)}
-    assert known == {field.name for field in fields(Settings)} - {"local", "ray"}
+    assert known == {field.name for field in fields(Settings)} - {"local", "ray", "dask"}
