@@ -127,7 +127,10 @@ class Outages:
         cluster.kill_gcs()
         gone_at = time.monotonic()
         for address in addresses:
-            if address != spared and dice.random() < 0.7:
+            is_hit = address != spared and dice.random() < 0.7
+            # One that lives would end by itself as soon as it met a directory that is none of its cluster's: then its
+            # node has left that, for good.
+            if is_hit or (is_short and not is_kept):
                 with contextlib.suppress(Exception):
                     cluster.kill_raylet(address)
                 say(f"raylet {address} killed")
@@ -147,8 +150,6 @@ class Outages:
             await asyncio.to_thread(cluster.restart_gcs)
         else:
             shutil.rmtree(cluster.folder / "gcs", ignore_errors=True)
-            for address in filter(self._lives, addresses):  # the next directory is none of their cluster's
-                cluster.kill_raylet(address)
             await asyncio.to_thread(cluster.start_again, head)
         await asyncio.sleep(3)  # those that are alive find the directory again, or end
         dead = [address for address in addresses if not self._lives(address)]
