@@ -31,6 +31,7 @@ _WISH_S = 10.0
 _ASK_S = 5.0
 _MISSED_S = 5.0
 """A nanny whose worker has been there so long and that has not told of an agent was not told of this plugin."""
+_BRING_UP_S = 40.0
 _AGAIN_S = 1.0
 _DIGITS = 6
 
@@ -54,7 +55,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.number = 0
         self._stamps: dict[str, int] = {}
         self._devices: dict[str, list[str]] = {}
-        self._nannies: set[str] = set()
+        self._nannies: dict[str, str] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -150,14 +151,13 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return True
 
     async def leases(self) -> list[dict[str, Any]]:
-        """All leases that are granted; `machine` is empty where no worker of it is left."""
-        there = {slot.machine for slot in self.ledger.slots.values()}
+        """All leases that are granted, also on machines whose workers have gone: they may come back."""
         return [
             {
                 "lease_id": lease.lease_id,
                 "kernel_id": lease.kernel_id,
                 "user": lease.user,
-                "machine": lease.machine if lease.machine in there else "",
+                "machine": lease.machine,
                 "cpus": lease.cpus,
                 "memory_bytes": lease.memory_bytes,
                 "gpus": lease.gpus,
@@ -170,13 +170,15 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def agent(self, machine: str) -> Answer:
         """Have the agent of that machine be found, or started, by a nanny of it."""
-        servers = [
-            slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine
-        ]
-        for server in servers:
+        there = (slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine)
+        known = (server for server, its in self._nannies.items() if its == machine)
+        for server in dict.fromkeys([*there, *known]):  # a nanny whose worker is being started again is one
             try:
-                answer: Answer | None = await self.scheduler.rpc(server).roost_bring_up()
-            except OSError:
+                answer: Answer | None = await asyncio.wait_for(
+                    self.scheduler.rpc(server).roost_bring_up(), _BRING_UP_S
+                )
+            except (OSError, asyncio.TimeoutError):
+                self._nannies.pop(server, None)
                 continue
             if answer is not None:  # else it has not been told of this plugin
                 await self.on_agent_up(machine, server, answer)
@@ -213,7 +215,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
         """Where the agent of a machine listens, or why there is none. `told` is another each time."""
-        self._nannies.add(server)
+        self._nannies[server] = machine
         self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
         self._tell(machine)
 

@@ -236,7 +236,8 @@ class ManagedBackend(Backend, Generic[N]):
         return list(found.values())
 
     async def agent(self, lease: Lease) -> AgentAddress:
-        if not self._driver.away and lease.node_id not in {*self._driver.nodes, *self._expected}:
+        places = {*self._driver.nodes, *self._expected}
+        if not self._driver.away and lease.node_id not in places and lease.id not in self._picture.leases:
             raise UnknownKernel(
                 f"its node {lease.node_id} has left the {self._driver.manager} cluster",
                 kernel_id=lease.kernel_id,
