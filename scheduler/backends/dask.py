@@ -24,8 +24,11 @@ from .dask_state import DaskNode
 from .managed import ManagedBackend
 from .node_agents import Host
 
+_LEASE_S = 15.0
 _WAIT_S = 0.3
 """So long a lease waits for Dask's tasks to end, before the queue has it ask again."""
+_WAIT_AGAIN_S = 5.0
+"""So long it waits where a kernel that lives is to have it back: who waits comes before all tasks."""
 _START_AGENT_S = 45.0
 
 
@@ -82,6 +85,7 @@ class DaskBackend(ManagedBackend[DaskNode]):
     ) -> tuple[str, ...]:
         answer = await self._driver.ask(
             "roost_lease",
+            _LEASE_S,
             held={
                 "lease_id": lease_id,
                 "kernel_id": kernel_id,
@@ -94,7 +98,7 @@ class DaskBackend(ManagedBackend[DaskNode]):
             },
             preferred=list(device_ids),
             exactly=exactly,
-            wait_s=_WAIT_S,
+            wait_s=_WAIT_AGAIN_S if exactly else _WAIT_S,
         )
         if "refused" in answer:
             raise LeaseConflict(answer["refused"])

@@ -99,7 +99,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
 
     def _apply(self, claims: dict[str, dict[str, float]]) -> None:
         available = self.worker.state.available_resources
-        for lease_id in self._claims.keys() - claims.keys():
+        for lease_id in [name for name, claim in self._claims.items() if claims.get(name) != claim]:
             for name, amount in self._claims.pop(lease_id).items():
                 available[name] = round(available[name] + amount, _DIGITS)
             self._granted.discard(lease_id)
@@ -113,30 +113,33 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._wake_tasks()
 
     def _look(self) -> None:
-        """Grant claims in their order, as far as what tasks have left goes."""
+        """Grant claims as far as what tasks have left goes: of each resource to those that came first."""
         left = dict(self.worker.state.available_resources)
         waiting = {name: claim for name, claim in self._claims.items() if name not in self._granted}
         for claim in waiting.values():
             for name, amount in claim.items():
                 left[name] += amount
         for lease_id, claim in waiting.items():
-            if any(left[name] < amount - _CRUMB for name, amount in claim.items()):
-                break
-            self._granted.add(lease_id)
             for name, amount in claim.items():
                 left[name] -= amount
-            self._moved.set()
-        if left != self._told and self._telling is None:
+            if all(left[name] > -_CRUMB for name in claim):
+                self._granted.add(lease_id)
+                self._moved.set()
+        if self._free() != self._told and self._telling is None:
             self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell)
 
-    def _tell(self) -> None:
-        self._telling = None
-        left = dict(self.worker.state.available_resources)
+    def _free(self) -> dict[str, float]:
+        """What neither tasks nor leases have; a lease that waits is none."""
+        free = dict(self.worker.state.available_resources)
         for lease_id, claim in self._claims.items():
             if lease_id not in self._granted:
                 for name, amount in claim.items():
-                    left[name] += amount
-        self._told = {name: max(0.0, round(amount, _DIGITS)) for name, amount in left.items()}
+                    free[name] += amount
+        return {name: max(0.0, round(amount, _DIGITS)) for name, amount in free.items()}
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._told = self._free()
         self._spawn(self._say(self._told))
 
     async def _say(self, free: Amounts) -> None:
