@@ -15,7 +15,7 @@ PYTEST := $(PY) -m pytest -q
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
-	@echo '                  where each went and why (BACKEND=local: on this machine alone)'
+	@echo '                  where each went and why (BACKEND=dask: on a Dask cluster; BACKEND=local: on this machine alone)'
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make check        format, lint, types, unit tests'
 	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
@@ -30,7 +30,7 @@ $(READY): pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=23'
 	$(PY) -m pip install --quiet --editable '.[dev]' || { $(PY) -m pip install --quiet --editable '.[bench,dask,lint,test]' && \
-	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine.'; }
+	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine (BACKEND=dask: of a Dask cluster).'; }
 	@mkdir -p .typing && ln -sfn .. .typing/roost
 	@touch $@
 

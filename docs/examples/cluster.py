@@ -1,6 +1,6 @@
-"""The tour's Ray cluster: three real nodes on this machine, and what is left in it at the end.
+"""The tour's cluster of three machines: real daemons of Ray or Dask here, and what is left in it at the end.
 
-Nothing in here knows of roost but the check, which looks for its leases where they are: among Ray's placement groups.
+Nothing in here knows of roost but the checks, which look for its leases where they are: in the cluster.
 """
 
 from __future__ import annotations
@@ -9,56 +9,160 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
+import dask_machines
+import psutil
+import raylets
 from cluster_folder import processes
+from dask_machines import DaskMachines
 from proof import Check
-from raylets import Machine, Raylets
+from raylets import Raylets
 from rich.console import Console
 
-MACHINES = (
-    Machine(cpus=4, memory_bytes=8 << 30, labels={"zone": "a"}),
-    Machine(cpus=8, memory_bytes=16 << 30, gpus=2, gpu_model="T4", labels={"zone": "a"}),
-    Machine(cpus=16, memory_bytes=64 << 30, gpus=1, gpu_model="A100", labels={"zone": "b"}),
+RAY_MACHINES = (
+    raylets.Machine(cpus=4, memory_bytes=8 << 30, labels={"zone": "a"}),
+    raylets.Machine(cpus=8, memory_bytes=16 << 30, gpus=2, gpu_model="T4", labels={"zone": "a"}),
+    raylets.Machine(cpus=16, memory_bytes=64 << 30, gpus=1, gpu_model="A100", labels={"zone": "b"}),
 )
 """What they declare is not what this machine has: Ray promises it all the same."""
+DASK_MACHINES = (
+    dask_machines.Machine(cpus=4, memory_bytes=1 << 30, resources={"licence": 1}),
+    dask_machines.Machine(cpus=8, memory_bytes=2 << 30, gpus=2, resources={"T4": 2}),
+    dask_machines.Machine(cpus=16, memory_bytes=3 << 30, gpus=1, resources={"A100": 1}),
+)
+"""Dask believes what they declare of threads and resources, but gives out no more memory than this machine has.
+
+It knows no GPU models. Where an agent sees none either, for want of a driver, a resource tells them apart.
+"""
 
 ASK_TIMEOUT_S = 60.0
 
 _GROUPS = """
 import json, sys, ray
-from ray.util import placement_group_table
+from ray.util.placement_group import placement_group_table
 ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
 left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 print(json.dumps([f"{group['name']}: {group['state']}" for group in left]))
 """
+_HELD_BACK = """
+import json, sys
+from distributed import Client
+client = Client(sys.argv[1])
+left = [lease["lease_id"] for lease in client.sync(client.scheduler.roost_leases)]
+state = client.run(lambda dask_worker: [dask_worker.state.total_resources, dask_worker.state.available_resources])
+left += [f"{name} has {free} of {total}" for name, (total, free) in state.items() if free != total]
+print(json.dumps(left))
+client.close()
+"""
+
+
+class Cluster(Protocol):
+    """What the tour needs of `Raylets` and `DaskMachines`."""
+
+    address: str
+    folder: Path
+
+    def __enter__(self) -> Cluster: ...
+    def close(self) -> None: ...
+    def processes(self) -> list[psutil.Process]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """Clusters of one manager. `rows` describe the machines; `ask`, a program, prints the leases left, as JSON."""
+
+    name: str
+    takes: str
+    starting: str
+    make: Callable[[], Cluster]
+    rows: Callable[[Any], list[str]]
+    ask: str
+    nothing: str
+    why_not: Callable[[], str | None]
+
+
+def _ray_rows(cluster: Raylets) -> list[str]:
+    return [
+        _row(
+            node.address,
+            f"{machine.cpus:>2} CPUs",
+            machine.memory_bytes,
+            f"{machine.gpus} × {machine.gpu_model}" if machine.gpus else "no GPU",
+            ", ".join(f"{name}={value}" for name, value in machine.labels.items()),
+        )
+        for node, machine in zip(cluster.nodes, RAY_MACHINES, strict=True)
+    ]
+
+
+def _dask_rows(cluster: DaskMachines) -> list[str]:
+    return [
+        _row(
+            host.address,
+            f"{host.machine.cpus:>2} threads",
+            host.machine.memory_bytes,
+            f"GPU={host.machine.gpus}" if host.machine.gpus else "no GPU",
+            ", ".join(f"{name}={value}" for name, value in host.machine.resources.items()),
+        )
+        for host in cluster.hosts
+    ]
+
+
+def _row(address: str, cpus: str, memory_bytes: int, gpus: str, rest: str) -> str:
+    return f"{address:<12} {cpus}, {memory_bytes >> 30:>2} GiB, {gpus:<8}  {rest}"
+
+
+KINDS: Mapping[str, Kind] = {
+    "ray": Kind(
+        name="Ray",
+        takes="10 to 20 s",
+        starting="ray start --head, and two nodes that join it",
+        make=lambda: Raylets(*RAY_MACHINES),
+        rows=_ray_rows,
+        ask=_GROUPS,
+        nothing="no placement group in Ray",
+        why_not=raylets.why_not,
+    ),
+    "dask": Kind(
+        name="Dask",
+        takes="2 to 5 s",
+        starting="dask scheduler, and three dask worker that join it",
+        make=lambda: DaskMachines(*DASK_MACHINES),
+        rows=_dask_rows,
+        ask=_HELD_BACK,
+        nothing="no lease in Dask, its workers have all their resources for tasks",
+        why_not=dask_machines.why_not,
+    ),
+}
 
 
 @asynccontextmanager
-async def ray_cluster(out: Console) -> AsyncIterator[Raylets]:
+async def cluster_of(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
     """The running cluster, with a sign of life while it starts; gone at the end, with all that was started on it."""
     began = time.monotonic()
-    cluster = Raylets(*MACHINES)
-    out.print("  A Ray cluster of three nodes starts on this machine. That takes 10 to 20 s …", style="dim")
+    cluster = kind.make()
+    out.print(
+        f"  A {kind.name} cluster of three nodes starts on this machine. That takes {kind.takes} …",
+        style="dim",
+    )
     try:
-        with out.status("ray start --head, and two nodes that join it"):
+        with out.status(kind.starting):
             await asyncio.to_thread(cluster.__enter__)
-        for node, machine in zip(cluster.nodes, MACHINES, strict=True):
-            gpus = f"{machine.gpus} × {machine.gpu_model}" if machine.gpus else "no GPU"
-            labels = ", ".join(f"{name}={value}" for name, value in machine.labels.items())
-            out.print(
-                f"  {node.address:<12} {machine.cpus:>2} CPUs, {machine.memory_bytes >> 30:>2} GiB, {gpus:<8}  {labels}"
-            )
+        for row in kind.rows(cluster):
+            out.print(f"  {row}")
         out.print(f"  {cluster.address} answers after {time.monotonic() - began:.1f} s", style="dim")
         yield cluster
     finally:
         await asyncio.to_thread(cluster.close)
 
 
-async def groups_left(cluster: Raylets) -> Check:
-    """Ask Ray itself, in a process of its own, which placement groups there are: any would be a lease of roost's."""
-    command = [sys.executable, "-W", "ignore", "-c", _GROUPS, cluster.address]
+async def leases_in(kind: Kind, cluster: Cluster) -> Check:
+    """Ask the cluster itself, in a process of its own, which of roost's leases there are."""
+    command = [sys.executable, "-W", "ignore", "-c", kind.ask, cluster.address]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
@@ -67,11 +171,11 @@ async def groups_left(cluster: Raylets) -> Check:
     except asyncio.TimeoutError:
         process.kill()
         raise
-    left = json.loads(printed) if process.returncode == 0 else ["Ray did not say"]
-    return Check(what="no placement group in Ray", left=tuple(left))
+    left = json.loads(printed) if process.returncode == 0 else [f"{kind.name} did not say"]
+    return Check(what=kind.nothing, left=tuple(left))
 
 
-async def cluster_left(cluster: Raylets) -> Check:
+async def cluster_left(kind: Kind, cluster: Cluster) -> Check:
     """End the cluster, and say what of it is still there."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:
@@ -80,4 +184,6 @@ async def cluster_left(cluster: Raylets) -> Check:
     except RuntimeError as problem:
         left = [str(problem)]
     left += [str(cluster.folder)] if cluster.folder.exists() else []
-    return Check(what=f"{there} processes of the Ray cluster ended, its folder is gone", left=tuple(left))
+    return Check(
+        what=f"{there} processes of the {kind.name} cluster ended, its folder is gone", left=tuple(left)
+    )

@@ -57,5 +57,27 @@ STOPS: Mapping[str, tuple[Stop, ...]] = {
         ),
         NOT_FORKED,
     ),
+    "dask": (
+        ANYWHERE,
+        Stop(
+            name="roost-half-t4",
+            title="Python, half a T4",
+            notebook="gpu_share.ipynb",
+            asks={"gpus": 0.5, "resources": {"T4": 0.5}},
+        ),
+        Stop(
+            name="roost-a100",
+            title="Python with Dask, an A100 and 2 CPUs",
+            notebook="dask_map.ipynb",
+            asks={"cpus": 2, "gpus": 1, "resources": {"A100": 1}},
+        ),
+        Stop(
+            name="roost-licence",
+            title="Python, 1 CPU, 512 MiB and a licence",
+            notebook="numerics.ipynb",
+            asks={"cpus": 1, "memory": "512MiB", "resources": {"licence": 1}},
+        ),
+        NOT_FORKED,
+    ),
 }
 TOO_BIG = Stop(name="roost-too-big", title="Python, 64 TiB", notebook="", asks={"memory": "64TiB"})

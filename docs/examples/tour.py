@@ -2,6 +2,7 @@
 
     python docs/examples/tour.py                    on this machine
     python docs/examples/tour.py --backend ray      on a Ray cluster of three nodes, which it starts: `make run`
+    python docs/examples/tour.py --backend dask     on a Dask cluster of three: `make run BACKEND=dask`
     python docs/examples/tour.py --lab              the same kernelspecs in JupyterLab, until Ctrl-C
 
 Everything is private to the tour: folders, port, token, cluster, scheduler and agents. It exits with 1 if a notebook
@@ -26,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cluster import cluster_left, groups_left, ray_cluster
+from cluster import KINDS, Cluster, cluster_left, cluster_of, leases_in
+from dask_waits import wait_for_kernel
 from proof import RUNTIME, Check, Held, check, end, held
-from raylets import Raylets, why_not
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
@@ -78,7 +79,9 @@ def private_world(backend: str) -> Iterator[World]:
     )
     folders |= {RUNTIME: world.runtime, "JUPYTER_RUNTIME_DIR": world.jupyter_runtime}
     before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_"))
+    ]:
         del os.environ[name]
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     try:
@@ -96,13 +99,12 @@ def private_world(backend: str) -> Iterator[World]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def configure(folder: Path, ray_address: str = "") -> None:
+def configure(folder: Path, kind: str = "", address: str = "") -> None:
     """The operator's file: parts that leave quickly, which cluster, GPUs by declaration where the machine has none."""
-    lines = [
-        f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}",
-        f"c.RoostRayBackend.agent_idle_exit_s = {AGENT_IDLE_EXIT_S}",
-        f"c.RoostRayBackend.address = {ray_address!r}",
-    ]
+    lines = [f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}"]
+    if kind:
+        backend = f"c.Roost{kind}Backend"
+        lines += [f"{backend}.agent_idle_exit_s = {AGENT_IDLE_EXIT_S}", f"{backend}.address = {address!r}"]
     if not shutil.which("nvidia-smi"):
         lines += [f"c.RoostLocalBackend.gpus = {GPUS}", "c.RoostLocalBackend.gpu_model = 'declared'"]
     (folder / "jupyter_roost_config.py").write_text("\n".join(lines) + "\n")
@@ -235,6 +237,26 @@ async def is_refused(server: JupyterServer) -> bool:
     return True
 
 
+async def does_wait(server: JupyterServer, cluster: Cluster, stop: Stop, kernel_id: str) -> bool:
+    """A Dask task asks for what a kernel has: it runs once the kernel is deleted, and not before."""
+    out.print(Rule(f"[bold]A Dask task that asks for the same[/] · {stop.title}", align="left", style="cyan"))
+    asks = {"GPU": stop.asks["gpus"], **stop.asks["resources"]}
+    row("asks", f"client.submit(…, resources={asks})")
+    try:
+        task = await wait_for_kernel(
+            cluster.address, asks, lambda: server.api("DELETE", f"kernels/{kernel_id}")
+        )
+    except asyncio.TimeoutError:
+        out.print("[red]it did not run when the kernel was deleted[/]")
+        return False
+    if not task.state:
+        out.print("[red]it ran beside the kernel[/]")
+        return False
+    row("waits", f"1 s later, while the kernel has them, it is in Dask's state {task.state}")
+    row("runs", f"{task.after_ms:.0f} ms after the kernel was told to end, on {task.worker}")
+    return True
+
+
 async def stop_kernels(server: JupyterServer) -> list[str]:
     """DELETE every kernel; returns what still holds something, which is nothing."""
     _, running = await server.api("GET", "kernels")
@@ -261,7 +283,12 @@ async def leases_left(backend: str) -> Check:
 
 
 async def prove(
-    first: list[Check], before: Held, world: World, kernel_ids: list[str], cluster: Raylets | None
+    first: list[Check],
+    before: Held,
+    world: World,
+    kernel_ids: list[str],
+    backend: str,
+    cluster: Cluster | None,
 ) -> bool:
     """Wait for everything to leave by itself, print what is left, and say whether that is nothing."""
     began = time.monotonic()
@@ -270,7 +297,7 @@ async def prove(
     folders = [world.runtime, world.jupyter_runtime]
     checks = first + check(before, world.runtime, folders, kernel_ids, cluster and cluster.folder)
     if cluster:
-        checks.append(await cluster_left(cluster))
+        checks.append(await cluster_left(KINDS[backend], cluster))
     for one in checks:
         out.print(f"  {'[red]✗[/]' if one.left else '[green]✓[/]'} {one.what}")
         for left in one.left:
@@ -280,13 +307,14 @@ async def prove(
 
 
 @asynccontextmanager
-async def nodes_of(backend: str, world: World) -> AsyncIterator[Raylets | None]:
-    """What the kernels run on: a Ray cluster of the tour's own, or just this machine."""
+async def nodes_of(backend: str, world: World) -> AsyncIterator[Cluster | None]:
+    """What the kernels run on: a cluster of the tour's own, or just this machine."""
     if backend == "local":
         yield None
         return
-    async with ray_cluster(out) as cluster:
-        configure(world.config, cluster.address)
+    kind = KINDS[backend]
+    async with cluster_of(kind, out) as cluster:
+        configure(world.config, kind.name, cluster.address)
         yield cluster
 
 
@@ -303,7 +331,7 @@ async def tour(backend: str) -> bool:
     return is_good
 
 
-async def visit_all(backend: str, world: World, cluster: Raylets | None) -> bool:
+async def visit_all(backend: str, world: World, cluster: Cluster | None) -> bool:
     """Every stop, the refusal and the end; true if everything went as it should."""
     stops = STOPS[backend]
     async with jupyter_server(world.notebooks) as server:
@@ -312,6 +340,9 @@ async def visit_all(backend: str, world: World, cluster: Raylets | None) -> bool
         visits = [await visit(server, number, stop, backend) for number, stop in enumerate(stops, start=1)]
         kernel_ids = [kernel_id for kernel_id in visits if kernel_id]
         is_good = len(kernel_ids) == len(stops) and await is_refused(server)
+        if is_good and cluster and backend == "dask":
+            at = next(index for index, stop in enumerate(stops) if stop.notebook == "dask_map.ipynb")
+            is_good = await does_wait(server, cluster, stops[at], kernel_ids[at])
         if not is_good:
             out.print(Text("\n".join(server.log[-30:]), style="dim"))
         before = held(world.runtime, cluster and cluster.folder)
@@ -319,8 +350,8 @@ async def visit_all(backend: str, world: World, cluster: Raylets | None) -> bool
         left = await stop_kernels(server)
         checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
         if cluster:
-            checks.append(await groups_left(cluster))
-    return await prove(checks, before, world, kernel_ids, cluster) and is_good
+            checks.append(await leases_in(KINDS[backend], cluster))
+    return await prove(checks, before, world, kernel_ids, backend, cluster) and is_good
 
 
 async def lab(backend: str) -> bool:
@@ -337,8 +368,9 @@ async def lab(backend: str) -> bool:
                 before = held(world.runtime, cluster and cluster.folder)
                 _, running = await server.api("GET", "kernels")
                 await stop_kernels(server)
-                checks = [await groups_left(cluster)] if cluster else []
-            return await prove(checks, before, world, [kernel["id"] for kernel in running], cluster)
+                checks = [await leases_in(KINDS[backend], cluster)] if cluster else []
+            kernel_ids = [kernel["id"] for kernel in running]
+            return await prove(checks, before, world, kernel_ids, backend, cluster)
 
 
 def main() -> int:
@@ -348,9 +380,13 @@ def main() -> int:
     options.add_argument("--backend", default="local", choices=list(STOPS), help="where kernels run (local)")
     options.add_argument("--lab", action="store_true", help="open JupyterLab instead, until Ctrl-C")
     arguments = options.parse_args()
-    if arguments.backend == "ray" and (reason := why_not()):
+    kind = KINDS.get(arguments.backend)
+    if kind and (reason := kind.why_not()):
         out.print(
-            Text(f"No Ray cluster here: {reason}. This is the tour of the local backend.", style="yellow")
+            Text(
+                f"No {kind.name} cluster here: {reason}. This is the tour of the local backend.",
+                style="yellow",
+            )
         )
         arguments.backend = "local"
     return 0 if asyncio.run((lab if arguments.lab else tour)(arguments.backend)) else 1
