@@ -20,7 +20,7 @@ from roost.launchers.rpc import RpcError
 from .backends.base import Lease
 from .cluster import Cluster
 from .config import Settings
-from .errors import BackendUnavailable, RoostError
+from .errors import BackendUnavailable, RoostError, UnknownKernel
 from .events import EventStream
 from .kernels import Record
 from .owners import OwnerKey, Owners, owner_key
@@ -208,7 +208,7 @@ class Keeper:
         answers = await asyncio.gather(*map(kernels, nodes.values()), return_exceptions=True)
         processes, silent = {}, set()
         for node_id, answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, BackendUnavailable | asyncio.TimeoutError):
+            if isinstance(answer, BackendUnavailable | asyncio.TimeoutError | UnknownKernel):
                 silent.add(node_id)
             elif isinstance(answer, BaseException):
                 raise answer

@@ -160,9 +160,10 @@ class RayBackend(Backend):
         before = set(self._picture.leases)
         groups = [] if self._ray.away else await self._ray.ask(ray_groups.groups)
         by_ray_id = {node.ray_id: node.id for node in self._ray.nodes.values()}
-        others = set(self._hosts if self._ray.away else self._expected)
+        hosts = set(self._hosts)  # where no raylet is, an agent may know more than Ray
+        others = hosts if self._ray.away else set(self._expected)
         places = {
-            group.lease_id: by_ray_id.get(group.node, group.address if group.address in others else "")
+            group.lease_id: by_ray_id.get(group.node, group.address if group.address in hosts else "")
             for group in groups
         }
         node_ids = sorted({*filter(None, places.values()), *others})
