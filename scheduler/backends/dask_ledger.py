@@ -10,6 +10,7 @@ the workers themselves then hold back from tasks (`dask_plugin`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,6 +89,17 @@ class Ledger:
         ledger.slots = {slot.name: slot for slot in slots}
         ledger.leases = {held.lease_id: held for held in leases}
         return ledger
+
+    def parts(self, machines: Iterable[str]) -> dict[str, Ledger]:
+        """The ledger of each of these machines alone: who asks about many asks these, in O(all) and not O(all²)."""
+        parts = {machine: Ledger() for machine in machines}
+        for slot in self.slots.values():
+            if slot.machine in parts:
+                parts[slot.machine].slots[slot.name] = slot
+        for held in self.leases.values():
+            if held.machine in parts:
+                parts[held.machine].leases[held.lease_id] = held
+        return parts
 
     def of_machine(self, machine: str) -> list[Slot]:
         """Its workers that are ready."""

@@ -98,10 +98,12 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self._waiting.add(changed)
             await asyncio.wait([changed], timeout=wait_s)
             self._waiting.discard(changed)
+        names = [name for name, stamp in self._stamps.items() if stamp > since]
+        parts = self.ledger.parts(names)
         return {
             "incarnation": self.incarnation,
             "version": self.version,
-            "machines": {name: self._machine(name) for name, stamp in self._stamps.items() if stamp > since},
+            "machines": {name: self._machine(name, part) for name, part in parts.items()},
         }
 
     async def metrics(self) -> dict[str, Any]:
@@ -257,12 +259,13 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     # How that is done
 
-    def _machine(self, name: str) -> dict[str, Any] | None:
-        slots = self.ledger.of_machine(name)
+    def _machine(self, name: str, ledger: Ledger) -> dict[str, Any] | None:
+        """What is said of a machine, by the ledger of it alone; None where no worker of it is ready."""
+        slots = ledger.of_machine(name)
         if not slots:
             return None
         staying = [slot for slot in slots if not slot.is_leaving]
-        leases = [lease for lease in self.ledger.leases_on(name) if not lease.is_wish]
+        leases = [lease for lease in ledger.leases_on(name) if not lease.is_wish]
         totals: dict[str, float] = {}
         free: dict[str, float] = {}
         for slot in staying or slots:
@@ -270,14 +273,14 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
                 totals[what] = totals.get(what, 0.0) + amount
                 left = amount - sum(lease.claims.get(slot.name, {}).get(what, 0.0) for lease in leases)
                 free[what] = free.get(what, 0.0) + max(0.0, min(slot.free.get(what, 0.0), left))
-        by_device = self.ledger.devices(name)
+        by_device = ledger.devices(name)
         return {
             "threads": sum(slot.threads for slot in staying or slots),
             "memory_bytes": sum(slot.memory_bytes for slot in staying or slots),
             "resources": totals,
             "free": free,
             "devices": [device for device, slot in by_device.items() if slot in (staying or slots)],
-            "shares": self.ledger.shares(name),
+            "shares": ledger.shares(name),
             "cpus_promised": sum(lease.cpus for lease in leases),
             "memory_promised_bytes": sum(lease.memory_bytes for lease in leases),
             "leases": [lease.lease_id for lease in leases],
