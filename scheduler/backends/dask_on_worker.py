@@ -41,6 +41,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._moved = asyncio.Event()
         self._told: Amounts | None = None
         self._telling: asyncio.TimerHandle | None = None
+        self._is_handing_back = False
         self._tasks: set[asyncio.Task[Any]] = set()
         # What an earlier plugin of this worker has claimed stands: by lease, and those of them that are granted.
         self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
@@ -88,6 +89,10 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         return asked in self._granted
 
     def transition(self, key: Any, start: Any, finish: Any, **_: Any) -> None:
+        if finish == "constrained" and self._claims and not self._is_handing_back:
+            # It may have been sent before Dask's scheduler knew of them.
+            self._is_handing_back = True
+            asyncio.get_running_loop().call_soon(self._hand_back)
         if self.worker.state.total_resources:
             self._look()
 
@@ -153,6 +158,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         """Tasks that came before a kernel, and wait for what it has now, are to run elsewhere."""
         from distributed.worker_state_machine import CancelComputeEvent
 
+        self._is_handing_back = False
         left = dict(self.worker.state.total_resources)
         for claim in self._claims.values():
             for name, amount in claim.items():
