@@ -16,7 +16,7 @@ from world import settle
 
 from roost.scheduler.client import connect, disconnect
 
-BACKENDS = ("local", "ray")
+BACKENDS = ("local", "ray", "dask")
 FREED_S = 5.0
 """A cluster manager shows a moment late what was given back."""
 
@@ -34,6 +34,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ray":
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
+        elif request.param == "dask":
+            patch.setenv("DASK_SCHEDULER_ADDRESS", request.getfixturevalue("dask_cluster").address)
         yield request.param
 
 
