@@ -53,6 +53,7 @@ class ManagedBackend(Backend, Generic[N]):
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
         self._taking: set[str] = set()  # ids of leases
         self._released = 0  # how many agents have told of
+        self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
 
@@ -127,6 +128,7 @@ class ManagedBackend(Backend, Generic[N]):
         self._spawn(self._keep_up())
 
     async def close(self) -> None:
+        self._is_open = False
         for task in list(self._tasks):
             task.cancel()
         self._hosts.close()
@@ -264,7 +266,7 @@ class ManagedBackend(Backend, Generic[N]):
     async def _keep_up(self) -> None:
         """Bring the picture up to date for as long as the backend is open."""
         asked_at = 0.0
-        while True:
+        while self._is_open:  # up to Python 3.11 `wait_for` loses a cancellation that comes with its answer
             try:
                 if self._driver.away:
                     await asyncio.sleep(_REJOIN_S)
