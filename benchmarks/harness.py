@@ -35,6 +35,7 @@ PACKAGES = (
     "numpy",
     "psutil",
     "ray",
+    "distributed",
 )
 
 Case = Callable[[], Awaitable[Mapping[str, float]]]

@@ -132,6 +132,16 @@ async def execute(client: AsyncKernelClient, code: str = "1+1", **options: Any) 
     return content
 
 
+async def first_reply(manager: AsyncKernelManager) -> dict[str, float]:
+    """Start a kernel and ask it the moment start_kernel() returns: milliseconds until that, and until the reply."""
+    began = time.perf_counter()
+    await start(manager)
+    returned_ms = elapsed_ms(began)
+    async with client_of(manager) as client:
+        await execute(client)
+        return {"start_kernel returned": returned_ms, "start": elapsed_ms(began)}
+
+
 async def reply_to(client: AsyncKernelClient, message_id: str) -> dict[str, Any]:
     """The content of the reply to one message on the shell channel."""
 

@@ -34,9 +34,9 @@ from place import (
     elapsed_ms,
     end_processes,
     execute,
+    first_reply,
     private_world,
     reply_to,
-    start,
     until_forked,
 )
 
@@ -53,12 +53,7 @@ async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
     manager = AsyncKernelManager(kernel_name=name)
     took = {}
     try:
-        began = time.perf_counter()
-        await start(manager)
-        took["start_kernel returned"] = elapsed_ms(began)
-        async with client_of(manager) as client:
-            await execute(client)
-            took["start"] = elapsed_ms(began)
+        took = await first_reply(manager)
         if is_roost:
             took |= {f"start stage {stage}": value for stage, value in (await timing(manager)).items()}
         async with client_of(manager, iopub=True) as client:
@@ -98,15 +93,9 @@ async def burst(name: str) -> dict[str, float]:
     """AT_ONCE starts in parallel: kernels per second."""
     await asyncio.sleep(REST_S)
     managers = [AsyncKernelManager(kernel_name=name) for _ in range(AT_ONCE)]
-
-    async def one(manager: AsyncKernelManager) -> None:
-        await start(manager)
-        async with client_of(manager) as client:
-            await execute(client)
-
     try:
         began = time.perf_counter()
-        await asyncio.gather(*(one(manager) for manager in managers))
+        await asyncio.gather(*map(first_reply, managers))
         rate = AT_ONCE / (time.perf_counter() - began)
     finally:
         await asyncio.gather(
@@ -117,14 +106,10 @@ async def burst(name: str) -> dict[str, float]:
 
 async def first_start(name: str) -> None:
     """What a fresh process does; prints milliseconds by stage as JSON."""
-    began = time.perf_counter()
     manager = AsyncKernelManager(kernel_name=name)
     try:
-        await start(manager)
-        returned_ms = elapsed_ms(began)
-        async with client_of(manager) as client:
-            await execute(client)
-        took = {"total": elapsed_ms(began), "start_kernel returned": returned_ms}
+        replied = await first_reply(manager)
+        took = {"total": replied["start"], "start_kernel returned": replied["start_kernel returned"]}
         took |= {f"stage {stage}": value for stage, value in (await timing(manager)).items()}
     finally:
         await manager.shutdown_kernel(now=True)
