@@ -1,4 +1,4 @@
-"""What every backend promises (`backends/base.py`), on a real one: to add a backend, add it to `opener`.
+"""What every backend promises (`backends/base.py`), on a real one: to add a backend, add it to `kind` and `opener`.
 
 Each has a node with at least 2 CPUs and exactly 2 T4, all free, and leaves nothing behind.
 """
@@ -14,8 +14,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dask_nodes import tls_files
 
 from roost.launchers import daemon
 from roost.launchers.messages import Owner
@@ -23,33 +25,21 @@ from roost.placement import Placement, Request, Snapshot, policy
 from roost.scheduler.agents import Agents
 from roost.scheduler.backends import ray_join
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
+from roost.scheduler.backends.dask import DaskBackend
 from roost.scheduler.backends.local import LocalBackend
 from roost.scheduler.backends.ray import RayBackend
-from roost.scheduler.config import LocalSettings, ManagedSettings, Settings
+from roost.scheduler.config import DaskSettings, LocalSettings, ManagedSettings, Settings
 from roost.scheduler.errors import LeaseConflict
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
-SHARE = Request(gpus=0.6, gpu_models=("T4",))
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
+T4 = Callable[..., Request]
 
 
 @asynccontextmanager
-async def local() -> AsyncIterator[tuple[Backend, Agents]]:
-    settings = Settings(local=LocalSettings(cpus=2, memory_bytes=1 << 30, gpus=2, gpu_model="T4"))
+async def opened(make: Callable[[Agents], Backend]) -> AsyncIterator[tuple[Backend, Agents]]:
     agents = Agents()
-    backend = LocalBackend(settings, agents)
-    await backend.open()
-    try:
-        yield backend, agents
-    finally:
-        await backend.close()
-        await agents.close()
-
-
-@asynccontextmanager
-async def on_ray(address: str, folder: Path) -> AsyncIterator[tuple[Backend, Agents]]:
-    agents = Agents()
-    backend = RayBackend(Settings(ray=ManagedSettings(address=address)), agents, folder=folder)
+    backend = make(agents)
     await backend.open()
     try:
         yield backend, agents
@@ -63,18 +53,42 @@ def end_local(runtime_dir: Path) -> None:
     os.kill(announced["pid"], signal.SIGTERM)
 
 
-@pytest.fixture(params=["local", "ray"], scope="module")
-def opener(request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[Opener]:
+@pytest.fixture(params=["local", "ray", "dask", "dask_tls"], scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which backend, and which cluster of it."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def opener(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[Opener]:
     """Opens the backend; called again, as another process would open it."""
-    if request.param == "local":
-        yield local
+    if kind == "local":
+        settings = Settings(local=LocalSettings(cpus=2, memory_bytes=1 << 30, gpus=2, gpu_model="T4"))
+        yield partial(opened, lambda agents: LocalBackend(settings, agents))
         end_local(module_runtime_dir)
         return
-    cluster = request.getfixturevalue("ray_cluster")
-    folder = module_runtime_dir / "backend"
+    cluster = request.getfixturevalue(f"{kind}_cluster")
+    folder = module_runtime_dir / f"backend_{kind}"
     folder.mkdir(mode=0o700)
-    yield partial(on_ray, cluster.address, folder)
-    ray_join.leave()
+    if kind == "ray":
+        settings = Settings(ray=ManagedSettings(address=cluster.address))
+        yield partial(opened, lambda agents: RayBackend(settings, agents, folder=folder))
+        ray_join.leave()
+        return
+    settings = Settings(dask=DaskSettings(address=cluster.address, **tls_files(cluster)))
+    yield partial(opened, lambda agents: DaskBackend(settings, agents, folder=folder))
+
+
+@pytest.fixture
+def t4(kind: str) -> T4:
+    """Makes a request for so many T4. Dask knows no models: there an operator declares a resource of that name."""
+
+    def ask(gpus: float, **more: Any) -> Request:
+        if kind in ("local", "ray"):
+            return Request(gpus=gpus, gpu_models=("T4",), **more)
+        return Request(gpus=gpus, resources={"T4": gpus}, **more)
+
+    return ask
 
 
 def place(snapshot: Snapshot, request: Request) -> Placement:
@@ -107,10 +121,10 @@ async def timed_take(
         return refusal, time.monotonic() - began
 
 
-async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Opener) -> None:
+async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Opener, t4: T4) -> None:
     async with opener() as (backend, _):
         before = await backend.snapshot()
-        request = Request(cpus=1, memory_bytes=1 << 20, gpus=0.5, gpu_models=("T4",), owner="ada")
+        request = t4(0.5, cpus=1, memory_bytes=1 << 20, owner="ada")
         lease = await take(backend, "k", request)
         assert (lease.kernel_id, lease.owner, lease.request) == ("k", OWNER, request)
         node = (await backend.snapshot()).node(lease.node_id)
@@ -125,11 +139,11 @@ async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Op
         assert [d.promised for d in (await backend.snapshot()).node(lease.node_id).devices] == [0.0, 0.0]
 
 
-async def test_leasing_and_releasing_may_be_repeated(opener: Opener) -> None:
+async def test_leasing_and_releasing_may_be_repeated(opener: Opener, t4: T4) -> None:
     async with opener() as (backend, _):
-        placement = place(await backend.snapshot(), Request(gpus=1, gpu_models=("T4",)))
-        first = await take(backend, "k", Request(gpus=1, gpu_models=("T4",)), placement)
-        assert await take(backend, "k", Request(gpus=1, gpu_models=("T4",)), placement) == first
+        placement = place(await backend.snapshot(), t4(1))
+        first = await take(backend, "k", t4(1), placement)
+        assert await take(backend, "k", t4(1), placement) == first
         assert [lease.id for lease in await backend.leases()] == [first.id]
         await backend.release(first)
         await backend.release(first)
@@ -137,25 +151,26 @@ async def test_leasing_and_releasing_may_be_repeated(opener: Opener) -> None:
         assert await backend.leases() == []
 
 
-async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener) -> None:
+async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener, t4: T4) -> None:
     async with opener() as (backend, _):
-        placement = place(await backend.snapshot(), Request(gpus=1, gpu_models=("T4",)))
-        await backend.release(await take(backend, "warm", SHARE, placement))  # what is slow but once
+        share = t4(0.6)
+        placement = place(await backend.snapshot(), t4(1))
+        await backend.release(await take(backend, "warm", share, placement))  # what is slow but once
         await _until(backend, lambda snapshot: snapshot.node(placement.node_id).gpus_promised == 0)
         outcomes = await asyncio.wait_for(
-            asyncio.gather(*(timed_take(backend, f"k{i}", SHARE, placement) for i in range(4))), 30
+            asyncio.gather(*(timed_take(backend, f"k{i}", share, placement) for i in range(4))), 30
         )
         held = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
         assert max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict)) < 1.0
         assert len(held) == 2
-        assert policy("balanced").place(SHARE, await backend.snapshot()).placement is None
+        assert policy("balanced").place(share, await backend.snapshot()).placement is None
         for lease in held:
             await backend.release(lease)
 
 
-async def test_leases_are_found_again_by_another_process(opener: Opener) -> None:
+async def test_leases_are_found_again_by_another_process(opener: Opener, t4: T4) -> None:
     async with opener() as (backend, _):
-        lease = await take(backend, "k", Request(cpus=1, gpus=1, gpu_models=("T4",), owner="ada"))
+        lease = await take(backend, "k", t4(1, cpus=1, owner="ada"))
     async with opener() as (backend, _):
         assert await backend.leases() == [lease]
         await backend.release(lease)
@@ -174,11 +189,11 @@ async def test_a_lease_can_be_held_for_another_owner(opener: Opener) -> None:
         await backend.release(adopted)
 
 
-async def test_another_schedulers_lease_shows_and_is_told(opener: Opener) -> None:
+async def test_another_schedulers_lease_shows_and_is_told(opener: Opener, t4: T4) -> None:
     async with opener() as (mine, _), opener() as (theirs, _):
-        placement = place(await mine.snapshot(), Request(gpus=1, gpu_models=("T4",)))
+        placement = place(await mine.snapshot(), t4(1))
         events = mine.watch()
-        lease = await take(theirs, "theirs", Request(gpus=1, gpu_models=("T4",)), placement)
+        lease = await take(theirs, "theirs", t4(1), placement)
         assert (await asyncio.wait_for(anext(events), 5)).kind == "nodes"
         await _until(mine, lambda snapshot: snapshot.node(lease.node_id).gpus_promised == 1)
         await theirs.release(lease)

@@ -39,6 +39,12 @@ def dask_tls_cluster(private_environment: None) -> Iterator[DaskMachines]:
         yield cluster
 
 
+def tls_files(cluster: DaskMachines) -> dict[str, str]:
+    """The certificate of a cluster that is encrypted, as `c.RoostDaskBackend` wants to know it."""
+    options = {"tls_ca_file": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
+    return {option: str(cluster.security[name]) for option, name in options.items() if cluster.security}
+
+
 @contextmanager
 def _cluster(*, is_encrypted: bool) -> Iterator[DaskMachines]:
     if reason := why_not():
