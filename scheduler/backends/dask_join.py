@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from roost.scheduler.config import DaskSettings
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 _CONNECT_S = 3.0
+_PROBE_S = 1.0
 _ANSWER_S = 5.0
 _JOIN_S = 10.0
 _SCHEMES = ("tcp", "tls")
@@ -97,8 +99,9 @@ def _of_file(path: str) -> str:
     try:
         return str(json.loads(Path(path).expanduser().read_text())["address"])
     except OSError as problem:
+        hint = "is the cluster running?" if Path(path).is_absolute() else "give its whole path"
         raise BackendUnavailable(
-            f"the Dask scheduler file {path} cannot be read: {problem.strerror}; is the cluster running?"
+            f"the Dask scheduler file {path} cannot be read: {problem.strerror}; {hint}"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is no Dask scheduler file: it has no address") from None
@@ -150,20 +153,34 @@ async def _greet(address: str, security: Any) -> dict[str, Any]:
     except asyncio.TimeoutError:
         raise BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler") from None
     except Exception as problem:
+        if why := await _unreachable(address):
+            raise BackendUnavailable(f"there is no Dask scheduler at {address}: {why}") from problem
         raise _told(address, problem) from problem
 
 
+async def _unreachable(address: str) -> str:
+    """Why no connection comes about, "" if one does: Dask, once its time is over, does not tell."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_S)
+    except ConnectionRefusedError:
+        return "nobody listens there"
+    except socket.gaierror:
+        return "there is no such host"
+    except asyncio.TimeoutError:
+        return "that host does not answer"
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    writer.close()
+    return ""
+
+
 def _told(address: str, problem: Exception) -> BackendUnavailable | ConfigError:
-    """What a failed connection means."""
+    """What it means that a connection came about, and no answer."""
     chain: list[BaseException] = [problem]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
         chain.append(cause)
     said = " ".join(f"{type(each).__name__} {each}" for each in chain)
-    if "Timed out trying to connect" in said:
-        why = "nobody listens there" if "refused" in said else str(chain[-1])
-        if "Name or service" in said:
-            why = "there is no such host"
-        return BackendUnavailable(f"there is no Dask scheduler at {address}: {why}")
     if "certificate" in said or "UNKNOWN_CA" in said or "alert" in said:
         return ConfigError(
             f"the Dask cluster at {address} and roost do not accept each other's certificates: set {_TLS}"
