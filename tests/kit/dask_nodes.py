@@ -45,6 +45,16 @@ def tls_files(cluster: DaskMachines) -> dict[str, str]:
     return {option: str(cluster.security[name]) for option, name in options.items() if cluster.security}
 
 
+def environment(cluster: DaskMachines) -> dict[str, str]:
+    """What leads a program that has Dask to the cluster, and into it."""
+    tls = {"CA_FILE": "tls_ca_file", "CLIENT__CERT": "tls_client_cert", "CLIENT__KEY": "tls_client_key"}
+    files = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": key for name, key in tls.items() if cluster.security}
+    return {
+        "DASK_SCHEDULER_ADDRESS": cluster.address,
+        **{name: str(cluster.security[key]) for name, key in files.items()},
+    }
+
+
 @contextmanager
 def _cluster(*, is_encrypted: bool) -> Iterator[DaskMachines]:
     if reason := why_not():

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from dask_nodes import environment
 from jupyter_client.kernelspec import KernelSpecManager
 from managers import kernelspecs
 from world import settle
@@ -25,7 +26,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for a `backend` on all of them, or on the one alone of which a marker says why."""
     if "backend" in metafunc.fixturenames:
         marked = [name for name in BACKENDS if metafunc.definition.get_closest_marker(f"{name}_only")]
-        metafunc.parametrize("backend", marked or BACKENDS, indirect=True, scope="module")
+        chosen = [
+            *(marked or BACKENDS),
+            *(["dask_tls"] if metafunc.definition.get_closest_marker("tls_too") else []),
+        ]
+        metafunc.parametrize("backend", chosen, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +39,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ray":
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
-        elif request.param == "dask":
-            patch.setenv("DASK_SCHEDULER_ADDRESS", request.getfixturevalue("dask_cluster").address)
-        yield request.param
+        elif request.param.startswith("dask"):
+            for name, value in environment(request.getfixturevalue(f"{request.param}_cluster")).items():
+                patch.setenv(name, value)
+        yield request.param.partition("_")[0]
 
 
 @pytest.fixture(scope="module")
