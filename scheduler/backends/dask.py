@@ -21,7 +21,7 @@ from . import dask_state
 from .base import AgentAddress, Lease
 from .dask_driver import DaskDriver
 from .dask_state import DaskNode
-from .managed import ManagedBackend
+from .managed import Claim, ManagedBackend
 from .node_agents import Host
 
 _LEASE_S = 15.0
@@ -107,30 +107,14 @@ class DaskBackend(ManagedBackend[DaskNode]):
     async def _give_back(self, lease: Lease) -> None:
         await self._driver.ask("roost_release", lease_id=lease.id)
 
-    async def _claims(self) -> Collection[Lease]:
-        return [
-            Lease(
-                id=held["lease_id"],
-                kernel_id=held["kernel_id"],
-                node_id=held["machine"],
-                device_ids=tuple(held["device_ids"]),
-                request=Request(
-                    cpus=held["cpus"],
-                    memory_bytes=held["memory_bytes"],
-                    gpus=held["gpus"],
-                    resources=dict(held["resources"]),
-                    owner=held["user"],
-                ),
-                owner=Owner(user=held["user"]),
-            )
-            for held in await self._driver.ask("roost_leases")
-        ]
+    async def _claims(self) -> Collection[Claim]:
+        return [Claim(lease=_bare_lease(held)) for held in await self._driver.ask("roost_leases")]
 
     def _shows(self, node: DaskNode, lease: Lease) -> bool:
         return lease.id in node.leases
 
     async def _is_claimed(self, lease: Lease) -> bool:
-        return any(held.id == lease.id for held in await self._claims())
+        return any(claim.lease.id == lease.id for claim in await self._claims())
 
     async def _ask_metrics(self) -> None:
         await self._driver.ask_metrics()
@@ -152,3 +136,21 @@ class DaskBackend(ManagedBackend[DaskNode]):
 def _host(said: Mapping[str, Any]) -> Host:
     address = AgentAddress(endpoint=str(said["endpoint"]), keys=decode(ClientKeys, said["keys"]))
     return Host(address=address, daemon=str(said["told"]))
+
+
+def _bare_lease(held: Mapping[str, Any]) -> Lease:
+    """What the plugin in Dask's scheduler knows of a lease."""
+    return Lease(
+        id=held["lease_id"],
+        kernel_id=held["kernel_id"],
+        node_id=held["machine"],
+        device_ids=tuple(held["device_ids"]),
+        request=Request(
+            cpus=held["cpus"],
+            memory_bytes=held["memory_bytes"],
+            gpus=held["gpus"],
+            resources=dict(held["resources"]),
+            owner=held["user"],
+        ),
+        owner=Owner(user=held["user"]),
+    )

@@ -12,7 +12,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -36,6 +36,14 @@ _STATUS_S = 5.0
 _REJOIN_S = 3.0
 _MISSES = 3
 """A lease that the manager does not show so often in a row is looked up, and lost if there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A lease as its manager knows it, on no node where that has left; `is_held` by a daemon that lives."""
+
+    lease: Lease
+    is_held: bool = True
 
 
 class ManagedBackend(Backend, Generic[N]):
@@ -84,8 +92,8 @@ class ManagedBackend(Backend, Generic[N]):
         """Give a claim back. May be repeated, also where there is none."""
 
     @abstractmethod
-    async def _claims(self) -> Collection[Lease]:
-        """All of roost's, whoever made them, as the manager knows them; on no node where theirs has left."""
+    async def _claims(self) -> Collection[Claim]:
+        """All of roost's, whoever made them."""
 
     @abstractmethod
     def _shows(self, node: N, lease: Lease) -> bool:
@@ -209,7 +217,8 @@ class ManagedBackend(Backend, Generic[N]):
 
     async def leases(self) -> list[Lease]:
         before = set(self._picture.leases)
-        claims = {} if self._driver.away else {lease.id: lease for lease in await self._claims()}
+        known = [] if self._driver.away else await self._claims()
+        claims = {claim.lease.id: claim.lease for claim in known}
         others = set(self._hosts if self._driver.away else self._expected)
         node_ids = sorted({*(lease.node_id for lease in claims.values() if lease.node_id), *others})
         found: dict[str, Lease] = {}
@@ -344,7 +353,7 @@ class ManagedBackend(Backend, Generic[N]):
 
         For the others this is tried when they come. Whose slice somebody else has now has lost its lease.
         """
-        claimed = {lease.id for lease in await self._claims() if lease.node_id}
+        claimed = {claim.lease.id for claim in await self._claims() if claim.is_held}
         node_ids = list(node_ids)
         for node_id, held in zip(
             node_ids, await asyncio.gather(*map(self._hosts.held_on, node_ids)), strict=True

@@ -13,7 +13,8 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import ray_groups
 from .base import Lease
-from .ray_driver import RayDriver, watched
+from .driver import watched
+from .ray_driver import RayDriver
 from .ray_groups import Group
 from .ray_state import RayNode
 

@@ -55,6 +55,11 @@ class RayNode:
     drains_because: str = ""
     is_held_up: bool = False
 
+    @property
+    def daemon(self) -> str:
+        """Its raylet: Ray's own id of the node."""
+        return self.ray_id
+
 
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     """All alive nodes now. Blocks, about 0.4 ms; raises whatever Ray raises where its GCS does not answer.
