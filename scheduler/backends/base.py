@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from roost.launchers.messages import Owner, Reservation
+from roost.launchers.messages import Owner, Reservation, Reserve
 from roost.launchers.rpc import ClientKeys
 from roost.placement import Placement, Request, Snapshot
 
@@ -64,6 +64,26 @@ class BackendEvent:
     kind: Literal["nodes", "lease_lost", "resync"]
     lease_id: str = ""
     reason: str = ""
+
+
+def reserve(
+    lease: Lease, *, linger_s: float, gpu_models: tuple[str, ...] | None = None, is_granted: bool = False
+) -> Reserve:
+    """What a node's agent is asked to note of a lease; `gpu_models` where they are not the request's."""
+    request = lease.request
+    return Reserve(
+        lease_id=lease.id,
+        kernel_id=lease.kernel_id,
+        owner=lease.owner,
+        cpus=request.cpus,
+        memory_bytes=request.memory_bytes,
+        gpus=request.gpus,
+        gpu_models=request.gpu_models if gpu_models is None else gpu_models,
+        device_ids=lease.device_ids,
+        resources=request.resources,
+        is_granted=is_granted,
+        linger_s=linger_s,
+    )
 
 
 class Backend(ABC):

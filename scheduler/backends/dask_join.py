@@ -189,7 +189,9 @@ def _told(address: str, problem: Exception) -> BackendUnavailable | ConfigError:
         return ConfigError(
             f"what listens at {address} does not speak TLS: is it the tcp:// address of a Dask scheduler?"
         )
-    hint = "" if address.startswith("tls://") else ", or is its address a tls:// one?"
+    hint = ", or is its address a tls:// one?"
+    if address.startswith("tls://"):  # a scheduler that refuses a certificate hangs up without a word
+        hint = f", or does not accept roost's certificate: then set {_TLS}"
     return BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler{hint}")
 
 

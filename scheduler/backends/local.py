@@ -12,7 +12,7 @@ from typing import TypeVar
 from roost.launchers.client import AgentClient
 from roost.launchers.daemon import DaemonError
 from roost.launchers.local import local_agent
-from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reserve
+from roost.launchers.messages import AgentEvent, NodeStatus, Owner
 from roost.launchers.node import AgentSettings
 from roost.launchers.rpc import ClientKeys, Disconnected, RemoteError, RpcError
 from roost.placement import Device, Node, Placement, Request, Snapshot
@@ -20,7 +20,7 @@ from roost.scheduler.agents import Agents
 from roost.scheduler.config import LocalSettings, Settings
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
 
-from .base import AgentAddress, Backend, BackendEvent, Lease
+from .base import AgentAddress, Backend, BackendEvent, Lease, reserve
 
 log = logging.getLogger(__name__)
 
@@ -85,21 +85,22 @@ class LocalBackend(Backend):
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
         node = self._picture.node(placement.node_id)
         models = {device.model for device in node.devices if request.accepts_model(device.model)}
-        reserve = Reserve(
-            lease_id=lease_id,
+        wanted = Lease(
+            id=lease_id,
             kernel_id=kernel_id,
-            owner=owner,
-            cpus=request.cpus,
-            memory_bytes=request.memory_bytes,
-            gpus=request.gpus,
-            resources=request.resources,
-            gpu_models=tuple(sorted(models)) if request.gpu_models else (),
+            node_id=placement.node_id,
             device_ids=placement.device_ids,
+            request=request,
+            owner=owner,
+        )
+        asked = reserve(
+            wanted,
             linger_s=self._settings.restart_grace_s,
+            gpu_models=tuple(sorted(models)) if request.gpu_models else (),
         )
         self._known.setdefault(lease_id, None)
         try:
-            reservation = await self._call(lambda agent: agent.reserve(reserve))
+            reservation = await self._call(lambda agent: agent.reserve(asked))
         except BaseException:
             self._known.pop(lease_id, None)
             self._is_stale = True

@@ -12,17 +12,18 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
 
-from roost.launchers.messages import AgentEvent, NodeStatus, Owner, Reserve
+from roost.launchers.messages import AgentEvent, NodeStatus, Owner
 from roost.placement import Node, Placement, Request, Snapshot
 from roost.scheduler.agents import Agents
 from roost.scheduler.config import ManagedSettings, Settings
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
-from .base import AgentAddress, Backend, BackendEvent, Lease
+from .base import AgentAddress, Backend, BackendEvent, Lease, reserve
+from .claims import Claims
 from .driver import Driver, N, watched
 from .node_agents import Host, NodeAgents
 from .picture import Picture
@@ -38,14 +39,6 @@ _MISSES = 3
 """A lease that the manager does not show so often in a row is looked up, and lost if there is none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A lease as its manager knows it, on no node where that has left; `is_held` by a daemon that lives."""
-
-    lease: Lease
-    is_held: bool = True
-
-
 class ManagedBackend(Backend, Generic[N]):
     """`folder` is for `agents.json`. What a manager does in its own way is below, under *The manager*."""
 
@@ -57,6 +50,7 @@ class ManagedBackend(Backend, Generic[N]):
         self.address = self._hosts.cluster
         self._driver = self._connect()
         self._picture: Picture[N] = Picture(self._drawn, self._hosts.status)
+        self._claims = self._claim()
         self._misses: dict[str, int] = {}
         self._expected: dict[str, float] = {}  # nodes that may come back after an outage, and until when
         self._taking: set[str] = set()  # ids of leases
@@ -72,43 +66,18 @@ class ManagedBackend(Backend, Generic[N]):
         """The driver, which calls `_on_nodes`."""
 
     @abstractmethod
+    def _claim(self) -> Claims[N]:
+        """How leases are claimed by that driver."""
+
+    @abstractmethod
     def _as_node(
         self, node: N, leases: Iterable[Lease], status: NodeStatus | None, metrics_age_s: float | None
     ) -> Node:
         """The node as placement sees it; see `picture.AsNode`."""
 
     @abstractmethod
-    async def _claim(
-        self, lease_id: str, request: Request, node: N, placement: Placement, owner: Owner, kernel_id: str
-    ) -> tuple[str, ...]:
-        """Claim it, or find it claimed; the ids of its devices. Raises `LeaseConflict`, `BackendUnavailable`."""
-
-    @abstractmethod
-    async def _claim_again(self, lease: Lease, node: N) -> None:
-        """Claim what a kernel that lives has, on its devices; raises `LeaseConflict`, `BackendUnavailable`."""
-
-    @abstractmethod
-    async def _give_back(self, lease: Lease) -> None:
-        """Give a claim back. May be repeated, also where there is none."""
-
-    @abstractmethod
-    async def _claims(self) -> Collection[Claim]:
-        """All of roost's, whoever made them."""
-
-    @abstractmethod
-    def _shows(self, node: N, lease: Lease) -> bool:
-        """Whether by the last reading that lease is claimed on that node, or nothing is known of it."""
-
-    @abstractmethod
-    async def _is_claimed(self, lease: Lease) -> bool:
-        """Whether it is, asked anew."""
-
-    @abstractmethod
     async def _bring_up(self, node_id: str) -> Host:
         """Start or find the agent of that node; raises `BackendUnavailable`."""
-
-    async def _settled(self, lease: Lease) -> None:
-        """Wait until no answer of the manager's is under way that would claim this."""
 
     async def _ask_metrics(self) -> None:
         """Ask the manager what is really used, where it knows."""
@@ -163,25 +132,25 @@ class ManagedBackend(Backend, Generic[N]):
         node = self._driver.nodes.get(placement.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {placement.node_id} any more")
+        wanted = Lease(
+            id=lease_id,
+            kernel_id=kernel_id,
+            node_id=node.id,
+            device_ids=placement.device_ids,
+            request=request,
+            owner=owner,
+        )
         self._taking.add(lease_id)
         host = watched(self._hosts.address(node.id))  # while the manager decides
         try:
-            device_ids = await self._claim(lease_id, request, node, placement, owner, kernel_id)
+            device_ids = await self._claims.take(wanted, node)
             await host
-            reserve = Reserve(
-                lease_id=lease_id,
-                kernel_id=kernel_id,
-                owner=owner,
-                cpus=request.cpus,
-                memory_bytes=request.memory_bytes,
-                gpus=request.gpus,
-                gpu_models=request.gpu_models,
-                device_ids=device_ids,
-                resources=request.resources,
-                is_granted=True,
+            asked = reserve(
+                replace(wanted, device_ids=device_ids),
                 linger_s=self._settings.restart_grace_s,
+                is_granted=True,
             )
-            reservation = await self._hosts.call(node.id, lambda agent: agent.reserve(reserve))
+            reservation = await self._hosts.call(node.id, lambda agent: agent.reserve(asked))
         except LeaseConflict:
             self._driver.forget_reading()
             raise
@@ -195,7 +164,7 @@ class ManagedBackend(Backend, Generic[N]):
 
     async def release(self, lease: Lease) -> None:
         self._picture.leases.pop(lease.id, None)
-        await self._settled(lease)
+        await self._claims.settled(lease)
         try:
             await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
@@ -204,7 +173,7 @@ class ManagedBackend(Backend, Generic[N]):
                 raise
         self._forget(lease.id)
         if not self._driver.away:  # else it is gone with the cluster, or found when that is back
-            await self._give_back(lease)
+            await self._claims.give_back(lease)
             self._driver.forget_reading()
         self._tell_of([lease.node_id])
 
@@ -217,7 +186,7 @@ class ManagedBackend(Backend, Generic[N]):
 
     async def leases(self) -> list[Lease]:
         before = set(self._picture.leases)
-        known = [] if self._driver.away else await self._claims()
+        known = [] if self._driver.away else await self._claims.all()
         claims = {claim.lease.id: claim.lease for claim in known}
         others = set(self._hosts if self._driver.away else self._expected)
         node_ids = sorted({*(lease.node_id for lease in claims.values() if lease.node_id), *others})
@@ -326,7 +295,7 @@ class ManagedBackend(Backend, Generic[N]):
             if lease.node_id in self._expected:
                 continue
             node = self._driver.nodes.get(lease.node_id)
-            if node is not None and self._shows(node, lease):
+            if node is not None and self._claims.shows(lease, node):
                 self._misses.pop(lease.id, None)
                 continue
             self._misses[lease.id] = self._misses.get(lease.id, 0) + 1
@@ -338,9 +307,9 @@ class ManagedBackend(Backend, Generic[N]):
             }:
                 self._expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
             elif node is None:
-                await self._give_back(lease)  # it would wait for a node, an autoscaler's too
+                await self._claims.give_back(lease)  # it would wait for a node, an autoscaler's too
                 self._lost(lease.id, f"its node {lease.node_id} has left the {self._driver.manager} cluster")
-            elif not await self._is_claimed(lease):
+            elif not await self._claims.find(lease):
                 self._lost(
                     lease.id, f"{self._driver.manager} does not hold it any more: it was removed there"
                 )
@@ -353,7 +322,7 @@ class ManagedBackend(Backend, Generic[N]):
 
         For the others this is tried when they come. Whose slice somebody else has now has lost its lease.
         """
-        claimed = {claim.lease.id for claim in await self._claims() if claim.is_held}
+        claimed = {claim.lease.id for claim in await self._claims.all() if claim.is_held}
         node_ids = list(node_ids)
         for node_id, held in zip(
             node_ids, await asyncio.gather(*map(self._hosts.held_on, node_ids)), strict=True
@@ -368,7 +337,7 @@ class ManagedBackend(Backend, Generic[N]):
                 self._picture.leases[lease.id] = lease
                 if node is not None and lease.id not in claimed:
                     try:
-                        await self._claim_again(lease, node)
+                        await self._claims.take_again(lease, node)
                     except LeaseConflict as problem:
                         self._lost(
                             lease.id,
@@ -413,6 +382,7 @@ class ManagedBackend(Backend, Generic[N]):
 
     def _forget(self, lease_id: str) -> None:
         self._picture.leases.pop(lease_id, None)
+        self._claims.forget(lease_id)
         self._misses.pop(lease_id, None)
 
     def _lost(self, lease_id: str, reason: str) -> None:

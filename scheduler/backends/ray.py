@@ -11,22 +11,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from roost.launchers.messages import NodeStatus, Owner
+from roost.launchers.messages import NodeStatus
 from roost.launchers.node import AgentSettings
 from roost.launchers.rpc import ClientKeys
 from roost.launchers.wire import decode
-from roost.placement import Node, Placement, Request
+from roost.placement import Node
 from roost.scheduler.agents import Agents
 from roost.scheduler.config import Settings
 from roost.scheduler.errors import BackendUnavailable
 
 from . import ray_groups, ray_host, ray_state
 from .base import AgentAddress, Lease
-from .managed import Claim, ManagedBackend
+from .managed import ManagedBackend
 from .node_agents import Host
 from .ray_claims import RayClaims
 from .ray_driver import RayDriver
-from .ray_groups import Group
 from .ray_state import RayNode
 
 _START_AGENT_S = 45.0
@@ -37,76 +36,32 @@ class RayBackend(ManagedBackend[RayNode]):
 
     name = "ray"
     _driver: RayDriver
+    _claims: RayClaims
 
     def __init__(self, settings: Settings, agents: Agents, *, folder: Path) -> None:
         super().__init__(settings, settings.ray, agents, folder)
-        self._groups = RayClaims(self._driver, self._picture.has_room)
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return {
             "RAY_ADDRESS": self.address,
             "RAY_NAMESPACE": ray_groups.NAMESPACE,
-            "ROOST_PLACEMENT_GROUP": _name(lease),
+            "ROOST_PLACEMENT_GROUP": ray_groups.group_name(lease.id, lease.owner.user),
         }
 
     def _connect(self) -> RayDriver:
         return RayDriver(self._settings.ray, self._on_nodes)
+
+    def _claim(self) -> RayClaims:
+        return RayClaims(self._driver, self._picture.has_room, self._hosts)
 
     def _as_node(
         self, node: RayNode, leases: Iterable[Lease], status: NodeStatus | None, metrics_age_s: float | None
     ) -> Node:
         return ray_state.as_node(node, leases, status, metrics_age_s)
 
-    async def _claim(
-        self,
-        lease_id: str,
-        request: Request,
-        node: RayNode,
-        placement: Placement,
-        owner: Owner,
-        kernel_id: str,
-    ) -> tuple[str, ...]:
-        name = ray_groups.group_name(lease_id, owner.user)
-        return await self._groups.take(lease_id, name, request, node)
-
-    async def _claim_again(self, lease: Lease, node: RayNode) -> None:
-        await self._groups.take_again(lease, node)
-
-    async def _settled(self, lease: Lease) -> None:
-        await self._groups.settled(_name(lease))
-
-    async def _give_back(self, lease: Lease) -> None:
-        await self._driver.ask(ray_groups.remove, _name(lease))
-
-    async def _claims(self) -> Collection[Claim]:
-        groups = await self._driver.ask(ray_groups.groups)
-        self._groups.group_ids.update({group.lease_id: group.id for group in groups})
-        by_ray_id = {node.ray_id: node.id for node in self._driver.nodes.values()}
-        hosts = set(self._hosts)  # where no raylet is, an agent may know more than Ray
-        return [
-            Claim(
-                lease=_bare_lease(
-                    group, by_ray_id.get(group.node, group.address if group.address in hosts else "")
-                ),
-                is_held=group.is_created and group.node in by_ray_id,
-            )
-            for group in groups
-        ]
-
-    def _shows(self, node: RayNode, lease: Lease) -> bool:
-        group_id = self._groups.group_ids.get(lease.id)
-        return node.groups is None or group_id is None or group_id in node.groups
-
-    async def _is_claimed(self, lease: Lease) -> bool:
-        return await self._driver.ask(ray_groups.find, _name(lease)) is not None
-
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
-        self._groups.keep_anchors({node.ray_id for node in self._driver.nodes.values()})
+        self._claims.keep_anchors({node.ray_id for node in self._driver.nodes.values()})
         super()._on_nodes(changed, gone)
-
-    def _forget(self, lease_id: str) -> None:
-        super()._forget(lease_id)
-        self._groups.group_ids.pop(lease_id, None)
 
     async def _bring_up(self, node_id: str) -> Host:
         node = self._driver.nodes.get(node_id)
@@ -134,26 +89,3 @@ class RayBackend(ManagedBackend[RayNode]):
             raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
         address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
         return Host(address=address, daemon=node.ray_id)
-
-
-def _name(lease: Lease) -> str:
-    return ray_groups.group_name(lease.id, lease.owner.user)
-
-
-def _bare_lease(group: Group, node_id: str) -> Lease:
-    """What a group alone says of a lease of which no agent has noted anything yet, or any more."""
-    amounts = group.amounts
-    return Lease(
-        id=group.lease_id,
-        kernel_id=group.kernel_id,
-        node_id=node_id,
-        device_ids=(),
-        request=Request(
-            cpus=amounts.get("CPU", 0.0),
-            memory_bytes=int(amounts.get("memory", 0)),
-            gpus=amounts.get("GPU", 0.0),
-            resources={name: amounts[name] for name in ray_state.custom(amounts)},
-            owner=group.user,
-        ),
-        owner=Owner(user=group.user),
-    )

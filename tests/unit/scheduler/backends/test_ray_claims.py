@@ -73,12 +73,12 @@ def believing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("share", [1, 0.5, 0.25])
 async def test_a_kernel_gets_the_device_that_it_has(device: str, share: float) -> None:
     ray = OneNode()
-    await RayClaims(ray, lambda *_: False).take_again(lease(device, share), NODE)  # type: ignore[arg-type]
+    await RayClaims(ray, lambda *_: False, ()).take_again(lease(device, share), NODE)  # type: ignore[arg-type]
     assert ray.held == {"roost:k:s/1 for ada": (device, share)}
 
 
 async def test_where_somebody_else_has_it_nothing_is_kept() -> None:
     ray = OneNode(other=0.75)
     with pytest.raises(LeaseConflict):
-        await RayClaims(ray, lambda *_: True).take_again(lease("0", 0.5), NODE)  # type: ignore[arg-type]
+        await RayClaims(ray, lambda *_: True, ()).take_again(lease("0", 0.5), NODE)  # type: ignore[arg-type]
     assert ray.held == {"other": ("0", 0.75)}

@@ -1,0 +1,86 @@
+"""How a slice of a Dask machine is claimed: by the plugin in Dask's scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from roost.launchers.messages import Owner
+from roost.placement import Request
+from roost.scheduler.errors import LeaseConflict
+
+from .base import Lease
+from .claims import Claim, Claims
+from .dask_driver import DaskDriver
+from .dask_state import DaskNode
+
+_LEASE_S = 15.0
+_WAIT_S = 0.3
+"""So long a lease waits for Dask's tasks to end, before the queue has it ask again."""
+_WAIT_AGAIN_S = 5.0
+"""So long it waits where a kernel that lives is to have it back: who waits comes before all tasks."""
+
+
+class DaskClaims(Claims[DaskNode]):
+    def __init__(self, dask: DaskDriver) -> None:
+        self._dask = dask
+
+    async def take(self, lease: Lease, node: DaskNode) -> tuple[str, ...]:
+        return await self._take(lease, exactly=False, wait_s=_WAIT_S)
+
+    async def take_again(self, lease: Lease, node: DaskNode) -> None:
+        await self._take(lease, exactly=True, wait_s=_WAIT_AGAIN_S)
+
+    async def give_back(self, lease: Lease) -> None:
+        await self._dask.ask("roost_release", lease_id=lease.id)
+
+    async def all(self) -> Collection[Claim]:
+        return [Claim(lease=_bare_lease(held)) for held in await self._dask.ask("roost_leases")]
+
+    def shows(self, lease: Lease, node: DaskNode) -> bool:
+        return lease.id in node.leases
+
+    async def find(self, lease: Lease) -> bool:
+        return any(claim.lease.id == lease.id for claim in await self.all())
+
+    async def _take(self, lease: Lease, *, exactly: bool, wait_s: float) -> tuple[str, ...]:
+        request = lease.request
+        held = {
+            "lease_id": lease.id,
+            "kernel_id": lease.kernel_id,
+            "user": lease.owner.user,
+            "machine": lease.node_id,
+            "cpus": request.cpus,
+            "memory_bytes": request.memory_bytes,
+            "gpus": request.gpus,
+            "resources": dict(request.resources),
+        }
+        answer = await self._dask.ask(
+            "roost_lease",
+            _LEASE_S,
+            held=held,
+            preferred=list(lease.device_ids),
+            exactly=exactly,
+            wait_s=wait_s,
+        )
+        if "refused" in answer:
+            raise LeaseConflict(answer["refused"])
+        return tuple(answer["device_ids"])
+
+
+def _bare_lease(held: Mapping[str, Any]) -> Lease:
+    """What the plugin in Dask's scheduler knows of a lease."""
+    return Lease(
+        id=held["lease_id"],
+        kernel_id=held["kernel_id"],
+        node_id=held["machine"],
+        device_ids=tuple(held["device_ids"]),
+        request=Request(
+            cpus=held["cpus"],
+            memory_bytes=held["memory_bytes"],
+            gpus=held["gpus"],
+            resources=dict(held["resources"]),
+            owner=held["user"],
+        ),
+        owner=Owner(user=held["user"]),
+    )
