@@ -26,6 +26,8 @@ from .managed import ManagedBackend
 from .node_agents import Host
 
 _START_AGENT_S = 45.0
+_FIRST_AGENTS_S = 5.0
+"""So long the first agents of a cluster may take to say of which models its GPUs are; they need 1 to 2 s."""
 
 
 class DaskBackend(ManagedBackend[DaskNode]):
@@ -36,6 +38,10 @@ class DaskBackend(ManagedBackend[DaskNode]):
 
     def __init__(self, settings: Settings, agents: Agents, *, folder: Path) -> None:
         super().__init__(settings, settings.dask, agents, folder)
+
+    async def open(self) -> None:
+        await super().open()
+        await self._driver.until_seen(_FIRST_AGENTS_S)
 
     def _connect(self) -> DaskDriver:
         return DaskDriver(self._settings.dask, self._on_nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,6 +54,20 @@ class DaskDriver(Driver[DaskNode]):
 
     async def ask_metrics(self) -> None:
         self.metrics = await self.ask("roost_metrics")
+
+    async def until_seen(self, within_s: float) -> None:
+        """Wait until an agent has looked at the GPUs of each machine, or cannot: Dask itself knows no models.
+
+        Before that a kernel that asks for one would be refused for good.
+        """
+        give_up_at = time.monotonic() + within_s
+        with contextlib.suppress(BackendUnavailable):  # whoever asks next is told
+            while any(node.devices and not node.agent for node in self.nodes.values()):
+                left_s = give_up_at - time.monotonic()
+                if left_s <= 0:
+                    return
+                await self._see(left_s)
+                await self.read()
 
     async def _join(self, address: str) -> str:
         await self._leave()
