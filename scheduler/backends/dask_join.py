@@ -189,10 +189,10 @@ def _told(address: str, problem: Exception) -> BackendUnavailable | ConfigError:
         return ConfigError(
             f"what listens at {address} does not speak TLS: is it the tcp:// address of a Dask scheduler?"
         )
-    hint = ", or is its address a tls:// one?"
-    if address.startswith("tls://"):  # a scheduler that refuses a certificate hangs up without a word
-        hint = f", or does not accept roost's certificate: then set {_TLS}"
-    return BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler{hint}")
+    hint = "is its address a tls:// one?"
+    if address.startswith("tls://"):  # who refuses a certificate hangs up without a word
+        hint = f"is its address a tcp:// one, or does it refuse roost's certificate? Set {_TLS}"
+    return BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler: {hint}")
 
 
 def _check_python(address: str, packages: dict[str, Any]) -> None:
