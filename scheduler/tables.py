@@ -123,7 +123,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -
             if each is not made:
                 out.print()
             show(out, each)
-    out.print(f"\nCPUS, MEMORY and GPUS: promised to kernels, of what there is. {cluster}.", style="dim")
+    out.print(f"\nCPUS, MEMORY and GPUS: promised, of what there is. {cluster}.", style="dim")
 
 
 def _traits(nodes: Sequence[Mapping[str, Any]]) -> Table:
