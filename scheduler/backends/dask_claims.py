@@ -17,8 +17,6 @@ from .dask_state import DaskNode
 _LEASE_S = 15.0
 _WAIT_S = 0.3
 """So long a lease waits for Dask's tasks to end, before the queue has it ask again."""
-_WAIT_AGAIN_S = 5.0
-"""So long it waits where a kernel that lives is to have it back: who waits comes before all tasks."""
 
 
 class DaskClaims(Claims[DaskNode]):
@@ -26,10 +24,10 @@ class DaskClaims(Claims[DaskNode]):
         self._dask = dask
 
     async def take(self, lease: Lease, node: DaskNode) -> tuple[str, ...]:
-        return await self._take(lease, exactly=False, wait_s=_WAIT_S)
+        return await self._take(lease, again=False)
 
     async def take_again(self, lease: Lease, node: DaskNode) -> None:
-        await self._take(lease, exactly=True, wait_s=_WAIT_AGAIN_S)
+        await self._take(lease, again=True)
 
     async def give_back(self, lease: Lease) -> None:
         await self._dask.ask("roost_release", lease_id=lease.id)
@@ -43,7 +41,7 @@ class DaskClaims(Claims[DaskNode]):
     async def find(self, lease: Lease) -> bool:
         return any(claim.lease.id == lease.id for claim in await self.all())
 
-    async def _take(self, lease: Lease, *, exactly: bool, wait_s: float) -> tuple[str, ...]:
+    async def _take(self, lease: Lease, *, again: bool) -> tuple[str, ...]:
         request = lease.request
         held = {
             "lease_id": lease.id,
@@ -59,9 +57,9 @@ class DaskClaims(Claims[DaskNode]):
             "roost_lease",
             _LEASE_S,
             held=held,
-            preferred=list(lease.device_ids),
-            exactly=exactly,
-            wait_s=wait_s,
+            device_ids=list(lease.device_ids),
+            again=again,
+            wait_s=_WAIT_S,
         )
         if "refused" in answer:
             raise LeaseConflict(answer["refused"])

@@ -128,15 +128,39 @@ class Ledger:
                 found.setdefault(device, slot)
         return found
 
-    def take(self, held: Held, *, preferred: list[str], exactly: bool = False) -> Held:
-        """Note a lease with its claims, or raise `Refused`. `exactly`: on the devices that it prefers, or none.
+    def described(self, machine: str) -> dict[str, Any] | None:
+        """What there is of a machine and what is leased, for `DaskNode.of`; None where no worker of it is ready."""
+        slots = self.of_machine(machine)
+        if not slots:
+            return None
+        staying = [slot for slot in slots if not slot.is_leaving]
+        leases = [lease for lease in self.leases_on(machine) if not lease.is_wish]
+        totals: dict[str, float] = {}
+        free: dict[str, float] = {}
+        for slot in staying or slots:
+            for what, amount in slot.resources.items():
+                totals[what] = totals.get(what, 0.0) + amount
+                left = amount - sum(lease.claims.get(slot.name, {}).get(what, 0.0) for lease in leases)
+                free[what] = free.get(what, 0.0) + max(0.0, min(slot.free.get(what, 0.0), left))
+        by_device = self.devices(machine)
+        return {
+            "threads": sum(slot.threads for slot in staying or slots),
+            "memory_bytes": sum(slot.memory_bytes for slot in staying or slots),
+            "resources": totals,
+            "free": free,
+            "devices": [device for device, slot in by_device.items() if slot in (staying or slots)],
+            "shares": self.shares(machine),
+            "cpus_promised": sum(lease.cpus for lease in leases),
+            "memory_promised_bytes": sum(lease.memory_bytes for lease in leases),
+            "leases": [lease.lease_id for lease in leases],
+            "is_draining": not staying,
+        }
 
-        One of that id that was asked for elsewhere is forgotten.
-        """
-        known = self.leases.get(held.lease_id)
-        if known is not None and known.machine == held.machine:
+    def take(self, held: Held, *, preferred: list[str]) -> Held:
+        """Note a lease with its claims, or raise `Refused`; one of that id on another machine is forgotten."""
+        known = self._noted(held)
+        if known is not None:
             return known
-        self.leases.pop(held.lease_id, None)
         slots = [slot for slot in self.of_machine(held.machine) if not slot.is_leaving]
         if not slots:
             raise Refused(f"no worker of the Dask cluster is on {held.machine} now")
@@ -148,18 +172,43 @@ class Ledger:
         if held.memory_bytes > memory:
             raise Refused(f"{held.machine} has {max(0, memory)} bytes of memory that no kernel has")
         claims: dict[str, dict[str, float]] = {}
-        devices = self._choose(held, slots, preferred, exactly)
+        there = self.devices(held.machine)
+        devices = self._choose(held, slots, preferred)
         for device in devices:
-            claim = claims.setdefault(self.devices(held.machine)[device].name, {})
+            claim = claims.setdefault(there[device].name, {})
             claim[GPU] = claim.get(GPU, 0.0) + held.share
         for name, amount in held.resources.items():
-            self._split(name, amount, slots, claims)
+            if self._split(name, amount, slots, claims):
+                raise Refused(f"its workers have no {amount:g} more of {name} that no other kernel has")
         held.device_ids, held.claims = devices, claims
         self.leases[held.lease_id] = held
         return held
 
+    def take_again(self, held: Held, *, device_ids: list[str]) -> Held:
+        """Note what a kernel that lives has, on its devices; raises `Refused` if another kernel has one of them.
+
+        What it has of workers that are not there yet is claimed for when they come (`move`).
+        """
+        known = self._noted(held)
+        if known is not None:
+            return known
+        shares, there = self.shares(held.machine), self.devices(held.machine)
+        claims: dict[str, dict[str, float]] = {}
+        for device in device_ids:
+            if shares.get(device, 0.0) + held.share > 1 + _CRUMB:
+                raise Refused(f"another kernel has GPU {device} of {held.machine}")
+            slot = there[device].name if device in there else f"{held.machine} {device}"
+            claim = claims.setdefault(slot, {})
+            claim[GPU] = claim.get(GPU, 0.0) + held.share
+        for name, amount in held.resources.items():
+            if left := self._split(name, amount, self.of_machine(held.machine), claims):
+                claims[f"{held.machine} {name}"] = {name: left}
+        held.device_ids, held.claims = device_ids, claims
+        self.leases[held.lease_id] = held
+        return held
+
     def move(self, to: Slot) -> list[str]:
-        """Claims on slots that are gone, as of a nanny that was started anew, are on this one where it has the same.
+        """Claims on slots that are not there, as of a nanny that was started anew, are on this one where it fits.
 
         Returns the ids of the leases.
         """
@@ -178,7 +227,14 @@ class Ledger:
                     moved.append(held.lease_id)
         return moved
 
-    def _choose(self, held: Held, slots: list[Slot], preferred: list[str], exactly: bool) -> list[str]:
+    def _noted(self, held: Held) -> Held | None:
+        known = self.leases.get(held.lease_id)
+        if known is not None and known.machine == held.machine:
+            return known
+        self.leases.pop(held.lease_id, None)
+        return None
+
+    def _choose(self, held: Held, slots: list[Slot], preferred: list[str]) -> list[str]:
         if not held.gpus:
             return []
         count = max(1, round(held.gpus))
@@ -189,7 +245,7 @@ class Ledger:
         by_device = {device: slot for device, slot in self.devices(held.machine).items() if slot in slots}
         fullest = sorted(by_device, key=lambda device: -shares.get(device, 0.0))
         chosen: list[str] = []
-        for device in [*preferred, *([] if exactly else fullest)]:
+        for device in [*preferred, *fullest]:
             slot = by_device.get(device)
             if slot is None or device in chosen or shares.get(device, 0.0) + held.share > 1 + _CRUMB:
                 continue
@@ -202,8 +258,8 @@ class Ledger:
 
     def _split(
         self, name: str, amount: float, slots: list[Slot], claims: dict[str, dict[str, float]]
-    ) -> None:
-        """Claim it of the slots that have something claimed already, else of the first that have it."""
+    ) -> float:
+        """Claim it of the slots that have something claimed already, else of the first; returns what is missing."""
         for slot in sorted(slots, key=lambda slot: slot.name not in claims):
             left = slot.resources.get(name, 0.0) - self.leased(slot.name).get(name, 0.0)
             part = min(amount, left)
@@ -211,8 +267,8 @@ class Ledger:
                 claims.setdefault(slot.name, {})[name] = part
                 amount -= part
             if amount <= _CRUMB:
-                return
-        raise Refused(f"its workers have no {amount:g} more of {name} that no other kernel has")
+                return 0.0
+        return amount
 
 
 def _sum(parts: Any) -> dict[str, float]:

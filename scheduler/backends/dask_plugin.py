@@ -116,15 +116,24 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return found
 
     async def lease(
-        self, held: dict[str, Any], preferred: Iterable[str], exactly: bool, wait_s: float
+        self, held: dict[str, Any], device_ids: Iterable[str], again: bool, wait_s: float
     ) -> dict[str, Any]:
-        """Claim a slice of a machine: {"device_ids"}, or {"refused"} with a sentence. May be repeated."""
+        """Claim a slice of a machine: {"device_ids"}, or {"refused"} with a sentence. May be repeated.
+
+        `again`: a kernel that lives has it, on these devices, whatever tasks may have of it now; else it prefers them.
+        """
         asked = Held(**{**held, "resources": dict(held["resources"])})
         try:
-            lease = self.ledger.take(asked, preferred=list(preferred), exactly=exactly)
+            if again:
+                lease = self.ledger.take_again(asked, device_ids=list(device_ids))
+            else:
+                lease = self.ledger.take(asked, preferred=list(device_ids))
         except Refused as refusal:
             return {"refused": str(refusal)}
-        if lease.is_wish:
+        if lease.is_wish and again:
+            self._grant(lease)
+            await asyncio.gather(*(self._settle(slot) for slot in lease.claims))
+        elif lease.is_wish:
             self._changed(lease)
             granted = await asyncio.gather(
                 *(self._sync(slot, lease.lease_id, wait_s) for slot in lease.claims)
@@ -134,11 +143,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             if not all(granted):
                 self._expire_later(lease)
                 return {"refused": f"tasks of the Dask cluster have it on {lease.machine}"}
-            lease.is_wish = False
-            if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
-                timer.cancel()
-            self._changed(lease)
-            self._log("lease", lease)
+            self._grant(lease)
         return {"device_ids": lease.device_ids}
 
     async def release(self, lease_id: str) -> bool:
@@ -261,32 +266,8 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     def _machine(self, name: str, ledger: Ledger) -> dict[str, Any] | None:
         """What is said of a machine, by the ledger of it alone; None where no worker of it is ready."""
-        slots = ledger.of_machine(name)
-        if not slots:
-            return None
-        staying = [slot for slot in slots if not slot.is_leaving]
-        leases = [lease for lease in ledger.leases_on(name) if not lease.is_wish]
-        totals: dict[str, float] = {}
-        free: dict[str, float] = {}
-        for slot in staying or slots:
-            for what, amount in slot.resources.items():
-                totals[what] = totals.get(what, 0.0) + amount
-                left = amount - sum(lease.claims.get(slot.name, {}).get(what, 0.0) for lease in leases)
-                free[what] = free.get(what, 0.0) + max(0.0, min(slot.free.get(what, 0.0), left))
-        by_device = ledger.devices(name)
-        return {
-            "threads": sum(slot.threads for slot in staying or slots),
-            "memory_bytes": sum(slot.memory_bytes for slot in staying or slots),
-            "resources": totals,
-            "free": free,
-            "devices": [device for device, slot in by_device.items() if slot in (staying or slots)],
-            "shares": ledger.shares(name),
-            "cpus_promised": sum(lease.cpus for lease in leases),
-            "memory_promised_bytes": sum(lease.memory_bytes for lease in leases),
-            "leases": [lease.lease_id for lease in leases],
-            "is_draining": not staying,
-            "agent": self.agents.get(name, {}),
-        }
+        described = ledger.described(name)
+        return None if described is None else {**described, "agent": self.agents.get(name, {})}
 
     def _tell(self, machine: str) -> None:
         self.version += 1
@@ -294,6 +275,13 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         for changed in self._waiting:
             if not changed.done():
                 changed.set_result(None)
+
+    def _grant(self, lease: Held) -> None:
+        lease.is_wish = False
+        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
+            timer.cancel()
+        self._changed(lease)
+        self._log("lease", lease)
 
     def _changed(self, lease: Held) -> None:
         for slot in lease.claims:
