@@ -84,7 +84,7 @@ RAY = Manager(
     why_not=why_not,
     read=reading,
     bounds={"roost-cpu": 0.25, "roost-gpu": 0.30},
-    read_bound=("decode", 10.0),
+    read_bounds={"decode": 10.0},
 )
 
 if __name__ == "__main__":
