@@ -1,0 +1,64 @@
+"""Notebooks on the machines of a Dask cluster, by the name of a kernelspec alone: nbclient, Papermill, Dask within."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dask_map.ipynb"
+
+DASK_WITHIN = """
+import os
+from distributed import Client, get_worker
+
+with Client() as client:
+    squares = client.gather(client.map(lambda x: x * x, range(100)))
+    print(sum(squares), sum(client.nthreads().values()), client.scheduler.address)
+print(os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+
+pytestmark = [pytest.mark.dask_only("what Dask is within a kernel"), pytest.mark.tls_too]
+
+
+@pytest.fixture
+def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for notebooks; `roosted` is a kernelspec that asks for half of an A100."""
+    specs_of(config={"gpus": 0.5, "resources": {"A100": 0.5}})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_papermill_with_dask_within(on_half_an_a100: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DASK_WITHIN)])
+    notebook.metadata["kernelspec"] = {"name": "roosted", "display_name": "roosted", "language": "python"}
+    nbformat.write(notebook, on_half_an_a100 / "notebook.ipynb")
+    papermill.execute_notebook(
+        str(on_half_an_a100 / "notebook.ipynb"), str(on_half_an_a100 / "out.ipynb"), progress_bar=False
+    )
+    (cell,) = nbformat.read(on_half_an_a100 / "out.ipynb", as_version=4).cells
+    printed = "".join(output.text for output in cell.outputs if output.name == "stdout").split()
+    total, threads, address, device = printed
+    assert int(total) == sum(x * x for x in range(100))
+    assert int(threads) == 4 + 2 + 2
+    assert address == os.environ["DASK_SCHEDULER_ADDRESS"]
+    assert device in "0123"
+
+
+def test_the_example(on_half_an_a100: Path) -> None:
+    notebook = nbformat.read(EXAMPLE, as_version=4)
+    NotebookClient(notebook, timeout=100, kernel_name="roosted").execute()
+    said = "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.name == "stdout"
+    )
+    assert said.startswith(f"3 workers with 8 threads at {os.environ['DASK_SCHEDULER_ADDRESS']}\n")
+    assert "CUDA_VISIBLE_DEVICES of this kernel: " in said
+    assert said.count("tasks ran on") == 3
