@@ -41,7 +41,7 @@ from stops import STOPS, TOO_BIG, Stop
 HERE = Path(__file__).resolve().parent
 GPUS = 2
 IDLE_EXIT_S = 4  # more than a zygote takes to warm on a busy machine
-AGENT_IDLE_EXIT_S = 10
+AGENT_IDLE_EXIT_S = 6
 WARM_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 8.0
 POLL_S = 0.3
