@@ -220,7 +220,7 @@ class Report:
             axis.set_ylim(-0.6, len(names) - 0.2)
             axis.set_xlim(left=0)
             axis.set_xlabel(unit, fontsize=8)
-        figure.suptitle(f"{self.name} ({describe_machine()})", fontsize=9)
+        axes[0, 0].set_title(f"{self.name} ({describe_machine()})", fontsize=9)
         figure.tight_layout()
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
