@@ -216,13 +216,14 @@ class Ledger:
         for held in self.leases_on(to.machine):
             for name in [name for name in held.claims if name not in self.slots]:
                 claim = held.claims[name]
-                has_devices = GPU not in claim or set(to.devices) & set(held.device_ids)
+                of_it = held.share * len(set(to.devices) & set(held.device_ids))
+                of_it -= held.claims.get(to.name, {}).get(GPU, 0.0)
                 leased = self.leased(to.name)
                 fits = all(
                     to.resources.get(what, 0.0) - leased.get(what, 0.0) >= amount - _CRUMB
                     for what, amount in claim.items()
                 )
-                if has_devices and fits:
+                if fits and claim.get(GPU, 0.0) <= of_it + _CRUMB:
                     held.claims[to.name] = _sum([held.claims.pop(name), held.claims.get(to.name, {})])
                     moved.append(held.lease_id)
         return moved
