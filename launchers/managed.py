@@ -62,8 +62,12 @@ class Managed:
                 log.error("%s cannot be read: %s", self._file, problem)
 
     def watch(self, manager: Manager) -> None:
-        """Watch this daemon as well; a grace that runs because of those before is over."""
-        self._begin(manager)
+        """Watch this daemon as well; a grace that runs because of those before is over. Who `has_left` has ended."""
+        key = (manager.pid, manager.process_started_at)
+        if not manager.has_left:
+            self._begin(manager)
+        elif key in self._watches:
+            self._ended(key)
         managers = tuple(known for known, _ in self._watches.values())
         write_private_json(self._file, encode(_Known(managers=managers)))
 

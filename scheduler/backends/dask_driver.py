@@ -132,6 +132,8 @@ class DaskDriver(Driver[DaskNode]):
             try:
                 await asyncio.wait_for(self._client.register_plugin(plugin, name=dask_plugin.NAME), _CALL_S)
             except asyncio.TimeoutError:
+                if isinstance(plugin, dask_on_nanny.OnNanny):
+                    return  # Dask's scheduler waits until no nanny is starting; it knows the plugin already
                 raise BackendUnavailable("Dask's scheduler does not take roost's plugins in time") from None
             except OSError as problem:
                 raise BackendUnavailable(f"Dask's scheduler has gone: {in_short(problem)}") from problem

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from distributed import Scheduler
 from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import NannyPlugin
 
@@ -67,8 +68,10 @@ class Agents:
         """The server ends. If that is because its scheduler is gone, kernels stay, though another may be there now."""
         if await _scheduler_id(server) != self._cluster:
             await self.bring_up(server, is_gone=True)
+        elif Scheduler._instances and not _neighbours(server):
+            await self.bring_up(server, has_left=True)  # a LocalCluster was scaled down: its process stays
 
-    async def bring_up(self, server: Any, *, is_gone: bool = False) -> Answer:
+    async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
         """Its address and keys, and what kernels find in their `environment`."""
         machine, cluster = get_address_host(server.address), server.scheduler.address
         settings = {**self._settings, "address": socket.gethostbyname(machine)}
@@ -78,6 +81,7 @@ class Agents:
             "address": cluster.rpartition("://")[2],
             "grace_s": self._grace_s,
             "is_gone": is_gone,
+            "has_left": has_left,
         }
         try:
             answer = await asyncio.to_thread(
@@ -100,6 +104,15 @@ async def _scheduler_id(server: Any) -> str:
         return str((await asyncio.wait_for(server.scheduler.identity(), _GONE_S))["id"])
     except (OSError, asyncio.TimeoutError):
         return ""
+
+
+def _neighbours(server: Any) -> list[Any]:
+    """Others of its kind in this process that are on the same machine, and stay."""
+    machine = get_address_host(server.address)
+    others = [other for other in type(server)._instances if other is not server]
+    return [
+        one for one in others if one.status.name == "running" and get_address_host(one.address) == machine
+    ]
 
 
 def _environment(security: Any, cluster: str) -> dict[str, str]:

@@ -124,6 +124,19 @@ async def test_a_daemon_that_ends_because_its_manager_is_gone_says_so_though_ano
         assert await losses.next() == "the Ray cluster did not come back within 0.3 s"
 
 
+async def test_a_daemon_that_leaves_a_process_that_goes_on(
+    watching: Managed, losses: Losses, answering: str
+) -> None:
+    with daemon(answering) as (_, manager), daemon(answering) as (_, other):
+        watching.watch(manager)
+        watching.watch(other)
+        watching.watch(replace(manager, has_left=True))
+        watching.watch(replace(manager, has_left=True))
+        assert await losses.none_within(0.1)
+        watching.watch(replace(other, has_left=True))
+        assert "has left" in await losses.next()
+
+
 async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed, losses: Losses) -> None:
     with daemon(GONE, grace_s=0.3) as (process, manager):
         watching.watch(manager)
