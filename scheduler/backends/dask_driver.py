@@ -100,7 +100,7 @@ class DaskDriver(Driver[DaskNode]):
         """Have roost's plugins in the cluster, unless the same or newer ones are there."""
         import cloudpickle
 
-        from . import dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, node_side
+        from . import dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side
 
         try:
             there = await self._call("roost_hello", _CALL_S)
@@ -121,7 +121,7 @@ class DaskDriver(Driver[DaskNode]):
             grace_s=self._settings.manager_grace_s,
             python=self._settings.python,
         )
-        for module in (dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, node_side):
+        for module in (dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side):
             cloudpickle.register_pickle_by_value(module)
         for plugin in (
             dask_plugin.OnScheduler(VERSION),

@@ -14,7 +14,7 @@ from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import NannyPlugin
 
 from .dask_plugin import NAME
-from .node_side import Answer, agent_name, bring_up
+from .node_side import Answer, agent_name, bring_up, noted
 
 _GONE_S = 1.0
 """A scheduler that has not said who it is by then is gone."""
@@ -34,7 +34,10 @@ class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
         async def bring() -> Answer:
             return await self._agents.bring_up(nanny)
 
-        nanny.handlers["roost_bring_up"] = bring
+        async def noted(lease_ids: list[str]) -> list[str]:
+            return self._agents.noted(nanny, lease_ids)
+
+        nanny.handlers.update(roost_bring_up=bring, roost_noted=noted)
         self._coming = asyncio.get_running_loop().create_task(self._agents.come(nanny))
 
     async def teardown(self, nanny: Any) -> None:
@@ -70,6 +73,11 @@ class Agents:
             await self.bring_up(server, is_gone=True)
         elif Scheduler._instances and not _neighbours(server):
             await self.bring_up(server, has_left=True)  # a LocalCluster was scaled down: its process stays
+
+    def noted(self, server: Any, lease_ids: list[str]) -> list[str]:
+        """Those of the leases on its machine that the agent has noted."""
+        name = agent_name("dask", server.scheduler.address, get_address_host(server.address))
+        return noted(name, lease_ids, os.environ)
 
     async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
         """Its address and keys, and what kernels find in their `environment`."""

@@ -47,7 +47,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
         worker.handlers["roost_claims"] = self.claims
         if not worker.nanny:
-            worker.handlers["roost_bring_up"] = self.bring_up
+            worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.noted)
         while True:
             try:
                 answer = await asyncio.wait_for(
@@ -69,6 +69,9 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def bring_up(self) -> Answer:
         return await self._agents.bring_up(self.worker)
+
+    async def noted(self, lease_ids: list[str]) -> list[str]:
+        return self._agents.noted(self.worker, lease_ids)
 
     async def claims(
         self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0

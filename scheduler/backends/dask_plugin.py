@@ -21,6 +21,7 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from .dask_ledger import GPU, Held, Ledger, Refused, Slot
+from .dask_sweep import sweep
 from .node_side import Answer
 
 NAME = "roost"
@@ -55,7 +56,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.number = 0
         self._stamps: dict[str, int] = {}
         self._devices: dict[str, list[str]] = {}
-        self._nannies: dict[str, str] = {}
+        self.nannies: dict[str, str] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -79,6 +80,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             roost_free=self.on_free,
             roost_agent_up=self.on_agent_up,
         )
+        self._spawn(sweep(self))
 
     # What roost's schedulers ask
 
@@ -177,20 +179,24 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def agent(self, machine: str) -> Answer:
         """Have the agent of that machine be found, or started, by a nanny of it."""
-        there = (slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine)
-        known = (server for server, its in self._nannies.items() if its == machine)
-        for server in dict.fromkeys([*there, *known]):  # a nanny whose worker is being started again is one
+        for server in self.servers(machine):
             try:
                 answer: Answer | None = await asyncio.wait_for(
                     self.scheduler.rpc(server).roost_bring_up(), _BRING_UP_S
                 )
             except (OSError, asyncio.TimeoutError):
-                self._nannies.pop(server, None)
+                self.nannies.pop(server, None)
                 continue
             if answer is not None:  # else it has not been told of this plugin
                 await self.on_agent_up(machine, server, answer)
                 return self.agents[machine]
         return {"problem": "no nanny or worker of the Dask cluster that could start it is there now"}
+
+    def servers(self, machine: str) -> list[str]:
+        """Its nannies, and its workers without one; also a nanny whose worker is being started again."""
+        there = (slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine)
+        known = (server for server, its in self.nannies.items() if its == machine)
+        return list(dict.fromkeys([*there, *known]))
 
     # What workers and nannies say
 
@@ -208,7 +214,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         slot.is_ready = True
         self._show(slot)
         self._tell(slot.machine)
-        if slot.nanny not in self._nannies:
+        if slot.nanny not in self.nannies:
             asyncio.get_running_loop().call_later(_MISSED_S, self._check_nanny, slot.nanny)
         self.number += 1
         return {"claims": self.ledger.claims_of(slot.name), "number": self.number}
@@ -222,7 +228,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
         """Where the agent of a machine listens, or why there is none. `told` is another each time."""
-        self._nannies[server] = machine
+        self.nannies[server] = machine
         self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
         self._tell(machine)
 
@@ -309,7 +315,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         """Dask tells of plugins only those nannies whose workers are there at that moment."""
         plugin = self.scheduler.nanny_plugins.get(NAME)
         is_there = any(slot.nanny == nanny for slot in self.ledger.slots.values())
-        if nanny and nanny not in self._nannies and is_there and plugin is not None:
+        if nanny and nanny not in self.nannies and is_there and plugin is not None:
             self._spawn(self._tell_nanny(nanny, plugin))
 
     async def _tell_nanny(self, nanny: str, plugin: bytes) -> None:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ def agent_name(manager: str, cluster: str, node_id: str) -> str:
     """The folder of a node's agent, in the runtime folder there: the same when the cluster comes back."""
     digest = hashlib.sha256(f"{cluster} {node_id}".encode()).hexdigest()[:8]
     return f"agent-{manager}-{digest}"
+
+
+def noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """On the node: those of these leases that the agent of that folder has noted, as `launchers.ledger` does."""
+    import hashlib
+    import os
+
+    base = environment.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
+    folder = os.path.join(base, name, "leases")
+    files = {lease: f"{hashlib.sha256(lease.encode()).hexdigest()[:32]}.json" for lease in lease_ids}
+    return [lease for lease, file in files.items() if os.path.exists(os.path.join(folder, file))]
 
 
 @functools.cache
