@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Generic
+from typing import ClassVar, Generic
 
 from .base import Lease
 from .driver import N
@@ -20,7 +20,9 @@ class Claim:
 
 
 class Claims(ABC, Generic[N]):
-    """Raises `BackendUnavailable` wherever the manager does not answer."""
+    """Raises `BackendUnavailable` wherever the manager does not answer. `called`: what a claim is to its users."""
+
+    called: ClassVar[str]
 
     @abstractmethod
     async def take(self, lease: Lease, node: N) -> tuple[str, ...]:
@@ -36,6 +38,10 @@ class Claims(ABC, Generic[N]):
     @abstractmethod
     async def give_back(self, lease: Lease) -> None:
         """Give a claim back. May be repeated, also where there is none."""
+
+    def can_take_on(self, node: N) -> bool:
+        """Whether the manager gives anything there yet, to those that take again either."""
+        return True
 
     async def settled(self, lease: Lease) -> None:
         """Wait until no answer of the manager's is under way that would claim this."""

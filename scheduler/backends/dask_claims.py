@@ -20,6 +20,8 @@ _WAIT_S = 0.3
 
 
 class DaskClaims(Claims[DaskNode]):
+    called = "lease in Dask's scheduler"
+
     def __init__(self, dask: DaskDriver) -> None:
         self._dask = dask
 

@@ -202,12 +202,7 @@ class ManagedBackend(Backend, Generic[N]):
         for bare in claims.values():
             if bare.id not in found:
                 found[bare.id] = self._picture.leases.get(bare.id, bare) if bare.node_id else bare
-        if not self._driver.away:
-            found = {
-                name: lease
-                for name, lease in found.items()
-                if name in claims or lease.node_id in self._expected
-            }
+        found = {name: lease for name, lease in found.items() if name in claims or lease.node_id in others}
         self.silent = frozenset(silent & others)  # of all other nodes the claims tell
         taken_meanwhile = {name: lease for name, lease in self._picture.leases.items() if name not in before}
         on_nodes = {name: lease for name, lease in found.items() if lease.node_id}
@@ -310,9 +305,7 @@ class ManagedBackend(Backend, Generic[N]):
                 await self._claims.give_back(lease)  # it would wait for a node, an autoscaler's too
                 self._lost(lease.id, f"its node {lease.node_id} has left the {self._driver.manager} cluster")
             elif not await self._claims.find(lease):
-                self._lost(
-                    lease.id, f"{self._driver.manager} does not hold it any more: it was removed there"
-                )
+                self._lost(lease.id, f"its {self._claims.called} was removed")
 
     def _expect(self, node_id: str) -> None:
         self._expected.setdefault(node_id, time.monotonic() + self._options.manager_grace_s)
@@ -328,6 +321,7 @@ class ManagedBackend(Backend, Generic[N]):
             node_ids, await asyncio.gather(*map(self._hosts.held_on, node_ids)), strict=True
         ):
             node = self._driver.nodes.get(node_id)
+            node = None if node is None or not self._claims.can_take_on(node) else node
             if held is None or (held and node is None):
                 self._expect(node_id)
             else:

@@ -33,6 +33,8 @@ HasRoom = Callable[[str, Request, int], bool]
 class RayClaims(Claims[RayNode]):
     """`hosts`: the nodes of which an agent is known. Where no raylet is, it may know more than Ray."""
 
+    called = "placement group"
+
     def __init__(self, ray: RayDriver, has_room: HasRoom, hosts: Iterable[str]) -> None:
         self._ray = ray
         self._has_room = has_room
@@ -44,6 +46,9 @@ class RayClaims(Claims[RayNode]):
 
     async def take(self, lease: Lease, node: RayNode) -> tuple[str, ...]:
         return await self._take(lease, _name(lease), node)
+
+    def can_take_on(self, node: RayNode) -> bool:
+        return not node.is_held_up
 
     async def settled(self, lease: Lease) -> None:
         if (name := _name(lease)) in self._asked:
