@@ -1,0 +1,271 @@
+"""roost's plugins in Dask's own scheduler and workers, in this process: what they use of these that is not public.
+
+Each test says by its failure that a version of Dask has changed such a thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+dask = pytest.importorskip("dask", reason="Dask is not installed: pip install 'roost[dask]'")
+distributed = pytest.importorskip("distributed")
+
+from roost.scheduler.backends import dask_on_worker, dask_plugin  # noqa: E402 - they import distributed
+
+DEADLINE_S = 20.0
+MANY = {"GPU": 2, "licence": 1}
+
+gates: dict[str, threading.Event] = {}
+
+
+def hold(name: str) -> str:
+    """A task that is there until its gate is opened; where it ran."""
+    gates.setdefault(name, threading.Event()).wait(DEADLINE_S)
+    return str(distributed.get_worker().address)
+
+
+class NoAgents:
+    """No agent is brought up by these workers."""
+
+    async def come(self, server: Any) -> None:
+        pass
+
+    async def end(self, server: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A scheduler and workers of one machine each, with roost's plugins; all are of this event loop."""
+
+    scheduler: Any
+    workers: list[Any]
+    client: Any
+
+    @property
+    def plugin(self) -> dask_plugin.OnScheduler:
+        return self.scheduler.plugins[dask_plugin.NAME]
+
+    async def lease(self, lease_id: str = "a", worker: int = 0, **changes: Any) -> dict[str, Any]:
+        """What roost's scheduler is answered."""
+        held = {
+            "lease_id": lease_id,
+            "kernel_id": "k",
+            "user": "ada",
+            "machine": self.scheduler.workers[self.workers[worker].address].host,
+            "cpus": 0,
+            "memory_bytes": 0,
+            "gpus": 0,
+            "resources": {},
+        }
+        answer = await self.client.scheduler.roost_lease(
+            held={**held, **changes}, device_ids=[], again=False, wait_s=0.2
+        )
+        return {name: list(said) if name == "device_ids" else said for name, said in answer.items()}
+
+    async def release(self, lease_id: str = "a") -> None:
+        await self.client.scheduler.roost_release(lease_id=lease_id)
+
+    def submit(self, name: str, **resources: float) -> Any:
+        return self.client.submit(hold, name, key=name, resources=resources)
+
+    def left(self) -> tuple[dict[str, float], dict[str, float]]:
+        """For tasks: by the first worker's own state, and by what Dask's scheduler believes."""
+        address = self.workers[0].address
+        known = dict(self.scheduler.workers[address].resources)
+        assert known == {name: of[address] for name, of in self.scheduler.resources.items() if address in of}
+        return dict(self.workers[0].state.available_resources), known
+
+
+@asynccontextmanager
+async def started(*resources: dict[str, float], **options: Any) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        scheduler = await stack.enter_async_context(
+            distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0", **options)
+        )
+        workers = [
+            await stack.enter_async_context(worker(scheduler, f"127.0.0.{3 + number}", amounts))
+            for number, amounts in enumerate(resources)
+        ]
+        client = await stack.enter_async_context(
+            distributed.Client(scheduler.address, asynchronous=True, set_as_default=False)
+        )
+        cluster = Cluster(scheduler=scheduler, workers=workers, client=client)
+        await install(cluster)
+        stack.callback(lambda: [gate.set() for gate in gates.values()])
+        yield cluster
+
+
+def worker(scheduler: Any, host: str, resources: dict[str, float]) -> Any:
+    return distributed.Worker(scheduler.address, host=host, nthreads=4, resources=resources, dashboard=False)
+
+
+async def install(cluster: Cluster, **attributes: Any) -> None:
+    for plugin in (dask_plugin.OnScheduler("1.0"), dask_on_worker.OnWorker(NoAgents())):  # type: ignore[arg-type]
+        plugin.__dict__.update(attributes)
+        await cluster.client.register_plugin(plugin, name=dask_plugin.NAME)
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path) -> Iterator[None]:
+    gates.clear()
+    with dask.config.set({"temporary-directory": str(tmp_path), "distributed.worker.memory.limit": 0}):
+        yield
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Dask tells nobody of what happens in it."""
+
+    async def look() -> None:
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(look(), DEADLINE_S)
+
+
+async def test_a_lease_is_taken_out_of_what_tasks_may_have_and_given_back() -> None:
+    async with started(MANY) as cluster:
+        assert await cluster.lease(gpus=0.5, resources={"licence": 1}) == {"device_ids": ["0"]}
+        assert cluster.left() == ({"GPU": 1.5, "licence": 0}, {"GPU": 1.5, "licence": 0})
+        assert cluster.workers[0].state.total_resources == MANY
+        assert "refused" in await cluster.lease("b", resources={"licence": 0.1})
+        (told,) = await cluster.client.scheduler.roost_leases()
+        assert (told["lease_id"], *told["device_ids"], told["machine"]) == ("a", "0", "127.0.0.3")
+        await cluster.release()
+        assert cluster.left() == (MANY, MANY)
+
+
+async def test_a_task_waits_for_what_a_kernel_has_and_is_told_when_it_is_free() -> None:
+    """`bulk_schedule_unrunnable_after_adding_worker`: where nobody had room, the scheduler keeps the task."""
+    async with started(MANY) as cluster:
+        await cluster.lease(resources={"licence": 1})
+        task = cluster.submit("x", licence=1)
+        await until(
+            lambda: "x" in cluster.scheduler.tasks and cluster.scheduler.tasks["x"].state == "no-worker"
+        )
+        gates["x"] = threading.Event()
+        gates["x"].set()
+        await cluster.release()
+        assert await asyncio.wait_for(task, DEADLINE_S) == cluster.workers[0].address
+
+
+async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_given_back() -> None:
+    """`UnpauseEvent`, which has a worker look at what waits: no task ends here."""
+    async with started(MANY) as cluster:
+        running = cluster.submit("running", GPU=1)
+        await until(lambda: "running" in gates)
+        await cluster.lease(gpus=1)
+        queued = cluster.submit("queued", GPU=1)
+        await until(lambda: len(cluster.workers[0].state.constrained) == 1)
+        await cluster.release()
+        await until(lambda: "queued" in gates)
+        assert not running.done()
+        for gate in gates.values():
+            gate.set()
+        await asyncio.wait_for(asyncio.gather(running, queued), DEADLINE_S)
+        assert cluster.left() == (MANY, MANY)
+
+
+async def test_a_kernel_is_ahead_of_tasks_and_these_run_where_there_is_room() -> None:
+    """`CancelComputeEvent` and the operation `reschedule`: what cannot run behind a kernel is handed back."""
+    async with started(MANY, {}) as cluster:
+        running = cluster.submit("running", licence=1)
+        await until(lambda: "running" in gates)
+        queued = cluster.submit("queued", licence=1)
+        await until(lambda: len(cluster.workers[0].state.constrained) == 1)
+        assert (
+            "tasks of the Dask cluster have it" in (await cluster.lease(resources={"licence": 1}))["refused"]
+        )
+        await until(lambda: not cluster.workers[0].state.constrained)
+        assert cluster.scheduler.tasks["queued"].state == "no-worker"
+        async with worker(cluster.scheduler, "127.0.0.9", {"licence": 1}) as late:
+            await until(lambda: "queued" in gates)
+            gates["queued"].set()
+            assert await asyncio.wait_for(queued, DEADLINE_S) == late.address
+            gates["running"].set()
+            await asyncio.wait_for(running, DEADLINE_S)
+            assert await cluster.lease(resources={"licence": 1}) == {"device_ids": []}
+            assert cluster.left()[0]["licence"] == 0
+
+
+async def test_a_cluster_with_kernels_is_not_idle() -> None:
+    """`idle_timeout` and `idle_since`."""
+    async with started(MANY, idle_timeout="1 hour") as cluster:
+        assert cluster.scheduler.idle_timeout == 3600
+        await cluster.lease(cpus=1)
+        assert cluster.scheduler.idle_timeout is None
+        await cluster.release()
+        assert cluster.scheduler.idle_timeout == 3600
+        assert cluster.scheduler.idle_since is None
+
+
+async def test_adaptive_scaling_spares_machines_with_kernels() -> None:
+    """`valid_workers_downscaling`."""
+    async with started(MANY, MANY) as cluster:
+        assert len(cluster.scheduler.workers_to_close(n=2)) == 2
+        await cluster.lease(cpus=1, worker=1)
+        assert cluster.scheduler.workers_to_close(n=2) == [cluster.workers[0].address]
+
+
+async def test_a_worker_that_is_retired_drains() -> None:
+    """The event `worker-status-change`."""
+    async with started(MANY, MANY) as cluster:
+        leaving = cluster.workers[0].address
+        await cluster.client.retire_workers([leaving], close_workers=False, remove=False)
+        await until(lambda: any(slot.is_leaving for slot in cluster.plugin.ledger.slots.values()))
+        (slot,) = [slot for slot in cluster.plugin.ledger.slots.values() if slot.is_leaving]
+        assert slot.worker == leaving
+
+
+async def test_what_workers_have_left_is_told() -> None:
+    async with started(MANY) as cluster:
+        task = cluster.submit("x", GPU=1)
+        await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 1)
+        gates["x"].set()
+        await asyncio.wait_for(task, DEADLINE_S)
+        await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 2)
+        said = await cluster.client.scheduler.roost_nodes(since=-1, incarnation="", wait_s=0.0)
+        assert said["machines"]["127.0.0.3"]["resources"] == MANY
+        assert (await cluster.client.scheduler.roost_metrics())["127.0.0.3"].keys() == {
+            "cpus",
+            "memory_bytes",
+        }
+
+
+async def test_the_plugins_of_another_version_go_on_with_what_is_held() -> None:
+    async with started(MANY) as cluster:
+        await cluster.lease(gpus=1, resources={"licence": 1})
+        before = cluster.plugin
+        with pytest.warns(UserWarning, match="overwriting"):
+            await install(cluster, idempotent=False)
+        assert cluster.plugin is not before
+        assert set(cluster.plugin.ledger.leases) == {"a"}
+        assert cluster.left() == ({"GPU": 1, "licence": 0}, {"GPU": 1, "licence": 0})
+        await cluster.release()
+        assert cluster.left() == (MANY, MANY)
+
+
+async def test_a_worker_that_comes_back_holds_back_before_its_first_task() -> None:
+    async with started() as cluster:
+        async with worker(cluster.scheduler, "127.0.0.3", MANY) as first:
+            cluster.workers.append(first)
+            assert await cluster.lease(gpus=1) == {"device_ids": ["0"]}
+        async with worker(cluster.scheduler, "127.0.0.3", MANY) as second:
+            cluster.workers[0] = second
+            assert cluster.left() == ({"GPU": 1, "licence": 1}, {"GPU": 1, "licence": 1})
+        await cluster.release()
+
+
+async def test_what_only_nannies_use_is_there() -> None:
+    """The operation `plugin_add` of theirs, and where the scheduler keeps their plugins: the rest needs processes."""
+    async with started() as cluster:
+        assert cluster.scheduler.nanny_plugins == {}
+    assert callable(distributed.Nanny.plugin_add)
