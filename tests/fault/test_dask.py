@@ -1,0 +1,335 @@
+"""kill -9 of each part under kernels on a real Dask cluster: what lives, what ends, who is told, what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dask_books
+import psutil
+import pytest
+from cluster_folder import answers, wait_until
+from dask_books import hold, most_at_once, sweep, whole
+from dask_machines import DaskMachines, Machine, why_not
+from distributed import Client as DaskClient
+from leftovers import VARIABLE
+from managers import kernelspecs
+from notebook import Notebook
+from world import daemon_pids, kill, settle, wait_gone
+
+from roost.scheduler.client import Client, connect, disconnect
+from roost.scheduler.errors import RoostError
+from roost.scheduler.values import Kernel, KernelRequest
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+GRACE_S = 40.0
+PAIR = Machine(cpus=2, gpus=2)
+SPLIT = Machine(cpus=2, gpus=2, is_split=True)
+
+
+class World:
+    """A cluster, its operator (`dask`, a client), and notebooks on it."""
+
+    def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
+        self.home = home
+        self.cluster = cluster
+        self.dask: DaskClient
+        self.opened: list[Notebook] = []
+        self._folder = folder
+
+    async def open(self, **config: object) -> Notebook:
+        """A notebook on a kernel that asks for that; `mine` is 42 in it."""
+        config = {"backend": "dask", **config}
+        notebook = Notebook("roosted")
+        notebook.manager.kernel_spec_manager = kernelspecs(
+            self._folder / str(len(self.opened)), config=config
+        )
+        await notebook.open()
+        self.opened.append(notebook)
+        await notebook.run("import os, time; mine = 42")
+        return notebook
+
+    async def lives(self, *notebooks: Notebook) -> None:
+        """They have their variables, are said to run, and all books agree that they alone hold anything."""
+        for notebook in notebooks:
+            assert await notebook.value("mine") == "42"
+        kernels = [await kernel_of(notebook) for notebook in notebooks]
+        assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
+        said = await whole(self.dask, self.home / "node", [kernel.lease_id for kernel in kernels])
+        for kernel in kernels:
+            machine, device_ids, _ = said["leases"][kernel.lease_id]
+            assert (machine, device_ids) == (kernel.node_id, list(kernel.device_ids))
+
+    async def ended(self, notebook: Notebook, within_s: float) -> str:
+        """Wait until the kernel's owner is told of its end, and the process is gone; why it ended."""
+        pid = notebook.pid
+        deadline = time.monotonic() + within_s
+        await asyncio.wait_for(notebook.manager.provisioner.wait(), within_s)
+        assert wait_gone(pid, deadline - time.monotonic())
+        while True:
+            kernel = await kernel_of(notebook)
+            if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
+                return kernel.reason
+            await asyncio.sleep(0.05)
+
+    def agents(self) -> list[psutil.Process]:
+        return [one for one in self.cluster.processes() if "roost.launchers.agent" in one.cmdline()]
+
+    async def join(self) -> None:
+        """Be its operator, as `leave` has ended that."""
+        self.dask = await DaskClient(self.cluster.address, asynchronous=True, set_as_default=False)
+
+    async def leave(self) -> None:
+        """Be no client of a Dask that ends."""
+        await self.dask.close()
+
+    async def refusal(self, within_s: float = 5, **asked: Any) -> str:
+        """Wait until the service sees that what is asked for has no room; why."""
+        deadline = time.monotonic() + within_s
+        while (decision := await service().explain(KernelRequest(**asked)))["placement"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        assert not decision["is_never"]
+        return f"{decision['reason']} {decision['refusals']}"
+
+    async def has_room(self, **asked: Any) -> None:
+        """Wait until the service sees room for it."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                if (await service().explain(KernelRequest(**asked)))["placement"]:
+                    return
+                problem = "there is no room"
+            except RoostError as error:
+                problem = str(error)
+            assert time.monotonic() < deadline, problem
+            await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def begin(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Any]]:
+    """Starts the cluster of a test, whose kernels wait for it for `grace_s`; at the end nothing is left in it."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        worlds: list[World] = []
+
+        async def start(*machines: Machine, grace_s: float = GRACE_S, **environment: str) -> World:
+            (tmp_path / "jupyter_roost_config.json").write_text(
+                json.dumps({"RoostDaskBackend": {"manager_grace_s": grace_s}})
+            )
+            monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+            environment |= {
+                VARIABLE: f"{runtime_dir}/node",
+                "PYTHONPATH": os.path.dirname(dask_books.__file__),
+            }
+            cluster = stack.enter_context(DaskMachines(*machines, environment=environment))
+            monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.address)
+            world = World(runtime_dir, tmp_path, cluster)
+            await world.join()
+            worlds.append(world)
+            return world
+
+        yield start
+        for world in worlds:
+            for notebook in world.opened:
+                await notebook.close()
+            assert await service().kernels() == []
+            if world.dask.status == "running" and world.dask.scheduler_info()["workers"]:
+                await whole(world.dask, world.home / "node", [])
+            await world.dask.close()
+        disconnect()
+        settle(runtime_dir)
+
+
+def service() -> Client:
+    return connect("dask")
+
+
+async def kernel_of(notebook: Notebook) -> Kernel:
+    return await service().kernel(notebook.manager.kernel_id)
+
+
+Begin = Callable[..., Any]
+
+
+async def test_the_service(begin: Begin) -> None:
+    world = await begin(PAIR)
+    notebook = await world.open(gpus=0.5)
+    before = await kernel_of(notebook)
+    kill(*daemon_pids(world.home, "scheduler"))
+    await world.lives(notebook)
+    after = await kernel_of(notebook)
+    assert (after.lease_id, after.node_id, after.device_ids) == (
+        before.lease_id,
+        before.node_id,
+        before.device_ids,
+    )
+    notebook.client.execute("time.sleep(60)", stop_on_error=False)
+    await asyncio.sleep(0.2)
+    await notebook.manager.interrupt_kernel()
+    await world.lives(notebook)
+
+
+async def test_a_worker_under_a_stream_of_tasks(begin: Begin) -> None:
+    world = await begin(PAIR)
+    (host,) = world.cluster.hosts
+    notebook = await world.open(gpus=1)
+    tasks = world.dask.map(hold, range(40), resources={"GPU": 1}, retries=5)
+    for _ in range(2):
+        await asyncio.sleep(1)
+        await asyncio.to_thread(world.cluster.kill_worker, host.address)
+    ran = await asyncio.wait_for(world.dask.gather(tasks), 60)
+    assert most_at_once(ran) == 1, "a task had the kernel's GPU"
+    await world.lives(notebook)
+
+
+async def test_all_workers_started_anew(begin: Begin) -> None:
+    """`client.restart()` forgets all tasks, and the workers come again: with tasks that wait for them already."""
+    world = await begin(SPLIT)
+    notebook = await world.open(gpus=1)
+    for _ in range(2):
+        await world.dask.restart(wait_for_workers=False)
+        tasks = world.dask.map(hold, range(10), resources={"GPU": 1}, pure=False)
+        ran = await asyncio.wait_for(world.dask.gather(tasks), 60)
+        assert most_at_once(ran) == 1, "a task had the kernel's GPU"
+        del tasks
+        await world.lives(notebook)
+
+
+async def test_nannies(begin: Begin) -> None:
+    """One of two, that of the kernel's device; then the other."""
+    world = await begin(SPLIT, Machine(cpus=1))
+    split = world.cluster.hosts[0].address
+    notebook = await world.open(gpus=1)
+    other = await world.open(cpus=0.5, gpus=1)
+    (device,) = (await kernel_of(notebook)).device_ids
+    await asyncio.to_thread(world.cluster.kill_nanny, split, int(device))
+    await asyncio.sleep(3)
+    assert await notebook.value("mine") == "42"
+    await world.lives(notebook, other)
+    await other.close()
+    await asyncio.to_thread(world.cluster.kill_nanny, split, 1 - int(device))
+    assert "its node has left the Dask cluster" in await world.ended(notebook, 10)
+
+
+@pytest.mark.fault_long
+async def test_a_worker_without_a_nanny(begin: Begin) -> None:
+    world = await begin(Machine(cpus=2, has_nanny=False), Machine(cpus=1))
+    alone = world.cluster.hosts[0].address
+    notebook = await world.open(cpus=2)
+    await world.lives(notebook)
+    await asyncio.to_thread(world.cluster.kill_worker, alone)
+    assert "its node has left the Dask cluster" in await world.ended(notebook, 10)
+
+
+async def test_the_agent(begin: Begin) -> None:
+    world = await begin(PAIR)
+    notebook = await world.open(gpus=0.5)
+    (agent,) = world.agents()
+    kill(agent.pid)
+    others = await asyncio.gather(*(world.open(gpus=0.25) for _ in range(2)))  # at once: none may fail for it
+    await world.lives(notebook, *others)
+    await notebook.restart()
+    assert (await notebook.run("mine"))["ename"] == "NameError"
+
+
+@pytest.mark.parametrize("away_s", [0.0, pytest.param(20.0, marks=pytest.mark.fault_long)])
+async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
+    """It is gone, and back at its address; the nannies have ended, and come again one after the other."""
+    world = await begin(PAIR, SPLIT)
+    notebooks = [await world.open(gpus=gpus) for gpus in (2, 1, 0.5)]
+    await world.leave()
+    world.cluster.kill_scheduler()
+    gone_at = time.monotonic()
+    for notebook in notebooks:
+        assert await notebook.value("mine") == "42"
+    await asyncio.sleep(gone_at + away_s - time.monotonic())
+    await asyncio.to_thread(world.cluster.start_scheduler_again)
+    await world.join()
+    early = world.dask.map(
+        time.sleep, [3 + away_s / 4] * 4, resources={"GPU": 1}, pure=False
+    )  # for all that there is
+    for number, host in enumerate(world.cluster.hosts):
+        await asyncio.sleep(number * (1 + away_s / 8))
+        await asyncio.to_thread(world.cluster.start_machine_again, host.address)
+    await world.has_room(cpus=1)
+    await world.dask.cancel(early)
+    await world.lives(*notebooks)
+    done = await notebooks[0].run(
+        "from distributed import Client\nassert Client().submit(int, '7').result() == 7"
+    )
+    assert done["status"] == "ok", done
+    await (await world.open(cpus=0.5)).close()
+
+
+@pytest.mark.parametrize("how", ["shutdown", pytest.param("kill -9", marks=pytest.mark.fault_long)])
+async def test_a_dask_that_does_not_come_back(begin: Begin, how: str) -> None:
+    world = await begin(PAIR, grace_s=3)
+    notebook = await world.open(gpus=1)
+    await world.lives(notebook)
+    if how == "shutdown":
+        await world.dask.shutdown()
+    else:
+        await world.leave()
+        world.cluster.kill_scheduler()
+    gone_at = time.monotonic()
+    assert "the Dask cluster did not come back within 3 s" in await world.ended(notebook, 15)
+    assert time.monotonic() - gone_at > 3
+
+
+@pytest.mark.parametrize("how", ["retired", pytest.param("lifetime", marks=pytest.mark.fault_long)])
+async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
+    """By its operator: nothing new comes, and its kernels end with it."""
+    options = ("--lifetime", "12 seconds") if how == "lifetime" else ()
+    world = await begin(Machine(cpus=2, resources={"mine": 4}, options=options), Machine(cpus=1))
+    host = world.cluster.hosts[0]
+    notebook = await world.open(resources={"mine": 1})
+    await world.lives(notebook)
+    data = world.dask.submit(
+        str, 7, workers=[host.address]
+    )  # Dask takes it elsewhere first, for which it needs 2 s
+    await data
+    if how == "retired":
+        retiring = asyncio.create_task(world.dask.retire_workers(names=[host.address]))
+    why = await world.refusal(resources={"mine": 1}, within_s=14)
+    assert "Dask is retiring its workers" in why
+    assert await notebook.value("mine") == "42"
+    assert "its node has left the Dask cluster" in await world.ended(notebook, 10)
+    if how == "retired":
+        await retiring
+    assert await data == "7"
+
+
+@pytest.mark.fault_long
+async def test_a_dask_that_leaves_when_it_is_idle(begin: Begin) -> None:
+    world = await begin(Machine(cpus=2), DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT="4s")
+    notebook = await world.open(cpus=1)
+    await asyncio.sleep(9)
+    await world.lives(notebook)
+    await notebook.close()
+    wait_until(lambda: not answers(world.cluster.address.partition("://")[2]), "it stays")
+
+
+async def test_who_dies_with_a_lease_that_no_agent_has_noted(begin: Begin) -> None:
+    """And never comes back: that lease is given up, and those of kernels are not."""
+    world = await begin(PAIR)
+    notebook = await world.open(gpus=1)
+    (host,) = world.cluster.hosts
+    held = {"lease_id": "x", "kernel_id": "k", "user": "eve", "machine": host.address}
+    held |= {"cpus": 0, "memory_bytes": 0, "gpus": 1, "resources": {}}
+    taken = await world.dask.scheduler.roost_lease(held=held, device_ids=[], again=False, wait_s=1)
+    assert len(taken["device_ids"]) == 1
+    assert "0 free" in await world.refusal(gpus=1)
+    await world.dask.run_on_scheduler(sweep)
+    await world.lives(notebook)
+    await world.has_room(gpus=1)

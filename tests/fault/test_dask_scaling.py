@@ -1,0 +1,159 @@
+"""A Dask cluster that shrinks: a kernel keeps its machine from adaptive scaling, and ends with one that goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask_machines import why_not
+from leftovers import VARIABLE, end
+from managers import kernelspecs
+from notebook import Notebook
+from world import settle, wait_gone
+
+from roost.scheduler.client import connect, disconnect
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+
+CLUSTER = """
+import asyncio, json, sys
+from distributed import Nanny, Scheduler, SpecCluster
+
+class Machines(SpecCluster):
+    "As LocalCluster, scheduler and nannies in one process; but each worker is on a machine of its own"
+    def new_worker_spec(self):
+        ((name, spec),) = super().new_worker_spec().items()
+        return {name: {**spec, "options": {**spec["options"], "host": f"{sys.argv[1]}.{3 + name}"}}}
+
+async def main():
+    scheduler = dict(host=f"{sys.argv[1]}.2", dashboard=False, dashboard_address=":0")
+    worker = {"cls": Nanny, "options": dict(nthreads=2, memory_limit="1GiB", dashboard=False)}
+    scheduler = {"cls": Scheduler, "options": scheduler}
+    async with Machines(scheduler=scheduler, worker=worker, asynchronous=True) as cluster:
+        loop = asyncio.get_running_loop()
+        print(cluster.scheduler_address, flush=True)
+        while line := (await loop.run_in_executor(None, sys.stdin.readline)).split():
+            if line[0] == "scale":
+                cluster.scale(int(line[1]))
+                await cluster
+            elif line[0] == "adapt":
+                cluster.adapt(minimum=0, maximum=3, interval="200ms", wait_count=2)
+            print(json.dumps([worker.host for worker in cluster.scheduler.workers.values()]), flush=True)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+class Cluster:
+    """Told what to do line by line; `machines` after each."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.address = self._read()
+
+    def tell(self, line: str) -> list[str]:
+        """The machines on which workers are, once that is done."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        machines: list[str] = json.loads(self._read())
+        return machines
+
+    async def until(self, machines: list[str], within_s: float) -> None:
+        """Wait until workers are on just these machines."""
+        deadline = time.monotonic() + within_s
+        while (there := self.tell("look")) != machines:
+            assert time.monotonic() < deadline, there
+            await asyncio.sleep(0.1)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture
+def cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three machines of two threads each."""
+    if reason := why_not():
+        pytest.skip(reason)
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "cluster.py"), f"127.0.{random.randint(1, 254)}"],
+        env={**os.environ, VARIABLE: f"{runtime_dir}/node"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        try:
+            started = Cluster(process)
+            monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", started.address)
+            assert len(started.tell("scale 3")) == 3
+            yield started
+            disconnect()
+            settle(runtime_dir)
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            end(f"{runtime_dir}/node")  # agents too
+
+
+@pytest.fixture
+async def opens(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
+    """Opens a notebook on a kernel; at the end none is left."""
+    opened: list[Notebook] = []
+
+    async def one() -> Notebook:
+        notebook = Notebook("roosted")
+        notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, config={"backend": "dask", "cpus": 1})
+        await notebook.open()
+        opened.append(notebook)
+        await notebook.run("mine = 42")
+        return notebook
+
+    yield one
+    for notebook in opened:
+        await notebook.close()
+    assert await connect("dask").kernels() == []
+
+
+async def test_adaptive_scaling_spares_a_machine_until_its_kernel_has_ended(
+    cluster: Cluster, opens: Callable[[], Any]
+) -> None:
+    notebook = await opens()
+    kernel = await connect("dask").kernel(notebook.manager.kernel_id)
+    cluster.tell("adapt")
+    await cluster.until([kernel.node_id], 10)
+    await asyncio.sleep(2)
+    assert cluster.tell("look") == [kernel.node_id]
+    assert await notebook.value("mine") == "42"
+    await notebook.close()
+    await cluster.until([], 10)
+
+
+@pytest.mark.fault_long
+async def test_a_cluster_that_is_scaled_down_by_hand(cluster: Cluster, opens: Callable[[], Any]) -> None:
+    notebook = await opens()
+    pid = notebook.pid
+    cluster.tell("scale 0")
+    await asyncio.wait_for(notebook.manager.provisioner.wait(), 10)
+    assert wait_gone(pid, 5)
+    reason = (await connect("dask").kernel(notebook.manager.kernel_id)).reason
+    assert "its node has left the Dask cluster" in reason
+    assert await connect("dask").nodes() == []
+    cluster.tell("scale 1")
+    assert await (await opens()).value("mine") == "42"
