@@ -125,6 +125,10 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         `again`: a kernel that lives has it, on these devices, whatever tasks may have of it now; else it prefers them.
         """
         asked = Held(**{**held, "resources": dict(held["resources"])})
+        before = self.ledger.leases.get(asked.lease_id)
+        if before is not None and before.machine != asked.machine:  # a wish; there is room elsewhere now
+            for slot in self._drop(before):
+                self._spawn(self._settle(slot))
         try:
             if again:
                 lease = self.ledger.take_again(asked, device_ids=list(device_ids))
@@ -150,13 +154,9 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def release(self, lease_id: str) -> bool:
         """Give a lease back. May be repeated, also where there is none."""
-        lease = self.ledger.leases.pop(lease_id, None)
-        if (timer := self._expiry.pop(lease_id, None)) is not None:
-            timer.cancel()
+        lease = self.ledger.leases.get(lease_id)
         if lease is not None:
-            self._changed(lease)
-            self._log("release", lease)
-            await asyncio.gather(*(self._settle(slot) for slot in lease.claims))
+            await asyncio.gather(*(self._settle(slot) for slot in self._drop(lease)))
         return True
 
     async def leases(self) -> list[dict[str, Any]]:
@@ -288,6 +288,15 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             timer.cancel()
         self._changed(lease)
         self._log("lease", lease)
+
+    def _drop(self, lease: Held) -> list[str]:
+        """Forget it; the slots whose workers are to be told."""
+        del self.ledger.leases[lease.lease_id]
+        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
+            timer.cancel()
+        self._changed(lease)
+        self._log("release", lease)
+        return list(lease.claims)
 
     def _changed(self, lease: Held) -> None:
         for slot in lease.claims:

@@ -54,8 +54,15 @@ class Cluster:
     def plugin(self) -> dask_plugin.OnScheduler:
         return self.scheduler.plugins[dask_plugin.NAME]
 
-    async def lease(self, lease_id: str = "a", worker: int = 0, **changes: Any) -> dict[str, Any]:
-        """What roost's scheduler is answered."""
+    async def lease(
+        self,
+        lease_id: str = "a",
+        worker: int = 0,
+        on: tuple[str, ...] = (),
+        again: bool = False,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        """What roost's scheduler is answered; `on` are devices."""
         held = {
             "lease_id": lease_id,
             "kernel_id": "k",
@@ -67,7 +74,7 @@ class Cluster:
             "resources": {},
         }
         answer = await self.client.scheduler.roost_lease(
-            held={**held, **changes}, device_ids=[], again=False, wait_s=0.2
+            held={**held, **changes}, device_ids=list(on), again=again, wait_s=0.2
         )
         return {name: list(said) if name == "device_ids" else said for name, said in answer.items()}
 
@@ -196,6 +203,36 @@ async def test_a_kernel_is_ahead_of_tasks_and_these_run_where_there_is_room() ->
             assert cluster.left()[0]["licence"] == 0
 
 
+async def test_a_wish_is_given_up_when_there_is_room_elsewhere() -> None:
+    async with started(MANY, MANY) as cluster:
+        running = cluster.client.submit(
+            hold, "running", resources={"licence": 1}, workers=[cluster.workers[0].address]
+        )
+        await until(lambda: "running" in gates)
+        assert "refused" in await cluster.lease(gpus=2, resources={"licence": 1})
+        assert cluster.left()[0]["GPU"] == 0
+        assert "refused" not in await cluster.lease(gpus=2, resources={"licence": 1}, worker=1)
+        await until(lambda: cluster.left() == ({"GPU": 2, "licence": 0}, MANY))
+        gates["running"].set()
+        await asyncio.wait_for(running, DEADLINE_S)
+
+
+async def test_a_task_that_was_sent_before_a_lease_and_comes_after_it_is_handed_back() -> None:
+    async with started(MANY) as cluster:
+        await cluster.lease(resources={"licence": 1})
+        # As if Dask's scheduler had not known yet.
+        cluster.scheduler.workers[cluster.workers[0].address].resources["licence"] = 1
+        cluster.scheduler.resources["licence"][cluster.workers[0].address] = 1
+        task = cluster.submit("x", licence=1)
+        await until(lambda: "x" in cluster.workers[0].state.tasks)
+        await cluster.lease("b", gpus=1)  # the scheduler tells what is right
+        await until(lambda: cluster.scheduler.tasks["x"].state == "no-worker")
+        await cluster.release()
+        await until(lambda: "x" in gates)
+        gates["x"].set()
+        await asyncio.wait_for(task, DEADLINE_S)
+
+
 async def test_a_cluster_with_kernels_is_not_idle() -> None:
     """`idle_timeout` and `idle_since`."""
     async with started(MANY, idle_timeout="1 hour") as cluster:
@@ -262,6 +299,27 @@ async def test_a_worker_that_comes_back_holds_back_before_its_first_task() -> No
             cluster.workers[0] = second
             assert cluster.left() == ({"GPU": 1, "licence": 1}, {"GPU": 1, "licence": 1})
         await cluster.release()
+
+
+async def test_a_kernel_that_lives_has_again_what_tasks_have_and_what_is_not_there_yet() -> None:
+    async with started({"GPU": 1}) as cluster:
+        running = cluster.submit("running", GPU=1)
+        await until(lambda: "running" in gates)
+        said = await cluster.lease(cpus=9, gpus=2, on=("0", "1"), again=True, resources={"licence": 1})
+        assert said == {"device_ids": ["0", "1"]}
+        assert cluster.left() == ({"GPU": -1}, {"GPU": 0})
+        assert (
+            "another kernel has GPU 1"
+            in (await cluster.lease("b", gpus=0.5, on=("1",), again=True))["refused"]
+        )
+        gates["running"].set()
+        await asyncio.wait_for(running, DEADLINE_S)
+        await until(lambda: cluster.left() == ({"GPU": 0}, {"GPU": 0}))
+        async with worker(cluster.scheduler, "127.0.0.3", MANY) as late:
+            assert dict(late.state.available_resources) == {"GPU": 1, "licence": 0}
+            await cluster.release()
+            assert dict(late.state.available_resources) == MANY
+        assert cluster.left() == ({"GPU": 1}, {"GPU": 1})
 
 
 async def test_what_only_nannies_use_is_there() -> None:
