@@ -150,11 +150,13 @@ async def _greet(address: str, security: Any) -> dict[str, Any]:
     try:
         versions = await asyncio.wait_for(ask(), _ANSWER_S)
         return dict(versions["packages"])
-    except asyncio.TimeoutError:
-        raise BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler") from None
+    except asyncio.TimeoutError as problem:
+        raise _told(address, problem) from None
     except Exception as problem:
         if why := await _unreachable(address):
-            raise BackendUnavailable(f"there is no Dask scheduler at {address}: {why}") from problem
+            raise BackendUnavailable(
+                f"there is no Dask scheduler at {address}: {why}; is it up, and {_WHERE} right?"
+            ) from problem
         raise _told(address, problem) from problem
 
 
