@@ -272,6 +272,29 @@ async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
     await (await world.open(cpus=0.5)).close()
 
 
+@pytest.mark.fault_long
+async def test_all_at_once(begin: Begin) -> None:
+    """Dask's scheduler, roost's service and the agents; machines come back before anybody asks, one after 15 s."""
+    world = await begin(PAIR, SPLIT)
+    notebooks = [await world.open(gpus=gpus) for gpus in (2, 1, 0.5)]
+    for _ in range(2):
+        await world.leave()
+        world.cluster.kill_scheduler()
+        kill(*daemon_pids(world.home, "scheduler"))
+        for agent in world.agents():
+            kill(agent.pid)
+        await asyncio.to_thread(world.cluster.start_scheduler_again)
+        await world.join()
+        first, last = world.cluster.hosts
+        await asyncio.to_thread(world.cluster.start_machine_again, first.address)
+        for notebook in notebooks:
+            assert await notebook.value("mine") == "42"
+        await asyncio.sleep(15)
+        await asyncio.to_thread(world.cluster.start_machine_again, last.address)
+        await world.has_room(cpus=1)
+        await world.lives(*notebooks)
+
+
 @pytest.mark.parametrize("how", ["shutdown", pytest.param("kill -9", marks=pytest.mark.fault_long)])
 async def test_a_dask_that_does_not_come_back(begin: Begin, how: str) -> None:
     world = await begin(PAIR, grace_s=3)
@@ -290,7 +313,7 @@ async def test_a_dask_that_does_not_come_back(begin: Begin, how: str) -> None:
 @pytest.mark.parametrize("how", ["retired", pytest.param("lifetime", marks=pytest.mark.fault_long)])
 async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
     """By its operator: nothing new comes, and its kernels end with it."""
-    options = ("--lifetime", "12 seconds") if how == "lifetime" else ()
+    options = ("--lifetime", "20 seconds") if how == "lifetime" else ()
     world = await begin(Machine(cpus=2, resources={"mine": 4}, options=options), Machine(cpus=1))
     host = world.cluster.hosts[0]
     notebook = await world.open(resources={"mine": 1})
@@ -301,7 +324,7 @@ async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
     await data
     if how == "retired":
         retiring = asyncio.create_task(world.dask.retire_workers(names=[host.address]))
-    why = await world.refusal(resources={"mine": 1}, within_s=14)
+    why = await world.refusal(resources={"mine": 1}, within_s=22)
     assert "Dask is retiring its workers" in why
     assert await notebook.value("mine") == "42"
     assert "its node has left the Dask cluster" in await world.ended(notebook, 10)

@@ -227,7 +227,6 @@ def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
     most = most_at_once(kernels + dask["held"])
     by_machine = [share for (_, device), share in most.items() if not device]
     by_device = [share for (_, device), share in most.items() if device]
-    print(most, [sorted(answer["conflicts"]) for answer in answers], len(dask["held"]), dask["looks"])
     assert len(by_machine) == 3
     assert max(by_machine) <= 2.0 + 1e-9, most
     assert max(by_device) <= 1.0 + 1e-9, most
