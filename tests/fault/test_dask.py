@@ -15,7 +15,7 @@ import dask_books
 import psutil
 import pytest
 from cluster_folder import answers, wait_until
-from dask_books import hold, most_at_once, sweep, whole
+from dask_books import Slow, hold, most_at_once, sweep, whole
 from dask_machines import DaskMachines, Machine, why_not
 from distributed import Client as DaskClient
 from leftovers import VARIABLE
@@ -318,10 +318,8 @@ async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
     host = world.cluster.hosts[0]
     notebook = await world.open(resources={"mine": 1})
     await world.lives(notebook)
-    data = world.dask.submit(
-        str, 7, workers=[host.address]
-    )  # Dask takes it elsewhere first, for which it needs 2 s
-    await data
+    data = world.dask.submit(Slow, workers=[host.address])  # Dask takes it elsewhere first
+    assert await world.dask.submit(bool, data, workers=[host.address])  # it is there
     if how == "retired":
         retiring = asyncio.create_task(world.dask.retire_workers(names=[host.address]))
     why = await world.refusal(resources={"mine": 1}, within_s=22)

@@ -60,6 +60,18 @@ def hold(number: int) -> tuple[str, float, float]:
     return get_worker().address.rpartition(":")[0].rpartition("/")[2], began, time.monotonic()
 
 
+class Slow:
+    """A result that takes 2 s to be moved to another worker, and is text there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _slowly, ()
+
+
+def _slowly() -> str:
+    time.sleep(2)
+    return "7"
+
+
 def most_at_once(ran: list[tuple[str, float, float]]) -> int:
     """How many of those tasks ran at one moment, at most."""
     return max(sum(began <= moment < ended for _, began, ended in ran) for _, moment, _ in ran)
