@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -97,7 +99,7 @@ class DaskDriver(Driver[DaskNode]):
         return nodes.values()
 
     async def _install(self) -> None:
-        """Have roost's plugins in the cluster, unless the same or newer ones are there."""
+        """Have roost's plugins in the cluster, unless the same with the same settings, or newer ones, are there."""
         import cloudpickle
 
         from . import dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side
@@ -110,21 +112,23 @@ class DaskDriver(Driver[DaskNode]):
             raise ConfigError(
                 f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
             )
-        if there is not None and as_numbers(there["version"]) >= as_numbers(VERSION):
-            return
         archive, digest = packed()
         settings = AgentSettings(idle_exit_s=self._settings.agent_idle_exit_s, preload=self._settings.preload)
-        agents = dask_on_nanny.Agents(
-            archive=archive,
-            digest=digest,
-            settings=encode(settings),
-            grace_s=self._settings.manager_grace_s,
-            python=self._settings.python,
-        )
+        sent: dict[str, Any] = {
+            "settings": encode(settings),
+            "grace_s": self._settings.manager_grace_s,
+            "python": self._settings.python,
+        }
+        mark = hashlib.sha256(f"{digest} {json.dumps(sent)}".encode()).hexdigest()
+        if there is not None and there["is_whole"]:
+            theirs, ours = as_numbers(there["version"]), as_numbers(VERSION)
+            if theirs > ours or (theirs == ours and there["mark"] == mark):
+                return
+        agents = dask_on_nanny.Agents(archive=archive, digest=digest, **sent)
         for module in (dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side):
             cloudpickle.register_pickle_by_value(module)
         for plugin in (
-            dask_plugin.OnScheduler(VERSION),
+            dask_plugin.OnScheduler(VERSION, mark),
             dask_on_worker.OnWorker(agents),
             dask_on_nanny.OnNanny(agents),
         ):
@@ -135,8 +139,10 @@ class DaskDriver(Driver[DaskNode]):
                 if isinstance(plugin, dask_on_nanny.OnNanny):
                     return  # Dask's scheduler waits until no nanny is starting; it knows the plugin already
                 raise BackendUnavailable("Dask's scheduler does not take roost's plugins in time") from None
-            except OSError as problem:
-                raise BackendUnavailable(f"Dask's scheduler has gone: {in_short(problem)}") from problem
+            except Exception as problem:
+                raise BackendUnavailable(
+                    f"Dask's scheduler does not take roost's plugins: {in_short(problem)}"
+                ) from problem
 
     async def _call(self, operation: str, deadline_s: float, **arguments: Any) -> Any:
         if self._client is None:

@@ -10,6 +10,7 @@ the workers themselves then hold back from tasks (`dask_plugin`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -72,6 +73,7 @@ class Ledger:
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
         self.leases: dict[str, Held] = {}
+        self._numbers: dict[str, list[str]] = {}  # by slot, the ids that it was given
 
     def state(self) -> dict[str, Any]:
         """All of it as builtin values, for `of`."""
@@ -127,6 +129,17 @@ class Ledger:
             for device in slot.devices:
                 found.setdefault(device, slot)
         return found
+
+    def numbered(self, slot: Slot) -> list[str]:
+        """Ids for the GPUs of a worker that does not say which it sees: the next numbers on its machine."""
+        taken = {device for other in self.of_machine(slot.machine) for device in other.devices}
+        known = self._numbers.get(slot.name, [])
+        if known and not taken.intersection(known):
+            return known
+        count = math.ceil(slot.resources.get(GPU, 0.0))
+        numbers = (str(number) for number in range(len(taken) + count) if str(number) not in taken)
+        self._numbers[slot.name] = [next(numbers) for _ in range(count)]
+        return self._numbers[slot.name]
 
     def described(self, machine: str) -> dict[str, Any] | None:
         """What there is of a machine and what is leased, for `DaskNode.of`; None where no worker of it is ready."""

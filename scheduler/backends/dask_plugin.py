@@ -12,7 +12,6 @@ the claim waits for, ahead of all tasks that wait for it.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import uuid
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from .dask_ledger import GPU, Held, Ledger, Refused, Slot
+from .dask_ledger import Held, Ledger, Refused, Slot
 from .dask_sweep import sweep
 from .node_side import Answer
 
@@ -43,8 +42,9 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     name = NAME
     idempotent = True
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, mark: str) -> None:
         self.roost_version = version
+        self.mark = mark
         self.ledger = Ledger()
         self.agents: dict[str, Answer] = {}
         self.idle_timeout: Any = None
@@ -55,7 +55,6 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.version = 0
         self.number = 0
         self._stamps: dict[str, int] = {}
-        self._devices: dict[str, list[str]] = {}
         self.nannies: dict[str, str] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._expiry: dict[str, asyncio.TimerHandle] = {}
@@ -85,8 +84,18 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     # What roost's schedulers ask
 
     async def hello(self) -> dict[str, Any]:
-        """Which roost's plugins these are."""
-        return {"protocol": PROTOCOL, "version": self.roost_version}
+        """Which roost's plugins these are; `mark` names the settings that came with them as well.
+
+        They are not whole where whoever brought them has died before the last.
+        """
+        there = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
+        is_whole = all(NAME in plugins for plugins in there)
+        return {
+            "protocol": PROTOCOL,
+            "version": self.roost_version,
+            "mark": self.mark,
+            "is_whole": is_whole,
+        }
 
     async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
         """The machines that have changed since that version of that incarnation, None for those that are gone.
@@ -208,7 +217,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         if slot is None:
             return {"claims": {}, "number": 0}
         slot.resources, slot.free = dict(resources), dict(resources)
-        slot.devices = self._numbered(slot) if devices is None else list(devices)
+        slot.devices = self.ledger.numbered(slot) if devices is None else list(devices)
         slot.memory_bytes = slot.memory_bytes or memory_bytes
         self.ledger.move(slot)
         slot.is_ready = True
@@ -340,17 +349,6 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         elif not self.ledger.leases and self.idle_timeout:
             self.scheduler.idle_timeout, self.idle_timeout = self.idle_timeout, None
             self.scheduler.idle_since = None
-
-    def _numbered(self, slot: Slot) -> list[str]:
-        """Ids for the GPUs of a worker that does not say which it sees: the next numbers on its machine."""
-        taken = {device for other in self.ledger.of_machine(slot.machine) for device in other.devices}
-        known = self._devices.get(slot.name, [])
-        if known and not taken.intersection(known):
-            return known
-        count = math.ceil(slot.resources.get(GPU, 0.0))
-        numbers = (str(number) for number in range(len(taken) + count) if str(number) not in taken)
-        self._devices[slot.name] = [next(numbers) for _ in range(count)]
-        return self._devices[slot.name]
 
     async def _sync(self, name: str, asked: str = "", wait_s: float = 0.0) -> bool:
         """Tell a worker what it is to hold back; whether it does so for the lease that is asked for."""

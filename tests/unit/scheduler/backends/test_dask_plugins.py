@@ -116,7 +116,7 @@ def worker(scheduler: Any, host: str, resources: dict[str, float]) -> Any:
 
 
 async def install(cluster: Cluster, **attributes: Any) -> None:
-    for plugin in (dask_plugin.OnScheduler("1.0"), dask_on_worker.OnWorker(NoAgents())):  # type: ignore[arg-type]
+    for plugin in (dask_plugin.OnScheduler("1.0", ""), dask_on_worker.OnWorker(NoAgents())):  # type: ignore[arg-type]
         plugin.__dict__.update(attributes)
         await cluster.client.register_plugin(plugin, name=dask_plugin.NAME)
 
