@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from contention import SCHEDULERS
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from leftovers import private_runtime_dir
 from world import settle
 
 import roost
@@ -37,3 +40,13 @@ def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     KernelProvisionerFactory.clear_instance()  # it has read the variable once, perhaps in an earlier test
     yield
     KernelProvisionerFactory.clear_instance()
+
+
+@pytest.fixture
+def homes() -> Iterator[list[str]]:
+    """A runtime folder for each user's service."""
+    with ExitStack() as stack:
+        folders = [stack.enter_context(private_runtime_dir()) for _ in range(SCHEDULERS)]
+        yield folders
+        for folder in folders:
+            settle(Path(folder))

@@ -7,23 +7,14 @@ the workers all the while, and from what each kernel and each task was told to u
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
+from contention import EACH, SCHEDULERS, contend, most_at_once
 from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE, private_runtime_dir
-from world import settle
 
-KIT = str(Path(__file__).parent.parent / "kit")
-SCHEDULERS, EACH = 3, 20
 SHARES = (0.25, 0.5, 1.0, 0.25, 2.0)
 MACHINES = (
     Machine(cpus=4, gpus=2, is_split=True),
@@ -32,35 +23,11 @@ MACHINES = (
 )
 
 ASKER = """
-import asyncio, json, sys, time
-from collections import Counter
-from pathlib import Path
+import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
-import roost
-from world import tiny
+from contention import ask
 
-async def one(client, share):
-    kernel = await client.start(tiny(gpus=share, launch_timeout_s=100))
-    began = time.monotonic()  # of the machine, so that those of all processes compare
-    environment = Path(f"/proc/{kernel.pid}/environ").read_text().split("\\0")
-    (visible,) = (pair.partition("=")[2] for pair in environment if pair.startswith("CUDA_VISIBLE_DEVICES="))
-    assert visible == ",".join(kernel.device_ids), (visible, kernel.device_ids)
-    await asyncio.sleep(0.7)  # what it is for: to hold its share a moment
-    ended = time.monotonic()
-    await client.stop(kernel.id, grace_s=0)
-    return [kernel.node_id, visible, share, began, ended]
-
-async def main():
-    client, conflicts = roost.connect("dask"), Counter()
-    client.listen(lambda event: event.kind == "conflict" and conflicts.update([event.kernel.id]))
-    await client.up()
-    print("ready", flush=True)
-    sys.stdin.read()
-    held = await asyncio.gather(*(one(client, share) for share in json.loads(sys.argv[2])))
-    left = [kernel.id for kernel in await client.kernels()]
-    print(json.dumps(dict(held=held, conflicts=list(conflicts.values()), left=left)))
-
-asyncio.run(main())
+print(json.dumps(asyncio.run(ask("dask", json.loads(sys.argv[2]), hold_s=0.7))))
 """
 
 TASKS = """
@@ -132,16 +99,6 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def homes() -> Iterator[list[str]]:
-    """A runtime folder for each user's service."""
-    with ExitStack() as stack:
-        folders = [stack.enter_context(private_runtime_dir()) for _ in range(SCHEDULERS)]
-        yield folders
-        for folder in folders:
-            settle(Path(folder))
-
-
-@pytest.fixture
 def cluster(private_environment: None) -> Iterator[DaskMachines]:
     if reason := why_not():
         pytest.skip(reason)
@@ -149,46 +106,13 @@ def cluster(private_environment: None) -> Iterator[DaskMachines]:
         yield started
 
 
-def begin(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def until_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    assert any(line == "ready\n" for line in process.stdout), "it ended early"
-
-
-def told(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What it says at its end, once its input ends."""
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
-
-
-def most_at_once(held: list[list[Any]]) -> dict[tuple[str, str], float]:
-    """By machine and device, the largest sum of shares that were used at one moment.
-
-    For a machine as a whole (an empty device) it is the sum of all that was used there.
-    """
-    uses_of = defaultdict(list)
-    for machine, visible, share, began, ended in held:
-        uses_of[machine, ""].append((share, began, ended))
-        for device in visible.split(","):
-            if device:
-                uses_of[machine, device].append((min(share, 1.0), began, ended))
-    return {
-        where: max(
-            sum(share for share, began, ended in uses if began <= moment < ended) for _, moment, _ in uses
-        )
-        for where, uses in uses_of.items()
-    }
+def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
+    """What was used: each device by machine and number, and the machine as a whole (an empty device)."""
+    machine, visible, share, began, ended = use
+    yield (machine, ""), share, began, ended
+    for device in visible.split(","):
+        if device:
+            yield (machine, device), min(share, 1.0), began, ended
 
 
 @pytest.mark.fault
@@ -196,35 +120,22 @@ def most_at_once(held: list[list[Any]]) -> dict[tuple[str, str], float]:
 def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
     cluster: DaskMachines, homes: list[str]
 ) -> None:
-    shares = json.dumps(list(itertools.islice(itertools.cycle(SHARES), EACH)))
-    askers = [
-        begin(ASKER, KIT, shares, DASK_SCHEDULER_ADDRESS=cluster.address, **{VARIABLE: home})
-        for home in homes
-    ]
-    processes = list(askers)
-    try:
-        for asker in askers:
-            until_ready(asker)
-        tasks = begin(TASKS, cluster.address)
-        processes.append(tasks)
-        until_ready(tasks)
-        for asker in askers:
-            assert asker.stdin is not None
-            asker.stdin.close()  # all at once
-            asker.stdin = None
-        answers = [told(asker) for asker in askers]
-        dask = told(tasks)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    shares = list(itertools.islice(itertools.cycle(SHARES), EACH))
+    answers, dask = contend(
+        ASKER,
+        shares,
+        homes,
+        (TASKS, cluster.address),
+        within_s=120,
+        DASK_SCHEDULER_ADDRESS=cluster.address,
+    )
     kernels = [use for answer in answers for use in answer["held"]]
     assert len(kernels) == SCHEDULERS * EACH
     assert [answer["left"] for answer in answers] == [[]] * SCHEDULERS
     assert dask["leases"] == []
     assert all(free == total and not used for total, free, used in dask["left"]), dask["left"]
     assert sum(dask["known"]) == 6, dask["known"]
-    most = most_at_once(kernels + dask["held"])
+    most = most_at_once(one for use in kernels + dask["held"] for one in devices(use))
     by_machine = [share for (_, device), share in most.items() if not device]
     by_device = [share for (_, device), share in most.items() if device]
     assert len(by_machine) == 3

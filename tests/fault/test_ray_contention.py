@@ -7,33 +7,21 @@ what each kernel and each task was told to use, and for how long it did.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import VARIABLE, private_runtime_dir
+from contention import EACH, SCHEDULERS, contend, most_at_once
 from raylets import Raylets
-from world import settle
 
-KIT = str(Path(__file__).parent.parent / "kit")
-SCHEDULERS, EACH = 3, 20
 SHARES = (0.25, 0.25, 1.0, 0.25)
 
 ASKER = """
-import asyncio, json, os, sys, time
-from collections import Counter
+import asyncio, json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import roost
+from contention import ask
 from roost.placement import policy
-from world import tiny
 
 class Noting:
     "`balanced`, and a line for each decision: for which kernel, what the nodes had promised, whether it was placed"
@@ -48,33 +36,10 @@ class Noting:
             file.write(json.dumps([request.near["number"], seen, decision.placement is not None]) + "\\n")
         return decision
 
-async def one(client, number, share):
-    near = {"number": str(number)}  # a wish that no node fulfils, so that the policy can tell requests apart
-    asked = tiny(gpus=share, near=near, policy="noting", launch_timeout_s=100)
-    kernel = await client.start(asked)
-    began = time.monotonic()  # of the machine, so that those of all processes compare
-    environment = Path(f"/proc/{kernel.pid}/environ").read_text().split("\\0")
-    (visible,) = (pair.partition("=")[2] for pair in environment if pair.startswith("CUDA_VISIBLE_DEVICES="))
-    assert visible == ",".join(kernel.device_ids), (visible, kernel.device_ids)
-    await asyncio.sleep(1.0)  # what it is for: to hold its share a moment
-    ended = time.monotonic()
-    await client.stop(kernel.id, grace_s=0)
-    return [kernel.node_id, visible, share, began, ended]
-
-async def main():
-    client, conflicts = roost.connect("ray"), Counter()
-    client.listen(lambda event: event.kind == "conflict" and conflicts.update([event.kernel.id]))
-    file = os.path.join(os.environ["ROOST_RUNTIME_DIR"], "decisions")
-    await client.add_policy("noting", Noting(file))
-    await client.up()
-    print("ready", flush=True)
-    sys.stdin.read()
-    held = await asyncio.gather(*(one(client, *asked) for asked in enumerate(json.loads(sys.argv[2]))))
-    decisions = [json.loads(line) for line in Path(file).read_text().splitlines()]
-    left = [kernel.id for kernel in await client.kernels()]
-    print(json.dumps(dict(held=held, conflicts=list(conflicts.values()), decisions=decisions, left=left)))
-
-asyncio.run(main())
+file = os.path.join(os.environ["ROOST_RUNTIME_DIR"], "decisions")
+said = asyncio.run(ask("ray", json.loads(sys.argv[2]), hold_s=1.0, policy=Noting(file)))
+decisions = [json.loads(line) for line in Path(file).read_text().splitlines()]
+print(json.dumps({**said, "decisions": decisions}))
 """
 
 DRIVER = """
@@ -134,51 +99,11 @@ print(json.dumps(dict(held=held, looks=looks, wrong=wrong, left=[*look()], group
 """
 
 
-@pytest.fixture
-def homes() -> Iterator[list[str]]:
-    """A runtime folder for each user's service."""
-    with ExitStack() as stack:
-        folders = [stack.enter_context(private_runtime_dir()) for _ in range(SCHEDULERS)]
-        yield folders
-        for folder in folders:
-            settle(Path(folder))
-
-
-def begin(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def until_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    assert any(line == "ready\n" for line in process.stdout), "it ended early"
-
-
-def told(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What it says at its end, once its input ends."""
-    printed, _ = process.communicate(timeout=100)
-    assert process.returncode == 0
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
-
-
-def most_at_once(held: list[list[Any]]) -> dict[tuple[str, str], float]:
-    """By node and device, the largest sum of shares that were used at one moment."""
-    by_device = defaultdict(list)
-    for node, visible, share, began, ended in held:
-        for device in visible.split(","):
-            by_device[node, device].append((share, began, ended))
-    return {
-        device: max(
-            sum(share for share, began, ended in uses if began <= moment < ended) for _, moment, _ in uses
-        )
-        for device, uses in by_device.items()
-    }
+def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
+    """What was used, each by node and device."""
+    node, visible, share, began, ended = use
+    for device in visible.split(","):
+        yield (node, device), share, began, ended
 
 
 @pytest.mark.fault
@@ -186,30 +111,15 @@ def most_at_once(held: list[list[Any]]) -> dict[tuple[str, str], float]:
 def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
     ray_cluster: Raylets, homes: list[str]
 ) -> None:
-    driver = begin(DRIVER, ray_cluster.address)
-    shares = json.dumps(list(itertools.islice(itertools.cycle(SHARES), EACH)))
-    askers = [
-        begin(ASKER, KIT, shares, RAY_ADDRESS=ray_cluster.address, **{VARIABLE: home}) for home in homes
-    ]
-    try:
-        for process in (driver, *askers):
-            until_ready(process)
-        for asker in askers:
-            assert asker.stdin is not None
-            asker.stdin.close()  # all at once
-            asker.stdin = None
-        answers = [told(asker) for asker in askers]
-        ray = told(driver)
-    finally:
-        for process in (driver, *askers):
-            process.kill()
-            process.communicate()
+    shares = list(itertools.islice(itertools.cycle(SHARES), EACH))
+    driver = (DRIVER, ray_cluster.address)
+    answers, ray = contend(ASKER, shares, homes, driver, within_s=100, RAY_ADDRESS=ray_cluster.address)
     kernels = [use for answer in answers for use in answer["held"]]
     assert len(kernels) == SCHEDULERS * EACH
     assert [answer["left"] for answer in answers] == [[]] * SCHEDULERS
     assert ray["groups"] == []
     assert all(free == total and not held for total, free, held in ray["left"])
-    most = most_at_once(kernels + ray["held"])
+    most = most_at_once(one for use in kernels + ray["held"] for one in devices(use))
     assert max(most.values()) <= 1.0 + 1e-9, most
     assert len(most) == 6, "not all GPUs were used"
     assert ray["looks"] > 100
