@@ -12,13 +12,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dask_machines
-import psutil
 import raylets
-from cluster_folder import processes
+from cluster_folder import Cluster, processes
 from dask_machines import DaskMachines
 from proof import Check
 from raylets import Raylets
@@ -59,17 +57,6 @@ left += [f"{name} has {free} of {total}" for name, (total, free) in state.items(
 print(json.dumps(left))
 client.close()
 """
-
-
-class Cluster(Protocol):
-    """What the tour needs of `Raylets` and `DaskMachines`."""
-
-    address: str
-    folder: Path
-
-    def __enter__(self) -> Cluster: ...
-    def close(self) -> None: ...
-    def processes(self) -> list[psutil.Process]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

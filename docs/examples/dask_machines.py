@@ -10,9 +10,7 @@ nobody else's. All files are in that folder. Everything listens at addresses tha
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -20,10 +18,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import psutil
-from cluster_folder import END_TIMEOUT_S, FOLDER, answers, end, make, processes, wait_until
+from cluster_folder import (
+    END_TIMEOUT_S,
+    FOLDER,
+    Cluster,
+    answers,
+    inherited,
+    tail,
+    wait_until,
+    why_no_cluster,
+)
 
 START_TIMEOUT_S = 60.0
 _JOINED = "Registered to:"  # what a worker logs once the scheduler has it
@@ -69,17 +75,10 @@ class Host:
 
 def why_not() -> str | None:
     """Why no cluster can be started here, or None."""
-    if importlib.util.find_spec("distributed") is None:
-        return "Dask is not installed: pip install 'roost[dask]'"
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.1.2", 0))
-    except OSError:
-        return "this machine has no loopback address but 127.0.0.1 (Linux has them all)"
-    return None
+    return why_no_cluster("distributed", "Dask")
 
 
-class DaskMachines:
+class DaskMachines(Cluster):
     """The cluster, started on entry and gone on exit.
 
     The scheduler is at `network`.2 and the machines at .3, .4 and so on, by default in a network drawn by chance, so
@@ -95,18 +94,13 @@ class DaskMachines:
         is_encrypted: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = Path(os.devnull)  # until it starts
-        self.address = ""
-        self.environment = dict(environment or {})
+        super().__init__("dm-", network, environment)
         self._machines = machines
-        self._network = network or f"127.0.{random.randint(1, 254)}"
         self._is_encrypted = is_encrypted
         self._hosts: dict[str, Host] = {}
         self._started = 0
         self._last = 2
         self._scheduler: subprocess.Popen[bytes] | None = None
-        self._programs: list[subprocess.Popen[bytes]] = []
-        self._watcher: subprocess.Popen[bytes] | None = None
 
     @property
     def hosts(self) -> list[Host]:
@@ -125,40 +119,13 @@ class DaskMachines:
         }
         return {"require_encryption": True, "tls_ca_file": f"{self.folder}/tls/cert.pem", **files}
 
-    def __enter__(self) -> DaskMachines:
-        self.folder, self._watcher = make("dm-")
-        try:
-            if self._is_encrypted:
-                write_certificate(self.folder / "tls")
-            self._begin_scheduler()
-            hosts = [self._begin(machine, self._next_address()) for machine in self._machines]
-            self._await_scheduler()
-            self._finish(hosts)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kill all of it, agents and kernels that were started on its machines too, and remove its folder.
-
-        RuntimeError if a process is there END_TIMEOUT_S later. May be repeated.
-        """
-        if self._watcher is None:
-            return
-        watcher, self._watcher = self._watcher, None
-        try:
-            end(self.folder)
-        finally:
-            watcher.communicate(timeout=2 * END_TIMEOUT_S)
-            for program in self._programs:
-                program.wait(END_TIMEOUT_S)
-            self._hosts.clear()
+    def _start(self) -> None:
+        if self._is_encrypted:
+            write_certificate(self.folder / "tls")
+        self._begin_scheduler()
+        hosts = [self._begin(machine, self._next_address()) for machine in self._machines]
+        self._await_scheduler()
+        self._finish(hosts)
 
     def add_machine(self, machine: Machine) -> Host:
         """One more, at the next address; 1 to 2 s."""
@@ -222,10 +189,6 @@ class DaskMachines:
         self._begin_scheduler()
         self._await_scheduler()
 
-    def processes(self) -> list[psutil.Process]:
-        """All live processes of the cluster: Dask's, and what was started on its machines."""
-        return processes(self.folder)
-
     def _next_address(self) -> str:
         self._last += 1
         return f"{self._network}.{self._last}"
@@ -235,7 +198,7 @@ class DaskMachines:
         if not self.address:
             self.address = f"{'tls' if self._is_encrypted else 'tcp'}://{address}:{_free_port(address)}"
         options = [f"--host={self.address}", "--no-dashboard", "--dashboard-address=:0"]
-        self._scheduler = self._run("scheduler", options, {}, self.folder / "scheduler")
+        self._scheduler = self._run_dask("scheduler", options, {}, self.folder / "scheduler")
 
     def _await_scheduler(self) -> None:
         """Wait until it listens; RuntimeError with the end of its log if it ends instead."""
@@ -247,7 +210,8 @@ class DaskMachines:
             timeout_s=START_TIMEOUT_S,
         )
         if scheduler.poll() is not None:
-            raise RuntimeError(_told(f"the scheduler at {self.address}", self.folder / "scheduler" / "log"))
+            log = self.folder / "scheduler" / "log"
+            raise RuntimeError(f"the scheduler at {self.address} has ended:\n{tail(log)}")
 
     def _begin(self, machine: Machine, address: str) -> Host:
         """The `dask worker` programs of one machine."""
@@ -272,11 +236,13 @@ class DaskMachines:
                 *machine.options,
             ]
             device = {"CUDA_VISIBLE_DEVICES": str(index)} if machine.is_split else {}
-            process = self._run("worker", options, {**machine.environment, **device}, folder / str(index))
+            process = self._run_dask(
+                "worker", options, {**machine.environment, **device}, folder / str(index)
+            )
             nannies.append(Nanny(process=process, log=folder / str(index) / "log"))
         return Host(address=address, machine=machine, nannies=tuple(nannies), folder=folder)
 
-    def _run(
+    def _run_dask(
         self, program: str, options: list[str], environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:
         """One of `dask`'s programs, that works and logs in `folder`."""
@@ -289,19 +255,13 @@ class DaskMachines:
                 f"--tls-cert={tls}/cert.pem",
                 f"--tls-key={tls}/key.pem",
             ]
-        own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-        with open(folder / "log", "ab") as log:
-            started = subprocess.Popen(
-                command,
-                env={**own, **self.environment, **environment, FOLDER: str(self.folder)},
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for who started it
-            )
-        self._programs.append(started)
-        return started
+        environment = {
+            **inherited(*_NOT_INHERITED),
+            **self.environment,
+            **environment,
+            FOLDER: str(self.folder),
+        }
+        return self._run(command, environment=environment, cwd=folder, log=folder / "log")
 
     def _finish(self, begun: list[Host]) -> list[Host]:
         """Wait until all workers have joined; RuntimeError with the end of the log of one that has ended instead."""
@@ -314,7 +274,7 @@ class DaskMachines:
                     timeout_s=deadline - time.monotonic(),
                 )
                 if nanny.process.poll() is not None:
-                    raise RuntimeError(_told(f"the Dask worker at {host.address}", nanny.log))
+                    raise RuntimeError(f"the Dask worker at {host.address} has ended:\n{tail(nanny.log)}")
         self._hosts |= {host.address: host for host in begun}
         return begun
 
@@ -351,7 +311,3 @@ def _free_port(address: str) -> int:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _told(what: str, log: Path) -> str:
-    return f"{what} has ended:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:])

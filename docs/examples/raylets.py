@@ -10,21 +10,27 @@ All files are in that folder. While it runs, the cluster listens on every interf
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import psutil
-from cluster_folder import END_TIMEOUT_S, FOLDER, answers, end, make, processes, wait_until
+from cluster_folder import (
+    FOLDER,
+    Cluster,
+    answers,
+    end,
+    inherited,
+    processes,
+    tail,
+    wait_until,
+    why_no_cluster,
+)
 
 START_TIMEOUT_S = 120.0
 
@@ -83,17 +89,10 @@ class Node:
 
 def why_not() -> str | None:
     """Why no cluster can be started here, or None."""
-    if importlib.util.find_spec("ray") is None:
-        return "Ray is not installed: pip install 'roost[ray]'"
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.1.2", 0))
-    except OSError:
-        return "this machine has no loopback address but 127.0.0.1 (Linux has them all)"
-    return None
+    return why_no_cluster("ray", "Ray")
 
 
-class Raylets:
+class Raylets(Cluster):
     """The cluster, started on entry and gone on exit; the first machine is the head.
 
     Nodes are at `network`.2, .3 and so on, by default in a network drawn by chance, so that clusters side by side do
@@ -109,60 +108,29 @@ class Raylets:
         keeps_state: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = Path(os.devnull)  # until it starts
-        self.address = ""
-        self.environment = dict(environment or {})
+        super().__init__("rl-", network, environment)
         self._machines = machines
-        self._network = network or f"127.0.{random.randint(1, 254)}"
         self._keeps_state = keeps_state
         self._nodes: dict[str, Node] = {}
         self._started = 0
         self._machine_at: dict[str, Machine] = {}
         self._gcs: tuple[list[str], dict[str, str], str] | None = None
         self._restarted: subprocess.Popen[bytes] | None = None
-        self._watcher: subprocess.Popen[bytes] | None = None
 
     @property
     def nodes(self) -> list[Node]:
         """Those that were started and not stopped, the head first; also those whose raylet was killed."""
         return list(self._nodes.values())
 
-    def __enter__(self) -> Raylets:
-        self.folder, self._watcher = make("rl-")
-        try:
-            stub = self.folder / "stub" / _STUB
-            stub.parent.mkdir()
-            stub.write_text(_STUB_SOURCE)
-            head, *others = self._machines
-            self._finish([self._begin(head, is_head=True)])
-            for process in _named(self.nodes[0].folder, "dashboard.py"):
-                process.kill()  # 80 MiB, and serves nothing
-            self._finish([self._begin(machine) for machine in others])
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kill all of it, agents and kernels that were started on its nodes too, and remove its folder.
-
-        RuntimeError if a process is there END_TIMEOUT_S later. May be repeated.
-        """
-        if self._watcher is None:
-            return
-        watcher, self._watcher = self._watcher, None
-        try:
-            end(self.folder)
-        finally:
-            watcher.communicate(timeout=2 * END_TIMEOUT_S)
-            if self._restarted is not None:
-                self._restarted.wait()
-            self._nodes.clear()
+    def _start(self) -> None:
+        stub = self.folder / "stub" / _STUB
+        stub.parent.mkdir()
+        stub.write_text(_STUB_SOURCE)
+        head, *others = self._machines
+        self._finish([self._begin(head, is_head=True)])
+        for process in _named(self.nodes[0].folder, "dashboard.py"):
+            process.kill()  # 80 MiB, and serves nothing
+        self._finish([self._begin(machine) for machine in others])
 
     def add_node(self, machine: Machine) -> Node:
         """One more node, at the next address; 3 to 10 s."""
@@ -201,20 +169,8 @@ class Raylets:
         """The same directory at the same address, empty unless the cluster `keeps_state`."""
         assert self._gcs is not None, "kill_gcs() comes first"
         argv, environment, cwd = self._gcs
-        self._restarted = subprocess.Popen(
-            argv,
-            env=environment,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._restarted = self._run(argv, environment=environment, cwd=Path(cwd), log=Path(os.devnull))
         wait_until(lambda: answers(self.address), f"no GCS at {self.address}")
-
-    def processes(self) -> list[psutil.Process]:
-        """All live processes of the cluster: Ray's, and what was started on its nodes."""
-        return processes(self.folder)
 
     def _begin(
         self, machine: Machine, address: str = "", *, is_head: bool = False
@@ -226,16 +182,8 @@ class Raylets:
         folder.mkdir()
         self._machine_at[address] = machine
         command = [sys.executable, "-c", _RAY, "start", *self._options(machine, address, folder, is_head)]
-        with open(folder / "start.log", "wb") as log:
-            program = subprocess.Popen(
-                command,
-                env=self._environment_of(machine),
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for who started it
-            )
+        log = folder / "start.log"
+        program = self._run(command, environment=self._environment_of(machine), cwd=folder, log=log)
         return address, folder, program
 
     def _options(self, machine: Machine, address: str, folder: Path, is_head: bool) -> list[str]:
@@ -268,11 +216,12 @@ class Raylets:
 
     def _environment_of(self, machine: Machine) -> dict[str, str]:
         own = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("RAY_") and name != "CUDA_VISIBLE_DEVICES"
+            **inherited("RAY_", "CUDA_VISIBLE_DEVICES"),
+            **_SETTINGS,
+            **self.environment,
+            **machine.environment,
         }
-        own |= {**_SETTINGS, **self.environment, **machine.environment, FOLDER: str(self.folder)}
+        own[FOLDER] = str(self.folder)
         own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.folder / "stub"), own.get("PYTHONPATH")]))
         if self._keeps_state:
             own |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
@@ -284,8 +233,7 @@ class Raylets:
         try:
             for address, folder, program in begun:
                 if program.wait(max(0.0, deadline - time.monotonic())):
-                    log = (folder / "start.log").read_text(errors="replace").splitlines()
-                    raise RuntimeError(f"no Ray node at {address}:\n" + "\n".join(log[-20:]))
+                    raise RuntimeError(f"no Ray node at {address}:\n{tail(folder / 'start.log')}")
         finally:
             for _, _, program in begun:
                 if program.poll() is None:
