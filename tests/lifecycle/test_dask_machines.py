@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import dask_machines
 import psutil
 import pytest
-from cluster_folder import processes
+from cluster_folder import processes, wait_until
 from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE
 
@@ -56,14 +51,6 @@ def variables(cluster: DaskMachines, name: str) -> dict[str, str | None]:
     return {names[address]: value for address, value in asyncio.run(ask()).items()}
 
 
-def await_(condition: Callable[[], bool], timeout_s: float = LONG_S) -> None:
-    """Dask tells nobody outside of it what has ended."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_machines_are_what_they_declare_and_what_is_killed_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -100,11 +87,15 @@ def test_machines_are_what_they_declare_and_what_is_killed_comes_back(
         assert variables(cluster, "SITE")[one] == "east"
 
         assert cluster.kill_worker(one) not in cluster.worker_pids(one)
-        await_(lambda: one in (there := workers(cluster)) and there[one]["address"] != before[one]["address"])
+        wait_until(
+            lambda: one in (there := workers(cluster)) and there[one]["address"] != before[one]["address"],
+            "the nanny starts no other worker",
+            timeout_s=LONG_S,
+        )
         assert workers(cluster)[one]["nanny"] == before[one]["nanny"]
 
         cluster.kill_nanny(split, 1)
-        await_(lambda: f"{split}-1" not in workers(cluster))
+        wait_until(lambda: f"{split}-1" not in workers(cluster), "the worker stays", timeout_s=LONG_S)
         assert f"{split}-0" in workers(cluster)
         cluster.kill_machine(split)
         cluster.start_machine_again(split)
@@ -130,7 +121,7 @@ def test_a_killed_scheduler_takes_its_machines_along_and_comes_back_at_its_addre
     with DaskMachines(Machine(), Machine(cpus=2)) as cluster:
         address, hosts = cluster.address, [host.address for host in cluster.hosts]
         cluster.kill_scheduler()
-        await_(lambda: cluster.processes() == [])
+        wait_until(lambda: cluster.processes() == [], "machines stay without a scheduler", timeout_s=LONG_S)
         cluster.start_scheduler_again()
         assert cluster.address == address
         assert workers(cluster) == {}
@@ -152,30 +143,3 @@ def test_tls_refuses_who_has_another_certificate_or_none() -> None:
             asyncio.run(try_to_connect(cluster.address, distributed.Security.temporary()))
         with pytest.raises(OSError, match="closed"):
             asyncio.run(try_to_connect(cluster.address.replace("tls:", "tcp:"), distributed.Security()))
-
-
-def test_a_cluster_ends_with_the_process_that_started_it() -> None:
-    code = """
-from dask_machines import Machine, DaskMachines
-with DaskMachines(Machine()) as cluster:
-    print(cluster.folder, flush=True)
-    input()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(dask_machines.__file__).parent,
-    ) as program:  # fmt: skip
-        assert program.stdout is not None
-        folder = Path(program.stdout.readline().strip())
-        assert processes(folder)
-        program.kill()
-        await_(lambda: not folder.exists())
-        assert processes(folder) == []
-
-
-def test_a_machine_that_does_not_start_says_why_and_leaves_nothing() -> None:
-    cluster = DaskMachines(Machine(options=("--memory-limit", "plenty")))
-    with pytest.raises(RuntimeError, match="plenty"), cluster:
-        pass
-    assert cluster.processes() == []
-    assert not cluster.folder.exists()

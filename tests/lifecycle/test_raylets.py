@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
-import raylets
-from cluster_folder import processes
+from cluster_folder import processes, wait_until
 from leftovers import VARIABLE
 from raylets import Machine, Raylets, why_not
 
@@ -22,6 +19,7 @@ pytestmark = [
     pytest.mark.timeout(300),  # Ray alone takes 13 s to notice a raylet's death
 ]
 
+LONG_S = 60.0
 DRIVER = """
 import json, os, sys
 sys.modules["rfc3987_syntax"] = None  # as in raylets.py
@@ -43,14 +41,6 @@ def drive(cluster: Raylets) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     said["nodes"] = {node["NodeManagerAddress"]: node for node in said["nodes"]}
     return said
-
-
-def await_(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Ray tells nobody outside of it what has ended."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -93,8 +83,10 @@ def test_a_cluster_lives_loses_a_raylet_and_its_directory_and_ends(cluster: Rayl
     }
 
     cluster.kill_raylet(other.address)
-    await_(lambda: processes(other.folder) == [])
-    await_(lambda: not drive(cluster)["nodes"][other.address]["Alive"])
+    wait_until(lambda: processes(other.folder) == [], "processes of the node stay", timeout_s=LONG_S)
+    wait_until(
+        lambda: not drive(cluster)["nodes"][other.address]["Alive"], "Ray does not notice", timeout_s=LONG_S
+    )
     third = cluster.add_node(Machine())
     assert drive(cluster)["nodes"][third.address]["Alive"]
     cluster.stop_node(third.address)
@@ -106,30 +98,3 @@ def test_a_cluster_lives_loses_a_raylet_and_its_directory_and_ends(cluster: Rayl
     assert cluster.processes() == []
     assert not cluster.folder.exists()
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before)
-
-
-def test_a_cluster_ends_with_the_process_that_started_it() -> None:
-    code = """
-from raylets import Machine, Raylets
-with Raylets(Machine()) as cluster:
-    print(cluster.folder, flush=True)
-    input()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(raylets.__file__).parent,
-    ) as program:  # fmt: skip
-        assert program.stdout is not None
-        folder = Path(program.stdout.readline().strip())
-        assert processes(folder)
-        program.kill()
-        await_(lambda: not folder.exists())
-        assert processes(folder) == []
-
-
-def test_a_node_that_does_not_start_says_why_and_leaves_nothing() -> None:
-    cluster = Raylets(Machine(labels={"zone": "not a label"}))
-    with pytest.raises(RuntimeError, match="not a label"), cluster:
-        pass
-    assert cluster.processes() == []
-    assert not cluster.folder.exists()

@@ -1,0 +1,57 @@
+"""The embedded clusters of all managers: they end with who started them, and leave nothing where they cannot start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cluster_folder
+import dask_machines
+import pytest
+import raylets
+from cluster_folder import Cluster, processes, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(params=[raylets, dask_machines], ids=["ray", "dask"])
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    if reason := request.param.why_not():
+        pytest.skip(reason)
+    chosen: ModuleType = request.param
+    return chosen
+
+
+def test_a_cluster_ends_with_the_process_that_started_it(module: ModuleType) -> None:
+    name, within_s = {raylets: ("Raylets", 60.0), dask_machines: ("DaskMachines", 20.0)}[module]
+    code = f"""
+from {module.__name__} import Machine, {name}
+with {name}(Machine()) as cluster:
+    print(cluster.folder, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(cluster_folder.__file__).parent,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        folder = Path(program.stdout.readline().strip())
+        assert processes(folder)
+        program.kill()
+        wait_until(lambda: not folder.exists(), "the folder stays", timeout_s=within_s)
+        assert processes(folder) == []
+
+
+def test_a_machine_that_does_not_start_says_why_and_leaves_nothing(module: ModuleType) -> None:
+    cluster: Cluster = {
+        raylets: lambda: raylets.Raylets(raylets.Machine(labels={"zone": "plenty of it"})),
+        dask_machines: lambda: dask_machines.DaskMachines(
+            dask_machines.Machine(options=("--memory-limit", "plenty"))
+        ),
+    }[module]()
+    with pytest.raises(RuntimeError, match="plenty"), cluster:
+        pass
+    assert cluster.processes() == []
+    assert not cluster.folder.exists()
