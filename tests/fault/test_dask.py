@@ -20,7 +20,7 @@ from dask_machines import DaskMachines, Machine, why_not
 from distributed import Client as DaskClient
 from leftovers import VARIABLE
 from managers import kernelspecs
-from notebook import Notebook
+from notebook import Notebook, held_by
 from world import daemon_pids, kill, settle, wait_gone
 
 from roost.scheduler.client import Client, connect, disconnect
@@ -71,13 +71,9 @@ class World:
         """Wait until the kernel's owner is told of its end, and the process is gone; why it ended."""
         pid = notebook.pid
         deadline = time.monotonic() + within_s
-        await asyncio.wait_for(notebook.manager.provisioner.wait(), within_s)
-        assert wait_gone(pid, deadline - time.monotonic())
-        while True:
-            kernel = await kernel_of(notebook)
-            if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
-                return kernel.reason
-            await asyncio.sleep(0.05)
+        reason = await notebook.ended(service(), within_s)
+        assert wait_gone(pid, max(0.0, deadline - time.monotonic()))
+        return reason
 
     def agents(self) -> list[psutil.Process]:
         return [one for one in self.cluster.processes() if "roost.launchers.agent" in one.cmdline()]
@@ -165,18 +161,11 @@ Begin = Callable[..., Any]
 async def test_the_service(begin: Begin) -> None:
     world = await begin(PAIR)
     notebook = await world.open(gpus=0.5)
-    before = await kernel_of(notebook)
+    before = held_by(await kernel_of(notebook))
     kill(*daemon_pids(world.home, "scheduler"))
     await world.lives(notebook)
-    after = await kernel_of(notebook)
-    assert (after.lease_id, after.node_id, after.device_ids) == (
-        before.lease_id,
-        before.node_id,
-        before.device_ids,
-    )
-    notebook.client.execute("time.sleep(60)", stop_on_error=False)
-    await asyncio.sleep(0.2)
-    await notebook.manager.interrupt_kernel()
+    assert held_by(await kernel_of(notebook)) == before
+    await notebook.interrupt()
     await world.lives(notebook)
 
 

@@ -43,9 +43,7 @@ async def test_the_agent_with_ten_busy_kernels(notebooks: list[Notebook], world:
     assert successor != agent
 
     first, second, third = notebooks[:3]
-    first.client.execute("time.sleep(60)", stop_on_error=False)
-    await asyncio.sleep(0.2)
-    await first.manager.interrupt_kernel()
+    await first.interrupt()
     assert await first.value("mine") == "0"
     ports = second.manager.ports
     await second.manager.restart_kernel(now=True)
@@ -112,9 +110,7 @@ async def test_the_scheduler_while_kernels_run(notebooks: list[Notebook], world:
     await notebook.run("kept = 42; import time")
     (service,) = daemon_pids(world, "scheduler")
     kill(service)
-    notebook.client.execute("time.sleep(60)", stop_on_error=False)
-    await asyncio.sleep(0.2)
-    await notebook.manager.interrupt_kernel()
+    await notebook.interrupt()
     assert await notebook.value("kept") == "42"
     assert await notebook.manager.is_alive()
     await notebook.run("import os, signal")

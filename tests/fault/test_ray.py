@@ -17,7 +17,7 @@ import psutil
 import pytest
 from leftovers import VARIABLE, private_runtime_dir
 from managers import kernelspecs
-from notebook import Notebook
+from notebook import Notebook, held_by
 from raylets import Machine, Raylets, why_not
 from world import daemon_pids, kill, settle, wait_gone
 
@@ -101,32 +101,14 @@ def agents(cluster: Raylets) -> list[psutil.Process]:
     return [one for one in cluster.processes() if "roost.launchers.agent" in one.cmdline()]
 
 
-async def ended(notebook: Notebook, within_s: float) -> str:
-    """Wait until the kernel's owner is told of its end; why it ended."""
-    await asyncio.wait_for(notebook.manager.provisioner.wait(), within_s)
-    deadline = time.monotonic() + within_s
-    while True:
-        kernel = await service().kernel(notebook.manager.kernel_id)
-        if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
-            return kernel.reason
-        await asyncio.sleep(0.05)
-
-
 async def test_the_scheduler_service(notebooks: Callable[..., object], world: Path) -> None:
     notebook = await notebooks(gpus=0.5)
     await notebook.run("import os, time; mine = 42")
-    before = await service().kernel(notebook.manager.kernel_id)
+    before = held_by(await service().kernel(notebook.manager.kernel_id))
     kill(*daemon_pids(world, "scheduler"))
     assert await notebook.value("mine") == "42"
-    after = await service().kernel(notebook.manager.kernel_id)
-    assert (after.lease_id, after.node_id, after.device_ids) == (
-        before.lease_id,
-        before.node_id,
-        before.device_ids,
-    )
-    notebook.client.execute("time.sleep(60)", stop_on_error=False)
-    await asyncio.sleep(0.2)
-    await notebook.manager.interrupt_kernel()
+    assert held_by(await service().kernel(notebook.manager.kernel_id)) == before
+    await notebook.interrupt()
     assert await notebook.value("mine") == "42"
 
 
@@ -160,7 +142,7 @@ async def test_a_group_removed_by_hand(notebooks: Callable[..., object], cluster
     notebook = await notebooks(cpus=0.5)
     pid = notebook.pid
     assert len(groups(cluster.address, remove=notebook.manager.kernel_id)) == 1
-    assert "its placement group was removed" in await ended(notebook, 10)
+    assert "its placement group was removed" in await notebook.ended(service(), 10)
     assert wait_gone(pid)
 
 
@@ -178,7 +160,7 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
         await asyncio.sleep(0.05)
     assert "its raylet has ended" in str(decision["refusals"])
     assert not decision["is_never"]
-    assert "its node has left the Ray cluster" in await ended(notebook, 10)
+    assert "its node has left the Ray cluster" in await notebook.ended(service(), 10)
     assert wait_gone(pid, 10)
     assert time.monotonic() - killed_at < 10
 
@@ -188,7 +170,7 @@ async def test_a_node_that_leaves_in_order(notebooks: Callable[..., object], clu
     notebook = await notebooks(labels={"other": "yes"})
     pid = notebook.pid
     cluster.stop_node(node.address)
-    await ended(notebook, 10)
+    await notebook.ended(service(), 10)
     assert wait_gone(pid, 10)
 
 
@@ -286,9 +268,7 @@ async def _lose_the_head(
             assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
             with pytest.raises(BackendUnavailable, match="away"):
                 await service().explain(KernelRequest())
-            notebook.client.execute("import time; time.sleep(60)", stop_on_error=False)
-            await asyncio.sleep(0.2)
-            await notebook.manager.interrupt_kernel()
+            await notebook.interrupt()
             assert await notebook.value("mine") == "42"
             if state != "lost":
                 cluster.restart_gcs()

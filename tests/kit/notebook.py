@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
+
+from roost.scheduler.client import Client
+from roost.scheduler.values import Kernel
 
 
 class Notebook:
@@ -34,6 +39,22 @@ class Notebook:
         )
         return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
+    async def interrupt(self) -> None:
+        """Interrupt a cell that sleeps."""
+        self.client.execute("import time; time.sleep(60)", stop_on_error=False)
+        await asyncio.sleep(0.2)
+        await self.manager.interrupt_kernel()
+
+    async def ended(self, service: Client, within_s: float) -> str:
+        """Wait until the kernel's owner is told of its end; why it ended, as soon as the service says so."""
+        deadline = time.monotonic() + within_s
+        await asyncio.wait_for(self.manager.provisioner.wait(), within_s)  # type: ignore[union-attr]
+        while True:
+            kernel = await service.kernel(self.manager.kernel_id)
+            if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
+                return kernel.reason
+            await asyncio.sleep(0.05)
+
     async def restart(self) -> None:
         await self.manager.restart_kernel()
         await self.client.wait_for_ready(timeout=60)
@@ -46,3 +67,8 @@ class Notebook:
     async def close(self) -> None:
         self.client.stop_channels()
         await self.manager.shutdown_kernel(now=True)
+
+
+def held_by(kernel: Kernel) -> tuple[str, str, tuple[str, ...]]:
+    """What a kernel keeps for as long as it lives."""
+    return kernel.lease_id, kernel.node_id, kernel.device_ids
