@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class _Known:
 _SETTLE_S = 1.0
 """A manager and its daemon that are ended together end in any order."""
 _CONNECT_S = 2.0
+_PROBE_S = 6.0
 
 Lost = Callable[[str], Awaitable[None]]
 """Called with a sentence when all leases of this node are lost."""
@@ -98,7 +100,7 @@ class Managed:
 
     async def _lose(self, manager: Manager) -> None:
         await asyncio.sleep(_SETTLE_S)
-        if not manager.is_gone and await _answers(manager.address):
+        if await _is_there(manager):
             reason = f"its node has left the {manager.name} cluster"
         else:
             log.warning("the %s cluster is gone; kernels stay for %g s", manager.name, manager.grace_s)
@@ -106,6 +108,25 @@ class Managed:
             reason = f"the {manager.name} cluster did not come back within {manager.grace_s:g} s"
         log.warning("all leases are lost: %s", reason)
         await self._on_lost(reason)
+
+
+async def _is_there(manager: Manager) -> bool:
+    """Whether the cluster that the daemon was of is still there; one that cannot be told from another is."""
+    if manager.is_gone or not await _answers(manager.address):
+        return False
+    return not manager.probe or await asyncio.to_thread(_found, manager) in ("", manager.cluster_id)
+
+
+def _found(manager: Manager) -> str:
+    """The id of the cluster that is there now; empty where it does not say."""
+    try:
+        done = subprocess.run(
+            manager.probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROBE_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        log.warning("which cluster of %s is there now is not known: %s", manager.name, problem)
+        return ""
+    return done.stdout.strip()
 
 
 async def _answers(address: str) -> bool:

@@ -80,7 +80,8 @@ class Manager:
     `address` is `host:port` of the manager itself. Where the last daemon ends and the manager is still there, this
     node is no part of the cluster any more: all leases here are lost. Where both are gone they are kept for `grace_s`.
     `is_gone`: this daemon says that it is about to end because the manager is gone, whatever answers there now.
-    `has_left`: it ends, or has ended, though its process goes on.
+    `has_left`: it ends, or has ended, though its process goes on. `probe` is a command that prints the id of the
+    cluster at `address`: where that is not `cluster_id`, another cluster is there now, and this one is gone.
     """
 
     name: str
@@ -90,6 +91,8 @@ class Manager:
     grace_s: float = 300.0
     is_gone: bool = False
     has_left: bool = False
+    cluster_id: str = ""
+    probe: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

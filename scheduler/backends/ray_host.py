@@ -13,7 +13,7 @@ from roost.launchers.messages import Manager
 from roost.launchers.node import AgentSettings
 from roost.launchers.wire import encode
 
-from . import node_side
+from . import node_side, ray_join
 from .node_side import Answer, agent_name, bring_up, packed
 from .ray_state import RayNode
 
@@ -22,7 +22,14 @@ def agent_on(
     node: RayNode, settings: AgentSettings, *, cluster_address: str, grace_s: float, python: str
 ) -> Any:
     """A Ray reference to what `node_side.bring_up` returns, from that node. Blocks for a moment."""
-    manager = Manager(name="Ray", pid=0, process_started_at=0.0, address=cluster_address, grace_s=grace_s)
+    manager = Manager(
+        name="Ray",
+        pid=0,
+        process_started_at=0.0,
+        address=cluster_address,
+        grace_s=grace_s,
+        cluster_id=ray_join.cluster_id(),
+    )
     archive, digest = packed()
     return task_on(node, _bring_up).remote(
         archive,
@@ -58,8 +65,12 @@ def _bring_up(
 ) -> Answer:
     """`bring_up`, as a child of the raylet. A worker's own environment is full of what Ray sets for its tasks."""
     import os
+    import sys
 
     raylet = os.getppid()
+    if manager["cluster_id"]:
+        says = f"from ray._raylet import GcsClient; print(GcsClient({manager['address']!r}).cluster_id.hex())"
+        manager = {**manager, "probe": [sys.executable, "-c", says]}
     with open(f"/proc/{raylet}/environ", "rb") as file:
         pairs = (
             pair.partition("=") for pair in file.read().decode(errors="surrogateescape").split("\0") if pair

@@ -77,6 +77,11 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def cluster_id() -> str:
+    """What Ray calls the cluster that was joined last: another one when it starts anew without its state."""
+    return _cluster_id
+
+
 def leave() -> None:
     """Be no driver any more; leases that are detached stay. Blocks for seconds at most, and may be repeated."""
     if "ray" not in sys.modules or (_driver is not None and _driver.is_alive()):

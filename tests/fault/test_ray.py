@@ -238,6 +238,42 @@ async def test_the_head_for_90_s(
     await _lose_the_head(home, tmp_path, settings, monkeypatch, state, away_s=90)
 
 
+@pytest.mark.fault_long
+@pytest.mark.timeout(300)
+async def test_a_head_that_starts_anew_at_once(
+    home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its state it is another cluster, which the other raylets leave; their kernels wait all the same."""
+    with Raylets(*MACHINES, environment={**impatient, VARIABLE: f"{home}/node"}) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        head, node = cluster.nodes
+        notebook = Notebook("roosted")
+        config = {"backend": "ray", "gpus": 1, "gpu_models": ["A100"]}
+        notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, config=config)
+        await notebook.open()
+        try:
+            await notebook.run("mine = 42")
+            lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
+            cluster.kill_gcs()
+            cluster.kill_raylet(head.address)
+            await asyncio.to_thread(cluster.start_again, head.address)
+            give_up_at = time.monotonic() + 90
+            while psutil.pid_exists(node.raylet_pid):
+                assert await notebook.value("mine") == "42"
+                assert time.monotonic() < give_up_at, "Ray keeps a raylet of another cluster"
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(10)  # in which its agent finds out what is there now
+            assert await notebook.value("mine") == "42"
+            await asyncio.to_thread(cluster.start_again, node.address)
+            await _until_back()
+            kernel = await service().kernel(notebook.manager.kernel_id)
+            assert (kernel.state, kernel.lease_id) == ("running", lease_id)
+            assert await notebook.value("mine") == "42"
+        finally:
+            await notebook.close()
+        assert groups(cluster.address) == []
+
+
 async def _lose_the_head(
     home: Path,
     tmp_path: Path,

@@ -137,6 +137,32 @@ async def test_a_daemon_that_leaves_a_process_that_goes_on(
         assert "has left" in await losses.next()
 
 
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ("mine", "its node has left the Ray cluster"),
+        ("another", "the Ray cluster did not come back within 0.3 s"),
+        ("", "its node has left the Ray cluster"),
+    ],
+)
+async def test_another_cluster_at_the_address_is_not_the_one_that_was_left(
+    watching: Managed, losses: Losses, answering: str, says: str, reason: str
+) -> None:
+    with daemon(answering, grace_s=0.3) as (process, manager):
+        watching.watch(replace(manager, cluster_id="mine", probe=("echo", says)))
+        process.kill()
+        assert await losses.next() == reason
+
+
+async def test_where_nobody_can_say_which_cluster_is_there_the_node_has_left(
+    watching: Managed, losses: Losses, answering: str
+) -> None:
+    with daemon(answering) as (process, manager):
+        watching.watch(replace(manager, cluster_id="mine", probe=("/nonexistent",)))
+        process.kill()
+        assert "has left" in await losses.next()
+
+
 async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed, losses: Losses) -> None:
     with daemon(GONE, grace_s=0.3) as (process, manager):
         watching.watch(manager)
