@@ -60,6 +60,7 @@ class Queue:
             return
         tickets.remove(ticket)
         if tickets:
+            tickets[0].waits_for = tickets[0].waits_for or ticket.waits_for  # until it has looked for itself
             tickets[0].event.set()
             self._tell_soon()
         else:

@@ -132,3 +132,12 @@ async def test_changes_are_told_together_and_once() -> None:
     await asyncio.sleep(0.15)
     assert told == ["0", "1", "2"]
     queue.close()
+
+
+async def test_the_next_in_line_waits_for_what_the_one_before_did_until_it_has_looked() -> None:
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0)
+    first, second = queue.join("a", "line"), queue.join("b", "line")
+    queue.say(first, "no node has room now")
+    queue.leave(first)
+    assert queue.place(second) == (1, "no node has room now")
+    queue.close()
