@@ -45,7 +45,7 @@ def filled() -> Any:
     from roost.scheduler.backends.dask_ledger import Held, Slot
     from roost.scheduler.backends.dask_plugin import OnScheduler
 
-    plugin = OnScheduler("0")
+    plugin = OnScheduler("0", "")
     scheduler = SimpleNamespace(plugins={}, workers={}, handlers={})
     plugin.start(scheduler)
     for number in range(NODES):

@@ -24,6 +24,7 @@ from .claims import claim, kept_from
 from .cluster import Cluster, LeaseGone
 from .config import Settings
 from .errors import (
+    BackendUnavailable,
     Cancelled,
     ConfigError,
     LaunchError,
@@ -43,6 +44,8 @@ from .values import Kernel, KernelRequest, StartKernel
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1_000
+_AWAY_S = 1.0
+"""So often who waits looks whether a cluster that is away is back."""
 _SKIP_S = (1.0, 30.0)
 """First and longest time for which a node is skipped that refuses what there seems to be room for: what a cluster
 manager shows may be ahead of what it can give."""
@@ -161,7 +164,16 @@ class Starts:
                     await self._queue.turn(ticket, deadline)
                 except asyncio.TimeoutError:
                     raise self._out_of_time(ticket, decision, start.launch_timeout_s) from None
-                snapshot = await self._cluster.snapshot()
+                try:
+                    snapshot = await self._cluster.snapshot()
+                except BackendUnavailable as problem:
+                    if decision is None:
+                        raise
+                    self._queue.say(
+                        ticket, str(problem)
+                    )  # it was there: who waits already waits for it as well
+                    asyncio.get_running_loop().call_later(_AWAY_S, ticket.event.set)
+                    continue
                 looked = self._clock()
                 reasons = {
                     name: _REFUSED for name, skipped in avoid.items() if skipped.holds(snapshot, looked)

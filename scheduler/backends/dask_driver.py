@@ -104,10 +104,9 @@ class DaskDriver(Driver[DaskNode]):
 
         from . import dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side
 
-        try:
+        there = None
+        if await self._has_plugin():  # Dask logs a question that it does not know as an error
             there = await self._call("roost_hello", _CALL_S)
-        except BackendUnavailable:
-            there = None
         if there is not None and there["protocol"] > dask_plugin.PROTOCOL:
             raise ConfigError(
                 f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
@@ -144,6 +143,13 @@ class DaskDriver(Driver[DaskNode]):
                     f"Dask's scheduler does not take roost's plugins: {in_short(problem)}"
                 ) from problem
 
+    async def _has_plugin(self) -> bool:
+        try:
+            question = self._client.run_on_scheduler(lambda dask_scheduler: "roost" in dask_scheduler.plugins)
+            return bool(await asyncio.wait_for(question, _CALL_S))
+        except Exception as problem:
+            raise BackendUnavailable(f"Dask's scheduler does not answer: {in_short(problem)}") from problem
+
     async def _call(self, operation: str, deadline_s: float, **arguments: Any) -> Any:
         if self._client is None:
             raise BackendUnavailable("Dask's scheduler has been left")
@@ -152,6 +158,8 @@ class DaskDriver(Driver[DaskNode]):
             answer = await asyncio.wait_for(call(**arguments), deadline_s)
         except asyncio.TimeoutError:
             raise BackendUnavailable(f"Dask's scheduler has not answered for {deadline_s:g} s") from None
+        except OSError as error:
+            raise BackendUnavailable("Dask's scheduler has gone") from error
         except Exception as error:
             raise BackendUnavailable(f"Dask's scheduler failed: {in_short(error)}") from error
         if answer is None:  # Dask's way to say that it does not know what is asked

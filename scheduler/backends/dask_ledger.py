@@ -10,6 +10,7 @@ the workers themselves then hold back from tasks (`dask_plugin`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -132,13 +133,13 @@ class Ledger:
 
     def numbered(self, slot: Slot) -> list[str]:
         """Ids for the GPUs of a worker that does not say which it sees: the next numbers on its machine."""
-        taken = {device for other in self.of_machine(slot.machine) for device in other.devices}
-        known = self._numbers.get(slot.name, [])
-        if known and not taken.intersection(known):
-            return known
+        others = [other for other in self.of_machine(slot.machine) if other.name != slot.name]
+        taken = {device for other in others for device in other.devices}
         count = math.ceil(slot.resources.get(GPU, 0.0))
-        numbers = (str(number) for number in range(len(taken) + count) if str(number) not in taken)
-        self._numbers[slot.name] = [next(numbers) for _ in range(count)]
+        known = [number for number in self._numbers.get(slot.name, []) if number not in taken]
+        numbers = (str(number) for number in range(len(taken) + len(known) + count))
+        new = (number for number in numbers if number not in taken and number not in known)
+        self._numbers[slot.name] = list(itertools.islice(itertools.chain(known, new), count))
         return self._numbers[slot.name]
 
     def described(self, machine: str) -> dict[str, Any] | None:

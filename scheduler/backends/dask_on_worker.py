@@ -45,9 +45,16 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._tasks: set[asyncio.Task[Any]] = set()
         # What an earlier plugin of this worker has claimed stands: by lease, and those of them that are granted.
         self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
-        worker.handlers["roost_claims"] = self.claims
+        worker.handlers.update(roost_claims=self.claims, roost_report=self.report)
         if not worker.nanny:
             worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.noted)
+        await self.report()
+        if not worker.nanny:
+            self._spawn(self._agents.come(worker))
+
+    async def report(self) -> bool:
+        """Say what there is here, and hold back of it what is leased."""
+        worker = self.worker
         while True:
             try:
                 answer = await asyncio.wait_for(
@@ -64,8 +71,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                 await asyncio.sleep(_AGAIN_S)
         await self.claims(**answer)
         self._tell()
-        if not worker.nanny:
-            self._spawn(self._agents.come(worker))
+        return True
 
     async def bring_up(self) -> Answer:
         return await self._agents.bring_up(self.worker)

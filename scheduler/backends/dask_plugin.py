@@ -78,6 +78,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             roost_worker=self.on_worker,
             roost_free=self.on_free,
             roost_agent_up=self.on_agent_up,
+            set_resources=self.on_set_resources,
         )
         self._spawn(sweep(self))
 
@@ -88,14 +89,9 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
         They are not whole where whoever brought them has died before the last.
         """
-        there = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
-        is_whole = all(NAME in plugins for plugins in there)
-        return {
-            "protocol": PROTOCOL,
-            "version": self.roost_version,
-            "mark": self.mark,
-            "is_whole": is_whole,
-        }
+        others = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
+        said = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
+        return {**said, "is_whole": all(NAME in plugins for plugins in others)}
 
     async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
         """The machines that have changed since that version of that incarnation, None for those that are gone.
@@ -235,6 +231,12 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
                 slot.free = dict(free)
                 self._tell(slot.machine)
 
+    def on_set_resources(self, worker: str, resources: dict[str, float] | None = None) -> Any:
+        """Somebody has changed what a worker has (`Worker.set_resources`): Dask notes it, and it is asked anew."""
+        answer = self.scheduler.add_resources(worker=worker, resources=resources)
+        self._spawn(self._tell_server(worker, "roost_report"))
+        return answer
+
     async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
         """Where the agent of a machine listens, or why there is none. `told` is another each time."""
         self.nannies[server] = machine
@@ -334,13 +336,13 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         plugin = self.scheduler.nanny_plugins.get(NAME)
         is_there = any(slot.nanny == nanny for slot in self.ledger.slots.values())
         if nanny and nanny not in self.nannies and is_there and plugin is not None:
-            self._spawn(self._tell_nanny(nanny, plugin))
+            self._spawn(self._tell_server(nanny, "plugin_add", plugin=plugin, name=NAME))
 
-    async def _tell_nanny(self, nanny: str, plugin: bytes) -> None:
+    async def _tell_server(self, server: str, operation: str, **arguments: Any) -> None:
         try:
-            await asyncio.wait_for(self.scheduler.rpc(nanny).plugin_add(plugin=plugin, name=NAME), _ASK_S)
+            await asyncio.wait_for(getattr(self.scheduler.rpc(server), operation)(**arguments), _ASK_S)
         except (OSError, asyncio.TimeoutError):
-            pass  # it has gone, or is asked with the next of its workers
+            pass  # it has gone; a nanny is told again with the next of its workers
 
     def _stay_awake(self) -> None:
         """A cluster that only kernels use is not idle."""

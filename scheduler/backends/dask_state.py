@@ -54,7 +54,7 @@ class DaskNode:
             cpus_promised=float(said["cpus_promised"]),
             memory_promised_bytes=int(said["memory_promised_bytes"]),
             leases=frozenset(said["leases"]),
-            drains_because="Dask is retiring its workers" if said["is_draining"] else "",
+            drains_because=_drains_because(said),
             agent=dict(said["agent"]),
             seen=tuple(map(_unused, said["agent"].get("devices", ()))),
         )
@@ -97,6 +97,13 @@ def as_node(
         warm=status.warm if status else (),
         metrics_age_s=0.0 if status is None and used else metrics_age_s,
     )
+
+
+def _drains_because(said: Mapping[str, Any]) -> str:
+    if said["is_draining"]:
+        return "Dask is retiring its workers"
+    problem = said["agent"].get("problem", "")
+    return f"no agent of roost's runs there: {problem}" if problem else ""
 
 
 def _unused(seen: Mapping[str, Any]) -> DeviceStatus:

@@ -34,7 +34,9 @@ _FRESH_S = 0.05
 """A placement is made on a picture that is no older."""
 _STATUS_S = 5.0
 """So often the agents that are connected are asked what is really used."""
-_REJOIN_S = 3.0
+_REJOIN_S = 1.0
+_FORGET_S = 60.0
+"""So long after the grace for its kernels the agent of a node that left is not asked any more."""
 _MISSES = 3
 """A lease that the manager does not show so often in a row is looked up, and lost if there is none."""
 
@@ -168,7 +170,10 @@ class ManagedBackend(Backend, Generic[N]):
         try:
             await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
-            if self._driver.away or lease.node_id in self._driver.nodes:
+            is_there = self._driver.away or lease.node_id in self._driver.nodes
+            if is_there and lease.node_id in set(
+                self._hosts
+            ):  # where no agent ever was, nothing is to be ended
                 self._picture.leases[lease.id] = lease
                 raise
         self._forget(lease.id)
@@ -249,6 +254,7 @@ class ManagedBackend(Backend, Generic[N]):
                     await self._driver.look()
                     await self._driver.read()
                     now = time.monotonic()
+                    self._hosts.forget_left(self._driver.nodes, self._options.manager_grace_s + _FORGET_S)
                     self._expected = {name: until for name, until in self._expected.items() if now < until}
                     if back := self._expected.keys() & self._driver.nodes.keys():
                         await self._take_again(back)
@@ -333,10 +339,9 @@ class ManagedBackend(Backend, Generic[N]):
                     try:
                         await self._claims.take_again(lease, node)
                     except LeaseConflict as problem:
-                        self._lost(
-                            lease.id,
-                            f"the {self._driver.manager} cluster came back without room for it: {problem}",
-                        )
+                        back = f"the {self._driver.manager} cluster came back"
+                        self._lost(lease.id, f"{back} without room for it: {problem}")
+                        self._spawn(self._end(lease))  # it may be of a kernel that nobody knows of yet
 
     # The agents
 
@@ -356,6 +361,9 @@ class ManagedBackend(Backend, Generic[N]):
                 self._spawn(self._let_go(lease))
         elif event.kind == "reserved" and event.lease_id not in {*self._picture.leases, *self._taking}:
             self._spawn(self._learn(node_id))
+
+    async def _end(self, lease: Lease) -> None:
+        await self._hosts.call(lease.node_id, lambda agent: agent.release(lease.id))
 
     async def _let_go(self, lease: Lease) -> None:
         try:

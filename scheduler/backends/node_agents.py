@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +60,8 @@ class NodeAgents:
         self._bring_up = bring_up
         self._hosts: dict[str, Host] = {}
         self._doubted: set[str] = set()
+        self._silent: set[str] = set()
+        self._left: dict[str, float] = {}  # nodes that are not there, and since when
         self._coming: dict[str, asyncio.Task[Host]] = {}
         self._remember()
 
@@ -114,9 +116,12 @@ class NodeAgents:
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
             reservations = (await asyncio.wait_for(call, _ANSWER_S)).reservations
+            self._silent.discard(node_id)
             return [Lease.of(held, node_id) for held in reservations]
         except (RoostError, asyncio.TimeoutError) as problem:
-            log.warning("node=%s its agent does not answer: %s", node_id, str(problem) or "it is slow")
+            level = logging.DEBUG if node_id in self._silent else logging.WARNING
+            log.log(level, "node=%s its agent does not answer: %s", node_id, str(problem) or "it is slow")
+            self._silent.add(node_id)
             return None
 
     async def ask_status(self) -> None:
@@ -163,6 +168,16 @@ class NodeAgents:
         if node_id:
             self._doubted.add(node_id)
             self.status.pop(node_id, None)
+
+    def forget_left(self, there: Collection[str], after_s: float) -> None:
+        """Forget the agents of nodes that have not been there for so long: they have left for good."""
+        now = time.monotonic()
+        self._left = {name: self._left.get(name, now) for name in self._hosts if name not in there}
+        for node_id, left_at in self._left.items():
+            if now - left_at > after_s:
+                del self._hosts[node_id]
+                self.status.pop(node_id, None)
+                self._write()
 
     def forget_others(self, cluster: str) -> None:
         """Forget the agents of another cluster than this."""

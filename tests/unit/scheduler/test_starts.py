@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.placement import policy
+from roost.placement import Snapshot, policy
+from roost.scheduler import starts
 from roost.scheduler.agents import Agents
 from roost.scheduler.cluster import Cluster
 from roost.scheduler.config import LocalSettings, Settings
@@ -436,3 +437,24 @@ async def test_restarts_that_fail_again_and_again_keep_the_lease(tmp_path: Path)
         assert w.leases() == ["roost:k:s/1"]
         w.agent.failures.clear()
         assert (await w.start("k", "5")).state == "running"
+
+
+async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> Snapshot:
+        raise BackendUnavailable("the cluster is away")
+
+    monkeypatch.setattr(starts, "_AWAY_S", 0.01)
+    async with world(tmp_path, gpus=1) as w:
+        await w.start("first", gpus=1)
+        waiting = w.start("waits", gpus=1)
+        await w.told("queued", "waits")
+        with monkeypatch.context() as patched:
+            patched.setattr(w.backend, "snapshot", away)
+            await w.scheduler.stop("first", 0)
+            await w.until(lambda: w.kernel("waits").waits_for == "the cluster is away")
+            with pytest.raises(BackendUnavailable, match="is away"):
+                await w.start("late", cpus=1)
+            assert not waiting.done()
+        assert (await waiting).state == "running"
