@@ -40,7 +40,7 @@ AGENT = {
 }
 
 
-def filled() -> Any:
+async def filled() -> Any:
     """roost's plugin for Dask's scheduler, as after NODES machines have come with all their leases."""
     from roost.scheduler.backends.dask_ledger import Held, Slot
     from roost.scheduler.backends.dask_plugin import OnScheduler
@@ -87,7 +87,8 @@ def reading(rounds: int) -> dict[str, list[float]]:
     from roost.scheduler.backends import dask_state
     from roost.scheduler.backends.dask_state import DaskNode
 
-    plugin, loop = filled(), asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()
+    plugin = loop.run_until_complete(filled())
 
     def answer(since: int) -> dict[str, Any]:
         return loop.run_until_complete(plugin.nodes(since, plugin.incarnation, 0.0))
@@ -109,7 +110,9 @@ def reading(rounds: int) -> dict[str, list[float]]:
         "as_node": timed(rounds, lambda: [dask_state.as_node(node, None, None, None) for node in decoded]),
     }
     read = [sum(stages) for stages in zip(*took.values(), strict=True)]
-    return {"read": read, **took, "change": timed(rounds, lambda: answer(plugin.version - 1))}
+    change = timed(rounds, lambda: answer(plugin.version - 1))
+    loop.run_until_complete(plugin.close())
+    return {"read": read, **took, "change": change}
 
 
 DASK = Manager(

@@ -7,8 +7,11 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
+
+import cloudpickle
 
 from roost.launchers.node import AgentSettings
 from roost.launchers.version import VERSION, as_numbers
@@ -100,8 +103,6 @@ class DaskDriver(Driver[DaskNode]):
 
     async def _install(self) -> None:
         """Have roost's plugins in the cluster, unless the same with the same settings, or newer ones, are there."""
-        import cloudpickle
-
         from . import dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side
 
         there = None
@@ -124,24 +125,27 @@ class DaskDriver(Driver[DaskNode]):
             if theirs > ours or (theirs == ours and there["mark"] == mark):
                 return
         agents = dask_on_nanny.Agents(archive=archive, digest=digest, **sent)
-        for module in (dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side):
-            cloudpickle.register_pickle_by_value(module)
-        for plugin in (
+        modules = (dask_ledger, dask_on_nanny, dask_on_worker, dask_plugin, dask_sweep, node_side)
+        plugins = (
             dask_plugin.OnScheduler(VERSION, mark),
             dask_on_worker.OnWorker(agents),
             dask_on_nanny.OnNanny(agents),
-        ):
-            plugin.idempotent = there is None
-            try:
-                await asyncio.wait_for(self._client.register_plugin(plugin, name=dask_plugin.NAME), _CALL_S)
-            except asyncio.TimeoutError:
-                if isinstance(plugin, dask_on_nanny.OnNanny):
-                    return  # Dask's scheduler waits until no nanny is starting; it knows the plugin already
+        )
+        with _by_value(modules):
+            for plugin in plugins:
+                plugin.idempotent = there is None
+                await self._register(plugin, is_last=plugin is plugins[-1])
+
+    async def _register(self, plugin: Any, *, is_last: bool) -> None:
+        try:
+            await asyncio.wait_for(self._client.register_plugin(plugin, name=plugin.name), _CALL_S)
+        except asyncio.TimeoutError:
+            if not is_last:  # else it is known already, and Dask's scheduler waits until no nanny is starting
                 raise BackendUnavailable("Dask's scheduler does not take roost's plugins in time") from None
-            except Exception as problem:
-                raise BackendUnavailable(
-                    f"Dask's scheduler does not take roost's plugins: {in_short(problem)}"
-                ) from problem
+        except Exception as problem:
+            raise BackendUnavailable(
+                f"Dask's scheduler does not take roost's plugins: {in_short(problem)}"
+            ) from problem
 
     async def _has_plugin(self) -> bool:
         try:
@@ -170,3 +174,16 @@ class DaskDriver(Driver[DaskNode]):
         client, self._client = self._client, None
         if client is not None:
             await dask_join.leave(client)
+
+
+@contextlib.contextmanager
+def _by_value(modules: Iterable[ModuleType]) -> Iterator[None]:
+    """What is of these modules is sent with its code: roost need not be there where it comes to."""
+    modules = list(modules)
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)

@@ -17,7 +17,8 @@ from world import settle
 
 from roost.scheduler.client import connect, disconnect
 
-BACKENDS = ("local", "ray", "dask")
+BACKENDS = ("local", "ray", "dask", "dask_tls")
+"""The last is Dask with TLS."""
 FREED_S = 5.0
 """A cluster manager shows a moment late what was given back."""
 
@@ -25,12 +26,14 @@ FREED_S = 5.0
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for a `backend` on all of them, or on the one alone of which a marker says why."""
     if "backend" in metafunc.fixturenames:
-        marked = [name for name in BACKENDS if metafunc.definition.get_closest_marker(f"{name}_only")]
-        chosen = [
-            *(marked or BACKENDS),
-            *(["dask_tls"] if metafunc.definition.get_closest_marker("tls_too") else []),
+        marked = [
+            name for name in BACKENDS if metafunc.definition.get_closest_marker(f"{_manager(name)}_only")
         ]
-        metafunc.parametrize("backend", chosen, indirect=True, scope="module")
+        metafunc.parametrize("backend", marked or BACKENDS, indirect=True, scope="module")
+
+
+def _manager(backend: str) -> str:
+    return backend.partition("_")[0]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         elif request.param.startswith("dask"):
             for name, value in environment(request.getfixturevalue(f"{request.param}_cluster")).items():
                 patch.setenv(name, value)
-        yield request.param.partition("_")[0]
+        yield _manager(request.param)
 
 
 @pytest.fixture(scope="module")

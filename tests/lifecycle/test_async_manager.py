@@ -55,7 +55,6 @@ async def kernel(
         await km.shutdown_kernel(now=True)
 
 
-@pytest.mark.tls_too
 async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: Path) -> None:
     specs = specs_of(config={"environment": ["MINE"]})
     async with kernel(specs, cwd=str(tmp_path), env={**os.environ, "MINE": "yes"}) as (km, kc):
@@ -70,7 +69,6 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         assert not psutil.pid_exists(pid)
 
 
-@pytest.mark.tls_too
 async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         running = asyncio.ensure_future(run(kc, "import subprocess; subprocess.run(['sleep', '60'])"))
@@ -80,7 +78,6 @@ async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> 
         assert (await asyncio.wait_for(running, 20))["reply"]["ename"] == "KeyboardInterrupt"
 
 
-@pytest.mark.tls_too
 @pytest.mark.parametrize("now", [False, True])
 async def test_restart_keeps_ports_keys_and_lease(specs: KernelSpecManager, backend: str, now: bool) -> None:
     async with kernel(specs) as (km, kc):
@@ -176,7 +173,6 @@ async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) ->
         assert "Ctrl-C" not in await connect(backend).logs(km.kernel_id)
 
 
-@pytest.mark.tls_too
 async def test_a_service_killed_in_between(world: Path, specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         (pid,) = daemon_pids(world, "scheduler")
@@ -189,7 +185,6 @@ async def test_a_service_killed_in_between(world: Path, specs: KernelSpecManager
         assert (await run(kc, "print(2)"))["text"] == "2"
 
 
-@pytest.mark.tls_too
 async def test_an_exit_while_no_service_lives_is_found(world: Path, specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, _):
         (pid,) = daemon_pids(world, "scheduler")
@@ -198,7 +193,6 @@ async def test_an_exit_while_no_service_lives_is_found(world: Path, specs: Kerne
         assert await asyncio.wait_for(km.provisioner.wait(), 20) in (-signal.SIGKILL, 255)
 
 
-@pytest.mark.tls_too
 async def test_another_process_s_provisioner_attaches(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, _):
         other = RoostProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=None)

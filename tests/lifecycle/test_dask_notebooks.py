@@ -23,7 +23,7 @@ with Client() as client:
 print(os.environ["CUDA_VISIBLE_DEVICES"])
 """
 
-pytestmark = [pytest.mark.dask_only("what Dask is within a kernel"), pytest.mark.tls_too]
+pytestmark = pytest.mark.dask_only("what Dask is within a kernel")
 
 
 @pytest.fixture
