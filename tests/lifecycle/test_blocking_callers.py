@@ -14,6 +14,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 
 from roost.scheduler.client import connect
@@ -65,6 +66,7 @@ def test_several_threads(specs: KernelSpecManager) -> None:
         km.start_kernel()
         found.append(compute(km))
         km.shutdown_kernel(now=True)
+        ensure_event_loop().close()  # the one that jupyter_core keeps for each thread; nobody else would
 
     threads = [threading.Thread(target=one) for _ in range(3)]
     for thread in threads:
