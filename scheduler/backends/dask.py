@@ -59,8 +59,9 @@ class DaskBackend(ManagedBackend[DaskNode]):
     ) -> Node:
         return dask_state.as_node(node, status, metrics_age_s, self._driver.metrics.get(node.id))
 
-    async def _ask_metrics(self) -> None:
+    async def _ask_metrics(self) -> Collection[str]:
         await self._driver.ask_metrics()
+        return self._driver.metrics
 
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         for node_id in changed:

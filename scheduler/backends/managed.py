@@ -81,8 +81,9 @@ class ManagedBackend(Backend, Generic[N]):
     async def _bring_up(self, node_id: str) -> Host:
         """Start or find the agent of that node; raises `BackendUnavailable`."""
 
-    async def _ask_metrics(self) -> None:
-        """Ask the manager what is really used, where it knows."""
+    async def _ask_metrics(self) -> Collection[str]:
+        """Ask the manager what is really used; the nodes of which it knows."""
+        return ()
 
     def _drawn(
         self, node: N, leases: Iterable[Lease], status: NodeStatus | None, metrics_age_s: float | None
@@ -274,9 +275,8 @@ class ManagedBackend(Backend, Generic[N]):
 
     async def _ask_agents(self) -> None:
         await self._hosts.ask_status()
-        if not self._driver.away:
-            await self._ask_metrics()
-        self._picture.draw_status(self._driver.nodes, list(self._driver.nodes))
+        known = () if self._driver.away else await self._ask_metrics()
+        self._picture.draw_status(self._driver.nodes, {*self._hosts.status, *known})
 
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         for node_id in changed:
