@@ -85,10 +85,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     # What roost's schedulers ask
 
     async def hello(self) -> dict[str, Any]:
-        """Which roost's plugins these are; `mark` names the settings that came with them as well.
-
-        They are not whole where whoever brought them has died before the last.
-        """
+        """Which these are; `mark` names their settings too. Not whole: who brought them died before the last."""
         others = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
         said = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
         return {**said, "is_whole": all(NAME in plugins for plugins in others)}
@@ -209,7 +206,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self, worker: str, resources: dict[str, float], devices: list[str] | None, memory_bytes: int
     ) -> dict[str, Any]:
         """A worker is about to start its first task: what it is to hold back, as for its `claims`."""
-        slot = next((slot for slot in self.ledger.slots.values() if slot.worker == worker), None)
+        slot = self._slot_of(worker)
         if slot is None:
             return {"claims": {}, "number": 0}
         slot.resources, slot.free = dict(resources), dict(resources)
@@ -226,10 +223,10 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def on_free(self, worker: str, free: dict[str, float]) -> None:
         """What neither tasks nor leases have of a worker; a lease that waits is none."""
-        for slot in self.ledger.slots.values():
-            if slot.worker == worker:
-                slot.free = dict(free)
-                self._tell(slot.machine)
+        slot = self._slot_of(worker)
+        if slot is not None:
+            slot.free = dict(free)
+            self._tell(slot.machine)
 
     def on_set_resources(self, worker: str, resources: dict[str, float] | None = None) -> Any:
         """Somebody has changed what a worker has (`Worker.set_resources`): Dask notes it, and it is asked anew."""
@@ -259,16 +256,17 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._tell(slot.machine)
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-        for slot in [slot for slot in self.ledger.slots.values() if slot.worker == worker]:
+        slot = self._slot_of(worker)
+        if slot is not None:
             del self.ledger.slots[slot.name]
             self._tell(slot.machine)
 
     def log_event(self, topic: str, msg: Any) -> None:
         if isinstance(msg, dict) and msg.get("action") == "worker-status-change":
-            for slot in self.ledger.slots.values():
-                if slot.worker == topic:
-                    slot.is_leaving = self.scheduler.workers[topic].status.name == "closing_gracefully"
-                    self._tell(slot.machine)
+            slot = self._slot_of(topic)
+            if slot is not None:
+                slot.is_leaving = self.scheduler.workers[topic].status.name == "closing_gracefully"
+                self._tell(slot.machine)
 
     def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
         """A machine with kernels is not taken by adaptive scaling."""
@@ -280,6 +278,9 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             task.cancel()
 
     # How that is done
+
+    def _slot_of(self, worker: str) -> Slot | None:
+        return next((slot for slot in self.ledger.slots.values() if slot.worker == worker), None)
 
     def _machine(self, name: str, ledger: Ledger) -> dict[str, Any] | None:
         """What is said of a machine, by the ledger of it alone; None where no worker of it is ready."""
