@@ -12,13 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from roost.placement import Decision as Decision
-    from roost.placement import Node as Node
-    from roost.placement import Placement as Placement
-    from roost.placement import Policy as Policy
-    from roost.placement import Request as Request
-    from roost.placement import Snapshot as Snapshot
-    from roost.scheduler.client import connect as connect
+    from roost.scheduler.client.client import connect as connect
     from roost.scheduler.errors import BackendUnavailable as BackendUnavailable
     from roost.scheduler.errors import ConfigError as ConfigError
     from roost.scheduler.errors import KernelDied as KernelDied
@@ -31,11 +25,18 @@ if TYPE_CHECKING:
     from roost.scheduler.errors import PlacementError as PlacementError
     from roost.scheduler.errors import RoostError as RoostError
 
+    from .placement import Decision as Decision
+    from .placement import Node as Node
+    from .placement import Placement as Placement
+    from .placement import Policy as Policy
+    from .placement import Request as Request
+    from .placement import Snapshot as Snapshot
+
 __version__ = "0.1.0"
 
 _HOMES = {
     "roost.placement": ("Decision", "Node", "Placement", "Policy", "Request", "Snapshot"),
-    "roost.scheduler.client": ("connect",),
+    "roost.scheduler.client.client": ("connect",),
     "roost.scheduler.errors": (
         "BackendUnavailable",
         "ConfigError",

@@ -42,8 +42,8 @@ AGENT = {
 
 async def filled() -> Any:
     """roost's plugin for Dask's scheduler, as after NODES machines have come with all their leases."""
-    from roost.scheduler.backends.dask_ledger import Held, Slot
-    from roost.scheduler.backends.dask_plugin import OnScheduler
+    from roost.scheduler.backends.dask.plugin.scheduler_plugin import OnScheduler
+    from roost.scheduler.backends.dask.plugin.slot_ledger import Held, Slot
 
     plugin = OnScheduler("0", "")
     scheduler = SimpleNamespace(plugins={}, workers={}, handlers={})
@@ -84,8 +84,8 @@ def reading(rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each stage of telling roost's service of NODES machines."""
     from distributed.protocol import dumps, loads
 
-    from roost.scheduler.backends import dask_state
-    from roost.scheduler.backends.dask_state import DaskNode
+    from roost.scheduler.backends.dask import nodes
+    from roost.scheduler.backends.dask.nodes import DaskNode
 
     loop = asyncio.new_event_loop()
     plugin = loop.run_until_complete(filled())
@@ -93,12 +93,12 @@ def reading(rounds: int) -> dict[str, list[float]]:
     def answer(since: int) -> dict[str, Any]:
         return loop.run_until_complete(plugin.nodes(since, plugin.incarnation, 0.0))
 
-    def nodes(machines: Mapping[str, Any]) -> list[DaskNode]:
+    def decode_all(machines: Mapping[str, Any]) -> list[DaskNode]:
         return [DaskNode.of(name, machine) for name, machine in machines.items()]
 
     said = answer(-1)
     packed = dumps(said)
-    decoded = nodes(loads(packed)["machines"])
+    decoded = decode_all(loads(packed)["machines"])
     assert len(decoded) == NODES
     assert all(len(node.leases) == LEASES_PER_NODE for node in decoded)
     assert len(answer(plugin.version - 1)["machines"]) == 1
@@ -106,8 +106,8 @@ def reading(rounds: int) -> dict[str, list[float]]:
         "answer": timed(rounds, lambda: answer(-1)),
         "pack": timed(rounds, lambda: dumps(said)),
         "unpack": timed(rounds, lambda: loads(packed)),
-        "decode": timed(rounds, lambda: nodes(said["machines"])),
-        "as_node": timed(rounds, lambda: [dask_state.as_node(node, None, None, None) for node in decoded]),
+        "decode": timed(rounds, lambda: decode_all(said["machines"])),
+        "as_node": timed(rounds, lambda: [nodes.as_node(node, None, None, None) for node in decoded]),
     }
     read = [sum(stages) for stages in zip(*took.values(), strict=True)]
     change = timed(rounds, lambda: answer(plugin.version - 1))

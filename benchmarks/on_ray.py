@@ -38,7 +38,7 @@ def reading(rounds: int) -> dict[str, list[float]]:
     from ray.core.generated import autoscaler_pb2
     from ray.util.placement_group import placement_group
 
-    from roost.scheduler.backends import ray_state
+    from roost.scheduler.backends.ray import nodes
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     bundles = [{"CPU": 0.1, f"node:{node['NodeManagerAddress']}": 0.001} for node in ray.nodes()]
@@ -65,13 +65,13 @@ def reading(rounds: int) -> dict[str, list[float]]:
         state.labels["ray.io/node-id"] = state.node_id.hex()
     ray.shutdown()
     content = reply.SerializeToString()
-    nodes = ray_state.decode(content)
+    known = nodes.decode(content)
     assert len({node.id for node in nodes}) == NODES
     assert all(len(node.groups or ()) == LEASES_PER_NODE for node in nodes)
     return {
-        "decode": timed(rounds, lambda: ray_state.decode(content, nodes)),
-        "first decode": timed(rounds, lambda: ray_state.decode(content)),
-        "as_node": timed(rounds, lambda: [ray_state.as_node(node, (), None, None) for node in nodes]),
+        "decode": timed(rounds, lambda: nodes.decode(content, known)),
+        "first decode": timed(rounds, lambda: nodes.decode(content)),
+        "as_node": timed(rounds, lambda: [nodes.as_node(node, (), None, None) for node in known]),
     }
 
 

@@ -34,9 +34,9 @@ from rich.progress import track
 from trace_data import PUBLISHED, add_traces, folder_of, read_cluster, read_tasks
 
 from roost.placement import NOWHERE, Decision, Pipeline, Policy, Profile, Request, Snapshot, policy
-from roost.placement.columns import IntArray
-from roost.placement.policies import RandomTies
+from roost.placement.engine.columns import IntArray
 from roost.placement.replay import Arrival, arrivals_at_demand, poisson_arrivals, replay
+from roost.placement.shipped_policies import RandomTies
 
 WORKLOADS = ("default", "gpushare40", "gpuspec33", "multigpu50", "cpu250")
 POLICIES = ("random", "best_fit", "fgd", "balanced", "balanced, ties", "balanced, 20 seen")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from roost.placement import Node
 from roost.placement.replay import Arrival, as_promised
-from roost.scheduler.traces import read_nodes, read_trace
+from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 NODES = "openb_node_list_gpu_node.csv"
 TASKS = "openb_pod_list_{}.csv"

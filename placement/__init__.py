@@ -9,12 +9,12 @@ others, or any object with a name and ``place``; ``policy`` finds it by ``module
 """
 
 from .decision import Decision, Placement, Refusal, Refused
+from .model import EPSILON, Device, Node, Request
 from .pipeline import NOWHERE, Filter, Pipeline, Policy, Ties
-from .policies import policy
-from .profile import Profile
 from .scorers import Scorer
+from .shipped_policies import policy
 from .snapshot import Columns, Snapshot
-from .values import EPSILON, Device, Node, Request
+from .workload import Profile
 
 __all__ = [
     "EPSILON",

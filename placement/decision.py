@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .filters import BY_OPERATOR, SUMMARIES, summary
-from .values import Request
+from .model import Request
 
 When = Literal["now", "never"]
 

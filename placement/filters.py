@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .format import amount, plural, size
+from .model import EPSILON, Node, Request
 from .snapshot import BoolArray, Snapshot
-from .text import amount, plural, size
-from .values import EPSILON, Node, Request
 
 _EXACT = 2**53
 """Whole numbers below are exact as floats."""

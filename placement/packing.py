@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .profile import MILLI, Fragments, Profile
+from .model import Request
 from .scorers import Scorer
 from .snapshot import FloatArray, IntArray, Snapshot
-from .values import Request
+from .workload import MILLI, Fragments, Profile
 
 LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
 """What counts as a large node, to weigh CPUs and GPUs against each other (the largest of the trace)."""

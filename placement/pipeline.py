@@ -18,23 +18,16 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from roost.placement.engine.class_scores import Rating, passed, weighted
+from roost.placement.engine.score_cache import Kept, Rated, unrated
+
 from .decision import Decision, Placement
-from .filters import (
-    HasCpus,
-    HasGpus,
-    HasLabels,
-    HasMemory,
-    HasResources,
-    NotDraining,
-    Tolerates,
-)
-from .grounds import Grounds
-from .kept import Kept, Rated, unrated
-from .later import LaterMapping, LaterSequence
-from .rating import Rating, passed, weighted
+from .explanation import Grounds
+from .filters import HasCpus, HasGpus, HasLabels, HasMemory, HasResources, NotDraining, Tolerates
+from .lazy import LaterMapping, LaterSequence
+from .model import Node, Request
 from .scorers import FewKernels, Weighted
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
-from .values import Node, Request
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 """No nodes to avoid."""

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 
 from .decision import Decision, Placement
+from .model import EPSILON, Node, Request
 from .pipeline import Policy
-from .profile import MILLI, Profile
 from .snapshot import Snapshot
-from .values import EPSILON, Node, Request
+from .workload import MILLI, Profile
 
 Resource = Literal["gpus", "cpus", "memory_bytes"]
 """What demand is counted in."""

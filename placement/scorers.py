@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from .model import UNKNOWN_USE, Request
 from .snapshot import FloatArray, IntArray, Snapshot
-from .values import UNKNOWN_USE, Request
 
 Resource = Literal["gpu", "memory", "cpu"]
 _ONE = np.array(1.0)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from . import columns as cols
-from .columns import BoolArray, Columns, FloatArray, IntArray
-from .history import Change, History
-from .values import Node, Request
+from roost.placement.engine import columns as cols
+from roost.placement.engine.changes import Change, History
+from roost.placement.engine.columns import BoolArray, Columns, FloatArray, IntArray
+
+from .model import Node, Request
 
 __all__ = ["BoolArray", "Columns", "FloatArray", "IntArray", "Snapshot"]
 

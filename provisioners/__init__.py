@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from roost.provisioners.provisioner import RoostProvisioner as RoostProvisioner
+from .provisioner import RoostProvisioner as RoostProvisioner
 
 __all__ = ["RoostProvisioner"]

@@ -15,8 +15,9 @@ from typing import Any
 
 import zmq
 
-from roost.provisioners.connection import DEFAULT_IPC_IP
 from roost.scheduler.errors import ConfigError
+
+from .kernel_connection import DEFAULT_IPC_IP
 
 WISHES = ("auto", "never", "required")
 _FIRST_IPYKERNEL = (7, 3)

@@ -18,14 +18,14 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
-from roost.scheduler.actions import check_policy
-from roost.scheduler.environment import Environment, probe
+from roost.scheduler.cli.actions import check_policy
+from roost.scheduler.client.interpreter_probe import Environment, probe
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.operations import BACKENDS, check_backend
+from roost.scheduler.service.operations import BACKENDS, check_backend
 
 from .encryption import WISHES
-from .environment import check_patterns
-from .options import read_wish
+from .kernel_environment import check_patterns
+from .request_options import read_wish
 
 PROVISIONER = "roost"
 _PLAIN = ("", "local-provisioner", PROVISIONER)

@@ -22,27 +22,17 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, List, TraitError, Unicode
 
-from roost.provisioners.application import (
-    CommandNotFound,
-    application,
-    as_jupyter_shows_it,
-    forget_failed_start,
-)
-from roost.provisioners.connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
-from roost.provisioners.encryption import protect_channels
-from roost.provisioners.environment import check_patterns, kernel_environment, working_directory
-from roost.provisioners.exits import Exit, Exits
-from roost.provisioners.options import OPTIONS, Wish, check_backend_options, check_names, read_wish
-from roost.scheduler.client import Call, Client, connect
-from roost.scheduler.errors import (
-    BackendUnavailable,
-    ConfigError,
-    LaunchError,
-    RoostError,
-    UnknownKernel,
-)
-from roost.scheduler.owner import this_owner
-from roost.scheduler.values import Connection, Kernel, StartKernel
+from roost.scheduler.client.client import Call, Client, connect
+from roost.scheduler.client.identity import this_owner
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
+from roost.scheduler.service.messages import Connection, Kernel, StartKernel
+
+from .application import CommandNotFound, application, as_jupyter_shows_it, forget_failed_start
+from .encryption import protect_channels
+from .exit_watch import Exit, Exits
+from .kernel_connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
+from .kernel_environment import check_patterns, kernel_environment, working_directory
+from .request_options import OPTIONS, Wish, check_backend_options, check_names, read_wish
 
 _AWAY_S = 10.0
 """How long a shutdown or an undoing waits for a service that does not answer."""

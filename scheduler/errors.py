@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from roost.launchers.rpc import RemoteError
+from roost.launchers.protocol.rpc import RemoteError
 
 
 class RoostError(Exception):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from roost.placement import Pipeline, Request, Snapshot
-from roost.placement.columns import FloatArray
+from roost.placement.engine.columns import FloatArray
 
 
 class NotTheFirst:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from roost.launchers.messages import Owner, Reservation, Reserve
-from roost.launchers.rpc import ClientKeys
+from roost.launchers.protocol.messages import Owner, Reservation, Reserve
+from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Placement, Request, Snapshot
 
 

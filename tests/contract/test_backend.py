@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 from dask_nodes import tls_files
 
-from roost.launchers import daemon
-from roost.launchers.messages import Owner
+from roost.launchers.daemon import daemon
+from roost.launchers.protocol.messages import Owner
 from roost.placement import Placement, Request, Snapshot, policy
-from roost.scheduler.agents import Agents
-from roost.scheduler.backends import ray_join
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
-from roost.scheduler.backends.dask import DaskBackend
-from roost.scheduler.backends.local import LocalBackend
-from roost.scheduler.backends.ray import RayBackend
-from roost.scheduler.config import DaskSettings, LocalSettings, ManagedSettings, Settings
+from roost.scheduler.backends.dask.backend import DaskBackend
+from roost.scheduler.backends.local.backend import LocalBackend
+from roost.scheduler.backends.ray import join
+from roost.scheduler.backends.ray.backend import RayBackend
+from roost.scheduler.config.settings import DaskSettings, LocalSettings, ManagedSettings, Settings
+from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
@@ -73,7 +73,7 @@ def opener(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) 
     if kind == "ray":
         settings = Settings(ray=ManagedSettings(address=cluster.address))
         yield partial(opened, lambda agents: RayBackend(settings, agents, folder=folder))
-        ray_join.leave()
+        join.leave()
         return
     settings = Settings(dask=DaskSettings(address=cluster.address, **tls_files(cluster)))
     yield partial(opened, lambda agents: DaskBackend(settings, agents, folder=folder))

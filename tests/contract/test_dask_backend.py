@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from dask_machines import DaskMachines, Machine, why_not
 
-from roost.launchers.files import read_json
-from roost.launchers.messages import Owner
+from roost.launchers.daemon.private_files import read_json
+from roost.launchers.protocol.messages import Owner
 from roost.placement import Placement, Request, policy
-from roost.scheduler.agents import Agents
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.dask import DaskBackend
-from roost.scheduler.config import DaskSettings, Settings
+from roost.scheduler.backends.dask.backend import DaskBackend
+from roost.scheduler.config.settings import DaskSettings, Settings
+from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 
 HALF = Request(gpus=0.5, resources={"T4": 0.5})

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from raylets import Raylets
 
-from roost.launchers.messages import Owner
+from roost.launchers.protocol.messages import Owner
 from roost.placement import Decision, Request, policy
-from roost.scheduler.agents import Agents
-from roost.scheduler.backends import ray_groups, ray_join
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.ray import RayBackend
-from roost.scheduler.config import ManagedSettings, Settings
+from roost.scheduler.backends.ray import join, placement_groups
+from roost.scheduler.backends.ray.backend import RayBackend
+from roost.scheduler.config.settings import ManagedSettings, Settings
+from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 
 pytestmark = pytest.mark.timeout(180)
@@ -26,7 +26,7 @@ ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_
 @pytest.fixture
 def cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
     yield ray_cluster
-    ray_join.leave()
+    join.leave()
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def test_amounts_are_promised_taken_and_given_back(cluster: Raylets, backe
     decision, late = await decide(backend, licence=1.5), await decide(backend, licence=1)
     lease = await take(backend, decision, "k1")
     assert (lease.node_id, lease.request.resources) == (having, {"licence": 1.5})
-    (group,) = ray_groups.groups()
+    (group,) = placement_groups.groups()
     assert group.amounts["licence"] == 1.5
     assert await backend.leases() == [lease]
     assert (await backend.snapshot()).node(having).resources_promised == {"licence": 1.5}

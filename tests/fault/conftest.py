@@ -13,7 +13,7 @@ from leftovers import private_runtime_dir
 from world import settle
 
 import roost
-from roost.scheduler.client import Client
+from roost.scheduler.client.client import Client
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from world import wait_gone
 
 import roost
-from roost.launchers.process import is_running, start_time
-from roost.scheduler.values import Kernel
+from roost.launchers.daemon.process import is_running, start_time
+from roost.scheduler.service.messages import Kernel
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
 

@@ -14,10 +14,10 @@ import pytest
 from world import daemon_pids, kill, settle, tiny
 
 import roost
-from roost.launchers.process import is_running, start_time
-from roost.scheduler.client import Client
+from roost.launchers.daemon.process import is_running, start_time
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.values import Kernel
+from roost.scheduler.service.messages import Kernel
 
 pytestmark = pytest.mark.fault
 

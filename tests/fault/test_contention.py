@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from world import tiny
 
-from roost.scheduler.client import Client
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
-from roost.scheduler.values import Event, Kernel, StartKernel
+from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 ASKER = """
 import asyncio, json, os, sys

@@ -23,9 +23,9 @@ from managers import kernelspecs
 from notebook import Notebook, held_by
 from world import daemon_pids, kill, settle, wait_gone
 
-from roost.scheduler.client import Client, connect, disconnect
+from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
-from roost.scheduler.values import Kernel, KernelRequest
+from roost.scheduler.service.messages import Kernel, KernelRequest
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -76,7 +76,7 @@ class World:
         return reason
 
     def agents(self) -> list[psutil.Process]:
-        return [one for one in self.cluster.processes() if "roost.launchers.agent" in one.cmdline()]
+        return [one for one in self.cluster.processes() if "roost.launchers.agent.main" in one.cmdline()]
 
     async def join(self) -> None:
         """Be its operator, as `leave` has ended that."""

@@ -20,7 +20,7 @@ from managers import kernelspecs
 from notebook import Notebook
 from world import settle, wait_gone
 
-from roost.scheduler.client import connect, disconnect
+from roost.scheduler.client.client import connect, disconnect
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 

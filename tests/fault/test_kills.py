@@ -14,8 +14,8 @@ import pytest
 from notebook import Notebook
 from world import daemon_pids, kill, tiny, wait_gone
 
-from roost.launchers.process import is_running
-from roost.scheduler.client import Client
+from roost.launchers.daemon.process import is_running
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import UnknownKernel
 
 pytestmark = pytest.mark.fault
@@ -128,7 +128,7 @@ async def test_the_scheduler_while_kernels_run(notebooks: list[Notebook], world:
 async def test_a_zygote(notebooks: list[Notebook], world: Path) -> None:
     kernels = {notebook.pid for notebook in notebooks}
     zygotes = {
-        pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote.py" in _command(pid)
+        pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote/main.py" in _command(pid)
     } - kernels
     assert zygotes, "no zygote came up while ten kernels were started"
     for notebook in notebooks:

@@ -21,9 +21,9 @@ from notebook import Notebook, held_by
 from raylets import Machine, Raylets, why_not
 from world import daemon_pids, kill, settle, wait_gone
 
-from roost.scheduler.client import Client, connect, disconnect
+from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
-from roost.scheduler.values import KernelRequest
+from roost.scheduler.service.messages import KernelRequest
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -98,7 +98,7 @@ def groups(address: str, remove: str = "") -> list[str]:
 
 
 def agents(cluster: Raylets) -> list[psutil.Process]:
-    return [one for one in cluster.processes() if "roost.launchers.agent" in one.cmdline()]
+    return [one for one in cluster.processes() if "roost.launchers.agent.main" in one.cmdline()]
 
 
 async def test_the_scheduler_service(notebooks: Callable[..., object], world: Path) -> None:

@@ -26,8 +26,8 @@ from notebook import Notebook
 from raylets import Machine, Raylets, processes, why_not
 from world import daemon_pids, kill, settle, tiny
 
-from roost.launchers.files import read_json
-from roost.scheduler.client import Client, connect, disconnect
+from roost.launchers.daemon.private_files import read_json
+from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
 
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))

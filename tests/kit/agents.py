@@ -11,11 +11,11 @@ from typing import Any
 
 from world import TINY_ARGV
 
-from roost.launchers.client import AgentClient
-from roost.launchers.local import local_agent
-from roost.launchers.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
-from roost.launchers.node import AgentSettings
-from roost.launchers.process import is_running
+from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.daemon.process import is_running
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 

@@ -21,7 +21,7 @@ from leftovers import VARIABLE
 from world import tiny
 
 import roost
-from roost.scheduler.client import Client
+from roost.scheduler.client.client import Client
 
 KIT = str(Path(__file__).parent)
 SCHEDULERS, EACH = 3, 20

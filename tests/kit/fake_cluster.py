@@ -14,8 +14,10 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.ledger import Conflict, Ledger
-from roost.launchers.messages import (
+from roost.launchers.agent.ledger import Conflict, Ledger
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import (
     Adopt,
     AgentEvent,
     Connection,
@@ -33,17 +35,15 @@ from roost.launchers.messages import (
     Signal,
     Stop,
 )
-from roost.launchers.node import AgentSettings
-from roost.launchers.rpc import ClientKeys, Operation, RemoteError, Server, ServerKeys
-from roost.launchers.wire import encode
+from roost.launchers.protocol.rpc import ClientKeys, Operation, RemoteError, Server, ServerKeys
 from roost.placement import Node, Placement, Request, Snapshot
-from roost.scheduler.agents import Agents
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease
-from roost.scheduler.backends.local import LocalBackend
-from roost.scheduler.config import Settings
+from roost.scheduler.backends.local.backend import LocalBackend
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import UnknownKernel
-from roost.scheduler.scheduler import Scheduler
-from roost.scheduler.values import Event, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
 
 
 class FakeAgent:

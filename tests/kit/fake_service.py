@@ -17,11 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from roost.launchers import rpc
-from roost.launchers.messages import PORT_NAMES
-from roost.scheduler import operations
+from roost.launchers.protocol import rpc
+from roost.launchers.protocol.messages import PORT_NAMES
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.values import Event, Kernel, StartKernel
+from roost.scheduler.service import operations
+from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 
 class FakeService:

@@ -9,8 +9,8 @@ from typing import Any
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
-from roost.scheduler.client import Client
-from roost.scheduler.values import Kernel
+from roost.scheduler.client.client import Client
+from roost.scheduler.service.messages import Kernel
 
 
 class Notebook:

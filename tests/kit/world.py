@@ -10,14 +10,14 @@ import sys
 import uuid
 from pathlib import Path
 
-from roost.launchers.client import AgentClient
-from roost.launchers.daemon import is_alive
-from roost.launchers.files import read_json
-from roost.launchers.messages import Connection
-from roost.launchers.rpc import ClientKeys
-from roost.launchers.wire import decode
-from roost.scheduler.owner import this_owner
-from roost.scheduler.values import KernelRequest, StartKernel
+from roost.launchers.daemon.daemon import is_alive
+from roost.launchers.daemon.private_files import read_json
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.json_codec import decode
+from roost.launchers.protocol.messages import Connection
+from roost.launchers.protocol.rpc import ClientKeys
+from roost.scheduler.client.identity import this_owner
+from roost.scheduler.service.messages import KernelRequest, StartKernel
 
 TINY_KERNEL = """
 import json, signal, socket, sys

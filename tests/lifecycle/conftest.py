@@ -15,7 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from managers import kernelspecs
 from world import settle
 
-from roost.scheduler.client import connect, disconnect
+from roost.scheduler.client.client import connect, disconnect
 
 BACKENDS = ("local", "ray", "dask", "dask_tls")
 """The last is Dask with TLS."""

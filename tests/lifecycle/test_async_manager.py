@@ -21,7 +21,7 @@ from traitlets.config import Config
 from world import daemon_pids, kill
 
 from roost.provisioners import RoostProvisioner
-from roost.scheduler.client import connect
+from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver
 
 Specs = Callable[..., KernelSpecManager]

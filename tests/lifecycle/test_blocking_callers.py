@@ -17,7 +17,7 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKern
 from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 
-from roost.scheduler.client import connect
+from roost.scheduler.client.client import connect
 
 
 def blocking(specs: KernelSpecManager) -> KernelManager:

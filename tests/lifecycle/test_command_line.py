@@ -29,7 +29,7 @@ class Shell:
 
     def words(self, verb: str, *argv: str) -> list[str]:
         """What a process is started with."""
-        return [sys.executable, "-m", "roost.scheduler.command", verb, "--backend", self.backend, *argv]
+        return [sys.executable, "-m", "roost.scheduler.cli.main", verb, "--backend", self.backend, *argv]
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """One command, to its end."""

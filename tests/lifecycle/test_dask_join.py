@@ -20,9 +20,9 @@ import pytest
 from dask_machines import DaskMachines, why_not, write_certificate
 from dask_nodes import tls_files
 
-from roost.scheduler.backends import dask_join
-from roost.scheduler.client import connect
-from roost.scheduler.config import DaskSettings
+from roost.scheduler.backends.dask import join
+from roost.scheduler.client.client import connect
+from roost.scheduler.config.settings import DaskSettings
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 
 dask = pytest.importorskip("dask")
@@ -40,7 +40,7 @@ def refused(address: str, **options: str) -> RoostError:
     """What is said of that address; it is one sentence, and comes soon."""
 
     async def join() -> None:
-        await dask_join.join(DaskSettings(address=address, **options), "")
+        await join.join(DaskSettings(address=address, **options), "")
 
     began = time.monotonic()
     with pytest.raises(RoostError) as caught:
@@ -57,12 +57,12 @@ def refused(address: str, **options: str) -> RoostError:
 
 async def joined(**options: str) -> str:
     """The address under which a cluster was joined that answers."""
-    found = await dask_join.join(DaskSettings(**options), "")
+    found = await join.join(DaskSettings(**options), "")
     try:
         await found.client.scheduler.identity()
         return found.address
     finally:
-        await dask_join.leave(found.client)
+        await join.leave(found.client)
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def test_encryption_is_required(dask_cluster: DaskMachines) -> None:
 
 
 def test_another_python(dask_cluster: DaskMachines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_join, "sys", SimpleNamespace(version_info=SimpleNamespace(major=3, minor=5)))
+    monkeypatch.setattr(join, "sys", SimpleNamespace(version_info=SimpleNamespace(major=3, minor=5)))
     problem = refused(dask_cluster.address)
     assert isinstance(problem, ConfigError)
     theirs = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -252,7 +252,7 @@ def test_another_python(dask_cluster: DaskMachines, monkeypatch: pytest.MonkeyPa
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_join.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(join.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'roost[dask]'" in str(refused("127.0.0.1:1"))
 
 

@@ -13,9 +13,9 @@ from notebook import Notebook
 from world import daemon_pids, kill, settle, tiny
 
 from roost.placement import Decision, Request, Snapshot, policy
-from roost.scheduler.client import connect, disconnect
+from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.values import KernelRequest, StartKernel
+from roost.scheduler.service.messages import KernelRequest, StartKernel
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "first_gpu_last.py"
 CONFIG = """

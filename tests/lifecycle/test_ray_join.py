@@ -25,7 +25,7 @@ SECONDS = 8.0
 # A service: an event loop with a handler for SIGTERM, and Ray off the loop. Says what became of each step.
 SERVICE = """
 import asyncio, json, os, signal, sys, time
-from roost.scheduler.backends.ray_join import _import_ray, join, leave
+from roost.scheduler.backends.ray.join import _import_ray, join, leave
 
 async def main():
     said, terms = [], asyncio.Queue()

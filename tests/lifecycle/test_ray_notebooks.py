@@ -11,7 +11,7 @@ import papermill
 import pytest
 from nbclient import NotebookClient
 
-from roost.scheduler.backends import ray_join, ray_state
+from roost.scheduler.backends.ray import join, nodes
 
 RAY_WITHIN = """
 import os, ray
@@ -71,17 +71,17 @@ def test_papermill(on_half_an_a100: Path) -> None:
 
 def test_ray_says_what_is_free_on_each_node(ray_cluster: object) -> None:
     """By calls that are not public: where a version of Ray changes them, totals alone are known, and this fails."""
-    ray_join.join(ray_cluster.address, namespace="roost")  # type: ignore[attr-defined]
+    join.join(ray_cluster.address, namespace="roost")  # type: ignore[attr-defined]
     try:
-        nodes = ray_state.read()
-        assert len(nodes) == 3
-        assert all(node.free is not None and node.groups is not None for node in nodes)
-        assert {node.model for node in nodes} == {"", "T4", "A100"}
+        found = nodes.read()
+        assert len(found) == 3
+        assert all(node.free is not None and node.groups is not None for node in found)
+        assert {node.model for node in found} == {"", "T4", "A100"}
         import ray
 
-        public = ray_state.decode_public(ray.nodes())
+        public = nodes.decode_public(ray.nodes())
         assert {node.ray_id: (node.id, node.total, node.labels) for node in public} == {
-            node.ray_id: (node.id, node.total, node.labels) for node in nodes
+            node.ray_id: (node.id, node.total, node.labels) for node in found
         }
     finally:
-        ray_join.leave()
+        join.leave()

@@ -18,13 +18,17 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"", "launchers", "placement", "provisioners", "scheduler", "scheduler/backends"}
+TOP = ("launchers", "placement", "provisioners", "scheduler")
+PACKAGES = {
+    "",
+    *(str(init.parent.relative_to(ROOT)) for top in TOP for init in (ROOT / top).rglob("__init__.py")),
+}
 PROVISIONERS = "jupyter_client.kernel_provisioners"
 
 # setuptools takes every .py beside __init__.py, so whatever lands at the root of the tree is in the wheel.
 # Only a module of a listed package, the marker for type checkers, and metadata; at the root only __init__.py.
 ALLOWED = re.compile(
-    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|scheduler/backends)/[a-z_]+\.py)"
+    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler)(/[a-z_]+)*/[a-z_]+\.py)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
@@ -95,7 +99,7 @@ def check_installed(site: Path) -> Path:
     versions, home, provisioner, roost, jupyter_roost = shown.splitlines()
     assert len(set(versions.split())) == 1
     assert provisioner == "RoostProvisioner"
-    assert roost == jupyter_roost == "roost.scheduler.command:main"
+    assert roost == jupyter_roost == "roost.scheduler.cli.main:main"
     assert sorted(path.name for path in (site.parents[2] / "bin").iterdir()) == ["jupyter-roost", "roost"]
     return Path(home).parent
 
@@ -125,8 +129,8 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == expected
     assert "roost/py.typed" in names
     assert dict(points["console_scripts"]) == {
-        "roost": "roost.scheduler.command:main",
-        "jupyter-roost": "roost.scheduler.command:main",
+        "roost": "roost.scheduler.cli.main:main",
+        "jupyter-roost": "roost.scheduler.cli.main:main",
     }
     assert dict(points[PROVISIONERS]) == {"roost": "roost.provisioners:RoostProvisioner"}
 
@@ -141,11 +145,7 @@ def _modules(tree: Path) -> set[str]:
 def test_no_package_is_forgotten() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(settings["tool"]["setuptools"]["packages"])
-    found = {"roost"}
-    for top in ("launchers", "placement", "provisioners", "scheduler"):
-        for init in (ROOT / top).rglob("__init__.py"):
-            found.add(".".join(["roost", *init.parent.relative_to(ROOT).parts]))
-    assert listed == found == {f"roost.{package}".replace("/", ".").rstrip(".") for package in PACKAGES}
+    assert listed == {f"roost.{package}".replace("/", ".").rstrip(".") for package in PACKAGES}
 
 
 def test_installed_from_a_wheel(tree: Path) -> None:

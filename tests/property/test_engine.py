@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from roost.placement import EPSILON, Decision, Device, Node, Policy, Profile, Request, Snapshot, policy
-from roost.placement.policies import SHIPPED
+from roost.placement.shipped_policies import SHIPPED
 
 PROFILE = Profile.of(
     [Request(cpus=1, gpus=0.25)] * 9

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from roost.placement import EPSILON, Decision, Device, Node, Placement, Request, Snapshot
-from roost.scheduler.guard import checked
+from roost.scheduler.policies.sandbox import checked
 
 NAMES = ("a", "b", "c")
 shares = st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])

@@ -24,7 +24,7 @@ from roost.placement import (
     policy,
 )
 from roost.placement.decision import grouped
-from roost.placement.policies import SHIPPED
+from roost.placement.shipped_policies import SHIPPED
 
 PROFILE = Profile.of(
     [Request(cpus=1, gpus=0.25)] * 9

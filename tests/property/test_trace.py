@@ -9,7 +9,7 @@ import pytest
 
 from roost.placement import Profile, Snapshot, policy
 from roost.placement.replay import arrivals_at_demand, as_promised, poisson_arrivals, replay
-from roost.scheduler.traces import read_nodes, read_trace
+from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 _BESIDE = Path(__file__).resolve().parents[2]
 FOLDERS = [

@@ -31,9 +31,9 @@ def test_noise_is_no_growth(name: str, samples: list[float], grows: bool) -> Non
 
 
 def test_the_parts_of_roost_by_their_command_line() -> None:
-    assert part(["python", "-m", "roost.scheduler.service", "/tmp/agent"]) == "service"
-    assert part(["python", "-m", "roost.launchers.agent"]) == "agent"
-    assert part(["python", "/lib/roost/launchers/zygote.py", "/tmp/agent"]) == "zygote"
+    assert part(["python", "-m", "roost.scheduler.service.server", "/tmp/agent"]) == "service"
+    assert part(["python", "-m", "roost.launchers.agent.main"]) == "agent"
+    assert part(["python", "/lib/roost/launchers/zygote/main.py", "/tmp/agent"]) == "zygote"
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("name", ["", ".values", ".snapshot", ".decision", ".pipeline", ".profile"])
+@pytest.mark.parametrize("name", ["", ".model", ".snapshot", ".decision", ".pipeline", ".workload"])
 def test_examples(name: str) -> None:
     result = doctest.testmod(import_module(f"roost.placement{name}"))
     assert result.attempted

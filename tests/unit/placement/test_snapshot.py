@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from roost.placement import Columns, Device, Node, Request, Snapshot, history
-from roost.placement.columns import COLUMNS
+from roost.placement import Columns, Device, Node, Request, Snapshot
+from roost.placement.engine import changes
+from roost.placement.engine.columns import COLUMNS
 
 
 def _node(name: str, gpus: int = 0, **values: object) -> Node:
@@ -90,7 +91,7 @@ def test_changed_since_names_what_really_changed() -> None:
 
 
 def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_REMEMBERED", 10)
+    monkeypatch.setattr(changes, "_REMEMBERED", 10)
     picture = Snapshot.of([_node("a")])
     for kernels in range(1, 301):
         picture = picture.apply([_node("a", kernels=kernels)])

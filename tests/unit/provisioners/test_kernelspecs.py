@@ -14,9 +14,9 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from roost.provisioners import kernelspecs
-from roost.scheduler import command
-from roost.scheduler.client import disconnect
-from roost.scheduler.environment import probe
+from roost.scheduler.cli import main
+from roost.scheduler.client.client import disconnect
+from roost.scheduler.client.interpreter_probe import probe
 from roost.scheduler.errors import ConfigError
 
 Make = Callable[..., Path]
@@ -199,7 +199,7 @@ def test_install_and_doctor_refuse_the_same(
     }
     for name, (config, given, said) in wrong.items():
         make(name, [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(**config))
-        assert command.main(["kernelspec", "install", "--name", f"new-{name}", *given]) == 2
+        assert main.main(["kernelspec", "install", "--name", f"new-{name}", *given]) == 2
         assert said in capsys.readouterr().err
     make("shipped", [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(policy="pack"))
     found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.findings()}
@@ -213,13 +213,13 @@ def test_install_and_doctor_refuse_the_same(
 
 def test_a_kernelspec_can_name_its_cluster(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = ["--backend", "ray", "--backend-option", "address=192.0.2.1:6379"]
-    assert command.main(["kernelspec", "install", "--name", "far", *address]) == 0
+    assert main.main(["kernelspec", "install", "--name", "far", *address]) == 0
     config = written(kernels / "far")["metadata"]["kernel_provisioner"]["config"]
     assert config == {"backend": "ray", "backend_options": {"address": "192.0.2.1:6379"}}
     capsys.readouterr()
-    assert command.main(["kernelspec", "list"]) == 0
+    assert main.main(["kernelspec", "list"]) == 0
     assert "ray 192.0.2.1:6379" in capsys.readouterr().out
-    assert command.main(["kernelspec", "install", "--name", "odd", *address[:3], "python=/x"]) == 2
+    assert main.main(["kernelspec", "install", "--name", "odd", *address[:3], "python=/x"]) == 2
     assert "only the address" in capsys.readouterr().err
 
 
@@ -259,12 +259,12 @@ def test_a_malformed_kernelspec_is_told_by_every_command(
     assert found["level"] == "error"
     assert said in found["what"]
     assert found["do"]
-    assert command.main(["kernelspec", "list"]) == 0
+    assert main.main(["kernelspec", "list"]) == 0
     assert "broken" in capsys.readouterr().out
-    assert command.main(["kernelspec", "list", "--json"]) == 0
+    assert main.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert said in listed["problem"]
-    assert command.main(["run", notebook(tmp_path), "--kernel", "bad"]) == 2
+    assert main.main(["run", notebook(tmp_path), "--kernel", "bad"]) == 2
     assert said in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
     with pytest.raises(ConfigError, match=said):
@@ -291,15 +291,15 @@ def test_what_a_start_would_refuse_is_told_before(
     (found,) = [finding for finding in kernelspecs.findings() if "kernelspec typo" in finding["what"]]
     assert found["level"] == "error"
     assert said in found["what"]
-    assert command.main(["kernelspec", "list", "--json"]) == 0
+    assert main.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert said in listed["problem"]
-    assert command.main(["run", notebook(tmp_path), "--kernel", "typo"]) == 2
+    assert main.main(["run", notebook(tmp_path), "--kernel", "typo"]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_folder_is_no_output(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["run", notebook(tmp_path), "--output", str(tmp_path)]) == 2
+    assert main.main(["run", notebook(tmp_path), "--output", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
 
 
@@ -328,17 +328,17 @@ def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--resource",
         "licence=2",
     ]
-    assert command.main(argv) == 0
+    assert main.main(argv) == 0
     assert str(kernels / "ours") in capsys.readouterr().out
     config = written(kernels / "ours")["metadata"]["kernel_provisioner"]["config"]
     wishes = {"labels": {"a": "b"}, "near": {"c": "d"}, "tolerates": ["lab"], "resources": {"licence": 2}}
     assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", **wishes}
-    assert command.main(["kernelspec", "list"]) == 0
+    assert main.main(["kernelspec", "list"]) == 0
     assert "0.5 GPU, 8 GiB, 2 licence," in capsys.readouterr().out
-    assert command.main(["kernelspec", "list", "--json"]) == 0
+    assert main.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert (listed["name"], listed["config"], listed["problem"]) == ("ours", config, "")
-    assert command.main(["kernelspec", "install", "--gpus", "1.5", "--name", "x"]) == 2
+    assert main.main(["kernelspec", "install", "--gpus", "1.5", "--name", "x"]) == 2
     assert "1.5" in capsys.readouterr().err
-    assert command.main(["kernelspec", "remove", "ours", "--json"]) == 0
+    assert main.main(["kernelspec", "remove", "ours", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"][0]["name"] == "ours"

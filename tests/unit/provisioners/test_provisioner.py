@@ -22,11 +22,12 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 from managers import kernelspecs
 from traitlets.config import Config
 
-from roost.launchers.messages import PORT_NAMES
+from roost.launchers.protocol.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
-from roost.provisioners.exits import UNKNOWN_EXIT_CODE, Exits
-from roost.scheduler.client import connect, disconnect
+from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, Exits
+from roost.scheduler.client.client import connect, disconnect
+from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -36,8 +37,7 @@ from roost.scheduler.errors import (
     NoNodeNow,
     NotAllowed,
 )
-from roost.scheduler.owner import this_owner
-from roost.scheduler.values import Connection, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Connection, KernelRequest, StartKernel
 
 
 @pytest.fixture

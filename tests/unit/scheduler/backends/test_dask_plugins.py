@@ -18,7 +18,7 @@ import pytest
 dask = pytest.importorskip("dask", reason="Dask is not installed: pip install 'roost[dask]'")
 distributed = pytest.importorskip("distributed")
 
-from roost.scheduler.backends import dask_on_worker, dask_plugin  # noqa: E402 - they import distributed
+from roost.scheduler.backends.dask.plugin import scheduler_plugin, worker_plugin  # noqa: E402 - they import distributed
 
 DEADLINE_S = 20.0
 MANY = {"GPU": 2, "licence": 1}
@@ -51,8 +51,8 @@ class Cluster:
     client: Any
 
     @property
-    def plugin(self) -> dask_plugin.OnScheduler:
-        return self.scheduler.plugins[dask_plugin.NAME]
+    def plugin(self) -> scheduler_plugin.OnScheduler:
+        return self.scheduler.plugins[scheduler_plugin.NAME]
 
     async def lease(
         self,
@@ -116,9 +116,9 @@ def worker(scheduler: Any, host: str, resources: dict[str, float]) -> Any:
 
 
 async def install(cluster: Cluster, **attributes: Any) -> None:
-    for plugin in (dask_plugin.OnScheduler("1.0", ""), dask_on_worker.OnWorker(NoAgents())):  # type: ignore[arg-type]
+    for plugin in (scheduler_plugin.OnScheduler("1.0", ""), worker_plugin.OnWorker(NoAgents())):  # type: ignore[arg-type]
         plugin.__dict__.update(attributes)
-        await cluster.client.register_plugin(plugin, name=dask_plugin.NAME)
+        await cluster.client.register_plugin(plugin, name=scheduler_plugin.NAME)
 
 
 @pytest.fixture(autouse=True)

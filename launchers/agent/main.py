@@ -1,0 +1,384 @@
+"""The agent: one process per user and machine that keeps the ledger and starts, watches and stops kernels.
+
+Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. It serves one CURVE-encrypted ZeroMQ port, and its
+folder (0700) has all it needs to come back after a crash: `leases/`, `kernels/`, and in `ready.json` the keys.
+Kernels do not depend on it; when it leaves or dies they live on, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import zmq
+
+from roost.launchers.daemon.daemon import AlreadyRunning, hold
+from roost.launchers.daemon.process import is_running
+from roost.launchers.protocol.json_codec import decode, encode
+from roost.launchers.protocol.messages import (
+    PROTOCOL,
+    Adopt,
+    AgentEvent,
+    Greeting,
+    Holdings,
+    KernelProcess,
+    Launch,
+    Logs,
+    Manager,
+    NodeStatus,
+    Nothing,
+    Release,
+    Reservation,
+    Reserve,
+    Signal,
+    Stats,
+    Stop,
+    Warm,
+)
+from roost.launchers.protocol.rpc import Operation, RemoteError, Server, ServerKeys
+from roost.launchers.protocol.version import VERSION
+
+from .kernel_usage import Usage
+from .kernels import Kernels
+from .ledger import Conflict, Ledger
+from .manager_watch import Managed
+from .node_metrics import AgentSettings, Measured
+from .zygote_pool import Zygotes, ipykernel_command
+
+log = logging.getLogger(__name__)
+
+UNUSED_LEASE_S = 30.0
+"""A reservation in which no kernel is started by then was left by a scheduler that died: it is released."""
+_STOP_GRACE_S = 2.0
+_OUTSIDE_EXIT_S = 10.0
+"""An agent without leases leaves so soon where its node is no part of a cluster any more."""
+
+
+_SUBREAPER = (
+    "{0} ends all that its jobs leave running on a node (it is set up as a subreaper): kernels would end with it. "
+    "Start {0} without that"
+)
+
+
+class Agent:
+    """Ledger, kernels and the operations on them. Runs until `left` is set."""
+
+    def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
+        self._settings = settings
+        self._measured = Measured(settings)
+        self._ledger = Ledger(
+            folder / "leases",
+            cpus=self._measured.cpus,
+            memory_bytes=self._measured.memory_bytes,
+            devices=self._measured.devices.read(),
+        )
+        self._usage = Usage()
+        self._zygotes = Zygotes(preload=settings.preload, output=folder / "zygote.log")
+        self._kernels = Kernels(
+            folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
+        )
+        self._managed = Managed(
+            folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
+        )
+        self._expiry: dict[str, asyncio.TimerHandle] = {}
+        self._idle: asyncio.TimerHandle | None = None
+        self._idle_exit_s = settings.idle_exit_s
+        self._releases: dict[str, asyncio.Task[None]] = {}
+        self.left = asyncio.Event()
+        self.server = Server(
+            {
+                "hello": Operation(Nothing, self._hello),
+                "subscribe": Operation(Nothing, self._subscribe),
+                "reserve": Operation(Reserve, self._reserve),
+                "release": Operation(Release, self._release),
+                "adopt": Operation(Adopt, self._adopt),
+                "manage": Operation(Manager, self._manage),
+                "launch": Operation(Launch, self._launch),
+                "signal": Operation(Signal, self._signal),
+                "stop": Operation(Stop, self._stop),
+                "list": Operation(Nothing, self._list),
+                "logs": Operation(Logs, self._logs),
+                "status": Operation(Nothing, self._status),
+                "stats": Operation(Nothing, self._stats),
+                "warm": Operation(Warm, self._warm),
+                "leave": Operation(Nothing, self._leave),
+            },
+            keys=keys,
+        )
+
+    def adopt(self) -> None:
+        """Take over what an earlier agent of this folder left."""
+        self._kernels.adopt(self._ledger)
+        for reservation in self._ledger.reservations():
+            if not self._kernels.runs_in(reservation.request.lease_id):
+                self._expire_later(reservation.request.lease_id, reservation.request.linger_s)
+        self._managed.resume()
+        self._watch_idleness()
+
+    async def close(self) -> None:
+        """Tell subscribers, and leave; kernels and reservations stay."""
+        self._publish("leaving")
+        for timer in (*self._expiry.values(), self._idle):
+            if timer is not None:
+                timer.cancel()
+        for task in self._releases.values():
+            task.cancel()
+        self._managed.close()
+        self._kernels.close()
+        await self._zygotes.close()
+        await self.server.close()
+        self._measured.devices.close()
+
+    async def _hello(self, peer: bytes, _: Nothing) -> Greeting:
+        return Greeting(protocol=PROTOCOL, version=VERSION, pid=os.getpid())
+
+    async def _subscribe(self, peer: bytes, _: Nothing) -> Nothing:
+        self.server.subscribe(peer)
+        return Nothing()
+
+    async def _reserve(self, peer: bytes, request: Reserve) -> Reservation:
+        if request.cpus < 0 or request.memory_bytes < 0 or request.gpus < 0:
+            raise RemoteError("bad_request", "amounts must not be negative")
+        is_new = self._ledger.get(request.lease_id) is None
+        try:
+            reservation = self._ledger.reserve(request, now=time.time())
+        except Conflict as problem:
+            raise RemoteError("conflict", str(problem)) from None
+        except OSError as problem:
+            kind = "no_space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
+            raise RemoteError(
+                kind, f"the ledger cannot be written ({problem.strerror}): free some space"
+            ) from None
+        if is_new:
+            log.info("lease=%s kernel=%s reserved", request.lease_id, request.kernel_id)
+            self._expire_later(request.lease_id, max(UNUSED_LEASE_S, request.linger_s))
+            self._watch_idleness()
+            self._publish("reserved", lease_id=request.lease_id)
+        return reservation
+
+    async def _release(self, peer: bytes, request: Release) -> Nothing:
+        await self._release_lease(request.lease_id)
+        return Nothing()
+
+    async def _adopt(self, peer: bytes, request: Adopt) -> Nothing:
+        self._ledger.adopt(request.lease_id, request.owner)
+        return Nothing()
+
+    async def _manage(self, peer: bytes, manager: Manager) -> Nothing:
+        if not is_running(manager.pid, manager.process_started_at):
+            raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
+        # Its child, or that of a job of its (Ray's workers are subreapers as well then, and end what is theirs).
+        if manager.pid in [parent.pid for parent in psutil.Process().parents()]:
+            self.left.set()
+            raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
+        self._managed.watch(manager)
+        self._idle_exit_s = self._settings.idle_exit_s
+        self._watch_idleness()
+        return Nothing()
+
+    async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:
+        reservation = self._ledger.get(request.lease_id)
+        if reservation is None or reservation.request.kernel_id != request.kernel_id:
+            raise RemoteError("no_reservation", f"there is no reservation {request.lease_id} for this kernel")
+        if request.lease_id in self._releases:
+            raise RemoteError("no_reservation", f"reservation {request.lease_id} is being released")
+        self._keep(request.lease_id)
+        try:
+            return await self._kernels.launch(
+                self._at_home(request), reservation.request.owner, self._visibility(reservation)
+            )
+        finally:
+            if not self._kernels.runs_in(request.lease_id):
+                self._expire_later(request.lease_id, reservation.request.linger_s)
+
+    async def _signal(self, peer: bytes, request: Signal) -> dict[str, bool]:
+        if not 0 <= request.signum < signal.NSIG:
+            raise RemoteError("bad_request", f"{request.signum} is no signal")
+        return {"delivered": self._kernels.signal(request.kernel_id, request.signum)}
+
+    async def _stop(self, peer: bytes, request: Stop) -> KernelProcess:
+        process = await self._kernels.stop(request.kernel_id, request.grace_s)
+        if process is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
+        return process
+
+    async def _list(self, peer: bytes, _: Nothing) -> Holdings:
+        return Holdings(reservations=self._ledger.reservations(), kernels=self._kernels.list())
+
+    async def _logs(self, peer: bytes, request: Logs) -> dict[str, str]:
+        text = self._kernels.log_text(request.kernel_id, min(request.tail_bytes, 1 << 20))
+        if text is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
+        return {"text": text}
+
+    async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
+        status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
+        warm = tuple(sorted({zygote.python for zygote in self._zygotes.describe()}))
+        return replace(status, warm=warm, is_cut_off=self._managed.is_cut_off)
+
+    async def _stats(self, peer: bytes, _: Nothing) -> Stats:
+        running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
+        return Stats(kernels=self._usage.read(running), zygotes=self._zygotes.describe())
+
+    async def _warm(self, peer: bytes, request: Warm) -> Nothing:
+        command = ipykernel_command(request.argv)
+        if command is not None:
+            env = {**own_environment(), **request.env} if self._settings.address else request.env
+            await self._zygotes.warm(command, env)
+        return Nothing()
+
+    async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
+        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
+        return Nothing()
+
+    def _visibility(self, reservation: Reservation) -> dict[str, str]:
+        """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
+        devices = ",".join(reservation.request.device_ids)
+        if self._settings.address:  # the order of devices is the manager's, which its other jobs see as well
+            return {"CUDA_VISIBLE_DEVICES": devices}
+        if not self._ledger.models:
+            return {}
+        # By the bus, as NVML counts; CUDA by itself counts the fastest first.
+        return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+    def _at_home(self, request: Launch) -> Launch:
+        """The launch on a node that the application may know nothing of: see `Launch`."""
+        if not self._settings.address:
+            return request
+        connection = request.connection
+        if connection.transport == "tcp":
+            connection = replace(connection, ip=self._settings.address)
+        cwd = request.cwd if os.path.isdir(request.cwd) else os.path.expanduser("~")
+        return replace(request, connection=connection, cwd=cwd, env={**own_environment(), **request.env})
+
+    def _on_launched(self, process: KernelProcess) -> None:
+        self._keep(process.lease_id)
+        self._publish("launched", lease_id=process.lease_id, kernel=process)
+
+    def _on_exited(self, process: KernelProcess) -> None:
+        reservation = self._ledger.get(process.lease_id)
+        if reservation is not None and process.lease_id not in self._releases:
+            self._expire_later(process.lease_id, reservation.request.linger_s)
+        self._publish("exited", lease_id=process.lease_id, kernel=process)
+
+    async def _release_lease(self, lease_id: str) -> None:
+        task = self._releases.get(lease_id)
+        if task is None:
+            task = self._releases[lease_id] = asyncio.get_running_loop().create_task(
+                self._end_lease(lease_id)
+            )
+            task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
+        await asyncio.shield(task)
+
+    async def _end_lease(self, lease_id: str) -> None:
+        if lease_id not in self._ledger:
+            return
+        await self._kernels.release(lease_id, _STOP_GRACE_S)
+        self._keep(lease_id)
+        self._ledger.release(lease_id)
+        log.info("lease=%s released", lease_id)
+        self._publish("released", lease_id=lease_id)
+        self._watch_idleness()
+
+    async def _lose_all(self, reason: str) -> None:
+        """The manager has taken all leases back, and this node from the cluster: soon there is nothing to do here.
+
+        Told first, so that nobody starts a kernel in them again.
+        """
+        lease_ids = [reservation.request.lease_id for reservation in self._ledger.reservations()]
+        for lease_id in lease_ids:
+            self._publish("lost", lease_id=lease_id, reason=reason)
+        await asyncio.gather(*map(self._release_lease, lease_ids))
+        self._idle_exit_s = _OUTSIDE_EXIT_S
+        self._watch_idleness()
+
+    def _expire_later(self, lease_id: str, delay_s: float) -> None:
+        """Release the lease after `delay_s`, unless a kernel is started in it before."""
+        self._keep(lease_id)
+        loop = asyncio.get_running_loop()
+        self._expiry[lease_id] = loop.call_later(delay_s, lambda: loop.create_task(self._expire(lease_id)))
+
+    async def _expire(self, lease_id: str) -> None:
+        if lease_id in self._ledger and not self._kernels.runs_in(lease_id):
+            await self._release_lease(lease_id)
+
+    def _keep(self, lease_id: str) -> None:
+        timer = self._expiry.pop(lease_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _watch_idleness(self) -> None:
+        """Leave after a while without reservations; kernels cannot be without one."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if len(self._ledger) == 0:
+            self._idle = asyncio.get_running_loop().call_later(self._idle_exit_s, self.left.set)
+
+    def _publish(
+        self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
+    ) -> None:
+        version = self._ledger.version
+        event = AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel, ledger_version=version)
+        self.server.publish(encode(event))
+
+
+def own_environment() -> dict[str, str]:
+    """The agent's environment, for kernels of applications that know nothing of this node.
+
+    Without what is the agent's alone: the folder of roost's code, where that was sent here.
+    """
+    home = Path(__file__).resolve().parents[3]
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [path for path in entries if path and Path(path).resolve() != home]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)} if paths else env
+
+
+async def serve(folder: Path, settings: AgentSettings) -> None:
+    """Be the agent of `folder` until it is idle, asked to leave, or terminated. Raises `AlreadyRunning`."""
+    with hold(folder) as held:
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
+        keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
+        agent = Agent(folder, settings, keys)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, agent.left.set)
+        try:
+            agent.adopt()
+            endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:*")
+            client_keys = {"server": public, "public": client_public, "secret": client_secret}
+            announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
+            held.announce({**announced, "settings": encode(settings)})
+            await agent.left.wait()
+        finally:
+            await agent.close()
+
+
+def main(arguments: list[str]) -> int:
+    """`FOLDER SETTINGS`, the settings as JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
+    # Kernels would inherit what our starter blocked: a worker of Ray does so with SIGINT, the interrupt.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        asyncio.run(serve(folder, settings))
+    except AlreadyRunning as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""Ports for kernels that cannot choose their own and say so: from outside the range the system gives to others."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import socket
+from collections.abc import Collection
+from pathlib import Path
+
+from roost.launchers.protocol.messages import PORT_NAMES, Connection
+
+_FIRST_PORT = 15_000
+_RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)
+"""A Python kernel listens after a fraction of a second, others after many."""
+
+
+def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:
+    """`connection` with ports that are free now: its own where it has some and they are, else new ones.
+
+    `taken`: TCP ports that are promised to others and may not be bound yet. Raises `OSError` when there are none.
+    """
+    is_ipc = connection.transport == "ipc"
+    ports = [getattr(connection, name) for name in PORT_NAMES]
+    if is_ipc:
+        taken = ()
+    if (
+        all(ports)
+        and not set(ports).intersection(taken)
+        and all(_is_free(connection, port) for port in ports)
+    ):
+        return connection
+    candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
+    free = (port for port in candidates if port not in taken and _is_free(connection, port))
+    found = list(itertools.islice(free, len(PORT_NAMES)))
+    if len(found) < len(PORT_NAMES):
+        raise OSError(f"no free ports on {connection.ip}")
+    return connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
+
+
+async def until_listening(connection: Connection) -> None:
+    """Return once the kernel accepts connections on its shell port.
+
+    The one place where roost looks again and again: a kernel that is not ipykernel has no way to report. The
+    caller sets the deadline.
+    """
+    for attempt in itertools.count():
+        try:
+            if connection.transport == "ipc":
+                _, writer = await asyncio.open_unix_connection(f"{connection.ip}-{connection.shell_port}")
+            else:
+                host = "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
+                _, writer = await asyncio.open_connection(host, connection.shell_port)
+        except OSError:
+            await asyncio.sleep(_PROBE_INTERVALS_S[min(attempt, len(_PROBE_INTERVALS_S) - 1)])
+        else:
+            writer.close()
+            return
+
+
+def _candidates() -> range:
+    try:
+        low = int(_RANGE_FILE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        low = 32_768
+    return range(_FIRST_PORT, low) if low - _FIRST_PORT > 4_000 else range(49_152 - 10_000, 65_535)
+
+
+def _is_free(connection: Connection, port: int) -> bool:
+    if connection.transport == "ipc":
+        return _is_free_socket(f"{connection.ip}-{port}")
+    host = "" if connection.ip == "*" else connection.ip
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _is_free_socket(path: str) -> bool:
+    """Whether there is no socket, or one that a killed kernel left (which is removed: nobody listens)."""
+    if not os.path.lexists(path):
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            if Path(path).is_socket():
+                os.unlink(path)
+                return True
+        except OSError:
+            pass
+    return False

@@ -1,0 +1,254 @@
+"""How one kernel comes up, by fork or exec, and how a start that fails is undone.
+
+A start leaves in its kernel's folder, in this order: `log`, `connection.json`, `starting.json` (pid and start time of
+the process, as soon as there is one), `record.json`. So an agent that finds no record knows what to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.private_files import tail, write_private_json
+from roost.launchers.daemon.process import describe_exit, signal_group, start_time
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, Owner
+from roost.launchers.protocol.rpc import RemoteError
+
+from . import ports
+from .child_reaper import Reaper
+from .zygote_pool import Forked, KernelDiedEarly, Zygotes, ipykernel_command
+
+log = logging.getLogger(__name__)
+
+LOG_TAIL_BYTES = 4_096
+DIES_S = 10.0
+"""A process that is still there so long after SIGKILL hangs in the kernel of the system: nobody waits longer."""
+_OOM_SCORE = 500
+"""Kernels go first when memory runs out, not the agent; forked ones say so themselves."""
+_NO_PARENT = "--IPKernelApp.parent_handle=1"
+"""An ipykernel has no parent to watch, nor advice about Ctrl-C in its log; forked ones are told so otherwise."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """The process of a start, once there is one."""
+
+    folder: Path
+    reaper: Reaper
+    pid: int = 0
+    started_at: float = 0.0
+    code: asyncio.Future[int] | None = None
+
+    def begun(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
+        """Note the process, for this agent and the next."""
+        self.pid = pid
+        self.code = self.reaper.exit_code(pid, is_ours=is_ours)
+        self.started_at = start_time(pid)
+        with writing(self.folder):
+            write_private_json(self.folder / "starting.json", {"pid": pid, "started_at": self.started_at})
+        return self.code
+
+    async def end(self) -> int | None:
+        """Kill it and see it gone; its exit code, None where there is none or it does not die."""
+        if self.code is None:
+            return None
+        if not self.code.done():
+            signal_group(self.pid, signal.SIGKILL)
+            await asyncio.wait([self.code], timeout=DIES_S)
+        if self.code.done():
+            return self.code.result()
+        log.error("pid=%d does not die: it hangs in the operating system", self.pid)
+        return None
+
+
+class Starter:
+    """Starts kernels. `on_started` is called in the step in which a start is recorded: from then on it counts."""
+
+    def __init__(
+        self,
+        zygotes: Zygotes,
+        reaper: Reaper,
+        *,
+        on_started: Callable[[KernelProcess, asyncio.Future[int]], None],
+    ) -> None:
+        self._zygotes = zygotes
+        self._reaper = reaper
+        self._on_started = on_started
+        self._ports: dict[str, set[int]] = {}
+        """Ports given to exec'ed kernels that live, by launch id: they are bound some time after."""
+
+    async def start(self, folder: Path, request: Launch, owner: Owner, env: dict[str, str]) -> KernelProcess:
+        """Bring a kernel up in `folder`; raises `RemoteError`, and leaves no process behind then."""
+        if not os.path.isdir(request.cwd):
+            raise RemoteError(
+                "bad_command", f"the working directory {request.cwd} does not exist on this machine"
+            )
+        if not request.argv:
+            raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with writing(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            log_fd = os.open(folder / "log", flags, 0o600)
+        try:
+            return await asyncio.wait_for(
+                self._start(folder, request, owner, env, log_fd), request.deadline_s
+            )
+        except (TimeoutError, asyncio.TimeoutError):  # one class only since Python 3.11
+            raise RemoteError(
+                "launch_timeout",
+                f"the kernel did not open its ports within {request.deadline_s:g} s",
+                {"log_tail": tail(folder / "log", LOG_TAIL_BYTES)},
+            ) from None
+        finally:
+            os.close(log_fd)
+
+    async def _start(
+        self, folder: Path, request: Launch, owner: Owner, env: dict[str, str], log_fd: int
+    ) -> KernelProcess:
+        child = _Child(folder, self._reaper)
+        try:
+            forked = await self._fork(child, request, env, log_fd)
+            if forked is not None:
+                connection, timing_ms = request.connection.with_ports(forked.ports), forked.timing_ms
+            else:
+                connection, timing_ms = await self._exec(child, request, env, log_fd)
+            process = KernelProcess(
+                kernel_id=request.kernel_id,
+                launch_id=request.launch_id,
+                lease_id=request.lease_id,
+                owner=owner,
+                pid=child.pid,
+                process_started_at=child.started_at,
+                how="exec" if forked is None else "forked",
+                connection=connection,
+                launched_at=time.time(),
+                timing_ms=timing_ms,
+            )
+            with writing(folder):
+                write_private_json(folder / "record.json", encode(process))
+        except (KernelDiedEarly, _EndedEarly):
+            raise _died(folder, await child.end()) from None
+        except (TimeoutError, asyncio.TimeoutError):
+            await child.end()
+            raise
+        except OSError as problem:
+            await child.end()
+            raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
+        except BaseException:
+            await child.end()
+            raise
+        assert child.code is not None
+        self._on_started(process, child.code)
+        return process
+
+    async def _fork(self, child: _Child, request: Launch, env: dict[str, str], log_fd: int) -> Forked | None:
+        command = ipykernel_command(request.argv) if request.may_fork else None
+        if command is None:
+            return None
+        return await self._zygotes.launch(
+            command,
+            connection_file=_write_connection(child.folder, request.connection),
+            env=env,
+            cwd=request.cwd,
+            log_fd=log_fd,
+            deadline_s=request.deadline_s,
+            on_pid=child.begun,
+        )
+
+    async def _exec(
+        self, child: _Child, request: Launch, env: dict[str, str], log_fd: int
+    ) -> tuple[Connection, dict[str, float]]:
+        started = time.perf_counter()
+        connection = ports.choose(request.connection, taken=set().union(*self._ports.values()))
+        connection_file = _write_connection(child.folder, connection)
+        code = child.begun(_spawn(request, env, connection_file, log_fd), is_ours=True)
+        if connection.transport == "tcp":
+            self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
+            code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
+        timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
+        await _until_listening(code, connection)
+        timing_ms["listening"] = (time.perf_counter() - started) * 1e3
+        return connection, timing_ms
+
+
+class _EndedEarly(Exception):
+    """An exec'ed kernel ended before it listened."""
+
+
+def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
+    argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
+    if ipykernel_command(argv) is not None:
+        argv.append(_NO_PARENT)
+    executable = shutil.which(argv[0], path=env.get("PATH", os.defpath))
+    if executable is None:
+        raise RemoteError(
+            "bad_command", f"the kernelspec's command {argv[0]!r} was not found on this machine"
+        )
+    try:
+        process = subprocess.Popen(
+            argv,
+            executable=executable,
+            cwd=request.cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            start_new_session=True,
+        )
+    except OSError as problem:
+        raise RemoteError("bad_command", f"cannot run {executable}: {problem.strerror}") from None
+    process.returncode = 0  # the reaper waits for it: keep subprocess from doing so
+    with contextlib.suppress(OSError):  # no such file but on Linux; or it has ended
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
+    return process.pid
+
+
+async def _until_listening(code: asyncio.Future[int], connection: Connection) -> None:
+    listening = asyncio.ensure_future(ports.until_listening(connection))
+    waiting: list[asyncio.Future[Any]] = [listening, code]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if code.done():
+            raise _EndedEarly
+        listening.result()
+    finally:
+        listening.cancel()
+
+
+def _write_connection(folder: Path, connection: Connection) -> Path:
+    path = folder / "connection.json"
+    with writing(folder):
+        write_private_json(
+            path, {key: value for key, value in encode(connection).items() if value is not None}
+        )
+    return path
+
+
+def _died(folder: Path, code: int | None) -> RemoteError:
+    last = tail(folder / "log", LOG_TAIL_BYTES).strip()
+    message = f"the kernel {describe_exit(code)} while it was starting"
+    message += f"; its last line: {last.splitlines()[-1]}" if last else "; it wrote nothing to its log"
+    return RemoteError("kernel_died", message, {"exit_code": code, "log_tail": last})
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while `folder` is written to into a sentence for people."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RemoteError("no_space", f"no space left for {folder}: free some, then try again") from None
+        raise RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}") from None

@@ -1,0 +1,1 @@
+"""Background processes: one instance per folder, private files, process identity."""

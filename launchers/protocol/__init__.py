@@ -1,0 +1,1 @@
+"""What crosses a process border: messages, JSON encoding, encrypted RPC, the agent's client."""

@@ -1,0 +1,135 @@
+"""The client of one agent: its operations as typed coroutines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .json_codec import decode
+from .messages import (
+    Adopt,
+    AgentEvent,
+    Greeting,
+    Holdings,
+    KernelProcess,
+    Launch,
+    Logs,
+    Manager,
+    NodeStatus,
+    Owner,
+    Release,
+    Reservation,
+    Reserve,
+    Signal,
+    Stats,
+    Stop,
+    Warm,
+)
+from .rpc import Client, ClientKeys
+
+T = TypeVar("T")
+
+_QUICK_S = 10.0
+_ENDS_S = 15.0
+"""So long at most an agent takes to say that a kernel has ended, or does not."""
+_MARGIN_S = 5.0
+"""An agent keeps to its own deadlines; a call waits this much longer for the answer."""
+
+
+class AgentClient:
+    """One connection to an agent, on one event loop. Every call may be repeated on another connection.
+
+    Calls raise `RemoteError` (kinds: conflict, no_reservation, kernel_died, launch_timeout, bad_command,
+    unknown_kernel, no_space, bad_request, internal), `Disconnected`, `Unauthorized` or `asyncio.TimeoutError`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        keys: ClientKeys,
+        *,
+        on_event: Callable[[AgentEvent], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self._on_event = on_event
+        self._client = Client(endpoint, keys=keys, on_event=self._receive, on_lost=on_lost)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._client.is_lost
+
+    async def connect(self, timeout_s: float = 5.0) -> None:
+        """Connect and subscribe to events; nothing stays open if either fails."""
+        await self._client.connect(timeout_s=timeout_s)
+        try:
+            await self._client.call("subscribe", timeout_s=timeout_s)
+        except BaseException:
+            await self._client.close()
+            raise
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def hello(self) -> Greeting:
+        return await self._call(Greeting, "hello")
+
+    async def reserve(self, request: Reserve) -> Reservation:
+        return await self._call(Reservation, "reserve", request)
+
+    async def release(self, lease_id: str) -> None:
+        await self._client.call("release", Release(lease_id=lease_id), timeout_s=_ENDS_S)
+
+    async def adopt(self, lease_id: str, owner: Owner) -> None:
+        """Have a reservation be held for another owner."""
+        await self._client.call("adopt", Adopt(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
+
+    async def manage(self, manager: Manager) -> None:
+        """Have the agent watch this cluster manager from now on, instead of the one before."""
+        await self._client.call("manage", manager, timeout_s=_QUICK_S)
+
+    async def launch(self, request: Launch) -> KernelProcess:
+        return await self._call(KernelProcess, "launch", request, timeout_s=request.deadline_s + _MARGIN_S)
+
+    async def signal(self, kernel_id: str, signum: int) -> bool:
+        """Whether the kernel still ran."""
+        answer = await self._client.call(
+            "signal", Signal(kernel_id=kernel_id, signum=signum), timeout_s=_QUICK_S
+        )
+        return bool(answer["delivered"])
+
+    async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess:
+        request = Stop(kernel_id=kernel_id, grace_s=grace_s)
+        return await self._call(KernelProcess, "stop", request, timeout_s=grace_s + _ENDS_S)
+
+    async def holdings(self) -> Holdings:
+        return await self._call(Holdings, "list")
+
+    async def logs(self, kernel_id: str, tail_bytes: int) -> str:
+        answer = await self._client.call(
+            "logs", Logs(kernel_id=kernel_id, tail_bytes=tail_bytes), timeout_s=_QUICK_S
+        )
+        return str(answer["text"])
+
+    async def status(self) -> NodeStatus:
+        return await self._call(NodeStatus, "status")
+
+    async def stats(self) -> Stats:
+        """What each running kernel uses, and which zygotes are warm."""
+        return await self._call(Stats, "stats")
+
+    async def warm(self, request: Warm) -> None:
+        """Returns when fast starts are ready, or known not to be possible."""
+        await self._client.call("warm", request, timeout_s=90.0)
+
+    async def leave(self) -> None:
+        """Have the agent leave; its kernels and reservations stay for the next."""
+        await self._client.call("leave", timeout_s=_QUICK_S)
+
+    async def _call(self, cls: type[T], op: str, arguments: Any = None, *, timeout_s: float = _QUICK_S) -> T:
+        answer = await self._client.call(op, arguments, timeout_s=timeout_s)
+        return decode(cls, answer, ignore_unknown=True)
+
+    def _receive(self, event: dict[str, Any]) -> None:
+        if self._on_event is not None:
+            self._on_event(decode(AgentEvent, event, ignore_unknown=True))

@@ -1,0 +1,203 @@
+"""A forked child becomes a kernel: the unmodified IPKernelApp in a process like a fresh one."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import types
+from typing import Any
+
+from .memory import ModuleFiles, find_madvise
+
+PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+class Warm:
+    """What a zygote has ready for its kernels beside the imported modules."""
+
+    def __init__(self, args: list[str]) -> None:
+        from ipykernel import ipkernel
+        from ipykernel.kernelapp import IPKernelApp
+
+        self.args = args
+        self.pages = array.array("Q")
+        self.environment_changes: dict[str, str | None] = {}
+        """What the preloaded modules did to os.environ while they were imported: done again in each kernel."""
+        self.plugs: list[Any] = []
+        self.launcher = launcher_path()
+        self.app: Any = IPKernelApp.instance()
+        self.app.parent_handle = 1  # no parent to watch, and no advice about Ctrl-C in the log
+        try:
+            self.app.parse_command_line(["-f", "connection.json", *args])
+        except (SystemExit, Exception):  # noqa: BLE001 - the kernel parses it again, and says so in its own log
+            IPKernelApp.clear_instance()
+            self.app = None
+        self.modules = ModuleFiles() if hasattr(ipkernel, "sys") else None
+        self.madvise = find_madvise()
+
+    def touch_pages(self) -> None:
+        """Fault in at once what a kernel will write to: one by one, page faults are half of a forked kernel's start."""
+        pages, self.pages = self.pages, array.array("Q")
+        for n in range(0, len(pages), 3):
+            if self.madvise(pages[n], pages[n + 1], pages[n + 2]) != 0:
+                return
+
+    def application(self, argv: list[str]) -> Any:
+        """The application, its command line parsed."""
+        from ipykernel.kernelapp import IPKernelApp
+
+        if self.app is None or argv[2:] != self.args:
+            IPKernelApp.clear_instance()
+            app = IPKernelApp.instance()
+            app.parent_handle = 1
+            return app
+        self.app.argv = argv
+        self.app.config.IPKernelApp.connection_file = self.app.connection_file = argv[1]
+        self.app.parse_command_line = lambda argv=None: None
+        return self.app
+
+
+class Kernel:
+    """What a forked child needs in order to become a kernel; ``run`` returns when the kernel has ended."""
+
+    def __init__(
+        self,
+        request: dict[str, Any],
+        report_fd: int,
+        log_fd: int,
+        *,
+        warm: Warm | None,
+        is_spare: bool = False,
+    ) -> None:
+        self.request = request
+        self.report_fd = report_fd
+        self.log_fd = log_fd
+        self.warm = warm
+        self.is_spare = is_spare
+
+    def run(self) -> None:
+        self.take_over_process()
+        from ipykernel.kernelapp import IPKernelApp
+
+        ipkernel: Any = importlib.import_module("ipykernel.ipkernel")
+        app: Any = self.warm.application(self.request["argv"]) if self.warm else IPKernelApp.instance()
+        hook_ports(app, self.report)
+        if self.warm and self.warm.modules:
+            ipkernel.sys = self.warm.modules
+        try:
+            app.initialize()
+        finally:
+            ipkernel.sys = sys
+        app.start()
+
+    def take_over_process(self) -> None:
+        """Session, descriptors, environment, folder, signals and random numbers as in a fresh process."""
+        if not self.is_spare:
+            os.setsid()
+        self.report({"pid": os.getpid()})
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (self.log_fd, 1), (self.log_fd, 2)):
+            os.dup2(source, target)
+        os.close(null)
+        os.close(self.log_fd)
+        os.environ.clear()
+        os.environ.update(self.request["env"])
+        changes = self.warm.environment_changes.items() if self.warm else ()
+        for name, value in (*changes, ("JPY_PARENT_PID", None)):
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        time.tzset()
+        tempfile.tempdir = None
+        os.chdir(self.request["cwd"])
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("500")
+        except OSError:
+            pass
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed()
+        main = types.ModuleType("__main__")
+        main.__file__ = sys.argv[0] = self.warm.launcher if self.warm else launcher_path()
+        sys.modules["__main__"] = main
+        sys.argv[1:] = self.request["argv"]
+        sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
+        set_title([os.fsencode(part) for part in sys.orig_argv])
+
+    def report(self, message: dict[str, Any]) -> None:
+        os.write(self.report_fd, json.dumps(message).encode() + b"\n")
+
+
+def hook_ports(app: Any, report: Any) -> None:
+    """Make `app` give up fixed ports that are taken, and report its ports once all five are bound."""
+    kernelapp: Any = importlib.import_module("ipykernel.kernelapp")
+    plain_init_connection_file, plain_init_heartbeat = app.init_connection_file, app.init_heartbeat
+
+    def init_connection_file() -> None:
+        plain_init_connection_file()
+        if app.transport == "tcp" and not all(
+            port_is_free(app.ip, getattr(app, name)) for name in PORT_NAMES
+        ):
+            for name in PORT_NAMES:
+                setattr(app, name, 0)
+
+    def init_heartbeat() -> None:
+        bound = threading.Event()
+        plain_class: Any = kernelapp.Heartbeat
+
+        class ReportingHeartbeat(plain_class):  # type: ignore[misc]
+            def _bind_socket(self) -> None:
+                super()._bind_socket()
+                bound.set()
+
+        kernelapp.Heartbeat = ReportingHeartbeat
+        try:
+            plain_init_heartbeat()
+        finally:
+            kernelapp.Heartbeat = plain_class
+        if not bound.wait(10):
+            raise RuntimeError("the heartbeat's port could not be bound")
+        app.hb_port = app.heartbeat.port
+        report({"ports": {name: getattr(app, name) for name in PORT_NAMES}})
+
+    app.init_connection_file, app.init_heartbeat = init_connection_file, init_heartbeat
+
+
+def port_is_free(ip: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("" if ip == "*" else ip, port))
+        except OSError:
+            return False
+    return True
+
+
+def launcher_path() -> str:
+    spec = importlib.util.find_spec("ipykernel_launcher")
+    return spec.origin if spec and spec.origin else "ipykernel_launcher.py"
+
+
+def set_title(argv: list[bytes]) -> None:
+    """Show `argv` as this process's command line, as far as there is room for it."""
+    try:
+        with open("/proc/self/stat") as file:
+            start, stop = (int(field) for field in file.read().rpartition(")")[2].split()[45:47])
+    except (OSError, ValueError):
+        return
+    if 0 < start < stop:
+        ctypes.memmove(start, b"\0".join(argv)[: stop - start - 1].ljust(stop - start, b"\0"), stop - start)

@@ -1,0 +1,141 @@
+"""A start of a real kernel with a real client, to find out what kernels import and which memory they write to."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from .kernel import PORT_NAMES, Kernel, Warm
+from .memory import written_pages
+
+_REHEARSAL_S = 20.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Rehearsal(NamedTuple):
+    """What was learnt of a real kernel after some use; empty where it could not be found out.
+
+    `patterns` are the regular expressions (with flags) that it had to compile; `pages` the memory it has written to.
+    """
+
+    modules: list[str]
+    patterns: list[tuple[str, int]]
+    pages: array.array[int]
+
+
+def rehearse(warm: Warm | None) -> Rehearsal:
+    """Start a real kernel and use it as a notebook would.
+
+    A forked child is the kernel, another its client; neither touches the user's profile or history.
+    """
+    folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
+    names, names_in = os.pipe()
+    report, report_in = os.pipe()
+    children = []
+    try:
+        connection_file = os.path.join(folder, "kernel.json")
+        info = {
+            "ip": "127.0.0.1",
+            "transport": "tcp",
+            "key": os.urandom(16).hex(),
+            "signature_scheme": "hmac-sha256",
+        }
+        with open(os.open(connection_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+            json.dump({**info, **dict.fromkeys(PORT_NAMES, 0)}, file)
+        children.append(fork_mortal())
+        if children[-1] == 0:
+            os.close(names_in)
+            argv = ["-f", connection_file, *(warm.args if warm else [])]
+            env = {**os.environ, "IPYTHONDIR": folder}
+            null = os.open(os.devnull, os.O_WRONLY)
+            run_or_die(Kernel({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm=warm).run)
+        children.append(fork_mortal())
+        if children[-1] == 0:
+            os.close(report_in)
+            run_or_die(lambda: play_client(connection_file, report, names_in, warm is None))
+        os.close(names_in)
+        names_in = -1
+        heard = b""
+        deadline = time.monotonic() + _REHEARSAL_S
+        while select.select([names], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            chunk = os.read(names, 65536)
+            if not chunk:
+                break
+            heard += chunk
+        if not heard.endswith(b"]"):
+            return Rehearsal([], [], array.array("Q"))
+        modules, patterns = json.loads(heard)
+        return Rehearsal(modules, [tuple(pattern) for pattern in patterns], written_pages(children[0]))
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for fd in (names, names_in, report, report_in):
+            if fd >= 0:
+                os.close(fd)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fork_mortal() -> int:
+    """Fork a child that does not outlive this process."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+    return pid
+
+
+def run_or_die(function: Callable[[], None]) -> NoReturn:
+    try:
+        function()
+    finally:
+        os._exit(1)
+
+
+def play_client(connection_file: str, report: int, names_in: int, is_thorough: bool) -> None:
+    """What a notebook does with a fresh kernel; then have the kernel's modules written to `names_in`."""
+    from jupyter_client.blocking.client import BlockingKernelClient
+
+    ports: dict[str, int] = {}
+    with open(report, "rb") as lines:
+        while not ports:
+            ports = json.loads(lines.readline()).get("ports")
+    with open(connection_file, "rb") as file:
+        info: Any = json.load(file)
+    client = BlockingKernelClient()
+    info |= ports
+    client.load_connection_info(info)
+    client.start_channels(hb=False)
+    listing = os.path.join(os.path.dirname(connection_file), "modules.json")
+    cell = f"""
+import json, re, sys
+patterns = [key[1:] for key in getattr(re, "_cache", ()) if key[0] is str]
+with open({listing!r}, "w") as file:
+    json.dump([sorted(sys.modules), patterns], file)
+"""
+    client.kernel_info(reply=True, timeout=_REHEARSAL_S)
+    if is_thorough:
+        client.comm_info(reply=True, timeout=_REHEARSAL_S)
+        for code in ("import os; print(1)", "{'a': 1}", "1/0", "%pwd"):
+            client.execute(code, reply=True, timeout=_REHEARSAL_S)
+        client.complete("os.pat", reply=True, timeout=_REHEARSAL_S)
+        client.inspect("os.path", reply=True, timeout=_REHEARSAL_S)
+        client.history(hist_access_type="tail", n=1, reply=True, timeout=_REHEARSAL_S)
+        client.execute(cell, reply=True, timeout=_REHEARSAL_S)
+    else:
+        client.execute("1+1", reply=True, timeout=_REHEARSAL_S)
+        with open(listing, "w") as file:
+            file.write("[[], []]")
+    with open(listing, "rb") as file, open(names_in, "wb") as out:
+        out.write(file.read())

@@ -1,0 +1,327 @@
+"""What filters and scorers compute on: nodes as rows of arrays, padded where nodes differ in devices.
+
+Of a whole snapshot each column is an array, shared with other versions where it does not change. What is rated again
+and again is cut out of a `Table`, where the values of a node lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roost.placement.model import UNKNOWN_USE, Node
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+class Columns:
+    """Read-only arrays; n nodes, d devices at most on one node. NaN means unknown.
+
+    Those of a part of a snapshot are copied out of the whole's when they are first asked for.
+    """
+
+    __slots__ = (
+        "_rows",
+        "_source",
+        "cpus",
+        "cpus_free",
+        "cpus_used",
+        "device_excess",
+        "device_free",
+        "device_milli",
+        "device_model",
+        "gpus",
+        "gpus_free",
+        "is_draining",
+        "kernels",
+        "memory_bytes",
+        "memory_free_bytes",
+        "memory_used_bytes",
+        "metrics_age_s",
+    )
+
+    cpus: FloatArray  # (n,) allocatable
+    cpus_free: FloatArray  # (n,) not promised, may be negative
+    cpus_used: FloatArray  # (n,)
+    memory_bytes: IntArray  # (n,) allocatable
+    memory_free_bytes: IntArray  # (n,) not promised, may be negative
+    memory_used_bytes: FloatArray  # (n,)
+    gpus: IntArray  # (n,) number of devices
+    gpus_free: FloatArray  # (n,) the sum that is not promised
+    kernels: IntArray  # (n,)
+    is_draining: BoolArray  # (n,)
+    metrics_age_s: FloatArray  # (n,)
+    device_model: IntArray  # (n, d) index into Snapshot.models, -1 where there is no device
+    device_free: FloatArray  # (n, d) 1 - promised, -inf where there is no device
+    device_milli: IntArray  # (n, d) what is free of it in thousandths, 0..1000, 0 where there is no device
+    device_excess: FloatArray  # (n, d) Device.excess: use clearly beyond the promises
+
+    def __init__(self, **columns: Any) -> None:
+        for name, column in columns.items():
+            column.setflags(write=False)
+            setattr(self, name, column)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        column = getattr(self._source, name).take(self._rows, axis=0)
+        setattr(self, name, column)
+        return column
+
+    @property
+    def room(self) -> FloatArray:
+        """(n, 3 + d) what is free of CPUs, of memory in bytes (exact below 2**53) and of GPUs, and of each device."""
+        return np.column_stack([*(getattr(self, name) for name in ROOM), self.device_free])
+
+    @property
+    def device_cell(self) -> IntArray:
+        """(n, d) one number for model and thousandths: `CELLS` · (model + 1) + milli + 1."""
+        return (self.device_model + 1) * CELLS + self.device_milli + 1
+
+    def part(self, rows: IntArray) -> Columns:
+        """These rows, in that order. O(1), and O(len(rows)) per column that is read."""
+        part = Columns()
+        part._source, part._rows = self, rows  # type: ignore[attr-defined]
+        return part
+
+    def replaced(self, **columns: Any) -> Columns:
+        """The same with other arrays for some."""
+        return Columns(
+            **{name: columns[name] if name in columns else getattr(self, name) for name in COLUMNS}
+        )
+
+
+class Table(Columns):
+    """The same, but written row by row: all that a few nodes have is read in one go, from few lines of memory.
+
+    A row is `room`, `device_cell` and what `_layout` says, eight bytes each. Columns of many rows are copied out of it
+    when they are first asked for.
+    """
+
+    __slots__ = ("_floats", "_ints", "_layout")
+
+    def __init__(self, rows: IntArray, layout: dict[str, tuple[bool, int | slice]]) -> None:
+        self._ints = rows
+        self._floats = rows.view(np.float64)
+        self._layout = layout
+
+    @classmethod
+    def of(cls, columns: Columns) -> Table:
+        """A copy of these columns."""
+        d = columns.device_model.shape[1]
+        layout = _layout(d)
+        width = len(ROOM) + (len(_PADDING) + 1) * d + len(_SCALARS)
+        table = cls(np.empty((len(columns.cpus), width), dtype=np.int64), layout)
+        table._ints[:, len(ROOM) + d : len(ROOM) + 2 * d] = columns.device_cell
+        table._floats[:, : len(ROOM)] = columns.room[:, : len(ROOM)]
+        for name, (is_float, place) in layout.items():
+            (table._floats if is_float else table._ints)[:, place] = getattr(columns, name)
+        return table
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._layout:
+            raise AttributeError(name)
+        is_float, place = self._layout[name]
+        column: Any = (self._floats if is_float else self._ints)[:, place]
+        if name == "is_draining":
+            column = column.astype(bool)
+        elif len(column) > _FEW:
+            column = column.copy()
+        setattr(self, name, column)
+        return column
+
+    @property
+    def room(self) -> FloatArray:
+        devices: Any = self._layout["device_free"][1]
+        return self._floats[:, : devices.stop]
+
+    @property
+    def device_cell(self) -> IntArray:
+        devices: Any = self._layout["device_free"][1]
+        return self._ints[:, devices.stop : 2 * devices.stop - devices.start]
+
+    def part(self, rows: IntArray | slice) -> Table:
+        """A copy of these rows, in that order; of a slice a view."""
+        return Table(
+            self._ints[rows] if isinstance(rows, slice) else self._ints.take(rows, axis=0), self._layout
+        )
+
+    def put(self, rows: Iterable[int], values: Table) -> None:
+        """These rows become those, in that order."""
+        for row, value in zip(rows, values._ints, strict=True):
+            self._ints[row] = value
+
+    def differs(self, other: Table) -> frozenset[str]:
+        """The columns in which the two, of one shape, are not the same."""
+        differs = np.logical_or.reduce(self._ints != other._ints, axis=0)
+        return frozenset(name for name, (_, place) in self._layout.items() if differs[place].any())
+
+
+COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
+_NAMES = frozenset(COLUMNS)
+ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
+"""What `Columns.room` begins with."""
+CELLS = 1002
+"""Of a model in `Columns.device_cell`: 0 to 1000 thousandths, and before them one less than nothing: what a share
+leaves of a device that had it by a rounding."""
+_FEW = 256
+"""Of so few rows a column is as fast where it stands."""
+_WHOLE = frozenset(
+    {"memory_bytes", "memory_free_bytes", "gpus", "kernels", "is_draining", "device_model", "device_milli"}
+)
+"""The columns that hold no floats."""
+_PADDING: dict[str, float] = {
+    "device_free": -np.inf,  # the first: a part of `Columns.room`
+    "device_model": -1,
+    "device_milli": 0,
+    "device_excess": 0.0,
+}
+
+
+_SCALARS = tuple(name for name in COLUMNS if name not in _PADDING and name not in ("cpus_free", "gpus_free"))
+
+
+@lru_cache(maxsize=64)
+def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
+    """Where in a row the columns are, of nodes with so many devices at most, and whether they are floats."""
+    places: dict[str, int | slice] = {"cpus_free": 0, "gpus_free": 2}
+    start = len(ROOM)
+    for name in _PADDING:
+        places[name] = slice(start, start := start + width)
+        if name == "device_free":
+            start += width  # device_cell
+    places.update((name, start + at) for at, name in enumerate(_SCALARS))
+    return {name: (name not in _WHOLE, place) for name, place in places.items()}
+
+
+def columns_of(nodes: Sequence[Node], models: Sequence[str], width: int | None = None) -> Columns:
+    """The columns of these nodes; ``models`` has at least all of theirs. ``width``: room for so many devices."""
+    if width is None:
+        width = max((len(node.devices) for node in nodes), default=0)
+    index = {model: i for i, model in enumerate(models)}
+
+    def floats(values: Iterable[float | None]) -> FloatArray:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def ints(values: Iterable[int]) -> IntArray:
+        return np.array(list(values), dtype=np.int64)
+
+    def per_device(name: str, dtype: type, rows: Iterable[Iterable[float]]) -> Any:
+        padded: Any = np.full((len(nodes), width), _PADDING[name], dtype=dtype)
+        for row, values in enumerate(rows):
+            filled = list(values)
+            padded[row, : len(filled)] = filled
+        return padded
+
+    free = per_device("device_free", np.float64, ((d.free for d in n.devices) for n in nodes))
+    return Columns(
+        cpus=floats(node.cpus for node in nodes),
+        cpus_free=floats(node.cpus_free for node in nodes),
+        cpus_used=floats(node.cpus_used for node in nodes),
+        memory_bytes=ints(node.memory_bytes for node in nodes),
+        memory_free_bytes=ints(node.memory_free_bytes for node in nodes),
+        memory_used_bytes=floats(node.memory_used_bytes for node in nodes),
+        gpus=ints(node.gpus for node in nodes),
+        gpus_free=floats(node.gpus_free for node in nodes),
+        kernels=ints(node.kernels for node in nodes),
+        is_draining=np.array([node.is_draining for node in nodes], dtype=bool),
+        metrics_age_s=floats(node.metrics_age_s for node in nodes),
+        device_model=per_device(
+            "device_model", np.int64, ((index[d.model] for d in n.devices) for n in nodes)
+        ),
+        device_free=free,
+        device_milli=np.rint(np.clip(free, 0.0, 1.0) * 1000).astype(np.int64),
+        device_excess=per_device("device_excess", np.float64, ((d.excess for d in n.devices) for n in nodes)),
+    )
+
+
+def difference(
+    before: Sequence[Node], after: Sequence[Node], models: Sequence[str], width: int
+) -> tuple[Table, frozenset[str]]:
+    """The new rows of nodes that keep their devices, and the columns in which they differ; age of metrics left out."""
+    both = Table.of(columns_of([*before, *after], models, width))
+    old, new = both.part(slice(len(before))), both.part(np.arange(len(before), 2 * len(before)))
+    return new, old.differs(new) - {"metrics_age_s"}
+
+
+def updated(columns: Columns, changes: Iterable[tuple[Sequence[int], Table, frozenset[str]]]) -> Columns:
+    """The columns after these changes of rows, in that order; those that do not change are shared."""
+    after: dict[str, Any] = {}
+    for rows, values, names in changes:
+        for name in names:
+            if name not in after:
+                after[name] = getattr(columns, name).copy()
+            after[name][list(rows)] = getattr(values, name)
+    return columns.replaced(**after)
+
+
+def reshaped(columns: Columns, kept: Sequence[int], part: Columns, order: IntArray) -> Columns:
+    """The kept rows followed by the part's, brought into that order. O(n)."""
+    width = int(np.concatenate([columns.gpus[kept], part.gpus]).max(initial=0))
+    after: dict[str, Any] = {}
+    for name in COLUMNS:
+        both = np.concatenate([fitted(name, columns, width)[kept], fitted(name, part, width)])
+        after[name] = both[order]
+    return Columns(**after)
+
+
+def fitted(name: str, columns: Columns, width: int) -> Any:
+    """The column with room for that many devices; what is cut off belongs to nodes that go or change."""
+    column = getattr(columns, name)
+    if name not in _PADDING or column.shape[1] == width:
+        return column
+    missing = max(0, width - column.shape[1])
+    return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=_PADDING[name])
+
+
+def emptied(columns: Columns) -> Columns:
+    """The same nodes with nothing promised and nothing running on them, not draining."""
+    has_device = columns.device_model >= 0
+    return columns.replaced(
+        cpus_free=columns.cpus.copy(),
+        memory_free_bytes=columns.memory_bytes.copy(),
+        gpus_free=columns.gpus.astype(np.float64),
+        kernels=np.zeros_like(columns.kernels),
+        is_draining=np.zeros_like(columns.is_draining),
+        device_free=np.where(has_device, 1.0, -np.inf),
+        device_milli=np.where(has_device, 1000, 0),
+    )
+
+
+def without_metrics(columns: Columns, where: BoolArray) -> Columns:
+    """The same with real use unknown in these rows."""
+    return columns.replaced(
+        cpus_used=np.where(where, np.nan, columns.cpus_used),
+        memory_used_bytes=np.where(where, np.nan, columns.memory_used_bytes),
+        device_excess=np.where(where[:, None], UNKNOWN_USE, columns.device_excess),
+    )
+
+
+def ages_after(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
+    """The (n,) ages of metrics with those of the nodes in these rows; the same array where none differs."""
+    new = np.array([np.nan if n.metrics_age_s is None else n.metrics_age_s for n in nodes], dtype=np.float64)
+    if np.array_equal(ages[list(rows)], new, equal_nan=True):
+        return ages
+    ages = ages.copy()
+    ages[list(rows)] = new
+    ages.setflags(write=False)
+    return ages
+
+
+def fresh_after(
+    known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
+) -> dict[float, BoolArray]:
+    """By age limit, whose metrics are no older: with these rows looked at again; the same object where none differs."""
+    changed = {}
+    for limit, mask in known.items():
+        fresh = ages[list(rows)] <= limit
+        if not np.array_equal(mask[list(rows)], fresh):
+            changed[limit] = mask.copy()
+            changed[limit][list(rows)] = fresh
+    return {**known, **changed} if changed else known

@@ -1,0 +1,152 @@
+"""The end of a kernel, told by one thread and waited for in any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from roost.scheduler.client.client import Call, Client
+from roost.scheduler.errors import RoostError, UnknownKernel
+from roost.scheduler.service.messages import Event, Kernel
+
+UNKNOWN_EXIT_CODE = 255
+"""Told for a kernel that is gone where nobody could see its exit code."""
+
+
+class Exit:
+    """Exit code of one launch: None until it is set, once."""
+
+    def __init__(self, launch_id: str = "") -> None:
+        self.launch_id = launch_id
+        self._lock = threading.Lock()
+        self._waiting: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._code: int | None = None
+
+    @property
+    def code(self) -> int | None:
+        return self._code
+
+    def set(self, code: int | None) -> bool:
+        """Set the code (None: it is not known) and wake who waits; False if it was set before. From any thread."""
+        with self._lock:
+            if self._code is not None:
+                return False
+            self._code = UNKNOWN_EXIT_CODE if code is None else code
+            waiting = list(self._waiting.items())
+        for future, loop in waiting:
+            try:
+                loop.call_soon_threadsafe(_wake, future)
+            except RuntimeError:  # that loop was closed while it waited
+                continue
+        return True
+
+    async def wait(self, timeout_s: float | None = None) -> int | None:
+        """The code, as soon as there is one; None after `timeout_s` seconds without."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        with self._lock:
+            if self._code is not None:
+                return self._code
+            self._waiting[future] = loop
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            with self._lock:
+                self._waiting.pop(future, None)
+        return self._code
+
+
+class Exits:
+    """The exits of one kernel's launches, as the service tells them on the client's thread.
+
+    `current` is of the launch that is under way, or that was the last: read once by who looks at it, since a new
+    launch puts another in its place. `is_expected` says whether an end now is what somebody asked for.
+    """
+
+    def __init__(
+        self, log: logging.Logger | logging.LoggerAdapter[Any], is_expected: Callable[[], bool]
+    ) -> None:
+        self.current = Exit()
+        self.is_launching = False
+        self._log = log
+        self._is_expected = is_expected
+        self._kernel_id = ""
+        self._unlisten: weakref.finalize[[], Exits] | None = None
+
+    def begin(self, kernel_id: str, launch_id: str) -> Exit:
+        """The exit of a launch that begins now."""
+        self._kernel_id = kernel_id
+        self.current = Exit(launch_id)
+        return self.current
+
+    def follow(self, client: Client) -> None:
+        """Be told by `client` from now on, for as long as this is wanted by somebody else. May be repeated."""
+        if self._unlisten is not None:
+            return
+        me = weakref.ref(self)
+
+        def on_event(event: Event) -> None:
+            exits = me()
+            if exits is not None:
+                exits._on_event(client, event)
+
+        self._unlisten = weakref.finalize(self, client.listen(on_event))
+        self._unlisten.atexit = False
+
+    def unfollow(self) -> None:
+        """Be told no more. May be repeated."""
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
+
+    def gone(self, ending: Exit) -> None:
+        """The service does not know the kernel."""
+        self._ended(ending, None, "roost does not know it any more")
+
+    def read(self, ending: Exit, kernel: Kernel) -> None:
+        """Take over what the service says of the kernel."""
+        if kernel.launch_id == ending.launch_id and kernel.state == "exited":
+            self._ended(ending, kernel.exit_code, kernel.reason, kernel.log_tail)
+
+    def _on_event(self, client: Client, event: Event) -> None:
+        ending = self.current
+        if event.kernel is not None:
+            if event.kernel.id == self._kernel_id:
+                self.read(ending, event.kernel)
+        elif event.kind == "resync" and not self.is_launching and ending.code is None:
+            client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
+
+    def _on_read_again(self, call: Call[Kernel], ending: Exit) -> None:
+        if ending is not self.current or self.is_launching:
+            return
+        try:
+            self.read(ending, call.result(0))
+        except UnknownKernel:
+            self.gone(ending)
+        except RoostError as problem:
+            self._log.warning(
+                "kernel=%s its state is unknown, taken to be alive: %s", self._kernel_id, problem
+            )
+
+    def _ended(self, ending: Exit, code: int | None, reason: str, log_tail: str = "") -> None:
+        if ending.code is not None:
+            return
+        shown = UNKNOWN_EXIT_CODE if code is None else code
+        if self._is_expected():
+            self._log.debug("kernel=%s ended with exit code %s", self._kernel_id, shown)
+        else:
+            tail = f"; its log ends with:\n{log_tail.rstrip()}" if log_tail.strip() else ""
+            known = reason or "no reason known"
+            self._log.warning("kernel=%s ended with exit code %s (%s)%s", self._kernel_id, shown, known, tail)
+        ending.set(code)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,172 @@
+"""What a kernel asks for, read from a kernelspec's options, the configuration and the kernel's environment."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from roost.scheduler.config.memory_size import parse_bytes
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
+from roost.scheduler.service.operations import ADDRESS_VARIABLES, check_backend
+
+OPTIONS = (
+    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "encrypt",
+    "fork", "launch_timeout", "environment", "backend_options",
+)  # fmt: skip
+"""What a kernelspec may say in `metadata.kernel_provisioner.config`."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What one kernel asks for, and how long its start may take (queueing and launching together)."""
+
+    request: KernelRequest
+    launch_timeout_s: float
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise `ConfigError` for the first name that is no option of a kernelspec."""
+    for name in names:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"The kernelspec's provisioner config has the unknown option {name!r}.{guess} "
+                f"Known options are {', '.join(OPTIONS)}."
+            )
+
+
+def check_backend_options(backend: str, options: Any) -> None:
+    """Raise `ConfigError` for what a kernelspec may not say of its scheduler: which cluster it is, and no more.
+
+    All else is the operator's: other totals, another configuration without the caps of this one.
+    """
+    check_backend(backend)
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"backend_options = {options!r:.60} is not a table of names and values.")
+    for name, value in options.items():
+        if name != "address" or backend not in ADDRESS_VARIABLES:
+            can = "only the address" if backend in ADDRESS_VARIABLES else "nothing"
+            raise ConfigError(
+                f"backend_options has {name!r:.40}: of the scheduler of {backend} a kernelspec can set {can}."
+            )
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"backend_options: address = {value!r:.60} is no text such as 'host:6379'.")
+
+
+def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:
+    """Combine `options` (by the names in OPTIONS) with the KERNEL_* variables of the kernel's `env`, which win.
+
+    Raises `ConfigError` with one sentence that names the option or the variable.
+    """
+
+    def read(option: str, variable: str, parse: Callable[[str, Any], T]) -> T:
+        text = env.get(variable, "").strip() if variable else ""
+        return parse(variable, text) if text else parse(option, options.get(option))
+
+    request = KernelRequest(
+        cpus=read("cpus", "KERNEL_CPUS", _amount),
+        memory_bytes=read("memory", "KERNEL_MEMORY", _memory),
+        gpus=read("gpus", "KERNEL_GPUS", _gpus),
+        gpu_models=read("gpu_models", "", _names),
+        labels=read("labels", "", _labels),
+        near=read("near", "", _labels),
+        resources=read("resources", "KERNEL_RESOURCES", _resources),
+        tolerates=read("tolerates", "", _names),
+        policy=read("policy", "", _text),
+    )
+    return Wish(request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s))
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or value == ""
+
+
+def _amount(name: str, value: Any, *, least: str = "ask for 0 (no promise) or more") -> float:
+    if _is_unset(value):
+        return 0.0
+    try:
+        amount = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        amount = math.nan
+    if not math.isfinite(amount):
+        raise ConfigError(f"{name} = {value!r:.40} is not a number.")
+    if amount < 0:
+        raise ConfigError(f"{name} = {value} is negative: {least}.")
+    return amount
+
+
+def _resources(name: str, value: Any) -> dict[str, float]:
+    if _is_unset(value):
+        return {}
+    items = value
+    if isinstance(value, str):
+        items = dict(item.rpartition("=")[::2] for item in value.split(",") if item.strip())
+    if not isinstance(items, Mapping) or not all(isinstance(key, str) and key.strip() for key in items):
+        raise ConfigError(f"{name} = {value!r:.60} is not a table of names and amounts.")
+    amounts = {key.strip(): _amount(f"{name} {key.strip()}", item) for key, item in items.items()}
+    return {key: amount for key, amount in amounts.items() if amount}
+
+
+def _gpus(name: str, value: Any) -> float:
+    gpus = _amount(name, value)
+    if gpus > 1 and gpus != int(gpus):
+        raise ConfigError(
+            f"{name} = {value} is not possible: ask for a share of one GPU (up to 1) or a whole number."
+        )
+    return gpus
+
+
+def _memory(name: str, value: Any) -> int:
+    if _is_unset(value):
+        return 0
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+        raise ConfigError(f"{name} = {value} is negative: ask for 0 (no promise) or more.")
+    try:
+        return parse_bytes(value)
+    except ConfigError as problem:
+        raise ConfigError(f"{name} = {problem.user_message}") from None
+
+
+def _timeout_s(name: str, value: Any) -> float:
+    if _is_unset(value):
+        return DEFAULT_LAUNCH_TIMEOUT_S
+    timeout_s = _amount(name, value, least="give seconds above 0")
+    if timeout_s == 0:
+        raise ConfigError(f"{name} = {value} leaves no time to start: give seconds above 0.")
+    return timeout_s
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} = {value!r:.40} is not a text.")
+    return value
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if _is_unset(value):
+        return ()
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple, set)) or not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"{name} = {value!r:.60} is not a list of names.")
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _labels(name: str, value: Any) -> dict[str, str]:
+    if _is_unset(value):
+        return {}
+    if isinstance(value, str):
+        value = dict(item.partition("=")[::2] for item in value.split(",") if item)
+    if not isinstance(value, Mapping) or not all(
+        isinstance(item, str) for pair in value.items() for item in pair
+    ):
+        raise ConfigError(f"{name} = {value!r:.60} is not a table of names and texts.")
+    return {key.strip(): text.strip() for key, text in value.items()}

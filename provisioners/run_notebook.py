@@ -1,0 +1,262 @@
+"""`roost run`: execute a notebook on a placed kernel, cell by cell, through nbclient.
+
+Progress goes to stderr: a line per cell, and on a terminal one that lives. Whatever happens, the kernel is
+ended and what was executed is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
+
+import roost
+from roost.scheduler.client.client import Client
+from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.service.messages import Event, Kernel
+
+from .kernelspecs import PROVISIONER, check_config, check_form
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_READY_S = 60.0
+
+
+class _PlacedSpecs(KernelSpecManager):
+    """Kernelspecs as they are, but started through roost, with `asked` over what they ask for themselves."""
+
+    asked: Mapping[str, Any] = {}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        spec = super().get_kernel_spec(kernel_name)
+        own = spec.metadata.get("kernel_provisioner", {})
+        config = own.get("config", {}) if own.get("provisioner_name") == PROVISIONER else {}
+        placed = {"provisioner_name": PROVISIONER, "config": {**config, **self.asked}}
+        spec.metadata = {**spec.metadata, "kernel_provisioner": placed}
+        return spec
+
+
+def run(
+    notebook: str,
+    *,
+    output: str | None = None,
+    kernel_name: str = "",
+    asked: Mapping[str, Any],
+    cell_timeout_s: float | None = None,
+) -> dict[str, Any]:
+    """Execute `notebook` and write the result; returns what `--json` shows.
+
+    `asked`: config keys over the kernelspec's own. A cell's error is in the answer's `error`, and on stderr.
+    Raises `RoostError` where no kernel could be had, and KeyboardInterrupt once the kernel has ended.
+    """
+    try:
+        import nbformat
+        from nbclient import NotebookClient
+    except ImportError:
+        raise ConfigError("Running a notebook needs nbclient: pip install nbclient") from None
+    path = Path(notebook)
+    try:
+        document = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call,unused-ignore]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except Exception as error:  # noqa: BLE001 - whatever nbformat makes of a file that is no notebook
+        raise ConfigError(f"{path} is not a notebook: {error}") from None
+    target = Path(output) if output else path.with_suffix(".out.ipynb")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder: name a file with --output.")
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"{target} cannot be written: choose another --output.")
+    name = kernel_name or document.metadata.get("kernelspec", {}).get("name") or "python3"
+    specs = _PlacedSpecs()
+    specs.asked = dict(asked)
+    check_form(specs, name)
+    try:
+        spec = specs.get_kernel_spec(name)
+    except NoSuchKernel:
+        names = ", ".join(sorted(specs.find_kernel_specs())) or "none"
+        raise ConfigError(
+            f"There is no kernelspec {name!r}: choose one with --kernel from: {names}."
+        ) from None
+    config = spec.metadata["kernel_provisioner"]["config"]
+    check_config(config)
+    scheduler = roost.connect(config.get("backend", "local"), **config.get("backend_options", {}))
+    manager = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
+    client = NotebookClient(document, km=manager, timeout=cell_timeout_s)
+    ran = _Run(client, manager, scheduler, path)
+    try:
+        asyncio.run(ran.main())
+    except asyncio.CancelledError:
+        if ran.signum == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise KeyboardInterrupt from None
+    finally:
+        if ran.cells:
+            nbformat.write(document, target)  # type: ignore[no-untyped-call,unused-ignore]
+            ran.say(f"Wrote {target}")
+    return {
+        "notebook": str(path),
+        "output": str(target),
+        "kernel": {"id": ran.kernel_id, "name": name, "node": ran.node_id},
+        "cells": ran.cells,
+        "error": ran.error,
+    }
+
+
+class _Run:
+    """One execution. `cells`: index, seconds and status of each executed one; `error`: what ended it."""
+
+    def __init__(self, client: Any, manager: AsyncKernelManager, scheduler: Client, path: Path) -> None:
+        self.kernel_id = str(uuid.uuid4())
+        self.node_id = ""
+        self.cells: list[dict[str, Any]] = []
+        self.error: dict[str, Any] | None = None
+        self.signum = 0
+        self._client = client
+        self._manager = manager
+        self._scheduler = scheduler
+        self._path = path
+        self._status: Any = None
+
+    async def main(self) -> None:
+        """Start, execute, end. Raises CancelledError after a signal, which `signum` then is."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def interrupt(signum: int) -> None:
+            self.signum = signum
+            task.cancel()
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(signum, interrupt, signum)
+        with self._progress():
+            try:
+                await self._start()
+                await self._execute()
+            finally:
+                await self._end()
+
+    def say(self, line: str) -> None:
+        """A line for people, on stderr, above the progress."""
+        if self._status is not None:
+            self._status.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr)
+
+    async def _start(self) -> None:
+        stop_listening = self._scheduler.listen(self._on_event)
+        try:
+            folder = str(self._path.parent.absolute())
+            await self._manager.start_kernel(kernel_id=self.kernel_id, cwd=folder)
+        finally:
+            stop_listening()
+        kernel = await self._scheduler.kernel(self.kernel_id)
+        self.node_id = kernel.node_id
+        devices = f", GPU {', '.join(kernel.device_ids)}" if kernel.device_ids else ""
+        self.say(f"Kernel {self.kernel_id[:8]} on {kernel.node_id}{devices}")
+        self._client.startup_timeout = _READY_S
+        await self._client.async_start_new_kernel_client()
+        reply = await self._client.async_wait_for_reply(self._client.kc.kernel_info())
+        if reply is not None:
+            self._client.nb.metadata["language_info"] = reply["content"]["language_info"]
+
+    async def _execute(self) -> None:
+        from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+        self._client.reset_execution_trackers()
+        notebook = self._client.nb
+        to_run = [
+            index
+            for index, cell in enumerate(notebook.cells)
+            if cell.cell_type == "code" and cell.source.strip()
+        ]
+        for done, index in enumerate(to_run, start=1):
+            cell = notebook.cells[index]
+            first_line = cell.source.strip().partition("\n")[0]
+            self._show(f"[{done}/{len(to_run)}] {first_line}")
+            started = time.monotonic()
+            status = "ended"
+            try:
+                count = self._client.code_cells_executed + 1
+                await self._client.async_execute_cell(cell, index, execution_count=count)
+                status = "ok"
+            except CellExecutionError as error:
+                status = "error"
+                self._fail(index, error.ename, error.evalue, _traceback(cell))
+            except CellTimeoutError:
+                status = "timeout"
+                self._fail(index, "Timeout", f"it took longer than {self._client.timeout:g} s", "")
+            except DeadKernelError:
+                if self.signum:  # nbclient takes every cancellation for this
+                    raise asyncio.CancelledError from None
+                status = "died"
+                self._fail(index, "KernelDied", *await self._post_mortem())
+            finally:
+                seconds = round(time.monotonic() - started, 3)
+                self.cells.append({"index": index, "seconds": seconds, "status": status})
+            if status != "ok":
+                return
+            self.say(f"[{done}/{len(to_run)}] {seconds:7.2f} s  {first_line[:56]}")
+        self._client.set_widgets_metadata()
+
+    async def _post_mortem(self) -> tuple[str, str]:
+        """Why the kernel ended, as far as the scheduler knows, and the end of its log."""
+        try:
+            kernel: Kernel = await self._scheduler.kernel(self.kernel_id)
+        except RoostError:
+            return "the kernel ended", ""
+        return kernel.reason or f"exit code {kernel.exit_code}", kernel.log_tail
+
+    def _fail(self, index: int, name: str, what: str, details: str) -> None:
+        self.error = {"cell": index, "name": name, "message": what}
+        if details:
+            self.say(details if sys.stderr.isatty() else _ANSI.sub("", details))
+        self.say(f"Cell {index + 1} failed: {name}: {what}")
+
+    async def _end(self) -> None:
+        if self._client.kc is not None:
+            self._client.kc.stop_channels()
+        if self._manager.has_kernel:
+            await self._manager.shutdown_kernel(now=True)
+
+    def _on_event(self, event: Event) -> None:
+        kernel = event.kernel
+        if kernel is None or kernel.id != self.kernel_id:
+            return
+        if kernel.state == "queued" and kernel.waits_for:
+            self._show(f"waits at position {kernel.position}: {kernel.waits_for}")
+        elif kernel.state == "starting" and kernel.node_id:
+            self._show(f"starts on {kernel.node_id}")
+
+    def _show(self, text: str) -> None:
+        """What goes on now, on a terminal."""
+        if self._status is not None:
+            self._status.update(text.replace("[", r"\["))
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[None]:
+        """A line that lives, where stderr is a terminal."""
+        if not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("places the kernel") as self._status:
+            try:
+                yield
+            finally:
+                self._status = None
+
+
+def _traceback(cell: Any) -> str:
+    errors = [output for output in cell.outputs if output.output_type == "error"]
+    return "\n".join(errors[-1].traceback) if errors else ""

@@ -1,0 +1,114 @@
+"""roost's part of a node, for nodes that need not have roost: sent along by a backend, and started there.
+
+`bring_up` runs on the node, inside a process of the cluster manager's. It arrives pickled by value, and uses the
+standard library alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Answer = dict[str, Any]
+"""{"endpoint", "keys", "devices"} of an agent, the GPUs that it sees as well, or {"problem"} with a sentence."""
+
+
+def agent_name(manager: str, cluster: str, node_id: str) -> str:
+    """The folder of a node's agent, in the runtime folder there: the same when the cluster comes back."""
+    digest = hashlib.sha256(f"{cluster} {node_id}".encode()).hexdigest()[:8]
+    return f"agent-{manager}-{digest}"
+
+
+def noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """On the node: those of these leases that the agent of that folder has noted, as `launchers.ledger` does."""
+    import hashlib
+    import os
+
+    base = environment.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
+    folder = os.path.join(base, name, "leases")
+    files = {lease: f"{hashlib.sha256(lease.encode()).hexdigest()[:32]}.json" for lease in lease_ids}
+    return [lease for lease, file in files.items() if os.path.exists(os.path.join(folder, file))]
+
+
+@functools.cache
+def packed() -> tuple[bytes, str]:
+    """roost's part of a node as a zip archive, and what names its content."""
+    import roost
+
+    root = Path(roost.__file__).parent
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in (root / "__init__.py", *sorted((root / "launchers").rglob("*.py"))):
+            # Of no date: the same code, the same archive.
+            archive.writestr(zipfile.ZipInfo(f"roost/{path.relative_to(root)}"), path.read_bytes())
+    return content.getvalue(), hashlib.sha256(content.getvalue()).hexdigest()[:12]
+
+
+def bring_up(
+    archive: bytes,
+    digest: str,
+    name: str,
+    settings: str,
+    manager: Mapping[str, Any],
+    python: str,
+    environment: Mapping[str, str],
+) -> Answer:
+    """Start the agent of this node, or find it. Blocks, for up to 30 s.
+
+    `manager` is as in `messages.Manager`, `process_started_at` of its `pid` is found here. `environment` is that of
+    the manager's daemon: of the agent, and beneath that of its kernels.
+    """
+    import io
+    import json
+    import os
+    import shutil
+    import stat
+    import subprocess
+    import sys
+    import tempfile
+    import zipfile
+
+    env = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+    base = env.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    status = os.lstat(base)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        return {"problem": f"{base} is not a private folder of the cluster's user: set ROOST_RUNTIME_DIR"}
+    code = os.path.join(base, f"code-{digest}")
+    if not os.path.isdir(code):
+        fresh = tempfile.mkdtemp(prefix=".code-", dir=base)
+        zipfile.ZipFile(io.BytesIO(archive)).extractall(fresh)
+        try:
+            os.rename(fresh, code)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(fresh, ignore_errors=True)
+    paths = [code, *filter(None, [env.get("PYTHONPATH")])]
+    with open(f"/proc/{manager['pid']}/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19])
+    manager = {**manager, "process_started_at": ticks / os.sysconf("SC_CLK_TCK")}
+    program = python or sys.executable
+    try:
+        done = subprocess.run(
+            [program, "-m", "roost.launchers.agent.find_or_start", name, settings, json.dumps(manager)],
+            env={**env, "PYTHONPATH": os.pathsep.join(paths)},
+            cwd=base,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return {"problem": f"{program} cannot be run: {problem}"}
+    try:
+        answer: Answer = json.loads(done.stdout)
+    except ValueError:
+        said = done.stderr.strip().splitlines()
+        return {
+            "problem": f"{program} on that node cannot run roost's agent: {said[-1] if said else 'it ended'}"
+        }
+    return answer

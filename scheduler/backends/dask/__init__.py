@@ -1,0 +1,1 @@
+"""Kernels on the workers' machines of a Dask cluster."""

@@ -1,0 +1,208 @@
+"""Becoming a client of a Dask cluster, or saying within seconds, in one sentence, why that cannot be.
+
+A Dask client retries for half a minute where nobody listens, and says little where a certificate is wrong. So one
+question is asked first, and what comes back is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roost.scheduler.config.settings import DaskSettings
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+_CONNECT_S = 3.0
+_PROBE_S = 1.0
+_ANSWER_S = 5.0
+_JOIN_S = 10.0
+_SCHEMES = ("tcp", "tls")
+_WHERE = "c.RoostDaskBackend.address or DASK_SCHEDULER_ADDRESS"
+_TLS = (
+    "tls_ca_file, tls_cert and tls_key of c.RoostDaskBackend, or distributed.comm.tls in Dask's configuration"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A client of a Dask cluster, which is asynchronous and of the event loop that it was made in."""
+
+    client: Any
+    address: str
+
+
+async def join(settings: DaskSettings, fallback: str) -> Joined:
+    """Become a client of the cluster that the settings name, else Dask's configuration, else `fallback`.
+
+    Raises `ConfigError` where someone must change something, `BackendUnavailable` where it may pass.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise ConfigError("the Dask backend needs distributed: pip install 'roost[dask]'")
+    try:
+        await asyncio.to_thread(importlib.import_module, "distributed")  # 0.8 s
+    except ImportError as problem:
+        raise ConfigError(f"distributed is installed here and cannot be imported: {problem}") from problem
+    from distributed import Client
+
+    address = resolve(settings, fallback)
+    security = _security(settings, address)
+    _check_python(address, await _greet(address, security))
+    client = Client(address, asynchronous=True, security=security, timeout=_JOIN_S, set_as_default=False)
+    try:
+        await asyncio.wait_for(client, _JOIN_S + 1)
+    except (OSError, asyncio.TimeoutError) as problem:
+        await leave(client)
+        raise BackendUnavailable(f"the Dask cluster at {address} does not take roost in: {problem}") from None
+    return Joined(client=client, address=address)
+
+
+async def leave(client: Any) -> None:
+    """Be no client any more. Leases stay."""
+    try:
+        await asyncio.wait_for(client.close(), _ANSWER_S)
+    except (OSError, asyncio.TimeoutError):
+        pass  # of a scheduler that is gone
+
+
+def resolve(settings: DaskSettings, fallback: str = "") -> str:
+    """The address of Dask's scheduler, tcp://host:port or tls://host:port."""
+    import dask
+
+    address = settings.address or dask.config.get("scheduler-address", "") or fallback
+    if not address:
+        raise ConfigError(
+            f"there is no Dask cluster to join: give its scheduler's address, or its scheduler file, by {_WHERE}"
+        )
+    if "://" not in address and (address.endswith(".json") or Path(address).exists()):
+        address = _of_file(address)
+    scheme, separator, where = address.rpartition("://")
+    if not separator:
+        scheme = (
+            "tls" if settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption") else "tcp"
+        )
+    host, _, port = where.rpartition(":")
+    if scheme not in _SCHEMES or not host or not port.isdigit():
+        raise ConfigError(
+            f"{address!r} is no address of a Dask scheduler: give tcp://host:port, tls://host:port, or the path of a "
+            "scheduler file"
+        )
+    return f"{scheme}://{where}"
+
+
+def _of_file(path: str) -> str:
+    try:
+        return str(json.loads(Path(path).expanduser().read_text())["address"])
+    except OSError as problem:
+        hint = "is the cluster running?" if Path(path).is_absolute() else "give its whole path"
+        raise BackendUnavailable(
+            f"the Dask scheduler file {path} cannot be read: {problem.strerror}; {hint}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is no Dask scheduler file: it has no address") from None
+
+
+def _security(settings: DaskSettings, address: str) -> Any:
+    from distributed.security import Security
+
+    given = {
+        "tls_ca_file": settings.tls_ca_file,
+        "tls_client_cert": settings.tls_cert,
+        "tls_client_key": settings.tls_key,
+    }
+    security = Security(**{name: value for name, value in given.items() if value})
+    if not address.startswith("tls://"):
+        if security.require_encryption:
+            raise ConfigError(
+                f"encryption is required, and {address} has none: give the cluster's tls:// address"
+            )
+        return security
+    for name in given:
+        value = getattr(security, name)
+        if not value:
+            raise ConfigError(f"{address} wants TLS, and {name} is not known: set {_TLS}")
+        if "\n" not in value and not Path(value).is_file():
+            raise ConfigError(f"{name} of the Dask cluster, {value}, is no file here: set {_TLS}")
+    try:
+        security.get_connection_args("client")
+    except (OSError, ValueError) as problem:  # ssl.SSLError is an OSError
+        raise ConfigError(f"the TLS files for {address} cannot be used ({problem}): set {_TLS}") from None
+    return security
+
+
+async def _greet(address: str, security: Any) -> dict[str, Any]:
+    """The versions of what listens there."""
+    from distributed.comm import connect
+    from distributed.core import send_recv
+
+    async def ask() -> Any:
+        comm = await connect(address, timeout=_CONNECT_S, **security.get_connection_args("client"))
+        try:
+            return await send_recv(comm, op="versions")
+        finally:
+            comm.abort()
+
+    try:
+        versions = await asyncio.wait_for(ask(), _ANSWER_S)
+        return dict(versions["packages"])
+    except asyncio.TimeoutError as problem:
+        raise _told(address, problem) from None
+    except Exception as problem:
+        if why := await _unreachable(address):
+            raise BackendUnavailable(
+                f"there is no Dask scheduler at {address}: {why}; is it up, and {_WHERE} right?"
+            ) from problem
+        raise _told(address, problem) from problem
+
+
+async def _unreachable(address: str) -> str:
+    """Why no connection comes about, "" if one does: Dask, once its time is over, does not tell."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_S)
+    except ConnectionRefusedError:
+        return "nobody listens there"
+    except socket.gaierror:
+        return "there is no such host"
+    except asyncio.TimeoutError:
+        return "that host does not answer"
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    writer.close()
+    return ""
+
+
+def _told(address: str, problem: Exception) -> BackendUnavailable | ConfigError:
+    """What it means that a connection came about, and no answer."""
+    chain: list[BaseException] = [problem]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
+        chain.append(cause)
+    said = " ".join(f"{type(each).__name__} {each}" for each in chain)
+    if "certificate" in said or "UNKNOWN_CA" in said or "alert" in said:
+        return ConfigError(
+            f"the Dask cluster at {address} and roost do not accept each other's certificates: set {_TLS}"
+        )
+    if address.startswith("tls://") and "FatalCommClosedError" in said:
+        return ConfigError(
+            f"what listens at {address} does not speak TLS: is it the tcp:// address of a Dask scheduler?"
+        )
+    hint = "is its address a tls:// one?"
+    if address.startswith("tls://"):  # who refuses a certificate hangs up without a word
+        hint = f"is its address a tcp:// one, or does it refuse roost's certificate? Set {_TLS}"
+    return BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler: {hint}")
+
+
+def _check_python(address: str, packages: dict[str, Any]) -> None:
+    """Code is sent along as this Python's: the cluster's must be of the same minor version, as Dask itself wants."""
+    theirs = ".".join(str(packages.get("python", "")).split(".")[:2])
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if theirs != ours:
+        raise ConfigError(
+            f"the Dask cluster at {address} runs on Python {theirs}, roost's service on {ours}, and they must be the "
+            "same: set ROOST_SERVICE_PYTHON to an interpreter of the cluster's version with roost and distributed"
+        )

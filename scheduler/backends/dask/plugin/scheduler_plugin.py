@@ -1,0 +1,399 @@
+"""roost inside a Dask cluster: this plugin in its scheduler, `dask_on_worker` and `dask_on_nanny` in these.
+
+They arrive pickled by value: what they need there is distributed and the standard library. All that they say to each
+other, and to roost's scheduler, are builtin values.
+
+A lease is granted by the ledger in Dask's scheduler, which knows of kernels alone, and then by the workers, which know
+of tasks: a worker takes what is claimed out of the resources that it starts tasks with. It does so before it starts
+its first task, so a worker that is started again cannot give to a task what a kernel holds. What a task still has,
+the claim waits for, ahead of all tasks that wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from roost.scheduler.backends.agent_per_node.bootstrap import Answer
+
+from .slot_ledger import Held, Ledger, Refused, Slot
+from .sweep import sweep
+
+NAME = "roost"
+PROTOCOL = 1
+"""Of what is said between these plugins and roost's scheduler: an older one is replaced."""
+_WISH_S = 10.0
+"""So long what was refused because of tasks is kept free for who asks again."""
+_ASK_S = 5.0
+_MISSED_S = 5.0
+"""A nanny whose worker has been there so long and that has not told of an agent was not told of this plugin."""
+_BRING_UP_S = 40.0
+_AGAIN_S = 1.0
+_DIGITS = 6
+
+
+class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
+    """The ledger, and what roost's schedulers ask Dask's for (`handlers`)."""
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self, version: str, mark: str) -> None:
+        self.roost_version = version
+        self.mark = mark
+        self.ledger = Ledger()
+        self.agents: dict[str, Answer] = {}
+        self.idle_timeout: Any = None
+
+    def start(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.incarnation = uuid.uuid4().hex
+        self.version = 0
+        self.number = 0
+        self._stamps: dict[str, int] = {}
+        self.nannies: dict[str, str] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._expiry: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        before = scheduler.plugins.get(NAME)
+        if before is not None:
+            self.ledger = Ledger.of(before.ledger.state())
+            self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
+            self.number = before.number
+        self.ledger.slots.clear()
+        for worker in list(scheduler.workers):
+            self.add_worker(scheduler, worker)
+        scheduler.handlers.update(
+            roost_hello=self.hello,
+            roost_nodes=self.nodes,
+            roost_metrics=self.metrics,
+            roost_lease=self.lease,
+            roost_release=self.release,
+            roost_leases=self.leases,
+            roost_agent=self.agent,
+            roost_worker=self.on_worker,
+            roost_free=self.on_free,
+            roost_agent_up=self.on_agent_up,
+            set_resources=self.on_set_resources,
+        )
+        self._spawn(sweep(self))
+
+    # What roost's schedulers ask
+
+    async def hello(self) -> dict[str, Any]:
+        """Which these are; `mark` names their settings too. Not whole: who brought them died before the last."""
+        others = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
+        said = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
+        return {**said, "is_whole": all(NAME in plugins for plugins in others)}
+
+    async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
+        """The machines that have changed since that version of that incarnation, None for those that are gone.
+
+        Where there are none, waits for them that long.
+        """
+        if incarnation != self.incarnation:
+            since = -1
+        if since >= self.version and wait_s:
+            changed = asyncio.get_running_loop().create_future()
+            self._waiting.add(changed)
+            await asyncio.wait([changed], timeout=wait_s)
+            self._waiting.discard(changed)
+        names = [name for name, stamp in self._stamps.items() if stamp > since]
+        parts = self.ledger.parts(names)
+        return {
+            "incarnation": self.incarnation,
+            "version": self.version,
+            "machines": {name: self._machine(name, part) for name, part in parts.items()},
+        }
+
+    async def metrics(self) -> dict[str, Any]:
+        """By machine, what its workers use: CPUs, and bytes of memory."""
+        found: dict[str, dict[str, float]] = {}
+        for worker in self.scheduler.workers.values():
+            of_machine = found.setdefault(worker.host, {"cpus": 0.0, "memory_bytes": 0})
+            of_machine["cpus"] += worker.metrics.get("cpu", 0.0) / 100
+            of_machine["memory_bytes"] += worker.metrics.get("memory", 0)
+        return found
+
+    async def lease(
+        self, held: dict[str, Any], device_ids: Iterable[str], again: bool, wait_s: float
+    ) -> dict[str, Any]:
+        """Claim a slice of a machine: {"device_ids"}, or {"refused"} with a sentence. May be repeated.
+
+        `again`: a kernel that lives has it, on these devices, whatever tasks may have of it now; else it prefers them.
+        """
+        asked = Held(**{**held, "resources": dict(held["resources"])})
+        before = self.ledger.leases.get(asked.lease_id)
+        if before is not None and before.machine != asked.machine:  # a wish; there is room elsewhere now
+            for slot in self._drop(before):
+                self._spawn(self._settle(slot))
+        try:
+            if again:
+                lease = self.ledger.take_again(asked, device_ids=list(device_ids))
+            else:
+                lease = self.ledger.take(asked, preferred=list(device_ids))
+        except Refused as refusal:
+            return {"refused": str(refusal)}
+        if lease.is_wish and again:
+            self._grant(lease)
+            await asyncio.gather(*(self._settle(slot) for slot in lease.claims))
+        elif lease.is_wish:
+            self._changed(lease)
+            granted = await asyncio.gather(
+                *(self._sync(slot, lease.lease_id, wait_s) for slot in lease.claims)
+            )
+            if self.ledger.leases.get(lease.lease_id) is not lease:
+                return {"refused": "it was given back meanwhile"}
+            if not all(granted):
+                self._expire_later(lease)
+                return {"refused": f"tasks of the Dask cluster have it on {lease.machine}"}
+            self._grant(lease)
+        return {"device_ids": lease.device_ids}
+
+    async def release(self, lease_id: str) -> bool:
+        """Give a lease back. May be repeated, also where there is none."""
+        lease = self.ledger.leases.get(lease_id)
+        if lease is not None:
+            await asyncio.gather(*(self._settle(slot) for slot in self._drop(lease)))
+        return True
+
+    async def leases(self) -> list[dict[str, Any]]:
+        """All leases that are granted, also on machines whose workers have gone: they may come back."""
+        return [
+            {
+                "lease_id": lease.lease_id,
+                "kernel_id": lease.kernel_id,
+                "user": lease.user,
+                "machine": lease.machine,
+                "cpus": lease.cpus,
+                "memory_bytes": lease.memory_bytes,
+                "gpus": lease.gpus,
+                "resources": lease.resources,
+                "device_ids": lease.device_ids,
+            }
+            for lease in self.ledger.leases.values()
+            if not lease.is_wish
+        ]
+
+    async def agent(self, machine: str) -> Answer:
+        """Have the agent of that machine be found, or started, by a nanny of it."""
+        for server in self.servers(machine):
+            try:
+                answer: Answer | None = await asyncio.wait_for(
+                    self.scheduler.rpc(server).roost_bring_up(), _BRING_UP_S
+                )
+            except (OSError, asyncio.TimeoutError):
+                self.nannies.pop(server, None)
+                continue
+            if answer is not None:  # else it has not been told of this plugin
+                await self.on_agent_up(machine, server, answer)
+                return self.agents[machine]
+        return {"problem": "no nanny or worker of the Dask cluster that could start it is there now"}
+
+    def servers(self, machine: str) -> list[str]:
+        """Its nannies, and its workers without one; also a nanny whose worker is being started again."""
+        there = (slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine)
+        known = (server for server, its in self.nannies.items() if its == machine)
+        return list(dict.fromkeys([*there, *known]))
+
+    # What workers and nannies say
+
+    async def on_worker(
+        self, worker: str, resources: dict[str, float], devices: list[str] | None, memory_bytes: int
+    ) -> dict[str, Any]:
+        """A worker is about to start its first task: what it is to hold back, as for its `claims`."""
+        slot = self._slot_of(worker)
+        if slot is None:
+            return {"claims": {}, "number": 0}
+        slot.resources, slot.free = dict(resources), dict(resources)
+        slot.devices = self.ledger.numbered(slot) if devices is None else list(devices)
+        slot.memory_bytes = slot.memory_bytes or memory_bytes
+        self.ledger.move(slot)
+        slot.is_ready = True
+        self._show(slot)
+        self._tell(slot.machine)
+        if slot.nanny not in self.nannies:
+            asyncio.get_running_loop().call_later(_MISSED_S, self._check_nanny, slot.nanny)
+        self.number += 1
+        return {"claims": self.ledger.claims_of(slot.name), "number": self.number}
+
+    async def on_free(self, worker: str, free: dict[str, float]) -> None:
+        """What neither tasks nor leases have of a worker; a lease that waits is none."""
+        slot = self._slot_of(worker)
+        if slot is not None:
+            slot.free = dict(free)
+            self._tell(slot.machine)
+
+    def on_set_resources(self, worker: str, resources: dict[str, float] | None = None) -> Any:
+        """Somebody has changed what a worker has (`Worker.set_resources`): Dask notes it, and it is asked anew."""
+        answer = self.scheduler.add_resources(worker=worker, resources=resources)
+        self._spawn(self._tell_server(worker, "roost_report"))
+        return answer
+
+    async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
+        """Where the agent of a machine listens, or why there is none. `told` is another each time."""
+        self.nannies[server] = machine
+        self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
+        self._tell(machine)
+
+    # What Dask's scheduler says
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        state = scheduler.workers[worker]
+        slot = Slot(
+            name=state.nanny or worker,
+            machine=state.host,
+            worker=worker,
+            nanny=state.nanny or "",
+            threads=state.nthreads,
+            memory_bytes=state.memory_limit or 0,
+        )
+        self.ledger.slots[slot.name] = slot  # what it has of GPUs and the like it says itself: `on_worker`
+        self._tell(slot.machine)
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        slot = self._slot_of(worker)
+        if slot is not None:
+            del self.ledger.slots[slot.name]
+            self._tell(slot.machine)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        if isinstance(msg, dict) and msg.get("action") == "worker-status-change":
+            slot = self._slot_of(topic)
+            if slot is not None:
+                slot.is_leaving = self.scheduler.workers[topic].status.name == "closing_gracefully"
+                self._tell(slot.machine)
+
+    def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
+        """A machine with kernels is not taken by adaptive scaling."""
+        held = {lease.machine for lease in self.ledger.leases.values()}
+        return [worker for worker in workers if worker.host not in held]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    # How that is done
+
+    def _slot_of(self, worker: str) -> Slot | None:
+        return next((slot for slot in self.ledger.slots.values() if slot.worker == worker), None)
+
+    def _machine(self, name: str, ledger: Ledger) -> dict[str, Any] | None:
+        """What is said of a machine, by the ledger of it alone; None where no worker of it is ready."""
+        described = ledger.described(name)
+        return None if described is None else {**described, "agent": self.agents.get(name, {})}
+
+    def _tell(self, machine: str) -> None:
+        self.version += 1
+        self._stamps[machine] = self.version
+        for changed in self._waiting:
+            if not changed.done():
+                changed.set_result(None)
+
+    def _grant(self, lease: Held) -> None:
+        lease.is_wish = False
+        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
+            timer.cancel()
+        self._changed(lease)
+        self._log("lease", lease)
+
+    def _drop(self, lease: Held) -> list[str]:
+        """Forget it; the slots whose workers are to be told."""
+        del self.ledger.leases[lease.lease_id]
+        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
+            timer.cancel()
+        self._changed(lease)
+        self._log("release", lease)
+        return list(lease.claims)
+
+    def _changed(self, lease: Held) -> None:
+        for slot in lease.claims:
+            if slot in self.ledger.slots:
+                self._show(self.ledger.slots[slot])
+        self._stay_awake()
+        self._tell(lease.machine)
+
+    def _show(self, slot: Slot) -> None:
+        """Tasks are sent where their resources are: Dask's scheduler is to know of those that are left for them."""
+        state = self.scheduler.workers.get(slot.worker)
+        if state is None or not slot.is_ready:
+            return
+        leased, is_more = self.ledger.leased(slot.name), False
+        for name, amount in slot.resources.items():
+            left = max(0.0, round(amount - leased.get(name, 0.0), _DIGITS))
+            is_more = is_more or left > state.resources.get(name, 0.0)
+            state.resources[name] = left
+            self.scheduler.resources.setdefault(name, {})[slot.worker] = left
+        if is_more:
+            tasks = self.scheduler.bulk_schedule_unrunnable_after_adding_worker(state)
+            self.scheduler.transitions(tasks, stimulus_id=f"roost-{time.time()}")
+
+    def _check_nanny(self, nanny: str) -> None:
+        """Dask tells of plugins only those nannies whose workers are there at that moment."""
+        plugin = self.scheduler.nanny_plugins.get(NAME)
+        is_there = any(slot.nanny == nanny for slot in self.ledger.slots.values())
+        if nanny and nanny not in self.nannies and is_there and plugin is not None:
+            self._spawn(self._tell_server(nanny, "plugin_add", plugin=plugin, name=NAME))
+
+    async def _tell_server(self, server: str, operation: str, **arguments: Any) -> None:
+        try:
+            await asyncio.wait_for(getattr(self.scheduler.rpc(server), operation)(**arguments), _ASK_S)
+        except (OSError, asyncio.TimeoutError):
+            pass  # it has gone; a nanny is told again with the next of its workers
+
+    def _stay_awake(self) -> None:
+        """A cluster that only kernels use is not idle."""
+        if self.ledger.leases and self.scheduler.idle_timeout:
+            self.idle_timeout, self.scheduler.idle_timeout = self.scheduler.idle_timeout, None
+        elif not self.ledger.leases and self.idle_timeout:
+            self.scheduler.idle_timeout, self.idle_timeout = self.idle_timeout, None
+            self.scheduler.idle_since = None
+
+    async def _sync(self, name: str, asked: str = "", wait_s: float = 0.0) -> bool:
+        """Tell a worker what it is to hold back; whether it does so for the lease that is asked for."""
+        slot = self.ledger.slots.get(name)
+        if slot is None or not slot.is_ready:
+            return False
+        self.number += 1
+        call = self.scheduler.rpc(slot.worker).roost_claims(
+            claims=self.ledger.claims_of(name), number=self.number, asked=asked, wait_s=wait_s
+        )
+        try:
+            return bool(await asyncio.wait_for(call, _ASK_S + wait_s))
+        except (OSError, asyncio.TimeoutError):
+            return False
+
+    async def _settle(self, name: str) -> None:
+        """Tell it for as long as that worker is there: it must not hold back for ever what nobody has."""
+        if not await self._sync(name):
+            self._spawn(self._settle_later(name))
+
+    async def _settle_later(self, name: str) -> None:
+        while name in self.ledger.slots:
+            await asyncio.sleep(_AGAIN_S)
+            if await self._sync(name):
+                return
+
+    def _expire_later(self, lease: Held) -> None:
+        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
+            timer.cancel()
+        self._expiry[lease.lease_id] = asyncio.get_running_loop().call_later(_WISH_S, self._expire, lease)
+
+    def _expire(self, lease: Held) -> None:
+        if self.ledger.leases.get(lease.lease_id) is lease and lease.is_wish:
+            self._spawn(self.release(lease.lease_id))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _log(self, action: str, lease: Held) -> None:
+        """For people: `client.get_events("roost")`."""
+        said = {"kernel": lease.kernel_id, "user": lease.user, "machine": lease.machine, "cpus": lease.cpus}
+        self.scheduler.log_event(NAME, {"action": action, **said, "devices": lease.device_ids})

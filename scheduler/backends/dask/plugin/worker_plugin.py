@@ -1,0 +1,207 @@
+"""roost in the workers of a Dask cluster: they hold back from tasks what kernels have; see `dask_plugin`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from roost.scheduler.backends.agent_per_node.bootstrap import Answer
+
+from .nanny_plugin import Agents
+from .scheduler_plugin import NAME
+from .slot_ledger import GPU
+
+_ASK_S = 5.0
+_AGAIN_S = 1.0
+_GATHER_S = 0.02
+"""Changes of what is free on a worker are told together, after this time."""
+_CRUMB = 1e-6
+_DIGITS = 6
+
+Amounts = Mapping[str, float]
+
+
+class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
+    """Holds back from tasks what leases claim. `agents`: for workers without a nanny."""
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+
+    async def setup(self, worker: Any) -> None:
+        self.worker = worker
+        self._number = -1
+        self._moved = asyncio.Event()
+        self._told: Amounts | None = None
+        self._telling: asyncio.TimerHandle | None = None
+        self._is_handing_back = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        # What an earlier plugin of this worker has claimed stands: by lease, and those of them that are granted.
+        self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
+        worker.handlers.update(roost_claims=self.claims, roost_report=self.report)
+        if not worker.nanny:
+            worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.noted)
+        await self.report()
+        if not worker.nanny:
+            self._spawn(self._agents.come(worker))
+
+    async def report(self) -> bool:
+        """Say what there is here, and hold back of it what is leased."""
+        worker = self.worker
+        while True:
+            try:
+                answer = await asyncio.wait_for(
+                    worker.scheduler.roost_worker(
+                        worker=worker.contact_address or worker.address,
+                        resources=dict(worker.state.total_resources),
+                        devices=self._devices(),
+                        memory_bytes=_machine_memory(),
+                    ),
+                    _ASK_S,
+                )
+                break
+            except (OSError, asyncio.TimeoutError):
+                await asyncio.sleep(_AGAIN_S)
+        await self.claims(**answer)
+        self._tell()
+        return True
+
+    async def bring_up(self) -> Answer:
+        return await self._agents.bring_up(self.worker)
+
+    async def noted(self, lease_ids: list[str]) -> list[str]:
+        return self._agents.noted(self.worker, lease_ids)
+
+    async def claims(
+        self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0
+    ) -> bool:
+        """Hold back just this; whether `asked` has all of it, after waiting for tasks to end for so long."""
+        if number > self._number:
+            self._number = number
+            self._apply(claims)
+        if not asked:
+            return True
+        give_up_at = time.monotonic() + wait_s
+        while asked in self._claims and asked not in self._granted and time.monotonic() < give_up_at:
+            self._moved.clear()
+            try:
+                await asyncio.wait_for(self._moved.wait(), give_up_at - time.monotonic())
+            except asyncio.TimeoutError:
+                break
+        return asked in self._granted
+
+    def transition(self, key: Any, start: Any, finish: Any, **_: Any) -> None:
+        if finish == "constrained" and self._claims and not self._is_handing_back:
+            # It may have been sent before Dask's scheduler knew of them.
+            self._is_handing_back = True
+            asyncio.get_running_loop().call_soon(self._hand_back)
+        if self.worker.state.total_resources:
+            self._look()
+
+    async def teardown(self, worker: Any) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        if not worker.nanny:
+            await self._agents.end(worker)
+
+    def _apply(self, claims: dict[str, dict[str, float]]) -> None:
+        available = self.worker.state.available_resources
+        for lease_id in [name for name, claim in self._claims.items() if claims.get(name) != claim]:
+            for name, amount in self._claims.pop(lease_id).items():
+                available[name] = round(available[name] + amount, _DIGITS)
+            self._granted.discard(lease_id)
+        for lease_id, claim in claims.items():
+            if lease_id not in self._claims and claim.keys() <= available.keys():
+                self._claims[lease_id] = dict(claim)
+                for name, amount in claim.items():
+                    available[name] = round(available[name] - amount, _DIGITS)
+        self._look()
+        self._hand_back()
+        self._wake_tasks()
+
+    def _look(self) -> None:
+        """Grant claims as far as what tasks have left goes: of each resource to those that came first."""
+        left = dict(self.worker.state.available_resources)
+        waiting = {name: claim for name, claim in self._claims.items() if name not in self._granted}
+        for claim in waiting.values():
+            for name, amount in claim.items():
+                left[name] += amount
+        for lease_id, claim in waiting.items():
+            for name, amount in claim.items():
+                left[name] -= amount
+            if all(left[name] > -_CRUMB for name in claim):
+                self._granted.add(lease_id)
+                self._moved.set()
+        if self._free() != self._told and self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell)
+
+    def _free(self) -> dict[str, float]:
+        """What neither tasks nor leases have; a lease that waits is none."""
+        free = dict(self.worker.state.available_resources)
+        for lease_id, claim in self._claims.items():
+            if lease_id not in self._granted:
+                for name, amount in claim.items():
+                    free[name] += amount
+        return {name: max(0.0, round(amount, _DIGITS)) for name, amount in free.items()}
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._told = self._free()
+        self._spawn(self._say(self._told))
+
+    async def _say(self, free: Amounts) -> None:
+        try:
+            address = self.worker.contact_address or self.worker.address
+            await self.worker.scheduler.roost_free(worker=address, free=dict(free))
+        except OSError:
+            self._told = None  # with the next change
+
+    def _hand_back(self) -> None:
+        """Tasks that came before a kernel, and wait for what it has now, are to run elsewhere."""
+        from distributed.worker_state_machine import CancelComputeEvent
+
+        self._is_handing_back = False
+        left = dict(self.worker.state.total_resources)
+        for claim in self._claims.values():
+            for name, amount in claim.items():
+                left[name] -= amount
+        for task in list(self.worker.state.constrained):
+            if any(amount > left[name] + _CRUMB for name, amount in task.resource_restrictions.items()):
+                stimulus = f"roost-{time.time()}"
+                self.worker.handle_stimulus(CancelComputeEvent(key=task.key, stimulus_id=stimulus))
+                self.worker.batched_stream.send(
+                    {"op": "reschedule", "key": task.key, "stimulus_id": stimulus}
+                )
+
+    def _wake_tasks(self) -> None:
+        """Start tasks that have waited for what is free again."""
+        from distributed.worker_state_machine import UnpauseEvent
+
+        if self.worker.state.running:
+            self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"roost-{time.time()}"))
+
+    def _devices(self) -> list[str] | None:
+        """The GPUs that this worker's tasks use, where its environment says so: the first of those that they see."""
+        count = math.ceil(self.worker.state.total_resources.get(GPU, 0.0))
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return None if seen is None else [name.strip() for name in seen.split(",") if name.strip()][:count]
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _machine_memory() -> int:
+    """For a worker without a limit."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)

@@ -1,0 +1,364 @@
+"""The one client of the scheduler service: from any thread, any event loop, with or without one.
+
+    client = roost.connect("local")
+    kernels = client.kernels().result()      # from a thread without an event loop
+    kernels = await client.kernels()         # from any event loop
+
+One background thread per process and service runs the connection. Every call may be repeated (its ids say that it
+is the same), so that a service that dies or is replaced under way costs a moment and nothing else: the connection is
+made anew, with a new service if none lives, and the call is repeated until its own deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from roost.launchers.daemon.private_files import private_folder, runtime_dir
+from roost.launchers.protocol import rpc
+from roost.launchers.protocol.json_codec import decode, encode
+from roost.launchers.protocol.shared_values import Owner
+from roost.launchers.protocol.version import VERSION
+from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
+from roost.scheduler.policies.pickling import PYTHON, packed
+from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.operations import PROTOCOL, check_backend, with_address
+
+from .call import Call
+from .identity import this_owner
+from .service_connection import Link
+
+__all__ = ["Call", "Client", "connect", "user_folder"]
+
+log = logging.getLogger(__name__)
+
+CALL_DEADLINE_S = 20.0
+"""How long a call is repeated, besides what it is allowed to wait for (a start its queue, a stop its grace)."""
+_WARM_S = 100.0
+"""More than an agent takes for it."""
+_CLOSE_S = 5.0
+_REPEAT_S = (0.02, 1.0)
+"""First and longest pause before a call is repeated."""
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls to the scheduler service of one backend; get it from `connect`.
+
+    All methods return at once and may be called from any thread. Their calls raise the `RoostError` that the service
+    answered with, or `BackendUnavailable` when no service could be reached or started in time.
+    """
+
+    def __init__(self, backend: str = "local", options: Mapping[str, Any] | None = None) -> None:
+        self.backend = backend
+        self.options = dict(options or {})
+        self._listeners: list[Callable[[Event], None]] = []
+        self._policies: dict[str, Mapping[str, Any]] = {}
+        self._given: dict[str, tuple[str, rpc.Client]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._begin()
+
+    def start(self, start: StartKernel) -> Call[Kernel]:
+        """Start a kernel, or start it again in its lease. Cancelling the call takes the start back."""
+        return self._run(self._start(start))
+
+    def stop(
+        self, kernel_id: str, grace_s: float = 5.0, *, repeat_s: float = CALL_DEADLINE_S
+    ) -> Call[Kernel]:
+        """End a kernel, or its start, and give its lease back; raises `UnknownKernel`.
+
+        Where the service is away this is asked again for `repeat_s`.
+        """
+        arguments = {"kernel_id": kernel_id, "grace_s": float(grace_s)}
+        return self._run(self._kernel("stop", arguments, repeat_s + grace_s))
+
+    def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
+        """Take a start back; its caller gets `Cancelled`."""
+        return self._run(self._nothing("cancel", {"kernel_id": kernel_id, "launch_id": launch_id}))
+
+    def signal(self, kernel_id: str, signum: int) -> Call[None]:
+        """Send a signal to the kernel's process group."""
+        return self._run(self._nothing("signal", {"kernel_id": kernel_id, "signum": int(signum)}))
+
+    def kernels(self) -> Call[list[Kernel]]:
+        """All kernels, also queued ones, without their connections."""
+        return self._run(self._listed("kernels", {}, "kernels", Kernel))
+
+    def kernel(self, kernel_id: str) -> Call[Kernel]:
+        """One kernel, with its connection; raises `UnknownKernel`."""
+        return self._run(self._kernel("kernel", {"kernel_id": kernel_id}, CALL_DEADLINE_S))
+
+    def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
+        """Hold a kernel that another application has started; with its connection. Raises `UnknownKernel`.
+
+        It lives on when that application ends, and ends with this one, as if it had started it.
+        """
+        arguments = {"kernel_id": kernel_id, "owner": owner or this_owner()}
+        return self._run(self._kernel("adopt", arguments, CALL_DEADLINE_S))
+
+    def service(self) -> Call[dict[str, Any]]:
+        """Who answers: `version`, `pid`, `backend`, and the `address` of its cluster, empty where it has none."""
+        return self._run(self._call("hello", {"protocol": PROTOCOL, "version": VERSION}))
+
+    def nodes(self) -> Call[list[dict[str, Any]]]:
+        """The nodes, with what is promised and used of each."""
+        return self._run(self._field("nodes", {}, "nodes"))
+
+    def explain(self, request: KernelRequest) -> Call[dict[str, Any]]:
+        """Where such a kernel would go now, and why nowhere else: `placement.Decision.to_dict()`."""
+        return self._run(self._field("explain", {"request": request, "owner": this_owner()}, "decision"))
+
+    def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
+        """The last of what a kernel wrote outside Jupyter's channels."""
+        return self._run(self._field("logs", {"kernel_id": kernel_id, "tail_bytes": tail_bytes}, "text"))
+
+    def drain(self, node_id: str, on: bool = True) -> Call[None]:
+        """Stop (or resume) placing kernels on a node."""
+        return self._run(self._nothing("drain", {"node_id": node_id, "on": on}))
+
+    def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
+        """Prepare a fast start for kernels of this `argv` in this environment, where one would go now.
+
+        On a backend of other machines the node's own environment is beneath it: pass what is to reach the kernels.
+        """
+        return self._run(self._nothing("warm", {"argv": list(argv), "env": dict(env)}, _WARM_S))
+
+    def up(self) -> Call[int]:
+        """Bring up the agents of all nodes, so that no kernel has to wait for one; their number."""
+        return self._run(self._up())
+
+    def add_policy(self, name: str, policy: object) -> Call[None]:
+        """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Profile`.
+
+        It goes to the service, which runs its code and keeps it until it ends; to a new service it goes again with the
+        first call that asks for it. Raises `ConfigError` at once for what cannot be packed.
+        """
+        given = {"name": name, "pickled": packed(name, policy), "python": PYTHON, "token": uuid.uuid4().hex}
+        self._policies[name] = given
+        return self._run(self._nothing("add_policy", given))
+
+    def check_policies(self, names: Sequence[str]) -> Call[dict[str, str]]:
+        """Of these placement policies those that no kernel could ask for, each with a sentence that says why."""
+        return self._run(self._field("check_policies", {"names": list(names)}, "problems"))
+
+    def doctor(self) -> Call[list[dict[str, Any]]]:
+        """What the service finds wrong, missing or well."""
+        return self._run(self._field("doctor", {}, "findings"))
+
+    def events(self, limit: int = 100) -> Call[list[Event]]:
+        """The most recent events, oldest first."""
+        return self._run(self._listed("events", {"limit": limit}, "events", Event))
+
+    def listen(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Have `callback` called with every event, on the client's thread; returns what ends that.
+
+        An event of kind `resync` means that others may have been missed: read again what you need. While someone
+        listens, a lost connection is made anew at once.
+        """
+        self._listeners.append(callback)
+        self._run(self._joined()).forget()
+
+        def stop() -> None:
+            if callback in self._listeners:
+                self._listeners.remove(callback)
+
+        return stop
+
+    def close(self) -> None:
+        """Forget the listeners and close the connection; the next call makes a new one. An exit does not need it."""
+        self._listeners.clear()
+        with self._starting:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            asyncio.run_coroutine_threadsafe(self._close(), loop).result(_CLOSE_S)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(_CLOSE_S)
+            loop.close()
+
+    # The thread
+
+    def _begin(self) -> None:
+        self._starting = threading.Lock()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._link = Link(
+            self.backend,
+            self.options,
+            on_event=self._on_event,
+            on_rejoined=lambda: self._tell(Event(kind="resync", at=time.time())),
+            is_wanted=lambda: bool(self._listeners),
+        )
+
+    def _after_fork(self) -> None:
+        """In a forked child: the thread is gone, and its loop and sockets are the parent's."""
+        _of_parents.append((self._loop, self._link, self._tasks))
+        self._loop = self._thread = None
+        self._begin()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> Call[T]:
+        loop = self._loop or self._start_thread()
+        return Call(asyncio.run_coroutine_threadsafe(work, loop), self._thread)
+
+    def _start_thread(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=loop.run_forever, name=f"roost-{self.backend}", daemon=True
+                )
+                self._thread.start()
+                self._loop = loop
+            return self._loop
+
+    # On the thread's loop
+
+    async def _close(self) -> None:
+        await self._link.close()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._link.close()  # calls that lose their connection begin to make another: round again
+
+    async def _joined(self) -> None:
+        await self._link.connected(time.monotonic() + CALL_DEADLINE_S)
+
+    def _on_event(self, message: Mapping[str, Any]) -> None:
+        if self._listeners:
+            self._tell(decode(Event, message, ignore_unknown=True))
+
+    def _tell(self, event: Event) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on an event of kind %s", event.kind)
+
+    # Calls
+
+    async def _call(
+        self, op: str, arguments: StartKernel | Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S
+    ) -> Any:
+        """Call, and repeat the call on a new connection for as long as the deadline allows."""
+        deadline = time.monotonic() + deadline_s
+        payload = encode(arguments)
+        pause_s = 0.0
+        sent_at: float | None = None
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s + _REPEAT_S[0], _REPEAT_S[1])
+            connection = await self._link.connected(deadline)
+            if isinstance(arguments, StartKernel):  # repeated, it has only what remains of its time
+                now = time.monotonic()
+                sent_at = sent_at or now
+                payload["launch_timeout_s"] = max(0.1, arguments.launch_timeout_s - (now - sent_at))
+            try:
+                await self._give_policy(connection, arguments, deadline)
+                return await connection.call(op, payload, timeout_s=max(0.01, deadline - time.monotonic()))
+            except rpc.RemoteError as problem:
+                raise from_remote(problem) from None
+            except (rpc.Disconnected, rpc.Unauthorized):
+                log.debug("connection lost during %s: calling again", op)
+            except asyncio.TimeoutError:
+                raise BackendUnavailable(
+                    f"The scheduler service ({self.backend}) did not answer `{op}` within {deadline_s:g} s."
+                ) from None
+
+    async def _give_policy(
+        self, connection: rpc.Client, arguments: StartKernel | Mapping[str, Any], deadline: float
+    ) -> None:
+        """Before a call that asks for a policy of this process: at the end of a new connection may be a new service."""
+        request = arguments.request if isinstance(arguments, StartKernel) else arguments.get("request")
+        given = self._policies.get(request.policy) if isinstance(request, KernelRequest) else None
+        if given is not None and self._given.get(given["name"]) != (given["token"], connection):
+            await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
+            self._given[given["name"]] = given["token"], connection
+
+    async def _nothing(
+        self, op: str, arguments: Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S
+    ) -> None:
+        await self._call(op, arguments, deadline_s)
+
+    async def _up(self) -> int:
+        return int((await self._call("up", {}, _WARM_S))["nodes"])
+
+    async def _field(self, op: str, arguments: Mapping[str, Any], name: str) -> Any:
+        return (await self._call(op, arguments))[name]
+
+    async def _listed(self, op: str, arguments: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
+        items = (await self._call(op, arguments))[name]
+        return [decode(kind, item, ignore_unknown=True) for item in items]
+
+    async def _kernel(self, op: str, arguments: StartKernel | Mapping[str, Any], deadline_s: float) -> Kernel:
+        return decode(Kernel, await self._call(op, arguments, deadline_s), ignore_unknown=True)
+
+    async def _start(self, start: StartKernel) -> Kernel:
+        try:
+            return await self._kernel("start", start, start.launch_timeout_s + CALL_DEADLINE_S)
+        except (asyncio.CancelledError, BackendUnavailable):
+            task = asyncio.ensure_future(self._take_back(start))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            raise
+
+    async def _take_back(self, start: StartKernel) -> None:
+        try:
+            await self._call("cancel", {"kernel_id": start.kernel_id, "launch_id": start.launch_id})
+        except UnknownKernel:
+            pass
+        except RoostError as problem:
+            log.warning("kernel=%s its start could not be taken back: %s", start.kernel_id, problem)
+
+
+def connect(backend: str = "local", **options: Any) -> Client:
+    """The client of this process for `backend`; nothing is started or connected before its first call.
+
+    `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`):
+    other options mean another service. So does another `address`, for which an environment variable may stand
+    (`RAY_ADDRESS`). The same arguments give the same client. Raises `ConfigError` for a backend that there is not.
+    """
+    check_backend(backend)
+    options = with_address(backend, options)
+    key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")
+    with _clients_lock:
+        return _clients.setdefault(key, Client(backend, options))
+
+
+def user_folder(name: str) -> Path:
+    """The private folder of that name in the runtime folder, made if need be; raises `FolderError` (an `OSError`)."""
+    return private_folder(runtime_dir() / name)
+
+
+def disconnect() -> None:
+    """Close all clients of this process, as tests do before they end the services."""
+    with _clients_lock:
+        clients = list(_clients.values())
+        _clients.clear()
+    for client in clients:
+        client.close()
+
+
+_clients: dict[tuple[str, str, str], Client] = {}
+_clients_lock = threading.Lock()
+_of_parents: list[object] = []
+"""Loops and connections of the process that this one was forked from: never closed, for closing would reach into it."""
+
+
+def _after_fork() -> None:
+    global _clients_lock
+    _clients_lock = threading.Lock()
+    for client in _clients.values():
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

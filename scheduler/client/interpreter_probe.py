@@ -1,0 +1,86 @@
+"""What a kernelspec's environment can do: its interpreter is asked, since promises are made in its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from roost.launchers.agent.fingerprint import ipykernel_command
+
+PROBE_S = 30.0
+"""A cold import of ipykernel from a network disk takes long; longer than this is a defect worth telling."""
+
+_PROBE = """
+import json, platform, sys
+found = {"python": platform.python_version(), "ipykernel": "", "has_curve": False, "error": ""}
+try:
+    import ipykernel, ipykernel.kernelspec, zmq
+    found["ipykernel"] = ipykernel.__version__
+    metadata = ipykernel.kernelspec.get_kernel_dict().get("metadata", {})
+    found["has_curve"] = "curve" in metadata.get("supported_encryption", ()) and bool(zmq.has("curve"))
+except Exception as error:
+    found["error"] = f"{type(error).__name__}: {error}"
+print("\\n" + json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What was found. `executable` is empty where there is none; `python` and `ipykernel` are versions.
+
+    `problem` says in one sentence why kernels cannot start there; empty where they can.
+    """
+
+    executable: str = ""
+    is_ipykernel: bool = False
+    python: str = ""
+    ipykernel: str = ""
+    can_fork: bool = False
+    has_curve: bool = False
+    problem: str = ""
+
+
+def probe(argv: Sequence[str], env: Mapping[str, str]) -> Environment:
+    """Ask the environment behind `argv`, run with `env` as its whole environment. Blocks for up to 30 s."""
+    if not argv:
+        return Environment(problem="Its argv is empty: a kernelspec needs a command.")
+    executable = shutil.which(argv[0], path=env.get("PATH"))
+    if executable is None:
+        return Environment(problem=f"{argv[0]} is not there or not executable: install it, or correct argv.")
+    if ipykernel_command(argv) is None:
+        return Environment(executable=executable)
+    found = _ask(executable, env)
+    if isinstance(found, str):
+        return Environment(executable=executable, is_ipykernel=True, problem=found)
+    problem = ""
+    if found["error"]:
+        install = f"{executable} -m pip install ipykernel"
+        problem = f"{executable} cannot import ipykernel ({found['error']}): `{install}`."
+    return Environment(
+        executable=executable,
+        is_ipykernel=True,
+        python=str(found["python"]),
+        ipykernel=str(found["ipykernel"]),
+        can_fork=sys.platform == "linux" and not problem,
+        has_curve=bool(found["has_curve"]),
+        problem=problem,
+    )
+
+
+def _ask(executable: str, env: Mapping[str, str]) -> dict[str, object] | str:
+    """The probe's answer, or a sentence that says why there is none."""
+    try:
+        done = subprocess.run(
+            [executable, "-c", _PROBE],
+            env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S,
+        )  # fmt: skip
+        answer = json.loads(done.stdout.strip().rpartition("\n")[2])
+    except subprocess.TimeoutExpired:
+        return f"{executable} did not answer within {PROBE_S:g} s: see whether it runs at all."
+    except (OSError, ValueError) as error:
+        return f"{executable} does not run as a Python interpreter ({error})."
+    return answer if isinstance(answer, dict) else f"{executable} does not run as a Python interpreter."

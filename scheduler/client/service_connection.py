@@ -1,0 +1,170 @@
+"""The connection to a scheduler service, made anew whenever it is lost, with a new service if none lives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive
+from roost.launchers.protocol import rpc
+from roost.launchers.protocol.version import VERSION, as_numbers
+from roost.scheduler.errors import BackendUnavailable, from_remote
+from roost.scheduler.service.operations import PROTOCOL, service_command, service_folder
+
+from .call import in_thread
+from .identity import this_owner
+
+log = logging.getLogger(__name__)
+
+_START_SERVICE_S = 30.0
+_GREETING_S = 5.0
+_RETRY_S = (0.02, 1.0)
+"""First and longest pause before a connection is tried again."""
+_REJOIN_S = (0.3, 30.0)
+"""The same where only listeners wait: whoever replaces the service comes first."""
+
+
+class Link:
+    """One service, one event loop. `on_event` gets each event as JSON values; `on_rejoined` is called when the
+    connection was made anew, so that events may have been missed; `is_wanted` says whether a lost connection is to be
+    made anew before somebody calls."""
+
+    def __init__(
+        self,
+        backend: str,
+        options: Mapping[str, Any],
+        *,
+        on_event: Callable[[Mapping[str, Any]], None],
+        on_rejoined: Callable[[], None],
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        self._backend = backend
+        self._options = options
+        self._on_event = on_event
+        self._on_rejoined = on_rejoined
+        self._is_wanted = is_wanted
+        self._rpc: rpc.Client | None = None
+        self._joining: asyncio.Task[rpc.Client] | None = None
+        self._rejoining: asyncio.Task[None] | None = None
+        self._has_joined = False
+
+    async def connected(self, deadline: float) -> rpc.Client:
+        """The live connection, made if need be by one task for all that wait; raises `BackendUnavailable`."""
+        if self._rpc is not None and not self._rpc.is_lost:
+            return self._rpc
+        if self._joining is None or self._joining.done():
+            self._joining = asyncio.ensure_future(self._join())
+            self._joining.add_done_callback(_retrieve)
+        try:
+            return await asyncio.wait_for(
+                asyncio.shield(self._joining), max(0.0, deadline - time.monotonic())
+            )
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(
+                f"The scheduler service ({self._backend}) did not answer in time; `roost doctor` says more."
+            ) from None
+
+    async def _join(self) -> rpc.Client:
+        """Connect, greet, subscribe; start the service if none lives, replace it if it is older than this client."""
+        if self._rpc is not None:
+            await self._rpc.close()
+            self._rpc = None
+        deadline = time.monotonic() + _START_SERVICE_S
+        pause_s = _RETRY_S[0]
+        while True:
+            try:
+                connection = await self._greeted(await in_thread(self._ensure_service))
+                if connection is not None:
+                    break
+            except (rpc.RpcError, asyncio.TimeoutError) as problem:
+                if time.monotonic() > deadline:
+                    raise BackendUnavailable(
+                        f"The scheduler service ({self._backend}) does not answer ({problem}): see `roost doctor`."
+                    ) from None
+                log.debug("the scheduler service does not answer yet: %s", problem)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_S[1])
+        self._rpc = connection
+        if self._has_joined:
+            self._on_rejoined()
+        self._has_joined = True
+        return connection
+
+    async def _greeted(self, endpoint: str) -> rpc.Client | None:
+        """A connection ready for calls, or None after an older service was asked to leave."""
+        connection = rpc.Client(endpoint, on_event=self._on_event, on_lost=self._on_lost)
+        await connection.connect(timeout_s=_GREETING_S)
+        try:
+            if await self._is_current(connection):
+                await connection.call("subscribe", {"owner": this_owner()}, timeout_s=_GREETING_S)
+                return connection
+        except BaseException:
+            await connection.close()
+            raise
+        await connection.close()
+        return None
+
+    def _ensure_service(self) -> str:
+        """Endpoint of the living service; blocks. One that is about to end is left to the next attempt."""
+        try:
+            folder = service_folder(self._backend, self._options)
+            argv, env = service_command(self._backend, folder, self._options)
+            try:
+                ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
+            except DaemonError as problem:
+                if problem.kind:
+                    raise from_remote(rpc.RemoteError(problem.kind, str(problem))) from None
+                if is_alive(folder):
+                    raise rpc.Disconnected(str(problem)) from None
+                raise
+        except (DaemonError, OSError) as problem:
+            raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None
+        return f"ipc://{folder}/socket"
+
+    async def _is_current(self, connection: rpc.Client) -> bool:
+        """Whether this service can be used; one that is older has been asked to leave."""
+        hello = {"protocol": PROTOCOL, "version": VERSION}
+        greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
+        protocol, version = int(greeting["protocol"]), str(greeting["version"])
+        if protocol == PROTOCOL and as_numbers(version) >= as_numbers(VERSION):
+            return True
+        if protocol > PROTOCOL:
+            raise BackendUnavailable(
+                f"The running scheduler service is roost {version}, too new for roost {VERSION}: upgrade this."
+            )
+        log.info("scheduler service pid=%s is roost %s: asked to leave", greeting.get("pid"), version)
+        try:
+            await connection.call("leave", {}, timeout_s=_GREETING_S)
+        except rpc.Disconnected:
+            pass
+        return False
+
+    async def close(self) -> None:
+        """Close the connection; `connected` makes a new one."""
+        if self._rpc is not None:
+            await self._rpc.close()
+            self._rpc = None
+
+    def _on_lost(self) -> None:
+        if self._is_wanted() and (self._rejoining is None or self._rejoining.done()):
+            self._rejoining = asyncio.ensure_future(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        """Make the connection anew for those who listen, for as long as somebody does."""
+        pause_s = _REJOIN_S[0]
+        while self._is_wanted():
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _REJOIN_S[1])
+            try:
+                await self.connected(time.monotonic() + 2 * _START_SERVICE_S)
+                return
+            except BackendUnavailable as problem:
+                log.warning("%s", problem)
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

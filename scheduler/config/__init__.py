@@ -1,0 +1,1 @@
+"""Settings: read from `jupyter_roost_config`, checked, and frozen."""

@@ -1,0 +1,1 @@
+"""The scheduler itself: queue, starts, kernel table, reconciliation."""

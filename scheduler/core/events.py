@@ -1,0 +1,60 @@
+"""The one stream of changes of state: whoever wants to know reads it here (clients, the log, metrics)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from roost.scheduler.service.messages import Event, Kernel
+
+log = logging.getLogger(__name__)
+
+HISTORY = 1_000
+_WARNINGS = frozenset({"conflict", "failed", "cull"})
+
+
+class EventStream:
+    """Publishes events to a bounded history, the log and the subscribers, in this order and at once.
+
+    >>> stream = EventStream(clock=lambda: 0.0)
+    >>> stop = stream.listen(lambda event: print(event.kind, event.detail))
+    >>> stream.publish("nodes", detail="one more")
+    nodes one more
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._history: deque[Event] = deque(maxlen=HISTORY)
+        self._listeners: list[Callable[[Event], None]] = []
+
+    def publish(self, kind: str, kernel: Kernel | None = None, detail: str = "") -> None:
+        """Tell everybody. The kernel goes without its connection (it has keys) and, but for `placed`, its decision."""
+        if kernel is not None:
+            decision = kernel.decision if kind == "placed" else None
+            kernel = replace(kernel, connection=None, decision=decision)
+        event = Event(kind=kind, at=self._clock(), kernel=kernel, detail=detail)
+        self._history.append(event)
+        level = logging.WARNING if kind in _WARNINGS else logging.INFO
+        if kernel is None:
+            log.log(level, "%s %s", kind, detail)
+        else:
+            log.log(level, "kernel=%s node=%s %s %s", kernel.id, kernel.node_id or "-", kind, detail)
+        for listener in list(self._listeners):
+            listener(event)
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener` (quick, and not raising) with every event from now on; returns what ends that."""
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    def recent(self, limit: int) -> list[Event]:
+        """The last `limit` events, oldest first."""
+        return list(self._history)[-limit:] if limit > 0 else []

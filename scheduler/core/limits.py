@@ -1,0 +1,79 @@
+"""What users may have: checked when a start is asked for, before it queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from roost.placement.format import plural
+from roost.scheduler.config.memory_size import format_bytes
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import LimitExceeded, NotAllowed
+from roost.scheduler.service.messages import KernelRequest
+
+_AMOUNTS = ("cpus", "memory_bytes", "gpus")
+_NAMED = 5
+"""As many kernels are named that count towards a cap."""
+
+
+def with_defaults(request: KernelRequest, settings: Settings) -> KernelRequest:
+    """The request with the operator's defaults for what it does not say."""
+    return replace(
+        request,
+        cpus=request.cpus or settings.default_cpus,
+        memory_bytes=request.memory_bytes or settings.default_memory_bytes,
+        gpus=request.gpus or settings.default_gpus,
+        policy=request.policy or settings.default_policy,
+    )
+
+
+def admit(request: KernelRequest, user: str, held: Mapping[str, KernelRequest], settings: Settings) -> None:
+    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this.
+
+    `held`: by kernel id, what this user's other kernels hold or wait for. An error's `cap` is the trait's name.
+    """
+    if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
+        raise NotAllowed(
+            f"user {user!r} may not start kernels here; ask the operator of this cluster.", user=user
+        )
+    most = settings.max_kernels_per_user
+    if most is not None and len(held) >= most:
+        raise LimitExceeded(
+            f"{user} has {plural(len(held), 'kernel')}, and max_kernels_per_user allows {most}: "
+            f"{'stop one first' if held else 'ask the operator'}{_named(held)}.",
+            cap="max_kernels_per_user",
+            allowed=most,
+        )
+    for name in _AMOUNTS:
+        asked = getattr(request, name)
+        _check("kernel", name, asked, "one kernel asks for", "ask for less", settings)
+        if asked:
+            holders = [id_ for id_, other in held.items() if getattr(other, name)]
+            total = asked + sum(getattr(held[id_], name) for id_ in holders)
+            do = f"ask for less{', or stop one that has some' if holders else ''}{_named(holders)}"
+            _check("user", name, total, f"with this one {user} would have", do, settings)
+
+
+def _check(per: str, name: str, amount: float, who: str, do: str, settings: Settings) -> None:
+    allowed: float | None = getattr(settings, f"max_{name}_per_{per}")
+    if allowed is not None and amount > allowed + 1e-6:
+        cap = f"max_{name.removesuffix('_bytes')}_per_{per}"
+        raise LimitExceeded(
+            f"{who} {_text(name, amount)}, and {cap} allows {_text(name, allowed)}: {do}.",
+            cap=cap,
+            allowed=allowed,
+            asked=amount,
+        )
+
+
+def _named(kernel_ids: Iterable[str]) -> str:
+    """The beginnings of their ids, as `roost stop` takes them."""
+    ids = list(kernel_ids)
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return f" ({', '.join(id_[:8] for id_ in ids[:_NAMED])}{more})" if ids else ""
+
+
+def _text(name: str, amount: float) -> str:
+    if name == "memory_bytes":
+        return f"{format_bytes(amount)} of memory"
+    return plural(amount, "CPU" if name == "cpus" else "GPU")

@@ -1,0 +1,1 @@
+"""Placement policies by name: found, loaded, called, and explained."""

@@ -1,0 +1,77 @@
+"""Policies that are anybody's code: found by their name, file or module, and made."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import TypeVar
+
+from roost.placement.shipped_policies import SHIPPED, PolicyError, find, installed
+from roost.scheduler.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LONGEST = 200
+"""Characters of an error of anybody's that are shown."""
+_NOBODYS: Mapping[str, str] = MappingProxyType({})
+
+
+def found(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
+    """What `named` (the operator's) means by it, `path/to/file.py:Name`, or what `placement.policies.find` knows.
+
+    Raises whatever loading it raises, and `PolicyError` that lists the known names.
+
+    A file is run as a module of a name of its own, which nothing else imports; its folder is not put on `sys.path`.
+    """
+    spec = named.get(name, name)
+    path, _, attribute = spec.rpartition(":")
+    if not path.endswith(".py"):
+        if spec.endswith(".py"):
+            raise PolicyError(f"policy {spec} is a file: give it as path/to/file.py:Name.")
+        others = sorted({*installed(), *named} - SHIPPED.keys())
+        if ":" not in spec and spec not in (*SHIPPED, *installed()):
+            raise PolicyError(f"unknown policy {spec!r:.80}; known are {', '.join([*SHIPPED, *others])}.")
+        return find(spec)
+    file = Path(path).expanduser().resolve()
+    source = file.read_bytes()
+    module_name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"
+    module = ModuleType(module_name)
+    module.__file__ = str(file)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        exec(compile(source, str(file), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    if not hasattr(module, attribute):
+        raise PolicyError(f"{file} has no {attribute!r:.80}: a policy is given as path/to/file.py:Name.")
+    return getattr(module, attribute)
+
+
+def loaded(name: str, load: Callable[[], T]) -> T:
+    """What `load` gives; what it raises becomes a `ConfigError` that names the policy."""
+    try:
+        return load()
+    except PolicyError as problem:
+        raise ConfigError(str(problem)) from None
+    except BaseException as problem:  # anybody's code, which may even ask to exit
+        log.exception("policy=%s cannot be loaded", name)  # its author needs the stack
+        raise ConfigError(
+            f"the placement policy {name} cannot be loaded ({told(problem)}); ask for another."
+        ) from None
+
+
+def told(problem: BaseException) -> str:
+    """An error of anybody's in one short line."""
+    try:
+        text = " ".join(str(problem).split())
+    except Exception:  # noqa: BLE001 - its own __str__ raises
+        text = ""
+    text = f"{type(problem).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

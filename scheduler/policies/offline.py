@@ -1,0 +1,64 @@
+"""What is asked of a saved snapshot, without a cluster and a service. The policy may be anybody's file or module."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from roost.placement import Decision, Request, Snapshot
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.core.starts import placement_request
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.service.messages import KernelRequest, Owner
+
+from .catalog import Policies
+from .explain import explained
+from .recent_requests import Workload
+
+
+def explain_saved(path: str, request: KernelRequest, settings: Settings | None = None) -> dict[str, Any]:
+    """Where such a kernel would go on the snapshot in that file, as `explained`; raises `ConfigError`.
+
+    Of the operator's settings only policies count. They know nothing of earlier requests.
+    """
+    snapshot = read_snapshot(path)
+    asked = placement_request(request, Owner(user=""))
+    logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
+    return explained(asyncio.run(_decide(request.policy, asked, snapshot, settings or Settings())), snapshot)
+
+
+def read_snapshot(path: str) -> Snapshot:
+    """The nodes that `roost nodes --json` wrote; raises `ConfigError` with one sentence."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigError(f"{path} cannot be read: {problem.strerror}.") from None
+    except (ValueError, RecursionError) as problem:
+        raise ConfigError(f"{path} is not JSON: {problem}.") from None
+    try:
+        snapshot = Snapshot.from_dict(document)
+        if all(isinstance(node_id, str) for node_id in snapshot.nodes):
+            return snapshot
+    except ValueError as problem:
+        raise ConfigError(f"{path} is no saved snapshot: {problem}") from None
+    except (TypeError, AttributeError):
+        pass
+    raise ConfigError(
+        f"{path} is no saved snapshot: each node, and each of its devices, is an object with an id."
+    )
+
+
+async def _decide(name: str, request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
+    """As the service would with a policy that its operator names."""
+    settings = replace(settings, default_policy=name or settings.default_policy)
+    policies = Policies(settings, Workload(None, clock=time.monotonic))
+    try:
+        await policies.load(settings.default_policy)
+        return await policies.decide(settings.default_policy, request, snapshot)
+    finally:
+        await policies.close()

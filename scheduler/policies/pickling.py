@@ -1,0 +1,73 @@
+"""A policy object on its way from a program to the scheduler service. Cheap to import."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from roost.scheduler.errors import ConfigError
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Functions go by their bytecode, which is that of one minor version."""
+_MOST = 4 << 20
+_packing = threading.Lock()
+"""What goes by value is cloudpickle's, for the whole process."""
+
+
+def packed(name: str, policy: object) -> str:
+    """The policy as text, by cloudpickle; raises `ConfigError`.
+
+    Code that the service could not import goes along: `__main__`, and modules that are not installed, of the policy and
+    of the parts of a `Pipeline`.
+    """
+    import cloudpickle
+
+    with _packing:
+        modules: list[ModuleType] = []
+        try:
+            for module in _modules(policy):
+                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.register_pickle_by_value(module)
+                    modules.append(module)
+            content = cloudpickle.dumps(policy)
+        except Exception as problem:
+            raise ConfigError(
+                f"policy {name} cannot be sent to the scheduler service ({type(problem).__name__}: {problem}): "
+                "keep open files, locks and connections out of it."
+            ) from problem
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
+    if len(content) > _MOST:
+        raise ConfigError(
+            f"policy {name} takes {len(content)} bytes, and at most {_MOST} can be sent: keep data out."
+        )
+    return base64.b64encode(content).decode()
+
+
+def unpacked(text: str) -> Any:
+    """What was `packed`. Runs code of whoever packed it."""
+    import cloudpickle
+
+    return cloudpickle.loads(base64.b64decode(text))
+
+
+def _modules(policy: object) -> list[ModuleType]:
+    """The modules of the policy and its parts that are neither installed nor Python's own."""
+    scorers = [pair[0] for pair in getattr(policy, "scorers", ()) if isinstance(pair, tuple) and pair]
+    parts = [policy, *scorers, *getattr(policy, "filters", ()), getattr(policy, "ties", None)]
+    names = {str(getattr(part, "__module__", "")) for part in parts} - {"__main__"}
+    return [sys.modules[name] for name in sorted(names) if name in sys.modules and _is_own(sys.modules[name])]
+
+
+def _is_own(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if not file or module.__name__.partition(".")[0] == "roost":
+        return False
+    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not any(Path(file).is_relative_to(place) for place in places)

@@ -1,0 +1,146 @@
+"""A placement policy that is not ours: asked in a thread and in time, and believed only what can be.
+
+What it answers is worked out there to the end, for a decision's grounds are made when they are read: nothing of its
+code runs on the event loop. No answer can over-commit, since the node and its devices must pass the filters that every
+shipped policy has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from roost.placement import Decision, Placement, Policy, Profile, Refusal, Request, Snapshot
+from roost.placement.decision import SHOWN_REFUSALS
+from roost.placement.pipeline import DEFAULT_FILTERS
+from roost.placement.shipped_policies import made
+from roost.scheduler.client.call import in_thread
+
+from .loader import told
+
+log = logging.getLogger(__name__)
+
+
+class PolicyFailed(Exception):
+    """The policy gave no decision that can be used; the text is said of the policy: `did not answer within 1 s`."""
+
+
+class Guarded:
+    """The policy `name`, made of what was `found` (`placement.policies.made`), with `timeout_s` for each decision.
+
+    There is one thread at most, that of `call`: while it has not answered, it is not asked again.
+    """
+
+    def __init__(self, name: str, found: object, profile: Profile, *, timeout_s: float) -> None:
+        self.name = name
+        self._found = found
+        self._timeout_s = timeout_s
+        self._profile = profile
+        self._policy: Policy = made(found, name, profile)
+        self._learns = not isinstance(found, (type, Policy))
+        self._turn = asyncio.Lock()
+        self.call: asyncio.Task[Decision | str] | None = None
+        self._asked_at = 0.0
+        self._told = ""
+
+    async def place(
+        self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], profile: Profile
+    ) -> Decision:
+        """The policy's decision, checked; raises `PolicyFailed`."""
+        async with self._turn:
+            if not await self._has_answered():  # one that was cancelled may have left a call behind
+                waited_s = time.monotonic() - self._asked_at
+                raise PolicyFailed(
+                    f"has not answered for {waited_s:.0f} s and is not asked again until it does"
+                )
+            self._asked_at = time.monotonic()
+            self.call = asyncio.ensure_future(in_thread(lambda: self._ask(request, snapshot, avoid, profile)))
+            if not await self._has_answered():
+                log.error("policy=%s did not answer within %g s", self.name, self._timeout_s)
+                raise PolicyFailed(f"did not answer within {self._timeout_s:g} s")
+            answer = self.call.result()
+        if isinstance(answer, str):
+            raise PolicyFailed(f"failed ({answer})")
+        return answer
+
+    async def _has_answered(self) -> bool:
+        if self.call is None:
+            return True
+        remaining_s = self._asked_at + self._timeout_s - time.monotonic()
+        done, _ = await asyncio.wait([self.call], timeout=max(0.0, remaining_s))
+        return bool(done)
+
+    def _ask(
+        self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], profile: Profile
+    ) -> Decision | str:
+        """In the thread: a decision that holds, or what is wrong with it."""
+        try:
+            if self._learns and profile is not self._profile:
+                self._policy, self._profile = made(self._found, self.name, profile), profile
+            return checked(self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid)
+        except BaseException as problem:  # anybody's code, which may even ask to exit
+            text = told(problem)
+            if text != self._told:  # its author needs the stack, once
+                log.exception("policy=%s failed", self.name)
+            else:
+                log.error("policy=%s failed again: %s", self.name, text)
+            self._told = text
+            return text
+
+
+def checked(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
+    """The answer as a decision that rests on nothing of the policy's any more; raises where it cannot be believed."""
+    if not isinstance(answer, Decision):
+        raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
+    check_placement(answer.placement, request, snapshot, avoid)
+    shown = None if answer.placement is None else SHOWN_REFUSALS  # who waits looks at all of them
+    refusals: tuple[Any, ...] = tuple(answer.refusals[:shown])
+    for refusal in refusals:
+        if not isinstance(refusal, Refusal) or refusal.node_id not in snapshot:
+            raise ValueError(f"it refuses {refusal!s:.80}, which is no node")
+    if answer.placement is None and len(snapshot) and not refusals and not answer.refused:
+        raise ValueError("it gave neither a node nor a refusal")
+    plain = json.dumps(replace(answer, request=request).to_dict(), allow_nan=False, default=float)
+    return replace(
+        Decision.from_dict(json.loads(plain)),
+        request=request,
+        refusals=refusals,
+        snapshot_version=snapshot.version,
+    )
+
+
+def check_placement(
+    placement: Placement | None, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]
+) -> None:
+    """Raise where the chosen node and its devices cannot hold the request."""
+    if placement is None:
+        return
+    node_id, ids = placement.node_id, placement.device_ids
+    if node_id not in snapshot:
+        raise ValueError(f"it chose {node_id!r:.80}, and there is no such node")
+    if node_id in avoid:
+        raise ValueError(f"it chose {node_id}, which {avoid[node_id]}")
+    row = snapshot.row(node_id)
+    node, part = snapshot.at(row), snapshot.part(np.array([row]))
+    for rule in DEFAULT_FILTERS:
+        passes = rule.passes(request, part)
+        if passes is not None and not passes[0]:
+            raise ValueError(f"it chose {node_id}, which {rule.reason(request, node)}")
+    free = {device.id for device in node.fitting(request)} if request.gpus else set()
+    for device_id in ids:
+        if device_id not in free:
+            raise ValueError(
+                f"it chose device {device_id!r:.80} of {node_id}, which is not there or not free"
+            )
+    if len(set(ids)) != len(ids) or len(ids) not in (0, request.gpu_count):
+        raise ValueError(f"it chose {len(ids)} devices ({', '.join(ids):.80}) for {request.describe()}")
+    if not all(math.isfinite(number) for number in (placement.score, *placement.terms.values())):
+        raise ValueError(f"it rates {node_id} with what is no finite number")

@@ -1,0 +1,120 @@
+"""What was decided, kept for `roost simulate`: a line for each kernel that was placed, was refused, or ended.
+
+It lives in the service's private folder, and has amounts, names and times: never an environment, a key or a path.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .messages import Event, Kernel
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "decisions.jsonl"
+MAX_BYTES = 8 << 20
+"""Past this the file becomes `decisions.jsonl.old`, in place of the one before."""
+
+ASKED = ("cpus", "memory_bytes", "gpus", "gpu_models", "labels", "near", "resources", "tolerates")
+"""The fields of a request that are written."""
+_LONGEST_REASON = 500
+_PATH = re.compile(r"(?<![\w.])~?/[^\s'\",;:)]+")
+
+
+def older(path: Path) -> Path:
+    """Where the lines before those of `path` are, if there are any."""
+    return path.with_name(f"{path.name}.old")
+
+
+class DecisionLog:
+    """A listener of the event stream that appends to its file, and raises nothing: a full disk costs lines alone."""
+
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        self._path = folder / FILE_NAME
+        self._max_bytes = max_bytes
+        self._placed: dict[str, Mapping[str, Any]] = {}  # decisions whose lease is on its way
+        self._descriptor: int | None = None
+        self._is_failing = False
+
+    def __call__(self, event: Event) -> None:
+        """Append what the event tells. A placement counts once its lease is there."""
+        kernel = event.kernel
+        if kernel is None:
+            return
+        if event.kind == "placed":
+            self._placed[kernel.id] = kernel.decision or {}
+        elif event.kind == "leased":
+            decision = self._placed.pop(kernel.id, {})
+            devices = {"devices": list(kernel.device_ids)}
+            self._append(
+                event, kernel, "placed", decision.get("reason", ""), decision.get("policy", ""), devices
+            )
+        else:
+            if event.kind in ("conflict", "failed", "cancelled", "released"):
+                self._placed.pop(kernel.id, None)
+            if event.kind == "failed" and not kernel.node_id:
+                self._append(event, kernel, "refused", event.detail)
+            elif event.kind == "released":
+                self._append(event, kernel, "ended", kernel.reason or event.detail)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _append(
+        self,
+        event: Event,
+        kernel: Kernel,
+        what: str,
+        reason: str,
+        policy: str = "",
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        line = {
+            "at": _utc(event.at),
+            "what": what,
+            "kernel": kernel.id,
+            "asked_at": _utc(kernel.created_at),
+            "user": kernel.owner.user,
+            "policy": policy or kernel.request.policy,
+            "node": kernel.node_id,
+            **(more or {}),
+            "request": {name: getattr(kernel.request, name) for name in ASKED},
+            "reason": _PATH.sub("…", reason)[:_LONGEST_REASON],
+        }
+        try:
+            self._write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._is_failing = False
+        except (OSError, ValueError, TypeError) as problem:
+            if not self._is_failing:
+                log.warning("decisions are not written to %s for now: %s", self._path, problem)
+            self._is_failing = True
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor is None:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
+        size = os.fstat(self._descriptor).st_size
+        if size and size + len(line) > self._max_bytes:
+            self.close()
+            os.replace(self._path, older(self._path))
+            self._write(line)
+            return
+        try:
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError("the disk is full")
+        except OSError:
+            os.ftruncate(self._descriptor, size)  # no half lines
+            raise
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")

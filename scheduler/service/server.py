@@ -1,0 +1,275 @@
+"""The scheduler as a process of its own: `python -m roost.scheduler.service.server --backend local --folder DIR`.
+
+It serves `operations` on a Unix socket in its private folder, which only this user can enter. Started by the
+first client that needs it, it leaves after a while without clients and kernels, or when asked to (`leave`,
+SIGTERM): kernels, leases and starts under way then stay, and its successor reads them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.daemon import DaemonError, Held, announce_failure, hold
+from roost.launchers.daemon.private_files import FolderError
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import Nothing, Owner
+from roost.launchers.protocol.rpc import Operation, RpcError, Server
+from roost.launchers.protocol.version import VERSION
+from roost.scheduler.backends.base import Backend
+from roost.scheduler.config.settings import Settings, load
+from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.core.scheduler import Scheduler
+from roost.scheduler.errors import ConfigError, RoostError
+
+from . import operations as ops
+from .decision_log import DecisionLog
+from .messages import Event, StartKernel
+
+log = logging.getLogger(__name__)
+
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+"""Bytes of a Unix socket's path."""
+
+
+def make_backend(name: str, settings: Settings, agents: Agents, folder: Path) -> Backend:
+    """The backend of that name; its cluster library is imported only here. `folder` is what it may write to."""
+    if name == "local":
+        from roost.scheduler.backends.local.backend import LocalBackend
+
+        return LocalBackend(settings, agents)
+    if name == "ray":
+        from roost.scheduler.backends.ray.backend import RayBackend
+
+        return RayBackend(settings, agents, folder=folder)
+    if name == "dask":
+        from roost.scheduler.backends.dask.backend import DaskBackend
+
+        return DaskBackend(settings, agents, folder=folder)
+    raise ConfigError(f"the backend {name!r} cannot be used yet.")
+
+
+class Service:
+    """Answers clients on behalf of one scheduler, until `left` is set."""
+
+    def __init__(self, scheduler: Scheduler, settings: Settings, *, backend: str) -> None:
+        self._scheduler = scheduler
+        self._settings = settings
+        self._backend = backend
+        self._calls = 0
+        self._idle: asyncio.TimerHandle | None = None
+        self.left = asyncio.Event()
+        handlers: dict[str, Callable[[bytes, Any], Awaitable[Any]]] = {
+            "hello": self._hello,
+            "subscribe": self._subscribe,
+            "start": self._start,
+            "cancel": self._cancel,
+            "stop": self._stop,
+            "signal": self._signal,
+            "kernels": self._kernels,
+            "kernel": self._kernel,
+            "nodes": self._nodes,
+            "adopt": self._adopt,
+            "explain": self._explain,
+            "logs": self._logs,
+            "drain": self._drain,
+            "warm": self._warm,
+            "up": self._up,
+            "add_policy": self._add_policy,
+            "check_policies": self._check_policies,
+            "doctor": self._doctor,
+            "events": self._events,
+            "leave": self._leave,
+        }
+        self.server = Server(
+            {
+                name: Operation(ops.ARGUMENTS[name], self._guarded(handler))
+                for name, handler in handlers.items()
+            }
+        )
+        self._stop_listening = scheduler.events.listen(self._publish)
+        self._watch_idleness()
+
+    def greeting(self) -> dict[str, Any]:
+        """Who this is, and for which cluster."""
+        who = {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid()}
+        return {**who, "backend": self._backend, "address": self._scheduler.address}
+
+    async def close(self) -> None:
+        self._stop_listening()
+        if self._idle is not None:
+            self._idle.cancel()
+        await self.server.close()
+
+    def _guarded(
+        self, handler: Callable[[bytes, Any], Awaitable[Any]]
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def answer(peer: bytes, arguments: Any) -> Any:
+            self._calls += 1
+            try:
+                return await handler(peer, arguments)
+            except RoostError as problem:
+                raise problem.to_remote() from None
+            finally:
+                self._calls -= 1
+                self._watch_idleness()
+
+        return answer
+
+    async def _hello(self, peer: bytes, _: ops.Hello) -> dict[str, Any]:
+        return self.greeting()
+
+    async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
+        self._scheduler.keeper.owners.watch(request.owner)
+        self.server.subscribe(peer)
+        return Nothing()
+
+    async def _start(self, peer: bytes, request: StartKernel) -> Any:
+        return await self._scheduler.start(request)
+
+    async def _cancel(self, peer: bytes, request: ops.Cancel) -> Nothing:
+        await self._scheduler.cancel(request.kernel_id, request.launch_id)
+        return Nothing()
+
+    async def _stop(self, peer: bytes, request: ops.StopKernel) -> Any:
+        return await self._scheduler.stop(request.kernel_id, request.grace_s)
+
+    async def _signal(self, peer: bytes, request: ops.SignalKernel) -> Nothing:
+        await self._scheduler.signal(request.kernel_id, request.signum)
+        return Nothing()
+
+    async def _kernels(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"kernels": self._scheduler.kernels()}
+
+    async def _kernel(self, peer: bytes, request: ops.OneKernel) -> Any:
+        return self._scheduler.kernel(request.kernel_id)
+
+    async def _nodes(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"nodes": await self._scheduler.nodes()}
+
+    async def _adopt(self, peer: bytes, request: ops.AdoptKernel) -> Any:
+        return await self._scheduler.adopt(request.kernel_id, request.owner)
+
+    async def _explain(self, peer: bytes, request: ops.Explain) -> dict[str, Any]:
+        return {"decision": await self._scheduler.explain(request.request, request.owner)}
+
+    async def _logs(self, peer: bytes, request: ops.KernelLogs) -> dict[str, Any]:
+        return {"text": await self._scheduler.logs(request.kernel_id, request.tail_bytes)}
+
+    async def _drain(self, peer: bytes, request: ops.Drain) -> Nothing:
+        await self._scheduler.drain(request.node_id, request.on)
+        return Nothing()
+
+    async def _warm(self, peer: bytes, request: ops.WarmUp) -> Nothing:
+        await self._scheduler.warm(request, Owner(user=""))
+        return Nothing()
+
+    async def _up(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"nodes": await self._scheduler.up()}
+
+    async def _add_policy(self, peer: bytes, request: ops.AddPolicy) -> Nothing:
+        await self._scheduler.policies.add(request)
+        return Nothing()
+
+    async def _check_policies(self, peer: bytes, request: ops.CheckPolicies) -> dict[str, Any]:
+        return {"problems": await self._scheduler.policies.problems(request.names)}
+
+    async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+        return {"findings": await self._scheduler.doctor()}
+
+    async def _events(self, peer: bytes, request: ops.RecentEvents) -> dict[str, Any]:
+        return {"events": self._scheduler.events.recent(request.limit)}
+
+    async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
+        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
+        return Nothing()
+
+    def _publish(self, event: Event) -> None:
+        if self.server.subscriber_count:
+            self.server.publish(encode(event))
+
+    def _watch_idleness(self) -> None:
+        """Count the idle time anew: something has just happened."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self._leave_if_idle)
+
+    def _leave_if_idle(self) -> None:
+        self._publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
+        if self._scheduler.is_idle() and not self._calls and not self.server.subscriber_count:
+            log.info("leaving: no clients and no kernels for %g s", self._settings.idle_exit_s)
+            self.left.set()
+        else:
+            self._watch_idleness()
+
+
+async def serve(folder: Path, backend: str, settings: Settings) -> None:
+    """Be the scheduler of `folder` until it is idle or asked to leave. Raises `AlreadyRunning`, `RoostError`."""
+    if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
+        raise ConfigError(
+            f"{folder / 'socket'} is longer than the {_LONGEST_SOCKET} bytes that a socket's path may have: "
+            "set ROOST_RUNTIME_DIR to a shorter path."
+        )
+    with hold(folder) as held:
+        agents = Agents()
+        chosen = make_backend(backend, settings, agents, folder)
+        scheduler = Scheduler(chosen, agents, settings, name=scheduler_name(folder), folder=folder)
+        service = Service(scheduler, settings, backend=backend)
+        decisions = DecisionLog(folder)
+        stop_writing = scheduler.events.listen(decisions)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, service.left.set)
+        try:
+            await scheduler.open()
+            _listen(held, service)
+            await service.left.wait()
+        finally:
+            await service.close()
+            await scheduler.close()
+            stop_writing()
+            decisions.close()
+
+
+def scheduler_name(folder: Path) -> str:
+    """What marks the leases of the scheduler of this folder, on a cluster where there are those of others."""
+    place = hashlib.sha256(f"{socket.gethostname()} {os.getuid()} {folder}".encode()).hexdigest()[:8]
+    return f"{folder.name}-{place}"
+
+
+def _listen(held: Held, service: Service) -> None:
+    path = held.folder / "socket"
+    path.unlink(missing_ok=True)  # of one that was killed: we hold the folder
+    held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; options come as JSON in the environment (`operations.OPTIONS_VARIABLE`)."""
+    parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
+    parser.add_argument("--backend", default="local")
+    parser.add_argument("--folder", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = load(given.backend, json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}"))
+        asyncio.run(serve(given.folder, given.backend, settings))
+    except (DaemonError, FolderError, RoostError, RpcError) as problem:
+        announce_failure(type(problem).__name__, str(problem))
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

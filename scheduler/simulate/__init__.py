@@ -1,0 +1,1 @@
+"""`roost simulate`: replay a trace or recorded requests under several policies."""

@@ -1,0 +1,233 @@
+"""`roost simulate`: what policies would have made, or would make, of a stream of requests on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from roost.placement import NOWHERE, Decision, Node, Policy, Profile, Request, Snapshot
+from roost.placement.format import plural
+from roost.placement.lazy import LaterSequence
+from roost.placement.replay import Arrival, Resource, as_promised, replay
+from roost.placement.shipped_policies import SHIPPED, made
+from roost.scheduler.cli.actions import ask, client_of, options_of
+from roost.scheduler.config.settings import load
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.policies.loader import found, loaded, told
+from roost.scheduler.policies.offline import read_snapshot
+from roost.scheduler.policies.sandbox import check_placement
+from roost.scheduler.service.decision_log import FILE_NAME
+from roost.scheduler.service.operations import service_folder
+
+from . import request_streams
+from .report import Comparison, Run
+from .trace_files import added, read_ended, read_nodes, read_trace
+
+_PROGRESS_EVERY = 200
+
+
+def simulate(arguments: argparse.Namespace) -> int:
+    """Replay, and print, write and draw what came of it. Exit code 1 when a picture was asked for and not drawn."""
+    _check(arguments)
+    named = load(arguments.backend, options_of(arguments)).policies
+    policies = arguments.policy or list(SHIPPED)
+    pyplot = _pyplot(arguments.plot) if arguments.plot else None
+    tasks, note = _tasks(arguments)
+    nodes = _nodes(arguments)
+    resource, capacity = request_streams.counted(nodes, tasks)
+    made_of_it, said = request_streams.streams(arguments, tasks, resource, capacity)
+    comparison = Comparison(
+        trace=arguments.trace or FILE_NAME,
+        stream=said,
+        note=note,
+        nodes=len(nodes),
+        capacity=capacity,
+        resource=resource,
+        runs=compare(policies, named, nodes, tasks, made_of_it, resource),
+    )
+    document = json.dumps(comparison.to_dict(), ensure_ascii=False)
+    if arguments.json == "-":
+        print(document)
+    else:
+        comparison.show()
+    try:
+        if arguments.json not in (None, "-"):
+            Path(arguments.json).write_text(document + "\n", encoding="utf-8")
+        if pyplot is not None:
+            comparison.draw(pyplot, arguments.plot)
+    except OSError as problem:
+        raise ConfigError(f"not written: {problem}") from None
+    return 1 if arguments.plot and pyplot is None else 0
+
+
+def compare(
+    policies: Sequence[str],
+    named: Mapping[str, str],
+    nodes: Sequence[Node],
+    tasks: Sequence[Arrival],
+    streams: Mapping[int, Sequence[Arrival]],
+    resource: Resource,
+) -> dict[str, list[Run]]:
+    """Each policy on each stream, these by seed, with progress on stderr.
+
+    `named` are the operator's policies. Raises `ConfigError` that names a policy.
+    """
+    profile = Profile.of([task.request for task in tasks], Snapshot.of(nodes))
+    logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
+    known = {name: loaded(name, partial(found, name, named)) for name in policies}
+
+    def make(name: str) -> Policy:
+        return loaded(name, lambda: made(known[name], name, profile))
+
+    for name in known:
+        make(name)  # what is wrong is told before anything runs
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    runs: dict[str, list[Run]] = {name: [] for name in policies}
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        bar = progress.add_task("", total=len(runs) * sum(map(len, streams.values())))
+        for name in runs:
+            for seed, stream in streams.items():
+                progress.update(bar, description=f"{name}, seed {seed}")
+                timed = Timed(
+                    make(name),
+                    name,
+                    lambda: progress.advance(bar, _PROGRESS_EVERY),
+                    is_checked=known[name] is not SHIPPED.get(name),
+                )
+                done = replay(timed, Snapshot.of(nodes), stream, resource=resource, profile=profile)
+                runs[name].append(Run(seed=seed, replay=done, decision_ms=timed.decision_ms()))
+    return runs
+
+
+class Timed:
+    """A policy with a clock; what it raises becomes a `ConfigError` that names it.
+
+    With `is_checked`, as for all that are not shipped, so does a decision that cannot be (`guard`).
+    """
+
+    def __init__(
+        self, policy: Policy, name: str, on_progress: Callable[[], object], *, is_checked: bool
+    ) -> None:
+        self.name = name
+        self._is_checked = is_checked
+        self._policy = policy
+        self._on_progress = on_progress
+        self._times_s: list[float] = []
+
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
+        began = time.perf_counter()
+        try:
+            decision = self._policy.place(request, snapshot, avoid=avoid)
+            self._times_s.append(time.perf_counter() - began)
+            if self._is_checked:
+                _check_decision(decision, request, snapshot, avoid)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # noqa: BLE001 - anybody's code, which may even ask to exit
+            raise ConfigError(f"policy {self.name} failed ({told(problem)}).") from None
+        if len(self._times_s) % _PROGRESS_EVERY == 0:
+            self._on_progress()
+        return decision
+
+    def decision_ms(self) -> tuple[float, float]:
+        """Median, and the slowest in a hundred."""
+        p50, p99 = np.percentile(self._times_s, [50, 99]) * 1e3 if self._times_s else (0.0, 0.0)
+        return float(p50), float(p99)
+
+
+def _check_decision(decision: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> None:
+    """As `guard.checked`, but for the grounds, which nobody reads here."""
+    if not isinstance(decision, Decision):
+        raise TypeError(f"place gave {type(decision).__name__}, not a Decision")
+    check_placement(decision.placement, request, snapshot, avoid)
+    is_later = isinstance(decision.refusals, LaterSequence)  # all nodes' grounds: a pipeline has some
+    if decision.placement is None and not (is_later or decision.refusals or decision.refused):
+        raise ValueError("it gave neither a node nor a refusal")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    request_streams.check(arguments)
+    if arguments.empty and arguments.nodes:
+        raise ConfigError("--empty has no effect with --nodes, where nothing runs: leave it out.")
+    for option in ("json", "plot"):
+        path = getattr(arguments, option)
+        if path not in (None, "-") and not Path(path).parent.is_dir():
+            raise ConfigError(f"--{option} {path}: there is no folder {Path(path).parent}.")
+
+
+def _tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
+    """The trace, and what must be said of it: a kernel that runs on a live node does not arrive there again."""
+    if arguments.trace:
+        return read_trace(arguments.trace), ""
+    path = _own_log(arguments)
+    if arguments.empty:
+        return read_trace(path), ""
+    tasks, running = read_ended(path)
+    if not tasks:
+        raise ConfigError(
+            "all kernels that the scheduler has placed still run: give --empty, or name a trace."
+        )
+    note = f"Left out, since still on the nodes: {plural(running, 'kernel')} (with --empty all arrive)."
+    return tasks, note if running else ""
+
+
+def _own_log(arguments: argparse.Namespace) -> str:
+    if not arguments.live:
+        raise ConfigError(
+            "which trace? Name a file; with --live the scheduler's own decisions are the default."
+        )
+    path = service_folder(arguments.backend, client_of(arguments).options) / FILE_NAME
+    if not path.exists():
+        raise ConfigError("the scheduler has decided nothing yet that could be simulated: name a trace.")
+    return str(path)
+
+
+def _nodes(arguments: argparse.Namespace) -> list[Node]:
+    """The nodes that were asked for, and those added, used as promised."""
+    if arguments.nodes:
+        nodes = read_nodes(arguments.nodes)
+    else:
+        snapshot = (
+            read_snapshot(arguments.snapshot)
+            if arguments.snapshot
+            else Snapshot.from_dict({"nodes": ask(client_of(arguments).nodes())})
+        )
+        nodes = [snapshot.node(node_id) for node_id in snapshot.nodes]
+    if arguments.empty:
+        nodes = [node.emptied() for node in nodes]
+    for specification in arguments.add:
+        nodes += added(nodes, specification)
+    try:
+        Snapshot.of(nodes)
+    except ValueError as problem:  # two of one name
+        raise ConfigError(f"{arguments.nodes or 'nodes'}: {problem}") from None
+    return [as_promised(node) for node in nodes]
+
+
+def _pyplot(path: str) -> Any:
+    """matplotlib for that file, or None and a sentence on stderr; raises `ConfigError` for what it cannot write."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("roost: no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        return None
+    mpl.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in known:
+        raise ConfigError(f"--plot {path}: give it an ending of {', '.join(sorted(known))}.")
+    return pyplot

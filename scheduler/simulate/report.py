@@ -1,0 +1,214 @@
+"""What `roost simulate` found: policies side by side, as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from roost.placement.format import plural
+from roost.placement.replay import Replay, Resource
+from roost.scheduler.cli.tables import console, show, table
+
+_WORDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
+_FIGURES = {
+    "REFUSED": "refused",
+    "REQUESTS": "refused_requests",
+    "FRAGMENTED": "fragmented",
+    "P50 ms": "decision_p50_ms",
+    "P99 ms": "decision_p99_ms",
+}
+_FORMS: Sequence[tuple[bool, tuple[str, ...]]] = (
+    (True, ()),
+    (False, ()),
+    (False, ("REQUESTS",)),
+    (False, ("REQUESTS", "P50 ms")),
+    (False, ("REQUESTS", "P50 ms", "FRAGMENTED")),
+)
+"""With the spread or not, and without which columns, widest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One policy on one stream. `decision_ms` is the median time of a decision and that of the slowest in a hundred."""
+
+    seed: int
+    replay: Replay
+    decision_ms: tuple[float, float]
+
+    def figures(self) -> dict[str, float | None]:
+        """In percent, but for times: allocated, refused of what was asked for, fragmented."""
+        done = self.replay
+        last = done.points[max(done.points)]
+        fragmented = [each.fragmented for each in done.points.values() if each.fragmented is not None]
+        return {
+            "allocated_at_100": done.allocation(100),
+            "allocated_at_end": last.allocated,
+            "refused": 100.0 * done.refused / done.arrived if done.arrived else 0.0,
+            "refused_requests": 100.0 * done.refused_requests / done.requests if done.requests else 0.0,
+            "fragmented": fragmented[-1] if fragmented else None,
+            "decision_p50_ms": self.decision_ms[0],
+            "decision_p99_ms": self.decision_ms[1],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """`runs` by policy. `stream` says what was replayed, in a few words; `note` is one more sentence."""
+
+    trace: str
+    stream: str
+    note: str = ""
+    nodes: int
+    capacity: float
+    resource: Resource
+    runs: Mapping[str, Sequence[Run]]
+
+    def of(self, policy: str, figure: str) -> list[float]:
+        """That figure of each run that has it."""
+        return [value for run in self.runs[policy] if (value := run.figures()[figure]) is not None]
+
+    def ranked(self) -> list[str]:
+        """The policies, who refuses least first."""
+        return sorted(self.runs, key=lambda policy: statistics.fmean(self.of(policy, "refused")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON types."""
+        return {
+            "trace": self.trace,
+            "stream": self.stream,
+            "note": self.note,
+            "nodes": self.nodes,
+            "capacity": self.capacity,
+            "resource": self.resource,
+            "policies": {
+                policy: {
+                    "mean": {
+                        figure: statistics.fmean(values) if (values := self.of(policy, figure)) else None
+                        for figure in runs[0].figures()
+                    },
+                    "runs": [
+                        {
+                            "seed": run.seed,
+                            **run.figures(),
+                            "requests": run.replay.requests,
+                            "arrived": run.replay.arrived,
+                            "placed": run.replay.placed,
+                            "points": [
+                                {"percent": percent, **asdict(point)}
+                                for percent, point in run.replay.points.items()
+                            ],
+                        }
+                        for run in runs
+                    ],
+                }
+                for policy, runs in self.runs.items()
+            },
+        }
+
+    def show(self) -> None:
+        """Print the table, best first; where it is too wide without the spread, then without the least columns."""
+        out = console()
+        unbounded = out.options.update(max_width=10_000)
+        for is_spread, without in _FORMS:
+            made = self._table(is_spread, without)
+            if out.measure(made, options=unbounded).maximum <= out.width:
+                break
+        on = f"on {plural(self.nodes, 'node')} with {_amount(self.capacity, self.resource)}"
+        out.print(f"{self.stream}, {on}.")
+        if self.note:
+            out.print(self.note)
+        out.print()
+        show(out, made)
+        out.print(f"\n{self._legend(is_spread, without)}", style="dim")
+
+    def _table(self, is_spread: bool, without: Sequence[str]) -> Table:
+        ends = {max(run.replay.points) for run in next(iter(self.runs.values()))}
+        end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
+        figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
+        figures |= {end: "allocated_at_end", **_FIGURES}
+        columns = [name for name in figures if name not in without]
+        made = table("POLICY", *columns, right=columns)
+        for policy in self.ranked():
+            made.add_row(
+                self._shown(policy),
+                *(
+                    f"{statistics.fmean(values):.3f}" if "ms" in name else _percent(values, is_spread)
+                    for name in columns
+                    for values in [self.of(policy, figures[name])]
+                ),
+            )
+        return made
+
+    def _legend(self, is_spread: bool, without: Sequence[str]) -> str:
+        requests = "" if "REQUESTS" in without else ", and of the REQUESTS"
+        fragmented = "FRAGMENTED: free, and expected to be of no use to requests like these. "
+        seeds, spread = len(next(iter(self.runs.values()))), " ± standard deviation" if is_spread else ""
+        return (
+            f"In percent. AT: {_WORDS[self.resource]} allocated once demand for so much had arrived. "
+            f"REFUSED: of that demand{requests}. {'' if 'FRAGMENTED' in without else fragmented}"
+            f"{'P99' if 'P50 ms' in without else 'P50, P99'}: time of a decision."
+            + (f" Means of {seeds} seeds{spread}." if seeds > 1 else "")
+        )
+
+    def _shown(self, policy: str) -> str:
+        """FILE.py:NAME without its folder, unless another one would be called the same."""
+        short = _without_folder(policy)
+        return short if sum(_without_folder(each) == short for each in self.runs) == 1 else policy
+
+    def draw(self, pyplot: Any, path: str) -> None:
+        """Allocation, refused demand and fragmentation over arrived demand, each the mean of the runs."""
+        panels: list[tuple[str, Callable[[Any], float | None]]] = [
+            ("allocated", lambda point: point.allocated),
+            ("refused", lambda point: point.refused),
+        ]
+        if any(self.of(policy, "fragmented") for policy in self.runs):
+            panels.append(("fragmented", lambda point: point.fragmented))
+        figure, axes = pyplot.subplots(
+            len(panels), 1, figsize=(8, 3 * len(panels)), sharex=True, squeeze=False
+        )
+        for axis, (title, read) in zip(axes[:, 0], panels, strict=True):
+            for policy in self.ranked():
+                x, y = self._curve(policy, read)
+                axis.plot(x, y, label=self._shown(policy), linewidth=1.2)
+            axis.set_ylabel(f"{title}, % of {_WORDS[self.resource]}", fontsize=8)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+        axes[0, 0].legend(fontsize=8)
+        axes[-1, 0].set_xlabel(f"demand arrived, % of {_WORDS[self.resource]}", fontsize=8)
+        figure.suptitle(f"{self.stream}, {plural(self.nodes, 'node')}", fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path, dpi=130)
+        pyplot.close(figure)
+
+    def _curve(self, policy: str, read: Callable[[Any], float | None]) -> tuple[list[int], list[float]]:
+        x, y = [], []
+        every = [run.replay.points for run in self.runs[policy]]
+        for percent in sorted(set.intersection(*(set(points) for points in every))):
+            values = [value for points in every if (value := read(points[percent])) is not None]
+            if values:
+                x.append(percent)
+                y.append(statistics.fmean(values))
+        return x, y
+
+
+def _without_folder(policy: str) -> str:
+    path, colon, name = policy.rpartition(":")
+    return f"{Path(path).name}:{name}" if colon and path.endswith(".py") else policy
+
+
+def _percent(values: Sequence[float], is_spread: bool) -> str:
+    if not values:
+        return "-"
+    spread = f" ±{statistics.stdev(values):.2f}" if is_spread and len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def _amount(capacity: float, resource: Resource) -> str:
+    if resource == "memory_bytes":
+        return f"{capacity / 2**30:.0f} GiB memory"
+    return plural(capacity, _WORDS[resource].removesuffix("s"))

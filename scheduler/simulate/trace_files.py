@@ -1,0 +1,240 @@
+"""Traces to be replayed and the nodes they are replayed on: openb's CSV files, roost's decision log, nodes to be added.
+
+The forms of the CSV files are those of Alibaba's trace of 2023 (github.com/alibaba/clusterdata, openb).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from roost.placement import Device, Node, Request
+from roost.placement.replay import Arrival
+from roost.scheduler.config.memory_size import parse_bytes
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.service.decision_log import ASKED, older
+
+_MIB = 1 << 20
+_NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
+_TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
+MOST_NODES = 200_000
+MOST_TASKS = 1_000_000
+MOST_GPUS = 64
+"""Of one node."""
+
+
+def read_trace(path: str) -> list[Arrival]:
+    """The tasks of a trace, in the order of their arrival: a CSV file, or a decision log with the one before it.
+
+    Raises `ConfigError` with one sentence that names the file and the line.
+    """
+    return sorted(_read(path)[0], key=_came)
+
+
+def read_ended(path: str) -> tuple[list[Arrival], int]:
+    """A decision log as `read_trace` reads it, but for kernels that have not ended since; and how many those are."""
+    arrivals, running = _read(path)
+    return sorted((arrivals[i] for i in range(len(arrivals)) if i not in running), key=_came), len(running)
+
+
+def _read(path: str) -> tuple[list[Arrival], set[int]]:
+    """The tasks as they are in the file, and which of them a decision log has no end of."""
+    file, running = Path(path), set[int]()
+    if _begins_with_brace(file):
+        files = [each for each in (older(file), file) if each == file or each.exists()]
+        arrivals, running = _arrivals_of(line for each in files for line in _json_lines(each))
+    else:
+        arrivals = [_in_file(_task, *row) for row in _rows(file, _TASKS, "tasks", MOST_TASKS)]
+    if not arrivals:
+        raise ConfigError(f"{path} has no tasks: there is nothing to simulate.")
+    return arrivals, running
+
+
+def _came(arrival: Arrival) -> float:
+    return arrival.at_s
+
+
+def read_nodes(path: str) -> list[Node]:
+    """The nodes of a CSV file, empty; raises `ConfigError` with one sentence that names the file and the line."""
+    nodes = [_in_file(_node, *row) for row in _rows(Path(path), _NODES, "nodes", MOST_NODES)]
+    if not nodes:
+        raise ConfigError(f"{path} has no nodes: there is nothing to simulate on.")
+    return nodes
+
+
+def added(nodes: Sequence[Node], specification: str) -> list[Node]:
+    """More nodes: `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty ones like that node. Raises `ConfigError`."""
+    count_text, cross, what = specification.partition("x")
+    if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
+        raise ConfigError(
+            f"--add {specification!r} must be how many of what: 4x96cpus,384GiB,8xA100, or 4xNAME of a node there is."
+        )
+    count = int(count_text[:10])  # more are too many in any case
+    if len(nodes) + count > MOST_NODES:
+        raise ConfigError(f"--add {specification!r:.80} makes more than {MOST_NODES:,} nodes: add fewer.")
+    known = {node.id: node for node in nodes}
+    like = known[what].emptied() if what in known else _described(what, specification, known)
+    taken = sum(node.id.startswith("added-") for node in nodes)
+    return [replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, count + 1)]
+
+
+def _described(what: str, specification: str, known: Mapping[str, Node]) -> Node:
+    cpus, memory_bytes, devices = 0.0, 0, list[Device]()
+    for part in what.split(","):
+        part = part.strip()
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?) ?cpus?", part):
+            cpus = float(match[1])
+        elif match := re.fullmatch(r"(\d{1,9}) ?(?:gpus?|x ?(\S.*))", part):
+            first = len(devices)
+            if first + int(match[1]) > MOST_GPUS:
+                raise ConfigError(f"--add {specification!r}: a node has {MOST_GPUS} GPUs at most.")
+            devices += [Device(id=str(first + i), model=match[2] or "") for i in range(int(match[1]))]
+        elif re.fullmatch(r"[\d.]+ ?[kmgtpKMGTP]i?[bB]?", part):
+            memory_bytes = parse_bytes(part)
+        else:
+            examples = f"; nodes there are: {', '.join(list(known)[:3])}, …" if known else ""
+            raise ConfigError(
+                f"--add {specification!r}: {part!r} is neither 96cpus, 384GiB, 8xA100 nor the name of a node{examples}."
+            )
+    return Node(id="added", cpus=cpus, memory_bytes=memory_bytes, devices=tuple(devices))
+
+
+# openb
+
+
+def _rows(
+    file: Path, columns: Sequence[str], what: str, most: int
+) -> Iterator[tuple[dict[str, str], Path, int]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened, restval="")
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ConfigError(
+                    f"{file} is no list of {what}: it has no column {missing[0]}, of {', '.join(columns)}."
+                )
+            for number, row in enumerate(reader):
+                if number == most:
+                    raise ConfigError(f"{file} has more than {most:,} {what}: give fewer.")
+                yield row, file, reader.line_num
+    except OSError as problem:
+        raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise ConfigError(f"{file} is no CSV file: {problem}.") from None
+
+
+def _in_file(read: Callable[[Any], Any], row: Any, file: Path, line: int) -> Any:
+    try:
+        return read(row)
+    except (ValueError, OverflowError) as problem:
+        raise ConfigError(f"{file}, line {line}: {problem}") from None
+
+
+def _node(row: Mapping[str, str]) -> Node:
+    count = _whole(row, "gpu")
+    if count > MOST_GPUS:
+        raise ValueError(f"a node has {MOST_GPUS} GPUs at most; got {count}.")
+    devices = tuple(Device(id=str(i), model=row["model"].strip()) for i in range(count))
+    return Node(
+        id=row["sn"],
+        cpus=_number(row, "cpu_milli") / 1000,
+        memory_bytes=_whole(row, "memory_mib") * _MIB,
+        devices=devices,
+    )
+
+
+def _task(row: Mapping[str, str]) -> Arrival:
+    count, milli = _whole(row, "num_gpu"), _whole(row, "gpu_milli")
+    if count > 1 and milli not in (0, 1000):
+        raise ValueError(f"{count} GPUs of {milli / 1000:g} each cannot be asked for: a share is of one GPU.")
+    gpus = milli / 1000 if count == 1 else float(count)
+    models = (
+        tuple(name.strip() for name in row.get("gpu_spec", "").split("|") if name.strip()) if gpus else ()
+    )
+    request = Request(
+        cpus=_number(row, "cpu_milli") / 1000,
+        memory_bytes=_whole(row, "memory_mib") * _MIB,
+        gpus=gpus,
+        gpu_models=models,
+    )
+    created_s = _number(row, "creation_time") if row.get("creation_time") else 0.0
+    duration_s = None
+    if row.get("creation_time") and row.get("deletion_time"):
+        duration_s = _number(row, "deletion_time") - created_s
+        if duration_s < 0:
+            raise ValueError("deletion_time is before creation_time.")
+    return Arrival(request=request, at_s=created_s, duration_s=duration_s)
+
+
+def _number(row: Mapping[str, str], name: str) -> float:
+    try:
+        return float(row[name])
+    except ValueError:
+        raise ValueError(f"{name} must be a number; got {row[name]!r:.40}.") from None
+
+
+def _whole(row: Mapping[str, str], name: str) -> int:
+    number = _number(row, name)
+    if not 0 <= number < 1e15 or number != int(number):
+        raise ValueError(f"{name} must be a whole number, 0 or more; got {row[name]!r:.40}.")
+    return int(number)
+
+
+# The decision log
+
+
+def _begins_with_brace(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(1) == b"{"
+    except OSError as problem:
+        raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
+
+
+def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            for number, text in enumerate(opened, start=1):
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    line = None
+                if not isinstance(line, dict) or "what" not in line:
+                    raise ConfigError(f"{file}, line {number}: this is no line of a decision log; remove it.")
+                if number > MOST_TASKS:
+                    raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
+                yield line, file, number
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{file} cannot be read: {problem}.") from None
+
+
+def _arrivals_of(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
+    """A kernel that was placed arrived when it was asked for, and ran from its placement to its end, if it has one."""
+    arrivals: list[Arrival] = []
+    running: dict[str, tuple[int, float]] = {}  # by kernel: which arrival, placed when
+    for line, file, number in lines:
+        arrival, at_s = _in_file(_asked, line, file, number)
+        kernel_id = str(line.get("kernel", ""))
+        if line["what"] in ("placed", "ended") and kernel_id in running:
+            index, placed_s = running.pop(kernel_id)
+            arrivals[index] = replace(arrivals[index], duration_s=max(0.0, at_s - placed_s))
+        if line["what"] == "placed":
+            running[kernel_id] = len(arrivals), at_s
+        if line["what"] in ("placed", "refused"):
+            arrivals.append(arrival)
+    return arrivals, {index for index, _ in running.values()}
+
+
+def _asked(line: Mapping[str, Any]) -> tuple[Arrival, float]:
+    try:
+        asked = {name: line["request"][name] for name in ASKED if name in line["request"]}
+        at_s, asked_s = (datetime.fromisoformat(line[name]).timestamp() for name in ("at", "asked_at"))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise ValueError(f"this is no line of a decision log ({problem}).") from None
+    return Arrival(request=Request.from_dict(asked), at_s=asked_s), at_s

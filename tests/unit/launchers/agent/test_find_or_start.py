@@ -1,0 +1,95 @@
+"""Which agent is used, and when it is replaced: other settings, older versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from roost.launchers.agent import find_or_start
+from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.daemon.daemon import DaemonError
+from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.json_codec import WireError
+from roost.launchers.protocol.messages import Owner, Reserve
+
+SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
+RESERVE = Reserve(lease_id="roost:k:1", kernel_id="k", owner=Owner(user="ada"))
+
+
+@pytest.fixture
+async def agent(runtime_dir: Path) -> AsyncIterator[AgentClient]:
+    client = await connect(SETTINGS)
+    yield client
+    await client.close()
+    last = await connect(SETTINGS)
+    await last.release(RESERVE.lease_id)
+    await last.leave()
+    await last.close()
+
+
+async def connect(settings: AgentSettings) -> AgentClient:
+    client = AgentClient(*await local_agent(settings))
+    await client.connect()
+    return client
+
+
+async def cpus_and_pid(settings: AgentSettings) -> tuple[float, int]:
+    client = await connect(settings)
+    try:
+        return (await client.status()).cpus, (await client.hello()).pid
+    finally:
+        await client.close()
+
+
+async def test_other_settings_wait_until_nothing_is_held(
+    agent: AgentClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    pid = (await agent.hello()).pid
+    await agent.reserve(RESERVE)
+    other = AgentSettings(cpus=1, idle_exit_s=60)
+    assert await cpus_and_pid(other) == (4, pid)
+    assert "keeps the settings" in caplog.text
+    await agent.release(RESERVE.lease_id)
+    cpus, next_pid = await cpus_and_pid(other)
+    assert cpus == 1
+    assert next_pid != pid
+
+
+async def test_an_older_agent_that_holds_something_hands_its_settings_on(
+    agent: AgentClient, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = (await agent.hello()).pid
+    await agent.reserve(RESERVE)
+    announced = read_json(runtime_dir / "agent" / "ready.json")
+    announced["version"] = "0.0.0"
+    announced["settings"]["of_old"] = 1
+    write_private_json(runtime_dir / "agent" / "ready.json", announced)
+    holdings = AgentClient.holdings
+
+    async def unknown(client: AgentClient) -> None:
+        raise WireError("Holdings lacks a field")
+
+    monkeypatch.setattr(AgentClient, "holdings", unknown)
+    cpus, next_pid = await cpus_and_pid(AgentSettings(cpus=1, idle_exit_s=60))
+    assert cpus == 4
+    assert next_pid != pid
+    monkeypatch.setattr(AgentClient, "holdings", holdings)
+    again = await connect(SETTINGS)
+    assert len((await again.holdings()).reservations) == 1
+    await again.close()
+
+
+def test_settings_that_only_one_version_knows_are_no_difference() -> None:
+    old = json.loads('{"cpus": 4.0, "memory_bytes": 1000, "gpus": 2, "of_old": 1}')
+    assert find_or_start._other(old, SETTINGS) == {}
+    assert find_or_start._other({**old, "gpus": 1}, SETTINGS) == {"gpus": 1}
+
+
+def test_a_newer_agent_is_not_talked_to() -> None:
+    with pytest.raises(DaemonError, match="upgrade"):
+        find_or_start._is_older({"version": "99.0", "protocol": 99})

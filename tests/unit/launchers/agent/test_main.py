@@ -1,0 +1,355 @@
+"""The real agent, with kernels that do no more than open their port: quick to start, easy to count."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from agents import Session, agent_session, alive, end_agent
+from world import TINY_ARGV as ARGV
+from world import TINY_KERNEL
+
+from roost.launchers.agent import kernels, start
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.daemon.private_files import read_json
+from roost.launchers.daemon.process import is_running, start_time
+from roost.launchers.protocol.messages import Connection, Launch, Warm
+from roost.launchers.protocol.rpc import RemoteError
+
+
+@pytest.fixture
+async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
+    async with agent_session() as session:
+        yield session
+    await end_agent()
+    folder = runtime_dir / "agent"
+    assert not list((folder / "kernels").iterdir()), "files of kernels left"
+    assert not list((folder / "leases").iterdir()), "leases left"
+
+
+async def test_a_kernel_from_lease_to_release(agent: Session, runtime_dir: Path) -> None:
+    lease_id = await agent.reserve("k", gpus=0.5, cpus=1)
+    process = await agent.launch("k", launch_id="one")
+    assert process.how == "exec"
+    assert alive(process)
+    assert os.getpgid(process.pid) == process.pid
+    assert await agent.launch("k", launch_id="one") == process, "a repeated launch answers the same"
+    with pytest.raises(RemoteError, match="still runs"):
+        await agent.launch("k", launch_id="two")
+    assert b"CUDA_VISIBLE_DEVICES=0\0" in Path(f"/proc/{process.pid}/environ").read_bytes()
+    status = await agent.client.status()
+    assert (status.kernels, status.cpus_promised, status.gpus_promised) == (1, 1, 0.5)
+    assert await agent.client.logs("k", 100) == "up\n"
+    for path in runtime_dir.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, f"{path} is open to others"
+    await agent.client.release(lease_id)
+    assert not alive(process)
+    await agent.client.release(lease_id)
+    assert (await agent.until("released")).lease_id == lease_id
+
+
+async def test_signals_exits_and_restart_in_the_same_lease(agent: Session) -> None:
+    await agent.reserve("k", gpus=1)
+    first = await agent.launch("k")
+    assert await agent.client.signal("k", signal.SIGKILL)
+    event = await agent.until("exited")
+    assert event.kernel is not None
+    assert (event.kernel.exit_code, event.kernel.log_tail) == (-9, "up\n")
+    assert "SIGKILL" in event.kernel.reason
+    assert not await agent.client.signal("k", signal.SIGINT)
+    second = await agent.launch("k", connection=first.connection)
+    assert second.connection == first.connection, "ports and key stay"
+    with pytest.raises(RemoteError, match="no signal"):
+        await agent.client.signal("k", 4000)
+    stopped = await agent.client.stop("k", 5)
+    assert stopped.exit_code == -15
+    with pytest.raises(RemoteError) as failure:
+        await agent.client.stop("nobody", 1)
+    assert failure.value.kind == "unknown_kernel"
+
+
+async def test_a_lease_without_a_kernel_ends(agent: Session) -> None:
+    await agent.reserve("k", linger_s=0.2)
+    await agent.launch("k")
+    await agent.client.signal("k", signal.SIGKILL)
+    await agent.until("exited")
+    await agent.until("released")
+    assert (await agent.client.holdings()).reservations == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "words"),
+    [
+        (("no-such-kernel",), "bad_command", "'no-such-kernel' was not found"),
+        ((), "bad_command", "argv is empty"),
+        (
+            (sys.executable, "-c", "print('last words'); raise SystemExit(3)"),
+            "kernel_died",
+            "code 3.*last words",
+        ),
+        ((sys.executable, "-S", "-c", "import signal; signal.pause()"), "launch_timeout", "within 0.5 s"),
+    ],
+)
+async def test_starts_that_fail(agent: Session, argv: tuple[str, ...], kind: str, words: str) -> None:
+    await agent.reserve("k", gpus=1)
+    with pytest.raises(RemoteError, match=words) as failure:
+        await agent.launch("k", argv, launch_id="x", deadline_s=0.5 if kind == "launch_timeout" else 20)
+    assert failure.value.kind == kind
+    with pytest.raises(RemoteError, match=words):
+        await agent.launch("k", argv, launch_id="x")
+    holdings = await agent.client.holdings()
+    assert holdings.kernels == ()
+    await agent.launch("k", launch_id="y")  # the lease is still good
+
+
+async def test_bad_launches(agent: Session) -> None:
+    with pytest.raises(RemoteError) as failure:
+        await agent.launch("nobody")
+    assert failure.value.kind == "no_reservation"
+    await agent.reserve("k")
+    with pytest.raises(RemoteError, match="working directory /nowhere does not exist"):
+        await agent.launch("k", cwd="/nowhere")
+
+
+async def test_a_taken_port_is_replaced(agent: Session) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wish = Connection(shell_port=port, iopub_port=1, stdin_port=1, control_port=1, hb_port=1)
+        await agent.reserve("k")
+        process = await agent.launch("k", connection=wish)
+        assert process.connection.shell_port != port
+
+
+async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
+    await agent.reserve("busy", gpus=1)
+    process = await agent.launch("busy")
+    await agent.reserve("starting")
+    slow = asyncio.create_task(
+        agent.launch("starting", (sys.executable, "-c", "import signal; signal.pause()"), launch_id="s")
+    )
+    unfinished = await _being_started("starting")
+    reader = await asyncio.create_subprocess_exec(
+        "tail", "-f", _folder("starting") / "log", stdout=subprocess.DEVNULL
+    )
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    with pytest.raises(Exception, match="lost"):
+        await slow
+    assert alive(process)
+    async with agent_session() as again:
+        holdings = await again.client.holdings()
+        assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
+        assert len(holdings.reservations) == 2
+        assert not is_running(unfinished, start_time(unfinished)), "a start that was not finished is ended"
+        assert reader.returncode is None, "who only reads its log is not"
+        reader.kill()
+        await reader.wait()
+        with pytest.raises(RemoteError):
+            await again.reserve("other", gpus=2)
+        assert await again.launch("busy", launch_id=process.launch_id) == holdings.kernels[0]
+        assert await again.client.signal("busy", signal.SIGTERM)
+        event = await again.until("exited")
+        assert event.kernel is not None
+        assert event.kernel.exit_code is None
+        assert "no agent watched" in event.kernel.reason or event.kernel.reason
+        relaunched = await again.launch("busy", connection=process.connection)
+        assert relaunched.connection == process.connection
+        assert relaunched.pid != process.pid
+
+
+def _folder(name: str) -> Path:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return Path(os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", digest)
+
+
+async def _being_started(name: str) -> int:
+    """Pid of a kernel that is being started and has not said so yet."""
+    for _ in range(500):
+        found = read_json(_folder(name) / "starting.json")
+        if found:
+            return int(found["pid"])
+        await asyncio.sleep(0.01)
+    raise AssertionError("no kernel was started")
+
+
+async def test_a_record_that_cannot_be_read_ends_no_kernel(agent: Session) -> None:
+    await agent.reserve("newer")
+    await agent.reserve("broken")
+    newer, broken = await agent.launch("newer"), await agent.launch("broken")
+    record = _folder("newer") / "record.json"
+    record.write_text(json.dumps({**read_json(record), "from_a_newer_agent": {"a": 1}}))
+    (_folder("broken") / "record.json").write_text("{}")
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    async with agent_session() as again:
+        assert [kernel.kernel_id for kernel in (await again.client.holdings()).kernels] == ["newer"]
+        assert alive(newer)
+        assert alive(broken)
+        os.killpg(broken.pid, signal.SIGKILL)
+        shutil.rmtree(_folder("broken"))
+
+
+async def test_a_kernel_without_its_lease_is_ended_by_the_next_agent(
+    agent: Session, runtime_dir: Path
+) -> None:
+    await agent.reserve("k")
+    process = await agent.launch("k")
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    (_folder("k") / "starting.json").unlink()  # an earlier version wrote none
+    for lease in (runtime_dir / "agent" / "leases").iterdir():
+        lease.unlink()
+    async with agent_session() as again:
+        assert (await again.client.holdings()).kernels == ()
+        assert not _folder("k").exists()
+        assert not await _group_lives(process.pid)
+
+
+async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
+    await agent.reserve("k")
+    parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
+    process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
+    assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "500"
+    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    async with agent_session() as again:
+        os.kill(process.pid, signal.SIGKILL)
+        await again.until("exited")
+        assert not await _group_lives(process.pid)
+
+
+async def _group_lives(group: int) -> bool:
+    """Whether any of the group still runs after a moment; zombies do not."""
+    for _ in range(100):
+        members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
+        if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+async def test_a_lease_ends_no_kernel_of_another(agent: Session) -> None:
+    first = await agent.reserve("k", linger_s=0.2)
+    request = (await agent.client.holdings()).reservations[0].request
+    await agent.client.reserve(replace(request, lease_id="roost:k:2"))
+    process = await agent.launch("k", lease_id="roost:k:2")
+    with pytest.raises(RemoteError, match="still runs"):
+        await agent.launch("k", lease_id=first)
+    assert (await agent.until("released")).lease_id == first, "no kernel came to run in it"
+    await agent.client.release(first)
+    assert alive(process)
+    await agent.client.release("roost:k:2")
+    assert not alive(process)
+
+
+async def test_no_kernel_starts_in_a_lease_that_is_being_released(agent: Session) -> None:
+    lease_id = await agent.reserve("k")
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + TINY_KERNEL
+    await agent.launch("k", (*ARGV[:3], deaf, ARGV[4]))
+    release = asyncio.create_task(agent.client.release(lease_id))
+    await asyncio.sleep(0)
+    with pytest.raises(RemoteError, match="is being released"):
+        await agent.launch("k")
+    await agent.client.signal("k", signal.SIGKILL)
+    await release
+
+
+async def test_what_kernels_use(agent: Session) -> None:
+    await agent.reserve("k")
+    await agent.reserve("ended")
+    parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
+    process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
+    await agent.launch("ended")
+    await agent.client.stop("ended", 1)
+    (stats,) = (await agent.client.stats()).kernels
+    assert (stats.kernel_id, stats.processes) == ("k", 2)
+    assert stats.rss_bytes > psutil.Process(process.pid).memory_info().rss
+    assert stats.cpu_s >= 0
+    assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
+    assert (await agent.client.stats()).kernels == (stats,), "measured at most once a second"
+
+
+async def test_the_status_names_what_is_warm(agent: Session) -> None:
+    assert (await agent.client.status()).warm == ()
+    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    await agent.client.warm(Warm(argv=argv, env=dict(os.environ)))
+    assert (await agent.client.status()).warm == (sys.executable,)
+
+
+async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    await agent.reserve("k")
+    process = await agent.launch("k")
+    monkeypatch.setattr(kernels, "DIES_S", 0.05)
+    kernel = kernels._Kernel(
+        kernel_id="k",
+        launch_id="l",
+        lease_id="x",
+        folder=Path("/"),
+        started=asyncio.get_running_loop().create_future(),  # type: ignore[arg-type]
+        ended=asyncio.Event(),
+        process=process,
+    )
+    with pytest.raises(RemoteError, match=r"does not die.*its lease stays"):
+        await kernels._until_dead(kernel)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("ipykernel_launcher.py", " --IPKernelApp.parent_handle=1"), ("other.py", "")]
+)
+def test_only_an_ipykernel_is_told_that_it_has_no_parent(tmp_path: Path, name: str, more: str) -> None:
+    (tmp_path / name).write_text("import sys; print(*sys.argv[1:])")
+    argv = (sys.executable, str(tmp_path / name), "-f", "{connection_file}")
+    launch = Launch(
+        launch_id="1", lease_id="l", kernel_id="k", argv=argv, env={}, cwd="/", connection=Connection(), deadline_s=1
+    )  # fmt: skip
+    with open(tmp_path / "log", "wb") as log:
+        pid = start._spawn(launch, {}, Path("/c.json"), log.fileno())
+    os.waitpid(pid, 0)
+    assert (tmp_path / "log").read_text() == f"-f /c.json{more}\n"
+
+
+def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("ab", buffering=0) as kernel:
+        for n in range(1000):
+            kernel.write(b"line %d\n" % n)
+        kernels.shorten(path, over_bytes=10_000, keep_bytes=100)
+        assert path.stat().st_size > 8000, "it is small enough"
+        kernels.shorten(path, over_bytes=1000, keep_bytes=100)
+        kernel.write(b"more\n")
+    first, *_, last, more = path.read_text().splitlines()
+    assert (first, last, more) == ("[roost: what was here before is left out]", "line 999", "more")
+    assert path.stat().st_size < 200
+
+
+async def test_it_leaves_when_idle_and_stays_while_a_lease_exists(runtime_dir: Path) -> None:
+    async with agent_session(AgentSettings(cpus=4, idle_exit_s=0.3)) as session:
+        await session.reserve("k", linger_s=0.2)
+        await session.launch("k")
+        pid = (await session.client.hello()).pid
+        await session.client.release("roost:k:1")
+        await session.until("leaving")
+    descriptor = os.pidfd_open(pid) if os.path.exists(f"/proc/{pid}") else None
+    if descriptor is not None:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, ended.set)
+        await asyncio.wait_for(ended.wait(), 10)
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+    shutil.rmtree(runtime_dir / "agent")

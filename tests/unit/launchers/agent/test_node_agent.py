@@ -1,0 +1,229 @@
+"""The agent of a cluster's node: kernels of applications elsewhere, and a manager that takes its leases back."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import Session, agent_session, alive, end_agent
+from world import TINY_ARGV, TINY_KERNEL, kill
+
+from roost.launchers.agent import main as module
+from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.daemon.daemon import DaemonError
+from roost.launchers.daemon.private_files import read_json
+from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.json_codec import decode, encode
+from roost.launchers.protocol.messages import Connection, Manager
+from roost.launchers.protocol.rpc import ClientKeys, RemoteError
+
+AT = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60, address="127.0.0.2")
+HOME = str(Path(module.__file__).resolve().parents[3])
+SAYS = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]));" + TINY_KERNEL
+
+
+@pytest.fixture
+async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
+    async with agent_session(AT) as session:
+        yield session
+    await end_agent(AT)
+    for folder in ("kernels", "leases"):
+        assert not list((runtime_dir / "agent" / folder).iterdir()), f"{folder} left"
+
+
+@contextmanager
+def daemon(address: str) -> Iterator[Manager]:
+    """A process that stands for the manager's daemon on this node; killed at the end at the latest."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            started_at = start_time(process.pid)
+            yield Manager(name="Ray", pid=process.pid, process_started_at=started_at, address=address)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+async def answering() -> AsyncIterator[str]:
+    """The address of a manager that answers."""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def said(agent: Session, name: str, **launch: Any) -> tuple[Connection, str, dict[str, str]]:
+    """Launch a kernel: where it listens, its folder and its environment."""
+    process = await agent.launch(name, (*TINY_ARGV[:3], SAYS, TINY_ARGV[4]), **launch)
+    cwd, env = json.loads((await agent.client.logs(name, 100_000)).splitlines()[0])
+    assert process.connection is not None
+    return process.connection, cwd, env
+
+
+async def test_a_kernel_listens_at_its_nodes_address_and_finds_its_folder_or_the_home_folder(
+    agent: Session, tmp_path: Path
+) -> None:
+    await agent.reserve("k")
+    connection, cwd, _ = await said(agent, "k", cwd="/no/such/folder", connection=Connection(ip="192.0.2.1"))
+    assert (connection.ip, cwd) == ("127.0.0.2", os.path.realpath(os.path.expanduser("~")))
+    assert agent.client.endpoint.startswith("tcp://127.0.0.2:")
+    await agent.reserve("there")
+    assert (await said(agent, "there", cwd=str(tmp_path)))[1] == os.path.realpath(tmp_path)
+
+
+async def test_a_kernel_has_its_nodes_environment_beneath_its_own(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"OF_THE_NODE": "1", "LANG": "C", "PYTHONPATH": f"{HOME}{os.pathsep}/mine"}.items():
+        monkeypatch.setenv(name, value)
+    async with agent_session(AT) as agent:
+        await agent.reserve("k")
+        _, _, env = await said(agent, "k", env={"LANG": "de_DE"})
+        assert (env["OF_THE_NODE"], env["LANG"], env["PYTHONPATH"]) == ("1", "de_DE", "/mine")
+    await end_agent(AT)
+
+
+@pytest.mark.parametrize(
+    ("entries", "left"), [([HOME, "/a", "", "/b"], "/a:/b"), ([HOME], None), ([f"{HOME}/./"], None)]
+)
+def test_the_folder_of_the_agents_own_code_is_no_kernels(
+    monkeypatch: pytest.MonkeyPatch, entries: list[str], left: str | None
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entries))
+    assert module.own_environment().get("PYTHONPATH") == left
+
+
+def test_the_folder_of_the_agents_own_code_is_known_behind_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(HOME, f"{folder}/link")
+        monkeypatch.setenv("PYTHONPATH", f"{folder}/link")
+        assert "PYTHONPATH" not in module.own_environment()
+
+
+async def test_a_kernel_sees_the_devices_that_its_manager_granted_and_no_others(agent: Session) -> None:
+    await agent.reserve("two", gpus=2, device_ids=("5", "3"), is_granted=True)
+    env = (await said(agent, "two"))[2]
+    assert env["CUDA_VISIBLE_DEVICES"] == "5,3"
+    assert "CUDA_DEVICE_ORDER" not in env, "the order is the manager's"
+    await agent.reserve("none", is_granted=True)
+    assert (await said(agent, "none"))[2]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+async def test_signals_that_the_starter_blocked_reach_kernels(runtime_dir: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        async with agent_session(AT) as agent:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            await agent.reserve("k")
+            process = await agent.launch("k")
+            assert "SigBlk:\t0000000000000000" in Path(f"/proc/{process.pid}/status").read_text()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    await end_agent(AT)
+
+
+async def test_a_node_that_leaves_its_cluster_loses_its_leases_and_says_so_first(
+    agent: Session, answering: str
+) -> None:
+    with daemon(answering) as manager:
+        await agent.client.manage(manager)
+        processes = []
+        for name in ("a", "b"):
+            await agent.reserve(name, cpus=1)
+            processes.append(await agent.launch(name))
+        while agent.events.qsize():
+            agent.events.get_nowait()
+        assert not (await agent.client.status()).is_cut_off
+        kill(manager.pid)
+        first = await asyncio.wait_for(agent.events.get(), 10)
+        assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's last daemon here has ended")
+        assert (await agent.client.status()).is_cut_off
+        seen = [await asyncio.wait_for(agent.events.get(), 10)]
+        while sum(event.kind == "released" for event in seen) < 2:
+            seen.append(await asyncio.wait_for(agent.events.get(), 10))
+    lost, exited = ([event for event in seen if event.kind == kind] for kind in ("lost", "exited"))
+    assert sorted(event.lease_id for event in lost) == ["roost:a:1", "roost:b:1"]
+    assert {event.reason for event in lost} == {"its node has left the Ray cluster"}
+    assert len(exited) == 2
+    assert max(seen.index(event) for event in lost) < min(seen.index(event) for event in exited)
+    assert not any(map(alive, processes))
+    assert (await agent.client.holdings()).reservations == ()
+
+
+async def test_the_next_agent_finds_that_the_daemon_has_ended_meanwhile(
+    agent: Session, answering: str
+) -> None:
+    with daemon(answering) as manager:
+        await agent.client.manage(manager)
+        await agent.reserve("k")
+        process = await agent.launch("k")
+        kill((await agent.client.hello()).pid)
+        kill(manager.pid)
+    assert alive(process)
+    async with agent_session(AT) as following:
+        assert (await following.until("released")).lease_id == "roost:k:1"
+    assert not alive(process)
+
+
+async def test_a_daemon_that_does_not_run_here_is_not_watched(agent: Session) -> None:
+    with pytest.raises(RemoteError, match=r"no process .* of Ray runs here"):
+        await agent.client.manage(Manager(name="Ray", pid=os.getpid(), process_started_at=1.0, address="a:1"))
+
+
+@pytest.mark.parametrize("which", ["the daemon", "a job of the daemon"])
+async def test_a_manager_that_would_end_all_that_is_left_running_is_refused(
+    runtime_dir: Path, which: str
+) -> None:
+    set_child_subreaper(True)  # as a raylet may: then the agent, a process of its own, is its child
+    try:
+        async with agent_session(AT) as agent:
+            pid = (await agent.client.hello()).pid
+            its = os.getpid() if which == "the daemon" else os.getppid()
+            manager = Manager(name="Ray", pid=its, process_started_at=start_time(its), address="127.0.0.1:1")
+            with pytest.raises(DaemonError, match=r"Ray ends all .* Start Ray without that"):
+                await local_agent(AT, manager=manager)
+        assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0, "it leaves"
+    finally:
+        set_child_subreaper(False)
+    assert not (runtime_dir / "agent" / "manager.json").exists()
+
+
+def set_child_subreaper(on: bool) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(36, int(on), 0, 0, 0) == 0, "PR_SET_CHILD_SUBREAPER of prctl(2)"
+
+
+def bring_up(name: str, manager: Manager) -> dict[str, Any]:
+    """What a cluster manager's task does on a node, and what it reads."""
+    words = [name, json.dumps(encode(AT)), json.dumps(encode(manager))]
+    command = [sys.executable, "-m", "roost.launchers.agent.find_or_start", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return dict(json.loads(done.stdout))
+
+
+async def test_the_program_that_brings_an_agent_up(runtime_dir: Path, answering: str) -> None:
+    with daemon(answering) as manager:
+        told = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
+        assert await asyncio.to_thread(bring_up, "agent-ray-1", manager) == told, "it is found again"
+        known = read_json(runtime_dir / "agent-ray-1" / "manager.json")
+        assert known is not None
+        assert [decode(Manager, each) for each in known["managers"]] == [manager]
+        assert len(told["devices"]) == AT.gpus
+        client = AgentClient(told["endpoint"], decode(ClientKeys, told["keys"]))
+        await client.connect()
+        assert (await client.status()).cpus == AT.cpus
+        kill(manager.pid)
+        told = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
+        assert told == {"problem": f"no process {manager.pid} of Ray runs here"}
+        await client.leave()
+        await client.close()

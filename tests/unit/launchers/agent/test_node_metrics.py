@@ -1,0 +1,168 @@
+"""What a machine or container has and uses, from files as Linux writes them; GPUs, from an NVML that may hang."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from roost.launchers.agent import gpus, node_metrics
+from roost.launchers.agent.gpus import Devices
+from roost.launchers.agent.ledger import Ledger
+from roost.launchers.agent.node_metrics import AgentSettings, Measured
+
+FILES = {
+    "v2": {
+        "cpu.max": "50000 100000",
+        "memory.max": "1000000",
+        "memory.current": "700000",
+        "memory.stat": "anon 5\ninactive_file 300000\n",
+    },
+    "v1": {
+        "cpu/cpu.cfs_quota_us": "50000",
+        "cpu/cpu.cfs_period_us": "100000",
+        "memory/memory.limit_in_bytes": "1000000",
+        "memory/memory.usage_in_bytes": "700000",
+        "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300000\n",
+    },
+}
+OWN = {
+    "v2": "0::/docker/abc\n",
+    "v1": "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n3:pids:/docker/abc\n",
+}
+
+
+def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str]) -> None:
+    (folder / "own").write_text(own)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    monkeypatch.setattr(node_metrics, "_CGROUP", folder)
+    monkeypatch.setattr(node_metrics, "_OWN_CGROUPS", folder / "own")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_container_is_as_large_as_its_limits(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(tmp_path, monkeypatch, OWN[version], FILES[version])
+    measured = Measured(AgentSettings(gpus=0))
+    assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
+    ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
+    assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
+    (tmp_path / "l" / "damaged.json").write_text("{")
+    ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
+    assert measured.status(ledger, kernels=0).unreadable_leases == 1
+
+
+def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "memory.max": "max"}
+    lay_out(tmp_path, monkeypatch, OWN["v1"] + OWN["v2"], free)
+    measured = Measured(AgentSettings(gpus=0))
+    assert measured.cpus >= 1
+    assert measured.memory_bytes == psutil.virtual_memory().total
+    assert node_metrics.used_memory(None) > 1_000_000
+
+
+class Nvml:
+    """As `pynvml`: one GPU for each UUID; `answers` cleared, no call returns."""
+
+    NVML_DEVICE_MIG_ENABLE = 1
+    NVMLError = RuntimeError
+
+    def __init__(self, *uuids: str | None) -> None:
+        self.uuids = list(uuids)
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.answers.wait()
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        assert self.answers.is_set()
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        self.answers.wait()
+        return len(self.uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetMigMode(self, gpu: int) -> tuple[int, int]:  # noqa: N802
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=100, used=10)
+
+    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=50)
+
+    def nvmlDeviceGetUUID(self, gpu: int) -> str:  # noqa: N802
+        uuid = self.uuids[gpu]
+        if uuid is None:
+            raise self.NVMLError("not supported")
+        return uuid
+
+    def nvmlDeviceGetName(self, gpu: int) -> bytes:  # noqa: N802
+        return b"T4"
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
+    fake = Nvml("GPU-a", "GPU-b")
+    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+    yield fake
+    fake.answers.set()
+
+
+def test_gpus_that_hang_are_shown_as_last_seen(nvml: Nvml, tmp_path: Path) -> None:
+    measured = Measured(AgentSettings(cpus=1, memory_bytes=1))
+    ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
+    before = measured.status(ledger, kernels=0)
+    assert [(device.id, device.used) for device in before.devices] == [("GPU-a", 0.5), ("GPU-b", 0.5)]
+    nvml.answers.clear()
+    read_at, measured._read_at = measured.devices.read_at, 0.0
+    after = measured.status(ledger, kernels=0)
+    assert after.devices == before.devices
+    assert measured.devices.read_at == read_at
+    assert after.metrics_age_s is not None
+    assert after.metrics_age_s >= gpus._WAIT_S
+    measured.devices.close()  # does not wait either
+    nvml.answers.set()
+
+
+def test_gpus_that_never_answered_are_none(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpus, "_FIRST_WAIT_S", 0.05)
+    nvml.answers.clear()
+    measured = Measured(AgentSettings())
+    ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
+    nvml.answers.set()
+    reader = measured.devices._reader
+    assert reader is not None
+    reader.join(5)
+    assert len(measured.devices.read()) == 2
+    assert measured.status(ledger, kernels=0).devices == (), "what the ledger does not know is not offered"
+    measured.devices.close()
+
+
+def test_gpus_without_a_name_of_their_own_go_by_index(nvml: Nvml) -> None:
+    nvml.uuids = ["GPU-a", None, "", "GPU-a"]
+    found = Devices()
+    assert [device.id for device in found.read()] == ["GPU-a", "1", "2", "3"]
+    found.close()
+
+
+def test_declared_gpus_are_not_asked(nvml: Nvml) -> None:
+    nvml.answers.clear()
+    declared = Devices(2, "T4")
+    assert [(device.id, device.model, device.used) for device in declared.read()] == [
+        ("0", "T4", None),
+        ("1", "T4", None),
+    ]

@@ -1,0 +1,253 @@
+"""One daemon per folder, whoever asks and however often; folders that are private or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from roost.launchers.daemon import private_files
+from roost.launchers.daemon.daemon import AlreadyRunning, DaemonError, ensure, hold, is_alive
+from roost.launchers.daemon.private_files import FolderError, private_folder, tail, write_private
+from roost.launchers.daemon.private_files import runtime_dir as chosen_runtime_dir
+from roost.launchers.daemon.process import Watch, is_running, signal_group, start_time
+
+SERVE = """
+import sys, signal
+from pathlib import Path
+from roost.launchers.daemon.daemon import hold
+with hold(Path(sys.argv[1])) as held:
+    held.announce({"hello": 1})
+    signal.sigwait([signal.SIGTERM])
+"""
+
+
+def command(folder: Path) -> list[str]:
+    block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    return [sys.executable, "-c", block + SERVE, str(folder)]
+
+
+def end(pid: int) -> None:
+    descriptor = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGTERM)
+    assert select.select([descriptor], [], [], 10)[0], "the daemon did not end"
+    os.close(descriptor)
+
+
+def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
+    folder = runtime_dir / "d"
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: ensure(folder, command(folder), deadline_s=20), range(8)))
+    assert len({answer["pid"] for answer in found}) == 1
+    pid = found[0]["pid"]
+    assert is_alive(folder)
+    assert is_running(pid, found[0]["process_started_at"])
+    assert os.getsid(pid) != os.getsid(0)
+    end(pid)
+    assert not is_alive(folder)
+    again = ensure(folder, command(folder), deadline_s=20)
+    assert again["pid"] != pid
+    os.kill(again["pid"], signal.SIGKILL)  # leaves everything behind
+    pause = threading.Event()
+    while is_running(again["pid"], again["process_started_at"]):
+        pause.wait(0.01)
+    third = ensure(folder, command(folder), deadline_s=20)
+    assert third["pid"] != again["pid"]
+    end(third["pid"])
+
+
+def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
+    with pytest.raises(DaemonError, match=r"ended while it was starting: .*boom"):
+        ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
+
+
+FAIL = "from roost.launchers.daemon.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
+
+
+def test_one_that_fails_for_a_reason_says_it_and_leaves_nothing(runtime_dir: Path) -> None:
+    folder = runtime_dir / "d"
+    with pytest.raises(DaemonError):
+        ensure(folder, [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
+    assert (folder / "log").exists(), "the sentence named it"
+
+    def fail(_: int) -> str:
+        with pytest.raises(DaemonError, match=r"^no such option$") as failure:
+            ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
+        return failure.value.kind
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(fail, range(4))) == {"ConfigError"}
+    assert not folder.exists()
+
+
+def test_one_that_fails_leaves_what_earlier_ones_have_left(runtime_dir: Path) -> None:
+    folder = private_folder(runtime_dir / "d")
+    (folder / "drained.json").touch()
+    with pytest.raises(DaemonError, match="no such option"):
+        ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
+    assert (folder / "log").exists()
+
+
+def test_one_that_is_late_is_given_up(runtime_dir: Path) -> None:
+    late = [sys.executable, "-c", "import os, time; time.sleep(1.5)"]
+    with pytest.raises(DaemonError, match=r"not ready within 0\.3 s"):
+        ensure(runtime_dir / "d", late, deadline_s=0.3)
+
+
+def test_what_the_one_before_wrote_is_kept(runtime_dir: Path) -> None:
+    for reason in ("first", "second"):
+        with pytest.raises(DaemonError, match=reason):
+            ensure(runtime_dir / "d", [sys.executable, "-c", f"raise SystemExit('{reason}')"], deadline_s=20)
+    assert (runtime_dir / "d" / "log.old").read_text() == "first\n"
+    assert (runtime_dir / "d" / "log").read_text() == "second\n"
+
+
+def test_who_starts_one_for_ever_is_not_waited_for(runtime_dir: Path) -> None:
+    folder = private_folder(runtime_dir / "d")
+    with (folder / "start.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DaemonError, match=r"held .*start.lock for 0\.1 s"):
+            ensure(folder, command(folder), deadline_s=0.1)
+
+
+def test_locks_are_given_back_although_a_fork_has_their_file(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+    flock = fcntl.flock
+
+    def copying(descriptor: int, how: int) -> None:
+        copies.append(os.dup(descriptor))  # the same open file, as a forked child has it
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", copying)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a daemon's own; this process keeps its handlers
+    folder = private_folder(runtime_dir / "d")
+    (folder / "lock").touch()
+    assert not is_alive(folder)
+    with hold(folder):
+        assert is_alive(folder)
+    assert not is_alive(folder)
+    for copy in copies:
+        os.close(copy)
+
+
+def test_asking_keeps_no_daemon_from_starting(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    folder = private_folder(runtime_dir / "d")
+    (folder / "lock").touch()
+    with (folder / "lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not is_alive(folder), "two who ask are no daemon"
+        with pytest.raises(AlreadyRunning), hold(folder):
+            pass
+        timer = threading.Timer(0.05, fcntl.flock, (asking, fcntl.LOCK_UN))
+        timer.start()
+        with hold(folder):
+            assert is_alive(folder)
+        timer.join()
+
+
+def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(FolderError, match="chmod 700"):
+        private_folder(tmp_path / "open")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(FolderError, match="not a folder"):
+        private_folder(tmp_path / "link")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="ROOST_RUNTIME_DIR"):
+        private_folder(tmp_path / "file" / "x")
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "own"))
+    assert chosen_runtime_dir() == tmp_path / "own"
+    monkeypatch.delenv("ROOST_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert chosen_runtime_dir() == tmp_path / "roost"
+
+
+def test_one_runtime_folder_whatever_the_caller_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROOST_RUNTIME_DIR")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(private_files, "_RUN_USER", tmp_path)
+    monkeypatch.setattr(private_files, "_TMP", tmp_path / "tmp")
+    assert chosen_runtime_dir() == tmp_path / "tmp" / f"roost-{os.getuid()}"
+    own = tmp_path / str(os.getuid())
+    own.mkdir()
+    assert chosen_runtime_dir() == own / "roost"
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(other))
+    assert chosen_runtime_dir() == other / "roost"
+    monkeypatch.setattr(private_files, "_is_ours", lambda folder: folder != str(other))  # as after sudo
+    assert chosen_runtime_dir() == own / "roost"
+
+
+def test_files_are_whole_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    write_private(path, b"one\ntwo\nthree\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert tail(path, 8) == "three\n"
+    assert tail(path, 100) == "one\ntwo\nthree\n"
+    with pytest.raises(TypeError):
+        write_private(path, "text")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+async def test_the_end_of_a_strange_process_is_seen() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
+    )
+    started_at = start_time(process.pid)
+    assert is_running(process.pid, started_at)
+    assert not is_running(process.pid, started_at + 1)
+    ended, never = asyncio.Event(), asyncio.Event()
+    Watch(process.pid, started_at, ended.set)
+    stopped = Watch(process.pid, started_at, never.set)
+    stopped.close()
+    assert not ended.is_set()
+    process.kill()
+    await asyncio.wait_for(ended.wait(), 10)
+    await process.wait()
+    ended.clear()
+    Watch(process.pid, started_at, ended.set)  # one that is gone already
+    await asyncio.wait_for(ended.wait(), 10)
+    assert not never.is_set()
+
+
+async def test_no_call_from_within_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    started_at = start_time(process.pid)
+    await process.wait()
+    own = start_time(os.getpid())
+    for pid, then, has_pidfd in (
+        (process.pid, started_at, True),
+        (process.pid, started_at, False),
+        (os.getpid(), own + 1, True),  # another process has the pid by now
+    ):
+        if not has_pidfd:
+            monkeypatch.delattr(os, "pidfd_open")
+        ended = asyncio.Event()
+        Watch(pid, then, ended.set)
+        assert not ended.is_set()
+        await asyncio.wait_for(ended.wait(), 5)
+        monkeypatch.undo()
+
+
+def test_a_process_of_another_user_is_there_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, signum: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert signal_group(1, signal.SIGTERM)

@@ -1,0 +1,71 @@
+"""Messages: what is encoded can be decoded, and nothing else gets through."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from roost.launchers.protocol.json_codec import WireError, decode, encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    name: str
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    kind: Literal["a", "b"]
+    count: int
+    inner: Inner | None = None
+    items: tuple[Inner, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    flag: bool = False
+
+
+def test_round_trip_through_json() -> None:
+    value = Outer(
+        kind="a", count=2, inner=Inner(name="x", share=0.5), items=(Inner(name="y"),), labels={"k": "v"}
+    )
+    assert decode(Outer, json.loads(json.dumps(encode(value)))) == value
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        ({"kind": "a"}, "lacks the field 'count'"),
+        ({"kind": "a", "count": 1, "more": 1}, "has no field 'more'"),
+        ({"kind": "c", "count": 1}, "kind must be one of"),
+        ({"kind": "a", "count": "1"}, "count must be int"),
+        ({"kind": "a", "count": True}, "count must be int, not bool"),
+        ({"kind": "a", "count": 1, "flag": 1}, "flag must be bool"),
+        ({"kind": "a", "count": 1, "inner": {"name": "x", "share": float("nan")}}, "finite number"),
+        ({"kind": "a", "count": 1, "inner": {"name": 3}}, "Outer.inner.name must be str"),
+        ({"kind": "a", "count": 1, "items": {"name": "x"}}, "items must be a list"),
+        ({"kind": "a", "count": 1, "labels": {"k": 1}}, "labels.k must be str"),
+        ([], "must be an object"),
+        (None, "must be an object"),
+    ],
+)
+def test_malformed_messages_are_refused_with_the_field(message: object, complaint: str) -> None:
+    with pytest.raises(WireError, match=complaint):
+        decode(Outer, message)
+
+
+def test_what_another_version_added_can_be_left_out_at_any_depth() -> None:
+    message = {
+        "kind": "a",
+        "count": 1,
+        "new": [1],
+        "inner": {"name": "x", "new": 1},
+        "items": [{"name": "y", "new": 1}],
+    }
+    read = decode(Outer, message, ignore_unknown=True)
+    assert read == Outer(kind="a", count=1, inner=Inner(name="x"), items=(Inner(name="y"),))
+    with pytest.raises(WireError, match="lacks the field 'count'"):
+        decode(Outer, {"kind": "a"}, ignore_unknown=True)

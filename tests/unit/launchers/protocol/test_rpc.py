@@ -1,0 +1,233 @@
+"""Calls over real sockets: answers, events, losses, and those who lack the key."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import AgentEvent, Nothing
+from roost.launchers.protocol.rpc import (
+    Client,
+    ClientKeys,
+    Disconnected,
+    Operation,
+    RemoteError,
+    Server,
+    ServerKeys,
+    Unauthorized,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add:
+    a: int
+    b: int
+
+
+def key_pair() -> tuple[str, str]:
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+SERVER, CLIENT = key_pair(), key_pair()
+CLIENT_KEYS = ClientKeys(server=SERVER[0], public=CLIENT[0], secret=CLIENT[1])
+
+
+@asynccontextmanager
+async def serving(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[Server]:
+    async def add(peer: bytes, request: Add) -> dict[str, int]:
+        return {"sum": request.a + request.b}
+
+    async def wait(peer: bytes, request: Nothing) -> None:
+        await asyncio.Event().wait()
+
+    async def fail(peer: bytes, request: Nothing) -> None:
+        raise RemoteError("conflict", "no", {"free": 1})
+
+    async def subscribe(peer: bytes, request: Nothing) -> Nothing:
+        server.subscribe(peer)
+        return Nothing()
+
+    operations = {
+        "add": Operation(Add, add),
+        "wait": Operation(Nothing, wait),
+        "fail": Operation(Nothing, fail),
+        "subscribe": Operation(Nothing, subscribe),
+    }
+    keys = ServerKeys(public=SERVER[0], secret=SERVER[1], clients=frozenset([CLIENT[0]]))
+    server = Server(operations, keys=keys if address.startswith("tcp") else None)
+    server.start(address)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def connected(server: Server, **options: Any) -> AsyncIterator[Client]:
+    client = Client(server.endpoint, keys=CLIENT_KEYS, **options)
+    await client.connect(timeout_s=5)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def test_calls_errors_and_events() -> None:
+    events: asyncio.Queue[Any] = asyncio.Queue()
+    async with serving() as server, connected(server, on_event=events.put_nowait) as client:
+        assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
+        with pytest.raises(RemoteError) as failure:
+            await client.call("fail", timeout_s=5)
+        assert (failure.value.kind, failure.value.fields) == ("conflict", {"free": 1})
+        for op, arguments, kind in [("add", {"a": 1}, "bad_request"), ("nope", {}, "unknown_operation")]:
+            with pytest.raises(RemoteError) as failure:
+                await client.call(op, arguments, timeout_s=5)
+            assert failure.value.kind == kind
+        server.publish({"before": "subscribing"})
+        await client.call("subscribe", timeout_s=5)
+        server.publish({"n": 1})
+        assert await asyncio.wait_for(events.get(), 5) == {"n": 1}
+
+
+async def test_a_slow_call_delays_no_other_and_has_a_deadline() -> None:
+    async with serving() as server, connected(server) as client:
+        slow = asyncio.create_task(client.call("wait", timeout_s=0.3))
+        assert await client.call("add", {"a": 1, "b": 1}, timeout_s=5) == {"sum": 2}
+        with pytest.raises(asyncio.TimeoutError):
+            await slow
+
+
+async def test_calls_in_progress_end_when_the_server_goes() -> None:
+    lost = asyncio.Event()
+    async with serving() as server, connected(server, on_lost=lost.set) as client:
+        call = asyncio.create_task(client.call("wait", timeout_s=30))
+        await client.call("add", {"a": 1, "b": 1}, timeout_s=5)
+        await server.close()
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(lost.wait(), 5)
+        assert client.is_lost
+
+
+async def test_an_event_that_raises_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(event: dict[str, Any]) -> None:
+        raise KeyError("new")
+
+    async with serving() as server, connected(server, on_event=refuse) as client:
+        await client.call("subscribe", timeout_s=5)
+        server.publish({"n": 1})
+        assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
+        assert "was not understood" in caplog.text
+        assert not client.is_lost
+
+
+async def test_a_server_that_talks_nonsense_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    lost = asyncio.Event()
+    async with serving() as server, connected(server, on_lost=lost.set) as client:
+        call = asyncio.create_task(client.call("wait", timeout_s=30))
+        await client.call("subscribe", timeout_s=5)
+        (peer,) = server._subscribers
+        server._send(peer, b"[")
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(call, 5)
+        assert lost.is_set()
+        assert "cannot be read" in caplog.text
+
+
+async def test_an_agent_that_does_not_take_subscribers_is_left() -> None:
+    async with serving() as server:
+        del server._operations["subscribe"]  # type: ignore[attr-defined]
+        client = AgentClient(server.endpoint, CLIENT_KEYS)
+        with pytest.raises(RemoteError):
+            await client.connect()
+        assert client._client._socket.closed
+
+
+async def test_agents_may_answer_with_more_than_is_known() -> None:
+    events: asyncio.Queue[AgentEvent] = asyncio.Queue()
+    async with serving() as server:
+
+        async def hello(peer: bytes, request: Nothing) -> dict[str, Any]:
+            return {"protocol": 1, "version": "9", "pid": 1, "new": {"a": 1}}
+
+        server._operations["hello"] = Operation(Nothing, hello)  # type: ignore[index]
+        client = AgentClient(server.endpoint, CLIENT_KEYS, on_event=events.put_nowait)
+        await client.connect()
+        assert (await client.hello()).version == "9"
+        server.publish({"kind": "leaving", "new": 1})
+        assert (await asyncio.wait_for(events.get(), 5)).kind == "leaving"
+        await client.close()
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        client = Client(f"tcp://127.0.0.1:{held.getsockname()[1]}", keys=CLIENT_KEYS)
+        with pytest.raises(Disconnected):
+            await client.connect(timeout_s=5)
+    stale = tmp_path / "stale"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(os.fspath(stale))
+    with pytest.raises(Disconnected):
+        await Client(f"ipc://{stale}").connect(timeout_s=5)
+
+
+async def test_who_lacks_the_key_gets_nothing_and_delays_nobody() -> None:
+    async with serving() as server, connected(server) as client:
+        port = int(server.endpoint.rpartition(":")[2])
+        public, secret = key_pair()
+        stranger = ClientKeys(server=SERVER[0], public=public, secret=secret)
+        wrong_server = ClientKeys(server=public, public=CLIENT[0], secret=CLIENT[1])
+        with pytest.raises(Unauthorized):
+            await Client(server.endpoint, keys=stranger).connect(timeout_s=5)
+        with pytest.raises((Unauthorized, Disconnected)):
+            await Client(server.endpoint, keys=wrong_server).connect(timeout_s=5)
+        with pytest.raises((Unauthorized, Disconnected)):
+            await Client(server.endpoint).connect(timeout_s=1)
+        raw = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]  # idle
+        for connection in raw[:25]:
+            connection.sendall(os.urandom(4096))
+        for connection in raw[:5]:
+            connection.settimeout(5)
+            greeting = bytearray()
+            try:
+                while chunk := connection.recv(4096):
+                    greeting += chunk
+            except OSError:
+                pass
+            assert len(greeting) <= 64  # ZMTP's greeting, which has no secrets, and no more
+        assert await client.call("add", {"a": 2, "b": 2}, timeout_s=2) == {"sum": 4}
+        for connection in raw:
+            connection.close()
+
+
+async def test_unix_sockets_need_no_keys(tmp_path: Path) -> None:
+    async with serving(f"ipc://{tmp_path}/s") as server:
+        client = Client(server.endpoint)
+        await client.connect(timeout_s=5)
+        assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
+        await client.close()
+
+
+async def test_garbage_from_a_peer_with_a_key_is_dropped() -> None:
+    async with serving() as server, connected(server) as client:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.curve_serverkey, dealer.curve_publickey = SERVER[0].encode(), CLIENT[0].encode()
+            dealer.curve_secretkey = CLIENT[1].encode()
+            dealer.connect(server.endpoint)
+            for message in (b"", b"\xff\x00", b"[]", b"{}", b'{"id": {}}', b"[" * 100_000):
+                dealer.send(message)
+            dealer.send_multipart([b"a", b"b", b"c"])
+            dealer.linger = 0
+            assert await client.call("add", {"a": 2, "b": 2}, timeout_s=5) == {"sum": 4}

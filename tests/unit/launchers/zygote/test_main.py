@@ -1,0 +1,437 @@
+"""Forked kernels are like plain ones: a real zygote, real kernels, and this process in the agent's place."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import site
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.blocking import BlockingKernelClient
+
+from roost.launchers.agent.ports import choose
+from roost.launchers.agent.zygote_pool import (
+    Forked,
+    KernelCommand,
+    KernelDiedEarly,
+    Zygotes,
+    ipykernel_command,
+)
+from roost.launchers.protocol.messages import PORT_NAMES, Connection
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+
+PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+REPLY_S = 20.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Kernel:
+    """A forked kernel and a client of it."""
+
+    def __init__(self, forked: Forked, info: Mapping[str, Any], log: Path) -> None:
+        self.forked = forked
+        self.pid = forked.pid
+        self.log = log
+        self.client = BlockingKernelClient()
+        self.client.load_connection_info({**info, **forked.ports})
+        self.client.start_channels(hb=False)
+        self.status: int | None = None
+
+    def run(self, code: str) -> dict[str, Any]:
+        """Execute `code`; its reply's content."""
+        reply = self.client.execute(code, reply=True, timeout=REPLY_S)
+        return dict(reply["content"])
+
+    def value(self, expression: str) -> Any:
+        """The value of an expression that JSON can carry."""
+        code = f"import json as _json; _value = _json.dumps({expression})"
+        reply = self.client.execute(code, user_expressions={"v": "_value"}, reply=True, timeout=REPLY_S)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        text = reply["content"]["user_expressions"]["v"]["data"]["text/plain"]
+        return json.loads(ast.literal_eval(text))
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        if self.status is None:
+            _, self.status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(self.status)
+
+    def end(self) -> None:
+        self.client.stop_channels()
+        self.client.context.term()
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+
+@contextlib.contextmanager
+def default_signals() -> Iterator[None]:
+    """What is started here ignores no signal, though the tests may have been started by something like nohup."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Agent:
+    """Starts kernels as the agent does."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        self.loop = asyncio.new_event_loop()
+        self.zygotes = Zygotes(warm_delay_s=0.0, **options)
+        self.command = command_of(sys.executable)
+        self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython")}
+        self.kernels: list[Kernel] = []
+
+    def warm(self) -> int:
+        """Have a zygote ready; its pid."""
+        self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
+        return self.zygotes.describe()[-1].pid
+
+    def try_start(
+        self, *args: str, cwd: Path | None = None, ports: Mapping[str, int] | None = None
+    ) -> Kernel | None:
+        connection_file = self.folder / f"{uuid.uuid4().hex}.json"
+        info = {
+            "ip": "127.0.0.1",
+            "transport": "tcp",
+            "key": uuid.uuid4().hex,
+            "signature_scheme": "hmac-sha256",
+        }
+        info |= {**dict.fromkeys(PORTS, 0), **(ports or {})}
+        connection_file.touch(0o600)
+        connection_file.write_text(json.dumps(info))
+        log = connection_file.with_suffix(".log")
+        with log.open("ab") as file:
+            forked = self.loop.run_until_complete(
+                self.zygotes.launch(
+                    KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
+                    connection_file=connection_file,
+                    env=self.env,
+                    cwd=cwd or self.folder,
+                    log_fd=file.fileno(),
+                    deadline_s=REPLY_S,
+                )
+            )
+        if forked is None:
+            return None
+        self.kernels.append(Kernel(forked, info, log))
+        return self.kernels[-1]
+
+    def start(self, *args: str, **options: Any) -> Kernel:
+        kernel = self.try_start(*args, **options)
+        assert kernel is not None, "no zygote was there"
+        return kernel
+
+    def start_plain(self, *, cwd: Path) -> Kernel:
+        """An exec'ed kernel, to compare with; it logs to the same kind of file."""
+        connection_file = self.folder / f"{uuid.uuid4().hex}.json"
+        ports = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
+        numbers = {name: server.getsockname()[1] for name, server in zip(PORTS, ports, strict=True)}
+        for server in ports:
+            server.close()
+        info = {
+            "ip": "127.0.0.1",
+            "transport": "tcp",
+            "key": "key",
+            "signature_scheme": "hmac-sha256",
+            **numbers,
+        }
+        connection_file.write_text(json.dumps(info))
+        log = connection_file.with_suffix(".log")
+        argv = [
+            self.command.python,
+            *self.command.flags,
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            str(connection_file),
+        ]
+        env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
+        with log.open("ab") as file, default_signals():
+            process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        process.returncode = 0
+        self.kernels.append(Kernel(Forked(pid=process.pid, ports=numbers, timing_ms={}), info, log))
+        return self.kernels[-1]
+
+    def end_kernels(self) -> None:
+        while self.kernels:
+            self.kernels.pop().end()
+
+    def close(self) -> None:
+        self.end_kernels()
+        self.loop.run_until_complete(self.zygotes.close())
+        self.loop.close()
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+    def reap(self) -> None:
+        """Wait for the zygotes and spares of all agents, which leave when their agent does."""
+        while pids := children():
+            self.zygotes.on_reaped(*os.waitpid(pids[0], 0))
+
+
+def children() -> list[int]:
+    """Zygotes and spares among the children."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in listed if b"zygote/main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def command_of(python: str) -> KernelCommand:
+    command = ipykernel_command(
+        [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    )
+    assert command is not None
+    return command
+
+
+@pytest.fixture(scope="module")
+def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    agent = Agent(tmp_path_factory.mktemp("agent"))
+    agent.warm()
+    yield agent
+    agent.close()
+    agent.reap()
+
+
+@pytest.fixture
+def agent(shared_agent: Agent) -> Iterator[Agent]:
+    yield shared_agent
+    shared_agent.end_kernels()
+
+
+SEEN = """dict(
+    argv=[sys.argv[0], sys.argv[1], sys.argv[3:], sys.orig_argv[:-1]], path=sys.path, flags=list(sys.flags),
+    cwd=os.getcwd(),
+    env=dict(os.environ), executable=sys.executable, main=[__name__, str(__main__.__spec__), sorted(vars(__main__))],
+    leader=os.getsid(0) == os.getpgid(0) == os.getpid(), parent=os.getppid(),
+    threads=sorted(thread.name for thread in threading.enumerate()),
+    signals=[str(signal.getsignal(number)) for number in range(1, 32)], mask=len(signal.pthread_sigmask(0, [])),
+    streams=[
+        str(s.encoding) + s.errors + str(s.line_buffering) for s in (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+    ],
+    hook=sys.excepthook.__qualname__,
+    locale=locale.setlocale(locale.LC_ALL), zone=time.tzname, tmp=tempfile.gettempdir(), umask=oct(os.umask(0o22)),
+)"""
+
+
+def test_a_forked_kernel_sees_what_a_plain_one_sees(agent: Agent, tmp_path: Path) -> None:
+    odd = {"SEEN": "s\udcff", "JPY_PARENT_PID": str(os.getpid()), "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path)}
+    agent.env |= odd
+    try:
+        forked, plain = agent.start(cwd=tmp_path), agent.start_plain(cwd=tmp_path)
+    finally:
+        for name in odd:
+            del agent.env[name]
+    setup = "import sys, os, __main__, threading, signal, locale, time, tempfile"
+    seen: list[dict[str, Any]] = []
+    for kernel in (forked, plain):
+        assert kernel.run(setup)["status"] == "ok"
+        seen.append(kernel.value(SEEN))
+    assert seen[0] == seen[1]
+    assert seen[0]["env"]["SEEN"] == "s\udcff"
+    assert "JPY_PARENT_PID" not in seen[0]["env"]
+    assert b"ipykernel_launcher" in Path(f"/proc/{forked.pid}/cmdline").read_bytes()
+    assert forked.forked.timing_ms["ports"] >= forked.forked.timing_ms["pid"] > 0
+    assert "Ctrl-C" not in forked.log.read_text()
+
+
+def test_magics_shell_output_and_completion_work(agent: Agent) -> None:
+    kernel = agent.start()
+    assert kernel.run("%config InlineBackend.figure_format = 'svg'")["status"] in ("ok", "error")
+    assert kernel.run("x = %pwd\nassert x")["status"] == "ok"
+    assert kernel.run("out = !echo hello\nassert out == ['hello'], out")["status"] == "ok"
+    reply = kernel.client.complete("import os; os.getc", reply=True, timeout=REPLY_S)
+    assert "getcwd" in {match.rpartition(".")[2] for match in reply["content"]["matches"]}
+
+
+def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent) -> None:
+    kernel = agent.start()
+    kernel.run("1")
+    os.kill(kernel.pid, signal.SIGINT)
+    assert kernel.run("1+1")["status"] == "ok"
+    msg_id = kernel.client.execute("print('running', flush=True)\nimport time\ntime.sleep(60)")
+    while True:
+        message = kernel.client.get_iopub_msg(timeout=REPLY_S)
+        if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
+            break
+    os.killpg(kernel.pid, signal.SIGINT)
+    reply = kernel.client.get_shell_msg(timeout=REPLY_S)
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
+
+
+def test_it_ends_as_a_plain_one_does(agent: Agent, tmp_path: Path) -> None:
+    stopped, exited, killed = agent.start(), agent.start(), agent.start()
+    mark = tmp_path / "atexit"
+    assert (
+        stopped.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(mark)!r}).touch)")["status"]
+        == "ok"
+    )
+    stopped.client.shutdown()
+    assert stopped.wait() == 0
+    assert mark.exists()
+    exited.client.execute("import os; os._exit(7)")
+    assert exited.wait() == 7
+    os.kill(killed.pid, signal.SIGTERM)
+    assert killed.wait() == -signal.SIGTERM
+
+
+def test_what_fails_to_start_is_reported_with_its_exit_status(agent: Agent) -> None:
+    with pytest.raises(KernelDiedEarly) as caught:
+        agent.start("--IPKernelApp.no_such_option=1", "--IPKernelApp.kernel_class=no.such.Class")
+    _, status = os.waitpid(caught.value.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    with pytest.raises(KernelDiedEarly) as caught:
+        agent.start(cwd=agent.folder / "missing")
+    assert os.waitstatus_to_exitcode(os.waitpid(caught.value.pid, 0)[1]) == 1
+
+
+def test_options_on_the_command_line_are_the_kernels_own(agent: Agent) -> None:
+    with_option, without = (
+        agent.start("--IPKernelApp.exec_lines=a = 5", "--InteractiveShell.xmode=Minimal"),
+        agent.start(),
+    )
+    assert with_option.value("[a, get_ipython().InteractiveTB.mode]") == [5, "Minimal"]
+    assert without.value("['a' in dir(), get_ipython().InteractiveTB.mode]") == [False, "Context"]
+
+
+def test_siblings_draw_different_random_numbers(agent: Agent) -> None:
+    draw = (
+        "[__import__('random').random(), __import__('numpy').random.random(), __import__('uuid').uuid4().hex]"
+    )
+    first, second = (agent.start().value(draw) for _ in range(2))
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_multiprocessing_works_from_a_cell(agent: Agent) -> None:
+    kernel = agent.start()
+    spawn = "__import__('multiprocessing').get_context('spawn').Pool(1).map(abs, [-1, 2])"
+    assert kernel.value(spawn) == [1, 2]
+    kernel.run("def double(n): return 2 * n")
+    assert kernel.value("__import__('multiprocessing').get_context('fork').Pool(1).map(double, [1, 2])") == [
+        2,
+        4,
+    ]
+
+
+def test_startup_files_run_in_each_kernel_as_they_are_now(agent: Agent, tmp_path: Path) -> None:
+    startup = Path(agent.env["IPYTHONDIR"]) / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    file = startup / "00-test.py"
+    config = startup.parent / "ipython_kernel_config.py"
+    try:
+        for value in (1, 2):
+            file.write_text(f"import os; started = [{value}, os.getcwd()]")
+            config.write_text(f"get_config().InteractiveShell.cache_size = {100 + value}")
+            kernel = agent.start(cwd=tmp_path)
+            assert kernel.value("[started, get_ipython().cache_size]") == [
+                [value, str(tmp_path)],
+                100 + value,
+            ]
+    finally:
+        file.unlink()
+        config.unlink()
+
+
+def test_fixed_ports_are_respected_and_given_up_when_taken(agent: Agent) -> None:
+    chosen = choose(Connection())  # not from the range out of which the system gives ports to anybody
+    ports = {name: getattr(chosen, name) for name in PORT_NAMES}
+    first = agent.start(ports=ports)
+    assert first.forked.ports == ports
+    first.client.shutdown()
+    first.wait()
+    again = agent.start(ports=ports)
+    assert again.forked.ports == ports
+    assert again.run("1")["status"] == "ok"
+    again.client.shutdown()
+    again.wait()
+    with socket.create_server(("127.0.0.1", ports["hb_port"])):
+        moved = agent.start(ports=ports)
+    assert not set(moved.forked.ports.values()) & set(ports.values())
+    assert moved.run("1")["status"] == "ok"
+
+
+def test_a_burst_gets_kernels_beyond_the_spares(agent: Agent) -> None:
+    kernels = [agent.start() for _ in range(5)]
+    assert len({kernel.pid for kernel in kernels}) == 5
+    assert all(kernel.run("1+1")["status"] == "ok" for kernel in kernels)
+
+
+def test_a_killed_zygote_leaves_its_kernels_and_is_replaced(agent: Agent) -> None:
+    kernel = agent.start()
+    pid = agent.zygotes.describe()[-1].pid
+    os.kill(pid, signal.SIGKILL)
+    assert agent.zygotes.on_reaped(*os.waitpid(pid, 0))
+    assert agent.try_start() is None
+    assert kernel.run("1+1")["status"] == "ok"
+    kernel.client.shutdown()
+    assert kernel.wait() == 0
+    assert agent.warm() != pid
+    assert agent.start().run("1+1")["status"] == "ok"
+
+
+def test_an_upgraded_package_is_new_in_the_next_kernel(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=REPLY_S)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    source = tmp_path / "source"
+    source.mkdir()
+    (packages / "ours.pth").write_text("\n".join([*site.getsitepackages(), str(source)]))
+    (source / "roost_tiny.py").write_text("version = 1")
+    agent = Agent(tmp_path, preload=("roost_tiny",))
+    agent.command = command_of(str(venv / "bin" / "python"))
+    try:
+        agent.warm()
+        assert agent.start().value("__import__('roost_tiny').version") == 1
+        (source / "unrelated.txt").write_text("people write files beside their modules")
+        assert agent.start().value("'roost_tiny' in __import__('sys').modules")
+        (source / "roost_tiny.py").write_text("version = 22")
+        assert agent.try_start() is None
+        time.sleep(0.02)  # a file that is newer than its zygote is not trusted
+        agent.warm()
+        assert agent.start().value("__import__('roost_tiny').version") == 22
+    finally:
+        agent.close()
+
+
+def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "roost_threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()"
+    )
+    agent = Agent(tmp_path, preload=("roost_threaded",))
+    agent.env["PYTHONPATH"] = str(tmp_path)
+    try:
+        agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+        assert "started a thread (mine)" in caplog.text
+        assert agent.try_start() is None
+        assert agent.zygotes.describe() == ()
+    finally:
+        agent.close()

@@ -1,0 +1,237 @@
+"""What is kept between decisions: only what changed is rated again, and the answer is that of rating all anew."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from roost.placement import Node, Pipeline, Request, Snapshot, policy
+from roost.placement.engine.score_cache import Kept, Rated
+
+
+class Counting:
+    """Rates a node by its kernels, and remembers which nodes it was asked about."""
+
+    def __init__(self, uses_metrics: bool = False) -> None:
+        self.uses_metrics = uses_metrics
+        self.asked: list[tuple[str, ...]] = []
+        self.fails = False
+
+    def __call__(self, snapshot: Snapshot) -> Rated:
+        if self.fails:
+            raise ZeroDivisionError
+        self.asked.append(tuple(sorted(snapshot.nodes)))
+        kernels = snapshot.columns.kernels
+        return Rated(kernels.astype(float), kernels % 2, self.uses_metrics)
+
+
+class Watched:
+    """A `Kept`, what it rates with, and a shorthand."""
+
+    def __init__(self, max_bytes: int = 1 << 20, uses_metrics: bool = False) -> None:
+        self.kept, self.rate = Kept(max_bytes), Counting(uses_metrics)
+
+    def __call__(self, snapshot: Snapshot, key: Any = "class", stale_after_s: float = 30.0) -> list[float]:
+        rated = self.kept.rated(key, snapshot, snapshot.has_fresh_metrics(stale_after_s), lambda: self.rate)
+        assert rated.devices.tolist() == [kernels % 2 for kernels in rated.totals]
+        assert rated.totals.tolist() == snapshot.columns.kernels.tolist()
+        return rated.totals.tolist()
+
+    @property
+    def asked(self) -> list[tuple[str, ...]]:
+        """Which nodes were rated since the last look."""
+        asked, self.rate.asked = self.rate.asked, []
+        return asked
+
+
+def _node(name: str, kernels: int = 0, age_s: float | None = None) -> Node:
+    return Node(id=name, kernels=kernels, metrics_age_s=age_s)
+
+
+def _nodes(names: str) -> Snapshot:
+    return Snapshot.of(_node(name, place) for place, name in enumerate(names))
+
+
+def test_nothing_is_rated_twice() -> None:
+    scores, snapshot = Watched(), _nodes("abc")
+    assert scores(snapshot) == scores(snapshot) == [0, 1, 2]
+    assert scores.asked == [("a", "b", "c")]
+
+
+def test_only_what_changed_is_rated_again() -> None:
+    scores, snapshot = Watched(), _nodes("abc")
+    scores(snapshot)
+    second = snapshot.apply([_node("b", 7)])
+    third = second.apply([_node("a", 5)])
+    assert scores(third) == [5, 7, 2]
+    assert scores.asked == [("a", "b", "c"), ("a", "b")]
+
+
+def test_nodes_that_come_and_go_move_the_others() -> None:
+    scores, snapshot = Watched(), _nodes("bdf")
+    scores(snapshot)
+    changed = snapshot.apply([_node("d", 8)])
+    grown = changed.apply([_node("a", 9), _node("e", 6)])
+    shrunk = grown.apply([_node("c", 5)], removed=["b", "e"])
+    assert shrunk.nodes == ("a", "c", "d", "f")
+    assert scores(shrunk) == [9, 5, 8, 2]
+    assert scores.asked == [("b", "d", "f"), ("a", "c", "d")]
+
+
+def test_a_node_that_goes_and_comes_back_is_new() -> None:
+    scores, snapshot = Watched(), _nodes("ab")
+    scores(snapshot)
+    assert scores(snapshot.apply(removed=["a"]).apply([_node("a", 4)])) == [4, 1]
+    assert scores.asked[1:] == [("a",)]
+
+
+def test_an_empty_cluster_between() -> None:
+    scores, snapshot = Watched(), _nodes("ab")
+    scores(snapshot)
+    empty = snapshot.apply(removed=["a", "b"])
+    assert scores(empty.apply([_node("c", 3)])) == [3]
+    again, start = Watched(), Snapshot.of([])
+    assert again(start) == []
+    assert again(start.apply([_node("c", 3)])) == [3]
+
+
+def test_an_older_picture_is_rated_for_itself_and_leaves_the_newer_alone() -> None:
+    scores, older = Watched(), _nodes("abc")
+    newer = older.apply([_node("b", 7)])
+    scores(newer)
+    assert scores(older) == [0, 1, 2]
+    assert scores(newer) == [0, 7, 2]
+    assert scores.asked == [("a", "b", "c")] * 2
+
+
+def test_branches_do_not_mix() -> None:
+    scores, root = Watched(), _nodes("abc")
+    scores(root)
+    one, other = root.apply([_node("a", 7)]), root.apply([_node("b", 8)])
+    assert one.version == other.version
+    assert scores(one) == [7, 1, 2]
+    assert scores(other) == [0, 8, 2]
+    assert scores(one) == [7, 1, 2]
+    assert scores(other.apply([_node("c", 9)])) == [0, 8, 9]
+
+
+def test_a_change_of_freshness_alone_is_a_change() -> None:
+    scores = Watched(uses_metrics=True)
+    snapshot = Snapshot.of([_node("a", age_s=0.0), _node("b", age_s=20.0), _node("c")])
+    scores(snapshot)
+    scores(snapshot.aged(5.0))
+    scores(snapshot.aged(15.0))
+    scores(snapshot.aged(40.0))
+    scores(snapshot)
+    assert scores.asked == [("a", "b", "c"), ("b",), ("a",), ("a", "b")]
+
+
+def test_freshness_is_nothing_to_those_who_need_no_metrics() -> None:
+    scores, snapshot = Watched(), Snapshot.of([_node("a", age_s=0.0)])
+    scores(snapshot)
+    scores(snapshot.aged(99.0))
+    assert scores.asked == [("a",)]
+
+
+def test_the_class_asked_for_longest_ago_goes_first() -> None:
+    snapshot = _nodes("abcd")
+    scores = Watched(max_bytes=2 * 4 * 10)  # two classes of four nodes, 8 bytes of score and 2 of device each
+    for key in "xyxz":
+        scores(snapshot, key)
+    assert len(scores.asked) == 3
+    scores(snapshot, "x")
+    scores(snapshot, "z")
+    assert scores.asked == []
+    scores(snapshot, "y")
+    assert len(scores.asked) == 1
+
+
+def test_one_class_is_kept_however_large() -> None:
+    scores, snapshot = Watched(max_bytes=1), _nodes("abcd")
+    scores(snapshot)
+    scores(snapshot)
+    assert len(scores.asked) == 1
+
+
+def test_what_raises_is_not_half_kept() -> None:
+    scores, snapshot = Watched(), _nodes("ab")
+    scores(snapshot)
+    changed = snapshot.apply([_node("b", 7)])
+
+    scores.rate.fails = True
+    with pytest.raises(ZeroDivisionError):
+        scores(changed)
+    scores.rate.fails = False
+    assert scores(changed) == [0, 7]
+
+
+def test_policies_keep_apart_and_what_they_keep_is_no_part_of_their_value() -> None:
+    one = policy("balanced")
+    assert isinstance(one, Pipeline)
+    for other in (replace(one), replace(one, filters=())):
+        assert other.kept is not one.kept
+    assert replace(one) == one
+
+
+def test_a_policy_travels_without_what_it_keeps() -> None:
+    mine, snapshot = policy("pack"), Snapshot.of(Node(id=f"{i:05}", cpus=4) for i in range(2000))
+    before = len(cloudpickle.dumps(mine))
+    expected = mine.place(Request(cpus=1), snapshot)
+    assert len(cloudpickle.dumps(mine)) == before
+    assert cloudpickle.loads(cloudpickle.dumps(mine)).place(Request(cpus=1), snapshot) == expected
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    mine, wrong = policy("balanced"), []
+    requests = [Request(cpus=1), Request(memory_bytes=1), Request()]
+    start = Snapshot.of(Node(id=name, cpus=8, memory_bytes=8) for name in "abcdef")
+
+    def ask(first: int) -> None:
+        snapshot = start
+        for turn in range(60):
+            request = requests[(first + turn) % 3]
+            decision = mine.place(request, snapshot)
+            if decision.placement is None or decision != policy("balanced").place(request, snapshot):
+                wrong.append(decision)
+                return
+            held = snapshot.node(decision.placement.node_id).holding(Request())
+            snapshot = snapshot.apply([held])
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_nodes_to_avoid_are_not_remembered() -> None:
+    mine, snapshot = policy("pack"), Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=4)])
+    avoided = mine.place(Request(cpus=1), snapshot, avoid={"a": "refused it"})
+    plain = mine.place(Request(cpus=1), snapshot)
+    assert avoided.placement is not None
+    assert plain.placement is not None
+    assert (avoided.placement.node_id, plain.placement.node_id) == ("b", "a")
+    assert not np.isinf(plain.placement.score)
+
+
+def test_custom_resources_make_a_class_and_are_looked_at_again() -> None:
+    pack = policy("pack")
+    nodes = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8, resources={"licence": 1})])
+
+    def goes_to(request: Request) -> str:
+        placement = pack.place(request, nodes).placement
+        return placement.node_id if placement is not None else ""
+
+    plain, licensed = Request(cpus=1), Request(cpus=1, resources={"licence": 1})
+    assert (goes_to(plain), goes_to(licensed)) == ("a", "b")
+    taken = nodes.node("b").holding(Request(resources={"licence": 0.5}))
+    for node, where in ((taken, ""), (replace(taken, resources={"licence": 2}), "b")):
+        nodes = nodes.apply([node])
+        assert (goes_to(plain), goes_to(licensed)) == ("a", where)

@@ -1,0 +1,169 @@
+"""What a decision rests on: terms that add up, the ranking, and refusals counted by what would have to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost.placement import Device, Node, Pipeline, Profile, Request, Snapshot, policy
+from roost.placement.shipped_policies import SHIPPED
+
+GIB = 2**30
+PROFILE = Profile.of(
+    [Request(cpus=2, gpus=0.5)] * 12 + [Request(cpus=8, gpus=1, gpu_models=("A100",))] * 12,
+    {"A100": 5, "T4": 2},
+)
+
+
+def _node(name: str, *promised: float, model: str = "A100", **values: object) -> Node:
+    devices = tuple(
+        Device(id=str(i), model=model, promised=share, used=share) for i, share in enumerate(promised)
+    )
+    plain: dict[str, object] = {"cpus": 8, "memory_bytes": 8 * GIB, "cpus_used": 1, "metrics_age_s": 2.0}
+    return Node(id=name, devices=devices, **(plain | values))  # type: ignore[arg-type]
+
+
+CLUSTER = Snapshot.of(
+    [
+        _node("a", 0.0, 0.5, kernels=1),
+        _node("b", 0.25, 0.0, warm=("py",), cpus_promised=2),
+        _node("c", 0.0, model="T4", labels={"zone": "1"}),
+        _node("d"),
+        _node("e", memory_promised_bytes=GIB, kernels=3, labels={"zone": "1"}),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(),
+        Request(cpus=1, near={"zone": "1"}),
+        Request(gpus=0.5, cpus=1, memory_bytes=GIB, environment="py"),
+        Request(gpus=1, near={"zone": "1"}),
+        Request(gpus=2),
+    ],
+    ids=Request.describe,
+)
+@pytest.mark.parametrize("profile", [Profile(), PROFILE], ids=["plain", "profile"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_terms_add_up_to_the_score_and_the_ranking_falls(
+    name: str, profile: Profile, request_: Request
+) -> None:
+    cluster = CLUSTER if request_.gpus < 2 else CLUSTER.apply([_node("a", 0, 0)])
+    decision = policy(name, profile).place(request_, cluster)
+    assert decision.placement is not None
+    ranked = [decision.placement, *decision.runners_up]
+    for placement in ranked:
+        assert sum(placement.terms.values()) == pytest.approx(placement.score, abs=1e-8)
+    scores = [placement.score for placement in ranked]
+    if name != "random":
+        assert scores == sorted(scores, reverse=True)
+    refused = {refusal.node_id for refusal in decision.refusals}
+    assert sorted([*refused, *(placement.node_id for placement in ranked)]) == list(cluster.nodes)
+
+
+def test_the_runner_up_wins_once_the_winner_is_avoided() -> None:
+    for request in (Request(cpus=1), Request(gpus=0.25), Request(gpus=1)):
+        mine = policy("balanced", PROFILE)
+        decision = mine.place(request, CLUSTER)
+        avoid: dict[str, str] = {}
+        for expected in [decision.placement, *decision.runners_up]:
+            placement = mine.place(request, CLUSTER, avoid=avoid).placement
+            assert placement == expected
+            assert placement is not None
+            avoid[placement.node_id] = "seen"
+        assert mine.place(request, CLUSTER, avoid=avoid).placement is None
+
+
+class TestRefused:
+    def test_each_node_is_counted_once_by_what_lasts_longest(self) -> None:
+        nodes = [
+            _node("a", 0.9, 0.9),
+            _node("b", 0.6, is_draining=True),
+            _node("c"),
+            _node("d", 0.0, cpus_promised=7),
+            _node("e", 0.9, cpus=2),
+            _node("f", cpus=2),
+        ]
+        decision = policy("balanced").place(Request(gpus=0.5, cpus=4), Snapshot.of(nodes))
+        assert decision.placement is None
+        groups = [(g.filter, g.when, g.count, g.alone) for g in decision.refused]
+        assert groups == [
+            ("gpu", "never", 2, 1),  # c, and f, which lacks CPUs as well
+            ("draining", "now", 1, 0),  # b lacks a GPU as well
+            ("gpu", "now", 1, 1),  # a
+            ("cpu", "now", 1, 1),  # d
+            ("cpu", "never", 1, 0),  # e: its GPU is taken now, its CPUs will never do
+        ]
+        assert decision.reason == (
+            "no node has room now for 0.5 GPU, 4 CPUs: 2 of 6 nodes have too few GPUs at all, 1 is draining, "
+            "1 has too few GPUs free now, 1 has too few CPUs free now, 1 has too few CPUs at all"
+        )
+        assert decision.remedies == [
+            "1 node would do but has too few GPUs free now; nearest a: needs 0.5 GPU, 0.1 free on the freest",
+            "1 node would do but has too few CPUs free now; nearest d: needs 4 CPUs, 1 free",
+        ]
+
+    @pytest.mark.parametrize(
+        ("request_", "nodes", "nearest"),
+        [
+            (
+                Request(memory_bytes=6 * GIB),
+                [
+                    _node(n, memory_promised_bytes=p * GIB)
+                    for n, p in zip("abcde", (5, 3, 7, 4, 6), strict=True)
+                ],
+                ["b", "d", "a"],
+            ),
+            (
+                Request(cpus=6),
+                [_node(n, cpus_promised=p) for n, p in zip("abcd", (5, 3, 7, 4), strict=True)],
+                ["b", "d", "a"],
+            ),
+            (Request(gpus=1), [_node("a", 0.9), _node("b", 0.5, 0.5), _node("c", 0.2)], ["b", "c", "a"]),
+        ],
+        ids=["memory", "cpu", "gpu"],
+    )
+    def test_examples_are_those_nearest_to_fitting(
+        self, request_: Request, nodes: list[Node], nearest: list[str]
+    ) -> None:
+        (group,) = policy("balanced").place(request_, Snapshot.of(nodes)).refused
+        assert (group.when, group.count, group.alone) == ("now", len(nodes), len(nodes))
+        assert [example.node_id for example in group.examples] == nearest
+
+    def test_examples_begin_with_nodes_refused_for_this_alone(self) -> None:
+        nodes = [_node("a", cpus_promised=5, memory_promised_bytes=8 * GIB), _node("b", cpus_promised=7)]
+        decision = policy("pack").place(Request(cpus=4, memory_bytes=GIB), Snapshot.of(nodes))
+        memory, cpu = sorted(decision.refused, key=lambda group: group.filter, reverse=True)
+        assert (memory.filter, memory.count, memory.alone) == ("memory", 1, 0)
+        assert (cpu.filter, cpu.count, cpu.alone) == ("cpu", 1, 1)
+        full = [_node("a", cpus_promised=5, is_draining=True), _node("b", cpus_promised=7, is_draining=True)]
+        (draining,) = policy("pack").place(Request(cpus=2), Snapshot.of(full)).refused
+        assert [e.node_id for e in draining.examples] == ["a", "b"]
+        assert (draining.count, draining.alone) == (2, 1)
+
+    def test_they_are_there_beside_a_placement(self) -> None:
+        decision = policy("balanced").place(Request(cpus=4), Snapshot.of([_node("a"), _node("b", cpus=2)]))
+        assert decision.placement is not None
+        assert [(g.filter, g.when, g.count) for g in decision.refused] == [("cpu", "never", 1)]
+        assert decision.refused[0].examples[0].reason == "needs 4 CPUs, has 2"
+        assert (decision.is_never, decision.remedies) == (False, [])
+
+    def test_nodes_to_avoid_that_would_not_fit_anyway(self) -> None:
+        nodes = Snapshot.of([_node("a", cpus=1), _node("b", cpus_promised=8), _node("c")])
+        avoid = dict.fromkeys("abc", "refused this request a moment ago")
+        decision = policy("balanced").place(Request(cpus=4), nodes, avoid=avoid)
+        assert [(g.filter, g.when, g.count, g.alone) for g in decision.refused] == [
+            ("cpu", "now", 1, 0),
+            ("cpu", "never", 1, 0),
+            ("avoid", "now", 1, 1),
+        ]
+
+    def test_an_empty_cluster_and_one_where_all_fit(self) -> None:
+        assert policy("balanced").place(Request(gpus=1), Snapshot.of([])).refused == ()
+        assert policy("balanced").place(Request(cpus=1), CLUSTER).refused == ()
+
+    def test_a_pipeline_without_filters_refuses_nothing(self) -> None:
+        decision = Pipeline(name="p", scorers=(), filters=()).place(Request(cpus=99), CLUSTER)
+        assert decision.placement is not None
+        assert (decision.refusals, decision.refused) == ((), ())

@@ -1,0 +1,60 @@
+"""The end of a kernel across threads and loops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, Exit
+
+
+def test_set_once() -> None:
+    ending = Exit()
+    assert ending.code is None
+    assert ending.set(-9)
+    assert not ending.set(0)
+    assert ending.code == -9
+    assert asyncio.run(ending.wait()) == -9
+
+
+def test_an_unknown_code_is_still_an_end() -> None:
+    ending = Exit()
+    ending.set(None)
+    assert ending.code == UNKNOWN_EXIT_CODE
+
+
+def test_waiters_in_several_loops_are_woken() -> None:
+    ending = Exit()
+    begun = threading.Barrier(4)
+    found: list[int | None] = []
+
+    async def wait() -> None:
+        waiting = asyncio.ensure_future(ending.wait())
+        await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait)
+        found.append(await waiting)
+
+    threads = [threading.Thread(target=lambda: asyncio.run(wait())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    begun.wait(10)
+    ending.set(3)
+    for thread in threads:
+        thread.join(10)
+    assert found == [3, 3, 3]
+
+
+def test_a_wait_that_timed_out_leaves_nothing() -> None:
+    ending = Exit()
+    assert asyncio.run(ending.wait(0.01)) is None
+    assert not ending._waiting
+    ending.set(0)
+
+
+def test_a_closed_loop_harms_nobody() -> None:
+    ending = Exit()
+    loop = asyncio.new_event_loop()
+    future = loop.create_future()
+    ending._waiting[future] = loop
+    loop.close()
+    assert ending.set(1)

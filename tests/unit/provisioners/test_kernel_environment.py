@@ -1,0 +1,71 @@
+"""What of the application's environment reaches a kernel, and where it starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from roost.provisioners.kernel_environment import check_patterns, kernel_environment, working_directory
+from roost.scheduler.errors import ConfigError
+
+APPLICATION = {
+    "PATH": "/bin", "HOME": "/root", "LANG": "C.UTF-8", "LC_ALL": "C", "TZ": "UTC", "KERNEL_USERNAME": "ada",
+    "AWS_SECRET_ACCESS_KEY": "s", "JPY_PARENT_PID": "1", "JUPYTER_TOKEN": "t", "MINE": "1", "SPEC": "2",
+}  # fmt: skip
+
+
+def test_a_local_kernel_has_the_applications_environment() -> None:
+    env = kernel_environment(APPLICATION, spec_env=["SPEC"], is_local=True)
+    assert set(APPLICATION) - set(env) == {"JPY_PARENT_PID", "JUPYTER_TOKEN"}
+
+
+def test_a_remote_kernel_has_the_kernelspecs_and_an_allow_list() -> None:
+    env = kernel_environment(APPLICATION, spec_env=["SPEC"], is_local=False)
+    assert set(env) == {"LANG", "LC_ALL", "TZ", "KERNEL_USERNAME", "SPEC"}
+    assert set(kernel_environment(APPLICATION, spec_env=[], is_local=False, also=["MIN*"])) - set(env) == {
+        "MINE"
+    }
+
+
+def test_a_parent_pid_is_never_passed_even_if_asked_for() -> None:
+    assert "JPY_PARENT_PID" not in kernel_environment(
+        APPLICATION, spec_env=["JPY_PARENT_PID"], is_local=False, also=["*"]
+    )
+
+
+def test_no_pattern_passes_secrets_or_everything() -> None:
+    secrets = ("MY_API_KEY", "MY_TOKEN", "MY_DB_PASSWORD", "MY_KEYS", "KERNEL_AUTH", "MY_AWS_SECRET")
+    env = dict.fromkeys((*secrets, "MY_KEYBOARD", "MY_PATHS"), "x")
+    assert set(kernel_environment(env, spec_env=[], is_local=False, also=["MY_*"])) == {
+        "MY_KEYBOARD",
+        "MY_PATHS",
+    }
+    assert set(kernel_environment(env, spec_env=["MY_TOKEN"], is_local=False)) == {"MY_TOKEN"}
+    check_patterns(["PROJ_*", "A", "*_HOME"])
+    for pattern in ("*", "**", "?*", "[A-Z]*", ""):
+        with pytest.raises(ConfigError, match="everything"):
+            check_patterns([pattern])
+
+
+def test_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, wanted = tmp_path / "here", tmp_path / "wanted"
+    here.mkdir()
+    wanted.mkdir()
+    monkeypatch.chdir(here)
+    env = {"KERNEL_WORKING_DIR": str(wanted)}
+    assert working_directory(env, "/", is_local=True) == str(wanted)
+    assert working_directory({}, "/", is_local=True) == "/"
+    assert working_directory({}, None, is_local=True) == str(here)
+    assert working_directory({"KERNEL_WORKING_DIR": "/not/there"}, "/nor/there", is_local=True) == str(here)
+    assert working_directory({"KERNEL_WORKING_DIR": "/there/it/is"}, None, is_local=False) == "/there/it/is"
+    assert working_directory({}, ".", is_local=True) == str(here)
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert working_directory({}, None, is_local=True) == os.path.expanduser("~")

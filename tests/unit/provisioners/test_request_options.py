@@ -1,0 +1,100 @@
+"""Requests from kernelspec options and KERNEL_* variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from roost.provisioners.request_options import OPTIONS, check_names, read_wish
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
+
+
+def test_nothing_said_promises_nothing() -> None:
+    wish = read_wish({}, {})
+    assert wish.request == KernelRequest()
+    assert wish.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
+
+
+def test_options_are_read() -> None:
+    options = {
+        "cpus": 2, "memory": "8GiB", "gpus": 0.25, "gpu_models": ["A100", "H100"], "labels": {"zone": "a"},
+        "near": {"rack": "7"}, "resources": {"licence": 1, "tpu": 0}, "tolerates": ["lab"], "policy": "pack",
+        "launch_timeout": 5,
+    }  # fmt: skip
+    wish = read_wish(options, {})
+    assert wish.request == KernelRequest(
+        cpus=2.0,
+        memory_bytes=8 << 30,
+        gpus=0.25,
+        gpu_models=("A100", "H100"),
+        labels={"zone": "a"},
+        near={"rack": "7"},
+        resources={"licence": 1.0},
+        tolerates=("lab",),
+        policy="pack",
+    )
+    assert wish.launch_timeout_s == 5.0
+
+
+def test_options_as_texts_from_a_command_line() -> None:
+    wish = read_wish(
+        {"cpus": "1.5", "memory": 1024, "gpu_models": "A100, H100", "labels": "zone=a,disk=ssd"}, {}
+    )
+    assert wish.request.cpus == 1.5
+    assert wish.request.memory_bytes == 1024
+    assert wish.request.gpu_models == ("A100", "H100")
+    assert wish.request.labels == {"zone": "a", "disk": "ssd"}
+
+
+def test_the_kernels_environment_wins() -> None:
+    env = {"KERNEL_CPUS": "3", "KERNEL_MEMORY": "1GiB", "KERNEL_GPUS": "2", "KERNEL_LAUNCH_TIMEOUT": "7"}
+    wish = read_wish({"cpus": 1, "memory": "8GiB", "gpus": 1, "launch_timeout": 99}, env)
+    assert (wish.request.cpus, wish.request.memory_bytes, wish.request.gpus) == (3.0, 1 << 30, 2.0)
+    assert wish.launch_timeout_s == 7.0
+    assert read_wish({"cpus": 1}, {"KERNEL_CPUS": ""}).request.cpus == 1.0
+    wish = read_wish({"resources": {"tpu": 8}}, {"KERNEL_RESOURCES": "licence=1, tpu=0.5"})
+    assert wish.request.resources == {"licence": 1.0, "tpu": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "said"),
+    [
+        ({"gpus": 1.5}, {}, "gpus = 1.5"),
+        ({"gpus": -1}, {}, "gpus = -1 is negative"),
+        ({"cpus": "many"}, {}, "cpus = 'many' is not a number"),
+        ({"cpus": float("nan")}, {}, "cpus"),
+        ({"cpus": float("inf")}, {}, "cpus"),
+        ({"cpus": True}, {}, "cpus"),
+        ({"memory": "8 apples"}, {}, "memory"),
+        ({"memory": -5}, {}, "memory = -5 is negative"),
+        ({"labels": ["a"]}, {}, "labels"),
+        ({"labels": {"a": 1}}, {}, "labels"),
+        ({"near": {"a": 1}}, {}, "near"),
+        ({"tolerates": 3}, {}, "tolerates"),
+        ({"resources": ["licence"]}, {}, "resources = ['licence'] is not a table of names and amounts"),
+        ({"resources": {"licence": "many"}}, {}, "resources licence = 'many' is not a number"),
+        ({"resources": {"licence": -1}}, {}, "resources licence = -1 is negative"),
+        ({}, {"KERNEL_RESOURCES": "licence"}, "KERNEL_RESOURCES = 'licence' is not a table"),
+        ({"gpu_models": {"a": 1}}, {}, "gpu_models"),
+        ({"policy": 3}, {}, "policy"),
+        ({"launch_timeout": 0}, {}, "launch_timeout"),
+        ({}, {"KERNEL_GPUS": "1.5"}, "KERNEL_GPUS = 1.5"),
+        ({}, {"KERNEL_CPUS": "two"}, "KERNEL_CPUS = 'two'"),
+        ({}, {"KERNEL_LAUNCH_TIMEOUT": "-3"}, "KERNEL_LAUNCH_TIMEOUT = -3 is negative: give seconds above 0"),
+        ({}, {"KERNEL_MEMORY": "lots"}, "KERNEL_MEMORY"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(options: dict[str, Any], env: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_wish(options, env)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_option_names_the_known_ones() -> None:
+    check_names(OPTIONS)
+    with pytest.raises(ConfigError, match=r"'gpu'.* Did you mean 'gpus'") as caught:
+        check_names(["gpu"])
+    assert all(name in str(caught.value) for name in OPTIONS)

@@ -1,0 +1,236 @@
+"""The ledger of leases in Dask's scheduler: nothing is given twice, whatever comes, goes and comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from roost.scheduler.backends.dask.plugin.slot_ledger import GPU, Held, Ledger, Refused, Slot
+
+CRUMB = 1e-5
+
+
+def slot(name: str, machine: str = "m", *, gpus: float = 0, devices: str = "", **resources: float) -> Slot:
+    amounts = {GPU: gpus, **resources} if gpus else resources
+    return Slot(
+        name=name,
+        machine=machine,
+        worker=f"w-{name}",
+        threads=4,
+        memory_bytes=1000,
+        resources=amounts,
+        free=dict(amounts),
+        devices=list(devices),
+        is_ready=True,
+    )
+
+
+def held(lease_id: str = "a", machine: str = "m", **changes: Any) -> Held:
+    asked: dict[str, Any] = {"cpus": 0, "memory_bytes": 0, "gpus": 0, "resources": {}, **changes}
+    return Held(lease_id=lease_id, kernel_id=f"k-{lease_id}", user="ada", machine=machine, **asked)
+
+
+def ledger(*slots: Slot) -> Ledger:
+    made = Ledger()
+    made.slots = {each.name: each for each in slots}
+    return made
+
+
+def test_preferred_devices_are_given_and_else_the_fullest_that_has_room() -> None:
+    books = ledger(slot("s", gpus=3, devices="012"))
+    assert books.take(held("a", gpus=0.5), preferred=["1"]).device_ids == ["1"]
+    assert books.take(held("b", gpus=0.5), preferred=[]).device_ids == ["1"]
+    assert books.take(held("c", gpus=0.5), preferred=["1"]).device_ids == ["0"]
+    assert books.take(held("d", gpus=1), preferred=["0"]).device_ids == ["2"]
+    assert books.shares("m") == {"0": 0.5, "1": 1.0, "2": 1.0}
+    assert books.leased("s") == {GPU: 2.5}
+    with pytest.raises(Refused, match=r"m has no 1 GPU that no other kernel has"):
+        books.take(held("e", gpus=1), preferred=[])
+
+
+def test_what_a_living_kernel_has_is_taken_again_on_its_devices_or_not_at_all() -> None:
+    books = ledger(slot("s", gpus=2, devices="01"))
+    books.take(held("a", gpus=0.7), preferred=["0"])
+    with pytest.raises(Refused, match="another kernel has GPU 0 of m"):
+        books.take_again(held("b", gpus=0.5), device_ids=["0"])
+    again = books.take_again(held("b", gpus=0.3), device_ids=["0"])
+    assert (again.device_ids, again.claims) == (["0"], {"s": {GPU: 0.3}})
+    assert books.take_again(held("b", gpus=0.3), device_ids=["0"]) is again
+
+
+def test_what_a_living_kernel_has_of_workers_that_are_not_there_yet_is_claimed_when_they_come() -> None:
+    books = ledger(slot("s", licence=1))
+    lease = books.take_again(held("a", gpus=1, resources={"licence": 2}), device_ids=["1"])
+    assert lease.claims["s"] == {"licence": 1}
+    with pytest.raises(Refused):
+        books.take(held("b", resources={"licence": 0.5}), preferred=[])
+    for late in (slot("t", licence=1), slot("u", gpus=2, devices="01")):
+        books.slots[late.name] = late
+        assert books.move(late) == ["a"]
+    assert lease.claims == {"s": {"licence": 1}, "t": {"licence": 1}, "u": {GPU: 1}}
+    assert books.take(held("b", gpus=1), preferred=["1"]).device_ids == ["0"]
+
+
+def test_whole_gpus_and_other_resources_may_come_from_several_workers_of_a_machine() -> None:
+    books = ledger(slot("s", gpus=1, devices="0", licence=1), slot("t", gpus=1, devices="1", licence=2))
+    lease = books.take(held("a", gpus=2, resources={"licence": 2.5}), preferred=[])
+    assert sorted(lease.device_ids) == ["0", "1"]
+    assert lease.claims == {"s": {GPU: 1.0, "licence": 1}, "t": {GPU: 1.0, "licence": 1.5}}
+    with pytest.raises(Refused, match=r"no 1\.5 more of licence"):
+        books.take(held("b", resources={"licence": 1.5}), preferred=[])
+
+
+def test_threads_and_memory_are_the_machines() -> None:
+    books = ledger(slot("s"), slot("t"), slot("u", "elsewhere"))
+    books.take(held("a", cpus=6, memory_bytes=1500), preferred=[])
+    with pytest.raises(Refused, match="m has 2 threads that no kernel has"):
+        books.take(held("b", cpus=3), preferred=[])
+    with pytest.raises(Refused, match="m has 500 bytes of memory that no kernel has"):
+        books.take(held("b", memory_bytes=501), preferred=[])
+    books.slots["t"].is_leaving = True
+    with pytest.raises(Refused, match="m has 0 threads"):
+        books.take(held("b", cpus=0.1), preferred=[])
+    with pytest.raises(Refused, match="no worker of the Dask cluster is on nowhere now"):
+        books.take(held("b", "nowhere"), preferred=[])
+
+
+def test_taking_may_be_repeated_and_what_was_asked_for_elsewhere_is_forgotten() -> None:
+    books = ledger(slot("s", gpus=1, devices="0"), slot("t", "other", gpus=1, devices="0"))
+    first = books.take(held("a", gpus=1), preferred=[])
+    assert books.take(held("a", gpus=1), preferred=[]) is first
+    second = books.take(held("a", "other", gpus=1), preferred=[])
+    assert books.leases == {"a": second}
+    assert books.shares("m") == {}
+
+
+def test_claims_move_to_a_worker_that_has_the_same() -> None:
+    books = ledger(slot("s", gpus=2, devices="01", licence=1))
+    books.take(held("a", gpus=1, resources={"licence": 1}), preferred=["1"])
+    books.take(held("b", gpus=0.5), preferred=["0"])
+    del books.slots["s"]
+    for less in (slot("x", gpus=2, devices="23", licence=1), slot("y", gpus=0.4, devices="0")):
+        books.slots[less.name] = less
+        assert books.move(less) == []
+        del books.slots[less.name]
+    books.slots["t"] = slot("t", gpus=2, devices="01", licence=1)
+    assert books.move(books.slots["t"]) == ["a", "b"]
+    assert books.move(books.slots["t"]) == []
+    assert books.claims_of("t") == {"a": {GPU: 1.0, "licence": 1}, "b": {GPU: 0.5}}
+
+
+def test_each_worker_gets_the_claims_on_its_own_devices() -> None:
+    books = ledger()
+    lease = books.take_again(held("a", gpus=2), device_ids=["1", "2"])
+    for name, devices in (("s", "01"), ("t", "23")):
+        books.slots[name] = slot(name, gpus=2, devices=devices)
+        books.move(books.slots[name])
+    assert lease.claims == {"s": {GPU: 1}, "t": {GPU: 1}}
+
+
+def test_what_a_newer_version_noted_besides_is_left_out() -> None:
+    books = ledger(slot("s", gpus=1, devices="0"))
+    books.take(held("a", gpus=1), preferred=[])
+    state = books.state()
+    for part in (*state["slots"], *state["leases"]):
+        part["of_the_future"] = 1
+    assert Ledger.of(state).state() == books.state()
+
+
+class Books(RuleBasedStateMachine):
+    """Two machines: one worker for all GPUs, and one for each. Workers go and come back, under other names too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = ledger(
+            slot("s0", "one", gpus=3, devices="012", licence=2),
+            slot("t0", "two", gpus=1, devices="0", licence=1),
+            slot("t1", "two", gpus=1, devices="1", licence=1),
+        )
+        self.gone: list[Slot] = []
+        self.names = 0
+
+    @rule(
+        number=st.integers(0, 9),
+        machine=st.sampled_from(["one", "two"]),
+        gpus=st.sampled_from([0, 1 / 3, 0.5, 0.7, 1, 2]),
+        cpus=st.sampled_from([0, 0.5, 1, 4]),
+        licence=st.sampled_from([0, 0.3, 1, 1.5]),
+        preferred=st.lists(st.sampled_from("0129"), max_size=3),
+        is_again=st.booleans(),
+    )
+    def take(
+        self,
+        number: int,
+        machine: str,
+        gpus: float,
+        cpus: float,
+        licence: float,
+        preferred: list[str],
+        is_again: bool,
+    ) -> None:
+        asked = held(
+            str(number), machine, gpus=gpus, cpus=cpus, resources={"licence": licence} if licence else {}
+        )
+        before = dict(self.ledger.leases)
+        try:
+            if is_again:
+                devices = list(dict.fromkeys([*preferred, *"012"]))[: max(1, round(gpus)) if gpus else 0]
+                lease = self.ledger.take_again(asked, device_ids=devices)
+            else:
+                lease = self.ledger.take(asked, preferred=preferred)
+        except Refused:
+            assert self.ledger.leases == {
+                name: one for name, one in before.items() if name != asked.lease_id or one.machine == machine
+            }
+            return
+        if lease is asked and not is_again:
+            threads = sum(each.threads for each in self.ledger.of_machine(machine))
+            assert not cpus or sum(one.cpus for one in self.ledger.leases_on(machine)) <= threads + CRUMB
+        if lease is asked:
+            assert len(set(lease.device_ids)) == len(lease.device_ids) == (max(1, round(gpus)) if gpus else 0)
+            assert not is_again or lease.device_ids == devices
+            assert sum(claim.get(GPU, 0) for claim in lease.claims.values()) == pytest.approx(gpus)
+            assert sum(claim.get("licence", 0) for claim in lease.claims.values()) == pytest.approx(licence)
+
+    @rule(number=st.integers(0, 9))
+    def release(self, number: int) -> None:
+        self.ledger.leases.pop(str(number), None)
+
+    @rule(data=st.data())
+    def lose_a_worker(self, data: st.DataObject) -> None:
+        if self.ledger.slots:
+            name = data.draw(st.sampled_from(sorted(self.ledger.slots)))
+            self.gone.append(self.ledger.slots.pop(name))
+
+    @rule(is_same_nanny=st.booleans())
+    def a_worker_is_back(self, is_same_nanny: bool) -> None:
+        if self.gone:
+            back = self.gone.pop(0)
+            if not is_same_nanny:
+                self.names += 1
+                back.name = f"new{self.names}"
+            self.ledger.slots[back.name] = back
+            self.ledger.move(back)
+
+    @rule()
+    def is_handed_on_to_another_version(self) -> None:
+        state = self.ledger.state()
+        self.ledger = Ledger.of(json.loads(json.dumps(state)))
+        assert self.ledger.state() == state
+
+    @invariant()
+    def nothing_is_given_twice(self) -> None:
+        for machine in ("one", "two"):
+            assert all(share <= 1 + CRUMB for share in self.ledger.shares(machine).values())
+        for name, each in self.ledger.slots.items():
+            for what, amount in self.ledger.leased(name).items():
+                assert amount <= each.resources.get(what, 0.0) + CRUMB
+
+
+Books.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+test_books = Books.TestCase

@@ -1,0 +1,69 @@
+"""What roost's client of a Dask cluster waits for, without Dask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from roost.scheduler.backends.dask.driver import DaskDriver
+from roost.scheduler.backends.dask.nodes import DaskNode
+from roost.scheduler.config.settings import DaskSettings
+
+WITH_GPU = DaskNode(
+    id="10.0.0.1",
+    threads=4.0,
+    memory_bytes=1 << 30,
+    resources={"GPU": 1.0},
+    free={"GPU": 1.0},
+    devices=("0",),
+    shares={},
+    cpus_promised=0.0,
+    memory_promised_bytes=0,
+    leases=frozenset(),
+)
+WITHOUT = replace(WITH_GPU, id="10.0.0.2", resources={}, free={}, devices=())
+
+
+class Told(DaskDriver):
+    """Sees each of these pictures in turn, then the last one again."""
+
+    def __init__(self, *pictures: Iterable[DaskNode]) -> None:
+        super().__init__(DaskSettings(), lambda changed, gone: None)
+        self.away = ""
+        self._pictures = list(pictures)
+        self.nodes = {node.id: node for node in self._pictures.pop(0)}
+        self.looks = 0
+
+    async def _see(self, wait_s: float) -> Iterable[DaskNode]:
+        if wait_s:
+            self.looks += 1
+            return ()
+        return self._pictures.pop(0) if len(self._pictures) > 1 else self._pictures[0]
+
+
+def brought_up(**answer: Any) -> DaskNode:
+    return replace(WITH_GPU, agent={"told": "1", **answer})
+
+
+async def test_machines_with_gpus_are_waited_for_until_an_agent_has_looked_at_them() -> None:
+    driver = Told(
+        [WITH_GPU, WITHOUT], [WITH_GPU, WITHOUT], [brought_up(endpoint="tcp://10.0.0.1:1"), WITHOUT]
+    )
+    await driver.until_seen(30)
+    assert driver.looks == 2
+    assert driver.nodes["10.0.0.1"].agent
+
+
+async def test_an_agent_that_cannot_come_up_is_not_waited_for() -> None:
+    driver = Told([brought_up(problem="no ipykernel")], [])
+    await driver.until_seen(30)
+    assert driver.looks == 0
+
+
+async def test_nobody_waits_for_ever() -> None:
+    driver = Told([WITH_GPU], [WITH_GPU])
+    began = time.monotonic()
+    await driver.until_seen(0.05)
+    assert 0.05 <= time.monotonic() - began < 5

@@ -1,0 +1,70 @@
+"""What Dask's scheduler says of a machine, as a node of roost's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import DeviceStatus, NodeStatus
+from roost.scheduler.backends.dask.nodes import DaskNode, as_node
+
+A100 = DeviceStatus(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
+OTHER = DeviceStatus(id="GPU-b", model="A100", memory_bytes=80)
+
+
+def said(**changes: Any) -> dict[str, Any]:
+    """Of a machine with two GPUs, half of one a kernel's and one a task's."""
+    return {
+        "threads": 4,
+        "memory_bytes": 1000,
+        "resources": {"GPU": 2.0, "licence": 2.0},
+        "free": {"GPU": 0.5, "licence": 2.0},
+        "devices": ["0", "1"],
+        "shares": {"0": 0.5},
+        "cpus_promised": 1.5,
+        "memory_promised_bytes": 100,
+        "leases": ["a"],
+        "is_draining": False,
+        "agent": {},
+        **changes,
+    }
+
+
+def test_what_is_promised_is_the_ledgers_and_the_tasks() -> None:
+    node = as_node(DaskNode.of("10.0.0.1", said()), None, None, None)
+    assert (node.id, node.address, node.cpus, node.memory_bytes) == ("10.0.0.1", "10.0.0.1", 4, 1000)
+    assert [(device.id, device.promised) for device in node.devices] == [("0", 0.5), ("1", 0.0)]
+    assert node.gpus_promised == 1.5
+    assert (node.resources, node.resources_promised) == ({"licence": 2.0}, {"licence": 0.0})
+    assert (node.cpus_promised, node.memory_promised_bytes, node.kernels) == (1.5, 100, 1)
+    assert (node.cpus_used, node.memory_used_bytes, node.metrics_age_s) == (None, None, None)
+    assert not node.is_draining
+
+
+def test_a_machine_that_is_retired_drains() -> None:
+    node = as_node(DaskNode.of("m", said(is_draining=True)), None, None, None)
+    assert node.is_draining
+    assert node.drains_because == "Dask is retiring its workers"
+
+
+def test_real_use_is_the_agents_and_else_the_workers_own() -> None:
+    machine = DaskNode.of("m", said())
+    by_workers = as_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
+    assert (by_workers.cpus_used, by_workers.memory_used_bytes, by_workers.metrics_age_s) == (0.5, 200, 0.0)
+    status = NodeStatus(
+        hostname="h", cpus=8, memory_bytes=2000, cpus_used=3.0, memory_used_bytes=700, devices=(A100, OTHER)
+    )
+    by_agent = as_node(machine, status, 2.0, {"cpus": 0.5, "memory_bytes": 200})
+    assert (by_agent.cpus_used, by_agent.memory_used_bytes, by_agent.metrics_age_s) == (3.0, 700, 2.0)
+    first, second = by_agent.devices  # Dask numbers what the agent has other names for
+    assert (first.id, first.model, first.used, first.memory_used_bytes) == ("0", "A100", 0.5, 40)
+    assert (second.id, second.used) == ("1", None)
+
+
+def test_devices_are_found_by_their_ids_where_a_worker_names_them_so() -> None:
+    agent = {"told": "x", "devices": [encode(A100), encode(OTHER)]}
+    machine = DaskNode.of("m", said(devices=["GPU-b", "7"], agent=agent))
+    assert machine.daemon == "x"
+    named, numbered = as_node(machine, None, None, None).devices
+    assert (named.id, named.model, named.used) == ("GPU-b", "A100", None)
+    assert (numbered.id, numbered.model) == ("7", "")

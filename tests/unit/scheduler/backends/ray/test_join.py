@@ -1,0 +1,311 @@
+"""Joining Ray, without a cluster: every refusal in one sentence, signals kept, an attempt that hangs given up."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from roost.scheduler.backends.ray import checks, join
+from roost.scheduler.backends.ray.checks import Facts, RayletAddress
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+
+GCS = "10.0.0.1:6379"
+SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0])
+
+
+def node(name: str, *, host: str = "10.0.0.1", port: int = 1, is_head: bool = False) -> RayletAddress:
+    return RayletAddress(id=name, host=host, port=port, is_head=is_head)
+
+
+def facts(*nodes: RayletAddress, ray: str = "2.60.0", python: str = "3.11.7") -> Facts:
+    return Facts(cluster_id="a", ray_version=ray, python_version=python, nodes=nodes)
+
+
+@pytest.fixture(autouse=True)
+def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
+    """A machine with no raylet, no settings of Ray's and no address; the raylets that a test adds are there."""
+    raylets: list[tuple[str, str]] = []
+    monkeypatch.setattr(checks, "_raylets", lambda: raylets)
+    monkeypatch.setattr(checks, "_is_own_address", lambda address: False)
+    monkeypatch.setattr(checks, "_CONNECT_S", 0.2)
+    for name in ("RAY_ADDRESS", "RAY_USE_TLS", "RAY_AUTH_MODE", "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    return raylets
+
+
+@contextmanager
+def listener(answer: bytes | None) -> Iterator[tuple[str, int]]:
+    """What listens at the address, and says `answer` to whoever says something; None: nothing."""
+
+    def serve() -> None:
+        try:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                if answer is not None:
+                    connection.sendall(answer)
+                connection.recv(100)  # until the other side has gone
+        except OSError:  # it left without reading all
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield ("127.0.0.1", server.getsockname()[1])
+        thread.join(5)
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ray://head:10001", "'ray://head:10001' is Ray Client's address"),
+        ("http://head:8265", "is the dashboard's address"),
+        ("https://head", "is the dashboard's address"),
+        ("redis://head:6379", "is no address"),
+        ("local", "is no address of a Ray cluster: give host:port"),
+        ("head", "is no address"),
+        (":6379", "is no address"),
+        ("head:", "is no address"),
+        ("head:0", "is no address"),
+        ("head:65536", "is no address"),
+        ("head:gcs", "is no address"),
+        ("::1:6379", "is no address"),
+    ],
+)
+def test_what_is_no_address_is_said(address: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        checks.resolve(address)
+
+
+@pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:1", "[::1]:6379"])
+def test_an_address_is_taken_as_it_is(address: str) -> None:
+    assert checks.resolve(address) == address
+
+
+@pytest.mark.parametrize("address", ["", "auto"])
+def test_without_an_address_ray_address_counts(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", GCS)
+    assert checks.resolve(address) == GCS
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # as for `ray job submit`
+    with pytest.raises(ConfigError, match="dashboard"):
+        checks.resolve(address)
+
+
+def test_else_the_cluster_of_this_machine(no_ray_here: list[tuple[str, str]], tmp_path: Path) -> None:
+    latest = tmp_path / "ray" / "ray_current_cluster"
+    latest.parent.mkdir()
+    latest.write_text("127.0.0.1:1\n")  # one that is gone
+    with pytest.raises(BackendUnavailable, match="no Ray cluster runs on this machine"):
+        checks.resolve("auto")
+    no_ray_here += [(GCS, "a"), (GCS, "b")]
+    assert checks.resolve("auto") == GCS
+    no_ray_here.append(("10.0.0.2:6379", "c"))
+    with pytest.raises(ConfigError, match=r"several Ray clusters run .*, 10\.0\.0\.1:6379, 10\.0\.0\.2:6379"):
+        checks.resolve("")
+    latest.write_text("10.0.0.2:6379\n")
+    assert checks.resolve("") == "10.0.0.2:6379"
+
+
+def test_who_speaks_grpc_is_greeted() -> None:
+    with listener(SETTINGS) as (host, port):
+        checks.greet(f"{host}:{port}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(b"HTTP/1.1 400 Bad Request\r\n", "something else listens"), (None, "no answer within")],
+)
+def test_what_is_not_ray_is_said(answer: bytes | None, says: str) -> None:
+    with (
+        pytest.raises(BackendUnavailable, match=rf"there is no Ray cluster at 127\.0\.0\.1:\d+: .*{says}"),
+        listener(answer) as (host, port),
+    ):
+        checks.greet(f"{host}:{port}")
+
+
+def test_nothing_there_is_said() -> None:
+    with pytest.raises(BackendUnavailable, match=r"connection refused; is its head up.* 6379 by default"):
+        checks.greet(f"127.0.0.1:{closed_port()}")
+    with pytest.raises(BackendUnavailable, match=r"no host no-such\.invalid is known here"):
+        checks.greet("no-such.invalid:6379")
+
+
+def test_behind_tls_a_port_that_is_open_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with listener(None) as (host, port):
+        checks.greet(f"{host}:{port}")
+
+
+def test_versions_are_compared_as_ray_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_PYTHON", "3.11.7")
+    checks.check_versions(GCS, facts(), "2.60.0")
+    says = r"has Ray 2\.60\.0 on Python 3\.11\.9, roost's service Ray 2\.60\.0 on Python 3\.11\.7.*ROOST_SERVICE_PYTHON"
+    with pytest.raises(ConfigError, match=says):
+        checks.check_versions(GCS, facts(python="3.11.9"), "2.60.0")
+    with pytest.raises(ConfigError, match=r"Ray 2\.59\.1"):
+        checks.check_versions(GCS, facts(), "2.59.1")
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    checks.check_versions(GCS, facts(python="3.11.9"), "2.60.0")
+    with pytest.raises(ConfigError, match=r"3\.12\.7"):
+        checks.check_versions(GCS, facts(python="3.12.7"), "2.60.0")
+
+
+def test_a_driver_needs_a_node_on_its_machine(no_ray_here: list[tuple[str, str]]) -> None:
+    with pytest.raises(BackendUnavailable, match="has no live node"):
+        checks.check_machine(GCS, facts())
+    no_ray_here.append(("elsewhere:1", "of another cluster"))
+    with pytest.raises(
+        BackendUnavailable, match=f"`ray start --address={GCS} --num-cpus=0 --num-gpus=0 --memory=0` joins it"
+    ):
+        checks.check_machine(GCS, facts(node("a"), node("b")))
+
+
+def test_that_node_must_answer(no_ray_here: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = node("dead", host="127.0.0.1", port=closed_port())
+    no_ray_here += [(GCS, "dead"), (GCS, "well")]
+    with listener(SETTINGS) as (host, port):
+        well = node("well", host=host, port=port, is_head=True)
+        checks.check_machine(GCS, facts(dead, well))  # the head is what Ray would take
+    with pytest.raises(
+        BackendUnavailable, match=r"not well, its raylet at 127\.0\.0\.1:\d+: connection refused"
+    ):
+        checks.check_machine(GCS, facts(dead))
+    no_ray_here.clear()  # in a container that sees no other processes, addresses must do
+    monkeypatch.setattr(checks, "_is_own_address", lambda address: address == "127.0.0.1")
+    with pytest.raises(BackendUnavailable, match="not well"):
+        checks.check_machine(GCS, facts(dead, node("far")))
+
+
+def test_a_raylet_is_known_by_its_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    commands: list[list[str] | None] = [
+        None,
+        [],
+        ["python", "x", "--gcs-address=h:1", "--node_id=worker"],
+        ["/opt/ray/raylet/raylet", "--node_id=ab", f"--gcs-address={GCS}", "--command=x --gcs-address=h:2"],
+    ]
+    processes = [SimpleNamespace(info={"cmdline": command}) for command in commands]
+    monkeypatch.setattr(checks.psutil, "process_iter", lambda attrs: processes)
+    assert checks._raylets() == [(GCS, "ab")]
+
+
+def test_own_addresses_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert checks._is_own_address("127.0.0.1")
+    assert not checks._is_own_address("192.0.2.1")  # RFC 5737: nobody's
+    assert not checks._is_own_address("no address")
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'roost\[ray\]'"):
+        join.join(GCS, namespace="roost")
+
+
+SIGNALS = """
+import ctypes, os, signal, sys
+from roost.scheduler.backends.ray.join import _signals_kept
+assert "ray" not in sys.modules  # importing it costs nothing
+caught = []
+signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+with _signals_kept():
+    ctypes.CDLL(None).signal(int(signal.SIGTERM), 0)  # as C code does, behind Python's back
+os.kill(os.getpid(), signal.SIGTERM)
+assert caught == [signal.SIGTERM]
+"""
+
+
+def test_signal_handlers_are_kept() -> None:
+    subprocess.run([sys.executable, "-c", SIGNALS], check=True, timeout=60)
+
+
+class FakeRay:
+    """A `ray` whose `init` does what a test says."""
+
+    def __init__(self, init: Callable[[], object]) -> None:
+        self._init = init
+        self.calls: list[str] = []
+
+    def init(self, **options: object) -> None:
+        assert options["log_to_driver"] is False
+        self._init()
+        self.calls.append("init")
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+    def is_initialized(self) -> bool:
+        return self.calls[-1:] == ["init"]
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(gcs_address=GCS)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, init: Callable[[], object]) -> FakeRay:
+    ray = FakeRay(init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(join, "_driver", None)
+    monkeypatch.setattr(join, "_cluster_id", "")
+    return ray
+
+
+def init(timeout_s: float = 30.0) -> RoostError | None:
+    try:
+        join._init(GCS, "roost", time.monotonic() + timeout_s)
+    except RoostError as problem:
+        return problem
+    return None
+
+
+def test_an_attempt_that_hangs_is_given_up_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    ray = fake(monkeypatch, lambda: goes_on.wait(30))
+    assert "ray.init hangs" in str(init(0.0))
+    assert "an earlier attempt" in str(init(0.0))
+    join.leave()  # nothing to do, and nothing to wait for
+    assert ray.calls == []
+    goes_on.set()
+    assert init() is None  # after the first has undone its own
+    assert ray.calls == ["init", "shutdown", "init"]
+    join.leave()
+    assert ray.calls[3:] == ["shutdown"]
+
+
+def test_what_ray_says_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ConnectionError("Failed to connect") from RuntimeError("the cause\nand much more")
+
+    ray = fake(monkeypatch, refuse)
+    problem = init()
+    assert isinstance(problem, BackendUnavailable)
+    assert str(problem) == f"the Ray cluster at {GCS} did not take roost's service in: the cause"
+    assert ray.calls == ["shutdown"]
+
+
+def test_a_driver_stays_one_until_another_cluster_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = fake(monkeypatch, lambda: None)
+    for check in ("greet", "check_token", "check_versions", "check_machine"):
+        monkeypatch.setattr(join, check, lambda *facts: None)
+    ray.__version__ = "2.60.0"  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    for cluster_id, calls in (("a", ["init"]), ("a", ["init"]), ("b", ["init", "shutdown", "init"])):
+        monkeypatch.setattr(join, "ask", lambda gcs, found=cluster_id: replace(facts(), cluster_id=found))
+        assert join.join(GCS, namespace="roost") == GCS
+        assert ray.calls == calls

@@ -1,0 +1,84 @@
+"""Leases that are taken again from a Ray that gives the first device that is free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from roost.launchers.protocol.messages import Owner
+from roost.placement import Request
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.ray import leases, placement_groups
+from roost.scheduler.backends.ray.leases import RayClaims
+from roost.scheduler.backends.ray.nodes import RayNode
+from roost.scheduler.backends.ray.placement_groups import Group
+from roost.scheduler.errors import LeaseConflict
+
+NODE = RayNode(
+    id="a", ray_id="1", address="a", labels={}, model="", total={"GPU": 2.0}, free=None, groups=None
+)
+
+
+class OneNode:
+    """Ray with one node of two GPUs, as `RayDriver`."""
+
+    def __init__(self, **taken: float) -> None:
+        self.held = {name: ("0", share) for name, share in taken.items()}
+
+    async def read(self) -> None: ...
+
+    async def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        if question is placement_groups.create:
+            return self._create(arguments[0], arguments[1].gpus)
+        if question is placement_groups.remove:
+            self.held.pop(arguments[0], None)
+        return arguments[0]  # the name, which is as good as a reference
+
+    async def answer(self, name: str, *_: object) -> list[str]:
+        return [self.held[name][0]]
+
+    def _create(self, name: str, share: float) -> Group:
+        for device in ("0", "1"):
+            if sum(held for at, held in self.held.values() if at == device) + share <= 1:
+                self.held[name] = (device, share)
+                return Group(
+                    id=name,
+                    name=name,
+                    lease_id="",
+                    kernel_id="",
+                    user="",
+                    node="1",
+                    amounts={},
+                    is_created=True,
+                )
+        raise LeaseConflict("full")
+
+
+def lease(device: str, share: float) -> Lease:
+    request, owner = Request(gpus=share), Owner(user="ada")
+    return Lease(
+        id="roost:k:s/1", kernel_id="k", node_id="a", device_ids=(device,), request=request, owner=owner
+    )
+
+
+@pytest.fixture(autouse=True)
+def believing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_CONFIRM_S", 0.0)
+    monkeypatch.setattr(leases, "_ASK_AGAIN_S", 0.0)
+
+
+@pytest.mark.parametrize("device", ["0", "1"])
+@pytest.mark.parametrize("share", [1, 0.5, 0.25])
+async def test_a_kernel_gets_the_device_that_it_has(device: str, share: float) -> None:
+    ray = OneNode()
+    await RayClaims(ray, lambda *_: False, ()).take_again(lease(device, share), NODE)  # type: ignore[arg-type]
+    assert ray.held == {"roost:k:s/1 for ada": (device, share)}
+
+
+async def test_where_somebody_else_has_it_nothing_is_kept() -> None:
+    ray = OneNode(other=0.75)
+    with pytest.raises(LeaseConflict):
+        await RayClaims(ray, lambda *_: True, ()).take_again(lease("0", 0.5), NODE)  # type: ignore[arg-type]
+    assert ray.held == {"other": ("0", 0.75)}

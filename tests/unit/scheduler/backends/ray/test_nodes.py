@@ -1,0 +1,76 @@
+"""What Ray says of a node, read without Ray."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from roost.launchers.protocol.messages import Owner
+from roost.placement import Request
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.ray import nodes, placement_groups
+
+GROUP = "5ad02b1d3b8d7c2ae1b02e9f7e3a01000000"
+RESOURCES = {
+    "CPU": 4.0, "GPU": 1.0, "memory": 100.0, "object_store_memory": 50.0,
+    "node:10.0.0.1": 1.0, "node:__internal_head__": 1.0, "accelerator_type:T4": 1.0,
+    f"licence_group_{GROUP}": 1.0, f"licence_group_0_{GROUP}": 1.0, f"bundle_group_{GROUP}": 1000.0,
+    "licence": 2.0, "a_group_of_seats": 3.0,
+}  # fmt: skip
+
+
+def raylet(resources: dict[str, float]) -> dict[str, Any]:
+    return {"Alive": True, "NodeID": "ab", "NodeManagerAddress": "10.0.0.1", "Resources": resources}
+
+
+def test_custom_resources_are_what_only_its_operator_knows() -> None:
+    assert nodes.custom(RESOURCES) == ["licence", "a_group_of_seats"]
+    (node,) = nodes.decode_public([raylet(RESOURCES)])
+    lease = Lease(
+        id="roost:k:1",
+        kernel_id="k",
+        node_id=node.id,
+        device_ids=(),
+        request=Request(resources={"licence": 0.5}),
+        owner=Owner(user="ada"),
+    )
+    known = nodes.as_node(node, [lease], None, None)
+    assert known.resources == {"licence": 2.0, "a_group_of_seats": 3.0}
+    assert (known.resource_free("licence"), known.resource_free("a_group_of_seats")) == (1.5, 3.0)
+
+
+def test_a_group_asks_for_them_too() -> None:
+    (node,) = nodes.decode_public([raylet(RESOURCES)])
+    bundle = placement_groups.bundle(Request(cpus=1, resources={"licence": 0.5}), node)
+    assert bundle.pop("node:10.0.0.1") > 0
+    assert bundle == {"CPU": 1.0, "licence": 0.5}
+    assert nodes.custom(bundle) == ["licence"]
+
+
+def test_a_raylet_that_has_ended_beside_the_next_one_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows both for a while, and gives nothing there; two that live are told apart by their ids."""
+    with socket.create_server(("127.0.0.1", 0)) as lives, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [server.getsockname()[1] for server in (lives, other)]
+        raylets = [
+            {
+                **raylet({"CPU": 1.0}),
+                "NodeManagerAddress": "127.0.0.1",
+                "NodeID": name,
+                "NodeManagerPort": port,
+            }
+            for name, port in zip(("old", "new"), ports, strict=True)
+        ]
+        ray = ModuleType("ray")
+        ray.nodes = lambda: raylets  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        assert [node.id for node in nodes.read()] == ["127.0.0.1/old", "127.0.0.1/new"]
+        lives.close()
+        (node,) = nodes.read()
+        assert (node.id, node.ray_id, node.is_held_up) == ("127.0.0.1", "new", True)
+        assert "earlier raylet" in nodes.as_node(node, [], None, None).drains_because
+        raylets[0]["Alive"] = False
+        assert [(node.id, node.is_held_up) for node in nodes.read()] == [("127.0.0.1", False)]

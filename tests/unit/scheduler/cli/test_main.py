@@ -1,0 +1,485 @@
+"""The `roost` command against a client that answers without a scheduler."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_service import fake_service
+
+import roost
+from roost.launchers.protocol.messages import Connection, Owner
+from roost.placement import Device, Node, Request, Snapshot, policy
+from roost.scheduler.cli import main, tables
+from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
+from roost.scheduler.policies.explain import explained
+from roost.scheduler.service.messages import Kernel, KernelRequest
+
+ADA = Owner(user="ada", application="lab")
+GPU = KernelRequest(gpus=0.25, memory_bytes=8 << 30, cpus=2)
+NODES = [
+    Node(
+        id="big",
+        cpus=64,
+        memory_bytes=512 << 30,
+        cpus_promised=2.5,
+        memory_promised_bytes=8 << 30,
+        gpus_promised=0.25,
+        cpus_used=16,
+        kernels=3,
+        metrics_age_s=0.5,
+        devices=(Device(id="GPU-0", model="H200", memory_bytes=141 << 30, promised=0.25, used=0.5),),
+    ),
+    Node(id="small", cpus=4, memory_bytes=16 << 30, is_draining=True),
+]
+
+
+def kernel(id_: str, **values: Any) -> Kernel:
+    """A kernel in a list."""
+    known = {
+        "launch_id": "l",
+        "state": "running",
+        "owner": ADA,
+        "request": GPU,
+        "created_at": time.time() - 90,
+    }
+    return Kernel(id=id_, **{**known, **values})
+
+
+RUNNING = kernel("aaaaaaaa-1", node_id="big", device_ids=("GPU-0",), connection=Connection(key="s3cret"))
+SECOND = kernel("aaaaaaaa-2", node_id="small", request=KernelRequest())
+QUEUED = kernel("bbbb-1", state="queued", position=1, waits_for="0.25 GPU on big: 0 free")
+
+
+class Answer:
+    """A call that is answered, or fails."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def result(self, timeout: float | None = None) -> Any:
+        assert timeout is not None
+        assert timeout < 120
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class StubClient:
+    """What the command asks, without a service. `error` is raised by every answer."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.asked: list[tuple[Any, ...]] = []
+        self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
+        self.soonest: dict[str, Any] | None = None
+
+    def _answer(self, answer: Any, *asked: Any) -> Answer:
+        self.asked.append(asked)
+        return Answer(self.error or answer)
+
+    def service(self) -> Answer:
+        who = {"protocol": 2, "version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379"}
+        return self._answer(who, "service")
+
+    def nodes(self) -> Answer:
+        return self._answer([node.to_dict() for node in NODES], "nodes")
+
+    def explain(self, request: KernelRequest) -> Answer:
+        asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
+        snapshot = Snapshot.of(NODES)
+        document = explained(policy("balanced").place(asked, snapshot), snapshot)
+        return self._answer({**document, "soonest": self.soonest}, "explain", request)
+
+    def kernels(self) -> Answer:
+        return self._answer(list(self.known), "kernels")
+
+    def logs(self, kernel_id: str, tail_bytes: int) -> Answer:
+        return self._answer(f"log of {kernel_id}\n", "logs", kernel_id, tail_bytes)
+
+    def stop(self, kernel_id: str, grace_s: float) -> Answer:
+        gone = kernel_id == SECOND.id
+        return self._answer(UnknownKernel("gone") if gone else RUNNING, "stop", kernel_id, grace_s)
+
+    def drain(self, node_id: str, on: bool) -> Answer:
+        return self._answer(None, "drain", node_id, on)
+
+    def doctor(self) -> Answer:
+        return self._answer(
+            [
+                {"level": "ok", "what": "the agent answers", "do": ""},
+                {"level": "warning", "what": "no GPU metrics", "do": "install the driver"},
+            ],
+            "doctor",
+        )
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
+    """The stub in the place of `roost.connect`'s answer, and 80 columns."""
+    stub = StubClient()
+    monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
+    monkeypatch.setattr("roost.provisioners.kernelspecs.findings", list)
+    monkeypatch.setenv("COLUMNS", "80")
+    return stub
+
+
+def test_a_scheduler_with_options_can_be_named(
+    capsys: pytest.CaptureFixture[str], client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(roost, "connect", lambda backend, **options: asked.append(options) or client)
+    assert run(capsys, "nodes", "--backend-option", "gpus=2", "--backend-option", "gpu_model=H200")[0] == 0
+    assert asked == [{"gpus": 2, "gpu_model": "H200"}]
+    assert run(capsys, "nodes", "--backend-option", "gpus")[0] == 2
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of one command."""
+    code = main.main(argv)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def document(capsys: pytest.CaptureFixture[str], *argv: str) -> Mapping[str, Any]:
+    """The one document that `--json` prints; nothing else is on stdout."""
+    code, out, err = run(capsys, *argv, "--json")
+    assert (code, err) == (0, "")
+    return dict(json.loads(out))
+
+
+def test_nodes_show_promises_and_devices(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "nodes")
+    assert code == 0
+    assert "2.5 of 64" in out
+    assert "8 GiB of 512 GiB" in out
+    assert "draining" in out
+    assert "H200" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert [node["id"] for node in document(capsys, "nodes")["nodes"]] == ["big", "small"]
+
+
+def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["explain", "--gpus", "0.5", "--memory", "8GiB", "--gpu-model", "H200", "--label", "zone=a"]
+    options += ["--near", "rack=7", "--tolerate", "lab", "--tolerate", "night"]
+    options += ["--resource", "licence=2", "--resource", "odd=name=0.5"]
+    code, out, _ = run(capsys, *options)
+    assert code == 0
+    assert "It would go to big, GPU GPU-0." in out
+    assert "small" in out
+    assert "never" in out
+    assert max(map(len, out.splitlines())) <= 80
+    _, request = client.asked[-1]
+    assert request == KernelRequest(
+        gpus=0.5,
+        memory_bytes=8 << 30,
+        gpu_models=("H200",),
+        labels={"zone": "a"},
+        near={"rack": "7"},
+        resources={"licence": 2, "odd=name": 0.5},
+        tolerates=("lab", "night"),
+    )
+    decision = document(capsys, *options)["decision"]
+    assert decision["placement"]["node_id"] == "big"
+
+
+def test_explain_says_why_nowhere(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "explain", "--cpus", "1000")
+    assert code == 0
+    assert "No node could ever hold 1000 CPUs" in out
+
+
+def test_explain_of_one_node_says_what_helps_unless_it_is_only_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for changed, is_told in (({"is_draining": True}, True), ({"cpus_promised": 8}, False)):
+        only = Snapshot.of([Node(id="only", cpus=8, memory_bytes=1 << 30, **changed)])  # type: ignore[arg-type]
+        document = explained(policy("balanced").place(Request(cpus=1), only), only)
+        tables.show_decision({**document, "soonest": None})
+        out = capsys.readouterr().out
+        assert ("would do but" in out) == is_told
+        assert ("`roost drain only --off` lets kernels on it again." in out) == is_told
+
+
+def test_explain_names_the_fallback_and_counts_refusals(
+    client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(capsys, "nodes", "--json")[0] == 0
+    nodes = [replace(NODES[0], id=f"n{i:02}", metrics_age_s=None) for i in range(14)]
+    nodes[0] = replace(nodes[0], memory_bytes=0, gpus_promised=1.0, memory_promised_bytes=0)
+    saved = tmp_path / "nodes.json"
+    saved.write_text(json.dumps(Snapshot.of(nodes).to_dict()))
+    _, out, _ = run(capsys, "explain", "--snapshot", str(saved), "--gpus", "0.5", "--memory", "1GiB")
+    assert "It would go to n01" in out
+    flat = " ".join(out.split())
+    assert "Policy balanced was asked; ranked by round robin, since no node that fits has metrics." in flat
+    assert "14 of 14 nodes have no metrics" in flat
+    assert "n00 never needs 1 GiB memory, has 0 bytes" in flat
+    _, out, _ = run(capsys, "explain", "--snapshot", str(saved), "--gpus", "1", "--memory", "1GiB")
+    flat = " ".join(out.split())
+    assert "13 of 14 nodes have too few GPUs free now" in flat
+    assert "… and 4 more nodes (--json has the first 1,000 reasons)." in flat
+    assert "13 nodes would do but have too few GPUs free now; nearest n01: needs 1 GPU, 0.75 free." in flat
+    assert "n09" in out
+    assert "n10" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert client.asked == [("nodes",), ("service",)]
+
+
+def test_explain_says_who_holds_what_is_short(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 0.0, "memory_bytes": 8 << 30}
+    kernel |= {"gpus": 0.25, "resources": {"licence": 2}}
+    held = {**kernel, "device_ids": ["GPU-0"], "since": time.time() - 90}
+    client.soonest = {"node_id": "big", "kernels": [held, {**held, "id": SECOND.id, "since": None}]}
+    out = " ".join(run(capsys, "explain", "--gpus", "1")[1].split())
+    assert "The soonest to free: big would have room if these 2 kernels ended." in out
+    assert "aaaaaaaa-1 ada lab 0.25 GPU, 8 GiB, 2 licence GPU-0 90 s" in out
+    assert "unknown" in out
+    client.soonest = {"node_id": "big", "kernels": [held]}
+    assert "if this kernel ended" in run(capsys, "explain", "--gpus", "1")[1]
+    assert document(capsys, "explain", "--gpus", "1")["decision"]["soonest"] == client.soonest
+
+
+def test_nodes_that_were_saved_can_be_asked(
+    client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    saved = tmp_path / "nodes.json"
+    saved.write_text(run(capsys, "nodes", "--json")[1])
+    options = ["explain", "--gpus", "0.5", "--snapshot", str(saved)]
+    assert document(capsys, *options)["decision"]["placement"]["node_id"] == "big"
+    for wrong in ("no-such-file", "."):
+        code, out, err = run(capsys, "explain", "--snapshot", wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_resources_labels_taints_and_what_is_warm_are_shown(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not {"TAINTS", "RESOURCES"} & set(run(capsys, "nodes")[1].split())
+    traits = {"labels": {"zone": "a", "disk": "ssd"}, "warm": (f"/home/ada/{'deep/' * 20}bin/python",)}
+    traits |= {"resources": {"licence": 2}, "resources_promised": {"licence": 0.5}}
+    monkeypatch.setitem(globals(), "NODES", [replace(NODES[0], **traits), NODES[1]])
+    out = run(capsys, "nodes")[1]
+    assert "LABELS" in out
+    assert "disk=ssd" in out
+    assert "WARM" in out
+    assert "0.5 of 2 licence" in out
+    assert "TAINTS" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "kernels")
+    assert code == 0
+    assert "aaaaaaaa-1" in out  # eight characters would name two kernels
+    assert "0.25 GPU, 8 GiB, 2 CPU" in out
+    assert max(map(len, out.splitlines())) <= 80
+    listed = document(capsys, "kernels")["kernels"]
+    assert [known["id"] for known in listed] == [known.id for known in client.known]
+    assert "connection" not in listed[0]
+
+
+def test_pending_kernels_say_what_they_wait_for(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(capsys, "kernels", "--pending")
+    assert "0.25 GPU on big: 0 free" in out
+    assert "aaaaaaaa" not in out
+    assert [known["position"] for known in document(capsys, "kernels", "--pending")["kernels"]] == [1]
+    client.known = []
+    assert run(capsys, "kernels", "--pending")[1] == "No kernel waits.\n"
+    assert run(capsys, "kernels")[1] == "There are no kernels.\n"
+
+
+def test_a_kernel_is_named_by_the_beginning_of_its_id(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "logs", "b", "--tail", "1k") == (0, "log of bbbb-1\n", "")
+    assert client.asked[-1] == ("logs", "bbbb-1", 1024)
+    assert document(capsys, "logs", "b") == {"kernel": "bbbb-1", "text": "log of bbbb-1\n"}
+    code, _, err = run(capsys, "logs", "aaaa")
+    assert code == 2
+    assert "2 kernels begin with 'aaaa'" in err
+    assert run(capsys, "logs", "ended") == (0, "log of ended\n", "")
+    code, _, err = run(capsys, "stop", "zz")
+    assert code == 1
+    assert "There is no kernel 'zz'" in err
+
+
+def test_stop_takes_several_and_what_ended_meanwhile(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "stop", "aaaaaaaa-1", "aaaaaaaa-2", "bb", "bbbb", "--grace", "2")
+    assert code == 0
+    assert out.splitlines() == ["aaaaaaaa-1 stopped", "aaaaaaaa-2 stopped", "bbbb-1 taken out of the queue"]
+    stops = [asked for asked in client.asked if asked[0] == "stop"]
+    assert stops == [("stop", id_, 2.0) for id_ in ("aaaaaaaa-1", "aaaaaaaa-2", "bbbb-1")]
+    assert document(capsys, "stop", "bb") == {"stopped": [{"id": "bbbb-1", "was": "queued"}]}
+
+
+def test_drain(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "drain", "big")[0] == 0
+    assert client.asked[-1] == ("drain", "big", True)
+    assert document(capsys, "drain", "big", "--off") == {"node": "big", "is_draining": False}
+
+
+def test_doctor_fails_on_errors_only(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert out.index("warning") < out.index("ok")
+    assert "→ install the driver" in out
+    client.error = BackendUnavailable("the scheduler does not start")
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert "the scheduler does not start" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(BackendUnavailable("no scheduler"), 1), (TimeoutError(), 1), (RoostError("odd"), 1)],
+)
+def test_errors_are_one_sentence_on_stderr(
+    client: StubClient, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    client.error = error
+    exit_code, out, err = run(capsys, "nodes", "--json")
+    assert (exit_code, out) == (code, "")
+    assert err.startswith("roost: ")
+    assert err.count("\n") == 1
+
+
+def test_a_kernel_that_died_shows_its_log(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    client.error = KernelDied("The kernel ended with exit code 1.", exit_code=1, log_tail="no such module\n")
+    assert run(capsys, "nodes")[2] == "roost: The kernel ended with exit code 1.\nno such module\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["explain", "--memory", "lots"],
+        ["explain", "--label", "zone"],
+        ["explain", "--near", "zone"],
+        ["explain", "--resource", "licence"],
+        ["explain", "--resource", "licence=0"],
+        ["explain", "--resource", "licence=nan"],
+        ["logs", "b", "--tail", "-1"],
+        ["run", "no-such-notebook.ipynb"],
+        ["run", "no-such-notebook.ipynb", "--gpus", "1.5"],
+    ],
+)
+def test_wrong_options_are_code_2(
+    client: StubClient, capsys: pytest.CaptureFixture[str], argv: Sequence[str]
+) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("roost: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["no-such"],
+        ["explain", "--gpus", "many"],
+        ["explain", "--gpus", "nan"],
+        ["explain", "--cpus", "inf"],
+        ["run", "a.ipynb", "--timeout=-1"],
+        ["run", "a.ipynb", "--timeout", "0"],
+        ["logs"],
+    ],
+)
+def test_wrong_usage_is_code_2(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(argv)
+    assert caught.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_which_cluster_it_is_is_said(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    where = "ray at 192.0.2.1:6379"
+    assert f"Cluster: {where}." in " ".join(run(capsys, "nodes")[1].split())
+    assert document(capsys, "nodes")["cluster"] == {"backend": "ray", "address": "192.0.2.1:6379"}
+    assert f"the cluster is {where}" in run(capsys, "doctor")[1]
+
+
+def test_version_names_the_services_that_live(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = runtime_dir / "scheduler-ray"
+    dead.mkdir(mode=0o700)
+    (dead / "ready.json").write_text("{}")
+    with fake_service() as service:
+        said = {"version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379", "endpoint": "x"}
+        (service.folder / "ready.json").write_text(json.dumps(said))
+        (found,) = document(capsys, "version")["schedulers"]
+        assert found == {"folder": "scheduler-local"} | {
+            name: said[name] for name in said if name != "endpoint"
+        }
+        assert "9 for ray at 192.0.2.1:6379 (pid 7, scheduler-local)" in run(capsys, "version")[1]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert document(capsys, "version")["roost"] == roost.__version__
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"roost {roost.__version__}\n"
+
+
+def test_every_subcommand_has_its_function() -> None:
+    """The functions are named in text, as entry points are."""
+    from importlib import import_module
+
+    parser = main._parser()
+    pending, actions = [parser], []
+    while pending:
+        looked_at = pending.pop()
+        if name := looked_at.get_default("action"):
+            actions.append(name)
+        for action in looked_at._actions:
+            if isinstance(action.choices, dict):
+                pending += action.choices.values()
+    assert len(actions) == 14
+    for name in actions:
+        module, _, function = name.partition(":")
+        assert callable(getattr(import_module(module), function))
+
+
+def test_help_loads_next_to_nothing() -> None:
+    code = (
+        "import sys; from roost.scheduler.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('loaded', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    loaded = set(done.stdout.rpartition("loaded ")[2].split())
+    assert not loaded & {"zmq", "rich", "asyncio", "jupyter_client", "numpy", "roost.scheduler.errors"}
+
+
+def test_piped_tables_are_not_cut(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    client.known = [kernel("cccc", state="queued", position=1, waits_for="word " * 60)]
+    _, out, _ = run(capsys, "kernels", "--pending")
+    assert len(out.splitlines()) == 2
+
+
+def test_ages_and_ids() -> None:
+    assert [tables.ago(0, now) for now in (-5, 59, 119, 120, 7200, 172_800)] == [
+        "0 s", "59 s", "119 s", "2 min", "2 h", "2 d",
+    ]  # fmt: skip
+    assert tables.short_ids(["abcdefghij", "abcdefghik", "x"]) == {
+        "abcdefghij": "abcdefghij",
+        "abcdefghik": "abcdefghik",
+        "x": "x",
+    }

@@ -1,0 +1,360 @@
+"""What is read back after a kill, what is ended when nobody wants it, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, scheduler_on, world
+
+from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.messages import AgentEvent, Owner
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import Cancelled, UnknownKernel
+
+SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
+
+
+@pytest.fixture
+def application() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that owns kernels."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def owner_of(process: subprocess.Popen[bytes], *, can_adopt: bool = False) -> Owner:
+    return Owner(
+        user="ada",
+        application="app",
+        host=socket.gethostname(),
+        pid=process.pid,
+        process_started_at=start_time(process.pid),
+        can_adopt=can_adopt,
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+async def test_a_successor_reads_kernels_back(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path, gpus=1)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", gpus=0.5)
+    async with scheduler_on([agent]) as w:
+        kernel = w.kernel("k")
+        assert (kernel.state, kernel.launch_id, kernel.request.gpus) == ("running", "1", 0.5)
+        assert kernel.connection is not None
+        assert (await w.start("k", gpus=0.5)).pid == kernel.pid
+        assert len(agent.launched) == 1
+        agent.end("k")
+        await w.told("exited")
+        assert (await w.start("k", "2")).state == "running"
+        await w.scheduler.stop("k", 0)
+        assert w.leases() == []
+    await agent.close()
+
+
+@pytest.mark.parametrize("stage", ["reserve", "launch"])
+async def test_a_start_that_is_repeated_after_a_kill_goes_on(tmp_path: Path, stage: str) -> None:
+    agent = FakeAgent(tmp_path, cpus=1)
+    async with scheduler_on([agent]) as w:
+        agent.hold(stage)
+        start = w.start("k", cpus=1)
+        await agent.called(stage)
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    for held in agent.held.values():
+        held.set()
+    agent.held.clear()
+    async with scheduler_on([agent]) as w:
+        assert (await w.start("k", cpus=1)).state == "running"
+        assert len(agent.launched) == 1
+        assert w.leases() == ["roost:k:s/1"]
+    await agent.close()
+
+
+async def test_a_lease_that_nobody_claims_is_given_back(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        agent.hold("launch")
+        start = w.start("k", cpus=1)
+        await agent.called("launch")
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    agent.held.clear()
+    async with scheduler_on([agent], SOON) as w:
+        assert w.kernel("k").state == "starting"
+        await w.told("released")
+        assert w.leases() == []
+        assert w.kernel("k").reason == "its start was not repeated"
+    await agent.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_lease_whose_node_has_left_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k", cpus=1)
+        (lease,) = await w.backend.leases()
+        release, released = w.backend.release, []
+
+        async def on_no_node() -> list[Lease]:
+            return [replace(lease, node_id="")]
+
+        async def note(lease: Lease) -> None:
+            released.append(lease.node_id)
+            await release(replace(lease, node_id="here"))
+
+        monkeypatch.setattr(w.backend, "leases", on_no_node)
+        monkeypatch.setattr(w.backend, "release", note)
+        if not is_known:
+            w.scheduler.keeper.records.clear()  # as for a successor
+        w.scheduler.keeper.reconcile_soon()
+        await w.told("released")
+        assert released == [""]
+        assert w.kernel("k").reason == "its node has left the cluster"
+
+
+async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path, cpus=2)
+    async with scheduler_on([agent], name="one") as one, scheduler_on([agent], SOON, name="two") as two:
+        await one.start("a", cpus=1)
+        await two.start("b", cpus=1)
+        waiting = two.start("c", cpus=1)
+        await two.told("queued", "c")
+        assert [kernel.id for kernel in one.scheduler.kernels()] == ["a"]
+        two.scheduler.keeper.reconcile_soon()
+        await one.scheduler.stop("a", 0)
+        assert (await waiting).state == "running"
+    await agent.close()
+
+
+async def test_a_lost_agent_is_brought_back_and_read_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        for name in ("lives", "ends", "goes"):
+            await w.start(name, cpus=1)
+        await w.agent._server.close()
+        w.agent.kernels["ends"] = replace(w.agent.kernels["ends"], is_running=False, exit_code=7)
+        w.agent.kernels.pop("goes")
+        w.agent.ledger.release("roost:goes:s/1")
+        await asyncio.sleep(0.01)
+        w.agent._begin()
+        await w.told("exited", "ends")
+        await w.told("released", "goes")
+        assert w.kernel("lives").state == "running"
+        assert w.kernel("ends").exit_code == 7
+        assert w.kernel("goes").reason == "its lease is gone"
+
+
+async def test_what_was_given_back_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster manager shows a lease for a moment after it was given back, or never got to hear of that."""
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        late = await w.backend.leases()
+        await w.scheduler.stop("k", 0)
+        read = asyncio.Event()
+
+        async def leases() -> list[Lease]:
+            read.set()
+            return late
+
+        monkeypatch.setattr(w.backend, "leases", leases)
+        release, again = w.backend.release, asyncio.Event()
+
+        async def note(lease: Lease) -> None:
+            await release(lease)
+            again.set()
+
+        monkeypatch.setattr(w.backend, "release", note)
+        w.scheduler.keeper.reconcile_soon()
+        await asyncio.wait_for(read.wait(), 5)
+        await asyncio.wait_for(again.wait(), 5)
+        assert w.scheduler.kernels() == []
+        monkeypatch.undo()
+        assert (await w.start("k", "2", cpus=1)).state == "running"
+
+
+async def test_what_was_only_not_found_may_be_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+
+        async def none() -> list[Lease]:
+            return []
+
+        monkeypatch.setattr(w.backend, "leases", none)
+        w.scheduler.keeper.reconcile_soon()
+        await w.told("released")
+        monkeypatch.undo()
+        w.scheduler.keeper.reconcile_soon()
+        await w.told("running", times=2)
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
+    """Whatever comes first of what the agent says of its end, and of what the backend does."""
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent._tell(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))
+        w.agent.end("k", -15)
+        w.agent.give_back("roost:k:s/1")
+        await w.told("released")
+        assert w.kernel("k").reason == "the cluster took its lease back: its node has left"
+        told = [event.kernel.reason for event in w.events if event.kind == "exited" and event.kernel]
+        assert told == [w.kernel("k").reason]
+
+
+async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent.end("k", 5)
+        await w.told("exited")
+        w.agent.give_back("roost:k:s/1")
+        await w.told("released")
+        assert w.scheduler.kernels() == []
+        assert (w.kernel("k").state, w.kernel("k").exit_code) == ("exited", 5)
+        assert w.kernel("k").reason == "exited with code 5"
+        with pytest.raises(UnknownKernel):
+            w.kernel("never")
+
+
+async def test_kernels_of_a_dead_owner_end_after_the_grace(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path, settings=SOON, cpus=1) as w:
+        await w.start("k", cpus=1, owner=owner_of(application))
+        queued = w.start("queued", cpus=1, owner=owner_of(application))
+        await w.start("mine", cpus=0)
+        await w.told("queued", "queued")
+        kill(application)
+        await w.told("released", "k")
+        await asyncio.wait([queued])
+        assert w.kernel("k").reason == "its owner app has ended"
+        assert [kernel.id for kernel in w.scheduler.kernels()] == ["mine"]
+
+
+async def test_kernels_of_an_owner_that_can_adopt_live_until_they_are_culled(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k", cpus=1, owner=owner_of(application, can_adopt=True))
+        kill(application)
+        await asyncio.sleep(0.15)  # beyond the grace of owners that cannot adopt
+        assert w.kernel("k").state == "running"
+        assert "outlived app" in (await w.scheduler.doctor())[0]["what"]
+        await w.told("cull", "k")
+        await w.told("released", "k")
+        assert w.kernel("k").reason == "culled: nobody has come back for it for 0.3 s"
+
+
+async def test_an_adopted_kernel_lives_and_ends_with_its_new_owner(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent], SOON) as w:
+        await w.start("k", cpus=1)
+        first = w.kernel("k").owner
+        adopted = await w.scheduler.adopt("k", replace(owner_of(application), user="bob"))
+        assert (adopted.owner.pid, adopted.owner.user) == (application.pid, first.user)
+        assert adopted.connection is not None
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.adopt("nobody", first)
+    async with scheduler_on([agent], SOON) as w:  # the ledger has it
+        assert w.kernel("k").owner == adopted.owner
+        kill(application)
+        await w.told("released", "k")
+    await agent.close()
+
+
+async def test_a_restart_by_another_application_is_its_own(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1, owner=owner_of(application))
+        w.agent.end("k")
+        await w.told("exited")
+        await w.start("k", "2", cpus=1)
+    kill(application)
+    async with scheduler_on([agent], SOON) as w:
+        assert w.kernel("k").owner.pid == 0
+        await asyncio.sleep(0.15)  # beyond the grace of the first owner
+        assert w.kernel("k").state == "running"
+    await agent.close()
+
+
+async def test_a_server_keeps_its_kernel_from_a_script_that_looks_in(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path) as w:
+        server = Owner(user="ada", application="jupyter_server", can_adopt=True)
+        await w.start("k", owner=server)
+        assert (await w.scheduler.adopt("k", owner_of(application))).owner == server
+
+
+async def test_a_dead_owner_is_noticed_by_a_successor(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1, owner=owner_of(application))
+    kill(application)
+    async with scheduler_on([agent], SOON) as w:
+        await w.told("released", "k")
+        assert w.leases() == []
+    await agent.close()
+
+
+async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
+    tmp_path: Path, application: subprocess.Popen[bytes]
+) -> None:
+    async with world(tmp_path, settings=Settings()) as w:
+        owner = owner_of(application, can_adopt=True)
+        await w.start("k", cpus=1, owner=owner)
+        kill(application)
+        while w.scheduler.keeper.owners.is_alive(owner):
+            await w.scheduler.doctor()  # a call to the agent and back: the loop has seen the pidfd by then
+        with pytest.raises(Cancelled, match="its owner has ended"):
+            await w.start("late", owner=owner)
+        w.agent.end("k")
+        await w.told("released", "k")
+        assert w.leases() == []
+
+
+async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None:
+    named = {"mine": "no_such_module:Mine", "other": "pack"}
+    async with world(tmp_path, settings=replace(SOON, policies=named, default_policy="gone")) as w:
+        w.scheduler.policies.failed["hers"] = "did not answer within 1 s"
+        default, mine, hers = await w.scheduler.doctor()
+        assert [found["level"] for found in (default, mine, hers)] == ["error", "error", "warning"]
+        assert default["what"].startswith("c.RoostScheduler.default_policy: unknown policy 'gone'; known are")
+        assert mine["what"].startswith("c.RoostScheduler.policies['mine']: ")
+        assert "no_such_module" in mine["what"]
+        assert hers["what"] == "policy hers did not answer within 1 s"
+
+
+async def test_doctor_finds_and_mends(tmp_path: Path) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        assert (await w.scheduler.doctor())[0]["level"] == "ok"
+        await w.start("k", cpus=1)
+        w.agent.ledger.release("roost:k:s/1")  # behind everybody's back
+        assert "has lost its lease" in (await w.scheduler.doctor())[0]["what"]
+        await w.told("released", "k")
+        assert w.scheduler.kernels() == []

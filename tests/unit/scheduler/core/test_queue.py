@@ -1,0 +1,143 @@
+"""Order, position and what is waited for; who holds up whom."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_cluster import World, world
+
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.core.queue import Queue
+from roost.scheduler.errors import Cancelled
+
+
+def positions(w: World) -> dict[str, int]:
+    return {kernel.id: kernel.position for kernel in w.scheduler.kernels() if kernel.position is not None}
+
+
+async def test_one_line_is_served_in_order_and_positions_move_up(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=1) as w:
+        starts = {f"k{i}": w.start(f"k{i}", gpus=0.5) for i in range(6)}
+        await asyncio.gather(starts["k0"], starts["k1"])
+        await w.told("queued", "k5")
+        assert positions(w) == {"k2": 1, "k3": 2, "k4": 3, "k5": 4}
+        waiting = w.kernel("k5")
+        assert "no node has room now for 0.5 GPU" in waiting.waits_for
+        await w.scheduler.stop("k0", 0)
+        assert (await starts["k2"]).state == "running"
+        assert positions(w) == {"k3": 1, "k4": 2, "k5": 3}
+        await w.told("queued", "k5", times=2)
+        for i in range(1, 4):
+            await w.scheduler.stop(f"k{i}", 0)
+        await asyncio.gather(starts["k4"], starts["k5"], starts["k3"], return_exceptions=True)
+        assert len(w.leases()) <= 2
+
+
+async def test_who_waits_for_a_gpu_holds_up_nobody_who_wants_a_cpu(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=1, cpus=4) as w:
+        await w.start("gpu", gpus=1)
+        waiting = w.start("waits", gpus=0.25)
+        await w.told("queued", "waits")
+        assert (await w.start("cpu", cpus=1)).state == "running"
+        await w.scheduler.cancel("waits")
+        with pytest.raises(Cancelled):
+            await waiting
+
+
+async def test_a_queued_start_is_taken_back_by_stop_too(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=1) as w:
+        await w.start("first", cpus=1)
+        second, third = w.start("second", cpus=1), w.start("third", cpus=1)
+        await w.told("queued", "third")
+        assert (await w.scheduler.stop("second", 0)).state == "exited"
+        with pytest.raises(Cancelled):
+            await second
+        assert positions(w) == {"third": 1}
+        await w.scheduler.stop("first", 0)
+        assert (await third).state == "running"
+
+
+async def test_never_more_than_fit_hold_a_share_and_none_is_lost(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=2, cpus=100) as w:
+        starts = [w.start(f"k{i}", gpus=0.25, user=f"u{i % 4}") for i in range(40)]
+        most = 0
+
+        async def end_when_running(start: asyncio.Task[object], kernel_id: str) -> None:
+            nonlocal most
+            await start
+            most = max(most, len(w.leases()))
+            await w.scheduler.stop(kernel_id, 0)
+
+        await asyncio.gather(*(end_when_running(start, f"k{i}") for i, start in enumerate(starts)))
+        assert 1 <= most <= 8
+        assert w.leases() == []
+
+
+async def test_a_stream_of_small_ones_cannot_starve_a_large_one(tmp_path: Path) -> None:
+    settings = Settings(reserve_after_s=0.0)
+    async with world(tmp_path, gpus=1, cpus=100, settings=settings) as w:
+        await asyncio.gather(*(w.start(f"small{i}", gpus=0.5) for i in range(2)))
+        large = w.start("large", gpus=1)
+        await w.told("queued", "large")
+        await w.scheduler.stop("small0", 0)
+        late = w.start("late", gpus=0.5)
+        await w.told("queued", "late")
+        assert "here: kept for who has waited longer" in w.kernel("late").waits_for
+        assert (await w.start("cpu", cpus=1)).state == "running"
+        await w.scheduler.stop("small1", 0)
+        assert (await large).state == "running"
+        await w.scheduler.stop("large", 0)
+        assert (await late).state == "running"
+
+
+async def test_small_ones_pass_a_large_one_that_has_just_come(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=1, cpus=100) as w:
+        await w.start("small", gpus=0.5)
+        large = w.start("large", gpus=1)
+        await w.told("queued", "large")
+        assert (await w.start("other", gpus=0.5)).state == "running"
+        for kernel_id in ("small", "other"):
+            await w.scheduler.stop(kernel_id, 0)
+        assert (await large).state == "running"
+
+
+async def test_the_first_of_a_line_tries_only_when_something_changed() -> None:
+    now = 0.0
+    queue = Queue(on_moved=lambda _: None, clock=lambda: now)
+    first, second = queue.join("a", "line"), queue.join("b", "line")
+    await queue.turn(first, 1.0)
+    with pytest.raises(asyncio.TimeoutError):
+        await queue.turn(first, 0.01)
+    queue.wake()
+    await queue.turn(first, 1.0)
+    assert not second.event.is_set()
+    queue.leave(first)
+    queue.leave(first)
+    await queue.turn(second, 1.0)
+    assert [ticket.kernel_id for ticket in queue.heads()] == ["b"]
+    queue.close()
+
+
+async def test_changes_are_told_together_and_once() -> None:
+    told: list[str] = []
+    queue = Queue(on_moved=told.append, clock=lambda: 0.0)
+    tickets = [queue.join(str(i), "line") for i in range(3)]
+    queue.say(tickets[0], "room")
+    await asyncio.sleep(0.15)
+    assert told == ["0", "1", "2"]
+    queue.say(tickets[0], "room")
+    queue.leave(tickets[2])
+    await asyncio.sleep(0.15)
+    assert told == ["0", "1", "2"]
+    queue.close()
+
+
+async def test_the_next_in_line_waits_for_what_the_one_before_did_until_it_has_looked() -> None:
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0)
+    first, second = queue.join("a", "line"), queue.join("b", "line")
+    queue.say(first, "no node has room now")
+    queue.leave(first)
+    assert queue.place(second) == (1, "no node has room now")
+    queue.close()

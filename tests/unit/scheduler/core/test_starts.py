@@ -1,0 +1,460 @@
+"""One start: its steps, their repetition, and the way back from each."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, scheduler_on, world
+
+from roost.placement import Snapshot, policy
+from roost.scheduler.config.settings import LocalSettings, Settings
+from roost.scheduler.core import starts
+from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.core.cluster import Cluster
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    Cancelled,
+    ConfigError,
+    KernelDied,
+    LaunchError,
+    NoNodeEver,
+    NoNodeNow,
+    RoostError,
+    UnknownKernel,
+)
+from roost.scheduler.service.messages import KernelRequest
+
+
+async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=1) as w:
+        kernel = await w.start("k", gpus=0.5, cpus=1)
+        assert (kernel.state, kernel.node_id, kernel.device_ids) == ("running", "here", ("0",))
+        assert kernel.connection is not None
+        assert kernel.connection.shell_port == 50_000
+        assert [event.kind for event in w.events] == ["placed", "leased", "running"]
+        assert {"queued", "placed", "leased", "launched"} <= kernel.timing_ms.keys()
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_labels_taints_and_what_is_warm_decide(tmp_path: Path) -> None:
+    settings = Settings(local=LocalSettings(labels={"zone": "a"}, taints=("lab",)))
+    cold, warm = (FakeAgent(tmp_path / name, name=name) for name in ("cold", "warm"))
+    warm.warm = ("kernel",)  # argv[0] of the kernels that are started here
+    async with scheduler_on([cold, warm], settings) as w:
+        with pytest.raises(NoNodeEver, match="lack a label asked for"):
+            await w.start("k1", labels={"disk": "ssd"}, tolerates=("lab",))
+        with pytest.raises(NoNodeEver, match="are kept for others"):
+            await w.start("k2")
+        with pytest.raises(NoNodeEver, match="could ever hold 1 licence: 2 of 2 nodes have too little of a"):
+            await w.start("k2", "2", resources={"licence": 1}, tolerates=("lab",))
+        asked = {
+            "labels": {"zone": "a"},
+            "near": {"disk": "ssd"},
+            "tolerates": ("lab",),
+            "policy": "balanced",
+        }
+        kernel = await w.start("k3", **asked)
+        assert (kernel.node_id, kernel.request) == ("warm", KernelRequest(**asked))
+        nodes = {node["id"]: node for node in await w.scheduler.nodes()}
+        assert nodes["warm"]["warm"] == ["kernel"]
+        assert (nodes["cold"]["labels"], nodes["cold"]["taints"]) == ({"zone": "a"}, ["lab"])
+    for fake in (cold, warm):
+        await fake.close()
+
+
+async def test_events_and_lists_carry_neither_keys_nor_environment(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        assert "hush" not in repr(w.events) + repr(w.scheduler.kernels())
+
+
+async def test_a_repeated_start_gets_the_same_kernel(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        first, joined = await asyncio.gather(w.start("k"), w.start("k"))
+        later = await w.start("k")
+        assert first == joined == later
+        assert len(w.agent.launched) == 1
+
+
+async def test_a_repeated_start_that_failed_is_told_the_same(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.fail("launch", "kernel_died")
+        for _ in range(2):
+            with pytest.raises(KernelDied):
+                await w.start("k")
+        assert w.agent.calls.count("launch") == 1
+        w.agent.failures.clear()
+        assert (await w.start("k", "2")).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("kernel_died", KernelDied), ("bad_command", LaunchError), ("no_space", LaunchError)]
+)
+async def test_a_launch_that_fails_gives_the_lease_back(
+    tmp_path: Path, kind: str, error: type[RoostError]
+) -> None:
+    async with world(tmp_path) as w:
+        w.agent.fail("launch", kind)
+        with pytest.raises(error):
+            await w.start("k", cpus=1)
+        assert w.leases() == []
+        assert w.scheduler.kernels() == []
+        assert w.kernel("k").reason == f"launch fails: {kind}"
+        assert w.count("failed") == 1
+
+
+@pytest.mark.parametrize("stage", ["reserve", "launch"])
+async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -> None:
+    async with world(tmp_path) as w:
+        release = w.agent.hold(stage)
+        start = w.start("k", cpus=1)
+        await w.agent.called(stage)
+        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
+        with pytest.raises(Cancelled):
+            await start
+        release.set()
+        await cancel
+        await w.until(lambda: w.leases() == []) if w.leases() else None
+        assert w.scheduler.kernels() == []
+        with pytest.raises(Cancelled):
+            await w.start("k")
+
+
+async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        start = w.start("k", cpus=1)
+        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
+        outcomes = await asyncio.gather(start, cancel, return_exceptions=True)
+        assert isinstance(outcomes[0], Cancelled)
+        assert w.scheduler.kernels() == []
+        assert w.agent.launched == []
+
+
+async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.hold("launch")
+        release = w.agent.hold("release")
+        start = w.start("k", cpus=1)
+        await w.agent.called("launch")
+        cancels = [asyncio.ensure_future(w.scheduler.cancel("k")) for _ in range(2)]
+        await w.agent.called("release")
+        stop = asyncio.ensure_future(w.scheduler.stop("k", 0))
+        await w.scheduler.nodes()
+        release.set()
+        await asyncio.gather(*cancels, stop)
+        with pytest.raises(Cancelled):
+            await start
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
+
+
+async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.core.keeper._RETRY_S", 0.05)
+    monkeypatch.setattr("roost.scheduler.backends.local.backend._RETRY_AFTER_S", (0.0,))
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        await w.agent.close()
+        with pytest.raises(BackendUnavailable):
+            await w.scheduler.stop("k", 0)
+        await asyncio.sleep(0.01)
+        w.agent._begin()
+        await w.told("released", "k")
+        assert w.leases() == []
+
+
+async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.scheduler.cancel("k", "1")
+        with pytest.raises(Cancelled):
+            await w.start("k")
+        assert (await w.start("k", "2")).state == "running"
+
+
+async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        await w.scheduler.cancel("k", "1")
+        assert w.leases() == []
+        await w.start("other")
+        await w.scheduler.cancel("other")
+        assert w.kernel("other").state == "running"
+
+
+async def test_a_conflict_is_placed_elsewhere(tmp_path: Path) -> None:
+    async with world(tmp_path, nodes=("a", "b"), cpus=4) as w:
+        w.fakes[0].ledger.cpus = 0.0  # its agent knows better than the picture
+        w.backend.lies["a"] = lambda node: replace(node, cpus=8.0)
+        kernel = await w.start("k", cpus=2)
+        assert kernel.node_id == "b"
+        assert w.count("conflict") == 1
+
+
+async def test_a_node_that_refused_is_tried_again_when_it_changed(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=4) as w:
+        await w.start("first", cpus=2)
+        w.backend.lies["here"] = lambda node: replace(node, cpus=8.0)
+        second = w.start("second", cpus=3)
+        await w.told("conflict")
+        await w.told("queued", "second")
+        assert w.count("conflict") == 1
+        w.agent.ledger.cpus = 8.0
+        await w.scheduler.stop("first", 0)
+        assert (await second).state == "running"
+
+
+async def test_a_node_that_refused_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.core.starts._SKIP_S", (0.05, 0.2))
+    async with world(tmp_path, cpus=4) as w:
+        w.agent.ledger.cpus = 0.0  # the picture is ahead of it, and will not change
+        start = w.start("k", cpus=2)
+        for _ in range(4):
+            await w.told("conflict")
+        w.agent.ledger.cpus = 4.0
+        assert (await start).state == "running"
+        assert w.count("conflict") <= 6
+
+
+async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        with pytest.raises(NoNodeEver, match=r"could ever hold 1 GPU"):
+            await w.start("k", gpus=1)
+        with pytest.raises(ConfigError, match="whole number"):
+            await w.start("k", "2", gpus=1.5)
+        with pytest.raises(ConfigError, match="unknown policy"):
+            await w.start("k", "3", policy="nonsense")
+        assert w.scheduler.kernels() == []
+
+
+MINE = policy("pack")
+
+
+async def test_modules_are_imported_for_the_operator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemError('was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policies = {"mine": f"{__name__}:MINE", "broken": "evil:POLICY"}
+    settings = Settings(policies=policies, default_policy=f"{__name__}:MINE")
+    async with world(tmp_path / "w", settings=settings) as w:
+        with pytest.raises(ConfigError, match="'evil:POLICY' is not the operator's"):
+            await w.start("k", policy="evil:POLICY")
+        with pytest.raises(ConfigError, match=r"policy broken cannot be loaded .SystemError: was imported"):
+            await w.start("k", "2", policy="broken")
+        for number, name in enumerate(("", "mine", "spread")):
+            assert (await w.start(f"k{number}", policy=name)).state == "running"
+
+
+async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=1) as w:
+        await w.start("first", cpus=1)
+        with pytest.raises(NoNodeNow, match=r"waited 0\.2 s at position 1: no node has room") as caught:
+            await w.start("second", cpus=1, launch_timeout_s=0.2)
+        assert caught.value.fields["decision"]["placement"] is None
+        assert len(w.leases()) == 1
+
+
+async def test_the_agent_is_killed_between_lease_and_launch(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.hold("launch")
+        start = w.start("k")
+        await w.told("leased")
+        w.agent.held.clear()
+        await w.agent.restart()
+        assert (await start).state == "running"
+        assert len(w.leases()) == 1
+
+
+async def test_a_lease_that_is_gone_at_the_launch_is_taken_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        release = w.agent.hold("launch")
+        start = w.start("k", cpus=1)
+        await w.told("leased")
+        w.agent.ledger.release("roost:k:s/1")
+        release.set()
+        assert (await start).state == "running"
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        with pytest.raises(LaunchError, match="still runs"):
+            await w.start("k", "2")
+        w.agent.end("k", 9)
+        await w.told("exited")
+        assert w.kernel("k").exit_code == 9
+        again = await w.start("k", "2")
+        assert (again.state, again.launch_id) == ("running", "2")
+        assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_a_restart_that_fails_leaves_the_lease_to_the_grace(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent.end("k")
+        await w.told("exited")
+        w.agent.fail("launch", "kernel_died")
+        with pytest.raises(KernelDied):
+            await w.start("k", "2")
+        assert (w.kernel("k").state, len(w.leases())) == ("exited", 1)
+        w.agent.failures.clear()
+        assert (await w.start("k", "3")).state == "running"
+
+
+async def test_an_exit_right_after_the_launch_is_not_lost(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        launch = w.agent._launch
+
+        def launch_and_die(request: object) -> object:
+            process = launch(request)  # type: ignore[arg-type]
+            w.agent.end("k", 3)
+            return process
+
+        w.agent._launch = launch_and_die  # type: ignore[method-assign,assignment]
+        await w.agent.restart()
+        await w.start("k")
+        await w.told("exited")
+        assert w.kernel("k").exit_code == 3
+
+
+async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        first = await w.scheduler.stop("k", 1.0)
+        assert (first.state, first.exit_code, first.reason) == ("exited", -15, "stopped")
+        assert await w.scheduler.stop("k", 1.0) == first
+        assert w.leases() == []
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.stop("nobody", 1.0)
+
+
+async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        await w.scheduler.signal("k", 2)
+        assert w.agent.signals == [("k", 2)]
+        assert await w.scheduler.logs("k", 100) == "log"
+        await w.scheduler.stop("k", 0)
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.signal("k", 2)
+
+
+async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
+    async with world(tmp_path, nodes=("a", "b")) as w:
+        await w.scheduler.drain("a", True)
+        assert {(await w.start(f"k{i}", cpus=0.1)).node_id for i in range(3)} == {"b"}
+        assert [node["is_draining"] for node in await w.scheduler.nodes()] == [True, False]
+        with pytest.raises(ConfigError):
+            await w.scheduler.drain("c", True)
+
+
+async def test_what_drains_is_remembered(tmp_path: Path) -> None:
+    async with world(tmp_path, nodes=("a", "b")) as w:
+        drained = tmp_path / "drained.json"
+        cluster = Cluster(w.backend, Agents(), drained)
+        cluster.drain("a", True)
+        cluster.drain("gone", True)
+        successor = Cluster(w.backend, Agents(), drained)
+        snapshot = await successor.snapshot()
+        assert [snapshot.node(name).is_draining for name in snapshot.nodes] == [True, False]
+        successor.drain("gone", False)
+        assert Cluster(w.backend, Agents(), drained).draining == {"a"}
+
+
+async def test_the_log_of_an_ended_kernel_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("abcdef")
+        w.agent.kernels["abcdef"] = replace(w.agent.kernels["abcdef"], log_tail="last words")
+        await w.scheduler.stop("abcdef", 0)
+        assert await w.scheduler.logs("abc", 100) == "last words"
+        with pytest.raises(UnknownKernel):
+            await w.scheduler.logs("", 100)
+
+
+async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
+    """The launch fails, and so does giving the lease back: it is released once the agent can be asked again."""
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent], Settings(claim_grace_s=0.1)) as w:
+        agent.fail("launch", "kernel_died")
+        agent.fail("release")
+        with pytest.raises(KernelDied):
+            await w.start("k", cpus=1)
+        agent.failures.clear()
+        agent.calls.clear()
+        w.scheduler.keeper.reconcile_soon()
+        await agent.called("release")
+        assert not w.leases()
+        assert not w.scheduler.kernels()
+    await agent.close()
+
+
+async def test_a_start_after_reading_back_asks_for_its_own_policy(tmp_path: Path) -> None:
+    """The record that was read back knows neither policy nor labels, and its lease may be gone by now."""
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        release = w.agent.hold("launch")
+        w.start("k", cpus=1)
+        await w.told("leased")
+    async with scheduler_on([agent]) as w:
+        agent.ledger.release("roost:k:s/1")
+        agent.held.clear()
+        release.set()
+        kernel = await w.start("k", cpus=1, policy="pack")
+        assert (kernel.state, kernel.request.policy) == ("running", "pack")
+    await agent.close()
+
+
+async def test_a_defect_in_a_start_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("roost.scheduler.core.starts.kept_from", fail)
+    async with world(tmp_path) as w:
+        with pytest.raises(LaunchError, match="ZeroDivisionError: a defect"):
+            await w.start("k", cpus=1)
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
+
+
+async def test_restarts_that_fail_again_and_again_keep_the_lease(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        w.agent.end("k")
+        await w.told("exited")
+        w.agent.fail("launch", "kernel_died")
+        for launch_id in ("2", "3", "4"):
+            with pytest.raises(KernelDied):
+                await w.start("k", launch_id)
+        assert w.leases() == ["roost:k:s/1"]
+        w.agent.failures.clear()
+        assert (await w.start("k", "5")).state == "running"
+
+
+async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> Snapshot:
+        raise BackendUnavailable("the cluster is away")
+
+    monkeypatch.setattr(starts, "_AWAY_S", 0.01)
+    async with world(tmp_path, gpus=1) as w:
+        await w.start("first", gpus=1)
+        waiting = w.start("waits", gpus=1)
+        await w.told("queued", "waits")
+        with monkeypatch.context() as patched:
+            patched.setattr(w.backend, "snapshot", away)
+            await w.scheduler.stop("first", 0)
+            await w.until(lambda: w.kernel("waits").waits_for == "the cluster is away")
+            with pytest.raises(BackendUnavailable, match="is away"):
+                await w.start("late", cpus=1)
+            assert not waiting.done()
+        assert (await waiting).state == "running"

@@ -1,0 +1,481 @@
+"""Policies found by name, kept from decision to decision, and guarded where they are anybody's."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cluster import world
+
+from roost.placement import (
+    NOWHERE,
+    Decision,
+    Device,
+    Node,
+    Pipeline,
+    Placement,
+    Profile,
+    Refusal,
+    Request,
+    Snapshot,
+    policy,
+)
+from roost.placement.scorers import FewKernels
+from roost.scheduler.config.settings import Settings, load
+from roost.scheduler.errors import ConfigError, NotAllowed
+from roost.scheduler.policies import catalog as module
+from roost.scheduler.policies.catalog import Policies
+from roost.scheduler.policies.pickling import PYTHON, packed
+from roost.scheduler.policies.recent_requests import Workload
+from roost.scheduler.service.operations import AddPolicy
+
+GIB = 1 << 30
+
+
+def node(name: str, cpus: float, *free: float, **more: Any) -> Node:
+    """With a GPU for each free share."""
+    devices = tuple(Device(id=str(i), promised=1 - share) for i, share in enumerate(free))
+    return Node(id=name, cpus=cpus, memory_bytes=8 * GIB, devices=devices, metrics_age_s=1, **more)
+
+
+CLUSTER = Snapshot.of([node("big", 64, 1, 0.5), node("full", 8, 0, cpus_promised=8), node("small", 8, 1)])
+HALF = Request(cpus=1, gpus=0.5)
+
+
+class Always:
+    """Answers what it is given, whatever it is asked."""
+
+    name = "always"
+
+    def __init__(self, answer: Callable[[Request, Snapshot], Any]) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
+        self.asked += 1
+        return self.answer(request, snapshot)  # type: ignore[no-any-return]
+
+
+def placed(node_id: str, *device_ids: Any, score: float = 1.0, **more: Any) -> Always:
+    where = Placement(node_id=node_id, device_ids=device_ids, score=score)
+    return Always(lambda request, _: Decision(request=request, policy="x", placement=where, **more))
+
+
+@asynccontextmanager
+async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[Policies]:
+    """With these objects given by a client."""
+    made = Policies(settings or Settings(policy_timeout_s=20), Workload(None, clock=time.monotonic))
+    try:
+        for name, other in others.items():
+            await made.add(given(name, other))
+        yield made
+    finally:
+        await made.close()
+
+
+def given(name: str, other: object, token: str = "") -> AddPolicy:
+    """As if a client had sent it; the very object, so that a test can look at it."""
+    _OBJECTS.append(other)
+    there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
+    return AddPolicy(name=name, pickled=packed(name, Reference(there)), python=PYTHON, token=token or there)
+
+
+class Reference:
+    """Pickled as the value of an expression."""
+
+    def __init__(self, expression: str) -> None:
+        self.expression = expression
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, (self.expression,)
+
+
+_OBJECTS: list[object] = []
+
+
+async def fallback_of(found: Policies, name: str = "mine", request: Request = HALF) -> str:
+    decision = await found.decide(name, request, CLUSTER)
+    expected = policy("balanced").place(request, CLUSTER)
+    assert decision.policy == name
+    assert decision.placement is not None
+    assert expected.placement is not None
+    assert decision.placement.node_id == expected.placement.node_id
+    assert decision.placement.device_ids == expected.placement.device_ids
+    assert decision.fallback is not None
+    assert decision.fallback in decision.reason
+    return decision.fallback
+
+
+async def test_a_good_one_is_followed_and_named() -> None:
+    async with policies(mine=placed("small", "0")) as found:
+        decision = await found.decide("mine", HALF, CLUSTER)
+        assert (decision.placement, decision.policy, decision.fallback) == (
+            Placement(node_id="small", device_ids=("0",), score=1.0),
+            "mine",
+            None,
+        )
+        assert decision.snapshot_version == CLUSTER.version
+
+
+BAD: dict[str, tuple[Always, str]] = {
+    "raises": (Always(lambda *_: 1 / 0), r"ZeroDivisionError: division by zero"),
+    "exits": (Always(lambda *_: sys.exit("bye")), r"SystemExit: bye"),
+    "stops": (Always(lambda *_: next(iter(()))), r"StopIteration"),
+    "no decision": (Always(lambda *_: "small"), r"TypeError: place gave str, not a Decision"),
+    "nothing": (Always(lambda *_: None), r"TypeError: place gave NoneType"),
+    "no such node": (placed("mars"), r"it chose 'mars', and there is no such node"),
+    "node by number": (placed(7), r"it chose 7, and there is no such node"),  # type: ignore[arg-type]
+    "full node": (placed("full", "0"), r"it chose full, which needs 0.5 GPU, 0 free"),
+    "no such device": (placed("small", "9"), r"it chose device '9' of small, which is not there or not free"),
+    "device by number": (placed("small", 0), r"it chose device 0 of small"),
+    "two devices": (placed("big", "0", "1"), r"it chose 2 devices \(0, 1\) for 0.5 GPU"),
+    "not a number": (placed("small", "0", score=np.nan), r"it rates small with what is no finite number"),
+    "no reasons": (Always(lambda r, _: Decision(request=r, policy="x")), r"neither a node nor a refusal"),
+    "unknown refusal": (
+        Always(
+            lambda r, _: Decision(
+                request=r,
+                policy="x",
+                refusals=(Refusal(node_id="mars", filter="gpu", reason="is far", when="now"),),
+            )
+        ),
+        r"which is no node",
+    ),
+    "odd values": (placed("small", "0", metrics_age_s=object()), r"TypeError: float\(\) argument"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+async def test_a_bad_one_is_named_and_balanced_ranks(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    bad, says = BAD[kind]
+    async with policies(mine=bad) as found:
+        fallback = await fallback_of(found)
+        assert fallback.startswith("ranked by balanced, since policy mine failed (")
+        with pytest.raises(AssertionError, match=says):
+            raise AssertionError(fallback)
+        await fallback_of(found)  # and again
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [bool(record.exc_info) for record in errors] == [True, False]
+    assert all("policy=mine failed" in record.getMessage() for record in errors)
+
+
+class Ones:
+    """A scorer that gives what it was made with."""
+
+    name = "ones"
+    needs_metrics = False
+
+    def __init__(self, score: Callable[[Request, Snapshot], Any]) -> None:
+        self.score = score
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        lambda request, snapshot: np.full(len(snapshot), np.nan),
+        lambda request, snapshot: np.ones(len(snapshot) + 1),
+        lambda request, snapshot: np.full(snapshot.columns.device_free.shape, np.inf),
+    ],
+)
+async def test_a_scorer_that_misbehaves_is_named(scores: Any) -> None:
+    async with policies(mine=Pipeline(name="p", scorers=((Ones(scores), 1.0),))) as found:
+        assert "scorer 'ones' must give one finite number per node" in await fallback_of(found)
+
+
+async def test_a_reason_that_fails_later_fails_in_the_thread() -> None:
+    """A pipeline works its grounds out when they are read: here, where its scorer has gone bad meanwhile."""
+    threads = set()
+
+    def score(request: Request, snapshot: Snapshot) -> Any:
+        threads.add(threading.current_thread())
+        return np.ones(len(snapshot))
+
+    async with policies(mine=Pipeline(name="p", scorers=((Ones(score), 1.0),))) as found:
+        decision = await found.decide("mine", HALF, CLUSTER)
+        asked = len(threads)
+        assert decision.to_dict()["placement"]["terms"] == {"ones": 1.0}
+        assert (len(threads), threading.current_thread() in threads) == (asked, False)
+        assert [refusal.node_id for refusal in decision.refusals] == ["full", "full"]
+
+
+async def test_the_latest_failure_is_told_until_it_decides_again() -> None:
+    answers = iter([1 / 2, None])
+    good = policy("pack")
+    mine = Always(lambda request, snapshot: next(answers, 0) or good.place(request, snapshot))
+    async with policies(mine=mine) as found:
+        await fallback_of(found)
+        assert found.failed == {"mine": "failed (TypeError: place gave float, not a Decision)"}
+        assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
+        assert found.failed == {}
+
+
+async def test_a_slow_one_stops_nobody_and_is_asked_again_when_it_answered() -> None:
+    release, answered = threading.Event(), threading.Event()
+
+    def slowly(request: Request, snapshot: Snapshot) -> Decision:
+        release.wait(20)
+        answered.set()
+        return policy("pack").place(request, snapshot)
+
+    slow = Always(slowly)
+    settings = Settings(policy_timeout_s=0.05)
+    async with policies(settings, mine=slow) as found:
+        fallbacks = await asyncio.gather(*(fallback_of(found) for _ in range(3)))
+        assert fallbacks[0] == "ranked by balanced, since policy mine did not answer within 0.05 s"
+        assert all("and is not asked again until it does" in text for text in fallbacks[1:])
+        assert slow.asked == 1
+        assert (await found.decide("pack", HALF, CLUSTER)).fallback is None
+        release.set()
+        answered.wait(20)
+        decision = await found.decide("mine", HALF, CLUSTER)
+        while decision.fallback:  # its thread is about to end
+            decision = await found.decide("mine", HALF, CLUSTER)
+        assert slow.asked >= 2
+
+
+async def test_one_that_hangs_is_asked_once_until_it_is_given_again() -> None:
+    release = threading.Event()
+    hangs, once = Always(lambda *_: release.wait(30)), placed("small", "0")
+    async with policies(Settings(policy_timeout_s=0.3), mine=hangs) as found:
+        for _ in range(5):
+            await fallback_of(found)
+        assert hangs.asked == 1
+        await found.add(given("mine", once))
+        while (await found.decide("mine", HALF, CLUSTER)).fallback:
+            assert hangs.asked == 1  # a busy machine
+        assert once.asked >= 1
+    release.set()
+
+
+async def test_a_call_that_was_cancelled_does_not_count_as_slow() -> None:
+    release, called = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def waits(request: Request, snapshot: Snapshot) -> Decision:
+        loop.call_soon_threadsafe(called.set)
+        release.wait(20)
+        return policy("pack").place(request, snapshot)
+
+    async with policies(mine=Always(waits)) as found:
+        first = asyncio.ensure_future(found.decide("mine", HALF, CLUSTER))
+        await called.wait()
+        first.cancel()
+        second = asyncio.ensure_future(found.decide("mine", HALF, CLUSTER))
+        release.set()
+        assert (await second).fallback is None
+        assert first.cancelled()
+
+
+async def test_the_same_object_serves_every_decision() -> None:
+    async with policies() as found:
+        for name in ("pack", "balanced"):
+            await found.decide(name, HALF, CLUSTER)
+        assert found._made("pack") is found._made("pack")
+    always = placed("small", "0")
+    async with policies(mine=always) as found:
+        for _ in range(3):
+            await found.decide("mine", HALF, CLUSTER)
+        assert always.asked == 3
+
+
+async def test_shipped_ones_learn_from_what_was_asked_for() -> None:
+    workload = Workload(None, clock=lambda: 0.0)
+    found = Policies(Settings(), workload)
+    await found.decide("balanced", HALF, CLUSTER)
+    before = found._made("balanced")
+    for _ in range(19):
+        workload.note(HALF)
+    await found.decide("balanced", HALF, CLUSTER)
+    assert found._made("balanced") is before
+    workload.note(HALF)
+    decision = await found.decide("balanced", HALF, CLUSTER)
+    assert found._made("balanced") is not before
+    assert decision.placement is not None
+    assert "fragmentation" in decision.placement.terms
+
+
+async def test_a_function_is_given_the_profile() -> None:
+    seen: list[Profile] = []
+
+    def mine(profile: Profile) -> Always:
+        seen.append(profile)
+        return placed("small", "0")
+
+    workload = Workload(None, clock=lambda: 0.0)
+    found = Policies(Settings(), workload)
+    await found.add(given("mine", mine))
+    await found.decide("mine", HALF, CLUSTER)
+    for _ in range(20):
+        workload.note(HALF)
+    for _ in range(2):
+        assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
+    assert [profile.is_useful for profile in seen][-2:] == [False, True]
+    await found.close()
+
+
+PARTS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from roost.placement import Pipeline
+from roost.placement.scorers import FewKernels
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    name: str = "values"
+
+MINE = Pipeline(name="mine", scorers=((FewKernels(), 1.0),))
+NOT = 7
+class Needs:
+    def __init__(self, one): ...
+"""
+
+
+async def test_a_file_is_named_by_the_operator(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "mine.py").write_text(PARTS)
+    (tmp_path / "config.py").write_text(
+        "c.RoostScheduler.policies = {'mine': 'policies/mine.py:MINE', 'not': 'policies/mine.py:NOT',\n"
+        "  'none': 'policies/mine.py:NONE', 'gone': 'gone.py:X', 'needs': 'policies/mine.py:Needs', 'p': 'pack'}\n"
+        "c.RoostScheduler.default_policy = 'policies/mine.py:MINE'\n"
+    )
+    settings = load("local", {"config_file": str(tmp_path / "config.py")})
+    modules, path = set(sys.modules), list(sys.path)
+    async with policies(settings) as found:
+        for name in ("mine", settings.default_policy, "p"):
+            await found.load(name)
+            found.check(name)
+            assert (await found.decide(name, HALF, CLUSTER)).fallback is None
+        assert found._others["mine"]._policy is not None
+        for name, says in {
+            "not": "not is not a policy: it needs a name and place",
+            "none": "mine.py has no 'NONE'",
+            "gone": r"gone cannot be loaded \(FileNotFoundError",
+            "needs": r"needs cannot be loaded \(TypeError",
+            "unheard": "unknown policy 'unheard'; known are balanced, pack",
+        }.items():
+            await found.load(name)
+            with pytest.raises(ConfigError, match=says):
+                found.check(name)
+    assert sys.path == path
+    assert {name[:13] for name in set(sys.modules) - modules} == {"_roost_policy"}
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+async def test_a_file_that_was_mended_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("MINE = ")
+    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
+        await found.load("mine")
+        with pytest.raises(ConfigError, match=r"mine cannot be loaded \(SyntaxError"):
+            found.check("mine")
+        file.write_text(PARTS)
+        await found.load("mine")
+        found.check("mine")
+
+
+async def test_one_that_takes_too_long_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(module, "_LOAD_S", 0.05)
+    monkeypatch.setattr(module, "found", lambda *_: release.wait(20) and policy("pack"))
+    async with policies(Settings(policies={"mine": "slow:X"})) as found:
+        await asyncio.gather(found.load("mine"), found.load("mine"))
+        with pytest.raises(ConfigError, match=r"mine is not loaded after 0\.05 s"):
+            found.check("mine")
+        assert len(found._loading) == 1
+        release.set()
+        await asyncio.gather(*found._loading.values())
+        await found.load("mine")
+        found.check("mine")
+
+
+async def test_what_clients_may_give() -> None:
+    mine = placed("small", "0")
+    async with policies(Settings(allow_client_policies=False)) as found:
+        with pytest.raises(NotAllowed, match="allow_client_policies"):
+            await found.add(given("mine", mine))
+    async with policies(Settings(policies={"taken": "pack"})) as found:
+        for name, wrong in {
+            "balanced": "a shipped policy has it",
+            "taken": "the operator's configuration has given it",
+            "a:b": "with a colon",
+            "": "it has none",
+            " ": "it has none",
+        }.items():
+            with pytest.raises(ConfigError, match=f"needs another name: .*{wrong}"):
+                await found.add(given(name, mine))
+        with pytest.raises(ConfigError, match=r"Python 2\.7 cannot be read"):
+            await found.add(replace(given("mine", mine), python="2.7"))
+        with pytest.raises(ConfigError, match="mine cannot be loaded"):
+            await found.add(replace(given("mine", mine), pickled="AAAA"))
+        with pytest.raises(ConfigError, match="mine is not a policy"):
+            await found.add(given("mine", 7))
+        await found.load("mine")
+        with pytest.raises(ConfigError, match="unknown policy 'mine'"):
+            found.check("mine")
+        once = given("mine", mine)
+        await asyncio.gather(found.add(once), found.add(once))
+        kept = found._others["mine"]
+        await found.add(once)
+        assert found._others["mine"] is kept
+        await found.add(given("mine", mine))
+        assert found._others["mine"] is not kept
+
+
+async def test_installed_ones_are_found_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint("theirs", f"{__name__}:SPREAD", "roost.policies")]
+    monkeypatch.setattr("roost.placement.shipped_policies.entry_points", lambda group: points)
+    async with policies() as found:
+        await found.load("theirs")
+        assert (await found.decide("theirs", HALF, CLUSTER)).fallback is None
+        with pytest.raises(ConfigError, match="needs another name: a policy of an installed package has it"):
+            await found.add(given("theirs", placed("small", "0")))
+
+
+async def test_a_start_falls_back_and_says_so(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=2, settings=Settings(policies={"mine": f"{__name__}:BROKEN"})) as w:
+        kernel = await w.start("k", gpus=0.5, policy="mine")
+        assert kernel.state == "running"
+        assert kernel.decision is not None
+        assert kernel.decision["policy"] == "mine"
+        says = "ranked by balanced, since policy mine failed (RuntimeError: no nodes for you)"
+        assert kernel.decision["fallback"] == says
+        assert says in kernel.decision["reason"]
+        assert any(says in event.detail for event in w.events if event.kind == "placed")
+
+
+def _refuse(*_: object) -> Any:
+    raise RuntimeError("no nodes for you")
+
+
+BROKEN = Always(_refuse)
+SPREAD = Pipeline(name="spread", scorers=((FewKernels(), 1.0),))
+
+
+async def test_no_policy_over_commits(tmp_path: Path) -> None:
+    """It insists on one device; who comes later gets the other, or waits."""
+    insists = Always(
+        lambda request, snapshot: Decision(
+            request=request, policy="x", placement=Placement(node_id="here", device_ids=("0",))
+        )
+    )
+    async with world(tmp_path, gpus=2, settings=Settings(policy_timeout_s=20)) as w:
+        await w.scheduler.policies.add(given("mine", insists))
+        first, second = [await w.start(f"k{i}", gpus=1, policy="mine") for i in range(2)]
+        assert (first.device_ids, second.device_ids) == (("0",), ("1",))
+        assert first.decision is not None
+        assert second.decision is not None
+        assert first.decision["fallback"] is None
+        assert "it chose device '0' of here, which is not there or not free" in second.decision["fallback"]
+        third = w.start("k2", gpus=1, policy="mine")
+        await w.told("queued", "k2")
+        third.cancel()

@@ -1,0 +1,113 @@
+"""A policy on its way from a program to the service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from fake_service import FakeService, fake_service
+
+from roost.placement import Node, Pipeline, Request, Snapshot, policy
+from roost.scheduler.client.client import Client
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.policies.pickling import packed, unpacked
+from roost.scheduler.service.messages import KernelRequest
+
+MINE = """
+from roost.placement import Pipeline
+
+class Flat:
+    name = "flat"
+    needs_metrics = False
+    def score(self, request, snapshot):
+        return helper(snapshot)
+
+def helper(snapshot):
+    return snapshot.columns.cpus * 0
+
+MINE = Pipeline(name="mine", scorers=((Flat(), 1.0),))
+"""
+
+ELSEWHERE = """
+import sys
+from roost.placement import Node, Request, Snapshot
+from roost.scheduler.policies.pickling import unpacked
+mine = unpacked(sys.stdin.read())
+assert "not_installed" not in sys.modules
+print(mine.place(Request(), Snapshot.of([Node(id="a", cpus=2)])).placement.node_id)
+"""
+
+
+def test_code_that_is_not_installed_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "not_installed.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import not_installed  # type: ignore[import-not-found]
+
+    text = packed("mine", not_installed.MINE)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], input=text, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("a\n", "")
+    assert cloudpickle.list_registry_pickle_by_value() == set()
+    del sys.modules["not_installed"]
+
+
+def test_what_is_installed_goes_by_name() -> None:
+    assert len(packed("pack", policy("pack"))) < 2_000
+    again = unpacked(packed("pack", policy("pack")))
+    assert isinstance(again, Pipeline)
+    snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=2)])
+    assert again.place(Request(cpus=1), snapshot) == policy("pack").place(Request(cpus=1), snapshot)
+
+
+def test_what_cannot_be_packed_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"policy mine cannot be sent .*TypeError.*locks"):
+        packed("mine", {"lock": threading.Lock()})
+    with pytest.raises(ConfigError, match=r"at most 4194304 can be sent"):
+        packed("mine", bytes(5 << 20))
+
+    class Odd:
+        scorers = 7
+
+    with pytest.raises(ConfigError, match="policy odd cannot be sent"):
+        packed("odd", Odd())
+
+
+@pytest.fixture
+def service(runtime_dir: Path) -> object:
+    with fake_service() as service:
+        yield service
+
+
+def test_a_new_service_is_given_it_with_the_first_call_that_asks_for_it(
+    service: FakeService, runtime_dir: Path
+) -> None:
+    client = Client()
+    asks = KernelRequest(policy="mine")
+    client.add_policy("mine", policy("pack")).result(10)
+    client.explain(asks).result(10)
+    client.explain(asks).result(10)
+    client.explain(KernelRequest()).result(10)
+    tokens = {given.token for given in service.called("add_policy")}
+    before = len(service.called("add_policy"))
+    assert (len(tokens), before) == (1, 2)
+    service.close()
+    service.serve()
+    client.nodes().result(10)
+    client.explain(KernelRequest()).result(10)
+    assert len(service.called("add_policy")) == before
+    client.explain(asks).result(10)
+    assert len(service.called("add_policy")) == before + 1
+    client.add_policy("mine", policy("spread")).result(10)
+    client.explain(asks).result(10)
+    assert len({given.token for given in service.called("add_policy")}) == 2
+    service.answers["add_policy"] = ConfigError("not that one")
+    service.close()
+    service.serve()
+    with pytest.raises(ConfigError, match="not that one"):
+        client.explain(asks).result(10)
+    client.close()

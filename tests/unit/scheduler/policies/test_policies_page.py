@@ -1,0 +1,52 @@
+"""What docs/policies.md shows runs, and prints what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from roost.placement import Profile, Request, Snapshot
+from roost.placement.shipped_policies import SHIPPED, made
+
+DOCS = Path(__file__).parents[4] / "docs"
+BLOCK = re.compile(r"```(python|toml|)\n(.*?)```\n", re.DOTALL)
+
+
+def test_the_page_runs() -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    said = ""
+    compared = 0
+    page = (DOCS / "policies.md").read_text()
+    for language, text in BLOCK.findall(page):
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, "policies.md", "exec"), names)
+            said = out.getvalue()
+        elif language == "" and not text.startswith("$"):
+            assert text == said
+            compared += 1
+    assert compared == 3
+    for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet"):
+        own = made(names[name], name)
+        decision = own.place(Request(gpus=0.5, owner="student-1"), names["cluster"])
+        assert decision.placement is not None
+    half = names["first_gpu_last"](Profile()).place(Request(gpus=0.5), names["cluster"])
+    assert half.placement.device_ids == ("1",)
+    shipped = page.split("## Those that are shipped")[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", shipped, re.MULTILINE)) == set(SHIPPED)
+
+
+def test_the_example_is_the_page_s() -> None:
+    example = (DOCS / "examples" / "first_gpu_last.py").read_text()
+    first = BLOCK.findall((DOCS / "policies.md").read_text())[0][1]
+    assert first.strip() in example
+
+
+def test_it_prefers_the_other_gpus_whatever_their_number() -> None:
+    names: dict[str, Any] = {}
+    exec((DOCS / "examples" / "first_gpu_last.py").read_text(), names)
+    own = names["FIRST_GPU_LAST"]
+    assert own.place(Request(cpus=1), Snapshot.of([])).placement is None

@@ -1,0 +1,168 @@
+"""The workload that policies learn from: remembered, bounded, and a cache."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, world
+
+from roost.launchers.protocol.messages import Owner
+from roost.placement import Device, Node, Request, Snapshot
+from roost.scheduler.policies import recent_requests
+from roost.scheduler.policies.recent_requests import WINDOW, Workload
+from roost.scheduler.service.messages import KernelRequest
+
+GPU = Request(cpus=2, gpus=0.5, gpu_models=("T4",), labels={"secret": "plan"}, owner="ada")
+CPU = Request(cpus=1)
+
+
+def cluster(model: str = "T4", count: int = 4) -> Snapshot:
+    devices = tuple(Device(id=str(i), model=model) for i in range(count))
+    return Snapshot.of([Node(id="n", cpus=8, devices=devices)])
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_it_is_made_anew_when_that_matters() -> None:
+    clock = Clock()
+    workload = Workload(None, clock=clock)
+    made = [workload.profile(cluster())]
+
+    def note(count: int, request: Request = GPU) -> bool:
+        for _ in range(count):
+            workload.note(request)
+        made.append(workload.profile(cluster()))
+        return made[-1] is not made[-2]
+
+    assert not note(100, CPU)
+    assert not note(19)
+    assert note(1)
+    assert made[-1].is_useful
+    assert made[-1].count == 120
+    assert [note(9), note(1), note(14), note(1)] == [False, True, False, True]
+    assert not note(1)
+    clock.now = 90_000.0
+    assert note(1)
+    clock.now = 180_000.0
+    assert not note(0)
+    assert workload.profile(cluster("A100")) is not made[-1]
+    assert workload.profile(cluster("A100")).gpus == {"A100": 4.0}
+    assert workload.profile(Snapshot.of([])).gpus == {"A100": 4.0}
+
+
+async def test_what_is_learned_is_bounded() -> None:
+    workload = Workload(None, clock=Clock())
+    for number in range(WINDOW - 50):
+        workload.note(Request(cpus=number))
+    for _ in range(25):
+        workload.note(GPU)
+        workload.note(CPU)
+    profile = workload.profile(cluster())
+    assert len(profile.asked) == 100
+    assert {each.count for each in profile.asked if each.gpus} == {25.0}
+    assert max(profile.asked, key=lambda each: each.count).cpus == 1.0
+
+
+async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
+    file = tmp_path / "requests.json"
+    workload = Workload(file, clock=Clock())
+    for _ in range(WINDOW):
+        workload.note(CPU)
+    for _ in range(30):
+        workload.note(GPU)
+    workload.close()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "plan" not in file.read_text()
+    assert file.stat().st_size < 100_000
+    again = Workload(file, clock=Clock()).profile(cluster())
+    assert again == workload.profile(cluster())
+    assert (again.count, again.is_useful) == (WINDOW, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[" * 100_000, "7", "{}", '{"requests": 7}', '{"requests": [7]}', '{"requests": [["x", 1, []]]}',
+     '{"requests": [[NaN, 1, []]]}', '{"requests": [[1, 1, [2]]]}', "\udcff"],
+)  # fmt: skip
+def test_a_broken_file_is_no_file(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "requests.json"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    assert Workload(file, clock=Clock()).profile(cluster()).count == 0
+
+
+def test_a_folder_in_its_place_is_no_file(tmp_path: Path) -> None:
+    assert Workload(tmp_path, clock=Clock()).profile(cluster()).count == 0
+
+
+async def test_what_cannot_be_written_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recent_requests, "_SAVE_AFTER_S", 0.0)
+    workload = Workload(tmp_path / "none" / "requests.json", clock=Clock())
+    for _ in range(3):
+        workload.note(GPU)
+        await asyncio.sleep(0.01)
+    workload.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_it_is_written_soon_and_once_for_a_burst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent_requests, "_SAVE_AFTER_S", 0.02)
+    written: list[Path] = []
+    done = asyncio.Event()
+
+    def write(path: Path, value: object) -> None:
+        written.append(path)
+        done.set()
+
+    monkeypatch.setattr(recent_requests, "write_private_json", write)
+    workload = Workload(tmp_path / "requests.json", clock=Clock())
+    for _ in range(100):
+        workload.note(GPU)
+    assert written == []
+    await asyncio.wait_for(done.wait(), 5)
+    workload.close()
+    assert len(written) == 1
+
+
+async def test_what_is_admitted_is_noted_once(tmp_path: Path) -> None:
+    async with world(tmp_path, gpus=2) as w:
+        await w.start("k", gpus=0.5)
+        await w.start("k", gpus=0.5)
+        w.agent.end("k")
+        await w.told("exited")
+        await w.start("k", "2", gpus=0.5)
+        with pytest.raises(Exception, match="whole number"):
+            await w.start("bad", gpus=1.5)
+        await w.scheduler.explain(KernelRequest(gpus=1), Owner(user="ada"))
+        assert [request.gpus for request in w.scheduler._workload._requests] == [0.5]
+
+
+async def test_the_scheduler_keeps_it_in_its_folder(tmp_path: Path) -> None:
+    from fake_cluster import FakeBackend
+
+    from roost.scheduler.config.settings import Settings
+    from roost.scheduler.core.agent_calls import Agents
+    from roost.scheduler.core.scheduler import Scheduler
+
+    agent = FakeAgent(tmp_path / "agent")
+    agents = Agents()
+    os.mkdir(tmp_path / "s")
+    scheduler = Scheduler(FakeBackend([agent], Settings(), agents), agents, Settings(), folder=tmp_path / "s")
+    await scheduler.open()
+    scheduler._workload.note(GPU)
+    await scheduler.close()
+    await agent.close()
+    assert json.loads((tmp_path / "s" / "requests.json").read_text()) == {"requests": [[2.0, 0.5, 0, ["T4"]]]}

@@ -1,0 +1,255 @@
+"""The service: its operations over a socket, and its life as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cluster import World, world
+
+from roost.launchers.daemon import daemon
+from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.json_codec import decode
+from roost.launchers.protocol.messages import Connection, Owner
+from roost.launchers.protocol.rpc import Client, Disconnected, RemoteError
+from roost.scheduler.client.client import connect
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
+from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.operations import ARGUMENTS, service_command, service_folder
+from roost.scheduler.service.server import Service
+
+ME = Owner(
+    user="ada",
+    application="test",
+    host=socket.gethostname(),
+    pid=os.getpid(),
+    process_started_at=start_time(os.getpid()),
+)
+
+
+def start_of(kernel_id: str, **asked: Any) -> StartKernel:
+    return StartKernel(
+        kernel_id=kernel_id,
+        launch_id="1",
+        request=KernelRequest(**asked),
+        owner=ME,
+        argv=("kernel", "{connection_file}"),
+        env={},
+        cwd="/",
+        connection=Connection(),
+        launch_timeout_s=5.0,
+    )
+
+
+class Caller:
+    """A client without any of the real one's comfort."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.events: list[Event] = []
+        self._client = Client(endpoint, on_event=lambda event: self.events.append(decode(Event, event)))
+
+    async def open(self) -> None:
+        await self._client.connect(timeout_s=5)
+
+    async def __call__(self, op: str, **arguments: Any) -> Any:
+        return await self._client.call(op, ARGUMENTS[op](**arguments), timeout_s=10)
+
+    async def start(self, start: StartKernel) -> Kernel:
+        return decode(Kernel, await self._client.call("start", start, timeout_s=10))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+@asynccontextmanager
+async def served(
+    tmp_path: Path, settings: Settings | None = None, **totals: Any
+) -> AsyncIterator[tuple[World, Service, Caller]]:
+    settings = settings or Settings()
+    async with world(tmp_path, settings=settings, **totals) as w:
+        service = Service(w.scheduler, settings, backend="fake")
+        caller = Caller(service.server.start(f"ipc://{tmp_path}/s"))
+        await caller.open()
+        try:
+            yield w, service, caller
+        finally:
+            await caller.close()
+            await service.close()
+
+
+async def test_every_operation_answers(tmp_path: Path) -> None:
+    async with served(tmp_path, gpus=1) as (_, service, call):
+        hello = await call("hello")
+        assert (hello["backend"], hello["address"]) == ("fake", "")
+        await call("subscribe", owner=ME)
+        kernel = await call.start(start_of("k", gpus=0.5))
+        assert kernel.state == "running"
+        assert kernel.connection is not None
+        assert [decode(Kernel, item).connection for item in (await call("kernels"))["kernels"]] == [None]
+        assert decode(Kernel, await call("kernel", kernel_id="k")) == kernel
+        assert decode(Kernel, await call("adopt", kernel_id="k", owner=ME)).connection == kernel.connection
+        assert (await call("nodes"))["nodes"][0]["gpus_promised"] == 0.5
+        decision = (await call("explain", request=KernelRequest(gpus=1), owner=ME))["decision"]
+        assert decision["placement"] is None
+        assert not decision["is_never"]
+        assert await call("logs", kernel_id="k") == {"text": "log"}
+        await call("signal", kernel_id="k", signum=2)
+        await call("drain", node_id="here", on=True)
+        await call("drain", node_id="here", on=False)
+        (wrong,) = (await call("check_policies", names=["pack", "no-such"]))["problems"].items()
+        assert wrong[0] == "no-such"
+        assert "unknown policy 'no-such'; known are balanced" in wrong[1]
+        assert (await call("doctor"))["findings"][0]["level"] == "ok"
+        assert decode(Kernel, await call("stop", kernel_id="k")).state == "exited"
+        await call("cancel", kernel_id="k")
+        told = [event.kind for event in call.events]
+        assert told[:3] == ["placed", "leased", "running"]
+        recent = (await call("events", limit=2))["events"]
+        assert [decode(Event, event).kind for event in recent] == ["exited", "released"]
+        await call("leave")
+        await asyncio.wait_for(service.left.wait(), 5)
+
+
+async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, __, call):
+        with pytest.raises(RemoteError) as caught:
+            await call.start(start_of("k", gpus=1))
+        error = from_remote(caught.value)
+        assert isinstance(error, NoNodeEver)
+        assert error.fields["decision"]["refusals"][0]["when"] == "never"
+        with pytest.raises(RemoteError) as caught:
+            await call("kernel", kernel_id="nobody")
+        assert isinstance(from_remote(caught.value), UnknownKernel)
+
+
+async def test_a_start_outlives_the_connection_that_asked_for_it(tmp_path: Path) -> None:
+    async with served(tmp_path) as (w, service, call):
+        release = w.agent.hold("launch")
+        asked = asyncio.ensure_future(call.start(start_of("k")))
+        await w.agent.called("launch")
+        await call.close()
+        with pytest.raises(Disconnected):
+            await asked
+        again = Caller(service.server.endpoint)
+        await again.open()
+        joined = asyncio.ensure_future(again.start(start_of("k")))
+        release.set()
+        assert (await joined).state == "running"
+        assert len(w.agent.launched) == 1
+        await again.close()
+
+
+async def test_it_stays_while_there_are_kernels_and_leaves_when_there_are_none(tmp_path: Path) -> None:
+    async with served(tmp_path, Settings(idle_exit_s=0.1)) as (_, service, call):
+        await call.start(start_of("k"))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(service.left.wait(), 0.3)
+        await call("stop", kernel_id="k")
+        await asyncio.wait_for(service.left.wait(), 5)
+
+
+async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
+    async with served(tmp_path, Settings(idle_exit_s=0.1)) as (_, service, call):
+        await call("subscribe", owner=ME)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(service.left.wait(), 0.3)
+        await call.close()
+        await asyncio.wait_for(service.left.wait(), 5)
+
+
+def ensure(options: dict[str, Any]) -> dict[str, Any]:
+    folder = service_folder("local", options)
+    argv, env = service_command("local", folder, options)
+    return daemon.ensure(folder, argv, env=env, deadline_s=30)
+
+
+async def left(folder: Path) -> None:
+    """Wait until the daemon of that folder has let go of it."""
+
+    def take() -> None:
+        with open(folder / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+    await asyncio.wait_for(asyncio.to_thread(take), 10)
+
+
+async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> None:
+    options = {"gpus": 1, "cpus": 1}
+    folder = service_folder("local", options)
+    first = await asyncio.to_thread(ensure, options)
+    assert await asyncio.to_thread(ensure, options) == first
+    os.kill(first["pid"], signal.SIGKILL)
+    await left(folder)
+    assert (folder / "socket").exists()
+    second = await asyncio.to_thread(ensure, options)
+    assert second["pid"] != first["pid"]
+    caller = Caller(second["endpoint"])
+    await caller.open()
+    nodes = (await caller("nodes"))["nodes"]
+    assert [len(node["devices"]) for node in nodes] == [1]
+    await caller("leave")
+    await caller.close()
+    await left(folder)
+    third = await asyncio.to_thread(ensure, options)
+    os.kill(third["pid"], signal.SIGTERM)
+    await left(folder)
+    await _end_agent(runtime_dir)
+
+
+async def _end_agent(runtime_dir: Path) -> None:
+    ready = daemon.ensure(runtime_dir / "agent", ["false"], deadline_s=5)
+    os.kill(ready["pid"], signal.SIGTERM)
+    await left(runtime_dir / "agent")
+
+
+def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.py"
+    file.write_text("c.RoostScheduler.max_gpu = 1")
+    with pytest.raises(daemon.DaemonError, match=r"^there is no option of c\.RoostScheduler named") as caught:
+        ensure({"config_file": str(file)})
+    assert caught.value.kind == "ConfigError"
+    assert list(runtime_dir.iterdir()) == []
+
+
+def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = runtime_dir / ("x" * 90)
+    deep.mkdir(mode=0o700)
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(deep))
+    with pytest.raises(daemon.DaemonError, match="bytes that a socket's path may have"):
+        ensure({})
+    assert not (deep / "agent").exists(), "an agent was started for nothing"
+
+
+def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
+    argv, env = service_command("local", Path("/x"), {"gpu_model": "hush"})
+    assert "hush" not in " ".join(argv)
+    assert "hush" in "".join(env.values())
+    assert service_folder("local", {}) != service_folder("local", {"gpus": 1})
+
+
+def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name comes from a kernelspec."""
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "run"))
+    for ask in (lambda: service_folder("../../x", {}), lambda: connect("../../x")):
+        with pytest.raises(ConfigError, match=r"no backend '\.\./\.\./x'; known are local"):
+            ask()
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_of_a_cluster_is_imported_by_clients() -> None:
+    code = "import sys, roost.scheduler.service.operations; print('numpy' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
