@@ -1,0 +1,141 @@
+"""Plumbing around asyncio: background tasks, work in daemon threads, pauses between retries, and timers.
+
+Timers take their clock as an argument, so that tests can advance time (`tests/kit/manual_clock.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+def spawn(
+    coroutine: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]], log: logging.Logger
+) -> asyncio.Task[T]:
+    """Start a background task that nobody awaits, and keep it in `tasks` until it ends.
+
+    An exception is logged on `log`. asyncio itself keeps no reference to a task: without the set it might vanish.
+    """
+
+    def finish(done: asyncio.Task[T]) -> None:
+        tasks.discard(done)
+        if not done.cancelled() and done.exception() is not None:
+            log.error("a background task failed", exc_info=done.exception())
+
+    task = asyncio.get_running_loop().create_task(coroutine)
+    tasks.add(task)
+    task.add_done_callback(finish)
+    return task
+
+
+async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended. A task may close its own owner: the current task is left out."""
+    others = [task for task in tasks if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a task for several callers, each of which awaits `asyncio.shield(task)`.
+
+    The task's exception is marked as retrieved, because all of the callers may have been cancelled. Otherwise asyncio
+    would log "Task exception was never retrieved".
+    """
+    task = asyncio.get_running_loop().create_task(coroutine)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+def start_thread(
+    work: Callable[[], T], *, name: str, undo: Callable[[], object] = lambda: None
+) -> concurrent.futures.Future[T]:
+    """Run blocking `work` in a daemon thread. An interpreter that exits does not wait for daemon threads.
+
+    The future stays pending until `work` has ended, so the caller can cancel it at any time. The work then goes on,
+    its outcome is dropped, and the thread calls `undo` if the work succeeded.
+    """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as problem:  # noqa: BLE001 - it is raised in the caller
+            if outcome.set_running_or_notify_cancel():
+                outcome.set_exception(problem)
+        else:
+            if outcome.set_running_or_notify_cancel():  # atomic: the caller cannot cancel after this
+                outcome.set_result(result)
+            else:
+                undo()
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return outcome
+
+
+async def in_thread(work: Callable[[], T], *, deadline_s: float | None = None, name: str = "roost-work") -> T:
+    """Return the result of blocking `work`, run by `start_thread`; raise `asyncio.TimeoutError` after `deadline_s`.
+
+    After a timeout or a cancellation, the work goes on and its outcome is dropped.
+    """
+    return await asyncio.wait_for(asyncio.wrap_future(start_thread(work, name=name)), deadline_s)
+
+
+def backoff(first_s: float, longest_s: float) -> Iterator[float]:
+    """Yield pauses between retries without end: `first_s`, then twice as long each time, at most `longest_s`."""
+    pause_s = first_s
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, longest_s)
+
+
+class TimerHandle(Protocol):
+    """A timer of a `Clock`."""
+
+    def cancel(self) -> object: ...
+
+
+class Clock(Protocol):
+    """The part of an event loop that timers use."""
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> TimerHandle: ...
+
+
+class Timers:
+    """A set of timers that are closed together. Its `clock` is the running event loop by default."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock
+        self._handles: dict[Hashable, TimerHandle] = {}
+
+    def later(self, delay_s: float, call: Callable[[], object], *, key: Hashable = None) -> Hashable:
+        """Call `call` once after `delay_s`. A timer with the same `key` is replaced. Returns the key for `cancel`."""
+        key = object() if key is None else key
+
+        def run() -> None:
+            del self._handles[key]  # first, because `call` may set the next timer with this key
+            call()
+
+        self.cancel(key)
+        self._handles[key] = (self._clock or asyncio.get_running_loop()).call_later(delay_s, run)
+        return key
+
+    def cancel(self, key: Hashable) -> None:
+        """Cancel the timer with this key. Does nothing if there is none."""
+        handle = self._handles.pop(key, None)
+        if handle is not None:
+            handle.cancel()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._handles
+
+    def close(self) -> None:
+        """Cancel all timers. `later` may be called again."""
+        for key in list(self._handles):
+            self.cancel(key)

@@ -1,0 +1,176 @@
+"""Background tasks, daemon threads, pauses and timers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import pytest
+from manual_clock import ManualClock
+
+from roost.launchers.daemon.tasks import (
+    Timers,
+    backoff,
+    cancel_all,
+    in_thread,
+    spawn,
+    start_shared,
+    start_thread,
+)
+
+log = logging.getLogger("test")
+
+
+async def _fail() -> None:
+    raise ValueError("broken")
+
+
+async def test_a_spawned_task_is_kept_until_it_ends() -> None:
+    tasks: set[asyncio.Task[Any]] = set()
+    event = asyncio.Event()
+    task = spawn(event.wait(), tasks, log)
+    assert tasks == {task}
+    event.set()
+    await task
+    assert not tasks
+
+
+async def test_the_error_of_a_spawned_task_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    tasks: set[asyncio.Task[Any]] = set()
+    await asyncio.wait([spawn(_fail(), tasks, log)])
+    await asyncio.sleep(0)
+    assert "broken" in caplog.text
+    assert not tasks
+
+
+async def test_cancel_all_waits_for_the_tasks_and_spares_the_current_one() -> None:
+    tasks: set[asyncio.Task[Any]] = set()
+    ends: list[str] = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+
+    async def close() -> None:
+        await cancel_all(tasks)
+        ends.append("closed")
+
+    spawn(wait(), tasks, log)
+    await asyncio.sleep(0)
+    await spawn(close(), tasks, log)
+    assert ends == ["cancelled", "closed"]
+
+
+async def test_asyncio_does_not_log_the_error_of_a_shared_task(caplog: pytest.LogCaptureFixture) -> None:
+    task = start_shared(_fail())
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="broken"):
+        await asyncio.shield(task)
+    other = start_shared(_fail())
+    await asyncio.wait([other])
+    await asyncio.sleep(0)
+    del other
+    gc.collect()
+    assert not caplog.records
+
+
+async def test_work_in_a_thread_returns_and_raises() -> None:
+    assert await in_thread(lambda: threading.current_thread().daemon)
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("work", [lambda: None, lambda: 1 // 0])
+async def test_work_in_a_thread_outlives_its_deadline(work: Callable[[], None]) -> None:
+    may_end, has_ended = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        may_end.wait(10)
+        has_ended.set()
+        work()
+
+    with pytest.raises(asyncio.TimeoutError):
+        await in_thread(wait, deadline_s=0.01)
+    assert not has_ended.is_set()
+    may_end.set()
+    assert has_ended.wait(10)
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_thread_undoes_work_that_nobody_wants_any_more(is_cancelled: bool) -> None:
+    may_end, is_undone = threading.Event(), threading.Event()
+    outcome = start_thread(lambda: may_end.wait(10), name="test", undo=is_undone.set)
+    if is_cancelled:
+        assert outcome.cancel()
+    may_end.set()
+    if is_cancelled:
+        assert is_undone.wait(10)
+    else:
+        assert outcome.result(10)
+        assert not outcome.cancel()
+        assert not is_undone.is_set()
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    assert list(islice(backoff(0.25, 1.5), 5)) == [0.25, 0.5, 1.0, 1.5, 1.5]
+
+
+def test_a_timer_calls_once_when_its_time_has_come() -> None:
+    clock, calls = ManualClock(), list[str]()
+    timers = Timers(clock)
+    timers.later(2.0, lambda: calls.append("second"))
+    timers.later(1.0, lambda: calls.append("first"))
+    clock.advance(1.5)
+    assert calls == ["first"]
+    clock.advance(10.0)
+    assert calls == ["first", "second"]
+
+
+def test_a_timer_with_the_same_key_replaces_the_one_before() -> None:
+    clock, calls = ManualClock(), list[str]()
+    timers = Timers(clock)
+    timers.later(1.0, lambda: calls.append("early"), key="lease")
+    timers.later(3.0, lambda: calls.append("late"), key="lease")
+    clock.advance(2.0)
+    assert "lease" in timers
+    clock.advance(2.0)
+    assert calls == ["late"]
+    assert "lease" not in timers
+
+
+def test_cancelled_and_closed_timers_do_not_call() -> None:
+    clock, calls = ManualClock(), list[str]()
+    timers = Timers(clock)
+    timers.cancel(timers.later(1.0, lambda: calls.append("cancelled")))
+    timers.later(1.0, lambda: calls.append("closed"))
+    timers.close()
+    timers.cancel("no such key")
+    clock.advance(5.0)
+    assert not calls
+
+
+def test_a_timer_may_set_the_next_one_with_its_own_key() -> None:
+    clock, calls = ManualClock(), list[float]()
+    timers = Timers(clock)
+
+    def tick() -> None:
+        calls.append(clock.time())
+        timers.later(1.0, tick, key="tick")
+
+    tick()
+    clock.advance(2.0)
+    assert calls == [1_000.0, 1_001.0, 1_002.0]
+
+
+async def test_timers_use_the_running_loop_by_default() -> None:
+    called = asyncio.Event()
+    Timers().later(0.0, called.set)
+    await asyncio.wait_for(called.wait(), 10)
