@@ -58,7 +58,7 @@ def forget_failed_start(km: Any) -> None:
 
 
 @contextmanager
-def as_jupyter_shows_it(km: Any) -> Iterator[None]:
+def show_errors_in_jupyter(km: Any) -> Iterator[None]:
     """Jupyter Server shows the text of an HTTPError to the user, and of any other error nothing."""
     try:
         yield

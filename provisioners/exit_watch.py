@@ -17,7 +17,7 @@ UNKNOWN_EXIT_CODE = 255
 """Told for a kernel that is gone where nobody could see its exit code."""
 
 
-class Exit:
+class KernelExit:
     """Exit code of one launch: None until it is set, once."""
 
     def __init__(self, launch_id: str = "") -> None:
@@ -62,7 +62,7 @@ class Exit:
         return self._code
 
 
-class Exits:
+class ExitWatch:
     """The exits of one kernel's launches, as the service tells them on the client's thread.
 
     `current` is of the launch that is under way, or that was the last: read once by who looks at it, since a new
@@ -72,17 +72,17 @@ class Exits:
     def __init__(
         self, log: logging.Logger | logging.LoggerAdapter[Any], is_expected: Callable[[], bool]
     ) -> None:
-        self.current = Exit()
+        self.current = KernelExit()
         self.is_launching = False
         self._log = log
         self._is_expected = is_expected
         self._kernel_id = ""
-        self._unlisten: weakref.finalize[[], Exits] | None = None
+        self._unlisten: weakref.finalize[[], ExitWatch] | None = None
 
-    def begin(self, kernel_id: str, launch_id: str) -> Exit:
+    def begin(self, kernel_id: str, launch_id: str) -> KernelExit:
         """The exit of a launch that begins now."""
         self._kernel_id = kernel_id
-        self.current = Exit(launch_id)
+        self.current = KernelExit(launch_id)
         return self.current
 
     def follow(self, client: Client) -> None:
@@ -105,11 +105,11 @@ class Exits:
             self._unlisten()
             self._unlisten = None
 
-    def gone(self, ending: Exit) -> None:
+    def gone(self, ending: KernelExit) -> None:
         """The service does not know the kernel."""
         self._ended(ending, None, "roost does not know it any more")
 
-    def read(self, ending: Exit, kernel: Kernel) -> None:
+    def read(self, ending: KernelExit, kernel: Kernel) -> None:
         """Take over what the service says of the kernel."""
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
             self._ended(ending, kernel.exit_code, kernel.reason, kernel.log_tail)
@@ -122,7 +122,7 @@ class Exits:
         elif event.kind == "resync" and not self.is_launching and ending.code is None:
             client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
 
-    def _on_read_again(self, call: Call[Kernel], ending: Exit) -> None:
+    def _on_read_again(self, call: Call[Kernel], ending: KernelExit) -> None:
         if ending is not self.current or self.is_launching:
             return
         try:
@@ -134,7 +134,7 @@ class Exits:
                 "kernel=%s its state is unknown, taken to be alive: %s", self._kernel_id, problem
             )
 
-    def _ended(self, ending: Exit, code: int | None, reason: str, log_tail: str = "") -> None:
+    def _ended(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
         if ending.code is not None:
             return
         shown = UNKNOWN_EXIT_CODE if code is None else code

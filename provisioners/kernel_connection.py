@@ -48,7 +48,7 @@ def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
         km._launch_args = launch_args
 
 
-def wanted_connection(km: Any, jupyter_session: str) -> Connection:
+def build_connection(km: Any, jupyter_session: str) -> Connection:
     """Keys and ports as the manager has them; a port of 0, as at a first start, is the kernel's choice."""
     ports = {name: getattr(km, name) for name in PORT_NAMES}
     if km.transport == "ipc":  # numbers of socket files: the lowest that are free, as jupyter_client does
@@ -68,7 +68,7 @@ def wanted_connection(km: Any, jupyter_session: str) -> Connection:
     )
 
 
-def as_jupyter_has_it(connection: Connection) -> KernelConnectionInfo:
+def to_jupyter(connection: Connection) -> KernelConnectionInfo:
     """The same as jupyter_client compares it with its own: the key in bytes, no curve keys rather than None."""
     info: dict[str, Any] = {name: getattr(connection, name) for name in PORT_NAMES}
     info.update(

@@ -10,10 +10,10 @@ from typing import Any
 
 from roost.scheduler.cli.actions import options_of, print_json, request_config
 from roost.scheduler.cli.tables import asks, console, show, table
-from roost.scheduler.client.interpreter_probe import Environment
+from roost.scheduler.client.interpreter_probe import ProbeResult
 from roost.scheduler.errors import ConfigError
 
-from .kernelspecs import Installed, install, installed, problem_of, remove
+from .kernelspecs import RoostKernelspec, install, list_kernelspecs, problem_of, remove
 from .request_options import read_wish
 from .run_notebook import run
 
@@ -42,7 +42,7 @@ def kernelspec_install(arguments: argparse.Namespace) -> int:
 
 def kernelspec_list(arguments: argparse.Namespace) -> int:
     """Print roost's kernelspecs, each with what it asks for and what is wrong with it."""
-    rows = [(spec, problem_of(spec)) for spec in installed()]
+    rows = [(spec, problem_of(spec)) for spec in list_kernelspecs()]
     if arguments.json:
         print_json({"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]})
         return 0
@@ -98,13 +98,13 @@ def run_notebook(arguments: argparse.Namespace) -> int:
     return 0 if outcome["error"] is None else 1
 
 
-def _cluster(spec: Installed) -> str:
+def _cluster(spec: RoostKernelspec) -> str:
     options = spec.config.get("backend_options")
     address = options.get("address", "") if isinstance(options, dict) else ""
     return f"{spec.config.get('backend', 'local')} {address}".rstrip()
 
 
-def _told(made: Installed, found: Environment | None) -> Mapping[str, Any]:
+def _told(made: RoostKernelspec, found: ProbeResult | None) -> Mapping[str, Any]:
     """What the check found, for people."""
     if found is None:
         return {"checked": "no"}

@@ -19,7 +19,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_core.paths import jupyter_data_dir
 
 from roost.scheduler.cli.actions import check_policy
-from roost.scheduler.client.interpreter_probe import Environment, probe
+from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.service.operations import BACKENDS, check_backend
 
@@ -32,7 +32,7 @@ _PLAIN = ("", "local-provisioner", PROVISIONER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
+class RoostKernelspec:
     """A kernelspec of roost's. `folder` holds its kernel.json; `config` is what its kernels ask for.
 
     `malformed` says in one sentence why Jupyter or roost cannot read it; what cannot be read is then empty.
@@ -57,7 +57,7 @@ def install(
     prefix: str | None = None,
     may_replace: bool = False,
     is_checked: bool = True,
-) -> tuple[Installed, Environment | None]:
+) -> tuple[RoostKernelspec, ProbeResult | None]:
     """Wrap the kernelspec `source` as `name`; raises `ConfigError` and then has changed nothing.
 
     `prefix`: an installation prefix, or None for the user's own folder. The environment is asked what it can
@@ -95,10 +95,10 @@ def install(
         "metadata": metadata,
     }
     _write(folder, made, Path(spec.resource_dir))
-    return _installed(name, folder, made), found
+    return _to_kernelspec(name, folder, made), found
 
 
-def installed() -> list[Installed]:
+def list_kernelspecs() -> list[RoostKernelspec]:
     """All kernelspecs that start through roost, by name, and those of which nobody can tell."""
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
@@ -107,13 +107,13 @@ def installed() -> list[Installed]:
         except OSError:  # not there, or not for this user
             continue
         if _may_be_roosts(document):
-            found.append(_installed(name, Path(folder), document, malformed))
+            found.append(_to_kernelspec(name, Path(folder), document, malformed))
     return found
 
 
 def remove(name: str) -> str:
     """Remove a kernelspec of roost's and return the folder it was in; raises `ConfigError`."""
-    ours = {spec.name: spec for spec in installed()}
+    ours = {spec.name: spec for spec in list_kernelspecs()}
     if name not in ours:
         others = KernelSpecManager().find_kernel_specs()
         if name in others:
@@ -143,7 +143,7 @@ def findings() -> list[dict[str, str]]:
                 "do": f"install roost into that environment, {sys.prefix}",
             }
         )
-    specs = installed()
+    specs = list_kernelspecs()
     for spec in specs:
         problem = problem_of(spec)
         what, do = f"kernelspec {spec.name} can start kernels", ""
@@ -163,7 +163,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def problem_of(spec: Installed) -> str:
+def problem_of(spec: RoostKernelspec) -> str:
     """Why a kernelspec starts no kernels, in one sentence, or an empty text. Its Python is asked: up to 30 s.
 
     So is its scheduler, where it names a placement policy that is not shipped: up to 30 s more.
@@ -302,9 +302,9 @@ def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
         ) from None
 
 
-def _installed(name: str, folder: Path, document: Any, malformed: str = "") -> Installed:
+def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") -> RoostKernelspec:
     if malformed:
-        return Installed(
+        return RoostKernelspec(
             name=name,
             display_name=name,
             language="",
@@ -314,7 +314,7 @@ def _installed(name: str, folder: Path, document: Any, malformed: str = "") -> I
             env={},
             malformed=malformed,
         )
-    return Installed(
+    return RoostKernelspec(
         name=name,
         display_name=str(document.get("display_name", name)),
         language=str(document.get("language", "")),

@@ -27,10 +27,10 @@ from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
 from roost.scheduler.service.messages import Connection, Kernel, StartKernel
 
-from .application import CommandNotFound, application, as_jupyter_shows_it, forget_failed_start
+from .application import CommandNotFound, application, forget_failed_start, show_errors_in_jupyter
 from .encryption import protect_channels
-from .exit_watch import Exit, Exits
-from .kernel_connection import as_jupyter_has_it, choose_address, format_command, wanted_connection
+from .exit_watch import ExitWatch, KernelExit
+from .kernel_connection import build_connection, choose_address, format_command, to_jupyter
 from .kernel_environment import check_patterns, kernel_environment, working_directory
 from .request_options import OPTIONS, Wish, check_backend_options, check_names, read_wish
 
@@ -86,7 +86,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def __init__(self, **kwargs: Any) -> None:
         given = set(kwargs) - {"kernel_id", "kernel_spec", "parent", "config", "log"}
-        with as_jupyter_shows_it(kwargs.get("parent")):
+        with show_errors_in_jupyter(kwargs.get("parent")):
             check_names(given)
             own = kwargs.pop("backend_options", {})  # besides those of the application, not in their stead
             try:
@@ -99,8 +99,10 @@ class RoostProvisioner(KernelProvisionerBase):
         self._client: Client | None = None
         self._wish: Wish | None = None
         self._connection = Connection()
-        self._exit: Exit | None = None  # what `poll` and `wait` look at: of the kernel that was started last
-        self._exits = Exits(self.log, self._is_end_expected)  # set as events come
+        self._exit: KernelExit | None = (
+            None  # what `poll` and `wait` look at: of the kernel that was started last
+        )
+        self._exits = ExitWatch(self.log, self._is_end_expected)  # set as events come
         self._stopping: Call[Kernel] | None = None
         self._node_id = ""
         self._pid = 0
@@ -116,7 +118,7 @@ class RoostProvisioner(KernelProvisionerBase):
         extra_arguments = kwargs.pop("extra_arguments", None) or []
         kwargs.pop("transport_encryption", None)
         km = self.parent
-        with as_jupyter_shows_it(km):
+        with show_errors_in_jupyter(km):
             if km is None:
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:
@@ -127,7 +129,7 @@ class RoostProvisioner(KernelProvisionerBase):
             check_patterns(self.environment)
             self._wish = read_wish({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
             if km is not None:
-                self._connection = wanted_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
+                self._connection = build_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -139,7 +141,7 @@ class RoostProvisioner(KernelProvisionerBase):
         env, cwd = kwargs.pop("env"), kwargs.pop("cwd", None)
         if kwargs:
             self.log.debug("kernel=%s not used: %s", self.kernel_id, ", ".join(sorted(kwargs)))
-        with as_jupyter_shows_it(self.parent):
+        with show_errors_in_jupyter(self.parent):
             return await self._launch(cmd, env, cwd)
 
     @property
@@ -337,7 +339,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exit = self._exits.current
         self._node_id, self._pid = kernel.node_id, kernel.pid
         if kernel.connection is not None:
-            self.connection_info = as_jupyter_has_it(kernel.connection)
+            self.connection_info = to_jupyter(kernel.connection)
             if kernel.connection.transport == "ipc" and self.parent is not None:
                 self.connection_info["ip"] = self.parent.ip  # may be relative
         if kernel.state == "exited":

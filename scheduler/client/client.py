@@ -28,13 +28,13 @@ from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.shared_values import Owner
 from roost.launchers.protocol.version import VERSION
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
-from roost.scheduler.policies.pickling import PYTHON, packed
+from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
 from roost.scheduler.service.operations import PROTOCOL, check_backend, with_address
 
 from .call import Call
 from .identity import this_owner
-from .service_connection import Link
+from .service_connection import ServiceConnection
 
 __all__ = ["Call", "Client", "connect", "user_folder"]
 
@@ -143,7 +143,12 @@ class Client:
         It goes to the service, which runs its code and keeps it until it ends; to a new service it goes again with the
         first call that asks for it. Raises `ConfigError` at once for what cannot be packed.
         """
-        given = {"name": name, "pickled": packed(name, policy), "python": PYTHON, "token": uuid.uuid4().hex}
+        given = {
+            "name": name,
+            "pickled": pack_policy(name, policy),
+            "python": PYTHON,
+            "token": uuid.uuid4().hex,
+        }
         self._policies[name] = given
         return self._run(self._nothing("add_policy", given))
 
@@ -191,7 +196,7 @@ class Client:
     def _begin(self) -> None:
         self._starting = threading.Lock()
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._link = Link(
+        self._connection = ServiceConnection(
             self.backend,
             self.options,
             on_event=self._on_event,
@@ -201,7 +206,7 @@ class Client:
 
     def _after_fork(self) -> None:
         """In a forked child: the thread is gone, and its loop and sockets are the parent's."""
-        _of_parents.append((self._loop, self._link, self._tasks))
+        _of_parents.append((self._loop, self._connection, self._tasks))
         self._loop = self._thread = None
         self._begin()
 
@@ -223,15 +228,17 @@ class Client:
     # On the thread's loop
 
     async def _close(self) -> None:
-        await self._link.close()
+        await self._connection.close()
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._link.close()  # calls that lose their connection begin to make another: round again
+            await (
+                self._connection.close()
+            )  # calls that lose their connection begin to make another: round again
 
     async def _joined(self) -> None:
-        await self._link.connected(time.monotonic() + CALL_DEADLINE_S)
+        await self._connection.connect(time.monotonic() + CALL_DEADLINE_S)
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
         if self._listeners:
@@ -257,7 +264,7 @@ class Client:
         while True:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s + _REPEAT_S[0], _REPEAT_S[1])
-            connection = await self._link.connected(deadline)
+            connection = await self._connection.connect(deadline)
             if isinstance(arguments, StartKernel):  # repeated, it has only what remains of its time
                 now = time.monotonic()
                 sent_at = sent_at or now

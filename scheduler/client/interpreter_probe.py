@@ -29,7 +29,7 @@ print("\\n" + json.dumps(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
+class ProbeResult:
     """What was found. `executable` is empty where there is none; `python` and `ipykernel` are versions.
 
     `problem` says in one sentence why kernels cannot start there; empty where they can.
@@ -44,23 +44,23 @@ class Environment:
     problem: str = ""
 
 
-def probe(argv: Sequence[str], env: Mapping[str, str]) -> Environment:
+def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
     """Ask the environment behind `argv`, run with `env` as its whole environment. Blocks for up to 30 s."""
     if not argv:
-        return Environment(problem="Its argv is empty: a kernelspec needs a command.")
+        return ProbeResult(problem="Its argv is empty: a kernelspec needs a command.")
     executable = shutil.which(argv[0], path=env.get("PATH"))
     if executable is None:
-        return Environment(problem=f"{argv[0]} is not there or not executable: install it, or correct argv.")
+        return ProbeResult(problem=f"{argv[0]} is not there or not executable: install it, or correct argv.")
     if ipykernel_command(argv) is None:
-        return Environment(executable=executable)
+        return ProbeResult(executable=executable)
     found = _ask(executable, env)
     if isinstance(found, str):
-        return Environment(executable=executable, is_ipykernel=True, problem=found)
+        return ProbeResult(executable=executable, is_ipykernel=True, problem=found)
     problem = ""
     if found["error"]:
         install = f"{executable} -m pip install ipykernel"
         problem = f"{executable} cannot import ipykernel ({found['error']}): `{install}`."
-    return Environment(
+    return ProbeResult(
         executable=executable,
         is_ipykernel=True,
         python=str(found["python"]),

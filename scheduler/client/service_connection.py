@@ -27,7 +27,7 @@ _REJOIN_S = (0.3, 30.0)
 """The same where only listeners wait: whoever replaces the service comes first."""
 
 
-class Link:
+class ServiceConnection:
     """One service, one event loop. `on_event` gets each event as JSON values; `on_rejoined` is called when the
     connection was made anew, so that events may have been missed; `is_wanted` says whether a lost connection is to be
     made anew before somebody calls."""
@@ -51,7 +51,7 @@ class Link:
         self._rejoining: asyncio.Task[None] | None = None
         self._has_joined = False
 
-    async def connected(self, deadline: float) -> rpc.Client:
+    async def connect(self, deadline: float) -> rpc.Client:
         """The live connection, made if need be by one task for all that wait; raises `BackendUnavailable`."""
         if self._rpc is not None and not self._rpc.is_lost:
             return self._rpc
@@ -143,7 +143,7 @@ class Link:
         return False
 
     async def close(self) -> None:
-        """Close the connection; `connected` makes a new one."""
+        """Close the connection; `connect` makes a new one."""
         if self._rpc is not None:
             await self._rpc.close()
             self._rpc = None
@@ -159,7 +159,7 @@ class Link:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _REJOIN_S[1])
             try:
-                await self.connected(time.monotonic() + 2 * _START_SERVICE_S)
+                await self.connect(time.monotonic() + 2 * _START_SERVICE_S)
                 return
             except BackendUnavailable as problem:
                 log.warning("%s", problem)

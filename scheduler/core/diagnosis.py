@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from roost.scheduler.errors import BackendUnavailable
-from roost.scheduler.policies.catalog import FALLBACK, Policies
+from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.service.messages import Finding
 
 from .cluster import Cluster
 from .keeper import Keeper
 
 
-async def findings(cluster: Cluster, keeper: Keeper, policies: Policies) -> list[Finding]:
+async def findings(cluster: Cluster, keeper: Keeper, policies: PolicyCatalog) -> list[Finding]:
     """All findings, worst first; one of level ok when there is nothing to find. Has the keeper mend what it can."""
     leases = {lease.id: lease for lease in await cluster.backend.leases()}
     processes, silent = await keeper.processes(list(leases.values()))

@@ -24,9 +24,9 @@ from roost.scheduler.errors import (
     RoostError,
     UnknownKernel,
 )
-from roost.scheduler.policies.catalog import Policies
-from roost.scheduler.policies.explain import explained, soonest
-from roost.scheduler.policies.recent_requests import Workload
+from roost.scheduler.policies.catalog import PolicyCatalog
+from roost.scheduler.policies.explain import build_explanation, soonest
+from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.messages import Finding, Kernel, KernelRequest, StartKernel
 from roost.scheduler.service.operations import WarmUp
 
@@ -63,8 +63,8 @@ class Scheduler:
         self._queue = Queue(on_moved=self._on_moved, clock=clock)
         self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
         self.keeper = Keeper(self._cluster, settings, self.events, self._queue, name=name, ending=self)
-        self._workload = Workload(folder / "requests.json" if folder else None, clock=clock)
-        self.policies = Policies(settings, self._workload)
+        self._workload = RecentRequests(folder / "requests.json" if folder else None, clock=clock)
+        self.policies = PolicyCatalog(settings, self._workload)
         self._starts = Starts(
             self._cluster, self.keeper, self._queue, self.policies, self.events, settings, clock=clock
         )
@@ -216,7 +216,7 @@ class Scheduler:
         request = self._admitted(request, owner)
         snapshot = await self._cluster.snapshot()
         decision = await self.policies.decide(request.policy, placement_request(request, owner), snapshot)
-        document = explained(decision, snapshot)
+        document = build_explanation(decision, snapshot)
         if decision.placement is None and not decision.is_never:
             leases = await self._cluster.backend.leases()
             since = {record.kernel_id: record.created_at for record in self._records.values()}

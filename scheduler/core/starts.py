@@ -31,7 +31,7 @@ from roost.scheduler.errors import (
     NoNodeNow,
     RoostError,
 )
-from roost.scheduler.policies.catalog import Policies
+from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.service.messages import Kernel, KernelRequest, StartKernel
 
 from .cluster import Cluster, LeaseGone
@@ -61,7 +61,7 @@ class Starts:
         cluster: Cluster,
         keeper: Keeper,
         queue: Queue,
-        policies: Policies,
+        policies: PolicyCatalog,
         events: EventStream,
         settings: Settings,
         *,

@@ -17,10 +17,10 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.service.operations import AddPolicy
 
-from .loader import found, loaded
-from .pickling import PYTHON, unpacked
-from .recent_requests import Workload
-from .sandbox import Guarded, PolicyFailed
+from .loader import find_policy, load_policy
+from .pickling import PYTHON, unpack_policy
+from .recent_requests import RecentRequests
+from .sandbox import PolicyFailed, SandboxedPolicy
 
 FALLBACK = "balanced"
 _LOAD_S = 15.0
@@ -28,15 +28,15 @@ _LOAD_S = 15.0
 _REMEMBERED = 1_000
 
 
-class Policies:
+class PolicyCatalog:
     """What `request.policy` means. Belongs to an event loop."""
 
-    def __init__(self, settings: Settings, workload: Workload) -> None:
+    def __init__(self, settings: Settings, workload: RecentRequests) -> None:
         self._settings = settings
         self._workload = workload
         self._profile = Profile()
         self._shipped: dict[str, Policy] = {}
-        self._others: dict[str, Guarded] = {}
+        self._others: dict[str, SandboxedPolicy] = {}
         self._problems: dict[str, ConfigError] = {}
         self._given: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -51,7 +51,7 @@ class Policies:
         if spec not in SHIPPED and name not in self._others and self._may_ask(name):
             if len(self._problems) > _REMEMBERED:
                 self._problems.clear()
-            problem = await self._load(name, lambda: found(name, self._settings.policies))
+            problem = await self._load(name, lambda: find_policy(name, self._settings.policies))
             if problem is not None:
                 self._problems[name] = problem
 
@@ -99,7 +99,7 @@ class Policies:
             return
         if wrong := self._wrong_name(given.name):
             raise ConfigError(f"policy {given.name!r:.80} needs another name: {wrong}.")
-        problem = await self._load(given.name, lambda: unpacked(given.pickled), given.token)
+        problem = await self._load(given.name, lambda: unpack_policy(given.pickled), given.token)
         if problem is not None:
             raise problem
 
@@ -175,9 +175,11 @@ class Policies:
     async def _loaded(self, name: str, find_it: Callable[[], object], token: str) -> ConfigError | None:
         timeout_s, profile = self._settings.policy_timeout_s, self._profile
 
-        def load() -> Guarded | ConfigError:
+        def load() -> SandboxedPolicy | ConfigError:
             try:
-                return loaded(name, lambda: Guarded(name, find_it(), profile, timeout_s=timeout_s))
+                return load_policy(
+                    name, lambda: SandboxedPolicy(name, find_it(), profile, timeout_s=timeout_s)
+                )
             except ConfigError as problem:
                 return problem
 

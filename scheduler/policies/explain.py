@@ -17,7 +17,7 @@ _LOOKED_AT = 50
 """On so many nodes, the nearest first, kernels are looked for whose end would make room."""
 
 
-def explained(decision: Decision, snapshot: Snapshot) -> dict[str, Any]:
+def build_explanation(decision: Decision, snapshot: Snapshot) -> dict[str, Any]:
     """The decision as JSON values, with `nodes` (how many there are), `warnings` (sentences) and `soonest` (none)."""
     warnings = metrics_warnings(decision, snapshot)
     return {**decision.to_dict(), "nodes": len(snapshot), "warnings": warnings, "soonest": None}

@@ -22,7 +22,7 @@ _LONGEST = 200
 _NOBODYS: Mapping[str, str] = MappingProxyType({})
 
 
-def found(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
+def find_policy(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
     """What `named` (the operator's) means by it, `path/to/file.py:Name`, or what `placement.policies.find` knows.
 
     Raises whatever loading it raises, and `PolicyError` that lists the known names.
@@ -54,7 +54,7 @@ def found(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
     return getattr(module, attribute)
 
 
-def loaded(name: str, load: Callable[[], T]) -> T:
+def load_policy(name: str, load: Callable[[], T]) -> T:
     """What `load` gives; what it raises becomes a `ConfigError` that names the policy."""
     try:
         return load()
@@ -63,11 +63,11 @@ def loaded(name: str, load: Callable[[], T]) -> T:
     except BaseException as problem:  # anybody's code, which may even ask to exit
         log.exception("policy=%s cannot be loaded", name)  # its author needs the stack
         raise ConfigError(
-            f"the placement policy {name} cannot be loaded ({told(problem)}); ask for another."
+            f"the placement policy {name} cannot be loaded ({format_error(problem)}); ask for another."
         ) from None
 
 
-def told(problem: BaseException) -> str:
+def format_error(problem: BaseException) -> str:
     """An error of anybody's in one short line."""
     try:
         text = " ".join(str(problem).split())

@@ -16,9 +16,9 @@ from roost.scheduler.core.starts import placement_request
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import KernelRequest, Owner
 
-from .catalog import Policies
-from .explain import explained
-from .recent_requests import Workload
+from .catalog import PolicyCatalog
+from .explain import build_explanation
+from .recent_requests import RecentRequests
 
 
 def explain_saved(path: str, request: KernelRequest, settings: Settings | None = None) -> dict[str, Any]:
@@ -29,7 +29,9 @@ def explain_saved(path: str, request: KernelRequest, settings: Settings | None =
     snapshot = read_snapshot(path)
     asked = placement_request(request, Owner(user=""))
     logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
-    return explained(asyncio.run(_decide(request.policy, asked, snapshot, settings or Settings())), snapshot)
+    return build_explanation(
+        asyncio.run(_decide(request.policy, asked, snapshot, settings or Settings())), snapshot
+    )
 
 
 def read_snapshot(path: str) -> Snapshot:
@@ -56,7 +58,7 @@ def read_snapshot(path: str) -> Snapshot:
 async def _decide(name: str, request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
     """As the service would with a policy that its operator names."""
     settings = replace(settings, default_policy=name or settings.default_policy)
-    policies = Policies(settings, Workload(None, clock=time.monotonic))
+    policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
     try:
         await policies.load(settings.default_policy)
         return await policies.decide(settings.default_policy, request, snapshot)

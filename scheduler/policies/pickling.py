@@ -19,7 +19,7 @@ _packing = threading.Lock()
 """What goes by value is cloudpickle's, for the whole process."""
 
 
-def packed(name: str, policy: object) -> str:
+def pack_policy(name: str, policy: object) -> str:
     """The policy as text, by cloudpickle; raises `ConfigError`.
 
     Code that the service could not import goes along: `__main__`, and modules that are not installed, of the policy and
@@ -50,7 +50,7 @@ def packed(name: str, policy: object) -> str:
     return base64.b64encode(content).decode()
 
 
-def unpacked(text: str) -> Any:
+def unpack_policy(text: str) -> Any:
     """What was `packed`. Runs code of whoever packed it."""
     import cloudpickle
 

@@ -24,7 +24,7 @@ _SAVE_AFTER_S = 1.0
 """The file is written so long after a request, so that no start waits for it and a burst is written once."""
 
 
-class Workload:
+class RecentRequests:
     """The latest requests, remembered in `file` (where there is one), and the profile made of them.
 
     The profile is made anew by the request with GPUs that makes it useful (the 20th), then whenever half as many have

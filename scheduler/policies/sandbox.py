@@ -24,7 +24,7 @@ from roost.placement.pipeline import DEFAULT_FILTERS
 from roost.placement.shipped_policies import made
 from roost.scheduler.client.call import in_thread
 
-from .loader import told
+from .loader import format_error
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class PolicyFailed(Exception):
     """The policy gave no decision that can be used; the text is said of the policy: `did not answer within 1 s`."""
 
 
-class Guarded:
+class SandboxedPolicy:
     """The policy `name`, made of what was `found` (`placement.policies.made`), with `timeout_s` for each decision.
 
     There is one thread at most, that of `call`: while it has not answered, it is not asked again.
@@ -85,9 +85,11 @@ class Guarded:
         try:
             if self._learns and profile is not self._profile:
                 self._policy, self._profile = made(self._found, self.name, profile), profile
-            return checked(self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid)
+            return check_decision(
+                self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid
+            )
         except BaseException as problem:  # anybody's code, which may even ask to exit
-            text = told(problem)
+            text = format_error(problem)
             if text != self._told:  # its author needs the stack, once
                 log.exception("policy=%s failed", self.name)
             else:
@@ -96,7 +98,7 @@ class Guarded:
             return text
 
 
-def checked(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
+def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
     """The answer as a decision that rests on nothing of the policy's any more; raises where it cannot be believed."""
     if not isinstance(answer, Decision):
         raise TypeError(f"place gave {type(answer).__name__}, not a Decision")

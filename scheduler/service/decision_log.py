@@ -28,7 +28,7 @@ _LONGEST_REASON = 500
 _PATH = re.compile(r"(?<![\w.])~?/[^\s'\",;:)]+")
 
 
-def older(path: Path) -> Path:
+def older_file(path: Path) -> Path:
     """Where the lines before those of `path` are, if there are any."""
     return path.with_name(f"{path.name}.old")
 
@@ -105,7 +105,7 @@ class DecisionLog:
         size = os.fstat(self._descriptor).st_size
         if size and size + len(line) > self._max_bytes:
             self.close()
-            os.replace(self._path, older(self._path))
+            os.replace(self._path, older_file(self._path))
             self._write(line)
             return
         try:

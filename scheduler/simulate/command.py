@@ -24,15 +24,15 @@ from roost.placement.shipped_policies import SHIPPED, made
 from roost.scheduler.cli.actions import ask, client_of, options_of
 from roost.scheduler.config.settings import load
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.policies.loader import found, loaded, told
+from roost.scheduler.policies.loader import find_policy, format_error, load_policy
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.sandbox import check_placement
 from roost.scheduler.service.decision_log import FILE_NAME
 from roost.scheduler.service.operations import service_folder
 
 from . import request_streams
-from .report import Comparison, Run
-from .trace_files import added, read_ended, read_nodes, read_trace
+from .report import Comparison, PolicyRun
+from .trace_files import add_nodes, read_ended, read_nodes, read_trace
 
 _PROGRESS_EVERY = 200
 
@@ -45,8 +45,8 @@ def simulate(arguments: argparse.Namespace) -> int:
     pyplot = _pyplot(arguments.plot) if arguments.plot else None
     tasks, note = _tasks(arguments)
     nodes = _nodes(arguments)
-    resource, capacity = request_streams.counted(nodes, tasks)
-    made_of_it, said = request_streams.streams(arguments, tasks, resource, capacity)
+    resource, capacity = request_streams.choose_resource(nodes, tasks)
+    made_of_it, said = request_streams.build_streams(arguments, tasks, resource, capacity)
     comparison = Comparison(
         trace=arguments.trace or FILE_NAME,
         stream=said,
@@ -78,40 +78,40 @@ def compare(
     tasks: Sequence[Arrival],
     streams: Mapping[int, Sequence[Arrival]],
     resource: Resource,
-) -> dict[str, list[Run]]:
+) -> dict[str, list[PolicyRun]]:
     """Each policy on each stream, these by seed, with progress on stderr.
 
     `named` are the operator's policies. Raises `ConfigError` that names a policy.
     """
     profile = Profile.of([task.request for task in tasks], Snapshot.of(nodes))
     logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
-    known = {name: loaded(name, partial(found, name, named)) for name in policies}
+    known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
-        return loaded(name, lambda: made(known[name], name, profile))
+        return load_policy(name, lambda: made(known[name], name, profile))
 
     for name in known:
         make(name)  # what is wrong is told before anything runs
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    runs: dict[str, list[Run]] = {name: [] for name in policies}
+    runs: dict[str, list[PolicyRun]] = {name: [] for name in policies}
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         bar = progress.add_task("", total=len(runs) * sum(map(len, streams.values())))
         for name in runs:
             for seed, stream in streams.items():
                 progress.update(bar, description=f"{name}, seed {seed}")
-                timed = Timed(
+                timed = TimedPolicy(
                     make(name),
                     name,
                     lambda: progress.advance(bar, _PROGRESS_EVERY),
                     is_checked=known[name] is not SHIPPED.get(name),
                 )
                 done = replay(timed, Snapshot.of(nodes), stream, resource=resource, profile=profile)
-                runs[name].append(Run(seed=seed, replay=done, decision_ms=timed.decision_ms()))
+                runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
     return runs
 
 
-class Timed:
+class TimedPolicy:
     """A policy with a clock; what it raises becomes a `ConfigError` that names it.
 
     With `is_checked`, as for all that are not shipped, so does a decision that cannot be (`guard`).
@@ -136,7 +136,7 @@ class Timed:
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - anybody's code, which may even ask to exit
-            raise ConfigError(f"policy {self.name} failed ({told(problem)}).") from None
+            raise ConfigError(f"policy {self.name} failed ({format_error(problem)}).") from None
         if len(self._times_s) % _PROGRESS_EVERY == 0:
             self._on_progress()
         return decision
@@ -208,7 +208,7 @@ def _nodes(arguments: argparse.Namespace) -> list[Node]:
     if arguments.empty:
         nodes = [node.emptied() for node in nodes]
     for specification in arguments.add:
-        nodes += added(nodes, specification)
+        nodes += add_nodes(nodes, specification)
     try:
         Snapshot.of(nodes)
     except ValueError as problem:  # two of one name

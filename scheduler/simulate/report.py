@@ -33,7 +33,7 @@ _FORMS: Sequence[tuple[bool, tuple[str, ...]]] = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class PolicyRun:
     """One policy on one stream. `decision_ms` is the median time of a decision and that of the slowest in a hundred."""
 
     seed: int
@@ -66,7 +66,7 @@ class Comparison:
     nodes: int
     capacity: float
     resource: Resource
-    runs: Mapping[str, Sequence[Run]]
+    runs: Mapping[str, Sequence[PolicyRun]]
 
     def of(self, policy: str, figure: str) -> list[float]:
         """That figure of each run that has it."""

@@ -34,7 +34,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{option} must be more than 0, to simulate anything.")
 
 
-def counted(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> tuple[Resource, float]:
+def choose_resource(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> tuple[Resource, float]:
     """What is counted, and how much there is: GPUs where there are and some are asked for, else CPUs, else memory."""
     resources: tuple[Resource, ...] = ("gpus", "cpus", "memory_bytes")
     for resource in resources:
@@ -44,7 +44,7 @@ def counted(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> tuple[Resource, 
     raise ConfigError("the trace asks for nothing that the nodes have: there is nothing to allocate.")
 
 
-def streams(
+def build_streams(
     arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
 ) -> tuple[dict[int, list[Arrival]], str]:
     """What is replayed, by seed, and said in a few words. Raises `ConfigError`, before much is made."""

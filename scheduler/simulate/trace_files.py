@@ -18,7 +18,7 @@ from roost.placement import Device, Node, Request
 from roost.placement.replay import Arrival
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.decision_log import ASKED, older
+from roost.scheduler.service.decision_log import ASKED, older_file
 
 _MIB = 1 << 20
 _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
@@ -47,7 +47,7 @@ def _read(path: str) -> tuple[list[Arrival], set[int]]:
     """The tasks as they are in the file, and which of them a decision log has no end of."""
     file, running = Path(path), set[int]()
     if _begins_with_brace(file):
-        files = [each for each in (older(file), file) if each == file or each.exists()]
+        files = [each for each in (older_file(file), file) if each == file or each.exists()]
         arrivals, running = _arrivals_of(line for each in files for line in _json_lines(each))
     else:
         arrivals = [_in_file(_task, *row) for row in _rows(file, _TASKS, "tasks", MOST_TASKS)]
@@ -68,7 +68,7 @@ def read_nodes(path: str) -> list[Node]:
     return nodes
 
 
-def added(nodes: Sequence[Node], specification: str) -> list[Node]:
+def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
     """More nodes: `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty ones like that node. Raises `ConfigError`."""
     count_text, cross, what = specification.partition("x")
     if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from roost.placement import EPSILON, Decision, Device, Node, Placement, Request, Snapshot
-from roost.scheduler.policies.sandbox import checked
+from roost.scheduler.policies.sandbox import check_decision
 
 NAMES = ("a", "b", "c")
 shares = st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])
@@ -54,7 +54,7 @@ def test_nothing_is_over_committed(
     snapshot = Snapshot.of(cluster)
     answer: Any = Decision(request=request, policy="x", placement=placement)
     try:
-        decision = checked(answer, request, snapshot, dict.fromkeys(avoid, "is kept"))
+        decision = check_decision(answer, request, snapshot, dict.fromkeys(avoid, "is kept"))
     except (ValueError, TypeError):
         return
     assert decision.placement is not None
@@ -82,6 +82,6 @@ def test_a_decision_that_fits_is_believed() -> None:
     for devices in ((), ("0",)):
         placement = Placement(node_id="a", device_ids=devices)
         answer = Decision(request=request, policy="x", placement=placement)
-        assert checked(answer, request, snapshot, {}).placement == placement
+        assert check_decision(answer, request, snapshot, {}).placement == placement
     with pytest.raises(ValueError, match="which is kept"):
-        checked(answer, request, snapshot, {"a": "is kept"})
+        check_decision(answer, request, snapshot, {"a": "is kept"})

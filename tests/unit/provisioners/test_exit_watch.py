@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, Exit
+from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, KernelExit
 
 
 def test_set_once() -> None:
-    ending = Exit()
+    ending = KernelExit()
     assert ending.code is None
     assert ending.set(-9)
     assert not ending.set(0)
@@ -18,13 +18,13 @@ def test_set_once() -> None:
 
 
 def test_an_unknown_code_is_still_an_end() -> None:
-    ending = Exit()
+    ending = KernelExit()
     ending.set(None)
     assert ending.code == UNKNOWN_EXIT_CODE
 
 
 def test_waiters_in_several_loops_are_woken() -> None:
-    ending = Exit()
+    ending = KernelExit()
     begun = threading.Barrier(4)
     found: list[int | None] = []
 
@@ -45,14 +45,14 @@ def test_waiters_in_several_loops_are_woken() -> None:
 
 
 def test_a_wait_that_timed_out_leaves_nothing() -> None:
-    ending = Exit()
+    ending = KernelExit()
     assert asyncio.run(ending.wait(0.01)) is None
     assert not ending._waiting
     ending.set(0)
 
 
 def test_a_closed_loop_harms_nobody() -> None:
-    ending = Exit()
+    ending = KernelExit()
     loop = asyncio.new_event_loop()
     future = loop.create_future()
     ending._waiting[future] = loop

@@ -71,7 +71,7 @@ def test_wraps_the_python_kernel_and_says_what_it_can_do(kernels: Path) -> None:
     assert (kernels / "roost-gpu" / "logo-svg.svg").is_file()
     spec = KernelSpecManager().get_kernel_spec("roost-gpu")
     assert spec.display_name == "GPU"
-    assert [known.name for known in kernelspecs.installed()] == ["roost-gpu"] == [made.name]
+    assert [known.name for known in kernelspecs.list_kernelspecs()] == ["roost-gpu"] == [made.name]
 
 
 def test_what_the_environment_lacks_is_not_promised(make: Make, kernels: Path) -> None:
@@ -177,7 +177,7 @@ def test_remove_takes_roosts_alone(make: Make, kernels: Path) -> None:
     with pytest.raises(ConfigError, match="no kernelspec"):
         kernelspecs.remove("none")
     assert kernelspecs.remove("ours") == str(kernels / "ours")
-    assert kernelspecs.installed() == []
+    assert kernelspecs.list_kernelspecs() == []
 
 
 def test_doctor_sees_unknown_options(make: Make) -> None:
@@ -208,7 +208,7 @@ def test_install_and_doctor_refuse_the_same(
         assert found[f"kernelspec {name}"]["level"] == "error"
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
     assert [asked.names for asked in fake.called("check_policies")] == [("gone",), ("gone",)]
-    assert not [spec.name for spec in kernelspecs.installed() if spec.name.startswith("new-")]
+    assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 
 
 def test_a_kernelspec_can_name_its_cluster(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:

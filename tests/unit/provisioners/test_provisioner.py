@@ -25,7 +25,7 @@ from traitlets.config import Config
 from roost.launchers.protocol.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
-from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, Exits
+from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import (
@@ -300,7 +300,7 @@ async def test_a_stop_outlasts_the_wait_for_it(
 
 
 async def test_an_old_exit_that_meets_a_new_launch_is_not_its_own(service: FakeService) -> None:
-    exits = Exits(logging.getLogger(), lambda: True)
+    exits = ExitWatch(logging.getLogger(), lambda: True)
     exits.begin("k", "1")
     old = exits.current
     new = exits.begin("k", "2")

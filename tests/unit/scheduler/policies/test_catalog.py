@@ -34,9 +34,9 @@ from roost.placement.scorers import FewKernels
 from roost.scheduler.config.settings import Settings, load
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.policies import catalog as module
-from roost.scheduler.policies.catalog import Policies
-from roost.scheduler.policies.pickling import PYTHON, packed
-from roost.scheduler.policies.recent_requests import Workload
+from roost.scheduler.policies.catalog import PolicyCatalog
+from roost.scheduler.policies.pickling import PYTHON, pack_policy
+from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.operations import AddPolicy
 
 GIB = 1 << 30
@@ -72,9 +72,11 @@ def placed(node_id: str, *device_ids: Any, score: float = 1.0, **more: Any) -> A
 
 
 @asynccontextmanager
-async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[Policies]:
+async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[PolicyCatalog]:
     """With these objects given by a client."""
-    made = Policies(settings or Settings(policy_timeout_s=20), Workload(None, clock=time.monotonic))
+    made = PolicyCatalog(
+        settings or Settings(policy_timeout_s=20), RecentRequests(None, clock=time.monotonic)
+    )
     try:
         for name, other in others.items():
             await made.add(given(name, other))
@@ -87,7 +89,9 @@ def given(name: str, other: object, token: str = "") -> AddPolicy:
     """As if a client had sent it; the very object, so that a test can look at it."""
     _OBJECTS.append(other)
     there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
-    return AddPolicy(name=name, pickled=packed(name, Reference(there)), python=PYTHON, token=token or there)
+    return AddPolicy(
+        name=name, pickled=pack_policy(name, Reference(there)), python=PYTHON, token=token or there
+    )
 
 
 class Reference:
@@ -103,7 +107,7 @@ class Reference:
 _OBJECTS: list[object] = []
 
 
-async def fallback_of(found: Policies, name: str = "mine", request: Request = HALF) -> str:
+async def fallback_of(found: PolicyCatalog, name: str = "mine", request: Request = HALF) -> str:
     decision = await found.decide(name, request, CLUSTER)
     expected = policy("balanced").place(request, CLUSTER)
     assert decision.policy == name
@@ -289,8 +293,8 @@ async def test_the_same_object_serves_every_decision() -> None:
 
 
 async def test_shipped_ones_learn_from_what_was_asked_for() -> None:
-    workload = Workload(None, clock=lambda: 0.0)
-    found = Policies(Settings(), workload)
+    workload = RecentRequests(None, clock=lambda: 0.0)
+    found = PolicyCatalog(Settings(), workload)
     await found.decide("balanced", HALF, CLUSTER)
     before = found._made("balanced")
     for _ in range(19):
@@ -311,8 +315,8 @@ async def test_a_function_is_given_the_profile() -> None:
         seen.append(profile)
         return placed("small", "0")
 
-    workload = Workload(None, clock=lambda: 0.0)
-    found = Policies(Settings(), workload)
+    workload = RecentRequests(None, clock=lambda: 0.0)
+    found = PolicyCatalog(Settings(), workload)
     await found.add(given("mine", mine))
     await found.decide("mine", HALF, CLUSTER)
     for _ in range(20):
@@ -386,7 +390,7 @@ async def test_a_file_that_was_mended_is_found(tmp_path: Path) -> None:
 async def test_one_that_takes_too_long_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(module, "_LOAD_S", 0.05)
-    monkeypatch.setattr(module, "found", lambda *_: release.wait(20) and policy("pack"))
+    monkeypatch.setattr(module, "find_policy", lambda *_: release.wait(20) and policy("pack"))
     async with policies(Settings(policies={"mine": "slow:X"})) as found:
         await asyncio.gather(found.load("mine"), found.load("mine"))
         with pytest.raises(ConfigError, match=r"mine is not loaded after 0\.05 s"):

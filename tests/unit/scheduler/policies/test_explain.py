@@ -11,7 +11,7 @@ from roost.launchers.protocol.messages import Owner
 from roost.placement import Decision, Device, Node, Request, Snapshot, policy
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.policies.explain import explained, metrics_warnings, soonest
+from roost.scheduler.policies.explain import build_explanation, metrics_warnings, soonest
 from roost.scheduler.service.messages import KernelRequest
 
 GIB = 1 << 30
@@ -113,7 +113,7 @@ def test_metrics_that_are_missing_or_old_are_told() -> None:
     assert metrics_warnings(nowhere, fresh) == metrics_warnings(decided(fresh, cpus=1), fresh) == []
     assert metrics_warnings(decided(fresh, gpus=2), fresh) == ["the real use of GPU 0, 1 on a is unknown"]
     snapshot = Snapshot.of(nodes[2:])
-    document = explained(policy("balanced").place(Request(gpus=1), snapshot), snapshot)
+    document = build_explanation(policy("balanced").place(Request(gpus=1), snapshot), snapshot)
     assert (document["policy"], document["nodes"], document["soonest"]) == ("balanced", 1, None)
     assert "round robin" in document["fallback"]
 

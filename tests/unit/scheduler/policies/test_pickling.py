@@ -14,7 +14,7 @@ from fake_service import FakeService, fake_service
 from roost.placement import Node, Pipeline, Request, Snapshot, policy
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.policies.pickling import packed, unpacked
+from roost.scheduler.policies.pickling import pack_policy, unpack_policy
 from roost.scheduler.service.messages import KernelRequest
 
 MINE = """
@@ -35,8 +35,8 @@ MINE = Pipeline(name="mine", scorers=((Flat(), 1.0),))
 ELSEWHERE = """
 import sys
 from roost.placement import Node, Request, Snapshot
-from roost.scheduler.policies.pickling import unpacked
-mine = unpacked(sys.stdin.read())
+from roost.scheduler.policies.pickling import unpack_policy
+mine = unpack_policy(sys.stdin.read())
 assert "not_installed" not in sys.modules
 print(mine.place(Request(), Snapshot.of([Node(id="a", cpus=2)])).placement.node_id)
 """
@@ -47,7 +47,7 @@ def test_code_that_is_not_installed_goes_along(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(str(tmp_path))
     import not_installed  # type: ignore[import-not-found]
 
-    text = packed("mine", not_installed.MINE)
+    text = pack_policy("mine", not_installed.MINE)
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE], input=text, capture_output=True, text=True, timeout=60, check=False
     )
@@ -57,8 +57,8 @@ def test_code_that_is_not_installed_goes_along(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_is_installed_goes_by_name() -> None:
-    assert len(packed("pack", policy("pack"))) < 2_000
-    again = unpacked(packed("pack", policy("pack")))
+    assert len(pack_policy("pack", policy("pack"))) < 2_000
+    again = unpack_policy(pack_policy("pack", policy("pack")))
     assert isinstance(again, Pipeline)
     snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=2)])
     assert again.place(Request(cpus=1), snapshot) == policy("pack").place(Request(cpus=1), snapshot)
@@ -66,15 +66,15 @@ def test_what_is_installed_goes_by_name() -> None:
 
 def test_what_cannot_be_packed_is_told() -> None:
     with pytest.raises(ConfigError, match=r"policy mine cannot be sent .*TypeError.*locks"):
-        packed("mine", {"lock": threading.Lock()})
+        pack_policy("mine", {"lock": threading.Lock()})
     with pytest.raises(ConfigError, match=r"at most 4194304 can be sent"):
-        packed("mine", bytes(5 << 20))
+        pack_policy("mine", bytes(5 << 20))
 
     class Odd:
         scorers = 7
 
     with pytest.raises(ConfigError, match="policy odd cannot be sent"):
-        packed("odd", Odd())
+        pack_policy("odd", Odd())
 
 
 @pytest.fixture

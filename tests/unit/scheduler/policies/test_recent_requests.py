@@ -13,7 +13,7 @@ from fake_cluster import FakeAgent, world
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.policies import recent_requests
-from roost.scheduler.policies.recent_requests import WINDOW, Workload
+from roost.scheduler.policies.recent_requests import WINDOW, RecentRequests
 from roost.scheduler.service.messages import KernelRequest
 
 GPU = Request(cpus=2, gpus=0.5, gpu_models=("T4",), labels={"secret": "plan"}, owner="ada")
@@ -35,7 +35,7 @@ class Clock:
 
 async def test_it_is_made_anew_when_that_matters() -> None:
     clock = Clock()
-    workload = Workload(None, clock=clock)
+    workload = RecentRequests(None, clock=clock)
     made = [workload.profile(cluster())]
 
     def note(count: int, request: Request = GPU) -> bool:
@@ -61,7 +61,7 @@ async def test_it_is_made_anew_when_that_matters() -> None:
 
 
 async def test_what_is_learned_is_bounded() -> None:
-    workload = Workload(None, clock=Clock())
+    workload = RecentRequests(None, clock=Clock())
     for number in range(WINDOW - 50):
         workload.note(Request(cpus=number))
     for _ in range(25):
@@ -75,7 +75,7 @@ async def test_what_is_learned_is_bounded() -> None:
 
 async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
     file = tmp_path / "requests.json"
-    workload = Workload(file, clock=Clock())
+    workload = RecentRequests(file, clock=Clock())
     for _ in range(WINDOW):
         workload.note(CPU)
     for _ in range(30):
@@ -84,7 +84,7 @@ async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     assert "plan" not in file.read_text()
     assert file.stat().st_size < 100_000
-    again = Workload(file, clock=Clock()).profile(cluster())
+    again = RecentRequests(file, clock=Clock()).profile(cluster())
     assert again == workload.profile(cluster())
     assert (again.count, again.is_useful) == (WINDOW, True)
 
@@ -97,18 +97,18 @@ async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
 def test_a_broken_file_is_no_file(tmp_path: Path, content: str) -> None:
     file = tmp_path / "requests.json"
     file.write_bytes(content.encode(errors="surrogateescape"))
-    assert Workload(file, clock=Clock()).profile(cluster()).count == 0
+    assert RecentRequests(file, clock=Clock()).profile(cluster()).count == 0
 
 
 def test_a_folder_in_its_place_is_no_file(tmp_path: Path) -> None:
-    assert Workload(tmp_path, clock=Clock()).profile(cluster()).count == 0
+    assert RecentRequests(tmp_path, clock=Clock()).profile(cluster()).count == 0
 
 
 async def test_what_cannot_be_written_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recent_requests, "_SAVE_AFTER_S", 0.0)
-    workload = Workload(tmp_path / "none" / "requests.json", clock=Clock())
+    workload = RecentRequests(tmp_path / "none" / "requests.json", clock=Clock())
     for _ in range(3):
         workload.note(GPU)
         await asyncio.sleep(0.01)
@@ -128,7 +128,7 @@ async def test_it_is_written_soon_and_once_for_a_burst(
         done.set()
 
     monkeypatch.setattr(recent_requests, "write_private_json", write)
-    workload = Workload(tmp_path / "requests.json", clock=Clock())
+    workload = RecentRequests(tmp_path / "requests.json", clock=Clock())
     for _ in range(100):
         workload.note(GPU)
     assert written == []

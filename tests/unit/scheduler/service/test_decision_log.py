@@ -14,7 +14,7 @@ from fake_cluster import world
 
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.decision_log import DecisionLog, older
+from roost.scheduler.service.decision_log import DecisionLog, older_file
 from roost.scheduler.service.messages import Event, Kernel, KernelRequest
 
 KERNEL = Kernel(
@@ -93,7 +93,7 @@ def test_it_is_rotated_once_and_goes_on_where_another_stopped(tmp_path: Path) ->
         log.close()
     path = tmp_path / "decisions.jsonl"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["decisions.jsonl", "decisions.jsonl.old"]
-    assert max(path.stat().st_size, older(path).stat().st_size) <= 2_000
+    assert max(path.stat().st_size, older_file(path).stat().st_size) <= 2_000
     assert lines(tmp_path)[-1]["reason"] == "number 19"
 
 

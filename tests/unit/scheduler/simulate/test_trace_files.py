@@ -12,7 +12,7 @@ from roost.placement import Device, Node, Request
 from roost.placement.replay import Arrival
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.simulate import trace_files
-from roost.scheduler.simulate.trace_files import added, read_ended, read_nodes, read_trace
+from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\n"
 TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli\n"
@@ -150,23 +150,23 @@ A100 = Node(id="big", cpus=96, memory_bytes=1 << 40, labels={"zone": "a"}, devic
 def test_nodes_to_add(
     specification: str, count: int, cpus: float, memory_bytes: int, models: list[str]
 ) -> None:
-    more = added([A100], specification)
+    more = add_nodes([A100], specification)
     assert len({node.id for node in [A100, *more]}) == count + 1
     assert {(node.cpus, node.memory_bytes) for node in more} == {(cpus, memory_bytes)}
     assert [device.model for device in more[0].devices] == models
 
 
 def test_nodes_like_one_there_is_are_empty(tmp_path: Path) -> None:
-    more = added([A100.holding(Request(cpus=4, gpus=1), ["GPU-x"])], "2xbig")
+    more = add_nodes([A100.holding(Request(cpus=4, gpus=1), ["GPU-x"])], "2xbig")
     assert [node.id for node in more] == ["added-0001", "added-0002"]
     assert (more[1].cpus_promised, more[1].devices[0].promised, more[1].labels) == (0.0, 0.0, {"zone": "a"})
-    assert [node.id for node in added([A100, *more], "1xbig")] == ["added-0003"]
+    assert [node.id for node in add_nodes([A100, *more], "1xbig")] == ["added-0003"]
 
 
 @pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "4x"])
 def test_not_how_many_of_what(specification: str) -> None:
     with pytest.raises(ConfigError, match="must be how many of what"):
-        added([A100], specification)
+        add_nodes([A100], specification)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_not_how_many_of_what(specification: str) -> None:
 )
 def test_more_than_can_be_simulated_to_add(specification: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        added([A100], specification)
+        add_nodes([A100], specification)
 
 
 def test_more_than_can_be_simulated_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,4 +210,4 @@ def test_not_a_node_to_add() -> None:
     with pytest.raises(
         ConfigError, match=r"'large' is neither 96cpus, 384GiB, 8xA100 nor the name of a node"
     ):
-        added([A100], "2x8cpus,large")
+        add_nodes([A100], "2x8cpus,large")
