@@ -1,38 +1,61 @@
-"""Where a kernel goes: pure ranking of nodes for a request. No I/O, no clock.
+"""Placement ranks the nodes for a request. It does no I/O and reads no clock.
 
-A policy of one's own is a ``Pipeline`` of ``roost.placement.filters`` and ``roost.placement.scorers`` or of
-others, or any object with a name and ``place``; ``policy`` finds it by ``module:Name``.
+Names load on first use (PEP 562). Only a snapshot, a workload or a policy loads numpy.
 
+>>> from roost.placement import Node, Request, Snapshot, policy
 >>> snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
 >>> policy("round_robin").place(Request(cpus=1), snapshot).placement.node_id
 'b'
 """
 
-from .decision import Decision, Placement, Refusal, Refused
-from .model import EPSILON, Device, Node, Request
-from .pipeline import NOWHERE, Filter, Pipeline, Policy, Ties
-from .scorers import Scorer
-from .shipped_policies import policy
-from .snapshot import Columns, Snapshot
-from .workload import Profile
+from __future__ import annotations
 
-__all__ = [
-    "EPSILON",
-    "NOWHERE",
-    "Columns",
-    "Decision",
-    "Device",
-    "Filter",
-    "Node",
-    "Pipeline",
-    "Placement",
-    "Policy",
-    "Profile",
-    "Refusal",
-    "Refused",
-    "Request",
-    "Scorer",
-    "Snapshot",
-    "Ties",
-    "policy",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .decision import Decision as Decision
+    from .decision import Placement as Placement
+    from .model import EPSILON as EPSILON
+    from .model import Device as Device
+    from .model import Node as Node
+    from .model import Request as Request
+    from .pipeline import NOWHERE as NOWHERE
+    from .pipeline import Filter as Filter
+    from .pipeline import Pipeline as Pipeline
+    from .pipeline import Policy as Policy
+    from .pipeline import Ties as Ties
+    from .refusals import Refusal as Refusal
+    from .refusals import Refused as Refused
+    from .scorers import Scorer as Scorer
+    from .shipped_policies import policy as policy
+    from .snapshot import Columns as Columns
+    from .snapshot import Snapshot as Snapshot
+    from .workload import Profile as Profile
+
+_HOMES = {
+    "decision": ("Decision", "Placement"),
+    "model": ("EPSILON", "Device", "Node", "Request"),
+    "pipeline": ("NOWHERE", "Filter", "Pipeline", "Policy", "Ties"),
+    "refusals": ("Refusal", "Refused"),
+    "scorers": ("Scorer",),
+    "shipped_policies": ("policy",),
+    "snapshot": ("Columns", "Snapshot"),
+    "workload": ("Profile",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module and keep it here."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'roost.placement' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from .filters import BY_OPERATOR, SUMMARIES, summary
 from .model import Request
-
-When = Literal["now", "never"]
+from .refusals import BY_OPERATOR, SUMMARIES, Refusal, Refused, grouped
 
 _AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
 """Filters by what nodes have; what others refuse for ever, a request can change that says something else."""
@@ -19,40 +17,6 @@ _OURS = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
 
 SHOWN_REFUSALS = 1_000
 """As many refusals are written out; all are counted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why one filter refuses one node. ``now``: the empty node would hold it; ``never``: not even that.
-
-    ``reason`` is a sentence's fragment with figures, said of the node: ``needs 1 GPU, 0.25 free``.
-    """
-
-    node_id: str
-    filter: str
-    reason: str
-    when: When
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """How many nodes are refused for one main reason. ``alone``: for how many of them it is the only one.
-
-    ``examples`` are a few of them, those nearest to fitting first.
-    """
-
-    filter: str
-    when: When
-    count: int
-    alone: int = 0
-    examples: tuple[Refusal, ...] = ()
-
-    def said_of(self, count: int) -> str:
-        """The predicate, of so many of these nodes: ``have too little memory free now``. Nodes to avoid come with
-        their reason."""
-        if self.filter == "avoid" and self.examples:
-            return self.examples[0].reason
-        return summary(self.filter, self.when, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,30 +196,6 @@ class Decision:
 
     def _groups(self) -> Sequence[Refused]:
         return self.refused or grouped(self.refusals)
-
-
-def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
-    """The refused nodes counted by their main reason: a node's first *never*, else its first *now*."""
-    per_node: dict[str, list[Refusal]] = {}
-    for refusal in refusals:
-        per_node.setdefault(refusal.node_id, []).append(refusal)
-    groups: dict[tuple[str, When, str], list[list[Refusal]]] = {}
-    for each in per_node.values():
-        each.sort(key=lambda refusal: refusal.when == "now")
-        main = each[0]
-        said = main.reason if main.filter == "avoid" else ""
-        groups.setdefault((main.filter, main.when, said), []).append(each)
-    found = [
-        Refused(
-            filter=name,
-            when=when,
-            count=len(nodes),
-            alone=sum(len(each) == 1 for each in nodes),
-            examples=tuple(each[0] for each in sorted(nodes, key=len)[:3]),
-        )
-        for (name, when, _), nodes in groups.items()
-    ]
-    return tuple(sorted(found, key=lambda group: -group.count))
 
 
 def _nodes(count: int) -> str:

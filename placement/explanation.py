@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .decision import Placement, Refusal, Refused
+from .decision import Placement
 from .filters import fitting_devices
 from .model import Request
+from .refusals import Refusal, Refused
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 if TYPE_CHECKING:

@@ -6,14 +6,11 @@ import numpy as np
 
 from .format import amount, plural, size
 from .model import EPSILON, Node, Request
+from .refusals import BY_OPERATOR
 from .snapshot import BoolArray, Snapshot
 
 _EXACT = 2**53
 """Whole numbers below are exact as floats."""
-
-
-BY_OPERATOR = "is draining"
-"""The reason of a node that drains for none of its own: an operator said so."""
 
 
 class NotDraining:
@@ -177,24 +174,3 @@ def fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
     """(n, d) True for devices of a model that will do, on which the request's share of one device is free."""
     fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
     return fitting & snapshot.accepted_devices(request) if request.gpu_models else fitting
-
-
-SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said of one node, of several
-    ("gpu", "now"): ("has too few GPUs free now", "have too few GPUs free now"),
-    ("gpu", "never"): ("has too few such GPUs at all", "have too few such GPUs at all"),
-    ("memory", "now"): ("has too little memory free now", "have too little memory free now"),
-    ("memory", "never"): ("has too little memory at all", "have too little memory at all"),
-    ("cpu", "now"): ("has too few CPUs free now", "have too few CPUs free now"),
-    ("cpu", "never"): ("has too few CPUs at all", "have too few CPUs at all"),
-    ("resources", "now"): ("has too little of a resource free now", "have too little of a resource free now"),
-    ("resources", "never"): ("has too little of a resource at all", "have too little of a resource at all"),
-    ("labels", "never"): ("lacks a label asked for", "lack a label asked for"),
-    ("taints", "never"): ("is kept for others (a taint)", "are kept for others (taints)"),
-    ("draining", "now"): ("is draining", "are draining"),
-}
-
-
-def summary(name: str, when: str, count: int) -> str:
-    """What is said of `count` nodes that the filter of that name refuses."""
-    one, many = SUMMARIES.get((name, when), (f"is refused by {name}", f"are refused by {name}"))
-    return one if count == 1 else many

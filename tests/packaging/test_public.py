@@ -228,6 +228,15 @@ def test_importing_the_provisioner_is_cheap() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["model", "format", "refusals", "decision"])
+def test_placement_without_numpy(name: str) -> None:
+    """The nodes' side imports requests and nodes; numpy is loaded when a snapshot or a policy is used."""
+    code = f"import sys, roost.placement, roost.placement.{name}\n"
+    code += "roost.placement.Request, roost.placement.Node, roost.placement.Decision\n"
+    code += "assert 'numpy' not in sys.modules\nroost.placement.Snapshot\nassert 'numpy' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.parametrize("name", ["roost.provisioners", "roost.scheduler.client.client"])
 def test_importing_the_client_side_loads_nothing_heavy(name: str) -> None:
     code = f"import sys, jupyter_client.provisioning as _; before = set(sys.modules); import {name}\n"

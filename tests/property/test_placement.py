@@ -23,7 +23,7 @@ from roost.placement import (
     Snapshot,
     policy,
 )
-from roost.placement.decision import grouped
+from roost.placement.refusals import grouped
 from roost.placement.shipped_policies import SHIPPED
 
 PROFILE = Profile.of(

@@ -8,7 +8,8 @@ import pickle
 import pytest
 
 from roost.placement import Decision, Placement, Refusal, Refused, Request
-from roost.placement.decision import SHOWN_REFUSALS, When, grouped
+from roost.placement.decision import SHOWN_REFUSALS
+from roost.placement.refusals import When, grouped
 
 
 def _refused(*refusals: tuple[str, str, str, When], request: Request | None = None) -> Decision:
