@@ -52,25 +52,6 @@ class Call(Generic[T]):
         """Give up on the answer; a start is taken back."""
         return self._future.cancel()
 
-    def forget(self) -> None:
-        """Nobody asks for the outcome."""
-        self._future.add_done_callback(lambda future: future.cancelled() or future.exception())
-
     def add_done_callback(self, callback: Callable[[Call[T]], object]) -> None:
         """Call `callback` with this call once it is done, on the client's thread (or at once)."""
         self._future.add_done_callback(lambda _: callback(self))
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """`asyncio.to_thread` in a daemon thread, which an interpreter that wants to exit does not wait for."""
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()  # who waits may be cancelled; the work goes on
-        try:
-            future.set_result(work())
-        except BaseException as problem:  # noqa: BLE001 - it is raised where the result is awaited
-            future.set_exception(problem)
-
-    threading.Thread(target=run, name="roost-start", daemon=True).start()
-    return await asyncio.wrap_future(future)

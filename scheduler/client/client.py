@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.private_files import private_folder, runtime_dir
+from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.shared_values import Owner
@@ -171,7 +172,7 @@ class Client:
         listens, a lost connection is made anew at once.
         """
         self._listeners.append(callback)
-        self._run(self._joined()).forget()
+        self._run(self._joined())
 
         def stop() -> None:
             if callback in self._listeners:
@@ -195,7 +196,7 @@ class Client:
 
     def _begin(self) -> None:
         self._starting = threading.Lock()
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._connection = ServiceConnection(
             self.backend,
             self.options,
@@ -259,11 +260,9 @@ class Client:
         """Call, and repeat the call on a new connection for as long as the deadline allows."""
         deadline = time.monotonic() + deadline_s
         payload = encode(arguments)
-        pause_s = 0.0
+        pauses = backoff(*_REPEAT_S)
         sent_at: float | None = None
         while True:
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s + _REPEAT_S[0], _REPEAT_S[1])
             connection = await self._connection.connect(deadline)
             if isinstance(arguments, StartKernel):  # repeated, it has only what remains of its time
                 now = time.monotonic()
@@ -280,6 +279,7 @@ class Client:
                 raise BackendUnavailable(
                     f"The scheduler service ({self.backend}) did not answer `{op}` within {deadline_s:g} s."
                 ) from None
+            await asyncio.sleep(next(pauses))
 
     async def _give_policy(
         self, connection: rpc.Client, arguments: StartKernel | Mapping[str, Any], deadline: float
@@ -313,9 +313,7 @@ class Client:
         try:
             return await self._kernel("start", start, start.launch_timeout_s + CALL_DEADLINE_S)
         except (asyncio.CancelledError, BackendUnavailable):
-            task = asyncio.ensure_future(self._take_back(start))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            spawn(self._take_back(start), self._tasks, log)
             raise
 
     async def _take_back(self, start: StartKernel) -> None:

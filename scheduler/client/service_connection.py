@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive
+from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.version import VERSION, as_numbers
 from roost.scheduler.errors import BackendUnavailable, from_remote
 from roost.scheduler.service.operations import PROTOCOL, service_command, service_folder
 
-from .call import in_thread
 from .identity import this_owner
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,7 @@ class ServiceConnection:
         if self._rpc is not None and not self._rpc.is_lost:
             return self._rpc
         if self._joining is None or self._joining.done():
-            self._joining = asyncio.ensure_future(self._join())
-            self._joining.add_done_callback(_retrieve)
+            self._joining = start_shared(self._join())
         try:
             return await asyncio.wait_for(
                 asyncio.shield(self._joining), max(0.0, deadline - time.monotonic())
@@ -73,7 +72,7 @@ class ServiceConnection:
             await self._rpc.close()
             self._rpc = None
         deadline = time.monotonic() + _START_SERVICE_S
-        pause_s = _RETRY_S[0]
+        pauses = backoff(*_RETRY_S)
         while True:
             try:
                 connection = await self._greeted(await in_thread(self._ensure_service))
@@ -85,8 +84,7 @@ class ServiceConnection:
                         f"The scheduler service ({self._backend}) does not answer ({problem}): see `roost doctor`."
                     ) from None
                 log.debug("the scheduler service does not answer yet: %s", problem)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _RETRY_S[1])
+            await asyncio.sleep(next(pauses))
         self._rpc = connection
         if self._has_joined:
             self._on_rejoined()
@@ -154,17 +152,12 @@ class ServiceConnection:
 
     async def _rejoin(self) -> None:
         """Make the connection anew for those who listen, for as long as somebody does."""
-        pause_s = _REJOIN_S[0]
-        while self._is_wanted():
+        for pause_s in backoff(*_REJOIN_S):
+            if not self._is_wanted():
+                return
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _REJOIN_S[1])
             try:
                 await self.connect(time.monotonic() + 2 * _START_SERVICE_S)
                 return
             except BackendUnavailable as problem:
                 log.warning("%s", problem)
-
-
-def _retrieve(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled():
-        task.exception()

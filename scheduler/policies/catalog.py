@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from roost.launchers.daemon.tasks import in_thread
 from roost.placement import NOWHERE, Decision, Policy, Profile, Request, Snapshot
 from roost.placement.shipped_policies import SHIPPED, installed
-from roost.scheduler.client.call import in_thread
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.service.operations import AddPolicy

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from roost.launchers.daemon.tasks import in_thread
 from roost.placement import Decision, Placement, Policy, Profile, Refusal, Request, Snapshot
 from roost.placement.decision import SHOWN_REFUSALS
 from roost.placement.pipeline import DEFAULT_FILTERS
 from roost.placement.shipped_policies import made
-from roost.scheduler.client.call import in_thread
 
 from .loader import format_error
 

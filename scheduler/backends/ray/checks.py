@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TypeVar
 
 import psutil
 
+from roost.launchers.daemon.tasks import start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 log = logging.getLogger(__name__)
@@ -179,15 +179,7 @@ def check_machine(gcs: str, facts: Facts) -> None:
 
 def in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
     """What `work` returns or raises in a daemon thread, that is left alone after the deadline."""
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as problem:  # noqa: BLE001 - it is raised where the outcome is awaited
-            outcome.set_exception(problem)
-
-    threading.Thread(target=run, name="roost-ray", daemon=True).start()
+    outcome = start_thread(work, name="roost-ray")
     if not concurrent.futures.wait([outcome], deadline_s).done:
         raise BackendUnavailable(f"{what} takes longer than {deadline_s:.0f} s")
     return outcome.result()

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from roost.launchers.daemon.tasks import start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .checks import ask, check_machine, check_token, check_versions, first_line, greet, in_time, resolve
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 
 _LEAVE_S = 10.0
 
-_driver: threading.Thread | None = None
-"""The thread that called `ray.init` last: Ray has one driver per process, and cannot be told to give up."""
+_attempt = threading.Lock()
+"""Held while an attempt to join is under way: Ray has one driver per process, and `ray.init` cannot be interrupted."""
 _cluster_id = ""
 """The cluster that was joined last. To ask through Ray, once another is at its address, would abort the process."""
 
@@ -75,7 +76,7 @@ def cluster_id() -> str:
 
 def leave() -> None:
     """Be no driver any more; leases that are detached stay. Blocks for seconds at most, and may be repeated."""
-    if "ray" not in sys.modules or (_driver is not None and _driver.is_alive()):
+    if "ray" not in sys.modules or _attempt.locked():
         return  # a driver that comes too late leaves by itself
     try:
         in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
@@ -96,34 +97,28 @@ def _import_ray() -> None:
 
 
 def _init(gcs: str, namespace: str, give_up_at: float) -> None:
-    """`ray.init` in a thread of its own, that is left alone when it takes too long: then it undoes what it did."""
-    global _driver
+    """Call `ray.init` in a thread. If it takes too long, leave the thread alone: it then undoes what it did."""
     import ray
 
-    if _driver is not None:
-        _driver.join(max(0.0, give_up_at - time.monotonic()))
-        if _driver.is_alive():
-            raise BackendUnavailable(f"an earlier attempt to join the Ray cluster at {gcs} has not ended yet")
-    outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
+    if not _attempt.acquire(timeout=max(0.0, give_up_at - time.monotonic())):
+        raise BackendUnavailable(f"an earlier attempt to join the Ray cluster at {gcs} has not ended yet")
 
-    def run() -> None:
-        problem: BaseException | None = None
+    def undo() -> None:
+        try:
+            _shutdown()
+        finally:
+            _attempt.release()
+
+    def work() -> None:
         try:
             with _signals_kept(), _silent("SIGTERM handler is not set"):
                 ray.init(address=gcs, namespace=namespace, log_to_driver=False, configure_logging=False)
             _stop_listening()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is awaited
-            problem = error
-            _shutdown()  # what failed half way counts as joined
-        if not outcome.set_running_or_notify_cancel():
-            _shutdown()
-        elif problem is None:
-            outcome.set_result(None)
-        else:
-            outcome.set_exception(problem)
+        except BaseException:
+            undo()  # Ray counts a process whose `init` failed half way as joined
+            raise
 
-    _driver = threading.Thread(target=run, name="roost-ray-join", daemon=True)
-    _driver.start()
+    outcome = start_thread(work, name="roost-ray-join", undo=undo)
     concurrent.futures.wait([outcome], max(1.0, give_up_at - time.monotonic()))
     if outcome.cancel():
         raise BackendUnavailable(
@@ -135,6 +130,7 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
         raise BackendUnavailable(
             f"the Ray cluster at {gcs} did not take roost's service in: {first_line(problem)}"
         ) from problem
+    _attempt.release()
 
 
 def _stop_listening() -> None:

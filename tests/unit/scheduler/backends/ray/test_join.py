@@ -261,7 +261,7 @@ class FakeRay:
 def fake(monkeypatch: pytest.MonkeyPatch, init: Callable[[], object]) -> FakeRay:
     ray = FakeRay(init)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(join, "_driver", None)
+    monkeypatch.setattr(join, "_attempt", threading.Lock())
     monkeypatch.setattr(join, "_cluster_id", "")
     return ray
 
