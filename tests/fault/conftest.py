@@ -1,7 +1,8 @@
-"""A private world for each fault test, ended in an orderly manner and checked for leftovers."""
+"""A runtime folder for each fault test. At the test's end all processes end in order, and nothing may be left."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,20 @@ from world import settle
 
 import roost
 from roost.scheduler.client.client import Client
+
+OWNER_GRACE_S = 1.0
+"""How long the service of `short_owner_grace` waits for an owner that has ended."""
+
+
+@pytest.fixture
+def short_owner_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Configure the service so that the kernels of an ended owner end after this many seconds."""
+    config = tmp_path / "config"
+    config.mkdir()
+    settings = {"RoostScheduler": {"owner_grace_s": OWNER_GRACE_S}}
+    (config / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(config))
+    return OWNER_GRACE_S
 
 
 @pytest.fixture
@@ -35,16 +50,16 @@ def client(world: Path) -> Iterator[Client]:
 
 @pytest.fixture
 def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels of the ordinary `python3` kernelspec start through roost."""
+    """Start kernels of the ordinary `python3` kernelspec through roost."""
     monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "roost")
-    KernelProvisionerFactory.clear_instance()  # it has read the variable once, perhaps in an earlier test
+    KernelProvisionerFactory.clear_instance()  # it reads the variable once, perhaps in an earlier test
     yield
     KernelProvisionerFactory.clear_instance()
 
 
 @pytest.fixture
 def homes() -> Iterator[list[str]]:
-    """A runtime folder for each user's service."""
+    """Return a runtime folder for each user's service."""
     with ExitStack() as stack:
         folders = [stack.enter_context(private_runtime_dir()) for _ in range(SCHEDULERS)]
         yield folders

@@ -1,4 +1,4 @@
-"""One kernel through the real manager and provisioner, with a client: what a notebook is to roost."""
+"""A kernel with its manager, provisioner and client, as a notebook has them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,56 @@ from roost.scheduler.service.messages import Kernel
 
 
 class Notebook:
-    """Start it with `open`, end it with `close`. `options` go to `start_kernel`."""
+    """A notebook's kernel: `open` starts it, `close` ends it. `options` go to `start_kernel`.
+
+    `pid` is the kernel's process since the last `open` or `restart`.
+    """
 
     def __init__(self, kernel_name: str = "python3", **options: Any) -> None:
         self.manager = AsyncKernelManager(kernel_name=kernel_name)
         self.options = options
         self.client: AsyncKernelClient
+        self.pid = 0
 
     async def open(self) -> None:
         await self.manager.start_kernel(**self.options)
         self.client = self.manager.client()
         self.client.start_channels()
-        await self.client.wait_for_ready(timeout=60)
+        await self._until_ready()
 
     async def run(self, code: str, timeout_s: float = 30) -> dict[str, Any]:
-        """Content of the execute_reply."""
+        """Execute code and return the content of its execute_reply."""
         reply = await self.client.execute_interactive(code, timeout=timeout_s, output_hook=lambda _: None)
         return dict(reply["content"])
 
     async def value(self, expression: str) -> str:
-        """The repr of an expression in the kernel."""
+        """Return the repr of an expression in the kernel."""
         reply = await self.client.execute_interactive(
             "", user_expressions={"x": expression}, timeout=30, output_hook=lambda _: None
         )
         return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
     async def interrupt(self) -> None:
-        """Interrupt a cell that sleeps."""
-        self.client.execute("import time; time.sleep(60)", stop_on_error=False)
-        await asyncio.sleep(0.2)
+        """Interrupt a cell that sleeps, once IOPub shows that it runs."""
+        cell = self.client.execute(
+            "print('runs', flush=True); import time; time.sleep(60)", stop_on_error=False
+        )
+        for kind in (
+            "execute_input",
+            "stream",
+        ):  # the kernel announces the cell before the cell's first line runs
+            await self._until_published(kind, cell)
         await self.manager.interrupt_kernel()
 
+    async def _until_published(self, kind: str, request: str) -> None:
+        """Wait for the next IOPub message of that kind which answers the request."""
+        while True:
+            message = await self.client.get_iopub_msg(timeout=30)
+            if (message["msg_type"], message["parent_header"].get("msg_id")) == (kind, request):
+                return
+
     async def ended(self, service: Client, within_s: float) -> str:
-        """Wait until the kernel's owner is told of its end; why it ended, as soon as the service says so."""
+        """Wait until the provisioner reports the kernel's end; return the service's reason for it."""
         deadline = time.monotonic() + within_s
         await asyncio.wait_for(self.manager.provisioner.wait(), within_s)  # type: ignore[union-attr]
         while True:
@@ -57,12 +74,11 @@ class Notebook:
 
     async def restart(self) -> None:
         await self.manager.restart_kernel()
-        await self.client.wait_for_ready(timeout=60)
+        await self._until_ready()
 
-    @property
-    def pid(self) -> int:
-        """Of the kernel, as the provisioner knows it."""
-        return int(self.manager.provisioner._pid)  # type: ignore[union-attr]
+    async def _until_ready(self) -> None:
+        await self.client.wait_for_ready(timeout=60)
+        self.pid = (await self.manager.provisioner.get_provisioner_info())["pid"]  # type: ignore[union-attr]
 
     async def close(self) -> None:
         self.client.stop_channels()
@@ -70,5 +86,5 @@ class Notebook:
 
 
 def held_by(kernel: Kernel) -> tuple[str, str, tuple[str, ...]]:
-    """What a kernel keeps for as long as it lives."""
+    """Return what a kernel keeps until it ends: lease, node and devices."""
     return kernel.lease_id, kernel.node_id, kernel.device_ids
