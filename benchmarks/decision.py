@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from trace_data import add_traces, folder_of, read_cluster, read_tasks
 
-from roost.placement import Node, Policy, Profile, Request, Snapshot, policy
+from roost.placement import Node, Policy, Request, Snapshot, Workload, policy
 from roost.placement.pipeline import class_of
 from roost.placement.replay import arrivals_at_demand, replay
 
@@ -43,7 +43,7 @@ def busy_nodes(nodes: Sequence[Node], requests: Sequence[Request], fill: float) 
     """The trace's nodes once `balanced` has placed its requests up to that share of the GPUs."""
     snapshot = Snapshot.of(nodes)
     arrivals = arrivals_at_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
-    last = replay(policy("balanced", Profile.of(requests, snapshot)), snapshot, arrivals).last
+    last = replay(policy("balanced", Workload.of(requests, snapshot)), snapshot, arrivals).last
     return [last.node(node_id) for node_id in last.nodes]
 
 
@@ -120,8 +120,8 @@ def measure(arguments: Namespace) -> Report:
     )
     busy = busy_nodes(read_cluster(folder), requests, arguments.fill)
     report.add(f"snapshot/{sizes[-1]}", memory_bytes(busy, sizes[-1]) / MIB, "MiB")
-    profile = Profile.of(requests, Snapshot.of(busy))
-    clusters = {size: Cluster(copies(busy, size), requests, policy("balanced", profile)) for size in sizes}
+    workload = Workload.of(requests, Snapshot.of(busy))
+    clusters = {size: Cluster(copies(busy, size), requests, policy("balanced", workload)) for size in sizes}
     for cluster in clusters.values():
         cluster.warm_up()
     for number in track(range(-1, rounds), description=report.name, console=Console(stderr=True)):

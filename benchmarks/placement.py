@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import track
 from trace_data import PUBLISHED, add_traces, folder_of, read_cluster, read_tasks
 
-from roost.placement import NOWHERE, Decision, Pipeline, Policy, Profile, Request, Snapshot, policy
+from roost.placement import NOWHERE, Decision, Pipeline, Policy, Request, Snapshot, Workload, policy
 from roost.placement.engine.columns import IntArray
 from roost.placement.replay import Arrival, arrivals_at_demand, poisson_arrivals, replay
 from roost.placement.shipped_policies import RandomTies
@@ -107,7 +107,7 @@ def chosen(run: Run, snapshot: Snapshot, tasks: list[Arrival]) -> Policy:
     requests = [task.request for task in tasks]
     if how == "20 seen":
         requests = random.Random(run.seed).sample([request for request in requests if request.gpus], SEEN)
-    made = policy(name, Profile.of(requests, snapshot))
+    made = policy(name, Workload.of(requests, snapshot))
     assert isinstance(made, Pipeline)
     if how == "ties" or name == "random":
         made = replace(made, ties=RandomTies(run.seed))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .shipped_policies import policy as policy
     from .snapshot import Columns as Columns
     from .snapshot import Snapshot as Snapshot
-    from .workload import Profile as Profile
+    from .workload import Workload as Workload
 
 _HOMES = {
     "decision": ("Decision", "Placement"),
@@ -41,7 +41,7 @@ _HOMES = {
     "scorers": ("Scorer",),
     "shipped_policies": ("policy",),
     "snapshot": ("Columns", "Snapshot"),
-    "workload": ("Profile",),
+    "workload": ("Workload",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -16,7 +16,7 @@ import numpy as np
 from .model import Request
 from .scorers import Scorer
 from .snapshot import FloatArray, IntArray, Snapshot
-from .workload import MILLI, Fragments, Profile
+from .workload import MILLI, Fragments, Workload
 
 LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
 """What counts as a large node, to weigh CPUs and GPUs against each other (the largest of the trace)."""
@@ -37,19 +37,19 @@ def _taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int
 class FragmentationGradient:
     """How much the placement lowers the expected fragmentation of the node: F before − F after.
 
-    Weng et al., "Beware of Fragmentation" (ATC '23), equation 4, on the profile's typical classes. Per device for a
+    Weng et al., "Beware of Fragmentation" (ATC '23), equation 4, on the workload's typical classes. Per device for a
     share, per node otherwise. ``is_integer``: as the authors' scheduler computes it, whole numbers from 0 to 100 of
     a sigmoid, so that many nodes tie.
     """
 
-    profile: Profile
+    workload: Workload
     is_integer: bool = False
     name: str = field(default="fragmentation", init=False)
     needs_metrics = False
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c = snapshot.columns
-        tables = self.profile.fragments(snapshot.models)
+        tables = self.workload.fragments(snapshot.models)
         before_k, after_k = tables.k(c.cpus_free), tables.k(c.cpus_free - request.cpus)
         row = MILLI + 1  # of the table of devices: one for each k of each model
         cells = tables.first_cell[c.device_model] + c.device_milli
@@ -101,12 +101,12 @@ class StrandedShare:
     these requests' GPUs as the CPUs and the memory that are left could serve).
     """
 
-    profile: Profile
+    workload: Workload
     name: str = field(default="stranded", init=False)
     needs_metrics = False
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        c, (per_cpu, per_byte, share) = snapshot.columns, self.profile.per_gpu()
+        c, (per_cpu, per_byte, share) = snapshot.columns, self.workload.per_gpu()
         if not len(share):
             return None
         n = len(c.gpus_free)
@@ -145,14 +145,14 @@ class Leftover:
 class SliverWaste:
     """Per device, for a share of a GPU: minus the growth of what is expected to stay unused of the device."""
 
-    profile: Profile
+    workload: Workload
     name: str = field(default="sliver", init=False)
     needs_metrics = False
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if not 0 < request.gpus < 1:
             return None
-        waste, free = self.profile.sliver_waste(), snapshot.columns.device_milli
+        waste, free = self.workload.sliver_waste(), snapshot.columns.device_milli
         return waste[free] - waste[np.maximum(free - round(request.gpus * MILLI), 0)]
 
 
@@ -160,14 +160,14 @@ class SliverWaste:
 class ModelPressure:
     """Per device: minus what the request takes of a model that others insist on, by how scarce that model is."""
 
-    profile: Profile
+    workload: Workload
     name: str = field(default="pressure", init=False)
     needs_metrics = False
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         if not request.gpus:
             return None
-        pressure = self.profile.pressure(snapshot.models)
+        pressure = self.workload.pressure(snapshot.models)
         if not pressure.any():
             return None
         return -request.gpus * pressure[snapshot.columns.device_model]
@@ -194,7 +194,7 @@ class Packing:
     Explanations take it apart (`parts`), and a test holds the two together.
     """
 
-    profile: Profile
+    workload: Workload
     fragmentation: float
     stranded: float
     leftover: float
@@ -209,11 +209,11 @@ class Packing:
     @property
     def parts(self) -> tuple[tuple[Scorer, float], ...]:
         return (
-            (FragmentationGradient(self.profile), self.fragmentation),
-            (StrandedShare(self.profile), self.stranded),
+            (FragmentationGradient(self.workload), self.fragmentation),
+            (StrandedShare(self.workload), self.stranded),
             (Leftover(is_for_gpus=True), self.leftover),
-            (SliverWaste(self.profile), self.sliver),
-            (ModelPressure(self.profile), self.pressure),
+            (SliverWaste(self.workload), self.sliver),
+            (ModelPressure(self.workload), self.pressure),
         )
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
@@ -256,12 +256,12 @@ class Packing:
         """Kept for the models asked for last: a cluster's seldom change."""
         latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] is not models:
-            tables, waste = self.profile.fragments(models), self.profile.sliver_waste()
-            scarce = self.profile.pressure(models)[:, None, None] * (np.arange(MILLI + 1) / MILLI)
+            tables, waste = self.workload.fragments(models), self.workload.sliver_waste()
+            scarce = self.workload.pressure(models)[:, None, None] * (np.arange(MILLI + 1) / MILLI)
             worth = self.fragmentation / MILLI * tables.device + self.sliver * waste - self.pressure * scarce
             worth = np.concatenate([worth[:, :, :1], worth], axis=2)  # one less than nothing is nothing
             potential = np.roll(worth, 1, axis=0).transpose(1, 0, 2)  # no device becomes the first model
-            per_cpu, per_byte, share = self.profile.per_gpu()
+            per_cpu, per_byte, share = self.workload.per_gpu()
             made = _Tables(
                 tables,
                 tables.cpus - 1e-6,

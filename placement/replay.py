@@ -17,7 +17,7 @@ from .decision import Decision, Placement
 from .model import EPSILON, Node, Request
 from .pipeline import Policy
 from .snapshot import Snapshot
-from .workload import MILLI, Profile
+from .workload import MILLI, Workload
 
 Resource = Literal["gpus", "cpus", "memory_bytes"]
 """What demand is counted in."""
@@ -81,14 +81,14 @@ def replay(
     arrivals: Iterable[Arrival],
     *,
     resource: Resource = "gpus",
-    profile: Profile | None = None,
-    profile_every: int = 5,
+    workload: Workload | None = None,
+    fragmentation_every: int = 5,
     on_decision: Callable[[Arrival, Decision], None] | None = None,
 ) -> Replay:
     """Places each arrival, in that order, on what the ones before have left; nothing is tried again.
 
-    A placement that its node cannot hold counts as refused, as its lease would be. With a ``profile``, fragmentation
-    is worked out every ``profile_every`` percent, a pass over all nodes each. ``on_decision`` is called after each.
+    A placement that its node cannot hold counts as refused, as its lease would be. With a ``workload``, fragmentation
+    is worked out every ``fragmentation_every`` percent, a pass over all nodes. ``on_decision`` is called after each.
     Raises ``ValueError`` when the cluster has none of the resource, or the policy misbehaves.
     """
     capacity = float(getattr(snapshot.columns, resource).sum())
@@ -103,8 +103,8 @@ def replay(
     def note(percent: int) -> None:
         share = 100.0 / capacity
         fragmented = None
-        if profile is not None and resource == "gpus" and percent % profile_every == 0:
-            fragmented = fragmentation(profile, snapshot) * share
+        if workload is not None and resource == "gpus" and percent % fragmentation_every == 0:
+            fragmented = fragmentation(workload, snapshot) * share
         points[percent] = Point(
             arrived=arrived * share,
             allocated=held * share,
@@ -224,12 +224,12 @@ def as_promised(node: Node) -> Node:
     return replace(node, devices=devices, cpus_used=0.0, memory_used_bytes=0, metrics_age_s=0.0)
 
 
-def fragmentation(profile: Profile, snapshot: Snapshot) -> float:
+def fragmentation(workload: Workload, snapshot: Snapshot) -> float:
     """FGD's expected fragmentation F of all nodes, in GPUs: what of the free GPUs a typical request could not use."""
     c = snapshot.columns
     if not c.device_model.shape[1]:
         return 0.0
-    tables = profile.fragments(snapshot.models)
+    tables = workload.fragments(snapshot.models)
     k = tables.k(c.cpus_free)
     whole = np.minimum((c.device_milli == MILLI).sum(axis=1), tables.many.shape[2] - 1)
     per_device = tables.device[c.device_model, k[:, None], c.device_milli]

@@ -25,7 +25,7 @@ from .scorers import (
     WithoutGpus,
 )
 from .snapshot import IntArray, Snapshot
-from .workload import Profile
+from .workload import Workload
 
 ENTRY_POINTS = "roost.policies"
 
@@ -39,47 +39,47 @@ _LOAD: tuple[tuple[Scorer, float], ...] = (
 )
 _WISHES: tuple[tuple[Scorer, float], ...] = ((Near(), 2.0), (Warm(), 0.02))
 """A wish for labels outweighs load, a start of milliseconds only settles what is close."""
-_NOBODY = Profile()
+_NOBODY = Workload()
 
 
-def balanced(profile: Profile = _NOBODY) -> Policy:
+def balanced(workload: Workload = _NOBODY) -> Policy:
     """The default. GPUs so that most of the requests to come will fit, by what is known of them; CPU-only kernels
     where real load is lowest, off GPU nodes if they can; never on devices that others keep busy.
 
-    While the profile knows too little, GPU requests go where most is available: GPU share, then memory, then CPU.
+    While the workload knows too little, GPU requests go where most is available: GPU share, then memory, then CPU.
     """
     first: tuple[tuple[Scorer, float], ...] = (
         (SpareGpus(), 10.0),
         (NotBusy(), 10.0),  # the least excess that counts, 0.1, weighs as much as a whole GPU
         *_WISHES,
     )
-    if not profile.is_useful:
+    if not workload.is_useful:
         return Pipeline(name="balanced", scorers=(*first, (Available("gpu"), 1.0), *_LOAD))
     load = tuple((WithoutGpus(scorer), weight) for scorer, weight in _LOAD)
-    return Pipeline(name="balanced", scorers=(*first, (packing(profile), 1.0), *load))
+    return Pipeline(name="balanced", scorers=(*first, (packing(workload), 1.0), *load))
 
 
-def packing(profile: Profile) -> Packing:
+def packing(workload: Workload) -> Packing:
     """What makes `balanced` pack GPUs. In GPUs, so that the weights compare: a GPU stranded counts as 0.8 of one lost.
 
     Fitted by hand to the trace of `benchmarks/placement.py`, filled up and with departures. None is sharp; without
     the first term requests for many GPUs find no node, and less of the third, or more of the second, breaks up
     empty nodes.
     """
-    return Packing(profile, fragmentation=0.2, stranded=0.8, leftover=0.15, sliver=1.2, pressure=0.8)
+    return Packing(workload, fragmentation=0.2, stranded=0.8, leftover=0.15, sliver=1.2, pressure=0.8)
 
 
-def fgd(profile: Profile = _NOBODY) -> Policy:
+def fgd(workload: Workload = _NOBODY) -> Policy:
     """Fragmentation gradient descent as published (ATC '23): integer scores, ties to the smallest node id."""
-    return Pipeline(name="fgd", scorers=((FragmentationGradient(profile, is_integer=True), 1.0),))
+    return Pipeline(name="fgd", scorers=((FragmentationGradient(workload, is_integer=True), 1.0),))
 
 
-def best_fit(profile: Profile = _NOBODY) -> Policy:
+def best_fit(workload: Workload = _NOBODY) -> Policy:
     """The node that has least left over, CPUs and GPUs weighed alike, and on it the fullest device."""
     return Pipeline(name="best_fit", scorers=((Leftover(is_integer=True), 1.0), (FullestDevice(), 1e-6)))
 
 
-def pack(profile: Profile = _NOBODY) -> Policy:
+def pack(workload: Workload = _NOBODY) -> Policy:
     """The fullest node, and on it the fullest device: whole nodes and devices stay free. By promises alone."""
     return Pipeline(
         name="pack",
@@ -93,7 +93,7 @@ def pack(profile: Profile = _NOBODY) -> Policy:
     )
 
 
-def spread(profile: Profile = _NOBODY) -> Policy:
+def spread(workload: Workload = _NOBODY) -> Policy:
     """The emptiest node, and on it the emptiest device. By promises alone; best effort by kernels per CPU."""
     return Pipeline(
         name="spread",
@@ -107,12 +107,12 @@ def spread(profile: Profile = _NOBODY) -> Policy:
     )
 
 
-def random(profile: Profile = _NOBODY) -> Policy:
+def random(workload: Workload = _NOBODY) -> Policy:
     """Any node that fits, by the snapshot's version: for comparisons."""
     return Pipeline(name="random", scorers=(), ties=RandomTies())
 
 
-def round_robin(profile: Profile = _NOBODY) -> Policy:
+def round_robin(workload: Workload = _NOBODY) -> Policy:
     """Rotates over the nodes that fit, in proportion to their size. Needs no metrics and keeps no state."""
     return Pipeline(name="round_robin", scorers=ROUND_ROBIN)
 
@@ -127,7 +127,7 @@ class RandomTies:
         return int(rows[np.random.default_rng((self.seed, snapshot.version)).integers(len(rows))])
 
 
-SHIPPED: Mapping[str, Callable[[Profile], Policy]] = {
+SHIPPED: Mapping[str, Callable[[Workload], Policy]] = {
     make.__name__: make for make in (balanced, pack, spread, fgd, best_fit, random, round_robin)
 }
 """By name: what makes the policy from what is known of the workload."""
@@ -137,14 +137,14 @@ class PolicyError(ValueError):
     """There is no such policy, or what has that name is none; the text is one sentence that names it."""
 
 
-def policy(name_or_object: str | Policy, profile: Profile = _NOBODY) -> Policy:
+def policy(name_or_object: str | Policy, workload: Workload = _NOBODY) -> Policy:
     """The policy of that name: shipped, an entry point of ``roost.policies``, or ``module:Name``.
 
     A policy object is given back as it is. Raises ``PolicyError`` that lists the known names.
     """
     if isinstance(name_or_object, str):
-        return made(find(name_or_object), name_or_object, profile)
-    return made(name_or_object, repr(name_or_object), profile)
+        return made(find(name_or_object), name_or_object, workload)
+    return made(name_or_object, repr(name_or_object), workload)
 
 
 def find(name: str) -> object:
@@ -171,13 +171,13 @@ def installed() -> Mapping[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def made(found: object, name: str, profile: Profile = _NOBODY) -> Policy:
+def made(found: object, name: str, workload: Workload = _NOBODY) -> Policy:
     """The policy that is found: an object as it is, a class without required arguments called, or a function called
-    with the profile, as the shipped ones are. Raises ``PolicyError`` for anything else, or what the call raises."""
+    with the workload, as the shipped ones are. Raises ``PolicyError`` for anything else, or what the call raises."""
     if isinstance(found, type):
         found = found()
     elif callable(found) and not isinstance(found, Policy):
-        found = found(profile)
+        found = found(workload)
     if not isinstance(found, Policy):
         raise PolicyError(f"{name} is not a policy: it needs a name and place(request, snapshot, *, avoid).")
     return found

@@ -23,7 +23,7 @@ T = TypeVar("T")
 MILLI = 1000
 """A whole GPU in the tables' unit."""
 USEFUL_FROM = 20
-"""Requests after which a profile ranks better than none (measured on a real trace, `benchmarks/placement.py`)."""
+"""Requests after which a workload ranks better than none (measured on a real trace, `benchmarks/placement.py`)."""
 _TYPICAL = 0.95
 """The typical classes are the most frequent that together cover this share of the requests, as in FGD (ATC '23)."""
 _OFFERS = 100
@@ -47,10 +47,10 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class Workload:
     """Classes of requests seen, and GPUs by model.
 
-    >>> seen = Profile.of([Request(cpus=4, gpus=0.5)] * 30, {"A100": 8})
+    >>> seen = Workload.of([Request(cpus=4, gpus=0.5)] * 30, {"A100": 8})
     >>> seen.is_useful, seen.asked[0].count
     (True, 30.0)
     """
@@ -60,8 +60,8 @@ class Profile:
     _made: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
-    def of(cls, requests: Iterable[Request], gpus: Snapshot | Mapping[str, float]) -> Profile:
-        """The profile of these requests on a cluster with these GPUs (of a snapshot, or counted by model)."""
+    def of(cls, requests: Iterable[Request], gpus: Snapshot | Mapping[str, float]) -> Workload:
+        """The workload of these requests on a cluster with these GPUs (of a snapshot, or counted by model)."""
         counts = Counter((r.cpus, r.gpus, r.memory_bytes, r.gpu_models) for r in requests)
         asked = tuple(
             Asked(cpus=cpus, gpus=gpu_count, memory_bytes=memory, gpu_models=models, count=float(count))
@@ -79,7 +79,7 @@ class Profile:
         return sum(each.count for each in self.asked if each.gpus) >= USEFUL_FROM
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile as JSON types; ``from_dict`` is the inverse."""
+        """The workload as JSON types; ``from_dict`` is the inverse."""
         return {
             "asked": [
                 {
@@ -95,7 +95,7 @@ class Profile:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
+    def from_dict(cls, data: Mapping[str, Any]) -> Workload:
         """Reads ``to_dict``'s form; raises ``ValueError`` where it is none."""
         try:
             asked = tuple(
@@ -110,7 +110,7 @@ class Profile:
             )
             return cls(asked=asked, gpus={str(model): float(n) for model, n in data["gpus"].items()})
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
-            raise ValueError(f"this is no workload profile: {type(problem).__name__} {problem}.") from None
+            raise ValueError(f"this is no workload: {type(problem).__name__} {problem}.") from None
 
     # What scorers read
 

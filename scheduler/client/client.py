@@ -139,7 +139,7 @@ class Client:
         return self._run(self._up())
 
     def add_policy(self, name: str, policy: object) -> Call[None]:
-        """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Profile`.
+        """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Workload`.
 
         It goes to the service, which runs its code and keeps it until it ends; to a new service it goes again with the
         first call that asks for it. Raises `ConfigError` at once for what cannot be packed.

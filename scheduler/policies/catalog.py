@@ -1,6 +1,6 @@
 """The placement policies of one scheduler: found by name, and kept, so that what they rated once stays rated.
 
-Shipped ones run on the event loop and are made anew with the workload's profile. All others are anybody's code: loaded
+Shipped ones run on the event loop and are made anew when the workload changes. All others are anybody's code: loaded
 and asked in threads, and where one fails `balanced` ranks in its stead (`guard`).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from roost.launchers.daemon.tasks import in_thread
-from roost.placement import NOWHERE, Decision, Policy, Profile, Request, Snapshot
+from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, installed
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
@@ -31,10 +31,10 @@ _REMEMBERED = 1_000
 class PolicyCatalog:
     """What `request.policy` means. Belongs to an event loop."""
 
-    def __init__(self, settings: Settings, workload: RecentRequests) -> None:
+    def __init__(self, settings: Settings, recent: RecentRequests) -> None:
         self._settings = settings
-        self._workload = workload
-        self._profile = Profile()
+        self._recent = recent
+        self._workload = Workload()
         self._shipped: dict[str, Policy] = {}
         self._others: dict[str, SandboxedPolicy] = {}
         self._problems: dict[str, ConfigError] = {}
@@ -108,16 +108,16 @@ class PolicyCatalog:
     ) -> Decision:
         """Where that policy places the request; raises `ConfigError` as `check` does."""
         self.check(name)
-        profile = self._workload.profile(snapshot)
-        if profile is not self._profile:
-            self._profile = profile
+        workload = self._recent.workload(snapshot)
+        if workload is not self._workload:
+            self._workload = workload
             self._shipped.clear()
         spec = self._spec(name)
         if spec in SHIPPED:
             decision = self._made(spec).place(request, snapshot, avoid=avoid)
         else:
             try:
-                decision = await self._others[name].place(request, snapshot, avoid, profile)
+                decision = await self._others[name].place(request, snapshot, avoid, workload)
                 self.failed.pop(name, None)
             except PolicyFailed as problem:
                 self.failed[name] = str(problem)
@@ -136,7 +136,7 @@ class PolicyCatalog:
 
     def _made(self, name: str) -> Policy:
         if name not in self._shipped:
-            self._shipped[name] = SHIPPED[name](self._profile)
+            self._shipped[name] = SHIPPED[name](self._workload)
         return self._shipped[name]
 
     def _spec(self, name: str) -> str:
@@ -173,12 +173,12 @@ class PolicyCatalog:
         return task.result()
 
     async def _loaded(self, name: str, find_it: Callable[[], object], token: str) -> ConfigError | None:
-        timeout_s, profile = self._settings.policy_timeout_s, self._profile
+        timeout_s, workload = self._settings.policy_timeout_s, self._workload
 
         def load() -> SandboxedPolicy | ConfigError:
             try:
                 return load_policy(
-                    name, lambda: SandboxedPolicy(name, find_it(), profile, timeout_s=timeout_s)
+                    name, lambda: SandboxedPolicy(name, find_it(), workload, timeout_s=timeout_s)
                 )
             except ConfigError as problem:
                 return problem

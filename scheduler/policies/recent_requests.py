@@ -1,4 +1,4 @@
-"""What was asked for lately, and the workload profile that policies learn from it: a cache, never part of the state."""
+"""What was asked for lately, and the workload that policies learn from it: a cache, never part of the state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
-from roost.placement import Profile, Request, Snapshot
+from roost.placement import Request, Snapshot, Workload
 from roost.placement.workload import USEFUL_FROM
 
 log = logging.getLogger(__name__)
@@ -25,9 +25,9 @@ _SAVE_AFTER_S = 1.0
 
 
 class RecentRequests:
-    """The latest requests, remembered in `file` (where there is one), and the profile made of them.
+    """The latest requests, remembered in `file` (where there is one), and the workload made of them.
 
-    The profile is made anew by the request with GPUs that makes it useful (the 20th), then whenever half as many have
+    The workload is made anew by the request with GPUs that makes it useful (the 20th), then whenever half as many have
     come as it was made of, after a day, and when the cluster's GPU models are others. `clock` is monotonic. Belongs to
     an event loop.
     """
@@ -36,7 +36,7 @@ class RecentRequests:
         self._file = file
         self._clock = clock
         self._requests = deque(_read(file) if file else [], maxlen=WINDOW)
-        self._profile = Profile()
+        self._workload = Workload()
         self._models: frozenset[str] = frozenset()
         self._made_at = clock()
         self._new = self._with_gpus()
@@ -51,14 +51,14 @@ class RecentRequests:
         if self._file is not None and self._saving is None:
             self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER_S, self._save)
 
-    def profile(self, snapshot: Snapshot) -> Profile:
+    def workload(self, snapshot: Snapshot) -> Workload:
         """What is known of the requests to come; the same object until it is made anew."""
         models = frozenset(snapshot.models)
         is_old = self._new > 0 and self._clock() - self._made_at > _DAY_S
         if len(snapshot) and (self._new >= self._next or is_old or models != self._models):
             self._make(snapshot)
             self._models = models
-        return self._profile
+        return self._workload
 
     def close(self) -> None:
         """Write down what is not yet."""
@@ -68,9 +68,9 @@ class RecentRequests:
 
     def _make(self, snapshot: Snapshot) -> None:
         known = self._with_gpus()
-        made = Profile.of(self._frequent() if known >= USEFUL_FROM else (), snapshot)
-        if made != self._profile:
-            self._profile = made
+        made = Workload.of(self._frequent() if known >= USEFUL_FROM else (), snapshot)
+        if made != self._workload:
+            self._workload = made
         self._made_at, self._new = self._clock(), 0
         self._next = USEFUL_FROM - known if known < USEFUL_FROM else known // 2
 

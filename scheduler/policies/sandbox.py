@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from roost.launchers.daemon.tasks import in_thread
-from roost.placement import Decision, Placement, Policy, Profile, Refusal, Request, Snapshot
+from roost.placement import Decision, Placement, Policy, Refusal, Request, Snapshot, Workload
 from roost.placement.decision import SHOWN_REFUSALS
 from roost.placement.pipeline import DEFAULT_FILTERS
 from roost.placement.shipped_policies import made
@@ -39,12 +39,12 @@ class SandboxedPolicy:
     There is one thread at most, that of `call`: while it has not answered, it is not asked again.
     """
 
-    def __init__(self, name: str, found: object, profile: Profile, *, timeout_s: float) -> None:
+    def __init__(self, name: str, found: object, workload: Workload, *, timeout_s: float) -> None:
         self.name = name
         self._found = found
         self._timeout_s = timeout_s
-        self._profile = profile
-        self._policy: Policy = made(found, name, profile)
+        self._workload = workload
+        self._policy: Policy = made(found, name, workload)
         self._learns = not isinstance(found, (type, Policy))
         self._turn = asyncio.Lock()
         self.call: asyncio.Task[Decision | str] | None = None
@@ -52,7 +52,7 @@ class SandboxedPolicy:
         self._told = ""
 
     async def place(
-        self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], profile: Profile
+        self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision:
         """The policy's decision, checked; raises `PolicyFailed`."""
         async with self._turn:
@@ -62,7 +62,9 @@ class SandboxedPolicy:
                     f"has not answered for {waited_s:.0f} s and is not asked again until it does"
                 )
             self._asked_at = time.monotonic()
-            self.call = asyncio.ensure_future(in_thread(lambda: self._ask(request, snapshot, avoid, profile)))
+            self.call = asyncio.ensure_future(
+                in_thread(lambda: self._ask(request, snapshot, avoid, workload))
+            )
             if not await self._has_answered():
                 log.error("policy=%s did not answer within %g s", self.name, self._timeout_s)
                 raise PolicyFailed(f"did not answer within {self._timeout_s:g} s")
@@ -79,12 +81,12 @@ class SandboxedPolicy:
         return bool(done)
 
     def _ask(
-        self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], profile: Profile
+        self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision | str:
         """In the thread: a decision that holds, or what is wrong with it."""
         try:
-            if self._learns and profile is not self._profile:
-                self._policy, self._profile = made(self._found, self.name, profile), profile
+            if self._learns and workload is not self._workload:
+                self._policy, self._workload = made(self._found, self.name, workload), workload
             return check_decision(
                 self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid
             )

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from roost.placement import NOWHERE, Decision, Node, Policy, Profile, Request, Snapshot
+from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
 from roost.placement.format import plural
 from roost.placement.lazy import LaterSequence
 from roost.placement.replay import Arrival, Resource, as_promised, replay
@@ -83,12 +83,12 @@ def compare(
 
     `named` are the operator's policies. Raises `ConfigError` that names a policy.
     """
-    profile = Profile.of([task.request for task in tasks], Snapshot.of(nodes))
+    workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
     logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
     known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
-        return load_policy(name, lambda: made(known[name], name, profile))
+        return load_policy(name, lambda: made(known[name], name, workload))
 
     for name in known:
         make(name)  # what is wrong is told before anything runs
@@ -106,7 +106,7 @@ def compare(
                     lambda: progress.advance(bar, _PROGRESS_EVERY),
                     is_checked=known[name] is not SHIPPED.get(name),
                 )
-                done = replay(timed, Snapshot.of(nodes), stream, resource=resource, profile=profile)
+                done = replay(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
                 runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
     return runs
 

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from roost.placement import EPSILON, Decision, Device, Node, Policy, Profile, Request, Snapshot, policy
+from roost.placement import EPSILON, Decision, Device, Node, Policy, Request, Snapshot, Workload, policy
 from roost.placement.shipped_policies import SHIPPED
 
-PROFILE = Profile.of(
+PROFILE = Workload.of(
     [Request(cpus=1, gpus=0.25)] * 9
     + [Request(cpus=2, gpus=0.5)] * 4
     + [Request(cpus=4, gpus=1, gpu_models=("A100",))] * 6
@@ -67,7 +67,7 @@ class Engine(RuleBasedStateMachine):
     """
 
     name = "balanced"
-    profile = Profile()
+    workload = Workload()
 
     @initialize(names=st.lists(st.sampled_from(NAMES), max_size=4, unique=True), data=st.data())
     def start(self, names: list[str], data: st.DataObject) -> None:
@@ -78,7 +78,7 @@ class Engine(RuleBasedStateMachine):
 
     def fresh(self) -> Policy:
         """The same policy, knowing nothing of earlier decisions."""
-        return policy(self.name, self.profile)
+        return policy(self.name, self.workload)
 
     def go_on(self, *nodes: Node, removed: tuple[str, ...] = ()) -> None:
         self.snapshot = self.snapshot.apply(nodes, removed)
@@ -221,12 +221,12 @@ def assert_same(one: Decision, other: Decision) -> None:
     assert one == other
 
 
-def _machine(name: str, profile: Profile, kind: str) -> type[Engine]:
-    return type(f"Engine_{name}_{kind}", (Engine,), {"name": name, "profile": profile})
+def _machine(name: str, workload: Workload, kind: str) -> type[Engine]:
+    return type(f"Engine_{name}_{kind}", (Engine,), {"name": name, "workload": workload})
 
 
-LEARNERS = ("balanced", "fgd")  # the others pay no heed to a profile
-MACHINES = [_machine(name, Profile(), "without_profile") for name in SHIPPED] + [
+LEARNERS = ("balanced", "fgd")  # the others pay no heed to a workload
+MACHINES = [_machine(name, Workload(), "without_profile") for name in SHIPPED] + [
     _machine(name, PROFILE, "with_profile") for name in LEARNERS
 ]
 for machine in MACHINES:

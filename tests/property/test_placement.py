@@ -18,15 +18,15 @@ from roost.placement import (
     Node,
     Pipeline,
     Policy,
-    Profile,
     Request,
     Snapshot,
+    Workload,
     policy,
 )
 from roost.placement.refusals import grouped
 from roost.placement.shipped_policies import SHIPPED
 
-PROFILE = Profile.of(
+PROFILE = Workload.of(
     [Request(cpus=1, gpus=0.25)] * 9
     + [Request(cpus=4, gpus=1, gpu_models=("A100",))] * 6
     + [Request(cpus=8, gpus=2)] * 5
@@ -34,9 +34,9 @@ PROFILE = Profile.of(
     {"A100": 8, "T4": 8},
 )
 POLICIES = st.builds(
-    lambda name, profile: policy(name, profile),
+    lambda name, workload: policy(name, workload),
     st.sampled_from(list(SHIPPED)),
-    st.sampled_from([Profile(), PROFILE]),
+    st.sampled_from([Workload(), PROFILE]),
 )
 SHARES = st.sampled_from([0.0, 0.1, 0.19, 0.25, 0.5, 0.6, 0.7, 1.0])
 USE = st.none() | SHARES

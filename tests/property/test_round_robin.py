@@ -15,14 +15,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from roost.placement import Device, Node, Policy, Profile, Request, Snapshot, policy
+from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, policy
 
 REQUESTS = 1000
 LIFE = 250
 """A kernel ends when so many others have started after it: some 250 run at any time."""
 SIZES = st.sampled_from([4, 8, 16, 24, 32, 64])
 MOVES = st.sampled_from(["comes", "is lost", "is away", "is back"])
-PROFILE = Profile.of([Request(gpus=0.5, cpus=2)] * 30, {"": 99})
+PROFILE = Workload.of([Request(gpus=0.5, cpus=2)] * 30, {"": 99})
 
 
 def _node(name: str, size: int, metrics_age_s: float | None) -> Node:
@@ -91,20 +91,20 @@ class Cluster:
 
 
 @pytest.mark.parametrize(
-    ("name", "profile", "request_", "metrics_age_s", "said"),
+    ("name", "workload", "request_", "metrics_age_s", "said"),
     [
-        ("balanced", Profile(), Request(), None, "since no node that fits has metrics"),
+        ("balanced", Workload(), Request(), None, "since no node that fits has metrics"),
         (
             "balanced",
-            Profile(),
+            Workload(),
             Request(gpus=0.001),
             31.0,
             "since the newest metrics of nodes that fit are 31 s old",
         ),
         ("balanced", PROFILE, Request(gpus=0.001), None, "since no node that fits has metrics"),
-        ("round_robin", Profile(), Request(cpus=0.01), None, ""),
+        ("round_robin", Workload(), Request(cpus=0.01), None, ""),
     ],
-    ids=["absent", "stale", "profile", "round_robin"],
+    ids=["absent", "stale", "workload", "round_robin"],
 )
 @settings(
     max_examples=4,
@@ -118,14 +118,14 @@ class Cluster:
 )
 def test_load_stays_proportional_to_size(
     name: str,
-    profile: Profile,
+    workload: Workload,
     request_: Request,
     metrics_age_s: float | None,
     said: str,
     sizes: list[int],
     moves: list[tuple[int, str, int]],
 ) -> None:
-    chosen, cluster = policy(name, profile), Cluster(sizes, request_, metrics_age_s)
+    chosen, cluster = policy(name, workload), Cluster(sizes, request_, metrics_age_s)
     settled, judged = LIFE, 0
     for at in range(REQUESTS):
         moved = [cluster.move(kind, size) for due, kind, size in moves if due == at]

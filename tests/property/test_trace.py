@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.placement import Profile, Snapshot, policy
+from roost.placement import Snapshot, Workload, policy
 from roost.placement.replay import arrivals_at_demand, as_promised, poisson_arrivals, replay
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
@@ -34,11 +34,11 @@ def folder() -> Path:
 def test_balanced_is_ahead_of_published_fgd(folder: Path, workload: str) -> None:
     snapshot = Snapshot.of(map(as_promised, read_nodes(str(folder / NODES))))
     requests = [task.request for task in read_trace(str(folder / f"openb_pod_list_{workload}.csv"))]
-    profile, gpus = Profile.of(requests, snapshot), float(snapshot.columns.gpus.sum())
+    workload, gpus = Workload.of(requests, snapshot), float(snapshot.columns.gpus.sum())
     at_100, at_130 = PUBLISHED_FGD[workload]
     arrivals = arrivals_at_demand(requests, gpus, 1.3, seed=42)
-    ours = replay(policy("balanced", profile), snapshot, arrivals)
-    fgd = replay(policy("fgd", profile), snapshot, arrivals)
+    ours = replay(policy("balanced", workload), snapshot, arrivals)
+    fgd = replay(policy("fgd", workload), snapshot, arrivals)
     assert (ours.allocation(100) or 0) > at_100 + 0.4
     assert 100 * ours.placed / gpus > at_130 + 0.4
     assert abs(100 * fgd.placed / gpus - at_130) < 1
@@ -47,8 +47,11 @@ def test_balanced_is_ahead_of_published_fgd(folder: Path, workload: str) -> None
 def test_what_comes_and_goes_is_hardly_refused(folder: Path) -> None:
     snapshot = Snapshot.of(map(as_promised, read_nodes(str(folder / NODES))))
     tasks = read_trace(str(folder / "openb_pod_list_default.csv"))
-    profile, gpus = Profile.of([task.request for task in tasks], snapshot), float(snapshot.columns.gpus.sum())
+    workload, gpus = (
+        Workload.of([task.request for task in tasks], snapshot),
+        float(snapshot.columns.gpus.sum()),
+    )
     arrivals = poisson_arrivals(tasks, gpus, 0.88, 3000, 42, is_steady=True)
-    balanced, random = (replay(policy(name, profile), snapshot, arrivals) for name in ("balanced", "random"))
+    balanced, random = (replay(policy(name, workload), snapshot, arrivals) for name in ("balanced", "random"))
     assert balanced.refused < 0.002 * balanced.arrived
     assert random.refused > 10 * balanced.refused

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from roost.placement import Device, Node, Pipeline, Profile, Request, Snapshot, policy
+from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, policy
 from roost.placement.shipped_policies import SHIPPED
 
 GIB = 2**30
-PROFILE = Profile.of(
+PROFILE = Workload.of(
     [Request(cpus=2, gpus=0.5)] * 12 + [Request(cpus=8, gpus=1, gpu_models=("A100",))] * 12,
     {"A100": 5, "T4": 2},
 )
@@ -44,13 +44,13 @@ CLUSTER = Snapshot.of(
     ],
     ids=Request.describe,
 )
-@pytest.mark.parametrize("profile", [Profile(), PROFILE], ids=["plain", "profile"])
+@pytest.mark.parametrize("workload", [Workload(), PROFILE], ids=["plain", "workload"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_terms_add_up_to_the_score_and_the_ranking_falls(
-    name: str, profile: Profile, request_: Request
+    name: str, workload: Workload, request_: Request
 ) -> None:
     cluster = CLUSTER if request_.gpus < 2 else CLUSTER.apply([_node("a", 0, 0)])
-    decision = policy(name, profile).place(request_, cluster)
+    decision = policy(name, workload).place(request_, cluster)
     assert decision.placement is not None
     ranked = [decision.placement, *decision.runners_up]
     for placement in ranked:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from roost.placement import Device, Node, Profile, Request, Snapshot
+from roost.placement import Device, Node, Request, Snapshot, Workload
 from roost.placement.filters import fitting_devices
 from roost.placement.packing import (
     FragmentationGradient,
@@ -25,8 +25,8 @@ SHARES = Request(cpus=1, gpus=0.5)
 WHOLE = Request(cpus=1, gpus=1)
 
 
-def _seen(*counted: tuple[int, Request], **gpus: float) -> Profile:
-    return Profile.of([request for count, request in counted for _ in range(count)], gpus)
+def _seen(*counted: tuple[int, Request], **gpus: float) -> Workload:
+    return Workload.of([request for count, request in counted for _ in range(count)], gpus)
 
 
 def _node(name: str, *free: float, model: str = "A100", cpus: float = 64.0) -> Node:
@@ -40,20 +40,20 @@ def _scores(scorer: Any, request: Request, *nodes: Node) -> Any:
     return scores
 
 
-def _fragmentation(node: Node, profile: Profile) -> float:
+def _fragmentation(node: Node, workload: Workload) -> float:
     """F of Weng et al., section 4.2: the GPU left that a class of requests cannot use, meant over the classes.
 
     All that is left where the request cannot run, or needs no GPU; else what is left of the devices on which less is
     left than it needs.
     """
     total = 0.0
-    for asked in profile.asked:
+    for asked in workload.asked:
         share = min(asked.gpus, 1.0)
         wants = Request(gpus=asked.gpus, gpu_models=asked.gpu_models)
         usable = [d.free for d in node.devices if wants.accepts_model(d.model) and d.free >= share - 1e-9]
         can_run = asked.gpus > 0 and math.ceil(asked.gpus) <= len(usable) and asked.cpus <= node.cpus_free
         left = sum(d.free for d in node.devices)
-        total += asked.count / profile.count * (left - sum(usable) if can_run else left)
+        total += asked.count / workload.count * (left - sum(usable) if can_run else left)
     return total
 
 
@@ -111,37 +111,38 @@ class TestFragmentationGradient:
         assert rated == {0: 6, 1: 5, 2: 4, 4: 2}[gpus]
 
     def test_shares_on_nodes_of_several_models(self) -> None:
-        profile = _seen((3, Request(gpus=0.5, gpu_models=("A100",))), (2, Request(gpus=0.3)))
+        workload = _seen((3, Request(gpus=0.5, gpu_models=("A100",))), (2, Request(gpus=0.3)))
         devices = (Device(id="0", model="T4"), Device(id="1", model="A100", promised=0.4))
         node, request = Node(id="a", devices=devices), Request(gpus=0.3)
-        scores = _scores(FragmentationGradient(profile), request, node)
+        scores = _scores(FragmentationGradient(workload), request, node)
         gains = [
-            _fragmentation(node, profile) - _fragmentation(node.holding(request, [i]), profile) for i in "01"
+            _fragmentation(node, workload) - _fragmentation(node.holding(request, [i]), workload)
+            for i in "01"
         ]
         assert scores[0].tolist() == pytest.approx(gains)
 
     def test_by_hand(self) -> None:
         # Half of the requests need half a GPU, half a whole one. From a whole GPU, taking half leaves 0.5 that
         # every second one cannot use: F grows from 0 to 0.25. Taking the other half makes it 0 again.
-        profile = _seen((10, SHARES), (10, WHOLE))
-        scores = _scores(FragmentationGradient(profile), SHARES, _node("a", 1, 0.5), _node("b"))
+        workload = _seen((10, SHARES), (10, WHOLE))
+        scores = _scores(FragmentationGradient(workload), SHARES, _node("a", 1, 0.5), _node("b"))
         assert scores[0].tolist() == pytest.approx([-0.25, 0.25])
         # as published: 100 / (1 + e^0.25) = 43.8 and 100 / (1 + e^-0.25) = 56.2, cut to whole numbers
         published = _scores(
-            FragmentationGradient(profile, is_integer=True), SHARES, _node("a", 1, 0.5), _node("b")
+            FragmentationGradient(workload, is_integer=True), SHARES, _node("a", 1, 0.5), _node("b")
         )
         assert published[0].tolist() == pytest.approx([0.43, 0.56])
 
     def test_cpus_taken_strand_gpus(self) -> None:
         # 1 CPU stays for requests of 4 CPUs: the free GPU can be used by nobody
-        profile = _seen((10, Request(cpus=4, gpus=1)))
+        workload = _seen((10, Request(cpus=4, gpus=1)))
         scores = _scores(
-            FragmentationGradient(profile), Request(cpus=4), _node("a", 1, cpus=5), _node("b", 1, cpus=8)
+            FragmentationGradient(workload), Request(cpus=4), _node("a", 1, cpus=5), _node("b", 1, cpus=8)
         )
         assert scores.tolist() == pytest.approx([-1.0, 0.0])
 
     def test_nothing_known_and_no_devices_at_all(self) -> None:
-        for scorer in (FragmentationGradient(Profile()), FragmentationGradient(self.PROFILE)):
+        for scorer in (FragmentationGradient(Workload()), FragmentationGradient(self.PROFILE)):
             assert _scores(scorer, Request(cpus=1), _node("a")).tolist() == [0.0]
 
 
@@ -294,8 +295,8 @@ PACKED = _seen(
     "request_",
     [SHARES, WHOLE, replace(WHOLE, gpus=2), Request(cpus=3, memory_bytes=5 * MIB), Request(gpus=0.1, cpus=0)],
 )
-@pytest.mark.parametrize("profile", [PACKED, _seen((30, SHARES), A100=9)], ids=["many", "one"])
-def test_all_in_one_go_is_the_sum_of_its_parts(request_: Request, profile: Profile) -> None:
+@pytest.mark.parametrize("workload", [PACKED, _seen((30, SHARES), A100=9)], ids=["many", "one"])
+def test_all_in_one_go_is_the_sum_of_its_parts(request_: Request, workload: Workload) -> None:
     rough = [
         _node("a", 1, 1, 0.4),
         _node("b", 0.7, 0, 1, 1, model="T4", cpus=9),
@@ -303,7 +304,7 @@ def test_all_in_one_go_is_the_sum_of_its_parts(request_: Request, profile: Profi
         _node("d", 0.5, cpus=1),
     ]
     nodes = [replace(node, memory_bytes=(100 - i) * MIB) for i, node in enumerate(rough)]
-    packing = Packing(profile, fragmentation=0.2, stranded=0.65, leftover=0.155, sliver=0.8, pressure=0.8)
+    packing = Packing(workload, fragmentation=0.2, stranded=0.65, leftover=0.155, sliver=0.8, pressure=0.8)
     snapshot = Snapshot.of(nodes)
     terms = [(scorer.score(request_, snapshot), weight) for scorer, weight in packing.parts]
     wide = np.zeros(snapshot.columns.device_free.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roost.placement import Decision, Device, Node, Placement, Profile, Request, Snapshot, policy
+from roost.placement import Decision, Device, Node, Placement, Request, Snapshot, Workload, policy
 from roost.placement.replay import (
     Arrival,
     arrivals_at_demand,
@@ -113,19 +113,19 @@ def test_tells_of_each_decision() -> None:
 
 
 def test_fragmentation_is_what_the_typical_request_cannot_use() -> None:
-    profile = Profile.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
-    assert fragmentation(profile, CLUSTER) == pytest.approx(0.0)
+    workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
+    assert fragmentation(workload, CLUSTER) == pytest.approx(0.0)
     half = CLUSTER.apply([node("a").holding(Request(gpus=0.5), ["0"])])
-    assert fragmentation(profile, half) == pytest.approx(0.5)
+    assert fragmentation(workload, half) == pytest.approx(0.5)
     no_cpus = CLUSTER.apply([node("a").holding(Request(cpus=8))])
-    assert fragmentation(profile, no_cpus) == pytest.approx(2.0)
-    assert fragmentation(profile, Snapshot.of([node("a", gpus=0)])) == 0.0
+    assert fragmentation(workload, no_cpus) == pytest.approx(2.0)
+    assert fragmentation(workload, Snapshot.of([node("a", gpus=0)])) == 0.0
 
 
 def test_fragmentation_is_worked_out_every_few_percent() -> None:
-    profile = Profile.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
+    workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
     done = replay(
-        policy("pack"), CLUSTER, stream(*[Request(gpus=0.5)] * 2), profile=profile, profile_every=25
+        policy("pack"), CLUSTER, stream(*[Request(gpus=0.5)] * 2), workload=workload, fragmentation_every=25
     )
     assert {at: point.fragmented for at, point in done.points.items() if at in (0, 1, 25)} == {
         0: pytest.approx(0.0),

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from roost.placement import Device, Node, Pipeline, Placement, Profile, Request, Snapshot, policy
+from roost.placement import Device, Node, Pipeline, Placement, Request, Snapshot, Workload, policy
 from roost.placement.shipped_policies import RandomTies
 
 GIB = 2**30
 HALF, WHOLE = Request(cpus=2, gpus=0.5), Request(cpus=8, gpus=1)
-PROFILE = Profile.of(
+PROFILE = Workload.of(
     [HALF] * 12 + [WHOLE] * 8 + [Request(cpus=8, gpus=1, gpu_models=("A100",))] * 10, {"A100": 4, "T4": 12}
 )
 
@@ -35,9 +35,9 @@ def _node(
 
 
 def _placed(
-    name: str, request: Request, *nodes: Node, profile: Profile = PROFILE, version: int = 1
+    name: str, request: Request, *nodes: Node, workload: Workload = PROFILE, version: int = 1
 ) -> Placement:
-    decision = policy(name, profile).place(request, Snapshot.of(nodes, version=version))
+    decision = policy(name, workload).place(request, Snapshot.of(nodes, version=version))
     assert decision.placement is not None, decision.reason
     assert decision.fallback is None
     return decision.placement
@@ -48,11 +48,11 @@ class TestBalancedWithAProfile:
         nodes = _node("a", 0, 0), _node("b", 0, 0.5)
         placement = _placed("balanced", HALF, *nodes)
         assert (placement.node_id, placement.device_ids) == ("b", ("1",))
-        assert _placed("balanced", HALF, *nodes, profile=Profile()).node_id == "a"
+        assert _placed("balanced", HALF, *nodes, workload=Workload()).node_id == "a"
 
     def test_nineteen_requests_teach_nothing_yet(self) -> None:
-        few, nodes = Profile.of([HALF] * 19, {"T4": 4}), (_node("a", 0, 0), _node("b", 0, 0.5))
-        assert _placed("balanced", HALF, *nodes, profile=few).node_id == "a"
+        few, nodes = Workload.of([HALF] * 19, {"T4": 4}), (_node("a", 0, 0), _node("b", 0, 0.5))
+        assert _placed("balanced", HALF, *nodes, workload=few).node_id == "a"
 
     def test_models_that_others_insist_on_are_left_to_them(self) -> None:
         nodes = _node("a", 0, model="A100"), _node("b", 0, model="T4")
@@ -69,24 +69,24 @@ class TestBalancedWithAProfile:
     def test_devices_that_others_keep_busy_are_avoided_still(self) -> None:
         assert _placed("balanced", HALF, _node("a", 0, 0.5, used=0.9), _node("b", 0, 0)).node_id == "b"
 
-    @pytest.mark.parametrize("profile", [Profile(), PROFILE], ids=["plain", "profile"])
-    def test_kernels_without_gpus_go_by_load_off_gpu_nodes(self, profile: Profile) -> None:
+    @pytest.mark.parametrize("workload", [Workload(), PROFILE], ids=["plain", "workload"])
+    def test_kernels_without_gpus_go_by_load_off_gpu_nodes(self, workload: Workload) -> None:
         nodes = _node("a", 0), _node("b", cpus_used=20, memory_used_bytes=GIB), _node("c", cpus_used=10)
-        assert _placed("balanced", Request(), *nodes, profile=profile).node_id == "c"
-        assert _placed("balanced", Request(cpus=2), *nodes, profile=profile).node_id == "c"
-        assert _placed("balanced", Request(cpus=2), nodes[0], profile=profile).node_id == "a"
+        assert _placed("balanced", Request(), *nodes, workload=workload).node_id == "c"
+        assert _placed("balanced", Request(cpus=2), *nodes, workload=workload).node_id == "c"
+        assert _placed("balanced", Request(cpus=2), nodes[0], workload=workload).node_id == "a"
 
 
 class TestWishes:
     @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), HALF])
-    @pytest.mark.parametrize("profile", [Profile(), PROFILE], ids=["plain", "profile"])
-    def test_near_outweighs_load(self, profile: Profile, request_: Request) -> None:
+    @pytest.mark.parametrize("workload", [Workload(), PROFILE], ids=["plain", "workload"])
+    def test_near_outweighs_load(self, workload: Workload, request_: Request) -> None:
         gpu = () if not request_.gpus else (0.0,)
         idle, near = _node("a", *gpu), _node("b", *gpu, cpus_used=24, labels={"rack": "3"})
         asked = replace(request_, near={"rack": "3"})
-        assert _placed("balanced", asked, idle, near, profile=profile).node_id == "b"
+        assert _placed("balanced", asked, idle, near, workload=workload).node_id == "b"
         assert (
-            _placed("balanced", replace(asked, near={"rack": "4"}), idle, near, profile=profile).node_id
+            _placed("balanced", replace(asked, near={"rack": "4"}), idle, near, workload=workload).node_id
             == "a"
         )
 
@@ -120,7 +120,7 @@ class TestFgd:
 
     def test_ties_go_to_the_smallest_id(self) -> None:
         assert _placed("fgd", WHOLE, *(_node(name, 0, 0) for name in "cab")).node_id == "a"
-        assert _placed("fgd", WHOLE, _node("a", 0), _node("b", 0, 0), profile=Profile()).node_id == "a"
+        assert _placed("fgd", WHOLE, _node("a", 0), _node("b", 0, 0), workload=Workload()).node_id == "a"
 
     def test_scores_are_whole_hundredths_as_published(self) -> None:
         decision = policy("fgd", PROFILE).place(

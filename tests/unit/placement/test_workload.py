@@ -1,4 +1,4 @@
-"""The workload profile: what it counts, and the tables that it works out, with figures made by hand."""
+"""The workload: what it counts, and the tables that it works out, with figures made by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pickle
 import numpy as np
 import pytest
 
-from roost.placement import Device, Node, Profile, Request, Snapshot
+from roost.placement import Device, Node, Request, Snapshot, Workload
 
 
-def _seen(*counted: tuple[int, Request], **gpus: float) -> Profile:
-    return Profile.of([request for count, request in counted for _ in range(count)], gpus)
+def _seen(*counted: tuple[int, Request], **gpus: float) -> Workload:
+    return Workload.of([request for count, request in counted for _ in range(count)], gpus)
 
 
 def test_requests_are_counted_by_what_they_ask_for() -> None:
@@ -22,13 +22,13 @@ def test_requests_are_counted_by_what_they_ask_for() -> None:
         Request(gpus=1, gpu_models=("T4",)),
         Request(cpus=4, gpus=0.5, labels={"zone": "a"}),
     ]
-    profile = Profile.of(asked, {"T4": 2})
-    assert [(a.cpus, a.gpus, a.gpu_models, a.count, a.milli) for a in profile.asked] == [
+    workload = Workload.of(asked, {"T4": 2})
+    assert [(a.cpus, a.gpus, a.gpu_models, a.count, a.milli) for a in workload.asked] == [
         (0.0, 1.0, ("T4",), 1.0, 1000),
         (4.0, 0.5, (), 2.0, 500),
     ]
-    assert profile.count == 3
-    assert profile == Profile.of(reversed(asked), {"T4": 2})
+    assert workload.count == 3
+    assert workload == Workload.of(reversed(asked), {"T4": 2})
 
 
 def test_gpus_are_counted_by_model_on_a_snapshot() -> None:
@@ -38,25 +38,25 @@ def test_gpus_are_counted_by_model_on_a_snapshot() -> None:
         Node(id="b", devices=(*a100[:1], Device(id="9", model="T4"))),
         Node(id="c"),
     ]
-    assert Profile.of([], Snapshot.of(nodes)).gpus == {"A100": 4.0, "T4": 1.0}
+    assert Workload.of([], Snapshot.of(nodes)).gpus == {"A100": 4.0, "T4": 1.0}
 
 
 @pytest.mark.parametrize(
     ("gpu_requests", "cpu_requests", "is_useful"), [(0, 0, False), (19, 100, False), (20, 0, True)]
 )
 def test_useful_after_twenty_requests_of_gpus(gpu_requests: int, cpu_requests: int, is_useful: bool) -> None:
-    profile = _seen((gpu_requests, Request(gpus=0.5)), (cpu_requests, Request(cpus=1)))
-    assert profile.is_useful is is_useful
+    workload = _seen((gpu_requests, Request(gpus=0.5)), (cpu_requests, Request(cpus=1)))
+    assert workload.is_useful is is_useful
 
 
 def test_profile_survives_json_and_pickle() -> None:
-    profile = _seen(
+    workload = _seen(
         (3, Request(cpus=4, gpus=1, memory_bytes=7, gpu_models=("A100", "T4"))), (2, Request(cpus=1)), A100=8
     )
-    profile.fragments(("A100",))  # tables that were worked out are no part of its value
-    assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
-    assert pickle.loads(pickle.dumps(profile)) == profile
-    assert profile.to_dict() == {
+    workload.fragments(("A100",))  # tables that were worked out are no part of its value
+    assert Workload.from_dict(json.loads(json.dumps(workload.to_dict()))) == workload
+    assert pickle.loads(pickle.dumps(workload)) == workload
+    assert workload.to_dict() == {
         "asked": [
             {"cpus": 1.0, "gpus": 0.0, "memory_bytes": 0, "gpu_models": [], "count": 2.0},
             {"cpus": 4.0, "gpus": 1.0, "memory_bytes": 7, "gpu_models": ["A100", "T4"], "count": 3.0},
@@ -76,8 +76,8 @@ def test_profile_survives_json_and_pickle() -> None:
     ],
 )
 def test_what_is_no_profile_is_a_clear_error(data: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="this is no workload profile"):
-        Profile.from_dict(data)
+    with pytest.raises(ValueError, match="this is no workload"):
+        Workload.from_dict(data)
 
 
 class TestPressure:
@@ -85,23 +85,23 @@ class TestPressure:
 
     def test_one_model_is_insisted_on(self) -> None:
         # A100: half of the demand insists on a quarter of the GPUs
-        profile = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
-        assert profile.pressure(("T4", "A100")).tolist() == [0.0, 2.0**2, 0.0]
+        workload = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
+        assert workload.pressure(("T4", "A100")).tolist() == [0.0, 2.0**2, 0.0]
 
     def test_demand_is_weighed_in_gpus(self) -> None:
         # 4 of 10 GPUs asked for insist on A100, which is half of what there is
-        profile = _seen((2, Request(gpus=2, gpu_models=("A100",))), (12, Request(gpus=0.5)), A100=8, T4=8)
-        assert profile.pressure(("A100", "T4")).tolist() == pytest.approx([0.8**2, 0.0, 0.0])
+        workload = _seen((2, Request(gpus=2, gpu_models=("A100",))), (12, Request(gpus=0.5)), A100=8, T4=8)
+        assert workload.pressure(("A100", "T4")).tolist() == pytest.approx([0.8**2, 0.0, 0.0])
 
     def test_several_models_share_the_demand_by_their_gpus(self) -> None:
         # 3/4 of the demand falls on A100 (6 of 8 GPUs), 1/4 on T4; of all 16 GPUs they are 6/16 and 2/16
-        profile = _seen((4, Request(gpus=1, gpu_models=("A100", "T4"))), A100=6, T4=2, V100=8)
-        assert profile.pressure(("A100", "T4", "V100")).tolist() == [2.0**2, 2.0**2, 0.0, 0.0]
+        workload = _seen((4, Request(gpus=1, gpu_models=("A100", "T4"))), A100=6, T4=2, V100=8)
+        assert workload.pressure(("A100", "T4", "V100")).tolist() == [2.0**2, 2.0**2, 0.0, 0.0]
 
     def test_models_that_are_not_there_or_that_nobody_knows(self) -> None:
-        profile = _seen((4, Request(gpus=1, gpu_models=("H100",))), A100=1)
-        assert profile.pressure(("A100", "new")).tolist() == [0.0, 0.0, 0.0]
-        assert Profile().pressure(("A100",)).tolist() == [0.0, 0.0]
+        workload = _seen((4, Request(gpus=1, gpu_models=("H100",))), A100=1)
+        assert workload.pressure(("A100", "new")).tolist() == [0.0, 0.0, 0.0]
+        assert Workload().pressure(("A100",)).tolist() == [0.0, 0.0]
 
 
 class TestPerGpu:
@@ -165,10 +165,10 @@ class TestSliverWaste:
 
 class TestTypicalClasses:
     def test_rare_classes_beyond_95_percent_are_left_out(self) -> None:
-        profile = _seen(
+        workload = _seen(
             (60, Request(cpus=2, gpus=1)), (35, Request(cpus=1, gpus=0.5)), (5, Request(cpus=9, gpus=8))
         )
-        tables = profile.fragments(("T4",))
+        tables = workload.fragments(("T4",))
         assert tables.cpus.tolist() == [1.0, 2.0]
         # with CPUs for both, of 0.7 GPU left those 60 of 95 who need a whole one cannot use any
         assert tables.device[0, 2, 700] == pytest.approx(700 * 60 / 95)
@@ -178,5 +178,5 @@ class TestTypicalClasses:
         assert tables.k(np.array([-1.0, 0.5, 1.0, 3.9, 4.0 - 1e-9, 64.0])).tolist() == [0, 0, 1, 1, 2, 2]
 
     def test_nothing_known(self) -> None:
-        tables = Profile().fragments(("T4",))
+        tables = Workload().fragments(("T4",))
         assert (tables.cpus.shape, tables.device.shape, tables.many.shape) == ((0,), (2, 1, 1001), (2, 1, 65))

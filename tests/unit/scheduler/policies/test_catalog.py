@@ -24,10 +24,10 @@ from roost.placement import (
     Node,
     Pipeline,
     Placement,
-    Profile,
     Refusal,
     Request,
     Snapshot,
+    Workload,
     policy,
 )
 from roost.placement.scorers import FewKernels
@@ -293,15 +293,15 @@ async def test_the_same_object_serves_every_decision() -> None:
 
 
 async def test_shipped_ones_learn_from_what_was_asked_for() -> None:
-    workload = RecentRequests(None, clock=lambda: 0.0)
-    found = PolicyCatalog(Settings(), workload)
+    recent = RecentRequests(None, clock=lambda: 0.0)
+    found = PolicyCatalog(Settings(), recent)
     await found.decide("balanced", HALF, CLUSTER)
     before = found._made("balanced")
     for _ in range(19):
-        workload.note(HALF)
+        recent.note(HALF)
     await found.decide("balanced", HALF, CLUSTER)
     assert found._made("balanced") is before
-    workload.note(HALF)
+    recent.note(HALF)
     decision = await found.decide("balanced", HALF, CLUSTER)
     assert found._made("balanced") is not before
     assert decision.placement is not None
@@ -309,21 +309,21 @@ async def test_shipped_ones_learn_from_what_was_asked_for() -> None:
 
 
 async def test_a_function_is_given_the_profile() -> None:
-    seen: list[Profile] = []
+    seen: list[Workload] = []
 
-    def mine(profile: Profile) -> Always:
-        seen.append(profile)
+    def mine(workload: Workload) -> Always:
+        seen.append(workload)
         return placed("small", "0")
 
-    workload = RecentRequests(None, clock=lambda: 0.0)
-    found = PolicyCatalog(Settings(), workload)
+    recent = RecentRequests(None, clock=lambda: 0.0)
+    found = PolicyCatalog(Settings(), recent)
     await found.add(given("mine", mine))
     await found.decide("mine", HALF, CLUSTER)
     for _ in range(20):
-        workload.note(HALF)
+        recent.note(HALF)
     for _ in range(2):
         assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
-    assert [profile.is_useful for profile in seen][-2:] == [False, True]
+    assert [workload.is_useful for workload in seen][-2:] == [False, True]
     await found.close()
 
 

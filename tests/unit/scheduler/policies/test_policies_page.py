@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from roost.placement import Profile, Request, Snapshot
+from roost.placement import Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, made
 
 DOCS = Path(__file__).parents[4] / "docs"
@@ -33,7 +33,7 @@ def test_the_page_runs() -> None:
         own = made(names[name], name)
         decision = own.place(Request(gpus=0.5, owner="student-1"), names["cluster"])
         assert decision.placement is not None
-    half = names["first_gpu_last"](Profile()).place(Request(gpus=0.5), names["cluster"])
+    half = names["first_gpu_last"](Workload()).place(Request(gpus=0.5), names["cluster"])
     assert half.placement.device_ids == ("1",)
     shipped = page.split("## Those that are shipped")[1]
     assert set(re.findall(r"^\| `(\w+)` \|", shipped, re.MULTILINE)) == set(SHIPPED)

@@ -35,13 +35,13 @@ class Clock:
 
 async def test_it_is_made_anew_when_that_matters() -> None:
     clock = Clock()
-    workload = RecentRequests(None, clock=clock)
-    made = [workload.profile(cluster())]
+    recent = RecentRequests(None, clock=clock)
+    made = [recent.workload(cluster())]
 
     def note(count: int, request: Request = GPU) -> bool:
         for _ in range(count):
-            workload.note(request)
-        made.append(workload.profile(cluster()))
+            recent.note(request)
+        made.append(recent.workload(cluster()))
         return made[-1] is not made[-2]
 
     assert not note(100, CPU)
@@ -55,37 +55,37 @@ async def test_it_is_made_anew_when_that_matters() -> None:
     assert note(1)
     clock.now = 180_000.0
     assert not note(0)
-    assert workload.profile(cluster("A100")) is not made[-1]
-    assert workload.profile(cluster("A100")).gpus == {"A100": 4.0}
-    assert workload.profile(Snapshot.of([])).gpus == {"A100": 4.0}
+    assert recent.workload(cluster("A100")) is not made[-1]
+    assert recent.workload(cluster("A100")).gpus == {"A100": 4.0}
+    assert recent.workload(Snapshot.of([])).gpus == {"A100": 4.0}
 
 
 async def test_what_is_learned_is_bounded() -> None:
-    workload = RecentRequests(None, clock=Clock())
+    recent = RecentRequests(None, clock=Clock())
     for number in range(WINDOW - 50):
-        workload.note(Request(cpus=number))
+        recent.note(Request(cpus=number))
     for _ in range(25):
-        workload.note(GPU)
-        workload.note(CPU)
-    profile = workload.profile(cluster())
-    assert len(profile.asked) == 100
-    assert {each.count for each in profile.asked if each.gpus} == {25.0}
-    assert max(profile.asked, key=lambda each: each.count).cpus == 1.0
+        recent.note(GPU)
+        recent.note(CPU)
+    workload = recent.workload(cluster())
+    assert len(workload.asked) == 100
+    assert {each.count for each in workload.asked if each.gpus} == {25.0}
+    assert max(workload.asked, key=lambda each: each.count).cpus == 1.0
 
 
 async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
     file = tmp_path / "requests.json"
-    workload = RecentRequests(file, clock=Clock())
+    recent = RecentRequests(file, clock=Clock())
     for _ in range(WINDOW):
-        workload.note(CPU)
+        recent.note(CPU)
     for _ in range(30):
-        workload.note(GPU)
-    workload.close()
+        recent.note(GPU)
+    recent.close()
     assert file.stat().st_mode & 0o777 == 0o600
     assert "plan" not in file.read_text()
     assert file.stat().st_size < 100_000
-    again = RecentRequests(file, clock=Clock()).profile(cluster())
-    assert again == workload.profile(cluster())
+    again = RecentRequests(file, clock=Clock()).workload(cluster())
+    assert again == recent.workload(cluster())
     assert (again.count, again.is_useful) == (WINDOW, True)
 
 
@@ -97,22 +97,22 @@ async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
 def test_a_broken_file_is_no_file(tmp_path: Path, content: str) -> None:
     file = tmp_path / "requests.json"
     file.write_bytes(content.encode(errors="surrogateescape"))
-    assert RecentRequests(file, clock=Clock()).profile(cluster()).count == 0
+    assert RecentRequests(file, clock=Clock()).workload(cluster()).count == 0
 
 
 def test_a_folder_in_its_place_is_no_file(tmp_path: Path) -> None:
-    assert RecentRequests(tmp_path, clock=Clock()).profile(cluster()).count == 0
+    assert RecentRequests(tmp_path, clock=Clock()).workload(cluster()).count == 0
 
 
 async def test_what_cannot_be_written_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recent_requests, "_SAVE_AFTER_S", 0.0)
-    workload = RecentRequests(tmp_path / "none" / "requests.json", clock=Clock())
+    recent = RecentRequests(tmp_path / "none" / "requests.json", clock=Clock())
     for _ in range(3):
-        workload.note(GPU)
+        recent.note(GPU)
         await asyncio.sleep(0.01)
-    workload.close()
+    recent.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
@@ -128,12 +128,12 @@ async def test_it_is_written_soon_and_once_for_a_burst(
         done.set()
 
     monkeypatch.setattr(recent_requests, "write_private_json", write)
-    workload = RecentRequests(tmp_path / "requests.json", clock=Clock())
+    recent = RecentRequests(tmp_path / "requests.json", clock=Clock())
     for _ in range(100):
-        workload.note(GPU)
+        recent.note(GPU)
     assert written == []
     await asyncio.wait_for(done.wait(), 5)
-    workload.close()
+    recent.close()
     assert len(written) == 1
 
 
