@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.progress import track
 from trace_data import add_traces, folder_of, read_cluster, read_tasks
 
-from roost.placement import Node, Policy, Request, Snapshot, Workload, policy
+from roost.placement import Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.pipeline import class_of
-from roost.placement.replay import arrivals_at_demand, replay
+from roost.placement.replay import draw_arrivals_to_demand, replay
 
 SIZES = (1_213, 10_000, 100_000)
 KERNELS = 200
@@ -42,8 +42,8 @@ MIB = 1 << 20
 def busy_nodes(nodes: Sequence[Node], requests: Sequence[Request], fill: float) -> list[Node]:
     """The trace's nodes once `balanced` has placed its requests up to that share of the GPUs."""
     snapshot = Snapshot.of(nodes)
-    arrivals = arrivals_at_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
-    last = replay(policy("balanced", Workload.of(requests, snapshot)), snapshot, arrivals).last
+    arrivals = draw_arrivals_to_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
+    last = replay(get_policy("balanced", Workload.of(requests, snapshot)), snapshot, arrivals).last
     return [last.node(node_id) for node_id in last.nodes]
 
 
@@ -76,14 +76,14 @@ class Cluster:
         decided_s = time.perf_counter() - began
         changed: dict[str, Node] = {}
         if placement is not None:
-            changed[placement.node_id] = self.snapshot.node(placement.node_id).holding(
+            changed[placement.node_id] = self.snapshot.node(placement.node_id).with_kernel(
                 request, placement.device_ids
             )
             self.running.append((placement.node_id, request, placement.device_ids))
         if len(self.running) > KERNELS:
             node_id, over, device_ids = self.running.popleft()
             node = changed.get(node_id) or self.snapshot.node(node_id)
-            changed[node_id] = node.releasing(over, device_ids)
+            changed[node_id] = node.without_kernel(over, device_ids)
         began = time.perf_counter()
         self.snapshot = self.snapshot.apply(changed.values())
         return decided_s, time.perf_counter() - began
@@ -121,7 +121,9 @@ def measure(arguments: Namespace) -> Report:
     busy = busy_nodes(read_cluster(folder), requests, arguments.fill)
     report.add(f"snapshot/{sizes[-1]}", memory_bytes(busy, sizes[-1]) / MIB, "MiB")
     workload = Workload.of(requests, Snapshot.of(busy))
-    clusters = {size: Cluster(copies(busy, size), requests, policy("balanced", workload)) for size in sizes}
+    clusters = {
+        size: Cluster(copies(busy, size), requests, get_policy("balanced", workload)) for size in sizes
+    }
     for cluster in clusters.values():
         cluster.warm_up()
     for number in track(range(-1, rounds), description=report.name, console=Console(stderr=True)):

@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.progress import track
 from trace_data import PUBLISHED, add_traces, folder_of, read_cluster, read_tasks
 
-from roost.placement import NOWHERE, Decision, Pipeline, Policy, Request, Snapshot, Workload, policy
+from roost.placement import NOWHERE, Decision, Pipeline, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.engine.columns import IntArray
-from roost.placement.replay import Arrival, arrivals_at_demand, poisson_arrivals, replay
+from roost.placement.replay import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, replay
 from roost.placement.shipped_policies import RandomTies
 
 WORKLOADS = ("default", "gpushare40", "gpuspec33", "multigpu50", "cpu250")
@@ -87,7 +87,7 @@ class AnyGpu:
         decision = self._policy.place(request, snapshot, avoid=avoid)
         if decision.placement is None or request.gpu_count != 1:
             return decision
-        fitting = snapshot.node(decision.placement.node_id).fitting(request)
+        fitting = snapshot.node(decision.placement.node_id).fitting_devices(request)
         device_ids = (self._source.choice(fitting).id,)
         return replace(decision, placement=replace(decision.placement, device_ids=device_ids))
 
@@ -107,7 +107,7 @@ def chosen(run: Run, snapshot: Snapshot, tasks: list[Arrival]) -> Policy:
     requests = [task.request for task in tasks]
     if how == "20 seen":
         requests = random.Random(run.seed).sample([request for request in requests if request.gpus], SEEN)
-    made = policy(name, Workload.of(requests, snapshot))
+    made = get_policy(name, Workload.of(requests, snapshot))
     assert isinstance(made, Pipeline)
     if how == "ties" or name == "random":
         made = replace(made, ties=RandomTies(run.seed))
@@ -121,11 +121,11 @@ def measured(run: Run) -> Mapping[str, float]:
     snapshot, tasks = workload(run.folder, run.workload)
     made, capacity = chosen(run, snapshot, tasks), float(snapshot.columns.gpus.sum())
     if run.load is not None:
-        arrivals = poisson_arrivals(tasks, capacity, run.load, run.arrivals, run.seed, is_steady=True)
+        arrivals = draw_poisson_arrivals(tasks, capacity, run.load, run.arrivals, run.seed, is_steady=True)
         done = replay(made, snapshot, arrivals)
         return {"refused": 100 * done.refused / done.arrived}
     requests = [task.request for task in tasks]
-    done = replay(made, snapshot, arrivals_at_demand(requests, capacity, RATIO, run.seed))
+    done = replay(made, snapshot, draw_arrivals_to_demand(requests, capacity, RATIO, run.seed))
     return {"100 %": done.allocation(100) or 0.0, "130 %": 100 * done.placed / done.capacity}
 
 

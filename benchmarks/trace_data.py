@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from roost.placement import Node
-from roost.placement.replay import Arrival, as_promised
+from roost.placement.replay import Arrival, assume_promised_use
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 NODES = "openb_node_list_gpu_node.csv"
@@ -37,7 +37,7 @@ def folder_of(arguments: argparse.Namespace) -> Path:
 
 def read_cluster(folder: Path) -> list[Node]:
     """The trace's nodes, empty, with metrics that say that nobody uses more than was promised."""
-    return [as_promised(node) for node in read_nodes(str(folder / NODES))]
+    return [assume_promised_use(node) for node in read_nodes(str(folder / NODES))]
 
 
 def read_tasks(folder: Path, workload: str) -> list[Arrival]:

@@ -2,9 +2,9 @@
 
 Names load on first use (PEP 562). Only a snapshot, a workload or a policy loads numpy.
 
->>> from roost.placement import Node, Request, Snapshot, policy
+>>> from roost.placement import Node, Request, Snapshot, get_policy
 >>> snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
->>> policy("round_robin").place(Request(cpus=1), snapshot).placement.node_id
+>>> get_policy("round_robin").place(Request(cpus=1), snapshot).placement.node_id
 'b'
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .pipeline import Policy as Policy
     from .pipeline import Ties as Ties
     from .refusals import Refusal as Refusal
-    from .refusals import Refused as Refused
+    from .refusals import RefusalGroup as RefusalGroup
     from .scorers import Scorer as Scorer
-    from .shipped_policies import policy as policy
+    from .shipped_policies import get_policy as get_policy
     from .snapshot import Columns as Columns
     from .snapshot import Snapshot as Snapshot
     from .workload import Workload as Workload
@@ -37,9 +37,9 @@ _HOMES = {
     "decision": ("Decision", "Placement"),
     "model": ("EPSILON", "Device", "Node", "Request"),
     "pipeline": ("NOWHERE", "Filter", "Pipeline", "Policy", "Ties"),
-    "refusals": ("Refusal", "Refused"),
+    "refusals": ("Refusal", "RefusalGroup"),
     "scorers": ("Scorer",),
-    "shipped_policies": ("policy",),
+    "shipped_policies": ("get_policy",),
     "snapshot": ("Columns", "Snapshot"),
     "workload": ("Workload",),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .model import Request
-from .refusals import BY_OPERATOR, SUMMARIES, Refusal, Refused, grouped
+from .refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
 
 _AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
 """Filters by what nodes have; what others refuse for ever, a request can change that says something else."""
@@ -52,7 +52,7 @@ class Decision:
     placement: Placement | None = None
     runners_up: Sequence[Placement] = ()
     refusals: Sequence[Refusal] = ()
-    refused: Sequence[Refused] = ()
+    refused: Sequence[RefusalGroup] = ()
     fallback: str | None = None
     metrics_age_s: float | None = None
     snapshot_version: int = 0
@@ -113,15 +113,15 @@ class Decision:
             found.append("more than one thing is short on every node that could hold it")
         return found
 
-    def _said_of(self, group: Refused, count: int) -> str:
+    def _said_of(self, group: RefusalGroup, count: int) -> str:
         """What is said of so many nodes of the group, with what only the decision knows: models, and its policy."""
         if group.filter not in _OURS:
             named = f" ({group.filter})" if group.filter else ""
             return f"{'is' if count == 1 else 'are'} refused by policy {self.policy}{named}"
-        said = group.said_of(count)
+        said = group.describe(count)
         return said if self.request.gpu_models else said.replace(" such GPUs", " GPUs")
 
-    def _advice(self, group: Refused) -> str:
+    def _advice(self, group: RefusalGroup) -> str:
         """What to do about such a refusal; empty where it is to wait."""
         if group.filter == "draining":
             drained = (example.node_id for example in group.examples if example.reason == BY_OPERATOR)
@@ -194,8 +194,8 @@ class Decision:
             snapshot_version=data["snapshot_version"],
         )
 
-    def _groups(self) -> Sequence[Refused]:
-        return self.refused or grouped(self.refusals)
+    def _groups(self) -> Sequence[RefusalGroup]:
+        return self.refused or group_refusals(self.refusals)
 
 
 def _nodes(count: int) -> str:
@@ -224,7 +224,7 @@ def _plain_refusal(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _plain_group(group: Refused, text: str) -> dict[str, Any]:
+def _plain_group(group: RefusalGroup, text: str) -> dict[str, Any]:
     return {
         "filter": group.filter,
         "when": group.when,
@@ -235,6 +235,6 @@ def _plain_group(group: Refused, text: str) -> dict[str, Any]:
     }
 
 
-def _group(data: Mapping[str, Any]) -> Refused:
+def _group(data: Mapping[str, Any]) -> RefusalGroup:
     examples = tuple(Refusal(**refusal) for refusal in data["examples"])
-    return Refused(**{**{k: v for k, v in data.items() if k != "text"}, "examples": examples})
+    return RefusalGroup(**{**{k: v for k, v in data.items() if k != "text"}, "examples": examples})

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .decision import Placement
-from .filters import fitting_devices
+from .filters import find_fitting_devices
 from .model import Request
-from .refusals import Refusal, Refused
+from .refusals import Refusal, RefusalGroup
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Grounds:
         ratings = np.round(
             sum((t[0] for t in terms.values() if t.ndim == 2), np.zeros(part.columns.device_free.shape[1])), 9
         )
-        places = np.flatnonzero(fitting_devices(request, part)[0])
+        places = np.flatnonzero(find_fitting_devices(request, part)[0])
         ranked = sorted(places, key=lambda place: -ratings[place])[: request.gpu_count]
         return tuple(node.devices[place].id for place in ranked)
 
@@ -90,12 +90,12 @@ class Grounds:
         for row in np.flatnonzero(self._refused.any(axis=0)).tolist():
             yield from self._of(row)
 
-    def refused(self) -> Sequence[Refused]:
+    def refused(self) -> Sequence[RefusalGroup]:
         """The refused nodes by their main reason: the first filter that would refuse them for ever, else the first."""
         refused, never = self._refused, self._never
         lasting = refused & never
         first = np.where(lasting.any(axis=0), lasting.argmax(axis=0), refused.argmax(axis=0))
-        found: list[Refused] = []
+        found: list[RefusalGroup] = []
         any_refused = refused.any(axis=0)
         for i, name in enumerate(self._names):
             for when in ("now", "never"):
@@ -104,7 +104,7 @@ class Grounds:
                     is_alone = refused[:, rows].sum(axis=0) == 1
                     nearest = np.lexsort((-self._free(name)[rows], ~is_alone))[:_EXAMPLES]
                     found.append(
-                        Refused(
+                        RefusalGroup(
                             filter=name,
                             when="never" if when == "never" else "now",
                             count=int(rows.size),
@@ -159,7 +159,7 @@ class Grounds:
     @cached_property
     def _never(self) -> BoolArray:
         """(filters + 1, n) True where the filter refuses even the empty node."""
-        never = self._by_filters(self._snapshot.emptied())
+        never = self._by_filters(self._snapshot.as_empty())
         return np.vstack([never, np.zeros(len(self._snapshot), dtype=bool)])
 
     def _by_filters(self, snapshot: Snapshot) -> BoolArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .format import amount, plural, size
+from .format import format_amount, format_bytes, format_count
 from .model import EPSILON, Node, Request
 from .refusals import BY_OPERATOR
 from .snapshot import BoolArray, Snapshot
@@ -76,7 +76,7 @@ class HasGpus:
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
         if not request.gpus:
             return None
-        fitting = fitting_devices(request, snapshot)
+        fitting = find_fitting_devices(request, snapshot)
         if request.gpu_count == 1:
             enough: BoolArray = np.logical_or.reduce(fitting, axis=1)
         else:
@@ -86,15 +86,17 @@ class HasGpus:
     def reason(self, request: Request, node: Node) -> str:
         model = f" of model {' or '.join(request.gpu_models)}" if request.gpu_models else ""
         accepted = [device for device in node.devices if request.accepts_model(device.model)]
-        needs = f"needs {plural(request.gpus, 'GPU')}{model}"
+        needs = f"needs {format_count(request.gpus, 'GPU')}{model}"
         if len(accepted) < request.gpu_count:
             return f"{needs}, has {len(accepted) or 'none'}"
-        if len(node.fitting(request)) >= request.gpu_count:
-            return f"{needs}, {amount(max(node.gpus_free, 0))} free"
+        if len(node.fitting_devices(request)) >= request.gpu_count:
+            return f"{needs}, {format_amount(max(node.gpus_free, 0))} free"
         if request.gpus <= 1:
             most = max(device.free for device in accepted)
-            return f"{needs}, {amount(max(most, 0))} free" + (" on the freest" if len(accepted) > 1 else "")
-        return f"{needs}, {len(node.fitting(request))} wholly free"
+            return f"{needs}, {format_amount(max(most, 0))} free" + (
+                " on the freest" if len(accepted) > 1 else ""
+            )
+        return f"{needs}, {len(node.fitting_devices(request))} wholly free"
 
 
 class HasMemory:
@@ -111,10 +113,10 @@ class HasMemory:
         return snapshot.columns.memory_free_bytes >= request.memory_bytes if request.memory_bytes else None
 
     def reason(self, request: Request, node: Node) -> str:
-        needs = f"needs {size(request.memory_bytes)} memory"
+        needs = f"needs {format_bytes(request.memory_bytes)} memory"
         if node.memory_bytes < request.memory_bytes:
-            return f"{needs}, has {size(node.memory_bytes)}"
-        return f"{needs}, {size(max(node.memory_free_bytes, 0))} free"
+            return f"{needs}, has {format_bytes(node.memory_bytes)}"
+        return f"{needs}, {format_bytes(max(node.memory_free_bytes, 0))} free"
 
 
 class HasCpus:
@@ -129,10 +131,10 @@ class HasCpus:
         return snapshot.columns.cpus_free >= request.cpus - EPSILON if request.cpus else None
 
     def reason(self, request: Request, node: Node) -> str:
-        needs = f"needs {plural(request.cpus, 'CPU')}"
+        needs = f"needs {format_count(request.cpus, 'CPU')}"
         if node.cpus < request.cpus - EPSILON:
-            return f"{needs}, has {amount(node.cpus)}"
-        return f"{needs}, {amount(max(node.cpus_free, 0))} free"
+            return f"{needs}, has {format_amount(node.cpus)}"
+        return f"{needs}, {format_amount(max(node.cpus_free, 0))} free"
 
 
 class HasResources:
@@ -156,10 +158,10 @@ class HasResources:
         enough, name = min(
             (node.resources.get(name, 0.0) >= request.resources[name] - EPSILON, name) for name in short
         )
-        needs = f"needs {amount(request.resources[name])} {name}"
+        needs = f"needs {format_amount(request.resources[name])} {name}"
         if enough:  # on the empty node; what even that lacks comes first
-            return f"{needs}, {amount(max(free[name], 0))} free"
-        return f"{needs}, has {amount(node.resources[name]) if node.resources.get(name) else 'none'}"
+            return f"{needs}, {format_amount(max(free[name], 0))} free"
+        return f"{needs}, has {format_amount(node.resources[name]) if node.resources.get(name) else 'none'}"
 
 
 def _stays(node: Node) -> bool:
@@ -170,7 +172,7 @@ def _is_untainted(node: Node) -> bool:
     return not node.taints
 
 
-def fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
+def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
     """(n, d) True for devices of a model that will do, on which the request's share of one device is free."""
     fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
     return fitting & snapshot.accepted_devices(request) if request.gpu_models else fitting

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 
-def amount(value: float) -> str:
+def format_amount(value: float) -> str:
     """``1``, ``0.25``, ``1.5``: at most three decimals, no trailing zeros."""
     return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
 
 
-def size(value: float) -> str:
+def format_bytes(value: float) -> str:
     """``8 GiB``, ``512 MiB``: binary units, at most one decimal."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(value) >= factor:
@@ -16,6 +16,6 @@ def size(value: float) -> str:
     return f"{value:.0f} bytes"
 
 
-def plural(count: float, word: str) -> str:
+def format_count(count: float, word: str) -> str:
     """``1 GPU``, ``0.5 GPU``, ``2 GPUs``, ``0 GPUs``."""
-    return f"{amount(count)} {word}" if 0 < count <= 1 else f"{amount(count)} {word}s"
+    return f"{format_amount(count)} {word}" if 0 < count <= 1 else f"{format_amount(count)} {word}s"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from .format import amount, plural, size
+from .format import format_amount, format_bytes, format_count
 
 EPSILON = 1e-6
 """CPUs and GPUs this close are equal, so that ten times 0.1 fill a device exactly. Bytes are exact."""
@@ -59,7 +59,7 @@ class Request:
         gpus = _count("gpus", self.gpus)
         if gpus > 1 and gpus != round(gpus):
             raise ValueError(
-                f"gpus must be at most 1 (a share of one GPU) or a whole number; got {amount(gpus)}. "
+                f"gpus must be at most 1 (a share of one GPU) or a whole number; got {format_amount(gpus)}. "
                 f"Ask for {math.floor(gpus)} or {math.ceil(gpus)}."
             )
         models = _names("gpu_models", self.gpu_models)
@@ -106,14 +106,14 @@ class Request:
         parts = []
         if self.gpus:
             parts.append(
-                plural(self.gpus, "GPU")
+                format_count(self.gpus, "GPU")
                 + (f" of model {' or '.join(self.gpu_models)}" if self.gpu_models else "")
             )
         if self.memory_bytes:
-            parts.append(f"{size(self.memory_bytes)} memory")
+            parts.append(f"{format_bytes(self.memory_bytes)} memory")
         if self.cpus:
-            parts.append(plural(self.cpus, "CPU"))
-        parts += [f"{amount(asked)} {name}" for name, asked in sorted(self.resources.items())]
+            parts.append(format_count(self.cpus, "CPU"))
+        parts += [f"{format_amount(asked)} {name}" for name, asked in sorted(self.resources.items())]
         parts += [f"label {key}={value}" for key, value in sorted(self.labels.items())]
         return ", ".join(parts) or "a kernel that asks for nothing"
 
@@ -253,20 +253,20 @@ class Node:
         """What is not promised of a custom resource; 0 where there is none, negative like the others."""
         return self.resources.get(name, 0.0) - self.resources_promised.get(name, 0.0)
 
-    def fitting(self, request: Request) -> tuple[Device, ...]:
+    def fitting_devices(self, request: Request) -> tuple[Device, ...]:
         """The devices on which the request's share of one device is free, in the node's order."""
         share = request.gpu_share - EPSILON
         return tuple(d for d in self.devices if d.free >= share and request.accepts_model(d.model))
 
-    def holding(self, request: Request, device_ids: Iterable[str] = ()) -> Node:
+    def with_kernel(self, request: Request, device_ids: Iterable[str] = ()) -> Node:
         """This node once it also holds a kernel of that request, on these devices where they are known."""
         return self._changed(request, frozenset(device_ids), 1)
 
-    def releasing(self, request: Request, device_ids: Iterable[str] = ()) -> Node:
-        """The inverse of ``holding`` (to 9 decimals); never below zero."""
+    def without_kernel(self, request: Request, device_ids: Iterable[str] = ()) -> Node:
+        """The inverse of ``with_kernel`` (to 9 decimals); never below zero."""
         return self._changed(request, frozenset(device_ids), -1)
 
-    def emptied(self) -> Node:
+    def as_empty(self) -> Node:
         """This node with nothing promised and nothing running on it, and not draining."""
         return replace(
             self,
@@ -340,7 +340,7 @@ def _count(name: str, value: object) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {number}.")
     if number < 0:
-        raise ValueError(f"{name} must not be negative; got {amount(number)}. Use 0 to ask for none.")
+        raise ValueError(f"{name} must not be negative; got {format_amount(number)}. Use 0 to ask for none.")
     return number + 0.0
 
 

@@ -26,7 +26,7 @@ SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said
 }
 
 
-def summary(name: str, when: str, count: int) -> str:
+def summarize(name: str, when: str, count: int) -> str:
     """What is said of `count` nodes that the filter of that name refuses."""
     one, many = SUMMARIES.get((name, when), (f"is refused by {name}", f"are refused by {name}"))
     return one if count == 1 else many
@@ -46,7 +46,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class RefusalGroup:
     """How many nodes are refused for one main reason. ``alone``: for how many of them it is the only one.
 
     ``examples`` are a few of them, those nearest to fitting first.
@@ -58,15 +58,15 @@ class Refused:
     alone: int = 0
     examples: tuple[Refusal, ...] = ()
 
-    def said_of(self, count: int) -> str:
+    def describe(self, count: int) -> str:
         """The predicate, of so many of these nodes: ``have too little memory free now``. Nodes to avoid come with
         their reason."""
         if self.filter == "avoid" and self.examples:
             return self.examples[0].reason
-        return summary(self.filter, self.when, count)
+        return summarize(self.filter, self.when, count)
 
 
-def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
+def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
     """The refused nodes counted by their main reason: a node's first *never*, else its first *now*."""
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:
@@ -78,7 +78,7 @@ def grouped(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
         said = main.reason if main.filter == "avoid" else ""
         groups.setdefault((main.filter, main.when, said), []).append(each)
     found = [
-        Refused(
+        RefusalGroup(
             filter=name,
             when=when,
             count=len(nodes),

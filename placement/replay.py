@@ -104,7 +104,7 @@ def replay(
         share = 100.0 / capacity
         fragmented = None
         if workload is not None and resource == "gpus" and percent % fragmentation_every == 0:
-            fragmented = fragmentation(workload, snapshot) * share
+            fragmented = measure_fragmentation(workload, snapshot) * share
         points[percent] = Point(
             arrived=arrived * share,
             allocated=held * share,
@@ -126,7 +126,7 @@ def replay(
         devices = None if decision.placement is None else _devices(request, snapshot, decision.placement)
         if decision.placement is not None and devices is not None:
             node_id = decision.placement.node_id
-            snapshot = snapshot.apply([snapshot.node(node_id).holding(request, devices)])
+            snapshot = snapshot.apply([snapshot.node(node_id).with_kernel(request, devices)])
             placed_requests, placed, held = placed_requests + 1, placed + amount, held + amount
             if arrival.duration_s is not None:
                 end_s = arrival.at_s + arrival.duration_s
@@ -150,7 +150,7 @@ def replay(
     )
 
 
-def arrivals_at_demand(
+def draw_arrivals_to_demand(
     requests: Sequence[Request], capacity: float, ratio: float, seed: int, resource: Resource = "gpus"
 ) -> list[Arrival]:
     """The protocol of FGD (Weng et al., ATC '23): these requests in random order, until ``ratio`` x capacity is asked
@@ -178,7 +178,7 @@ def arrivals_at_demand(
     return [Arrival(request=request, at_s=float(at)) for at, request in enumerate(stream)]
 
 
-def poisson_arrivals(
+def draw_poisson_arrivals(
     tasks: Sequence[Arrival],
     capacity: float,
     load: float,
@@ -218,13 +218,13 @@ def poisson_arrivals(
     return arrivals
 
 
-def as_promised(node: Node) -> Node:
+def assume_promised_use(node: Node) -> Node:
     """The node as simulations see it: fresh metrics say that nobody uses more than was promised."""
     devices = tuple(replace(device, used=0.0, memory_used_bytes=None) for device in node.devices)
     return replace(node, devices=devices, cpus_used=0.0, memory_used_bytes=0, metrics_age_s=0.0)
 
 
-def fragmentation(workload: Workload, snapshot: Snapshot) -> float:
+def measure_fragmentation(workload: Workload, snapshot: Snapshot) -> float:
     """FGD's expected fragmentation F of all nodes, in GPUs: what of the free GPUs a typical request could not use."""
     c = snapshot.columns
     if not c.device_model.shape[1]:
@@ -246,7 +246,7 @@ def _devices(request: Request, snapshot: Snapshot, placement: Placement) -> tupl
     if placement.node_id not in snapshot:
         return None
     node = snapshot.node(placement.node_id)
-    fitting = [device.id for device in node.fitting(request)] if request.gpus else []
+    fitting = [device.id for device in node.fitting_devices(request)] if request.gpus else []
     devices = placement.device_ids or tuple(fitting[: request.gpu_count])
     holds = (
         node.cpus_free >= request.cpus - EPSILON
@@ -265,5 +265,5 @@ def _released(
     nodes: dict[str, Node] = {}
     for _, _, node_id, request, devices in over:
         node = nodes.get(node_id) or snapshot.node(node_id)
-        nodes[node_id] = node.releasing(request, devices)
+        nodes[node_id] = node.without_kernel(request, devices)
     return snapshot.apply(nodes.values())

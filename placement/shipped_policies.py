@@ -137,21 +137,21 @@ class PolicyError(ValueError):
     """There is no such policy, or what has that name is none; the text is one sentence that names it."""
 
 
-def policy(name_or_object: str | Policy, workload: Workload = _NOBODY) -> Policy:
+def get_policy(name_or_object: str | Policy, workload: Workload = _NOBODY) -> Policy:
     """The policy of that name: shipped, an entry point of ``roost.policies``, or ``module:Name``.
 
     A policy object is given back as it is. Raises ``PolicyError`` that lists the known names.
     """
     if isinstance(name_or_object, str):
-        return made(find(name_or_object), name_or_object, workload)
-    return made(name_or_object, repr(name_or_object), workload)
+        return build_policy(import_policy(name_or_object), name_or_object, workload)
+    return build_policy(name_or_object, repr(name_or_object), workload)
 
 
-def find(name: str) -> object:
+def import_policy(name: str) -> object:
     """What that name stands for, to be ``made`` a policy; raises ``PolicyError``, or what importing it raises."""
     if name in SHIPPED:
         return SHIPPED[name]
-    others = installed()
+    others = list_installed()
     try:
         if name in others:
             return others[name].load()
@@ -166,12 +166,12 @@ def find(name: str) -> object:
     )
 
 
-def installed() -> Mapping[str, EntryPoint]:
+def list_installed() -> Mapping[str, EntryPoint]:
     """The policies of installed packages, by name."""
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def made(found: object, name: str, workload: Workload = _NOBODY) -> Policy:
+def build_policy(found: object, name: str, workload: Workload = _NOBODY) -> Policy:
     """The policy that is found: an object as it is, a class without required arguments called, or a function called
     with the workload, as the shipped ones are. Raises ``PolicyError`` for anything else, or what the call raises."""
     if isinstance(found, type):

@@ -192,13 +192,13 @@ class Snapshot:
             _ = after.columns  # once in a while, or what waits would grow
         return after
 
-    def aged(self, elapsed_s: float) -> Snapshot:
+    def older_by(self, elapsed_s: float) -> Snapshot:
         """The same picture and version ``elapsed_s`` later: every metric is that much older."""
         return self._with(ages=self.ages + elapsed_s, _fresh={})
 
-    def emptied(self) -> Snapshot:
+    def as_empty(self) -> Snapshot:
         """The same nodes with nothing promised and nothing running: what refuses here refuses for ever."""
-        columns = cols.emptied(self.columns)
+        columns = cols.empty_columns(self.columns)
         if self._whole is None:
             return self._with(_pending=(), _base=columns, history=History(self.version), _is_emptied=True)
         part = self.part(np.arange(len(self)), columns)

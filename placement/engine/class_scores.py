@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roost.placement.filters import fitting_devices
+from roost.placement.filters import find_fitting_devices
 from roost.placement.model import Request
 from roost.placement.scorers import Scorer, Weighted
 from roost.placement.snapshot import BoolArray, FloatArray, IntArray, Snapshot
@@ -115,7 +115,7 @@ class Rating:
                 per_device = term if per_device is None else per_device + term
         if request.gpus:
             if devices is None:
-                devices = fitting_devices(request, snapshot)
+                devices = find_fitting_devices(request, snapshot)
             best, chosen = best_devices(request.gpu_count, snapshot, devices, per_device)
             totals = best if totals is None else totals + best
         else:
@@ -134,7 +134,7 @@ class Rating:
 
         Where none is to blame, no filter asked for the devices that a node lacks: nothing is to be found there.
         """
-        fitting = fitting_devices(self._request, snapshot)
+        fitting = find_fitting_devices(self._request, snapshot)
         known = snapshot.without_stale_metrics(self._stale_after_s)
         for scorer, _ in self._scorers:
             scores = scorer.score(self._request, known)

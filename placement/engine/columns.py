@@ -280,7 +280,7 @@ def fitted(name: str, columns: Columns, width: int) -> Any:
     return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=_PADDING[name])
 
 
-def emptied(columns: Columns) -> Columns:
+def empty_columns(columns: Columns) -> Columns:
     """The same nodes with nothing promised and nothing running on them, not draining."""
     has_device = columns.device_model >= 0
     return columns.replaced(

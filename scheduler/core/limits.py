@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from roost.placement.format import plural
+from roost.placement.format import format_count
 from roost.scheduler.config.memory_size import format_bytes
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LimitExceeded, NotAllowed
@@ -39,7 +39,7 @@ def admit(request: KernelRequest, user: str, held: Mapping[str, KernelRequest], 
     most = settings.max_kernels_per_user
     if most is not None and len(held) >= most:
         raise LimitExceeded(
-            f"{user} has {plural(len(held), 'kernel')}, and max_kernels_per_user allows {most}: "
+            f"{user} has {format_count(len(held), 'kernel')}, and max_kernels_per_user allows {most}: "
             f"{'stop one first' if held else 'ask the operator'}{_named(held)}.",
             cap="max_kernels_per_user",
             allowed=most,
@@ -76,4 +76,4 @@ def _named(kernel_ids: Iterable[str]) -> str:
 def _text(name: str, amount: float) -> str:
     if name == "memory_bytes":
         return f"{format_bytes(amount)} of memory"
-    return plural(amount, "CPU" if name == "cpus" else "GPU")
+    return format_count(amount, "CPU" if name == "cpus" else "GPU")

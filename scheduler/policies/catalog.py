@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from roost.launchers.daemon.tasks import in_thread
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
-from roost.placement.shipped_policies import SHIPPED, installed
+from roost.placement.shipped_policies import SHIPPED, list_installed
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.service.operations import AddPolicy
@@ -156,7 +156,7 @@ class PolicyCatalog:
             return "a shipped policy has it"
         if name in self._settings.policies:
             return "the operator's configuration has given it to another"
-        return "a policy of an installed package has it" if name in installed() else ""
+        return "a policy of an installed package has it" if name in list_installed() else ""
 
     async def _load(self, name: str, find_it: Callable[[], object], token: str = "") -> ConfigError | None:
         """Keep what is found under that name, or say why not. Whoever asks for the same meanwhile waits along."""

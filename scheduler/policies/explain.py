@@ -88,7 +88,7 @@ def _has_room(decision: Decision, snapshot: Snapshot, node_id: str) -> Callable[
     def has_room(ended: Sequence[Lease]) -> bool:
         node = snapshot.node(node_id)
         for lease in ended:
-            node = node.releasing(lease.request, lease.device_ids)
+            node = node.without_kernel(lease.request, lease.device_ids)
         return fits.place(decision.request, Snapshot.of([node])).placement is not None
 
     return has_room

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
-from roost.placement.shipped_policies import SHIPPED, PolicyError, find, installed
+from roost.placement.shipped_policies import SHIPPED, PolicyError, import_policy, list_installed
 from roost.scheduler.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _NOBODYS: Mapping[str, str] = MappingProxyType({})
 
 
 def find_policy(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
-    """What `named` (the operator's) means by it, `path/to/file.py:Name`, or what `placement.policies.find` knows.
+    """What `named` (the operator's) means by it, `path/to/file.py:Name`, or what `import_policy` knows.
 
     Raises whatever loading it raises, and `PolicyError` that lists the known names.
 
@@ -34,10 +34,10 @@ def find_policy(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
     if not path.endswith(".py"):
         if spec.endswith(".py"):
             raise PolicyError(f"policy {spec} is a file: give it as path/to/file.py:Name.")
-        others = sorted({*installed(), *named} - SHIPPED.keys())
-        if ":" not in spec and spec not in (*SHIPPED, *installed()):
+        others = sorted({*list_installed(), *named} - SHIPPED.keys())
+        if ":" not in spec and spec not in (*SHIPPED, *list_installed()):
             raise PolicyError(f"unknown policy {spec!r:.80}; known are {', '.join([*SHIPPED, *others])}.")
-        return find(spec)
+        return import_policy(spec)
     file = Path(path).expanduser().resolve()
     source = file.read_bytes()
     module_name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"

@@ -22,7 +22,7 @@ from roost.launchers.daemon.tasks import in_thread
 from roost.placement import Decision, Placement, Policy, Refusal, Request, Snapshot, Workload
 from roost.placement.decision import SHOWN_REFUSALS
 from roost.placement.pipeline import DEFAULT_FILTERS
-from roost.placement.shipped_policies import made
+from roost.placement.shipped_policies import build_policy
 
 from .loader import format_error
 
@@ -34,7 +34,7 @@ class PolicyFailed(Exception):
 
 
 class SandboxedPolicy:
-    """The policy `name`, made of what was `found` (`placement.policies.made`), with `timeout_s` for each decision.
+    """The policy `name`, made of what was `found` (`build_policy`), with `timeout_s` for each decision.
 
     There is one thread at most, that of `call`: while it has not answered, it is not asked again.
     """
@@ -44,7 +44,7 @@ class SandboxedPolicy:
         self._found = found
         self._timeout_s = timeout_s
         self._workload = workload
-        self._policy: Policy = made(found, name, workload)
+        self._policy: Policy = build_policy(found, name, workload)
         self._learns = not isinstance(found, (type, Policy))
         self._turn = asyncio.Lock()
         self.call: asyncio.Task[Decision | str] | None = None
@@ -86,7 +86,7 @@ class SandboxedPolicy:
         """In the thread: a decision that holds, or what is wrong with it."""
         try:
             if self._learns and workload is not self._workload:
-                self._policy, self._workload = made(self._found, self.name, workload), workload
+                self._policy, self._workload = build_policy(self._found, self.name, workload), workload
             return check_decision(
                 self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid
             )
@@ -138,7 +138,7 @@ def check_placement(
         passes = rule.passes(request, part)
         if passes is not None and not passes[0]:
             raise ValueError(f"it chose {node_id}, which {rule.reason(request, node)}")
-    free = {device.id for device in node.fitting(request)} if request.gpus else set()
+    free = {device.id for device in node.fitting_devices(request)} if request.gpus else set()
     for device_id in ids:
         if device_id not in free:
             raise ValueError(

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
-from roost.placement.format import plural
+from roost.placement.format import format_count
 from roost.placement.lazy import LaterSequence
-from roost.placement.replay import Arrival, Resource, as_promised, replay
-from roost.placement.shipped_policies import SHIPPED, made
+from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
+from roost.placement.shipped_policies import SHIPPED, build_policy
 from roost.scheduler.cli.actions import ask, client_of, options_of
 from roost.scheduler.config.settings import load
 from roost.scheduler.errors import ConfigError
@@ -88,7 +88,7 @@ def compare(
     known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
-        return load_policy(name, lambda: made(known[name], name, workload))
+        return load_policy(name, lambda: build_policy(known[name], name, workload))
 
     for name in known:
         make(name)  # what is wrong is told before anything runs
@@ -179,7 +179,7 @@ def _tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
         raise ConfigError(
             "all kernels that the scheduler has placed still run: give --empty, or name a trace."
         )
-    note = f"Left out, since still on the nodes: {plural(running, 'kernel')} (with --empty all arrive)."
+    note = f"Left out, since still on the nodes: {format_count(running, 'kernel')} (with --empty all arrive)."
     return tasks, note if running else ""
 
 
@@ -206,14 +206,14 @@ def _nodes(arguments: argparse.Namespace) -> list[Node]:
         )
         nodes = [snapshot.node(node_id) for node_id in snapshot.nodes]
     if arguments.empty:
-        nodes = [node.emptied() for node in nodes]
+        nodes = [node.as_empty() for node in nodes]
     for specification in arguments.add:
         nodes += add_nodes(nodes, specification)
     try:
         Snapshot.of(nodes)
     except ValueError as problem:  # two of one name
         raise ConfigError(f"{arguments.nodes or 'nodes'}: {problem}") from None
-    return [as_promised(node) for node in nodes]
+    return [assume_promised_use(node) for node in nodes]
 
 
 def _pyplot(path: str) -> Any:

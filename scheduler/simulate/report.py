@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from roost.placement.format import plural
+from roost.placement.format import format_count
 from roost.placement.replay import Replay, Resource
 from roost.scheduler.cli.tables import console, show, table
 
@@ -118,7 +118,7 @@ class Comparison:
             made = self._table(is_spread, without)
             if out.measure(made, options=unbounded).maximum <= out.width:
                 break
-        on = f"on {plural(self.nodes, 'node')} with {_amount(self.capacity, self.resource)}"
+        on = f"on {format_count(self.nodes, 'node')} with {_amount(self.capacity, self.resource)}"
         out.print(f"{self.stream}, {on}.")
         if self.note:
             out.print(self.note)
@@ -180,7 +180,7 @@ class Comparison:
             axis.grid(alpha=0.3)
         axes[0, 0].legend(fontsize=8)
         axes[-1, 0].set_xlabel(f"demand arrived, % of {_WORDS[self.resource]}", fontsize=8)
-        figure.suptitle(f"{self.stream}, {plural(self.nodes, 'node')}", fontsize=9)
+        figure.suptitle(f"{self.stream}, {format_count(self.nodes, 'node')}", fontsize=9)
         figure.tight_layout()
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
@@ -211,4 +211,4 @@ def _percent(values: Sequence[float], is_spread: bool) -> str:
 def _amount(capacity: float, resource: Resource) -> str:
     if resource == "memory_bytes":
         return f"{capacity / 2**30:.0f} GiB memory"
-    return plural(capacity, _WORDS[resource].removesuffix("s"))
+    return format_count(capacity, _WORDS[resource].removesuffix("s"))

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from roost.placement import Node
-from roost.placement.format import plural
-from roost.placement.replay import Arrival, Resource, arrivals_at_demand, poisson_arrivals
+from roost.placement.format import format_count
+from roost.placement.replay import Arrival, Resource, draw_arrivals_to_demand, draw_poisson_arrivals
 from roost.scheduler.errors import ConfigError
 
 FIRST_SEED = 42
@@ -86,7 +86,7 @@ def _check_size(
         less = "a lower --demand"
     if each * seeds > MOST_ARRIVALS:
         raise ConfigError(
-            f"that would be more than {MOST_ARRIVALS:,} arrivals, {plural(seeds, 'seed')} taken together: "
+            f"that would be more than {MOST_ARRIVALS:,} arrivals, {format_count(seeds, 'seed')} taken together: "
             f"give {less} or fewer --seeds."
         )
 
@@ -98,13 +98,13 @@ def _made(
     if arguments.recorded:
         first_s = tasks[0].at_s
         return {FIRST_SEED: [replace(task, at_s=task.at_s - first_s) for task in tasks]}, (
-            f"{plural(len(tasks), 'request')} as they came"
+            f"{format_count(len(tasks), 'request')} as they came"
         )
     if arguments.departures:
         count = arguments.arrivals or len(tasks)
         said = f"{count} Poisson arrivals at a load of {arguments.load:g}, with departures"
         return {
-            seed: poisson_arrivals(
+            seed: draw_poisson_arrivals(
                 tasks, capacity, arguments.load, count, seed, resource=resource, is_steady=True
             )
             for seed in seeds
@@ -112,7 +112,7 @@ def _made(
     requests = [task.request for task in tasks]
     said = f"Requests for {arguments.demand * 100:g} % of what there is, at random, without departures"
     return {
-        seed: arrivals_at_demand(requests, capacity, arguments.demand, seed, resource) for seed in seeds
+        seed: draw_arrivals_to_demand(requests, capacity, arguments.demand, seed, resource) for seed in seeds
     }, said
 
 

@@ -79,7 +79,7 @@ def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
     if len(nodes) + count > MOST_NODES:
         raise ConfigError(f"--add {specification!r:.80} makes more than {MOST_NODES:,} nodes: add fewer.")
     known = {node.id: node for node in nodes}
-    like = known[what].emptied() if what in known else _described(what, specification, known)
+    like = known[what].as_empty() if what in known else _described(what, specification, known)
     taken = sum(node.id.startswith("added-") for node in nodes)
     return [replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, count + 1)]
 

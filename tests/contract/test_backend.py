@@ -21,7 +21,7 @@ from dask_nodes import tls_files
 
 from roost.launchers.daemon import daemon
 from roost.launchers.protocol.messages import Owner
-from roost.placement import Placement, Request, Snapshot, policy
+from roost.placement import Placement, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
 from roost.scheduler.backends.dask.backend import DaskBackend
 from roost.scheduler.backends.local.backend import LocalBackend
@@ -92,7 +92,7 @@ def t4(kind: str) -> T4:
 
 
 def place(snapshot: Snapshot, request: Request) -> Placement:
-    decision = policy("balanced").place(request, snapshot)
+    decision = get_policy("balanced").place(request, snapshot)
     assert decision.placement is not None, decision.reason
     return decision.placement
 
@@ -102,7 +102,7 @@ async def take(
 ) -> Lease:
     if placement is None:  # what was given back shows late
         await _until(
-            backend, lambda snapshot: policy("balanced").place(request, snapshot).placement is not None
+            backend, lambda snapshot: get_policy("balanced").place(request, snapshot).placement is not None
         )
         placement = place(await backend.snapshot(), request)
     return await backend.lease(
@@ -163,7 +163,7 @@ async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener, t4: 
         held = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
         assert max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict)) < 1.0
         assert len(held) == 2
-        assert policy("balanced").place(share, await backend.snapshot()).placement is None
+        assert get_policy("balanced").place(share, await backend.snapshot()).placement is None
         for lease in held:
             await backend.release(lease)
 

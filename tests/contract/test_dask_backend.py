@@ -15,7 +15,7 @@ from dask_machines import DaskMachines, Machine, why_not
 
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Owner
-from roost.placement import Placement, Request, policy
+from roost.placement import Placement, Request, get_policy
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.dask.backend import DaskBackend
 from roost.scheduler.config.settings import DaskSettings, Settings
@@ -44,7 +44,7 @@ async def joined(
 
 async def taken(backend: DaskBackend, kernel_id: str, request: Request) -> Lease:
     give_up_at = time.monotonic() + 5
-    while (decision := policy("pack").place(request, await backend.snapshot())).placement is None:
+    while (decision := get_policy("pack").place(request, await backend.snapshot())).placement is None:
         assert time.monotonic() < give_up_at, decision.reason
         await asyncio.sleep(0.05)  # workers tell a moment later what is free
     return await backend.lease(
@@ -134,7 +134,7 @@ async def test_a_machine_on_which_no_agent_can_run_gets_nothing_and_keeps_nothin
             assert await backend.leases() == []
         async with joined(cluster.address, tmp_path) as mended:
             assert await mended.up() == 1
-            assert policy("pack").place(Request(gpus=1), await mended.snapshot()).placement is not None
+            assert get_policy("pack").place(Request(gpus=1), await mended.snapshot()).placement is not None
 
 
 async def test_what_a_worker_is_said_to_have_may_change(

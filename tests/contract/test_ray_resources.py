@@ -10,7 +10,7 @@ import pytest
 from raylets import Raylets
 
 from roost.launchers.protocol.messages import Owner
-from roost.placement import Decision, Request, policy
+from roost.placement import Decision, Request, get_policy
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.ray import join, placement_groups
 from roost.scheduler.backends.ray.backend import RayBackend
@@ -44,7 +44,7 @@ async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[RayBackend]
 
 
 async def decide(backend: RayBackend, **resources: float) -> Decision:
-    return policy("balanced").place(Request(resources=resources), await backend.snapshot())
+    return get_policy("balanced").place(Request(resources=resources), await backend.snapshot())
 
 
 async def take(backend: RayBackend, decision: Decision, name: str) -> Lease:

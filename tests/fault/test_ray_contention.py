@@ -21,7 +21,7 @@ import asyncio, json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from contention import ask
-from roost.placement import policy
+from roost.placement import get_policy
 
 class Noting:
     "`balanced`, and a line for each decision: for which kernel, what the nodes had promised, whether it was placed"
@@ -29,7 +29,7 @@ class Noting:
     def __init__(self, file):
         self.file = file
     def place(self, request, snapshot, *, avoid={}):
-        decision = policy("balanced").place(request, snapshot, avoid=avoid)
+        decision = get_policy("balanced").place(request, snapshot, avoid=avoid)
         nodes = [snapshot.node(node_id) for node_id in snapshot.nodes]
         seen = [(node.gpus_promised, [device.promised for device in node.devices]) for node in nodes]
         with open(self.file, "a") as file:

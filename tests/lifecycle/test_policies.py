@@ -12,7 +12,7 @@ from managers import kernelspecs
 from notebook import Notebook
 from world import daemon_pids, kill, settle, tiny
 
-from roost.placement import Decision, Request, Snapshot, policy
+from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import KernelRequest, StartKernel
@@ -68,7 +68,7 @@ class SecondOnly:
     name = "second_only"
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: object = None) -> Decision:
-        decision = policy("pack").place(request, snapshot)
+        decision = get_policy("pack").place(request, snapshot)
         return _on_the_second(decision)
 
 

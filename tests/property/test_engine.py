@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from roost.placement import EPSILON, Decision, Device, Node, Policy, Request, Snapshot, Workload, policy
+from roost.placement import EPSILON, Decision, Device, Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.shipped_policies import SHIPPED
 
 PROFILE = Workload.of(
@@ -78,7 +78,7 @@ class Engine(RuleBasedStateMachine):
 
     def fresh(self) -> Policy:
         """The same policy, knowing nothing of earlier decisions."""
-        return policy(self.name, self.workload)
+        return get_policy(self.name, self.workload)
 
     def go_on(self, *nodes: Node, removed: tuple[str, ...] = ()) -> None:
         self.snapshot = self.snapshot.apply(nodes, removed)
@@ -129,7 +129,7 @@ class Engine(RuleBasedStateMachine):
 
     @rule(elapsed_s=st.sampled_from([0.5, 26.0]))
     def time_passes(self, elapsed_s: float) -> None:
-        self.snapshot = self.snapshot.aged(elapsed_s)
+        self.snapshot = self.snapshot.older_by(elapsed_s)
 
     @rule(request=st.sampled_from(CLASSES), is_older=st.booleans(), data=st.data())
     def somebody_asks(self, request: Request, is_older: bool, data: st.DataObject) -> None:
@@ -153,9 +153,9 @@ class Engine(RuleBasedStateMachine):
             return
         before = self.snapshot.node(placement.node_id)
         assert len(placement.device_ids) == request.gpu_count
-        assert set(placement.device_ids) <= {device.id for device in before.fitting(request)}
-        held = before.holding(request, placement.device_ids)
-        assert held.releasing(request, placement.device_ids) == before
+        assert set(placement.device_ids) <= {device.id for device in before.fitting_devices(request)}
+        held = before.with_kernel(request, placement.device_ids)
+        assert held.without_kernel(request, placement.device_ids) == before
         self.held.append((before.id, request, placement.device_ids))
         self.go_on(held)
 
@@ -165,7 +165,7 @@ class Engine(RuleBasedStateMachine):
         kernel = data.draw(st.sampled_from(self.held))
         self.held.remove(kernel)
         node_id, request, device_ids = kernel
-        self.go_on(self.snapshot.node(node_id).releasing(request, device_ids))
+        self.go_on(self.snapshot.node(node_id).without_kernel(request, device_ids))
 
     @precondition(lambda self: self.has_nodes)
     @rule(request=st.sampled_from(CLASSES), data=st.data())

@@ -62,7 +62,7 @@ def test_nothing_is_over_committed(
     assert node.id not in avoid
     assert not node.is_draining
     assert set(node.taints) <= set(request.tolerates)
-    after = node.holding(request, decision.placement.device_ids)
+    after = node.with_kernel(request, decision.placement.device_ids)
     if request.cpus:
         assert after.cpus_free >= -EPSILON
     if request.memory_bytes:

@@ -21,9 +21,9 @@ from roost.placement import (
     Request,
     Snapshot,
     Workload,
-    policy,
+    get_policy,
 )
-from roost.placement.refusals import grouped
+from roost.placement.refusals import group_refusals
 from roost.placement.shipped_policies import SHIPPED
 
 PROFILE = Workload.of(
@@ -34,7 +34,7 @@ PROFILE = Workload.of(
     {"A100": 8, "T4": 8},
 )
 POLICIES = st.builds(
-    lambda name, workload: policy(name, workload),
+    lambda name, workload: get_policy(name, workload),
     st.sampled_from(list(SHIPPED)),
     st.sampled_from([Workload(), PROFILE]),
 )
@@ -134,7 +134,7 @@ def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, cho
     assert {r.node_id for r in decision.refusals} == {node.id for node in cluster if not _fits(request, node)}
     by_id = {node.id: node for node in cluster}
     for placement in ranked:
-        fitting = [device.id for device in by_id[placement.node_id].fitting(request)]
+        fitting = [device.id for device in by_id[placement.node_id].fitting_devices(request)]
         assert len(set(placement.device_ids)) == len(placement.device_ids) == request.gpu_count
         assert set(placement.device_ids) <= set(fitting)
     assert [p.score for p in ranked] == sorted((p.score for p in ranked), reverse=True)
@@ -175,10 +175,10 @@ def test_never_means_not_even_on_the_empty_node(
 ) -> None:
     decision = chosen.place(request, Snapshot.of(cluster))
     never = {refusal.node_id for refusal in decision.refusals if refusal.when == "never"}
-    assert never == {node.id for node in cluster if not _fits(request, node.emptied())}
+    assert never == {node.id for node in cluster if not _fits(request, node.as_empty())}
     assert decision.is_never == (bool(cluster) and len(never) == len(cluster))
     counted = sorted((g.filter, g.when, g.count, g.alone) for g in decision.refused)
-    assert counted == sorted((g.filter, g.when, g.count, g.alone) for g in grouped(decision.refusals))
+    assert counted == sorted((g.filter, g.when, g.count, g.alone) for g in group_refusals(decision.refusals))
 
 
 @given(clusters(), st.lists(requests(), max_size=25), POLICIES)
@@ -187,7 +187,7 @@ def test_placements_never_over_commit(cluster: list[Node], asked: list[Request],
     for request in asked:
         placement = chosen.place(request, snapshot).placement
         if placement is not None:
-            node = snapshot.node(placement.node_id).holding(request, placement.device_ids)
+            node = snapshot.node(placement.node_id).with_kernel(request, placement.device_ids)
             snapshot = snapshot.apply([node])
             held.append((placement, request))
     before = {node.id: node for node in cluster}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, policy
+from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, get_policy
 
 REQUESTS = 1000
 LIFE = 250
@@ -68,7 +68,7 @@ class Cluster:
         decision = chosen.place(self.request, self.snapshot)
         assert decision.placement is not None, decision.reason
         node_id, ids = decision.placement.node_id, decision.placement.device_ids
-        self.snapshot = self.snapshot.apply([self.snapshot.node(node_id).holding(self.request, ids)])
+        self.snapshot = self.snapshot.apply([self.snapshot.node(node_id).with_kernel(self.request, ids)])
         self.running.append((node_id, ids))
         if len(self.running) > life:
             self.end(*self.running.popleft())
@@ -76,9 +76,11 @@ class Cluster:
 
     def end(self, node_id: str, ids: tuple[str, ...]) -> None:
         if node_id in self.away:
-            self.away[node_id] = self.away[node_id].releasing(self.request, ids)
+            self.away[node_id] = self.away[node_id].without_kernel(self.request, ids)
         else:
-            self.snapshot = self.snapshot.apply([self.snapshot.node(node_id).releasing(self.request, ids)])
+            self.snapshot = self.snapshot.apply(
+                [self.snapshot.node(node_id).without_kernel(self.request, ids)]
+            )
 
     def loads(self) -> dict[str, tuple[float, float]]:
         """By node: its kernels, and how many would be proportional to its size."""
@@ -125,7 +127,7 @@ def test_load_stays_proportional_to_size(
     sizes: list[int],
     moves: list[tuple[int, str, int]],
 ) -> None:
-    chosen, cluster = policy(name, workload), Cluster(sizes, request_, metrics_age_s)
+    chosen, cluster = get_policy(name, workload), Cluster(sizes, request_, metrics_age_s)
     settled, judged = LIFE, 0
     for at in range(REQUESTS):
         moved = [cluster.move(kind, size) for due, kind, size in moves if due == at]
@@ -154,7 +156,7 @@ def test_a_thousand_kernels_that_stay_end_up_proportional(
     sizes: list[int], absences: list[tuple[int, int]]
 ) -> None:
     """Nodes join one after the other, and some are not seen for 50 requests; strictly within 10 % in the end."""
-    chosen, cluster = policy("balanced"), Cluster(sizes[:2], Request(), None)
+    chosen, cluster = get_policy("balanced"), Cluster(sizes[:2], Request(), None)
     for at in range(REQUESTS):
         if at % 40 == 39 and sizes[2:]:
             cluster.move("comes", sizes.pop(2))
@@ -173,7 +175,7 @@ def test_a_thousand_kernels_that_stay_end_up_proportional(
 
 def test_with_fresh_metrics_nothing_falls_back() -> None:
     cluster = Cluster([4, 8], Request(cpus=0.01), 1.0)
-    assert cluster.start(policy("balanced"))[1] is None
+    assert cluster.start(get_policy("balanced"))[1] is None
     node = cluster.snapshot.node(cluster.snapshot.nodes[0])
-    cluster.snapshot = cluster.snapshot.aged(40.0).apply([replace(node, metrics_age_s=0.0)])
-    assert cluster.start(policy("balanced"))[1] is None  # one that is fresh is enough
+    cluster.snapshot = cluster.snapshot.older_by(40.0).apply([replace(node, metrics_age_s=0.0)])
+    assert cluster.start(get_policy("balanced"))[1] is None  # one that is fresh is enough

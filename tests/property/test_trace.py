@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from roost.placement import Snapshot, Workload, policy
-from roost.placement.replay import arrivals_at_demand, as_promised, poisson_arrivals, replay
+from roost.placement import Snapshot, Workload, get_policy
+from roost.placement.replay import assume_promised_use, draw_arrivals_to_demand, draw_poisson_arrivals, replay
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 _BESIDE = Path(__file__).resolve().parents[2]
@@ -32,26 +32,28 @@ def folder() -> Path:
 
 @pytest.mark.parametrize("workload", PUBLISHED_FGD)
 def test_balanced_is_ahead_of_published_fgd(folder: Path, workload: str) -> None:
-    snapshot = Snapshot.of(map(as_promised, read_nodes(str(folder / NODES))))
+    snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(folder / NODES))))
     requests = [task.request for task in read_trace(str(folder / f"openb_pod_list_{workload}.csv"))]
     workload, gpus = Workload.of(requests, snapshot), float(snapshot.columns.gpus.sum())
     at_100, at_130 = PUBLISHED_FGD[workload]
-    arrivals = arrivals_at_demand(requests, gpus, 1.3, seed=42)
-    ours = replay(policy("balanced", workload), snapshot, arrivals)
-    fgd = replay(policy("fgd", workload), snapshot, arrivals)
+    arrivals = draw_arrivals_to_demand(requests, gpus, 1.3, seed=42)
+    ours = replay(get_policy("balanced", workload), snapshot, arrivals)
+    fgd = replay(get_policy("fgd", workload), snapshot, arrivals)
     assert (ours.allocation(100) or 0) > at_100 + 0.4
     assert 100 * ours.placed / gpus > at_130 + 0.4
     assert abs(100 * fgd.placed / gpus - at_130) < 1
 
 
 def test_what_comes_and_goes_is_hardly_refused(folder: Path) -> None:
-    snapshot = Snapshot.of(map(as_promised, read_nodes(str(folder / NODES))))
+    snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(folder / NODES))))
     tasks = read_trace(str(folder / "openb_pod_list_default.csv"))
     workload, gpus = (
         Workload.of([task.request for task in tasks], snapshot),
         float(snapshot.columns.gpus.sum()),
     )
-    arrivals = poisson_arrivals(tasks, gpus, 0.88, 3000, 42, is_steady=True)
-    balanced, random = (replay(policy(name, workload), snapshot, arrivals) for name in ("balanced", "random"))
+    arrivals = draw_poisson_arrivals(tasks, gpus, 0.88, 3000, 42, is_steady=True)
+    balanced, random = (
+        replay(get_policy(name, workload), snapshot, arrivals) for name in ("balanced", "random")
+    )
     assert balanced.refused < 0.002 * balanced.arrived
     assert random.refused > 10 * balanced.refused

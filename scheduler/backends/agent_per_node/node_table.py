@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Generic
 
 from roost.launchers.protocol.messages import NodeStatus
-from roost.placement import Node, Request, Snapshot, policy
+from roost.placement import Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
 
 from .driver import N
 
-_ANY = policy("pack")
+_ANY = get_policy("pack")
 """Its filters say whether a request fits; how it ranks does not matter on one node."""
 
 AsNode = Callable[[N, Iterable[Lease], "NodeStatus | None", "float | None"], Node]
@@ -33,7 +33,7 @@ class Picture(Generic[N]):
         self._taken_at = 0.0
 
     def snapshot(self) -> Snapshot:
-        return self._snapshot.aged(time.monotonic() - self._taken_at)
+        return self._snapshot.older_by(time.monotonic() - self._taken_at)
 
     def draw(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Draw these nodes again; those that are not in `nodes` are gone. Whether that changed the snapshot."""
@@ -65,7 +65,7 @@ class Picture(Generic[N]):
             placement = _ANY.place(request, Snapshot.of([node])).placement
             if placement is None:
                 return False
-            node = node.holding(request, placement.device_ids)
+            node = node.with_kernel(request, placement.device_ids)
         return True
 
     def _metrics(self, node_id: str) -> tuple[NodeStatus | None, float | None]:

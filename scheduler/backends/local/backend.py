@@ -71,7 +71,7 @@ class LocalBackend(Backend):
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
             await asyncio.shield(self._refreshing)
-        return self._picture.aged(time.monotonic() - self._taken_at)
+        return self._picture.older_by(time.monotonic() - self._taken_at)
 
     async def watch(self) -> AsyncIterator[BackendEvent]:
         while (event := await self._events.get()) is not None:
@@ -194,7 +194,7 @@ class LocalBackend(Backend):
                 self._is_stale = True
             else:
                 node = self._picture.node(lease.node_id)
-                self._picture = self._picture.apply([node.releasing(lease.request, lease.device_ids)])
+                self._picture = self._picture.apply([node.without_kernel(lease.request, lease.device_ids)])
         else:
             return
         self._events.put_nowait(BackendEvent(kind="nodes"))
@@ -206,7 +206,7 @@ class LocalBackend(Backend):
         self._known[lease.id] = lease
         if lease.node_id in self._picture:
             node = self._picture.node(lease.node_id)
-            self._picture = self._picture.apply([node.holding(lease.request, lease.device_ids)])
+            self._picture = self._picture.apply([node.with_kernel(lease.request, lease.device_ids)])
 
 
 def _node(status: NodeStatus, local: LocalSettings) -> Node:

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 
-from roost.placement import Decision, Placement, Refusal, Refused, Request
+from roost.placement import Decision, Placement, Refusal, RefusalGroup, Request
 from roost.placement.decision import SHOWN_REFUSALS
-from roost.placement.refusals import When, grouped
+from roost.placement.refusals import When, group_refusals
 
 
 def _refused(*refusals: tuple[str, str, str, When], request: Request | None = None) -> Decision:
@@ -91,7 +91,7 @@ def full() -> Decision:
         placement=Placement(node_id="a", device_ids=("0",), score=1.5, terms={"gpu": 0.5, "memory": 1.0}),
         runners_up=(Placement(node_id="b", device_ids=("3",), score=1.0),),
         refusals=(NO_GPU,),
-        refused=(Refused(filter="gpu", when="never", count=1, alone=1, examples=(NO_GPU,)),),
+        refused=(RefusalGroup(filter="gpu", when="never", count=1, alone=1, examples=(NO_GPU,)),),
         fallback="ranked by round robin, since no node that fits has metrics",
         metrics_age_s=1.25,
         snapshot_version=4,
@@ -122,7 +122,7 @@ def test_groups_that_were_only_counted_survive_json_too() -> None:
     data = decision.to_dict()
     again = Decision.from_dict(json.loads(json.dumps(data)))
     assert again.to_dict() == data
-    assert again.refused == grouped(decision.refusals)
+    assert again.refused == group_refusals(decision.refusals)
     assert data["remedies"] == [
         "1 node would do but has too few GPUs free now; nearest a: needs 1 GPU, 0 free"
     ]
@@ -146,11 +146,11 @@ def test_groups_count_each_node_once_with_examples_refused_for_this_alone_first(
         ("c", "cpu", "c lacks a CPU", "now"),
         ("c", "memory", "c has no memory", "never"),
     ).refusals
-    gpu, memory = grouped(refusals)
+    gpu, memory = group_refusals(refusals)
     assert (gpu.filter, gpu.when, gpu.count, gpu.alone) == ("gpu", "now", 2, 1)
     assert [example.node_id for example in gpu.examples] == ["b", "a"]
     assert (memory.filter, memory.when, memory.count, memory.alone) == ("memory", "never", 1, 0)
-    assert (gpu.said_of(2), memory.said_of(1)) == (
+    assert (gpu.describe(2), memory.describe(1)) == (
         "have too few GPUs free now",
         "has too little memory at all",
     )

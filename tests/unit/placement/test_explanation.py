@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, policy
+from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, get_policy
 from roost.placement.shipped_policies import SHIPPED
 
 GIB = 2**30
@@ -50,7 +50,7 @@ def test_terms_add_up_to_the_score_and_the_ranking_falls(
     name: str, workload: Workload, request_: Request
 ) -> None:
     cluster = CLUSTER if request_.gpus < 2 else CLUSTER.apply([_node("a", 0, 0)])
-    decision = policy(name, workload).place(request_, cluster)
+    decision = get_policy(name, workload).place(request_, cluster)
     assert decision.placement is not None
     ranked = [decision.placement, *decision.runners_up]
     for placement in ranked:
@@ -64,7 +64,7 @@ def test_terms_add_up_to_the_score_and_the_ranking_falls(
 
 def test_the_runner_up_wins_once_the_winner_is_avoided() -> None:
     for request in (Request(cpus=1), Request(gpus=0.25), Request(gpus=1)):
-        mine = policy("balanced", PROFILE)
+        mine = get_policy("balanced", PROFILE)
         decision = mine.place(request, CLUSTER)
         avoid: dict[str, str] = {}
         for expected in [decision.placement, *decision.runners_up]:
@@ -85,7 +85,7 @@ class TestRefused:
             _node("e", 0.9, cpus=2),
             _node("f", cpus=2),
         ]
-        decision = policy("balanced").place(Request(gpus=0.5, cpus=4), Snapshot.of(nodes))
+        decision = get_policy("balanced").place(Request(gpus=0.5, cpus=4), Snapshot.of(nodes))
         assert decision.placement is None
         groups = [(g.filter, g.when, g.count, g.alone) for g in decision.refused]
         assert groups == [
@@ -127,23 +127,25 @@ class TestRefused:
     def test_examples_are_those_nearest_to_fitting(
         self, request_: Request, nodes: list[Node], nearest: list[str]
     ) -> None:
-        (group,) = policy("balanced").place(request_, Snapshot.of(nodes)).refused
+        (group,) = get_policy("balanced").place(request_, Snapshot.of(nodes)).refused
         assert (group.when, group.count, group.alone) == ("now", len(nodes), len(nodes))
         assert [example.node_id for example in group.examples] == nearest
 
     def test_examples_begin_with_nodes_refused_for_this_alone(self) -> None:
         nodes = [_node("a", cpus_promised=5, memory_promised_bytes=8 * GIB), _node("b", cpus_promised=7)]
-        decision = policy("pack").place(Request(cpus=4, memory_bytes=GIB), Snapshot.of(nodes))
+        decision = get_policy("pack").place(Request(cpus=4, memory_bytes=GIB), Snapshot.of(nodes))
         memory, cpu = sorted(decision.refused, key=lambda group: group.filter, reverse=True)
         assert (memory.filter, memory.count, memory.alone) == ("memory", 1, 0)
         assert (cpu.filter, cpu.count, cpu.alone) == ("cpu", 1, 1)
         full = [_node("a", cpus_promised=5, is_draining=True), _node("b", cpus_promised=7, is_draining=True)]
-        (draining,) = policy("pack").place(Request(cpus=2), Snapshot.of(full)).refused
+        (draining,) = get_policy("pack").place(Request(cpus=2), Snapshot.of(full)).refused
         assert [e.node_id for e in draining.examples] == ["a", "b"]
         assert (draining.count, draining.alone) == (2, 1)
 
     def test_they_are_there_beside_a_placement(self) -> None:
-        decision = policy("balanced").place(Request(cpus=4), Snapshot.of([_node("a"), _node("b", cpus=2)]))
+        decision = get_policy("balanced").place(
+            Request(cpus=4), Snapshot.of([_node("a"), _node("b", cpus=2)])
+        )
         assert decision.placement is not None
         assert [(g.filter, g.when, g.count) for g in decision.refused] == [("cpu", "never", 1)]
         assert decision.refused[0].examples[0].reason == "needs 4 CPUs, has 2"
@@ -152,7 +154,7 @@ class TestRefused:
     def test_nodes_to_avoid_that_would_not_fit_anyway(self) -> None:
         nodes = Snapshot.of([_node("a", cpus=1), _node("b", cpus_promised=8), _node("c")])
         avoid = dict.fromkeys("abc", "refused this request a moment ago")
-        decision = policy("balanced").place(Request(cpus=4), nodes, avoid=avoid)
+        decision = get_policy("balanced").place(Request(cpus=4), nodes, avoid=avoid)
         assert [(g.filter, g.when, g.count, g.alone) for g in decision.refused] == [
             ("cpu", "now", 1, 0),
             ("cpu", "never", 1, 0),
@@ -160,8 +162,8 @@ class TestRefused:
         ]
 
     def test_an_empty_cluster_and_one_where_all_fit(self) -> None:
-        assert policy("balanced").place(Request(gpus=1), Snapshot.of([])).refused == ()
-        assert policy("balanced").place(Request(cpus=1), CLUSTER).refused == ()
+        assert get_policy("balanced").place(Request(gpus=1), Snapshot.of([])).refused == ()
+        assert get_policy("balanced").place(Request(cpus=1), CLUSTER).refused == ()
 
     def test_a_pipeline_without_filters_refuses_nothing(self) -> None:
         decision = Pipeline(name="p", scorers=(), filters=()).place(Request(cpus=99), CLUSTER)

@@ -154,9 +154,9 @@ def test_filter(rule: Filter, request_: Request, node: Node, refusal: tuple[str,
     if refusal is not None:
         reason, when = refusal
         assert rule.reason(request_, node) == reason
-        assert _passes(rule, request_, snapshot.emptied())[row] is (when == "now")
-        assert _passes(rule, request_, part.emptied()) == [when == "now"]
-        assert _passes(rule, request_, snapshot.emptied().part(np.array([row]))) == [when == "now"]
+        assert _passes(rule, request_, snapshot.as_empty())[row] is (when == "now")
+        assert _passes(rule, request_, part.as_empty()) == [when == "now"]
+        assert _passes(rule, request_, snapshot.as_empty().part(np.array([row]))) == [when == "now"]
 
 
 def _passes(rule: Filter, request: Request, snapshot: Snapshot) -> list[bool]:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from roost.placement import Node, Placement, Request, Snapshot, policy
+from roost.placement import Node, Placement, Request, Snapshot, get_policy
 from roost.placement.lazy import LaterMapping, LaterSequence
 
 
@@ -82,7 +82,9 @@ def test_what_fails_is_tried_again() -> None:
 
 
 def test_a_decision_works_out_its_grounds_only_when_read() -> None:
-    decision = policy("round_robin").place(Request(cpus=1), Snapshot.of([Node(id="a", cpus=1), Node(id="b")]))
+    decision = get_policy("round_robin").place(
+        Request(cpus=1), Snapshot.of([Node(id="a", cpus=1), Node(id="b")])
+    )
     assert isinstance(decision.refusals, LaterSequence)
     assert decision.placement is not None
     assert isinstance(decision.placement.terms, LaterMapping)

@@ -192,15 +192,15 @@ def test_holding_then_releasing_gives_the_same_node() -> None:
         (Request(gpus=1, memory_bytes=GIB), ["0"]),
         (Request(resources={"licence": 0.1, "tpu": 0.1}), []),
     ):
-        held = node.holding(request, ids)
+        held = node.with_kernel(request, ids)
         assert held.kernels == 1
-        assert held.releasing(request, ids) == node
-    assert node.holding(Request(gpus=1), ["0"]).devices[0].promised == 1.0
-    assert node.releasing(Request(cpus=1)).cpus_promised == 0.0
+        assert held.without_kernel(request, ids) == node
+    assert node.with_kernel(Request(gpus=1), ["0"]).devices[0].promised == 1.0
+    assert node.without_kernel(Request(cpus=1)).cpus_promised == 0.0
 
 
 def test_holding_on_unknown_devices_counts_in_the_sum_alone() -> None:
-    node = Node(id="a", devices=(Device(id="0"),)).holding(Request(gpus=0.5))
+    node = Node(id="a", devices=(Device(id="0"),)).with_kernel(Request(gpus=0.5))
     assert (node.gpus_free, node.devices[0].free) == (0.5, 1.0)
 
 
@@ -232,7 +232,7 @@ def test_emptied_forgets_promises_and_keeps_what_the_node_is() -> None:
         warm=("/opt/py",),
         cpus_used=2,
     )
-    assert node.emptied() == Node(
+    assert node.as_empty() == Node(
         id="a",
         cpus=4,
         memory_bytes=GIB,

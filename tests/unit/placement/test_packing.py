@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot, Workload
-from roost.placement.filters import fitting_devices
+from roost.placement.filters import find_fitting_devices
 from roost.placement.packing import (
     FragmentationGradient,
     Leftover,
@@ -91,7 +91,7 @@ class TestFragmentationGradient:
             before = _fragmentation(node, self.PROFILE)
             for place, device in enumerate(node.devices):
                 if device.free >= share:
-                    after = _fragmentation(node.holding(request, [device.id]), self.PROFILE)
+                    after = _fragmentation(node.with_kernel(request, [device.id]), self.PROFILE)
                     assert scores[row, place] == pytest.approx(before - after, abs=1e-9)
 
     @pytest.mark.parametrize("cpus", [0.0, 4.0])
@@ -102,9 +102,9 @@ class TestFragmentationGradient:
         assert scores.shape == (6,)
         rated = 0
         for row, node in enumerate(self.NODES):
-            fitting = node.fitting(request) if gpus else ()
+            fitting = node.fitting_devices(request) if gpus else ()
             if len(fitting) >= gpus:
-                after = node.holding(request, [device.id for device in fitting[:gpus]])
+                after = node.with_kernel(request, [device.id for device in fitting[:gpus]])
                 gain = _fragmentation(node, self.PROFILE) - _fragmentation(after, self.PROFILE)
                 assert scores[row] == pytest.approx(gain, abs=1e-9)
                 rated += 1
@@ -116,7 +116,7 @@ class TestFragmentationGradient:
         node, request = Node(id="a", devices=devices), Request(gpus=0.3)
         scores = _scores(FragmentationGradient(workload), request, node)
         gains = [
-            _fragmentation(node, workload) - _fragmentation(node.holding(request, [i]), workload)
+            _fragmentation(node, workload) - _fragmentation(node.with_kernel(request, [i]), workload)
             for i in "01"
         ]
         assert scores[0].tolist() == pytest.approx(gains)
@@ -314,6 +314,6 @@ def test_all_in_one_go_is_the_sum_of_its_parts(request_: Request, workload: Work
     found = packing.score(request_, snapshot)
     assert found is not None
     found = np.broadcast_to(found if found.ndim == 2 else found[:, None], wide.shape)
-    counts = fitting_devices(request_, snapshot) if request_.gpus else np.ones(wide.shape, dtype=bool)
+    counts = find_fitting_devices(request_, snapshot) if request_.gpus else np.ones(wide.shape, dtype=bool)
     assert counts.any()
     assert np.allclose(found[counts], wide[counts], atol=1e-12)

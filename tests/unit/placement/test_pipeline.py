@@ -18,7 +18,7 @@ from roost.placement import (
     Refusal,
     Request,
     Snapshot,
-    policy,
+    get_policy,
 )
 
 
@@ -69,13 +69,13 @@ def test_score_is_the_sum_of_weighted_terms() -> None:
 
 
 def test_avoided_nodes_are_refused_for_now() -> None:
-    decision = policy("balanced").place(
+    decision = get_policy("balanced").place(
         Request(cpus=1), _nodes(a=1, b=1), avoid=dict.fromkeys(["a", "gone"], "too busy")
     )
     assert _placed(decision).node_id == "b"
     refusal = Refusal(node_id="a", filter="avoid", reason="too busy", when="now")
     assert tuple(decision.refusals) == (refusal,)
-    both = policy("balanced").place(
+    both = get_policy("balanced").place(
         Request(cpus=1), _nodes(a=1, b=1), avoid={"a": "refused it", "b": "kept for another"}
     )
     assert both.reason == "no node has room now for 1 CPU: 1 of 2 nodes refused it, 1 kept for another"
@@ -83,7 +83,7 @@ def test_avoided_nodes_are_refused_for_now() -> None:
 
 def test_every_filter_that_refuses_a_node_is_told() -> None:
     node = Node(id="a", cpus=1, is_draining=True)
-    decision = policy("balanced").place(Request(cpus=2, gpus=1), Snapshot.of([node]))
+    decision = get_policy("balanced").place(Request(cpus=2, gpus=1), Snapshot.of([node]))
     assert [(r.filter, r.when) for r in decision.refusals] == [
         ("draining", "now"),
         ("gpu", "never"),
@@ -93,13 +93,13 @@ def test_every_filter_that_refuses_a_node_is_told() -> None:
 
 
 def test_no_nodes_at_all() -> None:
-    decision = policy("balanced").place(Request(gpus=1), Snapshot.of([]))
+    decision = get_policy("balanced").place(Request(gpus=1), Snapshot.of([]))
     assert (decision.placement, decision.reason) == (None, "there are no nodes")
 
 
 def test_runners_up_are_limited() -> None:
     nodes = Snapshot.of(Node(id=f"{i:03}", kernels=i % 3) for i in range(300))
-    runners_up = policy("round_robin").place(Request(), nodes).runners_up
+    runners_up = get_policy("round_robin").place(Request(), nodes).runners_up
     assert [placement.node_id for placement in runners_up] == [f"{3 * i:03}" for i in range(1, 10)]
     assert Pipeline(name="p", scorers=(), runners_up=0).place(Request(), nodes).runners_up == ()
 
@@ -112,29 +112,29 @@ def test_without_fresh_metrics_round_robin_ranks_and_says_so(name: str, request_
         Node(id="a", cpus=8, memory_bytes=8, kernels=2, devices=devices),
         Node(id="b", cpus=8, memory_bytes=8, devices=devices),
     ]
-    missing = policy(name).place(request_, Snapshot.of(sizes))
+    missing = get_policy(name).place(request_, Snapshot.of(sizes))
     assert missing.fallback == "ranked by round robin, since no node that fits has metrics"
     assert (missing.policy, missing.metrics_age_s) == (name, None)
     assert set(_placed(missing).terms) == {"kernels"}
     assert _placed(missing).node_id == "b"
     assert missing.reason.endswith(missing.fallback)
-    stale = policy(name).place(request_, Snapshot.of(replace(node, metrics_age_s=31.4) for node in sizes))
+    stale = get_policy(name).place(request_, Snapshot.of(replace(node, metrics_age_s=31.4) for node in sizes))
     assert stale.fallback == (
         "ranked by round robin, since the newest metrics of nodes that fit are 31 s old (stale after 30 s)"
     )
-    fresh = policy(name).place(request_, Snapshot.of(replace(node, metrics_age_s=30.0) for node in sizes))
+    fresh = get_policy(name).place(request_, Snapshot.of(replace(node, metrics_age_s=30.0) for node in sizes))
     assert (fresh.fallback, fresh.metrics_age_s) == (None, 30.0)
 
 
 @pytest.mark.parametrize("name", ["pack", "spread", "round_robin"])
 def test_policies_that_use_promises_alone_never_fall_back(name: str) -> None:
-    decision = policy(name).place(Request(cpus=1), _nodes(a=None))
+    decision = get_policy(name).place(Request(cpus=1), _nodes(a=None))
     assert (decision.fallback, _placed(decision).node_id) == (None, "a")
 
 
 def test_fresh_metrics_on_nodes_that_do_not_fit_are_no_help() -> None:
     nodes = [Node(id="full", cpus=1, cpus_promised=1, metrics_age_s=1.0), Node(id="free", cpus=1)]
-    assert policy("balanced").place(Request(cpus=1), Snapshot.of(nodes)).fallback is not None
+    assert get_policy("balanced").place(Request(cpus=1), Snapshot.of(nodes)).fallback is not None
 
 
 def test_a_node_without_metrics_ranks_between_idle_and_busy() -> None:
@@ -142,7 +142,7 @@ def test_a_node_without_metrics_ranks_between_idle_and_busy() -> None:
     busy = Node(id="a", cpus=4, memory_bytes=8, cpus_used=4, memory_used_bytes=8, metrics_age_s=1.0)
     for unknown in (Node(id="b", cpus=4, memory_bytes=8), replace(busy, id="b", metrics_age_s=99.0)):
         for request in (Request(), Request(cpus=1), Request(memory_bytes=1)):
-            decision = policy("balanced").place(request, Snapshot.of([idle, busy, unknown]))
+            decision = get_policy("balanced").place(request, Snapshot.of([idle, busy, unknown]))
             ranking = [p.node_id for p in (_placed(decision), *decision.runners_up)]
             assert (ranking, decision.fallback) == (["c", "b", "a"], None)
 
@@ -151,9 +151,9 @@ def test_stale_use_does_not_choose_the_device() -> None:
     devices = (Device(id="0", used=0.9), Device(id="1", used=0.0))
     node = Node(id="a", devices=devices, metrics_age_s=1.0)
     request = Request(gpus=0.5)
-    assert _placed(policy("balanced").place(request, Snapshot.of([node]))).device_ids == ("1",)
+    assert _placed(get_policy("balanced").place(request, Snapshot.of([node]))).device_ids == ("1",)
     stale = Snapshot.of([replace(node, metrics_age_s=99.0)])
-    assert _placed(policy("balanced").place(request, stale)).device_ids == ("0",)
+    assert _placed(get_policy("balanced").place(request, stale)).device_ids == ("0",)
 
 
 @dataclass(frozen=True)

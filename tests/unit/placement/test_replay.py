@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from roost.placement import Decision, Device, Node, Placement, Request, Snapshot, Workload, policy
+from roost.placement import Decision, Device, Node, Placement, Request, Snapshot, Workload, get_policy
 from roost.placement.replay import (
     Arrival,
-    arrivals_at_demand,
-    as_promised,
-    fragmentation,
-    poisson_arrivals,
+    assume_promised_use,
+    draw_arrivals_to_demand,
+    draw_poisson_arrivals,
+    measure_fragmentation,
     replay,
 )
 
 
 def node(node_id: str, gpus: int = 2, cpus: float = 8, **values: object) -> Node:
     devices = tuple(Device(id=str(i), model="A100") for i in range(gpus))
-    return as_promised(Node(id=node_id, cpus=cpus, memory_bytes=64 << 30, devices=devices, **values))  # type: ignore[arg-type]
+    return assume_promised_use(Node(id=node_id, cpus=cpus, memory_bytes=64 << 30, devices=devices, **values))  # type: ignore[arg-type]
 
 
 ONE = Request(cpus=1, gpus=1)
@@ -29,7 +29,7 @@ def stream(*requests: Request) -> list[Arrival]:
 
 
 def test_places_until_it_is_full_and_never_tries_again() -> None:
-    done = replay(policy("pack"), CLUSTER, stream(*[ONE] * 6))
+    done = replay(get_policy("pack"), CLUSTER, stream(*[ONE] * 6))
     assert (done.requests, done.placed_requests, done.refused_requests) == (6, 4, 2)
     assert (done.capacity, done.arrived, done.placed, done.refused) == (4.0, 6.0, 4.0, 2.0)
     assert done.allocation(50) == pytest.approx(50.0)
@@ -49,7 +49,7 @@ def test_ends_make_room_for_who_comes_at_that_moment_or_later() -> None:
         Arrival(request=Request(gpus=2), at_s=10.0),
         Arrival(request=Request(gpus=1), at_s=1e9),
     ]
-    done = replay(policy("balanced"), CLUSTER, arrivals)
+    done = replay(get_policy("balanced"), CLUSTER, arrivals)
     assert (done.placed_requests, done.refused) == (4, 3.0)
     assert done.points[275].allocated == pytest.approx(100.0)
 
@@ -57,27 +57,27 @@ def test_ends_make_room_for_who_comes_at_that_moment_or_later() -> None:
 def test_several_ends_on_one_node_all_count() -> None:
     arrivals = [Arrival(request=Request(gpus=0.5), duration_s=1.0) for _ in range(8)]
     arrivals += [Arrival(request=Request(gpus=2), at_s=5.0) for _ in range(2)]
-    done = replay(policy("spread"), CLUSTER, arrivals)
+    done = replay(get_policy("spread"), CLUSTER, arrivals)
     assert done.refused_requests == 0
     assert done.points[200].allocated == pytest.approx(100.0)
 
 
 def test_what_is_promised_already_counts_as_allocated() -> None:
-    held = node("a").holding(ONE, ["0"])
-    done = replay(policy("pack"), Snapshot.of([held, node("b")]), stream(*[ONE] * 4))
+    held = node("a").with_kernel(ONE, ["0"])
+    done = replay(get_policy("pack"), Snapshot.of([held, node("b")]), stream(*[ONE] * 4))
     assert done.points[0].allocated == pytest.approx(25.0)
     assert (done.placed, done.points[100].allocated) == (3.0, pytest.approx(100.0))
 
 
 def test_counts_in_cpus_where_asked() -> None:
-    done = replay(policy("pack"), CLUSTER, stream(*[Request(cpus=4)] * 5), resource="cpus")
+    done = replay(get_policy("pack"), CLUSTER, stream(*[Request(cpus=4)] * 5), resource="cpus")
     assert (done.capacity, done.placed, done.refused) == (16.0, 16.0, 4.0)
     assert done.points[125].fragmented is None
 
 
 def test_a_resource_that_nobody_has_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^the cluster has no GPUs"):
-        replay(policy("pack"), Snapshot.of([node("a", gpus=0)]), stream(ONE))
+        replay(get_policy("pack"), Snapshot.of([node("a", gpus=0)]), stream(ONE))
 
 
 class Stubborn:
@@ -104,7 +104,7 @@ def test_a_placement_on_a_node_that_is_not_there_is_refused() -> None:
 def test_tells_of_each_decision() -> None:
     told: list[tuple[float, bool]] = []
     replay(
-        policy("pack"),
+        get_policy("pack"),
         CLUSTER,
         stream(*[ONE] * 5),
         on_decision=lambda arrival, decision: told.append((arrival.at_s, decision.placement is not None)),
@@ -114,18 +114,22 @@ def test_tells_of_each_decision() -> None:
 
 def test_fragmentation_is_what_the_typical_request_cannot_use() -> None:
     workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
-    assert fragmentation(workload, CLUSTER) == pytest.approx(0.0)
-    half = CLUSTER.apply([node("a").holding(Request(gpus=0.5), ["0"])])
-    assert fragmentation(workload, half) == pytest.approx(0.5)
-    no_cpus = CLUSTER.apply([node("a").holding(Request(cpus=8))])
-    assert fragmentation(workload, no_cpus) == pytest.approx(2.0)
-    assert fragmentation(workload, Snapshot.of([node("a", gpus=0)])) == 0.0
+    assert measure_fragmentation(workload, CLUSTER) == pytest.approx(0.0)
+    half = CLUSTER.apply([node("a").with_kernel(Request(gpus=0.5), ["0"])])
+    assert measure_fragmentation(workload, half) == pytest.approx(0.5)
+    no_cpus = CLUSTER.apply([node("a").with_kernel(Request(cpus=8))])
+    assert measure_fragmentation(workload, no_cpus) == pytest.approx(2.0)
+    assert measure_fragmentation(workload, Snapshot.of([node("a", gpus=0)])) == 0.0
 
 
 def test_fragmentation_is_worked_out_every_few_percent() -> None:
     workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
     done = replay(
-        policy("pack"), CLUSTER, stream(*[Request(gpus=0.5)] * 2), workload=workload, fragmentation_every=25
+        get_policy("pack"),
+        CLUSTER,
+        stream(*[Request(gpus=0.5)] * 2),
+        workload=workload,
+        fragmentation_every=25,
     )
     assert {at: point.fragmented for at, point in done.points.items() if at in (0, 1, 25)} == {
         0: pytest.approx(0.0),
@@ -137,26 +141,26 @@ def test_fragmentation_is_worked_out_every_few_percent() -> None:
 def test_demand_is_cut_down_or_drawn_up_to_what_was_asked_for() -> None:
     requests = [Request(gpus=1), Request(cpus=2), Request(gpus=0.5), Request(gpus=4)]
     for capacity in (4.0, 40.0):
-        arrivals = arrivals_at_demand(requests, capacity, 1.3, seed=1)
+        arrivals = draw_arrivals_to_demand(requests, capacity, 1.3, seed=1)
         total = sum(arrival.request.gpus for arrival in arrivals)
         assert 1.3 * capacity - 4 <= total <= 1.3 * capacity
         assert {arrival.request for arrival in arrivals} <= set(requests)
         assert [arrival.at_s for arrival in arrivals] == [float(i) for i in range(len(arrivals))]
-        assert arrivals == arrivals_at_demand(requests, capacity, 1.3, seed=1)
-        assert arrivals != arrivals_at_demand(requests, capacity, 1.3, seed=2)
+        assert arrivals == draw_arrivals_to_demand(requests, capacity, 1.3, seed=1)
+        assert arrivals != draw_arrivals_to_demand(requests, capacity, 1.3, seed=2)
 
 
 def test_no_demand_can_be_made_of_nothing() -> None:
     with pytest.raises(ValueError, match=r"^the trace asks for no GPUs"):
-        arrivals_at_demand([Request(cpus=1)], 4.0, 1.3, seed=1)
+        draw_arrivals_to_demand([Request(cpus=1)], 4.0, 1.3, seed=1)
     with pytest.raises(ValueError, match=r"^no task of the trace that ends asks for GPUs"):
-        poisson_arrivals([Arrival(request=ONE)], 4.0, 1.0, 10, seed=1)
+        draw_poisson_arrivals([Arrival(request=ONE)], 4.0, 1.0, 10, seed=1)
 
 
 @pytest.mark.parametrize("is_steady", [False, True])
 def test_poisson_arrivals_offer_the_load_in_the_long_run(is_steady: bool) -> None:
     tasks = [Arrival(request=ONE, duration_s=10.0), Arrival(request=Request(gpus=2), duration_s=90.0)]
-    arrivals = poisson_arrivals(tasks, 100.0, 0.8, 4_000, seed=3, is_steady=is_steady)
+    arrivals = draw_poisson_arrivals(tasks, 100.0, 0.8, 4_000, seed=3, is_steady=is_steady)
     first = [arrival for arrival in arrivals if not arrival.at_s]
     assert len(arrivals) - len(first) == 4_000
     assert sorted(arrival.at_s for arrival in arrivals) == [arrival.at_s for arrival in arrivals]
@@ -172,5 +176,5 @@ def test_poisson_arrivals_offer_the_load_in_the_long_run(is_steady: bool) -> Non
 
 def test_simulated_nodes_are_used_as_promised() -> None:
     busy = Node(id="a", cpus=4, cpus_used=3, metrics_age_s=None, devices=(Device(id="0", used=0.9),))
-    calm = as_promised(busy)
+    calm = assume_promised_use(busy)
     assert (calm.cpus_used, calm.metrics_age_s, calm.devices[0].excess) == (0.0, 0.0, 0.0)

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from roost.placement import NOWHERE, Decision, Device, Node, Request, Snapshot, policy, shipped_policies
+from roost.placement import NOWHERE, Decision, Device, Node, Request, Snapshot, get_policy, shipped_policies
 
 GIB = 2**30
 
@@ -26,7 +26,7 @@ def _node(name: str, *promised: float, used: float | None = None, **values: obje
 
 
 def _choice(name: str, request: Request, *nodes: Node) -> str:
-    decision = policy(name).place(request, Snapshot.of(nodes))
+    decision = get_policy(name).place(request, Snapshot.of(nodes))
     assert decision.placement is not None, decision.reason
     assert decision.fallback is None
     return decision.placement.node_id
@@ -35,10 +35,12 @@ def _choice(name: str, request: Request, *nodes: Node) -> str:
 def _run(name: str, request: Request, nodes: list[Node], count: int) -> Counter[str]:
     snapshot, seen = Snapshot.of(nodes), Counter[str]()
     for _ in range(count):
-        placement = policy(name).place(request, snapshot).placement
+        placement = get_policy(name).place(request, snapshot).placement
         assert placement is not None
         seen[placement.node_id] += 1
-        snapshot = snapshot.apply([snapshot.node(placement.node_id).holding(request, placement.device_ids)])
+        snapshot = snapshot.apply(
+            [snapshot.node(placement.node_id).with_kernel(request, placement.device_ids)]
+        )
     return seen
 
 
@@ -65,7 +67,7 @@ class TestBalanced:
         assert _choice("balanced", Request(memory_bytes=GIB), *nodes) == "b"
 
     def test_promised_gpus_are_never_used_whatever_their_load(self) -> None:
-        decision = policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 1.0, used=0.0)]))
+        decision = get_policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 1.0, used=0.0)]))
         assert decision.placement is None
 
     def test_devices_busy_beyond_their_promises_are_avoided(self) -> None:
@@ -77,7 +79,9 @@ class TestBalanced:
     def test_one_idle_device_is_enough_on_a_busy_node(self) -> None:
         devices = (Device(id="0", used=0.9), Device(id="1", used=0.0))
         mixed = Node(id="b", devices=devices, metrics_age_s=1.0)
-        decision = policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 0, used=0.5), mixed]))
+        decision = get_policy("balanced").place(
+            Request(gpus=1), Snapshot.of([_node("a", 0, used=0.5), mixed])
+        )
         assert decision.placement is not None
         assert (decision.placement.node_id, decision.placement.device_ids) == ("b", ("1",))
 
@@ -115,9 +119,9 @@ class TestBalanced:
     def test_quarters_fill_one_device_before_the_next(self) -> None:
         used: list[str] = []
         snapshot, request = Snapshot.of([_node("a", 0, 0)]), Request(gpus=0.25)
-        while (placement := policy("balanced").place(request, snapshot).placement) is not None:
+        while (placement := get_policy("balanced").place(request, snapshot).placement) is not None:
             used += placement.device_ids
-            snapshot = snapshot.apply([snapshot.node("a").holding(request, placement.device_ids)])
+            snapshot = snapshot.apply([snapshot.node("a").with_kernel(request, placement.device_ids)])
         assert used == ["0"] * 4 + ["1"] * 4
 
 
@@ -138,7 +142,7 @@ class TestPack:
 
 class TestSpread:
     def test_takes_the_emptiest_node_and_device(self) -> None:
-        decision = policy("spread").place(
+        decision = get_policy("spread").place(
             Request(gpus=0.25), Snapshot.of([_node("a", 0.5, 0.5), _node("b", 0.5, 0)])
         )
         assert decision.placement is not None
@@ -174,7 +178,7 @@ class Always:
     name = "always"
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        return policy("round_robin").place(request, snapshot, avoid=avoid)
+        return get_policy("round_robin").place(request, snapshot, avoid=avoid)
 
 
 ALWAYS = Always()
@@ -183,37 +187,37 @@ ALWAYS = Always()
 class TestFinding:
     @pytest.mark.parametrize("name", list(shipped_policies.SHIPPED))
     def test_shipped_ones_by_name(self, name: str) -> None:
-        assert policy(name).name == name
+        assert get_policy(name).name == name
 
     def test_objects_are_given_back(self) -> None:
-        assert policy(ALWAYS) is ALWAYS
+        assert get_policy(ALWAYS) is ALWAYS
 
     def test_by_module_and_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = types.ModuleType("own_policies")
         module.__dict__.update(ALWAYS=ALWAYS, Always=Always, nothing=object())
         monkeypatch.setitem(sys.modules, "own_policies", module)
-        assert policy("own_policies:ALWAYS") is ALWAYS
-        assert policy("own_policies:Always").name == "always"
+        assert get_policy("own_policies:ALWAYS") is ALWAYS
+        assert get_policy("own_policies:Always").name == "always"
         with pytest.raises(ValueError, match="own_policies:nothing is not a policy"):
-            policy("own_policies:nothing")
+            get_policy("own_policies:nothing")
         with pytest.raises(ValueError, match="policy 'own_policies:Missing' cannot be loaded"):
-            policy("own_policies:Missing")
+            get_policy("own_policies:Missing")
 
     def test_by_entry_point(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "own_policies", types.ModuleType("own_policies"))
         sys.modules["own_policies"].__dict__.update(Always=Always)
         point = EntryPoint(name="always", value="own_policies:Always", group=shipped_policies.ENTRY_POINTS)
         monkeypatch.setattr(shipped_policies, "entry_points", lambda group: [point])
-        assert isinstance(policy("always"), Always)
+        assert isinstance(get_policy("always"), Always)
         known = "balanced, pack, spread, fgd, best_fit, random, round_robin, always"
         with pytest.raises(ValueError, match=f"unknown policy 'nope'; known are {known}"):
-            policy("nope")
+            get_policy("nope")
 
     @pytest.mark.parametrize("name", ["nope", "", "no_such_module:Name"])
     def test_unknown_names_are_a_clear_error(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"unknown policy|cannot be loaded"):
-            policy(name)
+            get_policy(name)
 
     def test_what_is_no_policy_is_refused(self) -> None:
         with pytest.raises(ValueError, match="is not a policy"):
-            policy(object())  # type: ignore[arg-type]
+            get_policy(object())  # type: ignore[arg-type]

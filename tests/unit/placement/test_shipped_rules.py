@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from roost.placement import Device, Node, Pipeline, Placement, Request, Snapshot, Workload, policy
+from roost.placement import Device, Node, Pipeline, Placement, Request, Snapshot, Workload, get_policy
 from roost.placement.shipped_policies import RandomTies
 
 GIB = 2**30
@@ -37,7 +37,7 @@ def _node(
 def _placed(
     name: str, request: Request, *nodes: Node, workload: Workload = PROFILE, version: int = 1
 ) -> Placement:
-    decision = policy(name, workload).place(request, Snapshot.of(nodes, version=version))
+    decision = get_policy(name, workload).place(request, Snapshot.of(nodes, version=version))
     assert decision.placement is not None, decision.reason
     assert decision.fallback is None
     return decision.placement
@@ -104,7 +104,7 @@ class TestWishes:
         "name", ["balanced", "pack", "spread", "fgd", "best_fit", "random", "round_robin"]
     )
     def test_tainted_nodes_are_for_those_who_tolerate_it(self, name: str) -> None:
-        decision = policy(name).place(Request(cpus=1), Snapshot.of([_node("a", taints=("spot",))]))
+        decision = get_policy(name).place(Request(cpus=1), Snapshot.of([_node("a", taints=("spot",))]))
         assert decision.placement is None
         assert decision.is_never
         assert (
@@ -123,7 +123,7 @@ class TestFgd:
         assert _placed("fgd", WHOLE, _node("a", 0), _node("b", 0, 0), workload=Workload()).node_id == "a"
 
     def test_scores_are_whole_hundredths_as_published(self) -> None:
-        decision = policy("fgd", PROFILE).place(
+        decision = get_policy("fgd", PROFILE).place(
             HALF, Snapshot.of([_node("a", 0, 0), _node("b", 0.5), _node("c", 0.2)])
         )
         assert decision.placement is not None

@@ -102,7 +102,7 @@ def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_aged_makes_metrics_older_and_changes_nothing_else() -> None:
     before = Snapshot.of([_node("a", metrics_age_s=1.0), _node("b")])
-    after = before.aged(5.0)
+    after = before.older_by(5.0)
     assert (after.node("a").metrics_age_s, after.node("b").metrics_age_s) == (6.0, None)
     assert (after.version, before.node("a").metrics_age_s) == (1, 1.0)
     assert after.has_fresh_metrics(5.5).tolist() == [False, False]
@@ -150,7 +150,7 @@ class TestParts:
         assert part.at(0).metrics_age_s == 3.0
 
     def test_a_part_of_an_aged_snapshot_is_as_old(self) -> None:
-        part = _of_three().aged(4.0).part(np.array([1]))
+        part = _of_three().older_by(4.0).part(np.array([1]))
         assert (part.at(0).metrics_age_s, part.has_fresh_metrics(5.0).tolist()) == (7.0, [False])
 
     def test_without_stale_metrics_only_use_is_forgotten(self) -> None:
@@ -180,7 +180,7 @@ class TestMasks:
         assert first.mask("spot", test).tolist() == [False, True, False]
         second = first.apply([_node("a", kernels=3)])
         assert second.mask("spot", test).tolist() == [False, True, False]
-        assert second.aged(9.0).part(np.array([1])).mask("spot", test).tolist() == [True]
+        assert second.older_by(9.0).part(np.array([1])).mask("spot", test).tolist() == [True]
         assert asked == ["a", "b", "c"]
         third = second.apply([_node("a", kernels=3, taints=("spot",)), _node("c", kernels=1)])
         assert third.mask("spot", test).tolist() == [True, True, False]
@@ -235,16 +235,16 @@ def test_emptied_is_the_picture_of_emptied_nodes() -> None:
         ),
         _node("b", gpus=1),
     ]
-    full, empty = Snapshot.of(nodes), Snapshot.of(node.emptied() for node in nodes)
-    used = full.emptied().columns.replaced(device_excess=empty.columns.device_excess)
+    full, empty = Snapshot.of(nodes), Snapshot.of(node.as_empty() for node in nodes)
+    used = full.as_empty().columns.replaced(device_excess=empty.columns.device_excess)
     assert _same(used, empty.columns)  # but for the use beyond promises, which nobody asks of an empty node
-    assert full.emptied().has_labels([("zone", "1")]).tolist() == [True, False]
-    assert full.part(np.array([1, 0])).emptied().columns.cpus_free.tolist() == [4.0, 4.0]
+    assert full.as_empty().has_labels([("zone", "1")]).tolist() == [True, False]
+    assert full.part(np.array([1, 0])).as_empty().columns.cpus_free.tolist() == [4.0, 4.0]
     assert full.columns.cpus_free.tolist() == [1.0, 4.0]
 
 
 def test_a_saved_snapshot_is_read_back() -> None:
-    before = _of_three().aged(2.0)
+    before = _of_three().older_by(2.0)
     after = Snapshot.from_dict(json.loads(json.dumps(before.to_dict())))
     assert [after.node(i) for i in after.nodes] == [before.node(i) for i in before.nodes]
     assert after.node("b").metrics_age_s == 5.0

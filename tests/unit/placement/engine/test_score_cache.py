@@ -10,7 +10,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from roost.placement import Node, Pipeline, Request, Snapshot, policy
+from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
 from roost.placement.engine.score_cache import Kept, Rated
 
 
@@ -124,9 +124,9 @@ def test_a_change_of_freshness_alone_is_a_change() -> None:
     scores = Watched(uses_metrics=True)
     snapshot = Snapshot.of([_node("a", age_s=0.0), _node("b", age_s=20.0), _node("c")])
     scores(snapshot)
-    scores(snapshot.aged(5.0))
-    scores(snapshot.aged(15.0))
-    scores(snapshot.aged(40.0))
+    scores(snapshot.older_by(5.0))
+    scores(snapshot.older_by(15.0))
+    scores(snapshot.older_by(40.0))
     scores(snapshot)
     assert scores.asked == [("a", "b", "c"), ("b",), ("a",), ("a", "b")]
 
@@ -134,7 +134,7 @@ def test_a_change_of_freshness_alone_is_a_change() -> None:
 def test_freshness_is_nothing_to_those_who_need_no_metrics() -> None:
     scores, snapshot = Watched(), Snapshot.of([_node("a", age_s=0.0)])
     scores(snapshot)
-    scores(snapshot.aged(99.0))
+    scores(snapshot.older_by(99.0))
     assert scores.asked == [("a",)]
 
 
@@ -171,7 +171,7 @@ def test_what_raises_is_not_half_kept() -> None:
 
 
 def test_policies_keep_apart_and_what_they_keep_is_no_part_of_their_value() -> None:
-    one = policy("balanced")
+    one = get_policy("balanced")
     assert isinstance(one, Pipeline)
     for other in (replace(one), replace(one, filters=())):
         assert other.kept is not one.kept
@@ -179,7 +179,7 @@ def test_policies_keep_apart_and_what_they_keep_is_no_part_of_their_value() -> N
 
 
 def test_a_policy_travels_without_what_it_keeps() -> None:
-    mine, snapshot = policy("pack"), Snapshot.of(Node(id=f"{i:05}", cpus=4) for i in range(2000))
+    mine, snapshot = get_policy("pack"), Snapshot.of(Node(id=f"{i:05}", cpus=4) for i in range(2000))
     before = len(cloudpickle.dumps(mine))
     expected = mine.place(Request(cpus=1), snapshot)
     assert len(cloudpickle.dumps(mine)) == before
@@ -187,7 +187,7 @@ def test_a_policy_travels_without_what_it_keeps() -> None:
 
 
 def test_several_threads_may_ask_at_once() -> None:
-    mine, wrong = policy("balanced"), []
+    mine, wrong = get_policy("balanced"), []
     requests = [Request(cpus=1), Request(memory_bytes=1), Request()]
     start = Snapshot.of(Node(id=name, cpus=8, memory_bytes=8) for name in "abcdef")
 
@@ -196,10 +196,10 @@ def test_several_threads_may_ask_at_once() -> None:
         for turn in range(60):
             request = requests[(first + turn) % 3]
             decision = mine.place(request, snapshot)
-            if decision.placement is None or decision != policy("balanced").place(request, snapshot):
+            if decision.placement is None or decision != get_policy("balanced").place(request, snapshot):
                 wrong.append(decision)
                 return
-            held = snapshot.node(decision.placement.node_id).holding(Request())
+            held = snapshot.node(decision.placement.node_id).with_kernel(Request())
             snapshot = snapshot.apply([held])
 
     threads = [threading.Thread(target=ask, args=(first,)) for first in range(3)]
@@ -212,7 +212,7 @@ def test_several_threads_may_ask_at_once() -> None:
 
 
 def test_nodes_to_avoid_are_not_remembered() -> None:
-    mine, snapshot = policy("pack"), Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=4)])
+    mine, snapshot = get_policy("pack"), Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=4)])
     avoided = mine.place(Request(cpus=1), snapshot, avoid={"a": "refused it"})
     plain = mine.place(Request(cpus=1), snapshot)
     assert avoided.placement is not None
@@ -222,7 +222,7 @@ def test_nodes_to_avoid_are_not_remembered() -> None:
 
 
 def test_custom_resources_make_a_class_and_are_looked_at_again() -> None:
-    pack = policy("pack")
+    pack = get_policy("pack")
     nodes = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8, resources={"licence": 1})])
 
     def goes_to(request: Request) -> str:
@@ -231,7 +231,7 @@ def test_custom_resources_make_a_class_and_are_looked_at_again() -> None:
 
     plain, licensed = Request(cpus=1), Request(cpus=1, resources={"licence": 1})
     assert (goes_to(plain), goes_to(licensed)) == ("a", "b")
-    taken = nodes.node("b").holding(Request(resources={"licence": 0.5}))
+    taken = nodes.node("b").with_kernel(Request(resources={"licence": 0.5}))
     for node, where in ((taken, ""), (replace(taken, resources={"licence": 2}), "b")):
         nodes = nodes.apply([node])
         assert (goes_to(plain), goes_to(licensed)) == ("a", where)

@@ -16,7 +16,7 @@ from fake_service import fake_service
 
 import roost
 from roost.launchers.protocol.messages import Connection, Owner
-from roost.placement import Device, Node, Request, Snapshot, policy
+from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import main, tables
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
 from roost.scheduler.policies.explain import build_explanation
@@ -95,7 +95,7 @@ class StubClient:
     def explain(self, request: KernelRequest) -> Answer:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
         snapshot = Snapshot.of(NODES)
-        document = build_explanation(policy("balanced").place(asked, snapshot), snapshot)
+        document = build_explanation(get_policy("balanced").place(asked, snapshot), snapshot)
         return self._answer({**document, "soonest": self.soonest}, "explain", request)
 
     def kernels(self) -> Answer:
@@ -202,7 +202,7 @@ def test_explain_of_one_node_says_what_helps_unless_it_is_only_full(
     monkeypatch.setenv("COLUMNS", "200")
     for changed, is_told in (({"is_draining": True}, True), ({"cpus_promised": 8}, False)):
         only = Snapshot.of([Node(id="only", cpus=8, memory_bytes=1 << 30, **changed)])  # type: ignore[arg-type]
-        document = build_explanation(policy("balanced").place(Request(cpus=1), only), only)
+        document = build_explanation(get_policy("balanced").place(Request(cpus=1), only), only)
         tables.show_decision({**document, "soonest": None})
         out = capsys.readouterr().out
         assert ("would do but" in out) == is_told

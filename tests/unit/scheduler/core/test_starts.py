@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.placement import Snapshot, policy
+from roost.placement import Snapshot, get_policy
 from roost.scheduler.config.settings import LocalSettings, Settings
 from roost.scheduler.core import starts
 from roost.scheduler.core.agent_calls import Agents
@@ -232,7 +232,7 @@ async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
         assert w.scheduler.kernels() == []
 
 
-MINE = policy("pack")
+MINE = get_policy("pack")
 
 
 async def test_modules_are_imported_for_the_operator_alone(

@@ -28,7 +28,7 @@ from roost.placement import (
     Request,
     Snapshot,
     Workload,
-    policy,
+    get_policy,
 )
 from roost.placement.scorers import FewKernels
 from roost.scheduler.config.settings import Settings, load
@@ -109,7 +109,7 @@ _OBJECTS: list[object] = []
 
 async def fallback_of(found: PolicyCatalog, name: str = "mine", request: Request = HALF) -> str:
     decision = await found.decide(name, request, CLUSTER)
-    expected = policy("balanced").place(request, CLUSTER)
+    expected = get_policy("balanced").place(request, CLUSTER)
     assert decision.policy == name
     assert decision.placement is not None
     assert expected.placement is not None
@@ -214,7 +214,7 @@ async def test_a_reason_that_fails_later_fails_in_the_thread() -> None:
 
 async def test_the_latest_failure_is_told_until_it_decides_again() -> None:
     answers = iter([1 / 2, None])
-    good = policy("pack")
+    good = get_policy("pack")
     mine = Always(lambda request, snapshot: next(answers, 0) or good.place(request, snapshot))
     async with policies(mine=mine) as found:
         await fallback_of(found)
@@ -229,7 +229,7 @@ async def test_a_slow_one_stops_nobody_and_is_asked_again_when_it_answered() -> 
     def slowly(request: Request, snapshot: Snapshot) -> Decision:
         release.wait(20)
         answered.set()
-        return policy("pack").place(request, snapshot)
+        return get_policy("pack").place(request, snapshot)
 
     slow = Always(slowly)
     settings = Settings(policy_timeout_s=0.05)
@@ -268,7 +268,7 @@ async def test_a_call_that_was_cancelled_does_not_count_as_slow() -> None:
     def waits(request: Request, snapshot: Snapshot) -> Decision:
         loop.call_soon_threadsafe(called.set)
         release.wait(20)
-        return policy("pack").place(request, snapshot)
+        return get_policy("pack").place(request, snapshot)
 
     async with policies(mine=Always(waits)) as found:
         first = asyncio.ensure_future(found.decide("mine", HALF, CLUSTER))
@@ -390,7 +390,7 @@ async def test_a_file_that_was_mended_is_found(tmp_path: Path) -> None:
 async def test_one_that_takes_too_long_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(module, "_LOAD_S", 0.05)
-    monkeypatch.setattr(module, "find_policy", lambda *_: release.wait(20) and policy("pack"))
+    monkeypatch.setattr(module, "find_policy", lambda *_: release.wait(20) and get_policy("pack"))
     async with policies(Settings(policies={"mine": "slow:X"})) as found:
         await asyncio.gather(found.load("mine"), found.load("mine"))
         with pytest.raises(ConfigError, match=r"mine is not loaded after 0\.05 s"):

@@ -8,7 +8,7 @@ import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.launchers.protocol.messages import Owner
-from roost.placement import Decision, Device, Node, Request, Snapshot, policy
+from roost.placement import Decision, Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.explain import build_explanation, metrics_warnings, soonest
@@ -34,7 +34,7 @@ def cluster(leases: list[Lease], *nodes: Node) -> Snapshot:
     """These nodes, holding these leases."""
     by_id = {node.id: node for node in nodes}
     for held in leases:
-        by_id[held.node_id] = by_id[held.node_id].holding(held.request, held.device_ids)
+        by_id[held.node_id] = by_id[held.node_id].with_kernel(held.request, held.device_ids)
     return Snapshot.of(by_id.values())
 
 
@@ -44,7 +44,7 @@ def node(id_: str, gpus: int = 2, **values: object) -> Node:
 
 
 def decided(snapshot: Snapshot, **asked: object) -> Decision:
-    return policy("pack").place(Request(**asked), snapshot)  # type: ignore[arg-type]
+    return get_policy("pack").place(Request(**asked), snapshot)  # type: ignore[arg-type]
 
 
 def to_end(leases: list[Lease], snapshot: Snapshot, **asked: object) -> tuple[str, list[str]] | None:
@@ -113,7 +113,7 @@ def test_metrics_that_are_missing_or_old_are_told() -> None:
     assert metrics_warnings(nowhere, fresh) == metrics_warnings(decided(fresh, cpus=1), fresh) == []
     assert metrics_warnings(decided(fresh, gpus=2), fresh) == ["the real use of GPU 0, 1 on a is unknown"]
     snapshot = Snapshot.of(nodes[2:])
-    document = build_explanation(policy("balanced").place(Request(gpus=1), snapshot), snapshot)
+    document = build_explanation(get_policy("balanced").place(Request(gpus=1), snapshot), snapshot)
     assert (document["policy"], document["nodes"], document["soonest"]) == ("balanced", 1, None)
     assert "round robin" in document["fallback"]
 

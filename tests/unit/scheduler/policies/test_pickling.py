@@ -11,7 +11,7 @@ import cloudpickle
 import pytest
 from fake_service import FakeService, fake_service
 
-from roost.placement import Node, Pipeline, Request, Snapshot, policy
+from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.pickling import pack_policy, unpack_policy
@@ -57,11 +57,11 @@ def test_code_that_is_not_installed_goes_along(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_is_installed_goes_by_name() -> None:
-    assert len(pack_policy("pack", policy("pack"))) < 2_000
-    again = unpack_policy(pack_policy("pack", policy("pack")))
+    assert len(pack_policy("pack", get_policy("pack"))) < 2_000
+    again = unpack_policy(pack_policy("pack", get_policy("pack")))
     assert isinstance(again, Pipeline)
     snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=2)])
-    assert again.place(Request(cpus=1), snapshot) == policy("pack").place(Request(cpus=1), snapshot)
+    assert again.place(Request(cpus=1), snapshot) == get_policy("pack").place(Request(cpus=1), snapshot)
 
 
 def test_what_cannot_be_packed_is_told() -> None:
@@ -88,7 +88,7 @@ def test_a_new_service_is_given_it_with_the_first_call_that_asks_for_it(
 ) -> None:
     client = Client()
     asks = KernelRequest(policy="mine")
-    client.add_policy("mine", policy("pack")).result(10)
+    client.add_policy("mine", get_policy("pack")).result(10)
     client.explain(asks).result(10)
     client.explain(asks).result(10)
     client.explain(KernelRequest()).result(10)
@@ -102,7 +102,7 @@ def test_a_new_service_is_given_it_with_the_first_call_that_asks_for_it(
     assert len(service.called("add_policy")) == before
     client.explain(asks).result(10)
     assert len(service.called("add_policy")) == before + 1
-    client.add_policy("mine", policy("spread")).result(10)
+    client.add_policy("mine", get_policy("spread")).result(10)
     client.explain(asks).result(10)
     assert len({given.token for given in service.called("add_policy")}) == 2
     service.answers["add_policy"] = ConfigError("not that one")

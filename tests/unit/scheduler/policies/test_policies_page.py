@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.placement import Request, Snapshot, Workload
-from roost.placement.shipped_policies import SHIPPED, made
+from roost.placement.shipped_policies import SHIPPED, build_policy
 
 DOCS = Path(__file__).parents[4] / "docs"
 BLOCK = re.compile(r"```(python|toml|)\n(.*?)```\n", re.DOTALL)
@@ -30,7 +30,7 @@ def test_the_page_runs() -> None:
             compared += 1
     assert compared == 3
     for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet"):
-        own = made(names[name], name)
+        own = build_policy(names[name], name)
         decision = own.place(Request(gpus=0.5, owner="student-1"), names["cluster"])
         assert decision.placement is not None
     half = names["first_gpu_last"](Workload()).place(Request(gpus=0.5), names["cluster"])

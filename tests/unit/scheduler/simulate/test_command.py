@@ -176,7 +176,7 @@ class Answer:
         node = Node(
             id="here", cpus=8, memory_bytes=32 << 30, cpus_used=7, devices=(Device(id="GPU-0", model="T4"),)
         )
-        return [node.holding(Request(gpus=0.5), ["GPU-0"]).to_dict()]
+        return [node.with_kernel(Request(gpus=0.5), ["GPU-0"]).to_dict()]
 
 
 class StubClient:

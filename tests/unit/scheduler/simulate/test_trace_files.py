@@ -157,7 +157,7 @@ def test_nodes_to_add(
 
 
 def test_nodes_like_one_there_is_are_empty(tmp_path: Path) -> None:
-    more = add_nodes([A100.holding(Request(cpus=4, gpus=1), ["GPU-x"])], "2xbig")
+    more = add_nodes([A100.with_kernel(Request(cpus=4, gpus=1), ["GPU-x"])], "2xbig")
     assert [node.id for node in more] == ["added-0001", "added-0002"]
     assert (more[1].cpus_promised, more[1].devices[0].promised, more[1].labels) == (0.0, 0.0, {"zone": "a"})
     assert [node.id for node in add_nodes([A100, *more], "1xbig")] == ["added-0003"]
