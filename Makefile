@@ -7,11 +7,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 LAB_READY := $(VENV)/.ready-lab
+DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
 PYTEST := $(PY) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test check conformance bench fault format clean
+.PHONY: help run lab test check conformance bench docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -22,6 +23,7 @@ help:
 	@echo 'make fault        long fault and soak runs'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
 	@echo 'make bench        every benchmark'
+	@echo 'make docs         the documentation as a site, in build/docs; a warning or a broken link is an error'
 	@echo 'make format       apply formatting and safe lint fixes'
 	@echo 'make clean        remove what these commands made'
 
@@ -36,6 +38,10 @@ $(READY): pyproject.toml
 
 $(LAB_READY): $(READY)
 	$(PY) -m pip install --quiet 'jupyterlab>=4.2'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(PY) -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 run: $(READY)
@@ -61,6 +67,10 @@ conformance: $(READY)
 
 bench: $(READY)
 	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(PY) $$script || [ $$? -eq 77 ] || exit 1; done
+
+docs: $(DOCS_READY)
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo 'The site is at build/docs/index.html.'
 
 format: $(READY)
 	$(PY) -m ruff format $(CODE)
