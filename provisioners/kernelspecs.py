@@ -18,8 +18,8 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
-from roost.scheduler.cli.actions import check_policy
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
+from roost.scheduler.client.policy_check import check_policy
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.service.operations import BACKENDS, check_backend
 
@@ -130,7 +130,7 @@ def remove(name: str) -> str:
     return folder
 
 
-def findings() -> list[dict[str, str]]:
+def find_problems() -> list[dict[str, str]]:
     """What `roost doctor` says of kernelspecs and of the provisioner's registration."""
     from importlib.metadata import entry_points
 
@@ -145,7 +145,7 @@ def findings() -> list[dict[str, str]]:
         )
     specs = list_kernelspecs()
     for spec in specs:
-        problem = problem_of(spec)
+        problem = find_problem(spec)
         what, do = f"kernelspec {spec.name} can start kernels", ""
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
@@ -163,7 +163,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def problem_of(spec: RoostKernelspec) -> str:
+def find_problem(spec: RoostKernelspec) -> str:
     """Why a kernelspec starts no kernels, in one sentence, or an empty text. Its Python is asked: up to 30 s.
 
     So is its scheduler, where it names a placement policy that is not shipped: up to 30 s more.

@@ -33,30 +33,30 @@ _READY_S = 60.0
 
 
 class _PlacedSpecs(KernelSpecManager):
-    """Kernelspecs as they are, but started through roost, with `asked` over what they ask for themselves."""
+    """Kernelspecs as they are, but started through roost, with `placed_config` over what they ask for themselves."""
 
-    asked: Mapping[str, Any] = {}
+    placed_config: Mapping[str, Any] = {}
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         spec = super().get_kernel_spec(kernel_name)
         own = spec.metadata.get("kernel_provisioner", {})
         config = own.get("config", {}) if own.get("provisioner_name") == PROVISIONER else {}
-        placed = {"provisioner_name": PROVISIONER, "config": {**config, **self.asked}}
+        placed = {"provisioner_name": PROVISIONER, "config": {**config, **self.placed_config}}
         spec.metadata = {**spec.metadata, "kernel_provisioner": placed}
         return spec
 
 
-def run(
+def run_notebook(
     notebook: str,
     *,
     output: str | None = None,
     kernel_name: str = "",
-    asked: Mapping[str, Any],
+    config: Mapping[str, Any],
     cell_timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Execute `notebook` and write the result; returns what `--json` shows.
 
-    `asked`: config keys over the kernelspec's own. A cell's error is in the answer's `error`, and on stderr.
+    `config`: keys over the kernelspec's own. A cell's error is in the answer's `error`, and on stderr.
     Raises `RoostError` where no kernel could be had, and KeyboardInterrupt once the kernel has ended.
     """
     try:
@@ -78,7 +78,7 @@ def run(
         raise ConfigError(f"{target} cannot be written: choose another --output.")
     name = kernel_name or document.metadata.get("kernelspec", {}).get("name") or "python3"
     specs = _PlacedSpecs()
-    specs.asked = dict(asked)
+    specs.placed_config = dict(config)
     check_form(specs, name)
     try:
         spec = specs.get_kernel_spec(name)

@@ -1,1 +1,14 @@
-"""The `roost` command."""
+"""The `roost` command (also `jupyter roost`).
+
+    main.py         reads the command line and turns errors into exit codes
+    options.py      options that several subcommands share
+    nodes.py        roost nodes, drain, up
+    kernels.py      roost kernels, logs, stop
+    explain.py      roost explain
+    doctor.py       roost doctor, version
+    kernelspecs.py  roost kernelspec install, list, remove
+    notebook.py     roost run
+    tables.py       how tables, amounts and ages look
+
+`roost simulate` is in `scheduler/simulate`. Only this package may import `provisioners` from within the scheduler.
+"""

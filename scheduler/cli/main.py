@@ -1,38 +1,32 @@
-"""The `roost` command (also `jupyter roost`): its options, and how it fails.
+"""The entry point of the `roost` command: its arguments, its exit codes and its error output.
 
-What each subcommand does is named as an entry point is, `module:function`, and imported when it is called: the
-help costs nothing, and what concerns Jupyter (kernelspecs, notebooks) stays in `provisioners`. Tables go to stdout
-for people; with `--json` stdout is one JSON document for programs. Exit codes: 0 done, 1 not done, 2 usage or
-configuration, 130 interrupted.
+Tables on stdout are for people. With `--json`, stdout is one JSON document for programs. The exit code is 0 for
+success, 1 for failure, 2 for wrong usage or configuration, and 130 after an interrupt.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import roost
 
-Subparsers = Any  # argparse's own type is private
+from .options import add_request, add_scheduler, parse_amount, parse_seconds
 
-_SCHEDULER = "roost.scheduler.cli.actions"
-_JUPYTER = "roost.provisioners.kernelspec_command"
+Subparsers = Any  # argparse's own type is private
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code and raises nothing that a user can mend."""
-    arguments = _parser().parse_args(argv)
+    """Run one command and return its exit code. Errors that a user can fix are printed, not raised."""
+    arguments = build_parser().parse_args(argv)
     from roost.launchers.daemon.daemon import DaemonError
     from roost.scheduler.errors import ConfigError, RoostError
 
-    module, _, function = arguments.action.partition(":")
     try:
-        return int(getattr(import_module(module), function)(arguments))
+        return find_action(arguments.command)(arguments)
     except (RoostError, DaemonError) as error:
         print(f"roost: {error}", file=sys.stderr)
         if log_tail := getattr(error, "fields", {}).get("log_tail"):
@@ -46,196 +40,194 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def find_action(command: str) -> Callable[[argparse.Namespace], int]:
+    """Return the function behind a command. Its module is imported here, so that `--help` imports none of them."""
+    if command in ("nodes", "drain", "up"):
+        from . import nodes
+
+        return {"nodes": nodes.list_nodes, "drain": nodes.drain, "up": nodes.start_agents}[command]
+    if command in ("kernels", "logs", "stop"):
+        from . import kernels
+
+        return {"kernels": kernels.list_kernels, "logs": kernels.print_log, "stop": kernels.stop}[command]
+    if command.startswith("kernelspec "):
+        from . import kernelspecs
+
+        actions = {"install": kernelspecs.install, "list": kernelspecs.list_all, "remove": kernelspecs.remove}
+        return actions[command.removeprefix("kernelspec ")]
+    if command == "explain":
+        from .explain import explain
+
+        return explain
+    if command == "simulate":
+        from roost.scheduler.simulate.command import simulate
+
+        return simulate
+    if command == "run":
+        from .notebook import run
+
+        return run
+    from . import doctor
+
+    return {"doctor": doctor.diagnose, "version": doctor.print_versions}[command]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `command` in its result names the chosen one."""
     parser = argparse.ArgumentParser(
         prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
-        description="Where Jupyter kernels run, why, and what to do about it.",
+        description="Show where Jupyter kernels run and why, and manage them.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_questions(commands)
+    _add_cluster_commands(commands)
     _add_simulate(commands)
     _add_kernelspec(commands)
     _add_run(commands)
-    doctor = _subcommand(commands, "doctor", "what disagrees, what is missing, what to do", _SCHEDULER)
-    doctor.set_defaults(checks=("roost.provisioners.kernelspecs:findings",))
-    _add_scheduler(doctor)
-    _subcommand(commands, "version", "versions of roost and of what it works with", _SCHEDULER)
+    add_scheduler(_add_command(commands, "doctor", "find problems and say how to fix them"))
+    _add_command(commands, "version", "show the versions of roost and of the packages it works with")
     return parser
 
 
-def _add_questions(commands: Subparsers) -> None:
-    nodes = _subcommand(commands, "nodes", "machines, what is promised on them and what is used", _SCHEDULER)
-    explain = _subcommand(
-        commands, "explain", "where a kernel of these options would go, and why", _SCHEDULER
-    )
+def _add_cluster_commands(commands: Subparsers) -> None:
+    nodes = _add_command(commands, "nodes", "list nodes with their promised and used resources")
+    explain = _add_command(commands, "explain", "show where a kernel would be placed, and why")
     explain.add_argument(
         "--snapshot",
         metavar="FILE",
-        help="on nodes that `roost nodes --json` has written; --policy may then also be FILE.py:NAME or MODULE:NAME",
+        help="use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME",
     )
-    kernels = _subcommand(commands, "kernels", "kernels that run, start or wait", _SCHEDULER)
-    kernels.add_argument("--pending", action="store_true", help="only those that wait, and what for")
-    logs = _subcommand(commands, "logs", "what a kernel wrote outside its notebook", _SCHEDULER)
-    logs.add_argument("kernel", metavar="KERNEL", help="id, or the beginning of one")
-    logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="at most this much of its end (64KiB)")
-    stop = _subcommand(commands, "stop", "end kernels, or take waiting ones out of the queue", _SCHEDULER)
-    stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="id, or the beginning of one")
-    stop.add_argument("--grace", metavar="SECONDS", type=_amount, default=5.0, help="before it is killed (5)")
-    drain = _subcommand(commands, "drain", "place no more kernels on a node; those there go on", _SCHEDULER)
-    drain.add_argument("node", metavar="NODE")
-    drain.add_argument("--off", action="store_true", help="place kernels on it again")
-    up = _subcommand(commands, "up", "start what runs on the nodes before a kernel needs it", _SCHEDULER)
+    kernels = _add_command(commands, "kernels", "list running, starting and queued kernels")
+    kernels.add_argument("--pending", action="store_true", help="list only queued kernels, with the reason")
+    logs = _add_command(commands, "logs", "print the log of a kernel (its stdout and stderr)")
+    logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
+    logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
+    stop = _add_command(commands, "stop", "stop kernels, or remove them from the queue")
+    stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="a kernel's id, or the beginning of it")
+    stop.add_argument(
+        "--grace", metavar="SECONDS", type=parse_amount, default=5.0, help="wait this long before killing (5)"
+    )
+    drain = _add_command(commands, "drain", "place no more kernels on a node; its kernels stay")
+    drain.add_argument("node", metavar="NODE", help="the node's id")
+    drain.add_argument("--off", action="store_true", help="place kernels on the node again")
+    up = _add_command(commands, "up", "start the agents of all nodes before a kernel needs them")
     for parser in (nodes, explain, kernels, logs, stop, drain, up):
-        _add_scheduler(parser)
-    _add_request(explain)
+        add_scheduler(parser)
+    add_request(explain)
 
 
 def _add_simulate(commands: Subparsers) -> None:
-    what = "what policies would make of a trace of requests, on nodes there are or might be"
-    simulate = commands.add_parser(
-        "simulate", help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
+    simulate = _add_command(
+        commands, "simulate", "replay a trace of requests under several policies", has_json=False
     )
-    simulate.set_defaults(action="roost.scheduler.simulate.command:simulate")
     simulate.add_argument(
-        "trace", metavar="TRACE", nargs="?", help="tasks as CSV (openb's form), or a decision log of roost's"
+        "trace",
+        metavar="TRACE",
+        nargs="?",
+        help="a CSV file in openb's form, or one of roost's decision logs",
     )
-    cluster = simulate.add_argument_group("on which nodes")
+    cluster = simulate.add_argument_group("nodes")
     which = cluster.add_mutually_exclusive_group(required=True)
-    which.add_argument("--nodes", metavar="FILE", help="nodes as CSV (openb's form)")
-    which.add_argument("--snapshot", metavar="FILE", help="nodes that `roost nodes --json` has written")
-    which.add_argument("--live", action="store_true", help="those of the scheduler, now")
+    which.add_argument("--nodes", metavar="FILE", help="read nodes from a CSV file in openb's form")
+    which.add_argument("--snapshot", metavar="FILE", help="use nodes saved with `roost nodes --json`")
+    which.add_argument("--live", action="store_true", help="use the scheduler's nodes as they are now")
     cluster.add_argument(
         "--add",
         metavar="NODES",
         action="append",
         default=[],
-        help="and more: 4x96cpus,384GiB,8xA100, or 4xNODE for empty ones like that node",
+        help="add nodes: 4x96cpus,384GiB,8xA100, or 4xNODE for empty copies of a node",
     )
-    cluster.add_argument("--empty", action="store_true", help="as if nothing ran on them")
-    _add_scheduler(simulate)
-    how = simulate.add_argument_group("how the trace is replayed")
+    cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
+    add_scheduler(simulate)
+    how = simulate.add_argument_group("replay")
     how.add_argument(
-        "--policy", metavar="NAME", action="append", help="also FILE.py:NAME, MODULE:NAME (all shipped)"
+        "--policy",
+        metavar="NAME",
+        action="append",
+        help="compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies",
     )
-    how.add_argument("--demand", metavar="RATIO", type=_amount, help="asked for, of what there is (1.3)")
+    how.add_argument(
+        "--demand",
+        metavar="RATIO",
+        type=parse_amount,
+        help="request this multiple of the nodes' resources (1.3)",
+    )
     kinds = how.add_mutually_exclusive_group()
     kinds.add_argument(
-        "--departures", action="store_true", help="tasks end after their time; Poisson arrivals"
+        "--departures", action="store_true", help="let kernels arrive at random and end after their duration"
     )
-    kinds.add_argument("--recorded", action="store_true", help="tasks come and end when they did")
-    how.add_argument("--load", metavar="RATIO", type=_amount, help="with --departures (1.05)")
-    how.add_argument("--arrivals", metavar="N", type=int, help="with --departures (as many as the trace has)")
-    how.add_argument("--seeds", metavar="N", type=int, help="repeated with so many random orders (3)")
-    simulate.add_argument("--json", metavar="FILE", help="write all of it (- is stdout, without the table)")
-    simulate.add_argument("--plot", metavar="FILE", help="draw it (PNG, SVG or PDF); needs matplotlib")
+    kinds.add_argument("--recorded", action="store_true", help="let kernels arrive and end as recorded")
+    how.add_argument("--load", metavar="RATIO", type=parse_amount, help="mean load, with --departures (1.05)")
+    how.add_argument(
+        "--arrivals",
+        metavar="N",
+        type=int,
+        help="number of arrivals, with --departures (the trace's own number)",
+    )
+    how.add_argument("--seeds", metavar="N", type=int, help="repeat with this many random orders (3)")
+    simulate.add_argument("--json", metavar="FILE", help="write all results as JSON (- prints only them)")
+    simulate.add_argument("--plot", metavar="FILE", help="draw a PNG, SVG or PDF file; needs matplotlib")
 
 
 def _add_kernelspec(commands: Subparsers) -> None:
-    what = "kernelspecs that start through roost"
+    what = "install, list and remove roost's kernelspecs"
     parent = commands.add_parser("kernelspec", help=what, description=f"{what.capitalize()}.")
     actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
-    install = _subcommand(actions, "install", "wrap an existing kernelspec", f"{_JUPYTER}:kernelspec_install")
-    install.add_argument("--from", dest="source", metavar="NAME", default="python3", help="wrap it (python3)")
-    install.add_argument("--name", metavar="NAME", help="of the new one (roost-…)")
-    install.add_argument("--display-name", metavar="TEXT", default="", help="what people choose it by")
-    install.add_argument("--replace", action="store_true", help="take the place of one of that name")
-    install.add_argument(
-        "--no-check", action="store_true", help="kernels run where this machine tells nothing of"
+    install = _add_command(
+        actions, "install", "copy a kernelspec so that its kernels start through roost", "kernelspec install"
     )
-    _add_scheduler(install)
-    _add_request(install)
-    where = install.add_argument_group("where it is put").add_mutually_exclusive_group()
+    install.add_argument(
+        "--from", dest="source", metavar="NAME", default="python3", help="the kernelspec to copy (python3)"
+    )
+    install.add_argument("--name", metavar="NAME", help="name of the copy (roost-…)")
+    install.add_argument("--display-name", metavar="TEXT", default="", help="name shown in the launcher")
+    install.add_argument("--replace", action="store_true", help="replace a kernelspec of the same name")
+    install.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not run the kernelspec's Python on this machine to test it",
+    )
+    add_scheduler(install)
+    add_request(install)
+    where = install.add_argument_group("folder").add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="your own Jupyter folder (default)")
     where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
     where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
-    _subcommand(
-        actions, "list", "those there are, and whether they can start kernels", f"{_JUPYTER}:kernelspec_list"
+    _add_command(
+        actions,
+        "list",
+        "list roost's kernelspecs, and test whether they can start kernels",
+        "kernelspec list",
     )
-    remove = _subcommand(actions, "remove", "remove kernelspecs of roost's", f"{_JUPYTER}:kernelspec_remove")
+    remove = _add_command(actions, "remove", "remove kernelspecs of roost", "kernelspec remove")
     remove.add_argument("names", metavar="NAME", nargs="+")
 
 
 def _add_run(commands: Subparsers) -> None:
-    run = _subcommand(commands, "run", "execute a notebook on a placed kernel", f"{_JUPYTER}:run_notebook")
+    run = _add_command(commands, "run", "execute a notebook on a kernel that roost places")
     run.add_argument("notebook", metavar="NOTEBOOK")
-    run.add_argument("--output", metavar="FILE", help="the executed notebook (NOTEBOOK.out.ipynb)")
+    run.add_argument("--output", metavar="FILE", help="write the executed notebook here (NOTEBOOK.out.ipynb)")
     run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
-    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="at most this long for each cell")
-    _add_scheduler(run, default="")
-    _add_request(run)
+    run.add_argument(
+        "--timeout", metavar="SECONDS", type=parse_seconds, help="at most this long for each cell"
+    )
+    add_scheduler(run, default="")
+    add_request(run)
 
 
-def _subcommand(commands: Subparsers, name: str, what: str, action: str) -> argparse.ArgumentParser:
-    """One more subcommand, with `--json`; `action`, or the function of its name in that module, does it."""
+def _add_command(
+    commands: Subparsers, name: str, what: str, command: str = "", *, has_json: bool = True
+) -> argparse.ArgumentParser:
+    """Add a subcommand. `command` is the name for `find_action`, if it differs from `name`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document, for programs")
-    parser.set_defaults(action=action if ":" in action else f"{action}:{name}")
+    if has_json:
+        parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")
+    parser.set_defaults(command=command or name)
     return parser
-
-
-def _add_scheduler(parser: argparse.ArgumentParser, default: str = "local") -> None:
-    """Which scheduler is asked; `actions.client_of` reads it."""
-    shown = default or "the kernelspec's"
-    parser.add_argument("--backend", metavar="NAME", default=default, help=f"the cluster ({shown})")
-    parser.add_argument(
-        "--backend-option",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="which of these clusters, such as address=host:6379, or which of its schedulers",
-    )
-
-
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    """What a kernel asks for; `actions.request_config` reads it."""
-    asks = parser.add_argument_group("what the kernel asks for")
-    asks.add_argument("--cpus", metavar="N", type=_amount, help="CPUs")
-    asks.add_argument("--memory", metavar="SIZE", help="memory, for example 8GiB")
-    asks.add_argument(
-        "--gpus", metavar="N", type=_amount, help="a share of one GPU (0.25), or a whole number"
-    )
-    asks.add_argument("--gpu-model", metavar="MODEL", action="append", default=[], help="any of these models")
-    asks.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="only such nodes")
-    asks.add_argument(
-        "--near",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="rather such nodes, if they have room",
-    )
-    asks.add_argument(
-        "--resource",
-        metavar="NAME=AMOUNT",
-        action="append",
-        default=[],
-        help="what else the cluster counts, such as licence=1",
-    )
-    asks.add_argument(
-        "--tolerate", metavar="TAINT", action="append", default=[], help="also nodes kept for such kernels"
-    )
-    asks.add_argument("--policy", metavar="NAME", default="", help="how nodes are ranked")
-
-
-def _amount(text: str) -> float:
-    """A number that is not negative, or argparse's usage error."""
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = math.nan
-    if not 0 <= amount < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a number, 0 or more")
-    return amount
-
-
-def _seconds(text: str) -> float:
-    """A time above 0, or argparse's usage error."""
-    if not (seconds := _amount(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} leaves no time: give seconds above 0")
-    return seconds
 
 
 if __name__ == "__main__":

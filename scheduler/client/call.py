@@ -9,7 +9,12 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from roost.scheduler.errors import BackendUnavailable
+
 T = TypeVar("T")
+
+ANSWER_S = 30.0
+"""How long a command waits for an answer, including the start of the service."""
 
 
 class Call(Generic[T]):
@@ -55,3 +60,13 @@ class Call(Generic[T]):
     def add_done_callback(self, callback: Callable[[Call[T]], object]) -> None:
         """Call `callback` with this call once it is done, on the client's thread (or at once)."""
         self._future.add_done_callback(lambda _: callback(self))
+
+
+def wait_for(call: Call[T], timeout_s: float = ANSWER_S) -> T:
+    """Return the answer to a call; raises `BackendUnavailable` after `timeout_s`."""
+    try:
+        return call.result(timeout_s)
+    except TimeoutError:
+        raise BackendUnavailable(
+            f"The scheduler did not answer within {timeout_s:g} s: see `roost doctor`."
+        ) from None

@@ -21,7 +21,8 @@ from roost.placement.format import format_count
 from roost.placement.lazy import LaterSequence
 from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
 from roost.placement.shipped_policies import SHIPPED, build_policy
-from roost.scheduler.cli.actions import ask, client_of, options_of
+from roost.scheduler.cli.options import connect_scheduler, scheduler_options
+from roost.scheduler.client.call import wait_for
 from roost.scheduler.config.settings import load
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.loader import find_policy, format_error, load_policy
@@ -40,7 +41,7 @@ _PROGRESS_EVERY = 200
 def simulate(arguments: argparse.Namespace) -> int:
     """Replay, and print, write and draw what came of it. Exit code 1 when a picture was asked for and not drawn."""
     _check(arguments)
-    named = load(arguments.backend, options_of(arguments)).policies
+    named = load(arguments.backend, scheduler_options(arguments)).policies
     policies = arguments.policy or list(SHIPPED)
     pyplot = _pyplot(arguments.plot) if arguments.plot else None
     tasks, note = _tasks(arguments)
@@ -96,7 +97,7 @@ def compare(
     runs: dict[str, list[PolicyRun]] = {name: [] for name in policies}
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        bar = progress.add_task("", total=len(runs) * sum(map(len, streams.values())))
+        bar = progress.add_twait_for("", total=len(runs) * sum(map(len, streams.values())))
         for name in runs:
             for seed, stream in streams.items():
                 progress.update(bar, description=f"{name}, seed {seed}")
@@ -188,7 +189,7 @@ def _own_log(arguments: argparse.Namespace) -> str:
         raise ConfigError(
             "which trace? Name a file; with --live the scheduler's own decisions are the default."
         )
-    path = service_folder(arguments.backend, client_of(arguments).options) / FILE_NAME
+    path = service_folder(arguments.backend, connect_scheduler(arguments).options) / FILE_NAME
     if not path.exists():
         raise ConfigError("the scheduler has decided nothing yet that could be simulated: name a trace.")
     return str(path)
@@ -202,7 +203,7 @@ def _nodes(arguments: argparse.Namespace) -> list[Node]:
         snapshot = (
             read_snapshot(arguments.snapshot)
             if arguments.snapshot
-            else Snapshot.from_dict({"nodes": ask(client_of(arguments).nodes())})
+            else Snapshot.from_dict({"nodes": wait_for(connect_scheduler(arguments).nodes())})
         )
         nodes = [snapshot.node(node_id) for node_id in snapshot.nodes]
     if arguments.empty:

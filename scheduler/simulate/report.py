@@ -12,7 +12,7 @@ from rich.table import Table
 
 from roost.placement.format import format_count
 from roost.placement.replay import Replay, Resource
-from roost.scheduler.cli.tables import console, show, table
+from roost.scheduler.cli.tables import build_table, open_console, print_table
 
 _WORDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
 _FIGURES = {
@@ -112,7 +112,7 @@ class Comparison:
 
     def show(self) -> None:
         """Print the table, best first; where it is too wide without the spread, then without the least columns."""
-        out = console()
+        out = open_console()
         unbounded = out.options.update(max_width=10_000)
         for is_spread, without in _FORMS:
             made = self._table(is_spread, without)
@@ -123,7 +123,7 @@ class Comparison:
         if self.note:
             out.print(self.note)
         out.print()
-        show(out, made)
+        print_table(out, made)
         out.print(f"\n{self._legend(is_spread, without)}", style="dim")
 
     def _table(self, is_spread: bool, without: Sequence[str]) -> Table:
@@ -132,7 +132,7 @@ class Comparison:
         figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
         figures |= {end: "allocated_at_end", **_FIGURES}
         columns = [name for name in figures if name not in without]
-        made = table("POLICY", *columns, right=columns)
+        made = build_table("POLICY", *columns, right=columns)
         for policy in self.ranked():
             made.add_row(
                 self._shown(policy),

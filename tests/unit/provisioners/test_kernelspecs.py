@@ -96,7 +96,7 @@ def test_a_missing_executable_is_refused_unless_not_checked(make: Make, kernels:
     _, found = kernelspecs.install("far", name="r-far", config={}, is_checked=False)
     assert found is None
     assert written(kernels / "r-far")["argv"][0] == "/no/such/R"
-    findings = kernelspecs.findings()
+    findings = kernelspecs.find_problems()
     (broken,) = [
         finding for finding in findings if finding["level"] == "error" and "r-far" in finding["what"]
     ]
@@ -183,7 +183,7 @@ def test_remove_takes_roosts_alone(make: Make, kernels: Path) -> None:
 def test_doctor_sees_unknown_options(make: Make) -> None:
     provisioner = {"provisioner_name": "roost", "config": {"gpu": 1}}
     make("typo", [sys.executable, "x"], metadata={"kernel_provisioner": provisioner})
-    (found,) = [finding for finding in kernelspecs.findings() if "typo" in finding["what"]]
+    (found,) = [finding for finding in kernelspecs.find_problems() if "typo" in finding["what"]]
     assert found["level"] == "error"
     assert "'gpu'" in found["what"]
 
@@ -202,7 +202,7 @@ def test_install_and_doctor_refuse_the_same(
         assert main.main(["kernelspec", "install", "--name", f"new-{name}", *given]) == 2
         assert said in capsys.readouterr().err
     make("shipped", [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(policy="pack"))
-    found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.findings()}
+    found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.find_problems()}
     for name, (_, _, said) in wrong.items():
         assert said in found[f"kernelspec {name}"]["what"]
         assert found[f"kernelspec {name}"]["level"] == "error"
@@ -255,7 +255,7 @@ def test_a_malformed_kernelspec_is_told_by_every_command(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
 ) -> None:
     (make("bad", ["sh"]) / "kernel.json").write_text(text)
-    (found,) = [finding for finding in kernelspecs.findings() if "kernelspec bad" in finding["what"]]
+    (found,) = [finding for finding in kernelspecs.find_problems() if "kernelspec bad" in finding["what"]]
     assert found["level"] == "error"
     assert said in found["what"]
     assert found["do"]
@@ -288,7 +288,7 @@ def test_what_a_start_would_refuse_is_told_before(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], said: str
 ) -> None:
     make("typo", ["sh", "{connection_file}"], metadata=ours(**config))
-    (found,) = [finding for finding in kernelspecs.findings() if "kernelspec typo" in finding["what"]]
+    (found,) = [finding for finding in kernelspecs.find_problems() if "kernelspec typo" in finding["what"]]
     assert found["level"] == "error"
     assert said in found["what"]
     assert main.main(["kernelspec", "list", "--json"]) == 0

@@ -17,7 +17,7 @@ from fake_service import fake_service
 import roost
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.placement import Device, Node, Request, Snapshot, get_policy
-from roost.scheduler.cli import main, tables
+from roost.scheduler.cli import explain, main, tables
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
 from roost.scheduler.policies.explain import build_explanation
 from roost.scheduler.service.messages import Kernel, KernelRequest
@@ -126,7 +126,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
     """The stub in the place of `roost.connect`'s answer, and 80 columns."""
     stub = StubClient()
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
-    monkeypatch.setattr("roost.provisioners.kernelspecs.findings", list)
+    monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", list)
     monkeypatch.setenv("COLUMNS", "80")
     return stub
 
@@ -203,7 +203,7 @@ def test_explain_of_one_node_says_what_helps_unless_it_is_only_full(
     for changed, is_told in (({"is_draining": True}, True), ({"cpus_promised": 8}, False)):
         only = Snapshot.of([Node(id="only", cpus=8, memory_bytes=1 << 30, **changed)])  # type: ignore[arg-type]
         document = build_explanation(get_policy("balanced").place(Request(cpus=1), only), only)
-        tables.show_decision({**document, "soonest": None})
+        explain.show_decision({**document, "soonest": None})
         out = capsys.readouterr().out
         assert ("would do but" in out) == is_told
         assert ("`roost drain only --off` lets kernels on it again." in out) == is_told
@@ -295,7 +295,7 @@ def test_pending_kernels_say_what_they_wait_for(
     assert "aaaaaaaa" not in out
     assert [known["position"] for known in document(capsys, "kernels", "--pending")["kernels"]] == [1]
     client.known = []
-    assert run(capsys, "kernels", "--pending")[1] == "No kernel waits.\n"
+    assert run(capsys, "kernels", "--pending")[1] == "No kernel is queued.\n"
     assert run(capsys, "kernels")[1] == "There are no kernels.\n"
 
 
@@ -319,7 +319,7 @@ def test_stop_takes_several_and_what_ended_meanwhile(
 ) -> None:
     code, out, _ = run(capsys, "stop", "aaaaaaaa-1", "aaaaaaaa-2", "bb", "bbbb", "--grace", "2")
     assert code == 0
-    assert out.splitlines() == ["aaaaaaaa-1 stopped", "aaaaaaaa-2 stopped", "bbbb-1 taken out of the queue"]
+    assert out.splitlines() == ["aaaaaaaa-1 stopped", "aaaaaaaa-2 stopped", "bbbb-1 removed from the queue"]
     stops = [asked for asked in client.asked if asked[0] == "stop"]
     assert stops == [("stop", id_, 2.0) for id_ in ("aaaaaaaa-1", "aaaaaaaa-2", "bbbb-1")]
     assert document(capsys, "stop", "bb") == {"stopped": [{"id": "bbbb-1", "was": "queued"}]}
@@ -433,23 +433,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"roost {roost.__version__}\n"
 
 
-def test_every_subcommand_has_its_function() -> None:
-    """The functions are named in text, as entry points are."""
-    from importlib import import_module
-
-    parser = main._parser()
-    pending, actions = [parser], []
+def test_every_command_has_a_function() -> None:
+    pending, commands = [main.build_parser()], []
     while pending:
-        looked_at = pending.pop()
-        if name := looked_at.get_default("action"):
-            actions.append(name)
-        for action in looked_at._actions:
+        parser = pending.pop()
+        if command := parser.get_default("command"):
+            commands.append(command)
+        for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 14
-    for name in actions:
-        module, _, function = name.partition(":")
-        assert callable(getattr(import_module(module), function))
+    assert len(commands) == 14
+    assert len({main.find_action(command) for command in commands}) == 14
 
 
 def test_help_loads_next_to_nothing() -> None:
@@ -475,10 +469,10 @@ def test_piped_tables_are_not_cut(
 
 
 def test_ages_and_ids() -> None:
-    assert [tables.ago(0, now) for now in (-5, 59, 119, 120, 7200, 172_800)] == [
+    assert [tables.format_age(0, now) for now in (-5, 59, 119, 120, 7200, 172_800)] == [
         "0 s", "59 s", "119 s", "2 min", "2 h", "2 d",
     ]  # fmt: skip
-    assert tables.short_ids(["abcdefghij", "abcdefghik", "x"]) == {
+    assert tables.shorten_ids(["abcdefghij", "abcdefghik", "x"]) == {
         "abcdefghij": "abcdefghij",
         "abcdefghik": "abcdefghik",
         "x": "x",

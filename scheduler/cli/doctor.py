@@ -1,0 +1,91 @@
+"""`roost doctor` and `roost version`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.text import Text
+
+import roost
+from roost.launchers.daemon.daemon import DaemonError, announced, runtime_dir
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.errors import RoostError
+from roost.scheduler.service.messages import Finding
+
+from .nodes import describe_cluster
+from .options import connect_scheduler, print_json
+from .tables import build_table, open_console, print_table
+
+_STYLES = {"error": "bold red", "warning": "yellow", "ok": "green"}
+
+
+def diagnose(arguments: argparse.Namespace) -> int:
+    """Print the findings about Jupyter's side and the scheduler's; 1 if one of them is an error."""
+    from roost.provisioners import kernelspecs
+
+    findings: list[Finding] = list(kernelspecs.find_problems())
+    try:
+        client = connect_scheduler(arguments)
+        findings += wait_for(client.doctor())
+        cluster = " at ".join(filter(None, describe_cluster(wait_for(client.service())).values()))
+        findings.append({"level": "ok", "what": f"the cluster is {cluster}", "do": ""})
+    except (RoostError, DaemonError) as error:
+        do = "fix this first: the other checks need the scheduler"
+        findings.append({"level": "error", "what": str(error), "do": do})
+    if arguments.json:
+        print_json({"findings": findings})
+    else:
+        _show_findings(findings)
+    return 1 if any(finding["level"] == "error" for finding in findings) else 0
+
+
+def _show_findings(findings: Sequence[Finding]) -> None:
+    """Print errors first, each with its remedy."""
+    table = build_table("", "")
+    table.show_header = False
+    order = {"error": 0, "warning": 1, "ok": 2}
+    for finding in sorted(findings, key=lambda finding: order.get(finding["level"], 1)):
+        text = Text(finding["what"])
+        if finding.get("do"):
+            text.append(f"\n→ {finding['do']}", style="bold")
+        table.add_row(Text(finding["level"], style=_STYLES.get(finding["level"], "")), text)
+    print_table(open_console(), table)
+
+
+def print_versions(arguments: argparse.Namespace) -> int:
+    """Print the versions of packages, and this user's running scheduler services."""
+    versions = {"roost": roost.__version__, "python": platform.python_version()}
+    for package in ("jupyter_client", "ipykernel", "pyzmq", "nbclient"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = ""
+    services = _find_services()
+    if arguments.json:
+        print_json({**versions, "schedulers": services})
+        return 0
+    for name, installed in versions.items():
+        print(f"{name:15} {installed or 'not installed'}")
+    for service in services:
+        where = " at ".join(filter(None, describe_cluster(service).values()))
+        print(
+            f"{'scheduler':15} {service['version']} for {where} (pid {service['pid']}, {service['folder']})"
+        )
+    return 0
+
+
+def _find_services() -> list[dict[str, Any]]:
+    """Return what each of this user's running scheduler services reports about itself, with its folder."""
+    folders = sorted(runtime_dir().glob("scheduler-*"))
+    return [
+        {
+            "folder": folder.name,
+            **{name: report.get(name, "") for name in ("version", "pid", "backend", "address")},
+        }
+        for folder in folders
+        if (report := announced(folder)) is not None
+    ]

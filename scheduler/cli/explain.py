@@ -1,0 +1,130 @@
+"""`roost explain`: the placement that a request would get, with the reasons."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.service.messages import KernelRequest
+
+from .options import build_request, connect_scheduler, print_json, request_config, scheduler_options
+from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
+
+_SHOWN_NODES = 10
+"""At most this many nodes are shown with each of their refusals."""
+_WHEN = {"now": "not now", "never": "never"}
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print where a request would be placed, now or on a saved snapshot."""
+    request = build_request(request_config(arguments))
+    if arguments.snapshot:
+        from roost.scheduler.config.settings import load
+        from roost.scheduler.policies.offline import explain_saved
+
+        settings = load(arguments.backend, scheduler_options(arguments))
+        decision = explain_saved(arguments.snapshot, request, settings)
+    else:
+        decision = wait_for(connect_scheduler(arguments).explain(request))
+    if arguments.json:
+        print_json({"decision": decision})
+    else:
+        show_decision(decision)
+    return 0
+
+
+def show_decision(decision: Mapping[str, Any]) -> None:
+    """Print the placement, warnings, the ranking with its score terms, refusals with reasons, and remedies."""
+    out = open_console()
+    placement = decision["placement"]
+    if placement:
+        devices = f", GPU {', '.join(placement['device_ids'])}" if placement["device_ids"] else ""
+        out.print(f"It would go to {placement['node_id']}{devices}.", style="bold")
+    else:
+        out.print(f"{_capitalize(decision['reason'])}.", style="bold")
+    age = decision["metrics_age_s"]
+    metrics = f", metrics {'unknown' if age is None else f'{age:.1f} s old'}" if placement else ""
+    if decision["fallback"]:
+        out.print(f"Policy {decision['policy']} was asked; {decision['fallback']}.", style="yellow")
+    else:
+        out.print(f"Policy {decision['policy']}{metrics}.")
+    for warning in decision["warnings"]:
+        out.print(f"{_capitalize(warning)}.", style="yellow")
+    ranked = ([placement] if placement else []) + list(decision["runners_up"])
+    groups = decision["refused"]
+    for table in (_build_ranking(ranked), _build_groups(groups), _build_refusals(decision["refusals"])):
+        if table.row_count:
+            out.print()
+            print_table(out, table)
+    total = sum(group["count"] for group in groups)
+    if (more := total - min(total, _SHOWN_NODES)) > 0:
+        out.print(
+            f"… and {more} more {'node' if more == 1 else 'nodes'} (--json has the first 1,000 reasons)."
+        )
+    # One node that is merely full needs no remedy: the refusal above says everything.
+    is_full = all(group["filter"] in ("gpu", "memory", "cpu", "avoid") for group in groups)
+    if total > 1 or decision["is_never"] or not is_full:
+        if decision["remedies"]:
+            out.print()
+        for remedy in decision["remedies"]:
+            out.print(f"{_capitalize(remedy)}.")
+    if decision["soonest"]:
+        _show_soonest(out, decision["soonest"])
+
+
+def _capitalize(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
+def _build_ranking(ranked: Sequence[Mapping[str, Any]]) -> Table:
+    terms = list(dict.fromkeys(name for place in ranked for name in place["terms"]))
+    table = build_table("RANK", "NODE", "GPU", "SCORE", *terms, right=("RANK", "SCORE", *terms))
+    for rank, place in enumerate(ranked, start=1):
+        shares = [f"{place['terms'][name]:.3f}" if name in place["terms"] else "" for name in terms]
+        devices = ", ".join(place["device_ids"]) or "-"
+        table.add_row(str(rank), place["node_id"], devices, f"{place['score']:.3f}", *shares)
+    return table
+
+
+def _build_groups(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """Count the nodes by reason, with the node nearest to fitting; empty if there is only one node."""
+    table = build_table("REFUSED", "WHEN", "NEAREST")
+    if sum(group["count"] for group in groups) > 1:
+        for group in groups:
+            nearest = [f"{each['node_id']}: {each['reason']}" for each in group["examples"][:1]]
+            table.add_row(group["text"], _WHEN[group["when"]], *nearest)
+    return table
+
+
+def _build_refusals(refusals: Sequence[Mapping[str, Any]]) -> Table:
+    """List every refusal of the first nodes."""
+    shown = list(dict.fromkeys(refusal["node_id"] for refusal in refusals))[:_SHOWN_NODES]
+    table = build_table("NODE", "WHEN", "WHY")
+    for refusal in refusals:
+        if refusal["node_id"] in shown:
+            table.add_row(refusal["node_id"], _WHEN[refusal["when"]], refusal["reason"])
+    return table
+
+
+def _show_soonest(out: Console, soonest: Mapping[str, Any]) -> None:
+    kernels = soonest["kernels"]
+    these = "this kernel" if len(kernels) == 1 else f"these {len(kernels)} kernels"
+    out.print(f"\nThe soonest to free: {soonest['node_id']} would have room if {these} ended.", style="bold")
+    table = build_table("KERNEL", "OWNER", "APPLICATION", "HOLDS", "GPU", "AGE", right=("AGE",))
+    short = shorten_ids([kernel["id"] for kernel in kernels])
+    for kernel in kernels:
+        amounts = ("cpus", "memory_bytes", "gpus", "resources")
+        table.add_row(
+            short[kernel["id"]],
+            kernel["user"],
+            kernel["application"] or "-",
+            format_request(KernelRequest(**{name: kernel[name] for name in amounts})),
+            ", ".join(kernel["device_ids"]) or "-",
+            "unknown" if kernel["since"] is None else format_age(kernel["since"]),
+        )
+    print_table(out, table)

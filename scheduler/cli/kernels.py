@@ -1,0 +1,133 @@
+"""`roost kernels`, `roost logs` and `roost stop`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.text import Text
+
+from roost.launchers.protocol.json_codec import encode
+from roost.scheduler.client.call import ANSWER_S, wait_for
+from roost.scheduler.client.client import Client
+from roost.scheduler.config.memory_size import parse_bytes
+from roost.scheduler.errors import ConfigError, UnknownKernel
+from roost.scheduler.service.messages import Kernel
+
+from .options import connect_scheduler, print_json
+from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
+
+_STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red"}
+
+
+def list_kernels(arguments: argparse.Namespace) -> int:
+    """Print the kernels, or only the queue."""
+    kernels = wait_for(connect_scheduler(arguments).kernels())
+    if arguments.pending:
+        kernels = [kernel for kernel in kernels if kernel.state == "queued"]
+    if arguments.json:
+        print_json({"kernels": [_to_json(kernel) for kernel in kernels]})
+    else:
+        (_show_queue if arguments.pending else _show_kernels)(kernels)
+    return 0
+
+
+def print_log(arguments: argparse.Namespace) -> int:
+    """Print the end of a kernel's log."""
+    tail_bytes = parse_bytes(arguments.tail)
+    client = connect_scheduler(arguments)
+    try:
+        kernel_id = _find_kernels(client, [arguments.kernel])[0].id
+    except UnknownKernel:
+        kernel_id = arguments.kernel  # the scheduler keeps the log of an ended kernel for a while
+    text = wait_for(client.logs(kernel_id, tail_bytes=tail_bytes))
+    if arguments.json:
+        print_json({"kernel": kernel_id, "text": text})
+    elif text:
+        print(text, end="" if text.endswith("\n") else "\n")
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Stop all given kernels at the same time."""
+    client = connect_scheduler(arguments)
+    kernels = _find_kernels(client, arguments.kernels)
+    calls = [(kernel, client.stop(kernel.id, grace_s=arguments.grace)) for kernel in kernels]
+    for kernel, call in calls:
+        try:
+            wait_for(call, arguments.grace + ANSWER_S)
+        except UnknownKernel:  # the kernel ended by itself meanwhile
+            pass
+        if not arguments.json:
+            print(f"{kernel.id} {'removed from the queue' if kernel.state == 'queued' else 'stopped'}")
+    if arguments.json:
+        print_json({"stopped": [{"id": kernel.id, "was": kernel.state} for kernel in kernels]})
+    return 0
+
+
+def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
+    """Return the kernels whose ids begin with a prefix, each kernel once.
+
+    Raises `UnknownKernel` if no kernel matches, `ConfigError` if several kernels match one prefix.
+    """
+    known = wait_for(client.kernels())
+    found = {}
+    for prefix in prefixes:
+        matches = [kernel for kernel in known if kernel.id.startswith(prefix)] if prefix else []
+        exact = [kernel for kernel in matches if kernel.id == prefix]
+        if not matches:
+            raise UnknownKernel(f"There is no kernel {prefix!r}: `roost kernels` lists them.", kernel=prefix)
+        if len(matches) > 1 and not exact:
+            ids = ", ".join(kernel.id for kernel in matches[:4])
+            raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
+        kernel = (exact or matches)[0]
+        found[kernel.id] = kernel
+    return list(found.values())
+
+
+def _to_json(kernel: Kernel) -> dict[str, Any]:
+    """Return a kernel's values without its connection, which contains keys."""
+    document: dict[str, Any] = encode(kernel)
+    del document["connection"]
+    return document
+
+
+def _show_kernels(kernels: Sequence[Kernel]) -> None:
+    """Print one line per kernel, oldest first."""
+    out = open_console()
+    if not kernels:
+        out.print("There are no kernels.")
+        return
+    table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "AGE", right=("AGE",))
+    short = shorten_ids([kernel.id for kernel in kernels])
+    for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
+        table.add_row(
+            short[kernel.id],
+            Text(kernel.state, style=_STYLES.get(kernel.state, "")),
+            kernel.owner.user,
+            kernel.node_id or "-",
+            ", ".join(kernel.device_ids) or "-",
+            format_request(kernel.request),
+            format_age(kernel.created_at),
+        )
+    print_table(out, table)
+
+
+def _show_queue(kernels: Sequence[Kernel]) -> None:
+    """Print the queued kernels, next first."""
+    out = open_console()
+    if not kernels:
+        out.print("No kernel is queued.")
+        return
+    table = build_table("POSITION", "KERNEL", "OWNER", "AGE", "WAITS FOR", right=("POSITION", "AGE"))
+    short = shorten_ids([kernel.id for kernel in kernels])
+    for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
+        table.add_row(
+            "" if kernel.position is None else str(kernel.position),
+            short[kernel.id],
+            kernel.owner.user,
+            format_age(kernel.created_at),
+            kernel.waits_for or "-",
+        )
+    print_table(out, table)

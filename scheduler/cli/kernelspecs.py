@@ -1,0 +1,104 @@
+"""`roost kernelspec install`, `list` and `remove`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from roost.provisioners import kernelspecs
+from roost.provisioners.kernelspecs import RoostKernelspec
+from roost.provisioners.request_options import read_wish
+from roost.scheduler.client.interpreter_probe import ProbeResult
+from roost.scheduler.errors import ConfigError
+
+from .options import print_json, request_config, scheduler_options
+from .tables import build_table, format_request, open_console, print_table
+
+
+def install(arguments: argparse.Namespace) -> int:
+    """Copy a kernelspec for roost, and print how its kernels will start."""
+    options = scheduler_options(arguments)
+    which = {"backend": arguments.backend, **({"backend_options": options} if options else {})}
+    spec, probed = kernelspecs.install(
+        arguments.source,
+        name=arguments.name or f"roost-{arguments.source}",
+        config={**which, **request_config(arguments)},
+        display_name=arguments.display_name,
+        prefix=sys.prefix if arguments.sys_prefix else arguments.prefix,
+        may_replace=arguments.replace,
+        is_checked=not arguments.no_check,
+    )
+    if arguments.json:
+        print_json({"kernelspec": asdict(spec), "environment": asdict(probed) if probed else None})
+        return 0
+    print(f"{spec.name} ({spec.display_name})")
+    for name, text in {"folder": spec.folder, **_describe_start(spec, probed)}.items():
+        print(f"  {name:11} {text}")
+    return 0
+
+
+def list_all(arguments: argparse.Namespace) -> int:
+    """Print roost's kernelspecs, each with its request and its problem."""
+    rows = [(spec, kernelspecs.find_problem(spec)) for spec in kernelspecs.list_kernelspecs()]
+    if arguments.json:
+        print_json({"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]})
+        return 0
+    if not rows:
+        print("No kernelspec starts through roost: `roost kernelspec install --from python3` makes one.")
+        return 0
+    table = build_table("NAME", "DISPLAY NAME", "BACKEND", "REQUEST", "STATE")
+    for spec, problem in rows:
+        try:
+            request = "?" if spec.malformed else format_request(read_wish(spec.config, {}).request)
+        except ConfigError:
+            request = "?"
+        table.add_row(
+            spec.name, spec.display_name, _describe_cluster(spec), request, "broken" if problem else "ready"
+        )
+    out = open_console()
+    print_table(out, table)
+    for spec, problem in rows:
+        if problem:
+            out.print(f"\n{spec.name}: {problem}")
+    return 0
+
+
+def remove(arguments: argparse.Namespace) -> int:
+    """Remove the named kernelspecs, which must be roost's."""
+    removed = []
+    for name in arguments.names:
+        folder = kernelspecs.remove(name)
+        removed.append({"name": name, "folder": folder})
+        if not arguments.json:
+            print(f"Removed {folder}")
+    if arguments.json:
+        print_json({"removed": removed})
+    return 0
+
+
+def _describe_cluster(spec: RoostKernelspec) -> str:
+    options = spec.config.get("backend_options")
+    address = options.get("address", "") if isinstance(options, dict) else ""
+    return f"{spec.config.get('backend', 'local')} {address}".rstrip()
+
+
+def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mapping[str, Any]:
+    """Return how the kernels of this kernelspec start, as lines for people."""
+    if probed is None:
+        return {"checked": "no"}
+    if not probed.is_ipykernel:
+        return {
+            "command": probed.executable,
+            "start": f"from its command (language: {spec.language or 'unknown'})",
+        }
+    return {
+        "command": probed.executable,
+        "kernel": f"ipykernel {probed.ipykernel} on Python {probed.python}",
+        "start": "forked from a warm process" if probed.can_fork else "from its command",
+        "connection": "encrypted (CURVE)"
+        if probed.has_curve
+        else "through sockets in a private folder (encryption needs ipykernel 7.3 or newer)",
+    }

@@ -1,0 +1,117 @@
+"""`roost nodes`, `roost drain` and `roost up`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.config.memory_size import format_bytes
+
+from .options import connect_scheduler, print_json
+from .tables import build_table, format_number, open_console, print_table
+
+_UP_S = 120.0
+"""How long the agents of all nodes may take to start."""
+
+
+def list_nodes(arguments: argparse.Namespace) -> int:
+    """Print the nodes and the cluster that they belong to."""
+    client = connect_scheduler(arguments)
+    nodes, cluster = wait_for(client.nodes()), describe_cluster(wait_for(client.service()))
+    if arguments.json:
+        print_json({"cluster": cluster, "nodes": nodes})
+    else:
+        show_nodes(nodes, **cluster)
+    return 0
+
+
+def drain(arguments: argparse.Namespace) -> int:
+    """Drain a node, or let kernels on it again."""
+    wait_for(connect_scheduler(arguments).drain(arguments.node, on=not arguments.off))
+    if arguments.json:
+        print_json({"node": arguments.node, "is_draining": not arguments.off})
+    elif arguments.off:
+        print(f"{arguments.node} takes kernels again")
+    else:
+        print(f"{arguments.node} takes no more kernels; the kernels on it stay")
+    return 0
+
+
+def start_agents(arguments: argparse.Namespace) -> int:
+    """Start the agents of all nodes."""
+    count = wait_for(connect_scheduler(arguments).up(), _UP_S)
+    if arguments.json:
+        print_json({"nodes": count})
+    else:
+        print(f"roost's agents run on {count} node{'' if count == 1 else 's'} of {arguments.backend}.")
+    return 0
+
+
+def describe_cluster(service: Mapping[str, Any]) -> dict[str, str]:
+    """Return the backend and the address in what a service reports about itself."""
+    return {"backend": str(service["backend"]), "address": str(service.get("address", ""))}
+
+
+def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -> None:
+    """Print three tables: a line per node, a line per GPU, and the nodes' other properties."""
+    out = open_console()
+    cluster = f"Cluster: {backend}" + (f" at {address}" if address else "")
+    if not nodes:
+        out.print(f"There are no nodes. {cluster}.")
+        return
+    table = build_table(
+        "NODE", "CPUS", "MEMORY", "GPUS", "KERNELS", "CPU USE", "STATE", right=("KERNELS", "CPU USE")
+    )
+    devices = build_table("GPU", "NODE", "MODEL", "MEMORY", "PROMISED", "USED", right=("PROMISED", "USED"))
+    for node in nodes:
+        gpus = node["devices"]
+        used = node["cpus_used"]
+        table.add_row(
+            node["id"],
+            f"{format_number(node['cpus_promised'])} of {format_number(node['cpus'])}",
+            f"{format_bytes(node['memory_promised_bytes'])} of {format_bytes(node['memory_bytes'])}",
+            f"{format_number(node['gpus_promised'])} of {len(gpus)}" if gpus else "-",
+            str(node["kernels"]),
+            "unknown" if used is None or not node["cpus"] else f"{used / node['cpus']:.0%}",
+            Text("draining", style="yellow") if node["is_draining"] else Text("ready", style="green"),
+        )
+        for gpu in gpus:
+            devices.add_row(
+                gpu["id"],
+                node["id"],
+                gpu["model"] or "unknown",
+                format_bytes(gpu["memory_bytes"]) if gpu["memory_bytes"] else "unknown",
+                f"{gpu['promised']:.0%}",
+                "unknown" if gpu["used"] is None else f"{gpu['used']:.0%}",
+            )
+    for each in (table, devices, _build_properties(nodes)):
+        if each.row_count:
+            if each is not table:
+                out.print()
+            print_table(out, each)
+    out.print(f"\nCPUS, MEMORY and GPUS: promised, of the node's total. {cluster}.", style="dim")
+
+
+def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:
+    """Custom resources, labels, taints and warm interpreters; a column that is empty for all nodes is left out."""
+    readers: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+        "RESOURCES": lambda node: [
+            f"{format_number(node['resources_promised'].get(name, 0))} of {format_number(total)} {name}"
+            for name, total in sorted(node["resources"].items())
+        ],
+        "LABELS": lambda node: [f"{name}={value}" for name, value in sorted(node["labels"].items())],
+        "TAINTS": lambda node: node["taints"],
+        "WARM": lambda node: node["warm"],
+    }
+    columns = {name: read for name, read in readers.items() if any(read(node) for node in nodes)}
+    table = build_table("NODE", *columns)
+    for node in nodes:
+        cells = ["\n".join(read(node)) for read in columns.values()]
+        if any(cells):
+            table.add_row(node["id"], *(cell or "-" for cell in cells))
+    return table
