@@ -30,8 +30,9 @@ def diagnose(arguments: argparse.Namespace) -> int:
     findings: list[Finding] = list(kernelspecs.find_problems())
     try:
         client = connect_scheduler(arguments)
-        findings += wait_for(client.doctor())
-        cluster = " at ".join(filter(None, describe_cluster(wait_for(client.service())).values()))
+        reported, service = wait_for(client.doctor()), wait_for(client.service())
+        findings += reported
+        cluster = " at ".join(filter(None, describe_cluster(service).values()))
         findings.append({"level": "ok", "what": f"the cluster is {cluster}", "do": ""})
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"

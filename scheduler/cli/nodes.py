@@ -22,7 +22,8 @@ _UP_S = 120.0
 def list_nodes(arguments: argparse.Namespace) -> int:
     """Print the nodes and the cluster that they belong to."""
     client = connect_scheduler(arguments)
-    nodes, cluster = wait_for(client.nodes()), describe_cluster(wait_for(client.service()))
+    nodes, service = wait_for(client.nodes()), wait_for(client.service())
+    cluster = describe_cluster(service)
     if arguments.json:
         print_json({"cluster": cluster, "nodes": nodes})
     else:

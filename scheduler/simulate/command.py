@@ -97,7 +97,7 @@ def compare(
     runs: dict[str, list[PolicyRun]] = {name: [] for name in policies}
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        bar = progress.add_twait_for("", total=len(runs) * sum(map(len, streams.values())))
+        bar = progress.add_task("", total=len(runs) * sum(map(len, streams.values())))
         for name in runs:
             for seed, stream in streams.items():
                 progress.update(bar, description=f"{name}, seed {seed}")
