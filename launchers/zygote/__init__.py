@@ -1,1 +1,9 @@
-"""A warm process that forks ipykernels. Runs in the kernel's own Python and imports nothing else of roost."""
+"""The zygote: a warm process that forks ipykernels. It runs in the kernel's own Python.
+
+    agent ── request + 2 descriptors ──> zygote ── forks in advance ──> spare ── becomes ──> kernel
+      ^                                     (main, loop, kernel, imports, memory, rehearsal)    |
+      └──────────────────────── pid, then ports, on a pipe ─────────────────────────────────────┘
+
+The kernel's environment need not contain roost. Therefore these files import the standard library, what ipykernel
+brings, and each other, but nothing else of roost. `main` has the protocol.
+"""

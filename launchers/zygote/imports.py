@@ -1,4 +1,4 @@
-"""What a zygote's imports depended on: the environment that was read, and the files."""
+"""The files and environment variables on which a zygote's imports depended."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def recorded_environment(reads: set[str]) -> Iterator[None]:
-    """Note in `reads` every name that is looked up in os.environ."""
+def record_environment(reads: set[str]) -> Iterator[None]:
+    """Add to `reads` the name of each variable that is looked up in os.environ."""
     plain = type(os.environ)
 
     class Recording(plain):  # type: ignore[valid-type, misc]
@@ -27,10 +27,11 @@ def recorded_environment(reads: set[str]) -> Iterator[None]:
         os.environ.__class__ = plain
 
 
-def fingerprint() -> dict[str, Any]:
-    """What a fresh interpreter would read in order to import the same, with its stamps; see the agent's `Fingerprint`.
+def take_fingerprint() -> dict[str, Any]:
+    """Return the paths that a fresh interpreter would read for the same imports, with their stamps.
 
-    Of the standard library the folders stand for their files (half as many stats): it is replaced as a whole.
+    The agent makes a `Fingerprint` of them. Folders stand for the files of the standard library, which is only ever
+    replaced as a whole. This halves the number of stats.
     """
     library = os.path.dirname(os.__file__) + os.sep
     sites = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
@@ -43,6 +44,7 @@ def fingerprint() -> dict[str, Any]:
         if path:
             is_library = path.startswith(library) and not path.startswith(tuple(sites))
             paths.add(os.path.dirname(path) if is_library else path)
+    # Shared libraries that are mapped as code.
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         paths.update(line.split(maxsplit=5)[5].strip() for line in maps if " r-xp " in line and "/" in line)
     return {
@@ -53,7 +55,7 @@ def fingerprint() -> dict[str, Any]:
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """Modification time in ns, size and inode; nothing when there is no such file."""
+    """Return modification time in ns, size and inode, or an empty tuple if there is no such file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""A forked child becomes a kernel: the unmodified IPKernelApp in a process like a fresh one."""
+"""How a forked child becomes a kernel: it runs the unmodified IPKernelApp in a process like a fresh one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .memory import ModuleFiles, find_madvise
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
-class Warm:
-    """What a zygote has ready for its kernels beside the imported modules."""
+class WarmState:
+    """The things that a zygote prepares for its kernels, apart from the imported modules."""
 
     def __init__(self, args: list[str]) -> None:
         from ipykernel import ipkernel
@@ -31,28 +31,27 @@ class Warm:
         self.args = args
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
-        """What the preloaded modules did to os.environ while they were imported: done again in each kernel."""
-        self.plugs: list[Any] = []
-        self.launcher = launcher_path()
+        """Changes that the preloaded modules made to os.environ. Each kernel repeats them."""
+        self.launcher = find_launcher()
         self.app: Any = IPKernelApp.instance()
-        self.app.parent_handle = 1  # no parent to watch, and no advice about Ctrl-C in the log
+        self.app.parent_handle = 1  # watch no parent, and log no advice about Ctrl-C
         try:
             self.app.parse_command_line(["-f", "connection.json", *args])
-        except (SystemExit, Exception):  # noqa: BLE001 - the kernel parses it again, and says so in its own log
+        except (SystemExit, Exception):  # noqa: BLE001 - the kernel parses it again and logs the error
             IPKernelApp.clear_instance()
             self.app = None
         self.modules = ModuleFiles() if hasattr(ipkernel, "sys") else None
         self.madvise = find_madvise()
 
     def touch_pages(self) -> None:
-        """Fault in at once what a kernel will write to: one by one, page faults are half of a forked kernel's start."""
+        """Copy now all pages that a kernel will write to. One at a time, these page faults take half of its start."""
         pages, self.pages = self.pages, array.array("Q")
         for n in range(0, len(pages), 3):
             if self.madvise(pages[n], pages[n + 1], pages[n + 2]) != 0:
                 return
 
-    def application(self, argv: list[str]) -> Any:
-        """The application, its command line parsed."""
+    def build_application(self, argv: list[str]) -> Any:
+        """Return an `IPKernelApp` for `argv`. Reuse the prepared one if the arguments match."""
         from ipykernel.kernelapp import IPKernelApp
 
         if self.app is None or argv[2:] != self.args:
@@ -66,8 +65,8 @@ class Warm:
         return self.app
 
 
-class Kernel:
-    """What a forked child needs in order to become a kernel; ``run`` returns when the kernel has ended."""
+class KernelChild:
+    """A forked child that becomes a kernel. `run` returns when the kernel has ended."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class Kernel:
         report_fd: int,
         log_fd: int,
         *,
-        warm: Warm | None,
+        warm: WarmState | None,
         is_spare: bool = False,
     ) -> None:
         self.request = request
@@ -89,7 +88,7 @@ class Kernel:
         from ipykernel.kernelapp import IPKernelApp
 
         ipkernel: Any = importlib.import_module("ipykernel.ipkernel")
-        app: Any = self.warm.application(self.request["argv"]) if self.warm else IPKernelApp.instance()
+        app: Any = self.warm.build_application(self.request["argv"]) if self.warm else IPKernelApp.instance()
         hook_ports(app, self.report)
         if self.warm and self.warm.modules:
             ipkernel.sys = self.warm.modules
@@ -100,9 +99,9 @@ class Kernel:
         app.start()
 
     def take_over_process(self) -> None:
-        """Session, descriptors, environment, folder, signals and random numbers as in a fresh process."""
+        """Reset session, descriptors, environment, folder, signals and random numbers, as in a fresh process."""
         if not self.is_spare:
-            os.setsid()
+            os.setsid()  # a spare already leads its session
         self.report({"pid": os.getpid()})
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (self.log_fd, 1), (self.log_fd, 2)):
@@ -126,13 +125,13 @@ class Kernel:
             signal.signal(number, signal.SIG_DFL)
         try:
             with open("/proc/self/oom_score_adj", "w") as file:
-                file.write("500")
+                file.write("500")  # if memory runs out, the system kills kernels before the agent
         except OSError:
             pass
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
         main = types.ModuleType("__main__")
-        main.__file__ = sys.argv[0] = self.warm.launcher if self.warm else launcher_path()
+        main.__file__ = sys.argv[0] = self.warm.launcher if self.warm else find_launcher()
         sys.modules["__main__"] = main
         sys.argv[1:] = self.request["argv"]
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
@@ -143,14 +142,17 @@ class Kernel:
 
 
 def hook_ports(app: Any, report: Any) -> None:
-    """Make `app` give up fixed ports that are taken, and report its ports once all five are bound."""
+    """Have `app` choose other ports if a fixed one is taken, and report its ports once all five are bound.
+
+    ipykernel binds the heartbeat port last, in a thread, so the report waits for that thread.
+    """
     kernelapp: Any = importlib.import_module("ipykernel.kernelapp")
     plain_init_connection_file, plain_init_heartbeat = app.init_connection_file, app.init_heartbeat
 
     def init_connection_file() -> None:
         plain_init_connection_file()
         if app.transport == "tcp" and not all(
-            port_is_free(app.ip, getattr(app, name)) for name in PORT_NAMES
+            is_free_port(app.ip, getattr(app, name)) for name in PORT_NAMES
         ):
             for name in PORT_NAMES:
                 setattr(app, name, 0)
@@ -177,7 +179,7 @@ def hook_ports(app: Any, report: Any) -> None:
     app.init_connection_file, app.init_heartbeat = init_connection_file, init_heartbeat
 
 
-def port_is_free(ip: str, port: int) -> bool:
+def is_free_port(ip: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -187,15 +189,16 @@ def port_is_free(ip: str, port: int) -> bool:
     return True
 
 
-def launcher_path() -> str:
+def find_launcher() -> str:
     spec = importlib.util.find_spec("ipykernel_launcher")
     return spec.origin if spec and spec.origin else "ipykernel_launcher.py"
 
 
 def set_title(argv: list[bytes]) -> None:
-    """Show `argv` as this process's command line, as far as there is room for it."""
+    """Show `argv` as this process's command line in `ps`, cut to the room there is."""
     try:
         with open("/proc/self/stat") as file:
+            # proc(5): fields 48 and 49 are the addresses between which the command line lies.
             start, stop = (int(field) for field in file.read().rpartition(")")[2].split()[45:47])
     except (OSError, ValueError):
         return

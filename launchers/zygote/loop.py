@@ -1,4 +1,4 @@
-"""The zygote's loop: prepare once, then fork kernels as the agent asks; see `zygote` for what is said."""
+"""The zygote's loop: prepare once, then fork a kernel for each request. `main` describes the messages."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .imports import fingerprint, recorded_environment
-from .kernel import Kernel, Warm, set_title
-from .memory import gather_module_names, plug_holes
+from .imports import record_environment, take_fingerprint
+from .kernel import KernelChild, WarmState, set_title
+from .memory import fill_heap, gather_module_names
 from .rehearsal import rehearse
 
 _PACKET_BYTES = 1 << 20
 _QUIET_S = 0.2
-"""Spare children are forked when no launch has come for so long, so that they compete with none."""
+"""How long no launch must have come before a spare is forked, so that spares never slow a launch."""
 _SPARES = 5
-"""At most so many children wait for a launch, with their pages ready (about 15 MiB each)."""
+"""At most this many spares wait for a launch. Each has its pages ready (about 15 MiB)."""
 _RECENT_S = 60.0
-"""As many spares are kept as there were launches in this time, so that a burst finds them and idleness frees them."""
+"""How long a launch counts. The zygote keeps one spare per recent launch: enough for a burst, one when idle."""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
-def serve(agent: socket.socket) -> Kernel | None:
-    """Answer the agent until it hangs up (None), or return in a forked child that is to become a kernel."""
-    set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without the room for longer ones
-    warm: Warm | None = None
+def serve(agent: socket.socket) -> KernelChild | None:
+    """Serve the agent until it closes the socket, then return None. In a forked child, return its `KernelChild`.
+
+    The loop returns in the child, so that a kernel runs on a short stack, at the end of the script.
+    """
+    set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
+    warm: WarmState | None = None
     spares: list[socket.socket] = []
     launches: collections.deque[float] = collections.deque(maxlen=_SPARES)
     while True:
-        wanted, timeout_s = spares_wanted(launches, len(spares), time.monotonic()) if warm else (0, None)
+        wanted, timeout_s = plan_spares(launches, len(spares), time.monotonic()) if warm else (0, None)
         if not select.select([agent], [], [], timeout_s)[0]:
             assert warm is not None
             for surplus in spares[wanted:]:
@@ -65,19 +68,22 @@ def serve(agent: socket.socket) -> Kernel | None:
             with open(fds[0], "wb") as file:
                 file.write(answer)
             agent.send(b"prepared")
-            del packet, answer, file, fds  # or every child would write to the pages that it frees them on
+            del packet, answer, file, fds  # or each child would free them, and so write to their pages
             continue
         launches.append(time.monotonic())
         if not hand_over(spares, packet, fds) and fork_orphan():
             agent.close()
-            return Kernel(json.loads(packet), *fds, warm=warm)
+            return KernelChild(json.loads(packet), *fds, warm=warm)
         for fd in fds:
             os.close(fd)
 
 
 @contextlib.contextmanager
 def lower_priority() -> Iterator[None]:
-    """Be nice for a while, where that can be undone: kernels inherit it."""
+    """Lower this process's priority for a while, if the system lets it be raised again: kernels inherit it.
+
+    A throwaway child tries it first. Raising the priority needs a privilege or a resource limit.
+    """
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     child = os.fork()
     if child == 0:
@@ -98,7 +104,7 @@ def lower_priority() -> Iterator[None]:
 
 
 def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> bool:
-    """Give a launch to the first spare that lives; False if there is none."""
+    """Give a launch to the first live spare. Return False if there is none."""
     while spares:
         with spares.pop(0) as spare:
             try:
@@ -109,8 +115,11 @@ def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> boo
     return False
 
 
-def spares_wanted(launches: Sequence[float], have: int, now: float) -> tuple[int, float | None]:
-    """How many spares there should be by the times of the latest launches, and in how many seconds to see to it."""
+def plan_spares(launches: Sequence[float], have: int, now: float) -> tuple[int, float | None]:
+    """Return how many spares to keep, and in how many seconds to adjust their number (None: no need).
+
+    `launches` are the times of the latest launches.
+    """
     recent_s = [now - launch for launch in launches if now - launch < _RECENT_S]
     wanted = max(1, len(recent_s))
     if have != wanted:
@@ -118,13 +127,13 @@ def spares_wanted(launches: Sequence[float], have: int, now: float) -> tuple[int
     return wanted, _RECENT_S - max(recent_s) if recent_s else None
 
 
-def wait_as_spare(zygote: socket.socket, warm: Warm) -> Kernel | None:
-    """A child forked ahead of its launch; None when the zygote went."""
+def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild | None:
+    """Wait, in a child forked in advance, for a launch. Return None when the zygote has ended."""
     os.setsid()
     warm.touch_pages()
     packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
     zygote.close()
-    return Kernel(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
+    return KernelChild(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
 
 
 def size_buffers(*sockets: socket.socket) -> None:
@@ -134,7 +143,7 @@ def size_buffers(*sockets: socket.socket) -> None:
 
 
 def fork_orphan() -> bool:
-    """Fork a grandchild; True in it.  Its parent is gone at once, so that the nearest subreaper adopts it."""
+    """Fork a grandchild and return True in it. Its parent exits at once, so the agent (a subreaper) adopts it."""
     middle = os.fork()
     if middle == 0:
         if os.fork() == 0:
@@ -144,51 +153,54 @@ def fork_orphan() -> bool:
     return False
 
 
-def prepare(request: dict[str, Any]) -> tuple[Warm | None, bytes]:
-    """Import what a kernel imports and build what every kernel builds; with the answer for the agent."""
+def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
+    """Import the modules of a kernel, build what every kernel needs, and return it with the answer for the agent.
+
+    A first rehearsal finds the modules. A second one, in the prepared process, finds the pages that kernels write to.
+    """
     started_ns = time.time_ns()
     reads: set[str] = set()
     before = dict(os.environ)
     try:
-        with recorded_environment(reads):
+        with record_environment(reads):
             for name in (*_BASE_PRELOAD, *request["preload"]):
                 importlib.import_module(name)
         rehearsed, patterns, _ = rehearse(None)
-        with recorded_environment(reads):
+        with record_environment(reads):
             for name in rehearsed:
-                with contextlib.suppress(Exception):  # what cannot be imported here is the kernel's to import
+                with contextlib.suppress(Exception):  # then the kernel imports it
                     importlib.import_module(name)
         for pattern, flags in patterns:
             re.compile(pattern, flags)  # into the cache that every child inherits
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
-        return None, refusal(f"{type(error).__name__}: {error}")
+        return None, encode_refusal(f"{type(error).__name__}: {error}")
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
-        return None, refusal(f"a preloaded module started a thread ({names})")
+        return None, encode_refusal(f"a preloaded module started a thread ({names})")
     answer = {
         "op": "ready",
         "environment": {name: before.get(name) for name in sorted(reads)},
         "rehearsed": len(rehearsed),
-        **fingerprint(),
+        **take_fingerprint(),
     }
     changed = [
         path for path, changed_ns, *_ in answer["files"] if changed_ns > started_ns and path.endswith(".py")
     ]
-    if changed:
-        return None, refusal(f"{changed[0]} changed while it was loaded", op="failed")
+    if changed:  # the process may have imported the old content
+        return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
-    warm = Warm(request["args"])
+    warm = WarmState(request["args"])
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
     del answer, before, reads, rehearsed, patterns, changed
     gc.collect()
-    warm.plugs = plug_holes()
+    fill_heap()
     gather_module_names()
     gc.freeze()
     warm.pages = rehearse(warm).pages
     return warm, packet
 
 
-def refusal(reason: str, op: str = "refused") -> bytes:
+def encode_refusal(reason: str, op: str = "refused") -> bytes:
     return json.dumps({"op": op, "reason": reason}).encode()

@@ -1,24 +1,23 @@
-"""A warm process that forks ipykernels: run as a script, by path, with the kernel's own Python.
+"""The zygote's entry point. The agent runs this file as a script, by its path, with the kernel's own Python.
 
     python [interpreter flags] zygote/main.py FD ROOM
 
-ROOM is any long string: its place is used to show a kernel's command line in ps.
-FD is one end of a ``SOCK_SEQPACKET`` socket pair; the agent holds the other.  Packets are JSON.
+FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. Packets are JSON.
+ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
 
-    agent → zygote   {"preload": [module names], "args": [those most kernels will get]} + [file]    once, first
-    zygote → agent   "prepared", when in that file is
-                     {"op": "ready", "files", "folders", "names", "environment", …}  or "refused", "failed": {"reason"}
-    agent → zygote   {"argv", "env", "cwd"} + [report_fd, log_fd]                              one per kernel
-    kernel → agent   on report_fd, one line each: {"pid": …}, then {"ports": {"shell_port": …, …}}; EOF when it ended
+    agent → zygote   {"preload": [module names], "args": [arguments of most kernels]} + [file]      once, first
+    zygote → agent   "prepared", once the file contains
+                     {"op": "ready", "files", "folders", "names", "environment", …}
+                     or {"op": "refused" or "failed", "reason"}
+    agent → zygote   {"argv", "env", "cwd"} + [report_fd, log_fd]                                   once per kernel
+    kernel → agent   on report_fd, one line each: {"pid": …}, {"ports": {"shell_port": …, …}}; then end of file
 
-The zygote has one thread and no ZeroMQ context, no event loop, ever: these do not survive a fork.  It ends at EOF
-of its socket; its kernels live on.  A kernel is forked twice, so that it becomes a child of the agent (a child
-subreaper), which reaps it with its exact exit status whatever happens to the zygote.
+The zygote never has a second thread, a ZeroMQ context or an event loop, because these do not survive a fork. It ends
+when the agent closes the socket. Its kernels live on. A kernel is forked twice, so that the agent (a child subreaper)
+becomes its parent. The agent therefore gets the kernel's exact exit status, even if the zygote is gone.
 
-Nothing outside the standard library is imported at the top, and nothing of roost but the files beside
-this one, under a name of their own: the kernel's environment need not have roost.  A forked kernel runs the
-unmodified ``IPKernelApp`` and ends as a plain one does, by leaving this script at its end: exit handlers, threads and
-exit codes are Python's own.
+A forked kernel runs the unmodified `IPKernelApp`. It ends as a plain kernel does, by reaching the end of this script,
+so exit handlers, threads and exit codes work as usual.
 """
 
 from __future__ import annotations
@@ -34,15 +33,17 @@ _PACKAGE = "_roost_zygote"
 
 def main() -> None:
     folder = os.path.dirname(os.path.realpath(__file__))
+    # Python puts a script's folder on sys.path. Kernels must not import `loop` or `memory` from there.
     if sys.path and os.path.realpath(sys.path[0]) == folder:
         del sys.path[0]
+    # The files import each other as a package with a name of its own: "roost" may be absent, or be another version.
     package = sys.modules[_PACKAGE] = types.ModuleType(_PACKAGE)
     package.__path__ = [folder]
     agent = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(agent.fileno(), False)
     kernel = importlib.import_module(f"{_PACKAGE}.loop").serve(agent)
     if kernel is None:
-        os._exit(0)
+        os._exit(0)  # without exit handlers: those of preloaded modules belong to kernels
     kernel.run()
 
 

