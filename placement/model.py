@@ -23,6 +23,7 @@ UNKNOWN_USE = 0.5
 
 _OWN = {"cpu": "cpus", "cpus": "cpus", "gpu": "gpus", "gpus": "gpus", "memory": "memory_bytes"}
 """What a request has a field for, by what a manager might name it."""
+_NO_OPTIONS: dict[str, Any] = {}
 _NOTHING: dict[str, float] = {}
 """No custom resources. One for all nodes, as there may be 100,000: never written to."""
 
@@ -37,6 +38,8 @@ class Request:
     labels that it would like. ``resources`` are amounts of what else the cluster manager counts, by the names that
     it has there. It may run on tainted nodes whose taints are all in ``tolerates``. ``environment`` names what
     it runs in (its interpreter's path), for nodes where that is warm. ``owner`` does not influence the ranking.
+    ``policy`` names a placement policy; empty is the operator's default. ``options`` belong to the backend: each
+    backend declares its own and checks them. Placement ignores both.
 
     Raises ``ValueError`` with one sentence for users.
 
@@ -54,6 +57,8 @@ class Request:
     tolerates: tuple[str, ...] = ()
     environment: str = ""
     owner: str = ""
+    policy: str = ""
+    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
 
     def __post_init__(self) -> None:
         gpus = _count("gpus", self.gpus)
@@ -65,7 +70,7 @@ class Request:
         models = _names("gpu_models", self.gpu_models)
         if models and not gpus:
             raise ValueError("gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.")
-        for name in ("owner", "environment"):
+        for name in ("owner", "environment", "policy"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text; got {getattr(self, name)!r}.")
         _set(
@@ -126,6 +131,7 @@ class Request:
             "labels": dict(self.labels),
             "near": dict(self.near),
             "resources": dict(self.resources),
+            "options": dict(self.options),
         }
 
     @classmethod

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from roost.placement.model import Request
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
+from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 from roost.scheduler.service.operations import ADDRESS_VARIABLES, check_backend
 
 OPTIONS = (
@@ -26,7 +27,7 @@ T = TypeVar("T")
 class Wish:
     """What one kernel asks for, and how long its start may take (queueing and launching together)."""
 
-    request: KernelRequest
+    request: Request
     launch_timeout_s: float
 
 
@@ -70,17 +71,21 @@ def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:
         text = env.get(variable, "").strip() if variable else ""
         return parse(variable, text) if text else parse(option, options.get(option))
 
-    request = KernelRequest(
-        cpus=read("cpus", "KERNEL_CPUS", _amount),
-        memory_bytes=read("memory", "KERNEL_MEMORY", _memory),
-        gpus=read("gpus", "KERNEL_GPUS", _gpus),
-        gpu_models=read("gpu_models", "", _names),
-        labels=read("labels", "", _labels),
-        near=read("near", "", _labels),
-        resources=read("resources", "KERNEL_RESOURCES", _resources),
-        tolerates=read("tolerates", "", _names),
-        policy=read("policy", "", _text),
-    )
+    fields: dict[str, Any] = {
+        "cpus": read("cpus", "KERNEL_CPUS", _amount),
+        "memory_bytes": read("memory", "KERNEL_MEMORY", _memory),
+        "gpus": read("gpus", "KERNEL_GPUS", _gpus),
+        "gpu_models": read("gpu_models", "", _names),
+        "labels": read("labels", "", _labels),
+        "near": read("near", "", _labels),
+        "resources": read("resources", "KERNEL_RESOURCES", _resources),
+        "tolerates": read("tolerates", "", _names),
+        "policy": read("policy", "", _text),
+    }
+    try:
+        request = Request(**fields)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
     return Wish(request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s))
 
 

@@ -190,7 +190,10 @@ async def visit(server: JupyterServer, number: int, stop: Stop, backend: str) ->
 def describe(kernel: Mapping[str, Any]) -> None:
     """Where a kernel went, why, and how long each stage took, as `roost kernels --json` tells it."""
     devices = f", GPU {', '.join(kernel['device_ids'])}" if kernel["device_ids"] else ""
-    row("went to", f"{kernel['node_id']}{devices}, process {kernel['pid']} ({kernel['how']})")
+    row(
+        "went to",
+        f"{kernel['node_id']}{devices}, process {kernel['process']['pid']} ({kernel['process']['how']})",
+    )
     decision = kernel["decision"]
     if decision:
         row("because", decision["reason"])

@@ -115,7 +115,7 @@ async def _main(name: str, settings: str, manager: str) -> str:
 
 async def _holds_something(client: AgentClient) -> bool:
     try:
-        return bool((await client.holdings()).reservations)
+        return bool((await client.holdings()).leases)
     except WireError:
         return True  # an older agent's, in a form that is not known any more
 

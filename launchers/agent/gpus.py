@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from roost.launchers.protocol.messages import DeviceStatus
+from roost.placement.model import Device
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ class Devices:
 
     def __init__(self, declared: int | None = None, model: str = "") -> None:
         self.read_at = math.inf
-        self._last = tuple(DeviceStatus(id=str(index), model=model) for index in range(declared or 0))
+        self._last = tuple(Device(id=str(index), model=model) for index in range(declared or 0))
         self._is_measured = declared is None
         self._nvml: Any = None
         self._reader: threading.Thread | None = None
         self.read(_FIRST_WAIT_S)
 
-    def read(self, wait_s: float = _WAIT_S) -> tuple[DeviceStatus, ...]:
+    def read(self, wait_s: float = _WAIT_S) -> tuple[Device, ...]:
         """All devices, now if NVML answers within `wait_s`: it takes a few hundred microseconds a GPU. Never raises."""
         if self._is_measured and (self._reader is None or not self._reader.is_alive()):
             self._reader = threading.Thread(target=self._refresh, name="nvml", daemon=True)
@@ -66,8 +66,8 @@ class Devices:
             log.debug("no NVML here: %s", problem)
             self._is_measured = self._nvml is not None
 
-    def _list(self) -> tuple[DeviceStatus, ...]:
-        found: dict[str, DeviceStatus] = {}
+    def _list(self) -> tuple[Device, ...]:
+        found: dict[str, Device] = {}
         for index in range(self._ask(self._nvml.nvmlDeviceGetCount) or 0):
             handle = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, index)
             for device in self._read_gpu(handle) if handle is not None else ():
@@ -76,7 +76,7 @@ class Devices:
                 found.setdefault(named.id, named)
         return tuple(found.values())
 
-    def _read_gpu(self, gpu: Any) -> list[DeviceStatus]:
+    def _read_gpu(self, gpu: Any) -> list[Device]:
         nvml = self._nvml
         mode = self._ask(nvml.nvmlDeviceGetMigMode, gpu)
         if mode is None or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
@@ -85,11 +85,11 @@ class Devices:
         slices = (self._ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, slot) for slot in slots)
         return [self._describe(part) for part in slices if part is not None]
 
-    def _describe(self, handle: Any) -> DeviceStatus:
+    def _describe(self, handle: Any) -> Device:
         nvml = self._nvml
         memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
         rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-        return DeviceStatus(
+        return Device(
             id=_text(self._ask(nvml.nvmlDeviceGetUUID, handle)),
             model=_text(self._ask(nvml.nvmlDeviceGetName, handle)),
             memory_bytes=int(memory.total) if memory is not None else 0,

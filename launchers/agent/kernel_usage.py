@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import psutil
 
-from roost.launchers.protocol.messages import KernelStats
+from roost.launchers.protocol.messages import KernelUse
 
 _MIN_INTERVAL_S = 1.0
 """Asked again sooner, the answer is the same: CPU use over less is noise."""
@@ -20,9 +20,9 @@ class Usage:
     def __init__(self) -> None:
         self._read_at = 0.0
         self._cpu_s: dict[int, float] = {}
-        self._known: dict[int, KernelStats] = {}
+        self._known: dict[int, KernelUse] = {}
 
-    def read(self, kernels: Mapping[int, str]) -> tuple[KernelStats, ...]:
+    def read(self, kernels: Mapping[int, str]) -> tuple[KernelUse, ...]:
         """`kernels`: ids of the running kernels by pid."""
         now = time.monotonic()
         elapsed_s = now - self._read_at
@@ -48,7 +48,7 @@ class Usage:
                     continue
             self._cpu_s[pid] = cpu_s
             used_s, over_s = (cpu_s - before[pid], elapsed_s) if pid in before else (cpu_s, started_s)
-            self._known[pid] = KernelStats(
+            self._known[pid] = KernelUse(
                 kernel_id=kernel_id,
                 processes=len(found[pid]),
                 cpu_s=cpu_s,

@@ -1,7 +1,7 @@
-"""The ledger of one node: what has been handed out, kept in files so that it outlives the agent.
+"""The ledger of one node: which leases it has granted, kept in files so that they outlive the agent.
 
-On this machine it is the arbiter: however many schedulers ask, no resource and no device is promised beyond
-what there is. Pure bookkeeping: no clock, no sockets.
+Where the agent is the arbiter (`local`), the ledger never promises more than the node has, however many schedulers
+ask. Pure bookkeeping: no clock, no sockets.
 """
 
 from __future__ import annotations
@@ -9,142 +9,119 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.json_codec import WireError, decode, encode
-from roost.launchers.protocol.messages import DeviceStatus, Owner, Reservation, Reserve
+from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.model import EPSILON, Device, Request
 
 log = logging.getLogger(__name__)
 
-_EPSILON = 1e-6
-"""Shares are sums of floats: ten times 0.1 fits into 1."""
-
 
 class Conflict(Exception):
-    """The ledger cannot grant a reservation now; the text says what is short."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Amounts:
-    """What of a reservation counts, as far as it can be read in one that has another form than ours."""
-
-    cpus: float = 0.0
-    memory_bytes: int = 0
-    gpus: float = 0.0
-    device_ids: tuple[str, ...] = ()
+    """The ledger cannot grant a lease now; the text says what is short."""
 
 
 class Ledger:
-    """Reservations by lease id, over fixed totals. `version` grows with each change.
+    """Leases by id, over fixed totals.
 
-    Of `devices`, the node's GPUs, ids and models count. A file that cannot be read (of another version, damaged)
-    is kept until its lease is released: a kernel may live in it. As far as its amounts can be read, they stay
-    promised.
+    Only the ids and models of `devices` matter. A file that cannot be read (damaged, or of another version) is kept
+    until its lease is released, because a kernel may run in that lease. Its amounts stay promised if they can be read.
     """
 
-    def __init__(
-        self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[DeviceStatus]
-    ) -> None:
+    def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
         self.memory_bytes = memory_bytes
         self.models = {device.id: device.model for device in devices}
-        self.version = 1
         self._folder = folder
-        self._reservations: dict[str, Reservation] = {}
+        self._entries: dict[str, Reserve] = {}
         self._unreadable: dict[Path, _Amounts] = {}
         folder.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
+            found = read_json(path)
             try:
-                reservation = decode(Reservation, read_json(path), ignore_unknown=True)
+                entry = decode(Reserve, found, ignore_unknown=True)
             except WireError as problem:
                 log.error("a lease cannot be read, and is kept: %s (%s)", path, problem)
-                self._unreadable[path] = _amounts(path)
+                self._unreadable[path] = _read_amounts(found)
             else:
-                self._reservations[reservation.request.lease_id] = reservation
+                self._entries[entry.lease.id] = entry
 
     def __len__(self) -> int:
-        return len(self._reservations)
+        return len(self._entries)
 
-    def reservations(self) -> tuple[Reservation, ...]:
-        """All that is handed out, oldest first."""
-        return tuple(self._reservations.values())
-
-    @property
-    def unreadable(self) -> tuple[Path, ...]:
-        """Files of leases that cannot be read."""
-        return tuple(self._unreadable)
+    def entries(self) -> tuple[Reserve, ...]:
+        """All leases with their terms, oldest first."""
+        return tuple(self._entries.values())
 
     def __contains__(self, lease_id: object) -> bool:
-        """Whether there is such a lease, be it one that cannot be read."""
+        """True if there is such a lease, readable or not."""
         return isinstance(lease_id, str) and (
-            lease_id in self._reservations or self._path(lease_id) in self._unreadable
+            lease_id in self._entries or self._path(lease_id) in self._unreadable
         )
 
-    def get(self, lease_id: str) -> Reservation | None:
-        return self._reservations.get(lease_id)
+    def get(self, lease_id: str) -> Reserve | None:
+        return self._entries.get(lease_id)
 
-    def reserve(self, request: Reserve, *, now: float) -> Reservation:
-        """Hand a slice out, or raise `Conflict`; `OSError` (a full disk) leaves the ledger as it was."""
-        known = self._reservations.get(request.lease_id)
+    def reserve(self, request: Reserve) -> Lease:
+        """Grant a lease, or raise `Conflict`. `OSError` (a full disk) leaves the ledger unchanged."""
+        lease = request.lease
+        known = self._entries.get(lease.id)
         if known is not None:
-            return known
-        if request.lease_id in self:
-            raise Conflict(f"what lease {request.lease_id} was granted cannot be read; release it")
-        granted = request if request.is_granted else replace(request, device_ids=self._grant(request))
-        reservation = Reservation(request=granted, reserved_at=now)
-        write_private_json(self._path(request.lease_id), encode(reservation))
-        self._reservations[request.lease_id] = reservation
-        self.version += 1
-        return reservation
+            return known.lease
+        if lease.id in self:
+            raise Conflict(f"the file of lease {lease.id} cannot be read; release that lease")
+        if not request.is_granted:
+            lease = replace(lease, device_ids=self._choose_devices(lease.request, lease.device_ids))
+        self._write(replace(request, lease=lease))
+        return lease
 
     def release(self, lease_id: str) -> bool:
-        """Take a slice back; False when there is none of that id."""
+        """Take a lease back; False if there is none of that id."""
         if lease_id not in self:
             return False
-        self._reservations.pop(lease_id, None)
+        self._entries.pop(lease_id, None)
         self._unreadable.pop(self._path(lease_id), None)
         self._path(lease_id).unlink(missing_ok=True)
-        self.version += 1
         return True
 
-    def adopt(self, lease_id: str, owner: Owner) -> None:
-        """Have a slice be held for another owner; nothing when there is none of that id."""
-        known = self._reservations.get(lease_id)
-        if known is not None and known.request.owner != owner:
-            held = replace(known, request=replace(known.request, owner=owner))
-            write_private_json(self._path(lease_id), encode(held))
-            self._reservations[lease_id] = held
+    def transfer(self, lease_id: str, owner: Owner) -> None:
+        """Give a lease to another owner; nothing if there is none of that id."""
+        known = self._entries.get(lease_id)
+        if known is not None and known.lease.owner != owner:
+            self._write(replace(known, lease=replace(known.lease, owner=owner)))
 
     @property
     def cpus_promised(self) -> float:
-        return sum(held.cpus for held in self._held())
+        return sum(request.cpus for request, _ in self._amounts())
 
     @property
     def memory_promised_bytes(self) -> int:
-        return sum(held.memory_bytes for held in self._held())
+        return sum(request.memory_bytes for request, _ in self._amounts())
 
     @property
     def gpus_promised(self) -> float:
-        return sum(held.gpus for held in self._held())
+        return sum(request.gpus for request, _ in self._amounts())
 
     def promised_by_device(self) -> dict[str, float]:
         """Share promised of each device, 0 to 1."""
         promised = dict.fromkeys(self.models, 0.0)
-        for held in self._held():
-            for device_id in held.device_ids:
-                promised[device_id] = promised.get(device_id, 0.0) + min(held.gpus, 1.0)
+        for request, device_ids in self._amounts():
+            for device_id in device_ids:
+                promised[device_id] = promised.get(device_id, 0.0) + request.gpu_share
         return promised
 
-    def _held(self) -> Iterator[Reserve | _Amounts]:
-        yield from (reservation.request for reservation in self._reservations.values())
+    def _amounts(self) -> Iterator[_Amounts]:
+        yield from ((entry.lease.request, entry.lease.device_ids) for entry in self._entries.values())
         yield from self._unreadable.values()
 
-    def _grant(self, request: Reserve) -> tuple[str, ...]:
-        """The devices for `request`, or `Conflict`."""
+    def _choose_devices(self, request: Request, preferred: Sequence[str]) -> tuple[str, ...]:
+        """Return the devices to grant, or raise `Conflict`."""
         free_cpus = self.cpus - self.cpus_promised
-        if request.cpus and request.cpus > free_cpus + _EPSILON:
+        if request.cpus and request.cpus > free_cpus + EPSILON:
             raise Conflict(f"{request.cpus:g} CPUs asked for, {max(free_cpus, 0):g} free")
         free_bytes = self.memory_bytes - self.memory_promised_bytes
         if request.memory_bytes and request.memory_bytes > free_bytes:
@@ -154,29 +131,33 @@ class Ledger:
         if not request.gpus:
             return ()
         free = {device_id: 1.0 - promised for device_id, promised in self.promised_by_device().items()}
-        share = min(request.gpus, 1.0)
         fitting = [
             device_id
             for device_id, model in self.models.items()
-            if free[device_id] >= share - _EPSILON and (not request.gpu_models or model in request.gpu_models)
+            if free[device_id] >= request.gpu_share - EPSILON and request.accepts_model(model)
         ]
-        wanted = max(1, round(request.gpus))
-        if len(fitting) < wanted:
+        if len(fitting) < request.gpu_count:
             raise Conflict(f"{request.gpus:g} GPUs asked for, {len(fitting)} devices have that much free")
         # Preferred devices first, then the fullest that fits, so that whole devices stay whole.
-        fitting.sort(key=lambda device_id: (device_id not in request.device_ids, free[device_id]))
-        return tuple(fitting[:wanted])
+        fitting.sort(key=lambda device_id: (device_id not in preferred, free[device_id]))
+        return tuple(fitting[: request.gpu_count])
+
+    def _write(self, entry: Reserve) -> None:
+        write_private_json(self._path(entry.lease.id), encode(entry))
+        self._entries[entry.lease.id] = entry
 
     def _path(self, lease_id: str) -> Path:
         return self._folder / f"{hashlib.sha256(lease_id.encode()).hexdigest()[:32]}.json"
 
 
-def _amounts(path: Path) -> _Amounts:
-    """What an unreadable file of a lease says of its amounts; nothing, when not even that can be read."""
-    value = read_json(path)
+_Amounts = tuple[Request, tuple[str, ...]]
+"""A lease's request and devices."""
+
+
+def _read_amounts(found: Any) -> _Amounts:
+    """Return the amounts in an unreadable lease file; nothing, if they cannot be read either."""
     try:
-        return decode(
-            _Amounts, value.get("request") if isinstance(value, dict) else None, ignore_unknown=True
-        )
-    except WireError:
-        return _Amounts()
+        request = decode(Request, found["lease"]["request"], ignore_unknown=True)
+        return request, tuple(map(str, found["lease"].get("device_ids", ())))
+    except (WireError, TypeError, KeyError, AttributeError):
+        return Request(), ()

@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,22 @@ from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import (
     PROTOCOL,
-    Adopt,
     AgentEvent,
     Greeting,
     Holdings,
     KernelProcess,
     Launch,
+    Lease,
     Logs,
     Manager,
     NodeStatus,
     Nothing,
     Release,
-    Reservation,
     Reserve,
     Signal,
     Stats,
     Stop,
+    Transfer,
     Warm,
 )
 from roost.launchers.protocol.rpc import Operation, RemoteError, Server, ServerKeys
@@ -101,7 +100,7 @@ class Agent:
                 "subscribe": Operation(Nothing, self._subscribe),
                 "reserve": Operation(Reserve, self._reserve),
                 "release": Operation(Release, self._release),
-                "adopt": Operation(Adopt, self._adopt),
+                "transfer": Operation(Transfer, self._transfer),
                 "manage": Operation(Manager, self._manage),
                 "launch": Operation(Launch, self._launch),
                 "signal": Operation(Signal, self._signal),
@@ -119,9 +118,9 @@ class Agent:
     def adopt(self) -> None:
         """Take over what an earlier agent of this folder left."""
         self._kernels.adopt(self._ledger)
-        for reservation in self._ledger.reservations():
-            if not self._kernels.runs_in(reservation.request.lease_id):
-                self._expire_later(reservation.request.lease_id, reservation.request.linger_s)
+        for entry in self._ledger.entries():
+            if not self._kernels.runs_in(entry.lease.id):
+                self._expire_later(entry.lease.id, entry.linger_s)
         self._managed.resume()
         self._watch_idleness()
 
@@ -146,12 +145,10 @@ class Agent:
         self.server.subscribe(peer)
         return Nothing()
 
-    async def _reserve(self, peer: bytes, request: Reserve) -> Reservation:
-        if request.cpus < 0 or request.memory_bytes < 0 or request.gpus < 0:
-            raise RemoteError("bad_request", "amounts must not be negative")
-        is_new = self._ledger.get(request.lease_id) is None
+    async def _reserve(self, peer: bytes, request: Reserve) -> Lease:
+        is_new = self._ledger.get(request.lease.id) is None
         try:
-            reservation = self._ledger.reserve(request, now=time.time())
+            lease = self._ledger.reserve(request)
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         except OSError as problem:
@@ -160,18 +157,18 @@ class Agent:
                 kind, f"the ledger cannot be written ({problem.strerror}): free some space"
             ) from None
         if is_new:
-            log.info("lease=%s kernel=%s reserved", request.lease_id, request.kernel_id)
-            self._expire_later(request.lease_id, max(UNUSED_LEASE_S, request.linger_s))
+            log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
+            self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
             self._watch_idleness()
-            self._publish("reserved", lease_id=request.lease_id)
-        return reservation
+            self._publish("reserved", lease_id=lease.id)
+        return lease
 
     async def _release(self, peer: bytes, request: Release) -> Nothing:
         await self._release_lease(request.lease_id)
         return Nothing()
 
-    async def _adopt(self, peer: bytes, request: Adopt) -> Nothing:
-        self._ledger.adopt(request.lease_id, request.owner)
+    async def _transfer(self, peer: bytes, request: Transfer) -> Nothing:
+        self._ledger.transfer(request.lease_id, request.owner)
         return Nothing()
 
     async def _manage(self, peer: bytes, manager: Manager) -> Nothing:
@@ -187,19 +184,19 @@ class Agent:
         return Nothing()
 
     async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:
-        reservation = self._ledger.get(request.lease_id)
-        if reservation is None or reservation.request.kernel_id != request.kernel_id:
-            raise RemoteError("no_reservation", f"there is no reservation {request.lease_id} for this kernel")
+        entry = self._ledger.get(request.lease_id)
+        if entry is None or entry.lease.kernel_id != request.kernel_id:
+            raise RemoteError("no_lease", f"there is no lease {request.lease_id} for this kernel")
         if request.lease_id in self._releases:
-            raise RemoteError("no_reservation", f"reservation {request.lease_id} is being released")
+            raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
         self._keep(request.lease_id)
         try:
             return await self._kernels.launch(
-                self._at_home(request), reservation.request.owner, self._visibility(reservation)
+                self._at_home(request), entry.lease.owner, self._visibility(entry.lease)
             )
         finally:
             if not self._kernels.runs_in(request.lease_id):
-                self._expire_later(request.lease_id, reservation.request.linger_s)
+                self._expire_later(request.lease_id, entry.linger_s)
 
     async def _signal(self, peer: bytes, request: Signal) -> dict[str, bool]:
         if not 0 <= request.signum < signal.NSIG:
@@ -213,7 +210,8 @@ class Agent:
         return process
 
     async def _list(self, peer: bytes, _: Nothing) -> Holdings:
-        return Holdings(reservations=self._ledger.reservations(), kernels=self._kernels.list())
+        leases = tuple(entry.lease for entry in self._ledger.entries())
+        return Holdings(leases=leases, kernels=self._kernels.list())
 
     async def _logs(self, peer: bytes, request: Logs) -> dict[str, str]:
         text = self._kernels.log_text(request.kernel_id, min(request.tail_bytes, 1 << 20))
@@ -241,9 +239,9 @@ class Agent:
         asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
         return Nothing()
 
-    def _visibility(self, reservation: Reservation) -> dict[str, str]:
+    def _visibility(self, lease: Lease) -> dict[str, str]:
         """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
-        devices = ",".join(reservation.request.device_ids)
+        devices = ",".join(lease.device_ids)
         if self._settings.address:  # the order of devices is the manager's, which its other jobs see as well
             return {"CUDA_VISIBLE_DEVICES": devices}
         if not self._ledger.models:
@@ -266,9 +264,9 @@ class Agent:
         self._publish("launched", lease_id=process.lease_id, kernel=process)
 
     def _on_exited(self, process: KernelProcess) -> None:
-        reservation = self._ledger.get(process.lease_id)
-        if reservation is not None and process.lease_id not in self._releases:
-            self._expire_later(process.lease_id, reservation.request.linger_s)
+        entry = self._ledger.get(process.lease_id)
+        if entry is not None and process.lease_id not in self._releases:
+            self._expire_later(process.lease_id, entry.linger_s)
         self._publish("exited", lease_id=process.lease_id, kernel=process)
 
     async def _release_lease(self, lease_id: str) -> None:
@@ -295,7 +293,7 @@ class Agent:
 
         Told first, so that nobody starts a kernel in them again.
         """
-        lease_ids = [reservation.request.lease_id for reservation in self._ledger.reservations()]
+        lease_ids = [entry.lease.id for entry in self._ledger.entries()]
         for lease_id in lease_ids:
             self._publish("lost", lease_id=lease_id, reason=reason)
         await asyncio.gather(*map(self._release_lease, lease_ids))
@@ -328,8 +326,7 @@ class Agent:
     def _publish(
         self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
     ) -> None:
-        version = self._ledger.version
-        event = AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel, ledger_version=version)
+        event = AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel)
         self.server.publish(encode(event))
 
 

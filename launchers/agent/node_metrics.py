@@ -72,8 +72,6 @@ class Measured:
             memory_used_bytes=self._memory_used,
             kernels=kernels,
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
-            ledger_version=ledger.version,
-            unreadable_leases=len(ledger.unreadable),
         )
 
     def _read(self) -> None:

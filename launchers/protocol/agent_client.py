@@ -7,22 +7,22 @@ from typing import Any, TypeVar
 
 from .json_codec import decode
 from .messages import (
-    Adopt,
     AgentEvent,
     Greeting,
     Holdings,
     KernelProcess,
     Launch,
+    Lease,
     Logs,
     Manager,
     NodeStatus,
     Owner,
     Release,
-    Reservation,
     Reserve,
     Signal,
     Stats,
     Stop,
+    Transfer,
     Warm,
 )
 from .rpc import Client, ClientKeys
@@ -39,7 +39,7 @@ _MARGIN_S = 5.0
 class AgentClient:
     """One connection to an agent, on one event loop. Every call may be repeated on another connection.
 
-    Calls raise `RemoteError` (kinds: conflict, no_reservation, kernel_died, launch_timeout, bad_command,
+    Calls raise `RemoteError` (kinds: conflict, no_lease, kernel_died, launch_timeout, bad_command,
     unknown_kernel, no_space, bad_request, internal), `Disconnected`, `Unauthorized` or `asyncio.TimeoutError`.
     """
 
@@ -72,17 +72,19 @@ class AgentClient:
         await self._client.close()
 
     async def hello(self) -> Greeting:
+        """Return the agent's protocol, version and process id."""
         return await self._call(Greeting, "hello")
 
-    async def reserve(self, request: Reserve) -> Reservation:
-        return await self._call(Reservation, "reserve", request)
+    async def reserve(self, request: Reserve) -> Lease:
+        """Return the lease as granted, on the devices granted."""
+        return await self._call(Lease, "reserve", request)
 
     async def release(self, lease_id: str) -> None:
         await self._client.call("release", Release(lease_id=lease_id), timeout_s=_ENDS_S)
 
-    async def adopt(self, lease_id: str, owner: Owner) -> None:
-        """Have a reservation be held for another owner."""
-        await self._client.call("adopt", Adopt(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
+    async def transfer(self, lease_id: str, owner: Owner) -> None:
+        """Give a lease to another owner."""
+        await self._client.call("transfer", Transfer(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
 
     async def manage(self, manager: Manager) -> None:
         """Have the agent watch this cluster manager from now on, instead of the one before."""

@@ -10,12 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from roost.placement.model import Device, Request
+
+from .rpc import ClientKeys
 from .shared_values import PORT_NAMES as PORT_NAMES
 from .shared_values import Connection as Connection
+from .shared_values import KernelProcess as KernelProcess
+from .shared_values import KernelUse as KernelUse
+from .shared_values import Logs as Logs
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
+from .shared_values import Signal as Signal
+from .shared_values import Stop as Stop
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of this protocol: an agent and a client talk only when they speak the same.
 
 It does not change for a field added to an answer or an event, which an older client leaves out; it does for a
@@ -23,38 +31,48 @@ field added to a request, which an older agent refuses.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserve:
-    """Asks the ledger for a slice of the node; repeated with the same `lease_id` it gives the same answer.
+LeaseState = Literal["pending", "held", "lost"]
 
-    `device_ids` are preferred devices; the agent may grant others. Where a cluster manager has granted the slice
-    already (`is_granted`), the ledger notes it as it is; no ledger itself has any `resources` to give. `linger_s`:
-    how long the reservation is kept after its kernel ended by itself, so that a restarter may start it again.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The claim on a slice of a node, held in the cluster manager's own accounting.
+
+    `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and `device_ids`
+    say where the lease really is, which may differ from the placement. A `pending` lease waits for `reason` (a
+    sentence for people); its `node_id` is empty until it has a node. A `lost` lease was taken back, for `reason`.
     """
 
-    lease_id: str
+    id: str
     kernel_id: str
     owner: Owner
-    cpus: float = 0.0
-    memory_bytes: int = 0
-    gpus: float = 0.0
-    gpu_models: tuple[str, ...] = ()
+    request: Request
+    node_id: str = ""
     device_ids: tuple[str, ...] = ()
-    resources: Mapping[str, float] = field(default_factory=dict)
-    is_granted: bool = False
-    linger_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.gpus > 1 and self.gpus != round(self.gpus):
-            raise ValueError(f"gpus must be at most 1 (a share of one) or a whole number, not {self.gpus:g}")
+    state: LeaseState = "held"
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """A slice that the ledger has handed out; `request.device_ids` are the devices granted."""
+class AgentAddress:
+    """Where an agent listens, and the keys that it accepts."""
 
-    request: Reserve
-    reserved_at: float
+    endpoint: str
+    keys: ClientKeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Asks the agent's ledger for a lease. Repeated with the same lease id, it gives the same answer.
+
+    `lease.device_ids` are preferred devices; the agent may grant others. If a cluster manager has granted the lease
+    already (`is_granted`), the ledger records it unchanged. `linger_s`: how long the lease outlives a kernel that
+    ended by itself, so that a restarter may start the kernel again.
+    """
+
+    lease: Lease
+    is_granted: bool = False
+    linger_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +83,8 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt:
-    """Has a slice be held for another owner, if there is one of that id. May be repeated."""
+class Transfer:
+    """Gives a lease to another owner, if the agent has that lease. May be repeated."""
 
     lease_id: str
     owner: Owner
@@ -118,54 +136,6 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KernelProcess:
-    """A kernel as its agent knows it.
-
-    `exit_code` as `subprocess` gives it (negative: the signal), or None while it runs or where it cannot be
-    known (it ended while no agent watched); `reason` is a sentence for people.
-    """
-
-    kernel_id: str
-    launch_id: str
-    lease_id: str
-    owner: Owner
-    pid: int
-    process_started_at: float
-    how: Literal["forked", "exec"]
-    connection: Connection
-    launched_at: float
-    timing_ms: Mapping[str, float] = field(default_factory=dict)
-    is_running: bool = True
-    exit_code: int | None = None
-    reason: str = ""
-    log_tail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    """Sends `signum` to the process group of a kernel."""
-
-    kernel_id: str
-    signum: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """Ends a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Answers once it is gone."""
-
-    kernel_id: str
-    grace_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logs:
-    """The last `tail_bytes` of what a kernel wrote to stdout and stderr outside Jupyter's channels."""
-
-    kernel_id: str
-    tail_bytes: int = 65_536
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
     """Prepares a fast start for kernels of this `argv` in this environment."""
 
@@ -174,29 +144,17 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceStatus:
-    """One GPU: what is promised of it by this agent's ledger, and what is really used (None: unknown)."""
-
-    id: str
-    model: str = ""
-    memory_bytes: int = 0
-    promised: float = 0.0
-    used: float | None = None
-    memory_used_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """The node as its agent sees it; `ledger_version` grows with every change of what is promised.
+    """The node as its agent sees it.
 
-    `unreadable_leases` are files of the ledger that are kept although this version cannot read them. `warm` are
-    the interpreters (paths) of which a zygote is ready. `is_cut_off`: the cluster manager's daemon here has ended.
+    `warm` are the interpreters (paths) that have a zygote ready. `is_cut_off`: the cluster manager's daemon on this
+    node has ended.
     """
 
     hostname: str
     cpus: float
     memory_bytes: int
-    devices: tuple[DeviceStatus, ...] = ()
+    devices: tuple[Device, ...] = ()
     cpus_promised: float = 0.0
     memory_promised_bytes: int = 0
     gpus_promised: float = 0.0
@@ -204,25 +162,8 @@ class NodeStatus:
     memory_used_bytes: int | None = None
     kernels: int = 0
     metrics_age_s: float | None = None
-    ledger_version: int = 0
-    unreadable_leases: int = 0
     warm: tuple[str, ...] = ()
     is_cut_off: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelStats:
-    """What a kernel and all processes that it started use.
-
-    `cpu_s` since their start (what ended processes used is not in it); `cpu_percent` of one CPU since the question
-    before, or since the start. `rss_bytes` counts memory shared between processes once for each.
-    """
-
-    kernel_id: str
-    processes: int = 0
-    cpu_s: float = 0.0
-    cpu_percent: float = 0.0
-    rss_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +181,7 @@ class ZygoteStats:
 class Stats:
     """Answer to `stats`; the zygote used last comes first."""
 
-    kernels: tuple[KernelStats, ...] = ()
+    kernels: tuple[KernelUse, ...] = ()
     zygotes: tuple[ZygoteStats, ...] = ()
 
 
@@ -257,7 +198,7 @@ class Greeting:
 class Holdings:
     """Answer to `list`: all that this agent holds."""
 
-    reservations: tuple[Reservation, ...] = ()
+    leases: tuple[Lease, ...] = ()
     kernels: tuple[KernelProcess, ...] = ()
 
 
@@ -274,4 +215,3 @@ class AgentEvent:
     lease_id: str = ""
     reason: str = ""
     kernel: KernelProcess | None = None
-    ledger_version: int = 0

@@ -1,10 +1,10 @@
-"""The values that the agent's protocol and the scheduler's share: apart, so that the scheduler's clients, which import
-them in every application, need not make all the messages that only agents read."""
+"""Types shared by both protocols. A separate module, so that clients do not import the agent's messages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
@@ -58,3 +58,66 @@ class Connection:
             control_port=ports["control_port"],
             hb_port=ports["hb_port"],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelProcess:
+    """The process of a kernel, as its agent knows it.
+
+    `exit_code` is as in `subprocess` (negative: the signal). It is None while the kernel runs, and if the kernel ended
+    while no agent watched. `reason` is a sentence for people. `connection` is None in lists, because it has the keys.
+    """
+
+    kernel_id: str
+    launch_id: str
+    lease_id: str
+    owner: Owner
+    pid: int
+    process_started_at: float
+    how: Literal["forked", "exec"]
+    connection: Connection | None
+    launched_at: float
+    timing_ms: Mapping[str, float] = field(default_factory=dict)
+    is_running: bool = True
+    exit_code: int | None = None
+    reason: str = ""
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelUse:
+    """The CPU and memory that a kernel and all processes started by it use.
+
+    `cpu_s` since their start, without processes that have ended. `cpu_percent` of one CPU since the previous
+    measurement, or since the start. `rss_bytes` counts memory shared between processes once for each of them.
+    """
+
+    kernel_id: str
+    processes: int = 0
+    cpu_s: float = 0.0
+    cpu_percent: float = 0.0
+    rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """Sends `signum` to the process group of a kernel."""
+
+    kernel_id: str
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Ends a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. The answer comes once it has ended."""
+
+    kernel_id: str
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """Asks for the last `tail_bytes` of a kernel's log (its stdout and stderr)."""
+
+    kernel_id: str
+    tail_bytes: int = 65_536

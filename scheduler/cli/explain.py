@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from roost.placement.model import Request
 from roost.scheduler.client.call import wait_for
-from roost.scheduler.service.messages import KernelRequest
 
 from .options import build_request, connect_scheduler, print_json, request_config, scheduler_options
 from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
@@ -123,7 +123,7 @@ def _show_soonest(out: Console, soonest: Mapping[str, Any]) -> None:
             short[kernel["id"]],
             kernel["user"],
             kernel["application"] or "-",
-            format_request(KernelRequest(**{name: kernel[name] for name in amounts})),
+            format_request(Request(**{name: kernel[name] for name in amounts})),
             ", ".join(kernel["device_ids"]) or "-",
             "unknown" if kernel["since"] is None else format_age(kernel["since"]),
         )

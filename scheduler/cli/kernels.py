@@ -88,8 +88,7 @@ def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
 
 def _to_json(kernel: Kernel) -> dict[str, Any]:
     """Return a kernel's values without its connection, which contains keys."""
-    document: dict[str, Any] = encode(kernel)
-    del document["connection"]
+    document: dict[str, Any] = encode(kernel.without_keys())
     return document
 
 

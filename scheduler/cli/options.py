@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import roost
 
 if TYPE_CHECKING:
+    from roost.placement.model import Request
     from roost.scheduler.client.client import Client
-    from roost.scheduler.service.messages import KernelRequest
 
 
 def add_scheduler(parser: argparse.ArgumentParser, default: str = "local") -> None:
@@ -84,22 +84,25 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
 
 
-def build_request(config: dict[str, Any]) -> KernelRequest:
+def build_request(config: dict[str, Any]) -> Request:
     """Return the request that `request_config` describes; raises `ConfigError`."""
+    from roost.placement.model import Request
     from roost.scheduler.config.memory_size import parse_bytes
-    from roost.scheduler.service.messages import KernelRequest
 
-    return KernelRequest(
-        cpus=config.get("cpus", 0.0),
-        memory_bytes=parse_bytes(config.get("memory", 0)),
-        gpus=config.get("gpus", 0.0),
-        gpu_models=tuple(config.get("gpu_models", ())),
-        labels=config.get("labels", {}),
-        near=config.get("near", {}),
-        resources=config.get("resources", {}),
-        tolerates=tuple(config.get("tolerates", ())),
-        policy=config.get("policy", ""),
-    )
+    try:
+        return Request(
+            cpus=config.get("cpus", 0.0),
+            memory_bytes=parse_bytes(config.get("memory", 0)),
+            gpus=config.get("gpus", 0.0),
+            gpu_models=tuple(config.get("gpu_models", ())),
+            labels=config.get("labels", {}),
+            near=config.get("near", {}),
+            resources=config.get("resources", {}),
+            tolerates=tuple(config.get("tolerates", ())),
+            policy=config.get("policy", ""),
+        )
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
 
 
 def connect_scheduler(arguments: argparse.Namespace) -> Client:

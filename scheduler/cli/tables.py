@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from roost.placement.model import Request
 from roost.scheduler.config.memory_size import format_bytes
-from roost.scheduler.service.messages import KernelRequest
 
 _UNBROKEN = 10_000
 """Width of lines in a pipe: programs such as grep need each row on one line."""
@@ -55,7 +55,7 @@ def format_age(at: float, now: float | None = None) -> str:
     return f"{passed:.0f} s"
 
 
-def format_request(request: KernelRequest) -> str:
+def format_request(request: Request) -> str:
     """Return a request in a few words, or `-` for an empty one."""
     parts = []
     if request.gpus:

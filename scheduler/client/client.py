@@ -28,9 +28,10 @@ from roost.launchers.protocol import rpc
 from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.shared_values import Owner
 from roost.launchers.protocol.version import VERSION
+from roost.placement.model import Request
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
-from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.operations import PROTOCOL, check_backend, with_address
 
 from .call import Call
@@ -115,7 +116,7 @@ class Client:
         """The nodes, with what is promised and used of each."""
         return self._run(self._field("nodes", {}, "nodes"))
 
-    def explain(self, request: KernelRequest) -> Call[dict[str, Any]]:
+    def explain(self, request: Request) -> Call[dict[str, Any]]:
         """Where such a kernel would go now, and why nowhere else: `placement.Decision.to_dict()`."""
         return self._run(self._field("explain", {"request": request, "owner": this_owner()}, "decision"))
 
@@ -286,7 +287,7 @@ class Client:
     ) -> None:
         """Before a call that asks for a policy of this process: at the end of a new connection may be a new service."""
         request = arguments.request if isinstance(arguments, StartKernel) else arguments.get("request")
-        given = self._policies.get(request.policy) if isinstance(request, KernelRequest) else None
+        given = self._policies.get(request.policy) if isinstance(request, Request) else None
         if given is not None and self._given.get(given["name"]) != (given["token"], connection):
             await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
             self._given[given["name"]] = given["token"], connection

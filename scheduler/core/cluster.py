@@ -66,7 +66,7 @@ class Cluster:
                 problem = lost
                 await self.backend.snapshot()  # until an agent answers again; raises if none does
             except RemoteError as refusal:
-                if refusal.kind == "no_reservation":
+                if refusal.kind == "no_lease":
                     raise LeaseGone from None
                 raise _KINDS.get(refusal.kind, LaunchError)(refusal.message, **refusal.fields) from None
             except (RpcError, asyncio.TimeoutError) as late:

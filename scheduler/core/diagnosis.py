@@ -12,7 +12,7 @@ from .keeper import Keeper
 
 async def findings(cluster: Cluster, keeper: Keeper, policies: PolicyCatalog) -> list[Finding]:
     """All findings, worst first; one of level ok when there is nothing to find. Has the keeper mend what it can."""
-    leases = {lease.id: lease for lease in await cluster.backend.leases()}
+    leases = {lease.id: lease for lease in (await cluster.backend.leases()).leases}
     processes, silent = await keeper.processes(list(leases.values()))
     records = keeper.records
     away = await _why_away(cluster)

@@ -34,7 +34,7 @@ class EventStream:
         """Tell everybody. The kernel goes without its connection (it has keys) and, but for `placed`, its decision."""
         if kernel is not None:
             decision = kernel.decision if kind == "placed" else None
-            kernel = replace(kernel, connection=None, decision=decision)
+            kernel = replace(kernel.without_keys(), decision=decision)
         event = Event(kind=kind, at=self._clock(), kernel=kernel, detail=detail)
         self._history.append(event)
         level = logging.WARNING if kind in _WARNINGS else logging.INFO

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess
 from roost.launchers.protocol.rpc import RpcError
+from roost.placement.model import Request
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel
-from roost.scheduler.service.messages import Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Kernel, StartKernel
 
 from .cluster import Cluster
 from .events import EventStream
@@ -59,6 +60,7 @@ class Keeper:
     ) -> None:
         self.records: dict[str, Record] = {}
         self.ended: OrderedDict[str, Kernel] = OrderedDict()
+        self.unreachable: frozenset[str] = frozenset()
         self.owners = Owners(on_death=self._on_owner_death)
         self._cluster = cluster
         self._settings = settings
@@ -90,7 +92,7 @@ class Keeper:
         """The id of the lease that a start takes: the same whenever that start is repeated."""
         return f"{self._prefix(kernel_id)}{launch_id}"
 
-    def add(self, start: StartKernel, request: KernelRequest) -> Record:
+    def add(self, start: StartKernel, request: Request) -> Record:
         """A record for a kernel that is asked for."""
         record = Record(
             kernel_id=start.kernel_id,
@@ -161,9 +163,11 @@ class Keeper:
         before: dict[int, Lease | None] = {
             id(record): record.lease for record in self.records.values() if record.start is None
         }
-        leases = [lease for lease in await self._cluster.backend.leases() if self.is_own(lease)]
+        reading = await self._cluster.backend.leases()
+        leases = [lease for lease in reading.leases if self.is_own(lease)]
         processes, silent = await self.processes(leases)
-        silent |= self._cluster.backend.silent
+        self.unreachable = reading.unreachable
+        silent |= reading.unreachable
         if silent:  # what runs there is unknown, not gone
             log.warning("agents do not answer: %s", ", ".join(sorted(silent)))
             self.reconcile_soon(_RETRY_S)
@@ -218,19 +222,11 @@ class Keeper:
 
     def _record_of(self, lease: Lease) -> Record:
         self.owners.watch(lease.owner)
-        asked = lease.request
         return Record(
             kernel_id=lease.kernel_id,
             launch_id=lease.id.removeprefix(self._prefix(lease.kernel_id)),
             owner=lease.owner,
-            request=KernelRequest(
-                cpus=asked.cpus,
-                memory_bytes=asked.memory_bytes,
-                gpus=asked.gpus,
-                gpu_models=asked.gpu_models,
-                labels=asked.labels,
-                resources=asked.resources,
-            ),
+            request=lease.request,
             created_at=time.time(),
             state="starting",
             lease=lease,
@@ -279,8 +275,8 @@ class Keeper:
             record.late_exit = process
 
     async def _watch(self) -> None:
-        async for event in self._cluster.backend.watch():
-            if event.kind == "nodes":
+        async for event in self._cluster.backend.events():
+            if event.kind in ("nodes", "lease_held", "lease_pending"):
                 self._queue.wake()
                 continue
             if event.kind == "resync":

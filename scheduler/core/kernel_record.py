@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from roost.launchers.protocol.messages import KernelProcess, Owner
-from roost.scheduler.service.messages import Kernel, KernelRequest, KernelState
+from roost.placement.model import Request
+from roost.scheduler.service.messages import Kernel, KernelState
 
 from .queue import Queue, Ticket
 
@@ -27,7 +28,7 @@ class Record:
     kernel_id: str
     launch_id: str
     owner: Owner
-    request: KernelRequest
+    request: Request
     created_at: float
     state: KernelState = "queued"
     lease: Lease | None = None
@@ -46,7 +47,7 @@ class Record:
         """The kernel as others see it."""
         process, lease = self.process, self.lease
         position, waits_for = queue.place(self.ticket) if self.ticket else (None, "")
-        return Kernel(
+        kernel = Kernel(
             id=self.kernel_id,
             launch_id=self.launch_id,
             state=self.state,
@@ -55,15 +56,12 @@ class Record:
             node_id=lease.node_id if lease else "",
             lease_id=lease.id if lease else "",
             device_ids=lease.device_ids if lease else (),
-            pid=process.pid if process else 0,
-            how=process.how if process else "",
-            connection=process.connection if process and with_connection else None,
+            process=process,
             created_at=self.created_at,
             timing_ms={**self.timing_ms, **(process.timing_ms if process else {})},
             decision=self.decision,
             position=position,
             waits_for=waits_for,
-            exit_code=process.exit_code if process else None,
             reason=self.reason or (process.reason if process else ""),
-            log_tail=process.log_tail if process else "",
         )
+        return kernel if with_connection else kernel.without_keys()

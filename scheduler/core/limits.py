@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from roost.placement.format import format_count
+from roost.placement.model import Request
 from roost.scheduler.config.memory_size import format_bytes
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LimitExceeded, NotAllowed
-from roost.scheduler.service.messages import KernelRequest
 
 _AMOUNTS = ("cpus", "memory_bytes", "gpus")
 _NAMED = 5
 """As many kernels are named that count towards a cap."""
 
 
-def with_defaults(request: KernelRequest, settings: Settings) -> KernelRequest:
+def with_defaults(request: Request, settings: Settings) -> Request:
     """The request with the operator's defaults for what it does not say."""
     return replace(
         request,
@@ -27,7 +27,7 @@ def with_defaults(request: KernelRequest, settings: Settings) -> KernelRequest:
     )
 
 
-def admit(request: KernelRequest, user: str, held: Mapping[str, KernelRequest], settings: Settings) -> None:
+def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
     """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this.
 
     `held`: by kernel id, what this user's other kernels hold or wait for. An error's `cap` is the trait's name.

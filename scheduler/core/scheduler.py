@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.protocol.messages import Owner, Warm
+from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import (
@@ -27,7 +28,7 @@ from roost.scheduler.errors import (
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
-from roost.scheduler.service.messages import Finding, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Finding, Kernel, StartKernel
 from roost.scheduler.service.operations import WarmUp
 
 from .agent_calls import Agents
@@ -38,7 +39,7 @@ from .keeper import Keeper
 from .kernel_record import Record
 from .limits import admit, with_defaults
 from .queue import Queue
-from .starts import Starts, no_node, placement_request
+from .starts import Starts, no_node
 
 
 class Scheduler:
@@ -120,17 +121,9 @@ class Scheduler:
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
         if record is None:
             record = self.keeper.add(start, request)
-            self._workload.note(placement_request(request, start.owner))
+            self._workload.note(request)
         elif record.lease is None:
             record.request = request
-        else:  # its amounts are those of its lease; a record that was read back lacks the rest
-            record.request = replace(
-                record.request,
-                labels=request.labels,
-                near=request.near,
-                tolerates=request.tolerates,
-                policy=request.policy,
-            )
         record.launch_id, record.owner, record.reason = start.launch_id, start.owner, ""
         record.is_begun = record.is_taken_back = False
         task = record.start = asyncio.get_running_loop().create_task(self._starts.run(record, start))
@@ -198,7 +191,7 @@ class Scheduler:
         if not is_kept:
             record.owner = replace(owner, user=record.owner.user)
             if (lease := record.lease) is not None:
-                adopted = await self._cluster.backend.adopt(lease, record.owner)
+                adopted = await self._cluster.backend.transfer(lease, record.owner)
                 record.lease = adopted if record.lease is lease else record.lease
         return record.view(self._queue, with_connection=True)
 
@@ -207,7 +200,7 @@ class Scheduler:
         snapshot = await self._cluster.snapshot()
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
-    async def explain(self, request: KernelRequest, owner: Owner) -> dict[str, Any]:
+    async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
         """Where such a kernel would go now, and why, as `explained`; raises what a start would be refused with.
 
         Where there is no room now, `soonest` has what would have to end.
@@ -215,10 +208,10 @@ class Scheduler:
         await self._load_policy(request)
         request = self._admitted(request, owner)
         snapshot = await self._cluster.snapshot()
-        decision = await self.policies.decide(request.policy, placement_request(request, owner), snapshot)
+        decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         if decision.placement is None and not decision.is_never:
-            leases = await self._cluster.backend.leases()
+            leases = (await self._cluster.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._records.values()}
             document["soonest"] = soonest(decision, snapshot, leases, since)
         return document
@@ -234,7 +227,7 @@ class Scheduler:
     async def warm(self, asked: WarmUp, owner: Owner) -> None:
         """Prepare fast starts where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
-        wanted = placement_request(request, owner, asked.argv[0] if asked.argv else "")
+        wanted = replace(request, owner=owner.user, environment=asked.argv[0] if asked.argv else "")
         await self._load_policy(request)
         decision = await self.policies.decide(request.policy, wanted, await self._cluster.snapshot())
         if decision.placement is None:
@@ -245,7 +238,7 @@ class Scheduler:
 
     async def up(self) -> int:
         """Bring up the agents of all nodes; their number."""
-        return await self._cluster.backend.up()
+        return await self._cluster.backend.warm_up()
 
     async def doctor(self) -> list[Finding]:
         """What disagrees, and what to do about it."""
@@ -276,23 +269,20 @@ class Scheduler:
                 self.keeper.end_later(record, reason)
                 raise
 
-    def _admitted(
-        self, request: KernelRequest, owner: Owner, but: str = "", *, has_lease: bool = False
-    ) -> KernelRequest:
+    def _admitted(self, request: Request, owner: Owner, but: str = "", *, has_lease: bool = False) -> Request:
         """The request with the operator's defaults, if its owner may have it and it makes sense.
 
         A kernel that has its lease stays where it is: a restart does not fail for a policy that is gone.
         """
-        request = with_defaults(request, self._settings)
+        request = replace(with_defaults(request, self._settings), owner=owner.user)
         others = [r for r in self._records.values() if r.owner.user == owner.user and r.kernel_id != but]
         held = {record.kernel_id: record.request for record in others}
         admit(request, owner.user, held, self._settings)
-        placement_request(request, owner)
         if not has_lease:
             self.policies.check(request.policy)
         return request
 
-    async def _load_policy(self, request: KernelRequest) -> None:
+    async def _load_policy(self, request: Request) -> None:
         await self.policies.load(request.policy or self._settings.default_policy)
 
     def _lease_of(self, kernel_id: str) -> Lease:
@@ -309,7 +299,7 @@ class Scheduler:
 
     def _unknown(self, kernel_id: str, says: str) -> RoostError:
         """A kernel that is not known is not gone while nobody can tell what all nodes hold."""
-        if silent := self._cluster.backend.silent:
+        if silent := self.keeper.unreachable:
             names = ", ".join(sorted(silent))
             return BackendUnavailable(f"kernel {kernel_id} may live where no agent answers now: on {names}.")
         return UnknownKernel(says, kernel_id=kernel_id)

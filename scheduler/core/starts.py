@@ -12,18 +12,17 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import KernelProcess, Launch, Owner
-from roost.placement import Decision, Node, Request, Snapshot
+from roost.launchers.protocol.messages import KernelProcess, Launch
+from roost.placement import Decision, Node, Snapshot
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
-    ConfigError,
     LaunchError,
     LaunchTimeout,
     LeaseConflict,
@@ -32,7 +31,7 @@ from roost.scheduler.errors import (
     RoostError,
 )
 from roost.scheduler.policies.catalog import PolicyCatalog
-from roost.scheduler.service.messages import Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Kernel, StartKernel
 
 from .cluster import Cluster, LeaseGone
 from .events import EventStream
@@ -138,7 +137,7 @@ class Starts:
             assert record.lease is not None
             _check_wanted(record)
             if record.lease.owner != record.owner:  # a restart by another application
-                record.lease = await self._cluster.backend.adopt(record.lease, record.owner)
+                record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
             record.state = "starting"
             began = self._clock()
             try:
@@ -152,7 +151,7 @@ class Starts:
     async def _take_lease(self, record: Record, start: StartKernel, deadline: float) -> None:
         """Wait for room and claim it; on return the record has its lease."""
         environment = start.argv[0] if start.may_fork and start.argv else ""
-        request = placement_request(record.request, start.owner, environment)
+        request = replace(record.request, environment=environment)
         began = self._clock()
         record.state = "queued"
         record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
@@ -194,7 +193,7 @@ class Starts:
                 placed = self._clock()
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
-                if await self._claim(record, request, decision):
+                if await self._claim(record, decision):
                     record.timing_ms["leased"] = (self._clock() - placed) * 1e3
                     return
                 node_id = decision.placement.node_id
@@ -207,7 +206,7 @@ class Starts:
             self._queue.leave(ticket)
             record.ticket = None
 
-    async def _claim(self, record: Record, request: Request, decision: Decision) -> bool:
+    async def _claim(self, record: Record, decision: Decision) -> bool:
         """Claim what was placed; False on a conflict. The lease is noted before it is asked for, to be undone."""
         assert decision.placement is not None
         placement = decision.placement
@@ -216,15 +215,13 @@ class Starts:
             kernel_id=record.kernel_id,
             node_id=placement.node_id,
             device_ids=placement.device_ids,
-            request=request,
+            request=record.request,
             owner=record.owner,
         )
         record.decision = decision.to_dict()
         self._events.publish("placed", record.view(self._queue), decision.reason)
         try:
-            record.lease = await self._cluster.backend.lease(
-                request, placement, lease_id=record.lease.id, kernel_id=record.kernel_id, owner=record.owner
-            )
+            record.lease = await self._cluster.backend.claim(record.lease)
         except LeaseConflict as problem:
             record.lease = None
             self._events.publish("conflict", record.view(self._queue), f"{placement.node_id}: {problem}")
@@ -320,28 +317,6 @@ def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
     """The error for a decision without a placement."""
     kind = NoNodeEver if decision.is_never else NoNodeNow
     return kind(f"{decision.reason}.", decision=decision.to_dict())
-
-
-def placement_request(request: KernelRequest, owner: Owner, environment: str = "") -> Request:
-    """What placement is asked; raises `ConfigError` for amounts that make no sense.
-
-    `environment` is the interpreter that the kernel might be forked from, where one is warm.
-    """
-    try:
-        return Request(
-            cpus=request.cpus,
-            memory_bytes=request.memory_bytes,
-            gpus=request.gpus,
-            gpu_models=request.gpu_models,
-            labels=request.labels,
-            near=request.near,
-            resources=request.resources,
-            tolerates=request.tolerates,
-            environment=environment,
-            owner=owner.user,
-        )
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
 
 
 def _line(record: Record) -> Hashable:

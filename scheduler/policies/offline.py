@@ -12,25 +12,22 @@ from typing import Any
 
 from roost.placement import Decision, Request, Snapshot
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.starts import placement_request
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import KernelRequest, Owner
 
 from .catalog import PolicyCatalog
 from .explain import build_explanation
 from .recent_requests import RecentRequests
 
 
-def explain_saved(path: str, request: KernelRequest, settings: Settings | None = None) -> dict[str, Any]:
+def explain_saved(path: str, request: Request, settings: Settings | None = None) -> dict[str, Any]:
     """Where such a kernel would go on the snapshot in that file, as `explained`; raises `ConfigError`.
 
     Of the operator's settings only policies count. They know nothing of earlier requests.
     """
     snapshot = read_snapshot(path)
-    asked = placement_request(request, Owner(user=""))
     logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
     return build_explanation(
-        asyncio.run(_decide(request.policy, asked, snapshot, settings or Settings())), snapshot
+        asyncio.run(_decide(request.policy, request, snapshot, settings or Settings())), snapshot
     )
 
 

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
 from roost.launchers.protocol.shared_values import Connection as Connection
+from roost.launchers.protocol.shared_values import KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import Owner as Owner
+from roost.placement.model import Request
 
 Finding = dict[str, str]
 """What `roost doctor` found: `level` (error, warning, ok), `what` is the matter, and what to `do`."""
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 """How long a start may queue and launch where `KERNEL_LAUNCH_TIMEOUT` says nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelRequest:
-    """What one kernel asks for. All zero asks for no promise: it shares what is there.
-
-    `gpus` is at most 1 (a share of one GPU) or a whole number. A node must have all `labels`, and is the better
-    the more of `near` it has; `resources` are amounts of what else its manager counts (Ray's custom resources);
-    `tolerates` are taints of nodes on which it may run all the same. `policy` names a placement policy (empty: the
-    operator's default).
-    """
-
-    cpus: float = 0.0
-    memory_bytes: int = 0
-    gpus: float = 0.0
-    gpu_models: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    near: Mapping[str, str] = field(default_factory=dict)
-    resources: Mapping[str, float] = field(default_factory=dict)
-    tolerates: tuple[str, ...] = ()
-    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +28,7 @@ class StartKernel:
 
     kernel_id: str
     launch_id: str
-    request: KernelRequest
+    request: Request
     owner: Owner
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
@@ -64,30 +45,57 @@ KernelState = Literal["queued", "starting", "running", "exited"]
 class Kernel:
     """A kernel as the scheduler knows it.
 
-    `position` (1 is next) and `waits_for` (a sentence) while queued. `timing_ms` by stage: `queued`,
-    `placed`, `leased`, `launched` and the agent's own. `decision` is `placement.Decision.to_dict()`.
-    `connection` has the keys and is given only by `start` and `kernel`; in lists it is None.
+    `position` (1 is next) and `waits_for` (a sentence) are set while the kernel is queued. `timing_ms` is by stage:
+    `queued`, `placed`, `leased`, `launched` and the agent's own. `decision` is `placement.Decision.to_dict()`.
+    `process` is the kernel's process as its agent reports it. Its `connection` has the keys, and is None in lists.
+    `use` is set only if the caller asked for it.
     """
 
     id: str
     launch_id: str
     state: KernelState
     owner: Owner
-    request: KernelRequest
+    request: Request
     node_id: str = ""
     lease_id: str = ""
     device_ids: tuple[str, ...] = ()
-    pid: int = 0
-    how: str = ""
-    connection: Connection | None = None
+    process: KernelProcess | None = None
+    use: KernelUse | None = None
     created_at: float = 0.0
     timing_ms: Mapping[str, float] = field(default_factory=dict)
     decision: Mapping[str, Any] | None = None
     position: int | None = None
     waits_for: str = ""
-    exit_code: int | None = None
     reason: str = ""
-    log_tail: str = ""
+
+    @property
+    def pid(self) -> int:
+        """The kernel's process id on its node; 0 before it has one."""
+        return self.process.pid if self.process else 0
+
+    @property
+    def how(self) -> str:
+        """`forked` or `exec`; empty before the kernel has a process."""
+        return self.process.how if self.process else ""
+
+    @property
+    def connection(self) -> Connection | None:
+        """How to reach the kernel; None before it has a process, and in lists."""
+        return self.process.connection if self.process else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, once the kernel has ended and if its agent saw that."""
+        return self.process.exit_code if self.process else None
+
+    @property
+    def log_tail(self) -> str:
+        """The end of the kernel's log, once the kernel has ended."""
+        return self.process.log_tail if self.process else ""
+
+    def without_keys(self) -> Kernel:
+        """Return the kernel without its connection, which has keys."""
+        return replace(self, process=replace(self.process, connection=None)) if self.process else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

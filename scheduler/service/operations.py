@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import runtime_dir
-from roost.launchers.protocol.shared_values import Nothing, Owner
+from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
+from roost.placement.model import Request
 from roost.scheduler.errors import ConfigError
 
-from .messages import KernelRequest, StartKernel
+from .messages import StartKernel
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of these operations: a client asks a service that speaks another one to leave, and starts its own.
 
 It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.
@@ -67,22 +68,6 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopKernel:
-    """→ Kernel. Ends the kernel (or its start) and gives the lease back."""
-
-    kernel_id: str
-    grace_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignalKernel:
-    """→ {}. Sends `signum` to the kernel's process group."""
-
-    kernel_id: str
-    signum: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OneKernel:
     """→ Kernel, with its connection."""
 
@@ -101,16 +86,8 @@ class AdoptKernel:
 class Explain:
     """→ {"decision": Decision.to_dict()}. Where the request would go now; nothing is started."""
 
-    request: KernelRequest
+    request: Request
     owner: Owner
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelLogs:
-    """→ {"text"}. The last of what the kernel wrote outside Jupyter's channels."""
-
-    kernel_id: str
-    tail_bytes: int = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +104,7 @@ class WarmUp:
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
-    request: KernelRequest = field(default_factory=KernelRequest)
+    request: Request = field(default_factory=Request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,14 +139,14 @@ ARGUMENTS: Mapping[str, type] = {
     "subscribe": Subscribe,
     "start": StartKernel,
     "cancel": Cancel,
-    "stop": StopKernel,
-    "signal": SignalKernel,
+    "stop": Stop,
+    "signal": Signal,
     "kernels": Nothing,
     "kernel": OneKernel,
     "nodes": Nothing,
     "adopt": AdoptKernel,
     "explain": Explain,
-    "logs": KernelLogs,
+    "logs": Logs,
     "drain": Drain,
     "warm": WarmUp,
     "up": Nothing,

@@ -24,8 +24,8 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, Held, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.messages import Nothing, Owner
 from roost.launchers.protocol.rpc import Operation, RpcError, Server
+from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
 from roost.launchers.protocol.version import VERSION
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.config.settings import Settings, load
@@ -142,10 +142,10 @@ class Service:
         await self._scheduler.cancel(request.kernel_id, request.launch_id)
         return Nothing()
 
-    async def _stop(self, peer: bytes, request: ops.StopKernel) -> Any:
+    async def _stop(self, peer: bytes, request: Stop) -> Any:
         return await self._scheduler.stop(request.kernel_id, request.grace_s)
 
-    async def _signal(self, peer: bytes, request: ops.SignalKernel) -> Nothing:
+    async def _signal(self, peer: bytes, request: Signal) -> Nothing:
         await self._scheduler.signal(request.kernel_id, request.signum)
         return Nothing()
 
@@ -164,7 +164,7 @@ class Service:
     async def _explain(self, peer: bytes, request: ops.Explain) -> dict[str, Any]:
         return {"decision": await self._scheduler.explain(request.request, request.owner)}
 
-    async def _logs(self, peer: bytes, request: ops.KernelLogs) -> dict[str, Any]:
+    async def _logs(self, peer: bytes, request: Logs) -> dict[str, Any]:
         return {"text": await self._scheduler.logs(request.kernel_id, request.tail_bytes)}
 
     async def _drain(self, peer: bytes, request: ops.Drain) -> Nothing:

@@ -105,8 +105,15 @@ async def take(
             backend, lambda snapshot: get_policy("balanced").place(request, snapshot).placement is not None
         )
         placement = place(await backend.snapshot(), request)
-    return await backend.lease(
-        request, placement, lease_id=f"roost:{kernel_id}:1", kernel_id=kernel_id, owner=OWNER
+    return await backend.claim(
+        Lease(
+            id=f"roost:{kernel_id}:1",
+            kernel_id=kernel_id,
+            owner=OWNER,
+            request=request,
+            node_id=placement.node_id,
+            device_ids=placement.device_ids,
+        )
     )
 
 
@@ -144,11 +151,11 @@ async def test_leasing_and_releasing_may_be_repeated(opener: Opener, t4: T4) -> 
         placement = place(await backend.snapshot(), t4(1))
         first = await take(backend, "k", t4(1), placement)
         assert await take(backend, "k", t4(1), placement) == first
-        assert [lease.id for lease in await backend.leases()] == [first.id]
+        assert [lease.id for lease in (await backend.leases()).leases] == [first.id]
         await backend.release(first)
         await backend.release(first)
         await backend.release(replace(first, id="roost:never:1"))
-        assert await backend.leases() == []
+        assert (await backend.leases()).leases == ()
 
 
 async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener, t4: T4) -> None:
@@ -172,27 +179,27 @@ async def test_leases_are_found_again_by_another_process(opener: Opener, t4: T4)
     async with opener() as (backend, _):
         lease = await take(backend, "k", t4(1, cpus=1, owner="ada"))
     async with opener() as (backend, _):
-        assert await backend.leases() == [lease]
+        assert (await backend.leases()).leases == (lease,)
         await backend.release(lease)
-        assert await backend.leases() == []
+        assert (await backend.leases()).leases == ()
 
 
 async def test_a_lease_can_be_held_for_another_owner(opener: Opener) -> None:
     other = replace(OWNER, application="next")
     async with opener() as (backend, _):
         lease = await take(backend, "k", Request(cpus=1))
-        adopted = await backend.adopt(lease, other)
-        assert adopted == await backend.adopt(adopted, other) == replace(lease, owner=other)
-        await backend.adopt(replace(lease, id="roost:never:1"), other)
+        adopted = await backend.transfer(lease, other)
+        assert adopted == await backend.transfer(adopted, other) == replace(lease, owner=other)
+        await backend.transfer(replace(lease, id="roost:never:1"), other)
     async with opener() as (backend, _):
-        assert await backend.leases() == [adopted]
+        assert (await backend.leases()).leases == (adopted,)
         await backend.release(adopted)
 
 
 async def test_another_schedulers_lease_shows_and_is_told(opener: Opener, t4: T4) -> None:
     async with opener() as (mine, _), opener() as (theirs, _):
         placement = place(await mine.snapshot(), t4(1))
-        events = mine.watch()
+        events = mine.events()
         lease = await take(theirs, "theirs", t4(1), placement)
         assert (await asyncio.wait_for(anext(events), 5)).kind == "nodes"
         await _until(mine, lambda snapshot: snapshot.node(lease.node_id).gpus_promised == 1)
@@ -204,14 +211,14 @@ async def test_an_agent_answers_for_each_lease(opener: Opener) -> None:
     async with opener() as (backend, agents):
         lease = await take(backend, "k", Request(cpus=1))
         client = await agents.client(await backend.agent(lease))
-        assert [held.request.lease_id for held in (await client.holdings()).reservations] == [lease.id]
+        assert [held.id for held in (await client.holdings()).leases] == [lease.id]
         assert client is await agents.client(await backend.agent(lease))
         await backend.release(lease)
 
 
 async def test_watching_ends_with_the_backend(opener: Opener) -> None:
     async with opener() as (backend, _):
-        watching = asyncio.ensure_future(_all(backend.watch()))
+        watching = asyncio.ensure_future(_all(backend.events()))
     assert {event.kind for event in await asyncio.wait_for(watching, 5)} <= {"nodes"}
     await backend.close()
 
@@ -222,6 +229,6 @@ async def _all(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
 
 async def _until(backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
     """Wait for what an event brings about."""
-    events = backend.watch()
+    events = backend.events()
     while not condition(await backend.snapshot()):
         await asyncio.wait_for(anext(events), 5)

@@ -23,9 +23,10 @@ from managers import kernelspecs
 from notebook import Notebook, held_by
 from world import daemon_pids, kill, settle, wait_gone
 
+from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import Kernel, KernelRequest
+from roost.scheduler.service.messages import Kernel
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -89,7 +90,7 @@ class World:
     async def refusal(self, within_s: float = 5, **asked: Any) -> str:
         """Wait until the service sees that what is asked for has no room; why."""
         deadline = time.monotonic() + within_s
-        while (decision := await service().explain(KernelRequest(**asked)))["placement"]:
+        while (decision := await service().explain(Request(**asked)))["placement"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
         assert not decision["is_never"]
@@ -100,7 +101,7 @@ class World:
         deadline = time.monotonic() + 30
         while True:
             try:
-                if (await service().explain(KernelRequest(**asked)))["placement"]:
+                if (await service().explain(Request(**asked)))["placement"]:
                     return
                 problem = "there is no room"
             except RoostError as error:

@@ -21,9 +21,9 @@ from notebook import Notebook, held_by
 from raylets import Machine, Raylets, why_not
 from world import daemon_pids, kill, settle, wait_gone
 
+from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
-from roost.scheduler.service.messages import KernelRequest
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -151,7 +151,7 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
     notebook = await notebooks(labels={"mine": "yes"})
     pid = notebook.pid
     assert (await service().kernel(notebook.manager.kernel_id)).node_id == node.address
-    asked = KernelRequest(labels={"mine": "yes"})
+    asked = Request(labels={"mine": "yes"})
     assert (await service().explain(asked))["placement"]
     killed_at = time.monotonic()
     cluster.kill_raylet(node.address)
@@ -182,7 +182,7 @@ async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Ray
     command = [sys.executable, "-c", DRAIN, cluster.address, node.address]
     await asyncio.to_thread(subprocess.run, command, timeout=60, check=True)
     drained_at = time.monotonic()
-    while (decision := await service().explain(KernelRequest(labels={"third": "yes"})))["placement"]:
+    while (decision := await service().explain(Request(labels={"third": "yes"})))["placement"]:
         assert time.monotonic() - drained_at < 2
         await asyncio.sleep(0.1)
     assert "draining" in decision["reason"]
@@ -303,7 +303,7 @@ async def _lose_the_head(
                 await asyncio.sleep(1)
             assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
             with pytest.raises(BackendUnavailable, match="away"):
-                await service().explain(KernelRequest())
+                await service().explain(Request())
             await notebook.interrupt()
             assert await notebook.value("mine") == "42"
             if state != "lost":
@@ -331,7 +331,7 @@ def processor_s(pid: int, otherwise: float = 0.0) -> float:
 async def _until_back() -> None:
     for _ in range(100):
         with contextlib.suppress(BackendUnavailable):
-            if (await service().explain(KernelRequest(gpus=1)))["placement"]:
+            if (await service().explain(Request(gpus=1)))["placement"]:
                 return
         await asyncio.sleep(0.2)
     raise AssertionError("the service does not find the cluster that is back")

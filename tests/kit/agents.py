@@ -15,7 +15,16 @@ from roost.launchers.agent.find_or_start import local_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent, Connection, KernelProcess, Launch, Owner, Reserve
+from roost.launchers.protocol.messages import (
+    AgentEvent,
+    Connection,
+    KernelProcess,
+    Launch,
+    Lease,
+    Owner,
+    Reserve,
+)
+from roost.placement.model import Request
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 
@@ -29,8 +38,11 @@ class Session:
 
     async def reserve(self, name: str, *, linger_s: float = 10, **wish: Any) -> str:
         owner = Owner(user="ada", application="test")
-        request = Reserve(lease_id=f"roost:{name}:1", kernel_id=name, owner=owner, linger_s=linger_s, **wish)
-        return (await self.client.reserve(request)).request.lease_id
+        device_ids, is_granted = wish.pop("device_ids", ()), wish.pop("is_granted", False)
+        lease = Lease(
+            id=f"roost:{name}:1", kernel_id=name, owner=owner, request=Request(**wish), device_ids=device_ids
+        )
+        return (await self.client.reserve(Reserve(lease=lease, linger_s=linger_s, is_granted=is_granted))).id
 
     async def launch(
         self,
@@ -84,8 +96,8 @@ async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Ses
 async def end_agent(settings: AgentSettings = SETTINGS) -> None:
     """Release all and have the agent of this test leave."""
     async with agent_session(settings) as session:
-        for reservation in (await session.client.holdings()).reservations:
-            await session.client.release(reservation.request.lease_id)
+        for lease in (await session.client.holdings()).leases:
+            await session.client.release(lease.id)
         await session.client.leave()
 
 

@@ -18,32 +18,31 @@ from roost.launchers.agent.ledger import Conflict, Ledger
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import (
-    Adopt,
     AgentEvent,
     Connection,
-    DeviceStatus,
     Holdings,
     KernelProcess,
     Launch,
+    Lease,
     Logs,
     NodeStatus,
     Nothing,
     Owner,
     Release,
-    Reservation,
     Reserve,
     Signal,
     Stop,
+    Transfer,
 )
 from roost.launchers.protocol.rpc import ClientKeys, Operation, RemoteError, Server, ServerKeys
-from roost.placement import Node, Placement, Request, Snapshot
-from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease
+from roost.placement import Device, Node, Request, Snapshot
+from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import UnknownKernel
-from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 
 class FakeAgent:
@@ -74,14 +73,14 @@ class FakeAgent:
 
     def _begin(self) -> None:
         cpus, memory_bytes, gpus = self._totals
-        devices = [DeviceStatus(id=str(index), model="T4") for index in range(gpus)]
+        devices = [Device(id=str(index), model="T4") for index in range(gpus)]
         self._folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self._folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices)
         operations: dict[str, tuple[type, Callable[[Any], Any]]] = {
             "subscribe": (Nothing, lambda _: {}),
             "reserve": (Reserve, self._reserve),
             "release": (Release, self._release),
-            "adopt": (Adopt, self._adopt),
+            "transfer": (Transfer, self._transfer),
             "launch": (Launch, self._launch),
             "signal": (Signal, self._signal),
             "stop": (Stop, self._stop),
@@ -146,7 +145,7 @@ class FakeAgent:
         self._release(Release(lease_id=lease_id))
 
     def held_leases(self) -> list[str]:
-        return [reservation.request.lease_id for reservation in self.ledger.reservations()]
+        return [entry.lease.id for entry in self.ledger.entries()]
 
     async def restart(self) -> None:
         """It is killed, and the next one takes over with the same records, at another port."""
@@ -159,35 +158,35 @@ class FakeAgent:
     async def close(self) -> None:
         await self._server.close()
 
-    def _reserve(self, request: Reserve) -> Reservation:
-        is_new = self.ledger.get(request.lease_id) is None
+    def _reserve(self, request: Reserve) -> Lease:
+        is_new = self.ledger.get(request.lease.id) is None
         try:
-            reservation = self.ledger.reserve(request, now=0.0)
+            lease = self.ledger.reserve(request)
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
-            self._tell(AgentEvent(kind="reserved", lease_id=request.lease_id))
-        return reservation
+            self._tell(AgentEvent(kind="reserved", lease_id=lease.id))
+        return lease
 
     def _release(self, request: Release) -> Nothing:
-        reservation = self.ledger.get(request.lease_id)
-        if reservation is not None:
-            process = self.kernels.get(reservation.request.kernel_id)
+        entry = self.ledger.get(request.lease_id)
+        if entry is not None:
+            process = self.kernels.get(entry.lease.kernel_id)
             if process is not None and process.is_running:
                 self.end(process.kernel_id, -15)
-            self.kernels.pop(reservation.request.kernel_id, None)
+            self.kernels.pop(entry.lease.kernel_id, None)
             self.ledger.release(request.lease_id)
             self._tell(AgentEvent(kind="released", lease_id=request.lease_id))
         return Nothing()
 
-    def _adopt(self, request: Adopt) -> Nothing:
-        self.ledger.adopt(request.lease_id, request.owner)
+    def _transfer(self, request: Transfer) -> Nothing:
+        self.ledger.transfer(request.lease_id, request.owner)
         return Nothing()
 
     def _launch(self, request: Launch) -> KernelProcess:
-        reservation = self.ledger.get(request.lease_id)
-        if reservation is None:
-            raise RemoteError("no_reservation", "there is no such reservation")
+        entry = self.ledger.get(request.lease_id)
+        if entry is None:
+            raise RemoteError("no_lease", "there is no such lease")
         known = self.kernels.get(request.kernel_id)
         if known is not None and known.launch_id == request.launch_id:
             return known
@@ -198,7 +197,7 @@ class FakeAgent:
             kernel_id=request.kernel_id,
             launch_id=request.launch_id,
             lease_id=request.lease_id,
-            owner=reservation.request.owner,
+            owner=entry.lease.owner,
             pid=4711,
             process_started_at=1.0,
             how="exec",
@@ -221,7 +220,8 @@ class FakeAgent:
         return self.kernels[request.kernel_id]
 
     def _list(self, _: Nothing) -> Holdings:
-        return Holdings(reservations=self.ledger.reservations(), kernels=tuple(self.kernels.values()))
+        leases = tuple(entry.lease for entry in self.ledger.entries())
+        return Holdings(leases=leases, kernels=tuple(self.kernels.values()))
 
     def _status(self, _: Nothing) -> NodeStatus:
         promised = self.ledger.promised_by_device()
@@ -230,7 +230,7 @@ class FakeAgent:
             cpus=self.ledger.cpus,
             memory_bytes=self.ledger.memory_bytes,
             devices=tuple(
-                DeviceStatus(id=device_id, model=model, promised=promised[device_id], used=0.0)
+                Device(id=device_id, model=model, promised=promised[device_id], used=0.0)
                 for device_id, model in self.ledger.models.items()
             ),
             cpus_promised=self.ledger.cpus_promised,
@@ -240,12 +240,11 @@ class FakeAgent:
             memory_used_bytes=0,
             kernels=len(self.kernels),
             metrics_age_s=0.0,
-            ledger_version=self.ledger.version,
             warm=self.warm,
         )
 
     def _tell(self, event: AgentEvent) -> None:
-        self._server.publish(encode(replace(event, ledger_version=self.ledger.version)))
+        self._server.publish(encode(event))
 
 
 def local_backend(agent: FakeAgent, settings: Settings, agents: Agents) -> LocalBackend:
@@ -282,11 +281,11 @@ class FakeBackend(Backend):
         nodes = [picture.node(name) for name, picture in pictures.items()]
         return Snapshot.of([self.lies.get(node.id, lambda same: same)(node) for node in nodes])
 
-    async def watch(self) -> AsyncIterator[BackendEvent]:
+    async def events(self) -> AsyncIterator[BackendEvent]:
         events: asyncio.Queue[BackendEvent] = asyncio.Queue()
 
         async def read(part: LocalBackend) -> None:
-            async for event in part.watch():
+            async for event in part.events():
                 events.put_nowait(event)
 
         tasks = [asyncio.ensure_future(read(part)) for part in self._parts.values()]
@@ -297,24 +296,25 @@ class FakeBackend(Backend):
             for task in tasks:
                 task.cancel()
 
-    async def lease(self, request: Request, placement: Placement, **names: Any) -> Lease:
-        return await self._parts[placement.node_id].lease(request, placement, **names)
+    async def claim(self, lease: Lease) -> Lease:
+        return await self._parts[lease.node_id].claim(lease)
 
     async def release(self, lease: Lease) -> None:
         await self._parts[lease.node_id].release(lease)
 
-    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
-        return await self._parts[lease.node_id].adopt(lease, owner)
+    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
+        return await self._parts[lease.node_id].transfer(lease, owner)
 
-    async def leases(self) -> list[Lease]:
-        return [lease for part in self._parts.values() for lease in await part.leases()]
+    async def leases(self) -> LeaseReading:
+        readings = [await part.leases() for part in self._parts.values()]
+        return LeaseReading(leases=tuple(lease for reading in readings for lease in reading.leases))
 
     async def agent(self, lease: Lease) -> AgentAddress:
         if lease.node_id not in self._parts:
             raise UnknownKernel("its node has left the cluster", kernel_id=lease.kernel_id)
         return await self._parts[lease.node_id].agent(lease)
 
-    async def up(self) -> int:
+    async def warm_up(self) -> int:
         return len(self._parts)
 
 
@@ -343,7 +343,7 @@ class World:
         start = StartKernel(
             kernel_id=kernel_id,
             launch_id=launch_id,
-            request=KernelRequest(**asked),
+            request=Request(**asked),
             owner=owner,
             argv=("kernel", "{connection_file}"),
             env={"SECRET": "hush"},

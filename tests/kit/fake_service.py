@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.protocol import rpc
-from roost.launchers.protocol.messages import PORT_NAMES
+from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
 from roost.scheduler.errors import RoostError, UnknownKernel
 from roost.scheduler.service import operations
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
@@ -67,11 +67,9 @@ class FakeService:
 
     def exit(self, kernel_id: str, code: int | None, reason: str = "", log_tail: str = "") -> None:
         """The kernel ends by itself."""
-        kernel = dataclasses.replace(
-            self.kernels[kernel_id], state="exited", exit_code=code, reason=reason, log_tail=log_tail
-        )
+        kernel = exited(self.kernels[kernel_id], code, reason, log_tail)
         self.kernels[kernel_id] = kernel
-        self.push(Event(kind="exited", at=time.time(), kernel=dataclasses.replace(kernel, connection=None)))
+        self.push(Event(kind="exited", at=time.time(), kernel=kernel.without_keys()))
 
     async def _serve(self) -> None:
         server = rpc.Server(
@@ -117,7 +115,11 @@ class FakeService:
         ports = {name: getattr(start.connection, name) or next(self._ports) for name in PORT_NAMES}
         kernel = Kernel(
             id=start.kernel_id, launch_id=start.launch_id, state="running", owner=start.owner, request=start.request,
-            node_id="here", pid=1, how="forked", connection=dataclasses.replace(start.connection, **ports),
+            node_id="here", process=KernelProcess(
+                kernel_id=start.kernel_id, launch_id=start.launch_id, lease_id="", owner=start.owner, pid=1,
+                process_started_at=0.0, how="forked", launched_at=0.0,
+                connection=dataclasses.replace(start.connection, **ports),
+            ),
         )  # fmt: skip
         self.kernels[start.kernel_id] = kernel
         return kernel
@@ -136,7 +138,7 @@ class FakeService:
         return self.kernels[kernel.id]
 
     def _kernels(self, _: Any) -> dict[str, Any]:
-        return {"kernels": [dataclasses.replace(kernel, connection=None) for kernel in self.kernels.values()]}
+        return {"kernels": [kernel.without_keys() for kernel in self.kernels.values()]}
 
     def _signal(self, arguments: Any) -> dict[str, Any]:
         self._known(arguments)
@@ -145,7 +147,7 @@ class FakeService:
         return {}
 
     def _exit_soon(self, kernel_id: str, code: int) -> None:
-        kernel = dataclasses.replace(self.kernels[kernel_id], state="exited", exit_code=code, connection=None)
+        kernel = exited(self.kernels[kernel_id], code).without_keys()
         self.kernels[kernel_id] = kernel
         assert self._server is not None
         self._server.publish(dataclasses.asdict(Event(kind="exited", at=0.0, kernel=kernel)))
@@ -153,7 +155,7 @@ class FakeService:
     def _stop(self, arguments: Any) -> Kernel:
         kernel = self._known(arguments)
         del self.kernels[arguments.kernel_id]
-        return dataclasses.replace(kernel, state="exited", exit_code=0)
+        return exited(kernel, 0)
 
     def _nodes(self, _: Any) -> dict[str, Any]:
         return {"nodes": [{"id": "here"}]}
@@ -200,3 +202,12 @@ def _held(folder: Path) -> Iterator[None]:
     finally:
         os.close(descriptor)
         (folder / "ready.json").unlink(missing_ok=True)
+
+
+def exited(kernel: Kernel, code: int | None, reason: str = "", log_tail: str = "") -> Kernel:
+    """Return the kernel as it is after its process has ended."""
+    assert kernel.process is not None
+    process = dataclasses.replace(
+        kernel.process, is_running=False, exit_code=code, reason=reason, log_tail=log_tail
+    )
+    return dataclasses.replace(kernel, state="exited", process=process, reason=reason)

@@ -16,8 +16,9 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Connection
 from roost.launchers.protocol.rpc import ClientKeys
+from roost.placement.model import Request
 from roost.scheduler.client.identity import this_owner
-from roost.scheduler.service.messages import KernelRequest, StartKernel
+from roost.scheduler.service.messages import StartKernel
 
 TINY_KERNEL = """
 import json, signal, socket, sys
@@ -42,7 +43,7 @@ def tiny(
     return StartKernel(
         kernel_id=kernel_id or uuid.uuid4().hex,
         launch_id=uuid.uuid4().hex,
-        request=KernelRequest(**amounts),  # type: ignore[arg-type]
+        request=Request(**amounts),  # type: ignore[arg-type]
         owner=this_owner("ada", "test", can_adopt),
         argv=argv,
         env={"PATH": os.environ["PATH"], "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
@@ -98,8 +99,8 @@ async def _empty_agent(runtime_dir: Path) -> None:
     client = AgentClient(announced["endpoint"], decode(ClientKeys, announced["keys"]))
     await client.connect()
     try:
-        for reservation in (await client.holdings()).reservations:
-            await client.release(reservation.request.lease_id)
+        for lease in (await client.holdings()).leases:
+            await client.release(lease.id)
         await client.leave()
     finally:
         await client.close()

@@ -15,7 +15,7 @@ from world import daemon_pids, kill, settle, tiny
 from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import KernelRequest, StartKernel
+from roost.scheduler.service.messages import StartKernel
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "first_gpu_last.py"
 CONFIG = """
@@ -51,7 +51,7 @@ async def test_a_policy_in_a_file_of_its_own_steers_a_start(two_gpus: Path, tmp_
         assert kernel.decision is not None
         assert (kernel.decision["policy"], kernel.decision["fallback"]) == ("mine", None)
         assert kernel.decision["placement"]["terms"] == {"not_the_first": 1.0}
-        other = await connect().explain(KernelRequest(gpus=1, policy="balanced"))
+        other = await connect().explain(Request(gpus=1, policy="balanced"))
         assert (other["policy"], other["placement"]["device_ids"]) == ("balanced", ["0"])
         # a restart stays within its lease: it needs no policy, so that none can be missing
         (tmp_path / "etc" / "policies" / EXAMPLE.name).unlink()
@@ -79,7 +79,7 @@ def _on_the_second(decision: Decision) -> Decision:
 
 def asks(name: str) -> StartKernel:
     start = tiny(uuid.uuid4().hex)
-    return replace(start, request=KernelRequest(gpus=0.5, policy=name))
+    return replace(start, request=Request(gpus=0.5, policy=name))
 
 
 def test_a_policy_of_a_program_outlives_the_service_and_harms_nobody(two_gpus: Path) -> None:

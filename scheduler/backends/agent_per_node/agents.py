@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,9 +115,9 @@ class NodeAgents:
         """The leases that a node's agent has noted; None where it does not say so in time: unknown, not gone."""
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
-            reservations = (await asyncio.wait_for(call, _ANSWER_S)).reservations
+            leases = (await asyncio.wait_for(call, _ANSWER_S)).leases
             self._silent.discard(node_id)
-            return [Lease.of(held, node_id) for held in reservations]
+            return [replace(lease, node_id=node_id) for lease in leases]
         except (RoostError, asyncio.TimeoutError) as problem:
             level = logging.DEBUG if node_id in self._silent else logging.WARNING
             log.log(level, "node=%s its agent does not answer: %s", node_id, str(problem) or "it is slow")

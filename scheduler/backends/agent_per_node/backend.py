@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
 
-from roost.launchers.protocol.messages import AgentEvent, NodeStatus, Owner
-from roost.placement import Node, Placement, Request, Snapshot
-from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, reserve
+from roost.launchers.protocol.messages import AgentEvent, NodeStatus, Owner, Reserve
+from roost.placement import Node, Snapshot
+from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
 from roost.scheduler.config.settings import ManagedSettings, Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
@@ -125,45 +125,31 @@ class ManagedBackend(Backend, Generic[N]):
         await self._driver.read(max_age_s=_FRESH_S)
         return self._picture.snapshot()
 
-    async def watch(self) -> AsyncIterator[BackendEvent]:
+    async def events(self) -> AsyncIterator[BackendEvent]:
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def lease(
-        self, request: Request, placement: Placement, *, lease_id: str, kernel_id: str, owner: Owner
-    ) -> Lease:
-        node = self._driver.nodes.get(placement.node_id)
+    async def claim(self, lease: Lease) -> Lease:
+        node = self._driver.nodes.get(lease.node_id)
         if node is None:
-            raise LeaseConflict(f"there is no node {placement.node_id} any more")
-        wanted = Lease(
-            id=lease_id,
-            kernel_id=kernel_id,
-            node_id=node.id,
-            device_ids=placement.device_ids,
-            request=request,
-            owner=owner,
-        )
-        self._taking.add(lease_id)
+            raise LeaseConflict(f"there is no node {lease.node_id} any more")
+        self._taking.add(lease.id)
         host = watched(self._hosts.address(node.id))  # while the manager decides
         try:
-            device_ids = await self._claims.take(wanted, node)
+            granted = replace(lease, device_ids=await self._claims.take(lease, node))
             await host
-            asked = reserve(
-                replace(wanted, device_ids=device_ids),
-                linger_s=self._settings.restart_grace_s,
-                is_granted=True,
-            )
-            reservation = await self._hosts.call(node.id, lambda agent: agent.reserve(asked))
+            asked = Reserve(lease=granted, linger_s=self._settings.restart_grace_s, is_granted=True)
+            held = await self._hosts.call(node.id, lambda agent: agent.reserve(asked))
         except LeaseConflict:
             self._driver.forget_reading()
             raise
         finally:
             host.cancel()
-            self._taking.discard(lease_id)
-        lease = self._picture.leases[lease_id] = Lease.of(reservation, node.id)
+            self._taking.discard(lease.id)
+        self._picture.leases[held.id] = held
         self._driver.forget_reading()
         self._tell_of([node.id])
-        return lease
+        return held
 
     async def release(self, lease: Lease) -> None:
         self._picture.leases.pop(lease.id, None)
@@ -183,14 +169,14 @@ class ManagedBackend(Backend, Generic[N]):
             self._driver.forget_reading()
         self._tell_of([lease.node_id])
 
-    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
-        await self._hosts.call(lease.node_id, lambda agent: agent.adopt(lease.id, owner))
+    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
+        await self._hosts.call(lease.node_id, lambda agent: agent.transfer(lease.id, owner))
         adopted = replace(lease, owner=owner)
         if lease.id in self._picture.leases:
             self._picture.leases[lease.id] = adopted
         return adopted
 
-    async def leases(self) -> list[Lease]:
+    async def leases(self) -> LeaseReading:
         before = set(self._picture.leases)
         known = [] if self._driver.away else await self._claims.all()
         claims = {claim.lease.id: claim.lease for claim in known}
@@ -209,12 +195,12 @@ class ManagedBackend(Backend, Generic[N]):
             if bare.id not in found:
                 found[bare.id] = self._picture.leases.get(bare.id, bare) if bare.node_id else bare
         found = {name: lease for name, lease in found.items() if name in claims or lease.node_id in others}
-        self.silent = frozenset(silent & others)  # of all other nodes the claims tell
         taken_meanwhile = {name: lease for name, lease in self._picture.leases.items() if name not in before}
         on_nodes = {name: lease for name, lease in found.items() if lease.node_id}
         self._picture.leases = {**on_nodes, **taken_meanwhile}
         self._tell_of(list(self._driver.nodes))
-        return list(found.values())
+        # Of all other nodes the claims are complete.
+        return LeaseReading(leases=tuple(found.values()), unreachable=frozenset(silent & others))
 
     async def agent(self, lease: Lease) -> AgentAddress:
         places = {*self._driver.nodes, *self._expected}
@@ -225,7 +211,7 @@ class ManagedBackend(Backend, Generic[N]):
             )
         return await self._hosts.address(lease.node_id)
 
-    async def up(self) -> int:
+    async def warm_up(self) -> int:
         await self.snapshot()
         calls = [self._hosts.call(node_id, lambda agent: agent.status()) for node_id in self._driver.nodes]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

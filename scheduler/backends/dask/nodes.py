@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.launchers.protocol.json_codec import decode
-from roost.launchers.protocol.messages import DeviceStatus, NodeStatus
+from roost.launchers.protocol.messages import NodeStatus
 from roost.placement import Device, Node
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
 
@@ -32,7 +32,7 @@ class DaskNode:
     leases: frozenset[str]
     drains_because: str = ""
     agent: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    seen: tuple[DeviceStatus, ...] = ()
+    seen: tuple[Device, ...] = ()
 
     @property
     def daemon(self) -> str:
@@ -105,25 +105,18 @@ def _drains_because(said: Mapping[str, Any]) -> str:
     return f"no agent of roost's runs there: {problem}" if problem else ""
 
 
-def _unused(seen: Mapping[str, Any]) -> DeviceStatus:
+def _unused(seen: Mapping[str, Any]) -> Device:
     """What does not age of a GPU that an agent saw when it was brought up."""
-    return replace(decode(DeviceStatus, seen, ignore_unknown=True), used=None, memory_used_bytes=None)
+    return replace(decode(Device, seen, ignore_unknown=True), used=None, memory_used_bytes=None)
 
 
-def _device(name: str, promised: float, seen: DeviceStatus | None) -> Device:
+def _device(name: str, promised: float, seen: Device | None) -> Device:
     if seen is None:
         return Device(id=name, promised=promised)
-    return Device(
-        id=name,
-        model=seen.model,
-        memory_bytes=seen.memory_bytes,
-        promised=promised,
-        used=seen.used,
-        memory_used_bytes=seen.memory_used_bytes,
-    )
+    return replace(seen, id=name, promised=promised)
 
 
-def _numbered(seen: list[DeviceStatus], name: str) -> DeviceStatus | None:
+def _numbered(seen: list[Device], name: str) -> Device | None:
     """The device of that number, where the agent names them otherwise."""
     number = int(name) if name.isdigit() else -1
     return seen[number] if 0 <= number < len(seen) else None

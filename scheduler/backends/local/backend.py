@@ -13,10 +13,10 @@ from roost.launchers.agent.find_or_start import local_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent, NodeStatus, Owner
+from roost.launchers.protocol.messages import AgentEvent, NodeStatus, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected, RemoteError, RpcError
-from roost.placement import Device, Node, Placement, Request, Snapshot
-from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, reserve
+from roost.placement import Node, Snapshot
+from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
 from roost.scheduler.config.settings import LocalSettings, Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
@@ -73,57 +73,40 @@ class LocalBackend(Backend):
             await asyncio.shield(self._refreshing)
         return self._picture.older_by(time.monotonic() - self._taken_at)
 
-    async def watch(self) -> AsyncIterator[BackendEvent]:
+    async def events(self) -> AsyncIterator[BackendEvent]:
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def lease(
-        self, request: Request, placement: Placement, *, lease_id: str, kernel_id: str, owner: Owner
-    ) -> Lease:
-        if placement.node_id not in self._picture:
-            raise LeaseConflict(f"there is no node {placement.node_id} any more")
-        node = self._picture.node(placement.node_id)
-        models = {device.model for device in node.devices if request.accepts_model(device.model)}
-        wanted = Lease(
-            id=lease_id,
-            kernel_id=kernel_id,
-            node_id=placement.node_id,
-            device_ids=placement.device_ids,
-            request=request,
-            owner=owner,
-        )
-        asked = reserve(
-            wanted,
-            linger_s=self._settings.restart_grace_s,
-            gpu_models=tuple(sorted(models)) if request.gpu_models else (),
-        )
-        self._known.setdefault(lease_id, None)
+    async def claim(self, lease: Lease) -> Lease:
+        if lease.node_id not in self._picture:
+            raise LeaseConflict(f"there is no node {lease.node_id} any more")
+        asked = Reserve(lease=lease, linger_s=self._settings.restart_grace_s)
+        self._known.setdefault(lease.id, None)
         try:
-            reservation = await self._call(lambda agent: agent.reserve(asked))
+            held = await self._call(lambda agent: agent.reserve(asked))
         except BaseException:
-            self._known.pop(lease_id, None)
+            self._known.pop(lease.id, None)
             self._is_stale = True
             raise
-        lease = Lease.of(reservation, placement.node_id)
-        self._note(lease)
-        return lease
+        self._note(held)
+        return held
 
     async def release(self, lease: Lease) -> None:
         await self._call(lambda agent: agent.release(lease.id))
 
-    async def adopt(self, lease: Lease, owner: Owner) -> Lease:
-        await self._call(lambda agent: agent.adopt(lease.id, owner))
+    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
+        await self._call(lambda agent: agent.transfer(lease.id, owner))
         return replace(lease, owner=owner)
 
-    async def leases(self) -> list[Lease]:
+    async def leases(self) -> LeaseReading:
         holdings = await self._call(lambda agent: agent.holdings())
         node_id = (await self.snapshot()).nodes[0]
-        return [Lease.of(reservation, node_id) for reservation in holdings.reservations]
+        return LeaseReading(leases=tuple(replace(lease, node_id=node_id) for lease in holdings.leases))
 
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._address()
 
-    async def up(self) -> int:
+    async def warm_up(self) -> int:
         await self._address()
         return 1
 
@@ -215,17 +198,7 @@ def _node(status: NodeStatus, local: LocalSettings) -> Node:
         labels=local.labels,
         cpus=status.cpus,
         memory_bytes=status.memory_bytes,
-        devices=tuple(
-            Device(
-                id=device.id,
-                model=device.model,
-                memory_bytes=device.memory_bytes,
-                promised=device.promised,
-                used=device.used,
-                memory_used_bytes=device.memory_used_bytes,
-            )
-            for device in status.devices
-        ),
+        devices=status.devices,
         cpus_promised=status.cpus_promised,
         memory_promised_bytes=status.memory_promised_bytes,
         gpus_promised=status.gpus_promised,

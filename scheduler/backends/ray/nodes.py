@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from roost.launchers.protocol.messages import DeviceStatus, NodeStatus
+from roost.launchers.protocol.messages import NodeStatus
 from roost.placement import Device, Node
 from roost.scheduler.backends.base import Lease
 
@@ -222,20 +222,13 @@ def as_node(
     )
 
 
-def _device(device_id: str, model: str, promised: float, seen: DeviceStatus | None) -> Device:
+def _device(device_id: str, model: str, promised: float, seen: Device | None) -> Device:
     if seen is None:
         return Device(id=device_id, model=model, promised=promised)
-    return Device(
-        id=device_id,
-        model=model or seen.model,
-        memory_bytes=seen.memory_bytes,
-        promised=promised,
-        used=seen.used,
-        memory_used_bytes=seen.memory_used_bytes,
-    )
+    return replace(seen, id=device_id, model=model or seen.model, promised=promised)
 
 
-def _seen(devices: tuple[DeviceStatus, ...], device_id: str) -> DeviceStatus | None:
+def _seen(devices: tuple[Device, ...], device_id: str) -> Device | None:
     """What the agent sees of a device, which Ray names by its number, or by what CUDA_VISIBLE_DEVICES named it."""
     for device in devices:
         if device.id == device_id:

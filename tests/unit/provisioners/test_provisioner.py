@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import logging
 import os
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import FakeService, fake_service
+from fake_service import FakeService, exited, fake_service
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from managers import kernelspecs
 from traitlets.config import Config
 
 from roost.launchers.protocol.messages import PORT_NAMES
+from roost.placement.model import Request
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch
@@ -37,7 +37,7 @@ from roost.scheduler.errors import (
     NoNodeNow,
     NotAllowed,
 )
-from roost.scheduler.service.messages import Connection, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Connection, StartKernel
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def manager(folder: Path, kind: type[KernelManager] = AsyncKernelManager, **spec
 
 def a_start(kernel_id: str, launch_id: str) -> StartKernel:
     return StartKernel(
-        kernel_id=kernel_id, launch_id=launch_id, request=KernelRequest(), owner=this_owner(), argv=("x",), env={},
+        kernel_id=kernel_id, launch_id=launch_id, request=Request(), owner=this_owner(), argv=("x",), env={},
         cwd="/", connection=Connection(),
     )  # fmt: skip
 
@@ -305,9 +305,9 @@ async def test_an_old_exit_that_meets_a_new_launch_is_not_its_own(service: FakeS
     old = exits.current
     new = exits.begin("k", "2")
     kernel = service._start(a_start("k", "1"))
-    exits.read(old, dataclasses.replace(kernel, state="exited", exit_code=9))
+    exits.read(old, exited(kernel, 9))
     assert (old.code, new.code) == (9, None)
-    exits.read(new, dataclasses.replace(kernel, state="exited", exit_code=9))
+    exits.read(new, exited(kernel, 9))
     assert new.code is None
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from roost.placement.model import Request
 from roost.provisioners.request_options import OPTIONS, check_names, read_wish
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S, KernelRequest
+from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 
 def test_nothing_said_promises_nothing() -> None:
     wish = read_wish({}, {})
-    assert wish.request == KernelRequest()
+    assert wish.request == Request()
     assert wish.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
 
 
@@ -24,7 +25,7 @@ def test_options_are_read() -> None:
         "launch_timeout": 5,
     }  # fmt: skip
     wish = read_wish(options, {})
-    assert wish.request == KernelRequest(
+    assert wish.request == Request(
         cpus=2.0,
         memory_bytes=8 << 30,
         gpus=0.25,
@@ -40,7 +41,8 @@ def test_options_are_read() -> None:
 
 def test_options_as_texts_from_a_command_line() -> None:
     wish = read_wish(
-        {"cpus": "1.5", "memory": 1024, "gpu_models": "A100, H100", "labels": "zone=a,disk=ssd"}, {}
+        {"cpus": "1.5", "memory": 1024, "gpus": 1, "gpu_models": "A100, H100", "labels": "zone=a,disk=ssd"},
+        {},
     )
     assert wish.request.cpus == 1.5
     assert wish.request.memory_bytes == 1024

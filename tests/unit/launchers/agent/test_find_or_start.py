@@ -15,10 +15,11 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError
-from roost.launchers.protocol.messages import Owner, Reserve
+from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.model import Request
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
-RESERVE = Reserve(lease_id="roost:k:1", kernel_id="k", owner=Owner(user="ada"))
+LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request())
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ async def agent(runtime_dir: Path) -> AsyncIterator[AgentClient]:
     yield client
     await client.close()
     last = await connect(SETTINGS)
-    await last.release(RESERVE.lease_id)
+    await last.release(LEASE.id)
     await last.leave()
     await last.close()
 
@@ -50,11 +51,11 @@ async def test_other_settings_wait_until_nothing_is_held(
     agent: AgentClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     pid = (await agent.hello()).pid
-    await agent.reserve(RESERVE)
+    await agent.reserve(Reserve(lease=LEASE))
     other = AgentSettings(cpus=1, idle_exit_s=60)
     assert await cpus_and_pid(other) == (4, pid)
     assert "keeps the settings" in caplog.text
-    await agent.release(RESERVE.lease_id)
+    await agent.release(LEASE.id)
     cpus, next_pid = await cpus_and_pid(other)
     assert cpus == 1
     assert next_pid != pid
@@ -64,7 +65,7 @@ async def test_an_older_agent_that_holds_something_hands_its_settings_on(
     agent: AgentClient, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = (await agent.hello()).pid
-    await agent.reserve(RESERVE)
+    await agent.reserve(Reserve(lease=LEASE))
     announced = read_json(runtime_dir / "agent" / "ready.json")
     announced["version"] = "0.0.0"
     announced["settings"]["of_old"] = 1
@@ -80,7 +81,7 @@ async def test_an_older_agent_that_holds_something_hands_its_settings_on(
     assert next_pid != pid
     monkeypatch.setattr(AgentClient, "holdings", holdings)
     again = await connect(SETTINGS)
-    assert len((await again.holdings()).reservations) == 1
+    assert len((await again.holdings()).leases) == 1
     await again.close()
 
 

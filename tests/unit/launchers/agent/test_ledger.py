@@ -9,54 +9,58 @@ import pytest
 
 from roost.launchers.agent.ledger import Conflict, Ledger
 from roost.launchers.protocol.json_codec import WireError, decode, encode
-from roost.launchers.protocol.messages import DeviceStatus, Owner, Reserve
+from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.model import Device, Request
 
 OWNER = Owner(user="ada")
 
 
 def make(folder: Path, *, gpus: int = 2, cpus: float = 4, memory_bytes: int = 100) -> Ledger:
-    devices = [DeviceStatus(id=str(index), model="T4" if index else "A100") for index in range(gpus)]
+    devices = [Device(id=str(index), model="T4" if index else "A100") for index in range(gpus)]
     return Ledger(folder, cpus=cpus, memory_bytes=memory_bytes, devices=devices)
 
 
 def ask(name: str, **amounts: object) -> Reserve:
-    return Reserve(lease_id=name, kernel_id=name, owner=OWNER, **amounts)  # type: ignore[arg-type]
+    own = {name: amounts.pop(name) for name in ("device_ids", "is_granted") if name in amounts}
+    is_granted = bool(own.pop("is_granted", False))
+    lease = Lease(id=name, kernel_id=name, owner=OWNER, request=Request(**amounts), **own)  # type: ignore[arg-type]
+    return Reserve(lease=lease, is_granted=is_granted)
 
 
 def test_quarters_fill_devices_and_no_more(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
-    granted = [ledger.reserve(ask(str(n), gpus=0.25), now=0).request.device_ids for n in range(8)]
+    granted = [ledger.reserve(ask(str(n), gpus=0.25)).device_ids for n in range(8)]
     assert [sum(ids == (device,) for ids in granted) for device in "01"] == [4, 4]
     assert granted[:4] == [("0",)] * 4, "fractions fill one device before they break another"
     with pytest.raises(Conflict):
-        ledger.reserve(ask("9", gpus=0.25), now=0)
+        ledger.reserve(ask("9", gpus=0.25))
     ledger.release("0")
-    assert ledger.reserve(ask("9", gpus=0.25), now=0).request.device_ids == ("0",)
+    assert ledger.reserve(ask("9", gpus=0.25)).device_ids == ("0",)
 
 
 def test_a_share_must_fit_one_device(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
-    ledger.reserve(ask("a", gpus=0.6, device_ids=("0",)), now=0)
-    ledger.reserve(ask("b", gpus=0.6, device_ids=("1",)), now=0)
+    ledger.reserve(ask("a", gpus=0.6, device_ids=("0",)))
+    ledger.reserve(ask("b", gpus=0.6, device_ids=("1",)))
     with pytest.raises(Conflict):
-        ledger.reserve(ask("c", gpus=0.8), now=0)
+        ledger.reserve(ask("c", gpus=0.8))
     with pytest.raises(Conflict):
-        ledger.reserve(ask("d", gpus=1), now=0)
+        ledger.reserve(ask("d", gpus=1))
 
 
 def test_a_ledger_has_no_custom_resources_to_give(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     with pytest.raises(Conflict, match="1 licence asked for, this machine has none"):
-        ledger.reserve(ask("a", cpus=1, resources={"licence": 1}), now=0)
+        ledger.reserve(ask("a", cpus=1, resources={"licence": 1}))
     assert len(ledger) == 0
 
 
 def test_ten_tenths_fit(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l", gpus=1)
     for n in range(10):
-        ledger.reserve(ask(str(n), gpus=0.1), now=0)
+        ledger.reserve(ask(str(n), gpus=0.1))
     with pytest.raises(Conflict):
-        ledger.reserve(ask("x", gpus=0.1), now=0)
+        ledger.reserve(ask("x", gpus=0.1))
 
 
 def test_what_a_cluster_manager_has_granted_is_noted_as_it_is(tmp_path: Path) -> None:
@@ -65,41 +69,40 @@ def test_what_a_cluster_manager_has_granted_is_noted_as_it_is(tmp_path: Path) ->
         "a", cpus=8, memory_bytes=1000, gpus=1, device_ids=("7",), gpu_models=("H100",), is_granted=True,
         resources={"licence": 1.5},
     )  # fmt: skip
-    assert ledger.reserve(granted, now=0).request == granted
+    assert ledger.reserve(granted) == granted.lease
     assert (ledger.cpus_promised, ledger.gpus_promised) == (8, 1)
     assert ledger.promised_by_device() == {"0": 0, "7": 1}, "devices that are not seen here as well"
     assert make(tmp_path / "l", gpus=1).get("a") == ledger.get("a")
     with pytest.raises(Conflict, match="0 free"):
-        ledger.reserve(ask("b", cpus=1), now=0)
+        ledger.reserve(ask("b", cpus=1))
 
 
 def test_models_cpus_and_memory(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
-    assert ledger.reserve(ask("t", gpus=1, gpu_models=("T4",)), now=0).request.device_ids == ("1",)
+    assert ledger.reserve(ask("t", gpus=1, gpu_models=("T4",))).device_ids == ("1",)
     with pytest.raises(Conflict):
-        ledger.reserve(ask("t2", gpus=0.5, gpu_models=("T4",)), now=0)
-    ledger.reserve(ask("c", cpus=3, memory_bytes=60), now=0)
+        ledger.reserve(ask("t2", gpus=0.5, gpu_models=("T4",)))
+    ledger.reserve(ask("c", cpus=3, memory_bytes=60))
     with pytest.raises(Conflict, match="2 CPUs asked for, 1 free"):
-        ledger.reserve(ask("c2", cpus=2), now=0)
+        ledger.reserve(ask("c2", cpus=2))
     with pytest.raises(Conflict, match="memory"):
-        ledger.reserve(ask("m", memory_bytes=41), now=0)
+        ledger.reserve(ask("m", memory_bytes=41))
 
 
 def test_repeats_change_nothing(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
-    first = ledger.reserve(ask("a", gpus=1), now=0)
-    version = ledger.version
-    assert ledger.reserve(ask("a", gpus=1), now=5) == first
-    assert ledger.version == version
+    first = ledger.reserve(ask("a", gpus=1))
+    assert ledger.reserve(ask("a", gpus=1)) == first
+    assert len(ledger) == 1
     assert ledger.release("a")
     assert not ledger.release("a")
 
 
 def test_reservations_outlive_the_process(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
-    ledger.reserve(ask("roost:../../x:1", gpus=1), now=0)
+    ledger.reserve(ask("roost:../../x:1", gpus=1))
     again = make(tmp_path / "l")
-    assert again.reservations() == ledger.reservations()
+    assert again.entries() == ledger.entries()
     assert again.gpus_promised == 1
     again.release("roost:../../x:1")
     assert not list((tmp_path / "l").iterdir())
@@ -108,18 +111,17 @@ def test_reservations_outlive_the_process(tmp_path: Path) -> None:
 def test_a_lease_of_another_version_is_kept(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     for name in ("newer", "other", "damaged"):
-        ledger.reserve(ask(name, gpus=0.5, cpus=1, device_ids=("1",)), now=0)
+        ledger.reserve(ask(name, gpus=0.5, cpus=1, device_ids=("1",)))
     files = {path: json.loads(path.read_text()) for path in (tmp_path / "l").iterdir()}
-    paths = {content["request"]["lease_id"]: path for path, content in files.items()}
+    paths = {content["lease"]["id"]: path for path, content in files.items()}
     newer, other = files[paths["newer"]], files[paths["other"]]
-    newer["added"] = newer["request"]["owner"]["added"] = 1
-    other["request"]["owner"] = "ada"
+    newer["added"] = newer["lease"]["owner"]["added"] = 1
+    other["lease"]["owner"] = "ada"
     paths["newer"].write_text(json.dumps(newer))
     paths["other"].write_text(json.dumps(other))
     paths["damaged"].write_text("{")
     again = make(tmp_path / "l")
-    assert [reservation.request.lease_id for reservation in again.reservations()] == ["newer"]
-    assert set(again.unreadable) == {paths["other"], paths["damaged"]}
+    assert [entry.lease.id for entry in again.entries()] == ["newer"]
     assert (again.cpus_promised, again.gpus_promised) == (2, 1.0)
     assert again.promised_by_device()["1"] == 1.0, "what is held is not handed out again"
     assert [name for name in ("newer", "other", "damaged", "x") if name in again] == [
@@ -128,7 +130,7 @@ def test_a_lease_of_another_version_is_kept(tmp_path: Path) -> None:
         "damaged",
     ]
     with pytest.raises(Conflict, match="cannot be read"):
-        again.reserve(ask("other"), now=0)
+        again.reserve(ask("other"))
     assert [again.release(name) for name in ("other", "damaged", "x")] == [True, True, False]
     assert set((tmp_path / "l").iterdir()) == {paths["newer"]}
     assert again.gpus_promised == 0.5
@@ -138,7 +140,7 @@ def test_more_than_one_gpu_is_a_whole_number() -> None:
     with pytest.raises(ValueError, match="whole number"):
         ask("a", gpus=1.5)
     with pytest.raises(WireError, match="whole number"):
-        decode(Reserve, {**encode(ask("a")), "gpus": 1.5})
+        decode(Reserve, {"lease": {**encode(ask("a").lease), "request": {"gpus": 1.5}}})
 
 
 def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,16 +151,16 @@ def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("roost.launchers.agent.ledger.write_private_json", full)
     with pytest.raises(OSError, match="No space"):
-        ledger.reserve(ask("a", gpus=1), now=0)
-    assert ledger.reservations() == ()
+        ledger.reserve(ask("a", gpus=1))
+    assert ledger.entries() == ()
     assert ledger.gpus_promised == 0
 
 
 def test_another_owner_is_kept(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
-    ledger.reserve(ask("a", cpus=1), now=0)
+    ledger.reserve(ask("a", cpus=1))
     for _ in range(2):
-        ledger.adopt("a", Owner(user="ada", application="next"))
-    ledger.adopt("unknown", OWNER)
-    (held,) = make(tmp_path / "l").reservations()
-    assert (held.request.owner.application, held.request.cpus) == ("next", 1)
+        ledger.transfer("a", Owner(user="ada", application="next"))
+    ledger.transfer("unknown", OWNER)
+    (held,) = make(tmp_path / "l").entries()
+    assert (held.lease.owner.application, held.lease.request.cpus) == ("next", 1)

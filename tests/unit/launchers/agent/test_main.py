@@ -24,7 +24,7 @@ from roost.launchers.agent import kernels, start
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.daemon.process import is_running, start_time
-from roost.launchers.protocol.messages import Connection, Launch, Warm
+from roost.launchers.protocol.messages import Connection, Launch, Reserve, Warm
 from roost.launchers.protocol.rpc import RemoteError
 
 
@@ -85,7 +85,7 @@ async def test_a_lease_without_a_kernel_ends(agent: Session) -> None:
     await agent.client.signal("k", signal.SIGKILL)
     await agent.until("exited")
     await agent.until("released")
-    assert (await agent.client.holdings()).reservations == ()
+    assert (await agent.client.holdings()).leases == ()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ async def test_starts_that_fail(agent: Session, argv: tuple[str, ...], kind: str
 async def test_bad_launches(agent: Session) -> None:
     with pytest.raises(RemoteError) as failure:
         await agent.launch("nobody")
-    assert failure.value.kind == "no_reservation"
+    assert failure.value.kind == "no_lease"
     await agent.reserve("k")
     with pytest.raises(RemoteError, match="working directory /nowhere does not exist"):
         await agent.launch("k", cwd="/nowhere")
@@ -151,7 +151,7 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
     async with agent_session() as again:
         holdings = await again.client.holdings()
         assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
-        assert len(holdings.reservations) == 2
+        assert len(holdings.leases) == 2
         assert not is_running(unfinished, start_time(unfinished)), "a start that was not finished is ended"
         assert reader.returncode is None, "who only reads its log is not"
         reader.kill()
@@ -246,8 +246,8 @@ def _group_of(pid: int) -> int | None:
 
 async def test_a_lease_ends_no_kernel_of_another(agent: Session) -> None:
     first = await agent.reserve("k", linger_s=0.2)
-    request = (await agent.client.holdings()).reservations[0].request
-    await agent.client.reserve(replace(request, lease_id="roost:k:2"))
+    (lease,) = (await agent.client.holdings()).leases
+    await agent.client.reserve(Reserve(lease=replace(lease, id="roost:k:2")))
     process = await agent.launch("k", lease_id="roost:k:2")
     with pytest.raises(RemoteError, match="still runs"):
         await agent.launch("k", lease_id=first)

@@ -157,7 +157,7 @@ async def test_a_node_that_leaves_its_cluster_loses_its_leases_and_says_so_first
     assert len(exited) == 2
     assert max(seen.index(event) for event in lost) < min(seen.index(event) for event in exited)
     assert not any(map(alive, processes))
-    assert (await agent.client.holdings()).reservations == ()
+    assert (await agent.client.holdings()).leases == ()
 
 
 async def test_the_next_agent_finds_that_the_daemon_has_ended_meanwhile(

@@ -55,9 +55,6 @@ def test_a_container_is_as_large_as_its_limits(
     assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
     ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
     assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
-    (tmp_path / "l" / "damaged.json").write_text("{")
-    ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
-    assert measured.status(ledger, kernels=0).unreadable_leases == 1
 
 
 def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,15 @@ import pytest
 from fake_service import fake_service
 
 import roost
-from roost.launchers.protocol.messages import Connection, Owner
+from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import explain, main, tables
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
 from roost.scheduler.policies.explain import build_explanation
-from roost.scheduler.service.messages import Kernel, KernelRequest
+from roost.scheduler.service.messages import Kernel
 
 ADA = Owner(user="ada", application="lab")
-GPU = KernelRequest(gpus=0.25, memory_bytes=8 << 30, cpus=2)
+GPU = Request(gpus=0.25, memory_bytes=8 << 30, cpus=2)
 NODES = [
     Node(
         id="big",
@@ -53,8 +53,12 @@ def kernel(id_: str, **values: Any) -> Kernel:
     return Kernel(id=id_, **{**known, **values})
 
 
-RUNNING = kernel("aaaaaaaa-1", node_id="big", device_ids=("GPU-0",), connection=Connection(key="s3cret"))
-SECOND = kernel("aaaaaaaa-2", node_id="small", request=KernelRequest())
+PROCESS = KernelProcess(
+    kernel_id="aaaaaaaa-1", launch_id="l", lease_id="", owner=ADA, pid=7, process_started_at=0.0, how="exec",
+    connection=Connection(key="s3cret"), launched_at=0.0,
+)  # fmt: skip
+RUNNING = kernel("aaaaaaaa-1", node_id="big", device_ids=("GPU-0",), process=PROCESS)
+SECOND = kernel("aaaaaaaa-2", node_id="small", request=Request())
 QUEUED = kernel("bbbb-1", state="queued", position=1, waits_for="0.25 GPU on big: 0 free")
 
 
@@ -92,7 +96,7 @@ class StubClient:
     def nodes(self) -> Answer:
         return self._answer([node.to_dict() for node in NODES], "nodes")
 
-    def explain(self, request: KernelRequest) -> Answer:
+    def explain(self, request: Request) -> Answer:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
         snapshot = Snapshot.of(NODES)
         document = build_explanation(get_policy("balanced").place(asked, snapshot), snapshot)
@@ -177,7 +181,7 @@ def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFix
     assert "never" in out
     assert max(map(len, out.splitlines())) <= 80
     _, request = client.asked[-1]
-    assert request == KernelRequest(
+    assert request == Request(
         gpus=0.5,
         memory_bytes=8 << 30,
         gpu_models=("H200",),
@@ -284,7 +288,7 @@ def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None
     assert max(map(len, out.splitlines())) <= 80
     listed = document(capsys, "kernels")["kernels"]
     assert [known["id"] for known in listed] == [known.id for known in client.known]
-    assert "connection" not in listed[0]
+    assert listed[0]["process"]["connection"] is None
 
 
 def test_pending_kernels_say_what_they_wait_for(

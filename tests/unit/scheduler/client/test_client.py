@@ -16,11 +16,12 @@ import roost
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Connection
 from roost.launchers.protocol.rpc import Client as RpcClient
+from roost.placement.model import Request
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
-from roost.scheduler.service.messages import Event, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Event, StartKernel
 from roost.scheduler.service.operations import service_folder
 
 
@@ -39,7 +40,7 @@ def client(runtime_dir: Path) -> Iterator[Client]:
 
 def a_start(kernel_id: str = "k", launch_id: str = "l") -> StartKernel:
     return StartKernel(
-        kernel_id=kernel_id, launch_id=launch_id, request=KernelRequest(), owner=this_owner(), argv=("x",), env={},
+        kernel_id=kernel_id, launch_id=launch_id, request=Request(), owner=this_owner(), argv=("x",), env={},
         cwd="/", connection=Connection(),
     )  # fmt: skip
 
@@ -51,7 +52,7 @@ def test_calls_from_a_thread_without_a_loop(service: FakeService, client: Client
     assert [kernel.id for kernel in client.kernels().result(5)] == ["k"]
     assert client.kernel("k").result(5).state == "running"
     assert client.nodes().result(5) == [{"id": "here"}]
-    assert client.explain(KernelRequest(cpus=1)).result(5) == {"placement": None}
+    assert client.explain(Request(cpus=1)).result(5) == {"placement": None}
     assert client.logs("k").result(5) == "said"
     assert client.doctor().result(5) == []
     assert client.check_policies(["gone"]).result(5) == {"gone": "is not known"}

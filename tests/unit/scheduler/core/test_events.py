@@ -6,18 +6,29 @@ import logging
 
 import pytest
 
-from roost.launchers.protocol.messages import Connection, Owner
+from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
+from roost.placement.model import Request
 from roost.scheduler.core.events import HISTORY, EventStream
-from roost.scheduler.service.messages import Event, Kernel, KernelRequest
+from roost.scheduler.service.messages import Event, Kernel
 
 KERNEL = Kernel(
     id="k",
     launch_id="1",
     state="running",
     owner=Owner(user="ada"),
-    request=KernelRequest(),
+    request=Request(),
     node_id="here",
-    connection=Connection(key="hush"),
+    process=KernelProcess(
+        kernel_id="k",
+        launch_id="1",
+        lease_id="",
+        owner=Owner(user="ada"),
+        pid=7,
+        process_started_at=0.0,
+        how="exec",
+        connection=Connection(key="hush"),
+        launched_at=0.0,
+    ),
     decision={"reason": "best"},
 )
 

@@ -15,7 +15,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import AgentEvent, Owner
-from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import Cancelled, UnknownKernel
 
@@ -109,11 +109,12 @@ async def test_a_lease_whose_node_has_left_is_given_back(
 ) -> None:
     async with world(tmp_path, settings=SOON) as w:
         await w.start("k", cpus=1)
-        (lease,) = await w.backend.leases()
+        (lease,) = (await w.backend.leases()).leases
         release, released = w.backend.release, []
 
-        async def on_no_node() -> list[Lease]:
-            return [replace(lease, node_id="")]
+        async def on_no_node() -> LeaseReading:
+            lost = replace(lease, node_id="", state="lost", reason="its node has left the cluster")
+            return LeaseReading(leases=(lost,))
 
         async def note(lease: Lease) -> None:
             released.append(lease.node_id)
@@ -196,8 +197,8 @@ async def test_what_was_only_not_found_may_be_found_again(
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
 
-        async def none() -> list[Lease]:
-            return []
+        async def none() -> LeaseReading:
+            return LeaseReading(leases=())
 
         monkeypatch.setattr(w.backend, "leases", none)
         w.scheduler.keeper.reconcile_soon()

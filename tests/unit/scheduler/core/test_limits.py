@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fake_cluster import world
 
+from roost.placement.model import Request
 from roost.scheduler.config.settings import LocalSettings, RoostScheduler, Settings, load
 from roost.scheduler.core.limits import admit, with_defaults
 from roost.scheduler.errors import ConfigError, LimitExceeded, NotAllowed
-from roost.scheduler.service.messages import KernelRequest
 
 GIB = 1 << 30
 
@@ -20,33 +20,31 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("settings", "request_", "said"),
     [
-        (Settings(max_cpus_per_kernel=2), KernelRequest(cpus=3), "asks for 3 CPUs, and max_cpus_per_kernel"),
+        (Settings(max_cpus_per_kernel=2), Request(cpus=3), "asks for 3 CPUs, and max_cpus_per_kernel"),
         (
             Settings(max_gpus_per_kernel=0.5),
-            KernelRequest(gpus=1),
+            Request(gpus=1),
             "asks for 1 GPU, and max_gpus_per_kernel allows 0.5 GPU: ask for less",
         ),
         (
             Settings(max_memory_bytes_per_kernel=GIB),
-            KernelRequest(memory_bytes=2 * GIB),
+            Request(memory_bytes=2 * GIB),
             "asks for 2 GiB of memory, and max_memory_per_kernel allows 1 GiB",
         ),
         (
             Settings(max_cpus_per_user=3),
-            KernelRequest(cpus=2),
+            Request(cpus=2),
             "ada would have 4 CPUs, .* that has some \\(aaaaaaaa\\)",
         ),
         (
             Settings(max_kernels_per_user=1),
-            KernelRequest(),
+            Request(),
             "ada has 1 kernel, .* allows 1: stop one first \\(aaaaaaaa\\)",
         ),
     ],
 )
-def test_a_cap_says_which_it_is_and_what_is_allowed(
-    settings: Settings, request_: KernelRequest, said: str
-) -> None:
-    held = {"aaaaaaaa-1": KernelRequest(cpus=2)}
+def test_a_cap_says_which_it_is_and_what_is_allowed(settings: Settings, request_: Request, said: str) -> None:
+    held = {"aaaaaaaa-1": Request(cpus=2)}
     with pytest.raises(LimitExceeded, match=said) as caught:
         admit(request_, "ada", held, settings)
     cap = caught.value.fields["cap"]
@@ -55,23 +53,21 @@ def test_a_cap_says_which_it_is_and_what_is_allowed(
 
 
 def test_what_is_exactly_allowed_is_allowed() -> None:
-    admit(KernelRequest(cpus=0.1), "ada", {"a": KernelRequest(cpus=0.2)}, Settings(max_cpus_per_user=0.3))
-    over = {"a": KernelRequest(gpus=2)}
-    admit(KernelRequest(cpus=1), "ada", over, Settings(max_gpus_per_user=1))
+    admit(Request(cpus=0.1), "ada", {"a": Request(cpus=0.2)}, Settings(max_cpus_per_user=0.3))
+    over = {"a": Request(gpus=2)}
+    admit(Request(cpus=1), "ada", over, Settings(max_gpus_per_user=1))
 
 
 def test_who_is_denied_or_not_on_the_list_may_not() -> None:
-    admit(KernelRequest(), "ada", {}, Settings(allowed_users=frozenset(["ada"])))
+    admit(Request(), "ada", {}, Settings(allowed_users=frozenset(["ada"])))
     for settings in (Settings(denied_users=frozenset(["eve"])), Settings(allowed_users=frozenset(["ada"]))):
         with pytest.raises(NotAllowed, match="'eve' may not"):
-            admit(KernelRequest(), "eve", {}, settings)
+            admit(Request(), "eve", {}, settings)
 
 
 def test_defaults_fill_what_is_not_asked_for() -> None:
     settings = Settings(default_cpus=1, default_memory_bytes=GIB, default_policy="pack")
-    assert with_defaults(KernelRequest(cpus=2), settings) == KernelRequest(
-        cpus=2, memory_bytes=GIB, policy="pack"
-    )
+    assert with_defaults(Request(cpus=2), settings) == Request(cpus=2, memory_bytes=GIB, policy="pack")
 
 
 async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from roost.placement import Device, Node, Snapshot
+from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.offline import explain_saved, read_snapshot
-from roost.scheduler.service.messages import KernelRequest
 
 NODES = [
     Node(id="a", cpus=8, metrics_age_s=1, devices=(Device(id="0", model="T4", promised=0.25, used=0.3),)),
@@ -58,11 +58,11 @@ def test_what_was_saved_is_read(saved: str) -> None:
 
 
 def test_a_request_is_decided_without_a_service(saved: str) -> None:
-    explanation = explain_saved(saved, KernelRequest(gpus=0.5))
+    explanation = explain_saved(saved, Request(gpus=0.5))
     assert explanation["placement"]["node_id"] == "a"
     assert (explanation["policy"], explanation["nodes"], explanation["warnings"]) == ("balanced", 2, [])
-    assert explain_saved(saved, KernelRequest(gpus=1))["placement"] is None
-    asked = KernelRequest(labels={"zone": "b"}, tolerates=("lab",), policy="pack")
+    assert explain_saved(saved, Request(gpus=1))["placement"] is None
+    asked = Request(labels={"zone": "b"}, tolerates=("lab",), policy="pack")
     assert explain_saved(saved, asked)["placement"]["node_id"] == "b"
 
 
@@ -71,28 +71,28 @@ def test_a_policy_may_be_a_file_or_a_module(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     for spec in (f"{tmp_path}/mine.py:MINE", "mine:MINE"):
-        explanation = explain_saved(saved, KernelRequest(tolerates=("lab",), policy=spec))
+        explanation = explain_saved(saved, Request(tolerates=("lab",), policy=spec))
         assert (explanation["placement"]["node_id"], explanation["policy"]) == ("b", spec)
 
 
 def test_a_policy_may_be_one_that_the_operator_names(saved: str, tmp_path: Path) -> None:
     settings = Settings(policies={"last": f"{tmp_path}/mine.py:MINE"})
-    asked = KernelRequest(tolerates=("lab",), policy="last")
+    asked = Request(tolerates=("lab",), policy="last")
     assert explain_saved(saved, asked, settings)["placement"]["node_id"] == "b"
     with pytest.raises(ConfigError, match=r"unknown policy 'lost'; known are balanced, .*, last\."):
-        explain_saved(saved, KernelRequest(policy="lost"), settings)
+        explain_saved(saved, Request(policy="lost"), settings)
     with pytest.raises(ConfigError, match=r"give it as path/to/file\.py:Name\."):
-        explain_saved(saved, KernelRequest(policy=f"{tmp_path}/mine.py"))
+        explain_saved(saved, Request(policy=f"{tmp_path}/mine.py"))
 
 
 def test_a_policy_that_fails_is_named(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = f"{tmp_path}/mine.py:Broken"
-    explanation = explain_saved(saved, KernelRequest(policy=broken))
+    explanation = explain_saved(saved, Request(policy=broken))
     assert explanation["policy"] == broken
     assert "ZeroDivisionError: oops" in explanation["fallback"]
     for spec in ("nope", "no_such_module:X", f"{tmp_path}/none.py:X", f"{tmp_path}/mine.py:X"):
         with pytest.raises(ConfigError):
-            explain_saved(saved, KernelRequest(policy=spec))
+            explain_saved(saved, Request(policy=spec))
     assert capsys.readouterr().err == ""
 
 

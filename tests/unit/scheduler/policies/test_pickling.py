@@ -15,7 +15,6 @@ from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.pickling import pack_policy, unpack_policy
-from roost.scheduler.service.messages import KernelRequest
 
 MINE = """
 from roost.placement import Pipeline
@@ -87,18 +86,18 @@ def test_a_new_service_is_given_it_with_the_first_call_that_asks_for_it(
     service: FakeService, runtime_dir: Path
 ) -> None:
     client = Client()
-    asks = KernelRequest(policy="mine")
+    asks = Request(policy="mine")
     client.add_policy("mine", get_policy("pack")).result(10)
     client.explain(asks).result(10)
     client.explain(asks).result(10)
-    client.explain(KernelRequest()).result(10)
+    client.explain(Request()).result(10)
     tokens = {given.token for given in service.called("add_policy")}
     before = len(service.called("add_policy"))
     assert (len(tokens), before) == (1, 2)
     service.close()
     service.serve()
     client.nodes().result(10)
-    client.explain(KernelRequest()).result(10)
+    client.explain(Request()).result(10)
     assert len(service.called("add_policy")) == before
     client.explain(asks).result(10)
     assert len(service.called("add_policy")) == before + 1

@@ -14,7 +14,6 @@ from roost.launchers.protocol.messages import Owner
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.policies import recent_requests
 from roost.scheduler.policies.recent_requests import WINDOW, RecentRequests
-from roost.scheduler.service.messages import KernelRequest
 
 GPU = Request(cpus=2, gpus=0.5, gpu_models=("T4",), labels={"secret": "plan"}, owner="ada")
 CPU = Request(cpus=1)
@@ -146,7 +145,7 @@ async def test_what_is_admitted_is_noted_once(tmp_path: Path) -> None:
         await w.start("k", "2", gpus=0.5)
         with pytest.raises(Exception, match="whole number"):
             await w.start("bad", gpus=1.5)
-        await w.scheduler.explain(KernelRequest(gpus=1), Owner(user="ada"))
+        await w.scheduler.explain(Request(gpus=1), Owner(user="ada"))
         assert [request.gpus for request in w.scheduler._workload._requests] == [0.5]
 
 

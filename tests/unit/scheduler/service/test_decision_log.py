@@ -12,20 +12,31 @@ from typing import Any
 import pytest
 from fake_cluster import world
 
-from roost.launchers.protocol.messages import Connection, Owner
+from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
+from roost.placement.model import Request
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.decision_log import DecisionLog, older_file
-from roost.scheduler.service.messages import Event, Kernel, KernelRequest
+from roost.scheduler.service.messages import Event, Kernel
 
 KERNEL = Kernel(
     id="k",
     launch_id="1",
     state="starting",
     owner=Owner(user="ada", application="lab"),
-    request=KernelRequest(gpus=0.5, memory_bytes=1 << 30, gpu_models=("A100",), policy="pack"),
+    request=Request(gpus=0.5, memory_bytes=1 << 30, gpu_models=("A100",), policy="pack"),
     node_id="a",
     device_ids=("GPU-1",),
-    connection=Connection(key="s3cret"),
+    process=KernelProcess(
+        kernel_id="k",
+        launch_id="1",
+        lease_id="",
+        owner=Owner(user="ada"),
+        pid=7,
+        process_started_at=0.0,
+        how="exec",
+        connection=Connection(key="s3cret"),
+        launched_at=0.0,
+    ),
     created_at=1_000_000.0,
 )
 

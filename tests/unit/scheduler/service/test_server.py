@@ -22,10 +22,11 @@ from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Client, Disconnected, RemoteError
+from roost.placement.model import Request
 from roost.scheduler.client.client import connect
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
-from roost.scheduler.service.messages import Event, Kernel, KernelRequest, StartKernel
+from roost.scheduler.service.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.operations import ARGUMENTS, service_command, service_folder
 from roost.scheduler.service.server import Service
 
@@ -42,7 +43,7 @@ def start_of(kernel_id: str, **asked: Any) -> StartKernel:
     return StartKernel(
         kernel_id=kernel_id,
         launch_id="1",
-        request=KernelRequest(**asked),
+        request=Request(**asked),
         owner=ME,
         argv=("kernel", "{connection_file}"),
         env={},
@@ -100,7 +101,7 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         assert decode(Kernel, await call("kernel", kernel_id="k")) == kernel
         assert decode(Kernel, await call("adopt", kernel_id="k", owner=ME)).connection == kernel.connection
         assert (await call("nodes"))["nodes"][0]["gpus_promised"] == 0.5
-        decision = (await call("explain", request=KernelRequest(gpus=1), owner=ME))["decision"]
+        decision = (await call("explain", request=Request(gpus=1), owner=ME))["decision"]
         assert decision["placement"] is None
         assert not decision["is_never"]
         assert await call("logs", kernel_id="k") == {"text": "log"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.messages import DeviceStatus, NodeStatus
+from roost.launchers.protocol.messages import Device, NodeStatus
 from roost.scheduler.backends.dask.nodes import DaskNode, as_node
 
-A100 = DeviceStatus(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
-OTHER = DeviceStatus(id="GPU-b", model="A100", memory_bytes=80)
+A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
+OTHER = Device(id="GPU-b", model="A100", memory_bytes=80)
 
 
 def said(**changes: Any) -> dict[str, Any]:
