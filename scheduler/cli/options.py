@@ -102,7 +102,7 @@ def build_request(config: dict[str, Any]) -> Request:
             policy=config.get("policy", ""),
         )
     except ValueError as problem:
-        raise ConfigError(str(problem)) from None
+        raise roost.ConfigError(str(problem)) from None
 
 
 def connect_scheduler(arguments: argparse.Namespace) -> Client:
