@@ -1,4 +1,4 @@
-"""`roost simulate`: what policies would have made, or would make, of a stream of requests on a cluster."""
+"""`roost simulate`: replay a stream of requests on a cluster under several policies, and compare them."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ _PROGRESS_EVERY = 200
 
 
 def simulate(arguments: argparse.Namespace) -> int:
-    """Replay, and print, write and draw what came of it. Exit code 1 when a picture was asked for and not drawn."""
-    _check(arguments)
+    """Replay the trace, then print, write and draw the result. The exit code is 1 if `--plot` could not draw."""
+    _check_paths(arguments)
     named = load(arguments.backend, scheduler_options(arguments)).policies
     policies = arguments.policy or list(SHIPPED)
-    pyplot = _pyplot(arguments.plot) if arguments.plot else None
-    tasks, note = _tasks(arguments)
-    nodes = _nodes(arguments)
+    pyplot = _load_pyplot(arguments.plot) if arguments.plot else None
+    tasks, note = _read_tasks(arguments)
+    nodes = _read_nodes(arguments)
     resource, capacity = request_streams.choose_resource(nodes, tasks)
-    made_of_it, said = request_streams.build_streams(arguments, tasks, resource, capacity)
+    streams, description = request_streams.build_streams(arguments, tasks, resource, capacity)
     comparison = Comparison(
         trace=arguments.trace or FILE_NAME,
-        stream=said,
+        stream=description,
         note=note,
         nodes=len(nodes),
         capacity=capacity,
         resource=resource,
-        runs=compare(policies, named, nodes, tasks, made_of_it, resource),
+        runs=compare(policies, named, nodes, tasks, streams, resource),
     )
     document = json.dumps(comparison.to_dict(), ensure_ascii=False)
     if arguments.json == "-":
@@ -80,19 +80,21 @@ def compare(
     streams: Mapping[int, Sequence[Arrival]],
     resource: Resource,
 ) -> dict[str, list[PolicyRun]]:
-    """Each policy on each stream, these by seed, with progress on stderr.
+    """Replay each stream under each policy, with progress on stderr. Return the runs by policy.
 
-    `named` are the operator's policies. Raises `ConfigError` that names a policy.
+    `named` are the operator's policies; `streams` are by seed. A `ConfigError` names the policy that failed.
     """
     workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
-    logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
+    logging.getLogger("roost").addHandler(
+        logging.NullHandler()
+    )  # the ConfigError describes a failure; no stack on stderr
     known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
         return load_policy(name, lambda: build_policy(known[name], name, workload))
 
     for name in known:
-        make(name)  # what is wrong is told before anything runs
+        make(name)  # a broken policy fails here, before the first replay
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     runs: dict[str, list[PolicyRun]] = {name: [] for name in policies}
     screen = Console(stderr=True)
@@ -113,9 +115,9 @@ def compare(
 
 
 class TimedPolicy:
-    """A policy with a clock; what it raises becomes a `ConfigError` that names it.
+    """A policy whose decisions are timed. Its exceptions become a `ConfigError` that names it.
 
-    With `is_checked`, as for all that are not shipped, so does a decision that cannot be (`guard`).
+    With `is_checked`, an impossible decision raises too (`sandbox`). Shipped policies need no check.
     """
 
     def __init__(
@@ -136,67 +138,67 @@ class TimedPolicy:
                 _check_decision(decision, request, snapshot, avoid)
         except KeyboardInterrupt:
             raise
-        except BaseException as problem:  # noqa: BLE001 - anybody's code, which may even ask to exit
+        except BaseException as problem:  # noqa: BLE001 - a policy is foreign code and may even raise SystemExit
             raise ConfigError(f"policy {self.name} failed ({format_error(problem)}).") from None
         if len(self._times_s) % _PROGRESS_EVERY == 0:
             self._on_progress()
         return decision
 
     def decision_ms(self) -> tuple[float, float]:
-        """Median, and the slowest in a hundred."""
+        """Return the median and the 99th percentile."""
         p50, p99 = np.percentile(self._times_s, [50, 99]) * 1e3 if self._times_s else (0.0, 0.0)
         return float(p50), float(p99)
 
 
 def _check_decision(decision: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> None:
-    """As `guard.checked`, but for the grounds, which nobody reads here."""
+    """Check as `sandbox.check_decision` does, except the explanation, which is not used here."""
     if not isinstance(decision, Decision):
         raise TypeError(f"place gave {type(decision).__name__}, not a Decision")
     check_placement(decision.placement, request, snapshot, avoid)
-    is_later = isinstance(decision.refusals, LaterSequence)  # all nodes' grounds: a pipeline has some
+    is_later = isinstance(decision.refusals, LaterSequence)  # lazy: a pipeline always has refusals
     if decision.placement is None and not (is_later or decision.refusals or decision.refused):
         raise ValueError("it gave neither a node nor a refusal")
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check_paths(arguments: argparse.Namespace) -> None:
     request_streams.check(arguments)
     if arguments.empty and arguments.nodes:
-        raise ConfigError("--empty has no effect with --nodes, where nothing runs: leave it out.")
+        raise ConfigError("--empty has no effect with --nodes, because no kernels run there: leave it out.")
     for option in ("json", "plot"):
         path = getattr(arguments, option)
         if path not in (None, "-") and not Path(path).parent.is_dir():
             raise ConfigError(f"--{option} {path}: there is no folder {Path(path).parent}.")
 
 
-def _tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
-    """The trace, and what must be said of it: a kernel that runs on a live node does not arrive there again."""
+def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
+    """Return the trace and a note. A kernel that still runs on a live node is left out: it must not arrive twice."""
     if arguments.trace:
         return read_trace(arguments.trace), ""
-    path = _own_log(arguments)
+    path = _find_own_log(arguments)
     if arguments.empty:
         return read_trace(path), ""
     tasks, running = read_ended(path)
     if not tasks:
         raise ConfigError(
-            "all kernels that the scheduler has placed still run: give --empty, or name a trace."
+            "all kernels in the scheduler's decision log still run: give --empty, or name a trace."
         )
-    note = f"Left out, since still on the nodes: {format_count(running, 'kernel')} (with --empty all arrive)."
+    note = f"{format_count(running, 'kernel')} left out, still running on the nodes (--empty includes them)."
     return tasks, note if running else ""
 
 
-def _own_log(arguments: argparse.Namespace) -> str:
+def _find_own_log(arguments: argparse.Namespace) -> str:
     if not arguments.live:
         raise ConfigError(
-            "which trace? Name a file; with --live the scheduler's own decisions are the default."
+            "no trace: name a file. Only --live uses the scheduler's own decision log by default."
         )
     path = service_folder(arguments.backend, connect_scheduler(arguments).options) / FILE_NAME
     if not path.exists():
-        raise ConfigError("the scheduler has decided nothing yet that could be simulated: name a trace.")
+        raise ConfigError("the scheduler has made no decision yet: name a trace.")
     return str(path)
 
 
-def _nodes(arguments: argparse.Namespace) -> list[Node]:
-    """The nodes that were asked for, and those added, used as promised."""
+def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
+    """Return the chosen nodes and those of `--add`, with their promised resources as their use."""
     if arguments.nodes:
         nodes = read_nodes(arguments.nodes)
     else:
@@ -212,13 +214,13 @@ def _nodes(arguments: argparse.Namespace) -> list[Node]:
         nodes += add_nodes(nodes, specification)
     try:
         Snapshot.of(nodes)
-    except ValueError as problem:  # two of one name
+    except ValueError as problem:  # two nodes have the same name
         raise ConfigError(f"{arguments.nodes or 'nodes'}: {problem}") from None
     return [assume_promised_use(node) for node in nodes]
 
 
-def _pyplot(path: str) -> Any:
-    """matplotlib for that file, or None and a sentence on stderr; raises `ConfigError` for what it cannot write."""
+def _load_pyplot(path: str) -> Any:
+    """Return pyplot, or None if matplotlib is missing; raises `ConfigError` for a file type it cannot write."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -230,5 +232,5 @@ def _pyplot(path: str) -> Any:
 
     known = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in known:
-        raise ConfigError(f"--plot {path}: give it an ending of {', '.join(sorted(known))}.")
+        raise ConfigError(f"--plot {path}: the file name must end with one of {', '.join(sorted(known))}.")
     return pyplot

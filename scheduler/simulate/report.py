@@ -1,4 +1,4 @@
-"""What `roost simulate` found: policies side by side, as a table, JSON and a picture."""
+"""The result of `roost simulate`: policies side by side, as a table, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from roost.placement.format import format_count
 from roost.placement.replay import Replay, Resource
@@ -22,26 +20,18 @@ _FIGURES = {
     "P50 ms": "decision_p50_ms",
     "P99 ms": "decision_p99_ms",
 }
-_FORMS: Sequence[tuple[bool, tuple[str, ...]]] = (
-    (True, ()),
-    (False, ()),
-    (False, ("REQUESTS",)),
-    (False, ("REQUESTS", "P50 ms")),
-    (False, ("REQUESTS", "P50 ms", "FRAGMENTED")),
-)
-"""With the spread or not, and without which columns, widest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRun:
-    """One policy on one stream. `decision_ms` is the median time of a decision and that of the slowest in a hundred."""
+    """The replay of one stream under one policy. `decision_ms`: median and 99th percentile of the decision times."""
 
     seed: int
     replay: Replay
     decision_ms: tuple[float, float]
 
     def figures(self) -> dict[str, float | None]:
-        """In percent, but for times: allocated, refused of what was asked for, fragmented."""
+        """Return the figures of the table by their JSON names. All are percentages, except the times."""
         done = self.replay
         last = done.points[max(done.points)]
         fragmented = [each.fragmented for each in done.points.values() if each.fragmented is not None]
@@ -58,7 +48,7 @@ class PolicyRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """`runs` by policy. `stream` says what was replayed, in a few words; `note` is one more sentence."""
+    """The runs of all policies. `stream` describes the replayed requests; `note` is one more sentence."""
 
     trace: str
     stream: str
@@ -69,15 +59,15 @@ class Comparison:
     runs: Mapping[str, Sequence[PolicyRun]]
 
     def of(self, policy: str, figure: str) -> list[float]:
-        """That figure of each run that has it."""
+        """Return one figure of each run; runs without it are left out."""
         return [value for run in self.runs[policy] if (value := run.figures()[figure]) is not None]
 
     def ranked(self) -> list[str]:
-        """The policies, who refuses least first."""
+        """Return the policies, least refused demand first."""
         return sorted(self.runs, key=lambda policy: statistics.fmean(self.of(policy, "refused")))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON types."""
+        """Return all results as JSON values."""
         return {
             "trace": self.trace,
             "stream": self.stream,
@@ -111,57 +101,39 @@ class Comparison:
         }
 
     def show(self) -> None:
-        """Print the table, best first; where it is too wide without the spread, then without the least columns."""
-        out = open_console()
-        unbounded = out.options.update(max_width=10_000)
-        for is_spread, without in _FORMS:
-            made = self._table(is_spread, without)
-            if out.measure(made, options=unbounded).maximum <= out.width:
-                break
-        on = f"on {format_count(self.nodes, 'node')} with {_amount(self.capacity, self.resource)}"
-        out.print(f"{self.stream}, {on}.")
-        if self.note:
-            out.print(self.note)
-        out.print()
-        print_table(out, made)
-        out.print(f"\n{self._legend(is_spread, without)}", style="dim")
-
-    def _table(self, is_spread: bool, without: Sequence[str]) -> Table:
+        """Print the table, best policy first. A cell that is too wide for the terminal is wrapped before its ±."""
         ends = {max(run.replay.points) for run in next(iter(self.runs.values()))}
         end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
         figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
         figures |= {end: "allocated_at_end", **_FIGURES}
-        columns = [name for name in figures if name not in without]
-        made = build_table("POLICY", *columns, right=columns)
+        table = build_table("POLICY", *figures, right=list(figures))
+        table.columns[0].no_wrap = True
         for policy in self.ranked():
-            made.add_row(
-                self._shown(policy),
-                *(
-                    f"{statistics.fmean(values):.3f}" if "ms" in name else _percent(values, is_spread)
-                    for name in columns
-                    for values in [self.of(policy, figures[name])]
-                ),
-            )
-        return made
-
-    def _legend(self, is_spread: bool, without: Sequence[str]) -> str:
-        requests = "" if "REQUESTS" in without else ", and of the REQUESTS"
-        fragmented = "FRAGMENTED: free, and expected to be of no use to requests like these. "
-        seeds, spread = len(next(iter(self.runs.values()))), " ± standard deviation" if is_spread else ""
-        return (
-            f"In percent. AT: {_WORDS[self.resource]} allocated once demand for so much had arrived. "
-            f"REFUSED: of that demand{requests}. {'' if 'FRAGMENTED' in without else fragmented}"
-            f"{'P99' if 'P50 ms' in without else 'P50, P99'}: time of a decision."
-            + (f" Means of {seeds} seeds{spread}." if seeds > 1 else "")
+            cells = [_format_cell(name, self.of(policy, figure)) for name, figure in figures.items()]
+            table.add_row(self._shorten(policy), *cells)
+        out = open_console()
+        on = f"on {format_count(self.nodes, 'node')} with {_format_capacity(self.capacity, self.resource)}"
+        out.print(f"{self.stream}, {on}.")
+        if self.note:
+            out.print(self.note)
+        out.print()
+        print_table(out, table)
+        seeds = len(next(iter(self.runs.values())))
+        out.print(
+            f"\nIn percent. AT: {_WORDS[self.resource]} allocated when requests for that much had arrived. "
+            "REFUSED: share of the requested amount. REQUESTS: share of the requests that were refused. "
+            "FRAGMENTED: free, but probably of no use to requests like these. P50, P99: time of a decision."
+            + (f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""),
+            style="dim",
         )
 
-    def _shown(self, policy: str) -> str:
-        """FILE.py:NAME without its folder, unless another one would be called the same."""
+    def _shorten(self, policy: str) -> str:
+        """Return FILE.py:NAME without its folder, unless two policies would then have the same name."""
         short = _without_folder(policy)
         return short if sum(_without_folder(each) == short for each in self.runs) == 1 else policy
 
     def draw(self, pyplot: Any, path: str) -> None:
-        """Allocation, refused demand and fragmentation over arrived demand, each the mean of the runs."""
+        """Draw allocation, refused demand and fragmentation over arrived demand, as means of the runs."""
         panels: list[tuple[str, Callable[[Any], float | None]]] = [
             ("allocated", lambda point: point.allocated),
             ("refused", lambda point: point.refused),
@@ -174,7 +146,7 @@ class Comparison:
         for axis, (title, read) in zip(axes[:, 0], panels, strict=True):
             for policy in self.ranked():
                 x, y = self._curve(policy, read)
-                axis.plot(x, y, label=self._shown(policy), linewidth=1.2)
+                axis.plot(x, y, label=self._shorten(policy), linewidth=1.2)
             axis.set_ylabel(f"{title}, % of {_WORDS[self.resource]}", fontsize=8)
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
@@ -201,14 +173,16 @@ def _without_folder(policy: str) -> str:
     return f"{Path(path).name}:{name}" if colon and path.endswith(".py") else policy
 
 
-def _percent(values: Sequence[float], is_spread: bool) -> str:
+def _format_cell(name: str, values: Sequence[float]) -> str:
     if not values:
         return "-"
-    spread = f" ±{statistics.stdev(values):.2f}" if is_spread and len(values) > 1 else ""
+    if name.endswith("ms"):
+        return f"{statistics.fmean(values):.3f}"
+    spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
 
 
-def _amount(capacity: float, resource: Resource) -> str:
+def _format_capacity(capacity: float, resource: Resource) -> str:
     if resource == "memory_bytes":
         return f"{capacity / 2**30:.0f} GiB memory"
     return format_count(capacity, _WORDS[resource].removesuffix("s"))

@@ -1,6 +1,6 @@
-"""Traces to be replayed and the nodes they are replayed on: openb's CSV files, roost's decision log, nodes to be added.
+"""Traces and nodes for `roost simulate`: openb's CSV files, roost's decision log, and the nodes of `--add`.
 
-The forms of the CSV files are those of Alibaba's trace of 2023 (github.com/alibaba/clusterdata, openb).
+openb is Alibaba's trace of 2023 (github.com/alibaba/clusterdata); its CSV columns are used here.
 """
 
 from __future__ import annotations
@@ -26,65 +26,67 @@ _TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
 MOST_NODES = 200_000
 MOST_TASKS = 1_000_000
 MOST_GPUS = 64
-"""Of one node."""
+"""At most this many GPUs in one node."""
 
 
 def read_trace(path: str) -> list[Arrival]:
-    """The tasks of a trace, in the order of their arrival: a CSV file, or a decision log with the one before it.
+    """Return the tasks of a CSV file or of a decision log (with the older file beside it), by time of arrival.
 
-    Raises `ConfigError` with one sentence that names the file and the line.
+    A `ConfigError` names the file and the line.
     """
-    return sorted(_read(path)[0], key=_came)
+    return sorted(_read(path)[0], key=_arrival_time)
 
 
 def read_ended(path: str) -> tuple[list[Arrival], int]:
-    """A decision log as `read_trace` reads it, but for kernels that have not ended since; and how many those are."""
+    """Read a decision log like `read_trace`, without the kernels that still run; also return the number of those."""
     arrivals, running = _read(path)
-    return sorted((arrivals[i] for i in range(len(arrivals)) if i not in running), key=_came), len(running)
+    return sorted((arrivals[i] for i in range(len(arrivals)) if i not in running), key=_arrival_time), len(
+        running
+    )
 
 
 def _read(path: str) -> tuple[list[Arrival], set[int]]:
-    """The tasks as they are in the file, and which of them a decision log has no end of."""
+    """Return the tasks in the order of the file, and the indexes of those without an end in a decision log."""
     file, running = Path(path), set[int]()
     if _begins_with_brace(file):
         files = [each for each in (older_file(file), file) if each == file or each.exists()]
-        arrivals, running = _arrivals_of(line for each in files for line in _json_lines(each))
+        arrivals, running = _read_decisions(line for each in files for line in _json_lines(each))
     else:
         arrivals = [_in_file(_task, *row) for row in _rows(file, _TASKS, "tasks", MOST_TASKS)]
     if not arrivals:
-        raise ConfigError(f"{path} has no tasks: there is nothing to simulate.")
+        raise ConfigError(f"{path} has no tasks.")
     return arrivals, running
 
 
-def _came(arrival: Arrival) -> float:
+def _arrival_time(arrival: Arrival) -> float:
     return arrival.at_s
 
 
 def read_nodes(path: str) -> list[Node]:
-    """The nodes of a CSV file, empty; raises `ConfigError` with one sentence that names the file and the line."""
+    """Return the nodes of a CSV file, without kernels. A `ConfigError` names the file and the line."""
     nodes = [_in_file(_node, *row) for row in _rows(Path(path), _NODES, "nodes", MOST_NODES)]
     if not nodes:
-        raise ConfigError(f"{path} has no nodes: there is nothing to simulate on.")
+        raise ConfigError(f"{path} has no nodes.")
     return nodes
 
 
 def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
-    """More nodes: `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty ones like that node. Raises `ConfigError`."""
+    """Return more nodes: `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty copies of a node. Raises `ConfigError`."""
     count_text, cross, what = specification.partition("x")
     if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
         raise ConfigError(
-            f"--add {specification!r} must be how many of what: 4x96cpus,384GiB,8xA100, or 4xNAME of a node there is."
+            f"--add {specification!r} must be a number and a node: 4x96cpus,384GiB,8xA100, or 4xNODE to copy one."
         )
-    count = int(count_text[:10])  # more are too many in any case
+    count = int(count_text[:10])  # longer numbers exceed MOST_NODES anyway
     if len(nodes) + count > MOST_NODES:
         raise ConfigError(f"--add {specification!r:.80} makes more than {MOST_NODES:,} nodes: add fewer.")
     known = {node.id: node for node in nodes}
-    like = known[what].as_empty() if what in known else _described(what, specification, known)
+    like = known[what].as_empty() if what in known else _parse_node(what, specification, known)
     taken = sum(node.id.startswith("added-") for node in nodes)
     return [replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, count + 1)]
 
 
-def _described(what: str, specification: str, known: Mapping[str, Node]) -> Node:
+def _parse_node(what: str, specification: str, known: Mapping[str, Node]) -> Node:
     cpus, memory_bytes, devices = 0.0, 0, list[Device]()
     for part in what.split(","):
         part = part.strip()
@@ -93,12 +95,12 @@ def _described(what: str, specification: str, known: Mapping[str, Node]) -> Node
         elif match := re.fullmatch(r"(\d{1,9}) ?(?:gpus?|x ?(\S.*))", part):
             first = len(devices)
             if first + int(match[1]) > MOST_GPUS:
-                raise ConfigError(f"--add {specification!r}: a node has {MOST_GPUS} GPUs at most.")
+                raise ConfigError(f"--add {specification!r}: a node can have at most {MOST_GPUS} GPUs.")
             devices += [Device(id=str(first + i), model=match[2] or "") for i in range(int(match[1]))]
         elif re.fullmatch(r"[\d.]+ ?[kmgtpKMGTP]i?[bB]?", part):
             memory_bytes = parse_bytes(part)
         else:
-            examples = f"; nodes there are: {', '.join(list(known)[:3])}, …" if known else ""
+            examples = f"; the nodes are {', '.join(list(known)[:3])}, …" if known else ""
             raise ConfigError(
                 f"--add {specification!r}: {part!r} is neither 96cpus, 384GiB, 8xA100 nor the name of a node{examples}."
             )
@@ -117,7 +119,7 @@ def _rows(
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise ConfigError(
-                    f"{file} is no list of {what}: it has no column {missing[0]}, of {', '.join(columns)}."
+                    f"{file} is not a list of {what}: it has no column {missing[0]} (needed: {', '.join(columns)})."
                 )
             for number, row in enumerate(reader):
                 if number == most:
@@ -126,7 +128,7 @@ def _rows(
     except OSError as problem:
         raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
     except (UnicodeDecodeError, csv.Error) as problem:
-        raise ConfigError(f"{file} is no CSV file: {problem}.") from None
+        raise ConfigError(f"{file} is not a CSV file: {problem}.") from None
 
 
 def _in_file(read: Callable[[Any], Any], row: Any, file: Path, line: int) -> Any:
@@ -139,7 +141,7 @@ def _in_file(read: Callable[[Any], Any], row: Any, file: Path, line: int) -> Any
 def _node(row: Mapping[str, str]) -> Node:
     count = _whole(row, "gpu")
     if count > MOST_GPUS:
-        raise ValueError(f"a node has {MOST_GPUS} GPUs at most; got {count}.")
+        raise ValueError(f"a node can have at most {MOST_GPUS} GPUs; got {count}.")
     devices = tuple(Device(id=str(i), model=row["model"].strip()) for i in range(count))
     return Node(
         id=row["sn"],
@@ -152,7 +154,9 @@ def _node(row: Mapping[str, str]) -> Node:
 def _task(row: Mapping[str, str]) -> Arrival:
     count, milli = _whole(row, "num_gpu"), _whole(row, "gpu_milli")
     if count > 1 and milli not in (0, 1000):
-        raise ValueError(f"{count} GPUs of {milli / 1000:g} each cannot be asked for: a share is of one GPU.")
+        raise ValueError(
+            f"{count} GPUs of {milli / 1000:g} each are not possible: a share is a part of one GPU."
+        )
     gpus = milli / 1000 if count == 1 else float(count)
     models = (
         tuple(name.strip() for name in row.get("gpu_spec", "").split("|") if name.strip()) if gpus else ()
@@ -206,7 +210,9 @@ def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
                 except ValueError:
                     line = None
                 if not isinstance(line, dict) or "what" not in line:
-                    raise ConfigError(f"{file}, line {number}: this is no line of a decision log; remove it.")
+                    raise ConfigError(
+                        f"{file}, line {number}: this line is not from a decision log; remove it."
+                    )
                 if number > MOST_TASKS:
                     raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
                 yield line, file, number
@@ -214,12 +220,12 @@ def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
         raise ConfigError(f"{file} cannot be read: {problem}.") from None
 
 
-def _arrivals_of(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
-    """A kernel that was placed arrived when it was asked for, and ran from its placement to its end, if it has one."""
+def _read_decisions(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
+    """A placed kernel arrives at the time of its request, and runs from its placement to its end, if that is known."""
     arrivals: list[Arrival] = []
-    running: dict[str, tuple[int, float]] = {}  # by kernel: which arrival, placed when
+    running: dict[str, tuple[int, float]] = {}  # by kernel id: index of the arrival, time of the placement
     for line, file, number in lines:
-        arrival, at_s = _in_file(_asked, line, file, number)
+        arrival, at_s = _in_file(_parse_decision, line, file, number)
         kernel_id = str(line.get("kernel", ""))
         if line["what"] in ("placed", "ended") and kernel_id in running:
             index, placed_s = running.pop(kernel_id)
@@ -231,10 +237,10 @@ def _arrivals_of(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[
     return arrivals, {index for index, _ in running.values()}
 
 
-def _asked(line: Mapping[str, Any]) -> tuple[Arrival, float]:
+def _parse_decision(line: Mapping[str, Any]) -> tuple[Arrival, float]:
     try:
         asked = {name: line["request"][name] for name in ASKED if name in line["request"]}
         at_s, asked_s = (datetime.fromisoformat(line[name]).timestamp() for name in ("at", "asked_at"))
     except (KeyError, TypeError, ValueError) as problem:
-        raise ValueError(f"this is no line of a decision log ({problem}).") from None
+        raise ValueError(f"this line is not from a decision log ({problem}).") from None
     return Arrival(request=Request.from_dict(asked), at_s=asked_s), at_s

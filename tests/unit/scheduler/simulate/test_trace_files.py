@@ -69,18 +69,21 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
             "line 2: cpus must not be negative; got -0.001. Use 0 to ask for none.",
         ),
         (f"{TASKS}a,1,1.5,1,1000\n", "line 2: memory_mib must be a whole number, 0 or more; got '1.5'."),
-        (f"{TASKS}a,1,1,2,500\n", "line 2: 2 GPUs of 0.5 each cannot be asked for: a share is of one GPU."),
+        (
+            f"{TASKS}a,1,1,2,500\n",
+            "line 2: 2 GPUs of 0.5 each are not possible: a share is a part of one GPU.",
+        ),
         (
             f"{TASKS}a,1,1,1,1500\n",
             "line 2: gpus must be at most 1 (a share of one GPU) or a whole number; got 1.5",
         ),
         (f"{TIMED}a,1,1,1,1000,,,,9,5,\n", "line 2: deletion_time is before creation_time."),
-        ("name,cpu_milli\n", "is no list of tasks: it has no column memory_mib"),
-        ("", "is no list of tasks: it has no column name"),
-        (TASKS, "has no tasks: there is nothing to simulate."),
-        ('{"what": "placed"}\n', "line 1: this is no line of a decision log"),
-        ('{"nodes": []}\n', "line 1: this is no line of a decision log; remove it."),
-        ('{"what": "ended", "a\n', "line 1: this is no line of a decision log; remove it."),
+        ("name,cpu_milli\n", "is not a list of tasks: it has no column memory_mib"),
+        ("", "is not a list of tasks: it has no column name"),
+        (TASKS, "has no tasks."),
+        ('{"what": "placed"}\n', "line 1: this line is not from a decision log"),
+        ('{"nodes": []}\n', "line 1: this line is not from a decision log; remove it."),
+        ('{"what": "ended", "a\n', "line 1: this line is not from a decision log; remove it."),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -97,7 +100,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match=r"cannot be read: .*\.$"):
                 read(path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is no CSV file"):
+    with pytest.raises(ConfigError, match="is not a CSV file"):
         read_nodes(str(tmp_path / "bytes"))
     with pytest.raises(ConfigError, match="has no nodes"):
         read_nodes(written(tmp_path, NODES))
@@ -165,7 +168,7 @@ def test_nodes_like_one_there_is_are_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "4x"])
 def test_not_how_many_of_what(specification: str) -> None:
-    with pytest.raises(ConfigError, match="must be how many of what"):
+    with pytest.raises(ConfigError, match="must be a number and a node"):
         add_nodes([A100], specification)
 
 
@@ -174,8 +177,8 @@ def test_not_how_many_of_what(specification: str) -> None:
     [
         ("200000xbig", "makes more than 200,000 nodes"),
         (f"{'9' * 5000}x8cpus", "makes more than 200,000 nodes"),
-        ("1x8cpus,60xT4,5xA100", "a node has 64 GPUs at most"),
-        ("1x99999999gpus", "a node has 64 GPUs at most"),
+        ("1x8cpus,60xT4,5xA100", "a node can have at most 64 GPUs"),
+        ("1x99999999gpus", "a node can have at most 64 GPUs"),
     ],
 )
 def test_more_than_can_be_simulated_to_add(specification: str, said: str) -> None:
@@ -184,7 +187,7 @@ def test_more_than_can_be_simulated_to_add(specification: str, said: str) -> Non
 
 
 def test_more_than_can_be_simulated_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="line 2: a node has 64 GPUs at most; got 100000000"):
+    with pytest.raises(ConfigError, match="line 2: a node can have at most 64 GPUs; got 100000000"):
         read_nodes(written(tmp_path, f"{NODES}a,1000,1024,100000000,\n"))
     monkeypatch.setattr(trace_files, "MOST_TASKS", 2)
     with pytest.raises(ConfigError, match="has more than 2 tasks: give fewer"):
