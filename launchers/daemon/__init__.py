@@ -1,1 +1,8 @@
-"""Background processes: one instance per folder, private files, process identity."""
+"""Background processes: the service, the agent, and the tools that both need.
+
+    application ──ensure(folder)──> start.lock ──> is lock free? ──yes──> start the daemon, wait for its announcement
+                                                        └────no──> read ready.json ──> connect
+
+`daemon` runs one process per folder. `private_files` makes folders and files that no other user can read. `process`
+identifies processes by pid and start time. `tasks` has background tasks, threads, pauses and timers for asyncio.
+"""

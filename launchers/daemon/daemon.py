@@ -1,10 +1,13 @@
-"""Processes of which there is one per folder: started by whoever needs them first, found by all others.
+"""Daemons: background processes, at most one per folder. The first caller starts one, and later callers find it.
 
-A daemon's private folder has `lock` (held for its whole life: who can take it knows that none lives),
-`start.lock` (held by who is starting one), `ready.json` (what it announced), `log`, and the `log.old` of the one
-before. One that never came up, and said why, leaves no folder. Sockets and pids left behind by one that was killed
-mean nothing, since only the lock says that a daemon lives. Locks are given back before their file is closed: a child
-that another thread forked in between has the same open file, and would keep them.
+The private folder of a daemon contains:
+- `lock`: held while the daemon runs. If you can take it, no daemon is running.
+- `start.lock`: held by the process that starts a daemon.
+- `ready.json`: the daemon's announcement, such as its address.
+- `log`, and `log.old` of the daemon before.
+
+Only `lock` tells whether a daemon is running. Sockets and pids may be left over from a daemon that was killed. A daemon
+that fails to start and gives a reason leaves no folder behind.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ from .process import start_time
 __all__ = [
     "AlreadyRunning",
     "DaemonError",
-    "Held",
+    "HeldFolder",
     "announce_failure",
-    "announced",
     "ensure",
     "hold",
     "is_alive",
+    "read_announcement",
     "runtime_dir",
 ]
 
@@ -40,15 +43,15 @@ _READY_FD = "ROOST_READY_FD"
 _LOOK_AGAIN_S = 0.02
 _LOCK_RETRY_S = 0.01
 _PROBE_S = 0.25
-"""Whoever asks `is_alive` holds the lock for microseconds, and must not keep a daemon from starting."""
-# The applications's own: a daemon outlives it, and no kernel should find these in a parent's environment.
+"""How long a daemon waits for its lock: each call of `is_alive` holds the lock for microseconds."""
+# Variables of the application. A daemon outlives the application, and passes its environment on to kernels.
 _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTER_TOKEN", "PYTHONSTARTUP")
 
 
 class DaemonError(Exception):
-    """A daemon could not be started or found; the text is one sentence.
+    """A daemon could not be started or found. The text is one sentence.
 
-    `kind` is the short word that the daemon gave for its own failure (`announce_failure`), else empty.
+    `kind` is the short word that the daemon gave to `announce_failure`, or empty.
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
@@ -66,21 +69,21 @@ class AlreadyRunning(DaemonError):
 def ensure(
     folder: Path, command: Sequence[str], *, env: Mapping[str, str] | None = None, deadline_s: float
 ) -> dict[str, Any]:
-    """What the living daemon of `folder` announced, after starting `command` if none lives.
+    """Return the announcement of the daemon of `folder`. Start it by `command` if it is not running.
 
-    Blocks up to `deadline_s` while another process is starting one, and as long again for its own start: call it off
-    the event loop. Raises `DaemonError`. The daemon is detached: neither a child of this process nor in its session.
+    Blocks up to `deadline_s` while another process starts the daemon, then up to `deadline_s` for its own start. Do
+    not call it on an event loop. Raises `DaemonError`. The daemon is no child of this process, nor in its session.
     """
     try:
         with _locked(folder / "start.lock", deadline_s):
             deadline = time.monotonic() + deadline_s
             while is_alive(folder):
-                if (said := announced(folder)) is not None:
-                    return said
-                # Started by hand and not ready yet, or on its way out: there is no event for either.
+                if (announcement := read_announcement(folder)) is not None:
+                    return announcement
+                # The daemon is not ready yet, or it is about to end. Neither state has an event to wait for.
                 if time.monotonic() > deadline:
                     raise DaemonError(
-                        f"the process that holds {folder} does not say that it is ready; see its log"
+                        f"the process that holds {folder} was not ready within {deadline_s:g} s; see its log"
                     )
                 time.sleep(_LOOK_AGAIN_S)
             try:
@@ -96,8 +99,8 @@ def ensure(
 
 
 def _forget(folder: Path) -> None:
-    """Remove a folder in which no daemon has left anything but what starting one makes."""
-    traces = ("log.old", "log", "lock", "start.lock")  # the last one last: it keeps others from starting one
+    """Remove a folder that contains nothing but the files that every start makes."""
+    traces = ("log.old", "log", "lock", "start.lock")  # start.lock last: without it, others may start
     with suppress(OSError):
         if {entry.name for entry in folder.iterdir()} <= set(traces):
             for name in traces:
@@ -106,13 +109,14 @@ def _forget(folder: Path) -> None:
 
 
 def is_alive(folder: Path) -> bool:
-    """Whether a daemon holds this folder now."""
+    """True if a daemon holds this folder now."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask are no daemon
+        # A shared lock, so that two callers of this function do not take each other for a daemon.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -120,10 +124,10 @@ def is_alive(folder: Path) -> bool:
     return False
 
 
-def announced(folder: Path) -> dict[str, Any] | None:
-    """What the living daemon of this folder has announced; None where none lives, or is not ready."""
-    said = read_json(folder / "ready.json") if is_alive(folder) else None
-    return said if isinstance(said, dict) else None
+def read_announcement(folder: Path) -> dict[str, Any] | None:
+    """Return the announcement of the daemon of this folder, or None if it is not running or not ready."""
+    announcement = read_json(folder / "ready.json") if is_alive(folder) else None
+    return announcement if isinstance(announcement, dict) else None
 
 
 def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s: float) -> dict[str, Any]:
@@ -132,13 +136,13 @@ def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s
     reader, writer = os.pipe()
     try:
         with suppress(FileNotFoundError):
-            os.replace(folder / "log", folder / "log.old")  # why the one before ended may be in there
+            os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
         log = os.open(
             folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
         try:
             env[_READY_FD] = str(writer)
-            # The shell goes at once, so that the daemon is init's child and never a zombie of the application.
+            # The shell exits at once. The daemon becomes init's child, and never a zombie of the application.
             subprocess.run(
                 ["/bin/sh", "-c", '"$@" &', "sh", *command],
                 cwd=folder,
@@ -173,47 +177,50 @@ def _await_announcement(
         chunk = os.read(reader, 65_536)
         if not chunk:
             last = tail(folder / "log", 2_000).strip().rpartition("\n")[2]
-            said = f"{last} (all of it in {folder / 'log'})" if last else "it wrote nothing to its log"
-            raise DaemonError(f"{_name(command)} ended while it was starting: {said}")
+            reason = f"{last} (all of it in {folder / 'log'})" if last else "it wrote nothing to its log"
+            raise DaemonError(f"{_name(command)} ended while it was starting: {reason}")
         content += chunk
-    said = json.loads(content)
-    assert isinstance(said, dict)
-    if "failure" in said:
-        raise DaemonError(said["failure"]["message"], said["failure"]["kind"])
-    return said
+    announcement = json.loads(content)
+    assert isinstance(announcement, dict)
+    if "failure" in announcement:
+        raise DaemonError(announcement["failure"]["message"], announcement["failure"]["kind"])
+    return announcement
 
 
 def _name(command: Sequence[str]) -> str:
     return command[command.index("-m") + 1] if "-m" in command[:-1] else command[0]
 
 
-class Held:
-    """A daemon's hold on its folder; `announce` tells whoever waits that it is ready to serve."""
+class HeldFolder:
+    """A folder whose lock this process holds as its daemon."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def announce(self, info: Mapping[str, Any]) -> None:
-        """Write `ready.json` and wake the starter. Adds `pid` and `process_started_at`."""
-        said = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
-        write_private_json(self.folder / "ready.json", said)
-        _tell_starter(said)
+        """Announce that the daemon is ready: write `ready.json` and wake the starter.
+
+        Adds `pid` and `process_started_at`.
+        """
+        announcement = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
+        write_private_json(self.folder / "ready.json", announcement)
+        _report_to_starter(announcement)
 
 
 def announce_failure(kind: str, message: str) -> None:
-    """In a daemon that cannot serve: its starter raises `DaemonError` with this sentence and kind."""
-    _tell_starter({"failure": {"kind": kind, "message": message}})
+    """Report, in a daemon that cannot serve, why. The starter raises `DaemonError` with this message and kind."""
+    _report_to_starter({"failure": {"kind": kind, "message": message}})
 
 
-def _tell_starter(said: Mapping[str, Any]) -> None:
+def _report_to_starter(announcement: Mapping[str, Any]) -> None:
     descriptor = os.environ.pop(_READY_FD, None)
     if descriptor is not None:
-        os.write(int(descriptor), json.dumps(said).encode() + b"\n")
+        os.write(int(descriptor), json.dumps(announcement).encode() + b"\n")
         os.close(int(descriptor))
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether that open lock is still the one at `path`: where the folder was removed, a successor made another."""
+    """True if the open lock is still the file at `path`. A successor makes another if the folder was removed."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -221,10 +228,10 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[Held]:
-    """Be the daemon of `folder` for as long as the block runs; raises `AlreadyRunning`."""
+def hold(folder: Path) -> Iterator[HeldFolder]:
+    """Be the daemon of `folder` while the block runs. Raises `AlreadyRunning`."""
     private_folder(folder)
-    # A background process of a shell is born with these ignored, and its children would be as well.
+    # A shell starts background processes with these signals ignored, and kernels would inherit that.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -232,7 +239,7 @@ def hold(folder: Path) -> Iterator[Held]:
         if not _lock(descriptor, _PROBE_S):
             raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
-        yield Held(folder)
+        yield HeldFolder(folder)
         if _is_at(folder / "lock", descriptor):
             (folder / "ready.json").unlink(missing_ok=True)
     finally:
@@ -241,7 +248,7 @@ def hold(folder: Path) -> Iterator[Held]:
 
 @contextmanager
 def _locked(path: Path, deadline_s: float) -> Iterator[None]:
-    """Hold the lock at `path`, in a private folder that is made if need be, also again where it was removed."""
+    """Hold the lock at `path`. Make its private folder, again if `_forget` removes it meanwhile."""
     deadline = time.monotonic() + deadline_s
     while True:
         private_folder(path.parent)
@@ -260,7 +267,7 @@ def _locked(path: Path, deadline_s: float) -> Iterator[None]:
 
 
 def _lock(descriptor: int, deadline_s: float) -> bool:
-    """Take the lock; False when another has it all the time. It looks again and again: flock has no deadline."""
+    """Take the lock, or return False after `deadline_s`. Polls, because flock has no deadline."""
     deadline = time.monotonic() + deadline_s
     while True:
         try:
@@ -273,5 +280,6 @@ def _lock(descriptor: int, deadline_s: float) -> bool:
 
 
 def _unlock(descriptor: int) -> None:
+    # Unlock before closing: a child that another thread has just forked has the same open file, and keeps the lock.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

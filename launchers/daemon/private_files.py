@@ -1,4 +1,4 @@
-"""Private folders and files: 0700 and 0600, ours, and written whole or not at all."""
+"""Private folders (mode 0700) and files (0600) of this user. Files are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,34 +8,30 @@ import stat
 from pathlib import Path
 from typing import Any
 
-_RUN_USER = Path("/run/user")
-_TMP = Path("/tmp")
-
 
 class FolderError(OSError):
-    """A folder that must be private is not, or cannot be made; the text says what to do."""
+    """A folder is not private, or cannot be made. The text says what to do."""
 
 
-def runtime_dir() -> Path:
-    """The folder for all of roost's sockets, locks and records of this user on this machine.
+def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp")) -> Path:
+    """Return the folder for this user's sockets, locks and records on this machine. Raises `FolderError`.
 
-    `$ROOST_RUNTIME_DIR`, else `roost` in the user's own runtime folder (`$XDG_RUNTIME_DIR`, or `/run/user/<uid>`
-    where a caller such as cron, sudo or a spawner does not have that variable), else `/tmp/roost-<uid>` whatever
-    TMPDIR says: all of a user's processes should meet in one folder. Raises `FolderError`.
+    It is `$ROOST_RUNTIME_DIR`, else `roost` in `$XDG_RUNTIME_DIR`, else `roost` in `/run/user/<uid>` (cron and sudo
+    lack the variable), else `/tmp/roost-<uid>`. TMPDIR does not matter: all of a user's processes must agree.
     """
     chosen = os.environ.get("ROOST_RUNTIME_DIR")
     if chosen:
         if not os.path.isabs(chosen):
             raise FolderError(f"ROOST_RUNTIME_DIR must be an absolute path, not {chosen!r}")
         return private_folder(Path(chosen))
-    for base in (os.environ.get("XDG_RUNTIME_DIR"), f"{_RUN_USER}/{os.getuid()}"):
-        if base and _is_ours(base):
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), f"{run_user}/{os.getuid()}"):
+        if base and is_own_folder(base):
             return private_folder(Path(base) / "roost")
-    return private_folder(_TMP / f"roost-{os.getuid()}")
+    return private_folder(tmp / f"roost-{os.getuid()}")
 
 
-def _is_ours(folder: str) -> bool:
-    """Whether it is a folder of this user: with sudo or su, XDG_RUNTIME_DIR may name another's."""
+def is_own_folder(folder: str) -> bool:
+    """True if the folder belongs to this user. With sudo or su, XDG_RUNTIME_DIR may name another user's."""
     try:
         status = os.stat(folder)
     except OSError:
@@ -44,7 +40,7 @@ def _is_ours(folder: str) -> bool:
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` (with mode 0700) or check that it is a folder of ours that nobody else can enter."""
+    """Make `path` with mode 0700, or check that only this user can enter it. Raises `FolderError`."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
@@ -62,7 +58,7 @@ def private_folder(path: Path) -> Path:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace `path` (mode 0600) as a whole; on an error (a full disk) the old content stays."""
+    """Replace the content of `path` (mode 0600). After an error, such as a full disk, the old content is there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -79,12 +75,12 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def write_private_json(path: Path, value: Any) -> None:
-    """`write_private` of a JSON value."""
+    """Replace the content of `path` by a JSON value."""
     write_private(path, json.dumps(value).encode())
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`, or None when there is none or it is not whole."""
+    """Return the JSON value in `path`, or None if there is no file or no valid JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -92,7 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def tail(path: Path, size_bytes: int) -> str:
-    """The last `size_bytes` of a text file, from the start of a line where there is one; empty if missing."""
+    """Return the last `size_bytes` of a text file, without a leading part of a line. Empty if there is no file."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Processes by pid and start time, never by the pid alone, since pids are used again."""
+"""Processes, identified by pid and start time, because the system uses pids again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _WATCH_INTERVAL_S = 0.5
 
 
 def start_time(pid: int) -> float:
-    """When the process started, in seconds; 0.0 when there is none (or only a zombie is left).
+    """Return when the process started, in seconds, or 0.0 if it has ended (a zombie has ended).
 
-    On Linux since boot, which a step of the clock does not change (psutil's `create_time` follows the clock).
-    Names a process on one machine together with its pid, and means nothing else.
+    Use the value only to identify a process on this machine. On Linux it counts from boot, so that a step of the system
+    clock does not change it (psutil's `create_time` follows the clock).
     """
     if _IS_LINUX:
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()  # proc(5): after the name, state is field 3
+                fields = file.read().rpartition(b")")[2].split()  # proc(5): state (field 3) follows the name
         except OSError:
             return 0.0
         return 0.0 if fields[0] in (b"Z", b"X") else int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -43,14 +43,14 @@ def _start_time_elsewhere(pid: int) -> float:
 
 
 def is_running(pid: int, started_at: float) -> bool:
-    """Whether that very process still runs (a zombie does not)."""
+    """True if the process with this pid and start time runs. A zombie does not run."""
     return pid > 0 and started_at > 0 and abs(start_time(pid) - started_at) < _START_TOLERANCE_S
 
 
 def signal_group(pid: int, signum: int) -> bool:
-    """Send `signum` to the process group that `pid` leads, or to it alone; False when it is gone.
+    """Send `signum` to the process group that `pid` leads, else to `pid` alone. Return False if there is no process.
 
-    True as well where the system refuses (a process that changed its user): it is there, and does not end.
+    Returns True if the system refuses because the process runs as another user: the process is still there.
     """
     try:
         os.killpg(pid, signum)
@@ -67,10 +67,9 @@ def signal_group(pid: int, signum: int) -> bool:
 
 
 class Watch:
-    """Calls back once when a process that is not our child ends; `close` takes it back.
+    """A watch on a process that is not a child of this one. It calls `on_end` once, from the event loop.
 
-    Always from the event loop, never from within the constructor. Uses a pidfd where the system has them, else
-    looks twice a second.
+    Uses a pidfd, or polls twice a second on systems without. The constructor itself never calls `on_end`.
     """
 
     def __init__(self, pid: int, started_at: float, on_end: Callable[[], None]) -> None:
@@ -82,11 +81,11 @@ class Watch:
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         try:
             self._descriptor = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # a system without, or a process that is gone
+        except (AttributeError, OSError):  # no pidfds here, or the process has ended
             self._timer = self._loop.call_soon(self._look)
             return
         self._loop.add_reader(self._descriptor, self._ended)
-        if not is_running(pid, started_at):  # it had ended, and its pid was used again
+        if not is_running(pid, started_at):  # it ended before, and another process has its pid
             self._timer = self._loop.call_soon(self._ended)
 
     def close(self) -> None:
@@ -111,7 +110,7 @@ class Watch:
 
 
 def describe_exit(code: int | None, *, was_asked: bool = False) -> str:
-    """Words for people about an exit code as `subprocess` gives it; `was_asked`: roost itself sent the signal."""
+    """Describe an exit code, in the form of `subprocess`, for people. `was_asked`: roost itself sent the signal."""
     if code is None:
         return "ended while no agent watched it"
     if code < 0:

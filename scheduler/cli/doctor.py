@@ -11,7 +11,8 @@ from typing import Any
 from rich.text import Text
 
 import roost
-from roost.launchers.daemon.daemon import DaemonError, announced, runtime_dir
+from roost.launchers.daemon.daemon import DaemonError, read_announcement
+from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Finding
@@ -88,5 +89,5 @@ def _find_services() -> list[dict[str, Any]]:
             **{name: report.get(name, "") for name in ("version", "pid", "backend", "address")},
         }
         for folder in folders
-        if (report := announced(folder)) is not None
+        if (report := read_announcement(folder)) is not None
     ]

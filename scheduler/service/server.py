@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, Held, announce_failure, hold
+from roost.launchers.daemon.daemon import DaemonError, HeldFolder, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.rpc import Operation, RpcError, Server
@@ -248,7 +248,7 @@ def scheduler_name(folder: Path) -> str:
     return f"{folder.name}-{place}"
 
 
-def _listen(held: Held, service: Service) -> None:
+def _listen(held: HeldFolder, service: Service) -> None:
     path = held.folder / "socket"
     path.unlink(missing_ok=True)  # of one that was killed: we hold the folder
     held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})

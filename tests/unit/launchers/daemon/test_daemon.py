@@ -1,4 +1,4 @@
-"""One daemon per folder, whoever asks and however often; folders that are private or refused."""
+"""One daemon per folder, private folders and files, and processes by pid and start time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from roost.launchers.daemon import private_files
 from roost.launchers.daemon.daemon import AlreadyRunning, DaemonError, ensure, hold, is_alive
 from roost.launchers.daemon.private_files import FolderError, private_folder, tail, write_private
-from roost.launchers.daemon.private_files import runtime_dir as chosen_runtime_dir
+from roost.launchers.daemon.private_files import runtime_dir as find_runtime_dir
 from roost.launchers.daemon.process import Watch, is_running, signal_group, start_time
 
 SERVE = """
@@ -42,7 +43,7 @@ def end(pid: int) -> None:
     os.close(descriptor)
 
 
-def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
+def test_many_callers_share_one_daemon(runtime_dir: Path) -> None:
     folder = runtime_dir / "d"
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: ensure(folder, command(folder), deadline_s=20), range(8)))
@@ -55,7 +56,7 @@ def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
     assert not is_alive(folder)
     again = ensure(folder, command(folder), deadline_s=20)
     assert again["pid"] != pid
-    os.kill(again["pid"], signal.SIGKILL)  # leaves everything behind
+    os.kill(again["pid"], signal.SIGKILL)  # its lock's file, its announcement and its log stay
     pause = threading.Event()
     while is_running(again["pid"], again["process_started_at"]):
         pause.wait(0.01)
@@ -64,7 +65,7 @@ def test_many_ask_and_one_runs(runtime_dir: Path) -> None:
     end(third["pid"])
 
 
-def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
+def test_the_error_quotes_the_last_line_of_a_daemon_that_dies(runtime_dir: Path) -> None:
     with pytest.raises(DaemonError, match=r"ended while it was starting: .*boom"):
         ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
 
@@ -72,11 +73,11 @@ def test_one_that_dies_tells_why(runtime_dir: Path) -> None:
 FAIL = "from roost.launchers.daemon.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
 
 
-def test_one_that_fails_for_a_reason_says_it_and_leaves_nothing(runtime_dir: Path) -> None:
+def test_a_daemon_that_reports_its_failure_leaves_no_folder(runtime_dir: Path) -> None:
     folder = runtime_dir / "d"
     with pytest.raises(DaemonError):
         ensure(folder, [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
-    assert (folder / "log").exists(), "the sentence named it"
+    assert (folder / "log").exists(), "the error named this file"
 
     def fail(_: int) -> str:
         with pytest.raises(DaemonError, match=r"^no such option$") as failure:
@@ -88,7 +89,7 @@ def test_one_that_fails_for_a_reason_says_it_and_leaves_nothing(runtime_dir: Pat
     assert not folder.exists()
 
 
-def test_one_that_fails_leaves_what_earlier_ones_have_left(runtime_dir: Path) -> None:
+def test_a_folder_with_other_files_is_kept_after_a_failure(runtime_dir: Path) -> None:
     folder = private_folder(runtime_dir / "d")
     (folder / "drained.json").touch()
     with pytest.raises(DaemonError, match="no such option"):
@@ -96,13 +97,13 @@ def test_one_that_fails_leaves_what_earlier_ones_have_left(runtime_dir: Path) ->
     assert (folder / "log").exists()
 
 
-def test_one_that_is_late_is_given_up(runtime_dir: Path) -> None:
+def test_a_start_has_a_deadline(runtime_dir: Path) -> None:
     late = [sys.executable, "-c", "import os, time; time.sleep(1.5)"]
     with pytest.raises(DaemonError, match=r"not ready within 0\.3 s"):
         ensure(runtime_dir / "d", late, deadline_s=0.3)
 
 
-def test_what_the_one_before_wrote_is_kept(runtime_dir: Path) -> None:
+def test_the_log_of_the_daemon_before_is_kept(runtime_dir: Path) -> None:
     for reason in ("first", "second"):
         with pytest.raises(DaemonError, match=reason):
             ensure(runtime_dir / "d", [sys.executable, "-c", f"raise SystemExit('{reason}')"], deadline_s=20)
@@ -110,7 +111,7 @@ def test_what_the_one_before_wrote_is_kept(runtime_dir: Path) -> None:
     assert (runtime_dir / "d" / "log").read_text() == "second\n"
 
 
-def test_who_starts_one_for_ever_is_not_waited_for(runtime_dir: Path) -> None:
+def test_waiting_for_another_starter_has_a_deadline(runtime_dir: Path) -> None:
     folder = private_folder(runtime_dir / "d")
     with (folder / "start.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -118,7 +119,7 @@ def test_who_starts_one_for_ever_is_not_waited_for(runtime_dir: Path) -> None:
             ensure(folder, command(folder), deadline_s=0.1)
 
 
-def test_locks_are_given_back_although_a_fork_has_their_file(
+def test_a_lock_is_released_even_if_a_fork_has_its_file_open(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = []
@@ -129,7 +130,7 @@ def test_locks_are_given_back_although_a_fork_has_their_file(
         flock(descriptor, how)
 
     monkeypatch.setattr("fcntl.flock", copying)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a daemon's own; this process keeps its handlers
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
     folder = private_folder(runtime_dir / "d")
     (folder / "lock").touch()
     assert not is_alive(folder)
@@ -140,13 +141,15 @@ def test_locks_are_given_back_although_a_fork_has_their_file(
         os.close(copy)
 
 
-def test_asking_keeps_no_daemon_from_starting(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_starts_while_others_call_is_alive(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     folder = private_folder(runtime_dir / "d")
     (folder / "lock").touch()
     with (folder / "lock").open() as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
-        assert not is_alive(folder), "two who ask are no daemon"
+        assert not is_alive(folder), "a second caller of is_alive is no daemon"
         with pytest.raises(AlreadyRunning), hold(folder):
             pass
         timer = threading.Timer(0.05, fcntl.flock, (asking, fcntl.LOCK_UN))
@@ -168,31 +171,30 @@ def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(FolderError, match="ROOST_RUNTIME_DIR"):
         private_folder(tmp_path / "file" / "x")
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "own"))
-    assert chosen_runtime_dir() == tmp_path / "own"
+    assert find_runtime_dir() == tmp_path / "own"
     monkeypatch.delenv("ROOST_RUNTIME_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert chosen_runtime_dir() == tmp_path / "roost"
+    assert find_runtime_dir() == tmp_path / "roost"
 
 
-def test_one_runtime_folder_whatever_the_caller_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_callers_find_the_same_runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROOST_RUNTIME_DIR")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(private_files, "_RUN_USER", tmp_path)
-    monkeypatch.setattr(private_files, "_TMP", tmp_path / "tmp")
-    assert chosen_runtime_dir() == tmp_path / "tmp" / f"roost-{os.getuid()}"
+    find = partial(find_runtime_dir, run_user=tmp_path, tmp=tmp_path / "tmp")
+    assert find() == tmp_path / "tmp" / f"roost-{os.getuid()}"
     own = tmp_path / str(os.getuid())
     own.mkdir()
-    assert chosen_runtime_dir() == own / "roost"
+    assert find() == own / "roost"
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(other))
-    assert chosen_runtime_dir() == other / "roost"
-    monkeypatch.setattr(private_files, "_is_ours", lambda folder: folder != str(other))  # as after sudo
-    assert chosen_runtime_dir() == own / "roost"
+    assert find() == other / "roost"
+    monkeypatch.setattr(private_files, "is_own_folder", lambda folder: folder != str(other))  # as with sudo
+    assert find() == own / "roost"
 
 
-def test_files_are_whole_and_private(tmp_path: Path) -> None:
+def test_files_are_private_and_written_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "f"
     write_private(path, b"one\ntwo\nthree\n")
     assert path.stat().st_mode & 0o777 == 0o600
@@ -204,7 +206,7 @@ def test_files_are_whole_and_private(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
-async def test_the_end_of_a_strange_process_is_seen() -> None:
+async def test_a_watch_reports_the_end_of_a_process() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
     )
@@ -220,12 +222,12 @@ async def test_the_end_of_a_strange_process_is_seen() -> None:
     await asyncio.wait_for(ended.wait(), 10)
     await process.wait()
     ended.clear()
-    Watch(process.pid, started_at, ended.set)  # one that is gone already
+    Watch(process.pid, started_at, ended.set)  # it has ended already
     await asyncio.wait_for(ended.wait(), 10)
     assert not never.is_set()
 
 
-async def test_no_call_from_within_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_never_calls_from_its_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     started_at = start_time(process.pid)
     await process.wait()
@@ -233,7 +235,7 @@ async def test_no_call_from_within_the_constructor(monkeypatch: pytest.MonkeyPat
     for pid, then, has_pidfd in (
         (process.pid, started_at, True),
         (process.pid, started_at, False),
-        (os.getpid(), own + 1, True),  # another process has the pid by now
+        (os.getpid(), own + 1, True),  # another process has the pid now
     ):
         if not has_pidfd:
             monkeypatch.delattr(os, "pidfd_open")
@@ -244,7 +246,7 @@ async def test_no_call_from_within_the_constructor(monkeypatch: pytest.MonkeyPat
         monkeypatch.undo()
 
 
-def test_a_process_of_another_user_is_there_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_another_user_counts_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int, signum: int) -> None:
         raise PermissionError
 
