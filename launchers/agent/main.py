@@ -44,7 +44,8 @@ from roost.launchers.protocol.messages import (
     Transfer,
     Warm,
 )
-from roost.launchers.protocol.rpc import Operation, RemoteError, Server, ServerKeys
+from roost.launchers.protocol.rpc import RemoteError, ServerKeys
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
 
 from .kernel_usage import Usage
@@ -94,7 +95,7 @@ class Agent:
         self._idle_exit_s = settings.idle_exit_s
         self._releases: dict[str, asyncio.Task[None]] = {}
         self.left = asyncio.Event()
-        self.server = Server(
+        self.server = RpcServer(
             {
                 "hello": Operation(Nothing, self._hello),
                 "subscribe": Operation(Nothing, self._subscribe),
@@ -327,7 +328,7 @@ class Agent:
         self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
     ) -> None:
         event = AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel)
-        self.server.publish(encode(event))
+        self.server.publish(event)
 
 
 def own_environment() -> dict[str, str]:

@@ -25,7 +25,8 @@ from .messages import (
     Transfer,
     Warm,
 )
-from .rpc import Client, ClientKeys
+from .rpc import ClientKeys
+from .rpc_client import RpcClient
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ class AgentClient:
     ) -> None:
         self.endpoint = endpoint
         self._on_event = on_event
-        self._client = Client(endpoint, keys=keys, on_event=self._receive, on_lost=on_lost)
+        self._client = RpcClient(endpoint, keys=keys, on_event=self._receive, on_lost=on_lost)
 
     @property
     def is_lost(self) -> bool:

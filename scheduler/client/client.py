@@ -19,13 +19,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.private_files import private_folder, runtime_dir
 from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
-from roost.launchers.protocol.json_codec import decode, encode
+from roost.launchers.protocol.json_codec import decode
+from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import Owner
 from roost.launchers.protocol.version import VERSION
 from roost.placement.model import Request
@@ -65,7 +67,7 @@ class Client:
         self.options = dict(options or {})
         self._listeners: list[Callable[[Event], None]] = []
         self._policies: dict[str, Mapping[str, Any]] = {}
-        self._given: dict[str, tuple[str, rpc.Client]] = {}
+        self._given: dict[str, tuple[str, RpcClient]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._begin()
@@ -260,7 +262,7 @@ class Client:
     ) -> Any:
         """Call, and repeat the call on a new connection for as long as the deadline allows."""
         deadline = time.monotonic() + deadline_s
-        payload = encode(arguments)
+        message = arguments
         pauses = backoff(*_REPEAT_S)
         sent_at: float | None = None
         while True:
@@ -268,10 +270,12 @@ class Client:
             if isinstance(arguments, StartKernel):  # repeated, it has only what remains of its time
                 now = time.monotonic()
                 sent_at = sent_at or now
-                payload["launch_timeout_s"] = max(0.1, arguments.launch_timeout_s - (now - sent_at))
+                message = replace(
+                    arguments, launch_timeout_s=max(0.1, arguments.launch_timeout_s - (now - sent_at))
+                )
             try:
                 await self._give_policy(connection, arguments, deadline)
-                return await connection.call(op, payload, timeout_s=max(0.01, deadline - time.monotonic()))
+                return await connection.call(op, message, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None
             except (rpc.Disconnected, rpc.Unauthorized):
@@ -283,7 +287,7 @@ class Client:
             await asyncio.sleep(next(pauses))
 
     async def _give_policy(
-        self, connection: rpc.Client, arguments: StartKernel | Mapping[str, Any], deadline: float
+        self, connection: RpcClient, arguments: StartKernel | Mapping[str, Any], deadline: float
     ) -> None:
         """Before a call that asks for a policy of this process: at the end of a new connection may be a new service."""
         request = arguments.request if isinstance(arguments, StartKernel) else arguments.get("request")

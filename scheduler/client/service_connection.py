@@ -11,6 +11,7 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive
 from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
+from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.version import VERSION, as_numbers
 from roost.scheduler.errors import BackendUnavailable, from_remote
 from roost.scheduler.service.operations import PROTOCOL, service_command, service_folder
@@ -46,12 +47,12 @@ class ServiceConnection:
         self._on_event = on_event
         self._on_rejoined = on_rejoined
         self._is_wanted = is_wanted
-        self._rpc: rpc.Client | None = None
-        self._joining: asyncio.Task[rpc.Client] | None = None
+        self._rpc: RpcClient | None = None
+        self._joining: asyncio.Task[RpcClient] | None = None
         self._rejoining: asyncio.Task[None] | None = None
         self._has_joined = False
 
-    async def connect(self, deadline: float) -> rpc.Client:
+    async def connect(self, deadline: float) -> RpcClient:
         """The live connection, made if need be by one task for all that wait; raises `BackendUnavailable`."""
         if self._rpc is not None and not self._rpc.is_lost:
             return self._rpc
@@ -66,7 +67,7 @@ class ServiceConnection:
                 f"The scheduler service ({self._backend}) did not answer in time; `roost doctor` says more."
             ) from None
 
-    async def _join(self) -> rpc.Client:
+    async def _join(self) -> RpcClient:
         """Connect, greet, subscribe; start the service if none lives, replace it if it is older than this client."""
         if self._rpc is not None:
             await self._rpc.close()
@@ -91,9 +92,9 @@ class ServiceConnection:
         self._has_joined = True
         return connection
 
-    async def _greeted(self, endpoint: str) -> rpc.Client | None:
+    async def _greeted(self, endpoint: str) -> RpcClient | None:
         """A connection ready for calls, or None after an older service was asked to leave."""
-        connection = rpc.Client(endpoint, on_event=self._on_event, on_lost=self._on_lost)
+        connection = RpcClient(endpoint, on_event=self._on_event, on_lost=self._on_lost)
         await connection.connect(timeout_s=_GREETING_S)
         try:
             if await self._is_current(connection):
@@ -122,7 +123,7 @@ class ServiceConnection:
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None
         return f"ipc://{folder}/socket"
 
-    async def _is_current(self, connection: rpc.Client) -> bool:
+    async def _is_current(self, connection: RpcClient) -> bool:
         """Whether this service can be used; one that is older has been asked to leave."""
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)

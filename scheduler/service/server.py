@@ -23,8 +23,8 @@ from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, HeldFolder, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
-from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.rpc import Operation, RpcError, Server
+from roost.launchers.protocol.rpc import RpcError
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
 from roost.launchers.protocol.version import VERSION
 from roost.scheduler.backends.base import Backend
@@ -92,7 +92,7 @@ class Service:
             "events": self._events,
             "leave": self._leave,
         }
-        self.server = Server(
+        self.server = RpcServer(
             {
                 name: Operation(ops.ARGUMENTS[name], self._guarded(handler))
                 for name, handler in handlers.items()
@@ -197,7 +197,7 @@ class Service:
 
     def _publish(self, event: Event) -> None:
         if self.server.subscriber_count:
-            self.server.publish(encode(event))
+            self.server.publish(event)
 
     def _watch_idleness(self) -> None:
         """Count the idle time anew: something has just happened."""

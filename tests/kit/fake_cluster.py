@@ -34,7 +34,8 @@ from roost.launchers.protocol.messages import (
     Stop,
     Transfer,
 )
-from roost.launchers.protocol.rpc import ClientKeys, Operation, RemoteError, Server, ServerKeys
+from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
@@ -89,7 +90,7 @@ class FakeAgent:
             "status": (Nothing, self._status),
         }
         public, secret, client_public, client_secret = self._keys
-        self._server = Server(
+        self._server = RpcServer(
             {
                 name: Operation(arguments, self._handler(name, do))
                 for name, (arguments, do) in operations.items()

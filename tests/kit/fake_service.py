@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.protocol import rpc
 from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.scheduler.errors import RoostError, UnknownKernel
 from roost.scheduler.service import operations
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
@@ -38,7 +38,7 @@ class FakeService:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server: rpc.Server | None = None
+        self._server: RpcServer | None = None
         self._ports = iter(range(40_000, 60_000))
 
     def serve(self) -> None:
@@ -72,8 +72,8 @@ class FakeService:
         self.push(Event(kind="exited", at=time.time(), kernel=kernel.without_keys()))
 
     async def _serve(self) -> None:
-        server = rpc.Server(
-            {op: rpc.Operation(kind, self._handler(op)) for op, kind in operations.ARGUMENTS.items()}
+        server = RpcServer(
+            {op: Operation(kind, self._handler(op)) for op, kind in operations.ARGUMENTS.items()}
         )
         (self.folder / "socket").unlink(missing_ok=True)
         server.start(f"ipc://{self.folder}/socket")

@@ -1,4 +1,4 @@
-"""Calls over real sockets: answers, events, losses, and those who lack the key."""
+"""Calls over real sockets: answers, events, lost connections, and clients without the key."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from typing import Any
 
 import pytest
 import zmq
+import zmq.asyncio
 
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent, Nothing
-from roost.launchers.protocol.rpc import (
-    Client,
-    ClientKeys,
-    Disconnected,
-    Operation,
-    RemoteError,
-    Server,
-    ServerKeys,
-    Unauthorized,
-)
+from roost.launchers.protocol.messages import AgentEvent, Holdings, Nothing
+from roost.launchers.protocol.rpc import ClientKeys, Disconnected, RemoteError, ServerKeys, Unauthorized
+from roost.launchers.protocol.rpc_client import RpcClient
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +38,9 @@ CLIENT_KEYS = ClientKeys(server=SERVER[0], public=CLIENT[0], secret=CLIENT[1])
 
 
 @asynccontextmanager
-async def serving(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[Server]:
+async def serving(
+    address: str = "tcp://127.0.0.1:*", *, takes_subscribers: bool = True, **others: Operation
+) -> AsyncIterator[RpcServer]:
     async def add(peer: bytes, request: Add) -> dict[str, int]:
         return {"sum": request.a + request.b}
 
@@ -62,10 +58,12 @@ async def serving(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[Server]:
         "add": Operation(Add, add),
         "wait": Operation(Nothing, wait),
         "fail": Operation(Nothing, fail),
-        "subscribe": Operation(Nothing, subscribe),
+        **others,
     }
+    if takes_subscribers:
+        operations["subscribe"] = Operation(Nothing, subscribe)
     keys = ServerKeys(public=SERVER[0], secret=SERVER[1], clients=frozenset([CLIENT[0]]))
-    server = Server(operations, keys=keys if address.startswith("tcp") else None)
+    server = RpcServer(operations, keys=keys if address.startswith("tcp") else None)
     server.start(address)
     try:
         yield server
@@ -74,8 +72,8 @@ async def serving(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def connected(server: Server, **options: Any) -> AsyncIterator[Client]:
-    client = Client(server.endpoint, keys=CLIENT_KEYS, **options)
+async def connected(server: RpcServer, **options: Any) -> AsyncIterator[RpcClient]:
+    client = RpcClient(server.endpoint, keys=CLIENT_KEYS, **options)
     await client.connect(timeout_s=5)
     try:
         yield client
@@ -108,7 +106,7 @@ async def test_a_slow_call_delays_no_other_and_has_a_deadline() -> None:
             await slow
 
 
-async def test_calls_in_progress_end_when_the_server_goes() -> None:
+async def test_calls_in_progress_end_when_the_server_closes() -> None:
     lost = asyncio.Event()
     async with serving() as server, connected(server, on_lost=lost.set) as client:
         call = asyncio.create_task(client.call("wait", timeout_s=30))
@@ -120,7 +118,7 @@ async def test_calls_in_progress_end_when_the_server_goes() -> None:
         assert client.is_lost
 
 
-async def test_an_event_that_raises_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_in_an_event_handler_affects_no_call(caplog: pytest.LogCaptureFixture) -> None:
     def refuse(event: dict[str, Any]) -> None:
         raise KeyError("new")
 
@@ -128,73 +126,77 @@ async def test_an_event_that_raises_harms_no_call(caplog: pytest.LogCaptureFixtu
         await client.call("subscribe", timeout_s=5)
         server.publish({"n": 1})
         assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
-        assert "was not understood" in caplog.text
+        assert "cannot be handled" in caplog.text
         assert not client.is_lost
 
 
-async def test_a_server_that_talks_nonsense_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_leaves_a_server_that_sends_invalid_json(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lost = asyncio.Event()
-    async with serving() as server, connected(server, on_lost=lost.set) as client:
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.linger = 0
+        server.bind(f"ipc://{tmp_path}/s")
+        client = RpcClient(f"ipc://{tmp_path}/s", on_lost=lost.set)
+        await client.connect(timeout_s=5)
         call = asyncio.create_task(client.call("wait", timeout_s=30))
-        await client.call("subscribe", timeout_s=5)
-        (peer,) = server._subscribers
-        server._send(peer, b"[")
+        peer, _ = await server.recv_multipart()
+        await server.send_multipart([peer, b"["])
         with pytest.raises(Disconnected):
             await asyncio.wait_for(call, 5)
         assert lost.is_set()
         assert "cannot be read" in caplog.text
+        await client.close()
 
 
-async def test_an_agent_that_does_not_take_subscribers_is_left() -> None:
-    async with serving() as server:
-        del server._operations["subscribe"]  # type: ignore[attr-defined]
+async def test_a_client_leaves_an_agent_that_takes_no_subscribers() -> None:
+    async with serving(takes_subscribers=False) as server:
         client = AgentClient(server.endpoint, CLIENT_KEYS)
         with pytest.raises(RemoteError):
             await client.connect()
-        assert client._client._socket.closed
+        assert client.is_lost
 
 
-async def test_agents_may_answer_with_more_than_is_known() -> None:
+async def test_unknown_fields_in_answers_and_events_are_ignored() -> None:
     events: asyncio.Queue[AgentEvent] = asyncio.Queue()
-    async with serving() as server:
 
-        async def hello(peer: bytes, request: Nothing) -> dict[str, Any]:
-            return {"protocol": 1, "version": "9", "pid": 1, "new": {"a": 1}}
+    async def list_holdings(peer: bytes, request: Nothing) -> dict[str, Any]:
+        return {"leases": [], "kernels": [], "new": {"a": 1}}
 
-        server._operations["hello"] = Operation(Nothing, hello)  # type: ignore[index]
+    async with serving(list=Operation(Nothing, list_holdings)) as server:
         client = AgentClient(server.endpoint, CLIENT_KEYS, on_event=events.put_nowait)
         await client.connect()
-        assert (await client.hello()).version == "9"
+        assert await client.holdings() == Holdings(leases=(), kernels=())
         server.publish({"kind": "leaving", "new": 1})
         assert (await asyncio.wait_for(events.get(), 5)).kind == "leaving"
         await client.close()
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
+async def test_connecting_without_a_server(tmp_path: Path) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        client = Client(f"tcp://127.0.0.1:{held.getsockname()[1]}", keys=CLIENT_KEYS)
+        client = RpcClient(f"tcp://127.0.0.1:{held.getsockname()[1]}", keys=CLIENT_KEYS)
         with pytest.raises(Disconnected):
             await client.connect(timeout_s=5)
     stale = tmp_path / "stale"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(os.fspath(stale))
     with pytest.raises(Disconnected):
-        await Client(f"ipc://{stale}").connect(timeout_s=5)
+        await RpcClient(f"ipc://{stale}").connect(timeout_s=5)
 
 
-async def test_who_lacks_the_key_gets_nothing_and_delays_nobody() -> None:
+async def test_a_client_without_the_key_gets_no_answer_and_delays_nobody() -> None:
     async with serving() as server, connected(server) as client:
         port = int(server.endpoint.rpartition(":")[2])
         public, secret = key_pair()
         stranger = ClientKeys(server=SERVER[0], public=public, secret=secret)
         wrong_server = ClientKeys(server=public, public=CLIENT[0], secret=CLIENT[1])
         with pytest.raises(Unauthorized):
-            await Client(server.endpoint, keys=stranger).connect(timeout_s=5)
+            await RpcClient(server.endpoint, keys=stranger).connect(timeout_s=5)
         with pytest.raises((Unauthorized, Disconnected)):
-            await Client(server.endpoint, keys=wrong_server).connect(timeout_s=5)
+            await RpcClient(server.endpoint, keys=wrong_server).connect(timeout_s=5)
         with pytest.raises((Unauthorized, Disconnected)):
-            await Client(server.endpoint).connect(timeout_s=1)
+            await RpcClient(server.endpoint).connect(timeout_s=1)
         raw = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]  # idle
         for connection in raw[:25]:
             connection.sendall(os.urandom(4096))
@@ -214,7 +216,7 @@ async def test_who_lacks_the_key_gets_nothing_and_delays_nobody() -> None:
 
 async def test_unix_sockets_need_no_keys(tmp_path: Path) -> None:
     async with serving(f"ipc://{tmp_path}/s") as server:
-        client = Client(server.endpoint)
+        client = RpcClient(server.endpoint)
         await client.connect(timeout_s=5)
         assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
         await client.close()

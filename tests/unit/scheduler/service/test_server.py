@@ -21,7 +21,8 @@ from roost.launchers.daemon import daemon
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Connection, Owner
-from roost.launchers.protocol.rpc import Client, Disconnected, RemoteError
+from roost.launchers.protocol.rpc import Disconnected, RemoteError
+from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement.model import Request
 from roost.scheduler.client.client import connect
 from roost.scheduler.config.settings import Settings
@@ -58,7 +59,7 @@ class Caller:
 
     def __init__(self, endpoint: str) -> None:
         self.events: list[Event] = []
-        self._client = Client(endpoint, on_event=lambda event: self.events.append(decode(Event, event)))
+        self._client = RpcClient(endpoint, on_event=lambda event: self.events.append(decode(Event, event)))
 
     async def open(self) -> None:
         await self._client.connect(timeout_s=5)

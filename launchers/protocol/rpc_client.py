@@ -1,0 +1,178 @@
+"""The client's side of `rpc`: one connection to a server.
+
+A client belongs to one event loop and one connection. When the connection is lost, every call in progress raises
+`Disconnected`, and the client is of no more use. The caller makes another client and repeats the call, which is safe
+because all operations may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from .json_codec import encode
+from .rpc import (
+    HEARTBEAT_MS,
+    HEARTBEAT_TIMEOUT_MS,
+    MAX_MESSAGE_BYTES,
+    ClientKeys,
+    Disconnected,
+    RemoteError,
+    RpcError,
+    Unauthorized,
+)
+
+log = logging.getLogger(__name__)
+
+
+class RpcClient:
+    """One connection to an `RpcServer`. Use it on the event loop that called `connect`.
+
+    `on_event` gets each event. An exception in it is logged and has no other effect. `on_lost` is called once when the
+    connection is lost, but not after `close`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        keys: ClientKeys | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._keys = keys
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._connected: asyncio.Future[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.is_lost = False
+
+    async def connect(self, *, timeout_s: float) -> None:
+        """Connect and wait for the handshake. Raises `Disconnected` or `Unauthorized`."""
+        loop = asyncio.get_running_loop()
+        self._context = zmq.asyncio.Context()
+        self._socket = socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        if self._keys is not None:
+            socket.curve_secretkey = self._keys.secret.encode()
+            socket.curve_publickey = self._keys.public.encode()
+            socket.curve_serverkey = self._keys.server.encode()
+        self._connected = loop.create_future()
+        self._monitor = monitor = socket.get_monitor_socket()
+        self._tasks = [loop.create_task(self._watch(monitor)), loop.create_task(self._read())]
+        socket.connect(self._endpoint)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._connected), timeout_s)
+        except asyncio.TimeoutError:
+            await self.close()
+            raise Disconnected(f"no answer from {self._endpoint} within {timeout_s:g} s") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def call(self, op: str, arguments: Any = None, *, timeout_s: float) -> Any:
+        """Call `op` and return its JSON result. Raises `RemoteError`, `Disconnected`, `asyncio.TimeoutError`.
+
+        `arguments` is a dataclass or a mapping. It is encoded here, once.
+        """
+        if self.is_lost:
+            raise Disconnected("the connection was lost")
+        number = next(self._numbers)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending[number] = future
+        payload = json.dumps({"id": number, "op": op, "args": encode(arguments or {})}).encode()
+        sent = self._socket.send(payload)
+        assert isinstance(sent, asyncio.Future)  # it is done, unless the server has not read for long
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            sent.cancel()  # or a server that reads again would get a call that nobody waits for
+            self._pending.pop(number, None)
+
+    async def close(self) -> None:
+        """Close the connection. Calls in progress raise `Disconnected`. May be repeated."""
+        self._lose(Disconnected("the connection was closed"))
+        self._on_lost = None
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        self._tasks = []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._socket.close(linger=0)
+            self._monitor.close(linger=0)
+            self._context.term()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = json.loads(await self._socket.recv())
+                if "event" in message:
+                    self._deliver(message["event"])
+                else:
+                    self._settle(message)
+        except Exception:
+            log.exception("a message from %s cannot be read", self._endpoint)
+        finally:
+            self._lose(Disconnected(f"the connection to {self._endpoint} was lost"))
+
+    def _deliver(self, event: dict[str, Any]) -> None:
+        try:
+            if self._on_event is not None:
+                self._on_event(event)
+        except Exception:
+            log.exception("an event from %s cannot be handled", self._endpoint)
+
+    def _settle(self, answer: dict[str, Any]) -> None:
+        future = self._pending.get(answer["id"])
+        if future is None or future.done():
+            return
+        error = answer.get("error")
+        if error is None:
+            future.set_result(answer.get("ok"))
+        else:
+            future.set_exception(RemoteError(error["kind"], error["message"], error.get("fields")))
+
+    async def _watch(self, monitor: Any) -> None:
+        refusals = {zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL}
+        losses = {zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_CONNECT_RETRIED}
+        while True:
+            event = parse_monitor_message(await monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if self._connected is not None and not self._connected.done():
+                    self._connected.set_result(None)
+            elif event in refusals:
+                self._lose(Unauthorized(f"the server at {self._endpoint} does not know this client's key"))
+                return
+            elif event in losses:
+                self._lose(Disconnected(f"the connection to {self._endpoint} was lost"))
+                return
+
+    def _lose(self, problem: RpcError) -> None:
+        if self.is_lost:
+            return
+        self.is_lost = True
+        if self._connected is not None and not self._connected.done():
+            self._connected.set_exception(problem)
+            self._connected.exception()  # marks it as retrieved: `connect` may have timed out
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(problem)
+        if self._on_lost is not None:
+            self._on_lost()

@@ -1,0 +1,155 @@
+"""The server's side of `rpc`: it answers calls and pushes events."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from roost.launchers.daemon.tasks import cancel_all, spawn
+
+from .json_codec import WireError, decode, encode
+from .rpc import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, MAX_MESSAGE_BYTES, RemoteError, ServerKeys
+
+log = logging.getLogger(__name__)
+
+_ZAP_DOMAIN = b"roost"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation of a server: the dataclass of its arguments, and the coroutine that carries it out."""
+
+    arguments: type
+    handler: Callable[[bytes, Any], Awaitable[Any]]
+
+
+class RpcServer:
+    """A server for calls and events. Each call has its own task, so that no call delays another.
+
+    `operations` maps a name to its `Operation`. A handler gets the peer's identity and the decoded arguments. It raises
+    `RemoteError` for errors that the caller should see.
+    """
+
+    def __init__(self, operations: Mapping[str, Operation], *, keys: ServerKeys | None = None) -> None:
+        self._operations = operations
+        self._keys = keys
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._subscribers: set[bytes] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._authenticator: AsyncioAuthenticator | None = None
+        self.endpoint = ""
+
+    def start(self, address: str) -> str:
+        """Bind `address` (`tcp://127.0.0.1:*`, `ipc:///path`) and return the endpoint. Raises `zmq.ZMQError`."""
+        socket = self._socket
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        socket.setsockopt(zmq.SNDHWM, 20_000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        if self._keys is not None:
+            self._require_keys(self._keys)
+        socket.bind(address)
+        self.endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
+        spawn(self._serve(), self._tasks, log)
+        return self.endpoint
+
+    def _require_keys(self, keys: ServerKeys) -> None:
+        self._authenticator = AsyncioAuthenticator(self._context)
+        self._authenticator.start()
+        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), _KeyCheck(keys.clients))
+        self._socket.curve_secretkey = keys.secret.encode()
+        self._socket.curve_publickey = keys.public.encode()
+        self._socket.curve_server = True
+        self._socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+
+    @property
+    def subscriber_count(self) -> int:
+        return len(self._subscribers)
+
+    def subscribe(self, peer: bytes) -> None:
+        """Push events to `peer` from now on, until it disconnects."""
+        self._subscribers.add(peer)
+
+    def publish(self, event: object) -> None:
+        """Push an event to every subscriber. Drop subscribers that have disconnected or do not read."""
+        if not self._subscribers:
+            return
+        payload = json.dumps({"event": encode(event)}).encode()
+        for peer in list(self._subscribers):
+            if not self._send(peer, payload):
+                self._subscribers.discard(peer)
+
+    async def close(self) -> None:
+        """Stop answering. Cancels the calls in progress."""
+        await cancel_all(self._tasks)  # without the task of an operation that closes the server
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._socket.close(linger=200)
+        self._context.term()
+
+    async def _serve(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart()
+            if len(frames) != 2:
+                log.warning("dropped a message of %d frames", len(frames))
+                continue
+            spawn(self._answer(frames[0], frames[1]), self._tasks, log)
+
+    async def _answer(self, peer: bytes, payload: bytes) -> None:
+        number: Any = None
+        try:
+            request = json.loads(payload)
+            number = request["id"]
+            name, arguments = request["op"], request.get("args", {})
+            operation = self._operations.get(name)
+            if operation is None:
+                raise RemoteError("unknown_operation", f"there is no operation {name!r:.60}")
+            result = await operation.handler(peer, decode(operation.arguments, arguments))
+            answer = {"id": number, "ok": encode(result)}
+        except RemoteError as problem:
+            answer = _encode_failure(number, problem.kind, problem.message, problem.fields)
+        except WireError as problem:
+            answer = _encode_failure(number, "bad_request", str(problem), {})
+        except Exception as problem:
+            if number is None:
+                log.warning("dropped a message that is no request (%s)", type(problem).__name__)
+                return
+            log.exception("operation failed")
+            answer = _encode_failure(number, "internal", f"{type(problem).__name__}: {problem}", {})
+        self._send(peer, json.dumps(answer).encode())
+
+    def _send(self, peer: bytes, payload: bytes) -> bool:
+        sent = self._socket.send_multipart([peer, payload], flags=zmq.NOBLOCK)
+        assert isinstance(
+            sent, asyncio.Future
+        )  # it is done: with NOBLOCK the message is sent at once or not at all
+        problem = sent.exception()
+        if problem is not None:
+            log.debug("a peer has disconnected: %s", problem)
+        return problem is None
+
+
+class _KeyCheck:
+    """A check for pyzmq's authenticator: it accepts exactly the listed public keys."""
+
+    def __init__(self, keys: frozenset[str]) -> None:
+        self._keys = keys
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return key.decode() in self._keys
+
+
+def _encode_failure(number: Any, kind: str, message: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": number, "error": {"kind": kind, "message": message, "fields": encode(fields)}}
