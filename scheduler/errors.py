@@ -1,22 +1,22 @@
-"""Every error roost raises for something a user or operator can act on.
+"""All errors that a user or operator can do something about.
 
     RoostError
     ├── ConfigError              an option, a kernelspec or a setting is wrong
     ├── PlacementError
-    │   ├── NoNodeNow            must wait, and waited as long as it may
-    │   └── NoNodeEver           could not run even on an empty cluster
-    ├── LimitExceeded            a cap of the operator's says no
-    ├── NotAllowed               this user may not (HTTP 403 at Jupyter's border)
-    ├── LeaseConflict            the cluster manager refused the slice just now
-    ├── UnknownKernel            there is no kernel of that id (any more)
-    ├── Cancelled                the start was taken back while it was under way
+    │   ├── NoNodeNow            no node has room, and the start has waited its full time
+    │   └── NoNodeEver           not even an empty node could take the request
+    ├── LimitExceeded            a limit of the operator is reached
+    ├── NotAllowed               this user may not do that (HTTP 403 in Jupyter Server)
+    ├── LeaseConflict            the cluster manager refused the lease
+    ├── UnknownKernel            there is no kernel of that id, or it was forgotten
+    ├── Cancelled                the start was cancelled by its caller
     ├── LaunchError
-    │   ├── LaunchTimeout        did not report in time
-    │   └── KernelDied           ended while it was starting
-    └── BackendUnavailable       the cluster, the service or an agent cannot be reached
+    │   ├── LaunchTimeout        the kernel did not report its ports in time
+    │   └── KernelDied           the kernel ended during its start
+    └── BackendUnavailable       the cluster, the service or an agent does not answer
 
-Each has a one-line `user_message` that says what to do next, plain typed `fields`, can be pickled, and crosses
-the scheduler's socket by its class name (`to_remote`, `from_remote`).
+Each error has a one-line `user_message` that says what to do next, and `fields` of JSON values. Errors can be
+pickled. They cross the scheduler's socket by their class names (`to_remote`, `from_remote`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from roost.launchers.protocol.rpc import RemoteError
 
 
 class RoostError(Exception):
-    """Root of roost's errors: `user_message` for people, `fields` (JSON values) for programs."""
+    """The base of roost's errors: `user_message` is for people, `fields` (JSON values) for programs."""
 
     def __init__(self, user_message: str, **fields: Any) -> None:
         super().__init__(user_message)
@@ -42,7 +42,7 @@ class RoostError(Exception):
         return _rebuild, (type(self), self.user_message, self.fields)
 
     def to_remote(self) -> RemoteError:
-        """This error as it crosses the socket."""
+        """Return this error in the form that crosses the socket."""
         return RemoteError(type(self).__name__, self.user_message, self.fields)
 
 
@@ -55,47 +55,47 @@ class PlacementError(RoostError):
 
 
 class NoNodeNow(PlacementError):
-    """Would fit on an empty cluster, and waited as long as it may."""
+    """The request would fit on an empty cluster, but the start has waited its full time."""
 
 
 class NoNodeEver(PlacementError):
-    """Could not run on any node even if it were empty."""
+    """No node could take the request, even if the node were empty."""
 
 
 class LimitExceeded(RoostError):
-    """A cap set by the operator says no."""
+    """A limit of the operator is reached."""
 
 
 class NotAllowed(RoostError):
-    """This user may not start kernels here."""
+    """This user may not do that here."""
 
 
 class LeaseConflict(RoostError):
-    """The arbiter refused the slice just now: place again on a fresh snapshot."""
+    """The cluster manager refused the lease: place the kernel again on a fresh snapshot."""
 
 
 class UnknownKernel(RoostError):
-    """There is no kernel of that id, or not any more."""
+    """There is no kernel of that id, or the scheduler has forgotten it."""
 
 
 class Cancelled(RoostError):
-    """The start was taken back while it was under way."""
+    """The start was cancelled by its caller."""
 
 
 class LaunchError(RoostError):
-    """The kernel could not be started on the node that was chosen."""
+    """The kernel could not be started on the chosen node."""
 
 
 class LaunchTimeout(LaunchError):
-    """The kernel did not report within its launch timeout."""
+    """The kernel did not report its ports within the launch timeout."""
 
 
 class KernelDied(LaunchError):
-    """The kernel ended while it was starting: `fields` has `exit_code` and `log_tail`."""
+    """The kernel ended during its start. `fields` has `exit_code` and `log_tail`."""
 
 
 class BackendUnavailable(RoostError):
-    """The cluster, the scheduler service or an agent cannot be reached."""
+    """The cluster, the scheduler service or an agent does not answer."""
 
 
 _KINDS: dict[str, type[RoostError]] = {
@@ -108,7 +108,7 @@ _KINDS: dict[str, type[RoostError]] = {
 
 
 def from_remote(error: RemoteError) -> RoostError:
-    """The typed error behind an answer; what is no error of ours becomes a plain `RoostError`."""
+    """Return the typed error in an answer. An unknown kind becomes a plain `RoostError`."""
     return _rebuild(_KINDS.get(error.kind, RoostError), error.message, error.fields)
 
 

@@ -39,7 +39,7 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: PolicyCatalog) ->
         keeper.reconcile_soon()
     found += [
         _finding("error", f"{setting}: {problem.rstrip('.')}", f"mend {setting}, or what it names")
-        for setting, problem in (await policies.wrong_in_configuration()).items()
+        for setting, problem in (await policies.check_configuration()).items()
     ]
     found += [
         _finding(

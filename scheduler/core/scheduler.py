@@ -26,7 +26,7 @@ from roost.scheduler.errors import (
     UnknownKernel,
 )
 from roost.scheduler.policies.catalog import PolicyCatalog
-from roost.scheduler.policies.explain import build_explanation, soonest
+from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.messages import Finding, Kernel, StartKernel
 from roost.scheduler.service.operations import WarmUp
@@ -213,7 +213,7 @@ class Scheduler:
         if decision.placement is None and not decision.is_never:
             leases = (await self._cluster.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._records.values()}
-            document["soonest"] = soonest(decision, snapshot, leases, since)
+            document["soonest"] = find_soonest(decision, snapshot, leases, since)
         return document
 
     async def drain(self, node_id: str, on: bool) -> None:

@@ -1,7 +1,7 @@
-"""The placement policies of one scheduler: found by name, and kept, so that what they rated once stays rated.
+"""The placement policies of one scheduler, by name. Policies are kept, because they cache scores.
 
-Shipped ones run on the event loop and are made anew when the workload changes. All others are anybody's code: loaded
-and asked in threads, and where one fails `balanced` ranks in its stead (`guard`).
+Shipped policies run on the event loop, and are built again when the workload changes. Foreign policies are loaded and
+run in threads (`sandbox`). If a foreign policy fails, `balanced` places the kernel instead.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from .sandbox import PolicyFailed, SandboxedPolicy
 
 FALLBACK = "balanced"
 _LOAD_S = 15.0
-"""A policy that takes longer to be loaded cannot be used; less than a client waits."""
-_REMEMBERED = 1_000
+"""At most this long for loading a policy; less than a client waits for its answer."""
+_MAX_PROBLEMS = 1_000
+"""At most this many errors are kept: clients choose the names."""
 
 
 class PolicyCatalog:
-    """What `request.policy` means. Belongs to an event loop."""
+    """All policies that a request can name. All methods are called on one event loop."""
 
     def __init__(self, settings: Settings, recent: RecentRequests) -> None:
         self._settings = settings
@@ -40,60 +41,60 @@ class PolicyCatalog:
         self._problems: dict[str, ConfigError] = {}
         self._given: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        """What was wrong with the latest decision, by the policy's name, said of it: `failed (ValueError: …)`."""
-        self._loading: dict[
-            str, asyncio.Task[ConfigError | None]
-        ] = {}  # by token of a client's, else by name
+        """By policy, why its latest decision was unusable: `failed (ValueError: …)`."""
+        self._loading: dict[str, asyncio.Task[ConfigError | None]] = {}  # by a client's token, else by name
 
     async def load(self, name: str) -> None:
-        """Find the policy of that name, unless it is known; `check` tells what is wrong with it."""
+        """Load the policy of that name unless it is known. `check` reports what is wrong with it."""
         spec = self._spec(name)
         if spec not in SHIPPED and name not in self._others and self._may_ask(name):
-            if len(self._problems) > _REMEMBERED:
+            if len(self._problems) > _MAX_PROBLEMS:
                 self._problems.clear()
             problem = await self._load(name, lambda: find_policy(name, self._settings.policies))
             if problem is not None:
                 self._problems[name] = problem
 
     def check(self, name: str) -> None:
-        """Raise `ConfigError` where there is no policy of that name, as far as `load` has found."""
+        """Raise `ConfigError` if `load` has found no usable policy of that name."""
         if not self._may_ask(name):
             raise ConfigError(
-                f"policy {name!r:.80} is not the operator's: it can be used once c.RoostScheduler.policies "
-                "gives it a name."
+                f"policy {name!r:.80} names a file or module: only the operator can do that, in "
+                "c.RoostScheduler.policies."
             )
         if self._spec(name) not in SHIPPED and name not in self._others:
-            raise self._problems.get(name) or ConfigError(f"policy {name!r:.80} is not known yet; ask again.")
+            raise self._problems.get(name) or ConfigError(
+                f"policy {name!r:.80} is not loaded yet; try again."
+            )
 
-    async def problems(self, names: Iterable[str]) -> dict[str, str]:
-        """Of these those that cannot be used, each with one sentence that says why."""
+    async def find_problems(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the unusable policies among `names`, each with the reason."""
         wanted = sorted(set(names))
         await asyncio.gather(*map(self.load, wanted))
-        wrong = {}
+        problems = {}
         for name in wanted:
             try:
                 self.check(name)
             except ConfigError as problem:
-                wrong[name] = problem.user_message
-        return wrong
+                problems[name] = problem.user_message
+        return problems
 
-    async def wrong_in_configuration(self) -> dict[str, str]:
-        """As `problems`, of what the configuration names, by what names it."""
+    async def check_configuration(self) -> dict[str, str]:
+        """Return the unusable policies that the configuration names, by setting."""
         named = {f"c.RoostScheduler.policies[{name!r}]": name for name in self._settings.policies}
         named = {"c.RoostScheduler.default_policy": self._settings.default_policy, **named}
-        wrong = await self.problems(named.values())
-        return {setting: wrong[name] for setting, name in named.items() if name in wrong}
+        problems = await self.find_problems(named.values())
+        return {setting: problems[name] for setting, name in named.items() if name in problems}
 
     async def add(self, given: AddPolicy) -> None:
-        """Take a client's policy; raises `ConfigError` or `NotAllowed`. Given again by the same call: nothing."""
+        """Add a client's policy; raises `ConfigError` or `NotAllowed`. A call may be repeated with its token."""
         if not self._settings.allow_client_policies:
             raise NotAllowed(
                 "policies from programs are not allowed here (c.RoostScheduler.allow_client_policies): "
-                "ask the operator to name it."
+                "ask the operator to add it."
             )
         if given.python != PYTHON:
             raise ConfigError(
-                f"the scheduler service runs Python {PYTHON}: a policy from Python {given.python} cannot be read there."
+                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {given.python}."
             )
         if self._given.get(given.name) == given.token:
             return
@@ -106,35 +107,40 @@ class PolicyCatalog:
     async def decide(
         self, name: str, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE
     ) -> Decision:
-        """Where that policy places the request; raises `ConfigError` as `check` does."""
+        """Return that policy's decision; raises `ConfigError` as `check` does."""
         self.check(name)
         workload = self._recent.workload(snapshot)
         if workload is not self._workload:
             self._workload = workload
             self._shipped.clear()
-        spec = self._spec(name)
-        if spec in SHIPPED:
-            decision = self._made(spec).place(request, snapshot, avoid=avoid)
-        else:
+        policy = self.get(name)
+        if isinstance(policy, SandboxedPolicy):
             try:
-                decision = await self._others[name].place(request, snapshot, avoid, workload)
+                decision = await policy.place(request, snapshot, avoid, workload)
                 self.failed.pop(name, None)
             except PolicyFailed as problem:
                 self.failed[name] = str(problem)
-                decision = self._made(FALLBACK).place(request, snapshot, avoid=avoid)
-                grounds = f"ranked by {FALLBACK}, since policy {name} {problem}"
-                also = f"; {decision.fallback}" if decision.fallback else ""
-                decision = replace(decision, fallback=f"{grounds}{also}")
+                decision = self._get_shipped(FALLBACK).place(request, snapshot, avoid=avoid)
+                fallback = f"ranked by {FALLBACK}, since policy {name} {problem}"
+                own = f"; {decision.fallback}" if decision.fallback else ""
+                decision = replace(decision, fallback=f"{fallback}{own}")
+        else:
+            decision = policy.place(request, snapshot, avoid=avoid)
         return decision if decision.policy == name else replace(decision, policy=name)
 
+    def get(self, name: str) -> Policy | SandboxedPolicy:
+        """Return the policy that decides for this name; `check` must have passed."""
+        spec = self._spec(name)
+        return self._get_shipped(spec) if spec in SHIPPED else self._others[name]
+
     async def close(self) -> None:
-        """Wait for no policy: its thread ends with the process."""
+        """Stop waiting for policies. A thread that still runs one ends with the process."""
         tasks = [*self._loading.values(), *(other.call for other in self._others.values() if other.call)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _made(self, name: str) -> Policy:
+    def _get_shipped(self, name: str) -> Policy:
         if name not in self._shipped:
             self._shipped[name] = SHIPPED[name](self._workload)
         return self._shipped[name]
@@ -143,47 +149,45 @@ class PolicyCatalog:
         return self._settings.policies.get(name, name)
 
     def _may_ask(self, name: str) -> bool:
-        """Who asks may name what is shipped, installed or the operator's; only the operator names a module or file."""
+        """True if a request may use this name. Only the operator may name a module or a file."""
         return ":" not in name or name in self._settings.policies or name == self._settings.default_policy
 
     def _wrong_name(self, name: str) -> str:
-        """Why a client's policy cannot have that name, or an empty text."""
+        """Return why a client's policy cannot have that name; empty if it can."""
         if not name.strip():
-            return "it has none"
+            return "a name is needed"
         if ":" in name:
-            return "nobody can ask for one with a colon, which names a module or a file"
+            return "a colon is only for a module or a file"
         if name in SHIPPED:
-            return "a shipped policy has it"
+            return "a shipped policy has this name"
         if name in self._settings.policies:
-            return "the operator's configuration has given it to another"
-        return "a policy of an installed package has it" if name in list_installed() else ""
+            return "the operator's configuration uses this name"
+        return "a policy of an installed package has this name" if name in list_installed() else ""
 
-    async def _load(self, name: str, find_it: Callable[[], object], token: str = "") -> ConfigError | None:
-        """Keep what is found under that name, or say why not. Whoever asks for the same meanwhile waits along."""
+    async def _load(self, name: str, load: Callable[[], object], token: str = "") -> ConfigError | None:
+        """Load a policy and keep it, or return the error. Callers with the same key wait for the same load."""
         key = token or name
         if key not in self._loading:
-            self._loading[key] = asyncio.ensure_future(self._loaded(name, find_it, token))
+            self._loading[key] = asyncio.ensure_future(self._load_in_thread(name, load, token))
             self._loading[key].add_done_callback(lambda _: self._loading.pop(key, None))
         task = self._loading[key]
         done, _ = await asyncio.wait([task], timeout=_LOAD_S)
         if not done:
             return ConfigError(
-                f"the placement policy {name} is not loaded after {_LOAD_S:g} s; ask for another."
+                f"the placement policy {name} did not load within {_LOAD_S:g} s; choose another."
             )
         return task.result()
 
-    async def _loaded(self, name: str, find_it: Callable[[], object], token: str) -> ConfigError | None:
+    async def _load_in_thread(self, name: str, load: Callable[[], object], token: str) -> ConfigError | None:
         timeout_s, workload = self._settings.policy_timeout_s, self._workload
 
-        def load() -> SandboxedPolicy | ConfigError:
+        def build() -> SandboxedPolicy | ConfigError:
             try:
-                return load_policy(
-                    name, lambda: SandboxedPolicy(name, find_it(), workload, timeout_s=timeout_s)
-                )
+                return load_policy(name, lambda: SandboxedPolicy(name, load(), workload, timeout_s=timeout_s))
             except ConfigError as problem:
                 return problem
 
-        outcome = await in_thread(load)
+        outcome = await in_thread(build)
         if isinstance(outcome, ConfigError):
             return outcome
         self._others[name] = outcome

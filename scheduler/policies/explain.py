@@ -1,4 +1,4 @@
-"""What `roost explain` adds to a decision: what it rests on, and which kernels hold what is short."""
+"""What `roost explain` adds to a decision: warnings about metrics, and the kernels that hold scarce resources."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from roost.scheduler.backends.base import Lease
 from roost.scheduler.core.node_hold import AMOUNTS
 
 STALE_AFTER_S = 30.0
-"""Metrics that are older are warned of."""
-_LOOKED_AT = 50
-"""On so many nodes, the nearest first, kernels are looked for whose end would make room."""
+"""Metrics older than this cause a warning."""
+_EXAMINED_NODES = 50
+"""At most this many nodes, closest to fitting first, are searched for kernels whose end would make room."""
 
 
 def build_explanation(decision: Decision, snapshot: Snapshot) -> dict[str, Any]:
-    """The decision as JSON values, with `nodes` (how many there are), `warnings` (sentences) and `soonest` (none)."""
-    warnings = metrics_warnings(decision, snapshot)
+    """Return the decision as JSON values, with `nodes` (their number), `warnings` (sentences) and `soonest` (None)."""
+    warnings = find_metrics_warnings(decision, snapshot)
     return {**decision.to_dict(), "nodes": len(snapshot), "warnings": warnings, "soonest": None}
 
 
-def metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
-    """On how many nodes real use is not known, and whether that of the chosen devices is."""
+def find_metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
+    """Warn about nodes with missing or old metrics, and about chosen devices of unknown use."""
     missing = int(np.isnan(snapshot.columns.metrics_age_s).sum())
     stale = int((~snapshot.has_fresh_metrics(STALE_AFTER_S)).sum()) - missing
     found = [f"{_nodes(missing, len(snapshot))} no metrics"] if missing else []
     found += [f"{_nodes(stale, len(snapshot))} metrics older than {STALE_AFTER_S:g} s"] if stale else []
-    warnings = [f"{which}: what is really used there is unknown" for which in found]
+    warnings = [f"{which}: real use is unknown" for which in found]
     if decision.placement is not None:
         node, chosen = snapshot.node(decision.placement.node_id), decision.placement.device_ids
         unknown = [device.id for device in node.devices if device.id in chosen and device.use is None]
@@ -38,12 +38,13 @@ def metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
     return warnings
 
 
-def soonest(
+def find_soonest(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], since: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """The node on which the fewest of roost's kernels would have to end for the request to have room, and which.
+    """Return the node where the fewest of roost's kernels must end to make room for the request, and those kernels.
 
-    Of equals, those that hold least. None where no such end would do. `since`: when kernels were started, by id.
+    Among equal nodes, the kernels that hold least are chosen. None if no node would have room. `since` has the start
+    times of kernels by id.
     """
     unfit = {
         refusal.node_id
@@ -55,10 +56,10 @@ def soonest(
         if lease.node_id in snapshot and lease.node_id not in unfit:
             by_node.setdefault(lease.node_id, []).append(lease)
     nearest = {example.node_id for group in decision.refused for example in group.examples}
-    looked_at = sorted(by_node, key=lambda node_id: (node_id not in nearest, len(by_node[node_id]), node_id))
+    examined = sorted(by_node, key=lambda node_id: (node_id not in nearest, len(by_node[node_id]), node_id))
     found = []
-    for node_id in looked_at[:_LOOKED_AT]:
-        ended = _to_end(by_node[node_id], _has_room(decision, snapshot, node_id))
+    for node_id in examined[:_EXAMINED_NODES]:
+        ended = _choose_leases(by_node[node_id], _has_room(decision, snapshot, node_id))
         if ended:
             found.append((len(ended), sum(map(_weight, ended)), node_id, ended))
     if not found:
@@ -82,7 +83,7 @@ def soonest(
 
 
 def _has_room(decision: Decision, snapshot: Snapshot, node_id: str) -> Callable[[Sequence[Lease]], bool]:
-    """Whether the request fits a node once these leases are given back."""
+    """Return a predicate: True if the request fits the node after these leases are given back."""
     fits = Pipeline(name="fits", scorers=())
 
     def has_room(ended: Sequence[Lease]) -> bool:
@@ -94,8 +95,8 @@ def _has_room(decision: Decision, snapshot: Snapshot, node_id: str) -> Callable[
     return has_room
 
 
-def _to_end(leases: Iterable[Lease], has_room: Callable[[Sequence[Lease]], bool]) -> list[Lease]:
-    """Few of the leases whose end makes room: the smallest that does alone, else all, less what can be spared."""
+def _choose_leases(leases: Iterable[Lease], has_room: Callable[[Sequence[Lease]], bool]) -> list[Lease]:
+    """Return few leases whose end makes room: one small lease if possible, else all without the unnecessary ones."""
     ended = sorted(leases, key=lambda lease: (_weight(lease), lease.kernel_id))
     for lease in ended:
         if has_room([lease]):
@@ -110,7 +111,7 @@ def _to_end(leases: Iterable[Lease], has_room: Callable[[Sequence[Lease]], bool]
 
 
 def _weight(lease: Lease) -> float:
-    """GPUs, then memory, then CPUs: what is hardest to find first."""
+    """Return the size of a lease: GPUs count most, then memory, then CPUs."""
     return lease.request.gpus * 1e6 + lease.request.memory_bytes / 2**30 + lease.request.cpus * 1e-6
 
 

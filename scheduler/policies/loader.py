@@ -1,4 +1,4 @@
-"""Policies that are anybody's code: found by their name, file or module, and made."""
+"""Finds and imports foreign policies: by name, file or module."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LONGEST = 200
-"""Characters of an error of anybody's that are shown."""
-_NOBODYS: Mapping[str, str] = MappingProxyType({})
+"""At most this many characters of a foreign error are shown."""
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
-def find_policy(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
-    """What `named` (the operator's) means by it, `path/to/file.py:Name`, or what `import_policy` knows.
+def find_policy(name: str, named: Mapping[str, str] = _NO_NAMES) -> object:
+    """Return the policy called `name`: one of the operator's (`named`), `path/to/file.py:Name`, or an importable one.
 
-    Raises whatever loading it raises, and `PolicyError` that lists the known names.
-
-    A file is run as a module of a name of its own, which nothing else imports; its folder is not put on `sys.path`.
+    Raises `PolicyError`, which lists the known names, and every error of the imported code. A file runs as a module
+    with a name of its own, and its folder is not added to `sys.path`.
     """
     spec = named.get(name, name)
     path, _, attribute = spec.rpartition(":")
@@ -43,7 +42,7 @@ def find_policy(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
     module_name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"
     module = ModuleType(module_name)
     module.__file__ = str(file)
-    sys.modules[module_name] = module  # dataclasses look their module up
+    sys.modules[module_name] = module  # dataclasses look up their module
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)
     except BaseException:
@@ -55,20 +54,20 @@ def find_policy(name: str, named: Mapping[str, str] = _NOBODYS) -> object:
 
 
 def load_policy(name: str, load: Callable[[], T]) -> T:
-    """What `load` gives; what it raises becomes a `ConfigError` that names the policy."""
+    """Return the result of `load`. Every error becomes a `ConfigError` that names the policy."""
     try:
         return load()
     except PolicyError as problem:
         raise ConfigError(str(problem)) from None
-    except BaseException as problem:  # anybody's code, which may even ask to exit
-        log.exception("policy=%s cannot be loaded", name)  # its author needs the stack
+    except BaseException as problem:  # foreign code may even raise SystemExit
+        log.exception("policy=%s cannot be loaded", name)  # the policy's author needs the traceback
         raise ConfigError(
-            f"the placement policy {name} cannot be loaded ({format_error(problem)}); ask for another."
+            f"the placement policy {name} cannot be loaded ({format_error(problem)}); choose another."
         ) from None
 
 
 def format_error(problem: BaseException) -> str:
-    """An error of anybody's in one short line."""
+    """Return a foreign error as one short line."""
     try:
         text = " ".join(str(problem).split())
     except Exception:  # noqa: BLE001 - its own __str__ raises

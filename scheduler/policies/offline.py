@@ -1,4 +1,4 @@
-"""What is asked of a saved snapshot, without a cluster and a service. The policy may be anybody's file or module."""
+"""Decisions on a saved snapshot, without a cluster and a service. The policy may be in any file or module."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from .recent_requests import RecentRequests
 
 
 def explain_saved(path: str, request: Request, settings: Settings | None = None) -> dict[str, Any]:
-    """Where such a kernel would go on the snapshot in that file, as `explained`; raises `ConfigError`.
+    """Explain a request on the snapshot in a file, like `build_explanation`; raises `ConfigError`.
 
-    Of the operator's settings only policies count. They know nothing of earlier requests.
+    Only the policies in the settings are used. They know no earlier requests.
     """
     snapshot = read_snapshot(path)
-    logging.getLogger("roost").addHandler(logging.NullHandler())  # a sentence says what fails, no stack
+    logging.getLogger("roost").addHandler(
+        logging.NullHandler()
+    )  # the ConfigError describes a failure; no stack on stderr
     return build_explanation(
         asyncio.run(_decide(request.policy, request, snapshot, settings or Settings())), snapshot
     )
 
 
 def read_snapshot(path: str) -> Snapshot:
-    """The nodes that `roost nodes --json` wrote; raises `ConfigError` with one sentence."""
+    """Read the nodes that `roost nodes --json` printed; raises `ConfigError`."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as problem:
@@ -44,16 +46,16 @@ def read_snapshot(path: str) -> Snapshot:
         if all(isinstance(node_id, str) for node_id in snapshot.nodes):
             return snapshot
     except ValueError as problem:
-        raise ConfigError(f"{path} is no saved snapshot: {problem}") from None
+        raise ConfigError(f"{path} is not a saved snapshot: {problem}") from None
     except (TypeError, AttributeError):
         pass
     raise ConfigError(
-        f"{path} is no saved snapshot: each node, and each of its devices, is an object with an id."
+        f"{path} is not a saved snapshot: each node and each device must be an object with an id."
     )
 
 
 async def _decide(name: str, request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
-    """As the service would with a policy that its operator names."""
+    """Decide as the service would with a policy of its operator."""
     settings = replace(settings, default_policy=name or settings.default_policy)
     policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
     try:

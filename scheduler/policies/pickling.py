@@ -1,4 +1,4 @@
-"""A policy object on its way from a program to the scheduler service. Cheap to import."""
+"""Sends a policy object from a program to the scheduler service. Cheap to import."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from roost.scheduler.errors import ConfigError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-"""Functions go by their bytecode, which is that of one minor version."""
-_MOST = 4 << 20
+"""Functions are sent as bytecode, which only the same minor version of Python can run."""
+_MAX_BYTES = 4 << 20
 _packing = threading.Lock()
-"""What goes by value is cloudpickle's, for the whole process."""
+"""cloudpickle keeps one list per process of the modules that are sent by value."""
 
 
 def pack_policy(name: str, policy: object) -> str:
-    """The policy as text, by cloudpickle; raises `ConfigError`.
+    """Return the policy as text, made by cloudpickle; raises `ConfigError`.
 
-    Code that the service could not import goes along: `__main__`, and modules that are not installed, of the policy and
-    of the parts of a `Pipeline`.
+    The text contains the code that the service cannot import: `__main__` and modules that are not installed. This
+    covers the policy and, for a `Pipeline`, its parts.
     """
     import cloudpickle
 
@@ -43,22 +43,22 @@ def pack_policy(name: str, policy: object) -> str:
         finally:
             for module in modules:
                 cloudpickle.unregister_pickle_by_value(module)
-    if len(content) > _MOST:
+    if len(content) > _MAX_BYTES:
         raise ConfigError(
-            f"policy {name} takes {len(content)} bytes, and at most {_MOST} can be sent: keep data out."
+            f"policy {name} has {len(content)} bytes, but at most {_MAX_BYTES} can be sent: leave its data out."
         )
     return base64.b64encode(content).decode()
 
 
 def unpack_policy(text: str) -> Any:
-    """What was `packed`. Runs code of whoever packed it."""
+    """Return the policy in a text of `pack_policy`. This runs the sender's code."""
     import cloudpickle
 
     return cloudpickle.loads(base64.b64decode(text))
 
 
 def _modules(policy: object) -> list[ModuleType]:
-    """The modules of the policy and its parts that are neither installed nor Python's own."""
+    """Return the modules of the policy and its parts, except installed ones and the standard library."""
     scorers = [pair[0] for pair in getattr(policy, "scorers", ()) if isinstance(pair, tuple) and pair]
     parts = [policy, *scorers, *getattr(policy, "filters", ()), getattr(policy, "ties", None)]
     names = {str(getattr(part, "__module__", "")) for part in parts} - {"__main__"}

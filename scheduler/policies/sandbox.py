@@ -1,8 +1,8 @@
-"""A placement policy that is not ours: asked in a thread and in time, and believed only what can be.
+"""Runs a foreign policy in a thread, with a deadline, and checks its decisions.
 
-What it answers is worked out there to the end, for a decision's grounds are made when they are read: nothing of its
-code runs on the event loop. No answer can over-commit, since the node and its devices must pass the filters that every
-shipped policy has.
+The thread also computes the decision's explanation, which is otherwise computed when it is read. None of the policy's
+code runs on the event loop. A foreign decision cannot over-commit: the chosen node and devices must pass the filters
+of the shipped policies.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class PolicyFailed(Exception):
-    """The policy gave no decision that can be used; the text is said of the policy: `did not answer within 1 s`."""
+    """The policy made no usable decision. The text completes "policy NAME …", as in `did not answer within 1 s`."""
 
 
 class SandboxedPolicy:
-    """The policy `name`, made of what was `found` (`build_policy`), with `timeout_s` for each decision.
+    """A foreign policy, built from the object that the loader `found`, with `timeout_s` for each decision.
 
-    There is one thread at most, that of `call`: while it has not answered, it is not asked again.
+    There is at most one thread, the one of `call`. Until it has answered, the policy is not asked again.
     """
 
     def __init__(self, name: str, found: object, workload: Workload, *, timeout_s: float) -> None:
@@ -49,14 +49,14 @@ class SandboxedPolicy:
         self._turn = asyncio.Lock()
         self.call: asyncio.Task[Decision | str] | None = None
         self._asked_at = 0.0
-        self._told = ""
+        self._last_error = ""
 
     async def place(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision:
-        """The policy's decision, checked; raises `PolicyFailed`."""
+        """Return the policy's checked decision; raises `PolicyFailed`."""
         async with self._turn:
-            if not await self._has_answered():  # one that was cancelled may have left a call behind
+            if not await self._has_answered():  # a cancelled caller may have left its call behind
                 waited_s = time.monotonic() - self._asked_at
                 raise PolicyFailed(
                     f"has not answered for {waited_s:.0f} s and is not asked again until it does"
@@ -83,33 +83,33 @@ class SandboxedPolicy:
     def _ask(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision | str:
-        """In the thread: a decision that holds, or what is wrong with it."""
+        """Return a checked decision, or the description of its error. Runs in the thread."""
         try:
             if self._learns and workload is not self._workload:
                 self._policy, self._workload = build_policy(self._found, self.name, workload), workload
             return check_decision(
                 self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid
             )
-        except BaseException as problem:  # anybody's code, which may even ask to exit
+        except BaseException as problem:  # foreign code may even raise SystemExit
             text = format_error(problem)
-            if text != self._told:  # its author needs the stack, once
+            if text != self._last_error:  # the policy's author needs the traceback, once
                 log.exception("policy=%s failed", self.name)
             else:
                 log.error("policy=%s failed again: %s", self.name, text)
-            self._told = text
+            self._last_error = text
             return text
 
 
 def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
-    """The answer as a decision that rests on nothing of the policy's any more; raises where it cannot be believed."""
+    """Return the answer as a decision without references to the policy's objects; raises if it is impossible."""
     if not isinstance(answer, Decision):
         raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
     check_placement(answer.placement, request, snapshot, avoid)
-    shown = None if answer.placement is None else SHOWN_REFUSALS  # who waits looks at all of them
+    shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
     refusals: tuple[Any, ...] = tuple(answer.refusals[:shown])
     for refusal in refusals:
         if not isinstance(refusal, Refusal) or refusal.node_id not in snapshot:
-            raise ValueError(f"it refuses {refusal!s:.80}, which is no node")
+            raise ValueError(f"it refuses {refusal!s:.80}, which is not a node")
     if answer.placement is None and len(snapshot) and not refusals and not answer.refused:
         raise ValueError("it gave neither a node nor a refusal")
     plain = json.dumps(replace(answer, request=request).to_dict(), allow_nan=False, default=float)
@@ -124,12 +124,12 @@ def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Map
 def check_placement(
     placement: Placement | None, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]
 ) -> None:
-    """Raise where the chosen node and its devices cannot hold the request."""
+    """Raise `ValueError` if the chosen node and devices cannot hold the request."""
     if placement is None:
         return
     node_id, ids = placement.node_id, placement.device_ids
     if node_id not in snapshot:
-        raise ValueError(f"it chose {node_id!r:.80}, and there is no such node")
+        raise ValueError(f"it chose {node_id!r:.80}, but there is no such node")
     if node_id in avoid:
         raise ValueError(f"it chose {node_id}, which {avoid[node_id]}")
     row = snapshot.row(node_id)
@@ -142,9 +142,9 @@ def check_placement(
     for device_id in ids:
         if device_id not in free:
             raise ValueError(
-                f"it chose device {device_id!r:.80} of {node_id}, which is not there or not free"
+                f"it chose device {device_id!r:.80} of {node_id}, which does not exist or is not free"
             )
     if len(set(ids)) != len(ids) or len(ids) not in (0, request.gpu_count):
         raise ValueError(f"it chose {len(ids)} devices ({', '.join(ids):.80}) for {request.describe()}")
     if not all(math.isfinite(number) for number in (placement.score, *placement.terms.values())):
-        raise ValueError(f"it rates {node_id} with what is no finite number")
+        raise ValueError(f"its score for {node_id} is not a finite number")

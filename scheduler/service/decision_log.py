@@ -1,6 +1,6 @@
-"""What was decided, kept for `roost simulate`: a line for each kernel that was placed, was refused, or ended.
+"""A log of decisions for `roost simulate`: one line for each kernel that is placed, is refused, or ends.
 
-It lives in the service's private folder, and has amounts, names and times: never an environment, a key or a path.
+The file is in the service's private folder. It contains amounts, names and times, but no environment, key or path.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "decisions.jsonl"
 MAX_BYTES = 8 << 20
-"""Past this the file becomes `decisions.jsonl.old`, in place of the one before."""
+"""How large the file may become. Then it is renamed to `decisions.jsonl.old`, which replaces an earlier one."""
 
 ASKED = ("cpus", "memory_bytes", "gpus", "gpu_models", "labels", "near", "resources", "tolerates")
-"""The fields of a request that are written."""
+"""The fields of a request that the log contains."""
 _LONGEST_REASON = 500
 _PATH = re.compile(r"(?<![\w.])~?/[^\s'\",;:)]+")
 
 
 def older_file(path: Path) -> Path:
-    """Where the lines before those of `path` are, if there are any."""
+    """Return the path of the older lines; the file may be missing."""
     return path.with_name(f"{path.name}.old")
 
 
 class DecisionLog:
-    """A listener of the event stream that appends to its file, and raises nothing: a full disk costs lines alone."""
+    """A listener of the event stream that appends to the file. It never raises: a full disk only loses lines."""
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self._path = folder / FILE_NAME
         self._max_bytes = max_bytes
-        self._placed: dict[str, Mapping[str, Any]] = {}  # decisions whose lease is on its way
+        self._placed: dict[str, Mapping[str, Any]] = {}  # decisions whose lease is not held yet
         self._descriptor: int | None = None
         self._is_failing = False
 
     def __call__(self, event: Event) -> None:
-        """Append what the event tells. A placement counts once its lease is there."""
+        """Append a line for this event. A placement is written when its lease is held."""
         kernel = event.kernel
         if kernel is None:
             return
@@ -95,7 +95,7 @@ class DecisionLog:
             self._is_failing = False
         except (OSError, ValueError, TypeError) as problem:
             if not self._is_failing:
-                log.warning("decisions are not written to %s for now: %s", self._path, problem)
+                log.warning("decisions cannot be written to %s: %s", self._path, problem)
             self._is_failing = True
 
     def _write(self, line: bytes) -> None:
@@ -112,7 +112,7 @@ class DecisionLog:
             if os.write(self._descriptor, line) != len(line):
                 raise OSError("the disk is full")
         except OSError:
-            os.ftruncate(self._descriptor, size)  # no half lines
+            os.ftruncate(self._descriptor, size)  # leave no half line behind
             raise
 
 

@@ -183,7 +183,7 @@ class Service:
         return Nothing()
 
     async def _check_policies(self, peer: bytes, request: ops.CheckPolicies) -> dict[str, Any]:
-        return {"problems": await self._scheduler.policies.problems(request.names)}
+        return {"problems": await self._scheduler.policies.find_problems(request.names)}
 
     async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
         return {"findings": await self._scheduler.doctor()}

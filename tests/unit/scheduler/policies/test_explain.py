@@ -9,7 +9,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Decision, Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.policies.explain import build_explanation, metrics_warnings, soonest
+from roost.scheduler.policies.explain import build_explanation, find_metrics_warnings, find_soonest
 
 GIB = 1 << 30
 ADA = Owner(user="ada", application="lab")
@@ -46,7 +46,7 @@ def decided(snapshot: Snapshot, **asked: object) -> Decision:
 
 def to_end(leases: list[Lease], snapshot: Snapshot, **asked: object) -> tuple[str, list[str]] | None:
     """The node that is soonest to free, and the kernels that would have to end there."""
-    found = soonest(decided(snapshot, **asked), snapshot, leases, {})
+    found = find_soonest(decided(snapshot, **asked), snapshot, leases, {})
     return None if found is None else (found["node_id"], [kernel["id"] for kernel in found["kernels"]])
 
 
@@ -83,7 +83,7 @@ def test_kernels_that_hold_a_custom_resource() -> None:
     leases = [lease("two", "a", resources={"licence": 2}), lease("cpu", "a", cpus=1)]
     snapshot = cluster(leases, node("a", resources={"licence": 2}))
     assert to_end(leases, snapshot, resources={"licence": 1}) == ("a", ["two"])
-    found = soonest(decided(snapshot, resources={"licence": 1}), snapshot, leases, {})
+    found = find_soonest(decided(snapshot, resources={"licence": 1}), snapshot, leases, {})
     assert found is not None
     assert found["kernels"][0]["resources"] == {"licence": 2.0}
 
@@ -101,14 +101,16 @@ def test_none_where_no_end_makes_room() -> None:
 def test_metrics_that_are_missing_or_old_are_told() -> None:
     nodes = [node(name, metrics_age_s=age) for name, age in (("a", 1.0), ("b", 31.0), ("c", None))]
     nowhere = Decision(request=Request(), policy="pack")
-    assert metrics_warnings(nowhere, Snapshot.of(nodes)) == [
-        "1 of 3 nodes has no metrics: what is really used there is unknown",
-        "1 of 3 nodes has metrics older than 30 s: what is really used there is unknown",
+    assert find_metrics_warnings(nowhere, Snapshot.of(nodes)) == [
+        "1 of 3 nodes has no metrics: real use is unknown",
+        "1 of 3 nodes has metrics older than 30 s: real use is unknown",
     ]
-    assert metrics_warnings(nowhere, Snapshot.of([])) == []
+    assert find_metrics_warnings(nowhere, Snapshot.of([])) == []
     fresh = Snapshot.of(nodes[:1])
-    assert metrics_warnings(nowhere, fresh) == metrics_warnings(decided(fresh, cpus=1), fresh) == []
-    assert metrics_warnings(decided(fresh, gpus=2), fresh) == ["the real use of GPU 0, 1 on a is unknown"]
+    assert find_metrics_warnings(nowhere, fresh) == find_metrics_warnings(decided(fresh, cpus=1), fresh) == []
+    assert find_metrics_warnings(decided(fresh, gpus=2), fresh) == [
+        "the real use of GPU 0, 1 on a is unknown"
+    ]
     snapshot = Snapshot.of(nodes[2:])
     document = build_explanation(get_policy("balanced").place(Request(gpus=1), snapshot), snapshot)
     assert (document["policy"], document["nodes"], document["soonest"]) == ("balanced", 1, None)
