@@ -232,7 +232,7 @@ class Agent:
     async def _warm(self, peer: bytes, request: Warm) -> Nothing:
         command = ipykernel_command(request.argv)
         if command is not None:
-            env = {**own_environment(), **request.env} if self._settings.address else request.env
+            env = {**own_environment(), **request.env} if self._settings.is_remote else request.env
             await self._zygotes.warm(command, env)
         return Nothing()
 
@@ -241,24 +241,22 @@ class Agent:
         return Nothing()
 
     def _visibility(self, lease: Lease) -> dict[str, str]:
-        """Environment that shows a kernel its devices and no others; unset where there are no devices at all."""
-        devices = ",".join(lease.device_ids)
-        if self._settings.address:  # the order of devices is the manager's, which its other jobs see as well
-            return {"CUDA_VISIBLE_DEVICES": devices}
-        if not self._ledger.models:
+        """Return the variables that show a kernel its devices and no others (`AgentSettings.gpu_visibility`)."""
+        visibility = self._settings.gpu_visibility
+        if visibility == "inherit" or (visibility == "bus" and not self._ledger.models):
             return {}
-        # By the bus, as NVML counts; CUDA by itself counts the fastest first.
-        return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(lease.device_ids)}
+        # NVML numbers devices in PCI order, but CUDA's default order puts the fastest device first.
+        return {**visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if visibility == "bus" else visible
 
     def _at_home(self, request: Launch) -> Launch:
-        """The launch on a node that the application may know nothing of: see `Launch`."""
-        if not self._settings.address:
+        """Return the launch with what this node decides: see `Launch` and `AgentSettings`."""
+        if self._settings.address and request.connection.transport == "tcp":
+            request = replace(request, connection=replace(request.connection, ip=self._settings.address))
+        if not self._settings.is_remote:
             return request
-        connection = request.connection
-        if connection.transport == "tcp":
-            connection = replace(connection, ip=self._settings.address)
         cwd = request.cwd if os.path.isdir(request.cwd) else os.path.expanduser("~")
-        return replace(request, connection=connection, cwd=cwd, env={**own_environment(), **request.env})
+        return replace(request, cwd=cwd, env={**own_environment(), **request.env})
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._keep(process.lease_id)

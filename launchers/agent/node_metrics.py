@@ -8,6 +8,7 @@ import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -23,9 +24,13 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What an operator may declare of a machine, and how its agent behaves. None: as measured.
+    """The amounts that an operator declares for a machine (None: as measured), and how its agent behaves.
 
-    `address`: where the agent and its kernels listen; empty: on loopback, for applications of this machine alone.
+    `address`: the IP address where the agent and its kernels listen. If empty, they listen on loopback.
+    `is_remote`: the application may be on another machine. A kernel's environment is then added to the agent's own, and
+    a kernel whose working folder does not exist on this machine starts in the home folder.
+    `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
+    `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod.
     """
 
     cpus: float | None = None
@@ -35,6 +40,8 @@ class AgentSettings:
     idle_exit_s: float = 600.0
     preload: tuple[str, ...] = ()
     address: str = ""
+    is_remote: bool = False
+    gpu_visibility: Literal["bus", "manager", "inherit"] = "bus"
 
 
 class Measured:

@@ -119,9 +119,8 @@ class Launch:
 
     `launch_id` names this one attempt: repeated with the same id, a launch answers what the first did. `argv`
     is the kernelspec's, with `{connection_file}` left in; the agent writes that file. `env` is the whole
-    environment of the kernel, to which the agent adds the devices' visibility. An agent with an address of its own
-    (`AgentSettings.address`) has the kernel listen there, puts its own environment beneath `env`, and starts in the
-    home folder where there is no `cwd`.
+    environment of the kernel, to which the agent adds the devices' visibility. `AgentSettings` says on which address
+    the kernel listens, and which of `env` and `cwd` an agent on another machine supplements.
     """
 
     launch_id: str

@@ -115,7 +115,12 @@ class DaskDriver(Driver[DaskNode]):
                 f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
             )
         archive, digest = packed()
-        settings = AgentSettings(idle_exit_s=self._settings.agent_idle_exit_s, preload=self._settings.preload)
+        settings = AgentSettings(
+            idle_exit_s=self._settings.agent_idle_exit_s,
+            preload=self._settings.preload,
+            is_remote=True,
+            gpu_visibility="manager",
+        )
         sent: dict[str, Any] = {
             "settings": encode(settings),
             "grace_s": self._settings.manager_grace_s,

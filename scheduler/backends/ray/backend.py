@@ -75,6 +75,8 @@ class RayBackend(ManagedBackend[RayNode]):
             idle_exit_s=self._options.agent_idle_exit_s,
             preload=self._options.preload,
             address=node.address,
+            is_remote=True,
+            gpu_visibility="manager",
         )
         reference = await self._driver.ask(
             agent_task.agent_on,

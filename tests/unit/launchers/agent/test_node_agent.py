@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,15 @@ from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import Connection, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError
 
-AT = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60, address="127.0.0.2")
+AT = AgentSettings(
+    cpus=4,
+    memory_bytes=1000,
+    gpus=2,
+    idle_exit_s=60,
+    address="127.0.0.2",
+    is_remote=True,
+    gpu_visibility="manager",
+)
 HOME = str(Path(module.__file__).resolve().parents[3])
 SAYS = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]));" + TINY_KERNEL
 
@@ -117,6 +126,17 @@ async def test_a_kernel_sees_the_devices_that_its_manager_granted_and_no_others(
     assert "CUDA_DEVICE_ORDER" not in env, "the order is the manager's"
     await agent.reserve("none", is_granted=True)
     assert (await said(agent, "none"))[2]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+async def test_in_a_pod_the_devices_that_the_manager_shows_stay_visible(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    in_pod = replace(AT, gpu_visibility="inherit")
+    async with agent_session(in_pod) as agent:
+        await agent.reserve("k", gpus=1)
+        assert (await said(agent, "k"))[2]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    await end_agent(in_pod)
 
 
 async def test_signals_that_the_starter_blocked_reach_kernels(runtime_dir: Path) -> None:
