@@ -30,7 +30,7 @@ from rich.progress import track
 from trace_data import add_traces, folder_of, read_cluster, read_tasks
 
 from roost.placement import Node, Policy, Request, Snapshot, Workload, get_policy
-from roost.placement.pipeline import class_of
+from roost.placement.pipeline import class_key
 from roost.placement.replay import draw_arrivals_to_demand, replay
 
 SIZES = (1_213, 10_000, 100_000)
@@ -65,7 +65,7 @@ class Cluster:
 
     def warm_up(self) -> None:
         """Ask for every class once."""
-        for request in {class_of(request): request for request in self.requests}.values():
+        for request in {class_key(request): request for request in self.requests}.values():
             self.policy.place(request, self.snapshot)
 
     def decide(self) -> tuple[float, float]:

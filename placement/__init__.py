@@ -1,4 +1,18 @@
-"""Placement ranks the nodes for a request. It does no I/O and reads no clock.
+"""Placement chooses the node and the devices for a request. It does no I/O and reads no clock.
+
+    Request ──────┐
+    Snapshot ─────┤  all nodes at one instant                                     model.py, snapshot.py
+                  ▼
+    Policy.place(request, snapshot, avoid=...)                                    shipped_policies.py
+                  │
+      Pipeline    ├─ filters   refuse nodes, each with a reason                   filters.py
+                  ├─ scorers   rate the rest; weights make one sum                scorers.py, packing.py
+                  └─ best node and devices; ties go to the smallest id            pipeline.py
+                  ▼
+    Decision: placement, runners-up, refusals                                     decision.py, explanation.py
+
+Policies learn only from a ``Workload``, a summary of recent requests (workload.py). ``engine`` keeps the scores between
+decisions, so that only changed nodes are scored again. ``replay`` plays a stream of requests through a policy.
 
 Names load on first use (PEP 562). Only a snapshot, a workload or a policy loads numpy.
 

@@ -1,30 +1,71 @@
-"""What a policy answers: where the kernel goes, what else was possible, and why not elsewhere."""
+"""The answer of a policy: the chosen node, the next best nodes, and the reasons against the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from .format import format_count
 from .model import Request
 from .refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
 
-_AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
-"""Filters by what nodes have; what others refuse for ever, a request can change that says something else."""
+if TYPE_CHECKING:
+    from .explanation import Explanation
 
-_OURS = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
-"""What refuses under any policy. A filter of another name is the policy's own."""
+Value = TypeVar("Value", bound="_Explained")
+
+_AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
+"""Filters about amounts. A request can change a permanent refusal by any other filter."""
+
+_COMMON = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
+"""Filters that every policy has. A filter of another name belongs to the policy."""
 
 SHOWN_REFUSALS = 1_000
-"""As many refusals are written out; all are counted."""
+"""At most this many refusals are written out. All are counted."""
+
+
+class _Explained:
+    """A frozen value with fields that an explanation computes when they are first read.
+
+    A decision takes 0.1 ms among 100,000 nodes. Its explanation takes far longer, and most are never read.
+    """
+
+    __slots__ = ("_explanation",)
+    _LATE: ClassVar[frozenset[str]]
+
+    @classmethod
+    def explained_by(cls: type[Value], explanation: Explanation, **known: Any) -> Value:
+        """Return the value with these fields; ``explanation`` has the others as attributes."""
+        value = cls(**known)
+        for name in cls._LATE:
+            object.__delattr__(value, name)  # so that the first read calls __getattr__
+        object.__setattr__(value, "_explanation", explanation)
+        return value
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in self._LATE:
+                raise AttributeError(name)
+            value = getattr(self._explanation, name)
+            object.__setattr__(self, name, value)
+            return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A node and the devices preferred on it. ``score`` is the sum of ``terms``, the scorers' weighted say.
+class Placement(_Explained):
+    """A node and the devices preferred on it.
 
-    The devices are a wish: the lease has the last word where a manager chooses them itself.
+    ``score`` is the sum of ``terms``, the weighted scores. The devices are a preference: some cluster managers
+    choose the devices themselves.
+
+    >>> Placement(node_id="a", device_ids=("0",), score=1.5, terms={"gpu": 1.0, "near": 0.5}).terms["near"]
+    0.5
     """
+
+    _LATE = frozenset({"terms"})
 
     node_id: str
     device_ids: tuple[str, ...] = ()
@@ -33,19 +74,22 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A policy's answer to one request on one snapshot, with its grounds.
+class Decision(_Explained):
+    """The answer of a policy to one request on one snapshot, with its reasons.
 
-    ``policy`` is the policy that was asked; ``fallback`` says why round robin ranked in its stead, if it did.
-    ``runners_up`` are the next best nodes, best first. A node may be refused by several filters: ``refusals``
-    holds one entry for each, ordered by node, and all of them even when there is a placement; ``refused`` counts
-    the nodes by their main reason, most first. The three may be worked out only when they are read.
-    ``metrics_age_s`` is the age of the chosen node's metrics (None: it has none, or there is no placement).
+    ``policy`` is the policy that the request named. If round robin ranked the nodes instead, ``fallback`` says why.
+    ``runners_up`` are the next best nodes, best first. ``refusals`` has one entry for each filter that refuses a
+    node, ordered by node, even when there is a placement. ``refused`` counts the nodes by their main reason, the
+    largest group first. ``metrics_age_s`` is the age of the chosen node's metrics, or None without metrics.
+
+    A pipeline computes ``runners_up``, ``refusals`` and ``refused`` when they are first read.
 
     >>> refusal = Refusal(node_id="a", filter="gpu", reason="needs 1 GPU, has none", when="never")
     >>> Decision(request=Request(gpus=1), policy="pack", refusals=(refusal,)).reason
     'no node could ever hold 1 GPU (a: needs 1 GPU, has none)'
     """
+
+    _LATE = frozenset({"runners_up", "refusals", "refused"})
 
     request: Request
     policy: str
@@ -58,14 +102,32 @@ class Decision:
     snapshot_version: int = 0
 
     @property
+    def is_explained(self) -> bool:
+        """True if the decision gives refusals, or can compute them."""
+        return hasattr(self, "_explanation") or bool(self.refusals or self.refused)
+
+    def first_refusals(self, count: int | None) -> tuple[Refusal, ...]:
+        """Return the first refusals, or all for None. The cost is that of the refusals returned."""
+        if count is None or not hasattr(self, "_explanation"):
+            return tuple(self.refusals[:count])
+        return tuple(islice(self._explanation.iterate_refusals(), count))
+
+    def changed_to(self, **changes: Any) -> Decision:
+        """Return the decision with other values in these fields, without computing the explanation."""
+        if not hasattr(self, "_explanation"):
+            return replace(self, **changes)
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._LATE}
+        return self.explained_by(self._explanation, **{**known, **changes})
+
+    @property
     def is_never(self) -> bool:
-        """True when there are nodes and none of them could hold the request even if it were empty."""
+        """True if there are nodes and none of them could hold the request even when empty."""
         groups = () if self.placement is not None else self._groups()
         return bool(groups) and all(group.when == "never" for group in groups)
 
     @property
     def reason(self) -> str:
-        """One sentence that says why it went where it did, or why it did not go anywhere."""
+        """One sentence that gives the reason for the placement, or the reason why there is none."""
         if self.placement is not None:
             terms = ", ".join(f"{name} {value:.4g}" for name, value in self.placement.terms.items())
             rank = f"{self.placement.node_id} ranks first" + (f" ({terms})" if terms else "")
@@ -75,54 +137,58 @@ class Decision:
             return "there are no nodes"
         could = "could ever hold" if self.is_never else "has room now for"
         no_node = f"no node {could} {self.request.describe()}"
-        if all(group.filter not in _OURS for group in groups):
+        if all(group.filter not in _COMMON for group in groups):
             now = "" if self.is_never else " now"
             no_node = f"policy {self.policy} gives no node{now} for {self.request.describe()}"
         total = sum(group.count for group in groups)
         if total == 1:
             refusal = groups[0].examples[0]
             return f"{no_node} ({refusal.node_id}: {refusal.reason})"
-        said = [f"{group.count} {self._said_of(group, group.count)}" for group in groups]
-        said[0] = f"{groups[0].count} of {total} nodes {self._said_of(groups[0], groups[0].count)}"
-        return f"{no_node}: {', '.join(said)}"
+        counts = [f"{group.count} {self._describe(group, group.count)}" for group in groups]
+        counts[0] = f"{groups[0].count} of {total} nodes {self._describe(groups[0], groups[0].count)}"
+        return f"{no_node}: {', '.join(counts)}"
 
     @property
     def remedies(self) -> list[str]:
-        """What would have to change for a placement, nearest first; empty where there is one."""
+        """The changes that would lead to a placement, nearest first. Empty if there is a placement."""
         if self.placement is not None:
             return []
         groups = self._groups()
         if not groups:
             return ["there are no nodes: add one"]
-        found, advised = [], set()
+        remedies, advised = [], set()
         for group in sorted(groups, key=lambda group: group.when == "never"):
             can_change = group.when == "now" or group.filter not in _AMOUNTS
             if can_change and group.alone and group.examples:
                 nearest = group.examples[0]
-                would = f"{_nodes(group.alone)} would do but {self._said_of(group, group.alone)}"
+                would = (
+                    f"{format_count(group.alone, 'node')} would do but {self._describe(group, group.alone)}"
+                )
                 if group.filter != "avoid" and group.examples[0].reason != BY_OPERATOR:
                     would += f"; nearest {nearest.node_id}: {nearest.reason}"
-                advice = self._advice(group)
-                found.append(f"{would}: {advice}" if advice else would)
+                advice = self._advise(group)
+                remedies.append(f"{would}: {advice}" if advice else would)
                 advised.add(advice)
         if self.is_never:
-            advices = dict.fromkeys(self._advice(group) for group in groups)
+            advices = dict.fromkeys(self._advise(group) for group in groups)
             left = [advice for advice in advices if advice not in advised]
-            found.append(f"waiting does not help: {'; or '.join(left)}" if left else "waiting does not help")
-        elif not found:
-            found.append("more than one thing is short on every node that could hold it")
-        return found
+            remedies.append(
+                f"waiting does not help: {'; or '.join(left)}" if left else "waiting does not help"
+            )
+        elif not remedies:
+            remedies.append("more than one thing is short on every node that could hold it")
+        return remedies
 
-    def _said_of(self, group: RefusalGroup, count: int) -> str:
-        """What is said of so many nodes of the group, with what only the decision knows: models, and its policy."""
-        if group.filter not in _OURS:
+    def _describe(self, group: RefusalGroup, count: int) -> str:
+        """Return the predicate for ``count`` nodes of the group; it may name the policy and the models."""
+        if group.filter not in _COMMON:
             named = f" ({group.filter})" if group.filter else ""
             return f"{'is' if count == 1 else 'are'} refused by policy {self.policy}{named}"
-        said = group.describe(count)
-        return said if self.request.gpu_models else said.replace(" such GPUs", " GPUs")
+        predicate = group.describe(count)
+        return predicate if self.request.gpu_models else predicate.replace(" such GPUs", " GPUs")
 
-    def _advice(self, group: RefusalGroup) -> str:
-        """What to do about such a refusal; empty where it is to wait."""
+    def _advise(self, group: RefusalGroup) -> str:
+        """Return what the user can do about such a refusal; empty if only waiting helps."""
         if group.filter == "draining":
             drained = (example.node_id for example in group.examples if example.reason == BY_OPERATOR)
             node_id = next(drained, "" if group.examples else "NODE")
@@ -131,12 +197,12 @@ class Decision:
             return "ask for another label, or for none, or add a node that has it"
         if group.filter == "taints":
             return "say what the kernel tolerates (`--tolerate NAME`, in a kernelspec `tolerates`)"
-        if group.filter not in _OURS:
+        if group.filter not in _COMMON:
             return f"that is policy {self.policy}'s doing: another policy may take it"
         return "ask for less, or add a node that has it" if group.when == "never" else ""
 
     def lines(self) -> list[str]:
-        """The whole decision for people, a line per placement and refusal."""
+        """Return the whole decision as text, with a line for each placement and refusal."""
         lines = [self.reason]
         ranked = ([self.placement] if self.placement else []) + list(self.runners_up)
         for rank, placement in enumerate(ranked, start=1):
@@ -146,7 +212,7 @@ class Decision:
                 f"{rank}. {placement.node_id}{devices}: {placement.score:.4g}"
                 + (f" ({terms})" if terms else "")
             )
-        for refusal in self.refusals[:SHOWN_REFUSALS]:
+        for refusal in self.first_refusals(SHOWN_REFUSALS):
             when = "not now" if refusal.when == "now" else "never"
             lines.append(f"{refusal.node_id}: {when}, {refusal.reason}")
         lines += self.remedies
@@ -156,18 +222,20 @@ class Decision:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision as JSON types; ``from_dict`` is the inverse.
+        """Return the decision as JSON types; ``from_dict`` is the inverse.
 
-        ``reason``, ``is_never`` and ``remedies`` are added; of the refusals there are ``SHOWN_REFUSALS`` at most.
+        The result also has ``reason``, ``is_never`` and ``remedies``. It has at most ``SHOWN_REFUSALS`` refusals.
         """
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,
-            "placement": None if self.placement is None else _plain(self.placement),
-            "runners_up": [_plain(placement) for placement in self.runners_up],
-            "refusals": [_plain_refusal(refusal) for refusal in self.refusals[:SHOWN_REFUSALS]],
+            "placement": None if self.placement is None else _write_placement(self.placement),
+            "runners_up": [_write_placement(placement) for placement in self.runners_up],
+            "refusals": [_write_refusal(refusal) for refusal in self.first_refusals(SHOWN_REFUSALS)],
             "refused": [
-                _plain_group(group, f"{_nodes(group.count)} {self._said_of(group, group.count)}")
+                _write_group(
+                    group, f"{format_count(group.count, 'node')} {self._describe(group, group.count)}"
+                )
                 for group in self._groups()
             ],
             "remedies": self.remedies,
@@ -180,15 +248,15 @@ class Decision:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Decision:
-        """Reads ``to_dict``'s form, also after a way through JSON."""
+        """Return the decision that ``to_dict`` wrote, also after a round trip through JSON."""
         placement = data["placement"]
         return cls(
             request=Request.from_dict(data["request"]),
             policy=data["policy"],
-            placement=None if placement is None else _placement(placement),
-            runners_up=tuple(map(_placement, data["runners_up"])),
+            placement=None if placement is None else _read_placement(placement),
+            runners_up=tuple(map(_read_placement, data["runners_up"])),
             refusals=tuple(Refusal(**refusal) for refusal in data["refusals"]),
-            refused=tuple(map(_group, data["refused"])),
+            refused=tuple(map(_read_group, data["refused"])),
             fallback=data["fallback"],
             metrics_age_s=data["metrics_age_s"],
             snapshot_version=data["snapshot_version"],
@@ -198,11 +266,7 @@ class Decision:
         return self.refused or group_refusals(self.refusals)
 
 
-def _nodes(count: int) -> str:
-    return f"{count} {'node' if count == 1 else 'nodes'}"
-
-
-def _plain(placement: Placement) -> dict[str, Any]:
+def _write_placement(placement: Placement) -> dict[str, Any]:
     return {
         "node_id": placement.node_id,
         "device_ids": list(placement.device_ids),
@@ -211,11 +275,11 @@ def _plain(placement: Placement) -> dict[str, Any]:
     }
 
 
-def _placement(data: Mapping[str, Any]) -> Placement:
+def _read_placement(data: Mapping[str, Any]) -> Placement:
     return Placement(**{**data, "device_ids": tuple(data["device_ids"])})
 
 
-def _plain_refusal(refusal: Refusal) -> dict[str, Any]:
+def _write_refusal(refusal: Refusal) -> dict[str, Any]:
     return {
         "node_id": refusal.node_id,
         "filter": refusal.filter,
@@ -224,17 +288,17 @@ def _plain_refusal(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _plain_group(group: RefusalGroup, text: str) -> dict[str, Any]:
+def _write_group(group: RefusalGroup, text: str) -> dict[str, Any]:
     return {
         "filter": group.filter,
         "when": group.when,
         "count": group.count,
         "alone": group.alone,
-        "examples": [_plain_refusal(refusal) for refusal in group.examples],
+        "examples": [_write_refusal(refusal) for refusal in group.examples],
         "text": text,
     }
 
 
-def _group(data: Mapping[str, Any]) -> RefusalGroup:
+def _read_group(data: Mapping[str, Any]) -> RefusalGroup:
     examples = tuple(Refusal(**refusal) for refusal in data["examples"])
     return RefusalGroup(**{**{k: v for k, v in data.items() if k != "text"}, "examples": examples})

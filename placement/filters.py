@@ -1,4 +1,4 @@
-"""The filters of every shipped policy. Each refuses nodes for one reason, and can say so with figures."""
+"""The filters of all shipped policies. Each refuses nodes for one reason, and gives the reason with figures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .refusals import BY_OPERATOR
 from .snapshot import BoolArray, Snapshot
 
 _EXACT = 2**53
-"""Whole numbers below are exact as floats."""
+"""Whole numbers below this are exact as floats."""
 
 
 class NotDraining:
-    """Refuses nodes on which placing has been stopped."""
+    """A filter that refuses draining nodes."""
 
     name = "draining"
 
@@ -26,7 +26,7 @@ class NotDraining:
 
 
 class HasLabels:
-    """Refuses nodes that lack any of the labels asked for."""
+    """A filter that refuses nodes without all the required labels."""
 
     name = "labels"
 
@@ -43,7 +43,7 @@ class HasLabels:
 
 
 class Tolerates:
-    """Refuses nodes with a taint that the request does not tolerate."""
+    """A filter that refuses nodes with a taint that the request does not tolerate."""
 
     name = "taints"
 
@@ -59,16 +59,20 @@ class Tolerates:
 
 
 class HasGpus:
-    """Refuses nodes without enough free devices of the models asked for.
+    """A filter that refuses nodes without enough free devices of the accepted models.
 
-    A share must be free on one device; a whole number needs that many wholly free devices; and the node's sum
-    must suffice too, since what others hold may be known only as a sum.
+    A share must be free on one device. A whole number needs that many wholly free devices. The sum of free devices must
+    suffice too, because promises to others may be known only as a sum.
+
+    >>> from roost.placement import Device
+    >>> HasGpus().reason(Request(gpus=1), Node(id="a", devices=(Device(id="0", promised=0.75),)))
+    'needs 1 GPU, 0.25 free'
     """
 
     name = "gpu"
 
     def least(self, request: Request) -> dict[str, float]:
-        """Of ``device_free`` on as many accepted devices as are asked for."""
+        """Return the free amounts. ``device_free`` must be free on as many accepted devices as the request asks for."""
         if not request.gpus:
             return {}
         return {"gpus_free": request.gpus - EPSILON, "device_free": request.gpu_share - EPSILON}
@@ -100,7 +104,7 @@ class HasGpus:
 
 
 class HasMemory:
-    """Refuses nodes whose memory is promised to others."""
+    """A filter that refuses nodes without enough free memory."""
 
     name = "memory"
 
@@ -120,7 +124,7 @@ class HasMemory:
 
 
 class HasCpus:
-    """Refuses nodes whose CPUs are promised to others."""
+    """A filter that refuses nodes without enough free CPUs."""
 
     name = "cpu"
 
@@ -138,7 +142,7 @@ class HasCpus:
 
 
 class HasResources:
-    """Refuses nodes that lack an amount of what the cluster manager counts besides CPUs, memory and GPUs."""
+    """A filter that refuses nodes without enough of a custom resource."""
 
     name = "resources"
 
@@ -159,7 +163,7 @@ class HasResources:
             (node.resources.get(name, 0.0) >= request.resources[name] - EPSILON, name) for name in short
         )
         needs = f"needs {format_amount(request.resources[name])} {name}"
-        if enough:  # on the empty node; what even that lacks comes first
+        if enough:  # on the empty node; a resource that even the empty node lacks comes first
             return f"{needs}, {format_amount(max(free[name], 0))} free"
         return f"{needs}, has {format_amount(node.resources[name]) if node.resources.get(name) else 'none'}"
 
@@ -173,6 +177,6 @@ def _is_untainted(node: Node) -> bool:
 
 
 def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
-    """(n, d) True for devices of a model that will do, on which the request's share of one device is free."""
+    """Return (n, d) True if the device has an accepted model and the request's share of it is free."""
     fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
     return fitting & snapshot.accepted_devices(request) if request.gpu_models else fitting

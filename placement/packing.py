@@ -1,7 +1,7 @@
-"""Scorers that look at what a placement leaves for the requests to come. All in GPUs: 1 is a whole one.
+"""The scorers that keep room for later requests. Their unit is one whole GPU.
 
-The formulas are those of the blend that beats fragmentation gradient descent on the trace it was published with
-(`benchmarks/placement.py`); each is also of use alone.
+`Packing` combines them. With the weights of `balanced` it allocates more GPUs than fragmentation gradient descent on
+the trace of that paper (`benchmarks/placement.py`). Each scorer can be used alone.
 """
 
 from __future__ import annotations
@@ -16,30 +16,35 @@ import numpy as np
 from .model import Request
 from .scorers import Scorer
 from .snapshot import FloatArray, IntArray, Snapshot
-from .workload import MILLI, Fragments, Workload
+from .workload import MILLI, FragmentTables, Workload
 
 LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
-"""What counts as a large node, to weigh CPUs and GPUs against each other (the largest of the trace)."""
-
+"""The size of a large node, which makes CPUs and GPUs comparable. It is the largest node of the trace."""
 
 _NEARLY_NOTHING = np.array(1e-12)
-"""What stands for 0, since 0 · infinity is no number."""
+"""A stand-in for 0, because 0 · infinity is not a number."""
 
 
 @lru_cache(maxsize=1024)
-def _taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
-    """(3, 2, 1) nothing, and the amounts; on how many devices, and how many thousandths of each."""
+def _count_taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
+    """Return (3, 2, 1) zeros and the amounts, the number of devices, and the thousandths of each device."""
     taken = np.array([[0.0, cpus], [0.0, memory_bytes], [0.0, gpus]])[:, :, None]
     return taken, math.ceil(gpus), round(min(gpus, 1.0) * MILLI)
 
 
 @dataclass(frozen=True, slots=True)
 class FragmentationGradient:
-    """How much the placement lowers the expected fragmentation of the node: F before − F after.
+    """A scorer of the drop in the node's expected fragmentation: F before − F after.
 
-    Weng et al., "Beware of Fragmentation" (ATC '23), equation 4, on the workload's typical classes. Per device for a
-    share, per node otherwise. ``is_integer``: as the authors' scheduler computes it, whole numbers from 0 to 100 of
-    a sigmoid, so that many nodes tie.
+    The source is Weng et al., "Beware of Fragmentation" (ATC '23), equation 4, on the workload's typical classes. It
+    scores devices for a share of a GPU, else nodes. With ``is_integer``, scores are whole percents of a sigmoid, as in
+    the authors' scheduler. Many nodes are equal then.
+
+    >>> from roost.placement import Device, Node, Snapshot
+    >>> half, empty = Device(id="0", promised=0.5), Device(id="1")
+    >>> scorer = FragmentationGradient(Workload.of([Request(gpus=0.5)] * 20, {"": 2}))
+    >>> scorer.score(Request(gpus=0.25), Snapshot.of([Node(id="a", devices=(half, empty))])).tolist()
+    [[-0.25, 0.0]]
     """
 
     workload: Workload
@@ -51,7 +56,7 @@ class FragmentationGradient:
         c = snapshot.columns
         tables = self.workload.fragments(snapshot.models)
         before_k, after_k = tables.k(c.cpus_free), tables.k(c.cpus_free - request.cpus)
-        row = MILLI + 1  # of the table of devices: one for each k of each model
+        row = MILLI + 1  # of the table of devices; there is one row for each k of each model
         cells = tables.first_cell[c.device_model] + c.device_milli
         after_cells = cells + (after_k * row)[:, None]
         before = np.add.reduce(tables.flat.take(cells + (before_k * row)[:, None]), axis=1)
@@ -75,9 +80,9 @@ class FragmentationGradient:
 
     @staticmethod
     def several(
-        request: Request, snapshot: Snapshot, tables: Fragments, before_k: IntArray, after_k: IntArray
+        request: Request, snapshot: Snapshot, tables: FragmentTables, before_k: IntArray, after_k: IntArray
     ) -> FloatArray:
-        """The same of classes that ask for several GPUs, for which whole devices are too few; in thousandths."""
+        """Return the drop in thousandths for classes that ask for several GPUs and find too few whole devices."""
         c = snapshot.columns
         if not c.device_model.shape[1]:
             return np.zeros(len(snapshot))
@@ -95,10 +100,10 @@ class FragmentationGradient:
 
 @dataclass(frozen=True, slots=True)
 class StrandedShare:
-    """Minus the growth of the GPUs for which the node's CPUs or memory do not suffice.
+    """A scorer of stranded GPUs: minus the growth of the GPUs that lack CPUs or memory on the node.
 
-    What is stranded is the mean, over the typical requests by the GPUs they ask for, of max(0, GPUs left − as many of
-    these requests' GPUs as the CPUs and the memory that are left could serve).
+    A typical request could use only as many GPUs as the CPUs and the memory that are left can serve. The other GPUs
+    that are left are stranded. The result is the mean over the typical requests, weighted by their GPUs.
     """
 
     workload: Workload
@@ -125,11 +130,11 @@ class StrandedShare:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Minus what stays free, CPUs and GPUs weighed alike: best fit, as in the authors' comparison of FGD."""
+    """A scorer of best fit: minus the free CPUs and GPUs, weighted equally, as in the comparisons of the FGD paper."""
 
     is_integer: bool = False
     is_for_gpus: bool = False
-    """Says nothing about nodes without GPUs: there CPUs may well be spread."""
+    """True if requests without GPUs are packed on GPU nodes only. Elsewhere they may spread."""
     name = "leftover"
     needs_metrics = False
 
@@ -143,7 +148,7 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class SliverWaste:
-    """Per device, for a share of a GPU: minus the growth of what is expected to stay unused of the device."""
+    """A scorer of devices for a share of a GPU: minus the growth of the share that is expected to stay unused."""
 
     workload: Workload
     name: str = field(default="sliver", init=False)
@@ -158,7 +163,7 @@ class SliverWaste:
 
 @dataclass(frozen=True, slots=True)
 class ModelPressure:
-    """Per device: minus what the request takes of a model that others insist on, by how scarce that model is."""
+    """A scorer of devices: minus the GPUs taken, times the pressure on their model (`Workload.pressure`)."""
 
     workload: Workload
     name: str = field(default="pressure", init=False)
@@ -174,24 +179,26 @@ class ModelPressure:
 
 
 class _Tables(NamedTuple):
-    """What `Packing` looks up, weighted, for the models of one cluster."""
+    """The tables of `Packing`, with its weights, for the device models of one cluster."""
 
-    fragments: Fragments
-    cpus: FloatArray  # (typical classes,) how many suffice for the first k
-    potential: FloatArray  # what a device with so much left adds to the score: a kernel changes that by what it takes
-    start: IntArray  # (typical classes + 1,) where in it the cells (`Columns.device_cell`) of k begin
-    served_by: FloatArray  # (3, classes, 1) what CPUs, bytes and GPUs could serve of each typical class
-    per_cpu: FloatArray  # () of what is left over
+    fragments: FragmentTables
+    cpus: FloatArray  # (typical classes,) the CPUs that suffice for the first k classes
+    potential: (
+        FloatArray  # the part of the score of a device, by its model and free share; a kernel changes it
+    )
+    start: IntArray  # (typical classes + 1,) the index in `potential` of the first `Columns.device_cell` of k
+    served_by: FloatArray  # (3, classes, 1) GPUs of each typical class served per CPU, byte and GPU
+    per_cpu: FloatArray  # () the score of each CPU left over
     per_gpu: FloatArray
-    share: float  # of a GPU that a share is asked of
-    whole: float  # of each whole one: what slivers add to the potential is to rate shares
+    share: float  # the score per GPU for a share of a GPU
+    whole: float  # the score per GPU for whole GPUs: takes the sliver part of `potential` back
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The five above, weighted, in one go over what they share: half the time of one after the other.
+    """A scorer that combines the five scorers above with weights, in one pass. This takes half the time.
 
-    Explanations take it apart (`parts`), and a test holds the two together.
+    Explanations use the single scorers (``parts``). A test checks that both agree.
     """
 
     workload: Workload
@@ -218,7 +225,7 @@ class Packing:
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c, n = snapshot.columns, len(snapshot)
-        taken, units, milli = _taken(request.cpus, request.memory_bytes, request.gpus)
+        taken, units, milli = _count_taken(request.cpus, request.memory_bytes, request.gpus)
         tables, cpus, potential, start, served_by, per_cpu, per_gpu, share, whole = self._tables(
             snapshot.models
         )
@@ -241,7 +248,7 @@ class Packing:
         if units:
             node += request.gpus * (share if request.gpus < 1 else whole)
             after = cells[1]
-            after -= milli  # of a device that has not so much left it is anything
+            after -= milli  # undefined for devices that do not fit
             score = per_device[1] - potential.take(after)
             if units > 1:
                 score *= units
@@ -253,16 +260,16 @@ class Packing:
         return score
 
     def _tables(self, models: tuple[str, ...]) -> _Tables:
-        """Kept for the models asked for last: a cluster's seldom change."""
+        """Return the tables for these models. The last ones are kept, because a cluster's models seldom change."""
         latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] is not models:
             tables, waste = self.workload.fragments(models), self.workload.sliver_waste()
             scarce = self.workload.pressure(models)[:, None, None] * (np.arange(MILLI + 1) / MILLI)
             worth = self.fragmentation / MILLI * tables.device + self.sliver * waste - self.pressure * scarce
-            worth = np.concatenate([worth[:, :, :1], worth], axis=2)  # one less than nothing is nothing
-            potential = np.roll(worth, 1, axis=0).transpose(1, 0, 2)  # no device becomes the first model
+            worth = np.concatenate([worth[:, :, :1], worth], axis=2)  # -1 thousandth counts as 0
+            potential = np.roll(worth, 1, axis=0).transpose(1, 0, 2)  # "no device" moves to the front
             per_cpu, per_byte, share = self.workload.per_gpu()
-            made = _Tables(
+            built = _Tables(
                 tables,
                 tables.cpus - 1e-6,
                 potential.reshape(-1),
@@ -273,6 +280,6 @@ class Packing:
                 self.stranded,
                 self.stranded - self.sliver * float(waste[MILLI]),
             )
-            latest = models, made
+            latest = models, built
             self._latest[:] = [latest]
         return latest[1]

@@ -2,10 +2,9 @@
 
     snapshot → filters → weighted sum of scores → best node, best devices on it
 
-Equal scores (to 9 decimals) go to the smallest node id, and on it to the fullest device that fits, then to the
-first, so that a decision depends on the request and the snapshot alone. What is scored once is kept per class of
-requests, and only nodes that changed since are scored again (`kept`); what a decision rests on is worked out when
-somebody looks (`grounds`).
+Equal scores (to 9 decimals) go to the smallest node id. On the node they go to the fullest device that fits, then to
+the first. A decision therefore depends on the request and the snapshot alone. The score cache keeps the scores of each
+class of requests, so that only changed nodes are scored again. The explanation is computed when somebody reads it.
 """
 
 from __future__ import annotations
@@ -18,15 +17,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from roost.placement.engine.class_scores import Rating, passed, weighted
-from roost.placement.engine.score_cache import Kept, Rated, unrated
-
 from .decision import Decision, Placement
-from .explanation import Grounds
+from .engine.class_scores import ClassScorer, apply_filters, weigh_scores
+from .engine.score_cache import ScoreCache, Scores
+from .explanation import Explanation
 from .filters import HasCpus, HasGpus, HasLabels, HasMemory, HasResources, NotDraining, Tolerates
-from .lazy import LaterMapping, LaterSequence
 from .model import Node, Request
-from .scorers import FewKernels, Weighted
+from .scorers import FewKernels, WeightedScorers
 from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
@@ -35,38 +32,66 @@ NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses a node. Pure: the same request, snapshot and ``avoid`` always give the same decision."""
+    """A rule that chooses a node. It is pure: the same arguments always give the same decision.
+
+    >>> from roost.placement import get_policy
+    >>> isinstance(get_policy("pack"), Policy)
+    True
+    """
 
     @property
     def name(self) -> str: ...
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        """Nodes in ``avoid`` are refused *now*, for the reason that stands there: they have just refused this very
-        request, or are kept for another that has waited longer."""
+        """Return the decision for a request.
+
+        ``avoid`` maps node ids to reasons. These nodes are refused *now*: either they have just refused this request,
+        or they are reserved for a kernel that has waited longer.
+        """
         ...
 
 
 class Filter(Protocol):
-    """Refuses nodes for one reason. A node that it would refuse even if it were empty is refused for ever."""
+    """A rule that refuses nodes for one reason. A node that it refuses even when empty is refused as *never*.
+
+    >>> class Quiet:
+    ...     name = "quiet"
+    ...     def passes(self, request, snapshot):
+    ...         return snapshot.columns.kernels < 2
+    ...     def reason(self, request, node):
+    ...         return f"runs {node.kernels} kernels"
+    >>> from roost.placement import Node, Request, Snapshot
+    >>> quiet = Pipeline(name="quiet", filters=(Quiet(),), scorers=())
+    >>> quiet.place(Request(), Snapshot.of([Node(id="a", kernels=2)])).refusals[0].reason
+    'runs 2 kernels'
+    """
 
     @property
     def name(self) -> str: ...
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
-        """(n_nodes,) True where the node will do; None: all will. A node's answer depends on that node alone:
-        the snapshot may hold only some of the cluster's nodes."""
+        """Return (n_nodes,) True if the node passes, or None if all pass.
+
+        A node's answer must depend on that node alone: the snapshot may hold only some of the cluster's nodes.
+        """
         ...
 
     def reason(self, request: Request, node: Node) -> str:
-        """Why this node, which did not pass, is refused, said of the node: ``needs 1 GPU, 0.25 free``."""
+        """Return why this node, which did not pass, is refused: a predicate such as ``needs 1 GPU, 0.25 free``."""
         ...
 
 
 class Ties(Protocol):
-    """Chooses among nodes of equal score."""
+    """A rule that chooses among nodes of equal score.
+
+    >>> from roost.placement import Node, Request, Snapshot
+    >>> last = Pipeline(name="last", scorers=(), ties=lambda request, snapshot, rows: int(rows[-1]))
+    >>> last.place(Request(), Snapshot.of([Node(id="a"), Node(id="b")])).placement.node_id
+    'b'
+    """
 
     def __call__(self, request: Request, snapshot: Snapshot, rows: IntArray) -> int:
-        """One of these rows, which are in the order of node ids."""
+        """Return one of these rows, which are in the order of node ids."""
         ...
 
 
@@ -79,18 +104,19 @@ DEFAULT_FILTERS: tuple[Filter, ...] = (
     HasCpus(),
     HasResources(),
 )
-ROUND_ROBIN: Weighted = ((FewKernels(), 1.0),)
+ROUND_ROBIN: WeightedScorers = ((FewKernels(), 1.0),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """The policy that shipped ones are made of, and the easy way to one's own.
+    """A policy of filters and weighted scorers. The shipped policies are pipelines.
 
-    ``scorers`` are pairs of a scorer and its weight; a weight may be negative. When a scorer that needs
-    metrics has a say and no node that fits has metrics at most ``stale_after_s`` old, the nodes are ranked by
-    ``ROUND_ROBIN`` instead, and the decision says so. When only some have, nothing falls back: the others'
-    use counts as unknown, which rates half way between idle and busy. ``ties`` chooses among equals; None
+    ``scorers`` are pairs of a scorer and its weight, which may be negative. ``ties`` chooses among equal nodes; None
     takes the smallest node id.
+
+    A scorer that needs metrics cannot rank without them. If no node that fits has metrics at most ``stale_after_s``
+    old, ``ROUND_ROBIN`` ranks the nodes and the decision says so. If only some nodes have fresh metrics, the use of the
+    other nodes counts as unknown: half way between idle and busy.
 
     >>> from roost.placement import Node, Request, Snapshot
     >>> mine = Pipeline(name="mine", scorers=((FewKernels(), 1.0),))
@@ -99,107 +125,106 @@ class Pipeline:
     """
 
     name: str
-    scorers: Weighted
+    scorers: WeightedScorers
     filters: tuple[Filter, ...] = DEFAULT_FILTERS
     ties: Ties | None = None
     stale_after_s: float = 30.0
     runners_up: int = 9
-    kept: Kept = field(default_factory=Kept, init=False, compare=False, repr=False)
+    cache: ScoreCache = field(default_factory=ScoreCache, init=False, compare=False, repr=False)
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        """O(nodes) to find the best of the kept scores, O(changed nodes · devices) to bring them up to date.
+        """Return the decision for a request.
 
-        Raises ``ValueError`` when a part misbehaves.
+        The search for the best node is O(nodes). The update of the cached scores is O(changed nodes · devices).
+        Raises ``ValueError`` if a filter or a scorer returns a wrong array.
         """
         avoided: dict[int, str] = {}
         if avoid:
             avoided = {snapshot.row(each): reason for each, reason in avoid.items() if each in snapshot}
-        with self.kept.lock:
+        with self.cache.lock:  # until the best row is read, since the scores change in place
             scorers, fallback = self.scorers, None
-            rated = self._rated(request, snapshot, scorers)
-            best = self._best(request, snapshot, rated, avoided)
-            if best is not None and self._lacks_metrics(snapshot, rated, avoided):
-                fallback = self._why_fallback(snapshot, rated, avoided)
+            scores = self._cached_scores(request, snapshot, scorers)
+            best = self._find_best(request, snapshot, scores, avoided)
+            if best is not None and self._lacks_metrics(snapshot, scores, avoided):
+                fallback = self._explain_fallback(snapshot, scores, avoided)
                 scorers = ROUND_ROBIN
-                rated = self._rated(request, snapshot, scorers)
-                best = self._best(request, snapshot, rated, avoided)
+                scores = self._cached_scores(request, snapshot, scorers)
+                best = self._find_best(request, snapshot, scores, avoided)
             score, device = (
-                (0.0, -1) if best is None else (float(rated.totals[best]), int(rated.devices[best]))
+                (0.0, -1) if best is None else (float(scores.totals[best]), int(scores.devices[best]))
             )
-        grounds = Grounds(self, scorers, request, snapshot, avoided)
+        explanation = Explanation(self, scorers, request, snapshot, best, avoided)
         placement = None
         age_s = math.nan
         if best is not None:
             age_s = float(snapshot.ages[best])
-            node = snapshot.stored(best)
-            placement = Placement(
+            node = snapshot.raw(best)
+            placement = Placement.explained_by(
+                explanation,
                 node_id=node.id,
-                device_ids=grounds.devices(best, -1) if device < 0 else (node.devices[device].id,),
+                device_ids=(
+                    explanation.choose_devices(best, -1) if device < 0 else (node.devices[device].id,)
+                ),
                 score=score,
-                terms=LaterMapping(lambda: grounds.terms(best)),
             )
-        return Decision(
+        return Decision.explained_by(
+            explanation,
             request=request,
             policy=self.name,
             placement=placement,
-            runners_up=LaterSequence(lambda: grounds.ranked(best)) if best is not None else (),
-            refusals=LaterSequence(grounds.refusals),
-            refused=LaterSequence(grounds.refused),
             fallback=fallback,
             metrics_age_s=None if math.isnan(age_s) else age_s,
             snapshot_version=snapshot.version,
         )
 
-    def passed(self, request: Request, snapshot: Snapshot) -> list[BoolArray | None]:
-        """Each filter's answer, None where it lets all pass."""
-        return list(passed(request, snapshot, self.filters))
+    def apply_filters(self, request: Request, snapshot: Snapshot) -> list[BoolArray | None]:
+        """Return the answer of each filter; None if it lets all nodes pass."""
+        return list(apply_filters(request, snapshot, self.filters))
 
-    def rate(self, request: Request, snapshot: Snapshot, scorers: Weighted) -> Rated:
-        """The scores of these nodes, each for itself."""
-        rated = unrated(len(snapshot))
-        rate = Rating(self.filters, scorers, self.stale_after_s, request)
-        rated.update(np.arange(len(snapshot)), rate(snapshot))
-        return rated
+    def score(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> Scores:
+        """Return the scores of all nodes, without the cache."""
+        scores = Scores.of_none(len(snapshot))
+        score_nodes = ClassScorer(self.filters, scorers, self.stale_after_s, request)
+        scores.update(np.arange(len(snapshot)), score_nodes(snapshot))
+        return scores
 
-    def terms(self, request: Request, snapshot: Snapshot, scorers: Weighted) -> dict[str, FloatArray]:
-        """Each scorer's weighted say, (n,) or (n, d), on nodes that passed the filters."""
+    def terms(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> dict[str, FloatArray]:
+        """Return the weighted scores, (n,) or (n, d), by the name of the scorer, for nodes that passed the filters."""
         terms: dict[str, FloatArray] = {}
-        for scorer, term in weighted(request, snapshot, scorers, self.stale_after_s):
+        for scorer, term in weigh_scores(request, snapshot, scorers, self.stale_after_s):
             terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
         return terms
 
-    def _rated(self, request: Request, snapshot: Snapshot, scorers: Weighted) -> Rated:
-        return self.kept.rated(
-            (scorers is self.scorers, class_of(request)),
+    def _cached_scores(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> Scores:
+        return self.cache.update(
+            (scorers is self.scorers, class_key(request)),
             snapshot,
             snapshot.has_fresh_metrics(self.stale_after_s),
-            lambda: Rating(self.filters, scorers, self.stale_after_s, request),
+            lambda: ClassScorer(self.filters, scorers, self.stale_after_s, request),
         )
 
-    def _best(
-        self, request: Request, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]
+    def _find_best(
+        self, request: Request, snapshot: Snapshot, scores: Scores, avoided: Mapping[int, str]
     ) -> int | None:
-        totals = _without(rated.totals, avoided) if avoided else rated.totals
+        totals = _leave_out(scores.totals, avoided) if avoided else scores.totals
         if not totals.size:
             return None
-        best = int(totals.argmax()) if avoided else rated.best()
+        best = int(totals.argmax()) if avoided else scores.find_best()
         if totals[best] == -np.inf:
             return None
-        return (
-            best
-            if self.ties is None
-            else self.ties(request, snapshot, np.flatnonzero(totals == totals[best]))
-        )
+        if self.ties is None:
+            return best
+        return self.ties(request, snapshot, np.flatnonzero(totals == totals[best]))
 
-    def _lacks_metrics(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> bool:
-        """Whether metrics matter and no node that fits has fresh ones."""
-        if not rated.uses_metrics or snapshot.all_fresh(self.stale_after_s):
+    def _lacks_metrics(self, snapshot: Snapshot, scores: Scores, avoided: Mapping[int, str]) -> bool:
+        """True if metrics matter and no node that fits has fresh metrics."""
+        if not scores.uses_metrics or snapshot.all_fresh(self.stale_after_s):
             return False
         fresh = snapshot.has_fresh_metrics(self.stale_after_s)
-        return not (_without(rated.totals, avoided)[fresh] > -np.inf).any()
+        return not (_leave_out(scores.totals, avoided)[fresh] > -np.inf).any()
 
-    def _why_fallback(self, snapshot: Snapshot, rated: Rated, avoided: Mapping[int, str]) -> str:
-        ages = snapshot.ages[_without(rated.totals, avoided) > -np.inf]
+    def _explain_fallback(self, snapshot: Snapshot, scores: Scores, avoided: Mapping[int, str]) -> str:
+        ages = snapshot.ages[_leave_out(scores.totals, avoided) > -np.inf]
         if np.isnan(ages).all():
             return "ranked by round robin, since no node that fits has metrics"
         return (
@@ -208,8 +233,8 @@ class Pipeline:
         )
 
 
-def class_of(request: Request) -> Hashable:
-    """What filters and scorers may look at: requests of one class are rated alike, whoever asks."""
+def class_key(request: Request) -> Hashable:
+    """Return the fields that filters and scorers may look at. Requests with equal keys share their scores."""
     return (
         request.cpus,
         request.memory_bytes,
@@ -223,7 +248,7 @@ def class_of(request: Request) -> Hashable:
     )
 
 
-def _without(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:
+def _leave_out(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:
     if not avoided:
         return totals
     totals = totals.copy()

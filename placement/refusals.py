@@ -1,4 +1,4 @@
-"""Why nodes are refused, node by node and counted by their main reason."""
+"""The reasons why nodes are refused, for each node and counted by the main reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ When = Literal["now", "never"]
 BY_OPERATOR = "is draining"
 """The reason for a node that an operator drains and that gives no reason of its own."""
 
-SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said of one node, of several
+SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → predicate for one node, for several
     ("gpu", "now"): ("has too few GPUs free now", "have too few GPUs free now"),
     ("gpu", "never"): ("has too few such GPUs at all", "have too few such GPUs at all"),
     ("memory", "now"): ("has too little memory free now", "have too little memory free now"),
@@ -26,17 +26,16 @@ SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → said
 }
 
 
-def summarize(name: str, when: str, count: int) -> str:
-    """What is said of `count` nodes that the filter of that name refuses."""
-    one, many = SUMMARIES.get((name, when), (f"is refused by {name}", f"are refused by {name}"))
-    return one if count == 1 else many
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why one filter refuses one node. ``now``: the empty node would hold it; ``never``: not even that.
+    """The reason why one filter refuses one node.
 
-    ``reason`` is a sentence's fragment with figures, said of the node: ``needs 1 GPU, 0.25 free``.
+    ``when`` is ``now`` if the empty node would fit the request, else ``never``. ``reason`` is a predicate with
+    figures. The node is its subject.
+
+    >>> refusal = Refusal(node_id="a", filter="gpu", reason="needs 1 GPU, 0.25 free", when="now")
+    >>> f"{refusal.node_id} {refusal.reason}"
+    'a needs 1 GPU, 0.25 free'
     """
 
     node_id: str
@@ -47,9 +46,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalGroup:
-    """How many nodes are refused for one main reason. ``alone``: for how many of them it is the only one.
+    """The nodes that are refused for the same main reason.
 
-    ``examples`` are a few of them, those nearest to fitting first.
+    ``count`` is the number of these nodes. ``alone`` counts the nodes among them that have no other reason.
+    ``examples`` are a few of the refusals. The node nearest to fitting comes first.
+
+    >>> RefusalGroup(filter="gpu", when="now", count=2).describe(2)
+    'have too few GPUs free now'
     """
 
     filter: str
@@ -59,15 +62,19 @@ class RefusalGroup:
     examples: tuple[Refusal, ...] = ()
 
     def describe(self, count: int) -> str:
-        """The predicate, of so many of these nodes: ``have too little memory free now``. Nodes to avoid come with
-        their reason."""
+        """Return the predicate for ``count`` of these nodes."""
         if self.filter == "avoid" and self.examples:
             return self.examples[0].reason
-        return summarize(self.filter, self.when, count)
+        by_policy = f"is refused by {self.filter}", f"are refused by {self.filter}"
+        one, many = SUMMARIES.get((self.filter, self.when), by_policy)
+        return one if count == 1 else many
 
 
 def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
-    """The refused nodes counted by their main reason: a node's first *never*, else its first *now*."""
+    """Count the refused nodes by their main reason, the largest group first.
+
+    The main reason of a node is its first *never*, else its first *now*.
+    """
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         per_node.setdefault(refusal.node_id, []).append(refusal)
@@ -75,9 +82,9 @@ def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
     for each in per_node.values():
         each.sort(key=lambda refusal: refusal.when == "now")
         main = each[0]
-        said = main.reason if main.filter == "avoid" else ""
-        groups.setdefault((main.filter, main.when, said), []).append(each)
-    found = [
+        avoided_because = main.reason if main.filter == "avoid" else ""
+        groups.setdefault((main.filter, main.when, avoided_because), []).append(each)
+    counted = [
         RefusalGroup(
             filter=name,
             when=when,
@@ -87,4 +94,4 @@ def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
         )
         for (name, when, _), nodes in groups.items()
     ]
-    return tuple(sorted(found, key=lambda group: -group.count))
+    return tuple(sorted(counted, key=lambda group: -group.count))

@@ -1,6 +1,6 @@
-"""What becomes of a stream of requests on a snapshot: each is placed or refused, and ends when its time is up.
+"""A replay of a stream of requests on a snapshot. Each request is placed or refused, and ends after its duration.
 
-Pure, as the policies are: benchmarks, `roost simulate` and an operator's what-if run the same code.
+A replay is pure, like the policies. Benchmarks and `roost simulate` run this code.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .snapshot import Snapshot
 from .workload import MILLI, Workload
 
 Resource = Literal["gpus", "cpus", "memory_bytes"]
-"""What demand is counted in."""
+"""The resource in which demand is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request at a time, in seconds from any start. ``duration_s``: for how long it runs; None: it stays."""
+    """A request that arrives at a time, in seconds from any start. Without ``duration_s`` it never ends."""
 
     request: Request
     at_s: float = 0.0
@@ -33,11 +33,11 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """The state once that much was asked for. All in percent of what the cluster has.
+class ReplayPoint:
+    """The state of a replay at one moment, in percent of the cluster's capacity.
 
-    ``arrived`` and ``refused`` add up from the start, ``allocated`` is held now, with what was promised before.
-    ``fragmented`` is FGD's expected fragmentation: free GPUs that a typical request cannot use; None: not worked out.
+    ``arrived`` and ``refused`` add up from the start. ``allocated`` is promised now, earlier promises included.
+    ``fragmented`` is FGD's expected fragmentation: free GPUs that a typical request cannot use. None is not computed.
     """
 
     arrived: float
@@ -48,8 +48,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """How a policy did. Amounts are in the resource's own unit; ``points`` has one for each whole percent arrived.
-    ``last`` is the cluster after the last arrival."""
+    """The result of a replay. Amounts are in the unit of the resource.
+
+    ``points`` has the state at each whole percent of arrived demand. ``last`` is the cluster after the last arrival.
+    """
 
     policy: str
     resource: Resource
@@ -58,7 +60,7 @@ class Replay:
     placed_requests: int
     arrived: float
     placed: float
-    points: dict[int, Point]
+    points: dict[int, ReplayPoint]
     last: Snapshot
 
     @property
@@ -70,7 +72,7 @@ class Replay:
         return self.arrived - self.placed
 
     def allocation(self, percent: int) -> float | None:
-        """Percent of the cluster that was allocated once ``percent`` of it had arrived; None: as much never did."""
+        """Return the percent allocated after ``percent`` of the capacity had arrived, or None if less arrived."""
         point = self.points.get(percent)
         return None if point is None else point.allocated
 
@@ -85,11 +87,17 @@ def replay(
     fragmentation_every: int = 5,
     on_decision: Callable[[Arrival, Decision], None] | None = None,
 ) -> Replay:
-    """Places each arrival, in that order, on what the ones before have left; nothing is tried again.
+    """Place the arrivals in order, each on the cluster that the earlier ones left. Nothing is tried again.
 
-    A placement that its node cannot hold counts as refused, as its lease would be. With a ``workload``, fragmentation
-    is worked out every ``fragmentation_every`` percent, a pass over all nodes. ``on_decision`` is called after each.
-    Raises ``ValueError`` when the cluster has none of the resource, or the policy misbehaves.
+    A placement that the node cannot hold counts as refused. With a ``workload``, fragmentation is computed every
+    ``fragmentation_every`` percent, O(nodes) each. ``on_decision`` is called after each arrival. Raises ``ValueError``
+    if the cluster has none of the resource, or if the policy misbehaves.
+
+    >>> from roost.placement import Node, get_policy
+    >>> one = Snapshot.of([Node(id="a", cpus=4)])
+    >>> arrivals = [Arrival(request=Request(cpus=3)), Arrival(request=Request(cpus=3))]
+    >>> replay(get_policy("pack"), one, arrivals, resource="cpus").placed_requests
+    1
     """
     capacity = float(getattr(snapshot.columns, resource).sum())
     if not capacity:
@@ -97,7 +105,7 @@ def replay(
     held = capacity - float(np.maximum(getattr(snapshot.columns, _FREE[resource]), 0).sum())
     requests = placed_requests = 0
     arrived = placed = 0.0
-    points: dict[int, Point] = {}
+    points: dict[int, ReplayPoint] = {}
     ends: list[tuple[float, int, str, Request, tuple[str, ...]]] = []
 
     def note(percent: int) -> None:
@@ -105,7 +113,7 @@ def replay(
         fragmented = None
         if workload is not None and resource == "gpus" and percent % fragmentation_every == 0:
             fragmented = measure_fragmentation(workload, snapshot) * share
-        points[percent] = Point(
+        points[percent] = ReplayPoint(
             arrived=arrived * share,
             allocated=held * share,
             refused=(arrived - placed) * share,
@@ -114,16 +122,18 @@ def replay(
 
     note(0)
     for arrival in arrivals:
-        over = []
+        ended = []
         while ends and ends[0][0] <= arrival.at_s:
-            over.append(heapq.heappop(ends))
-        if over:
-            snapshot = _released(snapshot, over)
-            held -= sum(getattr(request, resource) for _, _, _, request, _ in over)
+            ended.append(heapq.heappop(ends))
+        if ended:
+            snapshot = _end_kernels(snapshot, ended)
+            held -= sum(getattr(request, resource) for _, _, _, request, _ in ended)
         request, amount = arrival.request, float(getattr(arrival.request, resource))
         decision = policy.place(request, snapshot)
         requests, arrived = requests + 1, arrived + amount
-        devices = None if decision.placement is None else _devices(request, snapshot, decision.placement)
+        devices = (
+            None if decision.placement is None else _assign_devices(request, snapshot, decision.placement)
+        )
         if decision.placement is not None and devices is not None:
             node_id = decision.placement.node_id
             snapshot = snapshot.apply([snapshot.node(node_id).with_kernel(request, devices)])
@@ -135,7 +145,7 @@ def replay(
             note(len(points))
         if on_decision is not None:
             on_decision(arrival, decision)
-    if round(arrived / capacity * 100.0) == len(points):  # demand for 130 % may end a little before
+    if round(arrived / capacity * 100.0) == len(points):  # the demand may end a little before a whole percent
         note(len(points))
     return Replay(
         policy=policy.name,
@@ -153,11 +163,11 @@ def replay(
 def draw_arrivals_to_demand(
     requests: Sequence[Request], capacity: float, ratio: float, seed: int, resource: Resource = "gpus"
 ) -> list[Arrival]:
-    """The protocol of FGD (Weng et al., ATC '23): these requests in random order, until ``ratio`` x capacity is asked
-    for.
+    """Return these requests in random order, until they ask for ``ratio`` times the capacity.
 
-    Where they ask for more, some are left out at random; where for less, more are drawn from them, with replacement.
-    None ends. Raises ``ValueError`` when none of them asks for any of the resource.
+    This is the protocol of FGD (Weng et al., ATC '23). If the requests ask for more, random ones are left out. If they
+    ask for less, more are drawn from them with replacement. None of the arrivals ends. Raises ``ValueError`` if no
+    request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(
@@ -188,12 +198,12 @@ def draw_poisson_arrivals(
     resource: Resource = "gpus",
     is_steady: bool = False,
 ) -> list[Arrival]:
-    """``count`` arrivals drawn from these, with replacement, each running as long as it did; Poisson in time.
+    """Return ``count`` arrivals, drawn from the tasks with replacement, at random (Poisson) times.
 
-    Their rate is such that, were none refused, ``load`` x capacity would be held in the long run. That may take as
-    long as the longest task; with ``is_steady`` those come first, at 0 s, that would be running by then, each with
-    what it would have left. Tasks without a duration are left out. Raises ``ValueError`` when nothing is left that
-    asks for any of the resource.
+    The rate is such that the arrivals hold ``load`` times the capacity in the long run, if none is refused. It takes up
+    to the duration of the longest task to get there. With ``is_steady``, the arrivals at 0 s are the requests that
+    would be running by then, with the rest of their durations. Tasks without a duration are left out. Raises
+    ``ValueError`` if no task that ends asks for the resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
     durations = [duration_s for _, duration_s in ending]
@@ -205,7 +215,7 @@ def draw_poisson_arrivals(
     source = random.Random(seed)
     rate = load * capacity / (work / len(ending))
     arrivals, at_s = [], 0.0
-    if is_steady:  # Poisson in number; by length, as one meets them; at any moment of their run
+    if is_steady:  # a Poisson number of tasks, weighted by duration, at a random moment of their run
         running, passed = -1, 0.0
         while passed < rate * sum(durations) / len(ending):
             running, passed = running + 1, passed + source.expovariate(1.0)
@@ -219,13 +229,13 @@ def draw_poisson_arrivals(
 
 
 def assume_promised_use(node: Node) -> Node:
-    """The node as simulations see it: fresh metrics say that nobody uses more than was promised."""
+    """Return the node with fresh metrics that show no use beyond the promises."""
     devices = tuple(replace(device, used=0.0, memory_used_bytes=None) for device in node.devices)
     return replace(node, devices=devices, cpus_used=0.0, memory_used_bytes=0, metrics_age_s=0.0)
 
 
 def measure_fragmentation(workload: Workload, snapshot: Snapshot) -> float:
-    """FGD's expected fragmentation F of all nodes, in GPUs: what of the free GPUs a typical request could not use."""
+    """Return FGD's expected fragmentation F of all nodes: the free GPUs that a typical request cannot use."""
     c = snapshot.columns
     if not c.device_model.shape[1]:
         return 0.0
@@ -241,8 +251,8 @@ _FREE = {"gpus": "gpus_free", "cpus": "cpus_free", "memory_bytes": "memory_free_
 _WORDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
 
 
-def _devices(request: Request, snapshot: Snapshot, placement: Placement) -> tuple[str, ...] | None:
-    """The devices it gets: those of the placement, else the first that fit. None: the node cannot hold it."""
+def _assign_devices(request: Request, snapshot: Snapshot, placement: Placement) -> tuple[str, ...] | None:
+    """Return the devices of the placement, else the first that fit. Return None if the node cannot hold the request."""
     if placement.node_id not in snapshot:
         return None
     node = snapshot.node(placement.node_id)
@@ -259,11 +269,11 @@ def _devices(request: Request, snapshot: Snapshot, placement: Placement) -> tupl
     return devices if holds else None
 
 
-def _released(
-    snapshot: Snapshot, over: Sequence[tuple[float, int, str, Request, tuple[str, ...]]]
+def _end_kernels(
+    snapshot: Snapshot, ended: Sequence[tuple[float, int, str, Request, tuple[str, ...]]]
 ) -> Snapshot:
     nodes: dict[str, Node] = {}
-    for _, _, node_id, request, devices in over:
+    for _, _, node_id, request, devices in ended:
         node = nodes.get(node_id) or snapshot.node(node_id)
         nodes[node_id] = node.without_kernel(request, devices)
     return snapshot.apply(nodes.values())

@@ -1,7 +1,7 @@
-"""The scorers of the shipped policies: what is free, what is really used, where a kernel starts fast.
+"""The scorers of the shipped policies: free resources, real use, fast starts and preferences.
 
-Those that look at what is left for the requests to come are in `packing`. A score is about 0..1 before its weight,
-higher is better.
+The scorers that keep room for later requests are in `packing`. A score is about 0..1 before it is weighted. A higher
+score is better.
 """
 
 from __future__ import annotations
@@ -14,45 +14,59 @@ import numpy as np
 from .model import UNKNOWN_USE, Request
 from .snapshot import FloatArray, IntArray, Snapshot
 
-Resource = Literal["gpu", "memory", "cpu"]
 _ONE = np.array(1.0)
 
 
 class Scorer(Protocol):
-    """Rates nodes; higher is better, about 0..1 by custom."""
+    """A rule that rates nodes. A higher score is better, and scores are about 0..1 by convention.
+
+    >>> import numpy as np
+    >>> class FirstLetter:
+    ...     name, needs_metrics = "first_letter", False
+    ...     def score(self, request, snapshot):
+    ...         return np.array([float(node_id[0] == "z") for node_id in snapshot.nodes])
+    >>> from roost.placement import Node, Pipeline, Request, Snapshot
+    >>> mine = Pipeline(name="mine", scorers=((FirstLetter(), 1.0),))
+    >>> mine.place(Request(), Snapshot.of([Node(id="a"), Node(id="z")])).placement.node_id
+    'z'
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def needs_metrics(self) -> bool:
-        """Whether the rating means little where real use is unknown."""
+        """True if the score means little for nodes with unknown real use."""
         ...
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
-        """(n_nodes,) finite ratings of nodes; or (n_nodes, n_devices), of each device, of which the best count
-        that fit the request. None: no say on such requests.
+        """Return finite scores: (n_nodes,) of nodes, or (n_nodes, n_devices) of devices. None is no opinion.
 
-        Nodes that a filter refuses may be among them: what is said of these is ignored. A node's rating must depend
-        on that node alone, and not on the age of its metrics: only nodes that changed are rated again.
+        Of the scores of devices, the best among those that fit the request count. The scores of nodes that a filter
+        refuses are ignored. A score must depend on its node alone, and not on the age of the metrics, because only
+        changed nodes are scored again.
         """
         ...
 
 
-Weighted = tuple[tuple[Scorer, float], ...]
-"""Scorers, each with its weight."""
+WeightedScorers = tuple[tuple[Scorer, float], ...]
+"""Pairs of a scorer and its weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """The share of a resource that stays available once the kernel is there.
+    """A scorer of the share of a resource that stays available after the kernel has started.
 
-    With ``real`` it is what is neither promised nor in use, otherwise what is not promised. Says nothing
-    about a resource that is not asked for, except that promised memory and CPU are rated for best-effort
-    requests. Real use of GPUs is the part of ``NotBusy``.
+    With ``real``, the share is neither promised nor used. Without, it is not promised. The scorer has no opinion on a
+    resource that the request does not ask for. One exception: without ``real``, memory and CPUs count for best-effort
+    requests too. ``NotBusy`` rates the real use of GPUs.
+
+    >>> from roost.placement import Node, Snapshot
+    >>> Available("cpu").score(Request(cpus=1), Snapshot.of([Node(id="a", cpus=4, cpus_promised=2)])).tolist()
+    [0.25]
     """
 
-    resource: Resource
+    resource: Literal["gpu", "memory", "cpu"]
     real: bool = False
 
     @property
@@ -80,7 +94,7 @@ class Available:
 
 
 class NotBusy:
-    """Per device: 1 where it is idle beyond its promises, 0 where others keep it busy."""
+    """A scorer of devices: 1 if nobody uses the device beyond its promises, less if others keep it busy."""
 
     name = "not_busy"
     needs_metrics = True
@@ -93,7 +107,7 @@ class NotBusy:
 
 
 class SpareGpus:
-    """1 for nodes without GPUs, 0 for others, when the request needs none: it leaves them to those who do."""
+    """A scorer that keeps requests without GPUs off GPU nodes: 1 for nodes without GPUs, else 0."""
 
     name = "spare_gpus"
     needs_metrics = False
@@ -107,9 +121,9 @@ class SpareGpus:
 
 @dataclass(frozen=True, slots=True)
 class FullestDevice:
-    """Per device, for a share of a GPU: 1 where it fills the device, less where more of it would be left over.
+    """A scorer of devices for a share of a GPU: 1 if the share fills the device, less if more is left over.
 
-    ``is_emptiest``: the other way round.
+    With ``is_emptiest``, a device with more left over scores higher.
     """
 
     is_emptiest: bool = False
@@ -124,7 +138,7 @@ class FullestDevice:
 
 
 class LowLoad:
-    """For best-effort requests: 1 on an idle node, 0 where CPUs or memory are in full use."""
+    """A scorer of best-effort requests: 1 for an idle node, 0 if its CPUs or its memory are fully used."""
 
     name = "load"
     needs_metrics = True
@@ -141,10 +155,10 @@ class LowLoad:
 
 @dataclass(frozen=True, slots=True)
 class FewKernels:
-    """Fewest kernels for the node's size, this one counted: ``-(kernels + 1) / size``.
+    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size``.
 
-    Size is GPUs for requests of GPUs, else CPUs. Choosing by it again and again keeps kernels proportional to
-    size, as d'Hondt's rule does seats to votes, without any memory of the last choice.
+    The size is the number of GPUs for requests with GPUs, else of CPUs. Repeated choices keep the kernels proportional
+    to the sizes, without any memory of earlier choices (d'Hondt's method).
     """
 
     best_effort_only: bool = False
@@ -161,7 +175,7 @@ class FewKernels:
 
 @dataclass(frozen=True, slots=True)
 class WithoutGpus:
-    """Another scorer's say on requests that need no GPU; a tenth on nodes with GPUs: packing comes first there."""
+    """A scorer that restricts another one to requests without GPUs. Its scores on GPU nodes count a tenth."""
 
     scorer: Scorer
 
@@ -181,8 +195,8 @@ class WithoutGpus:
         return None if scores is None else scores * np.where(snapshot.columns.gpus > 0, 0.1, 1.0)
 
 
-class Warm:
-    """1 on nodes whose agent has the request's environment warm: kernels start there in milliseconds."""
+class WarmEnvironment:
+    """A scorer of fast starts: 1 if the node's agent has the request's environment warm."""
 
     name = "warm"
     needs_metrics = False
@@ -198,7 +212,7 @@ class Warm:
 
 
 class Near:
-    """The share of the labels that the request would like (``Request.near``) which the node has."""
+    """A scorer of preferred labels: the share of ``Request.near`` that the node has."""
 
     name = "near"
     needs_metrics = False
@@ -215,7 +229,7 @@ class Near:
 
 
 def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """part / whole, 0 where there is nothing."""
+    """Return part / whole, or 0 if the whole is 0."""
     result: FloatArray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
     return result
 

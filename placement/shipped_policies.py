@@ -1,4 +1,4 @@
-"""The shipped policies, and how a policy is found by name."""
+"""The shipped policies, and the search for a policy by its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .scorers import (
     NotBusy,
     Scorer,
     SpareGpus,
-    Warm,
+    WarmEnvironment,
     WithoutGpus,
 )
 from .snapshot import IntArray, Snapshot
@@ -29,28 +29,29 @@ from .workload import Workload
 
 ENTRY_POINTS = "roost.policies"
 
-# Weights a decade apart make an order: a tenth of a resource's range outweighs all that comes after it.
+# Weights a decade apart rank one after the other: a tenth of a resource's range outweighs all later scorers.
 _LOAD: tuple[tuple[Scorer, float], ...] = (
     (Available("memory", real=True), 0.1),
     (Available("cpu", real=True), 0.01),
     (LowLoad(), 1.0),
-    # load follows a start late: each kernel counts as 1/4 CPU beside it
+    # measured load lags behind a start, so each kernel counts as 1/4 CPU too
     (FewKernels(best_effort_only=True), 0.25),
 )
-_WISHES: tuple[tuple[Scorer, float], ...] = ((Near(), 2.0), (Warm(), 0.02))
-"""A wish for labels outweighs load, a start of milliseconds only settles what is close."""
-_NOBODY = Workload()
+_WISHES: tuple[tuple[Scorer, float], ...] = ((Near(), 2.0), (WarmEnvironment(), 0.02))
+"""Preferred labels outweigh load. A warm environment decides only between nodes that are close."""
+_UNKNOWN = Workload()
 
 
-def balanced(workload: Workload = _NOBODY) -> Policy:
-    """The default. GPUs so that most of the requests to come will fit, by what is known of them; CPU-only kernels
-    where real load is lowest, off GPU nodes if they can; never on devices that others keep busy.
+def balanced(workload: Workload = _UNKNOWN) -> Policy:
+    """Build the default policy.
 
-    While the workload knows too little, GPU requests go where most is available: GPU share, then memory, then CPU.
+    It places GPU requests so that most later requests of the workload will fit. It places other requests where the real
+    load is lowest, and off GPU nodes if it can. It avoids devices that others keep busy. Without a useful workload, GPU
+    requests go where most is available: GPU share, then memory, then CPU.
     """
     first: tuple[tuple[Scorer, float], ...] = (
         (SpareGpus(), 10.0),
-        (NotBusy(), 10.0),  # the least excess that counts, 0.1, weighs as much as a whole GPU
+        (NotBusy(), 10.0),  # the smallest excess, 0.1, weighs as much as a whole GPU
         *_WISHES,
     )
     if not workload.is_useful:
@@ -60,27 +61,27 @@ def balanced(workload: Workload = _NOBODY) -> Policy:
 
 
 def packing(workload: Workload) -> Packing:
-    """What makes `balanced` pack GPUs. In GPUs, so that the weights compare: a GPU stranded counts as 0.8 of one lost.
+    """Build the scorer with which `balanced` packs GPUs. The unit of its parts is one GPU, so that weights compare.
 
-    Fitted by hand to the trace of `benchmarks/placement.py`, filled up and with departures. None is sharp; without
-    the first term requests for many GPUs find no node, and less of the third, or more of the second, breaks up
-    empty nodes.
+    The weights were fitted by hand to the trace of `benchmarks/placement.py`, with and without departures. Small
+    changes matter little. Without ``fragmentation``, requests for many GPUs find no node. Less ``leftover`` or more
+    ``stranded`` breaks up empty nodes.
     """
     return Packing(workload, fragmentation=0.2, stranded=0.8, leftover=0.15, sliver=1.2, pressure=0.8)
 
 
-def fgd(workload: Workload = _NOBODY) -> Policy:
-    """Fragmentation gradient descent as published (ATC '23): integer scores, ties to the smallest node id."""
+def fgd(workload: Workload = _UNKNOWN) -> Policy:
+    """Build fragmentation gradient descent as published (ATC '23), with integer scores. Ties go to the smallest id."""
     return Pipeline(name="fgd", scorers=((FragmentationGradient(workload, is_integer=True), 1.0),))
 
 
-def best_fit(workload: Workload = _NOBODY) -> Policy:
-    """The node that has least left over, CPUs and GPUs weighed alike, and on it the fullest device."""
+def best_fit(workload: Workload = _UNKNOWN) -> Policy:
+    """Build a policy that takes the node with the least left over, and on it the fullest device."""
     return Pipeline(name="best_fit", scorers=((Leftover(is_integer=True), 1.0), (FullestDevice(), 1e-6)))
 
 
-def pack(workload: Workload = _NOBODY) -> Policy:
-    """The fullest node, and on it the fullest device: whole nodes and devices stay free. By promises alone."""
+def pack(workload: Workload = _UNKNOWN) -> Policy:
+    """Build a policy that takes the fullest node and device, by promises alone. Whole nodes and devices stay free."""
     return Pipeline(
         name="pack",
         scorers=(
@@ -93,8 +94,8 @@ def pack(workload: Workload = _NOBODY) -> Policy:
     )
 
 
-def spread(workload: Workload = _NOBODY) -> Policy:
-    """The emptiest node, and on it the emptiest device. By promises alone; best effort by kernels per CPU."""
+def spread(workload: Workload = _UNKNOWN) -> Policy:
+    """Build a policy that takes the emptiest node and device, by promises. Best effort goes by kernels per CPU."""
     return Pipeline(
         name="spread",
         scorers=(
@@ -107,19 +108,19 @@ def spread(workload: Workload = _NOBODY) -> Policy:
     )
 
 
-def random(workload: Workload = _NOBODY) -> Policy:
-    """Any node that fits, by the snapshot's version: for comparisons."""
+def random(workload: Workload = _UNKNOWN) -> Policy:
+    """Build a policy that takes any node that fits, for comparisons. The snapshot's version is the seed."""
     return Pipeline(name="random", scorers=(), ties=RandomTies())
 
 
-def round_robin(workload: Workload = _NOBODY) -> Policy:
-    """Rotates over the nodes that fit, in proportion to their size. Needs no metrics and keeps no state."""
+def round_robin(workload: Workload = _UNKNOWN) -> Policy:
+    """Build a policy that rotates over the nodes in proportion to their size. It needs no metrics and has no state."""
     return Pipeline(name="round_robin", scorers=ROUND_ROBIN)
 
 
 @dataclass(frozen=True, slots=True)
 class RandomTies:
-    """Any of the equals, evenly, always the same for a seed and a snapshot's version."""
+    """A rule that takes any of the equal nodes. A seed and a snapshot's version always give the same node."""
 
     seed: int = 0
 
@@ -128,19 +129,22 @@ class RandomTies:
 
 
 SHIPPED: Mapping[str, Callable[[Workload], Policy]] = {
-    make.__name__: make for make in (balanced, pack, spread, fgd, best_fit, random, round_robin)
+    build.__name__: build for build in (balanced, pack, spread, fgd, best_fit, random, round_robin)
 }
-"""By name: what makes the policy from what is known of the workload."""
+"""The functions that build the shipped policies from a workload, by the name of the policy."""
 
 
 class PolicyError(ValueError):
-    """There is no such policy, or what has that name is none; the text is one sentence that names it."""
+    """An error about a policy that is unknown or unusable. Its text is one sentence that names the policy."""
 
 
-def get_policy(name_or_object: str | Policy, workload: Workload = _NOBODY) -> Policy:
-    """The policy of that name: shipped, an entry point of ``roost.policies``, or ``module:Name``.
+def get_policy(name_or_object: str | Policy, workload: Workload = _UNKNOWN) -> Policy:
+    """Return the policy of that name: a shipped one, an entry point of ``roost.policies``, or ``module:Name``.
 
-    A policy object is given back as it is. Raises ``PolicyError`` that lists the known names.
+    A policy object is returned as it is. Raises ``PolicyError``, which lists the known names.
+
+    >>> get_policy("pack").name
+    'pack'
     """
     if isinstance(name_or_object, str):
         return build_policy(import_policy(name_or_object), name_or_object, workload)
@@ -148,7 +152,7 @@ def get_policy(name_or_object: str | Policy, workload: Workload = _NOBODY) -> Po
 
 
 def import_policy(name: str) -> object:
-    """What that name stands for, to be ``made`` a policy; raises ``PolicyError``, or what importing it raises."""
+    """Return the object of that name, for ``build_policy``. Raises ``PolicyError``, or the errors of its module."""
     if name in SHIPPED:
         return SHIPPED[name]
     others = list_installed()
@@ -167,17 +171,20 @@ def import_policy(name: str) -> object:
 
 
 def list_installed() -> Mapping[str, EntryPoint]:
-    """The policies of installed packages, by name."""
+    """Return the entry points for policies of installed packages, by name."""
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def build_policy(found: object, name: str, workload: Workload = _NOBODY) -> Policy:
-    """The policy that is found: an object as it is, a class without required arguments called, or a function called
-    with the workload, as the shipped ones are. Raises ``PolicyError`` for anything else, or what the call raises."""
-    if isinstance(found, type):
-        found = found()
-    elif callable(found) and not isinstance(found, Policy):
-        found = found(workload)
-    if not isinstance(found, Policy):
+def build_policy(source: object, name: str, workload: Workload = _UNKNOWN) -> Policy:
+    """Return the policy that an imported object stands for.
+
+    A class is called without arguments, and a function with the workload. A policy is returned as it is. Raises
+    ``PolicyError`` for another object, and the errors of the call.
+    """
+    if isinstance(source, type):
+        source = source()
+    elif callable(source) and not isinstance(source, Policy):
+        source = source(workload)
+    if not isinstance(source, Policy):
         raise PolicyError(f"{name} is not a policy: it needs a name and place(request, snapshot, *, avoid).")
-    return found
+    return source

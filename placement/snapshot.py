@@ -1,8 +1,8 @@
-"""All nodes at one instant. A row is a node; rows are in the order of the node ids, so that the first of equals
-is the one with the smallest id. Devices are a second dimension, in each node's own order.
+"""A picture of all nodes at one instant. Each row is a node, and rows are in the order of the node ids.
 
-A part is a snapshot of some of the nodes: filters and scorers see parts, since after a change only the rows that
-changed are rated again.
+The first of several equal nodes is therefore the node with the smallest id. Devices are a second dimension, in each
+node's own order. A part is a snapshot of some of the nodes. Filters and scorers see parts, because after a change only
+the changed rows are scored again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from .model import Node, Request
 __all__ = ["BoolArray", "Columns", "FloatArray", "IntArray", "Snapshot"]
 
 _PENDING = 256
-"""At most so many changes wait for somebody to ask for the columns."""
+"""At most this many changes wait until the columns are read."""
 _PAGE = 512
+"""The number of nodes stored together. A change copies one page, not all nodes."""
 _MASKS = 256
-"""Answers to questions about nodes' labels and the like that are kept."""
+"""At most this many masks are kept."""
 
 
 class Snapshot:
-    """An immutable, versioned picture of all nodes. Made by ``Snapshot.of``, continued by ``apply``.
+    """An immutable picture of all nodes, with a version. ``Snapshot.of`` creates the first, ``apply`` the next ones.
 
     >>> first = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
     >>> second = first.apply(removed=["a"])
@@ -59,35 +60,35 @@ class Snapshot:
     )
 
     columns: Columns
-    """The nodes as arrays. O(n) bytes for those that changed, when they are first asked for."""
+    """The nodes as arrays. The first read copies the arrays that changed, O(n) bytes each."""
     ages: FloatArray
-    """(n,) of the metrics of each node, in seconds; NaN where there are none."""
+    """(n,) the age of each node's metrics in seconds; NaN if it has none."""
     models: tuple[str, ...]
-    """The device models that ``columns.device_model`` counts."""
+    """The device models, which ``columns.device_model`` refers to by their position."""
     version: int
     history: History
-    _whole: Snapshot | None  # of which this is a part: the rows _at
-    _at: IntArray
+    _whole: Snapshot | None  # for a part: the snapshot that it belongs to
+    _at: IntArray  # for a part: its rows in the whole
     _ids: tuple[str, ...]
-    _pages: tuple[tuple[Node, ...], ...]  # the nodes, _PAGE together, so that one can be replaced in passing
-    _base: Columns  # without the age of metrics; with the changes _pending on it, the columns
+    _pages: tuple[tuple[Node, ...], ...]  # the nodes, _PAGE together
+    _base: Columns  # the columns before the changes _pending, and without the age of metrics
     _pending: tuple[Change, ...]
     _rows: dict[str, int]
     _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
     _fresh: dict[float, BoolArray]
     _is_fresh: dict[float, bool]
-    _is_emptied: bool  # of what is promised, which only the nodes in _pages still say
+    _is_emptied: bool  # True if the promises of the nodes in _pages no longer count
     _everywhere: dict[Any, bool]
 
     @classmethod
     def of(cls, nodes: Iterable[Node], version: int = 1) -> Snapshot:
-        """A first snapshot. Raises ``ValueError`` when two nodes have the same id."""
+        """Return a first snapshot. Raises ``ValueError`` if two nodes have the same id."""
         ordered = sorted(nodes, key=lambda node: node.id)
         for one, next_one in pairwise(ordered):
             if one.id == next_one.id:
                 raise ValueError(f"two nodes have the id {one.id!r}; give each its own.")
-        models = _models((), ordered)
-        return _made(ordered, cols.columns_of(ordered, models), models, version, History(version))
+        models = _add_models((), ordered)
+        return _build(ordered, cols.build_columns(ordered, models), models, version, History(version))
 
     def __len__(self) -> int:
         return len(self._ids) if self._whole is None else len(self._at)
@@ -106,41 +107,41 @@ class Snapshot:
         return tuple(self._whole._ids[row] for row in self._at)
 
     def row(self, node_id: str) -> int:
-        """The node's row in the columns; raises ``KeyError`` when it is not there."""
+        """Return the node's row in the columns. Raises ``KeyError`` if the node is not there."""
         if self._whole is None:
             return self._rows[node_id]
         return int(np.flatnonzero(self._at == self._whole._rows[node_id])[0])
 
     def node(self, node_id: str) -> Node:
-        """The node of that id, its metrics as old as the snapshot says; ``KeyError`` when it is not there."""
+        """Return the node with the age of its metrics in this snapshot. Raises ``KeyError`` if it is not there."""
         return self.at(self.row(node_id))
 
     def __getattr__(self, name: str) -> Any:
         if name != "columns":
             raise AttributeError(name)
         changes = ((c.rows, c.values, c.columns) for c in self._pending if c.values is not None)
-        self._base = self.columns = cols.updated(self._base, changes).replaced(metrics_age_s=self.ages)
-        self._pending = ()  # last, as it does no harm if another thread makes a change twice
+        self._base = self.columns = cols.apply_changes(self._base, changes).replace(metrics_age_s=self.ages)
+        self._pending = ()  # last: another thread may apply a change twice, but must not miss one
         return self.columns
 
     def at(self, row: int) -> Node:
-        """The node in that row, its metrics as old as the snapshot says."""
+        """Return the node in that row, with the age of its metrics in this snapshot."""
         if self._whole is not None:
             return self._whole.at(int(self._at[row]))
-        node = self.stored(row)
+        node = self.raw(row)
         if node.metrics_age_s is None:
             return node
         age_s = float(self.ages[row])
         return node if node.metrics_age_s == age_s else replace(node, metrics_age_s=age_s)
 
-    def stored(self, row: int) -> Node:
-        """The same of a whole snapshot, its metrics as old as when it was last read: all else is as it is now."""
+    def raw(self, row: int) -> Node:
+        """Return the node in that row of a whole snapshot. The age of its metrics may be out of date."""
         return self._pages[row // _PAGE][row % _PAGE]
 
     def part(self, rows: IntArray, columns: Columns | None = None) -> Snapshot:
-        """These rows as a snapshot of their own, in that order; same models and version. O(1).
+        """Return these rows as a snapshot, in that order, with the same models and version. O(1).
 
-        ``columns`` are theirs, where the caller has them at hand.
+        ``columns`` are the columns of these rows, if the caller has them already.
         """
         part = Snapshot()
         part._whole = self if self._whole is None else self._whole
@@ -151,53 +152,57 @@ class Snapshot:
         return part
 
     def only(self, row: int) -> Snapshot:
-        """One node as a snapshot of its own, whatever the size of this one."""
+        """Return one node as a whole snapshot. O(devices of the node)."""
         node = self.at(row)
-        return _made(
-            [node], cols.columns_of([node], self.models), self.models, self.version, History(self.version)
+        return _build(
+            [node], cols.build_columns([node], self.models), self.models, self.version, History(self.version)
         )
 
     def apply(self, upserts: Iterable[Node] = (), removed: Iterable[str] = ()) -> Snapshot:
-        """The next version, with these nodes replaced or added and those gone; this snapshot stays as it is.
+        """Return the next version, with nodes replaced, added or removed. This snapshot does not change.
 
-        Ids in ``removed`` that are unknown are ignored; a node in both is replaced. O(changed nodes), and O(n) bytes
-        now and then; O(n log n) when nodes or devices come or go. Not for parts.
+        Unknown ids in ``removed`` are ignored. A node in both arguments is replaced. The cost is O(changed nodes), and
+        O(n) bytes now and then. It is O(n log n) if nodes or devices come or go. Parts have no next version.
         """
         new = {node.id: node for node in upserts}
         gone = frozenset(i for i in removed if i in self._rows and i not in new)
         new = {i: node for i, node in new.items() if i not in self._rows or self.node(i) != node}
         before = [self.node(i) for i in new if i in self._rows]
-        if gone or len(before) < len(new) or any(_devices(old) != _devices(new[old.id]) for old in before):
-            return self._reshaped(new, gone, _models(self.models, new.values()))
+        if (
+            gone
+            or len(before) < len(new)
+            or any(_list_models(old) != _list_models(new[old.id]) for old in before)
+        ):
+            return self._reshape(new, gone, _add_models(self.models, new.values()))
         rows = [self._rows[i] for i in new]
         nodes = list(new.values())
         width = self._base.device_model.shape[1]
-        values, names = cols.difference(before, nodes, self.models, width)
+        values, names = cols.compare_nodes(before, nodes, self.models, width)
         change = Change(tuple(new), tuple(rows), None, values, names)
         pending = (*self._pending, change)
         after = self._with(
-            _pending=pending,  # what it adds to, the base, is looked at after it
-            _pages=_replaced(self._pages, rows, nodes),
-            ages=cols.ages_after(self.ages, rows, nodes),
+            _pending=pending,  # _with reads the base after it
+            _pages=_replace_nodes(self._pages, rows, nodes),
+            ages=cols.update_ages(self.ages, rows, nodes),
             version=self.version + 1,
-            history=self._continued(change),
+            history=self._continue_history(change),
             _masks=self._masks_after(before, nodes, rows),
         )
-        after._fresh = cols.fresh_after(self._fresh, after.ages, rows)
+        after._fresh = cols.update_fresh(self._fresh, after.ages, rows)
         if after._fresh is self._fresh:
             after._is_fresh = self._is_fresh
         if after._masks is self._masks:
             after._everywhere = self._everywhere
         if len(pending) >= _PENDING:
-            _ = after.columns  # once in a while, or what waits would grow
+            _ = after.columns  # so that the pending changes do not grow without bound
         return after
 
     def older_by(self, elapsed_s: float) -> Snapshot:
-        """The same picture and version ``elapsed_s`` later: every metric is that much older."""
+        """Return the same snapshot and version ``elapsed_s`` later, with metrics that are older."""
         return self._with(ages=self.ages + elapsed_s, _fresh={})
 
     def as_empty(self) -> Snapshot:
-        """The same nodes with nothing promised and nothing running: what refuses here refuses for ever."""
+        """Return the same nodes without promises, kernels and draining. A node refused here is refused as *never*."""
         columns = cols.empty_columns(self.columns)
         if self._whole is None:
             return self._with(_pending=(), _base=columns, history=History(self.version), _is_emptied=True)
@@ -206,14 +211,14 @@ class Snapshot:
         return part
 
     def changed_since(self, version: int) -> frozenset[str] | None:
-        """Ids of the nodes added, changed or removed after that version; None when that is too long ago."""
+        """Return the ids of nodes added, changed or removed after that version; None if the changes are forgotten."""
         changes = self.history.between(version, self.version)
         if changes is None:
             return None
         return frozenset(node_id for change in changes for node_id in change.ids)
 
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
-        """(n,) True where the node has metrics not older than that."""
+        """Return (n,) True if the node has metrics that are not older."""
         if self._whole is not None:
             return self._whole.has_fresh_metrics(stale_after_s)[self._at]
         fresh = self._fresh.get(stale_after_s)
@@ -222,24 +227,25 @@ class Snapshot:
         return fresh
 
     def all_fresh(self, stale_after_s: float) -> bool:
-        """Whether all nodes of a whole snapshot have fresh metrics; kept for the next call."""
+        """True if all nodes of a whole snapshot have fresh metrics. The answer is kept."""
         if stale_after_s not in self._is_fresh:
             self._is_fresh[stale_after_s] = bool(self.has_fresh_metrics(stale_after_s).all())
         return self._is_fresh[stale_after_s]
 
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
-        """For scorers: the same, with real use unknown where it was measured too long ago."""
+        """Return the snapshot with unknown real use for nodes with stale metrics. Scorers get this."""
         if self._whole is not None and self._whole.all_fresh(stale_after_s):
             return self
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
             return self
-        return self.part(np.arange(len(self)), cols.without_metrics(self.columns, stale))
+        return self.part(np.arange(len(self)), cols.forget_metrics(self.columns, stale))
 
     def mask(self, key: Any, test: Callable[[Node], bool]) -> BoolArray:
-        """(n,) True for the nodes that pass ``test``, which looks at labels, taints and the like, not at amounts.
+        """Return (n,) True if the node passes ``test``.
 
-        Kept under ``key`` for the next call, and brought up to date with each version.
+        ``test`` may look at labels, taints, warm environments and draining, but not at amounts. The mask is kept under
+        ``key`` and updated with each version.
         """
         if self._whole is not None:
             return self._whole.mask(key, test)[self._at]
@@ -251,7 +257,7 @@ class Snapshot:
         return known[1]
 
     def is_everywhere(self, key: Any, test: Callable[[Node], bool]) -> bool:
-        """Whether all nodes of the whole snapshot pass ``test``, kept like ``mask``."""
+        """True if all nodes of the whole snapshot pass ``test``. The answer is kept like a ``mask``."""
         known = self._everywhere.get(key)
         if known is None:
             whole = self if self._whole is None else self._whole
@@ -259,14 +265,14 @@ class Snapshot:
         return known
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:
-        """(n,) True where the node has all of these labels."""
+        """Return (n,) True if the node has all of these labels."""
         has = np.ones(len(self), dtype=bool)
         for name, value in labels:
             has &= self.mask(("label", name, value), lambda node, n=name, v=value: node.labels.get(n) == v)  # type: ignore[misc]
         return has
 
     def resource_free(self, name: str) -> FloatArray:
-        """(n,) what is not promised of a custom resource; 0 where there is none. Looks at each node, as few ask."""
+        """Return (n,) the amount of a custom resource that is not promised. O(n) nodes are read on each call."""
         pages = self._pages if self._whole is None else self._whole._pages
         rows = range(len(self)) if self._whole is None else self._at.tolist()
         nodes = (pages[row // _PAGE][row % _PAGE] for row in rows)
@@ -275,20 +281,20 @@ class Snapshot:
         return np.fromiter((node.resource_free(name) for node in nodes), np.float64, len(rows))
 
     def accepted_devices(self, request: Request) -> BoolArray:
-        """(n, d) True for the devices whose model the request accepts."""
+        """Return (n, d) True if the request accepts the model of the device."""
         if not request.gpu_models:
             return self.columns.device_model >= 0
         accepted = np.array([request.accepts_model(model) for model in self.models] + [False], dtype=bool)
-        accepts: BoolArray = accepted[self.columns.device_model]  # -1, no device, is the last entry
+        accepts: BoolArray = accepted[self.columns.device_model]  # -1, for no device, takes the last element
         return accepts
 
     def to_dict(self) -> dict[str, Any]:
-        """The nodes as JSON types; ``from_dict`` is the inverse, but for the version."""
+        """Return the nodes as JSON types; ``from_dict`` is the inverse, except for the version."""
         return {"nodes": [self.at(row).to_dict() for row in range(len(self))]}
 
     @classmethod
     def from_dict(cls, data: Any) -> Snapshot:
-        """Reads ``to_dict``'s form; raises ``ValueError`` for anything else."""
+        """Return the snapshot that ``to_dict`` wrote. Raises ``ValueError`` for other data."""
         if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
             raise ValueError(
                 "a saved snapshot is an object with a list of nodes; `roost nodes --json` writes one."
@@ -303,9 +309,9 @@ class Snapshot:
             setattr(after, name, changed[name] if name in changed else getattr(self, name))
         return after
 
-    def _continued(self, change: Change) -> History:
+    def _continue_history(self, change: Change) -> History:
         history = self.history
-        if history.last != self.version:  # another snapshot already continued this one: a line of its own
+        if history.last != self.version:  # another snapshot continued this one first: start a new line
             changes = history.between(history.first, self.version)
             history = History(history.first if changes is not None else self.version, changes or ())
         history.add(change, len(self))
@@ -314,8 +320,8 @@ class Snapshot:
     def _masks_after(
         self, before: Sequence[Node], nodes: Sequence[Node], rows: Sequence[int]
     ) -> dict[Any, Any]:
-        """The kept masks, looked at again for nodes that changed in what they look at."""
-        moved = [i for i, old in enumerate(before) if _traits(nodes[i]) != _traits(old)]
+        """Return the masks after these nodes changed. Only nodes with other labels, taints and so on are tested."""
+        moved = [i for i, old in enumerate(before) if _list_traits(nodes[i]) != _list_traits(old)]
         if not moved:
             return self._masks
         masks = {}
@@ -325,15 +331,17 @@ class Snapshot:
             masks[key] = test, mask
         return masks
 
-    def _reshaped(self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]) -> Snapshot:
+    def _reshape(self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]) -> Snapshot:
         kept = [row for row, i in enumerate(self._ids) if i not in gone and i not in new]
         nodes = [self._pages[row // _PAGE][row % _PAGE] for row in kept] + list(new.values())
         order = np.array(sorted(range(len(nodes)), key=lambda place: nodes[place].id), dtype=np.int64)
-        columns = cols.reshaped(self.columns, kept, cols.columns_of(list(new.values()), models), order)
+        columns = cols.reshape_columns(
+            self.columns, kept, cols.build_columns(list(new.values()), models), order
+        )
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
         ids = tuple(sorted(gone | new.keys()))
-        history = self._continued(Change(ids, tuple(np.flatnonzero(source < 0).tolist()), source))
-        return _made([nodes[place] for place in order], columns, models, self.version + 1, history)
+        history = self._continue_history(Change(ids, tuple(np.flatnonzero(source < 0).tolist()), source))
+        return _build([nodes[place] for place in order], columns, models, self.version + 1, history)
 
 
 _CARRIED = (
@@ -352,23 +360,23 @@ _CARRIED = (
 )
 
 
-def _made(
+def _build(
     nodes: Sequence[Node], columns: Columns, models: tuple[str, ...], version: int, history: History
 ) -> Snapshot:
-    made = Snapshot()
-    made._whole = None
-    made._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
-    made._ids = tuple(node.id for node in nodes)
-    made._rows = {node_id: row for row, node_id in enumerate(made._ids)}
-    made.columns = made._base = columns
-    made._pending, made.ages = (), columns.metrics_age_s
-    made.models, made.version, made.history = models, version, history
-    made._is_emptied = False
-    made._masks, made._fresh, made._is_fresh, made._everywhere = {}, {}, {}, {}
-    return made
+    snapshot = Snapshot()
+    snapshot._whole = None
+    snapshot._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
+    snapshot._ids = tuple(node.id for node in nodes)
+    snapshot._rows = {node_id: row for row, node_id in enumerate(snapshot._ids)}
+    snapshot.columns = snapshot._base = columns
+    snapshot._pending, snapshot.ages = (), columns.metrics_age_s
+    snapshot.models, snapshot.version, snapshot.history = models, version, history
+    snapshot._is_emptied = False
+    snapshot._masks, snapshot._fresh, snapshot._is_fresh, snapshot._everywhere = {}, {}, {}, {}
+    return snapshot
 
 
-def _replaced(
+def _replace_nodes(
     pages: tuple[tuple[Node, ...], ...], rows: Sequence[int], nodes: Sequence[Node]
 ) -> tuple[tuple[Node, ...], ...]:
     after = list(pages)
@@ -379,16 +387,16 @@ def _replaced(
     return tuple(after)
 
 
-def _devices(node: Node) -> tuple[str, ...]:
+def _list_models(node: Node) -> tuple[str, ...]:
     return tuple(device.model for device in node.devices)
 
 
-def _models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
+def _add_models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
     seen = dict.fromkeys(known)
     for node in nodes:
         seen.update(dict.fromkeys(device.model for device in node.devices))
     return known if len(seen) == len(known) else tuple(seen)
 
 
-def _traits(node: Node) -> tuple[Any, ...]:
+def _list_traits(node: Node) -> tuple[Any, ...]:
     return node.labels, node.taints, node.warm, node.is_draining

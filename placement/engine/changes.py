@@ -1,4 +1,4 @@
-"""What changed from version to version of a snapshot, so that what was worked out for one need not be for the next."""
+"""The changes from version to version of a snapshot, so that cached results can follow them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import NamedTuple
 from .columns import IntArray, Table
 
 _REMEMBERED = 4096
-"""At most so many changes are remembered, so that scores can be brought up to date instead of made anew."""
+"""At most this many changes are remembered. Older scores are computed again from all nodes."""
 _AT_LEAST = 64
-"""On a small cluster no more than it has nodes, and these: there making scores anew is cheap, and memory is not."""
+"""A small cluster remembers as many changes as it has nodes, but at least this many.
+
+There, computing all scores is cheap and memory is not.
+"""
 
 
 class Change(NamedTuple):
-    """What one version changed: ids that came, changed or went; rows (as this version numbers them) to look at again.
+    """The difference between two versions.
 
-    Where no row moved, ``values`` has what is in those rows now, different in ``columns``. Else ``source`` is for each
-    row the one it had before, -1 for a new one.
+    ``ids`` are the nodes that were added, changed or removed. ``rows`` are the rows to look at again, as the newer
+    version numbers them. If no node moved to another row, ``values`` has the new values of these rows and ``columns``
+    names the columns that differ. Else ``source`` has the former row of each row, -1 for a new node.
     """
 
     ids: tuple[str, ...]
@@ -28,7 +32,7 @@ class Change(NamedTuple):
 
 
 class History:
-    """The changes of one line of snapshots, shared by all of them; the last one adds."""
+    """The changes of one line of snapshots. All these snapshots share it; the newest snapshot adds to it."""
 
     __slots__ = ("_ends", "_rows", "changes", "first", "moved")
 
@@ -36,8 +40,8 @@ class History:
         self.first = first
         self.changes: list[Change] = []
         self.moved = first
-        """The last version that gave nodes other rows."""
-        self._rows: list[int] = []  # those of all changes, one after the other
+        """The last version in which nodes moved to other rows."""
+        self._rows: list[int] = []  # the rows of all changes, one change after the other
         self._ends: list[int] = [0]
         for change in changes:
             self.add(change, len(changes))
@@ -47,19 +51,19 @@ class History:
         return self.first + len(self.changes)
 
     def between(self, version: int, until: int) -> list[Change] | None:
-        """What changed after ``version``; None when that is too long ago, or later."""
+        """Return the changes after ``version``, or None if they are forgotten or ``version`` is newer."""
         if not self.first <= version <= until:
             return None
         return self.changes[version - self.first : until - self.first]
 
     def rows_between(self, version: int, until: int) -> set[int] | None:
-        """The rows that changed after ``version``; None when that is too long ago, or rows moved since."""
+        """Return the rows that changed after ``version``, or None if that is forgotten or nodes have moved since."""
         if not max(self.first, self.moved) <= version <= until:
             return None
         return set(self._rows[self._ends[version - self.first] : self._ends[until - self.first]])
 
     def add(self, change: Change, nodes: int) -> None:
-        """One more version, of a cluster of so many nodes."""
+        """Add one version of a cluster with this many nodes."""
         self.changes.append(change)
         if change.source is not None:
             self.moved = self.last

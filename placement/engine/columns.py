@@ -1,7 +1,7 @@
-"""What filters and scorers compute on: nodes as rows of arrays, padded where nodes differ in devices.
+"""The nodes as rows of arrays, on which filters and scorers compute. Rows with fewer devices are padded.
 
-Of a whole snapshot each column is an array, shared with other versions where it does not change. What is rated again
-and again is cut out of a `Table`, where the values of a node lie side by side.
+In a whole snapshot each column is an array. Versions share the columns that do not change. The score cache reads small
+parts again and again. It copies them out of a `Table`, in which the values of a node lie side by side.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ BoolArray = NDArray[np.bool_]
 
 
 class Columns:
-    """Read-only arrays; n nodes, d devices at most on one node. NaN means unknown.
+    """Read-only arrays with one row per node, where d is the largest number of devices on a node. NaN means unknown.
 
-    Those of a part of a snapshot are copied out of the whole's when they are first asked for.
+    The columns of a part of a snapshot are copied from the whole when they are first read.
+
+    >>> from roost.placement import Device, Node, Snapshot
+    >>> nodes = [Node(id="a", cpus=4), Node(id="b", devices=(Device(id="0", promised=0.25),))]
+    >>> columns = Snapshot.of(nodes).columns
+    >>> columns.cpus.tolist(), columns.device_free.tolist()
+    ([4.0, 0.0], [[-inf], [0.75]])
     """
 
     __slots__ = (
@@ -53,14 +59,14 @@ class Columns:
     memory_free_bytes: IntArray  # (n,) not promised, may be negative
     memory_used_bytes: FloatArray  # (n,)
     gpus: IntArray  # (n,) number of devices
-    gpus_free: FloatArray  # (n,) the sum that is not promised
+    gpus_free: FloatArray  # (n,) not promised, as a sum over the node
     kernels: IntArray  # (n,)
     is_draining: BoolArray  # (n,)
     metrics_age_s: FloatArray  # (n,)
     device_model: IntArray  # (n, d) index into Snapshot.models, -1 where there is no device
     device_free: FloatArray  # (n, d) 1 - promised, -inf where there is no device
-    device_milli: IntArray  # (n, d) what is free of it in thousandths, 0..1000, 0 where there is no device
-    device_excess: FloatArray  # (n, d) Device.excess: use clearly beyond the promises
+    device_milli: IntArray  # (n, d) the free share in thousandths, 0..1000, 0 where there is no device
+    device_excess: FloatArray  # (n, d) Device.excess: use that clearly exceeds the promises
 
     def __init__(self, **columns: Any) -> None:
         for name, column in columns.items():
@@ -76,32 +82,32 @@ class Columns:
 
     @property
     def room(self) -> FloatArray:
-        """(n, 3 + d) what is free of CPUs, of memory in bytes (exact below 2**53) and of GPUs, and of each device."""
+        """(n, 3 + d) free CPUs, bytes of memory (exact below 2**53) and GPUs, then the free share of each device."""
         return np.column_stack([*(getattr(self, name) for name in ROOM), self.device_free])
 
     @property
     def device_cell(self) -> IntArray:
-        """(n, d) one number for model and thousandths: `CELLS` · (model + 1) + milli + 1."""
+        """(n, d) model and thousandths as one number: `CELLS` · (model + 1) + milli + 1."""
         return (self.device_model + 1) * CELLS + self.device_milli + 1
 
     def part(self, rows: IntArray) -> Columns:
-        """These rows, in that order. O(1), and O(len(rows)) per column that is read."""
+        """Return these rows, in that order. O(1), and O(len(rows)) per column that is read."""
         part = Columns()
         part._source, part._rows = self, rows  # type: ignore[attr-defined]
         return part
 
-    def replaced(self, **columns: Any) -> Columns:
-        """The same with other arrays for some."""
+    def replace(self, **columns: Any) -> Columns:
+        """Return the columns with other arrays under these names."""
         return Columns(
             **{name: columns[name] if name in columns else getattr(self, name) for name in COLUMNS}
         )
 
 
 class Table(Columns):
-    """The same, but written row by row: all that a few nodes have is read in one go, from few lines of memory.
+    """Columns that are stored row by row, so that a few rows are read from few lines of memory.
 
-    A row is `room`, `device_cell` and what `_layout` says, eight bytes each. Columns of many rows are copied out of it
-    when they are first asked for.
+    A row holds `room`, `device_cell` and the columns in the order of `_layout`, with eight bytes per value. A column of
+    many rows is copied when it is first read.
     """
 
     __slots__ = ("_floats", "_ints", "_layout")
@@ -113,7 +119,7 @@ class Table(Columns):
 
     @classmethod
     def of(cls, columns: Columns) -> Table:
-        """A copy of these columns."""
+        """Return a copy of these columns."""
         d = columns.device_model.shape[1]
         layout = _layout(d)
         width = len(ROOM) + (len(_PADDING) + 1) * d + len(_SCALARS)
@@ -147,18 +153,18 @@ class Table(Columns):
         return self._ints[:, devices.stop : 2 * devices.stop - devices.start]
 
     def part(self, rows: IntArray | slice) -> Table:
-        """A copy of these rows, in that order; of a slice a view."""
+        """Return a copy of these rows, in that order. For a slice, return a view."""
         return Table(
             self._ints[rows] if isinstance(rows, slice) else self._ints.take(rows, axis=0), self._layout
         )
 
     def put(self, rows: Iterable[int], values: Table) -> None:
-        """These rows become those, in that order."""
+        """Replace these rows by the rows of ``values``, in that order."""
         for row, value in zip(rows, values._ints, strict=True):
             self._ints[row] = value
 
-    def differs(self, other: Table) -> frozenset[str]:
-        """The columns in which the two, of one shape, are not the same."""
+    def find_differences(self, other: Table) -> frozenset[str]:
+        """Return the names of the columns that differ. Both tables have the same shape."""
         differs = np.logical_or.reduce(self._ints != other._ints, axis=0)
         return frozenset(name for name, (_, place) in self._layout.items() if differs[place].any())
 
@@ -166,18 +172,20 @@ class Table(Columns):
 COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
-"""What `Columns.room` begins with."""
+"""The first columns of `Columns.room`."""
 CELLS = 1002
-"""Of a model in `Columns.device_cell`: 0 to 1000 thousandths, and before them one less than nothing: what a share
-leaves of a device that had it by a rounding."""
+"""The number of cells of one model in `Columns.device_cell`: 0 to 1000 thousandths, and -1 before them.
+
+By rounding, a request may take one thousandth more than a device has left.
+"""
 _FEW = 256
-"""Of so few rows a column is as fast where it stands."""
+"""A column of at most this many rows is read in place, without a copy."""
 _WHOLE = frozenset(
     {"memory_bytes", "memory_free_bytes", "gpus", "kernels", "is_draining", "device_model", "device_milli"}
 )
-"""The columns that hold no floats."""
+"""The columns of whole numbers and truth values."""
 _PADDING: dict[str, float] = {
-    "device_free": -np.inf,  # the first: a part of `Columns.room`
+    "device_free": -np.inf,  # first, because it is a part of `Columns.room`
     "device_model": -1,
     "device_milli": 0,
     "device_excess": 0.0,
@@ -189,7 +197,7 @@ _SCALARS = tuple(name for name in COLUMNS if name not in _PADDING and name not i
 
 @lru_cache(maxsize=64)
 def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
-    """Where in a row the columns are, of nodes with so many devices at most, and whether they are floats."""
+    """Return, for each column, whether it has floats and where in a row it lies, for rows of ``width`` devices."""
     places: dict[str, int | slice] = {"cpus_free": 0, "gpus_free": 2}
     start = len(ROOM)
     for name in _PADDING:
@@ -200,8 +208,8 @@ def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
     return {name: (name not in _WHOLE, place) for name, place in places.items()}
 
 
-def columns_of(nodes: Sequence[Node], models: Sequence[str], width: int | None = None) -> Columns:
-    """The columns of these nodes; ``models`` has at least all of theirs. ``width``: room for so many devices."""
+def build_columns(nodes: Sequence[Node], models: Sequence[str], width: int | None = None) -> Columns:
+    """Return the columns of these nodes. ``models`` has all their device models; ``width`` is the number of devices."""
     if width is None:
         width = max((len(node.devices) for node in nodes), default=0)
     index = {model: i for i, model in enumerate(models)}
@@ -241,38 +249,40 @@ def columns_of(nodes: Sequence[Node], models: Sequence[str], width: int | None =
     )
 
 
-def difference(
+def compare_nodes(
     before: Sequence[Node], after: Sequence[Node], models: Sequence[str], width: int
 ) -> tuple[Table, frozenset[str]]:
-    """The new rows of nodes that keep their devices, and the columns in which they differ; age of metrics left out."""
-    both = Table.of(columns_of([*before, *after], models, width))
+    """Return the new rows of nodes that keep their devices, and the columns that differ, without the age of metrics."""
+    both = Table.of(build_columns([*before, *after], models, width))
     old, new = both.part(slice(len(before))), both.part(np.arange(len(before), 2 * len(before)))
-    return new, old.differs(new) - {"metrics_age_s"}
+    return new, old.find_differences(new) - {"metrics_age_s"}
 
 
-def updated(columns: Columns, changes: Iterable[tuple[Sequence[int], Table, frozenset[str]]]) -> Columns:
-    """The columns after these changes of rows, in that order; those that do not change are shared."""
+def apply_changes(
+    columns: Columns, changes: Iterable[tuple[Sequence[int], Table, frozenset[str]]]
+) -> Columns:
+    """Return the columns after these changes of rows, in that order. Columns that do not change are shared."""
     after: dict[str, Any] = {}
     for rows, values, names in changes:
         for name in names:
             if name not in after:
                 after[name] = getattr(columns, name).copy()
             after[name][list(rows)] = getattr(values, name)
-    return columns.replaced(**after)
+    return columns.replace(**after)
 
 
-def reshaped(columns: Columns, kept: Sequence[int], part: Columns, order: IntArray) -> Columns:
-    """The kept rows followed by the part's, brought into that order. O(n)."""
+def reshape_columns(columns: Columns, kept: Sequence[int], part: Columns, order: IntArray) -> Columns:
+    """Return the kept rows and the rows of ``part``, brought into that order. O(n)."""
     width = int(np.concatenate([columns.gpus[kept], part.gpus]).max(initial=0))
     after: dict[str, Any] = {}
     for name in COLUMNS:
-        both = np.concatenate([fitted(name, columns, width)[kept], fitted(name, part, width)])
+        both = np.concatenate([fit_width(name, columns, width)[kept], fit_width(name, part, width)])
         after[name] = both[order]
     return Columns(**after)
 
 
-def fitted(name: str, columns: Columns, width: int) -> Any:
-    """The column with room for that many devices; what is cut off belongs to nodes that go or change."""
+def fit_width(name: str, columns: Columns, width: int) -> Any:
+    """Return the column for this many devices. Only devices of nodes that go or change are cut off."""
     column = getattr(columns, name)
     if name not in _PADDING or column.shape[1] == width:
         return column
@@ -281,9 +291,9 @@ def fitted(name: str, columns: Columns, width: int) -> Any:
 
 
 def empty_columns(columns: Columns) -> Columns:
-    """The same nodes with nothing promised and nothing running on them, not draining."""
+    """Return the columns of the same nodes without promises, kernels and draining."""
     has_device = columns.device_model >= 0
-    return columns.replaced(
+    return columns.replace(
         cpus_free=columns.cpus.copy(),
         memory_free_bytes=columns.memory_bytes.copy(),
         gpus_free=columns.gpus.astype(np.float64),
@@ -294,17 +304,17 @@ def empty_columns(columns: Columns) -> Columns:
     )
 
 
-def without_metrics(columns: Columns, where: BoolArray) -> Columns:
-    """The same with real use unknown in these rows."""
-    return columns.replaced(
+def forget_metrics(columns: Columns, where: BoolArray) -> Columns:
+    """Return the columns with unknown real use in these rows."""
+    return columns.replace(
         cpus_used=np.where(where, np.nan, columns.cpus_used),
         memory_used_bytes=np.where(where, np.nan, columns.memory_used_bytes),
         device_excess=np.where(where[:, None], UNKNOWN_USE, columns.device_excess),
     )
 
 
-def ages_after(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
-    """The (n,) ages of metrics with those of the nodes in these rows; the same array where none differs."""
+def update_ages(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
+    """Return (n,) the ages of metrics after a change of these rows; the same array if no age differs."""
     new = np.array([np.nan if n.metrics_age_s is None else n.metrics_age_s for n in nodes], dtype=np.float64)
     if np.array_equal(ages[list(rows)], new, equal_nan=True):
         return ages
@@ -314,10 +324,10 @@ def ages_after(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> 
     return ages
 
 
-def fresh_after(
+def update_fresh(
     known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
 ) -> dict[float, BoolArray]:
-    """By age limit, whose metrics are no older: with these rows looked at again; the same object where none differs."""
+    """Return, by age limit, (n,) True if the metrics are not older; the same object if these rows do not differ."""
     changed = {}
     for limit, mask in known.items():
         fresh = ages[list(rows)] <= limit

@@ -1,4 +1,4 @@
-"""Scores of every node per class of requests, brought up to date by rating only the nodes that changed since."""
+"""The scores of every node, for each class of requests. Only nodes that changed are scored again."""
 
 from __future__ import annotations
 
@@ -18,41 +18,48 @@ from .columns import Table
 
 _BLOCK = 32
 _BLOCKS_FROM = 16_384
-"""On so many nodes the best is looked for among the best of each block."""
+"""From this many nodes on, the best node is searched among the best of each block."""
 _AT_ONCE = 4096
+"""At most this many nodes are scored together, so that their columns fit into a processor's cache."""
 MAX_BYTES = 512 << 20
-"""Kept scores take no more; those of the class that was asked for longest ago go first."""
+"""At most this many bytes of scores are kept. The class that was not asked for the longest goes first."""
 
 
 @dataclass(slots=True)
-class Rated:
-    """Scores of n nodes. ``devices`` is the best one's place on the node, -1 where the request needs not just one, and
-    anything where a filter refuses."""
+class Scores:
+    """The scores of n nodes.
 
-    totals: FloatArray  # (n,), -inf where a filter refuses
+    ``devices`` has the position of the best device on each node. It is -1 if the request does not need exactly one
+    device, and undefined for a node that a filter refuses.
+    """
+
+    totals: FloatArray  # (n,), -inf if a filter refuses
     devices: NDArray[np.integer[Any]]  # (n,), kept as int16
     uses_metrics: bool
-    rows: IntArray | None = None  # of what was rated those that fit: only they have scores here
-    blocks: FloatArray | None = (
-        None  # (n / _BLOCK, _BLOCK) the totals, once somebody asked for the best of many
-    )
-    peaks: FloatArray | None = None  # (n / _BLOCK,) the highest of each block
+    rows: IntArray | None = None  # the nodes that fit, if not all do: only these have scores here
+    blocks: FloatArray | None = None  # (n / _BLOCK, _BLOCK) the totals of a large cluster
+    peaks: FloatArray | None = None  # (n / _BLOCK,) the highest total of each block
 
-    def best(self) -> int:
-        """The first row of the highest total."""
+    @classmethod
+    def of_none(cls, n: int) -> Scores:
+        """Return the scores of n nodes before any node is scored."""
+        return cls(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
+
+    def find_best(self) -> int:
+        """Return the first row of the highest total."""
         n = len(self.totals)
         if n < _BLOCKS_FROM:
             return int(self.totals.argmax())
         if self.blocks is None or self.peaks is None:
             self.blocks = np.full((-(-n // _BLOCK), _BLOCK), -np.inf)
             self.blocks.flat[:n] = self.totals
-            self.totals = self.blocks.reshape(-1)[:n]
+            self.totals = self.blocks.reshape(-1)[:n]  # a view: updates of the totals reach the blocks
             self.peaks = np.maximum.reduce(self.blocks, axis=1)
         block = int(self.peaks.argmax())
         return block * _BLOCK + int(self.blocks[block].argmax())
 
-    def update(self, rows: IntArray, part: Rated) -> None:
-        """Put the ratings of some rows in their place."""
+    def update(self, rows: IntArray, part: Scores) -> None:
+        """Replace the scores of these rows."""
         fitting = rows
         if part.rows is not None:
             self.totals.put(rows, -np.inf)
@@ -65,26 +72,21 @@ class Rated:
             self.peaks[changed] = np.maximum.reduce(self.blocks.take(changed, axis=0), axis=1)
 
 
-Rate = Callable[[Snapshot], Rated]
-"""Rates a snapshot or a part of one; each row's answer depends on that row alone."""
-
-
-def unrated(n: int) -> Rated:
-    """Of so many nodes that nobody has rated yet."""
-    return Rated(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
+ScoreNodes = Callable[[Snapshot], Scores]
+"""Scores a snapshot or a part of one. The score of a row depends on that row alone."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    rate: Rate
-    rated: Rated
+    score_nodes: ScoreNodes
+    scores: Scores
     history: History
     version: int
     fresh: BoolArray
 
 
 class _Mirror:
-    """Columns of the latest snapshot, brought up to date in place: what is rated is cut out of them."""
+    """A table of the newest snapshot, updated in place. The parts that are scored are copied out of it."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.columns = Table.of(snapshot.columns)
@@ -92,7 +94,10 @@ class _Mirror:
         self._version = snapshot.version
 
     def follow(self, snapshot: Snapshot) -> bool:
-        """Whether these are the snapshot's columns now, but for the age of metrics; if not, nothing has changed."""
+        """Update the table to the snapshot, except for the age of metrics.
+
+        Return False, and change nothing, if the changes are not known or nodes have moved to other rows.
+        """
         if snapshot.history is not self._history:
             return False
         changes = snapshot.history.between(self._version, snapshot.version)
@@ -105,8 +110,23 @@ class _Mirror:
         return True
 
 
-class Kept:
-    """What a policy remembers between decisions: a cache, never part of its value. Safe to use from several threads."""
+class ScoreCache:
+    """The scores that a policy keeps between decisions. Copies and pickles of the policy start with an empty cache.
+
+    Several threads may use one cache. Each holds ``lock`` while it calls ``update`` and reads the result.
+
+    >>> from roost.placement import Node, Snapshot
+    >>> snapshot, cache = Snapshot.of([Node(id="a", kernels=1), Node(id="b", kernels=3)]), ScoreCache()
+    >>> def score_nodes(part):
+    ...     print(part.nodes)
+    ...     return Scores(part.columns.kernels * 1.0, part.columns.kernels * 0, False)
+    >>> fresh = snapshot.has_fresh_metrics(30.0)
+    >>> first = cache.update("any", snapshot, fresh, lambda: score_nodes).find_best()
+    ('a', 'b')
+    >>> cache.update("any", snapshot.apply([Node(id="a", kernels=9)]), fresh, lambda: score_nodes).find_best()
+    ('a',)
+    0
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.lock = threading.Lock()
@@ -114,66 +134,73 @@ class Kept:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._mirror: _Mirror | None = None
 
-    def rated(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, make: Callable[[], Rate]) -> Rated:
-        """The scores of all nodes for that class; to be read only, and only while ``lock`` is held.
+    def update(
+        self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, make: Callable[[], ScoreNodes]
+    ) -> Scores:
+        """Return the scores of all nodes for the class ``key``. The caller holds ``lock`` and must not change them.
 
-        ``fresh`` (n,): whose metrics count; a node that changes in this is rated again, too. ``make`` gives what rates,
-        and is asked once for a class that is kept.
+        ``fresh`` is (n,) True if the node has fresh metrics. A node that becomes fresh or stale is scored again.
+        ``make`` returns the function that scores nodes. It is called once for a class that is kept.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
-            older = unrated(len(snapshot))  # somebody still looks at an older picture
-            older.update(np.arange(len(snapshot)), entry.rate(snapshot))
+            # The caller still has an older snapshot. The entry stays as it is, for callers with the newer one.
+            older = Scores.of_none(len(snapshot))
+            older.update(np.arange(len(snapshot)), entry.score_nodes(snapshot))
             return older
         if self._mirror is None or not self._mirror.follow(snapshot):
             self._mirror = _Mirror(snapshot)
         columns = self._mirror.columns
-        rows = None if entry is None else _to_rate_again(entry, snapshot)
+        rows = None if entry is None else _follow_moves(entry, snapshot)
         if entry is None or rows is None:
-            rate = make() if entry is None else entry.rate
-            entry = _Entry(
-                rate, _rate_all(snapshot, columns, rate), snapshot.history, snapshot.version, fresh
-            )
+            score_nodes = make() if entry is None else entry.score_nodes
+            scores = _score_all(snapshot, columns, score_nodes)
+            entry = _Entry(score_nodes, scores, snapshot.history, snapshot.version, fresh)
             self._store(key, entry)
-            return entry.rated
-        if entry.fresh is not fresh and entry.rated.uses_metrics:
+            return entry.scores
+        if entry.fresh is not fresh and entry.scores.uses_metrics:
             rows |= set(np.flatnonzero(entry.fresh != fresh).tolist())
         if rows:
             at = np.fromiter(rows, dtype=np.int64, count=len(rows))
             try:
-                part = entry.rate(snapshot.part(at, columns.part(at)))
+                part = entry.score_nodes(snapshot.part(at, columns.part(at)))
             except BaseException:
-                del self._entries[key]  # its rows may have moved
+                del self._entries[key]  # its rows may have moved, and its version is the old one
                 raise
-            entry.rated.update(at, part)
+            entry.scores.update(at, part)
         entry.version, entry.fresh = snapshot.version, fresh
         self._entries.move_to_end(key)
-        return entry.rated
+        return entry.scores
 
     def _store(self, key: Hashable, entry: _Entry) -> None:
         self._entries.pop(key, None)
         self._entries[key] = entry
-        in_use = sum(each.rated.totals.nbytes + each.rated.devices.nbytes for each in self._entries.values())
+        in_use = sum(_count_bytes(each) for each in self._entries.values())
         while in_use > self._max_bytes and len(self._entries) > 1:
-            oldest = self._entries.popitem(last=False)[1]
-            in_use -= oldest.rated.totals.nbytes + oldest.rated.devices.nbytes
+            in_use -= _count_bytes(self._entries.popitem(last=False)[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, (self._max_bytes,)
+        return ScoreCache, (self._max_bytes,)
 
 
-def _rate_all(snapshot: Snapshot, columns: Table, rate: Rate) -> Rated:
-    """All nodes, as many at a time as a processor's cache holds."""
-    rated = unrated(len(snapshot))
+def _count_bytes(entry: _Entry) -> int:
+    return entry.scores.totals.nbytes + entry.scores.devices.nbytes
+
+
+def _score_all(snapshot: Snapshot, columns: Table, score_nodes: ScoreNodes) -> Scores:
+    scores = Scores.of_none(len(snapshot))
     for start in range(0, max(1, len(snapshot)), _AT_ONCE):
         end = min(start + _AT_ONCE, len(snapshot))
         rows = np.arange(start, end)
-        rated.update(rows, rate(snapshot.part(rows, columns.part(slice(start, end)))))
-    return rated
+        scores.update(rows, score_nodes(snapshot.part(rows, columns.part(slice(start, end)))))
+    return scores
 
 
-def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
-    """The rows that changed since, once the entry's were moved to where the nodes are now; None: that is not known."""
+def _follow_moves(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
+    """Move the entry's rows to where the nodes are now, and return the rows that changed.
+
+    Return None if the changes are not known. All nodes must be scored then.
+    """
     history = snapshot.history
     if entry.history is not history:
         return None
@@ -184,12 +211,12 @@ def _to_rate_again(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
     rows: set[int] = set()
     for change in changes:
         if change.source is not None:
-            source = change.source  # -1, of a new node, takes the last: what is appended
-            pending = np.zeros(len(entry.rated.totals) + 1, dtype=bool)
+            source = change.source  # -1, for a new node, takes the last element: the appended one
+            pending = np.zeros(len(entry.scores.totals) + 1, dtype=bool)
             pending[list(rows)] = True
-            entry.rated.blocks = None
-            entry.rated.totals = np.append(entry.rated.totals, -np.inf)[source]
-            entry.rated.devices = np.append(entry.rated.devices, np.int16(-1))[source]
+            entry.scores.blocks = None
+            entry.scores.totals = np.append(entry.scores.totals, -np.inf)[source]
+            entry.scores.devices = np.append(entry.scores.devices, np.int16(-1))[source]
             entry.fresh = np.append(entry.fresh, False)[source]
             rows = set(np.flatnonzero(pending[source]).tolist())
         rows.update(change.rows)

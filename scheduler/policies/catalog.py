@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 from roost.launchers.daemon.tasks import in_thread
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
@@ -123,10 +122,10 @@ class PolicyCatalog:
                 decision = self._get_shipped(FALLBACK).place(request, snapshot, avoid=avoid)
                 fallback = f"ranked by {FALLBACK}, since policy {name} {problem}"
                 own = f"; {decision.fallback}" if decision.fallback else ""
-                decision = replace(decision, fallback=f"{fallback}{own}")
+                decision = decision.changed_to(fallback=f"{fallback}{own}")
         else:
             decision = policy.place(request, snapshot, avoid=avoid)
-        return decision if decision.policy == name else replace(decision, policy=name)
+        return decision if decision.policy == name else decision.changed_to(policy=name)
 
     def get(self, name: str) -> Policy | SandboxedPolicy:
         """Return the policy that decides for this name; `check` must have passed."""

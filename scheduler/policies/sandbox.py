@@ -106,13 +106,13 @@ def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Map
         raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
     check_placement(answer.placement, request, snapshot, avoid)
     shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
-    refusals: tuple[Any, ...] = tuple(answer.refusals[:shown])
+    refusals: tuple[Any, ...] = answer.first_refusals(shown)
     for refusal in refusals:
         if not isinstance(refusal, Refusal) or refusal.node_id not in snapshot:
             raise ValueError(f"it refuses {refusal!s:.80}, which is not a node")
     if answer.placement is None and len(snapshot) and not refusals and not answer.refused:
         raise ValueError("it gave neither a node nor a refusal")
-    plain = json.dumps(replace(answer, request=request).to_dict(), allow_nan=False, default=float)
+    plain = json.dumps(answer.changed_to(request=request).to_dict(), allow_nan=False, default=float)
     return replace(
         Decision.from_dict(json.loads(plain)),
         request=request,

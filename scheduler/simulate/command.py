@@ -18,7 +18,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
 from roost.placement.format import format_count
-from roost.placement.lazy import LaterSequence
 from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
 from roost.placement.shipped_policies import SHIPPED, build_policy
 from roost.scheduler.cli.options import connect_scheduler, scheduler_options
@@ -155,8 +154,7 @@ def _check_decision(decision: Any, request: Request, snapshot: Snapshot, avoid: 
     if not isinstance(decision, Decision):
         raise TypeError(f"place gave {type(decision).__name__}, not a Decision")
     check_placement(decision.placement, request, snapshot, avoid)
-    is_later = isinstance(decision.refusals, LaterSequence)  # lazy: a pipeline always has refusals
-    if decision.placement is None and not (is_later or decision.refusals or decision.refused):
+    if decision.placement is None and not decision.is_explained:
         raise ValueError("it gave neither a node nor a refusal")
 
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from roost.placement import EPSILON, Decision, Device, Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.shipped_policies import SHIPPED
 
-PROFILE = Workload.of(
+WORKLOAD = Workload.of(
     [Request(cpus=1, gpus=0.25)] * 9
     + [Request(cpus=2, gpus=0.5)] * 4
     + [Request(cpus=4, gpus=1, gpu_models=("A100",))] * 6
@@ -227,7 +227,7 @@ def _machine(name: str, workload: Workload, kind: str) -> type[Engine]:
 
 LEARNERS = ("balanced", "fgd")  # the others pay no heed to a workload
 MACHINES = [_machine(name, Workload(), "without_profile") for name in SHIPPED] + [
-    _machine(name, PROFILE, "with_profile") for name in LEARNERS
+    _machine(name, WORKLOAD, "with_profile") for name in LEARNERS
 ]
 for machine in MACHINES:
     machine.TestCase.settings = settings(

@@ -26,7 +26,7 @@ from roost.placement import (
 from roost.placement.refusals import group_refusals
 from roost.placement.shipped_policies import SHIPPED
 
-PROFILE = Workload.of(
+WORKLOAD = Workload.of(
     [Request(cpus=1, gpus=0.25)] * 9
     + [Request(cpus=4, gpus=1, gpu_models=("A100",))] * 6
     + [Request(cpus=8, gpus=2)] * 5
@@ -36,7 +36,7 @@ PROFILE = Workload.of(
 POLICIES = st.builds(
     lambda name, workload: get_policy(name, workload),
     st.sampled_from(list(SHIPPED)),
-    st.sampled_from([Workload(), PROFILE]),
+    st.sampled_from([Workload(), WORKLOAD]),
 )
 SHARES = st.sampled_from([0.0, 0.1, 0.19, 0.25, 0.5, 0.6, 0.7, 1.0])
 USE = st.none() | SHARES
@@ -162,10 +162,10 @@ def test_short_ways_end_where_all_filters_and_scorers_do(
     scorers = tuple((Plain(scorer), weight) for scorer, weight in chosen.scorers)
     plain = replace(chosen, filters=filters, scorers=scorers)
     snapshot = Snapshot.of(cluster)
-    short, long = (each.rate(request, snapshot, each.scorers) for each in (chosen, plain))
+    short, long = (each.score(request, snapshot, each.scorers) for each in (chosen, plain))
     assert short.totals.tolist() == long.totals.tolist()
     assert short.devices.tolist() == long.devices.tolist()
-    passed = [mask for mask in chosen.passed(request, snapshot) if mask is not None]
+    passed = [mask for mask in chosen.apply_filters(request, snapshot) if mask is not None]
     assert (short.totals > -np.inf).tolist() == np.all([[True] * len(cluster), *passed], axis=0).tolist()
 
 

@@ -22,7 +22,7 @@ LIFE = 250
 """A kernel ends when so many others have started after it: some 250 run at any time."""
 SIZES = st.sampled_from([4, 8, 16, 24, 32, 64])
 MOVES = st.sampled_from(["comes", "is lost", "is away", "is back"])
-PROFILE = Workload.of([Request(gpus=0.5, cpus=2)] * 30, {"": 99})
+WORKLOAD = Workload.of([Request(gpus=0.5, cpus=2)] * 30, {"": 99})
 
 
 def _node(name: str, size: int, metrics_age_s: float | None) -> Node:
@@ -103,7 +103,7 @@ class Cluster:
             31.0,
             "since the newest metrics of nodes that fit are 31 s old",
         ),
-        ("balanced", PROFILE, Request(gpus=0.001), None, "since no node that fits has metrics"),
+        ("balanced", WORKLOAD, Request(gpus=0.001), None, "since no node that fits has metrics"),
         ("round_robin", Workload(), Request(cpus=0.01), None, ""),
     ],
     ids=["absent", "stale", "workload", "round_robin"],

@@ -30,12 +30,12 @@ def folder() -> Path:
     return found
 
 
-@pytest.mark.parametrize("workload", PUBLISHED_FGD)
-def test_balanced_is_ahead_of_published_fgd(folder: Path, workload: str) -> None:
+@pytest.mark.parametrize("name", PUBLISHED_FGD)
+def test_balanced_is_ahead_of_published_fgd(folder: Path, name: str) -> None:
     snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(folder / NODES))))
-    requests = [task.request for task in read_trace(str(folder / f"openb_pod_list_{workload}.csv"))]
+    requests = [task.request for task in read_trace(str(folder / f"openb_pod_list_{name}.csv"))]
     workload, gpus = Workload.of(requests, snapshot), float(snapshot.columns.gpus.sum())
-    at_100, at_130 = PUBLISHED_FGD[workload]
+    at_100, at_130 = PUBLISHED_FGD[name]
     arrivals = draw_arrivals_to_demand(requests, gpus, 1.3, seed=42)
     ours = replay(get_policy("balanced", workload), snapshot, arrivals)
     fgd = replay(get_policy("fgd", workload), snapshot, arrivals)

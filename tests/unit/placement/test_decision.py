@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from roost.placement import Decision, Placement, Refusal, RefusalGroup, Request
+from roost.placement import Decision, Node, Placement, Refusal, RefusalGroup, Request, Snapshot, get_policy
 from roost.placement.decision import SHOWN_REFUSALS
 from roost.placement.refusals import When, group_refusals
 
@@ -225,3 +226,62 @@ class TestRemedies:
 
     def test_no_nodes(self) -> None:
         assert _refused().remedies == ["there are no nodes: add one"]
+
+
+class TestExplainedLater:
+    """A pipeline's decision computes its explanation when somebody reads it, and once."""
+
+    @pytest.fixture
+    def decision(self) -> Decision:
+        nodes = [Node(id="a", cpus=1), Node(id="b"), Node(id="c"), Node(id="d", cpus=1)]
+        return get_policy("round_robin").place(Request(cpus=1), Snapshot.of(nodes))
+
+    def test_each_part_is_computed_when_it_is_first_read(
+        self, decision: Decision, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        computed: list[str] = []
+
+        def reason(self: object, request: Request, node: Node) -> str:
+            computed.append(node.id)
+            return "is full"
+
+        monkeypatch.setattr("roost.placement.filters.HasCpus.reason", reason)
+        assert decision.is_explained
+        assert [refusal.node_id for refusal in decision.first_refusals(1)] == ["b"]
+        assert computed == ["b"]
+        del computed[:]
+        assert [refusal.node_id for refusal in decision.refusals] == ["b", "c"]
+        assert decision.refusals is decision.refusals
+        assert decision.first_refusals(None) == decision.refusals
+        assert computed == ["b", "c"]
+
+    def test_a_failed_computation_is_tried_again(
+        self, decision: Decision, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("roost.placement.filters.HasCpus.reason", None)
+            with pytest.raises(TypeError):
+                len(decision.refusals)
+        assert len(decision.refusals) == 2
+
+    def test_an_unknown_attribute_is_an_error(self, decision: Decision) -> None:
+        with pytest.raises(AttributeError, match="no_such_name"):
+            decision.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+    def test_pickle_and_comparison_see_plain_values(self, decision: Decision) -> None:
+        plain = pickle.loads(pickle.dumps(decision))
+        assert plain == decision
+        assert {type(plain.refusals), type(plain.refused), type(plain.runners_up)} == {tuple}
+        assert plain.placement == Placement(node_id="a", score=-1.0, terms={"kernels": -1.0})
+        assert (type(plain.placement.terms), hash(plain)) == (dict, hash(decision))
+
+    def test_changed_fields_leave_the_explanation_uncomputed(
+        self, decision: Decision, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("roost.placement.filters.HasCpus.reason", None)
+            changed = decision.changed_to(policy="mine", fallback="for a reason")
+        assert (changed.policy, changed.fallback, decision.policy) == ("mine", "for a reason", "round_robin")
+        assert changed.refusals == decision.refusals
+        assert replace(decision, policy="mine", fallback="for a reason") == changed
+        assert pickle.loads(pickle.dumps(decision)).changed_to(policy="mine").refusals == changed.refusals

@@ -7,9 +7,14 @@ from importlib import import_module
 
 import pytest
 
+MODULES = """
+. .decision .engine.columns .engine.score_cache .filters .model .packing .pipeline .refusals .replay .scorers
+.shipped_policies .snapshot .workload
+"""
 
-@pytest.mark.parametrize("name", ["", ".model", ".snapshot", ".decision", ".pipeline", ".workload"])
+
+@pytest.mark.parametrize("name", MODULES.split())
 def test_examples(name: str) -> None:
-    result = doctest.testmod(import_module(f"roost.placement{name}"))
+    result = doctest.testmod(import_module(f"roost.placement{name}".rstrip(".")))
     assert result.attempted
     assert not result.failed

@@ -8,7 +8,7 @@ from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload,
 from roost.placement.shipped_policies import SHIPPED
 
 GIB = 2**30
-PROFILE = Workload.of(
+WORKLOAD = Workload.of(
     [Request(cpus=2, gpus=0.5)] * 12 + [Request(cpus=8, gpus=1, gpu_models=("A100",))] * 12,
     {"A100": 5, "T4": 2},
 )
@@ -44,7 +44,7 @@ CLUSTER = Snapshot.of(
     ],
     ids=Request.describe,
 )
-@pytest.mark.parametrize("workload", [Workload(), PROFILE], ids=["plain", "workload"])
+@pytest.mark.parametrize("workload", [Workload(), WORKLOAD], ids=["plain", "workload"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_terms_add_up_to_the_score_and_the_ranking_falls(
     name: str, workload: Workload, request_: Request
@@ -64,7 +64,7 @@ def test_terms_add_up_to_the_score_and_the_ranking_falls(
 
 def test_the_runner_up_wins_once_the_winner_is_avoided() -> None:
     for request in (Request(cpus=1), Request(gpus=0.25), Request(gpus=1)):
-        mine = get_policy("balanced", PROFILE)
+        mine = get_policy("balanced", WORKLOAD)
         decision = mine.place(request, CLUSTER)
         avoid: dict[str, str] = {}
         for expected in [decision.placement, *decision.runners_up]:

@@ -47,7 +47,7 @@ def _fragmentation(node: Node, workload: Workload) -> float:
     left than it needs.
     """
     total = 0.0
-    for asked in workload.asked:
+    for asked in workload.classes:
         share = min(asked.gpus, 1.0)
         wants = Request(gpus=asked.gpus, gpu_models=asked.gpu_models)
         usable = [d.free for d in node.devices if wants.accepts_model(d.model) and d.free >= share - 1e-9]
@@ -58,7 +58,7 @@ def _fragmentation(node: Node, workload: Workload) -> float:
 
 
 class TestFragmentationGradient:
-    PROFILE = _seen(
+    WORKLOAD = _seen(
         (6, Request(cpus=2)),
         (30, Request(cpus=4, gpus=0.25)),
         (20, Request(cpus=1, gpus=0.6)),
@@ -79,33 +79,33 @@ class TestFragmentationGradient:
     )
 
     def test_the_profile_is_as_it_is_said_to_be(self) -> None:
-        assert len(self.PROFILE.fragments(("A100",)).cpus) == len(self.PROFILE.asked) == 7
+        assert len(self.WORKLOAD.fragments(("A100",)).cpus) == len(self.WORKLOAD.classes) == 7
 
     @pytest.mark.parametrize("cpus", [0.0, 1.0, 4.0])
     @pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.6])
     def test_shares_are_rated_per_device(self, share: float, cpus: float) -> None:
         request = Request(gpus=share, cpus=cpus)
-        scores = _scores(FragmentationGradient(self.PROFILE), request, *self.NODES)
+        scores = _scores(FragmentationGradient(self.WORKLOAD), request, *self.NODES)
         assert scores.shape == (6, 8)
         for row, node in enumerate(self.NODES):
-            before = _fragmentation(node, self.PROFILE)
+            before = _fragmentation(node, self.WORKLOAD)
             for place, device in enumerate(node.devices):
                 if device.free >= share:
-                    after = _fragmentation(node.with_kernel(request, [device.id]), self.PROFILE)
+                    after = _fragmentation(node.with_kernel(request, [device.id]), self.WORKLOAD)
                     assert scores[row, place] == pytest.approx(before - after, abs=1e-9)
 
     @pytest.mark.parametrize("cpus", [0.0, 4.0])
     @pytest.mark.parametrize("gpus", [0, 1, 2, 4])
     def test_whole_gpus_and_cpus_alone_are_rated_per_node(self, gpus: int, cpus: float) -> None:
         request = Request(gpus=gpus, cpus=cpus)
-        scores = _scores(FragmentationGradient(self.PROFILE), request, *self.NODES)
+        scores = _scores(FragmentationGradient(self.WORKLOAD), request, *self.NODES)
         assert scores.shape == (6,)
         rated = 0
         for row, node in enumerate(self.NODES):
             fitting = node.fitting_devices(request) if gpus else ()
             if len(fitting) >= gpus:
                 after = node.with_kernel(request, [device.id for device in fitting[:gpus]])
-                gain = _fragmentation(node, self.PROFILE) - _fragmentation(after, self.PROFILE)
+                gain = _fragmentation(node, self.WORKLOAD) - _fragmentation(after, self.WORKLOAD)
                 assert scores[row] == pytest.approx(gain, abs=1e-9)
                 rated += 1
         assert rated == {0: 6, 1: 5, 2: 4, 4: 2}[gpus]
@@ -142,7 +142,7 @@ class TestFragmentationGradient:
         assert scores.tolist() == pytest.approx([-1.0, 0.0])
 
     def test_nothing_known_and_no_devices_at_all(self) -> None:
-        for scorer in (FragmentationGradient(Workload()), FragmentationGradient(self.PROFILE)):
+        for scorer in (FragmentationGradient(Workload()), FragmentationGradient(self.WORKLOAD)):
             assert _scores(scorer, Request(cpus=1), _node("a")).tolist() == [0.0]
 
 
@@ -238,34 +238,34 @@ class TestSliverWaste:
 
 
 class TestModelPressure:
-    PROFILE = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
+    WORKLOAD = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
     """Half of the demand insists on a quarter of the GPUs: the pressure on A100 is 2²."""
 
     def test_takes_scarce_models_last(self) -> None:
         scores = _scores(
-            ModelPressure(self.PROFILE), Request(gpus=0.5), _node("a", 1, 1), _node("b", 1, model="T4")
+            ModelPressure(self.WORKLOAD), Request(gpus=0.5), _node("a", 1, 1), _node("b", 1, model="T4")
         )
         assert scores[0].tolist() == [-2.0, -2.0]
         assert scores[1].tolist() == [0.0, 0.0]  # the second is no device
-        assert _scores(ModelPressure(self.PROFILE), Request(gpus=2), _node("a", 1, 1)).tolist() == [
+        assert _scores(ModelPressure(self.WORKLOAD), Request(gpus=2), _node("a", 1, 1)).tolist() == [
             [-8.0, -8.0]
         ]
 
     def test_no_say_without_gpus_or_pressure(self) -> None:
         snapshot = Snapshot.of([_node("a", 1)])
-        assert ModelPressure(self.PROFILE).score(Request(cpus=1), snapshot) is None
+        assert ModelPressure(self.WORKLOAD).score(Request(cpus=1), snapshot) is None
         assert ModelPressure(_seen((9, WHOLE), A100=8)).score(WHOLE, snapshot) is None
 
 
 @pytest.mark.parametrize(
     "scorer",
     [
-        FragmentationGradient(TestFragmentationGradient.PROFILE),
-        FragmentationGradient(TestFragmentationGradient.PROFILE, is_integer=True),
-        StrandedShare(TestFragmentationGradient.PROFILE),
+        FragmentationGradient(TestFragmentationGradient.WORKLOAD),
+        FragmentationGradient(TestFragmentationGradient.WORKLOAD, is_integer=True),
+        StrandedShare(TestFragmentationGradient.WORKLOAD),
         Leftover(),
-        SliverWaste(TestFragmentationGradient.PROFILE),
-        ModelPressure(TestModelPressure.PROFILE),
+        SliverWaste(TestFragmentationGradient.WORKLOAD),
+        ModelPressure(TestModelPressure.WORKLOAD),
     ],
     ids=lambda scorer: scorer.name,
 )

@@ -16,7 +16,7 @@ from roost.placement.scorers import (
     Near,
     NotBusy,
     SpareGpus,
-    Warm,
+    WarmEnvironment,
 )
 
 GPU = Request(gpus=0.5)
@@ -31,18 +31,18 @@ class TestWarm:
     NODES = (Node(id="a"), Node(id="b", warm=("/opt/py", "/opt/r")), Node(id="c", warm=("/opt/p",)))
 
     def test_where_the_environment_is_warm(self) -> None:
-        assert _score(Warm(), Request(environment="/opt/py"), *self.NODES) == [0.0, 1.0, 0.0]
-        assert _score(Warm(), Request(environment="/opt/other"), *self.NODES) == [0.0, 0.0, 0.0]
+        assert _score(WarmEnvironment(), Request(environment="/opt/py"), *self.NODES) == [0.0, 1.0, 0.0]
+        assert _score(WarmEnvironment(), Request(environment="/opt/other"), *self.NODES) == [0.0, 0.0, 0.0]
 
     def test_no_say_where_none_is_named(self) -> None:
-        assert _score(Warm(), Request(), *self.NODES) is None
+        assert _score(WarmEnvironment(), Request(), *self.NODES) is None
 
     def test_follows_what_becomes_warm_and_cold(self) -> None:
         snapshot, request = Snapshot.of(self.NODES), Request(environment="/opt/py")
-        assert list(Warm().score(request, snapshot)) == [0.0, 1.0, 0.0]  # type: ignore[arg-type]
+        assert list(WarmEnvironment().score(request, snapshot)) == [0.0, 1.0, 0.0]  # type: ignore[arg-type]
         after = snapshot.apply([Node(id="a", warm=("/opt/py",)), Node(id="b")])
-        assert list(Warm().score(request, after)) == [1.0, 0.0, 0.0]  # type: ignore[arg-type]
-        assert list(Warm().score(request, after.part(np.array([2, 0])))) == [0.0, 1.0]  # type: ignore[arg-type]
+        assert list(WarmEnvironment().score(request, after)) == [1.0, 0.0, 0.0]  # type: ignore[arg-type]
+        assert list(WarmEnvironment().score(request, after.part(np.array([2, 0])))) == [0.0, 1.0]  # type: ignore[arg-type]
 
 
 class TestNear:

@@ -12,7 +12,7 @@ from roost.placement.shipped_policies import RandomTies
 
 GIB = 2**30
 HALF, WHOLE = Request(cpus=2, gpus=0.5), Request(cpus=8, gpus=1)
-PROFILE = Workload.of(
+WORKLOAD = Workload.of(
     [HALF] * 12 + [WHOLE] * 8 + [Request(cpus=8, gpus=1, gpu_models=("A100",))] * 10, {"A100": 4, "T4": 12}
 )
 
@@ -35,7 +35,7 @@ def _node(
 
 
 def _placed(
-    name: str, request: Request, *nodes: Node, workload: Workload = PROFILE, version: int = 1
+    name: str, request: Request, *nodes: Node, workload: Workload = WORKLOAD, version: int = 1
 ) -> Placement:
     decision = get_policy(name, workload).place(request, Snapshot.of(nodes, version=version))
     assert decision.placement is not None, decision.reason
@@ -69,7 +69,7 @@ class TestBalancedWithAProfile:
     def test_devices_that_others_keep_busy_are_avoided_still(self) -> None:
         assert _placed("balanced", HALF, _node("a", 0, 0.5, used=0.9), _node("b", 0, 0)).node_id == "b"
 
-    @pytest.mark.parametrize("workload", [Workload(), PROFILE], ids=["plain", "workload"])
+    @pytest.mark.parametrize("workload", [Workload(), WORKLOAD], ids=["plain", "workload"])
     def test_kernels_without_gpus_go_by_load_off_gpu_nodes(self, workload: Workload) -> None:
         nodes = _node("a", 0), _node("b", cpus_used=20, memory_used_bytes=GIB), _node("c", cpus_used=10)
         assert _placed("balanced", Request(), *nodes, workload=workload).node_id == "c"
@@ -79,7 +79,7 @@ class TestBalancedWithAProfile:
 
 class TestWishes:
     @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), HALF])
-    @pytest.mark.parametrize("workload", [Workload(), PROFILE], ids=["plain", "workload"])
+    @pytest.mark.parametrize("workload", [Workload(), WORKLOAD], ids=["plain", "workload"])
     def test_near_outweighs_load(self, workload: Workload, request_: Request) -> None:
         gpu = () if not request_.gpus else (0.0,)
         idle, near = _node("a", *gpu), _node("b", *gpu, cpus_used=24, labels={"rack": "3"})
@@ -123,7 +123,7 @@ class TestFgd:
         assert _placed("fgd", WHOLE, _node("a", 0), _node("b", 0, 0), workload=Workload()).node_id == "a"
 
     def test_scores_are_whole_hundredths_as_published(self) -> None:
-        decision = get_policy("fgd", PROFILE).place(
+        decision = get_policy("fgd", WORKLOAD).place(
             HALF, Snapshot.of([_node("a", 0, 0), _node("b", 0.5), _node("c", 0.2)])
         )
         assert decision.placement is not None

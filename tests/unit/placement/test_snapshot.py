@@ -236,7 +236,7 @@ def test_emptied_is_the_picture_of_emptied_nodes() -> None:
         _node("b", gpus=1),
     ]
     full, empty = Snapshot.of(nodes), Snapshot.of(node.as_empty() for node in nodes)
-    used = full.as_empty().columns.replaced(device_excess=empty.columns.device_excess)
+    used = full.as_empty().columns.replace(device_excess=empty.columns.device_excess)
     assert _same(used, empty.columns)  # but for the use beyond promises, which nobody asks of an empty node
     assert full.as_empty().has_labels([("zone", "1")]).tolist() == [True, False]
     assert full.part(np.array([1, 0])).as_empty().columns.cpus_free.tolist() == [4.0, 4.0]

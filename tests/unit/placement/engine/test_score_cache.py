@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
-from roost.placement.engine.score_cache import Kept, Rated
+from roost.placement.engine.score_cache import ScoreCache, Scores
 
 
 class Counting:
@@ -22,25 +22,25 @@ class Counting:
         self.asked: list[tuple[str, ...]] = []
         self.fails = False
 
-    def __call__(self, snapshot: Snapshot) -> Rated:
+    def __call__(self, snapshot: Snapshot) -> Scores:
         if self.fails:
             raise ZeroDivisionError
         self.asked.append(tuple(sorted(snapshot.nodes)))
         kernels = snapshot.columns.kernels
-        return Rated(kernels.astype(float), kernels % 2, self.uses_metrics)
+        return Scores(kernels.astype(float), kernels % 2, self.uses_metrics)
 
 
 class Watched:
-    """A `Kept`, what it rates with, and a shorthand."""
+    """A `ScoreCache`, what it rates with, and a shorthand."""
 
     def __init__(self, max_bytes: int = 1 << 20, uses_metrics: bool = False) -> None:
-        self.kept, self.rate = Kept(max_bytes), Counting(uses_metrics)
+        self.cache, self.rate = ScoreCache(max_bytes), Counting(uses_metrics)
 
     def __call__(self, snapshot: Snapshot, key: Any = "class", stale_after_s: float = 30.0) -> list[float]:
-        rated = self.kept.rated(key, snapshot, snapshot.has_fresh_metrics(stale_after_s), lambda: self.rate)
-        assert rated.devices.tolist() == [kernels % 2 for kernels in rated.totals]
-        assert rated.totals.tolist() == snapshot.columns.kernels.tolist()
-        return rated.totals.tolist()
+        found = self.cache.update(key, snapshot, snapshot.has_fresh_metrics(stale_after_s), lambda: self.rate)
+        assert found.devices.tolist() == [kernels % 2 for kernels in found.totals]
+        assert found.totals.tolist() == snapshot.columns.kernels.tolist()
+        return found.totals.tolist()
 
     @property
     def asked(self) -> list[tuple[str, ...]]:
@@ -174,7 +174,7 @@ def test_policies_keep_apart_and_what_they_keep_is_no_part_of_their_value() -> N
     one = get_policy("balanced")
     assert isinstance(one, Pipeline)
     for other in (replace(one), replace(one, filters=())):
-        assert other.kept is not one.kept
+        assert other.cache is not one.cache
     assert replace(one) == one
 
 

@@ -67,9 +67,9 @@ async def test_what_is_learned_is_bounded() -> None:
         recent.note(GPU)
         recent.note(CPU)
     workload = recent.workload(cluster())
-    assert len(workload.asked) == 100
-    assert {each.count for each in workload.asked if each.gpus} == {25.0}
-    assert max(workload.asked, key=lambda each: each.count).cpus == 1.0
+    assert len(workload.classes) == 100
+    assert {each.count for each in workload.classes if each.gpus} == {25.0}
+    assert max(workload.classes, key=lambda each: each.count).cpus == 1.0
 
 
 async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
