@@ -1,4 +1,12 @@
-"""The client of the scheduler service, as every application uses it."""
+"""The client of the scheduler service. Every application and the `roost` command use it.
+
+client.py              `connect` and `Client`: all calls, from any thread or event loop
+service_connection.py  finds or starts the service, and connects again after a loss
+call.py                one call that is under way
+identity.py            the owner that this process is
+interpreter_probe.py   what a kernelspec's Python can do
+policy_check.py        whether the scheduler knows a policy
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call under way on another thread, for callers with and without an event loop."""
+"""A call that is under way on another thread, for callers with and without an event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWER_S = 30.0
 
 
 class Call(Generic[T]):
-    """A call under way: `await` it in any event loop, or ask for its `result` in a thread without one."""
+    """A call that is under way. `await` it in an event loop, or call `result` in a thread without one."""
 
     __slots__ = ("_future", "_thread")
 
@@ -30,23 +30,23 @@ class Call(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the answer; raises what the call raises, and `TimeoutError` (the call goes on) after `timeout`."""
+        """Wait for the answer, and raise the call's error. After `timeout`, raise `TimeoutError`; the call goes on."""
         if threading.current_thread() is self._thread and not self._future.done():
             raise RuntimeError(
-                "a listener may not wait for a call: it runs on the thread that would answer it"
+                "a listener may not wait for a call: the answer would arrive on the same thread"
             )
         try:
             return self._future.result(timeout)
-        except concurrent.futures.TimeoutError as problem:  # another class before Python 3.11
+        except concurrent.futures.TimeoutError as problem:  # a different class before Python 3.11
             raise TimeoutError(*problem.args) from None
 
     async def within(self, timeout_s: float) -> T:
-        """Wait for the answer in an event loop; after `asyncio.TimeoutError`, or a cancellation, the call goes on."""
+        """Wait for the answer in an event loop. After `asyncio.TimeoutError` or a cancellation, the call goes on."""
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
 
         def wake(_: object) -> None:
-            with suppress(RuntimeError):  # that loop was closed meanwhile
+            with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(answered.set)
 
         self._future.add_done_callback(wake)
@@ -54,11 +54,11 @@ class Call(Generic[T]):
         return self._future.result(0)
 
     def cancel(self) -> bool:
-        """Give up on the answer; a start is taken back."""
+        """Give up on the answer. A start is cancelled."""
         return self._future.cancel()
 
     def add_done_callback(self, callback: Callable[[Call[T]], object]) -> None:
-        """Call `callback` with this call once it is done, on the client's thread (or at once)."""
+        """Call `callback` with this call when it is done: on the client's thread, or now if it is done already."""
         self._future.add_done_callback(lambda _: callback(self))
 
 

@@ -1,12 +1,12 @@
-"""The one client of the scheduler service: from any thread, any event loop, with or without one.
+"""The client of the scheduler service, for any thread and any event loop.
 
     client = roost.connect("local")
     kernels = client.kernels().result()      # from a thread without an event loop
     kernels = await client.kernels()         # from any event loop
 
-One background thread per process and service runs the connection. Every call may be repeated (its ids say that it
-is the same), so that a service that dies or is replaced under way costs a moment and nothing else: the connection is
-made anew, with a new service if none lives, and the call is repeated until its own deadline.
+One background thread per process and service runs the connection. Every call may be repeated, because its ids show
+that it is the same call. If the service ends during a call, the client connects again, starts a service if none runs,
+and repeats the call until the call's deadline.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ __all__ = ["Call", "Client", "connect", "user_folder"]
 log = logging.getLogger(__name__)
 
 CALL_DEADLINE_S = 20.0
-"""How long a call is repeated, besides what it is allowed to wait for (a start its queue, a stop its grace)."""
+"""How long a call is repeated. A start's timeout and a stop's grace are added to this."""
 _WARM_S = 100.0
-"""More than an agent takes for it."""
+"""How long a call waits for agents to start or to warm up."""
 _CLOSE_S = 5.0
 _REPEAT_S = (0.02, 1.0)
 """First and longest pause before a call is repeated."""
@@ -56,10 +56,10 @@ T = TypeVar("T")
 
 
 class Client:
-    """Calls to the scheduler service of one backend; get it from `connect`.
+    """A client of one backend's scheduler service; `connect` returns it.
 
-    All methods return at once and may be called from any thread. Their calls raise the `RoostError` that the service
-    answered with, or `BackendUnavailable` when no service could be reached or started in time.
+    All methods return at once and may be called from any thread. A call raises the `RoostError` of the service's
+    answer, or `BackendUnavailable` if no service answered or could be started in time.
     """
 
     def __init__(self, backend: str = "local", options: Mapping[str, Any] | None = None) -> None:
@@ -67,27 +67,27 @@ class Client:
         self.options = dict(options or {})
         self._listeners: list[Callable[[Event], None]] = []
         self._policies: dict[str, Mapping[str, Any]] = {}
-        self._given: dict[str, tuple[str, RpcClient]] = {}
+        self._sent_policies: dict[str, tuple[str, RpcClient]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._begin()
 
     def start(self, start: StartKernel) -> Call[Kernel]:
-        """Start a kernel, or start it again in its lease. Cancelling the call takes the start back."""
+        """Start a kernel, or restart it in its lease. Cancelling the call cancels the start."""
         return self._run(self._start(start))
 
     def stop(
         self, kernel_id: str, grace_s: float = 5.0, *, repeat_s: float = CALL_DEADLINE_S
     ) -> Call[Kernel]:
-        """End a kernel, or its start, and give its lease back; raises `UnknownKernel`.
+        """Stop a kernel, or cancel its start, and give its lease back; raises `UnknownKernel`.
 
-        Where the service is away this is asked again for `repeat_s`.
+        If the service does not answer, the call is repeated for `repeat_s`.
         """
         arguments = {"kernel_id": kernel_id, "grace_s": float(grace_s)}
         return self._run(self._kernel("stop", arguments, repeat_s + grace_s))
 
     def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
-        """Take a start back; its caller gets `Cancelled`."""
+        """Cancel a start. The start's caller gets `Cancelled`."""
         return self._run(self._nothing("cancel", {"kernel_id": kernel_id, "launch_id": launch_id}))
 
     def signal(self, kernel_id: str, signum: int) -> Call[None]:
@@ -95,57 +95,57 @@ class Client:
         return self._run(self._nothing("signal", {"kernel_id": kernel_id, "signum": int(signum)}))
 
     def kernels(self) -> Call[list[Kernel]]:
-        """All kernels, also queued ones, without their connections."""
+        """Return all kernels, including queued ones, without their connections."""
         return self._run(self._listed("kernels", {}, "kernels", Kernel))
 
     def kernel(self, kernel_id: str) -> Call[Kernel]:
-        """One kernel, with its connection; raises `UnknownKernel`."""
+        """Return one kernel with its connection; raises `UnknownKernel`."""
         return self._run(self._kernel("kernel", {"kernel_id": kernel_id}, CALL_DEADLINE_S))
 
     def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
-        """Hold a kernel that another application has started; with its connection. Raises `UnknownKernel`.
+        """Adopt a kernel of another application, and return it with its connection; raises `UnknownKernel`.
 
-        It lives on when that application ends, and ends with this one, as if it had started it.
+        The kernel then belongs to this application, as if this application had started it.
         """
         arguments = {"kernel_id": kernel_id, "owner": owner or this_owner()}
         return self._run(self._kernel("adopt", arguments, CALL_DEADLINE_S))
 
     def service(self) -> Call[dict[str, Any]]:
-        """Who answers: `version`, `pid`, `backend`, and the `address` of its cluster, empty where it has none."""
+        """Return the service's `version`, `pid`, `backend` and cluster `address` (empty if it has none)."""
         return self._run(self._call("hello", {"protocol": PROTOCOL, "version": VERSION}))
 
     def nodes(self) -> Call[list[dict[str, Any]]]:
-        """The nodes, with what is promised and used of each."""
+        """Return the nodes with their promised and used resources."""
         return self._run(self._field("nodes", {}, "nodes"))
 
     def explain(self, request: Request) -> Call[dict[str, Any]]:
-        """Where such a kernel would go now, and why nowhere else: `placement.Decision.to_dict()`."""
+        """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies."""
         return self._run(self._field("explain", {"request": request, "owner": this_owner()}, "decision"))
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
-        """The last of what a kernel wrote outside Jupyter's channels."""
+        """Return the end of a kernel's log (its stdout and stderr)."""
         return self._run(self._field("logs", {"kernel_id": kernel_id, "tail_bytes": tail_bytes}, "text"))
 
     def drain(self, node_id: str, on: bool = True) -> Call[None]:
-        """Stop (or resume) placing kernels on a node."""
+        """Drain a node: place no more kernels on it. With `on=False`, place kernels on it again."""
         return self._run(self._nothing("drain", {"node_id": node_id, "on": on}))
 
     def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
-        """Prepare a fast start for kernels of this `argv` in this environment, where one would go now.
+        """Warm a zygote for kernels of this `argv` and `env`, on the node where such a kernel would be placed now.
 
-        On a backend of other machines the node's own environment is beneath it: pass what is to reach the kernels.
+        On another machine, `env` is added to the node's own environment.
         """
         return self._run(self._nothing("warm", {"argv": list(argv), "env": dict(env)}, _WARM_S))
 
     def up(self) -> Call[int]:
-        """Bring up the agents of all nodes, so that no kernel has to wait for one; their number."""
+        """Start the agents of all nodes, and return their number. Later starts do not wait for an agent."""
         return self._run(self._up())
 
     def add_policy(self, name: str, policy: object) -> Call[None]:
-        """Have kernels that ask for `name` placed by this policy: an object, a class, or a function of a `Workload`.
+        """Add a policy under `name`: an object, a class, or a function of a `Workload`.
 
-        It goes to the service, which runs its code and keeps it until it ends; to a new service it goes again with the
-        first call that asks for it. Raises `ConfigError` at once for what cannot be packed.
+        The service runs the policy's code and keeps it until the service ends. The client sends it again to a new
+        service, before the first call that needs it. Raises `ConfigError` if the policy cannot be pickled.
         """
         given = {
             "name": name,
@@ -157,22 +157,22 @@ class Client:
         return self._run(self._nothing("add_policy", given))
 
     def check_policies(self, names: Sequence[str]) -> Call[dict[str, str]]:
-        """Of these placement policies those that no kernel could ask for, each with a sentence that says why."""
+        """Return the policies among `names` that a kernel cannot use, each with the reason."""
         return self._run(self._field("check_policies", {"names": list(names)}, "problems"))
 
     def doctor(self) -> Call[list[dict[str, Any]]]:
-        """What the service finds wrong, missing or well."""
+        """Return the service's findings: errors, warnings, and checks that passed."""
         return self._run(self._field("doctor", {}, "findings"))
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
-        """The most recent events, oldest first."""
+        """Return the latest events, oldest first."""
         return self._run(self._listed("events", {"limit": limit}, "events", Event))
 
     def listen(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        """Have `callback` called with every event, on the client's thread; returns what ends that.
+        """Call `callback` with every event, on the client's thread. Return a function that ends this.
 
-        An event of kind `resync` means that others may have been missed: read again what you need. While someone
-        listens, a lost connection is made anew at once.
+        An event of kind `resync` means that events may have been missed: read again what you need. While there is a
+        listener, a lost connection is replaced at once.
         """
         self._listeners.append(callback)
         self._run(self._joined())
@@ -184,7 +184,7 @@ class Client:
         return stop
 
     def close(self) -> None:
-        """Forget the listeners and close the connection; the next call makes a new one. An exit does not need it."""
+        """Remove the listeners and close the connection. The next call connects again. Optional before an exit."""
         self._listeners.clear()
         with self._starting:
             loop, thread = self._loop, self._thread
@@ -204,13 +204,13 @@ class Client:
             self.backend,
             self.options,
             on_event=self._on_event,
-            on_rejoined=lambda: self._tell(Event(kind="resync", at=time.time())),
+            on_rejoined=lambda: self._notify(Event(kind="resync", at=time.time())),
             is_wanted=lambda: bool(self._listeners),
         )
 
     def _after_fork(self) -> None:
-        """In a forked child: the thread is gone, and its loop and sockets are the parent's."""
-        _of_parents.append((self._loop, self._connection, self._tasks))
+        """Start over in a forked child: it has no thread, and the loop and sockets belong to the parent."""
+        _of_parent.append((self._loop, self._connection, self._tasks))
         self._loop = self._thread = None
         self._begin()
 
@@ -237,18 +237,17 @@ class Client:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await (
-                self._connection.close()
-            )  # calls that lose their connection begin to make another: round again
+            # A call that lost its connection may have begun to open another one meanwhile.
+            await self._connection.close()
 
     async def _joined(self) -> None:
         await self._connection.connect(time.monotonic() + CALL_DEADLINE_S)
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
         if self._listeners:
-            self._tell(decode(Event, message, ignore_unknown=True))
+            self._notify(decode(Event, message, ignore_unknown=True))
 
-    def _tell(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         for listener in list(self._listeners):
             try:
                 listener(event)
@@ -260,21 +259,21 @@ class Client:
     async def _call(
         self, op: str, arguments: StartKernel | Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S
     ) -> Any:
-        """Call, and repeat the call on a new connection for as long as the deadline allows."""
+        """Call the service. If the connection is lost, repeat the call on a new one until the deadline."""
         deadline = time.monotonic() + deadline_s
         message = arguments
         pauses = backoff(*_REPEAT_S)
         sent_at: float | None = None
         while True:
             connection = await self._connection.connect(deadline)
-            if isinstance(arguments, StartKernel):  # repeated, it has only what remains of its time
+            if isinstance(arguments, StartKernel):  # a repeated start has only the rest of its time
                 now = time.monotonic()
                 sent_at = sent_at or now
                 message = replace(
                     arguments, launch_timeout_s=max(0.1, arguments.launch_timeout_s - (now - sent_at))
                 )
             try:
-                await self._give_policy(connection, arguments, deadline)
+                await self._send_policy(connection, arguments, deadline)
                 return await connection.call(op, message, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None
@@ -286,15 +285,15 @@ class Client:
                 ) from None
             await asyncio.sleep(next(pauses))
 
-    async def _give_policy(
+    async def _send_policy(
         self, connection: RpcClient, arguments: StartKernel | Mapping[str, Any], deadline: float
     ) -> None:
-        """Before a call that asks for a policy of this process: at the end of a new connection may be a new service."""
+        """Send the request's policy first, if it is this process's own. A new connection may lead to a new service."""
         request = arguments.request if isinstance(arguments, StartKernel) else arguments.get("request")
         given = self._policies.get(request.policy) if isinstance(request, Request) else None
-        if given is not None and self._given.get(given["name"]) != (given["token"], connection):
+        if given is not None and self._sent_policies.get(given["name"]) != (given["token"], connection):
             await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
-            self._given[given["name"]] = given["token"], connection
+            self._sent_policies[given["name"]] = given["token"], connection
 
     async def _nothing(
         self, op: str, arguments: Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S
@@ -318,24 +317,24 @@ class Client:
         try:
             return await self._kernel("start", start, start.launch_timeout_s + CALL_DEADLINE_S)
         except (asyncio.CancelledError, BackendUnavailable):
-            spawn(self._take_back(start), self._tasks, log)
+            spawn(self._cancel_start(start), self._tasks, log)
             raise
 
-    async def _take_back(self, start: StartKernel) -> None:
+    async def _cancel_start(self, start: StartKernel) -> None:
         try:
             await self._call("cancel", {"kernel_id": start.kernel_id, "launch_id": start.launch_id})
         except UnknownKernel:
             pass
         except RoostError as problem:
-            log.warning("kernel=%s its start could not be taken back: %s", start.kernel_id, problem)
+            log.warning("kernel=%s its start could not be cancelled: %s", start.kernel_id, problem)
 
 
 def connect(backend: str = "local", **options: Any) -> Client:
-    """The client of this process for `backend`; nothing is started or connected before its first call.
+    """Return this process's client for `backend`. Its first call connects to the service, or starts it.
 
-    `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`):
-    other options mean another service. So does another `address`, for which an environment variable may stand
-    (`RAY_ADDRESS`). The same arguments give the same client. Raises `ConfigError` for a backend that there is not.
+    `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`).
+    Other options mean another service, and so does another `address`. An environment variable such as `RAY_ADDRESS`
+    can give the address. The same arguments return the same client. Raises `ConfigError` for an unknown backend.
     """
     check_backend(backend)
     options = with_address(backend, options)
@@ -345,12 +344,12 @@ def connect(backend: str = "local", **options: Any) -> Client:
 
 
 def user_folder(name: str) -> Path:
-    """The private folder of that name in the runtime folder, made if need be; raises `FolderError` (an `OSError`)."""
+    """Return a private folder in the runtime folder, and create it if needed; raises `FolderError` (an `OSError`)."""
     return private_folder(runtime_dir() / name)
 
 
 def disconnect() -> None:
-    """Close all clients of this process, as tests do before they end the services."""
+    """Close all clients of this process. Tests call this before they stop the services."""
     with _clients_lock:
         clients = list(_clients.values())
         _clients.clear()
@@ -360,8 +359,8 @@ def disconnect() -> None:
 
 _clients: dict[tuple[str, str, str], Client] = {}
 _clients_lock = threading.Lock()
-_of_parents: list[object] = []
-"""Loops and connections of the process that this one was forked from: never closed, for closing would reach into it."""
+_of_parent: list[object] = []
+"""Loops and connections of the parent of a fork. They are never closed, because that would disturb the parent."""
 
 
 def _after_fork() -> None:

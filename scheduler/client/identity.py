@@ -1,4 +1,4 @@
-"""Who this process is to the scheduler."""
+"""The owner that this process is to the scheduler."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from roost.launchers.protocol.shared_values import Owner
 
 
 def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -> Owner:
-    """The owner that this process is, by pid and start time; `user` empty means the user of the system.
+    """Return this process as an owner, identified by pid and start time. An empty `user` means the system's user.
 
-    `can_adopt` says that the application takes its kernels back after its own restart: they outlive it then.
+    `can_adopt` is true for an application that adopts its kernels after a restart. Its kernels outlive it.
     """
     pid = os.getpid()
     return Owner(
@@ -29,7 +29,7 @@ def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -
 
 
 def system_user() -> str:
-    """The user's name, or the number where there is no name (some containers)."""
+    """Return the user's name, or the user's number in a container without names."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -37,5 +37,5 @@ def system_user() -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _started_at(pid: int) -> float:  # by pid, so that a fork asks anew
+def _started_at(pid: int) -> float:  # keyed by pid, so that a forked child does not use its parent's value
     return start_time(pid)

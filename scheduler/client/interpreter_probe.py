@@ -1,4 +1,4 @@
-"""What a kernelspec's environment can do: its interpreter is asked, since promises are made in its name."""
+"""Runs a kernelspec's Python to learn whether its kernels can start, fork and use encryption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from roost.launchers.agent.fingerprint import ipykernel_command
 
 PROBE_S = 30.0
-"""A cold import of ipykernel from a network disk takes long; longer than this is a defect worth telling."""
+"""How long the probe may take. A first import of ipykernel from a network disk is slow."""
 
 _PROBE = """
 import json, platform, sys
@@ -30,9 +30,9 @@ print("\\n" + json.dumps(found))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """What was found. `executable` is empty where there is none; `python` and `ipykernel` are versions.
+    """The result of a probe. `executable` is empty if there is none; `python` and `ipykernel` are versions.
 
-    `problem` says in one sentence why kernels cannot start there; empty where they can.
+    `problem` is a sentence that says why kernels cannot start, or empty if they can.
     """
 
     executable: str = ""
@@ -45,12 +45,14 @@ class ProbeResult:
 
 
 def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
-    """Ask the environment behind `argv`, run with `env` as its whole environment. Blocks for up to 30 s."""
+    """Run the interpreter of `argv` with the environment `env`. Blocks for up to 30 s."""
     if not argv:
         return ProbeResult(problem="Its argv is empty: a kernelspec needs a command.")
     executable = shutil.which(argv[0], path=env.get("PATH"))
     if executable is None:
-        return ProbeResult(problem=f"{argv[0]} is not there or not executable: install it, or correct argv.")
+        return ProbeResult(
+            problem=f"{argv[0]} does not exist or is not executable: install it, or correct argv."
+        )
     if ipykernel_command(argv) is None:
         return ProbeResult(executable=executable)
     found = _ask(executable, env)
@@ -72,7 +74,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
 
 
 def _ask(executable: str, env: Mapping[str, str]) -> dict[str, object] | str:
-    """The probe's answer, or a sentence that says why there is none."""
+    """Return the probe's answer, or a sentence that says why there is none."""
     try:
         done = subprocess.run(
             [executable, "-c", _PROBE],
@@ -80,7 +82,7 @@ def _ask(executable: str, env: Mapping[str, str]) -> dict[str, object] | str:
         )  # fmt: skip
         answer = json.loads(done.stdout.strip().rpartition("\n")[2])
     except subprocess.TimeoutExpired:
-        return f"{executable} did not answer within {PROBE_S:g} s: see whether it runs at all."
+        return f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
     except (OSError, ValueError) as error:
         return f"{executable} does not run as a Python interpreter ({error})."
     return answer if isinstance(answer, dict) else f"{executable} does not run as a Python interpreter."

@@ -1,4 +1,4 @@
-"""The connection to a scheduler service, made anew whenever it is lost, with a new service if none lives."""
+"""The connection to a scheduler service. After a loss it connects again, and starts a service if none runs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ log = logging.getLogger(__name__)
 _START_SERVICE_S = 30.0
 _GREETING_S = 5.0
 _RETRY_S = (0.02, 1.0)
-"""First and longest pause before a connection is tried again."""
+"""First and longest pause between two attempts to connect."""
 _REJOIN_S = (0.3, 30.0)
-"""The same where only listeners wait: whoever replaces the service comes first."""
+"""The same if only listeners wait. They are slower, so that an application with a call replaces the service."""
 
 
 class ServiceConnection:
-    """One service, one event loop. `on_event` gets each event as JSON values; `on_rejoined` is called when the
-    connection was made anew, so that events may have been missed; `is_wanted` says whether a lost connection is to be
-    made anew before somebody calls."""
+    """A connection to one service, used on one event loop.
+
+    `on_event` receives each event as JSON values. `on_rejoined` is called after a new connection, because events may
+    have been missed. If `is_wanted` returns true, a lost connection is replaced at once, and not at the next call.
+    """
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class ServiceConnection:
         self._has_joined = False
 
     async def connect(self, deadline: float) -> RpcClient:
-        """The live connection, made if need be by one task for all that wait; raises `BackendUnavailable`."""
+        """Return the live connection; raises `BackendUnavailable`. All callers wait for the same attempt."""
         if self._rpc is not None and not self._rpc.is_lost:
             return self._rpc
         if self._joining is None or self._joining.done():
@@ -68,7 +70,7 @@ class ServiceConnection:
             ) from None
 
     async def _join(self) -> RpcClient:
-        """Connect, greet, subscribe; start the service if none lives, replace it if it is older than this client."""
+        """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
         if self._rpc is not None:
             await self._rpc.close()
             self._rpc = None
@@ -76,7 +78,7 @@ class ServiceConnection:
         pauses = backoff(*_RETRY_S)
         while True:
             try:
-                connection = await self._greeted(await in_thread(self._ensure_service))
+                connection = await self._greet(await in_thread(self._ensure_service))
                 if connection is not None:
                     break
             except (rpc.RpcError, asyncio.TimeoutError) as problem:
@@ -92,8 +94,8 @@ class ServiceConnection:
         self._has_joined = True
         return connection
 
-    async def _greeted(self, endpoint: str) -> RpcClient | None:
-        """A connection ready for calls, or None after an older service was asked to leave."""
+    async def _greet(self, endpoint: str) -> RpcClient | None:
+        """Return a connection that is ready for calls, or None if an older service was asked to leave."""
         connection = RpcClient(endpoint, on_event=self._on_event, on_lost=self._on_lost)
         await connection.connect(timeout_s=_GREETING_S)
         try:
@@ -107,7 +109,7 @@ class ServiceConnection:
         return None
 
     def _ensure_service(self) -> str:
-        """Endpoint of the living service; blocks. One that is about to end is left to the next attempt."""
+        """Return the endpoint of the running service, and start one if needed. Blocks."""
         try:
             folder = service_folder(self._backend, self._options)
             argv, env = service_command(self._backend, folder, self._options)
@@ -124,7 +126,7 @@ class ServiceConnection:
         return f"ipc://{folder}/socket"
 
     async def _is_current(self, connection: RpcClient) -> bool:
-        """Whether this service can be used; one that is older has been asked to leave."""
+        """True if this client can use the service. An older service is asked to leave."""
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
@@ -132,9 +134,9 @@ class ServiceConnection:
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(
-                f"The running scheduler service is roost {version}, too new for roost {VERSION}: upgrade this."
+                f"The running scheduler service is roost {version}, newer than this client ({VERSION}): upgrade."
             )
-        log.info("scheduler service pid=%s is roost %s: asked to leave", greeting.get("pid"), version)
+        log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
         try:
             await connection.call("leave", {}, timeout_s=_GREETING_S)
         except rpc.Disconnected:
@@ -142,7 +144,7 @@ class ServiceConnection:
         return False
 
     async def close(self) -> None:
-        """Close the connection; `connect` makes a new one."""
+        """Close the connection. `connect` opens a new one."""
         if self._rpc is not None:
             await self._rpc.close()
             self._rpc = None
@@ -152,7 +154,7 @@ class ServiceConnection:
             self._rejoining = asyncio.ensure_future(self._rejoin())
 
     async def _rejoin(self) -> None:
-        """Make the connection anew for those who listen, for as long as somebody does."""
+        """Connect again for the listeners, until it works or nobody listens."""
         for pause_s in backoff(*_REJOIN_S):
             if not self._is_wanted():
                 return
