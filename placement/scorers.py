@@ -42,9 +42,9 @@ class Scorer(Protocol):
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         """Return finite scores: (n_nodes,) of nodes, or (n_nodes, n_devices) of devices. None is no opinion.
 
-        Of the scores of devices, the best among those that fit the request count. The scores of nodes that a filter
-        refuses are ignored. A score must depend on its node alone, and not on the age of the metrics, because only
-        changed nodes are scored again.
+        The best devices that fit the request count, as many as it asks for. The scores of nodes that a filter refuses
+        are ignored. A score must depend on its node alone, and not on the age of the metrics, because only changed
+        nodes are scored again.
         """
         ...
 

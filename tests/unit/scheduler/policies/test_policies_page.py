@@ -35,7 +35,7 @@ def test_the_page_runs() -> None:
         assert decision.placement is not None
     half = names["first_gpu_last"](Workload()).place(Request(gpus=0.5), names["cluster"])
     assert half.placement.device_ids == ("1",)
-    shipped = page.split("## Those that are shipped")[1]
+    shipped = page.split("## The shipped policies")[1]
     assert set(re.findall(r"^\| `(\w+)` \|", shipped, re.MULTILINE)) == set(SHIPPED)
 
 
