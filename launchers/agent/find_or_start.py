@@ -19,7 +19,7 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import PROTOCOL, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
-from roost.launchers.protocol.version import VERSION, as_numbers
+from roost.launchers.protocol.version import VERSION, parse_version
 
 from .node_metrics import AgentSettings
 
@@ -29,7 +29,7 @@ _START_DEADLINE_S = 20.0
 _REPLACE_TRIES = 20
 
 
-async def local_agent(
+async def find_or_start_agent(
     settings: AgentSettings, *, name: str = "agent", manager: Manager | None = None
 ) -> tuple[str, ClientKeys]:
     """Endpoint and keys of the agent whose folder has this name, which watches that manager from now on.
@@ -83,7 +83,7 @@ async def local_agent(
 
 def _is_older(announced: Mapping[str, Any]) -> bool:
     """Whether that agent should make room for this version; raises `DaemonError` for one too new to talk to."""
-    if as_numbers(str(announced["version"])) < as_numbers(VERSION):
+    if parse_version(str(announced["version"])) < parse_version(VERSION):
         return True
     if announced["protocol"] != PROTOCOL:
         raise DaemonError(
@@ -99,7 +99,7 @@ def _other(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, A
 
 
 async def _main(name: str, settings: str, manager: str) -> str:
-    endpoint, keys = await local_agent(
+    endpoint, keys = await find_or_start_agent(
         decode(AgentSettings, json.loads(settings)), name=name, manager=decode(Manager, json.loads(manager))
     )
     client = AgentClient(endpoint, keys)

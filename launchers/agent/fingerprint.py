@@ -1,8 +1,9 @@
-"""What a zygote was made of, so that it serves only while a fresh interpreter would be made of the same.
+"""The rules that say whether a kernel may be forked from a zygote.
 
-A zygote holds modules that were imported some time ago, in some environment.  Two questions are asked before a
-kernel is forked from it: would a fresh interpreter read the same environment while it imports (`import_environment`
-and the names that the zygote saw being read), and would it read the same files (`Fingerprint.broken_by`)?
+A zygote imported its modules some time ago, in some environment. Before it forks a kernel, two questions are asked:
+- Would a fresh interpreter read the same environment during its imports? `select_import_environment` has the part
+  that every interpreter reads; the zygote reports the names that its own imports read.
+- Would a fresh interpreter read the same files? See `Fingerprint.broken_by`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class KernelCommand:
     args: tuple[str, ...] = ()
 
 
-def ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
+def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
     """Take an ipykernel's argv apart; None for every other command, which can then only be exec'ed."""
     if len(argv) < 4:
         return None
@@ -63,12 +64,12 @@ def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
     return os.path.abspath(found) if found else None
 
 
-def import_environment(env: Mapping[str, str]) -> dict[str, str]:
+def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
     """The part of `env` that the interpreter, the loader and C libraries read before Python code could see it."""
     return {name: value for name, value in sorted(env.items()) if name.startswith(_READ_BY_C_CODE)}
 
 
-def import_folder(env: Mapping[str, str], cwd: str) -> str:
+def choose_import_folder(env: Mapping[str, str], cwd: str) -> str:
     """The working directory as far as imports depend on it: `cwd` if PYTHONPATH has relative entries, else ``/``."""
     entries = env["PYTHONPATH"].split(os.pathsep) if env.get("PYTHONPATH") else []
     return "/" if all(os.path.isabs(entry) for entry in entries) else cwd

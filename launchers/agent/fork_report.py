@@ -22,7 +22,7 @@ class KernelDiedEarly(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forked:
+class ForkedKernel:
     """A kernel that was forked: a child of the agent, its ports bound. `timing_ms` counts from the request."""
 
     pid: int
@@ -37,7 +37,7 @@ async def read_report(
     timing_ms: dict[str, float],
     deadline_s: float,
     on_pid: Callable[[int], object],
-) -> Forked | None:
+) -> ForkedKernel | None:
     """What a kernel says on `report`; None if no process came to be. Who gives up ends the kernel.
 
     `started` as from `time.perf_counter`. Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`.
@@ -67,7 +67,7 @@ async def read_report(
         if isinstance(problem, asyncio.CancelledError):
             raise
         raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s:g} s") from None
-    return Forked(pid=said["pid"], ports=said["ports"], timing_ms=timing_ms)
+    return ForkedKernel(pid=said["pid"], ports=said["ports"], timing_ms=timing_ms)
 
 
 async def _readable(fd: int) -> bytes:

@@ -19,7 +19,7 @@ _FIRST_WAIT_S = 10.0
 _WAIT_S = 0.05
 
 
-class Devices:
+class DeviceReader:
     """Lists devices with their real use. Device ids are opaque: a GPU or MIG UUID, else an index.
 
     `declared` is a number of GPUs that are taken as given (their real use is unknown); None asks NVML, and finds

@@ -14,7 +14,7 @@ _MIN_INTERVAL_S = 1.0
 """Asked again sooner, the answer is the same: CPU use over less is noise."""
 
 
-class Usage:
+class UsageMeter:
     """Measures on demand; nothing runs in between. Costs a system call per process of the machine."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from roost.launchers.protocol.rpc import RemoteError
 
 from .child_reaper import Reaper, sweep_group
 from .start import DIES_S, LOG_TAIL_BYTES, Starter
-from .zygote_pool import Zygotes
+from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Kernels:
     def __init__(
         self,
         folder: Path,
-        zygotes: Zygotes,
+        zygotes: ZygotePool,
         *,
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],

@@ -27,7 +27,6 @@ from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import (
     PROTOCOL,
     AgentEvent,
-    Greeting,
     Holdings,
     KernelProcess,
     Launch,
@@ -48,12 +47,12 @@ from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
 
-from .kernel_usage import Usage
+from .kernel_usage import UsageMeter
 from .kernels import Kernels
 from .ledger import Conflict, Ledger
-from .manager_watch import Managed
-from .node_metrics import AgentSettings, Measured
-from .zygote_pool import Zygotes, ipykernel_command
+from .manager_watch import ManagerWatch
+from .node_metrics import AgentSettings, NodeMetrics
+from .zygote_pool import ZygotePool, parse_ipykernel_command
 
 log = logging.getLogger(__name__)
 
@@ -75,19 +74,19 @@ class Agent:
 
     def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
         self._settings = settings
-        self._measured = Measured(settings)
+        self._measured = NodeMetrics(settings)
         self._ledger = Ledger(
             folder / "leases",
             cpus=self._measured.cpus,
             memory_bytes=self._measured.memory_bytes,
             devices=self._measured.devices.read(),
         )
-        self._usage = Usage()
-        self._zygotes = Zygotes(preload=settings.preload, output=folder / "zygote.log")
+        self._usage = UsageMeter()
+        self._zygotes = ZygotePool(preload=settings.preload, output=folder / "zygote.log")
         self._kernels = Kernels(
             folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
         )
-        self._managed = Managed(
+        self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
         )
         self._expiry: dict[str, asyncio.TimerHandle] = {}
@@ -97,7 +96,6 @@ class Agent:
         self.left = asyncio.Event()
         self.server = RpcServer(
             {
-                "hello": Operation(Nothing, self._hello),
                 "subscribe": Operation(Nothing, self._subscribe),
                 "reserve": Operation(Reserve, self._reserve),
                 "release": Operation(Release, self._release),
@@ -138,9 +136,6 @@ class Agent:
         await self._zygotes.close()
         await self.server.close()
         self._measured.devices.close()
-
-    async def _hello(self, peer: bytes, _: Nothing) -> Greeting:
-        return Greeting(protocol=PROTOCOL, version=VERSION, pid=os.getpid())
 
     async def _subscribe(self, peer: bytes, _: Nothing) -> Nothing:
         self.server.subscribe(peer)
@@ -230,9 +225,9 @@ class Agent:
         return Stats(kernels=self._usage.read(running), zygotes=self._zygotes.describe())
 
     async def _warm(self, peer: bytes, request: Warm) -> Nothing:
-        command = ipykernel_command(request.argv)
+        command = parse_ipykernel_command(request.argv)
         if command is not None:
-            env = {**own_environment(), **request.env} if self._settings.is_remote else request.env
+            env = {**build_node_environment(), **request.env} if self._settings.is_remote else request.env
             await self._zygotes.warm(command, env)
         return Nothing()
 
@@ -256,7 +251,7 @@ class Agent:
         if not self._settings.is_remote:
             return request
         cwd = request.cwd if os.path.isdir(request.cwd) else os.path.expanduser("~")
-        return replace(request, cwd=cwd, env={**own_environment(), **request.env})
+        return replace(request, cwd=cwd, env={**build_node_environment(), **request.env})
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._keep(process.lease_id)
@@ -329,7 +324,7 @@ class Agent:
         self.server.publish(event)
 
 
-def own_environment() -> dict[str, str]:
+def build_node_environment() -> dict[str, str]:
     """The agent's environment, for kernels of applications that know nothing of this node.
 
     Without what is the agent's alone: the folder of roost's code, where that was sent here.

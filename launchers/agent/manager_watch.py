@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What `Managed` remembers."""
+    """What `ManagerWatch` remembers."""
 
     managers: tuple[Manager, ...]
 
@@ -39,7 +39,7 @@ CutOff = Callable[[str], None]
 """Called with a sentence at once when the daemon ends: whatever becomes of leases, there is no new one here."""
 
 
-class Managed:
+class ManagerWatch:
     """Watches the daemons that `watch` was called with, which `file` remembers for the next agent.
 
     `is_cut_off` while all of them have ended, unless there never was one.

@@ -14,7 +14,7 @@ import psutil
 
 from roost.launchers.protocol.messages import NodeStatus
 
-from .gpus import Devices
+from .gpus import DeviceReader
 from .ledger import Ledger
 
 _METRICS_MAX_AGE_S = 1.0
@@ -44,13 +44,13 @@ class AgentSettings:
     gpu_visibility: Literal["bus", "manager", "inherit"] = "bus"
 
 
-class Measured:
+class NodeMetrics:
     """Reads the machine on demand, at most once a second; nothing runs in between."""
 
     def __init__(self, settings: AgentSettings) -> None:
-        self.devices = Devices(settings.gpus, settings.gpu_model)
-        self.cpus = settings.cpus if settings.cpus is not None else available_cpus()
-        limit_bytes, self._limited_by = available_memory()
+        self.devices = DeviceReader(settings.gpus, settings.gpu_model)
+        self.cpus = settings.cpus if settings.cpus is not None else count_cpus()
+        limit_bytes, self._limited_by = find_memory_limit()
         self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else limit_bytes
         self.hostname = socket.gethostname()
         self._read_at = -math.inf
@@ -89,11 +89,11 @@ class Measured:
         # The machine's use, in CPUs; a container sees its share of it at most.
         busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         self._cpus_used = min(busy, self.cpus)
-        self._memory_used = min(used_memory(self._limited_by), self.memory_bytes)
+        self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
         self._device_status = self.devices.read()
 
 
-def available_cpus() -> float:
+def count_cpus() -> float:
     """CPUs that this process may use: its affinity, bounded by its cgroup's quota."""
     try:
         count = float(len(os.sched_getaffinity(0)))
@@ -108,7 +108,7 @@ def available_cpus() -> float:
     return count
 
 
-def available_memory() -> tuple[int, Path | None]:
+def find_memory_limit() -> tuple[int, Path | None]:
     """Bytes of memory that this process may use, and the folder of the cgroup that sets this limit, if one does."""
     total, limited_by = int(psutil.virtual_memory().total), None
     for folder in _own_cgroups():
@@ -119,7 +119,7 @@ def available_memory() -> tuple[int, Path | None]:
     return total, limited_by
 
 
-def used_memory(limited_by: Path | None) -> int:
+def measure_used_memory(limited_by: Path | None) -> int:
     """Bytes of memory that are used in that cgroup, else on the machine; without caches that are given up at need."""
     if limited_by is not None:
         for used, cache in (

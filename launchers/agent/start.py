@@ -28,7 +28,7 @@ from roost.launchers.protocol.rpc import RemoteError
 
 from . import ports
 from .child_reaper import Reaper
-from .zygote_pool import Forked, KernelDiedEarly, Zygotes, ipykernel_command
+from .zygote_pool import ForkedKernel, KernelDiedEarly, ZygotePool, parse_ipykernel_command
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Starter:
 
     def __init__(
         self,
-        zygotes: Zygotes,
+        zygotes: ZygotePool,
         reaper: Reaper,
         *,
         on_started: Callable[[KernelProcess, asyncio.Future[int]], None],
@@ -153,8 +153,10 @@ class Starter:
         self._on_started(process, child.code)
         return process
 
-    async def _fork(self, child: _Child, request: Launch, env: dict[str, str], log_fd: int) -> Forked | None:
-        command = ipykernel_command(request.argv) if request.may_fork else None
+    async def _fork(
+        self, child: _Child, request: Launch, env: dict[str, str], log_fd: int
+    ) -> ForkedKernel | None:
+        command = parse_ipykernel_command(request.argv) if request.may_fork else None
         if command is None:
             return None
         return await self._zygotes.launch(
@@ -189,7 +191,7 @@ class _EndedEarly(Exception):
 
 def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
-    if ipykernel_command(argv) is not None:
+    if parse_ipykernel_command(argv) is not None:
         argv.append(_NO_PARENT)
     executable = shutil.which(argv[0], path=env.get("PATH", os.defpath))
     if executable is None:

@@ -1,6 +1,6 @@
 """The agent's warm zygotes: one per Python and import-time environment, used only while their fingerprint holds.
 
-`Zygotes.launch` forks a kernel where it can and says None where it cannot, at once: the agent then execs that start,
+`ZygotePool.launch` forks a kernel where it can and says None where it cannot, at once: the agent then execs that start,
 and a zygote is made in the background for the next one.  Every reason for which forking fails ends in None, never in
 a failed start: no ipykernel, no Linux, a package just upgraded, a zygote killed.
 
@@ -32,14 +32,21 @@ from roost.launchers.protocol.messages import ZygoteStats
 from .fingerprint import (
     Fingerprint,
     KernelCommand,
-    import_environment,
-    import_folder,
-    ipykernel_command,
+    choose_import_folder,
+    parse_ipykernel_command,
     resolve_python,
+    select_import_environment,
 )
-from .fork_report import Forked, KernelDiedEarly, read_report
+from .fork_report import ForkedKernel, KernelDiedEarly, read_report
 
-__all__ = ["Forked", "KernelCommand", "KernelDiedEarly", "Zygotes", "become_subreaper", "ipykernel_command"]
+__all__ = [
+    "ForkedKernel",
+    "KernelCommand",
+    "KernelDiedEarly",
+    "ZygotePool",
+    "become_subreaper",
+    "parse_ipykernel_command",
+]
 
 _SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -102,7 +109,7 @@ def become_subreaper() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-class Zygotes:
+class ZygotePool:
     """Zygotes by key, the least recently used out first; belongs to one event loop.
 
     `output` is a file for what the latest zygote prints, tracebacks mostly.
@@ -143,7 +150,7 @@ class Zygotes:
         log_fd: int,
         deadline_s: float,
         on_pid: Callable[[int], object] = lambda pid: None,
-    ) -> Forked | None:
+    ) -> ForkedKernel | None:
         """Fork a kernel, or None: the caller execs this start, and a zygote is made for the next.
 
         `on_pid` is told of the process before it has its ports. Raises `KernelDiedEarly` when the kernel ended
@@ -232,7 +239,12 @@ class Zygotes:
         python = resolve_python(command.python, env) if self._is_possible else None
         if python is None:
             return None
-        key = (python, command.flags, import_folder(env, cwd), tuple(import_environment(env).items()))
+        key = (
+            python,
+            command.flags,
+            choose_import_folder(env, cwd),
+            tuple(select_import_environment(env).items()),
+        )
         return None if time.monotonic() < self._refused_until.get(key, 0.0) else key
 
     def _warm_later(

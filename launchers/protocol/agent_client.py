@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from .json_codec import decode
 from .messages import (
     AgentEvent,
-    Greeting,
     Holdings,
     KernelProcess,
     Launch,
@@ -71,10 +70,6 @@ class AgentClient:
 
     async def close(self) -> None:
         await self._client.close()
-
-    async def hello(self) -> Greeting:
-        """Return the agent's protocol, version and process id."""
-        return await self._call(Greeting, "hello")
 
     async def reserve(self, request: Reserve) -> Lease:
         """Return the lease as granted, on the devices granted."""

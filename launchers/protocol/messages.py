@@ -185,15 +185,6 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Greeting:
-    """Answer to `hello`."""
-
-    protocol: int
-    version: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
     """Answer to `list`: all that this agent holds."""
 

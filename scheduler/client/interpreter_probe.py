@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from roost.launchers.agent.fingerprint import ipykernel_command
+from roost.launchers.agent.fingerprint import parse_ipykernel_command
 
 PROBE_S = 30.0
 """How long the probe may take. A first import of ipykernel from a network disk is slow."""
@@ -53,7 +53,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         return ProbeResult(
             problem=f"{argv[0]} does not exist or is not executable: install it, or correct argv."
         )
-    if ipykernel_command(argv) is None:
+    if parse_ipykernel_command(argv) is None:
         return ProbeResult(executable=executable)
     found = _ask(executable, env)
     if isinstance(found, str):

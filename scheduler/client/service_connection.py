@@ -12,7 +12,7 @@ from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive
 from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.launchers.protocol.version import VERSION, as_numbers
+from roost.launchers.protocol.version import VERSION, parse_version
 from roost.scheduler.errors import BackendUnavailable, from_remote
 from roost.scheduler.service.operations import PROTOCOL, service_command, service_folder
 
@@ -130,7 +130,7 @@ class ServiceConnection:
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
-        if protocol == PROTOCOL and as_numbers(version) >= as_numbers(VERSION):
+        if protocol == PROTOCOL and parse_version(version) >= parse_version(VERSION):
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(

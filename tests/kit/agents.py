@@ -11,8 +11,10 @@ from typing import Any
 
 from world import TINY_ARGV
 
-from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.daemon.daemon import read_announcement
+from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
@@ -85,7 +87,7 @@ class Session:
 async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Session]:
     """A session with the agent, which is started if none lives."""
     events: asyncio.Queue[AgentEvent] = asyncio.Queue()
-    client = AgentClient(*await local_agent(settings), on_event=events.put_nowait)
+    client = AgentClient(*await find_or_start_agent(settings), on_event=events.put_nowait)
     await client.connect()
     try:
         yield Session(client, events)
@@ -99,6 +101,13 @@ async def end_agent(settings: AgentSettings = SETTINGS) -> None:
         for lease in (await session.client.holdings()).leases:
             await session.client.release(lease.id)
         await session.client.leave()
+
+
+def agent_pid() -> int:
+    """The pid of this test's agent, which is running."""
+    announcement = read_announcement(runtime_dir() / "agent")
+    assert announcement is not None, "no agent is running"
+    return int(announcement["pid"])
 
 
 def alive(process: KernelProcess) -> bool:

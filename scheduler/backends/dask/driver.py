@@ -15,7 +15,7 @@ import cloudpickle
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.version import VERSION, as_numbers
+from roost.launchers.protocol.version import VERSION, parse_version
 from roost.scheduler.backends.agent_per_node.bootstrap import packed
 from roost.scheduler.backends.agent_per_node.driver import Driver, OnNodes, in_short
 from roost.scheduler.config.settings import DaskSettings
@@ -128,7 +128,7 @@ class DaskDriver(Driver[DaskNode]):
         }
         mark = hashlib.sha256(f"{digest} {json.dumps(sent)}".encode()).hexdigest()
         if there is not None and there["is_whole"]:
-            theirs, ours = as_numbers(there["version"]), as_numbers(VERSION)
+            theirs, ours = parse_version(there["version"]), parse_version(VERSION)
             if theirs > ours or (theirs == ours and there["mark"] == mark):
                 return
         agents = nanny_plugin.Agents(archive=archive, digest=digest, **sent)

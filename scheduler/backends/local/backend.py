@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.protocol.agent_client import AgentClient
@@ -43,7 +43,9 @@ class LocalBackend(Backend):
 
     name = "local"
 
-    def __init__(self, settings: Settings, agents: Agents, *, find_agent: FindAgent = local_agent) -> None:
+    def __init__(
+        self, settings: Settings, agents: Agents, *, find_agent: FindAgent = find_or_start_agent
+    ) -> None:
         self._settings = settings
         self._agents = agents
         self._find_agent = find_agent

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from agents import agent_pid
 
 from roost.launchers.agent import find_or_start
-from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
@@ -34,7 +35,7 @@ async def agent(runtime_dir: Path) -> AsyncIterator[AgentClient]:
 
 
 async def connect(settings: AgentSettings) -> AgentClient:
-    client = AgentClient(*await local_agent(settings))
+    client = AgentClient(*await find_or_start_agent(settings))
     await client.connect()
     return client
 
@@ -42,7 +43,7 @@ async def connect(settings: AgentSettings) -> AgentClient:
 async def cpus_and_pid(settings: AgentSettings) -> tuple[float, int]:
     client = await connect(settings)
     try:
-        return (await client.status()).cpus, (await client.hello()).pid
+        return (await client.status()).cpus, agent_pid()
     finally:
         await client.close()
 
@@ -50,7 +51,7 @@ async def cpus_and_pid(settings: AgentSettings) -> tuple[float, int]:
 async def test_other_settings_wait_until_nothing_is_held(
     agent: AgentClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pid = (await agent.hello()).pid
+    pid = agent_pid()
     await agent.reserve(Reserve(lease=LEASE))
     other = AgentSettings(cpus=1, idle_exit_s=60)
     assert await cpus_and_pid(other) == (4, pid)
@@ -64,7 +65,7 @@ async def test_other_settings_wait_until_nothing_is_held(
 async def test_an_older_agent_that_holds_something_hands_its_settings_on(
     agent: AgentClient, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pid = (await agent.hello()).pid
+    pid = agent_pid()
     await agent.reserve(Reserve(lease=LEASE))
     announced = read_json(runtime_dir / "agent" / "ready.json")
     announced["version"] = "0.0.0"

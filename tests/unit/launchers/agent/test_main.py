@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agents import Session, agent_session, alive, end_agent
+from agents import Session, agent_pid, agent_session, alive, end_agent
 from world import TINY_ARGV as ARGV
 from world import TINY_KERNEL
 
@@ -144,7 +144,7 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
     reader = await asyncio.create_subprocess_exec(
         "tail", "-f", _folder("starting") / "log", stdout=subprocess.DEVNULL
     )
-    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    os.kill(agent_pid(), signal.SIGKILL)
     with pytest.raises(Exception, match="lost"):
         await slow
     assert alive(process)
@@ -191,7 +191,7 @@ async def test_a_record_that_cannot_be_read_ends_no_kernel(agent: Session) -> No
     record = _folder("newer") / "record.json"
     record.write_text(json.dumps({**read_json(record), "from_a_newer_agent": {"a": 1}}))
     (_folder("broken") / "record.json").write_text("{}")
-    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    os.kill(agent_pid(), signal.SIGKILL)
     async with agent_session() as again:
         assert [kernel.kernel_id for kernel in (await again.client.holdings()).kernels] == ["newer"]
         assert alive(newer)
@@ -205,7 +205,7 @@ async def test_a_kernel_without_its_lease_is_ended_by_the_next_agent(
 ) -> None:
     await agent.reserve("k")
     process = await agent.launch("k")
-    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    os.kill(agent_pid(), signal.SIGKILL)
     (_folder("k") / "starting.json").unlink()  # an earlier version wrote none
     for lease in (runtime_dir / "agent" / "leases").iterdir():
         lease.unlink()
@@ -220,7 +220,7 @@ async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
     parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
     process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
     assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "500"
-    os.kill((await agent.client.hello()).pid, signal.SIGKILL)
+    os.kill(agent_pid(), signal.SIGKILL)
     async with agent_session() as again:
         os.kill(process.pid, signal.SIGKILL)
         await again.until("exited")
@@ -342,7 +342,7 @@ async def test_it_leaves_when_idle_and_stays_while_a_lease_exists(runtime_dir: P
     async with agent_session(AgentSettings(cpus=4, idle_exit_s=0.3)) as session:
         await session.reserve("k", linger_s=0.2)
         await session.launch("k")
-        pid = (await session.client.hello()).pid
+        pid = agent_pid()
         await session.client.release("roost:k:1")
         await session.until("leaving")
     descriptor = os.pidfd_open(pid) if os.path.exists(f"/proc/{pid}") else None

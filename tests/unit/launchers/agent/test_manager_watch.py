@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from roost.launchers.agent import manager_watch
-from roost.launchers.agent.manager_watch import Managed
+from roost.launchers.agent.manager_watch import ManagerWatch
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Manager
 
@@ -49,7 +49,7 @@ async def answering() -> AsyncIterator[str]:
 
 
 class Losses:
-    """What `Managed` says."""
+    """What `ManagerWatch` says."""
 
     def __init__(self) -> None:
         self.reasons: asyncio.Queue[str] = asyncio.Queue()
@@ -80,14 +80,14 @@ def losses() -> Losses:
 
 
 @pytest.fixture
-async def watching(tmp_path: Path, losses: Losses) -> AsyncIterator[Managed]:
-    managed = Managed(tmp_path / "manager.json", losses, losses.cut_off.append)
+async def watching(tmp_path: Path, losses: Losses) -> AsyncIterator[ManagerWatch]:
+    managed = ManagerWatch(tmp_path / "manager.json", losses, losses.cut_off.append)
     yield managed
     managed.close()
     managed.close()
 
 
-async def test_a_node_that_left_its_cluster(watching: Managed, losses: Losses, answering: str) -> None:
+async def test_a_node_that_left_its_cluster(watching: ManagerWatch, losses: Losses, answering: str) -> None:
     with daemon(answering) as (process, manager):
         watching.watch(manager)
         assert await losses.none_within(0.05)
@@ -97,7 +97,7 @@ async def test_a_node_that_left_its_cluster(watching: Managed, losses: Losses, a
 
 
 async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
-    tmp_path: Path, watching: Managed, losses: Losses, answering: str
+    tmp_path: Path, watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering) as (first, one), daemon(answering) as (second, other):
         watching.watch(one)
@@ -106,7 +106,7 @@ async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
         assert await losses.none_within(0.1)
         assert not watching.is_cut_off
         watching.close()
-        following = Managed(tmp_path / "manager.json", losses, losses.cut_off.append)
+        following = ManagerWatch(tmp_path / "manager.json", losses, losses.cut_off.append)
         following.resume()
         assert await losses.none_within(0.1)
         second.kill()
@@ -115,7 +115,7 @@ async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
 
 
 async def test_a_daemon_that_ends_because_its_manager_is_gone_says_so_though_another_answers_there(
-    watching: Managed, losses: Losses, answering: str
+    watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering, grace_s=0.3) as (process, manager):
         watching.watch(manager)
@@ -125,7 +125,7 @@ async def test_a_daemon_that_ends_because_its_manager_is_gone_says_so_though_ano
 
 
 async def test_a_daemon_that_leaves_a_process_that_goes_on(
-    watching: Managed, losses: Losses, answering: str
+    watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering) as (_, manager), daemon(answering) as (_, other):
         watching.watch(manager)
@@ -146,7 +146,7 @@ async def test_a_daemon_that_leaves_a_process_that_goes_on(
     ],
 )
 async def test_another_cluster_at_the_address_is_not_the_one_that_was_left(
-    watching: Managed, losses: Losses, answering: str, says: str, reason: str
+    watching: ManagerWatch, losses: Losses, answering: str, says: str, reason: str
 ) -> None:
     with daemon(answering, grace_s=0.3) as (process, manager):
         watching.watch(replace(manager, cluster_id="mine", probe=("echo", says)))
@@ -155,7 +155,7 @@ async def test_another_cluster_at_the_address_is_not_the_one_that_was_left(
 
 
 async def test_where_nobody_can_say_which_cluster_is_there_the_node_has_left(
-    watching: Managed, losses: Losses, answering: str
+    watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering) as (process, manager):
         watching.watch(replace(manager, cluster_id="mine", probe=("/nonexistent",)))
@@ -163,7 +163,9 @@ async def test_where_nobody_can_say_which_cluster_is_there_the_node_has_left(
         assert "has left" in await losses.next()
 
 
-async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed, losses: Losses) -> None:
+async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(
+    watching: ManagerWatch, losses: Losses
+) -> None:
     with daemon(GONE, grace_s=0.3) as (process, manager):
         watching.watch(manager)
         killed_at = time.monotonic()
@@ -173,7 +175,7 @@ async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(watching: Managed
 
 
 async def test_the_same_cluster_comes_back_within_the_grace(
-    watching: Managed, losses: Losses, answering: str
+    watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(GONE, grace_s=0.5) as (first, before), daemon(answering) as (second, after):
         watching.watch(before)
@@ -191,7 +193,7 @@ async def test_the_same_cluster_comes_back_within_the_grace(
 
 @pytest.mark.parametrize("dies", ["before", "after"])
 async def test_the_next_agent_watches_what_this_one_did(
-    tmp_path: Path, watching: Managed, losses: Losses, answering: str, dies: str
+    tmp_path: Path, watching: ManagerWatch, losses: Losses, answering: str, dies: str
 ) -> None:
     with daemon(answering) as (process, manager):
         watching.watch(manager)
@@ -199,7 +201,7 @@ async def test_the_next_agent_watches_what_this_one_did(
         if dies == "before":
             process.kill()
             process.wait()
-        following = Managed(tmp_path / "manager.json", losses, losses.cut_off.append)
+        following = ManagerWatch(tmp_path / "manager.json", losses, losses.cut_off.append)
         following.resume()
         process.kill()
         assert "has left" in await losses.next()
@@ -207,7 +209,7 @@ async def test_the_next_agent_watches_what_this_one_did(
 
 
 async def test_an_agent_that_is_closed_says_nothing(
-    watching: Managed, losses: Losses, answering: str
+    watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering) as (process, manager):
         watching.watch(manager)
@@ -217,7 +219,7 @@ async def test_an_agent_that_is_closed_says_nothing(
 
 
 async def test_nothing_known_or_readable_is_nothing_to_watch(
-    tmp_path: Path, watching: Managed, losses: Losses, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, watching: ManagerWatch, losses: Losses, caplog: pytest.LogCaptureFixture
 ) -> None:
     watching.resume()
     assert not caplog.text
@@ -228,7 +230,7 @@ async def test_nothing_known_or_readable_is_nothing_to_watch(
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:"])
 async def test_an_address_that_is_none_is_a_manager_that_does_not_answer(
-    watching: Managed, losses: Losses, address: str
+    watching: ManagerWatch, losses: Losses, address: str
 ) -> None:
     with daemon(address, grace_s=0.0) as (process, manager):
         watching.watch(manager)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import Session, agent_session, alive, end_agent
+from agents import Session, agent_pid, agent_session, alive, end_agent
 from world import TINY_ARGV, TINY_KERNEL, kill
 
 from roost.launchers.agent import main as module
-from roost.launchers.agent.find_or_start import local_agent
+from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json
@@ -109,14 +109,14 @@ def test_the_folder_of_the_agents_own_code_is_no_kernels(
     monkeypatch: pytest.MonkeyPatch, entries: list[str], left: str | None
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entries))
-    assert module.own_environment().get("PYTHONPATH") == left
+    assert module.build_node_environment().get("PYTHONPATH") == left
 
 
 def test_the_folder_of_the_agents_own_code_is_known_behind_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(HOME, f"{folder}/link")
         monkeypatch.setenv("PYTHONPATH", f"{folder}/link")
-        assert "PYTHONPATH" not in module.own_environment()
+        assert "PYTHONPATH" not in module.build_node_environment()
 
 
 async def test_a_kernel_sees_the_devices_that_its_manager_granted_and_no_others(agent: Session) -> None:
@@ -187,7 +187,7 @@ async def test_the_next_agent_finds_that_the_daemon_has_ended_meanwhile(
         await agent.client.manage(manager)
         await agent.reserve("k")
         process = await agent.launch("k")
-        kill((await agent.client.hello()).pid)
+        kill(agent_pid())
         kill(manager.pid)
     assert alive(process)
     async with agent_session(AT) as following:
@@ -206,12 +206,12 @@ async def test_a_manager_that_would_end_all_that_is_left_running_is_refused(
 ) -> None:
     set_child_subreaper(True)  # as a raylet may: then the agent, a process of its own, is its child
     try:
-        async with agent_session(AT) as agent:
-            pid = (await agent.client.hello()).pid
+        async with agent_session(AT):
+            pid = agent_pid()
             its = os.getpid() if which == "the daemon" else os.getppid()
             manager = Manager(name="Ray", pid=its, process_started_at=start_time(its), address="127.0.0.1:1")
             with pytest.raises(DaemonError, match=r"Ray ends all .* Start Ray without that"):
-                await local_agent(AT, manager=manager)
+                await find_or_start_agent(AT, manager=manager)
         assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0, "it leaves"
     finally:
         set_child_subreaper(False)

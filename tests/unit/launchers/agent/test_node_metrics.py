@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from roost.launchers.agent import gpus, node_metrics
-from roost.launchers.agent.gpus import Devices
+from roost.launchers.agent.gpus import DeviceReader
 from roost.launchers.agent.ledger import Ledger
-from roost.launchers.agent.node_metrics import AgentSettings, Measured
+from roost.launchers.agent.node_metrics import AgentSettings, NodeMetrics
 
 FILES = {
     "v2": {
@@ -51,7 +51,7 @@ def test_a_container_is_as_large_as_its_limits(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay_out(tmp_path, monkeypatch, OWN[version], FILES[version])
-    measured = Measured(AgentSettings(gpus=0))
+    measured = NodeMetrics(AgentSettings(gpus=0))
     assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
     ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
     assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
@@ -60,10 +60,10 @@ def test_a_container_is_as_large_as_its_limits(
 def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "memory.max": "max"}
     lay_out(tmp_path, monkeypatch, OWN["v1"] + OWN["v2"], free)
-    measured = Measured(AgentSettings(gpus=0))
+    measured = NodeMetrics(AgentSettings(gpus=0))
     assert measured.cpus >= 1
     assert measured.memory_bytes == psutil.virtual_memory().total
-    assert node_metrics.used_memory(None) > 1_000_000
+    assert node_metrics.measure_used_memory(None) > 1_000_000
 
 
 class Nvml:
@@ -118,7 +118,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
 
 
 def test_gpus_that_hang_are_shown_as_last_seen(nvml: Nvml, tmp_path: Path) -> None:
-    measured = Measured(AgentSettings(cpus=1, memory_bytes=1))
+    measured = NodeMetrics(AgentSettings(cpus=1, memory_bytes=1))
     ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
     before = measured.status(ledger, kernels=0)
     assert [(device.id, device.used) for device in before.devices] == [("GPU-a", 0.5), ("GPU-b", 0.5)]
@@ -138,7 +138,7 @@ def test_gpus_that_never_answered_are_none(
 ) -> None:
     monkeypatch.setattr(gpus, "_FIRST_WAIT_S", 0.05)
     nvml.answers.clear()
-    measured = Measured(AgentSettings())
+    measured = NodeMetrics(AgentSettings())
     ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
     nvml.answers.set()
     reader = measured.devices._reader
@@ -151,14 +151,14 @@ def test_gpus_that_never_answered_are_none(
 
 def test_gpus_without_a_name_of_their_own_go_by_index(nvml: Nvml) -> None:
     nvml.uuids = ["GPU-a", None, "", "GPU-a"]
-    found = Devices()
+    found = DeviceReader()
     assert [device.id for device in found.read()] == ["GPU-a", "1", "2", "3"]
     found.close()
 
 
 def test_declared_gpus_are_not_asked(nvml: Nvml) -> None:
     nvml.answers.clear()
-    declared = Devices(2, "T4")
+    declared = DeviceReader(2, "T4")
     assert [(device.id, device.model, device.used) for device in declared.read()] == [
         ("0", "T4", None),
         ("1", "T4", None),

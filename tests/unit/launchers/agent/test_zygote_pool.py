@@ -13,12 +13,12 @@ import pytest
 
 from roost.launchers.agent.fingerprint import (
     Fingerprint,
-    import_environment,
-    import_folder,
+    choose_import_folder,
     resolve_python,
+    select_import_environment,
     stamp,
 )
-from roost.launchers.agent.zygote_pool import KernelCommand, Zygotes, ipykernel_command
+from roost.launchers.agent.zygote_pool import KernelCommand, ZygotePool, parse_ipykernel_command
 
 FILE = "{connection_file}"
 
@@ -42,7 +42,7 @@ FILE = "{connection_file}"
     ],
 )
 def test_an_ipykernel_is_recognised(argv: list[str], flags: tuple[str, ...], args: tuple[str, ...]) -> None:
-    assert ipykernel_command(argv) == KernelCommand(python=argv[0], flags=flags, args=args)
+    assert parse_ipykernel_command(argv) == KernelCommand(python=argv[0], flags=flags, args=args)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_ipykernel_is_recognised(argv: list[str], flags: tuple[str, ...], arg
     ],
 )
 def test_anything_else_is_not(argv: list[str]) -> None:
-    assert ipykernel_command(argv) is None
+    assert parse_ipykernel_command(argv) is None
 
 
 def test_python_is_looked_up_in_the_kernels_path_and_its_links_are_kept(tmp_path: Path) -> None:
@@ -78,14 +78,14 @@ def test_the_environment_that_c_code_reads_is_told_apart() -> None:
         "CUDA_VISIBLE_DEVICES": "0",
         "HOME": "/h",
     }
-    assert import_environment(env) == {"LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONPATH": "/x"}
+    assert select_import_environment(env) == {"LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONPATH": "/x"}
 
 
 @pytest.mark.parametrize(
     ("path", "folder"), [("", "/"), ("/a:/b", "/"), ("/a:", "/work"), ("src:/a", "/work")]
 )
 def test_the_working_directory_counts_where_imports_depend_on_it(path: str, folder: str) -> None:
-    assert import_folder({"PYTHONPATH": path}, "/work") == folder
+    assert choose_import_folder({"PYTHONPATH": path}, "/work") == folder
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def test_what_cannot_be_forked_is_said_once_and_execed(
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
-    zygotes = Zygotes(warm_delay_s=0.0)
+    zygotes = ZygotePool(warm_delay_s=0.0)
     command = KernelCommand(python=str(python))
     with caplog.at_level(logging.WARNING):
         await zygotes.warm(command, {"PATH": "/bin"})
@@ -199,7 +199,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 async def test_the_least_recently_used_goes_when_there_are_too_many(tmp_path: Path) -> None:
-    zygotes = Zygotes(max_zygotes=2, output=tmp_path / "output")
+    zygotes = ZygotePool(max_zygotes=2, output=tmp_path / "output")
     pids = []
     for n in range(3):
         await zygotes.warm(KernelCommand(python=sys.executable), {"OMP_NUM_THREADS": str(n)})
@@ -214,7 +214,7 @@ async def test_the_least_recently_used_goes_when_there_are_too_many(tmp_path: Pa
 
 @pytest.mark.usefixtures("stand_in")
 async def test_a_fingerprint_larger_than_a_packet_comes_through() -> None:
-    zygotes = Zygotes()
+    zygotes = ZygotePool()
     await zygotes.warm(KernelCommand(python=sys.executable), {})
     (zygote,) = zygotes._zygotes
     assert len(zygote.fingerprint.imported_names) == 5000
@@ -224,7 +224,7 @@ async def test_a_fingerprint_larger_than_a_packet_comes_through() -> None:
 
 @pytest.mark.usefixtures("stand_in")
 async def test_a_zygote_that_dies_with_a_request_makes_it_an_execed_start(tmp_path: Path) -> None:
-    zygotes = Zygotes(warm_delay_s=60.0)
+    zygotes = ZygotePool(warm_delay_s=60.0)
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
     (pid,) = (zygote.pid for zygote in zygotes.describe())
@@ -239,7 +239,7 @@ async def test_a_zygote_that_dies_with_a_request_makes_it_an_execed_start(tmp_pa
 
 @pytest.mark.usefixtures("stand_in")
 async def test_a_request_too_large_for_a_packet_is_execed(tmp_path: Path) -> None:
-    zygotes = Zygotes(warm_delay_s=60.0)
+    zygotes = ZygotePool(warm_delay_s=60.0)
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
     (pid,) = (zygote.pid for zygote in zygotes.describe())
@@ -257,7 +257,7 @@ async def test_a_request_too_large_for_a_packet_is_execed(tmp_path: Path) -> Non
 async def test_launches_of_a_burst_share_a_check_that_begins_after_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zygotes = Zygotes(warm_delay_s=60.0)
+    zygotes = ZygotePool(warm_delay_s=60.0)
     await zygotes.warm(KernelCommand(python=sys.executable), {})
     (zygote,) = zygotes._zygotes
     begun: list[int] = []

@@ -24,11 +24,11 @@ from jupyter_client.blocking import BlockingKernelClient
 
 from roost.launchers.agent.ports import choose
 from roost.launchers.agent.zygote_pool import (
-    Forked,
+    ForkedKernel,
     KernelCommand,
     KernelDiedEarly,
-    Zygotes,
-    ipykernel_command,
+    ZygotePool,
+    parse_ipykernel_command,
 )
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
@@ -42,7 +42,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Kernel:
     """A forked kernel and a client of it."""
 
-    def __init__(self, forked: Forked, info: Mapping[str, Any], log: Path) -> None:
+    def __init__(self, forked: ForkedKernel, info: Mapping[str, Any], log: Path) -> None:
         self.forked = forked
         self.pid = forked.pid
         self.log = log
@@ -97,7 +97,7 @@ class Agent:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
         self.loop = asyncio.new_event_loop()
-        self.zygotes = Zygotes(warm_delay_s=0.0, **options)
+        self.zygotes = ZygotePool(warm_delay_s=0.0, **options)
         self.command = command_of(sys.executable)
         self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython")}
         self.kernels: list[Kernel] = []
@@ -178,7 +178,7 @@ class Agent:
                 start_new_session=True,
             )
         process.returncode = 0
-        self.kernels.append(Kernel(Forked(pid=process.pid, ports=numbers, timing_ms={}), info, log))
+        self.kernels.append(Kernel(ForkedKernel(pid=process.pid, ports=numbers, timing_ms={}), info, log))
         return self.kernels[-1]
 
     def end_kernels(self) -> None:
@@ -204,7 +204,7 @@ def children() -> list[int]:
 
 
 def command_of(python: str) -> KernelCommand:
-    command = ipykernel_command(
+    command = parse_ipykernel_command(
         [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     )
     assert command is not None
