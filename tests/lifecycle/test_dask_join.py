@@ -39,12 +39,9 @@ SET_TLS = (
 def refused(address: str, **options: str) -> RoostError:
     """What is said of that address; it is one sentence, and comes soon."""
 
-    async def join() -> None:
-        await join.join(DaskSettings(address=address, **options), "")
-
     began = time.monotonic()
     with pytest.raises(RoostError) as caught:
-        asyncio.run(join())
+        asyncio.run(join.join(DaskSettings(address=address, **options), ""))
     assert time.monotonic() - began < SECONDS
     assert "\n" not in str(caught.value)
     with (
