@@ -10,6 +10,9 @@ LAB_READY := $(VENV)/.ready-lab
 DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
 PYTEST := $(PY) -m pytest -q
+# Tests that measure time run last and alone: tests/kit/distribution.py.
+WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help run lab test check conformance bench docs fault format clean
@@ -54,10 +57,10 @@ check: $(READY)
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m ruff check $(CODE)
 	MYPYPATH=.typing $(PY) -m mypy -m roost -p roost.placement -p roost.scheduler -p roost.launchers -p roost.provisioners
-	$(PYTEST) tests/unit -m 'not slow'
+	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE)
 
 test: $(READY)
-	$(PYTEST) tests -m 'not slow and not fault_long and not soak'
+	$(PYTEST) tests -m 'not slow and not fault_long and not soak' $(SIDE_BY_SIDE)
 
 fault: $(READY)
 	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800

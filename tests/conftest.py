@@ -1,10 +1,11 @@
-"""What every test gets: an environment of its own, and a check that it leaves no process behind."""
+"""The environment of every test, its runtime folder, and the check that it leaves no process behind."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dask_nodes import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
@@ -12,9 +13,19 @@ from leftovers import private_runtime_dir
 from ray_nodes import ray_cluster  # noqa: F401 - a fixture
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """Return the scheduler of `--dist loadgroup`."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from distribution import GroupsThenAlone
+
+    return GroupsThenAlone(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_environment() -> Iterator[None]:
-    """Neither the user's configuration nor their running agent is met, and neither is touched."""
+    """Keep the tests away from the user's configuration and running agent."""
     with private_runtime_dir() as folder, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("KERNEL_")]:
             patch.delenv(name)
@@ -26,13 +37,13 @@ def private_environment() -> Iterator[None]:
 
 @pytest.fixture
 def runtime_dir() -> Iterator[Path]:
-    """A ROOST_RUNTIME_DIR for one test, which fails if a process with it is there 5 s after its end."""
+    """Return a ROOST_RUNTIME_DIR for one test, which fails if a process still has it 5 s after the test's end."""
     with private_runtime_dir() as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def module_runtime_dir() -> Iterator[Path]:
-    """The same for a whole module, where bringing up an agent for each test would take too long."""
+    """Return a ROOST_RUNTIME_DIR for a module, where an agent for each test would take too long."""
     with private_runtime_dir() as folder:
         yield Path(folder)
