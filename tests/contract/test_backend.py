@@ -31,6 +31,8 @@ from roost.scheduler.config.settings import DaskSettings, LocalSettings, Managed
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 
+REFUSED_S = 5.0
+"""At most this long a refusal may take. An idle machine needs less than a second; a busy one shares its cores."""
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 T4 = Callable[..., Request]
@@ -158,7 +160,9 @@ async def test_leasing_and_releasing_may_be_repeated(opener: Opener, t4: T4) -> 
         assert (await backend.leases()).leases == ()
 
 
-async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener, t4: T4) -> None:
+async def test_a_slice_is_leased_once_and_refusals_are_quick(
+    opener: Opener, t4: T4, record_property: Callable[[str, object], None]
+) -> None:
     async with opener() as (backend, _):
         share = t4(0.6)
         placement = place(await backend.snapshot(), t4(1))
@@ -168,7 +172,9 @@ async def test_a_slice_is_given_once_and_refusals_are_quick(opener: Opener, t4: 
             asyncio.gather(*(timed_take(backend, f"k{i}", share, placement) for i in range(4))), 30
         )
         held = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
-        assert max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict)) < 1.0
+        slowest_s = max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict))
+        record_property("slowest_refusal_s", slowest_s)
+        assert slowest_s < REFUSED_S
         assert len(held) == 2
         assert get_policy("balanced").place(share, await backend.snapshot()).placement is None
         for lease in held:

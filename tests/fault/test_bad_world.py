@@ -1,4 +1,4 @@
-"""A full disk, what an earlier process left, a clock that jumps: a clear error, and nothing lost or left."""
+"""A full disk, files of a killed service, a clock that jumps: roost reports a clear error and loses no kernel."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import roost
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.service.messages import Kernel, StartKernel
 
 pytestmark = pytest.mark.fault
 
 
 @pytest.fixture
 def small_disk(runtime_dir: Path) -> Iterator[Path]:
-    """The runtime folder on a file system of 2 MiB."""
+    """Mount a file system of 2 MiB as the runtime folder."""
     if (
         os.geteuid() != 0
         or subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", runtime_dir], check=False
         ).returncode
     ):
-        pytest.skip("a small file system can be mounted by root only")
+        pytest.skip("only root can mount a small file system")
     yield runtime_dir
     subprocess.run(["umount", "-l", runtime_dir], check=True)
 
@@ -62,7 +62,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
     await asyncio.to_thread(settle, small_disk)
 
 
-async def test_what_an_earlier_service_left(client: Client, world: Path) -> None:
+async def test_a_stale_socket_and_broken_files_of_a_killed_service(client: Client, world: Path) -> None:
     await client.kernels()
     (service,) = daemon_pids(world, "scheduler")
     (folder,) = world.glob("scheduler*")
@@ -105,9 +105,7 @@ async def test_a_runtime_folder_whose_path_is_too_long(
     assert not daemon_pids(folder, "scheduler")
 
 
-async def test_a_configuration_that_is_wrong(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_wrong_configuration(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jupyter_roost_config.py").write_text("c.RoostScheduler.max_kernel_per_user = 1\n")
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
     client = roost.connect("local")
@@ -137,10 +135,14 @@ async def test_a_clock_that_jumps(world: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("ROOST_TEST_CLOCK", str(step))
     client = roost.connect("local", gpus=2)
     kernel = await client.start(tiny(gpus=2))
+    asked = tiny(gpus=1)
+    queued = asyncio.ensure_future(_start(client, asked))
+    await _until_queued(client, asked.kernel_id)
     step.write_text("90000")  # a day and an hour on
-    queued = asyncio.ensure_future(_start(client))
-    await asyncio.sleep(0.5)
-    assert not queued.done(), "its deadline followed the clock"
+    passing = await client.start(tiny(cpus=0.1))
+    await client.stop(passing.id, grace_s=0)  # the queue is checked again
+    assert (await client.kernel(asked.kernel_id)).state == "queued", "its deadline followed the clock"
+    assert not queued.done()
     step.write_text("-90000")
     (service,) = daemon_pids(world, "scheduler")
     (agent,) = daemon_pids(world, "agent")
@@ -154,11 +156,18 @@ async def test_a_clock_that_jumps(world: Path, tmp_path: Path, monkeypatch: pyte
     client.close()
 
 
-async def _start(client: Client) -> Kernel:
-    return await client.start(tiny(gpus=1))
+async def _start(client: Client, asked: StartKernel) -> Kernel:
+    return await client.start(asked)
 
 
-async def test_who_lacks_the_key_learns_nothing_and_delays_nobody(client: Client, world: Path) -> None:
+async def _until_queued(client: Client, kernel_id: str) -> None:
+    deadline = time.monotonic() + 10
+    while not any(kernel.id == kernel_id and kernel.state == "queued" for kernel in await client.kernels()):
+        assert time.monotonic() < deadline, "it is not queued"
+        await asyncio.sleep(0.02)
+
+
+async def test_connections_without_the_key_do_not_delay_a_start(client: Client, world: Path) -> None:
     await client.kernels()
     announced = (world / "agent" / "ready.json").read_text()
     port = int(announced.partition('"endpoint": "tcp://127.0.0.1:')[2].partition('"')[0])

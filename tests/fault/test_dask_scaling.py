@@ -1,4 +1,4 @@
-"""A Dask cluster that shrinks: a kernel keeps its machine from adaptive scaling, and ends with one that goes."""
+"""A Dask cluster that shrinks: adaptive scaling spares a kernel's machine, and a kernel ends with its machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,20 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
 CLUSTER = """
 import asyncio, json, sys
-from distributed import Nanny, Scheduler, SpecCluster
+from distributed import Adaptive, Nanny, Scheduler, SpecCluster
 
 class Machines(SpecCluster):
     "As LocalCluster, scheduler and nannies in one process; but each worker is on a machine of its own"
     def new_worker_spec(self):
         ((name, spec),) = super().new_worker_spec().items()
         return {name: {**spec, "options": {**spec["options"], "host": f"{sys.argv[1]}.{3 + name}"}}}
+
+class Counted(Adaptive):
+    "Counts its decisions"
+    decisions = 0
+    async def adapt(self):
+        await super().adapt()
+        Counted.decisions += 1
 
 async def main():
     scheduler = dict(host=f"{sys.argv[1]}.2", dashboard=False, dashboard_address=":0")
@@ -46,7 +53,11 @@ async def main():
                 cluster.scale(int(line[1]))
                 await cluster
             elif line[0] == "adapt":
-                cluster.adapt(minimum=0, maximum=3, interval="200ms", wait_count=2)
+                cluster.adapt(Adaptive=Counted, minimum=0, maximum=3, interval="200ms", wait_count=2)
+            elif line[0] == "decide":
+                last = Counted.decisions + int(line[1])
+                while Counted.decisions < last:
+                    await asyncio.sleep(0.05)
             print(json.dumps([worker.host for worker in cluster.scheduler.workers.values()]), flush=True)
 
 if __name__ == "__main__":
@@ -55,14 +66,14 @@ if __name__ == "__main__":
 
 
 class Cluster:
-    """Told what to do line by line; `machines` after each."""
+    """The program that runs the cluster. It reads a command per line and answers with its machines."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.address = self._read()
 
     def tell(self, line: str) -> list[str]:
-        """The machines on which workers are, once that is done."""
+        """Send a command. Return the machines that have workers after it."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
@@ -70,7 +81,7 @@ class Cluster:
         return machines
 
     async def until(self, machines: list[str], within_s: float) -> None:
-        """Wait until workers are on just these machines."""
+        """Wait until exactly these machines have workers."""
         deadline = time.monotonic() + within_s
         while (there := self.tell("look")) != machines:
             assert time.monotonic() < deadline, there
@@ -83,7 +94,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three machines of two threads each."""
+    """Start a cluster of three machines with two threads each."""
     if reason := why_not():
         pytest.skip(reason)
     (tmp_path / "cluster.py").write_text(CLUSTER)
@@ -114,7 +125,7 @@ def cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 async def opens(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
-    """Opens a notebook on a kernel; at the end none is left."""
+    """Return a function that opens a notebook. At the end no kernel is left."""
     opened: list[Notebook] = []
 
     async def one() -> Notebook:
@@ -138,8 +149,7 @@ async def test_adaptive_scaling_spares_a_machine_until_its_kernel_has_ended(
     kernel = await connect("dask").kernel(notebook.manager.kernel_id)
     cluster.tell("adapt")
     await cluster.until([kernel.node_id], 10)
-    await asyncio.sleep(2)
-    assert cluster.tell("look") == [kernel.node_id]
+    assert cluster.tell("decide 5") == [kernel.node_id]  # Dask retires a worker after two decisions
     assert await notebook.value("mine") == "42"
     await notebook.close()
     await cluster.until([], 10)

@@ -1,4 +1,4 @@
-"""kill -9 of each part under kernels on a real Ray cluster: what lives, what ends, who is told, what is left."""
+"""kill -9 of each part under kernels on a real Ray cluster: which kernels live on, which end, and for which reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ sys.exit(0 if accepted else why)
 
 @pytest.fixture(scope="module")
 def cluster(private_environment: None) -> Iterator[Raylets]:
-    """Nodes of this module's own, which its tests kill; the first stays."""
+    """Start the cluster of this module, whose tests kill nodes. The first node stays."""
     if reason := why_not():
         pytest.skip(reason)
     with private_runtime_dir() as folder, Raylets(*MACHINES, environment={VARIABLE: folder}) as started:
@@ -68,7 +68,7 @@ def world(runtime_dir: Path, cluster: Raylets, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 async def notebooks(world: Path, tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
-    """Opens a notebook on a kernel that asks for what it is told; at the end no lease and no group is left."""
+    """Return a function that opens a notebook with this configuration. At the end no kernel and no group is left."""
     opened: list[Notebook] = []
 
     async def open_one(**config: object) -> Notebook:
@@ -91,7 +91,7 @@ def service() -> Client:
 
 
 def groups(address: str, remove: str = "") -> list[str]:
-    """Names of the placement groups that there are; one whose name has `remove` in it is then removed by hand."""
+    """Return the names of the placement groups. Remove the groups with `remove` in their names."""
     command = [sys.executable, "-c", GROUPS, address, *filter(None, [remove])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return [line for line in done.stdout.split("\n") if line.startswith("roost:")]  # Ray prints there as well
@@ -124,7 +124,7 @@ async def test_the_agent(notebooks: Callable[..., object], cluster: Raylets) -> 
 
 
 async def test_a_ray_worker(notebooks: Callable[..., object], cluster: Raylets) -> None:
-    """Of those that started the agent and found the devices: neither is needed any more."""
+    """Ray's workers started the agent and found the devices. A running kernel does not need them."""
     notebook = await notebooks(gpus=1, gpu_models=["T4"])
     await notebook.run("mine = 42")
     workers = [one for one in cluster.processes() if one.cmdline()[:1] == ["ray::IDLE"]]
@@ -165,7 +165,7 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
     assert time.monotonic() - killed_at < 10
 
 
-async def test_a_node_that_leaves_in_order(notebooks: Callable[..., object], cluster: Raylets) -> None:
+async def test_a_node_that_is_stopped(notebooks: Callable[..., object], cluster: Raylets) -> None:
     node = cluster.add_node(Machine(cpus=2, labels={"other": "yes"}))
     notebook = await notebooks(labels={"other": "yes"})
     pid = notebook.pid
@@ -175,7 +175,7 @@ async def test_a_node_that_leaves_in_order(notebooks: Callable[..., object], clu
 
 
 async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Raylets) -> None:
-    """Ray's own drain: nothing new goes there, what runs goes on."""
+    """Ray drains the node: no kernel is placed there, and the running kernel lives on."""
     node = cluster.add_node(Machine(cpus=2, labels={"third": "yes"}))
     notebook = await notebooks(labels={"third": "yes"}, cpus=1)
     await notebook.run("mine = 42")
@@ -191,7 +191,7 @@ async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Ray
 
 @pytest.fixture
 def home(runtime_dir: Path) -> Iterator[Path]:
-    """A runtime folder, for tests with a cluster of their own."""
+    """Return the runtime folder of a test with its own cluster."""
     yield runtime_dir
     disconnect()
     settle(runtime_dir)
@@ -199,7 +199,7 @@ def home(runtime_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Ray's processes give a GCS that is gone up after seconds instead of a minute; drivers in this environment too."""
+    """Let Ray's processes and drivers wait 5 s for a GCS that is gone, instead of a minute."""
     settings = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -208,7 +208,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.fixture
 def redis() -> Iterator[str]:
-    """Address of a Redis of this test's own, which keeps nothing on a disk."""
+    """Start a Redis that writes nothing to disk, and yield its address."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed (Debian's package of that name)")
@@ -222,20 +222,20 @@ def redis() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("state", ["kept", "lost"])
-async def test_the_head_for_a_while(
+async def test_the_head(
     home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    await _lose_the_head(home, tmp_path, impatient, monkeypatch, state, away_s=15)
+    await _lose_the_head(home, tmp_path, impatient, monkeypatch, state, within_s=60)
 
 
 @pytest.mark.fault_long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("state", ["kept", "lost", "redis"])
-async def test_the_head_for_90_s(
+async def test_the_head_for_rays_own_minute(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, state: str
 ) -> None:
     settings = {"RAY_REDIS_ADDRESS": request.getfixturevalue("redis")} if state == "redis" else {}
-    await _lose_the_head(home, tmp_path, settings, monkeypatch, state, away_s=90)
+    await _lose_the_head(home, tmp_path, settings, monkeypatch, state, within_s=150)
 
 
 @pytest.mark.fault_long
@@ -243,7 +243,7 @@ async def test_the_head_for_90_s(
 async def test_a_head_that_starts_anew_at_once(
     home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its state it is another cluster, which the other raylets leave; their kernels wait all the same."""
+    """A head without its state is another cluster. The other raylets leave it, and their kernels wait."""
     with Raylets(*MACHINES, environment={**impatient, VARIABLE: f"{home}/node"}) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         head, node = cluster.nodes
@@ -280,9 +280,9 @@ async def _lose_the_head(
     settings: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     state: str,
-    away_s: float,
+    within_s: float,
 ) -> None:
-    """The GCS is gone until raylets and driver have ended, and comes back: its kernels live, and hold again."""
+    """Kill the GCS, wait until raylets and driver have ended, and start it again: the kernel and its lease stay."""
     environment = {**settings, VARIABLE: f"{home}/node"}
     with Raylets(*MACHINES, keeps_state=state == "kept", environment=environment) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -296,12 +296,11 @@ async def _lose_the_head(
             lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
             (driver,) = daemon_pids(home, "scheduler")
             cluster.kill_gcs()
-            gone_at, busy_s = time.monotonic(), processor_s(driver)
-            while time.monotonic() - gone_at < away_s:
-                assert await notebook.value("mine") == "42"
-                assert processor_s(driver, busy_s) - busy_s < 1 + 0.2 * (time.monotonic() - gone_at)
-                await asyncio.sleep(1)
-            assert wait_gone(driver, 1), "the driver outlives Ray's own deadline"
+            give_up_at = time.monotonic() + within_s
+            for pid in (driver, head.raylet_pid, node.raylet_pid):
+                while not await asyncio.to_thread(wait_gone, pid, 1):
+                    assert await notebook.value("mine") == "42"
+                    assert time.monotonic() < give_up_at, "a process of Ray outlives Ray's own deadline"
             with pytest.raises(BackendUnavailable, match="away"):
                 await service().explain(Request())
             await notebook.interrupt()
@@ -320,8 +319,29 @@ async def _lose_the_head(
         assert groups(cluster.address) == []
 
 
+@pytest.mark.fault_long
+async def test_a_service_without_a_head_uses_little_processor_time(
+    home: Path,
+    impatient: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    with Raylets(Machine(), environment={**impatient, VARIABLE: f"{home}/node"}) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        assert len(await service().nodes()) == 1
+        (driver,) = daemon_pids(home, "scheduler")
+        before_s = after_s = processor_s(driver)
+        cluster.kill_gcs()
+        gone_at = time.monotonic()
+        while not await asyncio.to_thread(wait_gone, driver, 0.5):
+            after_s = processor_s(driver, after_s)
+            assert time.monotonic() - gone_at < 60, "the driver outlives Ray's own deadline"
+        record_property("processor_s", after_s - before_s)
+        assert after_s - before_s < 1 + 0.2 * (time.monotonic() - gone_at)
+
+
 def processor_s(pid: int, otherwise: float = 0.0) -> float:
-    """What the process has used."""
+    """Return the processor time of a process, or `otherwise` if it has ended."""
     try:
         return sum(psutil.Process(pid).cpu_times()[:2])
     except psutil.NoSuchProcess:

@@ -1,7 +1,7 @@
-"""Private runtime folders for tests, and the proof that nothing outlives them.
+"""Private runtime folders for tests, and the check that no process outlives its folder.
 
-The scheduler service, the agent, zygotes and kernels all inherit ROOST_RUNTIME_DIR, and a process shows the
-environment it was exec'ed with (a fork its parent's): whoever has the folder there belongs to that test.
+The service, the agent, zygotes and kernels inherit ROOST_RUNTIME_DIR. A process shows the environment of its exec, and
+a fork shows its parent's. A process that shows a test's folder therefore belongs to that test.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import psutil
 
 VARIABLE = "ROOST_RUNTIME_DIR"
 GRACE_S = 5.0
+"""How long processes may take to end after their test."""
 
 
 def processes(folder: str) -> list[psutil.Process]:
-    """All live processes, but this one, whose environment names `folder` as their runtime folder."""
+    """Return all live processes, except this one, with `folder` as their runtime folder."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -33,15 +34,16 @@ def processes(folder: str) -> list[psutil.Process]:
 
 
 def describe(process: psutil.Process) -> str:
-    """One line for a message: pid and command line."""
+    """Return one line for a message: pid, age and command line."""
     try:
-        return f"{process.pid} {' '.join(process.cmdline())[:160]}"
+        age_s = time.time() - process.create_time()
+        return f"{process.pid} ({age_s:.1f} s old) {' '.join(process.cmdline())[:160]}"
     except psutil.Error:
         return f"{process.pid} (gone)"
 
 
 def end(folder: str) -> list[str]:
-    """Kill what belongs to `folder` until nothing new appears; returns a line for each process killed."""
+    """Kill the processes of `folder` until no new one appears. Return a line for each killed process."""
     killed = []
     for _ in range(10):
         left = processes(folder)
@@ -58,7 +60,7 @@ def end(folder: str) -> list[str]:
 
 
 def _await_end(found: list[psutil.Process], timeout_s: float) -> None:
-    """Wait for the end of processes: a zombie that its parent has not reaped yet has ended (psutil waits for more)."""
+    """Wait until the processes have ended. A zombie has ended; psutil would wait until its parent reaps it."""
     deadline = time.monotonic() + timeout_s
     for process in found:
         try:
@@ -71,10 +73,10 @@ def _await_end(found: list[psutil.Process], timeout_s: float) -> None:
 
 @contextmanager
 def private_runtime_dir() -> Iterator[str]:
-    """A short 0700 folder under /tmp as this process's ROOST_RUNTIME_DIR (socket paths end at 107 bytes).
+    """Make a 0700 folder under /tmp this process's ROOST_RUNTIME_DIR. Its name is short: socket paths end at 107 bytes.
 
-    At the end whoever still has it in its environment has GRACE_S to leave, is then killed by pid and named
-    in an AssertionError.
+    At the end, processes with this folder have GRACE_S to leave. Those still there are killed by pid and named in an
+    AssertionError.
     """
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
     before = os.environ.get(VARIABLE)
