@@ -1,43 +1,75 @@
-"""The scheduler's connections to agents: one for each endpoint, shared by all who need it."""
+"""Calls to agents: one connection for each endpoint, shared by all callers, and one rule for repeating a call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
+from roost.launchers.daemon.tasks import spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent
-from roost.launchers.protocol.rpc import RpcError
-from roost.scheduler.backends.base import AgentAddress
-from roost.scheduler.errors import BackendUnavailable
+from roost.launchers.protocol.messages import AgentAddress, AgentEvent
+from roost.launchers.protocol.rpc import Disconnected, RemoteError, RpcError
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    KernelDied,
+    LaunchError,
+    LaunchTimeout,
+    LeaseConflict,
+    RoostError,
+    UnknownKernel,
+)
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONNECT_S = 5.0
 
 AgentListener = Callable[[str, AgentEvent | None], None]
-"""Called with an endpoint and an event, or None when the connection to it was lost."""
+"""Receives an endpoint with an event, or with None when the connection to that endpoint is lost."""
+
+Resolve = Callable[[], Awaitable[AgentAddress]]
+"""Returns an agent's address, and starts the agent if need be."""
+
+OnLost = Callable[[AgentAddress | None], Awaitable[object]]
+"""Receives the address of an agent that is unreachable; None if `Resolve` failed."""
+
+
+class LeaseGone(LaunchError):
+    """The agent does not know the lease: the agent gave it up, or the agent's files are gone."""
+
+
+_ERRORS: dict[str, type[RoostError]] = {
+    "conflict": LeaseConflict,
+    "kernel_died": KernelDied,
+    "launch_timeout": LaunchTimeout,
+    "no_lease": LeaseGone,
+    "unknown_kernel": UnknownKernel,
+}
+"""Error kinds of the agent's protocol. All others are a `LaunchError`."""
 
 
 class Agents:
-    """Connections by endpoint. Those that are lost are forgotten, and made again when next asked for."""
+    """Connections by endpoint. A lost connection is forgotten, and made again when it is next needed."""
 
     def __init__(self) -> None:
         self._clients: dict[str, asyncio.Task[AgentClient]] = {}
         self._listeners: list[AgentListener] = []
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[Any]] = set()
 
     def listen(self, listener: AgentListener) -> None:
-        """Call `listener`, which is quick and does not raise, with every event and loss from now on."""
+        """Call `listener` with every event and loss from now on. It must be quick and must not raise."""
         self._listeners.append(listener)
 
     async def client(self, address: AgentAddress) -> AgentClient:
-        """The connection to that agent; raises `BackendUnavailable` when there is none to be had in seconds."""
+        """Return the connection to that agent; raise `BackendUnavailable` if the agent does not answer in seconds."""
         task = self._clients.get(address.endpoint)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = asyncio.get_running_loop().create_task(self._connect(address))
-            self._clients[address.endpoint] = task
+            task = self._clients[address.endpoint] = start_shared(self._connect(address))
         if task.done():
             return task.result()
         try:
@@ -48,7 +80,7 @@ class Agents:
             ) from problem
 
     def connected(self, endpoint: str) -> AgentClient | None:
-        """The connection to that endpoint, if there is a live one."""
+        """Return the live connection to that endpoint, if there is one."""
         task = self._clients.get(endpoint)
         is_there = task is not None and task.done() and not task.cancelled() and task.exception() is None
         return task.result() if task is not None and is_there else None
@@ -67,15 +99,18 @@ class Agents:
 
     async def _connect(self, address: AgentAddress) -> AgentClient:
         endpoint = address.endpoint
-        is_connected = False  # one that never came about is not lost: who asked for it hears of that
+        is_connected = (
+            False  # a connection that never existed is not lost: the caller of `client` gets the error
+        )
 
         def on_event(event: AgentEvent) -> None:
             for listener in list(self._listeners):
                 listener(endpoint, event)
 
         def on_lost() -> None:
-            log.info("agent=%s the connection was lost", endpoint)
-            self._dispose(client)
+            log.info("agent=%s the connection is lost", endpoint)
+            # The client calls this itself, so it can be closed only afterwards.
+            spawn(client.close(), self._closing, log)
             if self._clients.pop(endpoint, None) is not None and is_connected:
                 for listener in list(self._listeners):
                     listener(endpoint, None)
@@ -85,8 +120,55 @@ class Agents:
         is_connected = True
         return client
 
-    def _dispose(self, client: AgentClient) -> None:
-        """Close a connection that is lost, off the callback that says so."""
-        task = asyncio.get_running_loop().create_task(client.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+
+class AgentCaller:
+    """Calls one agent, and repeats a call if the agent was lost: every operation of an agent may be repeated.
+
+    `name` is the agent's name in error texts. `pauses_s` has the pause before each attempt. `on_lost` runs after an
+    attempt that lost the agent; what it raises ends the call. No attempt begins later than `give_up_s`.
+    """
+
+    def __init__(
+        self,
+        agents: Agents,
+        resolve: Resolve,
+        *,
+        name: str,
+        on_lost: OnLost,
+        pauses_s: Sequence[float] = (0.0, 0.0, 0.0),
+        give_up_s: float = math.inf,
+    ) -> None:
+        self._agents = agents
+        self._resolve = resolve
+        self._name = name
+        self._on_lost = on_lost
+        self._pauses_s = pauses_s
+        self._give_up_s = give_up_s
+
+    async def call(self, call: Callable[[AgentClient], Awaitable[T]]) -> T:
+        """Return what `call` returns.
+
+        Raises `BackendUnavailable` if the agent is unreachable, or the error that the agent answers: `LeaseConflict`,
+        `LeaseGone`, `UnknownKernel`, or another `LaunchError`.
+        """
+        problem: Exception | None = None
+        began = time.monotonic()
+        for pause_s in self._pauses_s:
+            if time.monotonic() - began > self._give_up_s:
+                break
+            if pause_s:
+                await asyncio.sleep(pause_s)
+            address: AgentAddress | None = None
+            try:
+                address = await self._resolve()
+                return await call(await self._agents.client(address))
+            except (Disconnected, BackendUnavailable) as lost:
+                problem = lost
+                await self._on_lost(address)
+            except RemoteError as refusal:
+                raise _ERRORS.get(refusal.kind, LaunchError)(refusal.message, **refusal.fields) from None
+            except (RpcError, asyncio.TimeoutError) as late:
+                raise BackendUnavailable(
+                    f"{self._name} does not answer: {str(late) or 'no answer in time'}"
+                ) from late
+        raise BackendUnavailable(f"{self._name} cannot be reached: {problem}") from problem

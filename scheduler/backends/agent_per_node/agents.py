@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,10 @@ from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import NodeStatus
-from roost.launchers.protocol.rpc import Disconnected, RemoteError, RpcError
+from roost.launchers.protocol.rpc import RpcError
 from roost.scheduler.backends.base import AgentAddress, Lease
-from roost.scheduler.core.agent_calls import Agents
-from roost.scheduler.errors import BackendUnavailable, LaunchError, RoostError
+from roost.scheduler.core.agent_calls import AgentCaller, Agents
+from roost.scheduler.errors import BackendUnavailable, RoostError
 
 from .driver import ManagedNode, watched
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TRIES = 3
 _ANSWER_S = 5.0
 
 BringUp = Callable[[str], Coroutine[Any, Any, "Host"]]
@@ -97,19 +97,10 @@ class NodeAgents:
 
     async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call a node's agent, again on a new one if that was lost: every operation may be repeated."""
-        problem: Exception | None = None
-        for _ in range(_TRIES):
-            address = await self.address(node_id)
-            try:
-                return await call(await self._agents.client(address))
-            except (Disconnected, BackendUnavailable) as lost:
-                problem = lost
-                self.doubt(address.endpoint)
-            except RemoteError as refusal:
-                raise LaunchError(refusal.message, **refusal.fields) from None
-            except (RpcError, asyncio.TimeoutError) as late:
-                raise BackendUnavailable(f"the agent on {node_id} does not answer: {late}") from late
-        raise BackendUnavailable(f"the agent on {node_id} cannot be reached: {problem}") from problem
+        await self.address(node_id)  # an agent that cannot be started is not tried again
+        name = f"the agent on {node_id}"
+        caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
+        return await caller.call(call)
 
     async def held_on(self, node_id: str) -> list[Lease] | None:
         """The leases that a node's agent has noted; None where it does not say so in time: unknown, not gone."""
@@ -184,6 +175,10 @@ class NodeAgents:
         if self.cluster not in ("", cluster):
             self._hosts.clear()
         self.cluster = cluster
+
+    async def _on_lost(self, address: AgentAddress | None) -> None:
+        if address is not None:
+            self.doubt(address.endpoint)
 
     async def _come(self, node_id: str) -> Host:
         try:

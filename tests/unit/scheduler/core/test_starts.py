@@ -155,7 +155,7 @@ async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.scheduler.core.keeper._RETRY_S", 0.05)
-    monkeypatch.setattr("roost.scheduler.backends.local.backend._RETRY_AFTER_S", (0.0,))
+    monkeypatch.setattr("roost.scheduler.backends.local.backend._PAUSES_S", (0.0,))
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
         await w.agent.close()
