@@ -1,4 +1,4 @@
-"""The application that asks for a kernel: who it is, and how it wants to be told what went wrong."""
+"""The application that holds a kernel: its name, and how it shows errors."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from roost.scheduler.errors import (
 
 
 class CommandNotFound(LaunchError, FileNotFoundError):
-    """The kernelspec's command is not there; jupyter_client's callers expect a FileNotFoundError."""
+    """The kernelspec's command does not exist. Callers of jupyter_client expect a FileNotFoundError."""
 
 
-def application(km: Any) -> tuple[str, bool]:
-    """Name of the application that holds the manager `km`, and whether it takes its kernels back after a restart."""
-    is_server = is_of_jupyter_server(km)
+def describe_application(km: Any) -> tuple[str, bool]:
+    """Return the name of the application that holds `km`, and whether it adopts its kernels after a restart."""
+    is_server = is_in_jupyter_server(km)
     return ("jupyter_server" if is_server else ""), is_server
 
 
-def is_of_jupyter_server(km: Any) -> bool:
-    """Whether a Jupyter Server holds the manager `km`, found without importing it."""
+def is_in_jupyter_server(km: Any) -> bool:
+    """True if a Jupyter Server holds `km`. Jupyter Server is not imported for this."""
     kinds = type(getattr(km, "parent", None)).__mro__
     return any(
         kind.__name__ == "MappingKernelManager" and kind.__module__.startswith("jupyter_server.")
@@ -41,10 +41,9 @@ def is_of_jupyter_server(km: Any) -> bool:
 
 
 def forget_failed_start(km: Any) -> None:
-    """Have the manager of many kernels forget the start of `km` once it has failed.
+    """Make the multi-kernel manager forget the start of `km` after a failure.
 
-    jupyter_client 8.10 keeps it, and a server that is asked to stop then looks for that kernel, finds none, and
-    does not end.
+    jupyter_client 8.10 keeps a failed start. A server that stops then looks for its kernel, finds none, and hangs.
     """
     pending: dict[str, Any] = getattr(getattr(km, "parent", None), "_pending_kernels", {})
     task = pending.get(km.kernel_id)
@@ -59,20 +58,20 @@ def forget_failed_start(km: Any) -> None:
 
 @contextmanager
 def show_errors_in_jupyter(km: Any) -> Iterator[None]:
-    """Jupyter Server shows the text of an HTTPError to the user, and of any other error nothing."""
+    """Turn roost's errors into HTTPErrors: Jupyter Server shows their text to the user, but no other error's."""
     try:
         yield
     except RoostError as problem:
-        if not is_of_jupyter_server(km) or "tornado.web" not in sys.modules:
+        if not is_in_jupyter_server(km) or "tornado.web" not in sys.modules:
             raise
         from tornado.web import HTTPError
 
-        # Without the chain: what Jupyter logs should be the sentence, not our stack.
-        raise HTTPError(_status(problem), problem.user_message) from None
+        # `from None`: Jupyter then logs the sentence, not our traceback.
+        raise HTTPError(_find_status(problem), problem.user_message) from None
 
 
-def _status(problem: RoostError) -> int:
-    """The HTTP status that says whose turn it is: the caller's (4xx), or to try again later (503)."""
+def _find_status(problem: RoostError) -> int:
+    """Return the HTTP status: 4xx if the caller must change something, 503 if the caller can try again later."""
     for kinds, status in _STATUSES:
         if isinstance(problem, kinds):
             return status

@@ -1,7 +1,7 @@
-"""How a kernel's channels are kept from others on its machine and on the network.
+"""Protects a kernel's channels from other users of the machine and the network.
 
-On TCP by CURVE keys. An ipykernel of this machine that is too old for them gets sockets in a private folder instead.
-A relay in front of it would not help here: whoever may listen to the relay's back side reads along.
+TCP channels use CURVE keys. An ipykernel on this machine that is too old for CURVE gets sockets in a private folder
+instead. A relay in front of the kernel would not help: others could read the channel behind the relay.
 """
 
 from __future__ import annotations
@@ -21,50 +21,52 @@ from .kernel_connection import DEFAULT_IPC_IP
 
 WISHES = ("auto", "never", "required")
 _FIRST_IPYKERNEL = (7, 3)
-"""The first release that reads CURVE keys from its connection file."""
+"""The first release of ipykernel that reads CURVE keys from its connection file."""
 
 
 def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool) -> str:
-    """Give the manager `km` a key pair, or a private folder; it keeps what it has for restarts.
+    """Give the manager `km` a key pair or a private folder. A restart keeps what `km` has.
 
-    Returns what people should be told: empty, or why this kernel goes without although it could be listened to.
-    Raises `ConfigError` where encryption is required and cannot be. `wish` is ours (`WISHES`); Jupyter's own
-    `transport_encryption` adds to it, but for `disabled`, which is its default and nobody's wish.
+    Return a warning for users if the kernel can be overheard, else an empty text. Raise `ConfigError` if encryption
+    is required but impossible. `wish` is roost's option (`WISHES`). Jupyter's `transport_encryption` can require more;
+    its default `disabled` counts as no wish.
     """
     jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
     if wish not in WISHES:
         raise ConfigError(f"encrypt = {wish!r:.40} is unknown: it is one of {', '.join(WISHES)}.")
     is_required = "required" in (wish, jupyters)
-    is_private = km.transport == "ipc" and jupyters == "disabled"  # a folder that nobody else can enter
+    is_private = km.transport == "ipc" and jupyters == "disabled"  # a folder that no other user can enter
     if not is_required and (wish == "never" or is_private):
         return ""
     if km.curve_publickey is not None:
         return ""
-    reason = _obstacle(km, argv)
+    reason = _find_obstacle(km, argv)
     if not reason:
         km.curve_publickey, km.curve_secretkey = zmq.curve_keypair()
         return ""
     if is_required:
         raise ConfigError(f"Encryption is required, but {reason}.")
-    if is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost"):  # all of them can do ipc
+    if (
+        is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost")
+    ):  # every ipykernel supports ipc
         km.transport, km.ip = "ipc", DEFAULT_IPC_IP
         return ""
-    prevention = "c.KernelManager.transport = 'ipc' prevents that, " if is_local else ""
+    prevention = "prevent that with c.KernelManager.transport = 'ipc', or " if is_local else ""
     return (
         f"not encrypted: {reason}. Others on the {'machine' if is_local else 'network'} can read its output: "
-        f"{prevention}encrypt = 'never' accepts it."
+        f"{prevention}accept it with encrypt = 'never'."
     )
 
 
-def _obstacle(km: Any, argv: Sequence[str]) -> str:
-    """Why this kernel cannot be encrypted; empty if it can."""
+def _find_obstacle(km: Any, argv: Sequence[str]) -> str:
+    """Return why this kernel cannot use CURVE; empty if it can."""
     if not zmq.has("curve"):
         return "pyzmq was built without CURVE here: reinstall it from its wheel"
     if getattr(km, "_kernel_supports_curve_encryption", bool)():
         return ""
     if not _is_ipykernel(argv):
-        return "its kernelspec does not say that it can (metadata.supported_encryption = ['curve'])"
-    found = _ipykernel_version(argv[0])
+        return "its kernelspec does not declare it (metadata.supported_encryption = ['curve'])"
+    found = find_ipykernel_version(argv[0])
     if not found:
         return f"no ipykernel was found beside {argv[0]}"
     if found < _FIRST_IPYKERNEL:
@@ -77,8 +79,8 @@ def _is_ipykernel(argv: Sequence[str]) -> bool:
     return any(argument in ("ipykernel_launcher", "ipykernel") for argument in argv)
 
 
-def _ipykernel_version(python: str) -> tuple[int, ...]:
-    """Version of the ipykernel that `python` would import, from its metadata on this machine; empty if none is seen."""
+def find_ipykernel_version(python: str) -> tuple[int, ...]:
+    """Return the version of the ipykernel that `python` would import, read from metadata; empty if none is found."""
     if os.path.realpath(python) == os.path.realpath(sys.executable) and python == sys.executable:
         try:
             return _numbers(version("ipykernel"))

@@ -1,4 +1,4 @@
-"""The end of a kernel, told by one thread and waited for in any event loop."""
+"""Waits for the end of a kernel: one thread receives the event, and any event loop can wait for it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from roost.scheduler.errors import RoostError, UnknownKernel
 from roost.scheduler.service.messages import Event, Kernel
 
 UNKNOWN_EXIT_CODE = 255
-"""Told for a kernel that is gone where nobody could see its exit code."""
+"""Exit code of a kernel that ended without a known exit code."""
 
 
 class KernelExit:
-    """Exit code of one launch: None until it is set, once."""
+    """The exit code of one launch: None, until it is set once."""
 
     def __init__(self, launch_id: str = "") -> None:
         self.launch_id = launch_id
@@ -31,7 +31,7 @@ class KernelExit:
         return self._code
 
     def set(self, code: int | None) -> bool:
-        """Set the code (None: it is not known) and wake who waits; False if it was set before. From any thread."""
+        """Set the code (None: unknown) and wake all waiters; False if it was set before. Any thread may call this."""
         with self._lock:
             if self._code is not None:
                 return False
@@ -40,12 +40,12 @@ class KernelExit:
         for future, loop in waiting:
             try:
                 loop.call_soon_threadsafe(_wake, future)
-            except RuntimeError:  # that loop was closed while it waited
+            except RuntimeError:  # the loop was closed meanwhile
                 continue
         return True
 
     async def wait(self, timeout_s: float | None = None) -> int | None:
-        """The code, as soon as there is one; None after `timeout_s` seconds without."""
+        """Return the code as soon as it is set, or None after `timeout_s`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:
@@ -63,10 +63,10 @@ class KernelExit:
 
 
 class ExitWatch:
-    """The exits of one kernel's launches, as the service tells them on the client's thread.
+    """The exits of one kernel's launches, as the service reports them on the client's thread.
 
-    `current` is of the launch that is under way, or that was the last: read once by who looks at it, since a new
-    launch puts another in its place. `is_expected` says whether an end now is what somebody asked for.
+    `current` belongs to the latest launch. A new launch replaces it, so read it once per method. `is_expected` returns
+    true if an end of the kernel is wanted now.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class ExitWatch:
         self._unlisten: weakref.finalize[[], ExitWatch] | None = None
 
     def begin(self, kernel_id: str, launch_id: str) -> KernelExit:
-        """The exit of a launch that begins now."""
+        """Begin a launch, and return its exit."""
         self._kernel_id = kernel_id
         self.current = KernelExit(launch_id)
         return self.current
 
     def follow(self, client: Client) -> None:
-        """Be told by `client` from now on, for as long as this is wanted by somebody else. May be repeated."""
+        """Listen to the events of `client` while this object lives. May be repeated."""
         if self._unlisten is not None:
             return
         me = weakref.ref(self)
@@ -100,19 +100,19 @@ class ExitWatch:
         self._unlisten.atexit = False
 
     def unfollow(self) -> None:
-        """Be told no more. May be repeated."""
+        """Stop listening. May be repeated."""
         if self._unlisten is not None:
             self._unlisten()
             self._unlisten = None
 
-    def gone(self, ending: KernelExit) -> None:
-        """The service does not know the kernel."""
-        self._ended(ending, None, "roost does not know it any more")
+    def mark_unknown(self, ending: KernelExit) -> None:
+        """End the launch: the service does not know the kernel."""
+        self._end(ending, None, "roost does not know the kernel any more")
 
     def read(self, ending: KernelExit, kernel: Kernel) -> None:
-        """Take over what the service says of the kernel."""
+        """End the launch if the service reports that its kernel has ended."""
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
-            self._ended(ending, kernel.exit_code, kernel.reason, kernel.log_tail)
+            self._end(ending, kernel.exit_code, kernel.reason, kernel.log_tail)
 
     def _on_event(self, client: Client, event: Event) -> None:
         ending = self.current
@@ -128,13 +128,13 @@ class ExitWatch:
         try:
             self.read(ending, call.result(0))
         except UnknownKernel:
-            self.gone(ending)
+            self.mark_unknown(ending)
         except RoostError as problem:
             self._log.warning(
-                "kernel=%s its state is unknown, taken to be alive: %s", self._kernel_id, problem
+                "kernel=%s its state is unknown; assuming that it runs: %s", self._kernel_id, problem
             )
 
-    def _ended(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
+    def _end(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
         if ending.code is not None:
             return
         shown = UNKNOWN_EXIT_CODE if code is None else code

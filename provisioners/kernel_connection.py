@@ -1,4 +1,4 @@
-"""How a kernel is reached: from the manager's traits to what the agent is asked for, and back."""
+"""Translates a kernel's connection between jupyter_client's manager and roost."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import PORT_NAMES, Connection
 
 DEFAULT_IPC_IP = "kernel-ipc"
-"""jupyter_client's address where none is set: in whatever folder the application runs."""
+"""jupyter_client's default address: socket files in the application's working directory."""
 _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
-"""What fits into a Unix socket's address, less the number of the port."""
+"""How long a Unix socket's path may be, without the port number."""
 
 
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
-    """Make the manager's address one that the kernel can have, and note which of its ports are random."""
+    """Check or choose the manager's address, and record which of its ports are random; raises `ConfigError`."""
     if km.transport == "tcp" and is_local and not km.ip.startswith("127.") and not is_local_ip(km.ip):
         raise ConfigError(
-            f"Kernels of the local backend cannot listen on {km.ip}: it is no address of this machine."
+            f"Kernels of the local backend cannot listen on {km.ip}: this machine does not have that address."
         )
     if km.transport == "ipc" and not is_local:
         raise ConfigError(
-            "Kernels on other machines cannot be reached by transport = 'ipc', which is sockets of this one: "
+            "Kernels on other machines cannot use transport = 'ipc', which works on this machine only: "
             "leave c.KernelManager.transport at 'tcp'."
         )
     if km.transport == "ipc" and km.ip == DEFAULT_IPC_IP:
@@ -39,7 +39,7 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
 
 
 def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
-    """The command with `{connection_file}` left in: the kernel's own file is its agent's, and not the manager's."""
+    """Return the command with `{connection_file}` left in, because the agent writes the connection file."""
     launch_args = km._launch_args
     km._launch_args = {**(launch_args or {}), "connection_file": "{connection_file}"}
     try:
@@ -49,9 +49,11 @@ def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
 
 
 def build_connection(km: Any, jupyter_session: str) -> Connection:
-    """Keys and ports as the manager has them; a port of 0, as at a first start, is the kernel's choice."""
+    """Return the manager's keys and ports. The kernel chooses a port that is 0, as at a first start."""
     ports = {name: getattr(km, name) for name in PORT_NAMES}
-    if km.transport == "ipc":  # numbers of socket files: the lowest that are free, as jupyter_client does
+    if (
+        km.transport == "ipc"
+    ):  # ports are numbers of socket files; take the lowest free ones, as jupyter_client does
         free = (number for number in range(1, 1_000) if not os.path.exists(f"{km.ip}-{number}"))
         ports = {name: port or next(free) for name, port in ports.items()}
     has_keys = km.curve_publickey is not None and km.curve_secretkey is not None
@@ -69,7 +71,7 @@ def build_connection(km: Any, jupyter_session: str) -> Connection:
 
 
 def to_jupyter(connection: Connection) -> KernelConnectionInfo:
-    """The same as jupyter_client compares it with its own: the key in bytes, no curve keys rather than None."""
+    """Return the connection as jupyter_client expects it: the key as bytes, and no entry for missing CURVE keys."""
     info: dict[str, Any] = {name: getattr(connection, name) for name in PORT_NAMES}
     info.update(
         ip=connection.ip, transport=connection.transport, key=connection.key.encode(),

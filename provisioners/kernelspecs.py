@@ -1,4 +1,4 @@
-"""Kernelspecs that start through roost: a wrapped copy of one that exists, with what its kernels ask for."""
+"""Kernelspecs that start through roost. Each is a copy of another kernelspec, with a request for its kernels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from roost.scheduler.service.operations import BACKENDS, check_backend
 
 from .encryption import WISHES
 from .kernel_environment import check_patterns
-from .request_options import read_wish
+from .request_options import read_start_options
 
 PROVISIONER = "roost"
 _PLAIN = ("", "local-provisioner", PROVISIONER)
@@ -33,9 +33,9 @@ _PLAIN = ("", "local-provisioner", PROVISIONER)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoostKernelspec:
-    """A kernelspec of roost's. `folder` holds its kernel.json; `config` is what its kernels ask for.
+    """A kernelspec that uses the roost provisioner. `folder` has its kernel.json; `config` has its options.
 
-    `malformed` says in one sentence why Jupyter or roost cannot read it; what cannot be read is then empty.
+    `malformed` is a sentence that says why the kernelspec cannot be read. Fields that cannot be read are empty.
     """
 
     name: str
@@ -58,14 +58,16 @@ def install(
     may_replace: bool = False,
     is_checked: bool = True,
 ) -> tuple[RoostKernelspec, ProbeResult | None]:
-    """Wrap the kernelspec `source` as `name`; raises `ConfigError` and then has changed nothing.
+    """Copy the kernelspec `source` as `name`; raises `ConfigError` and then changes nothing.
 
-    `prefix`: an installation prefix, or None for the user's own folder. The environment is asked what it can
-    do, and one that starts none is refused, unless `is_checked` is false (its kernels run elsewhere). So is the
-    scheduler, where a policy is named that is not shipped.
+    `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, the kernelspec's Python is
+    run to test it, and the scheduler is asked about a policy that is not shipped. Switch this off if the kernels run
+    only on other machines.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{name!r} is no kernel name: use letters, digits, '-', '_' and, inside, '.'.")
+        raise ConfigError(
+            f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and, inside, '.'."
+        )
     name = name.lower()
     check_config(config)
     if is_checked:
@@ -74,50 +76,52 @@ def install(
     spec = _read(specs, source)
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
     if provisioner not in _PLAIN:
-        raise ConfigError(f"Kernelspec {source!r} starts through {provisioner!r} already: wrap a plain one.")
+        raise ConfigError(
+            f"Kernelspec {source!r} uses the provisioner {provisioner!r} already: choose a plain one."
+        )
     folder = _kernels_folder(prefix) / name
     there = specs.find_kernel_specs().get(name) or (str(folder) if folder.exists() else "")
     if there and not may_replace:
         raise ConfigError(f"There is a kernelspec {name!r} in {there}: give another --name, or --replace.")
     argv = [_absolute(spec.argv[0]), *spec.argv[1:]] if spec.argv else []
-    found = probe(argv, environment(spec.env)) if is_checked else None
-    if found and found.problem:
-        raise ConfigError(found.problem)
+    probed = probe(argv, fill_environment(spec.env)) if is_checked else None
+    if probed and probed.problem:
+        raise ConfigError(probed.problem)
     metadata = {key: value for key, value in spec.metadata.items() if key != "kernel_provisioner"}
-    if found and found.is_ipykernel:  # what the specification says may be older than what is installed
+    if probed and probed.is_ipykernel:  # the installed ipykernel may be newer than its kernelspec
         metadata.pop("supported_encryption", None)
-        metadata |= {"supported_encryption": ["curve"]} if found.has_curve else {}
+        metadata |= {"supported_encryption": ["curve"]} if probed.has_curve else {}
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
-    made = {
+    document = {
         **spec.to_dict(),
         "argv": argv,
         "display_name": display_name or f"{spec.display_name} on roost",
         "metadata": metadata,
     }
-    _write(folder, made, Path(spec.resource_dir))
-    return _to_kernelspec(name, folder, made), found
+    _write(folder, document, Path(spec.resource_dir))
+    return _to_kernelspec(name, folder, document), probed
 
 
 def list_kernelspecs() -> list[RoostKernelspec]:
-    """All kernelspecs that start through roost, by name, and those of which nobody can tell."""
+    """Return roost's kernelspecs by name, and those that are too malformed to tell."""
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:
             document, malformed = read_document(folder)
-        except OSError:  # not there, or not for this user
+        except OSError:  # missing, or not readable for this user
             continue
-        if _may_be_roosts(document):
+        if _may_be_ours(document):
             found.append(_to_kernelspec(name, Path(folder), document, malformed))
     return found
 
 
 def remove(name: str) -> str:
-    """Remove a kernelspec of roost's and return the folder it was in; raises `ConfigError`."""
+    """Remove one of roost's kernelspecs and return its folder; raises `ConfigError`."""
     ours = {spec.name: spec for spec in list_kernelspecs()}
     if name not in ours:
         others = KernelSpecManager().find_kernel_specs()
         if name in others:
-            raise ConfigError(f"Kernelspec {name!r} is not roost's: `jupyter kernelspec remove {name}`.")
+            raise ConfigError(f"Kernelspec {name!r} is not roost's: use `jupyter kernelspec remove {name}`.")
         raise ConfigError(f"There is no kernelspec {name!r}: `roost kernelspec list` shows roost's.")
     folder = ours[name].folder
     try:
@@ -131,7 +135,7 @@ def remove(name: str) -> str:
 
 
 def find_problems() -> list[dict[str, str]]:
-    """What `roost doctor` says of kernelspecs and of the provisioner's registration."""
+    """Return the findings about kernelspecs and the provisioner's registration, for `roost doctor`."""
     from importlib.metadata import entry_points
 
     found = []
@@ -139,8 +143,8 @@ def find_problems() -> list[dict[str, str]]:
         found.append(
             {
                 "level": "error",
-                "what": f"Jupyter in {sys.prefix} does not know the provisioner roost",
-                "do": f"install roost into that environment, {sys.prefix}",
+                "what": f"Jupyter in {sys.prefix} does not know the roost provisioner",
+                "do": f"install roost into {sys.prefix}",
             }
         )
     specs = list_kernelspecs()
@@ -149,7 +153,7 @@ def find_problems() -> list[dict[str, str]]:
         what, do = f"kernelspec {spec.name} can start kernels", ""
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
-            do = f"mend {spec.folder}/kernel.json or what it names, or `roost kernelspec remove {spec.name}`"
+            do = f"fix {spec.folder}/kernel.json or its Python, or run `roost kernelspec remove {spec.name}`"
         found.append({"level": "error" if problem else "ok", "what": what, "do": do})
     if not specs:
         do = "roost kernelspec install --from python3 --name roost-python3"
@@ -157,16 +161,17 @@ def find_problems() -> list[dict[str, str]]:
     return found
 
 
-def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and a kernelspec's own, in which `${NAME}` is filled in as Jupyter does."""
+def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with a kernelspec's variables. `${NAME}` is replaced as Jupyter does."""
     own = {key: string.Template(value).safe_substitute(os.environ) for key, value in env.items()}
     return {**os.environ, **own}
 
 
 def find_problem(spec: RoostKernelspec) -> str:
-    """Why a kernelspec starts no kernels, in one sentence, or an empty text. Its Python is asked: up to 30 s.
+    """Return a sentence that says why a kernelspec cannot start kernels; empty if it can.
 
-    So is its scheduler, where it names a placement policy that is not shipped: up to 30 s more.
+    This runs the kernelspec's Python, which may take 30 s. If the kernelspec names a policy that is not shipped, this
+    asks the scheduler too, for up to 30 s more.
     """
     if spec.malformed:
         return spec.malformed
@@ -175,21 +180,23 @@ def find_problem(spec: RoostKernelspec) -> str:
         _check_policy(spec.config)
     except RoostError as error:
         return error.user_message
-    return probe(spec.argv, environment(spec.env)).problem
+    return probe(spec.argv, fill_environment(spec.env)).problem
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for options that a start would refuse, whatever the scheduler then says."""
-    from .provisioner import RoostProvisioner  # late: Jupyter's part of roost, which lists do not need
+    """Raise `ConfigError` for options that every start would refuse."""
+    from .provisioner import (
+        RoostProvisioner,  # late, because `roost kernelspec list` does not need Jupyter's part of roost
+    )
 
-    provisioner = RoostProvisioner(**config)  # its traits are the types of the options
+    provisioner = RoostProvisioner(**config)  # its traits check the types
     check_backend(provisioner.backend)
     check_patterns(provisioner.environment)
     if provisioner.encrypt not in WISHES:
         raise ConfigError(
             f"encrypt = {provisioner.encrypt!r:.40} is unknown: it is one of {', '.join(WISHES)}."
         )
-    read_wish(config, {})
+    read_start_options(config, {})
 
 
 def _check_policy(config: Mapping[str, Any]) -> None:
@@ -198,25 +205,25 @@ def _check_policy(config: Mapping[str, Any]) -> None:
 
 
 def read_document(folder: str | Path) -> tuple[Any, str]:
-    """A kernel.json as it is, and why it can start no kernel or an empty text; raises `OSError`."""
+    """Return a kernel.json and a sentence that says why it is malformed (empty if it is not); raises `OSError`."""
     path = Path(folder) / "kernel.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return None, f"{path} is not JSON: {error}."
-    wrong = _wrong(document)
+    wrong = _find_malformed(document)
     return document, f"In {path} {wrong}." if wrong else ""
 
 
-def _wrong(document: Any) -> str:
-    """What in a kernel.json has not the form that Jupyter or roost expects, or an empty text."""
+def _find_malformed(document: Any) -> str:
+    """Return which part of a kernel.json is malformed; empty if none is."""
     if not isinstance(document, dict):
-        return "there is no table"
+        return "the document is not a table"
     argv, env, metadata = (
         document.get(key, empty) for key, empty in (("argv", []), ("env", {}), ("metadata", {}))
     )
     if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
-        return "argv is not a list of texts, or empty"
+        return "argv is empty or not a list of texts"
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
         return "env is not a table of names and texts"
     if not isinstance(metadata, dict):
@@ -229,8 +236,8 @@ def _wrong(document: Any) -> str:
     return ""
 
 
-def _may_be_roosts(document: Any) -> bool:
-    """Whether a kernel.json names roost's provisioner, or is too broken to say whose it is."""
+def _may_be_ours(document: Any) -> bool:
+    """True if a kernel.json names the roost provisioner, or is too malformed to tell."""
     metadata = document.get("metadata", {}) if isinstance(document, dict) else None
     if not isinstance(metadata, dict):
         return True
@@ -249,24 +256,24 @@ def _read(specs: KernelSpecManager, name: str) -> KernelSpec:
                 f"Kernelspec {name!r} needs a kernel provisioner that is not installed."
             ) from None
         names = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"There is no kernelspec {name!r} to wrap; there are: {names}.") from None
+        raise ConfigError(f"There is no kernelspec {name!r}; choose one of: {names}.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"Kernelspec {name!r} cannot be read: {error}.") from None
 
 
 def check_form(specs: KernelSpecManager, name: str) -> None:
-    """Raise `ConfigError` for a kernelspec that Jupyter could not read; one that is not there is not looked at."""
-    folder = specs.find_kernel_specs().get(name.lower())  # as Jupyter looks for it
+    """Raise `ConfigError` for a malformed kernelspec. A missing one is not an error here."""
+    folder = specs.find_kernel_specs().get(name.lower())  # Jupyter ignores case
     malformed = ""
     if folder is not None:
-        with contextlib.suppress(OSError):  # Jupyter says it, or has the kernelspec from elsewhere
+        with contextlib.suppress(OSError):  # Jupyter reports it, or finds the kernelspec elsewhere
             malformed = read_document(folder)[1]
     if malformed:
         raise ConfigError(malformed)
 
 
 def _absolute(executable: str) -> str:
-    """`python` means the Python that Jupyter runs on, as for jupyter_client; others are left as they are."""
+    """Replace `python` by the Python that Jupyter runs on, as jupyter_client does. Leave others as they are."""
     own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])}
     return sys.executable if executable in own else executable
 
@@ -278,24 +285,24 @@ def _kernels_folder(prefix: str | None) -> Path:
 
 
 def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
-    """Put the kernelspec in place as a whole, logos and other resources included."""
+    """Write the kernelspec with its logos and other resources. It appears at once and complete."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             if resources.is_dir():
                 shutil.copytree(
-                    resources, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+                    resources, written, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
                 )
-            made.chmod(0o755)
-            (made / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            written.chmod(0o755)
+            (written / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
             elif folder.exists():
                 folder.unlink()
-            made.rename(folder)
+            written.rename(folder)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(written, ignore_errors=True)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror}): use --user, --sys-prefix or another --prefix."

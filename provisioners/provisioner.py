@@ -1,9 +1,10 @@
-"""jupyter_client's contract, fulfilled by the scheduler service: start, restart, signal, watch and end one kernel.
+"""RoostProvisioner: jupyter_client starts, restarts, signals, watches and stops one kernel through it.
 
-Three things differ from a provisioner that owns a process. Ports come back from the launch, which bound them, and a
-restart asks for the same again. Exits are pushed (`Client.listen`), so that `poll` and `wait` ask nobody, and a
-service or agent out of reach means a kernel that lives. And a kernel is kept by a lease: a restart stays within it,
-only `cleanup(restart=False)` gives it back.
+It differs in three ways from a provisioner that owns a process:
+- The launch binds the ports and reports them. A restart asks for the same ports.
+- The service pushes the exit (`Client.listen`), so `poll` and `wait` ask nobody. If the service or the agent is
+  unreachable, the kernel counts as alive.
+- The kernel has a lease. A restart keeps the lease; only `cleanup(restart=False)` gives it back.
 """
 
 from __future__ import annotations
@@ -27,25 +28,26 @@ from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
 from roost.scheduler.service.messages import Connection, Kernel, StartKernel
 
-from .application import CommandNotFound, application, forget_failed_start, show_errors_in_jupyter
+from .application import CommandNotFound, describe_application, forget_failed_start, show_errors_in_jupyter
 from .encryption import protect_channels
 from .exit_watch import ExitWatch, KernelExit
 from .kernel_connection import build_connection, choose_address, format_command, to_jupyter
-from .kernel_environment import check_patterns, kernel_environment, working_directory
-from .request_options import OPTIONS, Wish, check_backend_options, check_names, read_wish
+from .kernel_environment import build_environment, check_patterns, choose_directory
+from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 
 _AWAY_S = 10.0
-"""How long a shutdown or an undoing waits for a service that does not answer."""
+"""How long a shutdown, or the undoing of a start, waits for a service that does not answer."""
 _REPEAT_STOP_S = 300.0
-"""How long the client goes on asking for it, in this process."""
+"""How long the client repeats the stop in the background."""
 _PROMPT_EXIT_S = 1.0
-"""How long a shutdown waits for the pushed exit before jupyter_client's own loop looks every 0.1 s."""
+"""How long a shutdown waits for the pushed exit. After that, jupyter_client polls every 0.1 s."""
 _FAILED_START = 1
-"""Exit code told for a restart that could not be done, where the kernel itself has none."""
+"""Exit code after a failed restart, if the kernel itself has none."""
 
 
 class RoostProvisioner(KernelProvisionerBase):
-    """Starts kernels through roost. The options are those of `metadata.kernel_provisioner.config` in a kernelspec."""
+    """A provisioner that starts kernels through roost. A kernelspec sets its traits in
+    `metadata.kernel_provisioner.config`."""
 
     backend = Unicode(
         "local", config=True, help="Cluster that runs the kernel: local, ray, dask, kubernetes, yarn, ssh."
@@ -55,40 +57,44 @@ class RoostProvisioner(KernelProvisionerBase):
         0, config=True, help="Memory promised to the kernel: '8GiB', '512MB', or bytes; 0 promises none."
     )
     gpus = AnyTrait(0, config=True, help="GPUs: a share of one (0.25) or a whole number.")
-    gpu_models = AnyTrait((), config=True, help="GPU models that will do; empty: any.")
-    labels = AnyTrait({}, config=True, help="Labels that the node must have.")
-    near = AnyTrait({}, config=True, help="Labels that the node had better have.")
+    gpu_models = AnyTrait((), config=True, help="Accepted GPU models; empty accepts any.")
+    labels = AnyTrait({}, config=True, help="Required node labels.")
+    near = AnyTrait({}, config=True, help="Preferred node labels: nodes with more of them rank higher.")
     resources = AnyTrait(
         {},
         config=True,
-        help="Amounts of what else the cluster counts: {'licence': 1}, Ray's custom resources.",
+        help="Custom resources of the cluster: {'licence': 1}.",
     )
-    tolerates = AnyTrait((), config=True, help="Taints of nodes on which the kernel may run all the same.")
-    policy = Unicode("", config=True, help="Placement policy by name; empty: the operator's default.")
+    tolerates = AnyTrait((), config=True, help="Node taints that the kernel tolerates.")
+    policy = Unicode(
+        "", config=True, help="Name of the placement policy; empty means the operator's default."
+    )
     encrypt = Unicode(
         "auto",
         config=True,
-        help="CURVE on the kernel's TCP ports: 'auto' (where it can), 'never', 'required'.",
+        help="CURVE encryption of the kernel's TCP ports: 'auto' (if the kernel can), 'never', 'required'.",
     )
     fork = Bool(
         True,
         config=True,
-        help="Whether the kernel may be forked from a warm process instead of started anew.",
+        help="True if the kernel may be forked from a warm process, which is faster than a new process.",
     )
-    launch_timeout = AnyTrait(None, config=True, help="Seconds for queueing and launching together.")
+    launch_timeout = AnyTrait(
+        None, config=True, help="Seconds that a start may take, in the queue and at the launch together."
+    )
     environment = List(
-        Unicode(), config=True, help="More names (or patterns) of variables that kernels on other nodes get."
+        Unicode(), config=True, help="More variables (names or patterns) that kernels on other nodes get."
     )
     backend_options = Dict(
         config=True,
-        help="Options of `roost.connect`, such as declared totals; a kernelspec can only name the cluster's `address`.",
+        help="Options of `roost.connect`. A kernelspec can set only the cluster's `address`.",
     )
 
     def __init__(self, **kwargs: Any) -> None:
         given = set(kwargs) - {"kernel_id", "kernel_spec", "parent", "config", "log"}
         with show_errors_in_jupyter(kwargs.get("parent")):
             check_names(given)
-            own = kwargs.pop("backend_options", {})  # besides those of the application, not in their stead
+            own = kwargs.pop("backend_options", {})  # added to the application's own, not replacing them
             try:
                 super().__init__(**kwargs)
             except TraitError as problem:
@@ -97,12 +103,10 @@ class RoostProvisioner(KernelProvisionerBase):
                 check_backend_options(self.backend, own)
                 self.backend_options = {**self.backend_options, **own}
         self._client: Client | None = None
-        self._wish: Wish | None = None
+        self._options: StartOptions | None = None
         self._connection = Connection()
-        self._exit: KernelExit | None = (
-            None  # what `poll` and `wait` look at: of the kernel that was started last
-        )
-        self._exits = ExitWatch(self.log, self._is_end_expected)  # set as events come
+        self._exit: KernelExit | None = None  # of the latest launch, for `poll` and `wait`
+        self._exits = ExitWatch(self.log, self._is_end_expected)  # set by events
         self._stopping: Call[Kernel] | None = None
         self._node_id = ""
         self._pid = 0
@@ -111,10 +115,10 @@ class RoostProvisioner(KernelProvisionerBase):
         self._cwd: str | None = None
         self._waited_s = 0.0
 
-    # What jupyter_client asks for, in the order of a kernel's life
+    # jupyter_client's interface, in the order of a kernel's life
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Build command, environment and connection; ports stay 0, for the kernel to choose, unless there are some."""
+        """Build the command, the environment and the connection. A port that is 0 is chosen by the kernel."""
         extra_arguments = kwargs.pop("extra_arguments", None) or []
         kwargs.pop("transport_encryption", None)
         km = self.parent
@@ -127,37 +131,37 @@ class RoostProvisioner(KernelProvisionerBase):
                 choose_address(km, self._id, is_local=self.backend == "local")
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
-            self._wish = read_wish({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
+            self._options = read_start_options({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
             if km is not None:
                 self._connection = build_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Start the kernel and return where it listens.
+        """Start the kernel and return its connection.
 
-        A first start that fails is undone and raises. A restart that fails does not raise: `poll` then gives an exit
-        code, so that Jupyter's restarter counts the attempt, and in the end says *dead*.
+        A failed first start is undone and raises. A failed restart does not raise: `poll` then returns an exit code.
+        Jupyter's restarter counts this attempt, and finally reports *dead*.
         """
         env, cwd = kwargs.pop("env"), kwargs.pop("cwd", None)
         if kwargs:
-            self.log.debug("kernel=%s not used: %s", self.kernel_id, ", ".join(sorted(kwargs)))
+            self.log.debug("kernel=%s unused arguments: %s", self.kernel_id, ", ".join(sorted(kwargs)))
         with show_errors_in_jupyter(self.parent):
             return await self._launch(cmd, env, cwd)
 
     @property
     def has_process(self) -> bool:
-        """Whether there is a kernel, or one whose end nobody has waited for yet."""
+        """True if there is a kernel, or if nobody has waited for the end of the last one."""
         return self._exit is not None
 
     async def poll(self) -> int | None:
-        """None while the kernel lives as far as is known, else its exit code; asks nobody.
+        """Return the exit code, or None while the kernel lives as far as is known. This asks nobody.
 
-        While a launch is under way there is no kernel yet: nobody knows its ports.
+        During a launch there is no kernel yet, because nobody knows its ports.
         """
         return 0 if self._exit is None else self._exit.code
 
     async def wait(self) -> int | None:
-        """Wait for the kernel's end; afterwards `has_process` is false."""
+        """Wait for the kernel's end and return its exit code; `has_process` is then false."""
         ending = self._exit
         if ending is None:
             return 0
@@ -167,29 +171,29 @@ class RoostProvisioner(KernelProvisionerBase):
         return code
 
     async def send_signal(self, signum: int) -> None:
-        """Send `signum` to the kernel's process group; nothing happens when it is gone."""
+        """Send `signum` to the kernel's process group. This does nothing if the kernel has ended."""
         ending = self._exit
         if ending is None or ending.code is not None:
             return
         try:
             await self._service().signal(self._id, signum)
         except UnknownKernel:
-            self._exits.gone(ending)
+            self._exits.mark_unknown(ending)
         except BackendUnavailable as problem:
             if not getattr(self.parent, "shutting_down", False):
                 raise
-            self.log.warning("kernel=%s signal %d not sent: %s", self._id, signum, problem)
+            self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, problem)
 
     async def kill(self, restart: bool = False) -> None:
-        """SIGKILL, and a moment for the news of its effect."""
+        """Send SIGKILL, and wait a moment for the exit event."""
         await self._end_by(signal.SIGKILL, wait_s=_PROMPT_EXIT_S)
 
     async def terminate(self, restart: bool = False) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         await self._end_by(signal.SIGTERM, wait_s=0.0)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
-        """Wait here for a prompt exit, since jupyter_client's own loop looks only every 0.1 s."""
+        """Wait for a prompt exit, because jupyter_client's own loop polls only every 0.1 s."""
         self._is_ending = True
         started = time.monotonic()
         if self._exit is not None:
@@ -202,12 +206,12 @@ class RoostProvisioner(KernelProvisionerBase):
             control.linger = 0
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
-        """What is recommended, less what `shutdown_requested` has waited."""
+        """Return the recommended time, minus the time that `shutdown_requested` has waited."""
         waited_s, self._waited_s = self._waited_s, 0.0
         return max(0.1, recommended - waited_s) if recommended > 0 else recommended
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Give the lease back, ending the kernel if it still runs; nothing when a restart follows. May be repeated."""
+        """Stop the kernel if it still runs, and give the lease back. Does nothing before a restart. May be repeated."""
         if restart or not self._has_lease:
             return
         self._is_ending = True
@@ -218,10 +222,10 @@ class RoostProvisioner(KernelProvisionerBase):
         except UnknownKernel:
             pass
         except RoostError as problem:
-            self.log.warning("kernel=%s its lease could not be given back now: %s", self._id, problem)
+            self.log.warning("kernel=%s its lease could not be given back: %s", self._id, problem)
         except asyncio.TimeoutError:
             self.log.warning(
-                "kernel=%s its lease is not given back yet: the scheduler is away, and is asked again for %g s",
+                "kernel=%s its lease is not back yet: the scheduler does not answer, the stop is repeated for %g s",
                 self._id, _REPEAT_STOP_S,
             )  # fmt: skip
         self._has_lease = False
@@ -229,7 +233,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.current.set(code)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
-        """What `load_provisioner_info` needs, in this or another process."""
+        """Return what `load_provisioner_info` needs, in this process or another one."""
         info = await super().get_provisioner_info()
         info.update(backend=self.backend, backend_options=self._service().options)
         info.update(
@@ -238,7 +242,7 @@ class RoostProvisioner(KernelProvisionerBase):
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
-        """Take over the kernel that `provisioner_info` names, for this application; if it is gone, `poll` says so."""
+        """Adopt the kernel in `provisioner_info`. If the kernel has ended, `poll` returns its exit code."""
         await super().load_provisioner_info(provisioner_info)
         self.backend = provisioner_info["backend"]
         self.backend_options = provisioner_info.get("backend_options", {})
@@ -250,16 +254,16 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.unfollow()
         self._exits.follow(self._service())
         try:
-            kernel = await self._service().adopt(self._id, this_owner("", *application(self.parent)))
+            kernel = await self._service().adopt(self._id, this_owner("", *describe_application(self.parent)))
         except UnknownKernel:
-            self._exits.gone(self._exit)
+            self._exits.mark_unknown(self._exit)
             return
         if kernel.launch_id != provisioner_info["launch_id"]:
             self._exits.begin(self._id, kernel.launch_id)
         self._started(kernel)
 
     def resolve_path(self, path: str) -> str | None:
-        """`path` as the kernel sees it, if that is a file of this machine."""
+        """Return `path` as the kernel sees it, or None if the kernel runs on another machine."""
         if self.backend != "local":
             return None
         found = pathlib.Path(path).expanduser()
@@ -286,25 +290,25 @@ class RoostProvisioner(KernelProvisionerBase):
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart = self._has_lease
         is_local = self.backend == "local"
-        wish = self._wish or read_wish({name: getattr(self, name) for name in OPTIONS}, env)
-        owner = this_owner(env.get("KERNEL_USERNAME", ""), *application(self.parent))
-        self._cwd = working_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
+        options = self._options or read_start_options({name: getattr(self, name) for name in OPTIONS}, env)
+        owner = this_owner(env.get("KERNEL_USERNAME", ""), *describe_application(self.parent))
+        self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
         start = StartKernel(
             kernel_id=self._id,
             launch_id=uuid.uuid4().hex,
-            request=wish.request,
+            request=options.request,
             owner=owner,
             argv=tuple(os.path.expanduser(argument) if is_local else argument for argument in cmd),
-            env=kernel_environment(
+            env=build_environment(
                 env, spec_env=self.kernel_spec.env, is_local=is_local, also=self.environment
             ),
             cwd=self._cwd,
             connection=self._connection,
             may_fork=self.fork,
-            launch_timeout_s=wish.launch_timeout_s,
+            launch_timeout_s=options.launch_timeout_s,
         )
         if self._stopping is not None:
-            self._stopping.cancel()  # or it could end what is started now
+            self._stopping.cancel()  # or it could stop the kernel that is started now
         watched = self._exits.begin(self._id, start.launch_id)
         self._exits.is_launching, self._is_ending = True, False
         self._exits.follow(self._service())
@@ -319,7 +323,7 @@ class RoostProvisioner(KernelProvisionerBase):
                     raise CommandNotFound(problem.user_message, **problem.fields) from None
                 raise
             code = problem.fields.get("exit_code")
-            self.log.error("kernel=%s could not be started again: %s", self._id, problem)
+            self.log.error("kernel=%s could not be restarted: %s", self._id, problem)
             self._exit = watched
             self._exit.set(code if isinstance(code, int) else _FAILED_START)
             return self.connection_info
@@ -351,7 +355,7 @@ class RoostProvisioner(KernelProvisionerBase):
             )  # fmt: skip
 
     async def _undo(self, launch_id: str) -> None:
-        """Take a first start back, and nothing else: a kernel of this id may be somebody else's."""
+        """Cancel this launch only: a kernel of the same id may belong to another application."""
         self._exits.unfollow()
         self._exit = None
         self._has_lease = False
@@ -359,7 +363,7 @@ class RoostProvisioner(KernelProvisionerBase):
         try:
             await self._service().cancel(self._id, launch_id).within(_AWAY_S)
         except (RoostError, asyncio.TimeoutError) as problem:
-            self.log.warning("kernel=%s its start could not be undone now: %s", self._id, problem)
+            self.log.warning("kernel=%s its start could not be undone: %s", self._id, problem)
 
     # The end of the kernel
 
@@ -371,7 +375,7 @@ class RoostProvisioner(KernelProvisionerBase):
         try:
             await asyncio.wait_for(self.send_signal(signum), _AWAY_S)
         except (RoostError, asyncio.TimeoutError) as problem:
-            self.log.warning("kernel=%s signal %d not sent: %s", self._id, signum, problem)
+            self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, problem)
             return
         if self._exit is not None and wait_s:
             await self._exit.wait(wait_s)

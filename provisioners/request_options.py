@@ -1,4 +1,4 @@
-"""What a kernel asks for, read from a kernelspec's options, the configuration and the kernel's environment."""
+"""Reads a request from a kernelspec's options, the configuration and the kernel's environment."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "encrypt",
     "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
-"""What a kernelspec may say in `metadata.kernel_provisioner.config`."""
+"""The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What one kernel asks for, and how long its start may take (queueing and launching together)."""
+class StartOptions:
+    """The request of one kernel, and how long its start may take (the queue and the launch together)."""
 
     request: Request
     launch_timeout_s: float
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first name that is no option of a kernelspec."""
+    """Raise `ConfigError` for the first name that is not an option of a kernelspec."""
     for name in names:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
@@ -44,9 +44,9 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_backend_options(backend: str, options: Any) -> None:
-    """Raise `ConfigError` for what a kernelspec may not say of its scheduler: which cluster it is, and no more.
+    """Raise `ConfigError` for a backend option that a kernelspec may not set. It may set only the cluster's address.
 
-    All else is the operator's: other totals, another configuration without the caps of this one.
+    Only the operator may set the rest. Otherwise a user could choose other totals, or a configuration without limits.
     """
     check_backend(backend)
     if not isinstance(options, Mapping):
@@ -54,17 +54,15 @@ def check_backend_options(backend: str, options: Any) -> None:
     for name, value in options.items():
         if name != "address" or backend not in ADDRESS_VARIABLES:
             can = "only the address" if backend in ADDRESS_VARIABLES else "nothing"
-            raise ConfigError(
-                f"backend_options has {name!r:.40}: of the scheduler of {backend} a kernelspec can set {can}."
-            )
+            raise ConfigError(f"backend_options has {name!r:.40}: for {backend}, a kernelspec can set {can}.")
         if not isinstance(value, str) or not value.strip():
-            raise ConfigError(f"backend_options: address = {value!r:.60} is no text such as 'host:6379'.")
+            raise ConfigError(f"backend_options: address = {value!r:.60} is not a text such as 'host:6379'.")
 
 
-def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:
-    """Combine `options` (by the names in OPTIONS) with the KERNEL_* variables of the kernel's `env`, which win.
+def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> StartOptions:
+    """Combine `options` (keys as in OPTIONS) with the KERNEL_* variables in `env`. The variables win.
 
-    Raises `ConfigError` with one sentence that names the option or the variable.
+    A `ConfigError` names the option or the variable.
     """
 
     def read(option: str, variable: str, parse: Callable[[str, Any], T]) -> T:
@@ -86,7 +84,9 @@ def read_wish(options: Mapping[str, Any], env: Mapping[str, str]) -> Wish:
         request = Request(**fields)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
-    return Wish(request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s))
+    return StartOptions(
+        request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s)
+    )
 
 
 def _is_unset(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from roost.provisioners import kernelspecs
 from roost.provisioners.kernelspecs import RoostKernelspec
-from roost.provisioners.request_options import read_wish
+from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.interpreter_probe import ProbeResult
 from roost.scheduler.errors import ConfigError
 
@@ -52,7 +52,7 @@ def list_all(arguments: argparse.Namespace) -> int:
     table = build_table("NAME", "DISPLAY NAME", "BACKEND", "REQUEST", "STATE")
     for spec, problem in rows:
         try:
-            request = "?" if spec.malformed else format_request(read_wish(spec.config, {}).request)
+            request = "?" if spec.malformed else format_request(read_start_options(spec.config, {}).request)
         except ConfigError:
             request = "?"
         table.add_row(

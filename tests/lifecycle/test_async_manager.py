@@ -147,7 +147,7 @@ async def test_ipc(specs: KernelSpecManager) -> None:
 async def test_an_ipykernel_without_curve_is_out_of_others_reach(
     world: Path, specs_of: Specs, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.provisioners.encryption._ipykernel_version", lambda _: (6, 29))
+    monkeypatch.setattr("roost.provisioners.encryption.find_ipykernel_version", lambda _: (6, 29))
     specs = specs_of(metadata={"supported_encryption": []})
     async with kernel(specs) as (km, kc):
         for number in (1, 2):

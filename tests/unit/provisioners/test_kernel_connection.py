@@ -22,6 +22,6 @@ def test_sockets_of_this_machine_are_refused_for_kernels_on_others() -> None:
 
 
 def test_an_address_of_no_network_card_here_is_for_kernels_on_others() -> None:
-    with pytest.raises(ConfigError, match="no address of this machine"):
+    with pytest.raises(ConfigError, match="does not have that address"):
         choose_address(manager("tcp", "192.0.2.1"), "k", is_local=True)
     choose_address(manager("tcp", "192.0.2.1"), "k", is_local=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.provisioners.kernel_environment import check_patterns, kernel_environment, working_directory
+from roost.provisioners.kernel_environment import build_environment, check_patterns, choose_directory
 from roost.scheduler.errors import ConfigError
 
 APPLICATION = {
@@ -17,20 +17,20 @@ APPLICATION = {
 
 
 def test_a_local_kernel_has_the_applications_environment() -> None:
-    env = kernel_environment(APPLICATION, spec_env=["SPEC"], is_local=True)
+    env = build_environment(APPLICATION, spec_env=["SPEC"], is_local=True)
     assert set(APPLICATION) - set(env) == {"JPY_PARENT_PID", "JUPYTER_TOKEN"}
 
 
 def test_a_remote_kernel_has_the_kernelspecs_and_an_allow_list() -> None:
-    env = kernel_environment(APPLICATION, spec_env=["SPEC"], is_local=False)
+    env = build_environment(APPLICATION, spec_env=["SPEC"], is_local=False)
     assert set(env) == {"LANG", "LC_ALL", "TZ", "KERNEL_USERNAME", "SPEC"}
-    assert set(kernel_environment(APPLICATION, spec_env=[], is_local=False, also=["MIN*"])) - set(env) == {
+    assert set(build_environment(APPLICATION, spec_env=[], is_local=False, also=["MIN*"])) - set(env) == {
         "MINE"
     }
 
 
 def test_a_parent_pid_is_never_passed_even_if_asked_for() -> None:
-    assert "JPY_PARENT_PID" not in kernel_environment(
+    assert "JPY_PARENT_PID" not in build_environment(
         APPLICATION, spec_env=["JPY_PARENT_PID"], is_local=False, also=["*"]
     )
 
@@ -38,14 +38,14 @@ def test_a_parent_pid_is_never_passed_even_if_asked_for() -> None:
 def test_no_pattern_passes_secrets_or_everything() -> None:
     secrets = ("MY_API_KEY", "MY_TOKEN", "MY_DB_PASSWORD", "MY_KEYS", "KERNEL_AUTH", "MY_AWS_SECRET")
     env = dict.fromkeys((*secrets, "MY_KEYBOARD", "MY_PATHS"), "x")
-    assert set(kernel_environment(env, spec_env=[], is_local=False, also=["MY_*"])) == {
+    assert set(build_environment(env, spec_env=[], is_local=False, also=["MY_*"])) == {
         "MY_KEYBOARD",
         "MY_PATHS",
     }
-    assert set(kernel_environment(env, spec_env=["MY_TOKEN"], is_local=False)) == {"MY_TOKEN"}
+    assert set(build_environment(env, spec_env=["MY_TOKEN"], is_local=False)) == {"MY_TOKEN"}
     check_patterns(["PROJ_*", "A", "*_HOME"])
     for pattern in ("*", "**", "?*", "[A-Z]*", ""):
-        with pytest.raises(ConfigError, match="everything"):
+        with pytest.raises(ConfigError, match="every variable"):
             check_patterns([pattern])
 
 
@@ -55,12 +55,12 @@ def test_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     wanted.mkdir()
     monkeypatch.chdir(here)
     env = {"KERNEL_WORKING_DIR": str(wanted)}
-    assert working_directory(env, "/", is_local=True) == str(wanted)
-    assert working_directory({}, "/", is_local=True) == "/"
-    assert working_directory({}, None, is_local=True) == str(here)
-    assert working_directory({"KERNEL_WORKING_DIR": "/not/there"}, "/nor/there", is_local=True) == str(here)
-    assert working_directory({"KERNEL_WORKING_DIR": "/there/it/is"}, None, is_local=False) == "/there/it/is"
-    assert working_directory({}, ".", is_local=True) == str(here)
+    assert choose_directory(env, "/", is_local=True) == str(wanted)
+    assert choose_directory({}, "/", is_local=True) == "/"
+    assert choose_directory({}, None, is_local=True) == str(here)
+    assert choose_directory({"KERNEL_WORKING_DIR": "/not/there"}, "/nor/there", is_local=True) == str(here)
+    assert choose_directory({"KERNEL_WORKING_DIR": "/there/it/is"}, None, is_local=False) == "/there/it/is"
+    assert choose_directory({}, ".", is_local=True) == str(here)
 
 
 def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,4 +68,4 @@ def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytes
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert working_directory({}, None, is_local=True) == os.path.expanduser("~")
+    assert choose_directory({}, None, is_local=True) == os.path.expanduser("~")

@@ -137,9 +137,9 @@ def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> 
     ("source", "name", "said"),
     [
         ("no-such", "a", "no kernelspec 'no-such'"),
-        ("python3", "a b", "no kernel name"),
-        ("python3", "../a", "no kernel name"),
-        ("python3", "..", "no kernel name"),
+        ("python3", "a b", "not a valid kernel name"),
+        ("python3", "../a", "not a valid kernel name"),
+        ("python3", "..", "not a valid kernel name"),
         ("absent", "a", "not installed"),
         ("taken", "a", "'elsewhere'"),
     ],

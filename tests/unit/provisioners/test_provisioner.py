@@ -292,7 +292,7 @@ async def test_a_stop_outlasts_the_wait_for_it(
     await km.start_kernel()
     service.close()
     await km.provisioner.cleanup()
-    assert "is asked again for 300 s" in caplog.text
+    assert "is repeated for 300 s" in caplog.text
     service.answers["stop"] = lambda arguments: (stopped.set(), service._stop(arguments))[1]
     service.serve()
     assert await asyncio.to_thread(stopped.wait, 10)
@@ -337,9 +337,9 @@ async def test_info_attaches_another_provisioner(service: FakeService, tmp_path:
         ({"gpus": 1.5}, "gpus = 1.5"),
         ({"fork": "perhaps"}, "fork"),
         ({"encrypt": "maybe"}, "encrypt"),
-        ({"backend_options": {"gpus": 8}}, "'gpus': of the scheduler of local a kernelspec can set nothing"),
+        ({"backend_options": {"gpus": 8}}, "'gpus': for local, a kernelspec can set nothing"),
         ({"backend": "ray", "backend_options": {"config_file": "/x"}}, "can set only the address"),
-        ({"backend": "ray", "backend_options": {"address": 7}}, "address = 7 is no text"),
+        ({"backend": "ray", "backend_options": {"address": 7}}, "address = 7 is not a text"),
     ],
 )
 async def test_wrong_options_start_nothing(

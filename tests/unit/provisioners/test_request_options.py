@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from roost.placement.model import Request
-from roost.provisioners.request_options import OPTIONS, check_names, read_wish
+from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 
 def test_nothing_said_promises_nothing() -> None:
-    wish = read_wish({}, {})
-    assert wish.request == Request()
-    assert wish.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
+    options = read_start_options({}, {})
+    assert options.request == Request()
+    assert options.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
 
 
 def test_options_are_read() -> None:
@@ -24,8 +24,8 @@ def test_options_are_read() -> None:
         "near": {"rack": "7"}, "resources": {"licence": 1, "tpu": 0}, "tolerates": ["lab"], "policy": "pack",
         "launch_timeout": 5,
     }  # fmt: skip
-    wish = read_wish(options, {})
-    assert wish.request == Request(
+    read = read_start_options(options, {})
+    assert read.request == Request(
         cpus=2.0,
         memory_bytes=8 << 30,
         gpus=0.25,
@@ -36,28 +36,28 @@ def test_options_are_read() -> None:
         tolerates=("lab",),
         policy="pack",
     )
-    assert wish.launch_timeout_s == 5.0
+    assert read.launch_timeout_s == 5.0
 
 
 def test_options_as_texts_from_a_command_line() -> None:
-    wish = read_wish(
+    options = read_start_options(
         {"cpus": "1.5", "memory": 1024, "gpus": 1, "gpu_models": "A100, H100", "labels": "zone=a,disk=ssd"},
         {},
     )
-    assert wish.request.cpus == 1.5
-    assert wish.request.memory_bytes == 1024
-    assert wish.request.gpu_models == ("A100", "H100")
-    assert wish.request.labels == {"zone": "a", "disk": "ssd"}
+    assert options.request.cpus == 1.5
+    assert options.request.memory_bytes == 1024
+    assert options.request.gpu_models == ("A100", "H100")
+    assert options.request.labels == {"zone": "a", "disk": "ssd"}
 
 
 def test_the_kernels_environment_wins() -> None:
     env = {"KERNEL_CPUS": "3", "KERNEL_MEMORY": "1GiB", "KERNEL_GPUS": "2", "KERNEL_LAUNCH_TIMEOUT": "7"}
-    wish = read_wish({"cpus": 1, "memory": "8GiB", "gpus": 1, "launch_timeout": 99}, env)
-    assert (wish.request.cpus, wish.request.memory_bytes, wish.request.gpus) == (3.0, 1 << 30, 2.0)
-    assert wish.launch_timeout_s == 7.0
-    assert read_wish({"cpus": 1}, {"KERNEL_CPUS": ""}).request.cpus == 1.0
-    wish = read_wish({"resources": {"tpu": 8}}, {"KERNEL_RESOURCES": "licence=1, tpu=0.5"})
-    assert wish.request.resources == {"licence": 1.0, "tpu": 0.5}
+    options = read_start_options({"cpus": 1, "memory": "8GiB", "gpus": 1, "launch_timeout": 99}, env)
+    assert (options.request.cpus, options.request.memory_bytes, options.request.gpus) == (3.0, 1 << 30, 2.0)
+    assert options.launch_timeout_s == 7.0
+    assert read_start_options({"cpus": 1}, {"KERNEL_CPUS": ""}).request.cpus == 1.0
+    options = read_start_options({"resources": {"tpu": 8}}, {"KERNEL_RESOURCES": "licence=1, tpu=0.5"})
+    assert options.request.resources == {"licence": 1.0, "tpu": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_kernels_environment_wins() -> None:
 )
 def test_what_cannot_be_is_one_sentence(options: dict[str, Any], env: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_wish(options, env)
+        read_start_options(options, env)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -1,7 +1,7 @@
-"""`roost run`: execute a notebook on a placed kernel, cell by cell, through nbclient.
+"""Executes a notebook for `roost run`: on a kernel that roost places, cell by cell, through nbclient.
 
-Progress goes to stderr: a line per cell, and on a terminal one that lives. Whatever happens, the kernel is
-ended and what was executed is written.
+Progress goes to stderr: one line per cell, and a status line on a terminal. In every case the kernel is stopped and
+the executed cells are written.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from .kernelspecs import PROVISIONER, check_config, check_form
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _READY_S = 60.0
+"""How long a started kernel may take until it answers."""
 
 
-class _PlacedSpecs(KernelSpecManager):
-    """Kernelspecs as they are, but started through roost, with `placed_config` over what they ask for themselves."""
+class _PlacedKernelspecs(KernelSpecManager):
+    """The installed kernelspecs, started through roost. `placed_config` overrides their own options."""
 
     placed_config: Mapping[str, Any] = {}
 
@@ -54,10 +55,10 @@ def run_notebook(
     config: Mapping[str, Any],
     cell_timeout_s: float | None = None,
 ) -> dict[str, Any]:
-    """Execute `notebook` and write the result; returns what `--json` shows.
+    """Execute `notebook`, write the result, and return the document of `--json`.
 
-    `config`: keys over the kernelspec's own. A cell's error is in the answer's `error`, and on stderr.
-    Raises `RoostError` where no kernel could be had, and KeyboardInterrupt once the kernel has ended.
+    `config` overrides the kernelspec's options. A failed cell is reported in the document's `error` and on stderr.
+    Raises `RoostError` if no kernel could be started, and KeyboardInterrupt after the kernel has ended.
     """
     try:
         import nbformat
@@ -69,7 +70,7 @@ def run_notebook(
         document = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call,unused-ignore]
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except Exception as error:  # noqa: BLE001 - whatever nbformat makes of a file that is no notebook
+    except Exception as error:  # noqa: BLE001 - nbformat raises many kinds of errors for a file that is not a notebook
         raise ConfigError(f"{path} is not a notebook: {error}") from None
     target = Path(output) if output else path.with_suffix(".out.ipynb")
     if target.is_dir():
@@ -77,7 +78,7 @@ def run_notebook(
     if not os.access(target.parent, os.W_OK):
         raise ConfigError(f"{target} cannot be written: choose another --output.")
     name = kernel_name or document.metadata.get("kernelspec", {}).get("name") or "python3"
-    specs = _PlacedSpecs()
+    specs = _PlacedKernelspecs()
     specs.placed_config = dict(config)
     check_form(specs, name)
     try:
@@ -92,7 +93,7 @@ def run_notebook(
     scheduler = roost.connect(config.get("backend", "local"), **config.get("backend_options", {}))
     manager = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
     client = NotebookClient(document, km=manager, timeout=cell_timeout_s)
-    ran = _Run(client, manager, scheduler, path)
+    ran = _NotebookRun(client, manager, scheduler, path)
     try:
         asyncio.run(ran.main())
     except asyncio.CancelledError:
@@ -102,7 +103,7 @@ def run_notebook(
     finally:
         if ran.cells:
             nbformat.write(document, target)  # type: ignore[no-untyped-call,unused-ignore]
-            ran.say(f"Wrote {target}")
+            ran.report(f"Wrote {target}")
     return {
         "notebook": str(path),
         "output": str(target),
@@ -112,8 +113,8 @@ def run_notebook(
     }
 
 
-class _Run:
-    """One execution. `cells`: index, seconds and status of each executed one; `error`: what ended it."""
+class _NotebookRun:
+    """One execution. `cells` has the index, seconds and status of each executed cell; `error` is the error, if any."""
 
     def __init__(self, client: Any, manager: AsyncKernelManager, scheduler: Client, path: Path) -> None:
         self.kernel_id = str(uuid.uuid4())
@@ -128,7 +129,7 @@ class _Run:
         self._status: Any = None
 
     async def main(self) -> None:
-        """Start, execute, end. Raises CancelledError after a signal, which `signum` then is."""
+        """Start the kernel, execute the cells, stop the kernel. Raises CancelledError after a signal (`signum`)."""
         task = asyncio.current_task()
         assert task is not None
 
@@ -145,8 +146,8 @@ class _Run:
             finally:
                 await self._end()
 
-    def say(self, line: str) -> None:
-        """A line for people, on stderr, above the progress."""
+    def report(self, line: str) -> None:
+        """Print a line on stderr, above the status line."""
         if self._status is not None:
             self._status.console.print(line, markup=False, highlight=False)
         else:
@@ -162,7 +163,7 @@ class _Run:
         kernel = await self._scheduler.kernel(self.kernel_id)
         self.node_id = kernel.node_id
         devices = f", GPU {', '.join(kernel.device_ids)}" if kernel.device_ids else ""
-        self.say(f"Kernel {self.kernel_id[:8]} on {kernel.node_id}{devices}")
+        self.report(f"Kernel {self.kernel_id[:8]} on {kernel.node_id}{devices}")
         self._client.startup_timeout = _READY_S
         await self._client.async_start_new_kernel_client()
         reply = await self._client.async_wait_for_reply(self._client.kc.kernel_info())
@@ -194,9 +195,9 @@ class _Run:
                 self._fail(index, error.ename, error.evalue, _traceback(cell))
             except CellTimeoutError:
                 status = "timeout"
-                self._fail(index, "Timeout", f"it took longer than {self._client.timeout:g} s", "")
+                self._fail(index, "Timeout", f"the cell took longer than {self._client.timeout:g} s", "")
             except DeadKernelError:
-                if self.signum:  # nbclient takes every cancellation for this
+                if self.signum:  # nbclient reports every cancellation as a dead kernel
                     raise asyncio.CancelledError from None
                 status = "died"
                 self._fail(index, "KernelDied", *await self._post_mortem())
@@ -205,11 +206,11 @@ class _Run:
                 self.cells.append({"index": index, "seconds": seconds, "status": status})
             if status != "ok":
                 return
-            self.say(f"[{done}/{len(to_run)}] {seconds:7.2f} s  {first_line[:56]}")
+            self.report(f"[{done}/{len(to_run)}] {seconds:7.2f} s  {first_line[:56]}")
         self._client.set_widgets_metadata()
 
     async def _post_mortem(self) -> tuple[str, str]:
-        """Why the kernel ended, as far as the scheduler knows, and the end of its log."""
+        """Return why the kernel ended, as far as the scheduler knows, and the end of its log."""
         try:
             kernel: Kernel = await self._scheduler.kernel(self.kernel_id)
         except RoostError:
@@ -219,8 +220,8 @@ class _Run:
     def _fail(self, index: int, name: str, what: str, details: str) -> None:
         self.error = {"cell": index, "name": name, "message": what}
         if details:
-            self.say(details if sys.stderr.isatty() else _ANSI.sub("", details))
-        self.say(f"Cell {index + 1} failed: {name}: {what}")
+            self.report(details if sys.stderr.isatty() else _ANSI.sub("", details))
+        self.report(f"Cell {index + 1} failed: {name}: {what}")
 
     async def _end(self) -> None:
         if self._client.kc is not None:
@@ -233,24 +234,24 @@ class _Run:
         if kernel is None or kernel.id != self.kernel_id:
             return
         if kernel.state == "queued" and kernel.waits_for:
-            self._show(f"waits at position {kernel.position}: {kernel.waits_for}")
+            self._show(f"queued at position {kernel.position}: {kernel.waits_for}")
         elif kernel.state == "starting" and kernel.node_id:
-            self._show(f"starts on {kernel.node_id}")
+            self._show(f"starting on {kernel.node_id}")
 
     def _show(self, text: str) -> None:
-        """What goes on now, on a terminal."""
+        """Show the current step on the status line."""
         if self._status is not None:
             self._status.update(text.replace("[", r"\["))
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[None]:
-        """A line that lives, where stderr is a terminal."""
+        """Keep a status line if stderr is a terminal."""
         if not sys.stderr.isatty():
             yield
             return
         from rich.console import Console
 
-        with Console(stderr=True).status("places the kernel") as self._status:
+        with Console(stderr=True).status("placing the kernel") as self._status:
             try:
                 yield
             finally:
