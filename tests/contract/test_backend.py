@@ -1,6 +1,6 @@
-"""What every backend promises (`backends/base.py`), on a real one: to add a backend, add it to `kind` and `opener`.
+"""The promises of every backend (`backends/base.py`), tested on real clusters. Add a backend to `kind` and `opener`.
 
-Each has a node with at least 2 CPUs and exactly 2 T4, all free, and leaves nothing behind.
+Each cluster has a node with at least 2 CPUs and exactly 2 T4, all free. A test leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def end_local(runtime_dir: Path) -> None:
 
 @pytest.fixture(params=["local", "ray", "dask", "dask_tls"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which backend, and which cluster of it."""
+    """Return the name of the backend and cluster."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def opener(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[Opener]:
-    """Opens the backend; called again, as another process would open it."""
+    """Return a function that opens the backend. A second call opens it as another process would."""
     if kind == "local":
         settings = Settings(local=LocalSettings(cpus=2, memory_bytes=1 << 30, gpus=2, gpu_model="T4"))
         yield partial(opened, lambda agents: LocalBackend(settings, agents))
@@ -83,7 +83,7 @@ def opener(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) 
 
 @pytest.fixture
 def t4(kind: str) -> T4:
-    """Makes a request for so many T4. Dask knows no models: there an operator declares a resource of that name."""
+    """Return a function that makes a request for T4s. Dask knows no models: there T4 is a declared resource."""
 
     def ask(gpus: float, **more: Any) -> Request:
         if kind in ("local", "ray"):
@@ -102,7 +102,7 @@ def place(snapshot: Snapshot, request: Request) -> Placement:
 async def take(
     backend: Backend, kernel_id: str, request: Request, placement: Placement | None = None
 ) -> Lease:
-    if placement is None:  # what was given back shows late
+    if placement is None:  # a freed slice shows late
         await _until(
             backend, lambda snapshot: get_policy("balanced").place(request, snapshot).placement is not None
         )
@@ -122,7 +122,7 @@ async def take(
 async def timed_take(
     backend: Backend, kernel_id: str, request: Request, placement: Placement
 ) -> tuple[Lease | LeaseConflict, float]:
-    """The lease, or why there is none, and after how many seconds that was told."""
+    """Return the lease or the refusal, and after how many seconds it came."""
     began = time.monotonic()
     try:
         return await take(backend, kernel_id, request, placement), time.monotonic() - began
@@ -130,7 +130,7 @@ async def timed_take(
         return refusal, time.monotonic() - began
 
 
-async def test_a_lease_shows_at_once_and_is_the_identity_with_release(opener: Opener, t4: T4) -> None:
+async def test_a_lease_shows_at_once_and_its_release_undoes_it(opener: Opener, t4: T4) -> None:
     async with opener() as (backend, _):
         before = await backend.snapshot()
         request = t4(0.5, cpus=1, memory_bytes=1 << 20, owner="ada")
@@ -166,7 +166,7 @@ async def test_a_slice_is_leased_once_and_refusals_are_quick(
     async with opener() as (backend, _):
         share = t4(0.6)
         placement = place(await backend.snapshot(), t4(1))
-        await backend.release(await take(backend, "warm", share, placement))  # what is slow but once
+        await backend.release(await take(backend, "warm", share, placement))  # only the first lease is slow
         await _until(backend, lambda snapshot: snapshot.node(placement.node_id).gpus_promised == 0)
         outcomes = await asyncio.wait_for(
             asyncio.gather(*(timed_take(backend, f"k{i}", share, placement) for i in range(4))), 30
@@ -202,7 +202,7 @@ async def test_a_lease_can_be_held_for_another_owner(opener: Opener) -> None:
         await backend.release(adopted)
 
 
-async def test_another_schedulers_lease_shows_and_is_told(opener: Opener, t4: T4) -> None:
+async def test_the_lease_of_another_scheduler_shows_after_an_event(opener: Opener, t4: T4) -> None:
     async with opener() as (mine, _), opener() as (theirs, _):
         placement = place(await mine.snapshot(), t4(1))
         events = mine.events()
@@ -234,7 +234,7 @@ async def _all(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
 
 
 async def _until(backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
-    """Wait for what an event brings about."""
+    """Wait until events have made the condition true."""
     events = backend.events()
     while not condition(await backend.snapshot()):
         await asyncio.wait_for(anext(events), 5)

@@ -1,5 +1,5 @@
-"""What only the Dask backend promises, besides `test_backend`: settings that travel with its plugins, workers that
-change, machines without an agent, kernels whose place was taken while nobody looked."""
+"""Promises of the Dask backend alone: its plugins carry its settings, and workers may change their resources. A machine
+without an agent gets no kernel, and a kernel ends if another kernel took its place during an outage."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dask_books import noted
 from dask_machines import DaskMachines, Machine, why_not
+from distributed import Client as DaskClient
 
 from roost.launchers.daemon.private_files import read_json
-from roost.launchers.protocol.messages import Owner
+from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy
-from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.dask.backend import DaskBackend
 from roost.scheduler.config.settings import DaskSettings, Settings
 from roost.scheduler.core.agent_calls import Agents
@@ -46,10 +47,24 @@ async def taken(backend: DaskBackend, kernel_id: str, request: Request) -> Lease
     give_up_at = time.monotonic() + 5
     while (decision := get_policy("pack").place(request, await backend.snapshot())).placement is None:
         assert time.monotonic() < give_up_at, decision.reason
-        await asyncio.sleep(0.05)  # workers tell a moment later what is free
-    return await backend.lease(
-        request, decision.placement, lease_id=f"roost:{kernel_id}:s/1", kernel_id=kernel_id, owner=OWNER
+        await asyncio.sleep(0.05)  # workers report freed resources a moment later
+    return await backend.claim(wanted(kernel_id, request, decision.placement))
+
+
+def wanted(kernel_id: str, request: Request, placement: Placement) -> Lease:
+    """Return the lease to claim for a kernel that was placed."""
+    return Lease(
+        id=f"roost:{kernel_id}:s/1",
+        kernel_id=kernel_id,
+        owner=OWNER,
+        request=request,
+        node_id=placement.node_id,
+        device_ids=placement.device_ids,
     )
+
+
+async def leases_of(backend: DaskBackend) -> list[Lease]:
+    return list((await backend.leases()).leases)
 
 
 async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> None:
@@ -59,36 +74,42 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 10.0) ->
         await asyncio.sleep(0.05)
 
 
+def operator(cluster: DaskMachines) -> DaskClient:
+    """Return a client of Dask's own, as an operator has it."""
+    return DaskClient(cluster.address, asynchronous=True, set_as_default=False)
+
+
 def graces(cluster: DaskMachines) -> set[float]:
-    """How long the agents of the machines wait for a cluster that is lost."""
+    """Return how many seconds the machines' agents wait for a lost cluster."""
     files = Path(cluster.environment["ROOST_RUNTIME_DIR"]).glob("agent-dask-*/manager.json")
     return {known["managers"][-1]["grace_s"] for file in files if (known := read_json(file)) is not None}
 
 
 @pytest.mark.parametrize("missing", [None, "worker_plugins", "nanny_plugins"])
-async def test_who_joins_with_other_settings_or_finds_half_of_the_plugins_installs_them(
+async def test_a_service_with_other_settings_or_without_all_plugins_installs_them(
     dask_cluster: DaskMachines, module_runtime_dir: Path, tmp_path: Path, missing: str | None
 ) -> None:
     async with joined(dask_cluster.address, tmp_path) as first:
         lease = await taken(first, "k", HALF)
         if missing is not None:
-            await first._driver._client.run_on_scheduler(
-                lambda dask_scheduler: getattr(dask_scheduler, missing).pop("roost")
-            )
+            async with operator(dask_cluster) as dask:
+                await dask.run_on_scheduler(
+                    lambda dask_scheduler: getattr(dask_scheduler, missing).pop("roost")
+                )
     async with joined(dask_cluster.address, tmp_path, 300.0 if missing else 77.0) as second:
-        assert await second.leases() == [lease]
-        assert await second.up() == 3
+        assert await leases_of(second) == [lease]
+        assert await second.warm_up() == 3
         give_up_at = time.monotonic() + 10
-        while graces(dask_cluster) != {300.0 if missing else 77.0}:  # nannies tell agents meanwhile
+        while graces(dask_cluster) != {300.0 if missing else 77.0}:  # nannies send it to the agents
             assert time.monotonic() < give_up_at, graces(dask_cluster)
             await asyncio.sleep(0.05)
-        answer = await second._driver.ask("roost_hello")
-        assert answer["is_whole"]
+        async with operator(dask_cluster) as dask:
+            assert (await dask.scheduler.roost_hello())["is_whole"]
         await second.release(lease)
-        assert await second.leases() == []
+        assert await leases_of(second) == []
 
 
-async def test_a_place_that_was_taken_while_nobody_looked_is_given_up_with_what_runs_in_it(
+async def test_a_lease_that_another_kernel_took_during_an_outage_is_given_up(
     dask_cluster: DaskMachines, module_runtime_dir: Path, tmp_path: Path
 ) -> None:
     mine, others = tmp_path / "mine", tmp_path / "others"
@@ -97,20 +118,20 @@ async def test_a_place_that_was_taken_while_nobody_looked_is_given_up_with_what_
     async with joined(dask_cluster.address, mine) as before:
         lease = await taken(before, "k", BOTH)
     async with joined(dask_cluster.address, others) as other:
-        await other._driver.ask("roost_release", lease_id=lease.id)  # as if Dask's scheduler had been away
+        async with operator(dask_cluster) as dask:
+            await dask.scheduler.roost_release(lease_id=lease.id)  # as if Dask's scheduler had been away
         others_lease = await taken(other, "other", BOTH)
         async with joined(dask_cluster.address, mine) as after:
 
             async def is_given_up() -> bool:
-                held = await after._hosts.held_on(lease.node_id)
-                return held is not None and [each.id for each in held] == [others_lease.id]
+                return noted(Path(dask_cluster.environment["ROOST_RUNTIME_DIR"])) == [others_lease.id]
 
             await until(is_given_up)
-            assert [each.id for each in await after.leases()] == [others_lease.id]
+            assert [each.id for each in await leases_of(after)] == [others_lease.id]
         await other.release(others_lease)
 
 
-async def test_a_machine_on_which_no_agent_can_run_gets_nothing_and_keeps_nothing(
+async def test_a_machine_that_cannot_run_an_agent_keeps_no_lease(
     module_runtime_dir: Path, tmp_path: Path
 ) -> None:
     if reason := why_not():
@@ -126,23 +147,20 @@ async def test_a_machine_on_which_no_agent_can_run_gets_nothing_and_keeps_nothin
             await until(is_known)
             placement = Placement(node_id=name, device_ids=("0",))
             with pytest.raises(BackendUnavailable, match="/nonexistent cannot be run"):
-                await backend.lease(
-                    Request(gpus=1), placement, lease_id="roost:k:s/1", kernel_id="k", owner=OWNER
-                )
-            (bare,) = await backend.leases()
+                await backend.claim(wanted("k", Request(gpus=1), placement))
+            (bare,) = await leases_of(backend)
             await backend.release(bare)
-            assert await backend.leases() == []
+            assert await leases_of(backend) == []
         async with joined(cluster.address, tmp_path) as mended:
-            assert await mended.up() == 1
+            assert await mended.warm_up() == 1
             assert get_policy("pack").place(Request(gpus=1), await mended.snapshot()).placement is not None
 
 
-async def test_what_a_worker_is_said_to_have_may_change(
+async def test_the_resources_of_a_worker_may_change(
     dask_cluster: DaskMachines, module_runtime_dir: Path, tmp_path: Path
 ) -> None:
-    async with joined(dask_cluster.address, tmp_path) as backend:
+    async with joined(dask_cluster.address, tmp_path) as backend, operator(dask_cluster) as client:
         lease = await taken(backend, "k", HALF)
-        client = backend._driver._client
         workers = await client.run_on_scheduler(
             lambda dask_scheduler: [
                 w.address for w in dask_scheduler.workers.values() if w.host == lease.node_id

@@ -1,4 +1,4 @@
-"""Ray's custom resources, on a real cluster: what is asked for is taken of the node, and nobody else is promised it."""
+"""Ray's custom resources on a real cluster: a lease takes them from the node, and no other lease gets them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from raylets import Raylets
 
-from roost.launchers.protocol.messages import Owner
+from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Decision, Request, get_policy
-from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.ray import join, placement_groups
 from roost.scheduler.backends.ray.backend import RayBackend
 from roost.scheduler.config.settings import ManagedSettings, Settings
@@ -37,7 +36,7 @@ async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[RayBackend]
     try:
         yield backend
     finally:
-        for lease in await backend.leases():
+        for lease in (await backend.leases()).leases:
             await backend.release(lease)
         await backend.close()
         await agents.close()
@@ -49,12 +48,19 @@ async def decide(backend: RayBackend, **resources: float) -> Decision:
 
 async def take(backend: RayBackend, decision: Decision, name: str) -> Lease:
     assert decision.placement is not None
-    return await backend.lease(
-        decision.request, decision.placement, lease_id=f"roost:{name}:t/1", kernel_id=name, owner=ADA
+    return await backend.claim(
+        Lease(
+            id=f"roost:{name}:t/1",
+            kernel_id=name,
+            owner=ADA,
+            request=decision.request,
+            node_id=decision.placement.node_id,
+            device_ids=decision.placement.device_ids,
+        )
     )
 
 
-async def test_amounts_are_promised_taken_and_given_back(cluster: Raylets, backend: RayBackend) -> None:
+async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backend: RayBackend) -> None:
     having = cluster.nodes[2].address
     nodes = await backend.snapshot()
     of_nodes = {node: nodes.node(node).resources for node in nodes.nodes}
@@ -65,7 +71,7 @@ async def test_amounts_are_promised_taken_and_given_back(cluster: Raylets, backe
     assert (lease.node_id, lease.request.resources) == (having, {"licence": 1.5})
     (group,) = placement_groups.groups()
     assert group.amounts["licence"] == 1.5
-    assert await backend.leases() == [lease]
+    assert (await backend.leases()).leases == (lease,)
     assert (await backend.snapshot()).node(having).resources_promised == {"licence": 1.5}
 
     refused = await decide(backend, licence=1)
@@ -77,13 +83,13 @@ async def test_amounts_are_promised_taken_and_given_back(cluster: Raylets, backe
         await take(backend, late, "k2")  # placed before the first was taken
 
     await backend.release(lease)
-    events = backend.watch()
+    events = backend.events()
     while (await backend.snapshot()).node(having).resource_free("licence") != 2.0:
-        await asyncio.wait_for(anext(events), 5)  # Ray shows late what was freed
+        await asyncio.wait_for(anext(events), 5)  # Ray shows freed resources late
     await take(backend, await decide(backend, licence=2), "k3")
 
 
-async def test_what_no_node_has_is_refused_for_ever(backend: RayBackend) -> None:
+async def test_a_resource_that_no_node_has_is_never_granted(backend: RayBackend) -> None:
     decision = await decide(backend, tpu=4)
     assert decision.is_never
     assert (

@@ -95,7 +95,7 @@ async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> 
 def noted(node_folder: Path) -> list[str]:
     """The leases that agents have noted."""
     found = [json.loads(file.read_text()) for file in node_folder.glob("agent-dask-*/leases/*.json")]
-    return sorted(reservation["request"]["lease_id"] for reservation in found)
+    return sorted(entry["lease"]["id"] for entry in found)
 
 
 def _wrong(
