@@ -1,4 +1,4 @@
-"""A placement policy in a file of its own. Kernels leave the first GPU of each node to people who try things by hand."""
+"""A placement policy in a file. Kernels leave the first GPU of each node to people who try things by hand."""
 
 import numpy as np
 

@@ -25,7 +25,7 @@ HEAVY = CLUSTER_LIBRARIES | {
     "matplotlib",
 }
 
-SHARED_MODEL = {"roost.placement", "roost.placement.model", "roost.placement.format"}
+SHARED_MODEL = {"roost.placement", *(f"roost.placement.{name}" for name in ("format", "model", "validation"))}
 """The model that every part shares. These modules need the standard library only."""
 
 # package → what of ours it may import besides the shared model

@@ -43,7 +43,9 @@ def packed() -> tuple[bytes, str]:
     root = Path(roost.__file__).parent
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        model = [root / "placement" / name for name in ("__init__.py", "format.py", "model.py")]
+        model = [
+            root / "placement" / name for name in ("__init__.py", "format.py", "model.py", "validation.py")
+        ]
         for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py"))):
             # Of no date: the same code, the same archive.
             archive.writestr(zipfile.ZipInfo(f"roost/{path.relative_to(root)}"), path.read_bytes())

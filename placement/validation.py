@@ -1,0 +1,94 @@
+"""Checks of the fields of requests, nodes and devices. Each raises ``ValueError`` with one sentence for users."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from .format import format_amount
+
+_FIELDS = {"cpu": "cpus", "cpus": "cpus", "gpu": "gpus", "gpus": "gpus", "memory": "memory_bytes"}
+"""The fields of a request, by the names that a cluster manager may use for these resources."""
+
+
+def set_fields(value: object, **attributes: object) -> None:
+    """Set fields of a frozen dataclass, in its ``__post_init__``."""
+    for name, attribute in attributes.items():
+        object.__setattr__(value, name, attribute)
+
+
+def check_number(name: str, value: object) -> float:
+    """Return a finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number; got {value!r}.")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number; got {number}.")
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {format_amount(number)}. Use 0 to ask for none.")
+    return number + 0.0
+
+
+def check_whole(name: str, value: object) -> int:
+    """Return a whole number below 2**63 that is not negative."""
+    number = check_number(name, value)
+    if number != int(number) or number >= 2**63:
+        raise ValueError(f"{name} must be a whole number below 2**63; got {value!r}.")
+    return int(value)  # type: ignore[call-overload,no-any-return]
+
+
+def check_optional(check: Any, name: str, value: object) -> Any:
+    """Return the checked value, or None for None."""
+    return None if value is None else check(name, value)
+
+
+def check_names(name: str, value: object) -> tuple[str, ...]:
+    """Return a tuple of names."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list of names; got {value!r}.")
+    names = tuple(value)
+    if not all(isinstance(item, str) and item.strip() for item in names):
+        raise ValueError(f"{name} must be a list of names, each of them text; got {list(names)!r}.")
+    return names
+
+
+def check_labels(name: str, value: object) -> dict[str, str]:
+    """Return a copy of a mapping from text to text."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must map names to values, for example {{'zone': 'a'}}; got {value!r}.")
+    if not all(isinstance(item, str) for pair in value.items() for item in pair):
+        raise ValueError(f"{name} must map text to text; got {dict(value)!r}.")
+    return dict(value)
+
+
+def check_amounts(name: str, value: object) -> dict[str, float]:
+    """Return a copy of a mapping from names to amounts."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must map names to amounts, for example {{'licence': 1}}; got {value!r}.")
+    if not all(isinstance(key, str) and key.strip() for key in value):
+        raise ValueError(f"{name} must have names that are text; got {dict(value)!r}.")
+    return {key: check_number(f"{name} {key}", item) for key, item in value.items()}
+
+
+def check_resources(value: object) -> dict[str, float]:
+    """Return custom resources. Their amounts are above 0, and a request has no field for them."""
+    amounts = check_amounts("resources", value)
+    for name, number in amounts.items():
+        if name.lower() in _FIELDS:
+            raise ValueError(f"resources must not name {name}: ask for it with {_FIELDS[name.lower()]}.")
+        if not number:
+            raise ValueError(f"resources {name} must be above 0; leave it out to ask for none.")
+    return amounts
+
+
+def check_keys(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the data. Raises ``ValueError`` for a key that is no field of the class."""
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(map(str, set(data) - known)):
+        raise ValueError(
+            f"unknown {cls.__name__.lower()} key {unknown[0]!r}; known are {', '.join(sorted(known))}."
+        )
+    return dict(data)
