@@ -1,7 +1,7 @@
-"""What every benchmark here shares: interleaved rounds, figures and ratios with their spread, JSON, a plot.
+"""The parts that all benchmarks share: interleaved rounds, figures and ratios with their spread, JSON, a plot.
 
-A script makes a `Report`, fills it through `interleave` or `Report.add`, and ends with
-`report.finish(arguments)`. A figure is the median with its extremes and n; the samples are in the JSON too.
+A script creates a `Report`, fills it through `interleave` or `Report.add`, and ends with `report.finish(arguments)`.
+A figure is the median with its extremes and n. The JSON file also has the samples.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ PACKAGES = (
 )
 
 Case = Callable[[], Awaitable[Mapping[str, float]]]
-"""One repetition of one side of a comparison: stage → value, in the unit given to `interleave`."""
+"""One repetition of one side of a comparison. It returns stage → value, in the unit given to `interleave`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One measured quantity."""
+    """A measured quantity."""
 
     median: float
     min: float
@@ -54,7 +54,7 @@ class Figure:
 
     @classmethod
     def of(cls, samples: Sequence[float], unit: str) -> Figure:
-        """The figure of at least one sample."""
+        """Return the figure of at least one sample."""
         return cls(
             median=statistics.median(samples), min=min(samples), max=max(samples), n=len(samples), unit=unit
         )
@@ -62,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How two figures compare; `median`, `min`, `max` and `n` are over pairs: what one round measured."""
+    """A comparison of two figures. `median`, `min`, `max` and `n` are over pairs of samples from the same round."""
 
     numerator: str
     denominator: str
@@ -76,7 +76,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A bound that a ratio or figure should keep, and whether it did."""
+    """A bound for a ratio or figure."""
 
     text: str
     value: float
@@ -91,7 +91,7 @@ class Claim:
 
 
 class Report:
-    """Collects samples by name, in order.
+    """A collection of samples by name, in order.
 
     >>> report = Report("start")
     >>> for plain, roost in [(200.0, 30.0), (190.0, 38.0), (210.0, 31.5)]:
@@ -114,7 +114,7 @@ class Report:
         self.load_before = os.getloadavg()[0]
 
     def add(self, name: str, value: float, unit: str) -> None:
-        """One more sample of `name`; its unit never changes."""
+        """Add a sample of `name`, always in the same unit; raises `ValueError`."""
         if self.units.setdefault(name, unit) != unit:
             raise ValueError(f"{name} is measured in {self.units[name]}, not in {unit}")
         self.samples.setdefault(name, []).append(value)
@@ -123,7 +123,7 @@ class Report:
         return Figure.of(self.samples[name], self.units[name])
 
     def ratio(self, name: str, numerator: str, denominator: str) -> Ratio:
-        """Compare two figures whose samples pair up by round; ValueError if their counts differ."""
+        """Compare two figures by pairs of samples from the same round; `ValueError` if their counts differ."""
         pairs = zip(self.samples[numerator], self.samples[denominator], strict=True)
         ratios = Figure.of([above / below for above, below in pairs], "")
         self.ratios[name] = Ratio(
@@ -144,7 +144,7 @@ class Report:
         self.claims.append(Claim(text=text, value=value, at_most=at_most, at_least=at_least))
 
     def to_dict(self) -> dict[str, object]:
-        """All that was measured, and what a reader needs to measure it again."""
+        """Return all measurements, with the machine and versions that a reader needs to repeat them."""
         return {
             "benchmark": self.name,
             "at": self.started.isoformat(timespec="seconds"),
@@ -159,7 +159,7 @@ class Report:
         }
 
     def finish(self, arguments: argparse.Namespace) -> int:
-        """Print, write what was asked for, give the exit status: 1 if `--check` met a claim that fails."""
+        """Print the report, write the files, and return the exit status: 1 if `--check` finds a failed claim."""
         self.show(Console())
         if arguments.json:
             arguments.json.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
@@ -188,12 +188,12 @@ class Report:
         for claim in self.claims:
             bound = f"≤ {claim.at_most:g}" if claim.at_most is not None else f"≥ {claim.at_least:g}"
             mark = "[green]holds[/]" if claim.holds else "[red]fails[/]"
-            console.print(f"{mark}  {claim.text}: {claim.value:.3f} (wanted {bound})", highlight=False)
+            console.print(f"{mark}  {claim.text}: {claim.value:.3f} (expected {bound})", highlight=False)
         for note in self.notes:
             console.print(note, highlight=False, markup=False)
 
     def plot(self, path: Path) -> None:
-        """All samples as dots with their median, one panel per unit; without matplotlib it says so."""
+        """Draw all samples as dots with their median, one panel per unit. Print a note if matplotlib is missing."""
         try:
             import matplotlib as mpl
         except ImportError:
@@ -229,9 +229,9 @@ class Report:
 async def interleave(
     report: Report, cases: Mapping[str, Case], *, rounds: int, warm_up: int = 1, unit: str = "ms"
 ) -> None:
-    """Run every case once a round, in turning order, so that no side always has the quieter moment.
+    """Run every case once per round. The order rotates, so that no case always runs at a quieter moment.
 
-    Samples are named `<stage>/<case>`; those of the first `warm_up` rounds are thrown away.
+    Samples are named `<stage>/<case>`. The samples of the first `warm_up` rounds are dropped.
     """
     names = list(cases)
     for number in track(range(warm_up + rounds), description=report.name, console=Console(stderr=True)):
@@ -244,15 +244,17 @@ async def interleave(
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks have; scripts add their own."""
+    """Return a parser with the options of all benchmarks. Scripts add their own options."""
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument(
-        "--quick", action="store_true", help="few repetitions: to see that it works, not to quote"
+        "--quick",
+        action="store_true",
+        help="few repetitions, to test the benchmark; do not quote the figures",
     )
     options.add_argument(
-        "--json", type=Path, metavar="FILE", help="write machine, versions, figures and ratios"
+        "--json", type=Path, metavar="FILE", help="write the machine, versions, figures and ratios"
     )
     options.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG or PDF)")
     options.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
@@ -260,7 +262,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine of the measurements."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -272,7 +274,7 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of each package that takes part; what is missing is left out."""
+    """Return the versions of Python and of each installed package that takes part."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

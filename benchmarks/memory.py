@@ -1,9 +1,8 @@
-"""Memory of idle kernels: proportional set size (PSS) per kernel after `1+1`, plain against roost.
+"""Memory of idle kernels: proportional set size (PSS) per kernel after `1+1`, plain Jupyter against roost.
 
-Each side has the machine to itself while it is measured: plain kernels beside roost's would share pages of
-libraries with them and look smaller. roost's fixed costs (service, agent, zygotes) are listed, and a second
-figure spreads them over the kernels. Claim: PSS per kernel ≤ 0.5 × plain at 50 kernels. Linux only
-(smaps_rollup).
+The two sides are measured one after the other. At the same time, plain kernels would share library pages with roost's
+kernels and look smaller. roost's fixed costs (service, agent, zygotes) are listed, and a second figure spreads them
+over the kernels. Claim: PSS per kernel ≤ 0.5 × plain at 50 kernels. Linux only (smaps_rollup).
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from place import (
     PLAIN,
     ROOST,
     RUNTIME,
-    client_of,
     execute,
     kernels,
-    pid_of,
+    open_client,
     private_world,
     processes,
-    until_forked,
+    read_pid,
+    wait_until_forked,
 )
 
 MIB = 1024**2
@@ -37,7 +36,7 @@ CODE = {"1+1": "1+1", "numpy": "import numpy; numpy.ones((64, 64)) @ numpy.ones(
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of one process; ProcessLookupError if it is gone."""
+    """Return the proportional set size of one process; `ProcessLookupError` if it has ended."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except FileNotFoundError as error:
@@ -53,24 +52,24 @@ def total_pss_bytes(pids: Iterable[int]) -> int:
 
 
 def fixed_pss_bytes(kernel_pids: Iterable[int]) -> Counter[str]:
-    """What roost's own processes use, by part."""
+    """Return the memory of roost's own processes, by part."""
     used: Counter[str] = Counter()
     for process in processes(os.environ[RUNTIME]):
         if process.pid not in kernel_pids:
             try:
-                used[part(process.cmdline())] += pss_bytes(process.pid)
-            except (psutil.Error, ProcessLookupError):  # it has just ended
+                used[name_part(process.cmdline())] += pss_bytes(process.pid)
+            except (psutil.Error, ProcessLookupError):  # the process has just ended
                 continue
     return used
 
 
 async def measure_side(report: Report, name: str, arguments: Namespace, count: int) -> None:
-    """Start `count` kernels, run the code in each, and add what they use."""
+    """Start `count` kernels, run the code in each, and add their memory to the report."""
     async with kernels(name, count) as managers:
         pids = []
         for manager in managers:
-            async with client_of(manager) as client:
-                pids.append(await pid_of(client))
+            async with open_client(manager) as client:
+                pids.append(await read_pid(client))
         report.add(f"1+1/{name}", total_pss_bytes(pids) / count / MIB, "MiB per kernel")
         fixed = fixed_pss_bytes(pids) if name == "roost" else Counter()
         for process, used in fixed.items():
@@ -79,13 +78,13 @@ async def measure_side(report: Report, name: str, arguments: Namespace, count: i
         report.add(f"1+1, fixed spread/{name}", spread / count / MIB, "MiB per kernel")
         if arguments.numpy:
             for manager in managers:
-                async with client_of(manager) as client:
+                async with open_client(manager) as client:
                     await execute(client, CODE["numpy"])
             report.add(f"numpy/{name}", total_pss_bytes(pids) / count / MIB, "MiB per kernel")
 
 
-def part(command: list[str]) -> str:
-    """Which of roost's parts a command line is: service, agent or zygote."""
+def name_part(command: list[str]) -> str:
+    """Return the part of roost that a command line starts: service, agent or zygote."""
     line = " ".join(command)
     match = re.search(r"(?:scheduler|launchers)[./](service|agent|zygote)", line)
     return match[1] if match else line[-40:]
@@ -95,8 +94,8 @@ async def measure(arguments: Namespace) -> Report:
     count = arguments.kernels or (10 if arguments.quick else 50)
     rounds = arguments.rounds or (1 if arguments.quick else 2)
     report = Report("memory", kernels=count, rounds=rounds, provisioner=arguments.provisioner)
-    if arguments.provisioner == ROOST and not await until_forked("roost"):
-        report.notes.append("No kernel was forked: these are figures of the exec path.")
+    if arguments.provisioner == ROOST and not await wait_until_forked("roost"):
+        report.notes.append("No kernel was forked: the figures are for kernels started from their command.")
     for _ in range(rounds):
         await measure_side(report, "plain", arguments, count)
         await measure_side(report, "roost", arguments, count)
@@ -112,11 +111,15 @@ async def measure(arguments: Namespace) -> Report:
 
 def main() -> int:
     options = parser(__doc__)
-    options.add_argument("--kernels", type=int, help="kernels alive at once (default 50, quick 10)")
-    options.add_argument("--rounds", type=int, help="repetitions of each side (default 2, quick 1)")
-    options.add_argument("--numpy", action="store_true", help="measure again after importing and using numpy")
     options.add_argument(
-        "--provisioner", default=ROOST, help="entry point measured against plain (default roost)"
+        "--kernels", type=int, help="number of kernels at the same time (default 50, quick 10)"
+    )
+    options.add_argument("--rounds", type=int, help="repetitions of each side (default 2, quick 1)")
+    options.add_argument(
+        "--numpy", action="store_true", help="measure again after numpy was imported and used"
+    )
+    options.add_argument(
+        "--provisioner", default=ROOST, help="provisioner to compare with plain Jupyter (default roost)"
     )
     arguments = options.parse_args()
     if not Path("/proc/self/smaps_rollup").exists():

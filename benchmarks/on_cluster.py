@@ -1,12 +1,12 @@
-"""What `on_ray.py` and `on_dask.py` share: kernels on a cluster of three machines, all of them on this one.
+"""The parts that `on_ray.py` and `on_dask.py` share: kernels on a cluster of three nodes, all on this machine.
 
-start      start_kernel() called → first execute_reply; interleaved: plain Jupyter on this machine, a kernel with a
-           CPU on the cluster, one with half a GPU there. Agents are up, interpreters are warm
+start      start_kernel() called → first execute_reply. Three cases are interleaved: plain Jupyter on this machine, a
+           kernel with one CPU on the cluster, and a kernel with half a GPU there. Agents run, interpreters are warm
 shutdown   shutdown_kernel() called → returned
-burst      60 starts at once, until all have replied: kernels per second. What is promised is read all the while
-cold       a new cluster, no service, no agent. `in turn`: the service starts and joins; three agents come up; then the
-           kernel, with half a GPU. `at once`: one start_kernel(), in which `leased` is its node's agent as well
-read       what the cluster manager says of 1,000 nodes → roost's nodes; see the script
+burst      60 starts at once, until all have replied: kernels per second. The promised CPUs are read meanwhile
+cold       a new cluster without a service and agents. `in turn`: start the service, then three agents, then a kernel
+           with half a GPU. `at once`: one start_kernel(); its stage `leased` includes the start of the node's agent
+read       the cluster manager's report on 1,000 nodes → roost's nodes; see the script
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from place import (
     end_processes,
     first_reply,
     private_world,
-    until_forked,
+    wait_until_forked,
     write_kernelspec,
 )
 
@@ -56,11 +56,11 @@ KERNELSPECS: Mapping[str, Mapping[str, object]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manager:
-    """A cluster manager, and how it is measured.
+    """A cluster manager and its measurements.
 
-    `start` makes a new cluster, whose daemons have these environment variables; `variable` is how its address is
-    given. `read` repeats so often: stage → milliseconds. `bounds` of start ÷ plain, by kernelspec; `read_bounds`:
-    the milliseconds that a stage of reading may take.
+    `start` starts a new cluster whose daemons get these environment variables. `variable` names the cluster's address.
+    `read` takes a number of rounds and returns stage → milliseconds. `bounds` limits start ÷ plain by kernelspec.
+    `read_bounds` limits the milliseconds of a stage of `read`.
     """
 
     backend: str
@@ -75,7 +75,7 @@ class Manager:
 
     @contextmanager
     def cluster(self, folder: Path) -> Iterator[None]:
-        """A new cluster whose nodes, and the service that will join it, have nothing in `folder` yet."""
+        """Start a new cluster. Its nodes and its service use new folders in `folder`."""
         with self.start({RUNTIME: str(folder / "n")}) as started:
             os.environ[self.variable] = started.address
             try:
@@ -85,7 +85,7 @@ class Manager:
                 end_processes(str(folder / "r"))
 
     def child(self, *options: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What the script prints as JSON with these options, in a process of its own."""
+        """Run the script with these options in a new process, and return the JSON that it prints."""
         done = subprocess.run(
             [sys.executable, self.script, *options],
             env={**os.environ, **(environment or {})},
@@ -99,7 +99,7 @@ class Manager:
 
 
 async def life(name: str, backend: str, report: Report) -> dict[str, float]:
-    """One kernel from start to shutdown: stage → milliseconds, with those that roost itself timed."""
+    """Run one kernel from start to shutdown. Return stage → milliseconds, including the stages that roost timed."""
     manager = AsyncKernelManager(kernel_name=name)
     try:
         took = await first_reply(manager)
@@ -116,7 +116,7 @@ async def life(name: str, backend: str, report: Report) -> dict[str, float]:
 
 
 async def burst(name: str, backend: str) -> dict[str, float]:
-    """AT_ONCE starts in parallel: kernels per second, and the most that was promised of any node's CPUs (1: all)."""
+    """Start AT_ONCE kernels in parallel. Return kernels per second and the largest promised share of a node's CPUs."""
     await asyncio.sleep(REST_S)
     client = roost.connect(backend)
     managers = [AsyncKernelManager(kernel_name=name) for _ in range(AT_ONCE)]
@@ -126,7 +126,9 @@ async def burst(name: str, backend: str) -> dict[str, float]:
         nonlocal most
         nodes = await client.nodes()
         shares = (node["cpus_promised"] / node["cpus"] for node in nodes)
-        most = max(most, *(round(share, 6) for share in shares))  # sums of many 0.05
+        most = max(
+            most, *(round(share, 6) for share in shares)
+        )  # rounds away the error in a sum of many 0.05
 
     async def look_on() -> None:
         while True:
@@ -150,7 +152,7 @@ async def burst(name: str, backend: str) -> dict[str, float]:
 
 
 async def first_start(name: str, backend: str, *, in_turn: bool) -> dict[str, float]:
-    """What a fresh process does on a fresh cluster: milliseconds by stage."""
+    """Start a kernel in a fresh process on a fresh cluster. Return milliseconds by stage."""
     took = {}
     client = roost.connect(backend)
     began = time.perf_counter()
@@ -175,8 +177,8 @@ async def first_start(name: str, backend: str, *, in_turn: bool) -> dict[str, fl
     return took
 
 
-def timed(rounds: int, call: Callable[[], object]) -> list[float]:
-    """Milliseconds of each of so many calls."""
+def time_calls(rounds: int, call: Callable[[], object]) -> list[float]:
+    """Return the milliseconds of each of `rounds` calls."""
     took = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -186,7 +188,7 @@ def timed(rounds: int, call: Callable[[], object]) -> list[float]:
 
 
 def cold(of: Manager, report: Report, how: str) -> None:
-    """One first start, in a process, a runtime folder and a cluster of its own."""
+    """Measure one first start, with a new process, runtime folder and cluster."""
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as name:
         folder = Path(name)
         with of.cluster(folder):
@@ -196,19 +198,19 @@ def cold(of: Manager, report: Report, how: str) -> None:
 
 
 async def warm(of: Manager, report: Report, *, rounds: int, bursts: int) -> None:
-    """On agents that are up, where interpreters are warm."""
+    """Measure starts on running agents with warm interpreters."""
     await roost.connect(of.backend).up()
     for name in KERNELSPECS:
-        if not await until_forked(name, backend=of.backend):
+        if not await wait_until_forked(name, backend=of.backend):
             report.notes.append(f"No kernel of {name} was forked.")
     names = ("plain", "roost-cpu", "roost-gpu")
     cases = {name: partial(life, name, of.backend, report) for name in names}
     await interleave(report, cases, rounds=rounds, warm_up=2)
-    await burst("roost-tiny", of.backend)  # brings interpreters up on every node
+    await burst("roost-tiny", of.backend)  # warms interpreters on every node
     for _ in range(bursts):
         took = await burst("roost-tiny", of.backend)
         report.add("burst/roost-tiny", took["burst"], "kernels/s")
-        report.add("most promised, of 1/roost-tiny", took["burst most promised"], "share")
+        report.add("largest promised share/roost-tiny", took["burst most promised"], "share")
     for name in names[1:]:
         report.ratio(f"start: {name} ÷ plain", f"start/{name}", "start/plain")
 
@@ -229,8 +231,8 @@ def measure(of: Manager, arguments: Namespace, root: Path) -> Report:
     for name, bound in of.bounds.items():
         ratio = report.ratios[f"start: {name} ÷ plain"].of_medians
         report.claim(f"start, {name} ÷ plain", ratio, at_most=bound)
-    most = report.figure("most promised, of 1/roost-tiny").max
-    report.claim("most that was promised of a node's CPUs", most, at_most=1.0)
+    most = report.figure("largest promised share/roost-tiny").max
+    report.claim("largest promised share of a node's CPUs", most, at_most=1.0)
     for stage, bound in of.read_bounds.items():
         median = report.figure(f"{stage}/{NODES} nodes").median
         report.claim(f"{stage} of {NODES} nodes, ms", median, at_most=bound)
@@ -238,11 +240,11 @@ def measure(of: Manager, arguments: Namespace, root: Path) -> Report:
 
 
 def run(of: Manager, description: str | None) -> int:
-    """The script; returns its exit status."""
+    """Run the script; return its exit status."""
     options = parser(description)
     options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")
-    options.add_argument("--first-start", metavar="HOW", help="internal: one start, printed as JSON")
-    options.add_argument("--read", type=int, metavar="N", help="internal: read so often, printed as JSON")
+    options.add_argument("--first-start", metavar="HOW", help="internal: measure one start and print JSON")
+    options.add_argument("--read", type=int, metavar="N", help="internal: measure N readings and print JSON")
     arguments = options.parse_args()
     if arguments.first_start:
         took = first_start("roost-gpu", of.backend, in_turn=arguments.first_start == "in turn")
@@ -253,10 +255,10 @@ def run(of: Manager, description: str | None) -> int:
         return 0
     if reason := of.why_not():
         print(reason, file=sys.stderr)
-        return 77  # as test suites say that something was left out
+        return 77  # the usual exit status for a skipped test
     with private_world({"plain": PLAIN}) as root:
-        for name, asks in KERNELSPECS.items():
-            config = {"backend": of.backend, **asks}
+        for name, request in KERNELSPECS.items():
+            config = {"backend": of.backend, **request}
             write_kernelspec(root / "jupyter_path" / "kernels" / name, ROOST, config)
         report = measure(of, arguments, root)
     return report.finish(arguments)

@@ -1,17 +1,18 @@
-"""Kernels on a Dask cluster of three machines, on this one: how soon they answer, how many at once, and at what size.
+"""Kernels on a Dask cluster of three machines, all on this machine: time to start, burst rate, and large clusters.
 
-What is measured is in `on_cluster.py`. With 1,000 machines of four GPUs and two leases each, when all are told of, as
-to a service that joins:
+`on_cluster.py` describes the measurements. The reading stages are for 1,000 machines with four GPUs and two leases
+each, as reported in full to a service that joins:
 
-read       all that follows, one after the other. Between them is the network, which is left out
-answer     what roost's plugin in Dask's scheduler says of them: so long that does nothing else
-pack       as Dask packs it (msgpack), and unpacks it in roost's service (`unpack`)
+read       all stages below together, without the network
+answer     roost's plugin in Dask's scheduler builds its report. Dask's scheduler does nothing else meanwhile
+pack       Dask packs the report (msgpack)
+unpack     Dask unpacks it in roost's service
 decode     → DaskNodes
 as_node    → roost's nodes
-change     `answer` where one machine of them has changed, as after a lease or a task: all later readings are so
+change     `answer` after a change of one machine, such as a lease or a task. All later readings are like this
 
-Claims: start with a CPU, and with half a GPU, ≤ 0.25 × plain (medians); never more promised than there is;
-answer ≤ 15 ms, read ≤ 100 ms. Without Dask it says so and exits with 77.
+Claims (medians): start with a CPU or half a GPU ≤ 0.25 × plain; no node promises more than it has; answer ≤ 15 ms;
+read ≤ 100 ms. Without Dask the script prints a note and exits with 77.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from on_cluster import LEASES_PER_NODE, NODES, Manager, run, timed
+from on_cluster import LEASES_PER_NODE, NODES, Manager, run, time_calls
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 
@@ -40,8 +41,8 @@ AGENT = {
 }
 
 
-async def filled() -> Any:
-    """roost's plugin for Dask's scheduler, as after NODES machines have come with all their leases."""
+async def fill_plugin() -> Any:
+    """Return roost's plugin for Dask's scheduler with NODES machines and all their leases."""
     from roost.scheduler.backends.dask.plugin.scheduler_plugin import OnScheduler
     from roost.scheduler.backends.dask.plugin.slot_ledger import Held, Slot
 
@@ -80,15 +81,15 @@ async def filled() -> Any:
     return plugin
 
 
-def reading(rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each stage of telling roost's service of NODES machines."""
+def measure_reading(rounds: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each stage of a report on NODES machines to roost's service."""
     from distributed.protocol import dumps, loads
 
     from roost.scheduler.backends.dask import nodes
     from roost.scheduler.backends.dask.nodes import DaskNode
 
     loop = asyncio.new_event_loop()
-    plugin = loop.run_until_complete(filled())
+    plugin = loop.run_until_complete(fill_plugin())
 
     def answer(since: int) -> dict[str, Any]:
         return loop.run_until_complete(plugin.nodes(since, plugin.incarnation, 0.0))
@@ -96,21 +97,21 @@ def reading(rounds: int) -> dict[str, list[float]]:
     def decode_all(machines: Mapping[str, Any]) -> list[DaskNode]:
         return [DaskNode.of(name, machine) for name, machine in machines.items()]
 
-    said = answer(-1)
-    packed = dumps(said)
+    report = answer(-1)
+    packed = dumps(report)
     decoded = decode_all(loads(packed)["machines"])
     assert len(decoded) == NODES
     assert all(len(node.leases) == LEASES_PER_NODE for node in decoded)
     assert len(answer(plugin.version - 1)["machines"]) == 1
     took = {
-        "answer": timed(rounds, lambda: answer(-1)),
-        "pack": timed(rounds, lambda: dumps(said)),
-        "unpack": timed(rounds, lambda: loads(packed)),
-        "decode": timed(rounds, lambda: decode_all(said["machines"])),
-        "as_node": timed(rounds, lambda: [nodes.as_node(node, None, None, None) for node in decoded]),
+        "answer": time_calls(rounds, lambda: answer(-1)),
+        "pack": time_calls(rounds, lambda: dumps(report)),
+        "unpack": time_calls(rounds, lambda: loads(packed)),
+        "decode": time_calls(rounds, lambda: decode_all(report["machines"])),
+        "as_node": time_calls(rounds, lambda: [nodes.as_node(node, None, None, None) for node in decoded]),
     }
     read = [sum(stages) for stages in zip(*took.values(), strict=True)]
-    change = timed(rounds, lambda: answer(plugin.version - 1))
+    change = time_calls(rounds, lambda: answer(plugin.version - 1))
     loop.run_until_complete(plugin.close())
     return {"read": read, **took, "change": change}
 
@@ -122,7 +123,7 @@ DASK = Manager(
     variable="DASK_SCHEDULER_ADDRESS",
     start=lambda environment: DaskMachines(*MACHINES, environment=environment),
     why_not=why_not,
-    read=reading,
+    read=measure_reading,
     bounds={"roost-cpu": 0.25, "roost-gpu": 0.25},
     read_bounds={"answer": 15.0, "read": 100.0},
 )

@@ -1,14 +1,14 @@
-"""Kernels on a Ray cluster of three nodes, on this machine: how soon they answer, how many at once, and at what size.
+"""Kernels on a Ray cluster of three nodes, all on this machine: time to start, burst rate, and large clusters.
 
-What is measured is in `on_cluster.py`. Here `cold` begins without a worker of Ray's as well: each agent comes up by a
-first worker on its node, and the kernel's device is named by that; at once, `leased` is its node's agent, and its
-worker beside it.
+`on_cluster.py` describes the measurements. Here `cold` also begins without Ray workers. The first worker on a node
+starts the agent, and also finds the kernel's device.
 
-decode     what Ray says of 1,000 nodes → RayNodes, at every reading but the first; `as_node` → roost's nodes, of those
-           that have changed. Made of a reply that is recorded here, with two placement groups on each node
+decode     Ray's report on 1,000 nodes → RayNodes, for every reading except the first. The report is copied from a
+           recorded one, with two placement groups per node
+as_node    changed RayNodes → roost's nodes
 
-Claims: start with a CPU ≤ 0.25 × plain, with a share of a GPU ≤ 0.30 × (medians); never more promised than there is;
-decode ≤ 10 ms. Without Ray it says so and exits with 77.
+Claims (medians): start with a CPU ≤ 0.25 × plain, with a share of a GPU ≤ 0.30 × plain; no node promises more than
+it has; decode ≤ 10 ms. Without Ray the script prints a note and exits with 77.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from on_cluster import LEASES_PER_NODE, NODES, Manager, run, timed
+from on_cluster import LEASES_PER_NODE, NODES, Manager, run, time_calls
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 
@@ -31,8 +31,8 @@ MACHINES = (
 )
 
 
-def reading(rounds: int) -> dict[str, list[float]]:
-    """Record this cluster's state with some groups in it, make 1,000 nodes of it: milliseconds to read them."""
+def measure_reading(rounds: int) -> dict[str, list[float]]:
+    """Record this cluster's state with placement groups, and copy it to NODES nodes. Return milliseconds by stage."""
     import ray
     from ray._private.worker import global_worker
     from ray.core.generated import autoscaler_pb2
@@ -46,7 +46,7 @@ def reading(rounds: int) -> dict[str, list[float]]:
     for group in groups:
         group.wait(10)
     end = time.monotonic() + 10
-    while True:  # until the nodes have told of them
+    while True:  # until the nodes have reported the groups
         content = global_worker.gcs_client.get_cluster_resource_state(timeout_s=5)
         recorded = autoscaler_pb2.GetClusterResourceStateReply.FromString(
             content
@@ -66,12 +66,12 @@ def reading(rounds: int) -> dict[str, list[float]]:
     ray.shutdown()
     content = reply.SerializeToString()
     known = nodes.decode(content)
-    assert len({node.id for node in nodes}) == NODES
-    assert all(len(node.groups or ()) == LEASES_PER_NODE for node in nodes)
+    assert len({node.id for node in known}) == NODES
+    assert all(len(node.groups or ()) == LEASES_PER_NODE for node in known)
     return {
-        "decode": timed(rounds, lambda: nodes.decode(content, known)),
-        "first decode": timed(rounds, lambda: nodes.decode(content)),
-        "as_node": timed(rounds, lambda: [nodes.as_node(node, (), None, None) for node in known]),
+        "decode": time_calls(rounds, lambda: nodes.decode(content, known)),
+        "first decode": time_calls(rounds, lambda: nodes.decode(content)),
+        "as_node": time_calls(rounds, lambda: [nodes.as_node(node, (), None, None) for node in known]),
     }
 
 
@@ -82,7 +82,7 @@ RAY = Manager(
     variable="RAY_ADDRESS",
     start=lambda environment: Raylets(*MACHINES, environment=environment),
     why_not=why_not,
-    read=reading,
+    read=measure_reading,
     bounds={"roost-cpu": 0.25, "roost-gpu": 0.30},
     read_bounds={"decode": 10.0},
 )

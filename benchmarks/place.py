@@ -1,7 +1,7 @@
-"""A private place for benchmarks that start kernels, and how they start them.
+"""Private folders for benchmarks, and functions that start and use kernels in them.
 
-Plain and roost get the same argv and differ in their provisioner alone. Kernels write and read bytecode as
-they do on anybody's machine, whatever PYTHONDONTWRITEBYTECODE says here: the warm-up writes it.
+Plain kernels and roost's kernels have the same argv and differ only in the provisioner. Kernels write and read
+bytecode as on a user's machine, even if PYTHONDONTWRITEBYTECODE is set here. The warm-up writes the bytecode.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ RUNTIME = "ROOST_RUNTIME_DIR"
 
 @contextmanager
 def private_world(provisioners: Mapping[str, str], *, installed: Sequence[str] = ()) -> Iterator[Path]:
-    """Folders of its own for Jupyter, IPython and roost, with one kernelspec per (name → provisioner).
+    """Create private folders for Jupyter, IPython and roost, with one kernelspec per (name → provisioner).
 
-    `installed` names kernelspecs of this machine that are wanted too (KeyError if there is none). Changes
-    this process's environment until the end, and then ends every process that still names the folder.
+    `installed` names kernelspecs of this machine to copy (`KeyError` if one is missing). This process's environment
+    changes until the end. At the end, every process that uses the folder is killed.
     """
     root = Path(tempfile.mkdtemp(prefix="rb-", dir="/tmp"))  # short: a socket's path ends at 107 bytes
     before = dict(os.environ)
@@ -68,7 +68,7 @@ def private_world(provisioners: Mapping[str, str], *, installed: Sequence[str] =
 
 
 def write_kernelspec(folder: Path, provisioner: str, config: Mapping[str, object] | None = None) -> None:
-    """This interpreter's ipykernel, under `provisioner` with its `config`."""
+    """Write a kernelspec for this interpreter's ipykernel, with `provisioner` and its `config`."""
     folder.mkdir(parents=True)
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -84,19 +84,19 @@ def write_kernelspec(folder: Path, provisioner: str, config: Mapping[str, object
 
 
 def processes(runtime_dir: str) -> list[psutil.Process]:
-    """All processes, but this one, that were started with this ROOST_RUNTIME_DIR."""
+    """Return all other processes that were started with this ROOST_RUNTIME_DIR."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(RUNTIME) == runtime_dir:
                 found.append(process)
-        except (psutil.Error, OSError):  # gone, a zombie, or somebody else's
+        except (psutil.Error, OSError):  # ended, a zombie, or another user's
             continue
     return found
 
 
 def end_processes(runtime_dir: str, *, grace_s: float = 5.0) -> None:
-    """SIGTERM, and SIGKILL after `grace_s`, to all of `processes(runtime_dir)`."""
+    """Send SIGTERM to all of `processes(runtime_dir)`, and SIGKILL after `grace_s`."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         left = processes(runtime_dir)
         for process in left:
@@ -108,13 +108,15 @@ def end_processes(runtime_dir: str, *, grace_s: float = 5.0) -> None:
 
 
 async def start(manager: AsyncKernelManager) -> None:
-    """start_kernel() with the kernel's own output thrown away: plain ones would share this terminal."""
+    """Call start_kernel() without the kernel's output. A plain kernel would print to this terminal."""
     await manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @asynccontextmanager
-async def client_of(manager: AsyncKernelManager, *, iopub: bool = False) -> AsyncIterator[AsyncKernelClient]:
-    """A client with the shell channel alone (and IOPub if asked for), closed at the end."""
+async def open_client(
+    manager: AsyncKernelManager, *, iopub: bool = False
+) -> AsyncIterator[AsyncKernelClient]:
+    """Open a client with the shell channel, and IOPub if `iopub`. Close it at the end."""
     client = manager.client()
     client.start_channels(shell=True, iopub=iopub, stdin=False, hb=False, control=False)
     try:
@@ -124,7 +126,7 @@ async def client_of(manager: AsyncKernelManager, *, iopub: bool = False) -> Asyn
 
 
 async def execute(client: AsyncKernelClient, code: str = "1+1", **options: Any) -> dict[str, Any]:
-    """Send one execute_request at once and give the content of its reply; RuntimeError if the cell failed."""
+    """Send one execute_request and return the content of its reply; `RuntimeError` if the cell failed."""
     wanted = client.execute(code, **options)
     content = await reply_to(client, wanted)
     if content["status"] != "ok":
@@ -133,17 +135,17 @@ async def execute(client: AsyncKernelClient, code: str = "1+1", **options: Any) 
 
 
 async def first_reply(manager: AsyncKernelManager) -> dict[str, float]:
-    """Start a kernel and ask it the moment start_kernel() returns: milliseconds until that, and until the reply."""
+    """Start a kernel and send a request. Return milliseconds until start_kernel() returned and until the reply."""
     began = time.perf_counter()
     await start(manager)
     returned_ms = elapsed_ms(began)
-    async with client_of(manager) as client:
+    async with open_client(manager) as client:
         await execute(client)
         return {"start_kernel returned": returned_ms, "start": elapsed_ms(began)}
 
 
 async def reply_to(client: AsyncKernelClient, message_id: str) -> dict[str, Any]:
-    """The content of the reply to one message on the shell channel."""
+    """Return the content of the reply to one message on the shell channel."""
 
     async def wait() -> dict[str, Any]:
         while True:
@@ -155,18 +157,18 @@ async def reply_to(client: AsyncKernelClient, message_id: str) -> dict[str, Any]
     return await asyncio.wait_for(wait(), REPLY_TIMEOUT_S)
 
 
-async def pid_of(client: AsyncKernelClient) -> int:
-    """Runs `1+1` and learns the kernel's process id in the same request."""
+async def read_pid(client: AsyncKernelClient) -> int:
+    """Run `1+1`, and return the kernel's process id from the same request."""
     reply = await execute(client, "1+1", user_expressions={"pid": "__import__('os').getpid()"})
     return int(reply["user_expressions"]["pid"]["data"]["text/plain"])
 
 
 @asynccontextmanager
 async def kernels(name: str, count: int) -> AsyncIterator[list[AsyncKernelManager]]:
-    """`count` kernels of one kernelspec, started four at a time, stopped at the end.
+    """Start `count` kernels of one kernelspec, four at a time, and stop them at the end.
 
-    Plain Jupyter chooses ports before the kernel binds them: now and then another kernel is faster, and one that was
-    started never answers. So each is asked once, and started again, twice at most, if it stays silent.
+    Plain Jupyter chooses ports before the kernel binds them. Sometimes another kernel takes such a port first, and the
+    kernel never answers. A kernel that does not answer is therefore started again, at most twice.
     """
     managers = [AsyncKernelManager(kernel_name=name) for _ in range(count)]
     gate = asyncio.Semaphore(4)
@@ -176,13 +178,13 @@ async def kernels(name: str, count: int) -> AsyncIterator[list[AsyncKernelManage
             async with gate:
                 await start(manager)
                 try:
-                    async with client_of(manager) as client:
+                    async with open_client(manager) as client:
                         await asyncio.wait_for(execute(client, "pass"), REPLY_TIMEOUT_S if last else FIRST_S)
                     return
                 except asyncio.TimeoutError:
                     if last:
                         raise
-                    print(f"a kernel of {name} did not answer: started again", file=sys.stderr)
+                    print(f"a kernel of {name} did not answer and is started again", file=sys.stderr)
                     await manager.shutdown_kernel(now=True)
 
     try:
@@ -193,15 +195,15 @@ async def kernels(name: str, count: int) -> AsyncIterator[list[AsyncKernelManage
         await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in started))
 
 
-async def until_forked(name: str, *, backend: str = "local", within_s: float = 60.0) -> bool:
-    """Start and stop kernels until one was forked, so that its zygote is warm; False if none was."""
+async def wait_until_forked(name: str, *, backend: str = "local", within_s: float = 60.0) -> bool:
+    """Start and stop kernels until one is forked, so that its zygote is warm; False if none is."""
     import roost
 
     client = roost.connect(backend)
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         async with kernels(name, 1) as [manager]:
-            async with client_of(manager) as channel:
+            async with open_client(manager) as channel:
                 await execute(channel)
             if (await client.kernel(manager.kernel_id)).how == "forked":
                 return True
@@ -209,5 +211,5 @@ async def until_forked(name: str, *, backend: str = "local", within_s: float = 6
 
 
 def elapsed_ms(since: float) -> float:
-    """Since a `time.perf_counter()`."""
+    """Return milliseconds since a `time.perf_counter()`."""
     return (time.perf_counter() - since) * 1000

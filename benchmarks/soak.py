@@ -1,9 +1,9 @@
-"""Start–stop cycles through roost, watching whether anything grows.
+"""Start–stop cycles through roost, to find anything that grows.
 
-Samples file descriptors, memory (RSS) and threads of the service, the agent and the zygotes, and the files
-under the runtime folder. A straight line through the second half of the samples says how much each has grown
-over that half; more than its tolerance is growth, and the exit status 1. Before, `WARM_UP` cycles fill what remembers
-a bounded number of things: the service's events, decisions and latest requests.
+The benchmark samples file descriptors, memory (RSS) and threads of the service, the agent and the zygotes, and the
+files in the runtime folder. A straight line through the second half of the samples shows how much each has grown.
+If a series grows more than its tolerance, the exit status is 1. First, `WARM_UP` cycles fill the service's bounded
+lists: events, decisions and latest requests.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from pathlib import Path
 
 import psutil
 from harness import Report, parser
-from memory import MIB, part
-from place import ROOST, RUNTIME, client_of, execute, kernels, private_world, processes, until_forked
+from memory import MIB, name_part
+from place import ROOST, RUNTIME, execute, kernels, open_client, private_world, processes, wait_until_forked
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 WARM_UP = 500
 TOLERANCE = {"fds": 1.5, "threads": 0.75, "processes": 3.0, "files": 1.5, "RSS": 1.0}
-"""Growth over the second half that is taken for noise: in units, MiB for RSS (see also RSS_SHARE)."""
+"""Growth over the second half that counts as noise: a number, or MiB for RSS (see also RSS_SHARE)."""
 RSS_SHARE = 0.02
-"""Or this share of its size: allocators move by pages and arenas."""
+"""For RSS, this share of its size counts as noise too, because allocators work in pages and arenas."""
 
 
 def sample(runtime_dir: Path) -> dict[str, float]:
-    """Name → amount, now, with no kernel alive: the oldest process of each part, and how many there are.
+    """Return name → amount while no kernel runs, for the oldest process of each part and the number of processes.
 
-    A zygote's spare children look like itself; they come and go with each start.
+    A zygote's spares look like the zygote itself. Starts create and use them up.
     """
     found: dict[str, float] = {}
-    for process in sorted(processes(str(runtime_dir)), key=born):
+    for process in sorted(processes(str(runtime_dir)), key=find_start_time):
         try:
-            if not (command := process.cmdline()):  # a kernel's last moments
+            if not (command := process.cmdline()):  # a kernel that is just ending
                 continue
-            name = part(command)
+            name = name_part(command)
             with process.oneshot():
                 found.setdefault(f"{name} fds", process.num_fds())
                 found.setdefault(f"{name} threads", process.num_threads())
@@ -56,16 +56,16 @@ def sample(runtime_dir: Path) -> dict[str, float]:
     return found
 
 
-def born(process: psutil.Process) -> float:
+def find_start_time(process: psutil.Process) -> float:
     try:
         started: float = process.create_time()
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just ended
         return math.inf
     return started
 
 
-def growth(samples: Sequence[float]) -> float:
-    """What a straight line through the second half of `samples` gains over it; 0 if that is one sample."""
+def measure_growth(samples: Sequence[float]) -> float:
+    """Return the growth of a straight line through the second half of `samples`; 0 for a single sample."""
     half = samples[len(samples) // 2 :]
     if len(half) < 2:
         return 0.0
@@ -77,16 +77,16 @@ def is_growing(name: str, samples: Sequence[float]) -> bool:
     tolerance = TOLERANCE[name.rsplit(" ", 1)[1]]
     if name.endswith("RSS"):
         tolerance = max(tolerance, RSS_SHARE * statistics.fmean(samples))
-    return growth(samples) > tolerance
+    return measure_growth(samples) > tolerance
 
 
 async def soak(report: Report, cycles: int, points: int, warm_up: int) -> None:
-    """`warm_up` kernels one after the other, then `cycles` more, sampled `points` times."""
+    """Start and stop `warm_up` kernels one after the other, then `cycles` more, with `points` samples."""
     every = max(1, cycles // points)
     runtime_dir = Path(os.environ[RUNTIME])
     for cycle in track(range(-warm_up, cycles), description="soak", console=Console(stderr=True)):
         began = time.perf_counter()
-        async with kernels("roost", 1) as [manager], client_of(manager) as client:
+        async with kernels("roost", 1) as [manager], open_client(manager) as client:
             await execute(client)
         if cycle < 0:
             continue
@@ -97,15 +97,15 @@ async def soak(report: Report, cycles: int, points: int, warm_up: int) -> None:
 
 
 def conclude(report: Report, console: Console) -> bool:
-    """Print first, middle and last of each series and its growth; True if none grew."""
-    table = Table("what", "first", "middle", "last", "growth over the second half", "")
+    """Print the first, middle and last sample of each series and its growth; True if no series grew."""
+    table = Table("series", "first", "middle", "last", "growth over the second half", "")
     grew = False
     for name, values in report.samples.items():
         if name == "cycle":
             continue
         is_bad = is_growing(name, values)
         grew |= is_bad
-        points = (values[0], values[len(values) // 2], values[-1], growth(values))
+        points = (values[0], values[len(values) // 2], values[-1], measure_growth(values))
         table.add_row(
             name, *(f"{value:.1f}" for value in points), "[red]grows[/]" if is_bad else "[green]steady[/]"
         )
@@ -116,16 +116,18 @@ def conclude(report: Report, console: Console) -> bool:
 async def measure(arguments: Namespace) -> Report:
     cycles = arguments.cycles or (40 if arguments.quick else 500)
     report = Report("soak", cycles=cycles)
-    if arguments.provisioner == ROOST and not await until_forked("roost"):
-        report.notes.append("No kernel was forked: this is the exec path.")
+    if arguments.provisioner == ROOST and not await wait_until_forked("roost"):
+        report.notes.append("No kernel was forked: kernels were started from their command.")
     await soak(report, cycles, points=min(cycles, 50), warm_up=0 if arguments.quick else WARM_UP)
     return report
 
 
 def main() -> int:
     options = parser(__doc__)
-    options.add_argument("--cycles", type=int, help="kernels to start and stop (default 500, quick 40)")
-    options.add_argument("--provisioner", default=ROOST, help="entry point to use (default roost)")
+    options.add_argument(
+        "--cycles", type=int, help="number of kernels to start and stop (default 500, quick 40)"
+    )
+    options.add_argument("--provisioner", default=ROOST, help="provisioner to use (default roost)")
     arguments = options.parse_args()
     with private_world({"roost": arguments.provisioner}):
         report = asyncio.run(measure(arguments))

@@ -1,11 +1,11 @@
 """Kernel starts: plain Jupyter against roost, interleaved, through AsyncKernelManager.
 
-start      start_kernel() called → first execute_reply; the request is sent the moment start_kernel() returns
+start      start_kernel() called → first execute_reply; the request is sent as soon as start_kernel() returns
 interrupt  interrupt_kernel() called → the busy cell's reply
 restart    restart_kernel() called → first execute_reply of the new process
 shutdown   shutdown_kernel() called → returned
-burst      five starts at once (asyncio.gather), from rest: kernels per second until all five have replied
-cold       the same in a new process, with no service and no agent yet (no comparison), by stage
+burst      five starts at once (asyncio.gather) on an idle machine: kernels per second until all five have replied
+cold       a start in a new process, without a service and an agent, by stage (roost only)
 
 `wait_for_ready()` is not used: it has a floor of 0.2 s. Claims, of medians: start ≤ 0.20 × plain; restart and
 shutdown ≤ 1 ×; burst ≥ 6 ×.
@@ -30,39 +30,39 @@ from place import (
     PLAIN,
     ROOST,
     RUNTIME,
-    client_of,
     elapsed_ms,
     end_processes,
     execute,
     first_reply,
+    open_client,
     private_world,
     reply_to,
-    until_forked,
+    wait_until_forked,
 )
 
 AT_ONCE = 5
 REST_S = 0.5
-"""Before each burst, so that the end of the one before does not count."""
+"""Pause before each burst, so that the end of the previous burst does not count."""
 BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
 COLD_DEADLINE_S = 120
 SETTLE_S = 0.05
 
 
 async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
-    """One kernel from start to shutdown: stage → milliseconds, with those that roost itself timed."""
+    """Run one kernel from start to shutdown. Return stage → milliseconds, including the stages that roost timed."""
     manager = AsyncKernelManager(kernel_name=name)
     took = {}
     try:
         took = await first_reply(manager)
         if is_roost:
-            took |= {f"start stage {stage}": value for stage, value in (await timing(manager)).items()}
-        async with client_of(manager, iopub=True) as client:
-            await execute(client)  # connected: what follows is the interrupt alone
+            took |= {f"start stage {stage}": value for stage, value in (await read_timing(manager)).items()}
+        async with open_client(manager, iopub=True) as client:
+            await execute(client)  # connect first, so that only the interrupt is measured
             busy = client.execute(BUSY)
             while (await client.get_iopub_msg(timeout=10))["msg_type"] != "stream":
                 pass
-            # A moment later the cell sleeps. Interrupted while it still prints, ipykernel 7.4 hangs now and then,
-            # whoever started it: about once in a thousand.
+            # Wait until the cell sleeps. ipykernel 7.4 hangs in about one of a thousand interrupts while it still
+            # prints, with any provisioner.
             await asyncio.sleep(SETTLE_S)
             began = time.perf_counter()
             await manager.interrupt_kernel()
@@ -72,7 +72,7 @@ async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
                 raise RuntimeError(f"the interrupted cell answered {reply['status']}")
         began = time.perf_counter()
         await manager.restart_kernel()
-        async with client_of(manager) as client:
+        async with open_client(manager) as client:
             await execute(client)
         took["restart"] = elapsed_ms(began)
     finally:
@@ -82,15 +82,15 @@ async def life(name: str, *, is_roost: bool = False) -> dict[str, float]:
     return took
 
 
-async def timing(manager: AsyncKernelManager) -> Mapping[str, float]:
-    """Kernel.timing_ms as the scheduler tells it."""
+async def read_timing(manager: AsyncKernelManager) -> Mapping[str, float]:
+    """Return the timing that the scheduler has recorded for the kernel."""
     import roost
 
     return (await roost.connect("local").kernel(manager.kernel_id)).timing_ms
 
 
 async def burst(name: str) -> dict[str, float]:
-    """AT_ONCE starts in parallel: kernels per second."""
+    """Start AT_ONCE kernels in parallel. Return kernels per second."""
     await asyncio.sleep(REST_S)
     managers = [AsyncKernelManager(kernel_name=name) for _ in range(AT_ONCE)]
     try:
@@ -105,19 +105,19 @@ async def burst(name: str) -> dict[str, float]:
 
 
 async def first_start(name: str) -> None:
-    """What a fresh process does; prints milliseconds by stage as JSON."""
+    """Start one kernel in a fresh process, and print milliseconds by stage as JSON."""
     manager = AsyncKernelManager(kernel_name=name)
     try:
         replied = await first_reply(manager)
         took = {"total": replied["start"], "start_kernel returned": replied["start_kernel returned"]}
-        took |= {f"stage {stage}": value for stage, value in (await timing(manager)).items()}
+        took |= {f"stage {stage}": value for stage, value in (await read_timing(manager)).items()}
     finally:
         await manager.shutdown_kernel(now=True)
     print(json.dumps(took))
 
 
 def cold(name: str) -> dict[str, float]:
-    """One first start in a process and a runtime folder of its own."""
+    """Measure one first start, in a new process and a new runtime folder."""
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as folder:
         environment = {**os.environ, RUNTIME: folder}
         try:
@@ -140,8 +140,8 @@ async def measure(arguments: Namespace) -> Report:
     rounds = arguments.rounds or (3 if arguments.quick else 20)
     is_roost = arguments.provisioner == ROOST
     report = Report("start", rounds=rounds, at_once=AT_ONCE, provisioner=arguments.provisioner)
-    if is_roost and not await until_forked("roost"):
-        report.notes.append("No kernel was forked: these are figures of the exec path.")
+    if is_roost and not await wait_until_forked("roost"):
+        report.notes.append("No kernel was forked: the figures are for kernels started from their command.")
     peers = [arguments.peer] if arguments.peer else []
     lives = {name: partial(life, name) for name in ("plain", "roost", *peers)}
     lives["roost"] = partial(life, "roost", is_roost=is_roost)
@@ -167,14 +167,16 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")
     options.add_argument(
-        "--provisioner", default=ROOST, help="entry point measured against plain (default roost)"
+        "--provisioner", default=ROOST, help="provisioner to compare with plain Jupyter (default roost)"
     )
     options.add_argument(
         "--peer",
         metavar="KERNELSPEC",
-        help="an installed kernelspec of another provisioner, measured as well",
+        help="an installed kernelspec of another provisioner, to measure as well",
     )
-    options.add_argument("--first-start", metavar="KERNELSPEC", help="internal: one start, printed as JSON")
+    options.add_argument(
+        "--first-start", metavar="KERNELSPEC", help="internal: measure one start and print JSON"
+    )
     arguments = options.parse_args()
     if arguments.first_start:
         asyncio.run(first_start(arguments.first_start))

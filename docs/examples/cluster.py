@@ -128,7 +128,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 @asynccontextmanager
-async def cluster_of(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
+async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
     """The running cluster, with a sign of life while it starts; gone at the end, with all that was started on it."""
     began = time.monotonic()
     cluster = kind.make()
@@ -147,7 +147,7 @@ async def cluster_of(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
         await asyncio.to_thread(cluster.close)
 
 
-async def leases_in(kind: Kind, cluster: Cluster) -> Check:
+async def find_leases(kind: Kind, cluster: Cluster) -> Check:
     """Ask the cluster itself, in a process of its own, which of roost's leases there are."""
     command = [sys.executable, "-W", "ignore", "-c", kind.ask, cluster.address]
     process = await asyncio.create_subprocess_exec(
@@ -162,7 +162,7 @@ async def leases_in(kind: Kind, cluster: Cluster) -> Check:
     return Check(what=kind.nothing, left=tuple(left))
 
 
-async def cluster_left(kind: Kind, cluster: Cluster) -> Check:
+async def end_cluster(kind: Kind, cluster: Cluster) -> Check:
     """End the cluster, and say what of it is still there."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:

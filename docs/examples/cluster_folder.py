@@ -51,7 +51,7 @@ class Cluster(ABC):
         """Have it run, in `folder`, which is empty. What is there of it when this raises is ended."""
 
     def __enter__(self: AnyCluster) -> AnyCluster:
-        self.folder, self._watcher = make(self._prefix)
+        self.folder, self._watcher = make_folder(self._prefix)
         try:
             self._start()
         except BaseException:
@@ -113,7 +113,7 @@ def why_no_cluster(module: str, name: str) -> str | None:
     return None
 
 
-def inherited(*but: str) -> dict[str, str]:
+def inherit_environment(*but: str) -> dict[str, str]:
     """This process's environment without the variables whose names begin like these."""
     return {name: value for name, value in os.environ.items() if not name.startswith(but)}
 
@@ -123,7 +123,7 @@ def tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
 
 
-def make(prefix: str) -> tuple[Path, subprocess.Popen[bytes]]:
+def make_folder(prefix: str) -> tuple[Path, subprocess.Popen[bytes]]:
     """A new folder, and the process that ends what belongs to it when this process dies, or closes its input."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))  # short: a socket's path ends at 107 bytes
     watcher = subprocess.Popen(

@@ -25,7 +25,7 @@ from cluster_folder import (
     FOLDER,
     Cluster,
     answers,
-    inherited,
+    inherit_environment,
     tail,
     wait_until,
     why_no_cluster,
@@ -256,7 +256,7 @@ class DaskMachines(Cluster):
                 f"--tls-key={tls}/key.pem",
             ]
         environment = {
-            **inherited(*_NOT_INHERITED),
+            **inherit_environment(*_NOT_INHERITED),
             **self.environment,
             **environment,
             FOLDER: str(self.folder),

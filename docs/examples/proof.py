@@ -49,7 +49,7 @@ def processes(runtime_dir: Path, beside: Path | None = None) -> list[psutil.Proc
     return found
 
 
-def held(runtime_dir: Path, beside: Path | None = None) -> Held:
+def find_held(runtime_dir: Path, beside: Path | None = None) -> Held:
     """All processes of this tour and the TCP ports they listen on."""
     found = processes(runtime_dir, beside)
     ports: set[tuple[str, int]] = set()
@@ -66,7 +66,7 @@ def held(runtime_dir: Path, beside: Path | None = None) -> Held:
     return Held(processes=tuple(found), ports=tuple(sorted(ports)))
 
 
-def check(
+def check_left(
     before: Held,
     runtime_dir: Path,
     folders: Sequence[Path],

@@ -25,7 +25,7 @@ from cluster_folder import (
     Cluster,
     answers,
     end,
-    inherited,
+    inherit_environment,
     processes,
     tail,
     wait_until,
@@ -216,7 +216,7 @@ class Raylets(Cluster):
 
     def _environment_of(self, machine: Machine) -> dict[str, str]:
         own = {
-            **inherited("RAY_", "CUDA_VISIBLE_DEVICES"),
+            **inherit_environment("RAY_", "CUDA_VISIBLE_DEVICES"),
             **_SETTINGS,
             **self.environment,
             **machine.environment,

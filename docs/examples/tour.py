@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cluster import KINDS, Cluster, cluster_left, cluster_of, leases_in
+from cluster import KINDS, Cluster, end_cluster, find_leases, run_cluster
 from dask_waits import wait_for_kernel
-from proof import RUNTIME, Check, Held, check, end, held
+from proof import RUNTIME, Check, Held, check_left, end, find_held
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
@@ -201,7 +201,7 @@ def describe(kernel: Mapping[str, Any]) -> None:
     row("stages", " · ".join(f"{name} {value:.1f} ms" for name, value in kernel["timing_ms"].items()))
 
 
-def indented(text: Text, by: int) -> Padding:
+def indent(text: Text, by: int) -> Padding:
     return Padding(text, (0, 0, 0, by), expand=False)
 
 
@@ -217,11 +217,11 @@ def row(name: str, value: str) -> None:
 def show_cell(source: str, outputs: list[Output]) -> None:
     """The first line of the code, and all of what it said."""
     first, *rest = source.splitlines()
-    out.print(indented(Text(f"› {first}{' …' if rest else ''}", style="dim", no_wrap=True), 2))
+    out.print(indent(Text(f"› {first}{' …' if rest else ''}", style="dim", no_wrap=True), 2))
     for output in outputs:
         kind = "" if output.kind in ("stdout", "text/plain") else f"[{output.kind}] "
         text = output.text.splitlines()[-1] if output.kind == "error" else output.text.rstrip("\n")
-        out.print(indented(Text(f"{kind}{text}", style="red" if output.kind == "error" else ""), 4))
+        out.print(indent(Text(f"{kind}{text}", style="red" if output.kind == "error" else ""), 4))
 
 
 async def is_refused(server: JupyterServer) -> bool:
@@ -240,7 +240,7 @@ async def is_refused(server: JupyterServer) -> bool:
     return True
 
 
-async def does_wait(server: JupyterServer, cluster: Cluster, stop: Stop, kernel_id: str) -> bool:
+async def does_task_wait(server: JupyterServer, cluster: Cluster, stop: Stop, kernel_id: str) -> bool:
     """A Dask task asks for what a kernel has: it runs once the kernel is deleted, and not before."""
     out.print(Rule(f"[bold]A Dask task that asks for the same[/] · {stop.title}", align="left", style="cyan"))
     asks = {"GPU": stop.asks["gpus"], **stop.asks["resources"]}
@@ -298,25 +298,25 @@ async def prove(
     await asyncio.to_thread(psutil.wait_procs, before.processes, timeout=LEAVE_TIMEOUT_S)
     waited_s = time.monotonic() - began
     folders = [world.runtime, world.jupyter_runtime]
-    checks = first + check(before, world.runtime, folders, kernel_ids, cluster and cluster.folder)
+    checks = first + check_left(before, world.runtime, folders, kernel_ids, cluster and cluster.folder)
     if cluster:
-        checks.append(await cluster_left(KINDS[backend], cluster))
+        checks.append(await end_cluster(KINDS[backend], cluster))
     for one in checks:
         out.print(f"  {'[red]✗[/]' if one.left else '[green]✓[/]'} {one.what}")
         for left in one.left:
-            out.print(indented(Text(left, style="red"), 4))
+            out.print(indent(Text(left, style="red"), 4))
     row("waited", f"{waited_s:.1f} s for scheduler, agents and zygotes to leave by themselves")
     return not any(one.left for one in checks)
 
 
 @asynccontextmanager
-async def nodes_of(backend: str, world: World) -> AsyncIterator[Cluster | None]:
+async def run_nodes(backend: str, world: World) -> AsyncIterator[Cluster | None]:
     """What the kernels run on: a cluster of the tour's own, or just this machine."""
     if backend == "local":
         yield None
         return
     kind = KINDS[backend]
-    async with cluster_of(kind, out) as cluster:
+    async with run_cluster(kind, out) as cluster:
         configure(world.config, kind.name, cluster.address)
         yield cluster
 
@@ -325,7 +325,7 @@ async def tour(backend: str) -> bool:
     """All of it; true if everything went as it should."""
     began = time.monotonic()
     with private_world(backend) as world:
-        async with nodes_of(backend, world) as cluster:
+        async with run_nodes(backend, world) as cluster:
             is_good = await visit_all(backend, world, cluster)
         root = world.root
     is_good &= not root.exists()
@@ -345,15 +345,15 @@ async def visit_all(backend: str, world: World, cluster: Cluster | None) -> bool
         is_good = len(kernel_ids) == len(stops) and await is_refused(server)
         if is_good and cluster and backend == "dask":
             at = next(index for index, stop in enumerate(stops) if stop.notebook == "dask_map.ipynb")
-            is_good = await does_wait(server, cluster, stops[at], kernel_ids[at])
+            is_good = await does_task_wait(server, cluster, stops[at], kernel_ids[at])
         if not is_good:
             out.print(Text("\n".join(server.log[-30:]), style="dim"))
-        before = held(world.runtime, cluster and cluster.folder)
+        before = find_held(world.runtime, cluster and cluster.folder)
         out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
         left = await stop_kernels(server)
         checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
         if cluster:
-            checks.append(await leases_in(KINDS[backend], cluster))
+            checks.append(await find_leases(KINDS[backend], cluster))
     return await prove(checks, before, world, kernel_ids, backend, cluster) and is_good
 
 
@@ -363,15 +363,15 @@ async def lab(backend: str) -> bool:
         until = asyncio.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(signum, until.set)
-        async with nodes_of(backend, world) as cluster:
+        async with run_nodes(backend, world) as cluster:
             async with jupyter_server(world.notebooks, program="jupyterlab") as server:
                 out.print(f"JupyterLab is at [bold]{server.url}[/]", soft_wrap=True)
                 out.print("The notebooks there are copies. Ctrl-C stops everything.")
                 await until.wait()
-                before = held(world.runtime, cluster and cluster.folder)
+                before = find_held(world.runtime, cluster and cluster.folder)
                 _, running = await server.api("GET", "kernels")
                 await stop_kernels(server)
-                checks = [await leases_in(KINDS[backend], cluster)] if cluster else []
+                checks = [await find_leases(KINDS[backend], cluster)] if cluster else []
             kernel_ids = [kernel["id"] for kernel in running]
             return await prove(checks, before, world, kernel_ids, backend, cluster)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from memory import part, pss_bytes
-from soak import growth, is_growing
+from memory import name_part, pss_bytes
+from soak import is_growing, measure_growth
 
 
 def test_growth_is_that_of_the_second_half() -> None:
-    assert growth([0, 50, 100, 100, 100, 100]) == 0
-    assert growth([0, 0, 0, 10, 20, 30]) == pytest.approx(20)
-    assert growth([1]) == 0
+    assert measure_growth([0, 50, 100, 100, 100, 100]) == 0
+    assert measure_growth([0, 0, 0, 10, 20, 30]) == pytest.approx(20)
+    assert measure_growth([1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_noise_is_no_growth(name: str, samples: list[float], grows: bool) -> Non
 
 
 def test_the_parts_of_roost_by_their_command_line() -> None:
-    assert part(["python", "-m", "roost.scheduler.service.server", "/tmp/agent"]) == "service"
-    assert part(["python", "-m", "roost.launchers.agent.main"]) == "agent"
-    assert part(["python", "/lib/roost/launchers/zygote/main.py", "/tmp/agent"]) == "zygote"
+    assert name_part(["python", "-m", "roost.scheduler.service.server", "/tmp/agent"]) == "service"
+    assert name_part(["python", "-m", "roost.launchers.agent.main"]) == "agent"
+    assert name_part(["python", "/lib/roost/launchers/zygote/main.py", "/tmp/agent"]) == "zygote"
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:
