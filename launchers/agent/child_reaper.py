@@ -1,4 +1,4 @@
-"""The exit status of every child of the agent, and of every orphan that falls to it."""
+"""The exit status of every child of the agent. The agent is also the parent of all orphans among its descendants."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from collections.abc import Callable
 
 _REMEMBERED = 1024
 _REMEMBERED_S = 5.0
-"""A forked kernel may end before its pid is read, a moment earlier; pids are used again, later."""
+"""How long an exit code is kept for `exit_code`. A forked kernel may end before the agent reads its pid. Later, the
+system may use the pid again."""
 
 
 class Reaper:
-    """Reaps at SIGCHLD; `others` is called with pid and status of those that nobody waits for.
+    """A collector of exit codes: it reaps at SIGCHLD.
 
-    What a child that is waited for leaves in its process group ends with it.
+    `others` is called with pid and status of each child that nobody waits for. If somebody waits for a child, the rest
+    of the child's process group is killed when the child ends.
     """
 
-    def __init__(self, *, others: Callable[[int, int], object]) -> None:
+    def __init__(self, *, others: Callable[[int, int], object], remembered_s: float = _REMEMBERED_S) -> None:
         self._loop = asyncio.get_running_loop()
         self._others = others
+        self._remembered_s = remembered_s
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._ended: OrderedDict[int, tuple[int, float]] = OrderedDict()
         self._loop.add_signal_handler(signal.SIGCHLD, self.reap)
 
     def exit_code(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
-        """A future of the child's exit code as `subprocess` gives it. Ask once per child.
+        """Return a future of the child's exit code, in the form of `subprocess`. Call it once per child.
 
-        `is_ours`: the caller spawned it in this step of the loop, so that what is known of the pid is of another.
+        `is_ours`: the caller has just spawned the child, so a remembered exit code belongs to an earlier process.
         """
         future: asyncio.Future[int] = self._loop.create_future()
-        code, ended_at = self._ended.pop(pid, (0, -_REMEMBERED_S))
-        if is_ours or time.monotonic() - ended_at > _REMEMBERED_S:
+        code, ended_at = self._ended.pop(pid, (0, -self._remembered_s))
+        if is_ours or time.monotonic() - ended_at > self._remembered_s:
             self._waiting[pid] = future
         else:
             sweep_group(pid)
@@ -42,7 +45,7 @@ class Reaper:
         return future
 
     def reap(self) -> None:
-        """Collect all children that have ended."""
+        """Reap all children that have ended."""
         while True:
             try:
                 pid, status = self._next()
@@ -67,7 +70,7 @@ class Reaper:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def _next(self) -> tuple[int, int]:
-        """Reap one child as `os.waitpid` does; its group goes first, while its pid cannot be used again."""
+        """Reap one child as `os.waitpid` does. Kill its group first, while nobody else can get its pid."""
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in self._waiting:
@@ -82,7 +85,7 @@ class Reaper:
 
 
 def sweep_group(pid: int) -> None:
-    """Kill what is left of the process group that `pid` led; its number is not used again while it has members."""
+    """Kill the rest of the process group that `pid` led. The number stays taken while the group has members."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

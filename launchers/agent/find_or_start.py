@@ -1,7 +1,7 @@
-"""The agent of this user on this machine: found, or started; replaced when it is older than this code.
+"""Find the agent of this user on this machine, or start it. Replace it if it is older than this code.
 
-As a program, `python -m roost.launchers.agent.find_or_start NAME SETTINGS MANAGER` (JSON) does so for a cluster manager
-on a node of the cluster. It prints where the agent listens, and which GPUs it sees.
+A cluster manager runs this file as a program on a node: `python -m roost.launchers.agent.find_or_start NAME SETTINGS
+MANAGER` (the last two are JSON). It prints, as JSON, the agent's address and the GPUs that the agent has.
 """
 
 from __future__ import annotations
@@ -32,13 +32,11 @@ _REPLACE_TRIES = 20
 async def find_or_start_agent(
     settings: AgentSettings, *, name: str = "agent", manager: Manager | None = None
 ) -> tuple[str, ClientKeys]:
-    """Endpoint and keys of the agent whose folder has this name, which watches that manager from now on.
+    """Return endpoint and keys of the agent with this name. Start it if it is not running. Raises `DaemonError`.
 
-    Raises `DaemonError` with one sentence.
-
-    An agent of an older version is replaced; its kernels and reservations stay. One with other settings is replaced
-    when it holds nothing. Until then its settings stand, with a warning: nobody is kept from their kernels by a
-    changed configuration.
+    The agent watches `manager` from now on. An agent of an older version is replaced; its kernels and leases stay. An
+    agent with other settings is replaced if it holds no lease. Otherwise it keeps its settings, with a warning: a
+    changed configuration must not keep people from their kernels.
     """
     folder = runtime_dir() / name
     for _ in range(_REPLACE_TRIES):
@@ -54,19 +52,19 @@ async def find_or_start_agent(
             str(announced["endpoint"]),
             decode(ClientKeys, announced["keys"], ignore_unknown=True),
         )
-        is_older = _is_older(announced)
-        other = _other(announced["settings"], settings)
+        is_replaced = is_older(announced)
+        differences = find_differences(announced["settings"], settings)
         client = AgentClient(endpoint, keys)
         try:
             await client.connect()
-            if other and await _holds_something(client):
+            if differences and await _holds_something(client):
                 log.warning(
                     "the agent on this machine keeps the settings it was started with until its kernels end: %s",
-                    other,
+                    differences,
                 )
-                settings = decode(AgentSettings, {**encode(settings), **other})
-                other = {}
-            if not is_older and not other:
+                settings = decode(AgentSettings, {**encode(settings), **differences})
+                differences = {}
+            if not is_replaced and not differences:
                 if manager is not None:
                     await client.manage(manager)
                 return endpoint, keys
@@ -74,26 +72,26 @@ async def find_or_start_agent(
         except RemoteError as refusal:
             raise DaemonError(refusal.message) from None
         except (RpcError, WireError, asyncio.TimeoutError) as problem:
-            log.debug("the agent at %s is gone, or about to be: %s", endpoint, problem)
+            log.debug("the agent at %s has left or is leaving: %s", endpoint, problem)
         finally:
             await client.close()
-        await asyncio.sleep(0.05)  # it is on its way out; `ensure` starts the next once its lock is free
-    raise DaemonError("the agent of an older version does not leave; run `roost doctor`")
+        await asyncio.sleep(0.05)  # it is leaving; `ensure` starts the next agent once the lock is free
+    raise DaemonError("an agent of an older version does not leave; run `roost doctor`")
 
 
-def _is_older(announced: Mapping[str, Any]) -> bool:
-    """Whether that agent should make room for this version; raises `DaemonError` for one too new to talk to."""
+def is_older(announced: Mapping[str, Any]) -> bool:
+    """True if the agent is older than this version. Raises `DaemonError` if it is too new for this version."""
     if parse_version(str(announced["version"])) < parse_version(VERSION):
         return True
     if announced["protocol"] != PROTOCOL:
         raise DaemonError(
-            f"the agent here is of version {announced['version']}, newer than this one: upgrade roost"
+            f"the agent on this machine has version {announced['version']}, newer than {VERSION}: upgrade roost"
         )
     return False
 
 
-def _other(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, Any]:
-    """What an agent was started with in another way than `settings`, of that which both versions know."""
+def find_differences(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, Any]:
+    """Return the settings of a running agent that differ from `settings`, without those that one version lacks."""
     mine = encode(settings)
     return {key: value for key, value in announced.items() if key in mine and mine[key] != value}
 
@@ -107,7 +105,7 @@ async def _main(name: str, settings: str, manager: str) -> str:
         await client.connect()
         devices = (await client.status()).devices
     except (RpcError, asyncio.TimeoutError) as problem:
-        raise DaemonError(f"the agent at {endpoint} has gone again: {problem}") from None
+        raise DaemonError(f"the agent at {endpoint} has left again: {problem}") from None
     finally:
         await client.close()
     return json.dumps({"endpoint": endpoint, "keys": encode(keys), "devices": encode(devices)})
@@ -117,11 +115,11 @@ async def _holds_something(client: AgentClient) -> bool:
     try:
         return bool((await client.holdings()).leases)
     except WireError:
-        return True  # an older agent's, in a form that is not known any more
+        return True  # an older agent, whose answer has an unknown form
 
 
 if __name__ == "__main__":
     try:
         print(asyncio.run(_main(*sys.argv[1:])))
-    except (DaemonError, FolderError) as found:
-        print(json.dumps({"problem": str(found)}))
+    except (DaemonError, FolderError) as problem:
+        print(json.dumps({"problem": str(problem)}))

@@ -8,6 +8,7 @@ A zygote imported its modules some time ago, in some environment. Before it fork
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ _LAUNCHERS = ("ipykernel_launcher", "ipykernel")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCommand:
-    """An ipykernel's argv, taken apart: ``python *flags -m ipykernel_launcher -f FILE *args``."""
+    """The parts of an ipykernel's argv: `python *flags -m ipykernel_launcher -f FILE *args`."""
 
     python: str
     flags: tuple[str, ...] = ()
@@ -33,7 +34,7 @@ class KernelCommand:
 
 
 def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
-    """Take an ipykernel's argv apart; None for every other command, which can then only be exec'ed."""
+    """Split an ipykernel's argv into its parts. Return None for any other command, which cannot be forked."""
     if len(argv) < 4:
         return None
     flags: list[str] = []
@@ -59,24 +60,24 @@ def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
 
 
 def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
-    """Path of the interpreter as a start with `env` would find it; links are kept, since they name the venv."""
+    """Return the path of the interpreter that a start with `env` would find. Links stay: they name the venv."""
     found = shutil.which(python, path=env.get("PATH", os.defpath))
     return os.path.abspath(found) if found else None
 
 
 def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The part of `env` that the interpreter, the loader and C libraries read before Python code could see it."""
+    """Return the variables that the interpreter, the loader and C libraries read. Python code cannot observe that."""
     return {name: value for name, value in sorted(env.items()) if name.startswith(_READ_BY_C_CODE)}
 
 
 def choose_import_folder(env: Mapping[str, str], cwd: str) -> str:
-    """The working directory as far as imports depend on it: `cwd` if PYTHONPATH has relative entries, else ``/``."""
+    """Return the folder on which imports depend: `cwd` if PYTHONPATH has relative entries, otherwise `/`."""
     entries = env["PYTHONPATH"].split(os.pathsep) if env.get("PYTHONPATH") else []
     return "/" if all(os.path.isabs(entry) for entry in entries) else cwd
 
 
 def stamp(path: str) -> FileStamp | None:
-    """What identifies the content of a file or folder without reading it; None if there is none."""
+    """Return the stamp of a file or folder, or None if it does not exist. A new content has a new stamp."""
     try:
         status = os.stat(path)
     except OSError:
@@ -86,23 +87,39 @@ def stamp(path: str) -> FileStamp | None:
 
 @dataclass(slots=True, kw_only=True)
 class Fingerprint:
-    """Files and folders that a zygote's imports came from.
+    """The files and folders from which a zygote imported its modules.
 
-    `folders` are the entries of sys.path that are not site-packages, with what they held: people write
-    files into them all the time, so that a changed one counts only if it now offers a module of a name that was
-    imported from further down the path.
+    `folders` are the entries of sys.path that are not site-packages. People write files into them all the time.
+    Therefore a changed folder counts only if it now has a module whose name the zygote imported from elsewhere.
     """
 
     files: dict[str, FileStamp | None]
     folders: dict[str, FileStamp | None] = field(default_factory=dict)
     imported_names: frozenset[str] = frozenset()
     _listed: dict[str, frozenset[str]] = field(default_factory=dict)
+    _check: asyncio.Task[str | None] | None = None
 
     def __post_init__(self) -> None:
         self._listed = {folder: self._offered(folder) for folder in self.folders}
 
+    async def check(self) -> str | None:
+        """Return `broken_by` as of now or later. Launches that come in a burst share one check.
+
+        A caller that arrives after the check has started waits for the next check. It must not miss a change that was
+        made before its launch.
+        """
+
+        async def run() -> str | None:
+            await asyncio.sleep(0)  # let the other launches of the burst join
+            self._check = None  # from here on, callers need the next check
+            return self.broken_by()
+
+        if self._check is None:
+            self._check = asyncio.create_task(run())
+        return await asyncio.shield(self._check)
+
     def broken_by(self) -> str | None:
-        """The first path that is not what it was, or None; a stat for each of ~1,000 files."""
+        """Return the first path that has changed, or None. Costs a stat for each of about 1,000 files."""
         stat = os.stat
         try:
             for path, known in self.files.items():
@@ -121,7 +138,7 @@ class Fingerprint:
         return None
 
     def _offered(self, folder: str) -> frozenset[str]:
-        """Names in `folder` that would shadow, or have been, an imported top-level module."""
+        """Return the names in `folder` that equal the name of an imported top-level module."""
         return self.imported_names.intersection(_module_names(folder))
 
 

@@ -1,4 +1,4 @@
-"""A kernel that was forked tells the agent its pid and then its ports, through a pipe."""
+"""The report of a forked kernel: through a pipe, it sends the agent its pid and then its ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class KernelDiedEarly(Exception):
-    """A forked kernel ended before it reported its ports; its exit status goes to whoever reaps `pid`."""
+    """A forked kernel ended before it reported its ports. Its exit status is with the `Reaper`, under `pid`."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid)
@@ -23,7 +23,7 @@ class KernelDiedEarly(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkedKernel:
-    """A kernel that was forked: a child of the agent, its ports bound. `timing_ms` counts from the request."""
+    """A forked kernel with bound ports. It is a child of the agent. `timing_ms` counts from the request."""
 
     pid: int
     ports: dict[str, int]
@@ -38,40 +38,41 @@ async def read_report(
     deadline_s: float,
     on_pid: Callable[[int], object],
 ) -> ForkedKernel | None:
-    """What a kernel says on `report`; None if no process came to be. Who gives up ends the kernel.
+    """Read the pipe `report` until the kernel has sent its ports. Return None if the zygote forked no process.
 
-    `started` as from `time.perf_counter`. Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`.
+    `started` is a value of `time.perf_counter`. Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. The
+    kernel is killed after a timeout or a cancellation.
     """
-    said: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     os.set_blocking(report, False)
     until = time.perf_counter() + deadline_s
     rest = b""
     try:
-        while "ports" not in said:
-            chunk = await asyncio.wait_for(_readable(report), until - time.perf_counter())
-            if not chunk and "pid" in said:
-                raise KernelDiedEarly(said["pid"])
+        while "ports" not in received:
+            chunk = await asyncio.wait_for(_read_when_ready(report), until - time.perf_counter())
+            if not chunk and "pid" in received:
+                raise KernelDiedEarly(received["pid"])
             if not chunk:
                 return None
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 message = json.loads(line)
-                said.update(message)
+                received.update(message)
                 timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
                 if "pid" in message:
                     on_pid(message["pid"])
     except (asyncio.TimeoutError, asyncio.CancelledError) as problem:
-        if "pid" in said:  # if not, it ends itself when it finds nobody to report to
+        if "pid" in received:  # otherwise the kernel ends when it writes to the closed pipe
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(said["pid"], signal.SIGKILL)
+                os.killpg(received["pid"], signal.SIGKILL)
         if isinstance(problem, asyncio.CancelledError):
             raise
         raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s:g} s") from None
-    return ForkedKernel(pid=said["pid"], ports=said["ports"], timing_ms=timing_ms)
+    return ForkedKernel(pid=received["pid"], ports=received["ports"], timing_ms=timing_ms)
 
 
-async def _readable(fd: int) -> bytes:
-    """The next bytes from a non-blocking pipe, b"" at its end."""
+async def _read_when_ready(fd: int) -> bytes:
+    """Return the next bytes from a non-blocking pipe, or b"" at its end."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))

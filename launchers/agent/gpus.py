@@ -1,4 +1,4 @@
-"""The GPUs of this machine: from NVML, or declared by the operator."""
+"""The GPUs of this machine: NVML reports them, or the operator declares them."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from roost.placement.model import Device
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT_S = 10.0
-"""A driver that nobody uses is loaded by the first who asks: a second or two for each GPU."""
-_WAIT_S = 0.05
+"""How long the first reading may take. It loads an unused driver, which takes a second or two for each GPU."""
+WAIT_S = 0.05
+"""How long a later reading is waited for."""
 
 
 class DeviceReader:
-    """Lists devices with their real use. Device ids are opaque: a GPU or MIG UUID, else an index.
+    """A reader of devices and their real use. Device ids are opaque: a GPU or MIG UUID, otherwise an index.
 
-    `declared` is a number of GPUs that are taken as given (their real use is unknown); None asks NVML, and finds
-    none where there is no NVML, no driver or no GPU. NVML is asked in a thread, since with a GPU that fell off the
-    bus an answer may take seconds, or for ever; what is read meanwhile is the last answer. `read_at` is the
-    monotonic time of that answer, `math.inf` where nothing is measured.
+    `declared` is a number of GPUs whose real use is unknown. If it is None, NVML is asked. Without NVML, a driver or a
+    GPU, there are no devices. A thread asks NVML, because a GPU that fell off the bus may never answer. Meanwhile,
+    readers get the last answer. `read_at` is the monotonic time of that answer (`math.inf`: not measured).
     """
 
-    def __init__(self, declared: int | None = None, model: str = "") -> None:
+    def __init__(
+        self, declared: int | None = None, model: str = "", *, first_wait_s: float = _FIRST_WAIT_S
+    ) -> None:
         self.read_at = math.inf
         self._last = tuple(Device(id=str(index), model=model) for index in range(declared or 0))
         self._is_measured = declared is None
         self._nvml: Any = None
         self._reader: threading.Thread | None = None
-        self.read(_FIRST_WAIT_S)
+        self.read(first_wait_s)
 
-    def read(self, wait_s: float = _WAIT_S) -> tuple[Device, ...]:
-        """All devices, now if NVML answers within `wait_s`: it takes a few hundred microseconds a GPU. Never raises."""
+    def read(self, wait_s: float = WAIT_S) -> tuple[Device, ...]:
+        """Return all devices, as of now if NVML answers within `wait_s` (some hundred µs per GPU). Never raises."""
         if self._is_measured and (self._reader is None or not self._reader.is_alive()):
             self._reader = threading.Thread(target=self._refresh, name="nvml", daemon=True)
             self._reader.start()
             self._reader.join(wait_s)
             if self._reader.is_alive():
-                log.warning("the GPUs have not answered within %g s; their last known state is shown", wait_s)
+                log.warning("the GPUs have not answered within %g s; their last known state is used", wait_s)
         return self._last
 
     def close(self) -> None:
-        """Let go of NVML, unless it does not answer. May be repeated."""
+        """Shut NVML down, unless a call to it hangs. May be repeated."""
         self._is_measured = False
         if self._nvml is not None and self._reader is not None and not self._reader.is_alive():
             self._ask(self._nvml.nvmlShutdown)

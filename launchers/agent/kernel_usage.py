@@ -1,4 +1,4 @@
-"""What kernels use, with all their processes: one session each, whoever started them and whoever is left."""
+"""The CPU and memory that kernels use. All processes in a kernel's session count, whoever started them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import psutil
 from roost.launchers.protocol.messages import KernelUse
 
 _MIN_INTERVAL_S = 1.0
-"""Asked again sooner, the answer is the same: CPU use over less is noise."""
+"""How long a measurement counts. CPU use over a shorter time is noise."""
 
 
 class UsageMeter:
-    """Measures on demand; nothing runs in between. Costs a system call per process of the machine."""
+    """A meter that measures on demand. A measurement costs one system call per process of the machine."""
 
     def __init__(self) -> None:
         self._read_at = 0.0
@@ -23,7 +23,7 @@ class UsageMeter:
         self._known: dict[int, KernelUse] = {}
 
     def read(self, kernels: Mapping[int, str]) -> tuple[KernelUse, ...]:
-        """`kernels`: ids of the running kernels by pid."""
+        """Return the use of each kernel. `kernels` has the ids of the running kernels by pid."""
         now = time.monotonic()
         elapsed_s = now - self._read_at
         if elapsed_s >= _MIN_INTERVAL_S or kernels.keys() != self._known.keys():
@@ -58,7 +58,7 @@ class UsageMeter:
 
 
 def _processes(kernels: Mapping[int, str]) -> dict[int, list[psutil.Process]]:
-    """The processes in each kernel's session, by the kernel's pid."""
+    """Return the processes in each kernel's session, by the kernel's pid."""
     found: dict[int, list[psutil.Process]] = {pid: [] for pid in kernels}
     for pid in psutil.pids() if kernels else ():
         try:

@@ -1,4 +1,4 @@
-"""The kernels of one node: started by fork or exec, watched, recorded in files, found again after a crash."""
+"""The kernels of one agent: it starts them, watches them, and records them in files for the next agent."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
+from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import KernelProcess, Launch, Owner
 from roost.launchers.protocol.rpc import RemoteError
@@ -31,8 +32,8 @@ _LOG_INTERVAL_S = 15.0
 
 
 @dataclass(slots=True)
-class _Kernel:
-    """One kernel; `started` is the launch under way or done, `ended` is set when the process is gone."""
+class _TrackedKernel:
+    """One kernel. `started` is its launch, in progress or done. `ended` is set when its process has ended."""
 
     kernel_id: str
     launch_id: str
@@ -46,7 +47,7 @@ class _Kernel:
 
 
 class Kernels:
-    """Starts and keeps kernels. `on_launched` and `on_exited` are told of each change, once."""
+    """All kernels of an agent. `on_launched` and `on_exited` are called once per launch and exit."""
 
     def __init__(
         self,
@@ -59,14 +60,14 @@ class Kernels:
         self._folder = folder
         self._on_launched = on_launched
         self._on_exited = on_exited
-        self._kernels: dict[str, _Kernel] = {}
-        self._log_timer: asyncio.TimerHandle | None = None
+        self._kernels: dict[str, _TrackedKernel] = {}
+        self._timers = Timers()
         self._reaper = Reaper(others=zygotes.on_reaped)
-        self._starter = Starter(zygotes, self._reaper, on_started=self._running_now)
+        self._starter = Starter(zygotes, self._reaper, on_started=self._on_started)
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
-        """All kernels that were launched and whose lease is not released yet."""
+        """Return all kernels that were launched and whose lease is not released yet."""
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
 
     @property
@@ -74,12 +75,12 @@ class Kernels:
         return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
 
     def runs_in(self, lease_id: str) -> bool:
-        """Whether a kernel runs, or is being started, in that lease."""
+        """True if a kernel runs, or is being started, in this lease."""
         kernel = self._in_lease(lease_id)
         return kernel is not None and not kernel.ended.is_set()
 
     async def launch(self, request: Launch, owner: Owner, environment: Mapping[str, str]) -> KernelProcess:
-        """Start a kernel; repeated with the same launch id it joins the start or answers the same."""
+        """Start a kernel. Repeated with the same launch id, the call joins the first one and returns the same."""
         known = self._kernels.get(request.kernel_id)
         if known is None or known.launch_id != request.launch_id:
             if known is not None and not known.ended.is_set():
@@ -88,11 +89,11 @@ class Kernels:
         return await asyncio.shield(known.started)
 
     def signal(self, kernel_id: str, signum: int) -> bool:
-        """Send `signum` to the kernel's process group; False when it has ended."""
+        """Send `signum` to the kernel's process group. Return False if the kernel has ended."""
         kernel = self._kernels.get(kernel_id)
         return kernel is not None and self._signal(kernel, signum)
 
-    def _signal(self, kernel: _Kernel, signum: int) -> bool:
+    def _signal(self, kernel: _TrackedKernel, signum: int) -> bool:
         if kernel.process is None or kernel.ended.is_set():
             return False
         if signum in (signal.SIGTERM, signal.SIGKILL):
@@ -100,14 +101,14 @@ class Kernels:
         return signal_group(kernel.process.pid, signum)
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess | None:
-        """End a kernel and wait until it is gone; None when there is none."""
+        """Stop a kernel and wait until it has ended. Return None if there is no such kernel."""
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             return None
         await self._end(kernel, grace_s)
         return kernel.process
 
-    async def _end(self, kernel: _Kernel, grace_s: float) -> None:
+    async def _end(self, kernel: _TrackedKernel, grace_s: float) -> None:
         if kernel.process is None:
             kernel.started.cancel()
             await asyncio.wait([kernel.started])
@@ -119,27 +120,29 @@ class Kernels:
             await asyncio.wait_for(kernel.ended.wait(), max(grace_s, 0.001))
         except asyncio.TimeoutError:
             self._signal(kernel, signal.SIGKILL)
-            await _until_dead(kernel)
+            await wait_for_end(kernel.process, kernel.ended)
 
-    def _in_lease(self, lease_id: str) -> _Kernel | None:
+    def _in_lease(self, lease_id: str) -> _TrackedKernel | None:
         return next((kernel for kernel in self._kernels.values() if kernel.lease_id == lease_id), None)
 
     def log_text(self, kernel_id: str, tail_bytes: int) -> str | None:
-        """The end of a kernel's log; None when there is no such kernel."""
+        """Return the end of a kernel's log, or None if there is no such kernel."""
         kernel = self._kernels.get(kernel_id)
         return None if kernel is None else tail(kernel.folder / "log", tail_bytes)
 
     async def release(self, lease_id: str, grace_s: float) -> None:
-        """End the kernel in that lease, if there is one, and drop it with its files."""
+        """Stop the kernel in this lease, if there is one, and remove its files."""
         kernel = self._in_lease(lease_id)
         if kernel is not None:
             await self._end(kernel, grace_s)
-            if self._kernels.get(kernel.kernel_id) is kernel:  # and not started again, in another lease
+            if (
+                self._kernels.get(kernel.kernel_id) is kernel
+            ):  # it may have been started again, in another lease
                 del self._kernels[kernel.kernel_id]
                 shutil.rmtree(kernel.folder, ignore_errors=True)
 
     def adopt(self, lease_ids: Container[str]) -> None:
-        """Take over what an earlier agent left: running kernels are watched, others noted as ended."""
+        """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
         for folder in sorted(self._folder.iterdir()):
             pid, started_at = _process_of(read_json(folder / "starting.json"))
             lives = is_running(pid, started_at)
@@ -164,21 +167,20 @@ class Kernels:
             shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Stop watching; all kernels live on."""
+        """Stop watching. All kernels live on."""
         for kernel in self._kernels.values():
             kernel.started.cancel()
             if kernel.watch is not None:
                 kernel.watch.close()
-        if self._log_timer is not None:
-            self._log_timer.cancel()
+        self._timers.close()
         self._reaper.close()
 
-    def _begin(self, request: Launch, owner: Owner, env: dict[str, str]) -> _Kernel:
+    def _begin(self, request: Launch, owner: Owner, env: dict[str, str]) -> _TrackedKernel:
         earlier = self._kernels.pop(request.kernel_id, None)
         folder = self._folder / hashlib.sha256(request.kernel_id.encode()).hexdigest()[:32]
         if earlier is not None:
             (folder / "record.json").unlink(missing_ok=True)
-        kernel = _Kernel(
+        kernel = _TrackedKernel(
             kernel_id=request.kernel_id,
             launch_id=request.launch_id,
             lease_id=request.lease_id,
@@ -187,24 +189,24 @@ class Kernels:
             ended=asyncio.Event(),
         )
         self._kernels[request.kernel_id] = kernel
-        kernel.started.add_done_callback(lambda task: self._started(request.kernel_id, kernel, task))
+        kernel.started.add_done_callback(lambda task: self._on_start_done(kernel, task))
         return kernel
 
-    def _started(self, kernel_id: str, kernel: _Kernel, task: asyncio.Task[KernelProcess]) -> None:
-        """The launch is over. One that failed is kept, ended, so that a repeated call hears the same."""
+    def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Task[KernelProcess]) -> None:
+        """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error."""
         if task.cancelled() or task.exception() is not None:
             kernel.ended.set()
             shutil.rmtree(kernel.folder, ignore_errors=True)
 
-    def _running_now(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
+    def _on_started(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
         kernel = self._kernels[process.kernel_id]
         kernel.process = process
         log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
         self._on_launched(process)
-        code.add_done_callback(lambda future: self._exited(kernel, future.result()))
+        code.add_done_callback(lambda future: self._on_end(kernel, future.result()))
         self._watch_logs()
 
-    def _exited(self, kernel: _Kernel, code: int | None) -> None:
+    def _on_end(self, kernel: _TrackedKernel, code: int | None) -> None:
         assert kernel.process is not None
         kernel.process = replace(
             kernel.process,
@@ -216,7 +218,7 @@ class Kernels:
         try:
             write_private_json(kernel.folder / "record.json", encode(kernel.process))
         except OSError as problem:
-            log.warning("kernel=%s its end is not recorded: %s", kernel.process.kernel_id, problem)
+            log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
         kernel.ended.set()
         log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
         self._on_exited(kernel.process)
@@ -225,7 +227,7 @@ class Kernels:
         async def done() -> KernelProcess:
             return process
 
-        kernel = _Kernel(
+        kernel = _TrackedKernel(
             kernel_id=process.kernel_id,
             launch_id=process.launch_id,
             lease_id=process.lease_id,
@@ -240,39 +242,38 @@ class Kernels:
             return
         self._watch_logs()
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
-        kernel.watch = Watch(process.pid, process.process_started_at, lambda: self._adopted_exited(kernel))
+        kernel.watch = Watch(process.pid, process.process_started_at, lambda: self._on_adopted_end(kernel))
 
-    def _adopted_exited(self, kernel: _Kernel) -> None:
+    def _on_adopted_end(self, kernel: _TrackedKernel) -> None:
         assert kernel.process is not None
         sweep_group(kernel.process.pid)
-        self._exited(kernel, None)
+        self._on_end(kernel, None)
 
     def _watch_logs(self) -> None:
-        """Look at the logs' sizes now and then while kernels run: they often lie in memory (tmpfs)."""
-        if self._log_timer is None and self.running_count:
-            self._log_timer = asyncio.get_running_loop().call_later(_LOG_INTERVAL_S, self._shorten_logs)
+        """Check the sizes of the logs while kernels run, because logs often lie in memory (tmpfs)."""
+        if "logs" not in self._timers and self.running_count:
+            self._timers.later(_LOG_INTERVAL_S, self._shorten_logs, key="logs")
 
     def _shorten_logs(self) -> None:
-        self._log_timer = None
         for kernel in self._kernels.values():
             shorten(kernel.folder / "log", over_bytes=_LOG_MAX_BYTES, keep_bytes=_LOG_KEPT_BYTES)
         self._watch_logs()
 
 
-async def _until_dead(kernel: _Kernel) -> None:
+async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:
+    """Wait for the end of a kernel that got SIGKILL. Raises `RemoteError` after the deadline."""
     try:
-        await asyncio.wait_for(kernel.ended.wait(), DIES_S)
+        await asyncio.wait_for(ended.wait(), deadline_s)
     except asyncio.TimeoutError:
-        assert kernel.process is not None
         raise RemoteError(
             "internal",
-            f"process {kernel.process.pid} of kernel {kernel.process.kernel_id} does not die: it hangs in the "
-            "operating system, often on a file system that does not answer; its lease stays until it is gone",
+            f"process {process.pid} of kernel {process.kernel_id} does not die: it hangs in the "
+            "operating system, often on a file system that does not answer; its lease stays until it ends",
         ) from None
 
 
 def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
-    """Cut a log that others append to (O_APPEND) to its end; what is written to it meanwhile may be lost."""
+    """Cut a log to its end. Its writers append to it (O_APPEND), and lines written meanwhile may be lost."""
     try:
         with path.open("r+b") as file:
             length = file.seek(0, os.SEEK_END)
@@ -282,13 +283,13 @@ def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
             kept = file.read(keep_bytes)
             file.truncate(0)
             with path.open("ab") as end:
-                end.write(b"[roost: what was here before is left out]\n" + kept.partition(b"\n")[2])
+                end.write(b"[roost: earlier lines were removed]\n" + kept.partition(b"\n")[2])
     except OSError as problem:
         log.warning("%s cannot be shortened: %s", path, problem)
 
 
 def _process_of(found: Any) -> tuple[int, float]:
-    """Pid and start time of a process from what a file says of it; zeros where it says nothing."""
+    """Return the pid and start time of a process from the content of a file, or zeros if they are not in it."""
     try:
         return int(found["pid"]), float(found["started_at"])
     except (TypeError, KeyError, ValueError):

@@ -1,7 +1,7 @@
-"""The ledger of one node: which leases it has granted, kept in files so that they outlive the agent.
+"""The ledger of one node: the leases that it has granted, kept in files that outlive the agent.
 
-Where the agent is the arbiter (`local`), the ledger never promises more than the node has, however many schedulers
-ask. Pure bookkeeping: no clock, no sockets.
+If the agent itself decides (backend `local`), the ledger never promises more than the node has, for any number of
+schedulers. The ledger has no clock and no sockets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Conflict(Exception):
-    """The ledger cannot grant a lease now; the text says what is short."""
+    """The ledger cannot grant a lease now. The text names the resource that is short."""
 
 
 class Ledger:
@@ -45,7 +45,7 @@ class Ledger:
             try:
                 entry = decode(Reserve, found, ignore_unknown=True)
             except WireError as problem:
-                log.error("a lease cannot be read, and is kept: %s (%s)", path, problem)
+                log.error("the lease in %s cannot be read, and is kept: %s", path, problem)
                 self._unreadable[path] = _read_amounts(found)
             else:
                 self._entries[entry.lease.id] = entry
@@ -80,7 +80,7 @@ class Ledger:
         return lease
 
     def release(self, lease_id: str) -> bool:
-        """Take a lease back; False if there is none of that id."""
+        """Take a lease back. Return False if there is no lease with this id."""
         if lease_id not in self:
             return False
         self._entries.pop(lease_id, None)
@@ -89,7 +89,7 @@ class Ledger:
         return True
 
     def transfer(self, lease_id: str, owner: Owner) -> None:
-        """Give a lease to another owner; nothing if there is none of that id."""
+        """Give a lease to another owner. Does nothing if there is no lease with this id."""
         known = self._entries.get(lease_id)
         if known is not None and known.lease.owner != owner:
             self._write(replace(known, lease=replace(known.lease, owner=owner)))
@@ -107,7 +107,7 @@ class Ledger:
         return sum(request.gpus for request, _ in self._amounts())
 
     def promised_by_device(self) -> dict[str, float]:
-        """Share promised of each device, 0 to 1."""
+        """Return the promised share of each device, 0 to 1."""
         promised = dict.fromkeys(self.models, 0.0)
         for request, device_ids in self._amounts():
             for device_id in device_ids:
@@ -155,7 +155,7 @@ _Amounts = tuple[Request, tuple[str, ...]]
 
 
 def _read_amounts(found: Any) -> _Amounts:
-    """Return the amounts in an unreadable lease file; nothing, if they cannot be read either."""
+    """Return the amounts in an unreadable lease file, or empty amounts if they cannot be read either."""
     try:
         request = decode(Request, found["lease"]["request"], ignore_unknown=True)
         return request, tuple(map(str, found["lease"].get("device_ids", ())))

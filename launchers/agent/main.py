@@ -1,8 +1,8 @@
-"""The agent: one process per user and machine that keeps the ledger and starts, watches and stops kernels.
+"""The agent: one process per user and machine. It keeps the ledger, and starts, watches and stops kernels.
 
-Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. It serves one CURVE-encrypted ZeroMQ port, and its
-folder (0700) has all it needs to come back after a crash: `leases/`, `kernels/`, and in `ready.json` the keys.
-Kernels do not depend on it; when it leaves or dies they live on, and the next agent adopts them.
+Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. It serves one CURVE-encrypted ZeroMQ port. Its folder
+(mode 0700) has everything that the next agent needs after a crash: `leases/`, `kernels/` and `manager.json`. Kernels do
+not depend on the agent. When it leaves or dies, they live on, and the next agent adopts them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import zmq
 
 from roost.launchers.daemon.daemon import AlreadyRunning, hold
 from roost.launchers.daemon.process import is_running
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import (
     PROTOCOL,
@@ -57,20 +58,21 @@ from .zygote_pool import ZygotePool, parse_ipykernel_command
 log = logging.getLogger(__name__)
 
 UNUSED_LEASE_S = 30.0
-"""A reservation in which no kernel is started by then was left by a scheduler that died: it is released."""
+"""How long a lease may be without a kernel. The scheduler that asked for it may have died."""
 _STOP_GRACE_S = 2.0
 _OUTSIDE_EXIT_S = 10.0
-"""An agent without leases leaves so soon where its node is no part of a cluster any more."""
-
+"""How long an agent without leases stays after its node has left the cluster."""
+_IDLE = ""
+"""The key of the timer for idleness. Other timers have lease ids as keys."""
 
 _SUBREAPER = (
-    "{0} ends all that its jobs leave running on a node (it is set up as a subreaper): kernels would end with it. "
+    "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
     "Start {0} without that"
 )
 
 
 class Agent:
-    """Ledger, kernels and the operations on them. Runs until `left` is set."""
+    """The operations of the agent's protocol, on its ledger and kernels. Runs until `left` is set."""
 
     def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
         self._settings = settings
@@ -89,8 +91,8 @@ class Agent:
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
         )
-        self._expiry: dict[str, asyncio.TimerHandle] = {}
-        self._idle: asyncio.TimerHandle | None = None
+        self._timers = Timers()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._idle_exit_s = settings.idle_exit_s
         self._releases: dict[str, asyncio.Task[None]] = {}
         self.left = asyncio.Event()
@@ -115,7 +117,7 @@ class Agent:
         )
 
     def adopt(self) -> None:
-        """Take over what an earlier agent of this folder left."""
+        """Take over the kernels and leases of an earlier agent of this folder."""
         self._kernels.adopt(self._ledger)
         for entry in self._ledger.entries():
             if not self._kernels.runs_in(entry.lease.id):
@@ -124,13 +126,10 @@ class Agent:
         self._watch_idleness()
 
     async def close(self) -> None:
-        """Tell subscribers, and leave; kernels and reservations stay."""
+        """Report to subscribers, then stop. Kernels and leases stay."""
         self._publish("leaving")
-        for timer in (*self._expiry.values(), self._idle):
-            if timer is not None:
-                timer.cancel()
-        for task in self._releases.values():
-            task.cancel()
+        self._timers.close()
+        await cancel_all(self._tasks)
         self._managed.close()
         self._kernels.close()
         await self._zygotes.close()
@@ -170,7 +169,7 @@ class Agent:
     async def _manage(self, peer: bytes, manager: Manager) -> Nothing:
         if not is_running(manager.pid, manager.process_started_at):
             raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
-        # Its child, or that of a job of its (Ray's workers are subreapers as well then, and end what is theirs).
+        # This agent is a child of the manager, or of a job of it (then Ray's workers are subreapers, too).
         if manager.pid in [parent.pid for parent in psutil.Process().parents()]:
             self.left.set()
             raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
@@ -185,7 +184,7 @@ class Agent:
             raise RemoteError("no_lease", f"there is no lease {request.lease_id} for this kernel")
         if request.lease_id in self._releases:
             raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
-        self._keep(request.lease_id)
+        self._timers.cancel(request.lease_id)
         try:
             return await self._kernels.launch(
                 self._at_home(request), entry.lease.owner, self._visibility(entry.lease)
@@ -217,12 +216,12 @@ class Agent:
 
     async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
         status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
-        warm = tuple(sorted({zygote.python for zygote in self._zygotes.describe()}))
+        warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_cut_off=self._managed.is_cut_off)
 
     async def _stats(self, peer: bytes, _: Nothing) -> Stats:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
-        return Stats(kernels=self._usage.read(running), zygotes=self._zygotes.describe())
+        return Stats(kernels=self._usage.read(running))
 
     async def _warm(self, peer: bytes, request: Warm) -> Nothing:
         command = parse_ipykernel_command(request.argv)
@@ -232,7 +231,7 @@ class Agent:
         return Nothing()
 
     async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
-        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
+        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
         return Nothing()
 
     def _visibility(self, lease: Lease) -> dict[str, str]:
@@ -254,7 +253,7 @@ class Agent:
         return replace(request, cwd=cwd, env={**build_node_environment(), **request.env})
 
     def _on_launched(self, process: KernelProcess) -> None:
-        self._keep(process.lease_id)
+        self._timers.cancel(process.lease_id)
         self._publish("launched", lease_id=process.lease_id, kernel=process)
 
     def _on_exited(self, process: KernelProcess) -> None:
@@ -266,9 +265,9 @@ class Agent:
     async def _release_lease(self, lease_id: str) -> None:
         task = self._releases.get(lease_id)
         if task is None:
-            task = self._releases[lease_id] = asyncio.get_running_loop().create_task(
-                self._end_lease(lease_id)
-            )
+            task = self._releases[lease_id] = start_shared(self._end_lease(lease_id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
         await asyncio.shield(task)
 
@@ -276,16 +275,16 @@ class Agent:
         if lease_id not in self._ledger:
             return
         await self._kernels.release(lease_id, _STOP_GRACE_S)
-        self._keep(lease_id)
+        self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
         log.info("lease=%s released", lease_id)
         self._publish("released", lease_id=lease_id)
         self._watch_idleness()
 
     async def _lose_all(self, reason: str) -> None:
-        """The manager has taken all leases back, and this node from the cluster: soon there is nothing to do here.
+        """End all leases, because the manager has taken them back: this node has left the cluster.
 
-        Told first, so that nobody starts a kernel in them again.
+        The event comes first, so that no scheduler starts a kernel in a lost lease.
         """
         lease_ids = [entry.lease.id for entry in self._ledger.entries()]
         for lease_id in lease_ids:
@@ -295,27 +294,18 @@ class Agent:
         self._watch_idleness()
 
     def _expire_later(self, lease_id: str, delay_s: float) -> None:
-        """Release the lease after `delay_s`, unless a kernel is started in it before."""
-        self._keep(lease_id)
-        loop = asyncio.get_running_loop()
-        self._expiry[lease_id] = loop.call_later(delay_s, lambda: loop.create_task(self._expire(lease_id)))
+        """Release the lease after `delay_s`, unless a kernel is started in it meanwhile."""
+        self._timers.later(delay_s, lambda: spawn(self._expire(lease_id), self._tasks, log), key=lease_id)
 
     async def _expire(self, lease_id: str) -> None:
         if lease_id in self._ledger and not self._kernels.runs_in(lease_id):
             await self._release_lease(lease_id)
 
-    def _keep(self, lease_id: str) -> None:
-        timer = self._expiry.pop(lease_id, None)
-        if timer is not None:
-            timer.cancel()
-
     def _watch_idleness(self) -> None:
-        """Leave after a while without reservations; kernels cannot be without one."""
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        """Leave after a while without leases. There are no kernels without leases."""
+        self._timers.cancel(_IDLE)
         if len(self._ledger) == 0:
-            self._idle = asyncio.get_running_loop().call_later(self._idle_exit_s, self.left.set)
+            self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
 
     def _publish(
         self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
@@ -325,9 +315,9 @@ class Agent:
 
 
 def build_node_environment() -> dict[str, str]:
-    """The agent's environment, for kernels of applications that know nothing of this node.
+    """Return the agent's environment, for kernels of applications on other machines.
 
-    Without what is the agent's alone: the folder of roost's code, where that was sent here.
+    The folder of roost's own code is left out of PYTHONPATH: it may have been sent here for the agent alone.
     """
     home = Path(__file__).resolve().parents[3]
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -337,7 +327,7 @@ def build_node_environment() -> dict[str, str]:
 
 
 async def serve(folder: Path, settings: AgentSettings) -> None:
-    """Be the agent of `folder` until it is idle, asked to leave, or terminated. Raises `AlreadyRunning`."""
+    """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
     with hold(folder) as held:
         public, secret = (key.decode() for key in zmq.curve_keypair())
         client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
@@ -358,10 +348,10 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`FOLDER SETTINGS`, the settings as JSON."""
+    """Run the agent. The arguments are FOLDER and SETTINGS (JSON)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
-    # Kernels would inherit what our starter blocked: a worker of Ray does so with SIGINT, the interrupt.
+    # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         asyncio.run(serve(folder, settings))

@@ -1,4 +1,4 @@
-"""What this machine has and how busy it is: CPUs and memory from psutil and cgroup limits, GPUs from `devices`."""
+"""The size and the use of this machine: CPUs and memory from psutil and cgroup limits, GPUs from `gpus`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,8 +19,6 @@ from .gpus import DeviceReader
 from .ledger import Ledger
 
 _METRICS_MAX_AGE_S = 1.0
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +44,34 @@ class AgentSettings:
 
 
 class NodeMetrics:
-    """Reads the machine on demand, at most once a second; nothing runs in between."""
+    """A reader of the machine's size and use. It measures on demand, at most once per `max_age_s`.
 
-    def __init__(self, settings: AgentSettings) -> None:
-        self.devices = DeviceReader(settings.gpus, settings.gpu_model)
-        self.cpus = settings.cpus if settings.cpus is not None else count_cpus()
-        limit_bytes, self._limited_by = find_memory_limit()
+    `cgroups` are the folders of this process's cgroups.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        devices: DeviceReader | None = None,
+        cgroups: Sequence[Path] | None = None,
+        max_age_s: float = _METRICS_MAX_AGE_S,
+    ) -> None:
+        self.devices = devices or DeviceReader(settings.gpus, settings.gpu_model)
+        cgroups = find_cgroups() if cgroups is None else cgroups
+        self.cpus = settings.cpus if settings.cpus is not None else count_cpus(cgroups)
+        limit_bytes, self._limited_by = find_memory_limit(cgroups)
+        self._max_age_s = max_age_s
         self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else limit_bytes
         self.hostname = socket.gethostname()
         self._read_at = -math.inf
         self._cpus_used: float | None = None
         self._memory_used = 0
         self._device_status = self.devices.read()
-        psutil.cpu_percent()  # the first call only sets the point from which the next one measures
+        psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
     def status(self, ledger: Ledger, *, kernels: int) -> NodeStatus:
-        """The node now, with what `ledger` has promised of it."""
+        """Return the node's status, with the amounts that `ledger` has promised."""
         self._read()
         promised = ledger.promised_by_device()
         return NodeStatus(
@@ -70,7 +81,7 @@ class NodeMetrics:
             devices=tuple(
                 replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
                 for device in self._device_status
-                if device.id in ledger.models  # one that came later cannot be granted
+                if device.id in ledger.models  # a device that appeared later cannot be granted
             ),
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,
@@ -83,35 +94,35 @@ class NodeMetrics:
 
     def _read(self) -> None:
         now = time.monotonic()
-        if now - self._read_at < _METRICS_MAX_AGE_S:
+        if now - self._read_at < self._max_age_s:
             return
         self._read_at = now
-        # The machine's use, in CPUs; a container sees its share of it at most.
+        # psutil reports the whole machine, in percent. In a container, that is limited to the container's size.
         busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         self._cpus_used = min(busy, self.cpus)
         self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
         self._device_status = self.devices.read()
 
 
-def count_cpus() -> float:
-    """CPUs that this process may use: its affinity, bounded by its cgroup's quota."""
+def count_cpus(cgroups: Sequence[Path]) -> float:
+    """Return the CPUs that this process may use: its affinity, limited by the quotas of its cgroups."""
     try:
         count = float(len(os.sched_getaffinity(0)))
     except AttributeError:
         count = float(os.cpu_count() or 1)
-    for folder in _own_cgroups():
+    for folder in cgroups:
         quota = _numbers(folder / "cpu.max")  # cgroup v2: "<quota> <period>" or "max <period>"
-        if not quota:  # v1; a quota of -1 is none
+        if not quota:  # cgroup v1: a quota of -1 means none
             quota = _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
         if len(quota) == 2 and quota[1] > 0:
             count = min(count, quota[0] / quota[1])
     return count
 
 
-def find_memory_limit() -> tuple[int, Path | None]:
-    """Bytes of memory that this process may use, and the folder of the cgroup that sets this limit, if one does."""
+def find_memory_limit(cgroups: Sequence[Path]) -> tuple[int, Path | None]:
+    """Return the bytes of memory that this process may use, and the cgroup that sets this limit, if any."""
     total, limited_by = int(psutil.virtual_memory().total), None
-    for folder in _own_cgroups():
+    for folder in cgroups:
         for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2, v1
             limit = _numbers(folder / name)
             if limit and 0 < limit[0] < total:
@@ -120,7 +131,7 @@ def find_memory_limit() -> tuple[int, Path | None]:
 
 
 def measure_used_memory(limited_by: Path | None) -> int:
-    """Bytes of memory that are used in that cgroup, else on the machine; without caches that are given up at need."""
+    """Return the bytes of memory in use in a cgroup, or on the machine, without caches that can be dropped."""
     if limited_by is not None:
         for used, cache in (
             ("memory.current", "inactive_file"),  # cgroup v2
@@ -141,19 +152,19 @@ def _statistic(path: Path, name: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
-def _own_cgroups() -> list[Path]:
-    """The folders of this process's cgroup and all above it (v2), and of v1's CPU and memory controllers."""
+def find_cgroups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return the folders of this process's cgroups and of all their parents, for cgroup v2 and v1."""
     try:
-        lines = _OWN_CGROUPS.read_text().splitlines()
+        lines = own.read_text().splitlines()
     except OSError:
         return []
     found: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         for controller in {"", "cpu", "memory"}.intersection(controllers.split(",")):
-            base = _CGROUP / controller  # "" is v2
-            own = base / path.lstrip("/")
-            found += [own, *(parent for parent in own.parents if parent.is_relative_to(base))]
+            base = root / controller  # "" is v2
+            folder = base / path.lstrip("/")
+            found += [folder, *(parent for parent in folder.parents if parent.is_relative_to(base))]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Ports for kernels that cannot choose their own and say so: from outside the range the system gives to others."""
+"""Ports for kernels that cannot choose and report their own. They lie outside the system's range of free ports."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from roost.launchers.protocol.messages import PORT_NAMES, Connection
 _FIRST_PORT = 15_000
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)
-"""A Python kernel listens after a fraction of a second, others after many."""
+"""Pauses between probes: short for two seconds, because a Python kernel listens soon, then longer."""
 
 
 def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:
-    """`connection` with ports that are free now: its own where it has some and they are, else new ones.
+    """Return `connection` with five free ports: its own if they are all free, otherwise new ones.
 
-    `taken`: TCP ports that are promised to others and may not be bound yet. Raises `OSError` when there are none.
+    `taken` are TCP ports of other kernels that may not have bound them yet. Raises `OSError` if too few ports are free.
     """
     is_ipc = connection.transport == "ipc"
     ports = [getattr(connection, name) for name in PORT_NAMES]
@@ -42,10 +42,9 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
 
 
 async def until_listening(connection: Connection) -> None:
-    """Return once the kernel accepts connections on its shell port.
+    """Return once the kernel accepts connections on its shell port. The caller sets the deadline.
 
-    The one place where roost looks again and again: a kernel that is not ipykernel has no way to report. The
-    caller sets the deadline.
+    This is the only place where roost polls a kernel: a kernel other than ipykernel has no way to report its ports.
     """
     for attempt in itertools.count():
         try:
@@ -83,7 +82,7 @@ def _is_free(connection: Connection, port: int) -> bool:
 
 
 def _is_free_socket(path: str) -> bool:
-    """Whether there is no socket, or one that a killed kernel left (which is removed: nobody listens)."""
+    """True if no kernel listens at `path`. Removes a socket file that a killed kernel has left."""
     if not os.path.lexists(path):
         return True
     with socket.socket(socket.AF_UNIX) as probe:

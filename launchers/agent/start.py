@@ -1,7 +1,7 @@
-"""How one kernel comes up, by fork or exec, and how a start that fails is undone.
+"""The start of one kernel, by fork or exec, and the undoing of a start that fails.
 
-A start leaves in its kernel's folder, in this order: `log`, `connection.json`, `starting.json` (pid and start time of
-the process, as soon as there is one), `record.json`. So an agent that finds no record knows what to end.
+A start writes to its kernel's folder, in this order: `log`, `connection.json`, `starting.json` (pid and start time of
+the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
-"""A process that is still there so long after SIGKILL hangs in the kernel of the system: nobody waits longer."""
+"""How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
 _OOM_SCORE = 500
-"""Kernels go first when memory runs out, not the agent; forked ones say so themselves."""
+"""The priority by which the system kills kernels before the agent. Forked kernels set it themselves."""
 _NO_PARENT = "--IPKernelApp.parent_handle=1"
-"""An ipykernel has no parent to watch, nor advice about Ctrl-C in its log; forked ones are told so otherwise."""
+"""An option for ipykernel: watch no parent, and log no advice about Ctrl-C."""
 
 
 @dataclass(slots=True)
 class _Child:
-    """The process of a start, once there is one."""
+    """The process of a start. `pid` is 0 until there is one."""
 
     folder: Path
     reaper: Reaper
@@ -51,8 +51,8 @@ class _Child:
     started_at: float = 0.0
     code: asyncio.Future[int] | None = None
 
-    def begun(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
-        """Note the process, for this agent and the next."""
+    def record(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
+        """Record the process, in memory and in `starting.json` for the next agent."""
         self.pid = pid
         self.code = self.reaper.exit_code(pid, is_ours=is_ours)
         self.started_at = start_time(pid)
@@ -61,7 +61,7 @@ class _Child:
         return self.code
 
     async def end(self) -> int | None:
-        """Kill it and see it gone; its exit code, None where there is none or it does not die."""
+        """Kill the process and return its exit code. Return None if there is no process, or it does not die."""
         if self.code is None:
             return None
         if not self.code.done():
@@ -74,7 +74,7 @@ class _Child:
 
 
 class Starter:
-    """Starts kernels. `on_started` is called in the step in which a start is recorded: from then on it counts."""
+    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class Starter:
         self._reaper = reaper
         self._on_started = on_started
         self._ports: dict[str, set[int]] = {}
-        """Ports given to exec'ed kernels that live, by launch id: they are bound some time after."""
+        """The ports of live exec'ed kernels, by launch id. A kernel binds its ports some time after they are chosen."""
 
     async def start(self, folder: Path, request: Launch, owner: Owner, env: dict[str, str]) -> KernelProcess:
-        """Bring a kernel up in `folder`; raises `RemoteError`, and leaves no process behind then."""
+        """Start a kernel in `folder`. Raises `RemoteError`; then no process is left behind."""
         if not os.path.isdir(request.cwd):
             raise RemoteError(
                 "bad_command", f"the working directory {request.cwd} does not exist on this machine"
@@ -105,7 +105,7 @@ class Starter:
             return await asyncio.wait_for(
                 self._start(folder, request, owner, env, log_fd), request.deadline_s
             )
-        except (TimeoutError, asyncio.TimeoutError):  # one class only since Python 3.11
+        except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
             raise RemoteError(
                 "launch_timeout",
                 f"the kernel did not open its ports within {request.deadline_s:g} s",
@@ -139,7 +139,7 @@ class Starter:
             with writing(folder):
                 write_private_json(folder / "record.json", encode(process))
         except (KernelDiedEarly, _EndedEarly):
-            raise _died(folder, await child.end()) from None
+            raise _build_death_error(folder, await child.end()) from None
         except (TimeoutError, asyncio.TimeoutError):
             await child.end()
             raise
@@ -166,7 +166,7 @@ class Starter:
             cwd=request.cwd,
             log_fd=log_fd,
             deadline_s=request.deadline_s,
-            on_pid=child.begun,
+            on_pid=child.record,
         )
 
     async def _exec(
@@ -175,21 +175,22 @@ class Starter:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self._ports.values()))
         connection_file = _write_connection(child.folder, connection)
-        code = child.begun(_spawn(request, env, connection_file, log_fd), is_ours=True)
+        code = child.record(spawn_kernel(request, env, connection_file, log_fd), is_ours=True)
         if connection.transport == "tcp":
             self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
             code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
         timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
-        await _until_listening(code, connection)
+        await _wait_until_listening(code, connection)
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3
         return connection, timing_ms
 
 
 class _EndedEarly(Exception):
-    """An exec'ed kernel ended before it listened."""
+    """An exec'ed kernel ended before it accepted connections."""
 
 
-def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
+def spawn_kernel(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
+    """Execute a kernelspec's command in a session of its own, and return the pid."""
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     if parse_ipykernel_command(argv) is not None:
         argv.append(_NO_PARENT)
@@ -211,13 +212,13 @@ def _spawn(request: Launch, env: Mapping[str, str], connection_file: Path, log_f
         )
     except OSError as problem:
         raise RemoteError("bad_command", f"cannot run {executable}: {problem.strerror}") from None
-    process.returncode = 0  # the reaper waits for it: keep subprocess from doing so
-    with contextlib.suppress(OSError):  # no such file but on Linux; or it has ended
+    process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
+    with contextlib.suppress(OSError):  # not on Linux, or the process has ended
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
     return process.pid
 
 
-async def _until_listening(code: asyncio.Future[int], connection: Connection) -> None:
+async def _wait_until_listening(code: asyncio.Future[int], connection: Connection) -> None:
     listening = asyncio.ensure_future(ports.until_listening(connection))
     waiting: list[asyncio.Future[Any]] = [listening, code]
     try:
@@ -238,7 +239,7 @@ def _write_connection(folder: Path, connection: Connection) -> Path:
     return path
 
 
-def _died(folder: Path, code: int | None) -> RemoteError:
+def _build_death_error(folder: Path, code: int | None) -> RemoteError:
     last = tail(folder / "log", LOG_TAIL_BYTES).strip()
     message = f"the kernel {describe_exit(code)} while it was starting"
     message += f"; its last line: {last.splitlines()[-1]}" if last else "; it wrote nothing to its log"
@@ -247,7 +248,7 @@ def _died(folder: Path, code: int | None) -> RemoteError:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong while `folder` is written to into a sentence for people."""
+    """Turn an `OSError` in the block, which writes to `folder`, into a `RemoteError` for people."""
     try:
         yield
     except OSError as problem:

@@ -1,11 +1,11 @@
-"""The agent's warm zygotes: one per Python and import-time environment, used only while their fingerprint holds.
+"""The agent's warm zygotes: one per Python and import environment, used only while their fingerprint holds.
 
-`ZygotePool.launch` forks a kernel where it can and says None where it cannot, at once: the agent then execs that start,
-and a zygote is made in the background for the next one.  Every reason for which forking fails ends in None, never in
-a failed start: no ipykernel, no Linux, a package just upgraded, a zygote killed.
+`ZygotePool.launch` forks a kernel, or returns None at once. After None, the agent execs the kernel, and a zygote for
+the next start is made in the background. No obstacle to forking makes a start fail, neither another kernel than
+ipykernel, nor another system than Linux, an upgraded package or a killed zygote.
 
-The agent itself never forks Python code (it has ZeroMQ's threads): it spawns zygotes, and is the subreaper that their
-kernels fall to.  It reaps every child itself and tells `on_reaped`.
+The agent cannot fork Python code itself, because ZeroMQ gives it threads. It spawns zygotes, and it is a subreaper, so
+it becomes the parent of their kernels. It reaps every child and passes the exit status to `on_reaped`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.protocol.messages import ZygoteStats
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 
 from .fingerprint import (
     Fingerprint,
@@ -51,15 +51,15 @@ __all__ = [
 _SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _PR_SET_CHILD_SUBREAPER = 36
 _READY_S = 60.0
-"""A zygote that is not ready by then is killed, and its key left alone for `_PAUSE_S`."""
+"""How long a zygote may load. After that it is killed, and no zygote is made for its key for `_PAUSE_S`."""
 _PAUSE_S = 60.0
 _MAX_UNUSED = 2
-"""No more are made for one key while so many have served nobody: something differs at each start."""
+"""At most this many unused zygotes per key. If more would be needed, something differs at every start."""
 _REFUSAL_PAUSE_S = 600.0
-"""The same for one that says that kernels must not be forked from it: what it imported may change."""
+"""How long no zygote is made after one refused to fork. A preloaded module may have started a thread."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
-"""Place for the command line that a kernel shows in ps."""
+"""Room for the command line that `ps` shows for a kernel."""
 
 Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
@@ -73,46 +73,30 @@ class _Zygote:
     fingerprint: Fingerprint
     used_at: float
     launches: int = 0
-    check: asyncio.Task[str | None] | None = None
 
     def serves(self, key: Key, env: Mapping[str, str]) -> bool:
-        """Whether what it has imported is what a start with that key and environment would import."""
+        """True if a start with this key and environment would import what the zygote has imported."""
         return key == self.key and all(
             env.get(name) == value for name, value in self.environment.items() if not is_per_kernel(name)
         )
 
-    async def checked(self) -> str | None:
-        """`Fingerprint.broken_by` as of now or later: launches that come in a burst share the next check.
-
-        Who asks once it has begun waits for another, so that no change before a launch is missed.
-        """
-
-        async def check() -> str | None:
-            await asyncio.sleep(0)
-            self.check = None
-            return self.fingerprint.broken_by()
-
-        if self.check is None:
-            self.check = asyncio.create_task(check())
-        return await asyncio.shield(self.check)
-
 
 def is_per_kernel(name: str) -> bool:
-    """Whether an environment variable differs from kernel to kernel by nature: zygotes never have it."""
+    """True if an environment variable differs from kernel to kernel. Zygotes never have such variables."""
     return name.startswith(("JPY_", "KERNEL_"))
 
 
 def become_subreaper() -> bool:
-    """Make orphaned descendants children of this process; False where the system has no such thing."""
+    """Make this process the parent of its orphaned descendants. Return False if the system cannot do that."""
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
 class ZygotePool:
-    """Zygotes by key, the least recently used out first; belongs to one event loop.
+    """Zygotes by key. If there are too many, the least recently used one ends. Belongs to one event loop.
 
-    `output` is a file for what the latest zygote prints, tracebacks mostly.
+    `output` is a file for the output of the latest zygote, such as a traceback. `script` is the zygote's program.
     """
 
     def __init__(
@@ -123,6 +107,7 @@ class ZygotePool:
         preload: tuple[str, ...] = (),
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
+        script: Path = _SCRIPT,
         log: logging.Logger | None = None,
     ) -> None:
         self._max_zygotes = max_zygotes
@@ -130,12 +115,14 @@ class ZygotePool:
         self._preload = tuple(preload)
         self._warm_delay_s = warm_delay_s
         self._output = output
+        self._script = script
         self._log = log or logging.getLogger(__name__)
         self._zygotes: list[_Zygote] = []
         self._pids: set[int] = set()
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused_until: dict[Key, float] = {}
-        self._expiry: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timers = Timers()
         self._is_possible = become_subreaper()
         if not self._is_possible:
             self._log.info("kernels are not forked here: this system has no child subreaper")
@@ -151,18 +138,17 @@ class ZygotePool:
         deadline_s: float,
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
-        """Fork a kernel, or None: the caller execs this start, and a zygote is made for the next.
+        """Fork a kernel, or return None: then the caller execs it, and a zygote for the next start is made.
 
-        `on_pid` is told of the process before it has its ports. Raises `KernelDiedEarly` when the kernel ended
-        before they were bound, and `TimeoutError`, with the kernel killed, when they were not in `deadline_s`.
-        Cancelled, it leaves no kernel behind.
+        `on_pid` is called with the process before it has its ports. Raises `KernelDiedEarly` if the kernel ends before
+        it has bound them, and `TimeoutError` after `deadline_s`. Kills the kernel after a timeout or a cancellation.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
         if key is None:
             return None
         zygote = next((zygote for zygote in self._zygotes if zygote.serves(key, env)), None)
-        broken_by = await zygote.checked() if zygote else None
+        broken_by = await zygote.fingerprint.check() if zygote else None
         if zygote and broken_by and zygote in self._zygotes:
             self._log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
             self._retire(zygote)
@@ -180,6 +166,7 @@ class ZygotePool:
                 socket.send_fds(zygote.socket, [request], [report_in, log_fd])
             except OSError as problem:
                 self._log.info("zygote=%d took no request: %s", zygote.pid, problem)
+                # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
                 if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
                     self._retire(zygote)
                     self._warm_later(key, command, env)
@@ -195,13 +182,13 @@ class ZygotePool:
             os.close(report)
 
     async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
-        """Bring a zygote for such starts up and wait until it is ready, or known not to be possible."""
+        """Start a zygote for such kernels. Return when it is ready, or when it is known to be impossible."""
         key = self._key(command, env, str(cwd))
         if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
             await asyncio.shield(self._warm_later(key, command, env, delay_s=0.0))
 
     def on_reaped(self, pid: int, status: int) -> bool:
-        """Take note of a child that the agent has reaped; True if it was a zygote. `status` as from waitpid."""
+        """Record the end of a child that the agent has reaped. Return True if it was a zygote."""
         if pid not in self._pids:
             return False
         self._pids.discard(pid)
@@ -210,30 +197,22 @@ class ZygotePool:
             self._retire(zygote)
         return True
 
-    def describe(self) -> tuple[ZygoteStats, ...]:
-        """What is warm."""
-        return tuple(
-            ZygoteStats(
-                pid=zygote.pid,
-                python=zygote.key[0],
-                files=len(zygote.fingerprint.files),
-                launches=zygote.launches,
-                idle_s=time.monotonic() - zygote.used_at,
-            )
-            for zygote in self._zygotes
-        )
+    @property
+    def pids(self) -> frozenset[int]:
+        """The zygotes that have not been reaped, ready or not."""
+        return frozenset(self._pids)
+
+    def interpreters(self) -> dict[int, str]:
+        """Return the Python of each ready zygote, by pid. The zygote used last comes first."""
+        return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
 
     async def close(self) -> None:
-        """Let all zygotes go; their kernels live on."""
+        """End all zygotes. Their kernels live on."""
         self._is_possible = False
-        tasks = list(self._warming.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         for zygote in list(self._zygotes):
             self._retire(zygote)
-        if self._expiry is not None:
-            self._expiry.cancel()
+        self._timers.close()
 
     def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key | None:
         python = resolve_python(command.python, env) if self._is_possible else None
@@ -250,18 +229,18 @@ class ZygotePool:
     def _warm_later(
         self, key: Key, command: KernelCommand, env: Mapping[str, str], delay_s: float | None = None
     ) -> asyncio.Task[None]:
-        """Make a zygote in the background: after a moment, so that it does not slow the start of now."""
+        """Make a zygote in the background, after a moment, so that it does not slow down the current start."""
 
         async def later() -> None:
             await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
             try:
                 await self._make(key, command, env)
-            except Exception:  # noqa: BLE001 - nobody waits for this task: it logs, and starts go on being exec'ed
+            except Exception:  # noqa: BLE001 - logged; kernels are exec'ed until the pause is over
                 self._refused_until[key] = time.monotonic() + _PAUSE_S
                 self._log.exception("no zygote for %s", key[0])
 
         if key not in self._warming:
-            task = self._warming[key] = asyncio.create_task(later())
+            task = self._warming[key] = spawn(later(), self._tasks, self._log)
             task.add_done_callback(lambda _: self._warming.pop(key, None))
         return self._warming[key]
 
@@ -275,7 +254,7 @@ class ZygotePool:
         with theirs:
             pid = self._spawn(key, theirs.fileno(), env)
         try:
-            answer = await self._prepared(ours, command)
+            answer = await self._prepare(ours, command)
         except BaseException:
             ours.close()
             raise
@@ -303,8 +282,8 @@ class ZygotePool:
         self._log.info("zygote=%d ready in %.2f s for %s", pid, time.perf_counter() - started, key[0])
         self._retire_surplus()
 
-    async def _prepared(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
-        """Have a new zygote load, and hear what it has loaded: in a file, since a packet holds some 2,000 paths."""
+    async def _prepare(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
+        """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only."""
         ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
         request = json.dumps({"preload": self._preload, "args": command.args}).encode()
         with tempfile.TemporaryFile() as file:
@@ -326,7 +305,7 @@ class ZygotePool:
         output = os.open(self._output, flags_of_file, 0o600)
         try:
             process = subprocess.Popen(
-                [python, *flags, str(_SCRIPT), str(fd), _ROOM],
+                [python, *flags, str(self._script), str(fd), _ROOM],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -337,27 +316,24 @@ class ZygotePool:
             )
         finally:
             os.close(output)
-        process.returncode = 0  # the agent reaps it: keep subprocess from doing so
+        process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
         self._pids.add(process.pid)
         return process.pid
 
     def _retire(self, zygote: _Zygote) -> None:
-        """Hang up on a zygote: it ends, and its spares with it."""
+        """Close the socket of a zygote, which ends the zygote and its spares."""
         if zygote in self._zygotes:
             self._zygotes.remove(zygote)
             zygote.socket.close()
 
     def _retire_surplus(self) -> None:
-        """Retire what is idle for too long, and the least recently used of too many; called again when due."""
+        """Retire zygotes that are idle for too long or too many. Set a timer for the next one."""
         self._zygotes.sort(key=lambda zygote: zygote.used_at, reverse=True)
         oldest = time.monotonic() - self._idle_s
         for index, zygote in enumerate(list(self._zygotes)):
             if index >= self._max_zygotes or zygote.used_at <= oldest:
                 self._log.info("zygote=%d retired: not used", zygote.pid)
                 self._retire(zygote)
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
         if self._zygotes:
             due_s = max(0.0, self._zygotes[-1].used_at - oldest) + 0.01
-            self._expiry = asyncio.get_running_loop().call_later(due_s, self._retire_surplus)
+            self._timers.later(due_s, self._retire_surplus, key="idle")

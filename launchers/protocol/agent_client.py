@@ -1,4 +1,4 @@
-"""The client of one agent: its operations as typed coroutines."""
+"""The client of one agent, with its operations as typed coroutines."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 _QUICK_S = 10.0
 _ENDS_S = 15.0
-"""So long at most an agent takes to say that a kernel has ended, or does not."""
+"""How long an agent may take to report that a kernel has ended, or that it does not end."""
 _MARGIN_S = 5.0
-"""An agent keeps to its own deadlines; a call waits this much longer for the answer."""
+"""How much longer than the agent's own deadline a call waits for the answer."""
 
 
 class AgentClient:
@@ -60,7 +60,7 @@ class AgentClient:
         return self._client.is_lost
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect and subscribe to events; nothing stays open if either fails."""
+        """Connect and subscribe to events. If that fails, nothing stays open."""
         await self._client.connect(timeout_s=timeout_s)
         try:
             await self._client.call("subscribe", timeout_s=timeout_s)
@@ -83,14 +83,14 @@ class AgentClient:
         await self._client.call("transfer", Transfer(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
 
     async def manage(self, manager: Manager) -> None:
-        """Have the agent watch this cluster manager from now on, instead of the one before."""
+        """Have the agent watch this daemon of a cluster manager as well."""
         await self._client.call("manage", manager, timeout_s=_QUICK_S)
 
     async def launch(self, request: Launch) -> KernelProcess:
         return await self._call(KernelProcess, "launch", request, timeout_s=request.deadline_s + _MARGIN_S)
 
     async def signal(self, kernel_id: str, signum: int) -> bool:
-        """Whether the kernel still ran."""
+        """Send a signal to a kernel. Return False if the kernel has ended."""
         answer = await self._client.call(
             "signal", Signal(kernel_id=kernel_id, signum=signum), timeout_s=_QUICK_S
         )
@@ -113,15 +113,15 @@ class AgentClient:
         return await self._call(NodeStatus, "status")
 
     async def stats(self) -> Stats:
-        """What each running kernel uses, and which zygotes are warm."""
+        """Return the CPU and memory that each running kernel uses."""
         return await self._call(Stats, "stats")
 
     async def warm(self, request: Warm) -> None:
-        """Returns when fast starts are ready, or known not to be possible."""
+        """Prepare fast starts. Returns when they are ready, or known to be impossible."""
         await self._client.call("warm", request, timeout_s=90.0)
 
     async def leave(self) -> None:
-        """Have the agent leave; its kernels and reservations stay for the next."""
+        """Have the agent leave. Its kernels and leases stay for the next agent."""
         await self._client.call("leave", timeout_s=_QUICK_S)
 
     async def _call(self, cls: type[T], op: str, arguments: Any = None, *, timeout_s: float = _QUICK_S) -> T:

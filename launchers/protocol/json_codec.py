@@ -1,8 +1,7 @@
-"""Messages as frozen dataclasses: what may cross a socket, and the check that it is well formed.
+"""Messages between frozen dataclasses and JSON values, with strict checks.
 
-`encode` turns a dataclass into JSON-ready values; `decode` builds it again and refuses what does not
-fit: unknown or missing fields, wrong types, numbers that are not finite. Nothing else is ever made
-from bytes that came over a wire.
+`encode` turns a dataclass into JSON values. `decode` builds the dataclass again. It refuses unknown and missing fields,
+wrong types, and numbers that are not finite. roost builds no other objects from bytes that it has received.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ T = TypeVar("T")
 
 
 class WireError(ValueError):
-    """A message that does not have the form it should; the text says which field and why."""
+    """A message does not have the expected form. The text names the field and the reason."""
 
 
 def encode(value: Any) -> Any:
-    """JSON-ready form of dataclasses, mappings, sequences and plain values."""
+    """Return the JSON values of dataclasses, mappings, sequences and plain values."""
     if isinstance(value, (str, int, float, type(None))):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -38,15 +37,15 @@ def encode(value: Any) -> Any:
 def decode(cls: type[T], value: Any, *, ignore_unknown: bool = False) -> T:
     """Build `cls` (a dataclass) from JSON values, or raise `WireError` with one sentence.
 
-    `ignore_unknown` leaves out fields that `cls` does not have, at any depth: for answers, events and files,
-    which may come from another version; requests stay strict, since an unknown wish must not be passed over.
+    `ignore_unknown` leaves out unknown fields at any depth. Use it for answers, events and files, which may come from
+    another version. Requests stay strict: roost must not ignore a wish that it does not know.
     """
     return typing.cast(T, _decode(cls, value, cls.__name__, ignore_unknown))
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(cls: type) -> dict[str, tuple[Any, bool]]:
-    """By field of a dataclass: its type, and whether it must be given."""
+    """Return the type of each field of a dataclass, and whether it is required."""
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING
     return {
@@ -99,18 +98,18 @@ def _decode_dataclass(cls: type, value: Any, where: str, lax: bool) -> Any:
     if not isinstance(value, Mapping):
         raise WireError(f"{where} must be an object, not {type(value).__name__}")
     plan = _plan(cls)
-    found = {}
+    values = {}
     for name, item in value.items():
         if name not in plan:
             if lax:
                 continue
             raise WireError(f"{where} has no field {name!r:.60}; it has {', '.join(plan)}")
-        found[name] = _decode(plan[name][0], item, f"{where}.{name}", lax)
+        values[name] = _decode(plan[name][0], item, f"{where}.{name}", lax)
     for name, (_, is_required) in plan.items():
-        if is_required and name not in found:
+        if is_required and name not in values:
             raise WireError(f"{where} lacks the field {name!r}")
     try:
-        return cls(**found)
+        return cls(**values)
     except (TypeError, ValueError) as problem:
         raise WireError(f"{where}: {problem}") from problem
 

@@ -1,7 +1,7 @@
-"""What agents are asked and what they answer: the agent's protocol as values.
+"""The messages of the agent's protocol: requests, answers and events.
 
-Every message crosses a socket as JSON (`wire`). Amounts: CPUs and GPUs in units (0.25 is a quarter), memory
-in bytes, times in seconds; `*_at` are seconds since the epoch, UTC, for people, and never used for waiting.
+Every message crosses a socket as JSON (`json_codec`). CPUs and GPUs are in units (0.25 is a quarter), memory is in
+bytes, durations are in seconds. `*_at` are seconds since the epoch (UTC), for people and never for waiting.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .shared_values import Signal as Signal
 from .shared_values import Stop as Stop
 
 PROTOCOL = 4
-"""Version of this protocol: an agent and a client talk only when they speak the same.
+"""The version of this protocol. An agent and a client must have the same one.
 
-It does not change for a field added to an answer or an event, which an older client leaves out; it does for a
-field added to a request, which an older agent refuses.
+It does not change for a new field in an answer or event, because older clients ignore it. It changes for a new field
+in a request, because older agents refuse it.
 """
 
 
@@ -77,7 +77,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Gives a slice back, ending its kernel if one still runs. May be repeated."""
+    """Gives a lease back, and stops its kernel. May be repeated."""
 
     lease_id: str
 
@@ -92,14 +92,15 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manager:
-    """The cluster manager on whose node the agent runs: what it watches, and what follows from that.
+    """A daemon of the cluster manager on the agent's node, which the agent watches.
 
-    `pid` and `process_started_at` (as `process.start_time` gives it) name a daemon of the manager's on this node;
-    `address` is `host:port` of the manager itself. Where the last daemon ends and the manager is still there, this
-    node is no part of the cluster any more: all leases here are lost. Where both are gone they are kept for `grace_s`.
-    `is_gone`: this daemon says that it is about to end because the manager is gone, whatever answers there now.
-    `has_left`: it ends, or has ended, though its process goes on. `probe` is a command that prints the id of the
-    cluster at `address`: where that is not `cluster_id`, another cluster is there now, and this one is gone.
+    `pid` and `process_started_at` (from `process.start_time`) name the daemon. `address` is `host:port` of the manager
+    itself. If the last daemon ends and the manager still answers, the node has left the cluster, and all its leases are
+    lost. If the manager is away too, the leases are kept for `grace_s`.
+
+    `is_gone`: the daemon reports that it is about to end because the manager has ended, whatever answers at `address`.
+    `has_left`: the daemon has ended, although its process goes on. `probe` is a command that prints the id of the
+    cluster at `address`. If that is not `cluster_id`, another cluster has taken the address, and this one has ended.
     """
 
     name: str
@@ -115,12 +116,11 @@ class Manager:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Starts a kernel inside a reservation.
+    """Starts a kernel in a lease.
 
-    `launch_id` names this one attempt: repeated with the same id, a launch answers what the first did. `argv`
-    is the kernelspec's, with `{connection_file}` left in; the agent writes that file. `env` is the whole
-    environment of the kernel, to which the agent adds the devices' visibility. `AgentSettings` says on which address
-    the kernel listens, and which of `env` and `cwd` an agent on another machine supplements.
+    `launch_id` names this attempt. A repeated launch with the same id gets the first one's answer. `argv` is the
+    kernelspec's, including `{connection_file}`; the agent writes that file. `env` is the kernel's whole environment,
+    and the agent adds variables for the devices. `AgentSettings` lists the further changes that an agent makes.
     """
 
     launch_id: str
@@ -136,7 +136,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
-    """Prepares a fast start for kernels of this `argv` in this environment."""
+    """Prepares fast starts of kernels with this `argv` and environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
@@ -144,9 +144,9 @@ class Warm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """The node as its agent sees it.
+    """The status of a node, as its agent sees it.
 
-    `warm` are the interpreters (paths) that have a zygote ready. `is_cut_off`: the cluster manager's daemon on this
+    `warm` are the interpreters (paths) with a ready zygote. `is_cut_off`: the cluster manager's last daemon on this
     node has ended.
     """
 
@@ -166,27 +166,15 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZygoteStats:
-    """A warm process that kernels are forked from; `files` are those that it depends on."""
-
-    pid: int
-    python: str
-    files: int
-    launches: int
-    idle_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Answer to `stats`; the zygote used last comes first."""
+    """The answer to `stats`: the use of each running kernel."""
 
     kernels: tuple[KernelUse, ...] = ()
-    zygotes: tuple[ZygoteStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """Answer to `list`: all that this agent holds."""
+    """The answer to `list`: all leases and kernels of an agent."""
 
     leases: tuple[Lease, ...] = ()
     kernels: tuple[KernelProcess, ...] = ()
@@ -194,11 +182,11 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEvent:
-    """Pushed to subscribers.
+    """An event, which goes to all subscribers.
 
-    `launched` and `exited` carry the kernel; `reserved` and `released` the lease id; `lost` comes before the end of a
-    lease that the manager has taken back, for `reason`, and without a lease id as soon as the manager's daemon here
-    has ended; `leaving` means that the agent is about to go (an upgrade), its kernels stay.
+    `launched` and `exited` have the kernel. `reserved` and `released` have the lease id. `lost` has a `reason`. It
+    comes with a lease id before a lost lease ends, and without one as soon as the manager's last daemon here has ended.
+    `leaving`: the agent is about to leave, for example for an upgrade. Its kernels stay.
     """
 
     kind: Literal["launched", "exited", "reserved", "released", "lost", "leaving"]

@@ -1,4 +1,4 @@
-"""Comparing versions of roost: who is older makes room for who is newer."""
+"""roost's version, and the comparison of versions. An older agent or service makes room for a newer one."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ VERSION = roost.__version__
 
 
 def parse_version(version: str) -> tuple[int, ...]:
-    """`"1.10.2"` as `(1, 10, 2)`, for comparing; what is no number counts as 0."""
+    """Return `"1.10.2"` as `(1, 10, 2)`, for comparisons. A part that is no number counts as 0."""
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))

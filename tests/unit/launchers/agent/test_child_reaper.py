@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
-from roost.launchers.agent import child_reaper as module
 from roost.launchers.agent.child_reaper import Reaper
 
 
 @pytest.fixture
-async def reaper() -> Any:
-    reaper = Reaper(others=lambda pid, status: None)
+async def others() -> asyncio.Queue[int]:
+    """The pids of children that nobody waited for."""
+    return asyncio.Queue()
+
+
+@pytest.fixture
+async def reaper(others: asyncio.Queue[int]) -> AsyncIterator[Reaper]:
+    reaper = Reaper(others=lambda pid, status: others.put_nowait(pid))
     yield reaper
     reaper.close()
 
@@ -44,7 +48,7 @@ async def exit_code(future: asyncio.Future[int]) -> int:
 
 
 @pytest.mark.usefixtures("wait_calls")
-async def test_a_child_and_what_it_leaves_in_its_group(reaper: Reaper) -> None:
+async def test_the_group_of_a_child_ends_with_the_child(reaper: Reaper) -> None:
     ready, ready_in = os.pipe()
     os.set_inheritable(ready_in, True)
     pid = spawn("import os; os.fork() or __import__('signal').pause(); os._exit(3)")
@@ -54,23 +58,19 @@ async def test_a_child_and_what_it_leaves_in_its_group(reaper: Reaper) -> None:
     os.close(ready)
 
 
-async def test_who_asks_late_hears_it_too(reaper: Reaper) -> None:
-    reaped = asyncio.Event()
-    reaper._others = lambda pid, status: reaped.set()
+async def test_an_exit_code_is_kept_for_a_late_caller(reaper: Reaper, others: asyncio.Queue[int]) -> None:
     pid = spawn("raise SystemExit(5)")
-    await asyncio.wait_for(reaped.wait(), 10)
+    await asyncio.wait_for(others.get(), 10)
     assert await exit_code(reaper.exit_code(pid)) == 5
 
 
-@pytest.mark.parametrize("is_ours", [True, False])
-async def test_a_pid_that_comes_round_again_is_not_dead(
-    reaper: Reaper, monkeypatch: pytest.MonkeyPatch, is_ours: bool
+@pytest.mark.parametrize(("is_ours", "remembered_s"), [(True, 60.0), (False, 0.0)])
+async def test_the_exit_code_of_an_earlier_process_with_the_same_pid_does_not_count(
+    others: asyncio.Queue[int], is_ours: bool, remembered_s: float
 ) -> None:
-    if not is_ours:
-        monkeypatch.setattr(module, "_REMEMBERED_S", 0.0)
-    pid = spawn("import signal; signal.pause()")
-    reaper._ended[pid] = (7, 0.0)  # an earlier process of that pid
-    future = reaper.exit_code(pid, is_ours=is_ours)
+    reaper = Reaper(others=lambda pid, status: others.put_nowait(pid), remembered_s=remembered_s)
+    pid = spawn("raise SystemExit(7)")
+    await asyncio.wait_for(others.get(), 10)
+    future = reaper.exit_code(pid, is_ours=is_ours)  # as if another process had this pid now
     assert not future.done()
-    os.kill(pid, signal.SIGKILL)
-    assert await exit_code(future) == -signal.SIGKILL
+    reaper.close()

@@ -1,4 +1,4 @@
-"""Which agent is used, and when it is replaced: other settings, older versions."""
+"""When an agent is used, and when it is replaced: other settings, older versions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from agents import agent_pid
 
-from roost.launchers.agent import find_or_start
-from roost.launchers.agent.find_or_start import find_or_start_agent
+from roost.launchers.agent.find_or_start import find_differences, find_or_start_agent, is_older
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
@@ -48,7 +47,7 @@ async def cpus_and_pid(settings: AgentSettings) -> tuple[float, int]:
         await client.close()
 
 
-async def test_other_settings_wait_until_nothing_is_held(
+async def test_other_settings_wait_until_there_is_no_lease(
     agent: AgentClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     pid = agent_pid()
@@ -62,7 +61,7 @@ async def test_other_settings_wait_until_nothing_is_held(
     assert next_pid != pid
 
 
-async def test_an_older_agent_that_holds_something_hands_its_settings_on(
+async def test_an_older_agent_with_a_lease_passes_its_settings_on(
     agent: AgentClient, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = agent_pid()
@@ -86,12 +85,12 @@ async def test_an_older_agent_that_holds_something_hands_its_settings_on(
     await again.close()
 
 
-def test_settings_that_only_one_version_knows_are_no_difference() -> None:
+def test_settings_that_one_version_lacks_are_no_difference() -> None:
     old = json.loads('{"cpus": 4.0, "memory_bytes": 1000, "gpus": 2, "of_old": 1}')
-    assert find_or_start._other(old, SETTINGS) == {}
-    assert find_or_start._other({**old, "gpus": 1}, SETTINGS) == {"gpus": 1}
+    assert find_differences(old, SETTINGS) == {}
+    assert find_differences({**old, "gpus": 1}, SETTINGS) == {"gpus": 1}
 
 
-def test_a_newer_agent_is_not_talked_to() -> None:
+def test_a_newer_agent_is_refused() -> None:
     with pytest.raises(DaemonError, match="upgrade"):
-        find_or_start._is_older({"version": "99.0", "protocol": 99})
+        is_older({"version": "99.0", "protocol": 99})

@@ -1,4 +1,4 @@
-"""The real agent, with kernels that do no more than open their port: quick to start, easy to count."""
+"""The real agent, with kernels that only open their port."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_starts_that_fail(agent: Session, argv: tuple[str, ...], kind: str
     await agent.launch("k", launch_id="y")  # the lease is still good
 
 
-async def test_bad_launches(agent: Session) -> None:
+async def test_launches_without_a_lease_or_a_folder_are_refused(agent: Session) -> None:
     with pytest.raises(RemoteError) as failure:
         await agent.launch("nobody")
     assert failure.value.kind == "no_lease"
@@ -133,14 +133,14 @@ async def test_a_taken_port_is_replaced(agent: Session) -> None:
         assert process.connection.shell_port != port
 
 
-async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
+async def test_the_next_agent_adopts_the_kernels_of_a_killed_agent(agent: Session) -> None:
     await agent.reserve("busy", gpus=1)
     process = await agent.launch("busy")
     await agent.reserve("starting")
     slow = asyncio.create_task(
         agent.launch("starting", (sys.executable, "-c", "import signal; signal.pause()"), launch_id="s")
     )
-    unfinished = await _being_started("starting")
+    unfinished = await _wait_for_pid("starting")
     reader = await asyncio.create_subprocess_exec(
         "tail", "-f", _folder("starting") / "log", stdout=subprocess.DEVNULL
     )
@@ -153,7 +153,7 @@ async def test_kill_the_agent_and_the_next_one_adopts(agent: Session) -> None:
         assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
         assert len(holdings.leases) == 2
         assert not is_running(unfinished, start_time(unfinished)), "a start that was not finished is ended"
-        assert reader.returncode is None, "who only reads its log is not"
+        assert reader.returncode is None, "a reader of its log is not"
         reader.kill()
         await reader.wait()
         with pytest.raises(RemoteError):
@@ -174,8 +174,8 @@ def _folder(name: str) -> Path:
     return Path(os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", digest)
 
 
-async def _being_started(name: str) -> int:
-    """Pid of a kernel that is being started and has not said so yet."""
+async def _wait_for_pid(name: str) -> int:
+    """Return the pid of a kernel that has not opened its port yet."""
     for _ in range(500):
         found = read_json(_folder(name) / "starting.json")
         if found:
@@ -184,7 +184,7 @@ async def _being_started(name: str) -> int:
     raise AssertionError("no kernel was started")
 
 
-async def test_a_record_that_cannot_be_read_ends_no_kernel(agent: Session) -> None:
+async def test_a_kernel_with_an_unreadable_record_lives_on(agent: Session) -> None:
     await agent.reserve("newer")
     await agent.reserve("broken")
     newer, broken = await agent.launch("newer"), await agent.launch("broken")
@@ -200,9 +200,7 @@ async def test_a_record_that_cannot_be_read_ends_no_kernel(agent: Session) -> No
         shutil.rmtree(_folder("broken"))
 
 
-async def test_a_kernel_without_its_lease_is_ended_by_the_next_agent(
-    agent: Session, runtime_dir: Path
-) -> None:
+async def test_the_next_agent_kills_a_kernel_without_a_lease(agent: Session, runtime_dir: Path) -> None:
     await agent.reserve("k")
     process = await agent.launch("k")
     os.kill(agent_pid(), signal.SIGKILL)
@@ -215,7 +213,7 @@ async def test_a_kernel_without_its_lease_is_ended_by_the_next_agent(
         assert not await _group_lives(process.pid)
 
 
-async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
+async def test_the_group_of_an_adopted_kernel_ends_with_it(agent: Session) -> None:
     await agent.reserve("k")
     parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
     process = await agent.launch("k", (*ARGV[:3], parent, ARGV[4]))
@@ -228,7 +226,7 @@ async def test_an_adopted_kernel_takes_its_group_along(agent: Session) -> None:
 
 
 async def _group_lives(group: int) -> bool:
-    """Whether any of the group still runs after a moment; zombies do not."""
+    """True if a process of the group still runs after a moment. Zombies do not run."""
     for _ in range(100):
         members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
         if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):
@@ -244,14 +242,14 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-async def test_a_lease_ends_no_kernel_of_another(agent: Session) -> None:
+async def test_the_end_of_a_lease_leaves_the_kernel_of_another_lease_alone(agent: Session) -> None:
     first = await agent.reserve("k", linger_s=0.2)
     (lease,) = (await agent.client.holdings()).leases
     await agent.client.reserve(Reserve(lease=replace(lease, id="roost:k:2")))
     process = await agent.launch("k", lease_id="roost:k:2")
     with pytest.raises(RemoteError, match="still runs"):
         await agent.launch("k", lease_id=first)
-    assert (await agent.until("released")).lease_id == first, "no kernel came to run in it"
+    assert (await agent.until("released")).lease_id == first, "no kernel was started in it"
     await agent.client.release(first)
     assert alive(process)
     await agent.client.release("roost:k:2")
@@ -270,7 +268,7 @@ async def test_no_kernel_starts_in_a_lease_that_is_being_released(agent: Session
     await release
 
 
-async def test_what_kernels_use(agent: Session) -> None:
+async def test_the_use_of_kernels(agent: Session) -> None:
     await agent.reserve("k")
     await agent.reserve("ended")
     parent = "import subprocess; subprocess.Popen(['sleep', '60']);" + TINY_KERNEL
@@ -285,41 +283,31 @@ async def test_what_kernels_use(agent: Session) -> None:
     assert (await agent.client.stats()).kernels == (stats,), "measured at most once a second"
 
 
-async def test_the_status_names_what_is_warm(agent: Session) -> None:
+async def test_the_status_lists_the_warm_interpreters(agent: Session) -> None:
     assert (await agent.client.status()).warm == ()
     argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
     await agent.client.warm(Warm(argv=argv, env=dict(os.environ)))
     assert (await agent.client.status()).warm == (sys.executable,)
 
 
-async def test_who_does_not_die_is_said(agent: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kernel_that_does_not_die_is_reported(agent: Session) -> None:
     await agent.reserve("k")
     process = await agent.launch("k")
-    monkeypatch.setattr(kernels, "DIES_S", 0.05)
-    kernel = kernels._Kernel(
-        kernel_id="k",
-        launch_id="l",
-        lease_id="x",
-        folder=Path("/"),
-        started=asyncio.get_running_loop().create_future(),  # type: ignore[arg-type]
-        ended=asyncio.Event(),
-        process=process,
-    )
     with pytest.raises(RemoteError, match=r"does not die.*its lease stays"):
-        await kernels._until_dead(kernel)
+        await kernels.wait_for_end(process, asyncio.Event(), 0.05)
 
 
 @pytest.mark.parametrize(
     ("name", "more"), [("ipykernel_launcher.py", " --IPKernelApp.parent_handle=1"), ("other.py", "")]
 )
-def test_only_an_ipykernel_is_told_that_it_has_no_parent(tmp_path: Path, name: str, more: str) -> None:
+def test_only_an_ipykernel_gets_the_option_for_no_parent(tmp_path: Path, name: str, more: str) -> None:
     (tmp_path / name).write_text("import sys; print(*sys.argv[1:])")
     argv = (sys.executable, str(tmp_path / name), "-f", "{connection_file}")
     launch = Launch(
         launch_id="1", lease_id="l", kernel_id="k", argv=argv, env={}, cwd="/", connection=Connection(), deadline_s=1
     )  # fmt: skip
     with open(tmp_path / "log", "wb") as log:
-        pid = start._spawn(launch, {}, Path("/c.json"), log.fileno())
+        pid = start.spawn_kernel(launch, {}, Path("/c.json"), log.fileno())
     os.waitpid(pid, 0)
     assert (tmp_path / "log").read_text() == f"-f /c.json{more}\n"
 
@@ -334,11 +322,11 @@ def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
         kernels.shorten(path, over_bytes=1000, keep_bytes=100)
         kernel.write(b"more\n")
     first, *_, last, more = path.read_text().splitlines()
-    assert (first, last, more) == ("[roost: what was here before is left out]", "line 999", "more")
+    assert (first, last, more) == ("[roost: earlier lines were removed]", "line 999", "more")
     assert path.stat().st_size < 200
 
 
-async def test_it_leaves_when_idle_and_stays_while_a_lease_exists(runtime_dir: Path) -> None:
+async def test_an_agent_stays_while_a_lease_exists_and_leaves_when_idle(runtime_dir: Path) -> None:
     async with agent_session(AgentSettings(cpus=4, idle_exit_s=0.3)) as session:
         await session.reserve("k", linger_s=0.2)
         await session.launch("k")

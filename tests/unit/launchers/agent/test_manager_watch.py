@@ -1,4 +1,4 @@
-"""What an agent does when the cluster manager's daemon on its node ends, with daemons that do nothing but sleep."""
+"""An agent's reaction to the end of the cluster manager's daemon on its node. The daemons only sleep."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from roost.launchers.agent import manager_watch
 from roost.launchers.agent.manager_watch import ManagerWatch
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Manager
 
 GONE = "127.0.0.1:1"
-"""Nobody listens there."""
+"""An address where nothing listens."""
 
 
 @contextmanager
 def daemon(address: str, *, grace_s: float = 60.0) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
-    """A daemon of a manager at `address`, which is killed at the end at the latest."""
+    """A daemon of a manager at `address`. It is killed at the end."""
     with subprocess.Popen(["sleep", "60"]) as process:
         started_at = start_time(process.pid)
         try:
@@ -49,7 +48,7 @@ async def answering() -> AsyncIterator[str]:
 
 
 class Losses:
-    """What `ManagerWatch` says."""
+    """The reports of a `ManagerWatch`."""
 
     def __init__(self) -> None:
         self.reasons: asyncio.Queue[str] = asyncio.Queue()
@@ -69,31 +68,32 @@ class Losses:
         return False
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_watch, "_SETTLE_S", 0.01)
-
-
 @pytest.fixture
 def losses() -> Losses:
     return Losses()
 
 
+def watch_in(folder: Path, losses: Losses) -> ManagerWatch:
+    return ManagerWatch(folder / "manager.json", losses, losses.cut_off.append, settle_s=0.01)
+
+
 @pytest.fixture
 async def watching(tmp_path: Path, losses: Losses) -> AsyncIterator[ManagerWatch]:
-    managed = ManagerWatch(tmp_path / "manager.json", losses, losses.cut_off.append)
-    yield managed
-    managed.close()
-    managed.close()
+    watch = watch_in(tmp_path, losses)
+    yield watch
+    watch.close()
+    watch.close()
 
 
-async def test_a_node_that_left_its_cluster(watching: ManagerWatch, losses: Losses, answering: str) -> None:
+async def test_a_node_that_has_left_its_cluster(
+    watching: ManagerWatch, losses: Losses, answering: str
+) -> None:
     with daemon(answering) as (process, manager):
         watching.watch(manager)
         assert await losses.none_within(0.05)
         process.kill()
         assert await losses.next() == "its node has left the Ray cluster"
-    assert await losses.none_within(0.05), "told once"
+    assert await losses.none_within(0.05), "reported once"
 
 
 async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
@@ -106,7 +106,7 @@ async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
         assert await losses.none_within(0.1)
         assert not watching.is_cut_off
         watching.close()
-        following = ManagerWatch(tmp_path / "manager.json", losses, losses.cut_off.append)
+        following = watch_in(tmp_path, losses)
         following.resume()
         assert await losses.none_within(0.1)
         second.kill()
@@ -114,7 +114,7 @@ async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
         following.close()
 
 
-async def test_a_daemon_that_ends_because_its_manager_is_gone_says_so_though_another_answers_there(
+async def test_a_daemon_may_report_that_its_manager_has_ended_while_another_one_answers(
     watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering, grace_s=0.3) as (process, manager):
@@ -124,7 +124,7 @@ async def test_a_daemon_that_ends_because_its_manager_is_gone_says_so_though_ano
         assert await losses.next() == "the Ray cluster did not come back within 0.3 s"
 
 
-async def test_a_daemon_that_leaves_a_process_that_goes_on(
+async def test_a_daemon_may_end_while_its_process_goes_on(
     watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering) as (_, manager), daemon(answering) as (_, other):
@@ -138,23 +138,23 @@ async def test_a_daemon_that_leaves_a_process_that_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("says", "reason"),
+    ("prints", "reason"),
     [
         ("mine", "its node has left the Ray cluster"),
         ("another", "the Ray cluster did not come back within 0.3 s"),
         ("", "its node has left the Ray cluster"),
     ],
 )
-async def test_another_cluster_at_the_address_is_not_the_one_that_was_left(
-    watching: ManagerWatch, losses: Losses, answering: str, says: str, reason: str
+async def test_another_cluster_at_the_same_address_does_not_count(
+    watching: ManagerWatch, losses: Losses, answering: str, prints: str, reason: str
 ) -> None:
     with daemon(answering, grace_s=0.3) as (process, manager):
-        watching.watch(replace(manager, cluster_id="mine", probe=("echo", says)))
+        watching.watch(replace(manager, cluster_id="mine", probe=("echo", prints)))
         process.kill()
         assert await losses.next() == reason
 
 
-async def test_where_nobody_can_say_which_cluster_is_there_the_node_has_left(
+async def test_the_node_has_left_if_the_cluster_id_cannot_be_read(
     watching: ManagerWatch, losses: Losses, answering: str
 ) -> None:
     with daemon(answering) as (process, manager):
@@ -163,9 +163,7 @@ async def test_where_nobody_can_say_which_cluster_is_there_the_node_has_left(
         assert "has left" in await losses.next()
 
 
-async def test_a_manager_that_is_lost_as_a_whole_has_its_grace(
-    watching: ManagerWatch, losses: Losses
-) -> None:
+async def test_a_manager_that_is_away_has_a_grace(watching: ManagerWatch, losses: Losses) -> None:
     with daemon(GONE, grace_s=0.3) as (process, manager):
         watching.watch(manager)
         killed_at = time.monotonic()
@@ -192,7 +190,7 @@ async def test_the_same_cluster_comes_back_within_the_grace(
 
 
 @pytest.mark.parametrize("dies", ["before", "after"])
-async def test_the_next_agent_watches_what_this_one_did(
+async def test_the_next_agent_watches_the_same_daemons(
     tmp_path: Path, watching: ManagerWatch, losses: Losses, answering: str, dies: str
 ) -> None:
     with daemon(answering) as (process, manager):
@@ -201,16 +199,14 @@ async def test_the_next_agent_watches_what_this_one_did(
         if dies == "before":
             process.kill()
             process.wait()
-        following = ManagerWatch(tmp_path / "manager.json", losses, losses.cut_off.append)
+        following = watch_in(tmp_path, losses)
         following.resume()
         process.kill()
         assert "has left" in await losses.next()
         following.close()
 
 
-async def test_an_agent_that_is_closed_says_nothing(
-    watching: ManagerWatch, losses: Losses, answering: str
-) -> None:
+async def test_a_closed_watch_reports_nothing(watching: ManagerWatch, losses: Losses, answering: str) -> None:
     with daemon(answering) as (process, manager):
         watching.watch(manager)
         process.kill()
@@ -218,7 +214,7 @@ async def test_an_agent_that_is_closed_says_nothing(
         assert await losses.none_within(0.1)
 
 
-async def test_nothing_known_or_readable_is_nothing_to_watch(
+async def test_a_missing_or_unreadable_file_means_nothing_to_watch(
     tmp_path: Path, watching: ManagerWatch, losses: Losses, caplog: pytest.LogCaptureFixture
 ) -> None:
     watching.resume()
@@ -229,7 +225,7 @@ async def test_nothing_known_or_readable_is_nothing_to_watch(
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:"])
-async def test_an_address_that_is_none_is_a_manager_that_does_not_answer(
+async def test_an_invalid_address_counts_as_a_manager_that_is_away(
     watching: ManagerWatch, losses: Losses, address: str
 ) -> None:
     with daemon(address, grace_s=0.0) as (process, manager):

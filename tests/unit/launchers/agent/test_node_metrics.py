@@ -1,4 +1,4 @@
-"""What a machine or container has and uses, from files as Linux writes them; GPUs, from an NVML that may hang."""
+"""The size and use of a machine or container, from files as Linux writes them. GPUs, from an NVML that may hang."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from roost.launchers.agent import gpus, node_metrics
-from roost.launchers.agent.gpus import DeviceReader
+from roost.launchers.agent.gpus import WAIT_S, DeviceReader
 from roost.launchers.agent.ledger import Ledger
-from roost.launchers.agent.node_metrics import AgentSettings, NodeMetrics
+from roost.launchers.agent.node_metrics import AgentSettings, NodeMetrics, find_cgroups, measure_used_memory
 
 FILES = {
     "v2": {
@@ -37,37 +36,36 @@ OWN = {
 }
 
 
-def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str]) -> None:
+def write_cgroups(folder: Path, own: str, files: dict[str, str]) -> list[Path]:
+    """Write the files of cgroups as Linux has them, and return this process's cgroups."""
     (folder / "own").write_text(own)
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
-    monkeypatch.setattr(node_metrics, "_CGROUP", folder)
-    monkeypatch.setattr(node_metrics, "_OWN_CGROUPS", folder / "own")
+    return find_cgroups(folder / "own", folder)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_container_is_as_large_as_its_limits(
-    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lay_out(tmp_path, monkeypatch, OWN[version], FILES[version])
-    measured = NodeMetrics(AgentSettings(gpus=0))
+def test_a_container_is_as_large_as_its_limits(version: str, tmp_path: Path) -> None:
+    cgroups = write_cgroups(tmp_path, OWN[version], FILES[version])
+    measured = NodeMetrics(AgentSettings(gpus=0), cgroups=cgroups)
     assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
     ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
     assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
 
 
-def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
     free = {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "memory.max": "max"}
-    lay_out(tmp_path, monkeypatch, OWN["v1"] + OWN["v2"], free)
-    measured = NodeMetrics(AgentSettings(gpus=0))
+    measured = NodeMetrics(
+        AgentSettings(gpus=0), cgroups=write_cgroups(tmp_path, OWN["v1"] + OWN["v2"], free)
+    )
     assert measured.cpus >= 1
     assert measured.memory_bytes == psutil.virtual_memory().total
-    assert node_metrics.measure_used_memory(None) > 1_000_000
+    assert measure_used_memory(None) > 1_000_000
 
 
 class Nvml:
-    """As `pynvml`: one GPU for each UUID; `answers` cleared, no call returns."""
+    """A stand-in for `pynvml`, with one GPU for each UUID. No call returns while `answers` is clear."""
 
     NVML_DEVICE_MIG_ENABLE = 1
     NVMLError = RuntimeError
@@ -117,39 +115,38 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
     fake.answers.set()
 
 
-def test_gpus_that_hang_are_shown_as_last_seen(nvml: Nvml, tmp_path: Path) -> None:
-    measured = NodeMetrics(AgentSettings(cpus=1, memory_bytes=1))
+def test_gpus_that_hang_keep_their_last_state(nvml: Nvml, tmp_path: Path) -> None:
+    measured = NodeMetrics(AgentSettings(cpus=1, memory_bytes=1), max_age_s=0.0)
     ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
     before = measured.status(ledger, kernels=0)
     assert [(device.id, device.used) for device in before.devices] == [("GPU-a", 0.5), ("GPU-b", 0.5)]
     nvml.answers.clear()
-    read_at, measured._read_at = measured.devices.read_at, 0.0
+    read_at = measured.devices.read_at
     after = measured.status(ledger, kernels=0)
     assert after.devices == before.devices
     assert measured.devices.read_at == read_at
     assert after.metrics_age_s is not None
-    assert after.metrics_age_s >= gpus._WAIT_S
-    measured.devices.close()  # does not wait either
+    assert after.metrics_age_s >= WAIT_S
+    measured.devices.close()  # does not wait, either
     nvml.answers.set()
 
 
-def test_gpus_that_never_answered_are_none(
-    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(gpus, "_FIRST_WAIT_S", 0.05)
+def test_gpus_that_answer_too_late_are_not_used(nvml: Nvml, tmp_path: Path) -> None:
     nvml.answers.clear()
-    measured = NodeMetrics(AgentSettings())
+    measured = NodeMetrics(AgentSettings(), devices=DeviceReader(first_wait_s=0.05))
     ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
     nvml.answers.set()
-    reader = measured.devices._reader
-    assert reader is not None
-    reader.join(5)
+    for thread in threading.enumerate():
+        if thread.name == "nvml":
+            thread.join(5)
     assert len(measured.devices.read()) == 2
-    assert measured.status(ledger, kernels=0).devices == (), "what the ledger does not know is not offered"
+    assert measured.status(ledger, kernels=0).devices == (), (
+        "devices that the ledger does not know are not offered"
+    )
     measured.devices.close()
 
 
-def test_gpus_without_a_name_of_their_own_go_by_index(nvml: Nvml) -> None:
+def test_gpus_without_a_unique_id_are_named_by_index(nvml: Nvml) -> None:
     nvml.uuids = ["GPU-a", None, "", "GPU-a"]
     found = DeviceReader()
     assert [device.id for device in found.read()] == ["GPU-a", "1", "2", "3"]

@@ -1,4 +1,4 @@
-"""Which starts may be forked, and for how long: argv, environment and files, without any process."""
+"""The rules for forking a start (argv, environment, files), and a pool with stand-ins for zygotes."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ def reaped(pid: int) -> tuple[int, int]:
     return os.waitpid(pid, 0)
 
 
-async def test_what_cannot_be_forked_is_said_once_and_execed(
+async def test_a_failed_zygote_is_logged_once_and_its_kernels_are_execed(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """A Python that is none: the start is exec'ed, whatever comes of that."""
+    """The interpreter is no Python. The start is exec'ed, and fails there."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
@@ -167,9 +167,9 @@ async def test_what_cannot_be_forked_is_said_once_and_execed(
         command, connection_file=tmp_path / "c", env={"PATH": "/bin"}, cwd=tmp_path, log_fd=2, deadline_s=1.0
     )
     assert forked is None
-    assert zygotes.describe() == ()
-    (made,) = zygotes._pids  # not just any child: this process is a subreaper, and others' orphans fall to it
-    pid, status = reaped(made)
+    assert zygotes.interpreters() == {}
+    (loading,) = zygotes.pids
+    pid, status = reaped(loading)
     assert zygotes.on_reaped(pid, status)
     assert not zygotes.on_reaped(pid, status)
     await zygotes.close()
@@ -190,31 +190,31 @@ agent.recv(1 << 20)
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A zygote that is ready at once and forks nothing."""
+def stand_in(tmp_path: Path) -> Path:
+    """The script of a zygote that is ready at once and forks nothing."""
     script = tmp_path / "zygote.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr("roost.launchers.agent.zygote_pool._SCRIPT", script)
+    return script
 
 
-@pytest.mark.usefixtures("stand_in")
-async def test_the_least_recently_used_goes_when_there_are_too_many(tmp_path: Path) -> None:
-    zygotes = ZygotePool(max_zygotes=2, output=tmp_path / "output")
+async def test_the_least_recently_used_zygote_ends_if_there_are_too_many(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    zygotes = ZygotePool(max_zygotes=2, output=tmp_path / "output", script=stand_in)
     pids = []
     for n in range(3):
         await zygotes.warm(KernelCommand(python=sys.executable), {"OMP_NUM_THREADS": str(n)})
-        pids.append(zygotes.describe()[0].pid)
-    assert [zygote.pid for zygote in zygotes.describe()] == [pids[2], pids[1]]
-    assert (tmp_path / "output").read_text() == "it was here\n", "of the latest alone"
+        pids.append(next(iter(zygotes.interpreters())))
+    assert list(zygotes.interpreters()) == [pids[2], pids[1]]
+    assert (tmp_path / "output").read_text() == "it was here\n", "the output of the latest zygote alone"
     await zygotes.close()
-    assert zygotes.describe() == ()
+    assert zygotes.interpreters() == {}
     for pid in pids:
         assert zygotes.on_reaped(*reaped(pid))
 
 
-@pytest.mark.usefixtures("stand_in")
-async def test_a_fingerprint_larger_than_a_packet_comes_through() -> None:
-    zygotes = ZygotePool()
+async def test_a_fingerprint_larger_than_a_packet_arrives(stand_in: Path) -> None:
+    zygotes = ZygotePool(script=stand_in)
     await zygotes.warm(KernelCommand(python=sys.executable), {})
     (zygote,) = zygotes._zygotes
     assert len(zygote.fingerprint.imported_names) == 5000
@@ -222,65 +222,58 @@ async def test_a_fingerprint_larger_than_a_packet_comes_through() -> None:
     assert zygotes.on_reaped(*reaped(zygote.pid))
 
 
-@pytest.mark.usefixtures("stand_in")
-async def test_a_zygote_that_dies_with_a_request_makes_it_an_execed_start(tmp_path: Path) -> None:
-    zygotes = ZygotePool(warm_delay_s=60.0)
+async def test_a_start_is_execed_if_the_zygote_dies_with_its_request(stand_in: Path, tmp_path: Path) -> None:
+    zygotes = ZygotePool(warm_delay_s=60.0, script=stand_in)
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
-    (pid,) = (zygote.pid for zygote in zygotes.describe())
+    (pid,) = zygotes.interpreters()
     forked = await zygotes.launch(
         command, connection_file=tmp_path / "c", env={}, cwd=tmp_path, log_fd=2, deadline_s=20.0
     )
     assert forked is None
     assert zygotes.on_reaped(*reaped(pid))
-    assert zygotes.describe() == ()
+    assert zygotes.interpreters() == {}
     await zygotes.close()
 
 
-@pytest.mark.usefixtures("stand_in")
-async def test_a_request_too_large_for_a_packet_is_execed(tmp_path: Path) -> None:
-    zygotes = ZygotePool(warm_delay_s=60.0)
+async def test_a_start_is_execed_if_its_request_is_too_large_for_a_packet(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    zygotes = ZygotePool(warm_delay_s=60.0, script=stand_in)
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
-    (pid,) = (zygote.pid for zygote in zygotes.describe())
+    (pid,) = zygotes.interpreters()
     large = {f"V{n}": "x" * 100_000 for n in range(100)}
     forked = await zygotes.launch(
         command, connection_file=tmp_path / "c", env=large, cwd=tmp_path, log_fd=2, deadline_s=20.0
     )
     assert forked is None
-    assert len(zygotes.describe()) == 1
+    assert len(zygotes.interpreters()) == 1
     await zygotes.close()
     assert zygotes.on_reaped(*reaped(pid))
 
 
-@pytest.mark.usefixtures("stand_in")
-async def test_launches_of_a_burst_share_a_check_that_begins_after_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zygotes = ZygotePool(warm_delay_s=60.0)
-    await zygotes.warm(KernelCommand(python=sys.executable), {})
-    (zygote,) = zygotes._zygotes
-    begun: list[int] = []
-    askers = 0
+async def test_launches_of_a_burst_share_a_check_that_starts_after_all_of_them() -> None:
+    starts: list[int] = []
+    callers = 0
 
-    def broken_by(_: Fingerprint) -> None:
-        begun.append(askers)
+    class Recorded(Fingerprint):
+        def broken_by(self) -> None:
+            starts.append(callers)
 
-    monkeypatch.setattr(Fingerprint, "broken_by", broken_by)
+    fingerprint = Recorded(files={})
 
-    async def ask() -> None:
-        nonlocal askers
-        askers += 1
-        await zygote.checked()
+    async def check() -> None:
+        nonlocal callers
+        callers += 1
+        await fingerprint.check()
 
-    await asyncio.gather(*(ask() for _ in range(5)))
-    await ask()
-    assert begun == [5, 6]
-    impatient = asyncio.create_task(ask())
-    patient = asyncio.create_task(ask())
+    await asyncio.gather(*(check() for _ in range(5)))
+    await check()
+    assert starts == [5, 6]
+    impatient = asyncio.create_task(check())
+    patient = asyncio.create_task(check())
     await asyncio.sleep(0)
     impatient.cancel()
     await patient
-    assert begun == [5, 6, 8], "who gives up takes nothing from the others"
-    await zygotes.close()
-    assert zygotes.on_reaped(*reaped(zygote.pid))
+    assert starts == [5, 6, 8], "a cancelled caller does not disturb the others"

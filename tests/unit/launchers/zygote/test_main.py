@@ -105,7 +105,7 @@ class Agent:
     def warm(self) -> int:
         """Have a zygote ready; its pid."""
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
-        return self.zygotes.describe()[-1].pid
+        return list(self.zygotes.interpreters())[-1]
 
     def try_start(
         self, *args: str, cwd: Path | None = None, ports: Mapping[str, int] | None = None
@@ -385,7 +385,7 @@ def test_a_burst_gets_kernels_beyond_the_spares(agent: Agent) -> None:
 
 def test_a_killed_zygote_leaves_its_kernels_and_is_replaced(agent: Agent) -> None:
     kernel = agent.start()
-    pid = agent.zygotes.describe()[-1].pid
+    pid = list(agent.zygotes.interpreters())[-1]
     os.kill(pid, signal.SIGKILL)
     assert agent.zygotes.on_reaped(*os.waitpid(pid, 0))
     assert agent.try_start() is None
@@ -432,6 +432,6 @@ def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
         agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
         assert "started a thread (mine)" in caplog.text
         assert agent.try_start() is None
-        assert agent.zygotes.describe() == ()
+        assert agent.zygotes.interpreters() == {}
     finally:
         agent.close()
