@@ -40,7 +40,8 @@ class Lease:
 
     `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and `device_ids`
     say where the lease really is, which may differ from the placement. A `pending` lease waits for `reason` (a
-    sentence for people); its `node_id` is empty until it has a node. A `lost` lease was taken back, for `reason`.
+    sentence for people); its `node_id` is empty until it has a node. A `lost` lease was taken back, for `reason`;
+    `is_final` says that another claim for the same request cannot succeed either.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Lease:
     device_ids: tuple[str, ...] = ()
     state: LeaseState = "held"
     reason: str = ""
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

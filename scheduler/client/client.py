@@ -94,9 +94,12 @@ class Client:
         """Send a signal to the kernel's process group."""
         return self._run(self._nothing("signal", {"kernel_id": kernel_id, "signum": int(signum)}))
 
-    def kernels(self) -> Call[list[Kernel]]:
-        """Return all kernels, including queued ones, without their connections."""
-        return self._run(self._listed("kernels", {}, "kernels", Kernel))
+    def kernels(self, *, with_use: bool = False) -> Call[list[Kernel]]:
+        """Return all kernels, including queued ones, without their connections.
+
+        `with_use` adds the CPU and memory that each kernel uses; that asks all agents.
+        """
+        return self._run(self._listed("kernels", {"with_use": with_use}, "kernels", Kernel))
 
     def kernel(self, kernel_id: str) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`."""

@@ -1,4 +1,4 @@
-"""What disagrees between kernels, leases and agents, and which policies fail: for `roost doctor`."""
+"""What `roost doctor` reports: where kernels, leases and agents disagree, and which policies fail."""
 
 from __future__ import annotations
 
@@ -7,38 +7,47 @@ from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.service.messages import Finding
 
 from .cluster import Cluster
-from .keeper import Keeper
+from .kernel_record import Phase
+from .kernel_table import KernelTable
+from .owner_watch import OwnerWatch
+from .reconcile import Reconciler
 
 
-async def findings(cluster: Cluster, keeper: Keeper, policies: PolicyCatalog) -> list[Finding]:
-    """All findings, worst first; one of level ok when there is nothing to find. Has the keeper mend what it can."""
-    leases = {lease.id: lease for lease in (await cluster.backend.leases()).leases}
-    processes, silent = await keeper.processes(list(leases.values()))
-    records = keeper.records
-    away = await _why_away(cluster)
+async def diagnose(
+    cluster: Cluster,
+    table: KernelTable,
+    reconciler: Reconciler,
+    owners: OwnerWatch,
+    policies: PolicyCatalog,
+) -> list[Finding]:
+    """Return all findings, worst first; one of level ok if nothing is wrong. Repairs what can be repaired."""
+    reading = await cluster.backend.leases()
+    leases = {lease.id: lease for lease in reading.leases}
+    processes, unanswered = await reconciler.read_processes(reading.leases)
+    settled = [record for record in table.records.values() if record.is_settled]
+    running = {process.kernel_id for process in processes.values() if process.is_running}
     found = [
-        _finding("error", f"lease {lease.id} has no kernel", "nothing: it is given back now")
-        for lease in leases.values()
-        if keeper.is_own(lease) and lease.kernel_id not in records
+        _finding("error", f"lease {lease.id} has no kernel", "nothing: it is released now")
+        for lease in reading.leases
+        if table.is_own(lease) and lease.kernel_id not in table.records
     ]
     found += [
         _finding("error", f"kernel {record.kernel_id} has lost its lease", "nothing: it is dropped now")
-        for record in records.values()
-        if record.start is None and record.lease is not None and record.lease.id not in leases
+        for record in settled
+        if record.lease is not None and record.lease.id not in leases
     ]
-    running = {process.kernel_id for process in processes.values() if process.is_running}
     found += [
-        _finding(
-            "error", f"kernel {record.kernel_id} is said to run but does not", "nothing: it is noted now"
-        )
-        for record in records.values()
-        if record.start is None and record.state == "running" and record.kernel_id not in running
-        if record.lease is None or record.lease.node_id not in silent
+        _finding("error", f"kernel {record.kernel_id} is listed but does not run", "nothing: it is noted now")
+        for record in settled
+        if record.phase is Phase.RUNNING and record.kernel_id not in running
+        if record.lease is None or record.lease.id not in unanswered
     ]
     if found:
-        keeper.reconcile_soon()
+        reconciler.soon()
     found += [
-        _finding("error", f"{setting}: {problem.rstrip('.')}", f"mend {setting}, or what it names")
+        _finding(
+            "error", f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
+        )
         for setting, problem in (await policies.check_configuration()).items()
     ]
     found += [
@@ -47,28 +56,27 @@ async def findings(cluster: Cluster, keeper: Keeper, policies: PolicyCatalog) ->
             f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}",
             f"run `roost stop {record.kernel_id}` if nobody wants it",
         )
-        for record in records.values()
-        if not keeper.owners.is_alive(record.owner)
+        for record in table.records.values()
+        if not owners.is_alive(record.owner)
     ]
-    if away:
+    if away := await _why_away(cluster):
         found.append(_finding("error", away, "look at the cluster: no kernel starts until it is back"))
+    names = {leases[lease_id].node_id or lease_id for lease_id in unanswered} | reading.unreachable
     found += [
         _finding(
-            "error",
-            f"the agent on {node_id} does not answer",
-            "look at that machine; its kernels may be well",
+            "error", f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
         )
-        for node_id in sorted(silent)
+        for name in sorted(names)
     ]
     found += [
         _finding("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
         for node_id in sorted(cluster.draining)
     ]
     found += [
-        _finding("warning", f"policy {name} {problem}", f"mend it: meanwhile {FALLBACK} ranks in its stead")
+        _finding("warning", f"policy {name} {problem}", f"correct it: until then {FALLBACK} ranks the nodes")
         for name, problem in sorted(policies.failed.items())
     ]
-    agree = f"{len(records)} kernels, {len(leases)} leases and {len(processes)} processes agree"
+    agree = f"{len(table.records)} kernels, {len(leases)} leases and {len(processes)} processes agree"
     return found or [_finding("ok", agree, "")]
 
 

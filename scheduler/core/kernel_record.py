@@ -1,56 +1,213 @@
-"""One kernel as the scheduler holds it: nothing here that could not be read back from leases and agents."""
+"""One kernel as the scheduler holds it, and the phases that it goes through.
+
+Everything here can be read back from leases and agents. Each transition has one method, and `_NEXT` lists the legal
+ones:
+
+    QUEUED ─→ CLAIMING ─→ LAUNCHING ─→ RUNNING ─→ EXITED ─→ LAUNCHING (a restart in the same lease)
+       ↑         │  └─→ PENDING ─↗         │
+       └─────────┴────────┴────────────────┘      the manager refused, or the lease was lost before the launch
+    UNCLAIMED    a lease without a process, found after the scheduler's restart
+    ENDING       from every phase; the record is dropped once its lease is released
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from enum import Enum, auto
+from typing import Any
 
-from roost.launchers.protocol.messages import KernelProcess, Owner
+from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.protocol.messages import KernelProcess, Lease, Owner
 from roost.placement.model import Request
-from roost.scheduler.service.messages import Kernel, KernelState
+from roost.scheduler.service.messages import Kernel, KernelState, StartKernel
 
 from .queue import Queue, Ticket
 
-if TYPE_CHECKING:
-    from roost.scheduler.backends.base import Lease
+
+class Phase(Enum):
+    """A step in the life of a kernel."""
+
+    QUEUED = auto()
+    CLAIMING = auto()
+    PENDING = auto()
+    LAUNCHING = auto()
+    RUNNING = auto()
+    EXITED = auto()
+    UNCLAIMED = auto()
+    ENDING = auto()
+
+
+_STATE: Mapping[Phase, KernelState] = {
+    Phase.QUEUED: "queued",
+    Phase.CLAIMING: "queued",
+    Phase.PENDING: "queued",
+    Phase.LAUNCHING: "starting",
+    Phase.RUNNING: "running",
+    Phase.EXITED: "exited",
+    Phase.UNCLAIMED: "starting",
+    Phase.ENDING: "exited",
+}
+"""The state that users see in each phase."""
+
+_NEXT: Mapping[Phase, frozenset[Phase]] = {
+    Phase.QUEUED: frozenset({Phase.CLAIMING, Phase.ENDING}),
+    Phase.CLAIMING: frozenset({Phase.QUEUED, Phase.PENDING, Phase.LAUNCHING, Phase.ENDING}),
+    Phase.PENDING: frozenset({Phase.QUEUED, Phase.LAUNCHING, Phase.RUNNING, Phase.EXITED, Phase.ENDING}),
+    Phase.LAUNCHING: frozenset({Phase.QUEUED, Phase.RUNNING, Phase.EXITED, Phase.ENDING}),
+    Phase.RUNNING: frozenset({Phase.EXITED, Phase.ENDING}),
+    Phase.EXITED: frozenset({Phase.LAUNCHING, Phase.RUNNING, Phase.ENDING}),
+    Phase.UNCLAIMED: frozenset(
+        {Phase.RUNNING, Phase.EXITED, Phase.PENDING, Phase.QUEUED, Phase.LAUNCHING, Phase.ENDING}
+    ),
+    Phase.ENDING: frozenset({Phase.EXITED, Phase.LAUNCHING}),
+}
+
+
+class StartTask:
+    """The task that brings a kernel up. It can be taken back once, and then undoes what it has done."""
+
+    def __init__(self, launch_id: str, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> None:
+        self.launch_id = launch_id
+        self.late_exit: KernelProcess | None = None
+        self._is_begun = False
+        self._is_taken_back = False
+        self._task = start_shared(self._run(run))
+
+    async def _run(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> Kernel:
+        self._is_begun = True
+        return await run(self)
+
+    async def result(self) -> Kernel:
+        """Wait for the end of the start. Cancelling the waiter does not cancel the start."""
+        return await asyncio.shield(self._task)
+
+    async def ended(self) -> None:
+        """Wait until the start has ended, in whatever way."""
+        await asyncio.wait([self._task])
+
+    async def take_back(self) -> None:
+        """Cancel the start, and wait until everything that it took is given back. May be repeated."""
+        if not self._is_taken_back:
+            self._is_taken_back = True
+            if self._is_begun:  # a task cancelled before its first step could not undo anything
+                self._task.cancel()
+        await self.ended()
+
+    def seal(self) -> None:
+        """Refuse later cancellations: the start undoes itself already."""
+        self._is_taken_back = True
+
+    def check_wanted(self) -> None:
+        """Raise `CancelledError` if the start was taken back.
+
+        Before Python 3.12 `asyncio.wait_for` loses a cancellation that arrives with its result.
+        """
+        if self._is_taken_back:
+            raise asyncio.CancelledError
+
+    async def abandon(self) -> None:
+        """Cancel the start without undoing it, for the next scheduler to go on."""
+        self._task.cancel()
+        await self.ended()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Record:
-    """A kernel, or the start of one. `start` is the task that brings it up, while it does; `end` the one that ends it.
-
-    `is_begun`: that task has made its first step, without which it could not find out that it was cancelled.
-    `is_taken_back`: it is on its way back, and must not be cancelled (again).
-    """
+class KernelRecord:
+    """A kernel, or the start of one. `start` is set while a start runs, and `end` while an end does."""
 
     kernel_id: str
     launch_id: str
     owner: Owner
     request: Request
     created_at: float
-    state: KernelState = "queued"
+    phase: Phase = Phase.QUEUED
     lease: Lease | None = None
     process: KernelProcess | None = None
-    late_exit: KernelProcess | None = None
     ticket: Ticket | None = None
-    start: asyncio.Task[Kernel] | None = None
+    start: StartTask | None = None
     end: asyncio.Task[Kernel] | None = None
-    is_begun: bool = False
-    is_taken_back: bool = False
     decision: Mapping[str, Any] | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def is_settled(self) -> bool:
+        """True while no start is under way."""
+        return self.start is None
+
+    @property
+    def runs(self) -> bool:
+        """True if the kernel's process runs, as far as its agent has reported."""
+        return self.process is not None and self.process.is_running
+
+    # Transitions
+
+    def ask(self, start: StartKernel) -> None:
+        """A new start of this kernel was admitted."""
+        self.launch_id, self.owner, self.reason, self.process = start.launch_id, start.owner, "", None
+
+    def claim(self, lease: Lease, decision: Mapping[str, Any]) -> None:
+        """A node was chosen. The lease is noted before it is claimed, so that an undo finds it."""
+        self._go(Phase.CLAIMING)
+        self.lease, self.decision = lease, decision
+
+    def wait_for_manager(self, lease: Lease) -> None:
+        """The manager has accepted the claim, and grants it later."""
+        self._go(Phase.PENDING)
+        self.lease = lease
+
+    def refuse(self) -> None:
+        """The manager refused the claim, or took the lease back before the launch: place the request again."""
+        self._go(Phase.QUEUED)
+        self.lease = None
+
+    def launch(self, lease: Lease) -> None:
+        """The lease is held."""
+        self._go(Phase.LAUNCHING)
+        self.lease, self.process = lease, None
+
+    def run(self, process: KernelProcess) -> None:
+        """The agent has reported a running process."""
+        self._go(Phase.RUNNING)
+        self.process, self.launch_id = process, process.launch_id
+
+    def exit(self, process: KernelProcess) -> None:
+        """The process has ended. Its lease lingers for a restart."""
+        self._go(Phase.EXITED)
+        self.process = process
+
+    def fail_restart(self, reason: str) -> None:
+        """A restart has failed. The lease lingers for another one."""
+        self._go(Phase.EXITED)
+        self.reason = reason
+
+    def finish(self) -> None:
+        """The end of the kernel has begun."""
+        self._go(Phase.ENDING)
+
+    def update_lease(self, lease: Lease) -> None:
+        """The manager or the agent has reported more about the lease."""
+        self.lease = lease
+        self.lease_changed.set()
+
+    def _go(self, phase: Phase) -> None:
+        if phase is not self.phase and phase not in _NEXT[self.phase]:
+            raise RuntimeError(f"kernel {self.kernel_id} cannot go from {self.phase.name} to {phase.name}")
+        self.phase = phase
 
     def view(self, queue: Queue, *, with_connection: bool = False) -> Kernel:
-        """The kernel as others see it."""
+        """Return the kernel as users see it."""
         process, lease = self.process, self.lease
         position, waits_for = queue.place(self.ticket) if self.ticket else (None, "")
+        if self.phase is Phase.PENDING and lease is not None:
+            position, waits_for = 1, lease.reason
         kernel = Kernel(
             id=self.kernel_id,
             launch_id=self.launch_id,
-            state=self.state,
+            state="running" if self.phase is Phase.ENDING and self.runs else _STATE[self.phase],
             owner=self.owner,
             request=self.request,
             node_id=lease.node_id if lease else "",

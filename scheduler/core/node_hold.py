@@ -1,4 +1,4 @@
-"""Keeping a node free for who has waited long, so that a stream of small requests cannot starve a large one."""
+"""Reserve a node for the longest-waiting request, so that small requests cannot starve a large one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from roost.placement import Decision, Request, Snapshot
 from .queue import Ticket
 
 AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
-"""Filters that speak of amounts, and what of a request they look at."""
+"""The filters about amounts, and the field of a request that each looks at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """`node_id` is where room is awaited, `amounts` (fields of a request) what is short there."""
+class NodeHold:
+    """A node where a request waits for room, and the amounts (fields of a request) that are short there."""
 
     node_id: str
     amounts: frozenset[str]
 
 
-def claim(decision: Decision, snapshot: Snapshot) -> Claim | None:
-    """The node that would come free first for a refused request: the freest of those that lack only amounts."""
+def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
+    """Return the node that is likely to have room first for a refused request.
+
+    It is the freest of the nodes that lack only amounts.
+    """
     short: dict[str, set[str]] = {}
     unfit = set()
     for refusal in decision.refusals:
@@ -36,19 +39,22 @@ def claim(decision: Decision, snapshot: Snapshot) -> Claim | None:
     best = max(
         sorted(nodes, key=lambda n: n.id), key=lambda n: (n.gpus_free, n.memory_free_bytes, n.cpus_free)
     )
-    return Claim(node_id=best.id, amounts=frozenset(short[best.id]))
+    return NodeHold(node_id=best.id, amounts=frozenset(short[best.id]))
 
 
-def kept_from(
+def held_for_elders(
     ticket: Ticket, request: Request, heads: Iterable[Ticket], *, now: float, after_s: float
 ) -> frozenset[str]:
-    """Nodes that `ticket` may not have, since an elder has waited `after_s` there for what it asks for too."""
-    kept = set()
+    """Return the nodes reserved for requests that have waited longer than `ticket`, and at least `after_s`.
+
+    Only requests for the same kind of amounts count. `heads` are the heads of the queue, oldest first.
+    """
+    held = set()
     for elder in heads:
         if elder is ticket:
             break
-        held = elder.claim
+        hold = elder.hold
         has_waited = now - elder.joined_at >= after_s
-        if held is not None and has_waited and any(getattr(request, amount) for amount in held.amounts):
-            kept.add(held.node_id)
-    return frozenset(kept)
+        if hold is not None and has_waited and any(getattr(request, amount) for amount in hold.amounts):
+            held.add(hold.node_id)
+    return frozenset(held)

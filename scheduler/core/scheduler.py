@@ -1,7 +1,7 @@
-"""The scheduler: what can be asked of it, over one queue in front of one backend.
+"""The scheduler: everything that its clients can ask of one queue in front of one backend.
 
-Every start is a task of its own, named by (kernel id, launch id): see `starts`. The table of kernels is
-`keeper`'s, and holds nothing that cannot be read back from the cluster.
+This class only puts the parts together: starts (`start`, `lease_claim`), ends (`ender`), the table of kernels
+(`kernel_table`), its comparison with the cluster (`reconcile`), and the rules for ended owners (`owner_watch`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.daemon.tasks import Clock, Timers
 from roost.launchers.protocol.messages import Owner, Warm
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
@@ -33,20 +34,23 @@ from roost.scheduler.service.operations import WarmUp
 
 from .agent_calls import Agents
 from .cluster import Cluster
-from .diagnosis import findings
+from .diagnosis import diagnose
+from .ender import KernelEnder
 from .events import EventStream
-from .keeper import Keeper
-from .kernel_record import Record
+from .kernel_table import KernelTable
+from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, with_defaults
+from .owner_watch import OwnerRules, OwnerWatch
 from .queue import Queue
-from .starts import Starts, no_node
+from .reconcile import Reconciler
+from .start import StartRunner
 
 
 class Scheduler:
-    """`name` marks the leases that are this scheduler's own; `folder` is for what it may remember.
+    """`name` marks the leases of this scheduler. `folder` keeps drained nodes and recent requests.
 
-    `clock` is monotonic. Belongs to the event loop that calls `open`. Everything that can be asked may be
-    repeated, and raises `RoostError`.
+    `clock` is monotonic, and `timers` is the clock of all delays (the event loop by default). The scheduler belongs to
+    the event loop that calls `open`. Every call may be repeated, and raises `RoostError`.
     """
 
     def __init__(
@@ -58,37 +62,58 @@ class Scheduler:
         name: str = "scheduler",
         folder: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        timers: Clock | None = None,
     ) -> None:
         self.events = EventStream()
+        self.owners = OwnerWatch()
         self._settings = settings
-        self._queue = Queue(on_moved=self._on_moved, clock=clock)
+        self._timers = Timers(timers)
+        self._queue = Queue(on_moved=self._on_moved, clock=clock, timers=timers)
         self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
-        self.keeper = Keeper(self._cluster, settings, self.events, self._queue, name=name, ending=self)
-        self._workload = RecentRequests(folder / "requests.json" if folder else None, clock=clock)
-        self.policies = PolicyCatalog(settings, self._workload)
-        self._starts = Starts(
-            self._cluster, self.keeper, self._queue, self.policies, self.events, settings, clock=clock
+        self._table = KernelTable(self._queue, self.events, name=name)
+        self._ender = KernelEnder(self._cluster, self._table, self._timers)
+        self._rules = OwnerRules(
+            self.owners,
+            self._table,
+            self._ender,
+            self._timers,
+            grace_s=settings.owner_grace_s,
+            orphan_after_s=settings.orphan_after_s,
         )
-        self._records = self.keeper.records
+        self.reconciler = Reconciler(
+            self._cluster,
+            self._table,
+            self._ender,
+            self.owners,
+            self._queue,
+            self._timers,
+            claim_grace_s=settings.claim_grace_s,
+        )
+        self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=clock)
+        self.policies = PolicyCatalog(settings, self._recent)
+        claimer = LeaseClaimer(
+            self._cluster, self._table, self.policies, reserve_after_s=settings.reserve_after_s, clock=clock
+        )
+        self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler, clock=clock)
 
     async def open(self) -> None:
-        """Join the cluster and read back what earlier schedulers left."""
+        """Join the cluster and read back the kernels of earlier schedulers."""
         await self._cluster.backend.open()
-        await self.keeper.open()
+        await self.reconciler.open()
 
     async def close(self) -> None:
         """Leave. Kernels, leases and starts under way stay as they are, for the next scheduler."""
-        self._starts.is_closing = True
-        tasks = [t for record in self._records.values() for t in (record.start, record.end) if t is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._starts.close()
+        ends = [record.end for record in self._table.records.values() if record.end is not None]
+        for end in ends:
+            end.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
         self._queue.close()
-        self._workload.close()
+        self._timers.close()
+        self._recent.close()
         await self.policies.close()
-        await self.keeper.close()
-        await self._cluster.backend.close()
-        await self._cluster.agents.close()
+        for part in (self._rules, self._ender, self.reconciler, self._cluster.backend, self._cluster.agents):
+            await part.close()
 
     @property
     def address(self) -> str:
@@ -96,123 +121,120 @@ class Scheduler:
         return self._cluster.backend.address
 
     async def start(self, start: StartKernel) -> Kernel:
-        """Start a kernel, or join a start of the same launch id, or answer again what that one did."""
-        await self._load_policy(start.request)  # first, for it may wait
+        """Start a kernel. A repeated launch id joins its start, or gets the same answer."""
+        await self._load_policy(start.request)  # first, because it may wait
         failure = self._starts.failure(start)
         if failure is not None:
             raise failure
-        record = self._records.get(start.kernel_id)
+        record = self._table.get(start.kernel_id)
         while record is not None and record.end is not None:
             await asyncio.wait([record.end])
-            record = self._records.get(start.kernel_id)
+            record = self._table.get(start.kernel_id)
         if record is not None and record.start is not None:
             if record.launch_id == start.launch_id:
-                return await asyncio.shield(record.start)
+                return await record.start.result()
             raise LaunchError(f"kernel {start.kernel_id} is being started already; cancel that start first.")
         if record is not None and record.process is not None:
             if record.process.launch_id == start.launch_id:
                 return record.view(self._queue, with_connection=True)
-            if record.process.is_running:
+            if record.runs:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
         has_lease = record is not None and record.lease is not None
-        request = self._admitted(start.request, start.owner, but=start.kernel_id, has_lease=has_lease)
-        self.keeper.owners.watch(start.owner)
-        if not self.keeper.owners.is_alive(start.owner):
+        request = self._admit(start.request, start.owner, but=start.kernel_id, has_lease=has_lease)
+        self.owners.watch(start.owner)
+        if not self.owners.is_alive(start.owner):
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
         if record is None:
-            record = self.keeper.add(start, request)
-            self._workload.note(request)
+            record = self._table.add(start, request)
+            self._recent.note(request)
         elif record.lease is None:
             record.request = request
-        record.launch_id, record.owner, record.reason = start.launch_id, start.owner, ""
-        record.is_begun = record.is_taken_back = False
-        task = record.start = asyncio.get_running_loop().create_task(self._starts.run(record, start))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(task)
+        return await self._starts.begin(record, start).result()
 
     async def cancel(self, kernel_id: str, launch_id: str = "") -> None:
-        """Take a start back; with a launch id also one that is unknown yet, or that has just succeeded."""
-        record = self._records.get(kernel_id)
+        """Take a start back. With a launch id, also one that is unknown yet or has just succeeded."""
+        record = self._table.get(kernel_id)
         if record is not None and launch_id in ("", record.launch_id):
             if record.start is not None:
-                await self._starts.take_back(record)
+                await record.start.take_back()
                 return
-            if launch_id and record.process is not None and record.process.is_running:
+            if launch_id and record.runs:
                 await self.stop(kernel_id, 0.0, "its start was taken back")
         if launch_id:
             self._starts.fail(kernel_id, launch_id, Cancelled(f"the start of {kernel_id} was taken back."))
 
     async def stop(self, kernel_id: str, grace_s: float, reason: str = "stopped") -> Kernel:
-        """End a kernel or its start and give its lease back; answers the same once it is gone.
+        """End a kernel or its start and release its lease. Repeated, it gives the same answer.
 
-        Where its agent cannot be reached this raises, and is carried out when it can.
+        If the agent is unreachable this raises, and the kernel ends as soon as the agent answers.
         """
-        record = self._records.get(kernel_id)
-        if record is None:
-            return self._ended(kernel_id)
-        if record.end is None:
-            record.end = asyncio.get_running_loop().create_task(self._end(record, grace_s, reason))
-            record.end.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(record.end)
+        record = self._table.get(kernel_id)
+        return self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, reason)
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         """Send a signal to a running kernel's process group."""
         await self._cluster.call(self._lease_of(kernel_id), lambda agent: agent.signal(kernel_id, signum))
 
     async def logs(self, kernel_id: str, tail_bytes: int) -> str:
-        """The last of what a kernel wrote outside Jupyter's channels; of one that ended, what is known of it."""
-        if kernel_id not in self._records:
-            return self._ended(self.keeper.ended_id(kernel_id)).log_tail
+        """Return the end of a kernel's log (stdout and stderr); of an ended kernel, the part that was kept."""
+        if self._table.get(kernel_id) is None:
+            return self._ended(self._table.ended_id(kernel_id)).log_tail
         lease = self._lease_of(kernel_id)
         return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
     def kernels(self) -> list[Kernel]:
-        """All kernels that hold, or wait for, a lease."""
-        return [record.view(self._queue) for record in self._records.values()]
+        """Return all kernels that hold a lease or wait for one."""
+        return [record.view(self._queue) for record in self._table.records.values()]
+
+    async def kernels_with_use(self) -> list[Kernel]:
+        """Return all kernels, with the CPU and memory that they use."""
+        leases = [record.lease for record in self._table.records.values() if record.runs and record.lease]
+        use = await self.reconciler.read_use(leases)
+        return [replace(kernel, use=use.get(kernel.id)) for kernel in self.kernels()]
 
     def kernel(self, kernel_id: str) -> Kernel:
-        """One kernel with its connection, also some time after its end."""
-        record = self._records.get(kernel_id)
+        """Return one kernel with its connection, for some time after its end too."""
+        record = self._table.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
-        """Have another application hold a kernel, whose end it then shares; the kernel with its connection.
+        """Let another application hold a kernel; return the kernel with its connection.
 
-        One that takes its kernels back keeps them, while it lives, from one that does not.
+        A live owner that can adopt (a Jupyter Server) is not replaced by one that cannot (a script).
         """
-        record = self._records.get(kernel_id)
+        record = self._table.get(kernel_id)
         if record is not None and record.start is not None:
-            await asyncio.wait([record.start])
-            record = self._records.get(kernel_id)
+            await record.start.ended()
+            record = self._table.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
-        self.keeper.owners.watch(owner)
-        is_kept = record.owner.can_adopt and not owner.can_adopt and self.keeper.owners.is_alive(record.owner)
+        self.owners.watch(owner)
+        is_kept = record.owner.can_adopt and not owner.can_adopt and self.owners.is_alive(record.owner)
         if not is_kept:
             record.owner = replace(owner, user=record.owner.user)
             if (lease := record.lease) is not None:
-                adopted = await self._cluster.backend.transfer(lease, record.owner)
-                record.lease = adopted if record.lease is lease else record.lease
+                transferred = await self._cluster.backend.transfer(lease, record.owner)
+                record.lease = transferred if record.lease is lease else record.lease
         return record.view(self._queue, with_connection=True)
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """All nodes, as JSON values."""
+        """Return all nodes, as JSON values."""
         snapshot = await self._cluster.snapshot()
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
-        """Where such a kernel would go now, and why, as `explained`; raises what a start would be refused with.
+        """Return where such a kernel would go now, and why; raise the error that a start would get.
 
-        Where there is no room now, `soonest` has what would have to end.
+        If there is no room now, `soonest` names the kernels whose end would make room.
         """
         await self._load_policy(request)
-        request = self._admitted(request, owner)
+        request = self._admit(request, owner)
         snapshot = await self._cluster.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         if decision.placement is None and not decision.is_never:
             leases = (await self._cluster.backend.leases()).leases
-            since = {record.kernel_id: record.created_at for record in self._records.values()}
+            since = {record.kernel_id: record.created_at for record in self._table.records.values()}
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
         return document
 
@@ -225,59 +247,41 @@ class Scheduler:
         self._queue.wake()
 
     async def warm(self, asked: WarmUp, owner: Owner) -> None:
-        """Prepare fast starts where such a kernel would go now."""
+        """Prepare fast starts on the node where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
-        wanted = replace(request, owner=owner.user, environment=asked.argv[0] if asked.argv else "")
+        request = replace(request, owner=owner.user, environment=asked.argv[0] if asked.argv else "")
         await self._load_policy(request)
-        decision = await self.policies.decide(request.policy, wanted, await self._cluster.snapshot())
+        decision = await self.policies.decide(request.policy, request, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id
-        lease = Lease(id="", kernel_id="", node_id=node_id, device_ids=(), request=wanted, owner=owner)
+        lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=owner)
         await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=asked.argv, env=asked.env)))
 
-    async def up(self) -> int:
-        """Bring up the agents of all nodes; their number."""
+    async def warm_up(self) -> int:
+        """Start the agents of all nodes; return their number."""
         return await self._cluster.backend.warm_up()
 
     async def doctor(self) -> list[Finding]:
-        """What disagrees, and what to do about it."""
-        return await findings(self._cluster, self.keeper, self.policies)
+        """Return what disagrees, and what to do about it."""
+        return await diagnose(self._cluster, self._table, self.reconciler, self.owners, self.policies)
 
     def is_idle(self) -> bool:
-        """Whether nobody has or wants a kernel."""
-        return not self._records
+        """True if nobody has or wants a kernel."""
+        return not self._table.records
 
-    async def _end(self, record: Record, grace_s: float, reason: str) -> Kernel:
-        try:
-            await self._starts.take_back(record)
-            await self._give_back(record, grace_s, reason)
-            self.keeper.drop(record, reason)
-            return self._ended(record.kernel_id)
-        finally:
-            record.end = None
+    def _admit(self, request: Request, owner: Owner, but: str = "", *, has_lease: bool = False) -> Request:
+        """Return the request with the operator's defaults, or raise if its owner may not have it.
 
-    async def _give_back(self, record: Record, grace_s: float, reason: str) -> None:
-        if record.lease is not None and self._records.get(record.kernel_id) is record:
-            if record.process is None or record.process.is_running:
-                record.reason = reason
-            try:
-                if record.process is not None and record.process.is_running:
-                    record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
-                await self._cluster.backend.release(record.lease)
-            except BackendUnavailable:
-                self.keeper.end_later(record, reason)
-                raise
-
-    def _admitted(self, request: Request, owner: Owner, but: str = "", *, has_lease: bool = False) -> Request:
-        """The request with the operator's defaults, if its owner may have it and it makes sense.
-
-        A kernel that has its lease stays where it is: a restart does not fail for a policy that is gone.
+        A restart keeps its lease, so it does not fail if its policy is gone.
         """
         request = replace(with_defaults(request, self._settings), owner=owner.user)
-        others = [r for r in self._records.values() if r.owner.user == owner.user and r.kernel_id != but]
-        held = {record.kernel_id: record.request for record in others}
-        admit(request, owner.user, held, self._settings)
+        others = {
+            record.kernel_id: record.request
+            for record in self._table.records.values()
+            if record.owner.user == owner.user and record.kernel_id != but
+        }
+        admit(request, owner.user, others, self._settings)
         if not has_lease:
             self.policies.check(request.policy)
         return request
@@ -286,26 +290,26 @@ class Scheduler:
         await self.policies.load(request.policy or self._settings.default_policy)
 
     def _lease_of(self, kernel_id: str) -> Lease:
-        record = self._records.get(kernel_id)
-        if record is None or record.lease is None:
+        record = self._table.get(kernel_id)
+        if record is None or record.lease is None or record.lease.state == "pending":
             raise self._unknown(kernel_id, f"there is no running kernel {kernel_id}.")
         return record.lease
 
     def _ended(self, kernel_id: str) -> Kernel:
-        kernel = self.keeper.ended.get(kernel_id)
+        kernel = self._table.ended.get(kernel_id)
         if kernel is None:
             raise self._unknown(kernel_id, f"there is no kernel {kernel_id}; see `roost kernels`.")
         return kernel
 
-    def _unknown(self, kernel_id: str, says: str) -> RoostError:
-        """A kernel that is not known is not gone while nobody can tell what all nodes hold."""
-        if silent := self.keeper.unreachable:
-            names = ", ".join(sorted(silent))
+    def _unknown(self, kernel_id: str, message: str) -> RoostError:
+        """Return the error for an unknown kernel: it may live where an agent is unreachable."""
+        if self.reconciler.unreachable:
+            names = ", ".join(sorted(self.reconciler.unreachable))
             return BackendUnavailable(f"kernel {kernel_id} may live where no agent answers now: on {names}.")
-        return UnknownKernel(says, kernel_id=kernel_id)
+        return UnknownKernel(message, kernel_id=kernel_id)
 
     def _on_moved(self, kernel_id: str) -> None:
-        record = self._records.get(kernel_id)
+        record = self._table.get(kernel_id)
         if record is not None and record.ticket is not None:
             position, waits_for = self._queue.place(record.ticket)
-            self.events.publish("queued", record.view(self._queue), f"position {position}: {waits_for}")
+            self._table.publish("queued", record, f"position {position}: {waits_for}")

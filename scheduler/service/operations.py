@@ -68,6 +68,13 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListKernels:
+    """→ {"kernels": [Kernel]}, without connections. `with_use` also asks the agents for CPU and memory use."""
+
+    with_use: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OneKernel:
     """→ Kernel, with its connection."""
 
@@ -141,7 +148,7 @@ ARGUMENTS: Mapping[str, type] = {
     "cancel": Cancel,
     "stop": Stop,
     "signal": Signal,
-    "kernels": Nothing,
+    "kernels": ListKernels,
     "kernel": OneKernel,
     "nodes": Nothing,
     "adopt": AdoptKernel,

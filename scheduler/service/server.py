@@ -131,7 +131,7 @@ class Service:
         return self.greeting()
 
     async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
-        self._scheduler.keeper.owners.watch(request.owner)
+        self._scheduler.owners.watch(request.owner)
         self.server.subscribe(peer)
         return Nothing()
 
@@ -149,7 +149,9 @@ class Service:
         await self._scheduler.signal(request.kernel_id, request.signum)
         return Nothing()
 
-    async def _kernels(self, peer: bytes, _: Nothing) -> dict[str, Any]:
+    async def _kernels(self, peer: bytes, request: ops.ListKernels) -> dict[str, Any]:
+        if request.with_use:
+            return {"kernels": await self._scheduler.kernels_with_use()}
         return {"kernels": self._scheduler.kernels()}
 
     async def _kernel(self, peer: bytes, request: ops.OneKernel) -> Any:
@@ -176,7 +178,7 @@ class Service:
         return Nothing()
 
     async def _up(self, peer: bytes, _: Nothing) -> dict[str, Any]:
-        return {"nodes": await self._scheduler.up()}
+        return {"nodes": await self._scheduler.warm_up()}
 
     async def _add_policy(self, peer: bytes, request: ops.AddPolicy) -> Nothing:
         await self._scheduler.policies.add(request)

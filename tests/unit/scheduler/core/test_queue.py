@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_cluster import World, world
+from manual_clock import ManualClock
 
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.queue import Queue
@@ -84,7 +85,7 @@ async def test_a_stream_of_small_ones_cannot_starve_a_large_one(tmp_path: Path) 
         await w.scheduler.stop("small0", 0)
         late = w.start("late", gpus=0.5)
         await w.told("queued", "late")
-        assert "here: kept for who has waited longer" in w.kernel("late").waits_for
+        assert "here: reserved for a kernel that has waited longer" in w.kernel("late").waits_for
         assert (await w.start("cpu", cpus=1)).state == "running"
         await w.scheduler.stop("small1", 0)
         assert (await large).state == "running"
@@ -120,24 +121,25 @@ async def test_the_first_of_a_line_tries_only_when_something_changed() -> None:
     queue.close()
 
 
-async def test_changes_are_told_together_and_once() -> None:
-    told: list[str] = []
-    queue = Queue(on_moved=told.append, clock=lambda: 0.0)
+async def test_changes_are_reported_together_and_once() -> None:
+    reported: list[str] = []
+    clock = ManualClock()
+    queue = Queue(on_moved=reported.append, clock=clock.time, timers=clock)
     tickets = [queue.join(str(i), "line") for i in range(3)]
-    queue.say(tickets[0], "room")
-    await asyncio.sleep(0.15)
-    assert told == ["0", "1", "2"]
-    queue.say(tickets[0], "room")
+    queue.explain(tickets[0], "room")
+    clock.advance(0.15)
+    assert reported == ["0", "1", "2"]
+    queue.explain(tickets[0], "room")
     queue.leave(tickets[2])
-    await asyncio.sleep(0.15)
-    assert told == ["0", "1", "2"]
+    clock.advance(0.15)
+    assert reported == ["0", "1", "2"]
     queue.close()
 
 
 async def test_the_next_in_line_waits_for_what_the_one_before_did_until_it_has_looked() -> None:
     queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0)
     first, second = queue.join("a", "line"), queue.join("b", "line")
-    queue.say(first, "no node has room now")
+    queue.explain(first, "no node has room now")
     queue.leave(first)
     assert queue.place(second) == (1, "no node has room now")
     queue.close()

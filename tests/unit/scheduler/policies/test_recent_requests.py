@@ -146,7 +146,7 @@ async def test_what_is_admitted_is_noted_once(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="whole number"):
             await w.start("bad", gpus=1.5)
         await w.scheduler.explain(Request(gpus=1), Owner(user="ada"))
-        assert [request.gpus for request in w.scheduler._workload._requests] == [0.5]
+        assert [request.gpus for request in w.scheduler._recent._requests] == [0.5]
 
 
 async def test_the_scheduler_keeps_it_in_its_folder(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_the_scheduler_keeps_it_in_its_folder(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "s")
     scheduler = Scheduler(FakeBackend([agent], Settings(), agents), agents, Settings(), folder=tmp_path / "s")
     await scheduler.open()
-    scheduler._workload.note(GPU)
+    scheduler._recent.note(GPU)
     await scheduler.close()
     await agent.close()
     assert json.loads((tmp_path / "s" / "requests.json").read_text()) == {"requests": [[2.0, 0.5, 0, ["T4"]]]}

@@ -123,8 +123,8 @@ async def test_a_lease_whose_node_has_left_is_given_back(
         monkeypatch.setattr(w.backend, "leases", on_no_node)
         monkeypatch.setattr(w.backend, "release", note)
         if not is_known:
-            w.scheduler.keeper.records.clear()  # as for a successor
-        w.scheduler.keeper.reconcile_soon()
+            w.scheduler._table.records.clear()  # as for a successor
+        w.scheduler.reconciler.soon()
         await w.told("released")
         assert released == [""]
         assert w.kernel("k").reason == "its node has left the cluster"
@@ -138,7 +138,7 @@ async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
         waiting = two.start("c", cpus=1)
         await two.told("queued", "c")
         assert [kernel.id for kernel in one.scheduler.kernels()] == ["a"]
-        two.scheduler.keeper.reconcile_soon()
+        two.scheduler.reconciler.soon()
         await one.scheduler.stop("a", 0)
         assert (await waiting).state == "running"
     await agent.close()
@@ -183,7 +183,7 @@ async def test_what_was_given_back_does_not_come_back(
             again.set()
 
         monkeypatch.setattr(w.backend, "release", note)
-        w.scheduler.keeper.reconcile_soon()
+        w.scheduler.reconciler.soon()
         await asyncio.wait_for(read.wait(), 5)
         await asyncio.wait_for(again.wait(), 5)
         assert w.scheduler.kernels() == []
@@ -201,10 +201,10 @@ async def test_what_was_only_not_found_may_be_found_again(
             return LeaseReading(leases=())
 
         monkeypatch.setattr(w.backend, "leases", none)
-        w.scheduler.keeper.reconcile_soon()
+        w.scheduler.reconciler.soon()
         await w.told("released")
         monkeypatch.undo()
-        w.scheduler.keeper.reconcile_soon()
+        w.scheduler.reconciler.soon()
         await w.told("running", times=2)
         assert w.leases() == ["roost:k:s/1"]
 
@@ -330,7 +330,7 @@ async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
         owner = owner_of(application, can_adopt=True)
         await w.start("k", cpus=1, owner=owner)
         kill(application)
-        while w.scheduler.keeper.owners.is_alive(owner):
+        while w.scheduler.owners.is_alive(owner):
             await w.scheduler.doctor()  # a call to the agent and back: the loop has seen the pidfd by then
         with pytest.raises(Cancelled, match="its owner has ended"):
             await w.start("late", owner=owner)

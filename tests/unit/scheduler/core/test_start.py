@@ -12,7 +12,7 @@ from fake_cluster import FakeAgent, scheduler_on, world
 from roost.placement import Snapshot, get_policy
 from roost.placement.model import Request
 from roost.scheduler.config.settings import LocalSettings, Settings
-from roost.scheduler.core import starts
+from roost.scheduler.core import lease_claim
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.cluster import Cluster
 from roost.scheduler.errors import (
@@ -154,7 +154,7 @@ async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
 async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.scheduler.core.keeper._RETRY_S", 0.05)
+    monkeypatch.setattr("roost.scheduler.core.ender.RETRY_S", 0.05)
     monkeypatch.setattr("roost.scheduler.backends.local.backend._PAUSES_S", (0.0,))
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
@@ -210,7 +210,7 @@ async def test_a_node_that_refused_is_tried_again_when_it_changed(tmp_path: Path
 async def test_a_node_that_refused_is_tried_again_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.scheduler.core.starts._SKIP_S", (0.05, 0.2))
+    monkeypatch.setattr("roost.scheduler.core.lease_claim._SKIP_S", (0.05, 0.2))
     async with world(tmp_path, cpus=4) as w:
         w.agent.ledger.cpus = 0.0  # the picture is ahead of it, and will not change
         start = w.start("k", cpus=2)
@@ -386,7 +386,7 @@ async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
             await w.start("k", cpus=1)
         agent.failures.clear()
         agent.calls.clear()
-        w.scheduler.keeper.reconcile_soon()
+        w.scheduler.reconciler.soon()
         await agent.called("release")
         assert not w.leases()
         assert not w.scheduler.kernels()
@@ -415,7 +415,7 @@ async def test_a_defect_in_a_start_leaves_nothing_behind(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("roost.scheduler.core.starts.kept_from", fail)
+    monkeypatch.setattr("roost.scheduler.core.lease_claim.held_for_elders", fail)
     async with world(tmp_path) as w:
         with pytest.raises(LaunchError, match="ZeroDivisionError: a defect"):
             await w.start("k", cpus=1)
@@ -443,7 +443,7 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
     async def away() -> Snapshot:
         raise BackendUnavailable("the cluster is away")
 
-    monkeypatch.setattr(starts, "_AWAY_S", 0.01)
+    monkeypatch.setattr(lease_claim, "_AWAY_S", 0.01)
     async with world(tmp_path, gpus=1) as w:
         await w.start("first", gpus=1)
         waiting = w.start("waits", gpus=1)

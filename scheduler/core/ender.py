@@ -1,0 +1,106 @@
+"""The end of a kernel: its start is taken back, its process stopped, its lease released. Nothing is forgotten.
+
+An end that cannot be carried out, because an agent is unreachable, is tried again until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
+from roost.launchers.protocol.messages import Lease
+from roost.scheduler.errors import BackendUnavailable, RoostError
+from roost.scheduler.service.messages import Kernel
+
+from .cluster import Cluster
+from .kernel_record import KernelRecord
+from .kernel_table import KernelTable
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""Pause before an end, a release or a reading is tried again."""
+_STOP_GRACE_S = 2.0
+
+
+class KernelEnder:
+    """Ends kernels, each once: calls for the same kernel share one end."""
+
+    def __init__(self, cluster: Cluster, table: KernelTable, timers: Timers) -> None:
+        self._cluster = cluster
+        self._table = table
+        self._timers = timers
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+
+    async def stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
+        """End a kernel or its start and release its lease. Raises `BackendUnavailable`, and then goes on trying."""
+        if record.end is None:
+            record.end = start_shared(self._stop(record, grace_s, reason))
+        return await asyncio.shield(record.end)
+
+    def stop_soon(self, record: KernelRecord, reason: str) -> None:
+        """End a kernel in the background."""
+        spawn(self.stop_quietly(record, reason), self._tasks, log)
+
+    async def stop_quietly(self, record: KernelRecord, reason: str) -> None:
+        """End a kernel; an error is logged, and the end is tried again."""
+        if not self._table.holds(record):
+            return
+        log.info("kernel=%s is ended: %s", record.kernel_id, reason)
+        try:
+            await self.stop(record, _STOP_GRACE_S, reason)
+        except BackendUnavailable as problem:  # `_stop` tries again
+            log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
+        except RoostError as problem:
+            log.error("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
+            self._stop_later(record, reason)
+
+    def release_soon(self, lease: Lease) -> None:
+        """Release a lease that no kernel comes back for: a reading still shows it."""
+        spawn(self._release(lease), self._tasks, log)
+
+    async def _stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
+        try:
+            if record.start is not None:
+                await record.start.take_back()
+            if record.lease is not None and self._table.holds(record):
+                await self._give_back(record, grace_s, reason)
+            self._table.drop(record, reason)
+            return self._table.ended[record.kernel_id]
+        finally:
+            record.end = None
+
+    async def _give_back(self, record: KernelRecord, grace_s: float, reason: str) -> None:
+        assert record.lease is not None
+        record.finish()
+        if record.process is None or record.runs:
+            record.reason = reason
+        try:
+            if record.runs:
+                record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
+            await self._cluster.backend.release(record.lease)
+        except BackendUnavailable:
+            self._stop_later(record, reason)
+            raise
+
+    def _stop_later(self, record: KernelRecord, reason: str) -> None:
+        """Try again later, unless the kernel is started again before."""
+        launch_id = record.launch_id
+
+        def retry() -> None:
+            if record.launch_id == launch_id:
+                self.stop_soon(record, reason)
+
+        self._timers.later(RETRY_S, retry)
+
+    async def _release(self, lease: Lease) -> None:
+        try:
+            await self._cluster.backend.release(lease)
+        except RoostError as problem:
+            log.warning("lease=%s is not released yet, trying again: %s", lease.id, problem)
+            self._timers.later(RETRY_S, lambda: self.release_soon(lease))

@@ -1,0 +1,150 @@
+"""All kernels that the scheduler knows, and the last ones that have ended. Every change becomes an event."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+from roost.launchers.protocol.messages import KernelProcess, Lease
+from roost.placement.model import Request
+from roost.scheduler.service.messages import Kernel, StartKernel
+
+from .events import EventStream
+from .kernel_record import KernelRecord, Phase
+from .queue import Queue
+
+_REMEMBERED = 500
+"""At most this many ended kernels, and released leases, are remembered."""
+
+Observer = Callable[[KernelRecord], None]
+
+
+class KernelTable:
+    """Records by kernel id; `ended` has the last kernels that are gone, as they were at their end.
+
+    `name` marks the leases of this scheduler. Observers in `on_exit` and `on_drop` are called after each exit and drop.
+    """
+
+    def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
+        self.records: dict[str, KernelRecord] = {}
+        self.ended: OrderedDict[str, Kernel] = OrderedDict()
+        self.on_exit: list[Observer] = []
+        self.on_drop: list[Observer] = []
+        self.queue = queue
+        self.events = events
+        self._name = name
+        self._released: OrderedDict[str, None] = OrderedDict()
+
+    def lease_id(self, kernel_id: str, launch_id: str) -> str:
+        """Return the id of the lease that a start takes: the same id whenever that start is repeated."""
+        return f"{self._prefix(kernel_id)}{launch_id}"
+
+    def is_own(self, lease: Lease) -> bool:
+        """True if this scheduler, or an earlier one with its name, has taken the lease."""
+        return lease.id.startswith(self._prefix(lease.kernel_id))
+
+    def get(self, kernel_id: str) -> KernelRecord | None:
+        return self.records.get(kernel_id)
+
+    def holds(self, record: KernelRecord) -> bool:
+        """True if the record is still in the table."""
+        return self.records.get(record.kernel_id) is record
+
+    def with_lease(self, lease_id: str) -> KernelRecord | None:
+        """Return the record that holds this lease."""
+        found = (r for r in self.records.values() if r.lease is not None and r.lease.id == lease_id)
+        return next(found, None)
+
+    def add(self, start: StartKernel, request: Request) -> KernelRecord:
+        """Add a record for a start."""
+        record = KernelRecord(
+            kernel_id=start.kernel_id,
+            launch_id=start.launch_id,
+            owner=start.owner,
+            request=request,
+            created_at=time.time(),
+        )
+        self.records[start.kernel_id] = record
+        return record
+
+    def add_found(self, lease: Lease) -> KernelRecord:
+        """Add a record for a lease that an earlier scheduler has left."""
+        record = KernelRecord(
+            kernel_id=lease.kernel_id,
+            launch_id=lease.id.removeprefix(self._prefix(lease.kernel_id)),
+            owner=lease.owner,
+            request=lease.request,
+            created_at=time.time(),
+            phase=Phase.PENDING if lease.state == "pending" else Phase.UNCLAIMED,
+            lease=lease,
+        )
+        self.records[lease.kernel_id] = record
+        return record
+
+    def publish(self, kind: str, record: KernelRecord, detail: str = "") -> None:
+        """Publish an event about a record."""
+        self.events.publish(kind, record.view(self.queue), detail)
+
+    def update(self, record: KernelRecord, process: KernelProcess) -> None:
+        """Note a process that an agent has reported."""
+        known = record.process
+        if known is not None and known.launch_id == process.launch_id and not known.is_running:
+            return  # the event of its end can overtake an answer that was read before the end
+        if not process.is_running:
+            record.launch_id = process.launch_id
+            self.exited(record, process)
+        elif record.phase is not Phase.ENDING:
+            record.run(process)
+            if known is None:
+                record.created_at = process.launched_at
+                self.publish("running", record, "read back")
+
+    def exited(self, record: KernelRecord, process: KernelProcess) -> None:
+        """Note that the kernel's process has ended."""
+        if process.launch_id != record.launch_id or record.phase is Phase.EXITED or not self.holds(record):
+            return
+        if record.phase is Phase.ENDING:
+            record.process = process
+        else:
+            record.exit(process)
+        self.publish("exited", record, process.reason)
+        for observer in self.on_exit:
+            observer(record)
+
+    def drop(self, record: KernelRecord, reason: str) -> None:
+        """Forget a kernel that is gone for good, with its lease. May be repeated."""
+        if not self.holds(record):
+            return
+        record.finish()
+        del self.records[record.kernel_id]
+        own = record.process.reason if record.process is not None and not record.runs else ""
+        record.reason = record.reason or own or reason
+        self.ended[record.kernel_id] = replace(record.view(self.queue), state="exited")
+        while len(self.ended) > _REMEMBERED:
+            self.ended.popitem(last=False)
+        if record.lease is not None:
+            self.note_released(record.lease.id)
+            self.events.publish("released", self.ended[record.kernel_id], record.reason)
+        for observer in self.on_drop:
+            observer(record)
+
+    def ended_id(self, prefix: str) -> str:
+        """Return the id of the latest ended kernel whose id begins with `prefix`; `prefix` itself if there is none."""
+        return next((known for known in reversed(self.ended) if prefix and known.startswith(prefix)), prefix)
+
+    def note_released(self, lease_id: str) -> None:
+        """Remember a released lease: a manager may show it for a while, and no kernel comes back for it."""
+        self._released[lease_id] = None
+        while len(self._released) > _REMEMBERED:
+            self._released.popitem(last=False)
+
+    def forget_released(self, lease_id: str) -> None:
+        self._released.pop(lease_id, None)
+
+    def was_released(self, lease_id: str) -> bool:
+        return lease_id in self._released
+
+    def _prefix(self, kernel_id: str) -> str:
+        return f"roost:{kernel_id}:{self._name}/"

@@ -1,0 +1,241 @@
+"""The way to a lease: queue → snapshot → place → claim, again until it is held or the start runs out of time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from roost.placement import Decision, Node, Snapshot
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    LaunchError,
+    LeaseConflict,
+    NoNodeEver,
+    NoNodeNow,
+)
+from roost.scheduler.policies.catalog import PolicyCatalog
+from roost.scheduler.service.messages import StartKernel
+
+from .cluster import Cluster
+from .kernel_record import KernelRecord
+from .kernel_table import KernelTable
+from .node_hold import find_hold, held_for_elders
+from .queue import Ticket
+
+_AWAY_S = 1.0
+"""How long a queued start waits between two checks of an `away` manager."""
+_SKIP_S = (1.0, 30.0)
+"""First and longest time for which a node is skipped that refused although it seemed to have room. The manager's
+figures may be ahead of the resources that it can grant."""
+_REFUSED = "refused this request a moment ago"
+_KEPT = "reserved for a kernel that has waited longer"
+
+
+class LeaseClaimer:
+    """Takes leases for starts. `clock` is monotonic; deadlines are times on it."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        table: KernelTable,
+        policies: PolicyCatalog,
+        *,
+        reserve_after_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._table = table
+        self._queue = table.queue
+        self._policies = policies
+        self._reserve_after_s = reserve_after_s
+        self._clock = clock
+
+    async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
+        """Take a lease for the record, and wait until it is held.
+
+        Raises `NoNodeEver`, `NoNodeNow` at the deadline, `LaunchError` if the manager can never grant the lease, and
+        `BackendUnavailable`. A pending lease of an earlier scheduler is claimed again: the answer is the same.
+        """
+        avoid: dict[str, _Skipped] = {}
+        while True:
+            if record.lease is None:
+                await self._queue_and_claim(record, start, deadline, avoid)
+            try:
+                assert record.lease is not None
+                if record.lease.state == "pending":
+                    await self._wait_until_held(record, start, deadline)
+                return
+            except LeaseConflict as problem:
+                self._refuse(record, str(problem))
+
+    async def _queue_and_claim(
+        self, record: KernelRecord, start: StartKernel, deadline: float, avoid: dict[str, _Skipped]
+    ) -> None:
+        """Wait for room and claim it. On return the record has a lease, held or pending."""
+        environment = start.argv[0] if start.may_fork and start.argv else ""
+        request = replace(record.request, environment=environment)
+        began = self._clock()
+        record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
+        decision: Decision | None = None
+        try:
+            while True:
+                try:
+                    await self._queue.turn(ticket, deadline)
+                except asyncio.TimeoutError:
+                    raise self._out_of_time(ticket, decision, start.launch_timeout_s) from None
+                try:
+                    snapshot = await self._cluster.snapshot()
+                except BackendUnavailable as problem:
+                    if decision is None:
+                        raise
+                    # The manager was there before: a start that waits for room waits for the manager as well.
+                    self._queue.explain(ticket, str(problem))
+                    asyncio.get_running_loop().call_later(_AWAY_S, ticket.event.set)
+                    continue
+                looked = self._clock()
+                reasons = {name: _REFUSED for name, skip in avoid.items() if skip.holds(snapshot, looked)}
+                held = held_for_elders(
+                    ticket, request, self._queue.heads(), now=looked, after_s=self._reserve_after_s
+                )
+                reasons |= dict.fromkeys(held, _KEPT)
+                decision = await self._policies.decide(
+                    record.request.policy, request, snapshot, avoid=reasons
+                )
+                if decision.placement is None:
+                    if decision.is_never:
+                        raise no_node(decision)
+                    ticket.hold = find_hold(decision, snapshot)
+                    self._queue.explain(ticket, decision.reason)
+                    continue
+                placed = self._clock()
+                record.timing_ms["queued"] = (looked - began) * 1e3
+                record.timing_ms["placed"] = (placed - looked) * 1e3
+                if await self._claim(record, decision):
+                    record.timing_ms["leased"] = (self._clock() - placed) * 1e3
+                    return
+                node_id = decision.placement.node_id
+                avoid[node_id] = skip = _Skipped.after(
+                    avoid.get(node_id), snapshot.node(node_id), self._clock()
+                )
+                asyncio.get_running_loop().call_later(skip.for_s, ticket.event.set)
+                ticket.event.set()
+        finally:
+            self._queue.leave(ticket)
+            record.ticket = None
+
+    async def _claim(self, record: KernelRecord, decision: Decision) -> bool:
+        """Claim the placement; False if the manager refuses."""
+        assert decision.placement is not None
+        wanted = Lease(
+            id=self._table.lease_id(record.kernel_id, record.launch_id),
+            kernel_id=record.kernel_id,
+            node_id=decision.placement.node_id,
+            device_ids=decision.placement.device_ids,
+            request=record.request,
+            owner=record.owner,
+            state="pending",
+        )
+        record.claim(wanted, decision.to_dict())
+        self._table.publish("placed", record, decision.reason)
+        try:
+            granted = await self._cluster.backend.claim(replace(wanted, state="held"))
+        except LeaseConflict as problem:
+            self._refuse(record, str(problem))
+            return False
+        if granted.state == "held":
+            self._hold(record, granted)
+        else:
+            # An event about the lease can arrive before the answer to the claim: then the event is newer.
+            record.wait_for_manager(granted if record.lease is wanted else record.lease or granted)
+            self._table.publish("queued", record, granted.reason)
+        return True
+
+    async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
+        """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
+        assert record.lease is not None
+        record.wait_for_manager(await self._cluster.backend.claim(record.lease))
+        while record.lease.state == "pending":
+            record.lease_changed.clear()
+            try:
+                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - self._clock()))
+            except asyncio.TimeoutError:
+                raise NoNodeNow(
+                    f"waited {start.launch_timeout_s:g} s: {record.lease.reason or 'the cluster did not answer'}.",
+                    position=1,
+                    decision=dict(record.decision) if record.decision else None,
+                ) from None
+        if record.lease.state == "lost":
+            raise (LaunchError if record.lease.is_final else LeaseConflict)(record.lease.reason)
+        self._hold(record, record.lease)
+
+    def _hold(self, record: KernelRecord, lease: Lease) -> None:
+        record.launch(lease)
+        self._table.publish("leased", record)
+
+    def _refuse(self, record: KernelRecord, reason: str) -> None:
+        node_id = record.lease.node_id if record.lease else ""
+        record.refuse()
+        self._table.publish("conflict", record, f"{node_id}: {reason}" if node_id else reason)
+
+    def _out_of_time(self, ticket: Ticket, decision: Decision | None, timeout_s: float) -> NoNodeNow:
+        position, waits_for = self._queue.place(ticket)
+        return NoNodeNow(
+            f"waited {timeout_s:g} s at position {position}: {waits_for or 'the cluster did not answer'}.",
+            position=position,
+            decision=decision.to_dict() if decision else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Skipped:
+    """A node that refused. It is skipped for a while, or until its resources change."""
+
+    node: Node
+    since: float
+    for_s: float
+
+    @classmethod
+    def after(cls, earlier: _Skipped | None, node: Node, now: float) -> _Skipped:
+        """Skip twice as long as the last time, with jitter, so that schedulers do not retry together."""
+        first_s, longest_s = _SKIP_S
+        for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
+        return cls(node=node, since=now, for_s=for_s * random.uniform(0.8, 1.2))
+
+    def holds(self, snapshot: Snapshot, now: float) -> bool:
+        """True while the node would refuse again."""
+        return now - self.since < self.for_s and _is_unchanged(self.node, snapshot)
+
+
+def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
+    """Return the error for a decision without a placement."""
+    kind = NoNodeEver if decision.is_never else NoNodeNow
+    return kind(f"{decision.reason}.", decision=decision.to_dict())
+
+
+def _line(record: KernelRecord) -> Hashable:
+    """Return the queue's line: identical requests under one policy share one.
+
+    A request without amounts gets a line of its own.
+    """
+    request = record.request
+    if request.is_best_effort and not request.resources:
+        return record.kernel_id
+    return replace(request, environment="", owner="")
+
+
+def _is_unchanged(node: Node, snapshot: Snapshot) -> bool:
+    """True if the same resources of the node are promised as when it refused."""
+    if node.id not in snapshot:
+        return False
+    now = snapshot.node(node.id)
+
+    def promised(which: Node) -> tuple[Any, ...]:
+        devices = tuple(device.promised for device in which.devices)
+        sums = which.cpus_promised, which.memory_promised_bytes, which.gpus_promised
+        return *sums, which.resources_promised, devices
+
+    return promised(now) == promised(node)

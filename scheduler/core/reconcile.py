@@ -1,0 +1,252 @@
+"""Keep the table of kernels true: compare it with leases and agents, at start and on every event.
+
+The invariant: no kernel without a lease, no lease without a kernel, beyond seconds of grace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import AgentEvent, KernelProcess, KernelUse, Lease
+from roost.launchers.protocol.rpc import RpcError
+from roost.scheduler.backends.base import BackendEvent, LeaseReading
+from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel
+
+from .cluster import Cluster
+from .ender import RETRY_S, KernelEnder
+from .kernel_record import KernelRecord, Phase
+from .kernel_table import KernelTable
+from .owner_watch import OwnerWatch
+from .queue import Queue
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ANSWER_S = 5.0
+"""How long one agent may take to list its kernels. A slow agent delays nobody else's kernels."""
+
+
+class Reconciler:
+    """Reads leases and kernels back, and follows the events of the backend and of the agents."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        table: KernelTable,
+        ender: KernelEnder,
+        owners: OwnerWatch,
+        queue: Queue,
+        timers: Timers,
+        *,
+        claim_grace_s: float,
+    ) -> None:
+        self.unreachable: frozenset[str] = frozenset()
+        """Agents that did not answer the last reading: kernels that no lease shows may live there."""
+        self._cluster = cluster
+        self._table = table
+        self._ender = ender
+        self._owners = owners
+        self._queue = queue
+        self._timers = timers
+        self._claim_grace_s = claim_grace_s
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_reading = False
+        self._must_read = False
+
+    async def open(self) -> None:
+        """Read back the kernels of earlier schedulers. The backend must be open."""
+        self._cluster.agents.listen(self._on_agent)
+        await self._read_back()
+        spawn(self._follow_backend(), self._tasks, log)
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+
+    def soon(self, delay_s: float = 0.0) -> None:
+        """Reconcile again: an agent was lost, or an undo failed."""
+        self._timers.later(delay_s, lambda: spawn(self._read_back_or_retry(), self._tasks, log))
+
+    async def read_processes(self, leases: Sequence[Lease]) -> tuple[dict[str, KernelProcess], set[str]]:
+        """Return the kernel processes by lease id, and the ids of the leases whose agents do not answer.
+
+        Each agent is asked once: leases with the same agent address share the answer.
+        """
+        answers, unreachable = await self._ask_each_agent(leases, lambda agent: agent.holdings())
+        processes = {process.lease_id: process for answer in answers for process in answer.kernels}
+        return processes, unreachable
+
+    async def read_use(self, leases: Sequence[Lease]) -> dict[str, KernelUse]:
+        """Return the CPU and memory that kernels use, by kernel id. Kernels of unreachable agents are left out."""
+        answers, _ = await self._ask_each_agent(leases, lambda agent: agent.stats())
+        return {use.kernel_id: use for answer in answers for use in answer.kernels}
+
+    async def _ask_each_agent(
+        self, leases: Sequence[Lease], call: Callable[[AgentClient], Awaitable[T]]
+    ) -> tuple[list[T], set[str]]:
+        """Call each agent of these leases once; return the answers, and the ids of the leases without one."""
+        held = [lease for lease in leases if lease.state == "held"]
+        addresses = await asyncio.gather(*(_try(self._cluster.backend.agent(lease)) for lease in held))
+        by_endpoint: dict[str, list[Lease]] = {}
+        unreachable = set()
+        for lease, address in zip(held, addresses, strict=True):
+            if address is None:
+                unreachable.add(lease.id)
+            else:
+                by_endpoint.setdefault(address.endpoint, []).append(lease)
+        groups = list(by_endpoint.values())
+        answers = await asyncio.gather(*(_try(self._cluster.call(group[0], call)) for group in groups))
+        for group, answer in zip(groups, answers, strict=True):
+            if answer is None:
+                unreachable |= {lease.id for lease in group}
+        return [answer for answer in answers if answer is not None], unreachable
+
+    async def _read_back_or_retry(self) -> None:
+        try:
+            await self._read_back()
+        except (RoostError, RpcError, asyncio.TimeoutError) as problem:
+            log.warning("kernels cannot be read back, trying again in %g s: %s", RETRY_S, problem)
+            self.soon(RETRY_S)
+
+    async def _read_back(self) -> None:
+        """Reconcile until nobody has asked for it in the meantime. Only one reading runs at a time."""
+        self._must_read = True
+        if self._is_reading:
+            return
+        self._is_reading = True
+        try:
+            while self._must_read:
+                self._must_read = False
+                await self._reconcile()
+        finally:
+            self._is_reading = False
+
+    async def _reconcile(self) -> None:
+        # Leases are compared with the records as they were before the reading: a lease taken meanwhile is not in it.
+        before = {id(r): r.lease for r in self._table.records.values() if r.is_settled}
+        reading: LeaseReading = await self._cluster.backend.leases()
+        leases = [lease for lease in reading.leases if self._table.is_own(lease)]
+        processes, unreachable = await self.read_processes(leases)
+        self.unreachable = reading.unreachable
+        if unreachable or reading.unreachable:
+            names = {lease.node_id or lease.id for lease in leases if lease.id in unreachable}
+            log.warning("agents are unreachable: %s", ", ".join(sorted(names | reading.unreachable)))
+            self.soon(RETRY_S)
+        for lease in leases:
+            self._match(lease, processes.get(lease.id), is_known=lease.id not in unreachable)
+        self._drop_lost(before, {lease.id for lease in leases})
+        self._queue.wake()
+
+    def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
+        """Compare one lease with its record. `is_known`: its agent has answered, so no process means none."""
+        record = self._table.get(lease.kernel_id)
+        if record is None and self._table.was_released(lease.id):
+            self._ender.release_soon(lease)
+            return
+        if record is None:
+            record = self._table.add_found(lease)
+            self._owners.watch(lease.owner)
+        elif record.phase is Phase.PENDING and record.lease is not None and record.lease.id == lease.id:
+            if lease.state != "held" or record.start is not None:
+                record.update_lease(lease)
+        elif record.start is not None or record.lease is None or record.phase is Phase.ENDING:
+            return  # a start under way finds out by itself
+        elif record.lease.id != lease.id:
+            self._ender.release_soon(lease)  # of an earlier start
+            return
+        if record.start is not None:
+            return
+        record.lease = lease  # more may be known of it now
+        if not record.owner.pid:
+            record.owner = lease.owner
+            self._owners.watch(lease.owner)
+        if lease.state == "lost":
+            self._ender.stop_soon(record, lease.reason)
+        elif process is not None:
+            self._table.update(record, process)
+        elif is_known and record.process is None:
+            self._timers.later(self._claim_grace_s, lambda: self._end_unclaimed(record))
+
+    def _drop_lost(self, before: dict[int, Lease | None], found: set[str]) -> None:
+        """Drop the records whose leases the reading does not have."""
+        for record in list(self._table.records.values()):
+            lease = before.get(id(record))
+            is_same = record.is_settled and lease is record.lease
+            if is_same and lease is not None and lease.id not in found:
+                self._table.drop(record, "its lease is gone")
+                self._table.forget_released(lease.id)  # nobody released it: it may be found again
+
+    def _end_unclaimed(self, record: KernelRecord) -> None:
+        if record.start is None and record.process is None:
+            self._ender.stop_soon(record, "its start was not repeated")
+
+    async def _follow_backend(self) -> None:
+        async for event in self._cluster.backend.events():
+            if event.kind == "nodes":
+                self._queue.wake()
+            elif event.kind == "resync":
+                self.soon()
+            else:
+                self._on_lease(event)
+
+    def _on_lease(self, event: BackendEvent) -> None:
+        """A pending lease has changed, or the manager has taken a lease back."""
+        record = self._table.with_lease(event.lease_id)
+        if record is None or record.lease is None:
+            return
+        if record.phase in (Phase.CLAIMING, Phase.PENDING) and record.start is not None:
+            record.update_lease(event.lease or _lose(record.lease, event.reason))
+            if event.kind == "lease_pending":
+                self._table.publish("queued", record, event.reason)
+        elif event.kind == "lease_lost":
+            self._ender.stop_soon(record, _taken_back(event.reason))
+        elif event.lease is not None and record.start is None:
+            record.lease = event.lease
+
+    def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
+        if event is None:
+            if self._table.records:
+                self.soon()
+        elif event.kernel is not None:
+            self._on_process(event.kernel)
+        elif event.kind in ("lost", "released"):
+            record = self._table.with_lease(event.lease_id)
+            if event.kind == "released":
+                self._table.note_released(event.lease_id)
+            if record is None or record.start is not None:
+                return
+            if event.kind == "lost":  # the exit that follows has this reason
+                record.reason = record.reason or _taken_back(event.reason)
+            else:
+                self._table.drop(record, "its lease was given back")
+
+    def _on_process(self, process: KernelProcess) -> None:
+        record = self._table.get(process.kernel_id)
+        if record is None or record.lease is None or record.lease.id != process.lease_id:
+            return
+        if record.start is None:
+            self._table.update(record, process)
+        elif not process.is_running:
+            record.start.late_exit = process
+
+
+async def _try(work: Coroutine[Any, Any, T]) -> T | None:
+    """Return the result, or None if there is no answer in time."""
+    try:
+        return await asyncio.wait_for(work, _ANSWER_S)
+    except (BackendUnavailable, UnknownKernel, asyncio.TimeoutError):
+        return None
+
+
+def _lose(lease: Lease, reason: str) -> Lease:
+    return replace(lease, state="lost", reason=reason)
+
+
+def _taken_back(reason: str) -> str:
+    return f"the cluster took its lease back: {reason}"

@@ -1,0 +1,186 @@
+"""One start from the queue to the running process, and back from any step: lease → launch.
+
+The steps are durable. A lease's id consists of the kernel's id and the launch's id, so a repeated claim finds the same
+lease, and an agent answers a repeated launch as it did the first. If a scheduler is killed in between, the client
+repeats its call, and the next scheduler goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import KernelProcess, Launch
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.errors import Cancelled, LaunchError, LaunchTimeout, RoostError
+from roost.scheduler.service.messages import Kernel, StartKernel
+
+from .agent_calls import LeaseGone
+from .cluster import Cluster
+from .kernel_record import KernelRecord, StartTask
+from .kernel_table import KernelTable
+from .lease_claim import LeaseClaimer
+from .reconcile import Reconciler
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 1_000
+"""At most this many failed starts are remembered, to answer their repetitions."""
+
+
+class StartRunner:
+    """Runs starts, and remembers how starts failed. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        table: KernelTable,
+        claimer: LeaseClaimer,
+        reconciler: Reconciler,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._table = table
+        self._claimer = claimer
+        self._reconciler = reconciler
+        self._clock = clock
+        self._failed: OrderedDict[tuple[str, str], RoostError] = OrderedDict()
+        self._is_closing = False
+
+    async def close(self) -> None:
+        """Leave all starts as they are. The next scheduler goes on with those that are repeated."""
+        self._is_closing = True
+        starts = [record.start for record in self._table.records.values() if record.start is not None]
+        await asyncio.gather(*(start.abandon() for start in starts))
+
+    def begin(self, record: KernelRecord, start: StartKernel) -> StartTask:
+        """Begin a start of this record."""
+        record.ask(start)
+        record.start = StartTask(start.launch_id, lambda task: self._run(record, start, task))
+        return record.start
+
+    def failure(self, start: StartKernel) -> RoostError | None:
+        """Return how this very start has failed already, if it has."""
+        return self._failed.get((start.kernel_id, start.launch_id))
+
+    def fail(self, kernel_id: str, launch_id: str, error: RoostError) -> None:
+        """Remember a failed start: repeated, it gets the same error and starts nothing."""
+        self._failed[kernel_id, launch_id] = error
+        while len(self._failed) > _REMEMBERED:
+            self._failed.popitem(last=False)
+
+    async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
+        lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
+        is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
+        deadline = self._clock() + start.launch_timeout_s
+        try:
+            task.check_wanted()
+            process = await self._bring_up(record, start, task, deadline)
+            task.check_wanted()
+            record.run(process)
+            self._table.publish("running", record)
+            return record.view(self._table.queue, with_connection=True)
+        except asyncio.CancelledError:
+            if self._is_closing:
+                raise
+            error: RoostError = Cancelled(f"the start of kernel {start.kernel_id} was taken back.")
+            await self._undo(record, start, task, error, is_restart=is_restart)
+            raise error from None
+        except RoostError as problem:
+            await self._undo(record, start, task, problem, is_restart=is_restart)
+            raise
+        except Exception as problem:  # a defect, ours or a policy's: nothing may stay behind
+            log.exception("kernel=%s its start failed", record.kernel_id)
+            error = LaunchError(
+                f"the scheduler failed to start the kernel ({type(problem).__name__}: {problem}); its log says more."
+            )
+            await self._undo(record, start, task, error, is_restart=is_restart)
+            raise error from problem
+        finally:
+            record.start = None
+            if task.late_exit is not None:  # the kernel ended before its start did
+                self._table.exited(record, task.late_exit)
+
+    async def _bring_up(
+        self, record: KernelRecord, start: StartKernel, task: StartTask, deadline: float
+    ) -> KernelProcess:
+        while True:
+            if record.lease is None or record.lease.state == "pending":
+                await self._claimer.take(record, start, deadline)
+            assert record.lease is not None
+            record.launch(record.lease)
+            task.check_wanted()
+            if record.lease.owner != record.owner:  # a restart by another application
+                record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
+            began = self._clock()
+            try:
+                process = await self._launch(record.lease, start, deadline)
+            except LeaseGone:
+                record.refuse()
+                continue
+            record.timing_ms["launched"] = (self._clock() - began) * 1e3
+            return process
+
+    async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
+        """Launch in the lease, again if the connection to the agent is lost meanwhile."""
+
+        async def launch(agent: AgentClient) -> KernelProcess:
+            remaining_s = deadline - self._clock()
+            if remaining_s <= 0:
+                raise LaunchTimeout(
+                    f"kernel {start.kernel_id} did not start within {start.launch_timeout_s:g} s."
+                )
+            return await agent.launch(
+                Launch(
+                    launch_id=start.launch_id,
+                    lease_id=lease.id,
+                    kernel_id=start.kernel_id,
+                    argv=start.argv,
+                    env={**start.env, **self._cluster.backend.environment(lease)},
+                    cwd=start.cwd,
+                    connection=start.connection,
+                    may_fork=start.may_fork,
+                    deadline_s=remaining_s,
+                )
+            )
+
+        return await self._cluster.call(lease, launch)
+
+    async def _undo(
+        self,
+        record: KernelRecord,
+        start: StartKernel,
+        task: StartTask,
+        error: RoostError,
+        *,
+        is_restart: bool,
+    ) -> None:
+        """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
+        task.seal()
+        self.fail(start.kernel_id, start.launch_id, error)
+        lease = record.lease
+        keeps_lease = is_restart and lease is not None and lease.state == "held"
+        try:
+            if lease is not None and keeps_lease:
+                await asyncio.shield(self._cluster.end_process(lease, 0.0))
+            elif lease is not None:
+                await asyncio.shield(self._cluster.backend.release(lease))
+        except RoostError as problem:
+            log.error("kernel=%s its lease is not released yet: %s", record.kernel_id, problem)
+            self._reconciler.soon()
+        except Exception:
+            log.exception("kernel=%s its lease is not released yet", record.kernel_id)
+            self._reconciler.soon()
+        if keeps_lease:
+            record.fail_restart(error.user_message)
+        else:
+            record.finish()
+            record.reason = error.user_message
+        kind = "cancelled" if isinstance(error, Cancelled) else "failed"
+        self._table.publish(kind, record, error.user_message)
+        if not keeps_lease:
+            self._table.drop(record, error.user_message)

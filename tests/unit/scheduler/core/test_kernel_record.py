@@ -1,0 +1,47 @@
+"""The phases of a kernel: the legal transitions, and the state that users see."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from roost.launchers.protocol.messages import Lease, Owner
+from roost.placement.model import Request
+from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
+from roost.scheduler.core.queue import Queue
+
+LEASE = Lease(
+    id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(), state="pending", reason="image"
+)
+
+
+def record(phase: Phase) -> KernelRecord:
+    return KernelRecord(
+        kernel_id="k", launch_id="1", owner=LEASE.owner, request=LEASE.request, created_at=0.0, phase=phase
+    )
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
+def test_only_listed_transitions_are_possible(before: Phase, after: Phase) -> None:
+    kernel = record(before)
+    if after is before or after in _NEXT[before]:
+        kernel._go(after)
+        assert kernel.phase is after
+    else:
+        with pytest.raises(RuntimeError, match=f"from {before.name} to {after.name}"):
+            kernel._go(after)
+        assert kernel.phase is before
+
+
+def test_every_phase_has_a_state_and_an_end() -> None:
+    assert set(_STATE) == set(_NEXT) == set(Phase)
+    assert all(Phase.ENDING in _NEXT[phase] for phase in Phase if phase is not Phase.ENDING)
+
+
+def test_a_pending_lease_counts_as_a_place_in_the_queue() -> None:
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0)
+    kernel = record(Phase.CLAIMING)
+    kernel.wait_for_manager(LEASE)
+    shown = kernel.view(queue)
+    assert (shown.state, shown.position, shown.waits_for) == ("queued", 1, "image")
