@@ -241,7 +241,7 @@ async def test_modules_are_imported_for_the_operator_alone(
     policies = {"mine": f"{__name__}:MINE", "broken": "evil:POLICY"}
     settings = Settings(policies=policies, default_policy=f"{__name__}:MINE")
     async with world(tmp_path / "w", settings=settings) as w:
-        with pytest.raises(ConfigError, match="'evil:POLICY' is not the operator's"):
+        with pytest.raises(ConfigError, match="'evil:POLICY' names a file or module: only the operator can"):
             await w.start("k", policy="evil:POLICY")
         with pytest.raises(ConfigError, match=r"policy broken cannot be loaded .SystemError: was imported"):
             await w.start("k", "2", policy="broken")
