@@ -1,6 +1,6 @@
-"""The tour's cluster of three machines: real daemons of Ray or Dask here, and what is left in it at the end.
+"""The tour's cluster of three machines: real daemons of Ray or Dask on this machine, and checks at its end.
 
-Nothing in here knows of roost but the checks, which look for its leases where they are: in the cluster.
+Only the checks know roost. They look for its leases in the cluster itself.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ RAY_MACHINES = (
     raylets.Machine(cpus=8, memory_bytes=16 << 30, gpus=2, gpu_model="T4", labels={"zone": "a"}),
     raylets.Machine(cpus=16, memory_bytes=64 << 30, gpus=1, gpu_model="A100", labels={"zone": "b"}),
 )
-"""What they declare is not what this machine has: Ray promises it all the same."""
+"""The declared machines of the Ray cluster. Ray promises these resources, although this machine does not have them."""
 DASK_MACHINES = (
     dask_machines.Machine(cpus=4, memory_bytes=1 << 30, resources={"licence": 1}),
     dask_machines.Machine(cpus=8, memory_bytes=2 << 30, gpus=2, resources={"T4": 2}),
     dask_machines.Machine(cpus=16, memory_bytes=3 << 30, gpus=1, resources={"A100": 1}),
 )
-"""Dask believes what they declare of threads and resources, but gives out no more memory than this machine has.
+"""The declared machines of the Dask cluster. Dask accepts any threads and resources, but no more memory than there is.
 
-It knows no GPU models. Where an agent sees none either, for want of a driver, a resource tells them apart.
+Dask knows no GPU models, and an agent without a driver sees none. A resource therefore stands for each model.
 """
 
 ASK_TIMEOUT_S = 60.0
@@ -61,7 +61,7 @@ client.close()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """Clusters of one manager. `rows` describe the machines; `ask`, a program, prints the leases left, as JSON."""
+    """A kind of cluster. `rows` describes the machines. `ask` is a program that prints the remaining leases as JSON."""
 
     name: str
     takes: str
@@ -121,7 +121,7 @@ KINDS: Mapping[str, Kind] = {
         make=lambda: DaskMachines(*DASK_MACHINES),
         rows=_dask_rows,
         ask=_HELD_BACK,
-        nothing="no lease in Dask, its workers have all their resources for tasks",
+        nothing="no lease in Dask, and all resources are free for tasks",
         why_not=dask_machines.why_not,
     ),
 }
@@ -129,7 +129,7 @@ KINDS: Mapping[str, Kind] = {
 
 @asynccontextmanager
 async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
-    """The running cluster, with a sign of life while it starts; gone at the end, with all that was started on it."""
+    """Start a cluster, show its progress, and end it with all processes that were started on it."""
     began = time.monotonic()
     cluster = kind.make()
     out.print(
@@ -148,7 +148,7 @@ async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
 
 
 async def find_leases(kind: Kind, cluster: Cluster) -> Check:
-    """Ask the cluster itself, in a process of its own, which of roost's leases there are."""
+    """Ask the cluster itself, in a separate process, for roost's leases."""
     command = [sys.executable, "-W", "ignore", "-c", kind.ask, cluster.address]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -158,12 +158,12 @@ async def find_leases(kind: Kind, cluster: Cluster) -> Check:
     except asyncio.TimeoutError:
         process.kill()
         raise
-    left = json.loads(printed) if process.returncode == 0 else [f"{kind.name} did not say"]
+    left = json.loads(printed) if process.returncode == 0 else [f"{kind.name} did not answer"]
     return Check(what=kind.nothing, left=tuple(left))
 
 
 async def end_cluster(kind: Kind, cluster: Cluster) -> Check:
-    """End the cluster, and say what of it is still there."""
+    """End the cluster, and report what is still there."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:
         await asyncio.to_thread(cluster.close)

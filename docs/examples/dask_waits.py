@@ -1,4 +1,4 @@
-"""A Dask task that asks for the GPU that a kernel has: it waits, and runs when the kernel gives it back."""
+"""A Dask task that asks for the GPU of a kernel. It waits, and runs when the kernel has ended."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RUN_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waited:
-    """What became of the task: its state in Dask while the kernel was there, "" where it had run by then.
+    """The fate of the task: its state in Dask while the kernel lived, "" if it ran beside the kernel.
 
-    `after_ms`: from the call that ends the kernel to the task's run. `worker`: the name of the one that ran it.
+    `after_ms` is the time from the call that ends the kernel to the task's run. `worker` is the name of its worker.
     """
 
     state: str
@@ -26,7 +26,7 @@ class Waited:
 async def wait_for_kernel(
     address: str, resources: Mapping[str, float], end_kernel: Callable[[], Awaitable[object]]
 ) -> Waited:
-    """Submit the task, look at it a second later, end the kernel; TimeoutError if it does not run then."""
+    """Submit the task, read its state a second later, end the kernel. Raise TimeoutError if the task does not run."""
     from distributed import Client, wait
 
     async with Client(address, asynchronous=True) as client:

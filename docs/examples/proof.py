@@ -1,8 +1,7 @@
-"""What roost and Jupyter hold right now, and the proof that none of it is left.
+"""The processes, ports and files of a tour, and the proof that none of them is left.
 
-Every process of a tour inherits its private ROOST_RUNTIME_DIR, and shows it in its environment: whoever has it
-belongs to this tour, also one that lost its parent. So do a cluster's, which end after the others: they are told by the
-folder that they work in, and left out (`beside`).
+All processes of a tour inherit its private ROOST_RUNTIME_DIR. The variable identifies them, even without their parent.
+The processes of a cluster inherit it too, but end later. The folder in which they work identifies them (`beside`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ RUNTIME = "ROOST_RUNTIME_DIR"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Seen while the kernels ran."""
+    """The processes and ports of a tour while its kernels run."""
 
     processes: tuple[psutil.Process, ...]
     ports: tuple[tuple[str, int], ...]
@@ -29,14 +28,14 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line of the proof; `left` is empty where it holds."""
+    """One line of the proof. It holds if `left` is empty."""
 
     what: str
     left: tuple[str, ...]
 
 
 def processes(runtime_dir: Path, beside: Path | None = None) -> list[psutil.Process]:
-    """All processes of this tour, but the tour itself and those that work in `beside`."""
+    """Return all processes of this tour except the tour itself and processes that work in `beside`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -44,13 +43,13 @@ def processes(runtime_dir: Path, beside: Path | None = None) -> list[psutil.Proc
                 continue
             if beside is None or not Path(process.cwd()).is_relative_to(beside):
                 found.append(process)
-        except (psutil.Error, OSError):  # gone, a zombie, or somebody else's
+        except (psutil.Error, OSError):  # ended, a zombie, or another user's
             continue
     return found
 
 
 def find_held(runtime_dir: Path, beside: Path | None = None) -> Held:
-    """All processes of this tour and the TCP ports they listen on."""
+    """Return all processes of this tour and the TCP ports on which they listen."""
     found = processes(runtime_dir, beside)
     ports: set[tuple[str, int]] = set()
     for process in found:
@@ -73,7 +72,7 @@ def check_left(
     kernel_ids: Sequence[str],
     beside: Path | None = None,
 ) -> list[Check]:
-    """What of `before` is still there: processes (new ones too), open ports, files and folders named after a kernel."""
+    """Report the processes (also new ones), open ports and files of kernels that are still there."""
     files = [path for folder in folders if folder.exists() for path in folder.rglob("*")]
     named = [str(path) for path in files if any(kernel_id in path.name for kernel_id in kernel_ids)]
     sockets = [str(path) for path in files if path.is_socket() and is_served(path)]
@@ -86,14 +85,14 @@ def check_left(
             what=f"{len(before.ports)} ports closed",
             left=tuple(f"{host}:{port}" for host, port in before.ports if is_open(host, port)),
         ),
-        Check(what="no kernel's files, nobody behind a socket", left=(*named, *sockets)),
+        Check(what="no files of kernels, no open sockets", left=(*named, *sockets)),
     ]
 
 
 def end(
     runtime_dir: Path, chosen: Callable[[psutil.Process], bool] = lambda _: True, *, grace_s: float = 5.0
 ) -> float:
-    """SIGTERM to the chosen processes of this tour, SIGKILL after `grace_s`; returns the seconds it took."""
+    """Send SIGTERM to the chosen processes of this tour, and SIGKILL after `grace_s`. Return the seconds this took."""
     began = time.monotonic()
     for stop in (psutil.Process.terminate, psutil.Process.kill):
         there = [process for process in processes(runtime_dir) if chosen(process)]
@@ -107,14 +106,14 @@ def end(
 
 
 def is_open(host: str, port: int) -> bool:
-    """Does anybody accept connections at that address of this machine? (At 0.0.0.0 and :: it is this machine's.)"""
+    """True if a process accepts connections at this address. 0.0.0.0 and :: mean this machine."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0
 
 
 def is_served(path: Path) -> bool:
-    """Does anybody accept connections on that Unix socket? A name that was left is nobody's."""
+    """True if a process accepts connections on this Unix socket. An old name without a process does not count."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         return probe.connect_ex(str(path)) == 0

@@ -1,6 +1,6 @@
-"""A Jupyter Server of its own, spoken to as any front end does: REST for kernels, a WebSocket for each one's cells.
+"""A private Jupyter Server, used as a front end uses it: REST for kernels, a WebSocket for the cells of each kernel.
 
-Nothing in here knows of roost.
+This module does not know roost.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CellFailed(Exception):
-    """A cell raised; the message is its traceback without colours."""
+    """A cell raised an exception. The message is its traceback without colours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What a cell said: `kind` is stdout, stderr, a MIME type (`text/plain`, `image/png`), or error."""
+    """One output of a cell. `kind` is stdout, stderr, a MIME type (`text/plain`, `image/png`), or error."""
 
     kind: str
     text: str
@@ -53,11 +53,11 @@ class JupyterServer:
 
     @property
     def url(self) -> str:
-        """For a browser, with the token."""
+        """The address for a browser, with the token."""
         return f"http://127.0.0.1:{self.port}/lab?token={self.token}"
 
     async def api(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """One REST request under /api: status and decoded answer (None where there is none)."""
+        """Send one REST request under /api. Return the status and the decoded answer (None if there is none)."""
         request = HTTPRequest(
             f"http://127.0.0.1:{self.port}/api/{path}",
             method=method,
@@ -70,7 +70,7 @@ class JupyterServer:
 
     @asynccontextmanager
     async def channels(self, kernel_id: str) -> AsyncIterator[WebSocketClientConnection]:
-        """The kernel's WebSocket, closed at the end."""
+        """Open the kernel's WebSocket, and close it at the end."""
         request = HTTPRequest(
             f"ws://127.0.0.1:{self.port}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}",
             headers={"Authorization": f"token {self.token}"},
@@ -84,7 +84,7 @@ class JupyterServer:
 
 
 async def execute(socket: WebSocketClientConnection, code: str) -> list[Output]:
-    """Run one cell and give what it said, in order; an error is its last output. TimeoutError after a minute."""
+    """Run one cell. Return its outputs in order; an error is the last one. Raise TimeoutError after a minute."""
     message_id = uuid.uuid4().hex
     header = {"msg_id": message_id, "msg_type": "execute_request", "version": "5.3", "session": "tour"}
     content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
@@ -93,7 +93,7 @@ async def execute(socket: WebSocketClientConnection, code: str) -> list[Output]:
 
     async def collect() -> list[Output]:
         outputs: list[Output] = []
-        waits_for = {"reply", "idle"}  # they come on different channels, in either order
+        waits_for = {"reply", "idle"}  # they arrive on different channels, in either order
         while waits_for:
             raw = await socket.read_message()
             if raw is None:
@@ -118,13 +118,13 @@ async def execute(socket: WebSocketClientConnection, code: str) -> list[Output]:
 
 
 def _richest(data: dict[str, Any]) -> Output:
-    """The first representation that is more than plain text; its text where it is one, else the plain text."""
+    """Return the first representation that is not plain text, with the plain text if it has no text itself."""
     kind = next((mime for mime in data if mime != "text/plain"), "text/plain")
     return Output(kind=kind, text=str(data[kind] if kind.startswith("text/") else data.get("text/plain", "")))
 
 
 async def run_notebook(server: JupyterServer, kernel_id: str, path: Path) -> list[tuple[str, list[Output]]]:
-    """Run all code cells: (source, outputs) of each. `CellFailed`, but for cells tagged `raises-exception`."""
+    """Run all code cells. Return (source, outputs) of each. Raise `CellFailed`, unless a cell may raise."""
     ran = []
     async with server.channels(kernel_id) as socket:
         for cell in json.loads(path.read_text())["cells"]:
@@ -143,9 +143,10 @@ async def run_notebook(server: JupyterServer, kernel_id: str, path: Path) -> lis
 async def jupyter_server(
     notebooks: Path, *, program: str = "jupyter_server", options: Sequence[str] = ()
 ) -> AsyncIterator[JupyterServer]:
-    """A server (or `program="jupyterlab"`) on a port of its choice, for this machine alone; stopped at the end.
+    """Start a server (or `program="jupyterlab"`) that only this machine can reach, and stop it at the end.
 
-    It inherits this process's environment. RuntimeError with the end of its log if it ends before it serves.
+    The server chooses its port and inherits this process's environment. Raise RuntimeError with the end of its log if
+    it ends before it serves.
     """
     token = secrets.token_urlsafe(24)
     command = [
@@ -157,11 +158,11 @@ async def jupyter_server(
         command.append("--allow-root")
     process = await asyncio.create_subprocess_exec(
         *command,
-        env={**os.environ, "JUPYTER_TOKEN": token},  # not an argument: everybody can read those
+        env={**os.environ, "JUPYTER_TOKEN": token},  # not an argument: everybody can read arguments
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for who started it
+        start_new_session=True,  # Ctrl-C must not reach the server
     )
     assert process.stdout is not None
     log: list[str] = []
@@ -179,7 +180,7 @@ async def jupyter_server(
 
 
 async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: bool = False) -> int:
-    """Keep the server's log; with `until_serving` return its port once it says it, 0 if it ends first."""
+    """Collect the server's log. With `until_serving`, return its port, or 0 if the server ends first."""
     async for raw in lines:
         line = raw.decode(errors="replace").rstrip()
         log.append(line)

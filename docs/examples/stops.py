@@ -1,4 +1,4 @@
-"""Where the tour stops: kernelspecs by what their kernels ask for, and the notebook that runs on each."""
+"""The stops of the tour: each is a kernelspec, its request, and the notebook that runs on its kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """One stop of the tour: a kernelspec with what its kernels ask for, and the notebook that runs on one."""
+    """A stop of the tour: a kernelspec, its request, and the notebook that runs on its kernel."""
 
     name: str
     title: str

@@ -1,12 +1,12 @@
-"""A tour of roost: kernels through a real Jupyter Server, a notebook on each, and nothing left at the end.
+"""A tour of roost: it starts kernels through a real Jupyter Server and runs a notebook on each of them.
 
     python docs/examples/tour.py                    on this machine
     python docs/examples/tour.py --backend ray      on a Ray cluster of three nodes, which it starts: `make run`
-    python docs/examples/tour.py --backend dask     on a Dask cluster of three: `make run BACKEND=dask`
+    python docs/examples/tour.py --backend dask     on a Dask cluster of three machines: `make run BACKEND=dask`
     python docs/examples/tour.py --lab              the same kernelspecs in JupyterLab, until Ctrl-C
 
-Everything is private to the tour: folders, port, token, cluster, scheduler and agents. It exits with 1 if a notebook
-failed, if the kernel that no node can hold was not refused, or if anything was left behind.
+Folders, port, token, cluster, service and agents are private to the tour. The exit status is 1 if a notebook fails, if
+roost does not refuse the kernel that no node can run, or if anything is left at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from stops import STOPS, TOO_BIG, Stop
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2
-IDLE_EXIT_S = 4  # more than a zygote takes to warm on a busy machine
+IDLE_EXIT_S = 4  # longer than a zygote takes to warm up on a busy machine
 AGENT_IDLE_EXIT_S = 6
 WARM_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 8.0
@@ -64,11 +64,11 @@ class World:
 
 @contextmanager
 def private_world(backend: str) -> Iterator[World]:
-    """Folders, configuration and kernelspecs of the tour's own, removed at the end with whatever still runs there.
+    """Make private folders, configuration and kernelspecs. End what still runs there and remove them at the end.
 
-    Works through this process's environment, which every part inherits.
+    They work through this process's environment, which every part inherits.
     """
-    root = Path(tempfile.mkdtemp(prefix="roost-", dir="/tmp"))  # short: a socket's path ends at 107 bytes
+    root = Path(tempfile.mkdtemp(prefix="roost-", dir="/tmp"))  # short: a socket's path has at most 107 bytes
     folders = {name: root / name.lower() for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     world = World(
         root=root,
@@ -100,7 +100,7 @@ def private_world(backend: str) -> Iterator[World]:
 
 
 def configure(folder: Path, kind: str = "", address: str = "") -> None:
-    """The operator's file: parts that leave quickly, which cluster, GPUs by declaration where the machine has none."""
+    """Write the operator's file: short idle times, the cluster, and declared GPUs if the machine has none."""
     lines = [f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}"]
     if kind:
         backend = f"c.Roost{kind}Backend"
@@ -111,7 +111,7 @@ def configure(folder: Path, kind: str = "", address: str = "") -> None:
 
 
 def install_kernelspecs(backend: str) -> None:
-    """As `roost kernelspec install --from python3 --name ...` does."""
+    """Install the kernelspecs of all stops, as `roost kernelspec install --from python3 --name ...` does."""
     from roost.provisioners.kernelspecs import install
 
     for stop in (*STOPS[backend], TOO_BIG):
@@ -119,7 +119,7 @@ def install_kernelspecs(backend: str) -> None:
 
 
 async def roost(*arguments: str, backend: str) -> dict[str, Any]:
-    """What `roost ARGUMENTS --json` prints."""
+    """Return the output of `roost ARGUMENTS --json`."""
     program = str(Path(sys.executable).with_name("roost"))
     command = [program, *arguments, "--backend", backend, "--json"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
@@ -135,7 +135,7 @@ async def roost(*arguments: str, backend: str) -> dict[str, Any]:
 
 
 async def warm(backend: str) -> str:
-    """Have agents, here also a warm process, ready before a kernel asks, as `roost up` does; a sentence about it."""
+    """Start the agents in advance, as `roost up` does, and on this machine a zygote too. Return a sentence about it."""
     import roost as library
 
     began = time.monotonic()
@@ -144,18 +144,18 @@ async def warm(backend: str) -> str:
         if backend == "local":
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
-            what = "agent and a zygote for this Python"
+            what = "agent and zygote for this Python"
         else:
             what = f"agents on {await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)} nodes"
             while any(node["metrics_age_s"] is None for node in await nodes(backend)):
                 if time.monotonic() - began > WARM_TIMEOUT_S:
-                    return f"{what} that do not say how busy they are"
+                    return f"{what} that do not report their use"
                 await asyncio.sleep(POLL_S)
     except library.RoostError as error:
-        return f"not all is ready: {error}"
+        return f"not ready: {error}"
     finally:
         await asyncio.to_thread(client.close)
-    return f"scheduler, {what} in {time.monotonic() - began:.1f} s"
+    return f"service, {what} started in {time.monotonic() - began:.1f} s"
 
 
 async def nodes(backend: str) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ async def nodes(backend: str) -> list[dict[str, Any]]:
 
 
 async def visit(server: JupyterServer, number: int, stop: Stop, backend: str) -> str | None:
-    """Start one kernel, run its notebook and print all about it. Returns its id, None if it failed."""
+    """Start one kernel, run its notebook and print both. Return the kernel's id, or None after a failure."""
     out.print(Rule(f"[bold]{number} · {stop.title}[/] · {stop.notebook}", align="left", style="cyan"))
     began = time.perf_counter()
     status, answer = await server.api("POST", "kernels", {"name": stop.name})
@@ -181,17 +181,17 @@ async def visit(server: JupyterServer, number: int, stop: Stop, backend: str) ->
     ran_ms = (time.perf_counter() - began) * 1000
     kernels = (await roost("kernels", backend=backend))["kernels"]
     describe(next(kernel for kernel in kernels if kernel["id"] == kernel_id))
-    row("in all", f"POST answered after {started_ms:.0f} ms, notebook done after {ran_ms:.0f} ms")
+    row("total", f"POST answered after {started_ms:.0f} ms, notebook done after {ran_ms:.0f} ms")
     for source, outputs in cells:
         show_cell(source, outputs)
     return kernel_id
 
 
 def describe(kernel: Mapping[str, Any]) -> None:
-    """Where a kernel went, why, and how long each stage took, as `roost kernels --json` tells it."""
+    """Print the kernel's node, the reason, and the time of each stage, from `roost kernels --json`."""
     devices = f", GPU {', '.join(kernel['device_ids'])}" if kernel["device_ids"] else ""
     row(
-        "went to",
+        "node",
         f"{kernel['node_id']}{devices}, process {kernel['process']['pid']} ({kernel['process']['how']})",
     )
     decision = kernel["decision"]
@@ -206,7 +206,7 @@ def indent(text: Text, by: int) -> Padding:
 
 
 def row(name: str, value: str) -> None:
-    """A name, and its value in a column of its own."""
+    """Print a name and its value in two columns."""
     line = Table.grid(padding=(0, 1))
     line.add_column(min_width=8, style="dim")
     line.add_column(overflow="fold")
@@ -215,7 +215,7 @@ def row(name: str, value: str) -> None:
 
 
 def show_cell(source: str, outputs: list[Output]) -> None:
-    """The first line of the code, and all of what it said."""
+    """Print the first line of the code and all of its outputs."""
     first, *rest = source.splitlines()
     out.print(indent(Text(f"› {first}{' …' if rest else ''}", style="dim", no_wrap=True), 2))
     for output in outputs:
@@ -225,15 +225,15 @@ def show_cell(source: str, outputs: list[Output]) -> None:
 
 
 async def is_refused(server: JupyterServer) -> bool:
-    """Ask for what no node could ever hold: the answer is one sentence, at once."""
+    """Request more than any node has, and check that the answer is one sentence, at once."""
     out.print(
-        Rule("[bold]A request that no node could hold[/] · 64 TiB of memory", align="left", style="cyan")
+        Rule("[bold]A request that no node can ever run[/] · 64 TiB of memory", align="left", style="cyan")
     )
     began = time.perf_counter()
     status, answer = await server.api("POST", "kernels", {"name": TOO_BIG.name})
     took_ms = (time.perf_counter() - began) * 1000
     if status == 201:
-        out.print("[red]it was started[/]")
+        out.print("[red]roost started it[/]")
         return False
     row("refused", f"after {took_ms:.0f} ms, HTTP {status}")
     row("because", str(answer and answer.get("message")))
@@ -241,8 +241,14 @@ async def is_refused(server: JupyterServer) -> bool:
 
 
 async def does_task_wait(server: JupyterServer, cluster: Cluster, stop: Stop, kernel_id: str) -> bool:
-    """A Dask task asks for what a kernel has: it runs once the kernel is deleted, and not before."""
-    out.print(Rule(f"[bold]A Dask task that asks for the same[/] · {stop.title}", align="left", style="cyan"))
+    """Submit a Dask task that asks for a kernel's resources. Check that it runs only after the kernel's end."""
+    out.print(
+        Rule(
+            f"[bold]A Dask task that asks for the same resources[/] · {stop.title}",
+            align="left",
+            style="cyan",
+        )
+    )
     asks = {"GPU": stop.asks["gpus"], **stop.asks["resources"]}
     row("asks", f"client.submit(…, resources={asks})")
     try:
@@ -250,18 +256,18 @@ async def does_task_wait(server: JupyterServer, cluster: Cluster, stop: Stop, ke
             cluster.address, asks, lambda: server.api("DELETE", f"kernels/{kernel_id}")
         )
     except asyncio.TimeoutError:
-        out.print("[red]it did not run when the kernel was deleted[/]")
+        out.print("[red]the task did not run after the kernel had ended[/]")
         return False
     if not task.state:
-        out.print("[red]it ran beside the kernel[/]")
+        out.print("[red]the task ran beside the kernel[/]")
         return False
-    row("waits", f"1 s later, while the kernel has them, it is in Dask's state {task.state}")
-    row("runs", f"{task.after_ms:.0f} ms after the kernel was told to end, on {task.worker}")
+    row("waits", f"while the kernel lives: after 1 s its state in Dask is {task.state}")
+    row("runs", f"{task.after_ms:.0f} ms after the call that ends the kernel, on {task.worker}")
     return True
 
 
 async def stop_kernels(server: JupyterServer) -> list[str]:
-    """DELETE every kernel; returns what still holds something, which is nothing."""
+    """DELETE every kernel. Return a line for each that could not be deleted."""
     _, running = await server.api("GET", "kernels")
     began = time.perf_counter()
     answers = await asyncio.gather(*(server.api("DELETE", f"kernels/{kernel['id']}") for kernel in running))
@@ -270,7 +276,7 @@ async def stop_kernels(server: JupyterServer) -> list[str]:
 
 
 async def leases_left(backend: str) -> Check:
-    """Ask the scheduler what is still promised, and which kernels it knows; a cluster's picture is seconds late."""
+    """Ask the scheduler for kernels and promises. A cluster shows a release some seconds later, so ask again."""
     give_up_at = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
         kernels = [kernel["id"] for kernel in (await roost("kernels", backend=backend))["kernels"]]
@@ -293,7 +299,7 @@ async def prove(
     backend: str,
     cluster: Cluster | None,
 ) -> bool:
-    """Wait for everything to leave by itself, print what is left, and say whether that is nothing."""
+    """Wait until all processes have left by themselves, and print what is left. True if nothing is left."""
     began = time.monotonic()
     await asyncio.to_thread(psutil.wait_procs, before.processes, timeout=LEAVE_TIMEOUT_S)
     waited_s = time.monotonic() - began
@@ -305,13 +311,13 @@ async def prove(
         out.print(f"  {'[red]✗[/]' if one.left else '[green]✓[/]'} {one.what}")
         for left in one.left:
             out.print(indent(Text(left, style="red"), 4))
-    row("waited", f"{waited_s:.1f} s for scheduler, agents and zygotes to leave by themselves")
+    row("waited", f"{waited_s:.1f} s until service, agents and zygotes had left by themselves")
     return not any(one.left for one in checks)
 
 
 @asynccontextmanager
 async def run_nodes(backend: str, world: World) -> AsyncIterator[Cluster | None]:
-    """What the kernels run on: a cluster of the tour's own, or just this machine."""
+    """Start the cluster on which the kernels run; None stands for this machine alone."""
     if backend == "local":
         yield None
         return
@@ -322,7 +328,7 @@ async def run_nodes(backend: str, world: World) -> AsyncIterator[Cluster | None]
 
 
 async def tour(backend: str) -> bool:
-    """All of it; true if everything went as it should."""
+    """Run the whole tour. True if everything worked."""
     began = time.monotonic()
     with private_world(backend) as world:
         async with run_nodes(backend, world) as cluster:
@@ -330,12 +336,12 @@ async def tour(backend: str) -> bool:
         root = world.root
     is_good &= not root.exists()
     verdict = "[green]nothing is left[/]" if is_good else "[red]something went wrong[/]"
-    out.print(f"  {verdict} · {time.monotonic() - began:.0f} s in all")
+    out.print(f"  {verdict} · {time.monotonic() - began:.0f} s")
     return is_good
 
 
 async def visit_all(backend: str, world: World, cluster: Cluster | None) -> bool:
-    """Every stop, the refusal and the end; true if everything went as it should."""
+    """Run every stop, the refusal and the end. True if everything worked."""
     stops = STOPS[backend]
     async with jupyter_server(world.notebooks) as server:
         row("server", f"Jupyter Server on 127.0.0.1:{server.port}, process {server.pid}")
@@ -358,7 +364,7 @@ async def visit_all(backend: str, world: World, cluster: Cluster | None) -> bool
 
 
 async def lab(backend: str) -> bool:
-    """JupyterLab with the tour's kernelspecs, until Ctrl-C or SIGTERM."""
+    """Run JupyterLab with the tour's kernelspecs until Ctrl-C or SIGTERM."""
     with private_world(backend) as world:
         until = asyncio.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -387,7 +393,7 @@ def main() -> int:
     if kind and (reason := kind.why_not()):
         out.print(
             Text(
-                f"No {kind.name} cluster here: {reason}. This is the tour of the local backend.",
+                f"There is no {kind.name} cluster here: {reason}. The tour uses the local backend.",
                 style="yellow",
             )
         )
