@@ -2,10 +2,10 @@
 
     python tests/conformance/run.py [SUITE...] [--provisioner local-provisioner] [--quick]
 
-Suites come from the source distributions that pip downloads, are kept in .conformance/ (git-ignored) with a
-virtual environment of their own, and run from the root of their source. Exit status 1: a test failed that
-expected.toml does not list, or one that it lists passed. `--provisioner local-provisioner` is the baseline,
-`--quick` a few files of each suite.
+pip downloads the suites' source distributions. They are kept in .conformance/ (git-ignored) with their own virtual
+environment, and run from the root of their source. The exit status is 1 if a test failed that expected.toml does not
+list, or if a listed test passed. `--provisioner local-provisioner` is the baseline; `--quick` runs a few files of each
+suite.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OWNER_GRACE_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One source distribution, what of it is run, what of that `--quick` runs, and our file for it."""
+    """A source distribution: the paths to run, the paths of `--quick`, and our own test file for it."""
 
     sdist: str
     paths: tuple[str, ...]
@@ -82,7 +82,7 @@ SUITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run of a suite gave: test ids by outcome, seconds, and the processes that outlived it."""
+    """The result of a run: test ids by outcome, seconds, and the processes that outlived the suite."""
 
     passed: frozenset[str]
     failed: frozenset[str]
@@ -93,7 +93,7 @@ class Result:
 
 
 def prepare() -> Path:
-    """The python of the suites' own environment, made on first use and when the requirements change."""
+    """Return the Python of the suites' environment. Make that on first use and when the requirements change."""
     folder = CACHE / "venv"
     python = folder / "bin" / "python"
     stamp = folder / "installed"
@@ -108,14 +108,14 @@ def prepare() -> Path:
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Run pip, quietly; raises CalledProcessError."""
+    """Run pip quietly. Raise CalledProcessError if it fails."""
     subprocess.run(
         [str(python), "-m", "pip", "--quiet", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=1200
     )
 
 
 def source(python: Path, suite: Suite) -> Path:
-    """The unpacked source distribution of a suite, downloaded on first use."""
+    """Return the folder of a suite's source. Download it on first use."""
     folder = CACHE / "src" / suite.sdist.replace("==", "-")
     if not folder.exists():
         archives = CACHE / "sdist"
@@ -132,7 +132,7 @@ def source(python: Path, suite: Suite) -> Path:
 
 
 def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[str]) -> Result:
-    """Run one suite and read its JUnit file. A suite past its deadline is killed and counts as incomplete."""
+    """Run a suite and read its JUnit file. Past its deadline a suite is killed and counts as incomplete."""
     suite = SUITES[name]
     cwd = source(python, suite)
     if suite.ours:
@@ -169,7 +169,7 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
 
 
 def _await_owner_rules(folder: str) -> None:
-    """Kernels that a test forgot end with pytest, their owner: give the scheduler the time that it takes for it."""
+    """Wait until the service has ended forgotten kernels, whose owner, pytest, has ended."""
     deadline = time.monotonic() + OWNER_GRACE_S + 5.0
     while time.monotonic() < deadline:
         if all(" -m roost." in leftovers.describe(left) for left in leftovers.processes(folder)):
@@ -178,7 +178,7 @@ def _await_owner_rules(folder: str) -> None:
 
 
 def _dismiss(folder: str) -> None:
-    """Ask roost's service and agent to leave, which they else do after minutes; kernels stay, and are then counted."""
+    """End roost's service and agent, which would stay for minutes. Kernels stay and count as left behind."""
     for process in leftovers.processes(folder):
         if " -m roost." in leftovers.describe(process):
             with contextlib.suppress(leftovers.psutil.NoSuchProcess):
@@ -201,7 +201,7 @@ def _run_with_deadline(command: list[str], cwd: Path, env: dict[str, str], deadl
 
 
 def read(report: Path, *, seconds: float, left: list[str], complete: bool) -> Result:
-    """Outcomes from a JUnit file by pytest's test ids; one that fails in its teardown has failed."""
+    """Return the outcomes of a JUnit file by test id. A test that fails in its teardown has failed."""
     outcomes: dict[str, str] = {}
     if report.exists():
         for case in ET.parse(report).iter("testcase"):
@@ -229,7 +229,7 @@ def read(report: Path, *, seconds: float, left: list[str], complete: bool) -> Re
 
 
 def _test_id(case: ET.Element) -> str:
-    """`tests/test_x.py::Class::test[param]`, from a class name like `tests.test_x.Class`."""
+    """Return the id `tests/test_x.py::Class::test[param]` from a class name like `tests.test_x.Class`."""
     parts = (case.get("classname") or "").split(".")
     module = next((n for n, part in enumerate(parts) if part.startswith("test_")), len(parts) - 1)
     return "::".join(["/".join(parts[: module + 1]) + ".py", *parts[module + 1 :], case.get("name") or "?"])
@@ -238,7 +238,7 @@ def _test_id(case: ET.Element) -> str:
 def judge(
     name: str, result: Result, expected: dict[str, dict[str, str]], provisioner: str, *, quick: bool
 ) -> list[str]:
-    """The lines to complain about: nothing when the outcome is the expected one."""
+    """Return a line for each difference from the expected outcome."""
     listed = dict(expected.get("plain", {}))
     if provisioner != PLAIN:
         listed |= expected.get("roost", {})
@@ -256,7 +256,7 @@ def judge(
 
 
 def main() -> int:
-    """Run, print the table, and tell."""
+    """Run the suites, print the table and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)")
     parser.add_argument("--provisioner", default="roost", help=f"roost, or {PLAIN} for the baseline")

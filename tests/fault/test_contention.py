@@ -1,4 +1,4 @@
-"""Many askers, few GPUs: never more than fit, and none lost."""
+"""Many starts on few GPUs: the GPUs never hold too many kernels, and no start is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from world import tiny
 
 async def one(client):
     kernel = await client.start(tiny(gpus=0.25, launch_timeout_s=100))
-    await asyncio.sleep(0.05)  # what it is for: to hold its share a moment
+    await asyncio.sleep(0.05)  # holds its share a moment
     await client.stop(kernel.id, grace_s=0)
     return kernel.id, kernel.device_ids
 
@@ -79,7 +79,7 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, world
     assert [device["promised"] for device in node["devices"]] == [0, 0]
 
 
-async def test_one_that_must_wait_says_so_and_can_be_cancelled(client: Client) -> None:
+async def test_a_queued_start_shows_its_position_and_can_be_cancelled(client: Client) -> None:
     first = await client.start(tiny(gpus=2))
     asked = tiny(gpus=1)
     waiting = asyncio.ensure_future(_outcome(client, asked))
@@ -107,17 +107,17 @@ async def _until_queued(client: Client, kernel_id: str) -> Kernel:
             if kernel.id == kernel_id and kernel.state == "queued" and kernel.position is not None:
                 return kernel
         await asyncio.sleep(0.02)
-    raise AssertionError("it was never queued")
+    raise AssertionError("the start was never queued")
 
 
-async def test_it_waits_no_longer_than_it_may(client: Client) -> None:
+async def test_a_start_waits_no_longer_than_its_launch_timeout(client: Client) -> None:
     first = await client.start(tiny(gpus=2))
     with pytest.raises(NoNodeNow, match="GPU"):
         await client.start(tiny(gpus=1, launch_timeout_s=0.4))
     await client.stop(first.id, grace_s=0)
 
 
-async def test_what_could_never_run_fails_at_once(client: Client) -> None:
+async def test_an_impossible_request_fails_at_once(client: Client) -> None:
     with pytest.raises(NoNodeEver) as failure:
         await asyncio.wait_for(_outcome(client, tiny(gpus=3)), 10)
     assert "\n" not in failure.value.user_message

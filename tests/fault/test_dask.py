@@ -1,4 +1,4 @@
-"""kill -9 of each part under kernels on a real Dask cluster: what lives, what ends, who is told, what is left."""
+"""kill -9 of each part under kernels on a real Dask cluster: which kernels live on, which end, and for which reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SPLIT = Machine(cpus=2, gpus=2, is_split=True)
 
 
 class World:
-    """A cluster, its operator (`dask`, a client), and notebooks on it."""
+    """A cluster, its operator (`dask`, a client) and its notebooks."""
 
     def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
         self.home = home
@@ -46,7 +46,7 @@ class World:
         self._folder = folder
 
     async def open(self, **config: object) -> Notebook:
-        """A notebook on a kernel that asks for that; `mine` is 42 in it."""
+        """Open a notebook with this configuration. Its variable `mine` is 42."""
         config = {"backend": "dask", **config}
         notebook = Notebook("roosted")
         notebook.manager.kernel_spec_manager = kernelspecs(
@@ -58,7 +58,7 @@ class World:
         return notebook
 
     async def lives(self, *notebooks: Notebook) -> None:
-        """They have their variables, are said to run, and all books agree that they alone hold anything."""
+        """Check that these kernels run, keep their variables and are the only ones with leases in any ledger."""
         for notebook in notebooks:
             assert await notebook.value("mine") == "42"
         kernels = [await kernel_of(notebook) for notebook in notebooks]
@@ -69,7 +69,7 @@ class World:
             assert (machine, device_ids) == (kernel.node_id, list(kernel.device_ids))
 
     async def ended(self, notebook: Notebook, within_s: float) -> str:
-        """Wait until the kernel's owner is told of its end, and the process is gone; why it ended."""
+        """Wait until the kernel's process is gone and its owner knows. Return the reason."""
         pid = notebook.pid
         deadline = time.monotonic() + within_s
         reason = await notebook.ended(service(), within_s)
@@ -80,15 +80,15 @@ class World:
         return [one for one in self.cluster.processes() if "roost.launchers.agent.main" in one.cmdline()]
 
     async def join(self) -> None:
-        """Be its operator, as `leave` has ended that."""
+        """Connect the operator again after `leave`."""
         self.dask = await DaskClient(self.cluster.address, asynchronous=True, set_as_default=False)
 
     async def leave(self) -> None:
-        """Be no client of a Dask that ends."""
+        """Disconnect the operator before Dask's scheduler ends."""
         await self.dask.close()
 
     async def refusal(self, within_s: float = 5, **asked: Any) -> str:
-        """Wait until the service sees that what is asked for has no room; why."""
+        """Wait until the service refuses such a request. Return the reason."""
         deadline = time.monotonic() + within_s
         while (decision := await service().explain(Request(**asked)))["placement"]:
             assert time.monotonic() < deadline
@@ -97,7 +97,7 @@ class World:
         return f"{decision['reason']} {decision['refusals']}"
 
     async def has_room(self, **asked: Any) -> None:
-        """Wait until the service sees room for it."""
+        """Wait until the service has room for such a request."""
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -114,7 +114,7 @@ class World:
 async def begin(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Any]]:
-    """Starts the cluster of a test, whose kernels wait for it for `grace_s`; at the end nothing is left in it."""
+    """Return a function that starts a cluster, for which kernels wait `grace_s`. At the end it holds no lease."""
     if reason := why_not():
         pytest.skip(reason)
     with ExitStack() as stack:
@@ -183,8 +183,8 @@ async def test_a_worker_under_a_stream_of_tasks(begin: Begin) -> None:
     await world.lives(notebook)
 
 
-async def test_all_workers_started_anew(begin: Begin) -> None:
-    """`client.restart()` forgets all tasks, and the workers come again: with tasks that wait for them already."""
+async def test_a_restart_of_all_workers(begin: Begin) -> None:
+    """`client.restart()` forgets all tasks and starts the workers again, while new tasks wait for them."""
     world = await begin(SPLIT)
     notebook = await world.open(gpus=1)
     for _ in range(2):
@@ -197,7 +197,7 @@ async def test_all_workers_started_anew(begin: Begin) -> None:
 
 
 async def test_nannies(begin: Begin) -> None:
-    """One of two, that of the kernel's device; then the other."""
+    """Kill the nanny of the kernel's device, then the other nanny of its machine."""
     world = await begin(SPLIT, Machine(cpus=1))
     split = world.cluster.hosts[0].address
     notebook = await world.open(gpus=1)
@@ -227,7 +227,7 @@ async def test_the_agent(begin: Begin) -> None:
     notebook = await world.open(gpus=0.5)
     (agent,) = world.agents()
     kill(agent.pid)
-    others = await asyncio.gather(*(world.open(gpus=0.25) for _ in range(2)))  # at once: none may fail for it
+    others = await asyncio.gather(*(world.open(gpus=0.25) for _ in range(2)))  # at once: no start may fail
     await world.lives(notebook, *others)
     await notebook.restart()
     assert (await notebook.run("mine"))["ename"] == "NameError"
@@ -235,7 +235,7 @@ async def test_the_agent(begin: Begin) -> None:
 
 @pytest.mark.parametrize("away_s", [0.0, pytest.param(20.0, marks=pytest.mark.fault_long)])
 async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
-    """It is gone, and back at its address; the nannies have ended, and come again one after the other."""
+    """Dask's scheduler comes back at its address. The nannies have ended, and start again one after the other."""
     world = await begin(PAIR, SPLIT)
     notebooks = [await world.open(gpus=gpus) for gpus in (2, 1, 0.5)]
     await world.leave()
@@ -246,9 +246,7 @@ async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
     await asyncio.sleep(gone_at + away_s - time.monotonic())
     await asyncio.to_thread(world.cluster.start_scheduler_again)
     await world.join()
-    early = world.dask.map(
-        time.sleep, [3 + away_s / 4] * 4, resources={"GPU": 1}, pure=False
-    )  # for all that there is
+    early = world.dask.map(time.sleep, [3 + away_s / 4] * 4, resources={"GPU": 1}, pure=False)  # for all GPUs
     for number, host in enumerate(world.cluster.hosts):
         await asyncio.sleep(number * (1 + away_s / 8))
         await asyncio.to_thread(world.cluster.start_machine_again, host.address)
@@ -264,7 +262,7 @@ async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
 
 @pytest.mark.fault_long
 async def test_all_at_once(begin: Begin) -> None:
-    """Dask's scheduler, roost's service and the agents; machines come back before anybody asks, one after 15 s."""
+    """Kill Dask's scheduler, the service and the agents. One machine comes back at once, the other 15 s later."""
     world = await begin(PAIR, SPLIT)
     notebooks = [await world.open(gpus=gpus) for gpus in (2, 1, 0.5)]
     for _ in range(2):
@@ -302,7 +300,7 @@ async def test_a_dask_that_does_not_come_back(begin: Begin, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["retired", pytest.param("lifetime", marks=pytest.mark.fault_long)])
 async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
-    """By its operator: nothing new comes, and its kernels end with it."""
+    """The operator removes a machine: it gets no new kernel, and its kernels end with it."""
     options = ("--lifetime", "20 seconds") if how == "lifetime" else ()
     world = await begin(Machine(cpus=2, resources={"mine": 4}, options=options), Machine(cpus=1))
     host = world.cluster.hosts[0]
@@ -331,8 +329,8 @@ async def test_a_dask_that_leaves_when_it_is_idle(begin: Begin) -> None:
     wait_until(lambda: not answers(world.cluster.address.partition("://")[2]), "it stays")
 
 
-async def test_who_dies_with_a_lease_that_no_agent_has_noted(begin: Begin) -> None:
-    """And never comes back: that lease is given up, and those of kernels are not."""
+async def test_a_lease_without_an_agent_is_given_up_when_its_service_died(begin: Begin) -> None:
+    """A service died between Dask's grant and the agent's. Only that lease is given up."""
     world = await begin(PAIR)
     notebook = await world.open(gpus=1)
     (host,) = world.cluster.hosts

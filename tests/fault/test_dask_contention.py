@@ -1,7 +1,7 @@
-"""Three users' schedulers and Dask's own tasks want the same GPUs: never more than there are, and nobody lost.
+"""Three schedulers and Dask's own tasks want the same GPUs: no GPU is promised twice, and no start is lost.
 
-Nobody here knows of the others: the ledger in Dask's scheduler and the workers decide. What is promised is read from
-the workers all the while, and from what each kernel and each task was told to use, and for how long it did.
+The schedulers do not know each other. The ledger in Dask's scheduler and the workers decide. The test reads the
+promises from the workers all the time. It also reads which device each kernel and task used, and when.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def hold(number, share):
     return [address, os.environ.get("CUDA_VISIBLE_DEVICES", ""), share, began, time.monotonic()]
 
 def look(dask_worker):
-    "Of a worker: its GPUs, those that are free for tasks, and what tasks and kernels have"
+    "Return a worker's GPUs, its free GPUs, and the GPUs of tasks and kernels"
     state = dask_worker.state
     claims, granted = dask_worker.__dict__["_roost_claims"]
     tasks = sum(task.resource_restrictions.get("GPU", 0) for task in state.executing | state.long_running)
@@ -107,7 +107,7 @@ def cluster(private_environment: None) -> Iterator[DaskMachines]:
 
 
 def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
-    """What was used: each device by machine and number, and the machine as a whole (an empty device)."""
+    """Yield each used device as (machine, number), and the machine as a whole as (machine, "")."""
     machine, visible, share, began, ended = use
     yield (machine, ""), share, began, ended
     for device in visible.split(","):
@@ -145,5 +145,5 @@ def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
     assert dask["looks"] > 50
     assert dask["wrong"] == [], "a worker promised more than it has"
     assert len(dask["held"]) > 10, "Dask's own tasks hardly ran: the test shows nothing"
-    for answer in answers:  # a request that waits does not spin
+    for answer in answers:  # a waiting request does not spin
         assert sum(answer["conflicts"]) <= 3 * EACH

@@ -117,7 +117,7 @@ async def test_the_agent(notebooks: Callable[..., object], cluster: Raylets) -> 
     await notebook.run("mine = 42")
     for agent in agents(cluster):
         kill(agent.pid)
-    await asyncio.gather(*(notebooks(cpus=0.1) for _ in range(4)))  # all at once: none may fail for it
+    await asyncio.gather(*(notebooks(cpus=0.1) for _ in range(4)))  # all at once: no start may fail
     assert await notebook.value("mine") == "42"
     await notebook.restart()
     assert (await notebook.run("mine"))["ename"] == "NameError"
@@ -240,7 +240,7 @@ async def test_the_head_for_rays_own_minute(
 
 @pytest.mark.fault_long
 @pytest.mark.timeout(300)
-async def test_a_head_that_starts_anew_at_once(
+async def test_a_head_that_restarts_at_once(
     home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head without its state is another cluster. The other raylets leave it, and their kernels wait."""
@@ -262,7 +262,7 @@ async def test_a_head_that_starts_anew_at_once(
                 assert await notebook.value("mine") == "42"
                 assert time.monotonic() < give_up_at, "Ray keeps a raylet of another cluster"
                 await asyncio.sleep(0.5)
-            await asyncio.sleep(10)  # in which its agent finds out what is there now
+            await asyncio.sleep(10)  # its agent asks meanwhile which cluster is there
             assert await notebook.value("mine") == "42"
             await asyncio.to_thread(cluster.start_again, node.address)
             await _until_back()

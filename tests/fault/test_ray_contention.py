@@ -1,7 +1,7 @@
-"""Three users' schedulers and Ray's own tasks want the same GPUs: never more than there are, and nobody lost.
+"""Three schedulers and Ray's own tasks want the same GPUs: no GPU is promised twice, and no start is lost.
 
-Nobody here knows of the others: Ray alone decides. What is promised is read from Ray's state all the while, and from
-what each kernel and each task was told to use, and for how long it did.
+The schedulers do not know each other. Ray alone decides. The test reads the promises from Ray's state all the time. It
+also reads which device each kernel and task used, and when.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contention import ask
 from roost.placement import get_policy
 
 class Noting:
-    "`balanced`, and a line for each decision: for which kernel, what the nodes had promised, whether it was placed"
+    "`balanced`, which writes a line per decision: the kernel, the promises of the nodes, and if it was placed"
     name = "noting"
     def __init__(self, file):
         self.file = file
@@ -59,7 +59,7 @@ def hold(share):
     return [ray.util.get_node_ip_address(), str(device), share, began, time.monotonic()]
 
 def look():
-    "Nodes' GPUs in Ray's own accounting: all, free, and what groups hold of them"
+    "Yield each node's GPUs in Ray's own accounting: all, free, and held by groups"
     content = global_worker.gcs_client.get_cluster_resource_state(timeout_s=5)
     states = autoscaler_pb2.GetClusterResourceStateReply.FromString(content).cluster_resource_state.node_states
     for state in states:
@@ -100,7 +100,7 @@ print(json.dumps(dict(held=held, looks=looks, wrong=wrong, left=[*look()], group
 
 
 def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
-    """What was used, each by node and device."""
+    """Yield each used device as (node, device)."""
     node, visible, share, began, ended = use
     for device in visible.split(","):
         yield (node, device), share, began, ended
@@ -125,7 +125,7 @@ def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
     assert ray["looks"] > 100
     assert ray["wrong"] == [], "Ray promised more than there is"
     assert len(ray["held"]) > 10, "Ray's own tasks hardly ran: the test shows nothing"
-    for answer in answers:  # a request that waits does not spin
+    for answer in answers:  # a waiting request does not spin
         assert sum(answer["conflicts"]) <= 3 * EACH
         pictures = [seen for _, seen, _ in answer["decisions"]]
         changes = sum(one != other for one, other in itertools.pairwise(pictures))
@@ -133,7 +133,7 @@ def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
 
 
 def repeated(decisions: list[list[Any]]) -> int:
-    """How often a request was decided again on the very picture on which it had found no room."""
+    """Count the decisions that saw the same nodes as the request's last refusal."""
     last: dict[str, Any] = {}
     count = 0
     for number, seen, is_placed in decisions:

@@ -1,6 +1,6 @@
 """The GCS of a real Ray cluster is killed again and again under live kernels: none is lost, nothing is promised twice.
 
-ROOST_OUTAGES says how many rounds, ROOST_OUTAGES_SEED repeats the ones of an earlier run, which prints its own.
+ROOST_OUTAGES is the number of rounds. ROOST_OUTAGES_SEED repeats the rounds of an earlier run, which prints its seed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from roost.scheduler.errors import BackendUnavailable
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))
 SEED = int(os.environ.get("ROOST_OUTAGES_SEED") or random.randrange(10_000))
 GRACE_S = 75.0
-"""Longer than any raylet is away, shorter than the whole."""
+"""Longer than any raylet is away, and shorter than the whole test."""
 GIVE_UP_S = 5
-"""So long Ray's processes wait for a GCS that is gone."""
+"""How long Ray's processes wait for a GCS that is gone."""
 BACK_S = 60.0
 
 MACHINES = (
@@ -44,7 +44,10 @@ MACHINES = (
     Machine(cpus=2, labels={"zone": "b"}),
 )
 KERNELS: tuple[dict[str, Any], ...] = (
-    {"gpus": 1, "gpu_models": ["T4"]},  # ends before the first round: what is left has Ray's second choice
+    {
+        "gpus": 1,
+        "gpu_models": ["T4"],
+    },  # ends before the first round, so that the next kernel has Ray's second device
     {"gpus": 0.5, "gpu_models": ["T4"]},
     {"gpus": 0.5, "gpu_models": ["A100"]},
     {"gpus": 0.25, "gpu_models": ["A100"]},
@@ -52,7 +55,7 @@ KERNELS: tuple[dict[str, Any], ...] = (
     {"cpus": 0.5},
 )
 IDLE = {"zone": "b"}
-"""On that node nothing is held between the rounds: its agent is told of its new raylet all the same."""
+"""The node without a kernel. Its agent must learn of its new raylet too."""
 
 LOOK = """
 import json, sys
@@ -89,7 +92,7 @@ print(json.dumps([groups, nodes]))
 
 
 class Held(Notebook):
-    """A kernel with a variable and devices of its own, which it is to keep."""
+    """A kernel that must keep its variable and its devices."""
 
     def __init__(self, number: int, folder: Path) -> None:
         super().__init__("roosted")
@@ -109,7 +112,7 @@ class Held(Notebook):
 
 
 class Outages:
-    """A cluster with kernels on it; `dice` decides what happens to it."""
+    """A cluster with kernels. `dice` chooses the faults."""
 
     def __init__(self, cluster: Raylets, home: Path, notebooks: list[Held]) -> None:
         self.cluster = cluster
@@ -118,7 +121,7 @@ class Outages:
         self._home = home
 
     async def round(self, number: int) -> None:
-        """One outage and what follows; prints what is done."""
+        """Run one outage and check the recovery. Print each step."""
         dice, cluster = self.dice, self.cluster
         is_kept, is_short = dice.random() < 0.6, dice.random() < 0.4
         say(f"\nround {number}: state {'kept' if is_kept else 'lost'}, {'short' if is_short else 'long'}")
@@ -128,8 +131,7 @@ class Outages:
         gone_at = time.monotonic()
         for address in addresses:
             is_hit = address != spared and dice.random() < 0.7
-            # One that lives would end by itself as soon as it met a directory that is none of its cluster's: then its
-            # node has left that, for good.
+            # A raylet that meets the directory of another cluster ends by itself. Its node has then left for good.
             if is_hit or (is_short and not is_kept):
                 with contextlib.suppress(Exception):
                     cluster.kill_raylet(address)
@@ -151,7 +153,7 @@ class Outages:
         else:
             shutil.rmtree(cluster.folder / "gcs", ignore_errors=True)
             await asyncio.to_thread(cluster.start_again, head)
-        await asyncio.sleep(3)  # those that are alive find the directory again, or end
+        await asyncio.sleep(3)  # the living raylets find the directory again, or end
         dead = [address for address in addresses if not self._lives(address)]
         dice.shuffle(dead)
         delays = {address: dice.uniform(0, 10) for address in dead}
@@ -167,7 +169,7 @@ class Outages:
         say(f"whole {time.monotonic() - back_at:.1f} s after the last")
 
     async def is_whole(self) -> None:
-        """Wait until all is held in Ray again; AssertionError with what is not after `BACK_S`."""
+        """Wait until Ray holds all leases again. After `BACK_S` an AssertionError names the others."""
         deadline = time.monotonic() + BACK_S
         while True:
             wrong = await self._not_yet() or await self._not_in_ray()
@@ -186,7 +188,7 @@ class Outages:
         await asyncio.gather(*(notebook.is_kept() for notebook in self.notebooks))
 
     async def _not_yet(self) -> list[str]:
-        """What is to become true by itself once the cluster is back."""
+        """Return what is still wrong, but will recover once the cluster is back."""
         wrong = []
         raylets = {node.raylet_pid for node in self.cluster.nodes}
         if untold := raylets - self._told():
@@ -206,7 +208,7 @@ class Outages:
         return wrong
 
     async def _not_in_ray(self) -> list[str]:
-        """What Ray does not hold as the kernels have it: each by its group, on the devices that it sees."""
+        """Return the kernels whose groups or devices differ from Ray's."""
         command = [sys.executable, "-c", LOOK, self.cluster.address]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=100)
         if done.returncode:
@@ -234,7 +236,7 @@ class Outages:
         return wrong
 
     async def _nothing_is_promised_twice(self) -> None:
-        """As roost sees it, and by what it says of each kernel."""
+        """Check this in roost's kernels and in roost's nodes."""
         shares: Counter[tuple[str, str]] = Counter()
         for kernel in await service().kernels():
             for device in kernel.device_ids:
@@ -249,12 +251,12 @@ class Outages:
         return any(process.pid == pid for process in processes(self.cluster.folder))
 
     def lost(self) -> list[str]:
-        """Lines of agents that have given leases up, or would have if there had been any."""
+        """Return the log lines of agents that gave up leases."""
         logs = [file.read_text().splitlines() for file in (self._home / "node").glob("agent-ray-*/log*")]
         return [line for lines in logs for line in lines if "leases are lost" in line]
 
     def _told(self) -> set[int]:
-        """The pids of the raylets that agents watch."""
+        """Return the pids of the raylets that agents watch."""
         known = [read_json(file) for file in (self._home / "node").glob("agent-ray-*/manager.json")]
         return {daemon["pid"] for watched in known if watched for daemon in watched["managers"]}
 
@@ -269,7 +271,7 @@ def service() -> Client:
 
 @pytest.fixture
 def home(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime folder, where the grace of kernels is short and Ray's drivers give up early."""
+    """Return a runtime folder with a short grace for kernels, where Ray's drivers give up early."""
     settings = {"RoostRayBackend": {"manager_grace_s": GRACE_S}}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Hundreds of kernels one after the other: nothing grows."""
+"""Hundreds of kernels, one after the other, use no more and more resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CYCLES = 500
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_nothing_grows_over_hundreds_of_kernels() -> None:
-    """Descriptors, threads, memory and files; the script says which, in a table, and fails."""
+    """The script prints a table of descriptors, threads, memory and files, and fails if one grows."""
     env = {name: value for name, value in os.environ.items() if name != "ROOST_RUNTIME_DIR"}
     command = [sys.executable, str(SOAK), "--cycles", os.environ.get("ROOST_SOAK_CYCLES", str(CYCLES))]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1700)

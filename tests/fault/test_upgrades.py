@@ -1,4 +1,4 @@
-"""A kernel that is restarted gets the code that is there now, however warm the process it is forked from."""
+"""A restarted kernel gets the installed code of now, even if an older process was kept warm for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
 
 
 def wheel(folder: Path, version: str) -> Path:
-    """A wheel of the package `tinypkg` whose module says its version."""
+    """Write a wheel of the package `tinypkg`, whose module has its version."""
     path = folder / f"tinypkg-{version}-py3-none-any.whl"
     info = f"tinypkg-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
@@ -49,7 +49,7 @@ def pip_install(target: Path, package: Path) -> None:
 
 
 async def warm(**environment: str) -> None:
-    """Have the agent ready to fork such kernels."""
+    """Wait until the agent can fork kernels with this environment."""
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     await roost.connect("local").warm(argv, {**os.environ, **environment})
 
@@ -112,7 +112,7 @@ async def test_an_edited_startup_file_and_configuration(
     await notebook.close()
 
 
-async def test_what_one_kernel_changes_no_other_sees(world: Path) -> None:
+async def test_kernels_do_not_see_each_others_changes(world: Path) -> None:
     await warm()
     first, second = Notebook(), Notebook()
     await asyncio.gather(first.open(), second.open())

@@ -1,4 +1,4 @@
-"""The real agent of a test's runtime folder, with kernels that do no more than open their port."""
+"""The real agent of a test's runtime folder, with kernels that only open their port."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 
 
 class Session:
-    """A connection to the agent of this test, and its events."""
+    """A connection to the agent, and the events received from it."""
 
     def __init__(self, client: AgentClient, events: asyncio.Queue[AgentEvent]) -> None:
         self.client = client
@@ -76,7 +76,7 @@ class Session:
         )
 
     async def until(self, kind: str) -> AgentEvent:
-        """The next event of that kind; those before it are gone."""
+        """Return the next event of that kind, and drop the events before it."""
         while True:
             event = await asyncio.wait_for(self.events.get(), 10)
             if event.kind == kind:
@@ -85,7 +85,7 @@ class Session:
 
 @asynccontextmanager
 async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Session]:
-    """A session with the agent, which is started if none lives."""
+    """Open a session with the agent. Start an agent if none lives."""
     events: asyncio.Queue[AgentEvent] = asyncio.Queue()
     client = AgentClient(*await find_or_start_agent(settings), on_event=events.put_nowait)
     await client.connect()
@@ -96,7 +96,7 @@ async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Ses
 
 
 async def end_agent(settings: AgentSettings = SETTINGS) -> None:
-    """Release all and have the agent of this test leave."""
+    """Release all leases and end the agent."""
     async with agent_session(settings) as session:
         for lease in (await session.client.holdings()).leases:
             await session.client.release(lease.id)
@@ -104,12 +104,12 @@ async def end_agent(settings: AgentSettings = SETTINGS) -> None:
 
 
 def agent_pid() -> int:
-    """The pid of this test's agent, which is running."""
+    """Return the pid of the running agent."""
     announcement = read_announcement(runtime_dir() / "agent")
     assert announcement is not None, "no agent is running"
     return int(announcement["pid"])
 
 
 def alive(process: KernelProcess) -> bool:
-    """Whether that kernel runs."""
+    """True if the kernel runs."""
     return is_running(process.pid, process.process_started_at)

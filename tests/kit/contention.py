@@ -1,7 +1,7 @@
-"""Users whose schedulers know nothing of each other want the same GPUs at once, among a cluster's own tasks.
+"""Users with a scheduler each want the same GPUs at once, beside the cluster's own tasks.
 
-A process each: it says `ready`, begins when its input ends, and prints at its end what happened, as JSON. A use of a
-device is [node, devices as CUDA_VISIBLE_DEVICES has them, share, began, ended]; the clock is the machine's.
+Each user is a process. It prints `ready`, begins when its input ends, and prints its results as JSON. A use of a device
+is [node, CUDA_VISIBLE_DEVICES, share, began, ended]. All processes share the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ T = TypeVar("T")
 
 
 async def ask(backend: str, shares: Sequence[float], *, hold_s: float, policy: Any = None) -> dict[str, Any]:
-    """What a user does: join, then start a kernel for each share, all at once, and stop each `hold_s` later.
+    """Join, start a kernel for each share, all at once, and stop each one `hold_s` later.
 
-    A `policy` of the asker's own decides; it finds the number of the request in `near`.
+    The optional `policy` decides. It finds the number of the request in `near`.
     """
     client, conflicts = roost.connect(backend), Counter[str]()
     client.listen(lambda event: event.kind == "conflict" and conflicts.update([event.kernel.id]))
@@ -43,7 +43,7 @@ async def ask(backend: str, shares: Sequence[float], *, hold_s: float, policy: A
     sys.stdin.read()
 
     async def one(number: int, share: float) -> list[Any]:
-        # a wish that no node fulfils, so that the policy can tell requests apart
+        # no node has this label, so it only tells the policy which request it is
         wishes = {} if policy is None else {"near": {"number": str(number)}, "policy": policy.name}
         return await _hold(client, share, hold_s, wishes)
 
@@ -54,11 +54,11 @@ async def ask(backend: str, shares: Sequence[float], *, hold_s: float, policy: A
 
 async def _hold(client: Client, share: float, hold_s: float, wishes: Mapping[str, Any]) -> list[Any]:
     kernel = await client.start(tiny(gpus=share, launch_timeout_s=100, **wishes))
-    began = time.monotonic()  # of the machine, so that those of all processes compare
+    began = time.monotonic()  # the machine's clock, so all processes' times compare
     environment = Path(f"/proc/{kernel.pid}/environ").read_text().split("\0")
     (visible,) = (pair.partition("=")[2] for pair in environment if pair.startswith("CUDA_VISIBLE_DEVICES="))
     assert visible == ",".join(kernel.device_ids), (visible, kernel.device_ids)
-    await asyncio.sleep(hold_s)  # what it is for: to hold its share a moment
+    await asyncio.sleep(hold_s)  # holds its share a moment
     ended = time.monotonic()
     await client.stop(kernel.id, grace_s=0)
     return [kernel.node_id, visible, share, began, ended]
@@ -73,10 +73,10 @@ def contend(
     within_s: float,
     **environment: str,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What the users say at their ends, each with a runtime folder, and what the cluster's `tasks` say thereafter.
+    """Run a user in each of `homes`, and the cluster's `tasks` beside them. Return the users' results and the tasks'.
 
-    `asker` is code, with the kit's folder and the shares as its arguments; `tasks` are code and its arguments. These
-    begin when all users have joined, who then ask at the same time.
+    `asker` is code that gets the kit's folder and the shares as arguments; `tasks` are code and its arguments. The
+    tasks begin when all users have joined. Then all users ask at once, and the tasks end after them.
     """
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -92,12 +92,12 @@ def contend(
             assert process.stdin is not None
             process.stdin.close()  # all at once
             process.stdin = None
-        said = [_told(process, within_s) for process in processes]
+        results = [_result(process, within_s) for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.communicate()
-    return said[:-1], said[-1]
+    return results[:-1], results[-1]
 
 
 def _begin(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -112,11 +112,11 @@ def _begin(code: str, *arguments: str, **environment: str) -> subprocess.Popen[s
 
 def _until_ready(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
-    assert any(line == "ready\n" for line in process.stdout), "it ended early"
+    assert any(line == "ready\n" for line in process.stdout), "the process ended early"
 
 
-def _told(process: subprocess.Popen[str], within_s: float) -> dict[str, Any]:
-    """What it says at its end, once its input ends."""
+def _result(process: subprocess.Popen[str], within_s: float) -> dict[str, Any]:
+    """End the input of the process, and return what it prints."""
     printed, _ = process.communicate(timeout=within_s)
     assert process.returncode == 0
     result: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -124,7 +124,7 @@ def _told(process: subprocess.Popen[str], within_s: float) -> dict[str, Any]:
 
 
 def most_at_once(uses: Iterable[tuple[T, float, float, float]]) -> dict[T, float]:
-    """Of each thing, used by that share from then until then: the largest sum of shares at one moment."""
+    """Return the largest sum of shares at one moment for each thing, from uses (thing, share, began, ended)."""
     uses_of = defaultdict(list)
     for thing, share, began, ended in uses:
         uses_of[thing].append((share, began, ended))

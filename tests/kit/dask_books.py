@@ -1,6 +1,6 @@
-"""What Dask, roost's ledger in it, its workers and the agents each have noted of leases: all of it is to agree.
+"""The leases as Dask, roost's ledger in Dask, the workers and the agents know them. All four must agree.
 
-What runs in the cluster needs this folder in its PYTHONPATH.
+Dask's processes import this module, so they need this folder in their PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from distributed import Client, get_worker
 
-TOLD_S = 10.0
-"""By then all know what one of them has done."""
+AGREE_S = 10.0
+"""How long the four may take to agree."""
 
 
 def ledger(dask_scheduler: Any) -> dict[str, Any]:
-    """In Dask's scheduler: the leases, and what it believes its workers to have left for tasks."""
+    """Return the leases in Dask's scheduler, and the resources that it counts as free for tasks."""
     plugin = dask_scheduler.plugins["roost"]
     leases = plugin.ledger.leases.values()
     return {
@@ -31,7 +31,7 @@ def ledger(dask_scheduler: Any) -> dict[str, Any]:
 
 
 def books(dask_worker: Any) -> dict[str, Any]:
-    """In a worker: its resources, what of them is free for tasks, what tasks have, and what it holds back."""
+    """Return a worker's resources: total, free for tasks, used by tasks, and held back for leases."""
     state = dask_worker.state
     claims, granted = dask_worker.__dict__["_roost_claims"]
     used: Counter[str] = Counter()
@@ -47,21 +47,21 @@ def books(dask_worker: Any) -> dict[str, Any]:
 
 
 async def sweep(dask_scheduler: Any) -> None:
-    """roost's own rule in Dask's scheduler, several times a second for a while."""
+    """Run roost's sweep in Dask's scheduler every 0.3 s for 2 s."""
     plugin = dask_scheduler.plugins["roost"]
     often = type(plugin).start.__globals__["sweep"](plugin, 0.3)
     await asyncio.wait([asyncio.ensure_future(often)], timeout=2)
 
 
 def hold(number: int) -> tuple[str, float, float]:
-    """A task: on which machine it ran, and when, by a clock that all processes have in common."""
+    """Run as a task; return its machine, begin and end on the machine's monotonic clock."""
     began = time.monotonic()
     time.sleep(0.1)
     return get_worker().address.rpartition(":")[0].rpartition("/")[2], began, time.monotonic()
 
 
 class Slow:
-    """A result that takes 2 s to be moved to another worker, and is text there."""
+    """A result that takes 2 s to move to another worker, where it is text."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _slowly, ()
@@ -73,16 +73,16 @@ def _slowly() -> str:
 
 
 def most_at_once(ran: list[tuple[str, float, float]]) -> int:
-    """How many of those tasks ran at one moment, at most."""
+    """Return how many of these tasks ran at one moment, at most."""
     return max(sum(began <= moment < ended for _, began, ended in ran) for _, moment, _ in ran)
 
 
 async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> dict[str, Any]:
-    """Wait until just these leases are noted everywhere, and nothing else is held back; what the ledger says then.
+    """Wait until all four know exactly these leases. Return what `ledger` returns then.
 
-    AssertionError with what is wrong after `TOLD_S`. `node_folder`: where the agents of the cluster's machines are.
+    After `AGREE_S` an AssertionError lists the differences. `node_folder` holds the folders of the machines' agents.
     """
-    deadline = time.monotonic() + TOLD_S
+    deadline = time.monotonic() + AGREE_S
     while True:
         said = await client.run_on_scheduler(ledger)
         wrong = _wrong(said, await client.run(books), sorted(kernel_leases), noted(node_folder))
@@ -93,7 +93,7 @@ async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> 
 
 
 def noted(node_folder: Path) -> list[str]:
-    """The leases that agents have noted."""
+    """Return the ids of the leases in the agents' ledgers."""
     found = [json.loads(file.read_text()) for file in node_folder.glob("agent-dask-*/leases/*.json")]
     return sorted(entry["lease"]["id"] for entry in found)
 

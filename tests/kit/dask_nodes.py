@@ -1,6 +1,6 @@
-"""One Dask cluster for the whole run, plain and TLS, each started by the first test that asks for it.
+"""A plain and a TLS Dask cluster for the whole run, each started by the first test that asks for it.
 
-Their machines are shared: a test leaves them as it found them. One that kills something has `DaskMachines` of its own.
+All tests share the machines and leave them as they found them. A test that kills something starts its own cluster.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MACHINES = (
 
 @pytest.fixture(scope="session")
 def dask_cluster(private_environment: None) -> Iterator[DaskMachines]:
-    """Three machines of one worker each, 2 GiB: 4 threads and 2 GPUs; 2 threads and 4 GPUs; 2 threads and 2 of the
-    resource licence. Since Dask knows no models, a resource says T4 of the first and A100 of the second.
+    """Start three machines with a worker of 2 GiB each: 4 threads and 2 T4; 2 threads and 4 A100; 2 threads and 2 of
+    the resource `licence`. Dask knows no models, so T4 and A100 are resources too.
 
-    What is started on them has the ROOST_RUNTIME_DIR in `environment`, which is no test's own.
+    Agents and kernels on them have the ROOST_RUNTIME_DIR of `environment`, which belongs to no test.
     """
     with _cluster(is_encrypted=False) as cluster:
         yield cluster
@@ -34,19 +34,19 @@ def dask_cluster(private_environment: None) -> Iterator[DaskMachines]:
 
 @pytest.fixture(scope="session")
 def dask_tls_cluster(private_environment: None) -> Iterator[DaskMachines]:
-    """The same, where nobody connects without the certificate that `security` has."""
+    """Start the same machines with TLS. Connections need the certificate in `security`."""
     with _cluster(is_encrypted=True) as cluster:
         yield cluster
 
 
 def tls_files(cluster: DaskMachines) -> dict[str, str]:
-    """The certificate of a cluster that is encrypted, as `c.RoostDaskBackend` wants to know it."""
+    """Return the certificate of an encrypted cluster as options of `c.RoostDaskBackend`."""
     options = {"tls_ca_file": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
     return {option: str(cluster.security[name]) for option, name in options.items() if cluster.security}
 
 
 def environment(cluster: DaskMachines) -> dict[str, str]:
-    """What leads a program that has Dask to the cluster, and into it."""
+    """Return the environment variables with which Dask's client joins the cluster."""
     tls = {"CA_FILE": "tls_ca_file", "CLIENT__CERT": "tls_client_cert", "CLIENT__KEY": "tls_client_key"}
     files = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": key for name, key in tls.items() if cluster.security}
     return {
@@ -63,5 +63,5 @@ def _cluster(*, is_encrypted: bool) -> Iterator[DaskMachines]:
         with DaskMachines(*MACHINES, is_encrypted=is_encrypted, environment={VARIABLE: folder}) as cluster:
             yield cluster
         left = end(folder)
-    assert not left, "processes that escaped the cluster's end:\n" + "\n".join(left)
+    assert not left, "processes outlived the cluster:\n" + "\n".join(left)
     assert not Path(cluster.folder).exists()

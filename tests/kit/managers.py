@@ -1,4 +1,4 @@
-"""Kernel managers whose kernelspecs say `roost`, whether or not the package is installed with its entry points."""
+"""Kernelspecs that name `roost`, even if the package is not installed with its entry points."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kernelspecs(
     config: dict[str, Any] | None = None,
     **changes: Any,
 ) -> KernelSpecManager:
-    """A manager of kernelspecs that has one of `name` in `folder`; `changes` replace fields of its kernel.json.
+    """Return a manager of kernelspecs with one spec in `folder`. `changes` replace fields of its kernel.json.
 
     With a `backend` its kernels ask for a little of a CPU, so that what one leaves behind is seen there.
     """

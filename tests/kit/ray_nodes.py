@@ -1,6 +1,6 @@
-"""One Ray cluster for the whole run, started by the first test that asks for it.
+"""A Ray cluster for the whole run, started by the first test that asks for it.
 
-Its nodes are shared: a test leaves them as it found them. One that kills something has a `Raylets` of its own.
+All tests share its nodes and leave them as they found them. A test that kills something starts its own `Raylets`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MACHINES = (
 
 @pytest.fixture(scope="session")
 def ray_cluster(private_environment: None) -> Iterator[Raylets]:
-    """Three nodes, 2 GiB each, the head first: 4 CPUs and 2 T4; 2 CPUs and 4 A100; 2 CPUs, 2 of
-    the resource licence, and the label zone=b.
+    """Start three nodes of 2 GiB, the head first: 4 CPUs and 2 T4; 2 CPUs and 4 A100; 2 CPUs, 2 of the resource
+    `licence`, and the label zone=b.
 
-    What is started on them has the ROOST_RUNTIME_DIR in `environment`, which is no test's own.
+    Agents and kernels on them have the ROOST_RUNTIME_DIR of `environment`, which belongs to no test.
     """
     if reason := why_not():
         pytest.skip(reason)
@@ -33,5 +33,5 @@ def ray_cluster(private_environment: None) -> Iterator[Raylets]:
         with Raylets(*MACHINES, environment={VARIABLE: folder}) as cluster:
             yield cluster
         left = end(folder)
-    assert not left, "processes that escaped the cluster's end:\n" + "\n".join(left)
+    assert not left, "processes outlived the cluster:\n" + "\n".join(left)
     assert not Path(cluster.folder).exists()

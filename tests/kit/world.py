@@ -1,4 +1,4 @@
-"""roost as a whole in a private runtime folder: tiny kernels, and an orderly end of everything."""
+"""All of roost in a private runtime folder: tiny kernels, and the orderly end of service and agent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print("up", flush=True)
 signal.pause()
 """
 TINY_ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")
-"""A kernel that does no more than open its port: quick to start, easy to count."""
+"""A kernel that only opens its port. It starts quickly and is easy to count."""
 
 
 def tiny(
@@ -39,7 +39,7 @@ def tiny(
     can_adopt: bool = False,
     **amounts: float,
 ) -> StartKernel:
-    """A start of a tiny kernel, for this process as its owner."""
+    """Return a start of a tiny kernel, owned by this process."""
     return StartKernel(
         kernel_id=kernel_id or uuid.uuid4().hex,
         launch_id=uuid.uuid4().hex,
@@ -54,7 +54,7 @@ def tiny(
 
 
 def daemon_pids(runtime_dir: Path, prefix: str) -> list[int]:
-    """Pids of the living daemons whose folder's name starts with `prefix` (`agent`, `scheduler`)."""
+    """Return the pids of the living daemons in folders that start with `prefix` (`agent`, `scheduler`)."""
     found = []
     for folder in runtime_dir.glob(f"{prefix}*"):
         announced = read_json(folder / "ready.json")
@@ -64,7 +64,7 @@ def daemon_pids(runtime_dir: Path, prefix: str) -> list[int]:
 
 
 def wait_gone(pid: int, timeout_s: float = 15) -> bool:
-    """Whether the process ends in time (a zombie has ended)."""
+    """True if the process ends in time. A zombie has ended."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -76,7 +76,7 @@ def wait_gone(pid: int, timeout_s: float = 15) -> bool:
 
 
 def kill(pid: int) -> None:
-    """kill -9, and wait until it is gone; one that went by itself meanwhile is fine."""
+    """Send SIGKILL and wait until the process is gone. It may have ended before."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -85,7 +85,7 @@ def kill(pid: int) -> None:
 
 
 def settle(runtime_dir: Path) -> None:
-    """End schedulers, then release what the agent holds and have it leave."""
+    """End the services, then release the agent's leases and end the agent."""
     for pid in daemon_pids(runtime_dir, "scheduler"):
         os.kill(pid, signal.SIGTERM)
         assert wait_gone(pid), f"scheduler service {pid} does not end"

@@ -1,4 +1,4 @@
-"""A real service and agents for each module, on each backend, and the proof that every test gave back what it took."""
+"""A real service and agents for each module and backend, and the check that every test released all it had."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from roost.scheduler.client.client import connect, disconnect
 BACKENDS = ("local", "ray", "dask", "dask_tls")
 """The last is Dask with TLS."""
 FREED_S = 5.0
-"""A cluster manager shows a moment late what was given back."""
+"""How long a cluster manager may show released resources as promised."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a `backend` on all of them, or on the one alone of which a marker says why."""
+    """Run tests with a `backend` on all backends, or on the one that their marker names."""
     if "backend" in metafunc.fixturenames:
         marked = [
             name for name in BACKENDS if metafunc.definition.get_closest_marker(f"{_manager(name)}_only")
@@ -38,7 +38,7 @@ def _manager(backend: str) -> str:
 
 @pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Its name; where that is a cluster's, services that start find the cluster in their environment."""
+    """Return the backend's name. Services find its cluster by environment variables."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ray":
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
@@ -50,9 +50,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
-    """The runtime folder; whatever runs in it is ended in order when the module is done. The agents of all nodes run.
+    """Start the agents of all nodes and return the runtime folder. After the module all its processes end in order.
 
-    Agents on the nodes of a cluster have a folder of their own, and go with the cluster.
+    Agents on the nodes of a cluster have their own folder and end with the cluster.
     """
     connect(backend).up().result(100)
     yield module_runtime_dir
@@ -62,7 +62,7 @@ def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[..., KernelSpecManager]]:
-    """Makes kernelspecs, as `managers.kernelspecs` does; at the end there is no kernel and nothing promised."""
+    """Return `managers.kernelspecs` for this backend. At the end no kernel runs and nothing is promised."""
     yield partial(kernelspecs, tmp_path, backend=backend)
     # jupyter_core keeps an event loop for each thread that called a blocking manager.
     with warnings.catch_warnings():
@@ -72,10 +72,10 @@ def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[...
     assert service.kernels().result(10) == []
     deadline = time.monotonic() + FREED_S
     while held := [node for node in service.nodes().result(10) if node["cpus_promised"]]:
-        assert time.monotonic() < deadline, f"promised to nobody: {held}"
+        assert time.monotonic() < deadline, f"promised without a kernel: {held}"
 
 
 @pytest.fixture
 def specs(specs_of: Callable[..., KernelSpecManager]) -> KernelSpecManager:
-    """Kernelspecs with `roosted`, an ipykernel."""
+    """Return kernelspecs with `roosted`, an ipykernel."""
     return specs_of()

@@ -28,15 +28,15 @@ Specs = Callable[..., KernelSpecManager]
 
 
 async def run(kc: Any, code: str, timeout_s: float = 30) -> dict[str, Any]:
-    """Execute and give {status, text}; the client must be ready."""
-    said: list[str] = []
+    """Execute code and return its status, text and reply. The client must be ready."""
+    texts: list[str] = []
     reply = await kc.execute_interactive(
         code,
         timeout=timeout_s,
-        output_hook=lambda message: said.append(message["content"].get("text", "")),
+        output_hook=lambda message: texts.append(message["content"].get("text", "")),
         allow_stdin=False,
     )
-    return {"status": reply["content"]["status"], "text": "".join(said).strip(), "reply": reply["content"]}
+    return {"status": reply["content"]["status"], "text": "".join(texts).strip(), "reply": reply["content"]}
 
 
 @asynccontextmanager
@@ -55,6 +55,12 @@ async def kernel(
         await km.shutdown_kernel(now=True)
 
 
+async def pid_of(km: AsyncKernelManager) -> int:
+    """Return the kernel's pid, which the provisioner would pass on to another application."""
+    info = await km.provisioner.get_provisioner_info()  # type: ignore[union-attr]
+    return int(info["pid"])
+
+
 async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: Path) -> None:
     specs = specs_of(config={"environment": ["MINE"]})
     async with kernel(specs, cwd=str(tmp_path), env={**os.environ, "MINE": "yes"}) as (km, kc):
@@ -63,7 +69,7 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         )
         assert found["text"] == f"{tmp_path} yes None"
         pid = int((await run(kc, "print(os.getpid())"))["text"])
-        assert pid == km.provisioner._pid
+        assert pid == await pid_of(km)
         assert [one.id for one in await connect(backend).kernels()] == [km.kernel_id]
         await km.shutdown_kernel()
         assert not psutil.pid_exists(pid)
@@ -72,7 +78,8 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
 async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         running = asyncio.ensure_future(run(kc, "import subprocess; subprocess.run(['sleep', '60'])"))
-        while not psutil.Process(km.provisioner._pid).children():  # noqa: ASYNC110 - no event tells of a child
+        kernel_process = psutil.Process(await pid_of(km))
+        while not kernel_process.children():  # noqa: ASYNC110 - no event reports a child
             await asyncio.sleep(0.02)
         await km.interrupt_kernel()
         assert (await asyncio.wait_for(running, 20))["reply"]["ename"] == "KeyboardInterrupt"
@@ -96,23 +103,23 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
     async with kernel(specs, AsyncIOLoopKernelManager, manager={"config": config}) as (km, kc):
         restarted = asyncio.Event()
         km.add_restart_callback(restarted.set)
-        pid = km.provisioner._pid
+        pid = await pid_of(km)
         os.kill(pid, signal.SIGKILL)
         await asyncio.wait_for(restarted.wait(), 10)
-        while km.provisioner._pid == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter tells no more
+        while await pid_of(km) == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter reports no more
             await asyncio.sleep(0.02)
         await asyncio.wait_for(asyncio.shield(km.ready), 10)
         await kc.wait_for_ready(30)
         assert (await run(kc, "print(1)"))["text"] == "1"
 
 
-async def test_an_exit_is_told_with_its_code(specs: KernelSpecManager) -> None:
+async def test_an_exit_is_reported_with_its_code(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         kc.execute("import os; os._exit(7)")
         assert await asyncio.wait_for(km.provisioner.wait(), 10) == 7
 
 
-async def test_encrypted_channels_tell_a_plain_subscriber_nothing(specs: KernelSpecManager) -> None:
+async def test_a_plain_subscriber_receives_nothing_from_encrypted_channels(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         assert km.curve_publickey
         context = zmq.asyncio.Context()
@@ -128,7 +135,7 @@ async def test_encrypted_channels_tell_a_plain_subscriber_nothing(specs: KernelS
             context.term()
 
 
-async def test_plain_where_that_is_wished(specs_of: Specs) -> None:
+async def test_encryption_can_be_switched_off(specs_of: Specs) -> None:
     async with kernel(specs_of(config={"encrypt": "never"})) as (km, kc):
         assert km.curve_publickey is None
         assert (await run(kc, "print(1)"))["text"] == "1"
@@ -144,7 +151,7 @@ async def test_ipc(specs: KernelSpecManager) -> None:
 
 
 @pytest.mark.local_only("elsewhere such a kernel can only be warned of")
-async def test_an_ipykernel_without_curve_is_out_of_others_reach(
+async def test_other_users_cannot_reach_an_ipykernel_without_curve(
     world: Path, specs_of: Specs, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.provisioners.encryption.find_ipykernel_version", lambda _: (6, 29))
@@ -173,7 +180,7 @@ async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) ->
         assert "Ctrl-C" not in await connect(backend).logs(km.kernel_id)
 
 
-async def test_a_service_killed_in_between(world: Path, specs: KernelSpecManager) -> None:
+async def test_a_kernel_works_on_after_its_service_was_killed(world: Path, specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         (pid,) = daemon_pids(world, "scheduler")
         kill(pid)
@@ -189,21 +196,21 @@ async def test_an_exit_while_no_service_lives_is_found(world: Path, specs: Kerne
     async with kernel(specs) as (km, _):
         (pid,) = daemon_pids(world, "scheduler")
         kill(pid)
-        os.kill(km.provisioner._pid, signal.SIGKILL)
+        os.kill(await pid_of(km), signal.SIGKILL)
         assert await asyncio.wait_for(km.provisioner.wait(), 20) in (-signal.SIGKILL, 255)
 
 
-async def test_another_process_s_provisioner_attaches(specs: KernelSpecManager) -> None:
+async def test_the_provisioner_of_another_process_attaches(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, _):
         other = RoostProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=None)
         await other.load_provisioner_info(await km.provisioner.get_provisioner_info())
         assert await other.poll() is None
         await other.kill()
         assert await asyncio.wait_for(km.provisioner.wait(), 10) == -signal.SIGKILL
-        other._exits.unfollow()
+        await other.cleanup()
 
 
-async def test_a_refused_start_harms_no_kernel_of_that_id(specs: KernelSpecManager) -> None:
+async def test_a_refused_start_does_not_harm_the_kernel_of_that_id(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         other = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs)
         with pytest.raises(LaunchError, match="still runs"):
@@ -222,7 +229,7 @@ async def test_a_kernel_that_dies_while_starting(specs_of: Specs) -> None:
 
 
 @pytest.mark.parametrize(("config", "kind"), [({"cpus": 100_000}, NoNodeEver), ({"gpus": 64}, NoNodeEver)])
-async def test_what_no_node_could_hold_fails_at_once(
+async def test_an_impossible_request_fails_at_once(
     specs_of: Specs, config: dict[str, Any], kind: type[Exception]
 ) -> None:
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs_of(config=config))
@@ -230,7 +237,7 @@ async def test_what_no_node_could_hold_fails_at_once(
         await asyncio.wait_for(km.start_kernel(), 10)
 
 
-async def test_a_command_that_is_not_there(specs_of: Specs, backend: str) -> None:
+async def test_a_missing_command(specs_of: Specs, backend: str) -> None:
     broken = specs_of(argv=["/no/such/kernel", "{connection_file}"])
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
     with pytest.raises(LaunchError, match="/no/such/kernel") as caught:
@@ -245,6 +252,8 @@ async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManage
             await asyncio.wait_for(km.start_kernel(), delay_s)
         except asyncio.TimeoutError:
             pass
-        if km.has_kernel:  # quicker than that, or cancelled by jupyter_client after the provisioner was done
+        if (
+            km.has_kernel
+        ):  # it was quicker, or jupyter_client was cancelled after the provisioner had finished
             await km.shutdown_kernel(now=True)
         assert await connect(backend).kernels() == []

@@ -1,4 +1,4 @@
-"""Real kernels for callers without an event loop, with several, and after a fork; nbclient."""
+"""Real kernels for callers without an event loop, with several loops, after a fork, and through nbclient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocking(specs: KernelSpecManager) -> KernelManager:
 
 
 def compute(km: KernelManager) -> str:
-    """1 + 1, as this manager's kernel computes it."""
+    """Return 1 + 1, computed by the manager's kernel."""
     kc = km.client()
     kc.start_channels()
     try:
@@ -66,7 +66,7 @@ def test_several_threads(specs: KernelSpecManager) -> None:
         km.start_kernel()
         found.append(compute(km))
         km.shutdown_kernel(now=True)
-        ensure_event_loop().close()  # the one that jupyter_core keeps for each thread; nobody else would
+        ensure_event_loop().close()  # jupyter_core keeps a loop for each thread and never closes it
 
     threads = [threading.Thread(target=one) for _ in range(3)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""The embedded clusters of all managers: they end with who started them, and leave nothing where they cannot start."""
+"""The embedded clusters: they end with the process that started them, and a failed start leaves nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ with {name}(Machine()) as cluster:
         assert processes(folder) == []
 
 
-def test_a_machine_that_does_not_start_says_why_and_leaves_nothing(module: ModuleType) -> None:
+def test_a_failed_start_reports_why_and_leaves_nothing(module: ModuleType) -> None:
     cluster: Cluster = {
         raylets: lambda: raylets.Raylets(raylets.Machine(labels={"zone": "plenty of it"})),
         dask_machines: lambda: dask_machines.DaskMachines(

@@ -28,24 +28,24 @@ class Shell:
         self.backend = backend
 
     def words(self, verb: str, *argv: str) -> list[str]:
-        """What a process is started with."""
+        """Return the command line of a verb."""
         return [sys.executable, "-m", "roost.scheduler.cli.main", verb, "--backend", self.backend, *argv]
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """One command, to its end."""
+        """Run a command to its end."""
         return subprocess.run(
             self.words(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
         )
 
     def answer(self, *argv: str) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         done = self.run(*argv, "--json")
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
 
 def notebook(folder: Path, *sources: str) -> str:
-    """A notebook of these code cells."""
+    """Write a notebook of these code cells and return its path."""
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     path = folder / "notebook.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -54,7 +54,7 @@ def notebook(folder: Path, *sources: str) -> str:
 
 @pytest.fixture
 def shell(backend: str, world: Path) -> Shell:
-    """One scheduler for all tests here of a backend."""
+    """Return the command for the backend. Its tests share a service."""
     return Shell(backend)
 
 
@@ -81,7 +81,7 @@ def test_a_cells_error_is_shown_and_is_the_exit_code(shell: Shell, tmp_path: Pat
     assert counts == [1, 2, None]
 
 
-def test_a_kernel_that_dies_is_told(shell: Shell, tmp_path: Path) -> None:
+def test_a_kernels_death_is_reported(shell: Shell, tmp_path: Path) -> None:
     done = shell.run("run", notebook(tmp_path, "import os; os.kill(os.getpid(), 9)"))
     assert done.returncode == 1
     assert "Cell 1 failed: KernelDied" in done.stderr
@@ -104,7 +104,7 @@ def test_a_signal_ends_the_kernel(shell: Shell, tmp_path: Path, signum: int, cod
     assert shell.answer("kernels") == {"kernels": []}
 
 
-def test_explain_names_who_holds_what_is_short(shell: Shell, tmp_path: Path) -> None:
+def test_explain_names_the_kernels_that_hold_the_short_resource(shell: Shell, tmp_path: Path) -> None:
     node = max(shell.answer("nodes")["nodes"], key=lambda node: float(node["cpus"]))
     ready, saved = tmp_path / "ready", tmp_path / "nodes.json"
     os.mkfifo(ready)
@@ -130,7 +130,7 @@ def test_explain_names_who_holds_what_is_short(shell: Shell, tmp_path: Path) -> 
     )
 
 
-def test_one_waits_says_so_and_is_cancelled(shell: Shell, tmp_path: Path) -> None:
+def test_a_queued_start_is_shown_and_stopped(shell: Shell, tmp_path: Path) -> None:
     nodes = [node["id"] for node in shell.answer("nodes")["nodes"]]
     for node in nodes:
         assert shell.answer("drain", node)["is_draining"]
@@ -161,7 +161,7 @@ def test_one_waits_says_so_and_is_cancelled(shell: Shell, tmp_path: Path) -> Non
 
 
 def _await(question: Callable[[], T], complaint: str) -> T:
-    """The first answer that says something: a command takes a third of a second, 50 are a deadline."""
+    """Ask until the answer is not empty, 50 times at most. A command takes a third of a second."""
     for _ in range(50):
         if found := question():
             return found
@@ -173,7 +173,7 @@ def test_doctor_finds_nothing_wrong(shell: Shell) -> None:
     assert "error" not in levels
 
 
-def test_what_was_decided_can_be_simulated(shell: Shell, tmp_path: Path) -> None:
+def test_recorded_decisions_can_be_simulated(shell: Shell, tmp_path: Path) -> None:
     assert shell.run("run", notebook(tmp_path, "1"), "--cpus", "0.5").returncode == 0
     nodes = shell.answer("nodes")["nodes"]
     more = ("--add", f"1x{nodes[0]['id']}")

@@ -1,4 +1,4 @@
-"""Joining Dask clusters, plain and with TLS: what is wrong is said within seconds, in a sentence; nothing stays."""
+"""Joining Dask clusters, plain and with TLS: a failed join reports why within seconds and leaves nothing."""
 
 from __future__ import annotations
 
@@ -37,23 +37,21 @@ SET_TLS = (
 
 
 def refused(address: str, **options: str) -> RoostError:
-    """What is said of that address; it is one sentence, and comes soon."""
+    """Return the error of a join at this address. It is one line and comes soon."""
 
     began = time.monotonic()
     with pytest.raises(RoostError) as caught:
         asyncio.run(join.join(DaskSettings(address=address, **options), ""))
     assert time.monotonic() - began < SECONDS
     assert "\n" not in str(caught.value)
-    with (
-        warnings.catch_warnings()
-    ):  # Dask leaves a connection that it gives up half way to the garbage collector
+    with warnings.catch_warnings():  # Dask leaves a half-open connection to the garbage collector
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
     return caught.value
 
 
 async def joined(**options: str) -> str:
-    """The address under which a cluster was joined that answers."""
+    """Join a cluster, check that it answers, and return its address."""
     found = await join.join(DaskSettings(**options), "")
     try:
         await found.client.scheduler.identity()
@@ -64,7 +62,7 @@ async def joined(**options: str) -> str:
 
 @contextmanager
 def listener(answer: bytes | None) -> Iterator[str]:
-    """The address of a server that says `answer` to whoever comes; None: nothing."""
+    """Start a server that sends `answer` (None: nothing) to each client, and yield its address."""
     over = threading.Event()
     held = []
 
@@ -90,7 +88,7 @@ def listener(answer: bytes | None) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files of somebody whom no cluster knows."""
+    """Return TLS files that no cluster accepts."""
     folder = tmp_path_factory.mktemp("others") / "tls"
     write_certificate(folder)
     cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
@@ -150,7 +148,7 @@ def test_something_else_listens_there(answer: bytes | None, scheme: str, others:
 @pytest.mark.parametrize(
     "address", ["tcp://127.0.0.1", "127.0.0.1", "http://127.0.0.1:8787", "tcp://:8786", "tcp://here:there"]
 )
-def test_what_is_no_address(address: str) -> None:
+def test_a_malformed_address(address: str) -> None:
     problem = refused(address)
     assert isinstance(problem, ConfigError)
     assert "is no address of a Dask scheduler: give tcp://host:port, tls://host:port, or" in str(problem)
@@ -162,7 +160,7 @@ def test_no_address_at_all() -> None:
     assert "by c.RoostDaskBackend.address or DASK_SCHEDULER_ADDRESS" in str(problem)
 
 
-def test_scheduler_files_that_are_not_there_or_no_such_files(tmp_path: Path) -> None:
+def test_missing_and_malformed_scheduler_files(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     problem = refused(str(file))
     assert isinstance(problem, BackendUnavailable)
@@ -197,7 +195,9 @@ def test_tls_without_files(dask_tls_cluster: DaskMachines, tmp_path: Path) -> No
         assert SET_TLS in str(problem)
 
 
-def test_tls_with_others_files(dask_tls_cluster: DaskMachines, others: dict[str, str]) -> None:
+def test_tls_with_the_files_of_another_cluster(
+    dask_tls_cluster: DaskMachines, others: dict[str, str]
+) -> None:
     at, files = dask_tls_cluster.address, tls_files(dask_tls_cluster)
     for wrong in ({"tls_ca_file": others["tls_ca_file"]}, others):
         problem = refused(at, **{**files, **wrong})
@@ -248,7 +248,7 @@ def test_another_python(dask_cluster: DaskMachines, monkeypatch: pytest.MonkeyPa
     assert "set ROOST_SERVICE_PYTHON" in str(problem)
 
 
-def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dask_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'roost[dask]'" in str(refused("127.0.0.1:1"))
 
@@ -260,7 +260,7 @@ def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         ("tls://127.0.0.1:1", "wants TLS, and tls_ca_file is not known: set tls_ca_file"),
     ],
 )
-def test_the_service_says_it_and_leaves_nothing(runtime_dir: Path, address: str, says: str) -> None:
+def test_the_service_reports_the_error_and_leaves_nothing(runtime_dir: Path, address: str, says: str) -> None:
     client = connect("dask", address=address)
     try:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The embedded Dask cluster: its machines are what they were declared to be, what is killed comes back, it ends."""
+"""The embedded Dask cluster: its machines are as declared, killed parts come back, and it ends without leftovers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def client_of(cluster: DaskMachines) -> AsyncIterator[Any]:
 
 
 def workers(cluster: DaskMachines) -> dict[str, dict[str, Any]]:
-    """What Dask's scheduler says of its workers, by name."""
+    """Return Dask's own description of its workers, by name."""
 
     async def ask() -> dict[str, dict[str, Any]]:
         async with client_of(cluster) as client:
@@ -40,7 +40,7 @@ def workers(cluster: DaskMachines) -> dict[str, dict[str, Any]]:
 
 
 def variables(cluster: DaskMachines, name: str) -> dict[str, str | None]:
-    """An environment variable in all workers, by their names."""
+    """Return an environment variable of each worker, by name."""
 
     async def ask() -> dict[str, str | None]:
         async with client_of(cluster) as client:
@@ -51,7 +51,7 @@ def variables(cluster: DaskMachines, name: str) -> dict[str, str | None]:
     return {names[address]: value for address, value in asyncio.run(ask()).items()}
 
 
-def test_machines_are_what_they_declare_and_what_is_killed_comes_back(
+def test_machines_are_as_declared_and_killed_parts_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
@@ -117,7 +117,7 @@ def test_machines_are_what_they_declare_and_what_is_killed_comes_back(
         )
 
 
-def test_a_killed_scheduler_takes_its_machines_along_and_comes_back_at_its_address() -> None:
+def test_a_killed_scheduler_ends_its_machines_and_comes_back_at_its_address() -> None:
     with DaskMachines(Machine(), Machine(cpus=2)) as cluster:
         address, hosts = cluster.address, [host.address for host in cluster.hosts]
         cluster.kill_scheduler()
@@ -130,7 +130,7 @@ def test_a_killed_scheduler_takes_its_machines_along_and_comes_back_at_its_addre
         assert set(workers(cluster)) == set(hosts)
 
 
-def test_tls_refuses_who_has_another_certificate_or_none() -> None:
+def test_tls_refuses_clients_with_another_certificate_or_none() -> None:
     with DaskMachines(Machine(), is_encrypted=True) as cluster:
         assert len(workers(cluster)) == 1
         key = cluster.folder / "tls" / "key.pem"

@@ -1,4 +1,4 @@
-"""Notebooks on the machines of a Dask cluster, by the name of a kernelspec alone: nbclient, Papermill, Dask within."""
+"""Notebooks on a Dask cluster, chosen by a kernelspec's name alone: nbclient, Papermill, and Dask inside the kernel."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ with Client() as client:
 print(os.environ["CUDA_VISIBLE_DEVICES"])
 """
 
-pytestmark = pytest.mark.dask_only("what Dask is within a kernel")
+pytestmark = pytest.mark.dask_only("uses Dask inside a kernel")
 
 
 @pytest.fixture
 def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for notebooks; `roosted` is a kernelspec that asks for half of an A100."""
+    """Return a folder for notebooks, where the kernelspec `roosted` asks for half an A100."""
     specs_of(config={"gpus": 0.5, "resources": {"A100": 0.5}})
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     return tmp_path

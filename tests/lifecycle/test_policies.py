@@ -1,4 +1,4 @@
-"""A policy in a file of its own steers real starts; one that a program gives does, and fails, without harm."""
+"""Policies from a file and from a program decide real starts. A policy that fails harms no start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ c.RoostScheduler.policy_timeout_s = 20.0  # a busy machine is no failure here
 
 @pytest.fixture
 def two_gpus(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A configuration with two declared GPUs and the example as `mine`; the runtime folder of what runs by it."""
+    """Configure two GPUs and the example as the policy `mine`, and return the runtime folder."""
     home = tmp_path / "etc"
     (home / "policies").mkdir(parents=True)
     (home / "policies" / EXAMPLE.name).write_text(EXAMPLE.read_text())
@@ -39,7 +39,7 @@ def two_gpus(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     settle(runtime_dir)
 
 
-async def test_a_policy_in_a_file_of_its_own_steers_a_start(two_gpus: Path, tmp_path: Path) -> None:
+async def test_a_policy_from_a_file_decides_a_start(two_gpus: Path, tmp_path: Path) -> None:
     specs = kernelspecs(tmp_path, config={"gpus": 0.5, "policy": "mine"})
     notebook = Notebook("roosted")
     notebook.manager.kernel_spec_manager = specs
@@ -63,7 +63,7 @@ async def test_a_policy_in_a_file_of_its_own_steers_a_start(two_gpus: Path, tmp_
 
 
 class SecondOnly:
-    """A whole policy in a program: what is not installed goes to the service with it."""
+    """A policy in a program. Its code is sent to the service."""
 
     name = "second_only"
 
@@ -82,7 +82,7 @@ def asks(name: str) -> StartKernel:
     return replace(start, request=Request(gpus=0.5, policy=name))
 
 
-def test_a_policy_of_a_program_outlives_the_service_and_harms_nobody(two_gpus: Path) -> None:
+def test_a_policy_of_a_program_outlives_the_service(two_gpus: Path) -> None:
     client = connect()
     with pytest.raises(ConfigError, match="unknown policy 'second'"):
         client.start(asks("second")).result(60)

@@ -1,4 +1,4 @@
-"""Joining a real Ray cluster, one with tokens: in, out and in again; and what is wrong is said within seconds."""
+"""Joining a Ray cluster with tokens: join, leave and join again. A failed join reports why within seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-a-cluster-that-a-test-s
 SECONDS = 8.0
 """Far below the 20 to 60 s that `ray.init` takes to fail, with room for a busy machine."""
 
-# A service: an event loop with a handler for SIGTERM, and Ray off the loop. Says what became of each step.
+# A service: an event loop with a handler for SIGTERM, and Ray off the loop. It prints the result of each step.
 SERVICE = """
 import asyncio, json, os, signal, sys, time
 from roost.scheduler.backends.ray.join import _import_ray, join, leave
@@ -65,7 +65,7 @@ def cluster() -> Iterator[Raylets]:
 
 
 def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
-    """What a service says to each step; none takes long, and its standard output is its own."""
+    """Return the service's result of each step. No step takes long, and Ray prints nothing on standard output."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", SERVICE, json.dumps(steps)],
@@ -77,8 +77,8 @@ def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
     return [word for word, _ in said]
 
 
-def test_in_and_out_and_in_again(cluster: Raylets) -> None:
-    """SIGTERM is the service's own at each point; who is in already stays."""
+def test_join_leave_and_join_again(cluster: Raylets) -> None:
+    """The service keeps its own SIGTERM handler, and a second join changes nothing."""
     at = cluster.address
     said = serve(
         at,
@@ -110,7 +110,7 @@ def test_tokens(cluster: Raylets, environment: Mapping[str, str], says: str) -> 
     assert says in said[0]
 
 
-def test_what_is_not_the_clusters_port(cluster: Raylets) -> None:
+def test_a_port_of_the_cluster_that_is_not_its_address(cluster: Raylets) -> None:
     """A raylet's own port speaks gRPC too."""
     raylet = psutil.Process(cluster.nodes[0].raylet_pid)
     ports = {at.laddr.port for at in raylet.net_connections("tcp") if at.status == psutil.CONN_LISTEN}

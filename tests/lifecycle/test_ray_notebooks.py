@@ -1,4 +1,4 @@
-"""Notebooks on the GPU nodes of a Ray cluster, by the name of a kernelspec alone: nbclient, Papermill, Ray within."""
+"""Notebooks on a Ray cluster, chosen by a kernelspec's name alone: nbclient, Papermill, and Ray inside the kernel."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ray.shutdown()
 """
 
 
-pytestmark = pytest.mark.ray_only("what Ray is within a kernel")
+pytestmark = pytest.mark.ray_only("uses Ray inside a kernel")
 
 
 @pytest.fixture
 def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for notebooks; `roosted` is a kernelspec that asks for half an A100."""
+    """Return a folder for notebooks, where the kernelspec `roosted` asks for half an A100."""
     specs_of(config={"gpus": 0.5, "gpu_models": ["A100"]})
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     return tmp_path
@@ -69,8 +69,8 @@ def test_papermill(on_half_an_a100: Path) -> None:
     assert address == os.environ["RAY_ADDRESS"]
 
 
-def test_ray_says_what_is_free_on_each_node(ray_cluster: object) -> None:
-    """By calls that are not public: where a version of Ray changes them, totals alone are known, and this fails."""
+def test_the_free_resources_of_each_node_can_be_read(ray_cluster: object) -> None:
+    """roost reads them with private calls of Ray. If a version of Ray changes these, only totals are known."""
     join.join(ray_cluster.address, namespace="roost")  # type: ignore[attr-defined]
     try:
         found = nodes.read()

@@ -1,4 +1,4 @@
-"""The embedded Ray cluster: its nodes are what they were declared to be, its workers' environment is clean, it ends."""
+"""The embedded Ray cluster: its nodes are as declared, its workers' environment is clean, and it ends cleanly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps({"nodes": ray.nodes(), "environment": ray.get(environment.remot
 
 
 def drive(cluster: Raylets) -> dict[str, Any]:
-    """What a driver sees: Ray's nodes by address, and a worker's environment."""
+    """Return Ray's nodes by address and a worker's environment, as a driver sees them."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER, cluster.address],
         check=True, capture_output=True, text=True, timeout=60, cwd="/",
@@ -56,7 +56,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
         yield cluster
 
 
-def test_a_cluster_lives_loses_a_raylet_and_its_directory_and_ends(cluster: Raylets) -> None:
+def test_a_cluster_starts_survives_a_killed_gcs_and_raylet_and_ends(cluster: Raylets) -> None:
     head, other = cluster.nodes
     assert cluster.address.startswith(f"{head.address}:")
 

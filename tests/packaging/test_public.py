@@ -1,4 +1,4 @@
-"""The public face: names, import directions, what importing costs, and that nothing secret is in the tree."""
+"""The public interface: names, import directions, the cost of imports, and no secrets in the tree."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ALLOWED = {
 }
 # The `roost` command joins the scheduler's commands and Jupyter's.
 ALLOWED_FOR_CLI = {"provisioners"}
-# Of the scheduler, provisioners see what runs in the application or in a command; never what runs in the service.
+# Provisioners may import the modules of the scheduler that run in an application or a command, never the service's.
 CLIENT_SIDE = {
     "client",
     "client.client",
@@ -64,7 +64,7 @@ def sources(package: str) -> list[Path]:
 
 
 def imports(path: Path, *, at_import: bool) -> set[str]:
-    """Absolute names of the modules a file imports: all of them, or those that run when it is imported."""
+    """Return the absolute names of the modules that a file imports: all, or only those imported at its import."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     package = ["roost", *parts[:-1]]
     found: set[str] = set()
@@ -95,8 +95,8 @@ def _is_module(home: str, name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").exists()
 
 
-def test_directions_are_seen() -> None:
-    """The walk itself: nested and relative imports count."""
+def test_nested_and_relative_imports_are_found() -> None:
+    """Check the search itself."""
     mine = imports(Path(__file__), at_import=False)
     assert {"ast", "roost", "pathlib"} <= mine
 
@@ -125,7 +125,7 @@ def test_provisioners_see_the_client_only() -> None:
 
 
 def test_the_client_side_never_loads_the_service() -> None:
-    """Importing the provisioner, and all that this imports in turn, reaches neither placement nor a backend."""
+    """The provisioner imports neither placement nor a backend, directly or indirectly."""
     seen: set[str] = set()
     pending = ["roost.provisioners", *(f"roost.scheduler.{name}" for name in CLIENT_SIDE)]
     while pending:
@@ -139,7 +139,7 @@ def test_the_client_side_never_loads_the_service() -> None:
 
 
 def test_placement_is_pure() -> None:
-    """numpy and the standard library; no I/O, no asyncio, and of threads the lock alone."""
+    """Placement needs numpy and the standard library, without I/O and asyncio."""
     seen = set().union(*(imports(path, at_import=False) for path in sources("placement")))
     outside = {name.split(".")[0] for name in seen} - sys.stdlib_module_names
     assert outside <= {"numpy", "roost"}
@@ -153,7 +153,7 @@ def test_placement_is_pure() -> None:
 
 
 def test_launchers_need_what_ipykernel_brings() -> None:
-    """NVML is the one thing more, where it is installed."""
+    """NVML is the only other library, and it is optional."""
     needed, seen = set[str](), set[str]()
     for path in sources("launchers"):
         needed |= imports(path, at_import=True)
@@ -191,14 +191,14 @@ def test_public_names() -> None:
     "module", ["placement", "scheduler", "scheduler.backends", "launchers", "provisioners"]
 )
 def test_all_is_importable(module: str) -> None:
-    """Every package says what is public."""
+    """Every name in a package's `__all__` exists."""
     loaded = import_module(f"roost.{module}")
     for name in getattr(loaded, "__all__", []):
         assert hasattr(loaded, name), name
 
 
 def measure(code: str, *, n: int = 7) -> float:
-    """Best of n fresh interpreters: milliseconds that `code` prints."""
+    """Run `code` in n fresh interpreters. Return the least of the milliseconds that they print."""
     prints = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -227,7 +227,7 @@ def test_importing_roost_costs_nothing() -> None:
 
 
 def test_importing_the_provisioner_is_cheap() -> None:
-    """Over jupyter_client, which every application that uses it has loaded."""
+    """It costs little more than jupyter_client, which the application has loaded anyway."""
     assert (
         measure(TIMED.format(first="import jupyter_client.provisioning", then="import roost.provisioners"))
         < 50

@@ -1,4 +1,4 @@
-"""What is built and installed: wheel, editable and strict editable, each from a clean copy of the tree."""
+"""Builds and installations: wheel, editable and strict editable, each from a clean copy of the tree."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ PACKAGES = {
 }
 PROVISIONERS = "jupyter_client.kernel_provisioners"
 
-# setuptools takes every .py beside __init__.py, so whatever lands at the root of the tree is in the wheel.
-# Only a module of a listed package, the marker for type checkers, and metadata; at the root only __init__.py.
+# setuptools takes every .py beside __init__.py, so a stray module at the root of the tree would be in the wheel.
+# Allowed are modules of listed packages, the marker for type checkers, metadata, and __init__.py at the root.
 ALLOWED = re.compile(
     r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler)(/[a-z_]+)*/[a-z_]+\.py)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
-# Without `site`, so that a development install in the tests' own environment is out of the way; its other
-# libraries are found as plain files.
+# Without `site`, an editable install in the tests' own environment is not found. Its other libraries are found as
+# plain files.
 SHOW = """
 import os, sys, site
 site.addsitedir(sys.argv[1])
@@ -50,7 +50,7 @@ for name in ("roost", "jupyter-roost"):
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Output of a command; its output is the message when it fails."""
+    """Run a command and return its output. If it fails, its output is the message."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -65,7 +65,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what git would check out, with the files not added yet."""
+    """Copy the files that git knows, and those not added yet."""
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     copy = tmp_path / "tree"
     for name in listed:
@@ -76,7 +76,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def install(tree: Path, *how: str) -> Path:
-    """Install into a prefix beside the tree, which leaves the tests' own environment alone; its packages."""
+    """Install into a prefix beside the tree, outside the tests' environment. Return its site-packages."""
     prefix = tree.parent / "prefix"
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     where = (
@@ -93,7 +93,7 @@ def install(tree: Path, *how: str) -> Path:
 
 
 def check_installed(site: Path) -> Path:
-    """Import and entry points as a user of that installation sees them; returns where the package is."""
+    """Check imports and entry points as a user of the installation sees them. Return the package's folder."""
     libraries = [path for path in sys.path if path.endswith("-packages")]
     shown = run(sys.executable, "-I", "-S", "-c", SHOW, site, *libraries, cwd=Path("/"))
     versions, home, provisioner, roost, jupyter_roost = shown.splitlines()

@@ -1,4 +1,4 @@
-"""The check that nothing is left behind: it sees, names and ends what is."""
+"""The check for processes left behind: it finds, names and ends them."""
 
 from __future__ import annotations
 
