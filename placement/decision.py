@@ -114,7 +114,7 @@ class Decision(_Explained):
 
     def changed_to(self, **changes: Any) -> Decision:
         """Return the decision with other values in these fields, without computing the explanation."""
-        if not hasattr(self, "_explanation"):
+        if not hasattr(self, "_explanation") or changes.keys() & self._LATE:
             return replace(self, **changes)
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._LATE}
         return self.explained_by(self._explanation, **{**known, **changes})
@@ -231,7 +231,7 @@ class Decision(_Explained):
             "policy": self.policy,
             "placement": None if self.placement is None else _write_placement(self.placement),
             "runners_up": [_write_placement(placement) for placement in self.runners_up],
-            "refusals": [_write_refusal(refusal) for refusal in self.first_refusals(SHOWN_REFUSALS)],
+            "refusals": list(map(_write, self.first_refusals(SHOWN_REFUSALS))),
             "refused": [
                 _write_group(
                     group, f"{format_count(group.count, 'node')} {self._describe(group, group.count)}"
@@ -266,11 +266,14 @@ class Decision(_Explained):
         return self.refused or group_refusals(self.refusals)
 
 
+def _write(value: Placement | Refusal | RefusalGroup) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
 def _write_placement(placement: Placement) -> dict[str, Any]:
     return {
-        "node_id": placement.node_id,
+        **_write(placement),
         "device_ids": list(placement.device_ids),
-        "score": placement.score,
         "terms": dict(placement.terms),
     }
 
@@ -279,24 +282,8 @@ def _read_placement(data: Mapping[str, Any]) -> Placement:
     return Placement(**{**data, "device_ids": tuple(data["device_ids"])})
 
 
-def _write_refusal(refusal: Refusal) -> dict[str, Any]:
-    return {
-        "node_id": refusal.node_id,
-        "filter": refusal.filter,
-        "reason": refusal.reason,
-        "when": refusal.when,
-    }
-
-
 def _write_group(group: RefusalGroup, text: str) -> dict[str, Any]:
-    return {
-        "filter": group.filter,
-        "when": group.when,
-        "count": group.count,
-        "alone": group.alone,
-        "examples": [_write_refusal(refusal) for refusal in group.examples],
-        "text": text,
-    }
+    return {**_write(group), "examples": list(map(_write, group.examples)), "text": text}
 
 
 def _read_group(data: Mapping[str, Any]) -> RefusalGroup:

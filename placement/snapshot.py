@@ -35,8 +35,8 @@ class Snapshot:
 
     >>> first = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
     >>> second = first.apply(removed=["a"])
-    >>> second.nodes, second.version, sorted(second.changed_since(first.version))
-    (('b',), 2, ['a'])
+    >>> second.nodes, second.version, first.nodes
+    (('b',), 2, ('a', 'b'))
     """
 
     __slots__ = (
@@ -178,7 +178,7 @@ class Snapshot:
         nodes = list(new.values())
         width = self._base.device_model.shape[1]
         values, names = cols.compare_nodes(before, nodes, self.models, width)
-        change = Change(tuple(new), tuple(rows), None, values, names)
+        change = Change(tuple(rows), None, values, names)
         pending = (*self._pending, change)
         after = self._with(
             _pending=pending,  # _with reads the base after it
@@ -209,13 +209,6 @@ class Snapshot:
         part = self.part(np.arange(len(self)), columns)
         part._is_emptied = True
         return part
-
-    def changed_since(self, version: int) -> frozenset[str] | None:
-        """Return the ids of nodes added, changed or removed after that version; None if the changes are forgotten."""
-        changes = self.history.between(version, self.version)
-        if changes is None:
-            return None
-        return frozenset(node_id for change in changes for node_id in change.ids)
 
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
         """Return (n,) True if the node has metrics that are not older."""
@@ -339,8 +332,7 @@ class Snapshot:
             self.columns, kept, cols.build_columns(list(new.values()), models), order
         )
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
-        ids = tuple(sorted(gone | new.keys()))
-        history = self._continue_history(Change(ids, tuple(np.flatnonzero(source < 0).tolist()), source))
+        history = self._continue_history(Change(tuple(np.flatnonzero(source < 0).tolist()), source))
         return _build([nodes[place] for place in order], columns, models, self.version + 1, history)
 
 

@@ -19,12 +19,11 @@ There, computing all scores is cheap and memory is not.
 class Change(NamedTuple):
     """The difference between two versions.
 
-    ``ids`` are the nodes that were added, changed or removed. ``rows`` are the rows to look at again, as the newer
-    version numbers them. If no node moved to another row, ``values`` has the new values of these rows and ``columns``
-    names the columns that differ. Else ``source`` has the former row of each row, -1 for a new node.
+    ``rows`` are the rows to look at again, as the newer version numbers them. If no node moved to another row,
+    ``values`` has the new values of these rows and ``columns`` names the columns that differ. Else ``source`` has the
+    former row of each row, -1 for a new node.
     """
 
-    ids: tuple[str, ...]
     rows: tuple[int, ...]
     source: IntArray | None = None
     values: Table | None = None

@@ -284,4 +284,5 @@ class TestExplainedLater:
         assert (changed.policy, changed.fallback, decision.policy) == ("mine", "for a reason", "round_robin")
         assert changed.refusals == decision.refusals
         assert replace(decision, policy="mine", fallback="for a reason") == changed
+        assert (changed.changed_to(refusals=()).refusals, changed.changed_to(refused=()).refused) == ((), ())
         assert pickle.loads(pickle.dumps(decision)).changed_to(policy="mine").refusals == changed.refusals

@@ -79,15 +79,16 @@ def test_unchanged_columns_are_shared() -> None:
     assert after.columns.kernels is not before.columns.kernels
 
 
-def test_changed_since_names_what_really_changed() -> None:
+def test_the_history_has_the_rows_that_really_changed() -> None:
     first = Snapshot.of([_node("a"), _node("b"), _node("c")])
     second = first.apply([_node("a"), _node("b", kernels=1)])
-    third = second.apply([_node("d")], removed=["c", "never-there"])
-    assert third.changed_since(3) == frozenset()
-    assert third.changed_since(2) == frozenset({"c", "d"})
-    assert third.changed_since(1) == frozenset({"b", "c", "d"})
-    assert third.changed_since(0) is None
-    assert third.changed_since(4) is None
+    assert second.history.rows_between(1, 2) == {1}
+    history = second.apply([_node("d")], removed=["c", "never-there"]).history
+    assert [change.rows for change in history.between(1, 3) or ()] == [(1,), (2,)]
+    assert history.between(3, 3) == []
+    assert history.rows_between(1, 3) is None  # the nodes have moved
+    assert history.between(0, 3) is None
+    assert history.between(4, 3) is None
 
 
 def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +96,9 @@ def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
     picture = Snapshot.of([_node("a")])
     for kernels in range(1, 301):
         picture = picture.apply([_node("a", kernels=kernels)])
-        assert picture.changed_since(max(1, picture.version - 10)) == frozenset({"a"})
-    assert picture.changed_since(1) is None
-    assert picture.changed_since(picture.version - 21) is None
+        assert picture.history.rows_between(max(1, picture.version - 10), picture.version) == {0}
+    assert picture.history.between(1, picture.version) is None
+    assert picture.history.between(picture.version - 21, picture.version) is None
 
 
 def test_aged_makes_metrics_older_and_changes_nothing_else() -> None:
@@ -209,9 +210,9 @@ def test_branches_have_a_history_of_their_own() -> None:
     one = middle.apply([_node("b", kernels=1)])
     other = middle.apply([_node("c", kernels=1)])
     last = other.apply(removed=["b"])
-    assert one.changed_since(root.version) == {"a", "b"}
-    assert other.changed_since(root.version) == {"a", "c"}
-    assert last.changed_since(middle.version) == {"b", "c"}
+    assert one.history.rows_between(root.version, one.version) == {0, 1}
+    assert [change.rows for change in other.history.between(1, 3) or ()] == [(0,), (2,)]
+    assert [change.rows for change in last.history.between(middle.version, last.version) or ()] == [(2,), ()]
     assert one.history is not other.history
     assert one.history is root.history
 
