@@ -1,7 +1,7 @@
-"""A cluster of real daemons on this machine, and its folder, by which all its processes are found and ended.
+"""A cluster of real daemons on this machine. Its folder identifies all its processes, so that they can be ended.
 
-Each works in the folder, or below, or names it in its environment: also one that lost its parent. So whoever has
-neither is nobody's but its own.
+Each process works in the folder or below it, or names the folder in its environment. This also holds for a process
+without its parent. A process that does neither does not belong to the cluster.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import psutil
 
 END_TIMEOUT_S = 15.0
 FOLDER = "CLUSTER_FOLDER"
-"""The environment variable that names the folder in all that descends from the cluster, agents and kernels too."""
+"""The environment variable that names the folder in all descendants of the cluster, agents and kernels included."""
 
 AnyCluster = TypeVar("AnyCluster", bound="Cluster")
 
 
 class Cluster(ABC):
-    """Started on entry and gone on exit, with all that was started on its machines.
+    """A cluster that starts on entry and ends on exit, with all processes that were started on its machines.
 
-    Its machines are at addresses of `network`, by default one drawn by chance, so that clusters side by side do not
-    look alike. `environment` reaches every process.
+    Its machines have addresses in `network`. By default the network is random, so that two clusters have different
+    addresses. `environment` reaches every process.
     """
 
     def __init__(self, prefix: str, network: str | None, environment: Mapping[str, str] | None) -> None:
@@ -48,7 +48,7 @@ class Cluster(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Have it run, in `folder`, which is empty. What is there of it when this raises is ended."""
+        """Start the cluster in the empty `folder`. If this raises, the caller ends the started processes."""
 
     def __enter__(self: AnyCluster) -> AnyCluster:
         self.folder, self._watcher = make_folder(self._prefix)
@@ -65,9 +65,9 @@ class Cluster(ABC):
         self.close()
 
     def close(self) -> None:
-        """Kill all of it, agents and kernels that were started on its machines too, and remove its folder.
+        """Kill all processes, also agents and kernels on its machines, and remove its folder. May be repeated.
 
-        RuntimeError if a process is there END_TIMEOUT_S later. May be repeated.
+        Raise RuntimeError if a process is still there after END_TIMEOUT_S.
         """
         if self._watcher is None:
             return
@@ -80,13 +80,13 @@ class Cluster(ABC):
                 program.wait(END_TIMEOUT_S)
 
     def processes(self) -> list[psutil.Process]:
-        """All live processes of the cluster: its daemons, and what was started on its machines."""
+        """Return all live processes of the cluster: its daemons, and all that was started on its machines."""
         return processes(self.folder)
 
     def _run(
         self, command: list[str], *, environment: Mapping[str, str], cwd: Path, log: Path
     ) -> subprocess.Popen[bytes]:
-        """One of its programs, with no more than this environment; what it prints is added to the log."""
+        """Start one of its programs with exactly this environment. Append its output to the log."""
         with open(log, "ab") as file:
             program = subprocess.Popen(
                 command,
@@ -95,14 +95,14 @@ class Cluster(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                start_new_session=True,  # Ctrl-C is for who started it
+                start_new_session=True,  # Ctrl-C must not reach the cluster
             )
         self._programs.append(program)
         return program
 
 
 def why_no_cluster(module: str, name: str) -> str | None:
-    """Why no cluster of what is called `name`, and comes with `module`, can be started here, or None."""
+    """Return why no cluster of the manager `name`, from `module`, can start here, or None."""
     if importlib.util.find_spec(module) is None:
         return f"{name} is not installed: pip install 'roost[{name.lower()}]'"
     try:
@@ -114,18 +114,18 @@ def why_no_cluster(module: str, name: str) -> str | None:
 
 
 def inherit_environment(*but: str) -> dict[str, str]:
-    """This process's environment without the variables whose names begin like these."""
+    """Return this process's environment without the variables whose names begin like these."""
     return {name: value for name, value in os.environ.items() if not name.startswith(but)}
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
 
 
 def make_folder(prefix: str) -> tuple[Path, subprocess.Popen[bytes]]:
-    """A new folder, and the process that ends what belongs to it when this process dies, or closes its input."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))  # short: a socket's path ends at 107 bytes
+    """Make a folder, and start a process that ends the cluster when this process dies or closes its input."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))  # short: a socket's path has at most 107 bytes
     watcher = subprocess.Popen(
         [sys.executable, __file__, str(folder)],
         stdin=subprocess.PIPE,
@@ -137,20 +137,20 @@ def make_folder(prefix: str) -> tuple[Path, subprocess.Popen[bytes]]:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """All that work in `folder` or below, or are marked with it. (Ray's titles overwrite some environments.)"""
+    """Return all processes that work in `folder` or below, or name it. (Ray's titles overwrite some environments.)"""
     found = []
     for process in psutil.process_iter():
         try:
             cwd = Path(process.cwd())
             if cwd == folder or folder in cwd.parents or process.environ().get(FOLDER) == str(folder):
                 found.append(process)
-        except (psutil.Error, OSError):  # gone, a zombie, or not ours to read
+        except (psutil.Error, OSError):  # ended, a zombie, or another user's
             continue
     return found
 
 
 def end(folder: Path) -> None:
-    """Kill what belongs to `folder` until nothing new appears, then remove it. RuntimeError if that takes too long."""
+    """Kill the processes of `folder` until none appears, and remove it. Raise RuntimeError if this takes too long."""
 
     def is_empty() -> bool:
         left = processes(folder)
@@ -166,7 +166,7 @@ def end(folder: Path) -> None:
 
 
 def answers(address: str) -> bool:
-    """Does anybody accept connections at host:port?"""
+    """True if a process accepts connections at host:port."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=1).close()
@@ -178,7 +178,7 @@ def answers(address: str) -> bool:
 def wait_until(
     condition: Callable[[], bool], complaint: str, *, timeout_s: float = END_TIMEOUT_S, poll_s: float = 0.05
 ) -> None:
-    """Ask again and again, since neither a strange process's end nor a port's opening is an event for us."""
+    """Poll the condition, because the end of a strange process and the opening of a port are no events for us."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -187,5 +187,5 @@ def wait_until(
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # ends with the process that holds the other end
+    sys.stdin.buffer.read()  # ends when the process at the other end closes it or dies
     end(Path(sys.argv[1]))

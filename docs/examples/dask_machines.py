@@ -1,11 +1,11 @@
-"""A Dask cluster of real processes on this machine, each machine at a loopback address of its own: for tour and tests.
+"""A Dask cluster of real processes on this machine, for the tour and the tests. Each machine has a loopback address.
 
     with DaskMachines(Machine(cpus=4, gpus=2), Machine(cpus=2, gpus=2, is_split=True)) as cluster:
         Client(cluster.address)
 
-Scheduler and nannies are started as an operator does it, with `dask scheduler` and `dask worker`. Every process of a
-machine works in the machine's folder, and its environment names the cluster's: so its end finds all of them, and
-nobody else's. All files are in that folder. Everything listens at addresses that this machine alone can reach.
+`dask scheduler` and `dask worker` start the processes, as an operator would. Every process of a machine works in the
+machine's folder, and its environment names the cluster's folder. The end of the cluster therefore finds exactly its
+own processes. All files are in that folder. All addresses can be reached only from this machine.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from cluster_folder import (
 )
 
 START_TIMEOUT_S = 60.0
-_JOINED = "Registered to:"  # what a worker logs once the scheduler has it
+_JOINED = "Registered to:"  # a worker logs this when the scheduler knows it
 _NOT_INHERITED = ("DASK_", "PYTEST_", "CUDA_VISIBLE_DEVICES")
 _ROLES = ("client", "scheduler", "worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What one machine declares, in one worker or, if it `is_split`, in one for each GPU, that sees this one only.
+    """The declared resources of one machine. It has one worker, or one per GPU if it `is_split`.
 
-    Dask takes no more than the real memory, whatever is declared. `resources` are Dask's abstract ones; `options` are
-    more of `dask worker`'s own, such as --lifetime; `environment` reaches the nannies and all that descends from them.
+    A worker of a split machine sees only its own GPU. Dask takes at most the real memory. `resources` are Dask's
+    abstract resources. `options` are more options of `dask worker`, such as --lifetime. `environment` reaches the
+    nannies and all their descendants.
     """
 
     cpus: int = 1
@@ -57,7 +58,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nanny:
-    """One `dask worker` program, which is the worker itself where the machine has no nannies."""
+    """One `dask worker` program. It is the worker itself if the machine has no nannies."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -65,7 +66,7 @@ class Nanny:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A started machine; `folder` holds its logs and its workers' files."""
+    """A started machine. `folder` holds its logs and its workers' files."""
 
     address: str
     machine: Machine
@@ -74,17 +75,17 @@ class Host:
 
 
 def why_not() -> str | None:
-    """Why no cluster can be started here, or None."""
+    """Return why no cluster can start here, or None."""
     return why_no_cluster("distributed", "Dask")
 
 
 class DaskMachines(Cluster):
-    """The cluster, started on entry and gone on exit.
+    """A Dask cluster that starts on entry and ends on exit.
 
-    The scheduler is at `network`.2 and the machines at .3, .4 and so on, by default in a network drawn by chance, so
-    that clusters side by side do not look alike. With `is_encrypted` all connections need the certificate of this
-    cluster, which lies in its folder: `security` has the arguments for `distributed.Security`. `environment` reaches
-    every process, on top of this process's own; what is Dask's or pytest's in that, and CUDA_VISIBLE_DEVICES, do not.
+    The scheduler is at `network`.2, and the machines are at .3, .4 and so on. By default the network is random, so that
+    two clusters have different addresses. With `is_encrypted` all connections need the certificate in the cluster's
+    folder; `security` has the arguments for `distributed.Security`. Every process gets `environment` and this process's
+    own environment, without DASK_*, PYTEST_* and CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(
@@ -104,12 +105,12 @@ class DaskMachines(Cluster):
 
     @property
     def hosts(self) -> list[Host]:
-        """The machines that were started and not stopped; also those whose nannies were killed."""
+        """The machines that were started and not stopped. Machines with killed nannies are included."""
         return list(self._hosts.values())
 
     @property
     def security(self) -> dict[str, str | bool]:
-        """For `Security(**cluster.security)`, whatever its role; empty where nothing is encrypted."""
+        """The arguments for `Security(**cluster.security)` in every role; empty without encryption."""
         if not self._is_encrypted:
             return {}
         files = {
@@ -128,36 +129,36 @@ class DaskMachines(Cluster):
         self._finish(hosts)
 
     def add_machine(self, machine: Machine) -> Host:
-        """One more, at the next address; 1 to 2 s."""
+        """Start one more machine, at the next address. Takes 1 to 2 s."""
         return self._finish([self._begin(machine, self._next_address())])[0]
 
     def start_machine_again(self, address: str) -> Host:
-        """The machine whose nannies have ended, or are about to, at its address."""
+        """Start a machine at its address again, after its nannies have ended."""
         host = self._hosts[address]
         for nanny in host.nannies:
             nanny.process.wait(START_TIMEOUT_S)
         return self._finish([self._begin(host.machine, address)])[0]
 
     def stop_machine(self, address: str) -> list[int]:
-        """SIGTERM to its nannies: they say goodbye and end. Returns their exit codes."""
+        """Send SIGTERM to its nannies, which leave the cluster and end. Return their exit codes."""
         host = self._hosts.pop(address)
         for nanny in host.nannies:
             nanny.process.terminate()
         return [nanny.process.wait(END_TIMEOUT_S) for nanny in host.nannies]
 
     def kill_machine(self, address: str) -> None:
-        """SIGKILL to all its nannies, and so to its workers; what escaped them stays. It may be started again."""
+        """Kill all its nannies and thus its workers. Detached processes stay. The machine may be started again."""
         for index in range(len(self._hosts[address].nannies)):
             self.kill_nanny(address, index)
 
     def kill_nanny(self, address: str, index: int = 0) -> None:
-        """SIGKILL to one nanny; its worker ends as soon as it sees that."""
+        """Kill one nanny. Its worker ends as soon as it notices."""
         nanny = self._hosts[address].nannies[index]
         nanny.process.kill()
         nanny.process.wait(END_TIMEOUT_S)
 
     def kill_worker(self, address: str, index: int = 0) -> int:
-        """SIGKILL to a nanny's worker, as by the kernel's OOM killer: the nanny starts another. Returns its pid."""
+        """Kill a nanny's worker, as the kernel's OOM killer would. The nanny starts another. Return the killed pid."""
         pid = self.worker_pids(address)[index]
         if not self._hosts[address].machine.has_nanny:
             self.kill_nanny(address, index)
@@ -168,7 +169,7 @@ class DaskMachines(Cluster):
         return pid
 
     def worker_pids(self, address: str) -> list[int]:
-        """Of the workers that run on a machine, in the order of their nannies; without nannies these are the same."""
+        """Return the pids of a machine's workers, in the order of their nannies."""
         host = self._hosts[address]
         programs = [nanny.process.pid for nanny in host.nannies]
         if not host.machine.has_nanny:
@@ -176,16 +177,16 @@ class DaskMachines(Cluster):
         return [pid for program in programs for pid in _workers(program)]
 
     def kill_scheduler(self) -> None:
-        """SIGKILL. Workers and nannies end by themselves: 4 s later, 34 s where a thread has a task that does not end.
+        """Kill the scheduler. Workers and nannies end by themselves after 4 s, or 34 s if a task does not end.
 
-        But a nanny whose worker is just being started waits for a scheduler at that address, and is there again.
+        A nanny that is starting its worker does not end. It waits for a scheduler at that address.
         """
         assert self._scheduler is not None, "it has never run"
         self._scheduler.kill()
         self._scheduler.wait(END_TIMEOUT_S)
 
     def start_scheduler_again(self) -> None:
-        """A new one at the same address, that knows nothing; machines whose nannies ended are not started with it."""
+        """Start an empty scheduler at the same address. Machines with ended nannies are not started."""
         self._begin_scheduler()
         self._await_scheduler()
 
@@ -201,7 +202,7 @@ class DaskMachines(Cluster):
         self._scheduler = self._run_dask("scheduler", options, {}, self.folder / "scheduler")
 
     def _await_scheduler(self) -> None:
-        """Wait until it listens; RuntimeError with the end of its log if it ends instead."""
+        """Wait until the scheduler listens. Raise RuntimeError with the end of its log if it ends instead."""
         assert self._scheduler is not None
         there, scheduler = self.address.partition("://")[2], self._scheduler
         wait_until(
@@ -214,7 +215,7 @@ class DaskMachines(Cluster):
             raise RuntimeError(f"the scheduler at {self.address} has ended:\n{tail(log)}")
 
     def _begin(self, machine: Machine, address: str) -> Host:
-        """The `dask worker` programs of one machine."""
+        """Start the `dask worker` programs of one machine."""
         self._started += 1
         folder = self.folder / str(self._started)
         count = max(1, machine.gpus) if machine.is_split else 1
@@ -245,7 +246,7 @@ class DaskMachines(Cluster):
     def _run_dask(
         self, program: str, options: list[str], environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:
-        """One of `dask`'s programs, that works and logs in `folder`."""
+        """Start one of `dask`'s programs, which works and logs in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "dask", program, *options]
         if self._is_encrypted:
@@ -264,7 +265,7 @@ class DaskMachines(Cluster):
         return self._run(command, environment=environment, cwd=folder, log=folder / "log")
 
     def _finish(self, begun: list[Host]) -> list[Host]:
-        """Wait until all workers have joined; RuntimeError with the end of the log of one that has ended instead."""
+        """Wait until all workers have joined. Raise RuntimeError with the end of the log of a worker that has ended."""
         deadline = time.monotonic() + START_TIMEOUT_S
         for host in begun:
             for nanny in host.nannies:
@@ -280,7 +281,7 @@ class DaskMachines(Cluster):
 
 
 def write_certificate(folder: Path) -> None:
-    """cert.pem, self-signed and so its own authority, and key.pem, for scheduler, workers and clients alike."""
+    """Write key.pem and the self-signed cert.pem, for scheduler, workers and clients."""
     from distributed.security import Security
 
     made = Security.temporary()  # needs cryptography
@@ -291,7 +292,7 @@ def write_certificate(folder: Path) -> None:
 
 
 def _workers(nanny_pid: int) -> list[int]:
-    """Its worker processes: of its children, those that multiprocessing has spawned for it."""
+    """Return the pids of a nanny's workers: the children that multiprocessing has spawned for it."""
 
     def is_worker(process: psutil.Process) -> bool:
         try:
@@ -306,7 +307,7 @@ def _workers(nanny_pid: int) -> list[int]:
 
 
 def _free_port(address: str) -> int:
-    """Free now. Nobody else is likely to take one at this address before the scheduler does."""
+    """Return a port that is free now. No other process is likely to take it before the scheduler does."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]

@@ -1,11 +1,11 @@
-"""A Ray cluster of real raylets on this machine, each node at a loopback address of its own: for tour and tests.
+"""A Ray cluster of real raylets on this machine, for the tour and the tests. Each node has its own loopback address.
 
     with Raylets(Machine(cpus=4, gpus=2, gpu_model="T4"), Machine(cpus=2)) as cluster:
         ray.init(address=cluster.address)
 
-Nodes are started as an operator does it, with `ray start`; this process never imports Ray. Every process of a node
-works in the node's folder, and its environment names the cluster's: so its end finds all of them, and nobody else's.
-All files are in that folder. While it runs, the cluster listens on every interface of the machine, as Ray does.
+`ray start` starts the nodes, as an operator would. This process never imports Ray. Every process of a node works in
+the node's folder, and its environment names the cluster's folder. The end of the cluster therefore finds exactly its
+own processes. All files are in that folder. The cluster listens on every interface of the machine, as Ray does.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from cluster_folder import (
 
 START_TIMEOUT_S = 120.0
 
-# The `ray` program as a plain `pip install ray` has it. What `ray[default]` adds (a dashboard, the server of `ray://`
-# with its fixed port) is of no use here.
+# The `ray` program as a plain `pip install ray` has it. The additions of `ray[default]` (a dashboard, the server of
+# `ray://` with its fixed port) are of no use here.
 _RAY = """
 import sys
 sys.modules.update({"grpc": None, "ray.dashboard.optional_deps": None, "rfc3987_syntax": None})
 from ray.scripts.scripts import main
 sys.exit(main())
 """
-# Ray imports jsonschema, which imports this module where Jupyter has brought it: 1.5 of the 2 s of processor time that
-# `import ray` takes, for each worker twice. So Ray's processes find an empty one first, in a folder that leaves
-# PYTHONPATH there and then, so that agents and kernels do not see it. (setup_worker.py becomes the worker.)
+# Ray imports jsonschema, which imports this module if Jupyter has installed it. This takes 1.5 of the 2 s of processor
+# time of `import ray`, twice for each worker. Ray's processes therefore find an empty module first. It removes its
+# folder from PYTHONPATH at once, so that agents and kernels do not see it. (setup_worker.py becomes the worker.)
 _STUB = "rfc3987_syntax.py"
 _STUB_SOURCE = """
 import os, sys
@@ -59,15 +59,15 @@ raise ImportError
 """
 _SETTINGS = {
     "PYTHONWARNINGS": "ignore",
-    "RAY_enable_worker_prestart": "0",  # else 75 MiB for each declared CPU
+    "RAY_enable_worker_prestart": "0",  # otherwise 75 MiB for each declared CPU
     "RAY_prestart_worker_first_driver": "0",
 }
-_OBJECT_STORE_BYTES = 80_000_000  # Ray's least is 75 MiB; taken only when used
+_OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum is 75 MiB; memory is taken only when it is used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What one node declares. `memory_bytes` is Ray's `memory` resource; `environment` reaches its workers."""
+    """The declared resources of one node. `memory_bytes` is Ray's `memory`. `environment` reaches its workers."""
 
     cpus: int = 1
     memory_bytes: int = 2 << 30
@@ -88,17 +88,17 @@ class Node:
 
 
 def why_not() -> str | None:
-    """Why no cluster can be started here, or None."""
+    """Return why no cluster can start here, or None."""
     return why_no_cluster("ray", "Ray")
 
 
 class Raylets(Cluster):
-    """The cluster, started on entry and gone on exit; the first machine is the head.
+    """A Ray cluster that starts on entry and ends on exit. The first machine is the head.
 
-    Nodes are at `network`.2, .3 and so on, by default in a network drawn by chance, so that clusters side by side do
-    not look alike. With `keeps_state` the GCS writes its state to a file (Ray ≥ 2.60), as it would to Redis: then
-    nodes, actors and placement groups outlive `kill_gcs` and `restart_gcs`. `environment` reaches every worker, on top
-    of this process's own; what is Ray's in that (RAY_*) and CUDA_VISIBLE_DEVICES do not.
+    Nodes are at `network`.2, .3 and so on. By default the network is random, so that two clusters have different
+    addresses. With `keeps_state` the GCS writes its state to a file (Ray ≥ 2.60), as it would to Redis. Nodes, actors
+    and placement groups then outlive `kill_gcs` and `restart_gcs`. Every worker gets `environment` and this process's
+    own environment, without RAY_* and CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Raylets(Cluster):
 
     @property
     def nodes(self) -> list[Node]:
-        """Those that were started and not stopped, the head first; also those whose raylet was killed."""
+        """The nodes that were started and not stopped, the head first. Nodes with a killed raylet are included."""
         return list(self._nodes.values())
 
     def _start(self) -> None:
@@ -129,35 +129,35 @@ class Raylets(Cluster):
         head, *others = self._machines
         self._finish([self._begin(head, is_head=True)])
         for process in _named(self.nodes[0].folder, "dashboard.py"):
-            process.kill()  # 80 MiB, and serves nothing
+            process.kill()  # it takes 80 MiB and serves nothing here
         self._finish([self._begin(machine) for machine in others])
 
     def add_node(self, machine: Machine) -> Node:
-        """One more node, at the next address; 3 to 10 s."""
+        """Start one more node, at the next address. Takes 3 to 10 s."""
         return self._finish([self._begin(machine)])[0]
 
     def start_again(self, address: str) -> Node:
-        """A new raylet at the address of one that has ended; at the head's, with a new GCS if that is gone as well."""
+        """Start a raylet at the address of an ended one. At the head's address, also start a GCS if there is none."""
         node = self._nodes[address]
         wait_until(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} has not ended")
         is_head = address == self.address.rpartition(":")[0] and not answers(self.address)
         return self._finish([self._begin(self._machine_at[address], address, is_head=is_head)])[0]
 
     def stop_node(self, address: str) -> None:
-        """End a node in order: it leaves the cluster at once, as with `ray stop`."""
+        """End a node in order. It leaves the cluster at once, as with `ray stop`."""
         node = self._nodes.pop(address)
         psutil.Process(node.raylet_pid).terminate()
         wait_until(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} does not stop")
         end(node.folder)
 
     def kill_raylet(self, address: str) -> None:
-        """SIGKILL, as by the kernel's OOM killer: Ray's processes of that node follow, what escaped them stays."""
+        """Kill a raylet, as the kernel's OOM killer would. Ray's processes on that node follow; detached ones stay."""
         psutil.Process(self._nodes[address].raylet_pid).kill()
 
     def kill_gcs(self) -> None:
-        """SIGKILL to the cluster's directory. Raylets and drivers wait 60 s for it, then exit with code 1."""
+        """Kill the GCS. Raylets and drivers wait 60 s for it, and then exit with code 1."""
         process = _find(self.folder, "gcs_server")
-        port = self.address.rpartition(":")[2]  # it was told 0
+        port = self.address.rpartition(":")[2]  # its command line has port 0
         argv = [arg for arg in process.cmdline() if not arg.startswith("--gcs_server_port=")]
         self._gcs = [*argv, f"--gcs_server_port={port}"], process.environ(), process.cwd()
         process.kill()
@@ -166,7 +166,7 @@ class Raylets(Cluster):
         wait_until(lambda: not answers(self.address), f"the GCS at {self.address} survives")
 
     def restart_gcs(self) -> None:
-        """The same directory at the same address, empty unless the cluster `keeps_state`."""
+        """Start the GCS at the same address again. It is empty unless the cluster `keeps_state`."""
         assert self._gcs is not None, "kill_gcs() comes first"
         argv, environment, cwd = self._gcs
         self._restarted = self._run(argv, environment=environment, cwd=Path(cwd), log=Path(os.devnull))
@@ -175,7 +175,7 @@ class Raylets(Cluster):
     def _begin(
         self, machine: Machine, address: str = "", *, is_head: bool = False
     ) -> tuple[str, Path, subprocess.Popen[bytes]]:
-        """`ray start` for one machine: address, folder and the program, which ends once the node has joined."""
+        """Run `ray start` for a machine. Return address, folder and program, which ends when the node has joined."""
         self._started += 1
         address = address or f"{self._network}.{len(self._machine_at) + 2}"
         folder = self.folder / str(self._started)
@@ -187,9 +187,9 @@ class Raylets(Cluster):
         return address, folder, program
 
     def _options(self, machine: Machine, address: str, folder: Path, is_head: bool) -> list[str]:
-        """Every port is 0, the system's choice, so that clusters and nodes never meet at one."""
+        """Return the options of `ray start`. Every port is 0, so that clusters and nodes never share one."""
         resources, labels = dict(machine.resources), dict(machine.labels)
-        if machine.gpu_model:  # as Ray declares what it finds
+        if machine.gpu_model:  # as Ray declares a GPU that it finds
             resources[f"accelerator_type:{machine.gpu_model}"] = 1
             labels["ray.io/accelerator-type"] = machine.gpu_model
         options = {
@@ -228,7 +228,7 @@ class Raylets(Cluster):
         return own
 
     def _finish(self, begun: list[tuple[str, Path, subprocess.Popen[bytes]]]) -> list[Node]:
-        """Wait until they all have joined; RuntimeError with the end of the log of one that has not."""
+        """Wait until all nodes have joined. Raise RuntimeError with the end of the log of a node that has not."""
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
             for address, folder, program in begun:
@@ -249,7 +249,7 @@ class Raylets(Cluster):
 
 
 def _named(folder: Path, program: str) -> list[psutil.Process]:
-    """Those in `folder` whose command begins with `program`, or with Python and that."""
+    """Return the processes in `folder` whose command begins with `program`, or with Python and `program`."""
     found = []
     for process in processes(folder):
         try:
@@ -261,7 +261,7 @@ def _named(folder: Path, program: str) -> list[psutil.Process]:
 
 
 def _find(folder: Path, program: str) -> psutil.Process:
-    """The one process of that name; RuntimeError if it is gone."""
+    """Return the one process of that name. Raise RuntimeError if there is none."""
     found = _named(folder, program)
     if not found:
         raise RuntimeError(f"no {program} runs in {folder}")
