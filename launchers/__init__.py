@@ -1,0 +1,13 @@
+"""The parts of roost on a node: they start kernels fast, watch them and stop them.
+
+    scheduler ══ protocol ══> agent ──fork──> zygote ──> kernel
+                                └─────exec──────────────> kernel
+
+- `protocol`: messages, JSON and encrypted calls between processes
+- `daemon`: background processes, private files, and plumbing around asyncio
+- `agent`: the process on a node that owns leases and kernels
+- `zygote`: a warm process, in the kernel's own Python, from which ipykernels are forked
+
+`zygote` imports no other part of roost. The other three need only the packages that ipykernel brings, so that they can
+be sent to a node which has ipykernel and nothing else.
+"""

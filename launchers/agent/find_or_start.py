@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, ensure, runtime_dir
-from roost.launchers.daemon.private_files import FolderError
+from roost.launchers.daemon.daemon import DaemonError, ensure
+from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import PROTOCOL, Manager

@@ -25,7 +25,7 @@ class Conflict(Exception):
     """The ledger cannot grant a lease now. The text names the resource that is short."""
 
 
-class Ledger:
+class LeaseLedger:
     """Leases by id, over fixed totals.
 
     Only the ids and models of `devices` matter. A file that cannot be read (damaged, or of another version) is kept

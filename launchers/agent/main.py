@@ -50,7 +50,7 @@ from roost.launchers.protocol.version import VERSION
 
 from .kernel_usage import UsageMeter
 from .kernels import Kernels
-from .ledger import Conflict, Ledger
+from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
 from .node_metrics import AgentSettings, NodeMetrics
 from .zygote_pool import ZygotePool, parse_ipykernel_command
@@ -77,7 +77,7 @@ class Agent:
     def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
         self._settings = settings
         self._measured = NodeMetrics(settings)
-        self._ledger = Ledger(
+        self._ledger = LeaseLedger(
             folder / "leases",
             cpus=self._measured.cpus,
             memory_bytes=self._measured.memory_bytes,

@@ -16,7 +16,7 @@ import psutil
 from roost.launchers.protocol.messages import NodeStatus
 
 from .gpus import DeviceReader
-from .ledger import Ledger
+from .ledger import LeaseLedger
 
 _METRICS_MAX_AGE_S = 1.0
 
@@ -70,7 +70,7 @@ class NodeMetrics:
         self._device_status = self.devices.read()
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
-    def status(self, ledger: Ledger, *, kernels: int) -> NodeStatus:
+    def status(self, ledger: LeaseLedger, *, kernels: int) -> NodeStatus:
         """Return the node's status, with the amounts that `ledger` has promised."""
         self._read()
         promised = ledger.promised_by_device()

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .private_files import FolderError, private_folder, read_json, runtime_dir, tail, write_private_json
+from .private_files import FolderError, private_folder, read_json, tail, write_private_json
 from .process import start_time
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "hold",
     "is_alive",
     "read_announcement",
-    "runtime_dir",
 ]
 
 _READY_FD = "ROOST_READY_FD"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
@@ -16,10 +16,10 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Who a kernel is for (`user`), and the application that holds it.
+    """The user whom a kernel is for, and the application that holds it.
 
-    `pid` and `process_started_at` (as `process.start_time` gives it) name the application's process
-    on `host`; `can_adopt` is true for an application that takes its kernels back after its own restart.
+    `pid` and `process_started_at` (from `process.start_time`) name the application's process on `host`. `can_adopt` is
+    true if the application takes its kernels back after its own restart.
     """
 
     user: str
@@ -32,7 +32,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How a kernel is reached, as in Jupyter's connection file; a port of 0 lets the kernel choose."""
+    """The address and keys of a kernel, as in Jupyter's connection file. The kernel chooses a port that is 0."""
 
     ip: str = "127.0.0.1"
     transport: str = "tcp"
@@ -49,15 +49,9 @@ class Connection:
     curve_secretkey: str | None = field(default=None, repr=False)
 
     def with_ports(self, ports: Mapping[str, int]) -> Connection:
-        """The same connection on other ports, by their names in Jupyter's connection file."""
-        return replace(
-            self,
-            shell_port=ports["shell_port"],
-            iopub_port=ports["iopub_port"],
-            stdin_port=ports["stdin_port"],
-            control_port=ports["control_port"],
-            hb_port=ports["hb_port"],
-        )
+        """Return this connection with other ports. `ports` has their names in Jupyter's connection file as keys."""
+        chosen: dict[str, Any] = {name: ports[name] for name in PORT_NAMES}
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

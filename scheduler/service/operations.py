@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.daemon import runtime_dir
+from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
 from roost.placement.model import Request
 from roost.scheduler.errors import ConfigError

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.agent.ledger import Conflict, Ledger
+from roost.launchers.agent.ledger import Conflict, LeaseLedger
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import (
@@ -76,7 +76,9 @@ class FakeAgent:
         cpus, memory_bytes, gpus = self._totals
         devices = [Device(id=str(index), model="T4") for index in range(gpus)]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self._folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices)
+        self.ledger = LeaseLedger(
+            self._folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices
+        )
         operations: dict[str, tuple[type, Callable[[Any], Any]]] = {
             "subscribe": (Nothing, lambda _: {}),
             "reserve": (Reserve, self._reserve),

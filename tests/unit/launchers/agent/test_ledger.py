@@ -1,4 +1,4 @@
-"""The ledger: shares, devices, repeats, and what is left after a crash."""
+"""The ledger: shares, devices, repeated requests, and the files that remain after a crash."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.launchers.agent.ledger import Conflict, Ledger
+from roost.launchers.agent.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Device, Request
@@ -15,9 +15,9 @@ from roost.placement.model import Device, Request
 OWNER = Owner(user="ada")
 
 
-def make(folder: Path, *, gpus: int = 2, cpus: float = 4, memory_bytes: int = 100) -> Ledger:
+def make(folder: Path, *, gpus: int = 2, cpus: float = 4, memory_bytes: int = 100) -> LeaseLedger:
     devices = [Device(id=str(index), model="T4" if index else "A100") for index in range(gpus)]
-    return Ledger(folder, cpus=cpus, memory_bytes=memory_bytes, devices=devices)
+    return LeaseLedger(folder, cpus=cpus, memory_bytes=memory_bytes, devices=devices)
 
 
 def ask(name: str, **amounts: object) -> Reserve:
@@ -27,7 +27,7 @@ def ask(name: str, **amounts: object) -> Reserve:
     return Reserve(lease=lease, is_granted=is_granted)
 
 
-def test_quarters_fill_devices_and_no_more(tmp_path: Path) -> None:
+def test_four_quarters_fill_a_device(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     granted = [ledger.reserve(ask(str(n), gpus=0.25)).device_ids for n in range(8)]
     assert [sum(ids == (device,) for ids in granted) for device in "01"] == [4, 4]
@@ -48,7 +48,7 @@ def test_a_share_must_fit_one_device(tmp_path: Path) -> None:
         ledger.reserve(ask("d", gpus=1))
 
 
-def test_a_ledger_has_no_custom_resources_to_give(tmp_path: Path) -> None:
+def test_a_ledger_grants_no_custom_resources(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     with pytest.raises(Conflict, match="1 licence asked for, this machine has none"):
         ledger.reserve(ask("a", cpus=1, resources={"licence": 1}))
@@ -63,7 +63,7 @@ def test_ten_tenths_fit(tmp_path: Path) -> None:
         ledger.reserve(ask("x", gpus=0.1))
 
 
-def test_what_a_cluster_manager_has_granted_is_noted_as_it_is(tmp_path: Path) -> None:
+def test_a_lease_that_a_cluster_manager_granted_is_recorded_unchanged(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l", gpus=1, cpus=1)
     granted = ask(
         "a", cpus=8, memory_bytes=1000, gpus=1, device_ids=("7",), gpu_models=("H100",), is_granted=True,
@@ -71,7 +71,7 @@ def test_what_a_cluster_manager_has_granted_is_noted_as_it_is(tmp_path: Path) ->
     )  # fmt: skip
     assert ledger.reserve(granted) == granted.lease
     assert (ledger.cpus_promised, ledger.gpus_promised) == (8, 1)
-    assert ledger.promised_by_device() == {"0": 0, "7": 1}, "devices that are not seen here as well"
+    assert ledger.promised_by_device() == {"0": 0, "7": 1}, "also devices that this node does not see"
     assert make(tmp_path / "l", gpus=1).get("a") == ledger.get("a")
     with pytest.raises(Conflict, match="0 free"):
         ledger.reserve(ask("b", cpus=1))
@@ -89,7 +89,7 @@ def test_models_cpus_and_memory(tmp_path: Path) -> None:
         ledger.reserve(ask("m", memory_bytes=41))
 
 
-def test_repeats_change_nothing(tmp_path: Path) -> None:
+def test_a_repeated_request_changes_nothing(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     first = ledger.reserve(ask("a", gpus=1))
     assert ledger.reserve(ask("a", gpus=1)) == first
@@ -98,7 +98,7 @@ def test_repeats_change_nothing(tmp_path: Path) -> None:
     assert not ledger.release("a")
 
 
-def test_reservations_outlive_the_process(tmp_path: Path) -> None:
+def test_leases_outlive_the_process(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     ledger.reserve(ask("roost:../../x:1", gpus=1))
     again = make(tmp_path / "l")
@@ -123,7 +123,7 @@ def test_a_lease_of_another_version_is_kept(tmp_path: Path) -> None:
     again = make(tmp_path / "l")
     assert [entry.lease.id for entry in again.entries()] == ["newer"]
     assert (again.cpus_promised, again.gpus_promised) == (2, 1.0)
-    assert again.promised_by_device()["1"] == 1.0, "what is held is not handed out again"
+    assert again.promised_by_device()["1"] == 1.0, "promised amounts are not granted again"
     assert [name for name in ("newer", "other", "damaged", "x") if name in again] == [
         "newer",
         "other",
@@ -136,14 +136,16 @@ def test_a_lease_of_another_version_is_kept(tmp_path: Path) -> None:
     assert again.gpus_promised == 0.5
 
 
-def test_more_than_one_gpu_is_a_whole_number() -> None:
+def test_a_request_for_several_gpus_is_a_whole_number() -> None:
     with pytest.raises(ValueError, match="whole number"):
         ask("a", gpus=1.5)
     with pytest.raises(WireError, match="whole number"):
         decode(Reserve, {"lease": {**encode(ask("a").lease), "request": {"gpus": 1.5}}})
 
 
-def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_cannot_be_written_is_not_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger = make(tmp_path / "l")
 
     def full(*_: object) -> None:
@@ -156,7 +158,7 @@ def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pyte
     assert ledger.gpus_promised == 0
 
 
-def test_another_owner_is_kept(tmp_path: Path) -> None:
+def test_a_transfer_outlives_the_process(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     ledger.reserve(ask("a", cpus=1))
     for _ in range(2):

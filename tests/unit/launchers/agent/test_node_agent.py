@@ -1,4 +1,4 @@
-"""The agent of a cluster's node: kernels of applications elsewhere, and a manager that takes its leases back."""
+"""An agent on a node of a cluster: kernels for applications on other machines, and leases that are lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AT = AgentSettings(
     gpu_visibility="manager",
 )
 HOME = str(Path(module.__file__).resolve().parents[3])
-SAYS = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]));" + TINY_KERNEL
+PRINTS = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]));" + TINY_KERNEL
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
 
 @contextmanager
 def daemon(address: str) -> Iterator[Manager]:
-    """A process that stands for the manager's daemon on this node; killed at the end at the latest."""
+    """A process that stands for the manager's daemon on this node. It is killed at the end."""
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             started_at = start_time(process.pid)
@@ -71,33 +71,35 @@ async def answering() -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def said(agent: Session, name: str, **launch: Any) -> tuple[Connection, str, dict[str, str]]:
-    """Launch a kernel: where it listens, its folder and its environment."""
-    process = await agent.launch(name, (*TINY_ARGV[:3], SAYS, TINY_ARGV[4]), **launch)
+async def launch_and_read(agent: Session, name: str, **launch: Any) -> tuple[Connection, str, dict[str, str]]:
+    """Launch a kernel and return its connection, its folder and its environment."""
+    process = await agent.launch(name, (*TINY_ARGV[:3], PRINTS, TINY_ARGV[4]), **launch)
     cwd, env = json.loads((await agent.client.logs(name, 100_000)).splitlines()[0])
     assert process.connection is not None
     return process.connection, cwd, env
 
 
-async def test_a_kernel_listens_at_its_nodes_address_and_finds_its_folder_or_the_home_folder(
+async def test_a_kernel_listens_at_its_nodes_address_and_starts_in_its_folder_or_the_home_folder(
     agent: Session, tmp_path: Path
 ) -> None:
     await agent.reserve("k")
-    connection, cwd, _ = await said(agent, "k", cwd="/no/such/folder", connection=Connection(ip="192.0.2.1"))
+    connection, cwd, _ = await launch_and_read(
+        agent, "k", cwd="/no/such/folder", connection=Connection(ip="192.0.2.1")
+    )
     assert (connection.ip, cwd) == ("127.0.0.2", os.path.realpath(os.path.expanduser("~")))
     assert agent.client.endpoint.startswith("tcp://127.0.0.2:")
     await agent.reserve("there")
-    assert (await said(agent, "there", cwd=str(tmp_path)))[1] == os.path.realpath(tmp_path)
+    assert (await launch_and_read(agent, "there", cwd=str(tmp_path)))[1] == os.path.realpath(tmp_path)
 
 
-async def test_a_kernel_has_its_nodes_environment_beneath_its_own(
+async def test_a_kernels_environment_is_added_to_its_nodes(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"OF_THE_NODE": "1", "LANG": "C", "PYTHONPATH": f"{HOME}{os.pathsep}/mine"}.items():
         monkeypatch.setenv(name, value)
     async with agent_session(AT) as agent:
         await agent.reserve("k")
-        _, _, env = await said(agent, "k", env={"LANG": "de_DE"})
+        _, _, env = await launch_and_read(agent, "k", env={"LANG": "de_DE"})
         assert (env["OF_THE_NODE"], env["LANG"], env["PYTHONPATH"]) == ("1", "de_DE", "/mine")
     await end_agent(AT)
 
@@ -105,27 +107,27 @@ async def test_a_kernel_has_its_nodes_environment_beneath_its_own(
 @pytest.mark.parametrize(
     ("entries", "left"), [([HOME, "/a", "", "/b"], "/a:/b"), ([HOME], None), ([f"{HOME}/./"], None)]
 )
-def test_the_folder_of_the_agents_own_code_is_no_kernels(
+def test_kernels_do_not_get_the_folder_of_the_agents_code(
     monkeypatch: pytest.MonkeyPatch, entries: list[str], left: str | None
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entries))
     assert module.build_node_environment().get("PYTHONPATH") == left
 
 
-def test_the_folder_of_the_agents_own_code_is_known_behind_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_agents_code_is_found_behind_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(HOME, f"{folder}/link")
         monkeypatch.setenv("PYTHONPATH", f"{folder}/link")
         assert "PYTHONPATH" not in module.build_node_environment()
 
 
-async def test_a_kernel_sees_the_devices_that_its_manager_granted_and_no_others(agent: Session) -> None:
+async def test_a_kernel_sees_only_the_devices_that_its_manager_granted(agent: Session) -> None:
     await agent.reserve("two", gpus=2, device_ids=("5", "3"), is_granted=True)
-    env = (await said(agent, "two"))[2]
+    env = (await launch_and_read(agent, "two"))[2]
     assert env["CUDA_VISIBLE_DEVICES"] == "5,3"
-    assert "CUDA_DEVICE_ORDER" not in env, "the order is the manager's"
+    assert "CUDA_DEVICE_ORDER" not in env, "the manager decides the order"
     await agent.reserve("none", is_granted=True)
-    assert (await said(agent, "none"))[2]["CUDA_VISIBLE_DEVICES"] == ""
+    assert (await launch_and_read(agent, "none"))[2]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 async def test_in_a_pod_the_devices_that_the_manager_shows_stay_visible(
@@ -135,7 +137,7 @@ async def test_in_a_pod_the_devices_that_the_manager_shows_stay_visible(
     in_pod = replace(AT, gpu_visibility="inherit")
     async with agent_session(in_pod) as agent:
         await agent.reserve("k", gpus=1)
-        assert (await said(agent, "k"))[2]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+        assert (await launch_and_read(agent, "k"))[2]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
     await end_agent(in_pod)
 
 
@@ -152,7 +154,7 @@ async def test_signals_that_the_starter_blocked_reach_kernels(runtime_dir: Path)
     await end_agent(AT)
 
 
-async def test_a_node_that_leaves_its_cluster_loses_its_leases_and_says_so_first(
+async def test_a_node_that_leaves_its_cluster_reports_lost_leases_before_they_end(
     agent: Session, answering: str
 ) -> None:
     with daemon(answering) as manager:
@@ -180,7 +182,7 @@ async def test_a_node_that_leaves_its_cluster_loses_its_leases_and_says_so_first
     assert (await agent.client.holdings()).leases == ()
 
 
-async def test_the_next_agent_finds_that_the_daemon_has_ended_meanwhile(
+async def test_the_next_agent_notices_that_the_daemon_has_ended_meanwhile(
     agent: Session, answering: str
 ) -> None:
     with daemon(answering) as manager:
@@ -195,21 +197,21 @@ async def test_the_next_agent_finds_that_the_daemon_has_ended_meanwhile(
     assert not alive(process)
 
 
-async def test_a_daemon_that_does_not_run_here_is_not_watched(agent: Session) -> None:
+async def test_a_daemon_that_does_not_run_here_is_refused(agent: Session) -> None:
     with pytest.raises(RemoteError, match=r"no process .* of Ray runs here"):
         await agent.client.manage(Manager(name="Ray", pid=os.getpid(), process_started_at=1.0, address="a:1"))
 
 
 @pytest.mark.parametrize("which", ["the daemon", "a job of the daemon"])
-async def test_a_manager_that_would_end_all_that_is_left_running_is_refused(
-    runtime_dir: Path, which: str
-) -> None:
-    set_child_subreaper(True)  # as a raylet may: then the agent, a process of its own, is its child
+async def test_a_manager_that_is_a_subreaper_is_refused(runtime_dir: Path, which: str) -> None:
+    set_child_subreaper(True)  # as a raylet may be: then the agent becomes its child
     try:
         async with agent_session(AT):
             pid = agent_pid()
-            its = os.getpid() if which == "the daemon" else os.getppid()
-            manager = Manager(name="Ray", pid=its, process_started_at=start_time(its), address="127.0.0.1:1")
+            manager_pid = os.getpid() if which == "the daemon" else os.getppid()
+            manager = Manager(
+                name="Ray", pid=manager_pid, process_started_at=start_time(manager_pid), address="127.0.0.1:1"
+            )
             with pytest.raises(DaemonError, match=r"Ray is set up as a subreaper.* Start Ray without that"):
                 await find_or_start_agent(AT, manager=manager)
         assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0, "it leaves"
@@ -224,26 +226,26 @@ def set_child_subreaper(on: bool) -> None:
 
 
 def bring_up(name: str, manager: Manager) -> dict[str, Any]:
-    """What a cluster manager's task does on a node, and what it reads."""
+    """Do the same as a cluster manager's task on a node, and return the answer."""
     words = [name, json.dumps(encode(AT)), json.dumps(encode(manager))]
     command = [sys.executable, "-m", "roost.launchers.agent.find_or_start", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     return dict(json.loads(done.stdout))
 
 
-async def test_the_program_that_brings_an_agent_up(runtime_dir: Path, answering: str) -> None:
+async def test_the_program_that_starts_an_agent(runtime_dir: Path, answering: str) -> None:
     with daemon(answering) as manager:
-        told = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
-        assert await asyncio.to_thread(bring_up, "agent-ray-1", manager) == told, "it is found again"
+        answer = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
+        assert await asyncio.to_thread(bring_up, "agent-ray-1", manager) == answer, "it is found again"
         known = read_json(runtime_dir / "agent-ray-1" / "manager.json")
         assert known is not None
         assert [decode(Manager, each) for each in known["managers"]] == [manager]
-        assert len(told["devices"]) == AT.gpus
-        client = AgentClient(told["endpoint"], decode(ClientKeys, told["keys"]))
+        assert len(answer["devices"]) == AT.gpus
+        client = AgentClient(answer["endpoint"], decode(ClientKeys, answer["keys"]))
         await client.connect()
         assert (await client.status()).cpus == AT.cpus
         kill(manager.pid)
-        told = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
-        assert told == {"problem": f"no process {manager.pid} of Ray runs here"}
+        answer = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
+        assert answer == {"problem": f"no process {manager.pid} of Ray runs here"}
         await client.leave()
         await client.close()

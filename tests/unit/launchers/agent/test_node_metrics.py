@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from roost.launchers.agent.gpus import WAIT_S, DeviceReader
-from roost.launchers.agent.ledger import Ledger
+from roost.launchers.agent.ledger import LeaseLedger
 from roost.launchers.agent.node_metrics import AgentSettings, NodeMetrics, find_cgroups, measure_used_memory
 
 FILES = {
@@ -50,7 +50,7 @@ def test_a_container_is_as_large_as_its_limits(version: str, tmp_path: Path) -> 
     cgroups = write_cgroups(tmp_path, OWN[version], FILES[version])
     measured = NodeMetrics(AgentSettings(gpus=0), cgroups=cgroups)
     assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
-    ledger = Ledger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
+    ledger = LeaseLedger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
     assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
 
 
@@ -117,7 +117,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
 
 def test_gpus_that_hang_keep_their_last_state(nvml: Nvml, tmp_path: Path) -> None:
     measured = NodeMetrics(AgentSettings(cpus=1, memory_bytes=1), max_age_s=0.0)
-    ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
+    ledger = LeaseLedger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
     before = measured.status(ledger, kernels=0)
     assert [(device.id, device.used) for device in before.devices] == [("GPU-a", 0.5), ("GPU-b", 0.5)]
     nvml.answers.clear()
@@ -134,7 +134,7 @@ def test_gpus_that_hang_keep_their_last_state(nvml: Nvml, tmp_path: Path) -> Non
 def test_gpus_that_answer_too_late_are_not_used(nvml: Nvml, tmp_path: Path) -> None:
     nvml.answers.clear()
     measured = NodeMetrics(AgentSettings(), devices=DeviceReader(first_wait_s=0.05))
-    ledger = Ledger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
+    ledger = LeaseLedger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
     nvml.answers.set()
     for thread in threading.enumerate():
         if thread.name == "nvml":
@@ -153,7 +153,7 @@ def test_gpus_without_a_unique_id_are_named_by_index(nvml: Nvml) -> None:
     found.close()
 
 
-def test_declared_gpus_are_not_asked(nvml: Nvml) -> None:
+def test_declared_gpus_are_not_measured(nvml: Nvml) -> None:
     nvml.answers.clear()
     declared = DeviceReader(2, "T4")
     assert [(device.id, device.model, device.used) for device in declared.read()] == [

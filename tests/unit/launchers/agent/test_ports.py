@@ -14,17 +14,17 @@ def numbers(connection: Connection) -> set[int]:
     return {getattr(connection, name) for name in PORT_NAMES}
 
 
-def test_what_is_promised_to_another_is_not_chosen() -> None:
+def test_ports_of_other_kernels_are_not_chosen() -> None:
     first = ports.choose(Connection())
     assert ports.choose(first) == first, "its own ports are free"
     second = ports.choose(first, taken=numbers(first))
     assert not numbers(first) & numbers(second)
 
 
-def test_a_socket_that_a_killed_kernel_left_is_free_again(tmp_path: Path) -> None:
+def test_the_socket_of_a_killed_kernel_is_free_again(tmp_path: Path) -> None:
     wish = ports.choose(Connection(transport="ipc", ip=str(tmp_path / "k")))
     assert numbers(wish) == {1, 2, 3, 4, 5}
-    assert ports.choose(wish, taken={1}) == wish, "numbers of sockets in other folders say nothing"
+    assert ports.choose(wish, taken={1}) == wish, "sockets in other folders do not matter"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{wish.ip}-1")
         server.listen()

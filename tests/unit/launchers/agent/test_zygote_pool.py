@@ -60,7 +60,7 @@ def test_an_ipykernel_is_recognised(argv: list[str], flags: tuple[str, ...], arg
         ["python", "-i", "-m", "ipykernel_launcher", "-f", FILE],
     ],
 )
-def test_anything_else_is_not(argv: list[str]) -> None:
+def test_other_commands_are_no_ipykernel(argv: list[str]) -> None:
     assert parse_ipykernel_command(argv) is None
 
 
@@ -70,7 +70,7 @@ def test_python_is_looked_up_in_the_kernels_path_and_its_links_are_kept(tmp_path
     assert resolve_python("no-such-python", {"PATH": str(tmp_path)}) is None
 
 
-def test_the_environment_that_c_code_reads_is_told_apart() -> None:
+def test_the_variables_that_c_code_reads_are_selected() -> None:
     env = {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": "/x",
@@ -84,7 +84,7 @@ def test_the_environment_that_c_code_reads_is_told_apart() -> None:
 @pytest.mark.parametrize(
     ("path", "folder"), [("", "/"), ("/a:/b", "/"), ("/a:", "/work"), ("src:/a", "/work")]
 )
-def test_the_working_directory_counts_where_imports_depend_on_it(path: str, folder: str) -> None:
+def test_the_working_directory_counts_if_imports_depend_on_it(path: str, folder: str) -> None:
     assert choose_import_folder({"PYTHONPATH": path}, "/work") == folder
 
 
@@ -105,7 +105,7 @@ def fingerprint(module: Path) -> Fingerprint:
     )
 
 
-def test_a_fingerprint_holds_until_a_file_is_replaced_changed_or_gone(module: Path) -> None:
+def test_a_fingerprint_holds_until_a_file_is_replaced_changed_or_removed(module: Path) -> None:
     known = fingerprint(module)
     assert known.broken_by() is None
     module.write_text("a = 22")
@@ -121,7 +121,7 @@ def test_a_fingerprint_holds_until_a_file_is_replaced_changed_or_gone(module: Pa
     assert known.broken_by() == str(module)
 
 
-def test_a_folder_on_the_path_counts_when_it_offers_an_imported_name(module: Path) -> None:
+def test_a_folder_on_the_path_counts_if_it_has_an_imported_name(module: Path) -> None:
     known = fingerprint(module)
     folder = module.with_name("folder")
     (folder / "notebook.ipynb").touch()
@@ -143,8 +143,8 @@ def test_a_thousand_files_are_checked_in_milliseconds(tmp_path: Path) -> None:
     assert min(took) < 0.02
 
 
-def reaped(pid: int) -> tuple[int, int]:
-    """Wait for a child, in the agent's place."""
+def reap(pid: int) -> tuple[int, int]:
+    """Wait for a child, as the agent does."""
     return os.waitpid(pid, 0)
 
 
@@ -169,7 +169,7 @@ async def test_a_failed_zygote_is_logged_once_and_its_kernels_are_execed(
     assert forked is None
     assert zygotes.interpreters() == {}
     (loading,) = zygotes.pids
-    pid, status = reaped(loading)
+    pid, status = reap(loading)
     assert zygotes.on_reaped(pid, status)
     assert not zygotes.on_reaped(pid, status)
     await zygotes.close()
@@ -210,7 +210,7 @@ async def test_the_least_recently_used_zygote_ends_if_there_are_too_many(
     await zygotes.close()
     assert zygotes.interpreters() == {}
     for pid in pids:
-        assert zygotes.on_reaped(*reaped(pid))
+        assert zygotes.on_reaped(*reap(pid))
 
 
 async def test_a_fingerprint_larger_than_a_packet_arrives(stand_in: Path) -> None:
@@ -219,7 +219,7 @@ async def test_a_fingerprint_larger_than_a_packet_arrives(stand_in: Path) -> Non
     (zygote,) = zygotes._zygotes
     assert len(zygote.fingerprint.imported_names) == 5000
     await zygotes.close()
-    assert zygotes.on_reaped(*reaped(zygote.pid))
+    assert zygotes.on_reaped(*reap(zygote.pid))
 
 
 async def test_a_start_is_execed_if_the_zygote_dies_with_its_request(stand_in: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ async def test_a_start_is_execed_if_the_zygote_dies_with_its_request(stand_in: P
         command, connection_file=tmp_path / "c", env={}, cwd=tmp_path, log_fd=2, deadline_s=20.0
     )
     assert forked is None
-    assert zygotes.on_reaped(*reaped(pid))
+    assert zygotes.on_reaped(*reap(pid))
     assert zygotes.interpreters() == {}
     await zygotes.close()
 
@@ -250,7 +250,7 @@ async def test_a_start_is_execed_if_its_request_is_too_large_for_a_packet(
     assert forked is None
     assert len(zygotes.interpreters()) == 1
     await zygotes.close()
-    assert zygotes.on_reaped(*reaped(pid))
+    assert zygotes.on_reaped(*reap(pid))
 
 
 async def test_launches_of_a_burst_share_a_check_that_starts_after_all_of_them() -> None:

@@ -105,7 +105,7 @@ async def test_work_in_a_thread_outlives_its_deadline(work: Callable[[], None]) 
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_a_thread_undoes_work_that_nobody_wants_any_more(is_cancelled: bool) -> None:
+def test_a_thread_undoes_cancelled_work(is_cancelled: bool) -> None:
     may_end, is_undone = threading.Event(), threading.Event()
     outcome = start_thread(lambda: may_end.wait(10), name="test", undo=is_undone.set)
     if is_cancelled:

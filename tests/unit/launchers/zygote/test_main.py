@@ -52,12 +52,12 @@ class Kernel:
         self.status: int | None = None
 
     def run(self, code: str) -> dict[str, Any]:
-        """Execute `code`; its reply's content."""
+        """Execute `code` and return the content of the reply."""
         reply = self.client.execute(code, reply=True, timeout=REPLY_S)
         return dict(reply["content"])
 
     def value(self, expression: str) -> Any:
-        """The value of an expression that JSON can carry."""
+        """Return the value of an expression, which must fit into JSON."""
         code = f"import json as _json; _value = _json.dumps({expression})"
         reply = self.client.execute(code, user_expressions={"v": "_value"}, reply=True, timeout=REPLY_S)
         assert reply["content"]["status"] == "ok", reply["content"]
@@ -65,7 +65,7 @@ class Kernel:
         return json.loads(ast.literal_eval(text))
 
     def wait(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait for the end of the kernel and return its exit code."""
         if self.status is None:
             _, self.status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(self.status)
@@ -81,7 +81,7 @@ class Kernel:
 
 @contextlib.contextmanager
 def default_signals() -> Iterator[None]:
-    """What is started here ignores no signal, though the tests may have been started by something like nohup."""
+    """Reset signals for the processes started here, because nohup may have started the tests."""
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
@@ -92,7 +92,7 @@ def default_signals() -> Iterator[None]:
 
 
 class Agent:
-    """Starts kernels as the agent does."""
+    """A stand-in for the agent that starts kernels as the agent does."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
@@ -103,7 +103,7 @@ class Agent:
         self.kernels: list[Kernel] = []
 
     def warm(self) -> int:
-        """Have a zygote ready; its pid."""
+        """Start a zygote and return its pid."""
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
         return list(self.zygotes.interpreters())[-1]
 
@@ -139,11 +139,11 @@ class Agent:
 
     def start(self, *args: str, **options: Any) -> Kernel:
         kernel = self.try_start(*args, **options)
-        assert kernel is not None, "no zygote was there"
+        assert kernel is not None, "there was no zygote"
         return kernel
 
     def start_plain(self, *, cwd: Path) -> Kernel:
-        """An exec'ed kernel, to compare with; it logs to the same kind of file."""
+        """Start an exec'ed kernel for comparison. It logs to the same kind of file."""
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
         ports = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
         numbers = {name: server.getsockname()[1] for name, server in zip(PORTS, ports, strict=True)}
@@ -192,13 +192,13 @@ class Agent:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def reap(self) -> None:
-        """Wait for the zygotes and spares of all agents, which leave when their agent does."""
+        """Wait for the zygotes and spares of all agents. They end with their agent."""
         while pids := children():
             self.zygotes.on_reaped(*os.waitpid(pids[0], 0))
 
 
 def children() -> list[int]:
-    """Zygotes and spares among the children."""
+    """Return the zygotes and spares among the children."""
     listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return [int(pid) for pid in listed if b"zygote/main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
@@ -241,7 +241,7 @@ SEEN = """dict(
 )"""
 
 
-def test_a_forked_kernel_sees_what_a_plain_one_sees(agent: Agent, tmp_path: Path) -> None:
+def test_a_forked_kernel_has_the_same_environment_as_a_plain_one(agent: Agent, tmp_path: Path) -> None:
     odd = {"SEEN": "s\udcff", "JPY_PARENT_PID": str(os.getpid()), "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path)}
     agent.env |= odd
     try:
@@ -262,7 +262,7 @@ def test_a_forked_kernel_sees_what_a_plain_one_sees(agent: Agent, tmp_path: Path
     assert "Ctrl-C" not in forked.log.read_text()
 
 
-def test_magics_shell_output_and_completion_work(agent: Agent) -> None:
+def test_magics_shell_commands_and_completion_work(agent: Agent) -> None:
     kernel = agent.start()
     assert kernel.run("%config InlineBackend.figure_format = 'svg'")["status"] in ("ok", "error")
     assert kernel.run("x = %pwd\nassert x")["status"] == "ok"
@@ -286,7 +286,7 @@ def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent)
     assert reply["content"]["ename"] == "KeyboardInterrupt"
 
 
-def test_it_ends_as_a_plain_one_does(agent: Agent, tmp_path: Path) -> None:
+def test_a_forked_kernel_ends_like_a_plain_one(agent: Agent, tmp_path: Path) -> None:
     stopped, exited, killed = agent.start(), agent.start(), agent.start()
     mark = tmp_path / "atexit"
     assert (
@@ -302,7 +302,7 @@ def test_it_ends_as_a_plain_one_does(agent: Agent, tmp_path: Path) -> None:
     assert killed.wait() == -signal.SIGTERM
 
 
-def test_what_fails_to_start_is_reported_with_its_exit_status(agent: Agent) -> None:
+def test_a_failed_start_is_reported_with_its_exit_status(agent: Agent) -> None:
     with pytest.raises(KernelDiedEarly) as caught:
         agent.start("--IPKernelApp.no_such_option=1", "--IPKernelApp.kernel_class=no.such.Class")
     _, status = os.waitpid(caught.value.pid, 0)
@@ -312,7 +312,7 @@ def test_what_fails_to_start_is_reported_with_its_exit_status(agent: Agent) -> N
     assert os.waitstatus_to_exitcode(os.waitpid(caught.value.pid, 0)[1]) == 1
 
 
-def test_options_on_the_command_line_are_the_kernels_own(agent: Agent) -> None:
+def test_each_kernel_has_its_own_command_line_options(agent: Agent) -> None:
     with_option, without = (
         agent.start("--IPKernelApp.exec_lines=a = 5", "--InteractiveShell.xmode=Minimal"),
         agent.start(),
@@ -321,7 +321,7 @@ def test_options_on_the_command_line_are_the_kernels_own(agent: Agent) -> None:
     assert without.value("['a' in dir(), get_ipython().InteractiveTB.mode]") == [False, "Context"]
 
 
-def test_siblings_draw_different_random_numbers(agent: Agent) -> None:
+def test_kernels_of_one_zygote_draw_different_random_numbers(agent: Agent) -> None:
     draw = (
         "[__import__('random').random(), __import__('numpy').random.random(), __import__('uuid').uuid4().hex]"
     )
@@ -340,7 +340,7 @@ def test_multiprocessing_works_from_a_cell(agent: Agent) -> None:
     ]
 
 
-def test_startup_files_run_in_each_kernel_as_they_are_now(agent: Agent, tmp_path: Path) -> None:
+def test_each_kernel_runs_the_current_startup_files(agent: Agent, tmp_path: Path) -> None:
     startup = Path(agent.env["IPYTHONDIR"]) / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     file = startup / "00-test.py"
@@ -359,8 +359,8 @@ def test_startup_files_run_in_each_kernel_as_they_are_now(agent: Agent, tmp_path
         config.unlink()
 
 
-def test_fixed_ports_are_respected_and_given_up_when_taken(agent: Agent) -> None:
-    chosen = choose(Connection())  # not from the range out of which the system gives ports to anybody
+def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
+    chosen = choose(Connection())  # outside the range from which the system chooses
     ports = {name: getattr(chosen, name) for name in PORT_NAMES}
     first = agent.start(ports=ports)
     assert first.forked.ports == ports
@@ -377,13 +377,13 @@ def test_fixed_ports_are_respected_and_given_up_when_taken(agent: Agent) -> None
     assert moved.run("1")["status"] == "ok"
 
 
-def test_a_burst_gets_kernels_beyond_the_spares(agent: Agent) -> None:
+def test_a_burst_may_be_larger_than_the_number_of_spares(agent: Agent) -> None:
     kernels = [agent.start() for _ in range(5)]
     assert len({kernel.pid for kernel in kernels}) == 5
     assert all(kernel.run("1+1")["status"] == "ok" for kernel in kernels)
 
 
-def test_a_killed_zygote_leaves_its_kernels_and_is_replaced(agent: Agent) -> None:
+def test_a_killed_zygote_is_replaced_and_its_kernels_live_on(agent: Agent) -> None:
     kernel = agent.start()
     pid = list(agent.zygotes.interpreters())[-1]
     os.kill(pid, signal.SIGKILL)
@@ -396,7 +396,7 @@ def test_a_killed_zygote_leaves_its_kernels_and_is_replaced(agent: Agent) -> Non
     assert agent.start().run("1+1")["status"] == "ok"
 
 
-def test_an_upgraded_package_is_new_in_the_next_kernel(tmp_path: Path) -> None:
+def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=REPLY_S)
     (packages,) = venv.glob("lib/python*/site-packages")
