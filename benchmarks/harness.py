@@ -75,7 +75,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Bound:
     """A bound for a ratio or figure."""
 
     text: str
@@ -108,7 +108,7 @@ class Report:
         self.samples: dict[str, list[float]] = {}
         self.units: dict[str, str] = {}
         self.ratios: dict[str, Ratio] = {}
-        self.claims: list[Claim] = []
+        self.claims: list[Bound] = []
         self.notes: list[str] = []
         self.started = datetime.now(timezone.utc)
         self.load_before = os.getloadavg()[0]
@@ -141,7 +141,7 @@ class Report:
     def claim(
         self, text: str, value: float, *, at_most: float | None = None, at_least: float | None = None
     ) -> None:
-        self.claims.append(Claim(text=text, value=value, at_most=at_most, at_least=at_least))
+        self.claims.append(Bound(text=text, value=value, at_most=at_most, at_least=at_least))
 
     def to_dict(self) -> dict[str, object]:
         """Return all measurements, with the machine and versions that a reader needs to repeat them."""

@@ -55,7 +55,7 @@ KERNELSPECS: Mapping[str, Mapping[str, object]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manager:
+class MeasuredCluster:
     """A cluster manager and its measurements.
 
     `start` starts a new cluster whose daemons get these environment variables. `variable` names the cluster's address.
@@ -187,7 +187,7 @@ def time_calls(rounds: int, call: Callable[[], object]) -> list[float]:
     return took
 
 
-def cold(of: Manager, report: Report, how: str) -> None:
+def cold(of: MeasuredCluster, report: Report, how: str) -> None:
     """Measure one first start, with a new process, runtime folder and cluster."""
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as name:
         folder = Path(name)
@@ -197,7 +197,7 @@ def cold(of: Manager, report: Report, how: str) -> None:
         report.add(f"cold {how}: {stage}/roost-gpu", value, "ms")
 
 
-async def warm(of: Manager, report: Report, *, rounds: int, bursts: int) -> None:
+async def warm(of: MeasuredCluster, report: Report, *, rounds: int, bursts: int) -> None:
     """Measure starts on running agents with warm interpreters."""
     await roost.connect(of.backend).up()
     for name in KERNELSPECS:
@@ -215,7 +215,7 @@ async def warm(of: Manager, report: Report, *, rounds: int, bursts: int) -> None
         report.ratio(f"start: {name} ÷ plain", f"start/{name}", "start/plain")
 
 
-def measure(of: Manager, arguments: Namespace, root: Path) -> Report:
+def measure(of: MeasuredCluster, arguments: Namespace, root: Path) -> Report:
     rounds = arguments.rounds or (3 if arguments.quick else 20)
     report = Report(
         f"on {of.title}", rounds=rounds, at_once=AT_ONCE, nodes=NODES, leases_per_node=LEASES_PER_NODE
@@ -239,7 +239,7 @@ def measure(of: Manager, arguments: Namespace, root: Path) -> Report:
     return report
 
 
-def run(of: Manager, description: str | None) -> int:
+def run(of: MeasuredCluster, description: str | None) -> int:
     """Run the script; return its exit status."""
     options = parser(description)
     options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from on_cluster import LEASES_PER_NODE, NODES, Manager, run, time_calls
+from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, run, time_calls
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 
@@ -116,7 +116,7 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
     return {"read": read, **took, "change": change}
 
 
-DASK = Manager(
+DASK = MeasuredCluster(
     backend="dask",
     title="Dask",
     script=__file__,

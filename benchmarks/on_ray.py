@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from on_cluster import LEASES_PER_NODE, NODES, Manager, run, time_calls
+from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, run, time_calls
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 
@@ -75,7 +75,7 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
     }
 
 
-RAY = Manager(
+RAY = MeasuredCluster(
     backend="ray",
     title="Ray",
     script=__file__,

@@ -16,7 +16,7 @@ from typing import Any
 
 import dask_machines
 import raylets
-from cluster_folder import Cluster, processes
+from cluster_folder import DaemonCluster, processes
 from dask_machines import DaskMachines
 from proof import Check
 from raylets import Raylets
@@ -66,7 +66,7 @@ class Kind:
     name: str
     takes: str
     starting: str
-    make: Callable[[], Cluster]
+    make: Callable[[], DaemonCluster]
     rows: Callable[[Any], list[str]]
     ask: str
     nothing: str
@@ -128,7 +128,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 @asynccontextmanager
-async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
+async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[DaemonCluster]:
     """Start a cluster, show its progress, and end it with all processes that were started on it."""
     began = time.monotonic()
     cluster = kind.make()
@@ -147,7 +147,7 @@ async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[Cluster]:
         await asyncio.to_thread(cluster.close)
 
 
-async def find_leases(kind: Kind, cluster: Cluster) -> Check:
+async def find_leases(kind: Kind, cluster: DaemonCluster) -> Check:
     """Ask the cluster itself, in a separate process, for roost's leases."""
     command = [sys.executable, "-W", "ignore", "-c", kind.ask, cluster.address]
     process = await asyncio.create_subprocess_exec(
@@ -162,7 +162,7 @@ async def find_leases(kind: Kind, cluster: Cluster) -> Check:
     return Check(what=kind.nothing, left=tuple(left))
 
 
-async def end_cluster(kind: Kind, cluster: Cluster) -> Check:
+async def end_cluster(kind: Kind, cluster: DaemonCluster) -> Check:
     """End the cluster, and report what is still there."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:

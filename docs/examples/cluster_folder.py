@@ -27,10 +27,10 @@ END_TIMEOUT_S = 15.0
 FOLDER = "CLUSTER_FOLDER"
 """The environment variable that names the folder in all descendants of the cluster, agents and kernels included."""
 
-AnyCluster = TypeVar("AnyCluster", bound="Cluster")
+AnyCluster = TypeVar("AnyCluster", bound="DaemonCluster")
 
 
-class Cluster(ABC):
+class DaemonCluster(ABC):
     """A cluster that starts on entry and ends on exit, with all processes that were started on its machines.
 
     Its machines have addresses in `network`. By default the network is random, so that two clusters have different

@@ -23,7 +23,7 @@ import psutil
 from cluster_folder import (
     END_TIMEOUT_S,
     FOLDER,
-    Cluster,
+    DaemonCluster,
     answers,
     inherit_environment,
     tail,
@@ -65,7 +65,7 @@ class Nanny:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class StartedMachine:
     """A started machine. `folder` holds its logs and its workers' files."""
 
     address: str
@@ -79,7 +79,7 @@ def why_not() -> str | None:
     return why_no_cluster("distributed", "Dask")
 
 
-class DaskMachines(Cluster):
+class DaskMachines(DaemonCluster):
     """A Dask cluster that starts on entry and ends on exit.
 
     The scheduler is at `network`.2, and the machines are at .3, .4 and so on. By default the network is random, so that
@@ -98,13 +98,13 @@ class DaskMachines(Cluster):
         super().__init__("dm-", network, environment)
         self._machines = machines
         self._is_encrypted = is_encrypted
-        self._hosts: dict[str, Host] = {}
+        self._hosts: dict[str, StartedMachine] = {}
         self._started = 0
         self._last = 2
         self._scheduler: subprocess.Popen[bytes] | None = None
 
     @property
-    def hosts(self) -> list[Host]:
+    def hosts(self) -> list[StartedMachine]:
         """The machines that were started and not stopped. Machines with killed nannies are included."""
         return list(self._hosts.values())
 
@@ -128,11 +128,11 @@ class DaskMachines(Cluster):
         self._await_scheduler()
         self._finish(hosts)
 
-    def add_machine(self, machine: Machine) -> Host:
+    def add_machine(self, machine: Machine) -> StartedMachine:
         """Start one more machine, at the next address. Takes 1 to 2 s."""
         return self._finish([self._begin(machine, self._next_address())])[0]
 
-    def start_machine_again(self, address: str) -> Host:
+    def start_machine_again(self, address: str) -> StartedMachine:
         """Start a machine at its address again, after its nannies have ended."""
         host = self._hosts[address]
         for nanny in host.nannies:
@@ -214,7 +214,7 @@ class DaskMachines(Cluster):
             log = self.folder / "scheduler" / "log"
             raise RuntimeError(f"the scheduler at {self.address} has ended:\n{tail(log)}")
 
-    def _begin(self, machine: Machine, address: str) -> Host:
+    def _begin(self, machine: Machine, address: str) -> StartedMachine:
         """Start the `dask worker` programs of one machine."""
         self._started += 1
         folder = self.folder / str(self._started)
@@ -241,7 +241,7 @@ class DaskMachines(Cluster):
                 "worker", options, {**machine.environment, **device}, folder / str(index)
             )
             nannies.append(Nanny(process=process, log=folder / str(index) / "log"))
-        return Host(address=address, machine=machine, nannies=tuple(nannies), folder=folder)
+        return StartedMachine(address=address, machine=machine, nannies=tuple(nannies), folder=folder)
 
     def _run_dask(
         self, program: str, options: list[str], environment: Mapping[str, str], folder: Path
@@ -264,7 +264,7 @@ class DaskMachines(Cluster):
         }
         return self._run(command, environment=environment, cwd=folder, log=folder / "log")
 
-    def _finish(self, begun: list[Host]) -> list[Host]:
+    def _finish(self, begun: list[StartedMachine]) -> list[StartedMachine]:
         """Wait until all workers have joined. Raise RuntimeError with the end of the log of a worker that has ended."""
         deadline = time.monotonic() + START_TIMEOUT_S
         for host in begun:

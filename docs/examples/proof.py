@@ -19,7 +19,7 @@ RUNTIME = "ROOST_RUNTIME_DIR"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Footprint:
     """The processes and ports of a tour while its kernels run."""
 
     processes: tuple[psutil.Process, ...]
@@ -48,7 +48,7 @@ def processes(runtime_dir: Path, beside: Path | None = None) -> list[psutil.Proc
     return found
 
 
-def find_held(runtime_dir: Path, beside: Path | None = None) -> Held:
+def find_footprint(runtime_dir: Path, beside: Path | None = None) -> Footprint:
     """Return all processes of this tour and the TCP ports on which they listen."""
     found = processes(runtime_dir, beside)
     ports: set[tuple[str, int]] = set()
@@ -62,11 +62,11 @@ def find_held(runtime_dir: Path, beside: Path | None = None) -> Held:
             for connection in connections
             if connection.status == psutil.CONN_LISTEN
         }
-    return Held(processes=tuple(found), ports=tuple(sorted(ports)))
+    return Footprint(processes=tuple(found), ports=tuple(sorted(ports)))
 
 
 def check_left(
-    before: Held,
+    before: Footprint,
     runtime_dir: Path,
     folders: Sequence[Path],
     kernel_ids: Sequence[str],

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from cluster_folder import (
     FOLDER,
-    Cluster,
+    DaemonCluster,
     answers,
     end,
     inherit_environment,
@@ -79,7 +79,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class StartedNode:
     """A started node; `folder` holds its session, logs and sockets."""
 
     address: str
@@ -92,7 +92,7 @@ def why_not() -> str | None:
     return why_no_cluster("ray", "Ray")
 
 
-class Raylets(Cluster):
+class Raylets(DaemonCluster):
     """A Ray cluster that starts on entry and ends on exit. The first machine is the head.
 
     Nodes are at `network`.2, .3 and so on. By default the network is random, so that two clusters have different
@@ -111,14 +111,14 @@ class Raylets(Cluster):
         super().__init__("rl-", network, environment)
         self._machines = machines
         self._keeps_state = keeps_state
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, StartedNode] = {}
         self._started = 0
         self._machine_at: dict[str, Machine] = {}
         self._gcs: tuple[list[str], dict[str, str], str] | None = None
         self._restarted: subprocess.Popen[bytes] | None = None
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[StartedNode]:
         """The nodes that were started and not stopped, the head first. Nodes with a killed raylet are included."""
         return list(self._nodes.values())
 
@@ -132,11 +132,11 @@ class Raylets(Cluster):
             process.kill()  # it takes 80 MiB and serves nothing here
         self._finish([self._begin(machine) for machine in others])
 
-    def add_node(self, machine: Machine) -> Node:
+    def add_node(self, machine: Machine) -> StartedNode:
         """Start one more node, at the next address. Takes 3 to 10 s."""
         return self._finish([self._begin(machine)])[0]
 
-    def start_again(self, address: str) -> Node:
+    def start_again(self, address: str) -> StartedNode:
         """Start a raylet at the address of an ended one. At the head's address, also start a GCS if there is none."""
         node = self._nodes[address]
         wait_until(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} has not ended")
@@ -227,7 +227,7 @@ class Raylets(Cluster):
             own |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
         return own
 
-    def _finish(self, begun: list[tuple[str, Path, subprocess.Popen[bytes]]]) -> list[Node]:
+    def _finish(self, begun: list[tuple[str, Path, subprocess.Popen[bytes]]]) -> list[StartedNode]:
         """Wait until all nodes have joined. Raise RuntimeError with the end of the log of a node that has not."""
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
@@ -240,7 +240,7 @@ class Raylets(Cluster):
                     program.kill()
                     program.wait()
         nodes = [
-            Node(address=address, raylet_pid=_find(folder, "raylet").pid, folder=folder)
+            StartedNode(address=address, raylet_pid=_find(folder, "raylet").pid, folder=folder)
             for address, folder, _ in begun
         ]
         self.address = self.address or (nodes[0].folder / "ray_current_cluster").read_text().strip()

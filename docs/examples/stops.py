@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class TourStop:
     """A stop of the tour: a kernelspec, its request, and the notebook that runs on its kernel."""
 
     name: str
@@ -17,39 +17,39 @@ class Stop:
     asks: Mapping[str, Any] = field(default_factory=dict)
 
 
-ANYWHERE = Stop(name="roost-python", title="Python on roost", notebook="where.ipynb")
-NOT_FORKED = Stop(
+ANYWHERE = TourStop(name="roost-python", title="Python on roost", notebook="where.ipynb")
+NOT_FORKED = TourStop(
     name="roost-exec", title="Python, not forked", notebook="output.ipynb", asks={"fork": False}
 )
-STOPS: Mapping[str, tuple[Stop, ...]] = {
+STOPS: Mapping[str, tuple[TourStop, ...]] = {
     "local": (
         ANYWHERE,
-        Stop(
+        TourStop(
             name="roost-sized",
             title="Python, 1 CPU and 512 MiB",
             notebook="numerics.ipynb",
             asks={"cpus": 1, "memory": "512MiB"},
         ),
-        Stop(
+        TourStop(
             name="roost-half-gpu", title="Python, half a GPU", notebook="gpu_share.ipynb", asks={"gpus": 0.5}
         ),
         NOT_FORKED,
     ),
     "ray": (
         ANYWHERE,
-        Stop(
+        TourStop(
             name="roost-half-t4",
             title="Python, half a T4",
             notebook="gpu_share.ipynb",
             asks={"gpus": 0.5, "gpu_models": ["T4"]},
         ),
-        Stop(
+        TourStop(
             name="roost-a100",
             title="Python with Ray, an A100 and 2 CPUs",
             notebook="ray_task.ipynb",
             asks={"cpus": 2, "gpus": 1, "gpu_models": ["A100"]},
         ),
-        Stop(
+        TourStop(
             name="roost-zone-b",
             title="Python, 1 CPU and 512 MiB in zone b",
             notebook="numerics.ipynb",
@@ -59,19 +59,19 @@ STOPS: Mapping[str, tuple[Stop, ...]] = {
     ),
     "dask": (
         ANYWHERE,
-        Stop(
+        TourStop(
             name="roost-half-t4",
             title="Python, half a T4",
             notebook="gpu_share.ipynb",
             asks={"gpus": 0.5, "resources": {"T4": 0.5}},
         ),
-        Stop(
+        TourStop(
             name="roost-a100",
             title="Python with Dask, an A100 and 2 CPUs",
             notebook="dask_map.ipynb",
             asks={"cpus": 2, "gpus": 1, "resources": {"A100": 1}},
         ),
-        Stop(
+        TourStop(
             name="roost-licence",
             title="Python, 1 CPU, 512 MiB and a licence",
             notebook="numerics.ipynb",
@@ -80,4 +80,4 @@ STOPS: Mapping[str, tuple[Stop, ...]] = {
         NOT_FORKED,
     ),
 }
-TOO_BIG = Stop(name="roost-too-big", title="Python, 64 TiB", notebook="", asks={"memory": "64TiB"})
+TOO_BIG = TourStop(name="roost-too-big", title="Python, 64 TiB", notebook="", asks={"memory": "64TiB"})

@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cluster import KINDS, Cluster, end_cluster, find_leases, run_cluster
+from cluster import KINDS, DaemonCluster, end_cluster, find_leases, run_cluster
 from dask_waits import wait_for_kernel
-from proof import RUNTIME, Check, Held, check_left, end, find_held
+from proof import RUNTIME, Check, Footprint, check_left, end, find_footprint
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 from server import CellFailed, JupyterServer, Output, jupyter_server, run_notebook
-from stops import STOPS, TOO_BIG, Stop
+from stops import STOPS, TOO_BIG, TourStop
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2
@@ -163,7 +163,7 @@ async def nodes(backend: str) -> list[dict[str, Any]]:
     return found
 
 
-async def visit(server: JupyterServer, number: int, stop: Stop, backend: str) -> str | None:
+async def visit(server: JupyterServer, number: int, stop: TourStop, backend: str) -> str | None:
     """Start one kernel, run its notebook and print both. Return the kernel's id, or None after a failure."""
     out.print(Rule(f"[bold]{number} · {stop.title}[/] · {stop.notebook}", align="left", style="cyan"))
     began = time.perf_counter()
@@ -240,7 +240,9 @@ async def is_refused(server: JupyterServer) -> bool:
     return True
 
 
-async def does_task_wait(server: JupyterServer, cluster: Cluster, stop: Stop, kernel_id: str) -> bool:
+async def does_task_wait(
+    server: JupyterServer, cluster: DaemonCluster, stop: TourStop, kernel_id: str
+) -> bool:
     """Submit a Dask task that asks for a kernel's resources. Check that it runs only after the kernel's end."""
     out.print(
         Rule(
@@ -293,11 +295,11 @@ async def leases_left(backend: str) -> Check:
 
 async def prove(
     first: list[Check],
-    before: Held,
+    before: Footprint,
     world: World,
     kernel_ids: list[str],
     backend: str,
-    cluster: Cluster | None,
+    cluster: DaemonCluster | None,
 ) -> bool:
     """Wait until all processes have left by themselves, and print what is left. True if nothing is left."""
     began = time.monotonic()
@@ -316,7 +318,7 @@ async def prove(
 
 
 @asynccontextmanager
-async def run_nodes(backend: str, world: World) -> AsyncIterator[Cluster | None]:
+async def run_nodes(backend: str, world: World) -> AsyncIterator[DaemonCluster | None]:
     """Start the cluster on which the kernels run; None stands for this machine alone."""
     if backend == "local":
         yield None
@@ -340,7 +342,7 @@ async def tour(backend: str) -> bool:
     return is_good
 
 
-async def visit_all(backend: str, world: World, cluster: Cluster | None) -> bool:
+async def visit_all(backend: str, world: World, cluster: DaemonCluster | None) -> bool:
     """Run every stop, the refusal and the end. True if everything worked."""
     stops = STOPS[backend]
     async with jupyter_server(world.notebooks) as server:
@@ -354,7 +356,7 @@ async def visit_all(backend: str, world: World, cluster: Cluster | None) -> bool
             is_good = await does_task_wait(server, cluster, stops[at], kernel_ids[at])
         if not is_good:
             out.print(Text("\n".join(server.log[-30:]), style="dim"))
-        before = find_held(world.runtime, cluster and cluster.folder)
+        before = find_footprint(world.runtime, cluster and cluster.folder)
         out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
         left = await stop_kernels(server)
         checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
@@ -374,7 +376,7 @@ async def lab(backend: str) -> bool:
                 out.print(f"JupyterLab is at [bold]{server.url}[/]", soft_wrap=True)
                 out.print("The notebooks there are copies. Ctrl-C stops everything.")
                 await until.wait()
-                before = find_held(world.runtime, cluster and cluster.folder)
+                before = find_footprint(world.runtime, cluster and cluster.folder)
                 _, running = await server.api("GET", "kernels")
                 await stop_kernels(server)
                 checks = [await find_leases(KINDS[backend], cluster)] if cluster else []

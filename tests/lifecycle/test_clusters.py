@@ -11,7 +11,7 @@ import cluster_folder
 import dask_machines
 import pytest
 import raylets
-from cluster_folder import Cluster, processes, wait_until
+from cluster_folder import DaemonCluster, processes, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,7 +45,7 @@ with {name}(Machine()) as cluster:
 
 
 def test_a_failed_start_reports_why_and_leaves_nothing(module: ModuleType) -> None:
-    cluster: Cluster = {
+    cluster: DaemonCluster = {
         raylets: lambda: raylets.Raylets(raylets.Machine(labels={"zone": "plenty of it"})),
         dask_machines: lambda: dask_machines.DaskMachines(
             dask_machines.Machine(options=("--memory-limit", "plenty"))
