@@ -8,7 +8,7 @@ answer     roost's plugin in Dask's scheduler builds its report. Dask's schedule
 pack       Dask packs the report (msgpack)
 unpack     Dask unpacks it in roost's service
 decode     → DaskNodes
-as_node    → roost's nodes
+build_node    → roost's nodes
 change     `answer` after a change of one machine, such as a lease or a task. All later readings are like this
 
 Claims (medians): start with a CPU or half a GPU ≤ 0.25 × plain; no node promises more than it has; answer ≤ 15 ms;
@@ -108,7 +108,9 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
         "pack": time_calls(rounds, lambda: dumps(report)),
         "unpack": time_calls(rounds, lambda: loads(packed)),
         "decode": time_calls(rounds, lambda: decode_all(report["machines"])),
-        "as_node": time_calls(rounds, lambda: [nodes.as_node(node, None, None, None) for node in decoded]),
+        "build_node": time_calls(
+            rounds, lambda: [nodes.build_node(node, None, None, None) for node in decoded]
+        ),
     }
     read = [sum(stages) for stages in zip(*took.values(), strict=True)]
     change = time_calls(rounds, lambda: answer(plugin.version - 1))

@@ -5,7 +5,7 @@ starts the agent, and also finds the kernel's device.
 
 decode     Ray's report on 1,000 nodes → RayNodes, for every reading except the first. The report is copied from a
            recorded one, with two placement groups per node
-as_node    changed RayNodes → roost's nodes
+build_node    changed RayNodes → roost's nodes
 
 Claims (medians): start with a CPU ≤ 0.25 × plain, with a share of a GPU ≤ 0.30 × plain; no node promises more than
 it has; decode ≤ 10 ms. Without Ray the script prints a note and exits with 77.
@@ -71,7 +71,7 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
     return {
         "decode": time_calls(rounds, lambda: nodes.decode(content, known)),
         "first decode": time_calls(rounds, lambda: nodes.decode(content)),
-        "as_node": time_calls(rounds, lambda: [nodes.as_node(node, (), None, None) for node in known]),
+        "build_node": time_calls(rounds, lambda: [nodes.build_node(node, (), None, None) for node in known]),
     }
 
 

@@ -50,13 +50,13 @@ def make_backend(name: str, settings: Settings, agents: Agents, folder: Path) ->
 
         return LocalBackend(settings, agents)
     if name == "ray":
-        from roost.scheduler.backends.ray.backend import RayBackend
+        from roost.scheduler.backends.ray import backend as ray
 
-        return RayBackend(settings, agents, folder=folder)
+        return ray.create(settings, agents, folder=folder)
     if name == "dask":
-        from roost.scheduler.backends.dask.backend import DaskBackend
+        from roost.scheduler.backends.dask import backend as dask
 
-        return DaskBackend(settings, agents, folder=folder)
+        return dask.create(settings, agents, folder=folder)
     raise ConfigError(f"the backend {name!r} cannot be used yet.")
 
 

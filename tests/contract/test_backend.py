@@ -23,10 +23,10 @@ from roost.launchers.daemon import daemon
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Placement, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
-from roost.scheduler.backends.dask.backend import DaskBackend
+from roost.scheduler.backends.dask import backend as dask
 from roost.scheduler.backends.local.backend import LocalBackend
+from roost.scheduler.backends.ray import backend as ray
 from roost.scheduler.backends.ray import join
-from roost.scheduler.backends.ray.backend import RayBackend
 from roost.scheduler.config.settings import DaskSettings, LocalSettings, ManagedSettings, Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
@@ -74,11 +74,11 @@ def opener(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) 
     folder.mkdir(mode=0o700)
     if kind == "ray":
         settings = Settings(ray=ManagedSettings(address=cluster.address))
-        yield partial(opened, lambda agents: RayBackend(settings, agents, folder=folder))
+        yield partial(opened, lambda agents: ray.create(settings, agents, folder=folder))
         join.leave()
         return
     settings = Settings(dask=DaskSettings(address=cluster.address, **tls_files(cluster)))
-    yield partial(opened, lambda agents: DaskBackend(settings, agents, folder=folder))
+    yield partial(opened, lambda agents: dask.create(settings, agents, folder=folder))
 
 
 @pytest.fixture

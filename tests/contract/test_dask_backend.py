@@ -18,7 +18,8 @@ from distributed import Client as DaskClient
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy
-from roost.scheduler.backends.dask.backend import DaskBackend
+from roost.scheduler.backends.base import Backend
+from roost.scheduler.backends.dask.backend import create
 from roost.scheduler.config.settings import DaskSettings, Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
@@ -31,10 +32,10 @@ OWNER = Owner(user="ada", application="test", host="here", pid=1, process_starte
 @asynccontextmanager
 async def joined(
     address: str, folder: Path, grace_s: float = 300.0, python: str = ""
-) -> AsyncIterator[DaskBackend]:
+) -> AsyncIterator[Backend]:
     agents = Agents()
     settings = Settings(dask=DaskSettings(address=address, manager_grace_s=grace_s, python=python))
-    backend = DaskBackend(settings, agents, folder=folder)
+    backend = create(settings, agents, folder=folder)
     await backend.open()
     try:
         yield backend
@@ -43,7 +44,7 @@ async def joined(
         await agents.close()
 
 
-async def taken(backend: DaskBackend, kernel_id: str, request: Request) -> Lease:
+async def taken(backend: Backend, kernel_id: str, request: Request) -> Lease:
     give_up_at = time.monotonic() + 5
     while (decision := get_policy("pack").place(request, await backend.snapshot())).placement is None:
         assert time.monotonic() < give_up_at, decision.reason
@@ -63,7 +64,7 @@ def wanted(kernel_id: str, request: Request, placement: Placement) -> Lease:
     )
 
 
-async def leases_of(backend: DaskBackend) -> list[Lease]:
+async def leases_of(backend: Backend) -> list[Lease]:
     return list((await backend.leases()).leases)
 
 

@@ -11,8 +11,9 @@ from raylets import Raylets
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Decision, Request, get_policy
+from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.ray import join, placement_groups
-from roost.scheduler.backends.ray.backend import RayBackend
+from roost.scheduler.backends.ray.backend import create
 from roost.scheduler.config.settings import ManagedSettings, Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
@@ -29,9 +30,9 @@ def cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
 
 
 @pytest.fixture
-async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[RayBackend]:
+async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[Backend]:
     agents = Agents()
-    backend = RayBackend(Settings(ray=ManagedSettings(address=cluster.address)), agents, folder=tmp_path)
+    backend = create(Settings(ray=ManagedSettings(address=cluster.address)), agents, folder=tmp_path)
     await backend.open()
     try:
         yield backend
@@ -42,11 +43,11 @@ async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[RayBackend]
         await agents.close()
 
 
-async def decide(backend: RayBackend, **resources: float) -> Decision:
+async def decide(backend: Backend, **resources: float) -> Decision:
     return get_policy("balanced").place(Request(resources=resources), await backend.snapshot())
 
 
-async def take(backend: RayBackend, decision: Decision, name: str) -> Lease:
+async def take(backend: Backend, decision: Decision, name: str) -> Lease:
     assert decision.placement is not None
     return await backend.claim(
         Lease(
@@ -60,7 +61,7 @@ async def take(backend: RayBackend, decision: Decision, name: str) -> Lease:
     )
 
 
-async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backend: RayBackend) -> None:
+async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backend: Backend) -> None:
     having = cluster.nodes[2].address
     nodes = await backend.snapshot()
     of_nodes = {node: nodes.node(node).resources for node in nodes.nodes}
@@ -89,7 +90,7 @@ async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backen
     await take(backend, await decide(backend, licence=2), "k3")
 
 
-async def test_a_resource_that_no_node_has_is_never_granted(backend: RayBackend) -> None:
+async def test_a_resource_that_no_node_has_is_never_granted(backend: Backend) -> None:
     decision = await decide(backend, tpu=4)
     assert decision.is_never
     assert (

@@ -1,7 +1,7 @@
-"""The agents on the nodes of a cluster manager: brought up when they are needed, remembered, called.
+"""The agents on the nodes of a cluster manager: started when they are needed, remembered, and called.
 
-Where they listen is remembered in a file (`agents.json`, 0600): with it the next service reaches the kernels that
-live while the manager itself is away.
+The file `agents.json` (0600) remembers where they listen. The next service thereby reaches live kernels while the
+manager is away.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError, decode, encode
-from roost.launchers.protocol.messages import NodeStatus
+from roost.launchers.protocol.messages import AgentEvent, NodeStatus
 from roost.launchers.protocol.rpc import RpcError
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
-from .driver import ManagedNode, watched
+from .manager import ManagedNode, StartedAgent
 
 log = logging.getLogger(__name__)
 
@@ -33,175 +34,190 @@ T = TypeVar("T")
 
 _ANSWER_S = 5.0
 
-BringUp = Callable[[str], Coroutine[Any, Any, "Host"]]
-"""Starts or finds the agent of the node of that id; raises `BackendUnavailable`."""
+StartAgent = Callable[[str], Coroutine[Any, Any, StartedAgent]]
+"""Starts or finds the agent of the node of this id; raises `BackendUnavailable`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """An agent, and the manager's daemon that it was brought up by (see `ManagedNode`)."""
+class AgentPool:
+    """The agents of one cluster by node. `cluster` is the address of that cluster, empty if none was ever joined."""
 
-    address: AgentAddress
-    daemon: str
-
-
-class NodeAgents:
-    """By node. `status` has what each connected agent has last said of its node, and when (monotonic).
-
-    `ended` are daemons that have ended, as their agents say, maybe seconds before the manager does.
-    """
-
-    def __init__(self, file: Path, agents: Agents, bring_up: BringUp) -> None:
+    def __init__(self, file: Path, agents: Agents, start_agent: StartAgent) -> None:
         self.cluster = ""
-        self.status: dict[str, tuple[NodeStatus, float]] = {}
-        self.ended: set[str] = set()
         self._file = file
         self._agents = agents
-        self._bring_up = bring_up
-        self._hosts: dict[str, Host] = {}
-        self._doubted: set[str] = set()
-        self._silent: set[str] = set()
-        self._left: dict[str, float] = {}  # nodes that are not there, and since when
-        self._coming: dict[str, asyncio.Task[Host]] = {}
-        self._remember()
+        self._start_agent = start_agent
+        self._known: dict[str, StartedAgent] = {}
+        self._status: dict[str, tuple[NodeStatus, float]] = {}  # and when it arrived (monotonic)
+        self._ended_daemons: set[str] = set()
+        self._doubted: set[str] = set()  # start or find these again before the next call
+        self._unreachable: set[str] = set()
+        self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
+        self._starting: dict[str, asyncio.Task[StartedAgent]] = {}
+        self._load()
 
-    def __bool__(self) -> bool:
-        """Whether any agent is known."""
-        return bool(self._hosts)
-
-    def __iter__(self) -> Iterator[str]:
+    @property
+    def nodes(self) -> frozenset[str]:
         """The ids of the nodes whose agents are known."""
-        return iter(list(self._hosts))
+        return frozenset(self._known)
+
+    @property
+    def connected_nodes(self) -> frozenset[str]:
+        """The ids of the nodes whose agents have reported a status."""
+        return frozenset(self._status)
+
+    def listen(self, listener: Callable[[str, AgentEvent], None]) -> None:
+        """Call `listener` with a node's id and each event of its agent. The id is empty if the agent is unknown."""
+
+        def on_agent(endpoint: str, event: AgentEvent | None) -> None:
+            node_id = self._find_node(endpoint)
+            if event is None:
+                self._doubt(node_id)
+                return
+            if event.kind == "lost" and not event.lease_id and node_id:
+                self._ended_daemons.add(self._known[node_id].daemon)
+            listener(node_id, event)
+
+        self._agents.listen(on_agent)
 
     def close(self) -> None:
-        for task in self._coming.values():
+        """Give up all starts of agents."""
+        for task in self._starting.values():
             task.cancel()
 
     async def address(self, node_id: str) -> AgentAddress:
-        """Where the agent of that node listens; brought up, once for all who ask, if none is known for sure.
+        """Return where the agent of this node listens. Start it if none is known for sure, once for all callers.
 
-        Where it cannot be, as while the manager is away, what was known stands.
+        If the agent cannot be started, for example because the manager is away, the last known address stands.
         """
-        host = self._hosts.get(node_id)
-        if host is not None and node_id not in self._doubted:
-            return host.address
-        task = self._coming.get(node_id)
+        known = self._known.get(node_id)
+        if known is not None and node_id not in self._doubted:
+            return known.address
+        task = self._starting.get(node_id)
         if task is None:
-            task = self._coming[node_id] = watched(self._come(node_id))
+            task = self._starting[node_id] = start_shared(self._start(node_id))
         try:
             return (await asyncio.shield(task)).address
         except BackendUnavailable:
-            if host is None:
+            if known is None:
                 raise
-            return host.address
+            return known.address
 
     async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
-        """Call a node's agent, again on a new one if that was lost: every operation may be repeated."""
-        await self.address(node_id)  # an agent that cannot be started is not tried again
+        """Call a node's agent; see `AgentCaller`."""
+        await self.address(node_id)  # an agent that cannot be started at all is not tried again
         name = f"the agent on {node_id}"
         caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
         return await caller.call(call)
 
     async def held_on(self, node_id: str) -> list[Lease] | None:
-        """The leases that a node's agent has noted; None where it does not say so in time: unknown, not gone."""
+        """Return the leases that a node's agent has noted; None if it does not answer in time: unknown, not gone."""
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
             leases = (await asyncio.wait_for(call, _ANSWER_S)).leases
-            self._silent.discard(node_id)
+            self._unreachable.discard(node_id)
             return [replace(lease, node_id=node_id) for lease in leases]
         except (RoostError, asyncio.TimeoutError) as problem:
-            level = logging.DEBUG if node_id in self._silent else logging.WARNING
-            log.log(level, "node=%s its agent does not answer: %s", node_id, str(problem) or "it is slow")
-            self._silent.add(node_id)
+            level = logging.DEBUG if node_id in self._unreachable else logging.WARNING
+            log.log(level, "node=%s its agent is unreachable: %s", node_id, str(problem) or "it is slow")
+            self._unreachable.add(node_id)
             return None
 
-    async def ask_status(self) -> None:
-        """Ask all that are connected what is really used on their nodes."""
+    async def read_status(self) -> None:
+        """Ask all connected agents for the resources that are really used on their nodes."""
 
-        async def ask(node_id: str, host: Host) -> None:
-            client = self._agents.connected(host.address.endpoint)
+        async def ask(node_id: str, known: StartedAgent) -> None:
+            client = self._agents.connected(known.address.endpoint)
             if client is not None:
                 with contextlib.suppress(RpcError, asyncio.TimeoutError):
                     status = await client.status()
-                    self.status[node_id] = status, time.monotonic()
+                    self._status[node_id] = status, time.monotonic()
                     if status.is_cut_off:
-                        self.ended.add(host.daemon)
+                        self._ended_daemons.add(known.daemon)
 
-        await asyncio.gather(*(ask(node_id, host) for node_id, host in self._hosts.items()))
+        await asyncio.gather(*(ask(node_id, known) for node_id, known in self._known.items()))
 
-    def node_at(self, endpoint: str) -> str:
-        """The id of the node whose agent listens there; empty for one that is not known."""
-        return next((name for name, host in self._hosts.items() if host.address.endpoint == endpoint), "")
+    def status(self, node_id: str, at: float) -> tuple[NodeStatus | None, float | None]:
+        """Return the last status of a node, if any, and the age of its metrics at a monotonic time."""
+        status, arrived_at = self._status.get(node_id, (None, 0.0))
+        if status is None or status.metrics_age_s is None:
+            return status, None
+        return status, status.metrics_age_s + max(0.0, at - arrived_at)
 
-    def cut_off(self, node_id: str) -> None:
-        """The agent of that node has said that the manager's daemon there has ended."""
-        if node_id in self._hosts:
-            self.ended.add(self._hosts[node_id].daemon)
+    def has_ended(self, daemon: str) -> bool:
+        """True if an agent reports that this daemon has ended, maybe seconds before the manager does."""
+        return daemon in self._ended_daemons
+
+    def keep_daemons(self, daemons: Collection[str]) -> None:
+        """Forget that daemons other than these have ended."""
+        self._ended_daemons &= set(daemons)
 
     def check(self, node: ManagedNode) -> bool:
-        """Doubt the agent of a node that was brought up by an earlier daemon; whether it has to be told of this one."""
-        host = self._hosts.get(node.id)
-        is_new = host is not None and host.daemon != node.daemon
+        """Return True if a new daemon runs on the node, of which its known agent must be informed."""
+        known = self._known.get(node.id)
+        is_new = known is not None and known.daemon != node.daemon
         if is_new:
             self._doubted.add(node.id)
         return is_new
 
-    def put(self, node_id: str, host: Host) -> None:
-        """The manager has said where the agent of that node listens."""
+    def put(self, node_id: str, agent: StartedAgent) -> None:
+        """Note the agent that the manager reports for this node."""
         self._doubted.discard(node_id)
-        if self._hosts.get(node_id) != host:
-            self._hosts[node_id] = host
-            self._write()
+        if self._known.get(node_id) != agent:
+            self._known[node_id] = agent
+            self._save()
 
-    def doubt(self, endpoint: str) -> None:
-        """The agent that listens there was lost: it, or the next one, is to be brought up before it is called again."""
-        node_id = self.node_at(endpoint)
-        if node_id:
-            self._doubted.add(node_id)
-            self.status.pop(node_id, None)
-
-    def forget_left(self, there: Collection[str], after_s: float) -> None:
-        """Forget the agents of nodes that have not been there for so long: they have left for good."""
+    def forget_left(self, present: Collection[str], after_s: float) -> None:
+        """Forget the agents of nodes that have not been among `present` for `after_s`: they have left for good."""
         now = time.monotonic()
-        self._left = {name: self._left.get(name, now) for name in self._hosts if name not in there}
+        self._left = {name: self._left.get(name, now) for name in self._known if name not in present}
         for node_id, left_at in self._left.items():
             if now - left_at > after_s:
-                del self._hosts[node_id]
-                self.status.pop(node_id, None)
-                self._write()
+                del self._known[node_id]
+                self._status.pop(node_id, None)
+                self._save()
 
     def forget_others(self, cluster: str) -> None:
-        """Forget the agents of another cluster than this."""
+        """Forget the agents of every other cluster than this."""
         if self.cluster not in ("", cluster):
-            self._hosts.clear()
+            self._known.clear()
         self.cluster = cluster
+
+    def _find_node(self, endpoint: str) -> str:
+        """Return the id of the node whose agent listens at this endpoint; empty if there is none."""
+        return next((name for name, known in self._known.items() if known.address.endpoint == endpoint), "")
+
+    def _doubt(self, node_id: str) -> None:
+        """Have the agent of this node started or found again before the next call, because it was lost."""
+        if node_id:
+            self._doubted.add(node_id)
+            self._status.pop(node_id, None)
 
     async def _on_lost(self, address: AgentAddress | None) -> None:
         if address is not None:
-            self.doubt(address.endpoint)
+            self._doubt(self._find_node(address.endpoint))
 
-    async def _come(self, node_id: str) -> Host:
+    async def _start(self, node_id: str) -> StartedAgent:
         try:
-            host = self._hosts[node_id] = await self._bring_up(node_id)
+            agent = self._known[node_id] = await self._start_agent(node_id)
             self._doubted.discard(node_id)
-            self._write()
-            return host
+            self._save()
+            return agent
         finally:
-            del self._coming[node_id]
+            del self._starting[node_id]
 
-    def _remember(self) -> None:
-        known = read_json(self._file)
-        if not isinstance(known, dict) or not isinstance(known.get("agents"), dict):
+    def _load(self) -> None:
+        saved = read_json(self._file)
+        if not isinstance(saved, dict) or not isinstance(saved.get("agents"), dict):
             return
-        self.cluster = str(known.get("cluster", ""))
-        for node_id, host in known["agents"].items():
+        self.cluster = str(saved.get("cluster", ""))
+        for node_id, agent in saved["agents"].items():
             try:
-                self._hosts[node_id] = decode(Host, host, ignore_unknown=True)
+                self._known[node_id] = decode(StartedAgent, agent, ignore_unknown=True)
             except WireError as problem:
                 log.warning("%s: %s", self._file, problem)
 
-    def _write(self) -> None:
+    def _save(self) -> None:
         try:
-            write_private_json(self._file, {"cluster": self.cluster, "agents": encode(self._hosts)})
+            write_private_json(self._file, {"cluster": self.cluster, "agents": encode(self._known)})
         except OSError as problem:
             log.warning("%s cannot be written: %s", self._file, problem)

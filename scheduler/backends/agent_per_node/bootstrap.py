@@ -18,7 +18,7 @@ Answer = dict[str, Any]
 """{"endpoint", "keys", "devices"} of an agent, the GPUs that it sees as well, or {"problem"} with a sentence."""
 
 
-def agent_name(manager: str, cluster: str, node_id: str) -> str:
+def name_agent(manager: str, cluster: str, node_id: str) -> str:
     """The folder of a node's agent, in the runtime folder there: the same when the cluster comes back."""
     digest = hashlib.sha256(f"{cluster} {node_id}".encode()).hexdigest()[:8]
     return f"agent-{manager}-{digest}"
@@ -36,7 +36,7 @@ def noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -
 
 
 @functools.cache
-def packed() -> tuple[bytes, str]:
+def pack() -> tuple[bytes, str]:
     """roost's part of a node as a zip archive, and what names its content."""
     import roost
 

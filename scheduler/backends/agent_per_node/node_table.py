@@ -1,49 +1,75 @@
-"""What a backend knows of nodes and leases, drawn as one snapshot."""
+"""The nodes and leases of one cluster, drawn as one snapshot."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Generic
 
-from roost.launchers.protocol.messages import NodeStatus
 from roost.placement import Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
 
-from .driver import N
+from .membership import N
 
-_ANY = get_policy("pack")
-"""Its filters say whether a request fits; how it ranks does not matter on one node."""
+_ANY_POLICY = get_policy("pack")
+"""Its filters say whether a request fits. Its ranking does not matter on one node."""
 
-AsNode = Callable[[N, Iterable[Lease], "NodeStatus | None", "float | None"], Node]
-"""The node of the snapshot, with the leases known on it, what its agent has said, and how many seconds ago."""
+BuildNode = Callable[[N, Sequence[Lease], float], Node]
+"""Returns a node with the leases known on it and with its metrics, as old as they are at this monotonic time."""
 
 
-class Picture(Generic[N]):
-    """`leases` by id, whoever holds them; of these the shares of devices are known. `status`: see `NodeAgents`.
+class NodeTable(Generic[N]):
+    """The known leases by id, whoever holds them, and the snapshot that `update` keeps up to date.
 
-    After a change `draw` brings the snapshot up to date.
+    Managers count GPUs as a sum. The leases show which device has which share.
     """
 
-    def __init__(self, as_node: AsNode[N], status: Mapping[str, tuple[NodeStatus, float]]) -> None:
-        self.leases: dict[str, Lease] = {}
-        self._as_node = as_node
-        self._status = status
+    def __init__(self, build_node: BuildNode[N]) -> None:
+        self._build_node = build_node
+        self._leases: dict[str, Lease] = {}
         self._snapshot = Snapshot.of([])
-        self._taken_at = 0.0
+        self._measured_at = 0.0
 
     def snapshot(self) -> Snapshot:
-        return self._snapshot.older_by(time.monotonic() - self._taken_at)
+        """Return the snapshot, with metrics as old as they are now."""
+        return self._snapshot.older_by(time.monotonic() - self._measured_at)
 
-    def draw(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
-        """Draw these nodes again; those that are not in `nodes` are gone. Whether that changed the snapshot."""
+    def __contains__(self, lease_id: object) -> bool:
+        return lease_id in self._leases
+
+    def get(self, lease_id: str) -> Lease | None:
+        """Return the lease of this id, if it is known."""
+        return self._leases.get(lease_id)
+
+    def leases(self) -> list[Lease]:
+        """Return all known leases."""
+        return list(self._leases.values())
+
+    def leases_on(self, node_id: str) -> list[Lease]:
+        """Return the known leases on a node."""
+        return [lease for lease in self._leases.values() if lease.node_id == node_id]
+
+    def put(self, lease: Lease) -> None:
+        """Add a lease, or replace the known one of its id."""
+        self._leases[lease.id] = lease
+
+    def remove(self, lease_id: str) -> Lease | None:
+        """Forget a lease, and return it if it was known."""
+        return self._leases.pop(lease_id, None)
+
+    def replace_all(self, leases: Iterable[Lease]) -> None:
+        """Forget all leases but these."""
+        self._leases = {lease.id: lease for lease in leases}
+
+    def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
+        """Build these nodes again; those that are not in `nodes` are gone. True if that changed the snapshot."""
         held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
-        for lease in self.leases.values():
+        for lease in self._leases.values():
             if lease.node_id in held:
                 held[lease.node_id].append(lease)
-        drawn = [self._as_node(nodes[name], leases, *self._metrics(name)) for name, leases in held.items()]
+        built = [self._build_node(nodes[name], leases, self._measured_at) for name, leases in held.items()]
         changed = [
-            node for node in drawn if node.id not in self._snapshot or self._snapshot.node(node.id) != node
+            node for node in built if node.id not in self._snapshot or self._snapshot.node(node.id) != node
         ]
         gone = [name for name in node_ids if name not in nodes and name in self._snapshot]
         if not changed and not gone:
@@ -51,25 +77,19 @@ class Picture(Generic[N]):
         self._snapshot = self._snapshot.apply(changed, removed=gone)
         return True
 
-    def draw_status(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> None:
-        """Draw these nodes, of which new metrics are known: they are as old as that from now on."""
-        self._taken_at = time.monotonic()
-        self.draw(nodes, node_ids)
+    def update_metrics(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> None:
+        """Build these nodes again, because new metrics of them are known."""
+        self._measured_at = time.monotonic()
+        self.update(nodes, node_ids)
 
     def has_room(self, node_id: str, request: Request, ahead: int) -> bool:
-        """Whether that request would fit there, by all that is known, after so many of its kind."""
+        """True if the request would fit on this node after `ahead` requests like it, by all that is known."""
         if node_id not in self._snapshot:
             return False
         node = self._snapshot.node(node_id)
         for _ in range(ahead + 1):
-            placement = _ANY.place(request, Snapshot.of([node])).placement
+            placement = _ANY_POLICY.place(request, Snapshot.of([node])).placement
             if placement is None:
                 return False
             node = node.with_kernel(request, placement.device_ids)
         return True
-
-    def _metrics(self, node_id: str) -> tuple[NodeStatus | None, float | None]:
-        status, at = self._status.get(node_id, (None, 0.0))
-        if status is None or status.metrics_age_s is None:
-            return status, None
-        return status, status.metrics_age_s + max(0.0, self._taken_at - at)

@@ -8,7 +8,10 @@ from typing import Any
 
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import NodeStatus
+from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent
+from roost.scheduler.backends.base import AgentAddress
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
 
 
@@ -39,6 +42,11 @@ class DaskNode:
         """The nannies of that machine, as long as none has come anew and brought its agent up."""
         return str(self.agent.get("told", ""))
 
+    @property
+    def started_agent(self) -> StartedAgent | None:
+        """The agent that a nanny of this machine has started."""
+        return decode_agent(self.agent) if "endpoint" in self.agent else None
+
     @classmethod
     def of(cls, name: str, said: Mapping[str, Any]) -> DaskNode:
         """A machine as the plugin describes it."""
@@ -59,7 +67,13 @@ class DaskNode:
         )
 
 
-def as_node(
+def decode_agent(reported: Mapping[str, Any]) -> StartedAgent:
+    """Return the agent that a nanny reports."""
+    address = AgentAddress(endpoint=str(reported["endpoint"]), keys=decode(ClientKeys, reported["keys"]))
+    return StartedAgent(address=address, daemon=str(reported["told"]))
+
+
+def build_node(
     node: DaskNode,
     status: NodeStatus | None,
     metrics_age_s: float | None,

@@ -13,13 +13,13 @@ from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Manager
 from roost.scheduler.backends.agent_per_node import bootstrap
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer, agent_name, bring_up, packed
+from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, pack
 
 from . import join
 from .nodes import RayNode
 
 
-def agent_on(
+def start_on(
     node: RayNode, settings: AgentSettings, *, cluster_address: str, grace_s: float, python: str
 ) -> Any:
     """A Ray reference to what `bootstrap.bring_up` returns, from that node. Blocks for a moment."""
@@ -31,11 +31,11 @@ def agent_on(
         grace_s=grace_s,
         cluster_id=join.cluster_id(),
     )
-    archive, digest = packed()
+    archive, digest = pack()
     return task_on(node, _bring_up).remote(
         archive,
         digest,
-        agent_name("ray", cluster_address, node.id),
+        name_agent("ray", cluster_address, node.id),
         json.dumps(encode(settings)),
         encode(manager),
         python,

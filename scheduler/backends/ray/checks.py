@@ -116,7 +116,7 @@ def check_token(gcs: str, address: str) -> None:
 def ask(gcs: str) -> Facts | None:
     """What the cluster says of itself (7 ms); None where this Ray has no such call."""
     try:
-        return in_time(lambda: _facts(gcs), ASK_S, f"asking the Ray cluster at {gcs}")
+        return run_in_time(lambda: _facts(gcs), ASK_S, f"asking the Ray cluster at {gcs}")
     except (ImportError, AttributeError, TypeError, KeyError, ValueError) as problem:
         log.warning("ray=%s is joined unseen: %r", gcs, problem)
         return None
@@ -126,7 +126,7 @@ def ask(gcs: str) -> Facts | None:
         if "InvalidAuthToken" not in str(problem) and type(problem).__name__ != "AuthenticationError":
             raise BackendUnavailable(
                 f"what listens at {gcs} does not answer as a Ray cluster "
-                f"({first_line(problem)}): is it {_GCS_PORT}?"
+                f"({format_first_line(problem)}): is it {_GCS_PORT}?"
             ) from problem
         if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
             raise ConfigError(
@@ -177,7 +177,7 @@ def check_machine(gcs: str, facts: Facts) -> None:
             )
 
 
-def in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
+def run_in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
     """What `work` returns or raises in a daemon thread, that is left alone after the deadline."""
     outcome = start_thread(work, name="roost-ray")
     if not concurrent.futures.wait([outcome], deadline_s).done:
@@ -185,7 +185,7 @@ def in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
     return outcome.result()
 
 
-def first_line(problem: BaseException) -> str:
+def format_first_line(problem: BaseException) -> str:
     """An error's first line, which names what went wrong where there is a cause."""
     text = str(problem.__cause__ or problem).strip() or type(problem).__name__
     return text.splitlines()[0].rstrip(".")

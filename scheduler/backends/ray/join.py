@@ -23,7 +23,16 @@ from contextlib import contextmanager, suppress
 from roost.launchers.daemon.tasks import start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
-from .checks import ask, check_machine, check_token, check_versions, first_line, greet, in_time, resolve
+from .checks import (
+    ask,
+    check_machine,
+    check_token,
+    check_versions,
+    format_first_line,
+    greet,
+    resolve,
+    run_in_time,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +88,7 @@ def leave() -> None:
     if "ray" not in sys.modules or _attempt.locked():
         return  # a driver that comes too late leaves by itself
     try:
-        in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
+        run_in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
     except BackendUnavailable as problem:
         log.warning("%s", problem)
 
@@ -128,7 +137,7 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
         outcome.result()
     except Exception as problem:
         raise BackendUnavailable(
-            f"the Ray cluster at {gcs} did not take roost's service in: {first_line(problem)}"
+            f"the Ray cluster at {gcs} did not take roost's service in: {format_first_line(problem)}"
         ) from problem
     _attempt.release()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from roost.launchers.protocol.messages import NodeStatus
 from roost.placement import Device, Node
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.scheduler.backends.base import Lease
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ class RayNode:
     def daemon(self) -> str:
         """Its raylet: Ray's own id of the node."""
         return self.ray_id
+
+    @property
+    def started_agent(self) -> StartedAgent | None:
+        """None: Ray does not know agents."""
+        return None
 
 
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
@@ -117,7 +123,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
         else:
             labels = dict(state.labels) if hasattr(state, "labels") else {}
             model = _model(labels, resources) if "GPU" in resources else ""
-            names = (*_AMOUNTS, *custom(resources))
+            names = (*_AMOUNTS, *find_custom_resources(resources))
         found.append(
             RayNode(
                 id=address,
@@ -149,7 +155,7 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
                     address=node["NodeManagerAddress"],
                     labels=labels,
                     model=_model(labels, resources),
-                    total=_amounts(resources, (*_AMOUNTS, *custom(resources))),
+                    total=_amounts(resources, (*_AMOUNTS, *find_custom_resources(resources))),
                     free=None,
                     groups=None,
                 )
@@ -157,7 +163,7 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
     return tuple(found)
 
 
-def custom(resources: Iterable[str]) -> list[str]:
+def find_custom_resources(resources: Iterable[str]) -> list[str]:
     """The names of those that Ray only counts, as it was told to: neither its own nor what a placement group adds."""
     return [
         name
@@ -168,7 +174,7 @@ def custom(resources: Iterable[str]) -> list[str]:
     ]
 
 
-def as_node(
+def build_node(
     node: RayNode, leases: Iterable[Lease], status: NodeStatus | None, metrics_age_s: float | None
 ) -> Node:
     """roost's node: totals and promises are Ray's, shares of devices roost's own, real use what an agent sees.

@@ -13,7 +13,7 @@ from distributed import Scheduler
 from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import NannyPlugin
 
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer, agent_name, bring_up, noted
+from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, noted
 
 from .scheduler_plugin import NAME
 
@@ -28,24 +28,24 @@ class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
     idempotent = True
     restart = False
 
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
+    def __init__(self, starter: AgentStarter) -> None:
+        self._starter = starter
 
     async def setup(self, nanny: Any) -> None:
         async def bring() -> Answer:
-            return await self._agents.bring_up(nanny)
+            return await self._starter.bring_up(nanny)
 
         async def noted(lease_ids: list[str]) -> list[str]:
-            return self._agents.noted(nanny, lease_ids)
+            return self._starter.noted(nanny, lease_ids)
 
         nanny.handlers.update(roost_bring_up=bring, roost_noted=noted)
-        self._coming = asyncio.get_running_loop().create_task(self._agents.come(nanny))
+        self._coming = asyncio.get_running_loop().create_task(self._starter.come(nanny))
 
     async def teardown(self, nanny: Any) -> None:
-        await self._agents.end(nanny)
+        await self._starter.end(nanny)
 
 
-class Agents:
+class AgentStarter:
     """How an agent is brought up, by a nanny or by a worker that has none (`server`)."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Agents:
 
     def noted(self, server: Any, lease_ids: list[str]) -> list[str]:
         """Those of the leases on its machine that the agent has noted."""
-        name = agent_name("dask", server.scheduler.address, get_address_host(server.address))
+        name = name_agent("dask", server.scheduler.address, get_address_host(server.address))
         return noted(name, lease_ids, os.environ)
 
     async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
@@ -96,7 +96,7 @@ class Agents:
             answer = await asyncio.to_thread(
                 bring_up,
                 *self._node_side,
-                agent_name("dask", cluster, machine),
+                name_agent("dask", cluster, machine),
                 json.dumps(settings),
                 manager,
                 self._python,

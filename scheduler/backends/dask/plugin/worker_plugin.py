@@ -13,7 +13,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from roost.scheduler.backends.agent_per_node.bootstrap import Answer
 
-from .nanny_plugin import Agents
+from .nanny_plugin import AgentStarter
 from .scheduler_plugin import NAME
 from .slot_ledger import GPU
 
@@ -33,8 +33,8 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     name = NAME
     idempotent = True
 
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
+    def __init__(self, starter: AgentStarter) -> None:
+        self._starter = starter
 
     async def setup(self, worker: Any) -> None:
         self.worker = worker
@@ -51,7 +51,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.noted)
         await self.report()
         if not worker.nanny:
-            self._spawn(self._agents.come(worker))
+            self._spawn(self._starter.come(worker))
 
     async def report(self) -> bool:
         """Say what there is here, and hold back of it what is leased."""
@@ -75,10 +75,10 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         return True
 
     async def bring_up(self) -> Answer:
-        return await self._agents.bring_up(self.worker)
+        return await self._starter.bring_up(self.worker)
 
     async def noted(self, lease_ids: list[str]) -> list[str]:
-        return self._agents.noted(self.worker, lease_ids)
+        return self._starter.noted(self.worker, lease_ids)
 
     async def claims(
         self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0
@@ -110,7 +110,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         if self._telling is not None:
             self._telling.cancel()
         if not worker.nanny:
-            await self._agents.end(worker)
+            await self._starter.end(worker)
 
     def _apply(self, claims: dict[str, dict[str, float]]) -> None:
         available = self.worker.state.available_resources

@@ -6,7 +6,7 @@ from typing import Any
 
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Device, NodeStatus
-from roost.scheduler.backends.dask.nodes import DaskNode, as_node
+from roost.scheduler.backends.dask.nodes import DaskNode, build_node
 
 A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
 OTHER = Device(id="GPU-b", model="A100", memory_bytes=80)
@@ -31,7 +31,7 @@ def said(**changes: Any) -> dict[str, Any]:
 
 
 def test_what_is_promised_is_the_ledgers_and_the_tasks() -> None:
-    node = as_node(DaskNode.of("10.0.0.1", said()), None, None, None)
+    node = build_node(DaskNode.of("10.0.0.1", said()), None, None, None)
     assert (node.id, node.address, node.cpus, node.memory_bytes) == ("10.0.0.1", "10.0.0.1", 4, 1000)
     assert [(device.id, device.promised) for device in node.devices] == [("0", 0.5), ("1", 0.0)]
     assert node.gpus_promised == 1.5
@@ -42,19 +42,19 @@ def test_what_is_promised_is_the_ledgers_and_the_tasks() -> None:
 
 
 def test_a_machine_that_is_retired_drains() -> None:
-    node = as_node(DaskNode.of("m", said(is_draining=True)), None, None, None)
+    node = build_node(DaskNode.of("m", said(is_draining=True)), None, None, None)
     assert node.is_draining
     assert node.drains_because == "Dask is retiring its workers"
 
 
 def test_real_use_is_the_agents_and_else_the_workers_own() -> None:
     machine = DaskNode.of("m", said())
-    by_workers = as_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
+    by_workers = build_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_workers.cpus_used, by_workers.memory_used_bytes, by_workers.metrics_age_s) == (0.5, 200, 0.0)
     status = NodeStatus(
         hostname="h", cpus=8, memory_bytes=2000, cpus_used=3.0, memory_used_bytes=700, devices=(A100, OTHER)
     )
-    by_agent = as_node(machine, status, 2.0, {"cpus": 0.5, "memory_bytes": 200})
+    by_agent = build_node(machine, status, 2.0, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_agent.cpus_used, by_agent.memory_used_bytes, by_agent.metrics_age_s) == (3.0, 700, 2.0)
     first, second = by_agent.devices  # Dask numbers what the agent has other names for
     assert (first.id, first.model, first.used, first.memory_used_bytes) == ("0", "A100", 0.5, 40)
@@ -65,6 +65,6 @@ def test_devices_are_found_by_their_ids_where_a_worker_names_them_so() -> None:
     agent = {"told": "x", "devices": [encode(A100), encode(OTHER)]}
     machine = DaskNode.of("m", said(devices=["GPU-b", "7"], agent=agent))
     assert machine.daemon == "x"
-    named, numbered = as_node(machine, None, None, None).devices
+    named, numbered = build_node(machine, None, None, None).devices
     assert (named.id, named.model, named.used) == ("GPU-b", "A100", None)
     assert (numbered.id, numbered.model) == ("7", "")

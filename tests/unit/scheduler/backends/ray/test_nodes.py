@@ -28,7 +28,7 @@ def raylet(resources: dict[str, float]) -> dict[str, Any]:
 
 
 def test_custom_resources_are_what_only_its_operator_knows() -> None:
-    assert nodes.custom(RESOURCES) == ["licence", "a_group_of_seats"]
+    assert nodes.find_custom_resources(RESOURCES) == ["licence", "a_group_of_seats"]
     (node,) = nodes.decode_public([raylet(RESOURCES)])
     lease = Lease(
         id="roost:k:1",
@@ -38,7 +38,7 @@ def test_custom_resources_are_what_only_its_operator_knows() -> None:
         request=Request(resources={"licence": 0.5}),
         owner=Owner(user="ada"),
     )
-    known = nodes.as_node(node, [lease], None, None)
+    known = nodes.build_node(node, [lease], None, None)
     assert known.resources == {"licence": 2.0, "a_group_of_seats": 3.0}
     assert (known.resource_free("licence"), known.resource_free("a_group_of_seats")) == (1.5, 3.0)
 
@@ -48,7 +48,7 @@ def test_a_group_asks_for_them_too() -> None:
     bundle = placement_groups.bundle(Request(cpus=1, resources={"licence": 0.5}), node)
     assert bundle.pop("node:10.0.0.1") > 0
     assert bundle == {"CPU": 1.0, "licence": 0.5}
-    assert nodes.custom(bundle) == ["licence"]
+    assert nodes.find_custom_resources(bundle) == ["licence"]
 
 
 def test_a_raylet_that_has_ended_beside_the_next_one_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,6 @@ def test_a_raylet_that_has_ended_beside_the_next_one_at_its_address(monkeypatch:
         lives.close()
         (node,) = nodes.read()
         assert (node.id, node.ray_id, node.is_held_up) == ("127.0.0.1", "new", True)
-        assert "earlier raylet" in nodes.as_node(node, [], None, None).drains_because
+        assert "earlier raylet" in nodes.build_node(node, [], None, None).drains_because
         raylets[0]["Alive"] = False
         assert [(node.id, node.is_held_up) for node in nodes.read()] == [("127.0.0.1", False)]

@@ -10,10 +10,11 @@ import pytest
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.ray import leases, placement_groups
-from roost.scheduler.backends.ray.leases import RayClaims
+from roost.scheduler.backends.ray import manager, nodes, placement_groups
+from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
+from roost.scheduler.config.settings import ManagedSettings
 from roost.scheduler.errors import LeaseConflict
 
 NODE = RayNode(
@@ -22,19 +23,22 @@ NODE = RayNode(
 
 
 class OneNode:
-    """Ray with one node of two GPUs, as `RayDriver`."""
+    """Ray with one node of two GPUs, in place of `RayCalls`."""
 
     def __init__(self, **taken: float) -> None:
         self.held = {name: ("0", share) for name, share in taken.items()}
 
-    async def read(self) -> None: ...
+    async def run(self, join: Callable[[], Any], *, deadline_s: float) -> str:
+        return "a:1"
 
     async def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         if question is placement_groups.create:
             return self._create(arguments[0], arguments[1].gpus)
         if question is placement_groups.remove:
             self.held.pop(arguments[0], None)
-        return arguments[0]  # the name, which is as good as a reference
+        if question is nodes.read:
+            return (NODE,)
+        return arguments[0]  # the name serves as the reference
 
     async def answer(self, name: str, *_: object) -> list[str]:
         return [self.held[name][0]]
@@ -63,22 +67,28 @@ def lease(device: str, share: float) -> Lease:
     )
 
 
+async def claim_again(ray: OneNode, held: Lease) -> tuple[str, ...]:
+    ray_manager = RayManager(ManagedSettings(), ray)  # type: ignore[arg-type]
+    await ray_manager.membership.join("")
+    return await ray_manager.claim(held, NODE, lambda *_: True, again=True)
+
+
 @pytest.fixture(autouse=True)
 def believing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_CONFIRM_S", 0.0)
-    monkeypatch.setattr(leases, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(manager, "_CONFIRM_S", 0.0)
+    monkeypatch.setattr(manager, "_ASK_AGAIN_S", 0.0)
 
 
 @pytest.mark.parametrize("device", ["0", "1"])
 @pytest.mark.parametrize("share", [1, 0.5, 0.25])
 async def test_a_kernel_gets_the_device_that_it_has(device: str, share: float) -> None:
     ray = OneNode()
-    await RayClaims(ray, lambda *_: False, ()).take_again(lease(device, share), NODE)  # type: ignore[arg-type]
+    assert await claim_again(ray, lease(device, share)) == (device,)
     assert ray.held == {"roost:k:s/1 for ada": (device, share)}
 
 
 async def test_where_somebody_else_has_it_nothing_is_kept() -> None:
     ray = OneNode(other=0.75)
     with pytest.raises(LeaseConflict):
-        await RayClaims(ray, lambda *_: True, ()).take_again(lease("0", 0.5), NODE)  # type: ignore[arg-type]
+        await claim_again(ray, lease("0", 0.5))
     assert ray.held == {"other": ("0", 0.75)}

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from roost.scheduler.backends.dask.driver import DaskDriver
+import pytest
+
+from roost.scheduler.backends.dask import manager
+from roost.scheduler.backends.dask.manager import DaskManager
 from roost.scheduler.backends.dask.nodes import DaskNode
 from roost.scheduler.config.settings import DaskSettings
 
@@ -26,15 +29,16 @@ WITH_GPU = DaskNode(
 WITHOUT = replace(WITH_GPU, id="10.0.0.2", resources={}, free={}, devices=())
 
 
-class Told(DaskDriver):
+class Told(DaskManager):
     """Sees each of these pictures in turn, then the last one again."""
 
     def __init__(self, *pictures: Iterable[DaskNode]) -> None:
-        super().__init__(DaskSettings(), lambda changed, gone: None)
-        self.away = ""
+        super().__init__(DaskSettings())
         self._pictures = list(pictures)
-        self.nodes = {node.id: node for node in self._pictures.pop(0)}
         self.looks = 0
+
+    async def _join(self, address: str) -> str:
+        return "tcp://10.0.0.9:8786"
 
     async def _see(self, wait_s: float) -> Iterable[DaskNode]:
         if wait_s:
@@ -43,27 +47,34 @@ class Told(DaskDriver):
         return self._pictures.pop(0) if len(self._pictures) > 1 else self._pictures[0]
 
 
+async def joined(*pictures: Iterable[DaskNode]) -> Told:
+    dask = Told(*pictures)
+    await dask.membership.join("")
+    return dask
+
+
 def brought_up(**answer: Any) -> DaskNode:
     return replace(WITH_GPU, agent={"told": "1", **answer})
 
 
 async def test_machines_with_gpus_are_waited_for_until_an_agent_has_looked_at_them() -> None:
-    driver = Told(
+    dask = await joined(
         [WITH_GPU, WITHOUT], [WITH_GPU, WITHOUT], [brought_up(endpoint="tcp://10.0.0.1:1"), WITHOUT]
     )
-    await driver.until_seen(30)
-    assert driver.looks == 2
-    assert driver.nodes["10.0.0.1"].agent
+    await dask.wait_until_described()
+    assert dask.looks == 2
+    assert dask.membership.nodes["10.0.0.1"].agent
 
 
 async def test_an_agent_that_cannot_come_up_is_not_waited_for() -> None:
-    driver = Told([brought_up(problem="no ipykernel")], [])
-    await driver.until_seen(30)
-    assert driver.looks == 0
+    dask = await joined([brought_up(problem="no ipykernel")], [])
+    await dask.wait_until_described()
+    assert dask.looks == 0
 
 
-async def test_nobody_waits_for_ever() -> None:
-    driver = Told([WITH_GPU], [WITH_GPU])
+async def test_the_wait_for_agents_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "_FIRST_AGENTS_S", 0.05)
+    dask = await joined([WITH_GPU], [WITH_GPU])
     began = time.monotonic()
-    await driver.until_seen(0.05)
+    await dask.wait_until_described()
     assert 0.05 <= time.monotonic() - began < 5

@@ -1,0 +1,121 @@
+"""The interface of a cluster manager whose nodes have one agent each: all that Ray and Dask implement, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from roost.launchers.protocol.messages import NodeStatus
+from roost.placement import Node, Request
+from roost.scheduler.backends.base import AgentAddress, Lease
+
+from .membership import Membership, N
+
+HasRoom = Callable[[str, Request, int], bool]
+"""True if a request would fit on the node of this id after this number of requests like it, by all that is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedAgent:
+    """An agent, and the manager's daemon that started it (see `ManagedNode`)."""
+
+    address: AgentAddress
+    daemon: str
+
+
+class ManagedNode(Protocol):
+    """A node as its cluster manager describes it.
+
+    `id` stays the same when the manager's daemon on the node is started again. `daemon` names that daemon.
+    `started_agent` is the node's agent, if the manager reports it unasked.
+    """
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def daemon(self) -> str: ...
+
+    @property
+    def started_agent(self) -> StartedAgent | None: ...
+
+
+class ClusterManager(Protocol[N]):
+    """One cluster manager. Every coroutine raises `BackendUnavailable` if the manager does not answer.
+
+    For error texts, `name` is the name of the manager, `daemon` of its process on each node, and `claim_name` of the
+    claim that stands for a lease.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def daemon(self) -> str: ...
+
+    @property
+    def claim_name(self) -> str: ...
+
+    @property
+    def membership(self) -> Membership[N]: ...
+
+    async def close(self) -> None:
+        """Leave the cluster."""
+
+    async def wait_until_described(self) -> None:
+        """Wait, for a few seconds at most, until the nodes are fully described. Called once, after `open` joined."""
+
+    async def wait_for_change(self) -> None:
+        """Wait until it is time to read the nodes again."""
+
+    async def read_metrics(self) -> Collection[str]:
+        """Read the resources that are really used; return the ids of nodes with such figures."""
+
+    def build_node(
+        self, node: N, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+    ) -> Node:
+        """Return the node for placement.
+
+        `leases` are those known on the node. `status` comes from its agent, if the agent is connected, and is
+        `metrics_age_s` old.
+        """
+
+    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+        """Return the variables with which a kernel finds the cluster at `address`."""
+
+    async def claim(
+        self, lease: Lease, node: N, has_room: HasRoom, *, again: bool = False
+    ) -> tuple[str, ...]:
+        """Claim the slice, or find it claimed; return the ids of its devices. Raises `LeaseConflict`.
+
+        The manager may grant other devices than the lease prefers. With `again`, a live kernel has the slice after an
+        outage, so the claim gets exactly the lease's devices or conflicts.
+        """
+
+    def can_take_on(self, node: N) -> bool:
+        """True unless the manager refuses all claims on this node for now, including claims after an outage."""
+
+    async def release(self, lease: Lease) -> None:
+        """Give the claim back, also one that is being made. May be repeated, also without a claim."""
+
+    async def claims(self) -> Sequence[Lease]:
+        """Read all claims of roost, whichever process made them.
+
+        A `lost` one is not held by a live daemon, but its node's agent may know more than the manager.
+        """
+
+    def shows(self, lease: Lease, node: N) -> bool:
+        """False if the last reading of the node proves that the claim is gone."""
+
+    async def find(self, lease: Lease) -> bool:
+        """True if the manager has the claim, by a new look."""
+
+    async def start_agent(self, node_id: str) -> StartedAgent:
+        """Start or find the agent of that node."""
+
+
+def shorten_error(error: Exception) -> str:
+    """Return the last line of an error's text."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

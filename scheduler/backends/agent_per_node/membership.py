@@ -1,0 +1,102 @@
+"""The nodes of a cluster by the last reading of its manager, and whether the manager is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from roost.launchers.daemon.tasks import start_shared
+from roost.scheduler.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from .manager import ManagedNode
+
+log = logging.getLogger(__name__)
+
+N = TypeVar("N", bound="ManagedNode")
+
+OnNodes = Callable[[Collection[str], Collection[str]], None]
+"""Receives the ids of nodes that are new or differ, and the ids of nodes that are gone."""
+
+
+class Membership(Generic[N]):
+    """`nodes` by id, as last read. `away` says why the manager does not answer, and is empty while it answers.
+
+    A cluster manager owns one, with the functions that join the cluster and fetch its nodes. Both raise
+    `BackendUnavailable`, and the manager is away from then on until it is joined again.
+    """
+
+    def __init__(
+        self,
+        manager: str,
+        *,
+        join: Callable[[str], Awaitable[str]],
+        fetch: Callable[[], Awaitable[Iterable[N]]],
+    ) -> None:
+        self.away = "roost has not joined it yet"
+        self.nodes: Mapping[str, N] = {}
+        self._manager = manager
+        self._join = join
+        self._fetch = fetch
+        self._on_nodes: OnNodes | None = None
+        self._read_at = 0.0
+        self._reading: asyncio.Task[None] | None = None
+
+    def listen(self, on_nodes: OnNodes) -> None:
+        """Call `on_nodes` after each reading that differs from the one before."""
+        self._on_nodes = on_nodes
+
+    async def join(self, address: str) -> str:
+        """Join the cluster and read its nodes; return the address that names the cluster.
+
+        `address` is the one where the cluster was last. Raises `BackendUnavailable` or `ConfigError`.
+        """
+        try:
+            joined = await self._join(address)
+        except BackendUnavailable as problem:
+            self.away = str(problem)
+            raise
+        self.away = ""
+        await self.read()
+        return joined
+
+    async def read(self, *, max_age_s: float = 0.0) -> None:
+        """Read the nodes, unless the last reading is no older than `max_age_s`. Callers share one reading."""
+        if self._read_at and time.monotonic() - self._read_at <= max_age_s:
+            return
+        if self._reading is None or self._reading.done():
+            self._reading = start_shared(self._read())
+        await asyncio.shield(self._reading)
+
+    def expire(self) -> None:
+        """Make the next `read` a new one, because something has changed."""
+        self._read_at = 0.0
+
+    def check(self) -> None:
+        """Raise `BackendUnavailable` while the manager is away."""
+        if self.away:
+            raise BackendUnavailable(f"the {self._manager} cluster is away: {self.away}")
+
+    def close(self) -> None:
+        """Cancel a reading that is under way."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def _read(self) -> None:
+        read_at = time.monotonic()
+        try:
+            self.check()
+            nodes = {node.id: node for node in await self._fetch()}
+        except BackendUnavailable as problem:
+            if not self.away:
+                self.away = str(problem)
+                log.warning("the %s cluster is away: %s", self._manager, problem)
+            raise
+        changed = [name for name, node in nodes.items() if self.nodes.get(name) != node]
+        gone = self.nodes.keys() - nodes.keys()
+        self.nodes, self._read_at = nodes, read_at
+        if self._on_nodes is not None and (changed or gone):
+            self._on_nodes(changed, gone)

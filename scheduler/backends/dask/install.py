@@ -1,0 +1,102 @@
+"""Brings roost's plugins into a Dask cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.version import VERSION, parse_version
+from roost.scheduler.backends.agent_per_node import bootstrap
+from roost.scheduler.backends.agent_per_node.manager import shorten_error
+from roost.scheduler.config.settings import DaskSettings
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+_CALL_S = 8.0
+
+
+async def install_plugins(client: Any, settings: DaskSettings) -> None:
+    """Register roost's plugins, unless the cluster has them with the same settings, or newer ones.
+
+    Raises `BackendUnavailable`, or `ConfigError` if the cluster's plugins have a newer protocol.
+    """
+    from .plugin import nanny_plugin, scheduler_plugin, slot_ledger, sweep, worker_plugin
+
+    there: dict[str, Any] | None = None
+    if await _has_plugin(client):  # Dask logs an operation that it does not know as an error
+        there = await _ask(client.scheduler.roost_hello())
+    if there is not None and there["protocol"] > scheduler_plugin.PROTOCOL:
+        raise ConfigError(
+            f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
+        )
+    archive, digest = bootstrap.pack()
+    agent_settings = AgentSettings(
+        idle_exit_s=settings.agent_idle_exit_s,
+        preload=settings.preload,
+        is_remote=True,
+        gpu_visibility="manager",
+    )
+    sent: dict[str, Any] = {
+        "settings": encode(agent_settings),
+        "grace_s": settings.manager_grace_s,
+        "python": settings.python,
+    }
+    mark = hashlib.sha256(f"{digest} {json.dumps(sent)}".encode()).hexdigest()
+    if there is not None and there["is_whole"]:
+        theirs, ours = parse_version(there["version"]), parse_version(VERSION)
+        if theirs > ours or (theirs == ours and there["mark"] == mark):
+            return
+    starter = nanny_plugin.AgentStarter(archive=archive, digest=digest, **sent)
+    plugins = (
+        scheduler_plugin.OnScheduler(VERSION, mark),
+        worker_plugin.OnWorker(starter),
+        nanny_plugin.OnNanny(starter),
+    )
+    with _pickled_by_value(slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap):
+        for plugin in plugins:
+            plugin.idempotent = there is None
+            await _register(client, plugin, is_last=plugin is plugins[-1])
+
+
+async def _register(client: Any, plugin: Any, *, is_last: bool) -> None:
+    try:
+        await asyncio.wait_for(client.register_plugin(plugin, name=plugin.name), _CALL_S)
+    except asyncio.TimeoutError:
+        # Dask's scheduler waits until no nanny is starting. By then it knows the last plugin already.
+        if not is_last:
+            raise BackendUnavailable("Dask's scheduler does not take roost's plugins in time") from None
+    except Exception as problem:
+        raise BackendUnavailable(
+            f"Dask's scheduler does not take roost's plugins: {shorten_error(problem)}"
+        ) from problem
+
+
+async def _has_plugin(client: Any) -> bool:
+    return bool(await _ask(client.run_on_scheduler(lambda dask_scheduler: "roost" in dask_scheduler.plugins)))
+
+
+async def _ask(question: Any) -> Any:
+    try:
+        return await asyncio.wait_for(question, _CALL_S)
+    except Exception as problem:
+        raise BackendUnavailable(f"Dask's scheduler does not answer: {shorten_error(problem)}") from problem
+
+
+@contextlib.contextmanager
+def _pickled_by_value(*modules: ModuleType) -> Iterator[None]:
+    """Send the objects of these modules with their code, because the cluster need not have roost."""
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)

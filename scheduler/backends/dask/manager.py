@@ -1,0 +1,200 @@
+"""Dask as a cluster manager. A lease is a debit, which roost's plugin in Dask's scheduler decides.
+
+The plugin answers as soon as something has changed, so that roost need not read the nodes again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from roost.launchers.protocol.messages import NodeStatus, Owner
+from roost.placement import Node, Request
+from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, shorten_error
+from roost.scheduler.backends.agent_per_node.membership import Membership
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.config.settings import DaskSettings
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+
+from . import join, nodes
+from .install import install_plugins
+from .nodes import DaskNode
+
+_CALL_S = 8.0
+_LOOK_S = 2.0
+"""How long to wait for a change. It takes this long to notice that Dask's scheduler has gone without a word."""
+_FIRST_AGENTS_S = 5.0
+"""How long the first agents of a cluster may take to report the models of its GPUs; they need 1 to 2 s."""
+_START_AGENT_S = 45.0
+_CLAIM_S = 15.0
+_WAIT_S = 0.3
+"""How long a claim waits for Dask's tasks to end, before it is refused and the queue tries again."""
+
+
+class DaskManager:
+    """Implements `ClusterManager`. The cluster is the settings', else the one of Dask's own configuration."""
+
+    name = "Dask"
+    daemon = "last nanny"
+    claim_name = "lease in Dask's scheduler"
+
+    def __init__(self, settings: DaskSettings) -> None:
+        self._settings = settings
+        self._client: Any = None
+        self._version = -1
+        self._incarnation = ""
+        self._metrics: Mapping[str, Mapping[str, float]] = {}  # by node: cpus, memory_bytes
+        self.membership: Membership[DaskNode] = Membership(self.name, join=self._join, fetch=self._fetch)
+
+    async def close(self) -> None:
+        await self._leave()
+
+    async def wait_until_described(self) -> None:
+        """Wait until an agent has looked at the GPUs of each machine, or cannot: Dask itself knows no models.
+
+        Before that, a kernel that asks for a model would be refused for good.
+        """
+        give_up_at = time.monotonic() + _FIRST_AGENTS_S
+        with contextlib.suppress(BackendUnavailable):  # the next caller gets the error
+            while any(node.devices and not node.agent for node in self.membership.nodes.values()):
+                left_s = give_up_at - time.monotonic()
+                if left_s <= 0:
+                    return
+                await self._see(left_s)
+                await self.membership.read()
+
+    async def wait_for_change(self) -> None:
+        with contextlib.suppress(BackendUnavailable):  # the next reading raises it
+            await self._see(_LOOK_S)
+
+    async def read_metrics(self) -> Collection[str]:
+        self._metrics = await self.ask("roost_metrics")
+        return self._metrics
+
+    def build_node(
+        self, node: DaskNode, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+    ) -> Node:
+        return nodes.build_node(node, status, metrics_age_s, self._metrics.get(node.id))
+
+    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+        node = self.membership.nodes.get(lease.node_id)
+        reported = node.agent.get("environment", {}) if node is not None else {}
+        return {"DASK_SCHEDULER_ADDRESS": address, **reported}
+
+    async def claim(
+        self, lease: Lease, node: DaskNode, has_room: HasRoom, *, again: bool = False
+    ) -> tuple[str, ...]:
+        request = lease.request
+        held = {
+            "lease_id": lease.id,
+            "kernel_id": lease.kernel_id,
+            "user": lease.owner.user,
+            "machine": lease.node_id,
+            "cpus": request.cpus,
+            "memory_bytes": request.memory_bytes,
+            "gpus": request.gpus,
+            "resources": dict(request.resources),
+        }
+        answer = await self.ask(
+            "roost_lease",
+            _CLAIM_S,
+            held=held,
+            device_ids=list(lease.device_ids),
+            again=again,
+            wait_s=_WAIT_S,
+        )
+        if "refused" in answer:
+            raise LeaseConflict(answer["refused"])
+        return tuple(answer["device_ids"])
+
+    def can_take_on(self, node: DaskNode) -> bool:
+        return True
+
+    async def release(self, lease: Lease) -> None:
+        await self.ask("roost_release", lease_id=lease.id)
+
+    async def claims(self) -> Sequence[Lease]:
+        return [_build_lease(held) for held in await self.ask("roost_leases")]
+
+    def shows(self, lease: Lease, node: DaskNode) -> bool:
+        return lease.id in node.leases
+
+    async def find(self, lease: Lease) -> bool:
+        return any(claim.id == lease.id for claim in await self.claims())
+
+    async def start_agent(self, node_id: str) -> StartedAgent:
+        answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)
+        if "problem" in answer:
+            raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
+        return nodes.decode_agent(answer)
+
+    async def ask(self, operation: str, deadline_s: float = _CALL_S, /, **arguments: Any) -> Any:
+        """Return what the plugin in Dask's scheduler answers; raise `BackendUnavailable` if it does not."""
+        self.membership.check()
+        if self._client is None:
+            raise BackendUnavailable("roost has left Dask's scheduler")
+        try:
+            call = getattr(self._client.scheduler, operation)
+            answer = await asyncio.wait_for(call(**arguments), deadline_s)
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"Dask's scheduler has not answered for {deadline_s:g} s") from None
+        except OSError as error:
+            raise BackendUnavailable("Dask's scheduler has gone") from error
+        except Exception as error:
+            raise BackendUnavailable(f"Dask's scheduler failed: {shorten_error(error)}") from error
+        if answer is None:  # so Dask answers an operation that it does not know
+            raise BackendUnavailable("Dask's scheduler has been started again, without roost's plugin")
+        return answer
+
+    async def _join(self, address: str) -> str:
+        await self._leave()
+        joined = await join.join(self._settings, address)
+        self._client = joined.client
+        await install_plugins(self._client, self._settings)
+        self._version, self._incarnation = -1, ""
+        return joined.address
+
+    async def _fetch(self) -> Iterable[DaskNode]:
+        return await self._see(0.0)
+
+    async def _see(self, wait_s: float) -> Iterable[DaskNode]:
+        """Return the nodes. With `wait_s`, wait for a change of them instead, and return none."""
+        known = (self._version, self._incarnation)
+        answer = await self.ask(
+            "roost_nodes", _CALL_S + wait_s, since=known[0], incarnation=known[1], wait_s=wait_s
+        )
+        if wait_s:
+            return ()  # the caller reads them then
+        found = dict(self.membership.nodes) if answer["incarnation"] == known[1] else {}
+        for name, machine in answer["machines"].items():
+            found.pop(name, None)
+            if machine is not None:
+                found[name] = DaskNode.of(name, machine)
+        self._version, self._incarnation = answer["version"], answer["incarnation"]
+        return found.values()
+
+    async def _leave(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await join.leave(client)
+
+
+def _build_lease(held: Mapping[str, Any]) -> Lease:
+    """Return the lease as far as the plugin in Dask's scheduler knows it."""
+    return Lease(
+        id=held["lease_id"],
+        kernel_id=held["kernel_id"],
+        owner=Owner(user=held["user"]),
+        request=Request(
+            cpus=held["cpus"],
+            memory_bytes=held["memory_bytes"],
+            gpus=held["gpus"],
+            resources=dict(held["resources"]),
+            owner=held["user"],
+        ),
+        node_id=held["machine"],
+        device_ids=tuple(held["device_ids"]),
+    )
