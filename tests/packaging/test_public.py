@@ -227,11 +227,13 @@ def test_importing_roost_costs_nothing() -> None:
 
 
 def test_importing_the_provisioner_is_cheap() -> None:
-    """It costs little more than jupyter_client, which the application has loaded anyway."""
-    assert (
-        measure(TIMED.format(first="import jupyter_client.provisioning", then="import roost.provisioners"))
-        < 50
-    )
+    """The import takes less than 50 ms after jupyter_client's, which the application needs anyway.
+
+    All imports take longer on a busy machine. Then this one may take half of jupyter_client's.
+    """
+    jupyter, ours = "import jupyter_client.provisioning", "import roost.provisioners"
+    cost_ms = measure(TIMED.format(first=jupyter, then=ours))
+    assert cost_ms < 50 or cost_ms < 0.5 * measure(TIMED.format(first="import typing", then=jupyter))
 
 
 @pytest.mark.parametrize("name", ["model", "format", "refusals", "decision"])
