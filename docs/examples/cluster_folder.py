@@ -24,6 +24,8 @@ from typing import TypeVar
 import psutil
 
 END_TIMEOUT_S = 15.0
+CLAIM_PORT = 47_470
+"""The port at the first address of each network, which its cluster holds."""
 FOLDER = "CLUSTER_FOLDER"
 """The environment variable that names the folder in all descendants of the cluster, agents and kernels included."""
 
@@ -42,7 +44,8 @@ class DaemonCluster(ABC):
         self.address = ""
         self.environment = dict(environment or {})
         self._prefix = prefix
-        self._network = network or f"127.0.{random.randint(1, 254)}"
+        self._network = network or ""
+        self._claim: socket.socket | None = None
         self._programs: list[subprocess.Popen[bytes]] = []
         self._watcher: subprocess.Popen[bytes] | None = None
 
@@ -51,6 +54,8 @@ class DaemonCluster(ABC):
         """Start the cluster in the empty `folder`. If this raises, the caller ends the started processes."""
 
     def __enter__(self: AnyCluster) -> AnyCluster:
+        if not self._network:
+            self._network, self._claim = claim_network()
         self.folder, self._watcher = make_folder(self._prefix)
         try:
             self._start()
@@ -78,6 +83,8 @@ class DaemonCluster(ABC):
             watcher.communicate(timeout=2 * END_TIMEOUT_S)
             for program in self._programs:
                 program.wait(END_TIMEOUT_S)
+            if self._claim is not None:
+                self._claim.close()
 
     def processes(self) -> list[psutil.Process]:
         """Return all live processes of the cluster: its daemons, and all that was started on its machines."""
@@ -111,6 +118,18 @@ def why_no_cluster(module: str, name: str) -> str | None:
     except OSError:
         return "this machine has no loopback address but 127.0.0.1 (Linux has them all)"
     return None
+
+
+def claim_network() -> tuple[str, socket.socket]:
+    """Draw a loopback network that no other cluster has claimed. The claim lasts until the socket closes."""
+    for _ in range(1000):
+        network, claim = f"127.0.{random.randint(1, 254)}", socket.socket()
+        try:
+            claim.bind((f"{network}.1", CLAIM_PORT))
+            return network, claim
+        except OSError:
+            claim.close()
+    raise RuntimeError("every network from 127.0.1 to 127.0.254 has a cluster")
 
 
 def inherit_environment(*but: str) -> dict[str, str]:

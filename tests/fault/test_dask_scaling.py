@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_folder import claim_network
 from dask_machines import why_not
 from leftovers import VARIABLE, end
 from managers import kernelspecs
@@ -98,15 +98,19 @@ def cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     if reason := why_not():
         pytest.skip(reason)
     (tmp_path / "cluster.py").write_text(CLUSTER)
-    with subprocess.Popen(
-        [sys.executable, str(tmp_path / "cluster.py"), f"127.0.{random.randint(1, 254)}"],
-        env={**os.environ, VARIABLE: f"{runtime_dir}/node"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=tmp_path,
-    ) as process:
+    network, claim = claim_network()
+    with (
+        claim,
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "cluster.py"), network],
+            env={**os.environ, VARIABLE: f"{runtime_dir}/node"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=tmp_path,
+        ) as process,
+    ):
         try:
             started = Cluster(process)
             monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", started.address)

@@ -11,7 +11,7 @@ import cluster_folder
 import dask_machines
 import pytest
 import raylets
-from cluster_folder import DaemonCluster, processes, wait_until
+from cluster_folder import DaemonCluster, claim_network, processes, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -55,3 +55,13 @@ def test_a_failed_start_reports_why_and_leaves_nothing(module: ModuleType) -> No
         pass
     assert cluster.processes() == []
     assert not cluster.folder.exists()
+
+
+def test_two_clusters_never_have_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([253, 253, 252])
+    monkeypatch.setattr(cluster_folder.random, "randint", lambda *_: next(drawn))
+    first, claim = claim_network()
+    with claim:
+        second, other = claim_network()
+        other.close()
+    assert (first, second) == ("127.0.253", "127.0.252")
