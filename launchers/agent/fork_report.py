@@ -14,7 +14,7 @@ from typing import Any
 
 
 class KernelDiedEarly(Exception):
-    """A forked kernel ended before it reported its ports. Its exit status is with the `Reaper`, under `pid`."""
+    """A kernel ended before its ports were bound. Its exit status is with the `Reaper`, under `pid`."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid)

@@ -48,12 +48,13 @@ from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
 
+from .fingerprint import parse_ipykernel_command
 from .kernel_usage import UsageMeter
 from .kernels import Kernels
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
 from .node_metrics import AgentSettings, NodeMetrics
-from .zygote_pool import ZygotePool, parse_ipykernel_command
+from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
 

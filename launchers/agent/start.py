@@ -28,7 +28,9 @@ from roost.launchers.protocol.rpc import RemoteError
 
 from . import ports
 from .child_reaper import Reaper
-from .zygote_pool import ForkedKernel, KernelDiedEarly, ZygotePool, parse_ipykernel_command
+from .fingerprint import parse_ipykernel_command
+from .fork_report import ForkedKernel, KernelDiedEarly
+from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ class Starter:
             )
             with writing(folder):
                 write_private_json(folder / "record.json", encode(process))
-        except (KernelDiedEarly, _EndedEarly):
+        except KernelDiedEarly:
             raise _build_death_error(folder, await child.end()) from None
         except (TimeoutError, asyncio.TimeoutError):
             await child.end()
@@ -180,13 +182,9 @@ class Starter:
             self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
             code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
         timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
-        await _wait_until_listening(code, connection)
+        await _wait_until_listening(child.pid, code, connection)
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3
         return connection, timing_ms
-
-
-class _EndedEarly(Exception):
-    """An exec'ed kernel ended before it accepted connections."""
 
 
 def spawn_kernel(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
@@ -218,13 +216,13 @@ def spawn_kernel(request: Launch, env: Mapping[str, str], connection_file: Path,
     return process.pid
 
 
-async def _wait_until_listening(code: asyncio.Future[int], connection: Connection) -> None:
+async def _wait_until_listening(pid: int, code: asyncio.Future[int], connection: Connection) -> None:
     listening = asyncio.ensure_future(ports.until_listening(connection))
     waiting: list[asyncio.Future[Any]] = [listening, code]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if code.done():
-            raise _EndedEarly
+            raise KernelDiedEarly(pid)
         listening.result()
     finally:
         listening.cancel()

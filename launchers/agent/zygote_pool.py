@@ -33,20 +33,10 @@ from .fingerprint import (
     Fingerprint,
     KernelCommand,
     choose_import_folder,
-    parse_ipykernel_command,
     resolve_python,
     select_import_environment,
 )
-from .fork_report import ForkedKernel, KernelDiedEarly, read_report
-
-__all__ = [
-    "ForkedKernel",
-    "KernelCommand",
-    "KernelDiedEarly",
-    "ZygotePool",
-    "become_subreaper",
-    "parse_ipykernel_command",
-]
+from .fork_report import ForkedKernel, read_report
 
 _SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _PR_SET_CHILD_SUBREAPER = 36

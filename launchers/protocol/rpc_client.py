@@ -18,6 +18,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from roost.launchers.daemon.tasks import cancel_all, spawn
+
 from .json_codec import encode
 from .rpc import (
     HEARTBEAT_MS,
@@ -55,12 +57,11 @@ class RpcClient:
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._connected: asyncio.Future[None] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.is_lost = False
 
     async def connect(self, *, timeout_s: float) -> None:
         """Connect and wait for the handshake. Raises `Disconnected` or `Unauthorized`."""
-        loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
@@ -71,9 +72,10 @@ class RpcClient:
             socket.curve_secretkey = self._keys.secret.encode()
             socket.curve_publickey = self._keys.public.encode()
             socket.curve_serverkey = self._keys.server.encode()
-        self._connected = loop.create_future()
-        self._monitor = monitor = socket.get_monitor_socket()
-        self._tasks = [loop.create_task(self._watch(monitor)), loop.create_task(self._read())]
+        self._connected = asyncio.get_running_loop().create_future()
+        self._monitor = socket.get_monitor_socket()
+        spawn(self._watch(self._monitor), self._tasks, log)
+        spawn(self._read(), self._tasks, log)
         socket.connect(self._endpoint)
         try:
             await asyncio.wait_for(asyncio.shield(self._connected), timeout_s)
@@ -107,12 +109,7 @@ class RpcClient:
         """Close the connection. Calls in progress raise `Disconnected`. May be repeated."""
         self._lose(Disconnected("the connection was closed"))
         self._on_lost = None
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        self._tasks = []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         if not self._socket.closed:
             self._socket.disable_monitor()
             self._socket.close(linger=0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import roost
 
-__all__ = ["VERSION", "parse_version"]
-
 VERSION = roost.__version__
 
 

@@ -13,12 +13,14 @@ import pytest
 
 from roost.launchers.agent.fingerprint import (
     Fingerprint,
+    KernelCommand,
     choose_import_folder,
+    parse_ipykernel_command,
     resolve_python,
     select_import_environment,
     stamp,
 )
-from roost.launchers.agent.zygote_pool import KernelCommand, ZygotePool, parse_ipykernel_command
+from roost.launchers.agent.zygote_pool import ZygotePool
 
 FILE = "{connection_file}"
 

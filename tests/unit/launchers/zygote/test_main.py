@@ -22,14 +22,10 @@ from typing import Any
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 
+from roost.launchers.agent.fingerprint import KernelCommand, parse_ipykernel_command
+from roost.launchers.agent.fork_report import ForkedKernel, KernelDiedEarly
 from roost.launchers.agent.ports import choose
-from roost.launchers.agent.zygote_pool import (
-    ForkedKernel,
-    KernelCommand,
-    KernelDiedEarly,
-    ZygotePool,
-    parse_ipykernel_command,
-)
+from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
