@@ -1,4 +1,4 @@
-"""One engine over a long and changeful life: what it keeps between decisions never changes a decision."""
+"""One policy over a long series of changes. Its cache never changes a decision."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ USE = st.none() | st.sampled_from([0.0, 0.2, 0.5, 1.0])
 
 @st.composite
 def empty_nodes(draw: st.DrawFn, name: str) -> Node:
-    """A node that nobody uses yet, of any kind."""
+    """Draw an unused node of any kind."""
     models = draw(st.lists(st.sampled_from(["A100", "A100", "T4"]), max_size=4))
     return Node(
         id=name,
@@ -60,10 +60,10 @@ def empty_nodes(draw: st.DrawFn, name: str) -> Node:
 
 
 class Engine(RuleBasedStateMachine):
-    """Kernels come and go on nodes that do the same, each request decided by a policy that lives on.
+    """Kernels and nodes that come and go, and one policy that decides all requests.
 
-    ``held`` are the kernels that run, which say what is promised on every node, told apart from the snapshot's own
-    sums. ``older`` are snapshots that somebody may still look at.
+    ``held`` are the running kernels. They give the promises of each node, independently of the snapshot's sums.
+    ``older`` are snapshots that a caller may still use.
     """
 
     name = "balanced"
@@ -77,7 +77,7 @@ class Engine(RuleBasedStateMachine):
         self.held: list[tuple[str, Request, tuple[str, ...]]] = []
 
     def fresh(self) -> Policy:
-        """The same policy, knowing nothing of earlier decisions."""
+        """The same policy with an empty cache."""
         return get_policy(self.name, self.workload)
 
     def go_on(self, *nodes: Node, removed: tuple[str, ...] = ()) -> None:
@@ -133,7 +133,7 @@ class Engine(RuleBasedStateMachine):
 
     @rule(request=st.sampled_from(CLASSES), is_older=st.booleans(), data=st.data())
     def somebody_asks(self, request: Request, is_older: bool, data: st.DataObject) -> None:
-        """On this snapshot or an older one, or one that went its own way from there; perhaps some nodes are avoided."""
+        """Decide on this snapshot, an older one or a branch, sometimes with avoided nodes."""
         snapshot = data.draw(st.sampled_from(self.older)) if is_older else self.snapshot
         if is_older and len(snapshot) and data.draw(st.booleans()):
             node = snapshot.node(data.draw(st.sampled_from(snapshot.nodes)))
@@ -170,7 +170,7 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_nodes)
     @rule(request=st.sampled_from(CLASSES), data=st.data())
     def more_would_not_hurt(self, request: Request, data: st.DataObject) -> None:
-        """A feasible request stays feasible when a node grows, or another comes."""
+        """A feasible request stays feasible if a node grows or a node is added."""
         node, extra = self.some_node(data), data.draw(empty_nodes("zz"))
         larger = replace(
             node,
@@ -189,11 +189,11 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_nodes)
     @rule(request=st.sampled_from(CLASSES), data=st.data())
     def what_is_undone_is_as_before(self, request: Request, data: st.DataObject) -> None:
-        """A node goes and comes back as it was: another version of the same picture, and the same decision."""
+        """A node leaves and comes back unchanged: the version is new, and the decision is the same."""
         before, node = self.snapshot, self.some_node(data)
         back = before.apply(removed=[node.id]).apply([node])
         assert list(map(back.node, back.nodes)) == list(map(before.node, before.nodes))
-        if self.name != "random":  # which depends on the version
+        if self.name != "random":  # random depends on the version
             assert_same(
                 self.living.place(request, back),
                 replace(self.living.place(request, before), snapshot_version=back.version),
@@ -217,7 +217,7 @@ class Engine(RuleBasedStateMachine):
 
 
 def assert_same(one: Decision, other: Decision) -> None:
-    """The same in all that a caller sees, grounds included."""
+    """Compare everything that a caller sees, explanations included."""
     assert one == other
 
 

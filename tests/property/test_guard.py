@@ -1,4 +1,4 @@
-"""Whatever a policy answers, what is believed of it fits."""
+"""Every accepted decision of any policy fits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ placements = st.builds(
 
 
 @given(st.tuples(*map(nodes, NAMES)), requests, placements, st.sets(st.sampled_from(NAMES)))
-def test_nothing_is_over_committed(
+def test_no_accepted_decision_over_commits(
     cluster: tuple[Node, ...], request: Request, placement: Placement, avoid: set[str]
 ) -> None:
     snapshot = Snapshot.of(cluster)
@@ -76,7 +76,7 @@ def test_nothing_is_over_committed(
     assert len(used) in (0, request.gpu_count)
 
 
-def test_a_decision_that_fits_is_believed() -> None:
+def test_a_decision_that_fits_is_accepted() -> None:
     snapshot = Snapshot.of([Node(id="a", cpus=4, devices=(Device(id="0"),))])
     request = Request(cpus=1, gpus=0.5)
     for devices in ((), ("0",)):

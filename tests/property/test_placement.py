@@ -1,4 +1,4 @@
-"""What holds for every request and every cluster, whichever shipped policy places."""
+"""Properties of all shipped policies, for every request and every cluster."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def devices(draw: st.DrawFn) -> tuple[Device, ...]:
 
 @st.composite
 def nodes(draw: st.DrawFn, name: str) -> Node:
-    """A node on which no more is promised than there is."""
+    """Draw a node whose promises do not exceed its totals."""
     owned = draw(devices())
     known = sum(device.promised for device in owned)
     cpus, memory = draw(st.sampled_from([0.0, 0.5, 2.0, 8.0])), draw(st.sampled_from([0, 100, 1000]))
@@ -106,7 +106,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 def _fits(request: Request, node: Node) -> bool:
-    """The rules once more, in plain Python."""
+    """Return True if the node fits, by the rules in plain Python."""
     amounts = (
         not request.cpus or node.cpus - node.cpus_promised >= request.cpus - EPSILON,
         not request.memory_bytes or node.memory_bytes - node.memory_promised_bytes >= request.memory_bytes,
@@ -127,7 +127,9 @@ def _fits(request: Request, node: Node) -> bool:
 
 
 @given(clusters(), requests(), POLICIES)
-def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, chosen: Policy) -> None:
+def test_a_placement_exists_exactly_if_a_node_fits(
+    cluster: list[Node], request: Request, chosen: Policy
+) -> None:
     decision = chosen.place(request, Snapshot.of(cluster))
     ranked = ([decision.placement] if decision.placement else []) + list(decision.runners_up)
     assert {p.node_id for p in ranked} == {node.id for node in cluster if _fits(request, node)}
@@ -142,7 +144,7 @@ def test_places_exactly_where_it_fits(cluster: list[Node], request: Request, cho
 
 
 class Plain:
-    """A filter or a scorer without its short ways: only what all have."""
+    """A filter or a scorer without its shortcuts."""
 
     def __init__(self, part: Any) -> None:
         self._part = part
@@ -154,9 +156,7 @@ class Plain:
 
 
 @given(clusters(), requests(), POLICIES)
-def test_short_ways_end_where_all_filters_and_scorers_do(
-    cluster: list[Node], request: Request, chosen: Policy
-) -> None:
+def test_shortcuts_lead_to_the_same_decision(cluster: list[Node], request: Request, chosen: Policy) -> None:
     assert isinstance(chosen, Pipeline)
     filters = tuple(Plain(rule) for rule in chosen.filters)
     scorers = tuple((Plain(scorer), weight) for scorer, weight in chosen.scorers)
@@ -170,7 +170,7 @@ def test_short_ways_end_where_all_filters_and_scorers_do(
 
 
 @given(clusters(), requests(), POLICIES)
-def test_never_means_not_even_on_the_empty_node(
+def test_never_means_that_the_empty_node_is_too_small(
     cluster: list[Node], request: Request, chosen: Policy
 ) -> None:
     decision = chosen.place(request, Snapshot.of(cluster))

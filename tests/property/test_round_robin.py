@@ -1,9 +1,9 @@
-"""Without metrics load stays proportional to size, whatever order nodes come and go.
+"""Without metrics the load stays proportional to size, in whatever order nodes come and go.
 
-What no policy can mend is what it placed while the cluster was another: a node that has just come has no kernels, and
-those of a lost one are gone. So load is judged twice. At each request: the node that gets the kernel is not lifted more
-than 10 % above its proportional share. And once all kernels are younger than the last coming or going: every node is
-within 10 % of its share. A kernel cannot be cut, and one has just ended somewhere, so two more or less are granted.
+No policy can move the kernels that it placed before the cluster changed: a new node has no kernels, and those of a
+removed node are gone. The load is therefore checked twice. At each request, the chosen node gets at most 10 % more than
+its proportional share. When all kernels are younger than the last change of the cluster, every node is within 10 % of
+its share. Two kernels more or less are allowed, because a kernel cannot be divided and one has just ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, g
 
 REQUESTS = 1000
 LIFE = 250
-"""A kernel ends when so many others have started after it: some 250 run at any time."""
+"""A kernel ends after this many later starts, so that about 250 run at any time."""
 SIZES = st.sampled_from([4, 8, 16, 24, 32, 64])
 MOVES = st.sampled_from(["comes", "is lost", "is away", "is back"])
 WORKLOAD = Workload.of([Request(gpus=0.5, cpus=2)] * 30, {"": 99})
@@ -32,7 +32,7 @@ def _node(name: str, size: int, metrics_age_s: float | None) -> Node:
 
 
 class Cluster:
-    """Nodes that come and go while kernels start and end on them. ``away``: not seen for a while, kernels live on."""
+    """Nodes that come and go while kernels start and end. Nodes in ``away`` are missing, and their kernels live."""
 
     def __init__(self, sizes: list[int], request: Request, metrics_age_s: float | None) -> None:
         self.request, self.metrics_age_s = request, metrics_age_s
@@ -44,11 +44,11 @@ class Cluster:
             self.move("comes", size)
 
     def move(self, kind: str, size: int) -> bool:
-        """Whether there was something to do; two nodes are always left."""
+        """Return True if something changed. At least two nodes always stay."""
         nodes = self.snapshot.nodes
         if kind == "comes":
             self.made += 1
-            name = f"{'mazbk'[self.made % 5]}{self.made}"  # before, between and after those that are there
+            name = f"{'mazbk'[self.made % 5]}{self.made}"  # ids before, between and after the existing ones
             self.snapshot = self.snapshot.apply([_node(name, size, self.metrics_age_s)])
         elif kind == "is back" and self.away:
             self.snapshot = self.snapshot.apply([self.away.pop(next(iter(self.away)))])
@@ -64,7 +64,7 @@ class Cluster:
         return True
 
     def start(self, chosen: Policy, life: int = LIFE) -> tuple[str, str | None]:
-        """Where the next kernel goes, and what is said of a fallback."""
+        """Start the next kernel. Return its node and the text of a fallback."""
         decision = chosen.place(self.request, self.snapshot)
         assert decision.placement is not None, decision.reason
         node_id, ids = decision.placement.node_id, decision.placement.device_ids
@@ -83,7 +83,7 @@ class Cluster:
             )
 
     def loads(self) -> dict[str, tuple[float, float]]:
-        """By node: its kernels, and how many would be proportional to its size."""
+        """Return, by node, its kernels and the number that is proportional to its size."""
         c = self.snapshot.columns
         sizes = c.gpus if self.request.gpus else c.cpus
         shares = c.kernels.sum() * sizes / sizes.sum()
@@ -155,7 +155,7 @@ def test_load_stays_proportional_to_size(
 def test_a_thousand_kernels_that_stay_end_up_proportional(
     sizes: list[int], absences: list[tuple[int, int]]
 ) -> None:
-    """Nodes join one after the other, and some are not seen for 50 requests; strictly within 10 % in the end."""
+    """Nodes join one after the other, and some are missing for 50 requests. The end result is within 10 %."""
     chosen, cluster = get_policy("balanced"), Cluster(sizes[:2], Request(), None)
     for at in range(REQUESTS):
         if at % 40 == 39 and sizes[2:]:

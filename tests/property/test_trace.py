@@ -1,4 +1,4 @@
-"""On a real GPU trace, for one seed: ahead of what was published. All of it is `benchmarks/placement.py`."""
+"""On a real GPU trace and one seed, `balanced` is ahead of published results. `benchmarks/placement.py` has more."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_balanced_is_ahead_of_published_fgd(folder: Path, name: str) -> None:
     assert abs(100 * fgd.placed / gpus - at_130) < 1
 
 
-def test_what_comes_and_goes_is_hardly_refused(folder: Path) -> None:
+def test_balanced_refuses_little_when_requests_come_and_go(folder: Path) -> None:
     snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(folder / NODES))))
     tasks = read_trace(str(folder / "openb_pod_list_default.csv"))
     workload, gpus = (

@@ -1,4 +1,4 @@
-"""Decisions: what they say to people and to programs."""
+"""Decisions: their texts for people and their JSON for programs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_own_filters_are_named() -> None:
     ]
 
 
-def test_such_gpus_are_those_of_a_model_that_was_asked_for() -> None:
+def test_such_gpus_means_gpus_of_the_requested_model() -> None:
     two: tuple[tuple[str, str, str, When], ...] = (
         ("a", "gpu", "needs 1 GPU of model T4, has none", "never"),
         ("b", "gpu", "needs 1 GPU of model T4, has none", "never"),
@@ -99,7 +99,7 @@ def full() -> Decision:
     )
 
 
-def test_lines_say_all_of_it(full: Decision) -> None:
+def test_lines_contain_the_whole_decision(full: Decision) -> None:
     assert full.lines() == [
         "a ranks first (gpu 0.5, memory 1); ranked by round robin, since no node that fits has metrics",
         "1. a on 0: 1.5 (gpu 0.5, memory 1)",
@@ -118,7 +118,7 @@ def test_decision_survives_json_and_pickle(full: Decision) -> None:
     assert data["refused"][0]["text"] == "1 node has too few GPUs at all"
 
 
-def test_groups_that_were_only_counted_survive_json_too() -> None:
+def test_groups_counted_from_refusals_survive_json() -> None:
     decision = _refused(("a", "gpu", "needs 1 GPU, 0 free", "now"))
     data = decision.to_dict()
     again = Decision.from_dict(json.loads(json.dumps(data)))
@@ -129,7 +129,7 @@ def test_groups_that_were_only_counted_survive_json_too() -> None:
     ]
 
 
-def test_no_more_refusals_are_written_than_somebody_reads() -> None:
+def test_at_most_shown_refusals_are_written() -> None:
     many = [(f"n{i:04}", "gpu", "needs 1 GPU, 0 free", "now") for i in range(SHOWN_REFUSALS + 5)]
     decision = _refused(*many)  # type: ignore[arg-type]
     data = decision.to_dict()
@@ -139,7 +139,7 @@ def test_no_more_refusals_are_written_than_somebody_reads() -> None:
     assert sum("not now" in line for line in decision.lines()) == SHOWN_REFUSALS
 
 
-def test_groups_count_each_node_once_with_examples_refused_for_this_alone_first() -> None:
+def test_groups_count_each_node_once_and_begin_with_nodes_refused_for_one_reason() -> None:
     refusals = _refused(
         ("a", "gpu", "a lacks a GPU", "now"),
         ("a", "cpu", "a lacks a CPU", "now"),
@@ -161,7 +161,7 @@ class TestRemedies:
     def test_none_where_there_is_a_placement(self, full: Decision) -> None:
         assert full.remedies == []
 
-    def test_what_alone_stands_in_the_way(self) -> None:
+    def test_single_reasons_become_remedies(self) -> None:
         decision = _refused(
             ("a", "memory", "needs 8 GiB memory, 4 GiB free", "now"),
             ("b", "memory", "needs 8 GiB memory, 2 GiB free", "now"),
@@ -179,20 +179,20 @@ class TestRemedies:
         ]
         assert decision.lines()[-3:] == decision.remedies
 
-    def test_who_says_that_a_node_drains(self) -> None:
+    def test_only_an_operators_drain_can_be_switched_off(self) -> None:
         ended = ("b", "draining", "its daemon has ended", "now")
         assert _refused(ended).remedies == [
             "1 node would do but is draining; nearest b: its daemon has ended"
         ]
         assert "`roost drain c --off`" in _refused(ended, ("c", "draining", "is draining", "now")).remedies[0]
 
-    def test_several_things_at_once(self) -> None:
+    def test_several_shortages_at_once(self) -> None:
         decision = _refused(
             ("a", "gpu", "needs 1 GPU, 0 free", "now"), ("a", "cpu", "needs 4 CPUs, 1 free", "now")
         )
         assert decision.remedies == ["more than one thing is short on every node that could hold it"]
 
-    def test_waiting_does_not_help_where_no_node_could(self) -> None:
+    def test_waiting_does_not_help_if_no_node_is_large_enough(self) -> None:
         decision = _refused(("a", "gpu", "needs 1 GPU, has none", "never"))
         assert decision.remedies == ["waiting does not help: ask for less, or add a node that has it"]
 
@@ -204,7 +204,7 @@ class TestRemedies:
             (("a", "licence", "no licence", "never"), "that is policy balanced's doing"),
         ],
     )
-    def test_nobody_is_told_to_ask_for_less_where_amounts_are_not_short(
+    def test_no_advice_to_ask_for_less_if_amounts_are_not_short(
         self, refusal: tuple[str, str, str, When], says: str
     ) -> None:
         alone, with_more = (
@@ -218,7 +218,7 @@ class TestRemedies:
         assert says in only
         assert "less" not in f"{alone.remedies}{with_more.remedies}"
 
-    def test_what_a_node_has_too_little_of_and_what_another_is_kept_for(self) -> None:
+    def test_amounts_short_on_one_node_and_a_label_missing_on_another(self) -> None:
         decision = _refused(
             ("a", "gpu", "needs 1 GPU, has none", "never"), ("b", "labels", "has no label zone", "never")
         )
@@ -228,7 +228,7 @@ class TestRemedies:
         assert _refused().remedies == ["there are no nodes: add one"]
 
 
-class TestExplainedLater:
+class TestExplanationOnDemand:
     """A pipeline's decision computes its explanation when somebody reads it, and once."""
 
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a decision rests on: terms that add up, the ranking, and refusals counted by what would have to change."""
+"""Explanations: terms add up, the ranking falls, and refusals are counted by their main reason."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_terms_add_up_to_the_score_and_the_ranking_falls(
     assert sorted([*refused, *(placement.node_id for placement in ranked)]) == list(cluster.nodes)
 
 
-def test_the_runner_up_wins_once_the_winner_is_avoided() -> None:
+def test_the_runner_up_wins_if_the_winner_is_avoided() -> None:
     for request in (Request(cpus=1), Request(gpus=0.25), Request(gpus=1)):
         mine = get_policy("balanced", WORKLOAD)
         decision = mine.place(request, CLUSTER)
@@ -76,7 +76,7 @@ def test_the_runner_up_wins_once_the_winner_is_avoided() -> None:
 
 
 class TestRefused:
-    def test_each_node_is_counted_once_by_what_lasts_longest(self) -> None:
+    def test_each_node_counts_once_by_its_most_lasting_refusal(self) -> None:
         nodes = [
             _node("a", 0.9, 0.9),
             _node("b", 0.6, is_draining=True),
@@ -124,14 +124,14 @@ class TestRefused:
         ],
         ids=["memory", "cpu", "gpu"],
     )
-    def test_examples_are_those_nearest_to_fitting(
+    def test_examples_are_the_nodes_nearest_to_fitting(
         self, request_: Request, nodes: list[Node], nearest: list[str]
     ) -> None:
         (group,) = get_policy("balanced").place(request_, Snapshot.of(nodes)).refused
         assert (group.when, group.count, group.alone) == ("now", len(nodes), len(nodes))
         assert [example.node_id for example in group.examples] == nearest
 
-    def test_examples_begin_with_nodes_refused_for_this_alone(self) -> None:
+    def test_examples_begin_with_nodes_refused_for_one_reason(self) -> None:
         nodes = [_node("a", cpus_promised=5, memory_promised_bytes=8 * GIB), _node("b", cpus_promised=7)]
         decision = get_policy("pack").place(Request(cpus=4, memory_bytes=GIB), Snapshot.of(nodes))
         memory, cpu = sorted(decision.refused, key=lambda group: group.filter, reverse=True)
@@ -142,7 +142,7 @@ class TestRefused:
         assert [e.node_id for e in draining.examples] == ["a", "b"]
         assert (draining.count, draining.alone) == (2, 1)
 
-    def test_they_are_there_beside_a_placement(self) -> None:
+    def test_a_decision_with_a_placement_has_groups_too(self) -> None:
         decision = get_policy("balanced").place(
             Request(cpus=4), Snapshot.of([_node("a"), _node("b", cpus=2)])
         )
@@ -151,7 +151,7 @@ class TestRefused:
         assert decision.refused[0].examples[0].reason == "needs 4 CPUs, has 2"
         assert (decision.is_never, decision.remedies) == (False, [])
 
-    def test_nodes_to_avoid_that_would_not_fit_anyway(self) -> None:
+    def test_avoided_nodes_that_do_not_fit_count_under_their_filter(self) -> None:
         nodes = Snapshot.of([_node("a", cpus=1), _node("b", cpus_promised=8), _node("c")])
         avoid = dict.fromkeys("abc", "refused this request a moment ago")
         decision = get_policy("balanced").place(Request(cpus=4), nodes, avoid=avoid)
@@ -161,7 +161,7 @@ class TestRefused:
             ("avoid", "now", 1, 1),
         ]
 
-    def test_an_empty_cluster_and_one_where_all_fit(self) -> None:
+    def test_no_groups_if_there_are_no_nodes_or_all_fit(self) -> None:
         assert get_policy("balanced").place(Request(gpus=1), Snapshot.of([])).refused == ()
         assert get_policy("balanced").place(Request(cpus=1), CLUSTER).refused == ()
 

@@ -1,4 +1,4 @@
-"""Each filter: who passes, and what is said of who does not."""
+"""Each filter: the nodes that pass, and the reasons for the others."""
 
 from __future__ import annotations
 
@@ -168,5 +168,5 @@ def _passes(rule: Filter, request: Request, snapshot: Snapshot) -> list[bool]:
 
 
 @pytest.mark.parametrize("rule", [HasLabels(), HasGpus(), HasMemory(), HasCpus(), HasResources()])
-def test_a_filter_without_a_say_costs_nothing(rule: Filter) -> None:
+def test_a_filter_without_effect_returns_none(rule: Filter) -> None:
     assert rule.passes(Request(), Snapshot.of([Node(id="a")])) is None

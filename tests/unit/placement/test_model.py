@@ -1,4 +1,4 @@
-"""Requests, devices and nodes: what they accept, and what holding a kernel does to a node."""
+"""Requests, devices and nodes: the values they accept, and the effect of a kernel on a node."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_bad_requests_are_refused_with_one_sentence(asked: dict[str, Any], sente
     assert str(refused.value) == sentence
 
 
-def test_request_holds_plain_values_whatever_it_was_given() -> None:
+def test_request_converts_its_values_to_plain_types() -> None:
     request = Request(
         cpus=np.float64(2),
         memory_bytes=np.int64(GIB),
@@ -120,7 +120,7 @@ def test_models_are_matched_by_words(asked: str, model: str, accepted: bool) -> 
     assert Request(gpus=1).accepts_model(model)
 
 
-def test_describe_says_everything_asked_for() -> None:
+def test_describe_names_everything_requested() -> None:
     request = Request(cpus=4, memory_bytes=8 * GIB, gpus=2, gpu_models=("A100", "H100"), labels={"zone": "a"})
     assert request.describe() == "2 GPUs of model A100 or H100, 8 GiB memory, 4 CPUs, label zone=a"
     assert Request(cpus=1, resources={"tpu": 4, "licence": 1}).describe() == "1 CPU, 1 licence, 4 tpu"
@@ -162,7 +162,7 @@ def test_unknown_keys_are_named() -> None:
         Request.from_dict({"gpu": 1})
 
 
-def test_device_excess_is_what_is_used_clearly_beyond_promises() -> None:
+def test_device_excess_is_use_that_clearly_exceeds_promises() -> None:
     assert Device(id="0", promised=0.5, used=0.9).excess == pytest.approx(0.4)
     assert Device(id="0", promised=0.5, used=0.55).excess == 0.0
     assert Device(id="0", promised=0.5, used=0.1).excess == 0.0
@@ -171,20 +171,20 @@ def test_device_excess_is_what_is_used_clearly_beyond_promises() -> None:
     assert (full.use, full.excess) == (0.9, 0.9)
 
 
-def test_node_refuses_nonsense() -> None:
+def test_node_refuses_wrong_values() -> None:
     with pytest.raises(ValueError, match="node a has two devices of the same id"):
         Node(id="a", devices=(Device(id="0"), Device(id="0")))
     with pytest.raises(ValueError, match="cpus must not be negative"):
         Node(id="a", cpus=-1)
 
 
-def test_node_free_is_bounded_by_the_sum_promised() -> None:
+def test_the_promised_sum_limits_the_free_gpus() -> None:
     devices = (Device(id="0", promised=0.5), Device(id="1"))
     assert Node(id="a", devices=devices).gpus_free == 1.5
     assert Node(id="a", devices=devices, gpus_promised=1.25).gpus_free == 0.75
 
 
-def test_holding_then_releasing_gives_the_same_node() -> None:
+def test_a_kernel_added_and_removed_gives_the_same_node() -> None:
     node = Node(id="a", cpus=4, memory_bytes=8 * GIB, devices=(Device(id="0"), Device(id="1", promised=0.3)))
     node = replace(node, resources={"licence": 1, "tpu": 4}, resources_promised={"tpu": 0.3})
     for request, ids in (
@@ -199,7 +199,7 @@ def test_holding_then_releasing_gives_the_same_node() -> None:
     assert node.without_kernel(Request(cpus=1)).cpus_promised == 0.0
 
 
-def test_holding_on_unknown_devices_counts_in_the_sum_alone() -> None:
+def test_a_kernel_on_unknown_devices_counts_in_the_sum_only() -> None:
     node = Node(id="a", devices=(Device(id="0"),)).with_kernel(Request(gpus=0.5))
     assert (node.gpus_free, node.devices[0].free) == (0.5, 1.0)
 
@@ -214,7 +214,7 @@ def test_without_metrics_forgets_use_and_keeps_promises() -> None:
     )
 
 
-def test_emptied_forgets_promises_and_keeps_what_the_node_is() -> None:
+def test_as_empty_forgets_promises_and_keeps_the_totals() -> None:
     node = Node(
         id="a",
         cpus=4,

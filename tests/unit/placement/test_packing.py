@@ -1,4 +1,4 @@
-"""Scorers that look at what is left: each against its definition in plain Python, and figures made by hand."""
+"""The packing scorers, against their definitions in plain Python and against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _scores(scorer: Any, request: Request, *nodes: Node) -> Any:
 
 
 def _fragmentation(node: Node, workload: Workload) -> float:
-    """F of Weng et al., section 4.2: the GPU left that a class of requests cannot use, meant over the classes.
+    """Return F of Weng et al., section 4.2: the free GPU that a class cannot use, as a mean over the classes.
 
     All that is left where the request cannot run, or needs no GPU; else what is left of the devices on which less is
     left than it needs.
@@ -67,7 +67,7 @@ class TestFragmentationGradient:
         (8, Request(cpus=12, gpus=2)),
         (6, Request(cpus=24, gpus=4)),
     )
-    """Shares, whole ones, many, and CPUs alone; each class is needed for 95 % of the requests, so that all count."""
+    """Classes of shares, whole GPUs, several GPUs and CPUs only. Each is needed to cover 95 % of the requests."""
 
     NODES = (
         _node("a", 1, 1, 1, 1),
@@ -78,12 +78,12 @@ class TestFragmentationGradient:
         _node("f", 1, 1, 0.25, cpus=13),
     )
 
-    def test_the_profile_is_as_it_is_said_to_be(self) -> None:
+    def test_all_classes_of_the_workload_are_typical(self) -> None:
         assert len(self.WORKLOAD.fragments(("A100",)).cpus) == len(self.WORKLOAD.classes) == 7
 
     @pytest.mark.parametrize("cpus", [0.0, 1.0, 4.0])
     @pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.6])
-    def test_shares_are_rated_per_device(self, share: float, cpus: float) -> None:
+    def test_shares_are_scored_per_device(self, share: float, cpus: float) -> None:
         request = Request(gpus=share, cpus=cpus)
         scores = _scores(FragmentationGradient(self.WORKLOAD), request, *self.NODES)
         assert scores.shape == (6, 8)
@@ -96,7 +96,7 @@ class TestFragmentationGradient:
 
     @pytest.mark.parametrize("cpus", [0.0, 4.0])
     @pytest.mark.parametrize("gpus", [0, 1, 2, 4])
-    def test_whole_gpus_and_cpus_alone_are_rated_per_node(self, gpus: int, cpus: float) -> None:
+    def test_whole_gpus_and_cpus_alone_are_scored_per_node(self, gpus: int, cpus: float) -> None:
         request = Request(gpus=gpus, cpus=cpus)
         scores = _scores(FragmentationGradient(self.WORKLOAD), request, *self.NODES)
         assert scores.shape == (6,)
@@ -122,8 +122,8 @@ class TestFragmentationGradient:
         assert scores[0].tolist() == pytest.approx(gains)
 
     def test_by_hand(self) -> None:
-        # Half of the requests need half a GPU, half a whole one. From a whole GPU, taking half leaves 0.5 that
-        # every second one cannot use: F grows from 0 to 0.25. Taking the other half makes it 0 again.
+        # Half of the requests need half a GPU, the others a whole GPU. Half a GPU taken from a whole one leaves 0.5,
+        # which every second request cannot use: F grows from 0 to 0.25. With the other half taken, F is 0 again.
         workload = _seen((10, SHARES), (10, WHOLE))
         scores = _scores(FragmentationGradient(workload), SHARES, _node("a", 1, 0.5), _node("b"))
         assert scores[0].tolist() == pytest.approx([-0.25, 0.25])
@@ -134,14 +134,14 @@ class TestFragmentationGradient:
         assert published[0].tolist() == pytest.approx([0.43, 0.56])
 
     def test_cpus_taken_strand_gpus(self) -> None:
-        # 1 CPU stays for requests of 4 CPUs: the free GPU can be used by nobody
+        # 1 CPU stays, and requests need 4 CPUs: no request can use the free GPU
         workload = _seen((10, Request(cpus=4, gpus=1)))
         scores = _scores(
             FragmentationGradient(workload), Request(cpus=4), _node("a", 1, cpus=5), _node("b", 1, cpus=8)
         )
         assert scores.tolist() == pytest.approx([-1.0, 0.0])
 
-    def test_nothing_known_and_no_devices_at_all(self) -> None:
+    def test_no_workload_and_no_devices(self) -> None:
         for scorer in (FragmentationGradient(Workload()), FragmentationGradient(self.WORKLOAD)):
             assert _scores(scorer, Request(cpus=1), _node("a")).tolist() == [0.0]
 
@@ -157,17 +157,17 @@ class TestStrandedShare:
         assert _scores(scorer, Request(gpus=1), node).tolist() == pytest.approx([1.0])  # 3 − 8/4
         assert _scores(scorer, Request(cpus=4), _node("b", 1, cpus=64)).tolist() == [0.0]  # enough for all
 
-    def test_memory_strands_gpus_as_cpus_do(self) -> None:
+    def test_memory_strands_gpus_like_cpus(self) -> None:
         scorer = StrandedShare(_seen((3, Request(cpus=1, gpus=1, memory_bytes=100))))
         node = replace(_node("a", 1, 1, 1), memory_bytes=200)
-        # 1 of 3 GPUs is stranded; 100 bytes more for none would strand another
+        # 1 of 3 GPUs is stranded; 100 bytes taken without a GPU strand another one
         assert _scores(scorer, Request(gpus=1, memory_bytes=100), node).tolist() == pytest.approx([0.0])
         assert _scores(scorer, Request(memory_bytes=100), node).tolist() == pytest.approx([-1.0])
 
     @pytest.mark.parametrize("gpus", [0.0, 0.3, 1.0, 2.0])
     @pytest.mark.parametrize("cpus", [0.0, 1.5, 6.0])
     def test_against_its_definition(self, gpus: float, cpus: float) -> None:
-        # count, and CPUs, MiB and GPUs of a request; all of them typical
+        # count, then CPUs, MiB and GPUs of a request; all classes are typical
         counted = [
             (5, 8.0, 64, 1.0),
             (2, 3.0, 0, 0.5),
@@ -200,7 +200,7 @@ class TestStrandedShare:
                 after = stranded(node.gpus_free - gpus, node.cpus_free - cpus, node.memory_bytes - 16 * MIB)
                 assert score == pytest.approx(before - after, abs=1e-6)
 
-    def test_no_say_where_nobody_asks_for_gpus(self) -> None:
+    def test_no_opinion_if_no_request_needs_gpus(self) -> None:
         scorer = StrandedShare(_seen((9, Request(cpus=4))))
         assert scorer.score(Request(gpus=1), Snapshot.of([_node("a", 1)])) is None
 
@@ -222,7 +222,7 @@ def test_leftover_weighs_cpus_and_gpus_by_the_largest_node() -> None:
 
 
 class TestSliverWaste:
-    def test_growth_of_what_stays_unused(self) -> None:
+    def test_the_growth_of_the_unused_share(self) -> None:
         # for requests of 0.4, waste is 0.2 of a whole GPU, 0.1 of 0.9, 0 of 0.8, 0.2 of 0.6, 0.1 of 0.5, 0.3 of 0.3
         scorer = SliverWaste(_seen((5, Request(gpus=0.4))))
         free = (1, 0.9, 0.8, 0.5, 0.4)
@@ -239,7 +239,7 @@ class TestSliverWaste:
 
 class TestModelPressure:
     WORKLOAD = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
-    """Half of the demand insists on a quarter of the GPUs: the pressure on A100 is 2²."""
+    """Half of the demand requires A100, a quarter of the GPUs: the pressure is 2²."""
 
     def test_takes_scarce_models_last(self) -> None:
         scores = _scores(
@@ -251,7 +251,7 @@ class TestModelPressure:
             [-8.0, -8.0]
         ]
 
-    def test_no_say_without_gpus_or_pressure(self) -> None:
+    def test_no_opinion_without_gpus_or_pressure(self) -> None:
         snapshot = Snapshot.of([_node("a", 1)])
         assert ModelPressure(self.WORKLOAD).score(Request(cpus=1), snapshot) is None
         assert ModelPressure(_seen((9, WHOLE), A100=8)).score(WHOLE, snapshot) is None
@@ -270,8 +270,8 @@ class TestModelPressure:
     ids=lambda scorer: scorer.name,
 )
 @pytest.mark.parametrize("request_", [SHARES, WHOLE, Request(gpus=2), Request(cpus=2)])
-def test_a_node_is_rated_by_itself(scorer: Any, request_: Request) -> None:
-    """A part of the snapshot, in any order, gets the scores of the whole."""
+def test_each_node_is_scored_for_itself(scorer: Any, request_: Request) -> None:
+    """A part of the snapshot, in any order, has the same scores as the whole."""
     snapshot = Snapshot.of(TestFragmentationGradient.NODES)
     rows = np.array([4, 1])
     whole, part = (scorer.score(request_, s) for s in (snapshot, snapshot.part(rows)))
@@ -296,7 +296,7 @@ PACKED = _seen(
     [SHARES, WHOLE, replace(WHOLE, gpus=2), Request(cpus=3, memory_bytes=5 * MIB), Request(gpus=0.1, cpus=0)],
 )
 @pytest.mark.parametrize("workload", [PACKED, _seen((30, SHARES), A100=9)], ids=["many", "one"])
-def test_all_in_one_go_is_the_sum_of_its_parts(request_: Request, workload: Workload) -> None:
+def test_packing_equals_the_sum_of_its_parts(request_: Request, workload: Workload) -> None:
     rough = [
         _node("a", 1, 1, 0.4),
         _node("b", 0.7, 0, 1, 1, model="T4", cpus=9),

@@ -1,4 +1,4 @@
-"""The pipeline: ties, avoided nodes, stale metrics, devices, and parts that misbehave."""
+"""The pipeline: ties, avoided nodes, stale metrics, devices, and wrong filters and scorers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from roost.placement import (
 
 @dataclass(frozen=True)
 class Fixed:
-    """Gives every node the same score, or what it is told."""
+    """A scorer that gives every node the same value."""
 
     value: Any = 1.0
     name: str = "fixed"
@@ -81,7 +81,7 @@ def test_avoided_nodes_are_refused_for_now() -> None:
     assert both.reason == "no node has room now for 1 CPU: 1 of 2 nodes refused it, 1 kept for another"
 
 
-def test_every_filter_that_refuses_a_node_is_told() -> None:
+def test_every_filter_that_refuses_a_node_is_reported() -> None:
     node = Node(id="a", cpus=1, is_draining=True)
     decision = get_policy("balanced").place(Request(cpus=2, gpus=1), Snapshot.of([node]))
     assert [(r.filter, r.when) for r in decision.refusals] == [
@@ -106,7 +106,7 @@ def test_runners_up_are_limited() -> None:
 
 @pytest.mark.parametrize("name", ["balanced"])
 @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), Request(memory_bytes=1), Request(gpus=0.5)])
-def test_without_fresh_metrics_round_robin_ranks_and_says_so(name: str, request_: Request) -> None:
+def test_round_robin_ranks_without_fresh_metrics(name: str, request_: Request) -> None:
     devices = (Device(id="0"), Device(id="1"))
     sizes = [
         Node(id="a", cpus=8, memory_bytes=8, kernels=2, devices=devices),
@@ -132,7 +132,7 @@ def test_policies_that_use_promises_alone_never_fall_back(name: str) -> None:
     assert (decision.fallback, _placed(decision).node_id) == (None, "a")
 
 
-def test_fresh_metrics_on_nodes_that_do_not_fit_are_no_help() -> None:
+def test_fresh_metrics_on_nodes_that_do_not_fit_do_not_count() -> None:
     nodes = [Node(id="full", cpus=1, cpus_promised=1, metrics_age_s=1.0), Node(id="free", cpus=1)]
     assert get_policy("balanced").place(Request(cpus=1), Snapshot.of(nodes)).fallback is not None
 
@@ -158,7 +158,7 @@ def test_stale_use_does_not_choose_the_device() -> None:
 
 @dataclass(frozen=True)
 class PerDevice:
-    """Rates every device by a table: node id → ratings."""
+    """A scorer that reads the score of each device from a table: node id → scores."""
 
     ratings: Any
     name = "device"
@@ -197,14 +197,14 @@ def test_equal_devices_go_by_the_fullest_then_the_first() -> None:
     assert _placed(mine.place(Request(gpus=0.6), Snapshot.of([node]))).device_ids == ("1",)
 
 
-def test_scorers_of_devices_say_nothing_where_none_is_used() -> None:
+def test_scorers_of_devices_have_no_effect_without_gpus() -> None:
     mine = Pipeline(name="mine", scorers=((PerDevice({"a": (1,), "b": ()}), 1.0),))
     nodes = Snapshot.of([Node(id="a", cpus=1, devices=_devices(0.0)), Node(id="b", cpus=1)])
     placement = _placed(mine.place(Request(cpus=1), nodes))
     assert (placement.node_id, placement.score, placement.terms) == ("a", 0.0, {})
 
 
-def test_own_filters_hold_in_the_fallback_too() -> None:
+def test_own_filters_apply_in_the_fallback_too() -> None:
     mine = Pipeline(name="mine", filters=(OnlyB(),), scorers=((Fixed(needs_metrics=True), 1.0),))
     decision = mine.place(Request(), _nodes(a=None, b=None))
     assert decision.fallback is not None
@@ -214,12 +214,12 @@ def test_own_filters_hold_in_the_fallback_too() -> None:
     )
 
 
-def test_a_scorer_that_gives_nonsense_is_named() -> None:
+def test_an_error_names_the_wrong_scorer() -> None:
     with pytest.raises(ValueError, match="scorer 'fixed' must give one finite number per node"):
         Pipeline(name="p", scorers=((Fixed(float("nan")), 1.0),)).place(Request(), _nodes(a=1))
 
 
-def test_a_filter_that_gives_nonsense_is_named() -> None:
+def test_an_error_names_the_wrong_filter() -> None:
     class Short(OnlyB):
         def passes(self, request: Request, snapshot: Snapshot) -> Any:
             return np.ones(1, dtype=bool)

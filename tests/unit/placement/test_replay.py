@@ -1,4 +1,4 @@
-"""Replays: what is placed, what is refused, what ends, and the streams that are replayed."""
+"""Replays: requests that are placed, refused or ended, and the streams of arrivals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stream(*requests: Request) -> list[Arrival]:
     return [Arrival(request=request, at_s=float(at)) for at, request in enumerate(requests)]
 
 
-def test_places_until_it_is_full_and_never_tries_again() -> None:
+def test_requests_are_refused_once_the_cluster_is_full() -> None:
     done = replay(get_policy("pack"), CLUSTER, stream(*[ONE] * 6))
     assert (done.requests, done.placed_requests, done.refused_requests) == (6, 4, 2)
     assert (done.capacity, done.arrived, done.placed, done.refused) == (4.0, 6.0, 4.0, 2.0)
@@ -40,7 +40,7 @@ def test_places_until_it_is_full_and_never_tries_again() -> None:
     assert [done.last.node(node_id).kernels for node_id in "ab"] == [2, 2]
 
 
-def test_ends_make_room_for_who_comes_at_that_moment_or_later() -> None:
+def test_a_kernel_that_ends_makes_room_at_that_moment() -> None:
     arrivals = [
         Arrival(request=Request(gpus=2), at_s=0.0, duration_s=10.0),
         Arrival(request=Request(gpus=2), at_s=1.0, duration_s=1.0),
@@ -54,7 +54,7 @@ def test_ends_make_room_for_who_comes_at_that_moment_or_later() -> None:
     assert done.points[275].allocated == pytest.approx(100.0)
 
 
-def test_several_ends_on_one_node_all_count() -> None:
+def test_several_kernels_end_on_one_node() -> None:
     arrivals = [Arrival(request=Request(gpus=0.5), duration_s=1.0) for _ in range(8)]
     arrivals += [Arrival(request=Request(gpus=2), at_s=5.0) for _ in range(2)]
     done = replay(get_policy("spread"), CLUSTER, arrivals)
@@ -62,26 +62,26 @@ def test_several_ends_on_one_node_all_count() -> None:
     assert done.points[200].allocated == pytest.approx(100.0)
 
 
-def test_what_is_promised_already_counts_as_allocated() -> None:
+def test_earlier_promises_count_as_allocated() -> None:
     held = node("a").with_kernel(ONE, ["0"])
     done = replay(get_policy("pack"), Snapshot.of([held, node("b")]), stream(*[ONE] * 4))
     assert done.points[0].allocated == pytest.approx(25.0)
     assert (done.placed, done.points[100].allocated) == (3.0, pytest.approx(100.0))
 
 
-def test_counts_in_cpus_where_asked() -> None:
+def test_demand_can_be_counted_in_cpus() -> None:
     done = replay(get_policy("pack"), CLUSTER, stream(*[Request(cpus=4)] * 5), resource="cpus")
     assert (done.capacity, done.placed, done.refused) == (16.0, 16.0, 4.0)
     assert done.points[125].fragmented is None
 
 
-def test_a_resource_that_nobody_has_is_an_error() -> None:
+def test_a_resource_that_no_node_has_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^the cluster has no GPUs"):
         replay(get_policy("pack"), Snapshot.of([node("a", gpus=0)]), stream(ONE))
 
 
 class Stubborn:
-    """Places everything on node a, where it says so on device 0."""
+    """A policy that places everything on node a, with device 0 if asked to."""
 
     name = "stubborn"
 
@@ -97,11 +97,11 @@ def test_a_placement_that_the_node_cannot_hold_is_refused(devices: tuple[str, ..
     assert replay(Stubborn(*devices), CLUSTER, stream(*[ONE] * 4)).placed_requests == placed
 
 
-def test_a_placement_on_a_node_that_is_not_there_is_refused() -> None:
+def test_a_placement_on_an_unknown_node_is_refused() -> None:
     assert replay(Stubborn(), Snapshot.of([node("b")]), stream(ONE)).refused_requests == 1
 
 
-def test_tells_of_each_decision() -> None:
+def test_each_decision_is_reported() -> None:
     told: list[tuple[float, bool]] = []
     replay(
         get_policy("pack"),
@@ -112,7 +112,7 @@ def test_tells_of_each_decision() -> None:
     assert told == [(0.0, True), (1.0, True), (2.0, True), (3.0, True), (4.0, False)]
 
 
-def test_fragmentation_is_what_the_typical_request_cannot_use() -> None:
+def test_fragmentation_is_the_share_that_a_typical_request_cannot_use() -> None:
     workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
     assert measure_fragmentation(workload, CLUSTER) == pytest.approx(0.0)
     half = CLUSTER.apply([node("a").with_kernel(Request(gpus=0.5), ["0"])])
@@ -122,7 +122,7 @@ def test_fragmentation_is_what_the_typical_request_cannot_use() -> None:
     assert measure_fragmentation(workload, Snapshot.of([node("a", gpus=0)])) == 0.0
 
 
-def test_fragmentation_is_worked_out_every_few_percent() -> None:
+def test_fragmentation_is_computed_every_few_percent() -> None:
     workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
     done = replay(
         get_policy("pack"),
@@ -138,7 +138,7 @@ def test_fragmentation_is_worked_out_every_few_percent() -> None:
     }
 
 
-def test_demand_is_cut_down_or_drawn_up_to_what_was_asked_for() -> None:
+def test_requests_are_left_out_or_drawn_again_to_meet_the_demand() -> None:
     requests = [Request(gpus=1), Request(cpus=2), Request(gpus=0.5), Request(gpus=4)]
     for capacity in (4.0, 40.0):
         arrivals = draw_arrivals_to_demand(requests, capacity, 1.3, seed=1)
@@ -150,7 +150,7 @@ def test_demand_is_cut_down_or_drawn_up_to_what_was_asked_for() -> None:
         assert arrivals != draw_arrivals_to_demand(requests, capacity, 1.3, seed=2)
 
 
-def test_no_demand_can_be_made_of_nothing() -> None:
+def test_no_requests_for_the_resource_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"^the trace asks for no GPUs"):
         draw_arrivals_to_demand([Request(cpus=1)], 4.0, 1.3, seed=1)
     with pytest.raises(ValueError, match=r"^no task of the trace that ends asks for GPUs"):
@@ -174,7 +174,7 @@ def test_poisson_arrivals_offer_the_load_in_the_long_run(is_steady: bool) -> Non
     assert (held(0.0) == pytest.approx(80.0, rel=0.35)) is is_steady
 
 
-def test_simulated_nodes_are_used_as_promised() -> None:
+def test_simulated_nodes_have_no_use_beyond_promises() -> None:
     busy = Node(id="a", cpus=4, cpus_used=3, metrics_age_s=None, devices=(Device(id="0", used=0.9),))
     calm = assume_promised_use(busy)
     assert (calm.cpus_used, calm.metrics_age_s, calm.devices[0].excess) == (0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Each scorer that looks at what is free, in use, warm or near, on nodes made by hand."""
+"""The scorers of free resources, real use, warm environments and preferred labels, on a few nodes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def _score(scorer: Any, request: Request, *nodes: Node) -> Any:
     return None if scores is None else scores.tolist()
 
 
-class TestWarm:
+class TestWarmEnvironment:
     NODES = (Node(id="a"), Node(id="b", warm=("/opt/py", "/opt/r")), Node(id="c", warm=("/opt/p",)))
 
-    def test_where_the_environment_is_warm(self) -> None:
+    def test_nodes_with_the_environment_score_1(self) -> None:
         assert _score(WarmEnvironment(), Request(environment="/opt/py"), *self.NODES) == [0.0, 1.0, 0.0]
         assert _score(WarmEnvironment(), Request(environment="/opt/other"), *self.NODES) == [0.0, 0.0, 0.0]
 
-    def test_no_say_where_none_is_named(self) -> None:
+    def test_no_opinion_without_an_environment(self) -> None:
         assert _score(WarmEnvironment(), Request(), *self.NODES) is None
 
-    def test_follows_what_becomes_warm_and_cold(self) -> None:
+    def test_environments_that_become_warm_or_cold(self) -> None:
         snapshot, request = Snapshot.of(self.NODES), Request(environment="/opt/py")
         assert list(WarmEnvironment().score(request, snapshot)) == [0.0, 1.0, 0.0]  # type: ignore[arg-type]
         after = snapshot.apply([Node(id="a", warm=("/opt/py",)), Node(id="b")])
@@ -52,15 +52,15 @@ class TestNear:
         Node(id="c", labels={"zone": "2"}),
     )
 
-    def test_by_the_share_of_the_labels_it_has(self) -> None:
+    def test_the_share_of_the_preferred_labels(self) -> None:
         assert _score(Near(), Request(near={"zone": "1", "rack": "7"}), *self.NODES) == [1.0, 0.5, 0.0]
         assert _score(Near(), Request(near={"zone": "2"}), *self.NODES) == [0.0, 0.0, 1.0]
 
-    def test_no_say_without_wishes(self) -> None:
+    def test_no_opinion_without_preferred_labels(self) -> None:
         assert _score(Near(), Request(labels={"zone": "1"}), *self.NODES) is None
 
 
-def test_available_is_what_stays_free_of_the_whole() -> None:
+def test_available_is_the_share_that_stays_free() -> None:
     node = Node(
         id="a",
         cpus=8,
@@ -84,7 +84,7 @@ def test_available_is_what_stays_free_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("resource", ["gpu", "memory", "cpu"])
-def test_available_has_a_say_on_what_is_asked_for(resource: Any) -> None:
+def test_available_has_an_opinion_on_requested_resources(resource: Any) -> None:
     asked = {"gpu": GPU, "memory": Request(memory_bytes=1), "cpu": Request(cpus=1)}
     for name, request in asked.items():
         for real in (False, True):
@@ -102,7 +102,7 @@ def test_not_busy_is_per_device() -> None:
     assert _score(NotBusy(), Request(cpus=1), Node(id="a", devices=devices)) is None
 
 
-def test_gpu_nodes_are_spared_by_those_who_need_none() -> None:
+def test_requests_without_gpus_spare_gpu_nodes() -> None:
     nodes = Node(id="a", devices=(Device(id="0"),)), Node(id="b")
     assert _score(SpareGpus(), Request(cpus=1), *nodes) == [0.0, 1.0]
     assert _score(SpareGpus(), GPU, *nodes) is None
@@ -121,7 +121,7 @@ def test_low_load_is_the_scarcer_of_cpus_and_memory() -> None:
     assert _score(LowLoad(), Request(cpus=1), busy) is None
 
 
-def test_few_kernels_counts_this_one_and_weighs_by_size() -> None:
+def test_few_kernels_counts_the_new_kernel_and_divides_by_size() -> None:
     nodes = (
         Node(id="a", cpus=4, kernels=1, devices=(Device(id="0"),)),
         Node(id="b", cpus=8, kernels=1, devices=(Device(id="0"), Device(id="1"))),

@@ -1,4 +1,4 @@
-"""What each shipped policy prefers, and how policies are found."""
+"""The preferences of each shipped policy, and the search for policies by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def _node(name: str, *promised: float, used: float | None = None, **values: object) -> Node:
-    """Four CPUs, 8 GiB, idle, fresh metrics, and one device per share promised."""
+    """Return an idle node with 4 CPUs, 8 GiB, fresh metrics, and one device for each promised share."""
     devices = tuple(
         Device(id=str(i), promised=share, used=share if used is None else used)
         for i, share in enumerate(promised)
@@ -55,18 +55,18 @@ class TestBalanced:
         memory, cpus = _node("a", memory_promised_bytes=4 * GIB), _node("b", cpus_promised=3)
         assert _choice("balanced", Request(memory_bytes=GIB, cpus=1), memory, cpus) == "b"
 
-    def test_cpu_decides_what_gpu_and_memory_leave_equal(self) -> None:
+    def test_cpu_decides_if_gpu_and_memory_are_equal(self) -> None:
         request = Request(gpus=0.5, memory_bytes=GIB, cpus=1)
         assert _choice("balanced", request, _node("a", 0, cpus_promised=1), _node("b", 0)) == "b"
 
-    def test_real_use_counts_where_it_exceeds_the_promises(self) -> None:
+    def test_real_use_counts_if_it_exceeds_the_promises(self) -> None:
         assert (
             _choice("balanced", Request(cpus=1), _node("a", cpus_used=3), _node("b", cpus_promised=2)) == "b"
         )
         nodes = _node("a", memory_used_bytes=7 * GIB), _node("b", memory_promised_bytes=4 * GIB)
         assert _choice("balanced", Request(memory_bytes=GIB), *nodes) == "b"
 
-    def test_promised_gpus_are_never_used_whatever_their_load(self) -> None:
+    def test_promised_gpus_are_never_taken_even_if_idle(self) -> None:
         decision = get_policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 1.0, used=0.0)]))
         assert decision.placement is None
 
@@ -85,7 +85,7 @@ class TestBalanced:
         assert decision.placement is not None
         assert (decision.placement.node_id, decision.placement.device_ids) == ("b", ("1",))
 
-    def test_all_the_devices_to_be_used_count(self) -> None:
+    def test_all_chosen_devices_count(self) -> None:
         devices = (Device(id="0", used=0.0), Device(id="1", used=0.9))
         half_busy = Node(id="a", devices=devices, metrics_age_s=1.0)
         assert _choice("balanced", Request(gpus=2), half_busy, _node("b", 0, 0, used=0.2)) == "b"
@@ -96,7 +96,7 @@ class TestBalanced:
         assert _choice("balanced", Request(gpus=1), unknown, _node("c", 0)) == "c"
 
     @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), Request(memory_bytes=GIB)])
-    def test_requests_without_gpu_keep_off_gpu_nodes_while_others_fit(self, request_: Request) -> None:
+    def test_requests_without_gpus_avoid_gpu_nodes_while_others_fit(self, request_: Request) -> None:
         gpu, plain = _node("a", 0), _node("b", cpus_promised=2, memory_promised_bytes=4 * GIB, kernels=3)
         assert _choice("balanced", request_, gpu, plain) == "b"
         full = _node("b", cpus_promised=4, memory_promised_bytes=8 * GIB)
@@ -173,7 +173,7 @@ class TestRoundRobin:
 
 
 class Always:
-    """A policy of a few lines, without a pipeline."""
+    """A policy without a pipeline."""
 
     name = "always"
 
@@ -184,12 +184,12 @@ class Always:
 ALWAYS = Always()
 
 
-class TestFinding:
+class TestGetPolicy:
     @pytest.mark.parametrize("name", list(shipped_policies.SHIPPED))
-    def test_shipped_ones_by_name(self, name: str) -> None:
+    def test_shipped_policies_by_name(self, name: str) -> None:
         assert get_policy(name).name == name
 
-    def test_objects_are_given_back(self) -> None:
+    def test_objects_are_returned(self) -> None:
         assert get_policy(ALWAYS) is ALWAYS
 
     def test_by_module_and_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +218,6 @@ class TestFinding:
         with pytest.raises(ValueError, match=r"unknown policy|cannot be loaded"):
             get_policy(name)
 
-    def test_what_is_no_policy_is_refused(self) -> None:
+    def test_other_objects_are_refused(self) -> None:
         with pytest.raises(ValueError, match="is not a policy"):
             get_policy(object())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Policies that learn, those to compare with, and wishes: what each chooses on clusters made by hand."""
+"""Policies that learn, policies for comparison, and preferences, on small clusters."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ def _placed(
     return decision.placement
 
 
-class TestBalancedWithAProfile:
+class TestBalancedWithAWorkload:
     def test_half_a_gpu_fills_a_half_that_is_free(self) -> None:
         nodes = _node("a", 0, 0), _node("b", 0, 0.5)
         placement = _placed("balanced", HALF, *nodes)
         assert (placement.node_id, placement.device_ids) == ("b", ("1",))
         assert _placed("balanced", HALF, *nodes, workload=Workload()).node_id == "a"
 
-    def test_nineteen_requests_teach_nothing_yet(self) -> None:
+    def test_nineteen_requests_are_too_few_to_learn_from(self) -> None:
         few, nodes = Workload.of([HALF] * 19, {"T4": 4}), (_node("a", 0, 0), _node("b", 0, 0.5))
         assert _placed("balanced", HALF, *nodes, workload=few).node_id == "a"
 
-    def test_models_that_others_insist_on_are_left_to_them(self) -> None:
+    def test_models_that_other_requests_require_stay_free(self) -> None:
         nodes = _node("a", 0, model="A100"), _node("b", 0, model="T4")
         assert _placed("balanced", WHOLE, *nodes).node_id == "b"
         assert _placed("balanced", replace(WHOLE, gpu_models=("A100",)), *nodes).node_id == "a"
 
     def test_a_gpu_is_not_left_without_cpus(self) -> None:
-        # 24 CPUs beside one GPU: on "a" the other one would be left with 8, on "b" no GPU is left
+        # 24 CPUs with one GPU: on "a" the other GPU would keep only 8 CPUs, on "b" no GPU is left
         greedy = Request(cpus=24, gpus=1)
         assert (
             _placed("balanced", greedy, _node("a", 0, 0, cpus=26), _node("b", 0, 1, cpus=26)).node_id == "b"
         )
 
-    def test_devices_that_others_keep_busy_are_avoided_still(self) -> None:
+    def test_busy_devices_are_avoided_too(self) -> None:
         assert _placed("balanced", HALF, _node("a", 0, 0.5, used=0.9), _node("b", 0, 0)).node_id == "b"
 
     @pytest.mark.parametrize("workload", [Workload(), WORKLOAD], ids=["plain", "workload"])
@@ -77,7 +77,7 @@ class TestBalancedWithAProfile:
         assert _placed("balanced", Request(cpus=2), nodes[0], workload=workload).node_id == "a"
 
 
-class TestWishes:
+class TestPreferences:
     @pytest.mark.parametrize("request_", [Request(), Request(cpus=1), HALF])
     @pytest.mark.parametrize("workload", [Workload(), WORKLOAD], ids=["plain", "workload"])
     def test_near_outweighs_load(self, workload: Workload, request_: Request) -> None:
@@ -90,11 +90,11 @@ class TestWishes:
             == "a"
         )
 
-    def test_near_is_a_wish(self) -> None:
+    def test_near_is_only_a_preference(self) -> None:
         full = _node("b", cpus_promised=32, labels={"rack": "3"})
         assert _placed("balanced", Request(cpus=1, near={"rack": "3"}), _node("a"), full).node_id == "a"
 
-    def test_a_warm_node_settles_what_is_close_and_no_more(self) -> None:
+    def test_a_warm_node_decides_only_close_calls(self) -> None:
         asked, idle = Request(environment="/opt/py"), _node("a")
         assert _placed("balanced", asked, idle, _node("b", warm=("/opt/py",))).node_id == "b"
         assert _placed("balanced", asked, idle, _node("b", cpus_used=16, warm=("/opt/py",))).node_id == "a"
@@ -103,7 +103,7 @@ class TestWishes:
     @pytest.mark.parametrize(
         "name", ["balanced", "pack", "spread", "fgd", "best_fit", "random", "round_robin"]
     )
-    def test_tainted_nodes_are_for_those_who_tolerate_it(self, name: str) -> None:
+    def test_tainted_nodes_take_only_requests_that_tolerate_them(self, name: str) -> None:
         decision = get_policy(name).place(Request(cpus=1), Snapshot.of([_node("a", taints=("spot",))]))
         assert decision.placement is None
         assert decision.is_never
@@ -113,7 +113,7 @@ class TestWishes:
 
 
 class TestFgd:
-    def test_takes_what_lowers_fragmentation(self) -> None:
+    def test_takes_the_node_that_lowers_fragmentation(self) -> None:
         nodes = _node("a", 0, 0), _node("b", 0, 0.5)
         placement = _placed("fgd", HALF, *nodes)
         assert (placement.node_id, placement.device_ids) == ("b", ("1",))
@@ -139,8 +139,8 @@ class TestBestFit:
     def test_and_the_fullest_device_on_it(self) -> None:
         assert _placed("best_fit", Request(gpus=0.25), _node("a", 0, 0.6, 0.5, 0.9)).device_ids == ("1",)
 
-    def test_cpus_and_gpus_weigh_alike(self) -> None:
-        # left are 16 of 128 CPUs on "a", 8 of them and 1 of 8 GPUs on "b": 0.125 and 0.1875
+    def test_cpus_and_gpus_weigh_equally(self) -> None:
+        # "a" has 16 of 128 CPUs left, "b" 8 of 128 CPUs and 1 of 8 GPUs: 0.125 and 0.1875
         nodes = _node("a", 0, cpus=24), _node("b", 0, 0, cpus=16)
         assert _placed("best_fit", WHOLE, *nodes).node_id == "a"
         assert _placed("best_fit", WHOLE, replace(nodes[0], cpus=40), nodes[1]).node_id == "b"
@@ -156,13 +156,13 @@ class TestRandom:
             }
             assert len(placed) == 1
 
-    def test_any_node_that_fits_evenly(self) -> None:
+    def test_every_node_that_fits_is_equally_likely(self) -> None:
         request = Request(cpus=2)
         seen = Counter(_placed("random", request, *self.NODES, version=v).node_id for v in range(1, 301))
         assert set(seen) == {"a", "c", "d"}
         assert min(seen.values()) > 70
 
-    def test_another_seed_chooses_otherwise(self) -> None:
+    def test_another_seed_gives_another_choice(self) -> None:
         snapshots = [Snapshot.of(self.NODES, version=version) for version in range(1, 40)]
         chosen = []
         for seed in (0, 1):

@@ -22,7 +22,7 @@ def _same(one: Columns, other: Columns) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in COLUMNS)
 
 
-def test_rows_follow_ids_whatever_the_order_given() -> None:
+def test_rows_are_in_the_order_of_ids() -> None:
     snapshot = Snapshot.of([_node("b"), _node("a", gpus=2)], version=7)
     assert (snapshot.nodes, snapshot.version, len(snapshot)) == (("a", "b"), 7, 2)
     assert snapshot.columns.gpus.tolist() == [2, 0]
@@ -58,7 +58,7 @@ def test_columns_cannot_be_written() -> None:
         ([], ["a", "b"]),
     ],
 )
-def test_applying_is_the_same_as_starting_over(upserts: list[Node], removed: list[str]) -> None:
+def test_apply_equals_a_new_snapshot_of_the_nodes(upserts: list[Node], removed: list[str]) -> None:
     before = Snapshot.of([_node("a", gpus=2), _node("b")])
     after = before.apply(upserts, removed)
     expected = {n.id: n for n in (_node("a", gpus=2), _node("b")) if n.id not in removed} | {
@@ -101,7 +101,7 @@ def test_changes_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
     assert picture.history.between(picture.version - 21, picture.version) is None
 
 
-def test_aged_makes_metrics_older_and_changes_nothing_else() -> None:
+def test_older_by_changes_only_the_age_of_metrics() -> None:
     before = Snapshot.of([_node("a", metrics_age_s=1.0), _node("b")])
     after = before.older_by(5.0)
     assert (after.node("a").metrics_age_s, after.node("b").metrics_age_s) == (6.0, None)
@@ -111,7 +111,7 @@ def test_aged_makes_metrics_older_and_changes_nothing_else() -> None:
     assert after.apply([_node("a", metrics_age_s=0.5)]).node("a").metrics_age_s == 0.5
 
 
-def test_labels_are_looked_up_again_when_they_change() -> None:
+def test_labels_follow_changes() -> None:
     first = Snapshot.of([_node("a", labels={"zone": "1"}), _node("b")])
     zone = {"zone": "1"}.items()
     assert first.has_labels(zone).tolist() == [True, False]
@@ -150,7 +150,7 @@ class TestParts:
         assert part.has_fresh_metrics(3.0).tolist() == [True, False]
         assert part.at(0).metrics_age_s == 3.0
 
-    def test_a_part_of_an_aged_snapshot_is_as_old(self) -> None:
+    def test_a_part_of_an_older_snapshot_is_as_old(self) -> None:
         part = _of_three().older_by(4.0).part(np.array([1]))
         assert (part.at(0).metrics_age_s, part.has_fresh_metrics(5.0).tolist()) == (7.0, [False])
 
@@ -170,7 +170,7 @@ class TestParts:
 
 
 class TestMasks:
-    def test_a_question_is_asked_once_and_again_where_the_answer_may_differ(self) -> None:
+    def test_a_node_is_tested_again_only_if_its_traits_change(self) -> None:
         asked: list[str] = []
 
         def test(node: Node) -> bool:
@@ -195,7 +195,7 @@ class TestMasks:
         after = first.apply([_node("a")], removed=["c"])
         assert after.mask("warm", lambda node: "py" in node.warm).tolist() == [False, True]
 
-    def test_a_flood_of_questions_is_answered_but_not_kept(self) -> None:
+    def test_beyond_a_limit_masks_are_answered_but_not_kept(self) -> None:
         snapshot_ = Snapshot.of([_node("a", labels={"n": "299"})])
         for i in range(300):
             assert snapshot_.has_labels([("n", str(i))]).tolist() == [i == 299]
@@ -217,7 +217,7 @@ def test_branches_have_a_history_of_their_own() -> None:
     assert one.history is root.history
 
 
-def test_emptied_is_the_picture_of_emptied_nodes() -> None:
+def test_as_empty_equals_a_snapshot_of_empty_nodes() -> None:
     nodes = [
         Node(
             id="a",
@@ -238,7 +238,7 @@ def test_emptied_is_the_picture_of_emptied_nodes() -> None:
     ]
     full, empty = Snapshot.of(nodes), Snapshot.of(node.as_empty() for node in nodes)
     used = full.as_empty().columns.replace(device_excess=empty.columns.device_excess)
-    assert _same(used, empty.columns)  # but for the use beyond promises, which nobody asks of an empty node
+    assert _same(used, empty.columns)  # except for the use beyond promises, which no caller reads
     assert full.as_empty().has_labels([("zone", "1")]).tolist() == [True, False]
     assert full.part(np.array([1, 0])).as_empty().columns.cpus_free.tolist() == [4.0, 4.0]
     assert full.columns.cpus_free.tolist() == [1.0, 4.0]

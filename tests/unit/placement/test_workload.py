@@ -1,4 +1,4 @@
-"""The workload: what it counts, and the tables that it works out, with figures made by hand."""
+"""The workload: its counts and its tables, against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _seen(*counted: tuple[int, Request], **gpus: float) -> Workload:
     return Workload.of([request for count, request in counted for _ in range(count)], gpus)
 
 
-def test_requests_are_counted_by_what_they_ask_for() -> None:
+def test_requests_are_counted_by_their_amounts() -> None:
     asked = [
         Request(cpus=4, gpus=0.5, owner="ada"),
         Request(gpus=1, gpu_models=("T4",)),
@@ -55,15 +55,15 @@ def test_a_pickled_workload_is_equal_and_has_no_part_in_its_tables() -> None:
 
 
 class TestPressure:
-    """Share of the demand that insists on a model over the model's share of the GPUs, squared."""
+    """The share of the demand that requires a model, over the model's share of the GPUs, squared."""
 
-    def test_one_model_is_insisted_on(self) -> None:
-        # A100: half of the demand insists on a quarter of the GPUs
+    def test_one_model_is_required(self) -> None:
+        # half of the demand requires A100, a quarter of the GPUs
         workload = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
         assert workload.pressure(("T4", "A100")).tolist() == [0.0, 2.0**2, 0.0]
 
     def test_demand_is_weighed_in_gpus(self) -> None:
-        # 4 of 10 GPUs asked for insist on A100, which is half of what there is
+        # 4 of the 10 requested GPUs must be A100, which half of the GPUs are
         workload = _seen((2, Request(gpus=2, gpu_models=("A100",))), (12, Request(gpus=0.5)), A100=8, T4=8)
         assert workload.pressure(("A100", "T4")).tolist() == pytest.approx([0.8**2, 0.0, 0.0])
 
@@ -72,21 +72,21 @@ class TestPressure:
         workload = _seen((4, Request(gpus=1, gpu_models=("A100", "T4"))), A100=6, T4=2, V100=8)
         assert workload.pressure(("A100", "T4", "V100")).tolist() == [2.0**2, 2.0**2, 0.0, 0.0]
 
-    def test_models_that_are_not_there_or_that_nobody_knows(self) -> None:
+    def test_models_that_the_cluster_or_the_workload_lacks(self) -> None:
         workload = _seen((4, Request(gpus=1, gpu_models=("H100",))), A100=1)
         assert workload.pressure(("A100", "new")).tolist() == [0.0, 0.0, 0.0]
         assert Workload().pressure(("A100",)).tolist() == [0.0, 0.0]
 
 
 class TestPerGpu:
-    """Typical requests: GPUs per CPU, GPUs per byte, and their share of the GPUs asked for."""
+    """Typical requests: GPUs per CPU, GPUs per byte, and their share of the requested GPUs."""
 
-    def test_alike_whatever_their_size(self) -> None:
+    def test_requests_with_equal_ratios_are_one_class(self) -> None:
         asked = (5, Request(cpus=2, gpus=0.5, memory_bytes=8)), (9, Request(cpus=4, gpus=1, memory_bytes=16))
         per_cpu, per_byte, share = _seen(*asked, (99, Request(cpus=7))).per_gpu()
         assert (per_cpu.tolist(), per_byte.tolist(), share.tolist()) == ([0.25], [1 / 16], [1.0])
 
-    def test_what_most_gpus_are_asked_with_first_and_the_rare_left_out(self) -> None:
+    def test_the_classes_with_most_gpus_come_first_and_rare_ones_are_left_out(self) -> None:
         asked = (
             (30, Request(cpus=8, gpus=1)),
             (33, Request(cpus=4, gpus=2)),
@@ -94,7 +94,7 @@ class TestPerGpu:
         )
         per_cpu, per_byte, share = _seen(*asked).per_gpu()
         assert per_cpu.tolist() == [1 / 2, 1 / 8]
-        assert per_byte.tolist() == [math.inf, math.inf]  # no memory is asked for
+        assert per_byte.tolist() == [math.inf, math.inf]  # no request asks for memory
         assert share.tolist() == pytest.approx([66 / 96, 30 / 96])
 
     def test_no_cpus_or_no_gpus(self) -> None:
@@ -103,34 +103,34 @@ class TestPerGpu:
 
 
 class TestSliverWaste:
-    def test_without_shares_all_that_is_left_is_wasted(self) -> None:
+    def test_without_shares_the_whole_rest_is_wasted(self) -> None:
         alone, whole = _seen((5, Request(cpus=1))).sliver_waste(), _seen((5, Request(gpus=2))).sliver_waste()
         assert alone == pytest.approx(np.arange(1001) / 1000)
         assert whole[:1000] == pytest.approx(alone[:1000])
         assert whole[1000] == 0.0
 
-    def test_whole_ones_beside_shares(self) -> None:
+    def test_whole_gpus_and_shares(self) -> None:
         waste = _seen((5, Request(gpus=1)), (5, Request(gpus=0.4))).sliver_waste()
-        # 1.0: half of the time filled at once, half of the time 0.4 twice and 0.2 stays
+        # 1.0: a whole GPU fills it in half of the cases; else 0.4 fits twice, and 0.2 stays
         assert {left: waste[left] for left in (390, 900, 1000)} == pytest.approx(
             {390: 0.39, 900: 0.1, 1000: 0.1}
         )
 
-    def test_what_is_asked_for_too_seldom_fills_nothing(self) -> None:
+    def test_rare_requests_fill_little(self) -> None:
         waste = _seen((1, Request(gpus=0.5)), (99_999, Request(gpus=1))).sliver_waste()
         # after 100 requests, one in a thousand of these halves is filled
         assert waste[500] == pytest.approx(0.5 * (1 - 1e-5) ** 100)
 
     def test_one_share(self) -> None:
         waste = _seen((5, Request(gpus=0.4))).sliver_waste()
-        # as often as it fits, then the rest
+        # the share is taken while it fits, and the rest stays
         expected = {0: 0.0, 390: 0.39, 400: 0.0, 500: 0.1, 790: 0.39, 800: 0.0, 1000: 0.2}
         assert {left: waste[left] for left in expected} == pytest.approx(expected)
 
     def test_two_shares_by_their_frequency(self) -> None:
         waste = _seen((2, Request(gpus=0.3)), (2, Request(gpus=0.7))).sliver_waste()
-        # 0.4: only 0.3 fits, 0.1 stays. 0.7: half of the time 0 stays, half of the time 0.4, of which 0.1.
-        # 1.0: half of the time 0.7 is left, half of the time 0.3, which is filled.
+        # 0.4: only 0.3 fits, and 0.1 stays. 0.7: in half of the cases 0 stays, else 0.4, of which 0.1 stays.
+        # 1.0: in half of the cases 0.7 is left, else 0.3, which is filled.
         expected = {300: 0.0, 400: 0.1, 700: 0.05, 1000: 0.025}
         assert {left: waste[left] for left in expected} == pytest.approx(expected)
         thrice = _seen((6, Request(gpus=0.3)), (2, Request(gpus=0.7))).sliver_waste()
@@ -144,13 +144,13 @@ class TestTypicalClasses:
         )
         tables = workload.fragments(("T4",))
         assert tables.cpus.tolist() == [1.0, 2.0]
-        # with CPUs for both, of 0.7 GPU left those 60 of 95 who need a whole one cannot use any
+        # with CPUs for both classes: 60 of 95 requests need a whole GPU and cannot use a free 0.7
         assert tables.device[0, 2, 700] == pytest.approx(700 * 60 / 95)
 
     def test_classes_fit_by_cpus(self) -> None:
         tables = _seen((1, Request(cpus=1, gpus=1)), (1, Request(cpus=4, gpus=1))).fragments(("T4",))
         assert tables.k(np.array([-1.0, 0.5, 1.0, 3.9, 4.0 - 1e-9, 64.0])).tolist() == [0, 0, 1, 1, 2, 2]
 
-    def test_nothing_known(self) -> None:
+    def test_no_requests(self) -> None:
         tables = Workload().fragments(("T4",))
         assert (tables.cpus.shape, tables.device.shape, tables.many.shape) == ((0,), (2, 1, 1001), (2, 1, 65))

@@ -1,4 +1,4 @@
-"""What is found out once for a class of requests: short ways that end where `passes` and `score` do."""
+"""The shortcuts of filters and scorers lead to the same decisions as `passes` and `score`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _places(request: Request, *filters: Any, scorers: Any = (), snapshot: Snapsh
 
 
 class RoomTwice(HasMemory):
-    """Says more than the filter it is derived from, whose amounts are not all that it asks for."""
+    """A filter that needs more than the `least` of its base class."""
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
         return snapshot.columns.memory_free_bytes >= 2 * request.memory_bytes + 1
@@ -49,7 +49,7 @@ class LastFirst(Near):
         return np.array([float(ord(name)) for name in snapshot.nodes])
 
 
-def test_a_derived_filter_or_scorer_is_asked_though_what_it_derives_from_has_nothing_to_say() -> None:
+def test_a_subclass_is_called_even_if_its_base_class_does_not_apply() -> None:
     assert _places(Request(memory_bytes=49), RoomTwice()) == ["a", "b", "c"]
     assert _places(Request(memory_bytes=50), RoomTwice()) == []
     assert _places(Request(), NeverA()) == ["b", "c"]
@@ -60,7 +60,7 @@ def test_a_derived_filter_or_scorer_is_asked_though_what_it_derives_from_has_not
     ("gpus", "models", "expected"),
     [(1, (), "abc"), (2, (), "a"), (0.5, ("T4",), "ab"), (1, ("T4",), "a"), (2, ("T4",), ""), (3, (), "")],
 )
-def test_as_many_devices_as_are_asked_for_and_no_amount_makes_up_for_one(
+def test_a_node_needs_all_devices_and_all_amounts(
     gpus: float, models: tuple[str, ...], expected: str
 ) -> None:
     request = Request(gpus=gpus, gpu_models=models, cpus=1, memory_bytes=1)
@@ -76,7 +76,7 @@ def test_bytes_are_exact_beyond_what_floats_hold() -> None:
     assert _places(Request(memory_bytes=16 * PIB + 1), *DEFAULT_FILTERS, snapshot=nodes) == []
 
 
-def test_no_devices_anywhere() -> None:
+def test_a_cluster_without_devices() -> None:
     nodes = Snapshot.of([Node(id="a", cpus=4)])
     assert _places(Request(gpus=1), *DEFAULT_FILTERS, snapshot=nodes) == []
     assert _places(Request(cpus=1), *DEFAULT_FILTERS, snapshot=nodes) == ["a"]

@@ -1,4 +1,4 @@
-"""What is kept between decisions: only what changed is rated again, and the answer is that of rating all anew."""
+"""The score cache scores only changed nodes again, with the same result as scoring all nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roost.placement.engine.score_cache import ScoreCache, Scores
 
 
 class Counting:
-    """Rates a node by its kernels, and remembers which nodes it was asked about."""
+    """A function that scores a node by its kernels and records the nodes that it has scored."""
 
     def __init__(self, uses_metrics: bool = False) -> None:
         self.uses_metrics = uses_metrics
@@ -31,7 +31,7 @@ class Counting:
 
 
 class Watched:
-    """A `ScoreCache`, what it rates with, and a shorthand."""
+    """A `ScoreCache` with a counting function."""
 
     def __init__(self, max_bytes: int = 1 << 20, uses_metrics: bool = False) -> None:
         self.cache, self.rate = ScoreCache(max_bytes), Counting(uses_metrics)
@@ -44,7 +44,7 @@ class Watched:
 
     @property
     def asked(self) -> list[tuple[str, ...]]:
-        """Which nodes were rated since the last look."""
+        """The nodes that were scored since the last read."""
         asked, self.rate.asked = self.rate.asked, []
         return asked
 
@@ -57,13 +57,13 @@ def _nodes(names: str) -> Snapshot:
     return Snapshot.of(_node(name, place) for place, name in enumerate(names))
 
 
-def test_nothing_is_rated_twice() -> None:
+def test_no_node_is_scored_twice() -> None:
     scores, snapshot = Watched(), _nodes("abc")
     assert scores(snapshot) == scores(snapshot) == [0, 1, 2]
     assert scores.asked == [("a", "b", "c")]
 
 
-def test_only_what_changed_is_rated_again() -> None:
+def test_only_changed_nodes_are_scored_again() -> None:
     scores, snapshot = Watched(), _nodes("abc")
     scores(snapshot)
     second = snapshot.apply([_node("b", 7)])
@@ -90,7 +90,7 @@ def test_a_node_that_goes_and_comes_back_is_new() -> None:
     assert scores.asked[1:] == [("a",)]
 
 
-def test_an_empty_cluster_between() -> None:
+def test_a_cluster_that_is_empty_for_a_while() -> None:
     scores, snapshot = Watched(), _nodes("ab")
     scores(snapshot)
     empty = snapshot.apply(removed=["a", "b"])
@@ -100,7 +100,7 @@ def test_an_empty_cluster_between() -> None:
     assert again(start.apply([_node("c", 3)])) == [3]
 
 
-def test_an_older_picture_is_rated_for_itself_and_leaves_the_newer_alone() -> None:
+def test_an_older_snapshot_is_scored_apart_from_the_newer() -> None:
     scores, older = Watched(), _nodes("abc")
     newer = older.apply([_node("b", 7)])
     scores(newer)
@@ -120,7 +120,7 @@ def test_branches_do_not_mix() -> None:
     assert scores(other.apply([_node("c", 9)])) == [0, 8, 9]
 
 
-def test_a_change_of_freshness_alone_is_a_change() -> None:
+def test_a_node_that_becomes_stale_is_scored_again() -> None:
     scores = Watched(uses_metrics=True)
     snapshot = Snapshot.of([_node("a", age_s=0.0), _node("b", age_s=20.0), _node("c")])
     scores(snapshot)
@@ -131,14 +131,14 @@ def test_a_change_of_freshness_alone_is_a_change() -> None:
     assert scores.asked == [("a", "b", "c"), ("b",), ("a",), ("a", "b")]
 
 
-def test_freshness_is_nothing_to_those_who_need_no_metrics() -> None:
+def test_freshness_does_not_matter_without_metrics() -> None:
     scores, snapshot = Watched(), Snapshot.of([_node("a", age_s=0.0)])
     scores(snapshot)
     scores(snapshot.older_by(99.0))
     assert scores.asked == [("a",)]
 
 
-def test_the_class_asked_for_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_class_goes_first() -> None:
     snapshot = _nodes("abcd")
     scores = Watched(max_bytes=2 * 4 * 10)  # two classes of four nodes, 8 bytes of score and 2 of device each
     for key in "xyxz":
@@ -158,7 +158,7 @@ def test_one_class_is_kept_however_large() -> None:
     assert len(scores.asked) == 1
 
 
-def test_what_raises_is_not_half_kept() -> None:
+def test_an_error_leaves_no_partial_scores() -> None:
     scores, snapshot = Watched(), _nodes("ab")
     scores(snapshot)
     changed = snapshot.apply([_node("b", 7)])
@@ -170,7 +170,7 @@ def test_what_raises_is_not_half_kept() -> None:
     assert scores(changed) == [0, 7]
 
 
-def test_policies_keep_apart_and_what_they_keep_is_no_part_of_their_value() -> None:
+def test_each_policy_has_its_own_cache_which_is_no_part_of_its_value() -> None:
     one = get_policy("balanced")
     assert isinstance(one, Pipeline)
     for other in (replace(one), replace(one, filters=())):
@@ -178,7 +178,7 @@ def test_policies_keep_apart_and_what_they_keep_is_no_part_of_their_value() -> N
     assert replace(one) == one
 
 
-def test_a_policy_travels_without_what_it_keeps() -> None:
+def test_a_pickled_policy_leaves_its_cache_behind() -> None:
     mine, snapshot = get_policy("pack"), Snapshot.of(Node(id=f"{i:05}", cpus=4) for i in range(2000))
     before = len(cloudpickle.dumps(mine))
     expected = mine.place(Request(cpus=1), snapshot)
@@ -186,7 +186,7 @@ def test_a_policy_travels_without_what_it_keeps() -> None:
     assert cloudpickle.loads(cloudpickle.dumps(mine)).place(Request(cpus=1), snapshot) == expected
 
 
-def test_several_threads_may_ask_at_once() -> None:
+def test_several_threads_may_use_one_policy() -> None:
     mine, wrong = get_policy("balanced"), []
     requests = [Request(cpus=1), Request(memory_bytes=1), Request()]
     start = Snapshot.of(Node(id=name, cpus=8, memory_bytes=8) for name in "abcdef")
@@ -211,7 +211,7 @@ def test_several_threads_may_ask_at_once() -> None:
     assert wrong == []
 
 
-def test_nodes_to_avoid_are_not_remembered() -> None:
+def test_avoided_nodes_are_not_remembered() -> None:
     mine, snapshot = get_policy("pack"), Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=4)])
     avoided = mine.place(Request(cpus=1), snapshot, avoid={"a": "refused it"})
     plain = mine.place(Request(cpus=1), snapshot)
@@ -221,7 +221,7 @@ def test_nodes_to_avoid_are_not_remembered() -> None:
     assert not np.isinf(plain.placement.score)
 
 
-def test_custom_resources_make_a_class_and_are_looked_at_again() -> None:
+def test_custom_resources_are_part_of_the_class_and_follow_changes() -> None:
     pack = get_policy("pack")
     nodes = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8, resources={"licence": 1})])
 
