@@ -1,4 +1,4 @@
-"""The harness: figures, ratios by round, claims, turning order, and what is written."""
+"""The harness: figures, ratios by round, claims, the rotating order, and the written report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_claim_holds_up_to_its_bound(value: float, holds: bool) -> None:
     assert [claim.holds for claim in report.claims] == [holds, holds]
 
 
-async def test_rounds_turn_and_the_warm_up_is_thrown_away() -> None:
+async def test_rounds_rotate_and_the_warm_up_is_dropped() -> None:
     order: list[str] = []
 
     def case(name: str) -> dict[str, float]:
@@ -70,7 +70,7 @@ async def test_rounds_turn_and_the_warm_up_is_thrown_away() -> None:
 
 
 @pytest.mark.parametrize(("check", "status"), [(True, 1), (False, 0)])
-def test_what_is_written(tmp_path: Path, check: bool, status: int) -> None:
+def test_the_written_report(tmp_path: Path, check: bool, status: int) -> None:
     report = report_of([200.0, 100.0], [30.0, 25.0])
     report.claim("start", report.ratio("start", "start/roost", "start/plain").of_medians, at_most=0.1)
     arguments = parser("x").parse_args(

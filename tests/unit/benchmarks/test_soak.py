@@ -1,4 +1,4 @@
-"""When the soak run calls a series growing."""
+"""When the soak run reports growth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from memory import name_part, pss_bytes
 from soak import is_growing, measure_growth
 
 
-def test_growth_is_that_of_the_second_half() -> None:
+def test_growth_is_measured_over_the_second_half() -> None:
     assert measure_growth([0, 50, 100, 100, 100, 100]) == 0
     assert measure_growth([0, 0, 0, 10, 20, 30]) == pytest.approx(20)
     assert measure_growth([1]) == 0
@@ -26,16 +26,16 @@ def test_growth_is_that_of_the_second_half() -> None:
         ("runtime folder files", [9, 9, 9, 9, 10, 11, 12, 13], True),
     ],
 )
-def test_noise_is_no_growth(name: str, samples: list[float], grows: bool) -> None:
+def test_noise_is_not_growth(name: str, samples: list[float], grows: bool) -> None:
     assert is_growing(name, samples) is grows
 
 
-def test_the_parts_of_roost_by_their_command_line() -> None:
+def test_parts_of_roost_are_named_by_their_command_line() -> None:
     assert name_part(["python", "-m", "roost.scheduler.service.server", "/tmp/agent"]) == "service"
     assert name_part(["python", "-m", "roost.launchers.agent.main"]) == "agent"
     assert name_part(["python", "/lib/roost/launchers/zygote/main.py", "/tmp/agent"]) == "zygote"
 
 
-def test_a_process_that_is_gone_has_no_memory() -> None:
+def test_an_ended_process_has_no_memory() -> None:
     with pytest.raises(ProcessLookupError):
         pss_bytes(2**22 + 1)

@@ -1,4 +1,4 @@
-"""The check for processes left behind: it finds, names and ends them."""
+"""The check for left processes: it finds, names and ends them."""
 
 from __future__ import annotations
 

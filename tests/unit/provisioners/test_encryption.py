@@ -1,4 +1,4 @@
-"""Which kernels get keys."""
+"""Which kernels get encryption keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def manager(
         ("required", "disabled", "ipc", True, IPYKERNEL, True),
     ],
 )
-def test_who_gets_keys(
+def test_which_kernels_get_keys(
     wish: str, jupyters: str, transport: str, declares: bool, argv: list[str], is_encrypted: bool
 ) -> None:
     km = manager(declares=declares, transport=transport, jupyters=jupyters)
@@ -59,7 +59,7 @@ def test_keys_are_kept_for_a_restart() -> None:
     assert km.curve_publickey == b"mine"
 
 
-def test_a_kernel_that_cannot_is_told_of() -> None:
+def test_a_kernel_without_encryption_causes_a_warning() -> None:
     km = manager()
     told = protect_channels(km, OTHER, "auto", is_local=True)
     assert "supported_encryption" in told
@@ -71,13 +71,13 @@ def test_a_kernel_that_cannot_is_told_of() -> None:
 
 
 @pytest.mark.parametrize(("wish", "jupyters"), [("required", "disabled"), ("auto", "required")])
-def test_required_refuses_a_kernel_that_cannot(wish: str, jupyters: str) -> None:
+def test_required_encryption_refuses_a_kernel_without_it(wish: str, jupyters: str) -> None:
     with pytest.raises(ConfigError, match="required"):
         protect_channels(manager(jupyters=jupyters), OTHER, wish, is_local=True)
 
 
 @pytest.mark.parametrize(("ip", "is_local"), [("127.0.0.1", False), ("0.0.0.0", True)])
-def test_an_old_ipykernel_that_is_reached_over_a_network_is_named(
+def test_the_warning_names_an_old_ipykernel_on_another_machine(
     monkeypatch: pytest.MonkeyPatch, ip: str, is_local: bool
 ) -> None:
     monkeypatch.setattr(encryption, "find_ipykernel_version", lambda _: (6, 29))
@@ -86,7 +86,7 @@ def test_an_old_ipykernel_that_is_reached_over_a_network_is_named(
     assert km.transport == "tcp"
 
 
-def test_an_old_ipykernel_of_this_machine_gets_a_private_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_ipykernel_on_this_machine_gets_a_private_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption, "find_ipykernel_version", lambda _: (6, 29))
     km = manager()
     assert protect_channels(km, IPYKERNEL, "auto", is_local=True) == ""
@@ -95,7 +95,7 @@ def test_an_old_ipykernel_of_this_machine_gets_a_private_folder(monkeypatch: pyt
     assert km.transport == "ipc"
 
 
-def test_an_upgrade_is_seen_by_a_server_that_goes_on(tmp_path: Path) -> None:
+def test_a_running_server_sees_an_upgrade(tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     for version, found in (("6.29.0", (6, 29)), ("7.3.1", (7, 3))):
         for old in tmp_path.glob("lib/python3.12/site-packages/*"):
@@ -104,6 +104,6 @@ def test_an_upgrade_is_seen_by_a_server_that_goes_on(tmp_path: Path) -> None:
         assert encryption.find_ipykernel_version(str(python)) == found
 
 
-def test_an_unknown_wish() -> None:
+def test_an_unknown_value_of_encrypt() -> None:
     with pytest.raises(ConfigError, match="auto, never, required"):
         protect_channels(manager(), IPYKERNEL, "maybe", is_local=True)

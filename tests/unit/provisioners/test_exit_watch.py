@@ -8,7 +8,7 @@ import threading
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, KernelExit
 
 
-def test_set_once() -> None:
+def test_an_exit_code_is_set_once() -> None:
     ending = KernelExit()
     assert ending.code is None
     assert ending.set(-9)
@@ -44,14 +44,14 @@ def test_waiters_in_several_loops_are_woken() -> None:
     assert found == [3, 3, 3]
 
 
-def test_a_wait_that_timed_out_leaves_nothing() -> None:
+def test_a_wait_after_its_timeout_leaves_no_waiter() -> None:
     ending = KernelExit()
     assert asyncio.run(ending.wait(0.01)) is None
     assert not ending._waiting
     ending.set(0)
 
 
-def test_a_closed_loop_harms_nobody() -> None:
+def test_a_closed_loop_does_not_disturb_the_others() -> None:
     ending = KernelExit()
     loop = asyncio.new_event_loop()
     future = loop.create_future()

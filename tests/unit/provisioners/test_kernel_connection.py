@@ -1,4 +1,4 @@
-"""Which addresses a kernel can have, by where it runs."""
+"""Which addresses a kernel can have, on this machine and on others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def manager(transport: str, ip: str) -> Any:
     return SimpleNamespace(transport=transport, ip=ip, _record_random_port_names=lambda: None)
 
 
-def test_sockets_of_this_machine_are_refused_for_kernels_on_others() -> None:
+def test_ipc_is_refused_for_kernels_on_other_machines() -> None:
     with pytest.raises(ConfigError, match="transport at 'tcp'") as caught:
         choose_address(manager("ipc", "kernel-ipc"), "k", is_local=False)
     assert "\n" not in caught.value.user_message
 
 
-def test_an_address_of_no_network_card_here_is_for_kernels_on_others() -> None:
+def test_a_foreign_address_is_allowed_only_for_kernels_on_other_machines() -> None:
     with pytest.raises(ConfigError, match="does not have that address"):
         choose_address(manager("tcp", "192.0.2.1"), "k", is_local=True)
     choose_address(manager("tcp", "192.0.2.1"), "k", is_local=False)

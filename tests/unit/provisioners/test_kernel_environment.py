@@ -1,4 +1,4 @@
-"""What of the application's environment reaches a kernel, and where it starts."""
+"""The environment and the working directory of a kernel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ APPLICATION = {
 }  # fmt: skip
 
 
-def test_a_local_kernel_has_the_applications_environment() -> None:
+def test_a_local_kernel_gets_the_applications_environment() -> None:
     env = build_environment(APPLICATION, spec_env=["SPEC"], is_local=True)
     assert set(APPLICATION) - set(env) == {"JPY_PARENT_PID", "JUPYTER_TOKEN"}
 
 
-def test_a_remote_kernel_has_the_kernelspecs_and_an_allow_list() -> None:
+def test_a_remote_kernel_gets_the_kernelspecs_variables_and_an_allow_list() -> None:
     env = build_environment(APPLICATION, spec_env=["SPEC"], is_local=False)
     assert set(env) == {"LANG", "LC_ALL", "TZ", "KERNEL_USERNAME", "SPEC"}
     assert set(build_environment(APPLICATION, spec_env=[], is_local=False, also=["MIN*"])) - set(env) == {
@@ -29,13 +29,13 @@ def test_a_remote_kernel_has_the_kernelspecs_and_an_allow_list() -> None:
     }
 
 
-def test_a_parent_pid_is_never_passed_even_if_asked_for() -> None:
+def test_a_parent_pid_is_never_passed_on() -> None:
     assert "JPY_PARENT_PID" not in build_environment(
         APPLICATION, spec_env=["JPY_PARENT_PID"], is_local=False, also=["*"]
     )
 
 
-def test_no_pattern_passes_secrets_or_everything() -> None:
+def test_no_pattern_passes_on_secrets_or_everything() -> None:
     secrets = ("MY_API_KEY", "MY_TOKEN", "MY_DB_PASSWORD", "MY_KEYS", "KERNEL_AUTH", "MY_AWS_SECRET")
     env = dict.fromkeys((*secrets, "MY_KEYBOARD", "MY_PATHS"), "x")
     assert set(build_environment(env, spec_env=[], is_local=False, also=["MY_*"])) == {
@@ -63,7 +63,7 @@ def test_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_directory({}, ".", is_local=True) == str(here)
 
 
-def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

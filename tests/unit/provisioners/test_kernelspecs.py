@@ -1,4 +1,4 @@
-"""Kernelspecs wrapped, listed, removed, and checked against their real environment."""
+"""Kernelspecs are installed, listed, removed, and tested with their real Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own folder of kernelspecs, empty; only it and the Python's own are looked into."""
+    """The user's own, empty folder of kernelspecs. Jupyter searches only this folder and Python's own."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     return tmp_path / "data" / "kernels"
@@ -39,7 +39,7 @@ def fake(runtime_dir: Path) -> Iterator[FakeService]:
 
 @pytest.fixture
 def make(kernels: Path) -> Make:
-    """Writes a kernelspec that is not roost's."""
+    """Write a kernelspec that is not roost's."""
 
     def make(name: str, argv: list[str], **values: Any) -> Path:
         folder = kernels / name
@@ -56,7 +56,7 @@ def written(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "kernel.json").read_text()))
 
 
-def test_wraps_the_python_kernel_and_says_what_it_can_do(kernels: Path) -> None:
+def test_install_copies_the_python_kernelspec_and_reports_its_features(kernels: Path) -> None:
     config = {"backend": "local", "gpus": 1, "memory": "8GiB"}
     made, found = kernelspecs.install("python3", name="Roost-GPU", config=config, display_name="GPU")
     assert found is not None
@@ -74,7 +74,7 @@ def test_wraps_the_python_kernel_and_says_what_it_can_do(kernels: Path) -> None:
     assert [known.name for known in kernelspecs.list_kernelspecs()] == ["roost-gpu"] == [made.name]
 
 
-def test_what_the_environment_lacks_is_not_promised(make: Make, kernels: Path) -> None:
+def test_encryption_is_declared_only_if_ipykernel_has_it(make: Make, kernels: Path) -> None:
     argv = [sys.executable, "-m", "other_kernel", "{connection_file}"]
     make("other", argv, metadata={"supported_encryption": ["curve"], "mine": 1}, env={"A": "${HOME}/a"})
     _, found = kernelspecs.install("other", name="r-other", config={})
@@ -82,7 +82,9 @@ def test_what_the_environment_lacks_is_not_promised(make: Make, kernels: Path) -
     assert not found.is_ipykernel
     assert not found.can_fork
     document = written(kernels / "r-other")
-    assert document["metadata"]["supported_encryption"] == ["curve"]  # not ours to know
+    assert document["metadata"]["supported_encryption"] == [
+        "curve"
+    ]  # unknown without a check, and therefore kept
     assert document["metadata"]["mine"] == 1
     assert document["env"] == {"A": "${HOME}/a"}
     assert (kernels / "r-other" / "logo-64x64.png").read_bytes() == b"png"
@@ -113,7 +115,7 @@ def test_an_environment_without_ipykernel_is_refused(make: Make, tmp_path: Path)
 
 
 @pytest.mark.parametrize("script", ["exit 3", "echo nonsense", "printf 7"])
-def test_what_is_no_python_is_refused(tmp_path: Path, script: str) -> None:
+def test_an_executable_that_is_not_python_is_refused(tmp_path: Path, script: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -129,7 +131,7 @@ def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> 
     kernelspecs.install("python3", name="mine", config={"cpus": 1}, may_replace=True)
     assert written(kernels / "mine")["metadata"]["kernel_provisioner"]["config"] == {"cpus": 1}
     assert [path.name for path in kernels.iterdir()] == ["mine"]
-    kernelspecs.install("mine", name="mine", config={"cpus": 2}, may_replace=True)  # in its own place
+    kernelspecs.install("mine", name="mine", config={"cpus": 2}, may_replace=True)  # replaces itself
     assert written(kernels / "mine")["metadata"]["kernel_provisioner"]["config"] == {"cpus": 2}
 
 
@@ -159,7 +161,7 @@ def _is_installed(factory: KernelProvisionerFactory, spec: Any) -> bool:
 def test_prefix(kernels: Path, tmp_path: Path) -> None:
     made, _ = kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
     assert made.folder == str(tmp_path / "env" / "share" / "jupyter" / "kernels" / "p")
-    with pytest.raises(ConfigError, match="--replace"):  # although Jupyter does not look there
+    with pytest.raises(ConfigError, match="--replace"):  # even where Jupyter does not search
         kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
 
 
@@ -169,7 +171,7 @@ def test_a_folder_that_cannot_be_written(kernels: Path, tmp_path: Path) -> None:
         kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"), is_checked=False)
 
 
-def test_remove_takes_roosts_alone(make: Make, kernels: Path) -> None:
+def test_remove_refuses_other_kernelspecs(make: Make, kernels: Path) -> None:
     make("mine", ["sh"])
     kernelspecs.install("python3", name="ours", config={}, is_checked=False)
     with pytest.raises(ConfigError, match="not roost's"):
@@ -180,7 +182,7 @@ def test_remove_takes_roosts_alone(make: Make, kernels: Path) -> None:
     assert kernelspecs.list_kernelspecs() == []
 
 
-def test_doctor_sees_unknown_options(make: Make) -> None:
+def test_doctor_finds_unknown_options(make: Make) -> None:
     provisioner = {"provisioner_name": "roost", "config": {"gpu": 1}}
     make("typo", [sys.executable, "x"], metadata={"kernel_provisioner": provisioner})
     (found,) = [finding for finding in kernelspecs.find_problems() if "typo" in finding["what"]]
@@ -251,7 +253,7 @@ COMMAND = {"argv": ["sh", "{connection_file}"]}
         ("{", "not JSON"),
     ],
 )
-def test_a_malformed_kernelspec_is_told_by_every_command(
+def test_every_command_reports_a_malformed_kernelspec(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
 ) -> None:
     (make("bad", ["sh"]) / "kernel.json").write_text(text)
@@ -284,7 +286,7 @@ def test_a_malformed_kernelspec_is_told_by_every_command(
         ({"launch_timeout": -1}, "above 0"),
     ],
 )
-def test_what_a_start_would_refuse_is_told_before(
+def test_install_refuses_options_that_a_start_would_refuse(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], said: str
 ) -> None:
     make("typo", ["sh", "{connection_file}"], metadata=ours(**config))
@@ -298,7 +300,9 @@ def test_what_a_start_would_refuse_is_told_before(
     assert said in capsys.readouterr().err
 
 
-def test_a_folder_is_no_output(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_cannot_be_the_output(
+    kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main.main(["run", notebook(tmp_path), "--output", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
 

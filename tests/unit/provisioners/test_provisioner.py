@@ -1,4 +1,4 @@
-"""The provisioner under jupyter_client's own managers, on a scripted service."""
+"""The provisioner under jupyter_client's managers, with a scripted service."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def ended(km: Any) -> int:
     return int(await asyncio.wait_for(km.provisioner.wait(), 5))
 
 
-async def test_a_start_hands_over_what_the_kernelspec_says(
+async def test_a_start_sends_the_kernelspecs_options(
     service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JPY_PARENT_PID", "1")
@@ -161,7 +161,7 @@ async def test_an_exit_is_pushed_and_logged(
     assert not service.kernels
 
 
-async def test_the_exit_of_an_earlier_launch_is_no_exit(service: FakeService, tmp_path: Path) -> None:
+async def test_the_exit_of_an_earlier_launch_is_ignored(service: FakeService, tmp_path: Path) -> None:
     km = manager(tmp_path)
     await km.start_kernel()
     old = service.kernels[km.kernel_id]
@@ -175,7 +175,7 @@ async def test_the_exit_of_an_earlier_launch_is_no_exit(service: FakeService, tm
     await km.shutdown_kernel(now=True)
 
 
-async def test_a_lost_service_is_no_death_and_a_missed_exit_is_found(
+async def test_a_kernel_outlives_the_service_and_a_missed_exit_is_found(
     service: FakeService, tmp_path: Path
 ) -> None:
     km = manager(tmp_path)
@@ -189,7 +189,7 @@ async def test_a_lost_service_is_no_death_and_a_missed_exit_is_found(
     await km.shutdown_kernel(now=True)
 
 
-async def test_a_first_start_that_fails_undoes_itself(service: FakeService, tmp_path: Path) -> None:
+async def test_a_failed_first_start_is_undone(service: FakeService, tmp_path: Path) -> None:
     service.answers["start"] = NoNodeEver("No node has 3 GPUs.")
     km = manager(tmp_path)
     with pytest.raises(NoNodeEver, match="3 GPUs"):
@@ -203,7 +203,7 @@ async def test_a_first_start_that_fails_undoes_itself(service: FakeService, tmp_
     await km.shutdown_kernel(now=True)
 
 
-async def test_a_cancelled_start_undoes_itself(service: FakeService, tmp_path: Path) -> None:
+async def test_a_cancelled_start_is_undone(service: FakeService, tmp_path: Path) -> None:
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -223,7 +223,7 @@ async def test_a_cancelled_start_undoes_itself(service: FakeService, tmp_path: P
     assert not km.has_kernel
 
 
-async def test_a_restart_that_fails_is_told_by_poll(
+async def test_poll_reports_a_failed_restart(
     service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     km = manager(tmp_path)
@@ -267,7 +267,7 @@ def test_one_manager_used_from_several_loops(service: FakeService, tmp_path: Pat
     assert not service.kernels
 
 
-async def test_a_service_out_of_reach_does_not_hold_up_a_shutdown(
+async def test_a_service_that_does_not_answer_does_not_delay_a_shutdown(
     service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     km = manager(tmp_path)
@@ -283,7 +283,7 @@ async def test_a_service_out_of_reach_does_not_hold_up_a_shutdown(
     assert not await km.is_alive()
 
 
-async def test_a_stop_outlasts_the_wait_for_it(
+async def test_a_stop_is_repeated_after_the_shutdown(
     service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("roost.provisioners.provisioner._AWAY_S", 0.1)
@@ -299,7 +299,7 @@ async def test_a_stop_outlasts_the_wait_for_it(
     await km.shutdown_kernel(now=True)
 
 
-async def test_an_old_exit_that_meets_a_new_launch_is_not_its_own(service: FakeService) -> None:
+async def test_a_late_exit_does_not_end_a_new_launch(service: FakeService) -> None:
     exits = ExitWatch(logging.getLogger(), lambda: True)
     exits.begin("k", "1")
     old = exits.current
@@ -351,10 +351,8 @@ async def test_wrong_options_start_nothing(
     assert not service.calls
 
 
-async def test_the_cluster_that_a_kernelspec_names(
-    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The application's options stay beside it, and whoever takes the kernel over finds the same service."""
+async def test_a_kernelspec_names_its_cluster(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's options stay in force, and an application that adopts the kernel finds the same service."""
     config = Config({"RoostProvisioner": {"backend_options": {"config_file": "/caps.py"}}})
     at = {"address": "192.0.2.1:6379"}
     made = RoostProvisioner(
@@ -368,7 +366,7 @@ async def test_the_cluster_that_a_kernelspec_names(
     disconnect()
 
 
-async def test_a_kernelspec_beats_the_configuration(service: FakeService, tmp_path: Path) -> None:
+async def test_a_kernelspec_overrides_the_configuration(service: FakeService, tmp_path: Path) -> None:
     config = Config({"RoostProvisioner": {"cpus": 1, "memory": "1GiB"}})
     km = AsyncKernelManager(
         kernel_name="roosted", kernel_spec_manager=kernelspecs(tmp_path, config={"cpus": 4}), config=config
@@ -390,7 +388,7 @@ async def test_ipc_has_socket_files_in_a_private_folder(service: FakeService, tm
     await km.shutdown_kernel(now=True)
 
 
-async def test_a_plain_kernel_is_warned_of_once(
+async def test_one_warning_about_a_kernel_without_encryption(
     service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     km = manager(tmp_path, argv=["sh", "{connection_file}"], metadata={"supported_encryption": []})
@@ -433,7 +431,7 @@ async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_
     assert the_start(service).owner.application == "jupyter_server"
 
 
-async def test_there_is_no_kernel_while_a_launch_is_under_way(service: FakeService, tmp_path: Path) -> None:
+async def test_there_is_no_kernel_during_a_launch(service: FakeService, tmp_path: Path) -> None:
     km = manager(tmp_path)
     await km.start_kernel()
     begun, go_on = asyncio.Event(), threading.Event()
@@ -454,7 +452,7 @@ async def test_there_is_no_kernel_while_a_launch_is_under_way(service: FakeServi
     await km.shutdown_kernel(now=True)
 
 
-async def test_ipc_at_an_address_of_the_callers(
+async def test_ipc_at_the_callers_address(
     service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 
-def test_nothing_said_promises_nothing() -> None:
+def test_no_options_promise_nothing() -> None:
     options = read_start_options({}, {})
     assert options.request == Request()
     assert options.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
@@ -39,7 +39,7 @@ def test_options_are_read() -> None:
     assert read.launch_timeout_s == 5.0
 
 
-def test_options_as_texts_from_a_command_line() -> None:
+def test_options_can_be_texts() -> None:
     options = read_start_options(
         {"cpus": "1.5", "memory": 1024, "gpus": 1, "gpu_models": "A100, H100", "labels": "zone=a,disk=ssd"},
         {},
@@ -88,7 +88,7 @@ def test_the_kernels_environment_wins() -> None:
         ({}, {"KERNEL_MEMORY": "lots"}, "KERNEL_MEMORY"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(options: dict[str, Any], env: dict[str, str], said: str) -> None:
+def test_an_impossible_value_is_one_sentence(options: dict[str, Any], env: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_start_options(options, env)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""The `roost` command against a client that answers without a scheduler."""
+"""The `roost` command with a stub client, without a scheduler."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ QUEUED = kernel("bbbb-1", state="queued", position=1, waits_for="0.25 GPU on big
 
 
 class Answer:
-    """A call that is answered, or fails."""
+    """A call with an answer or an error."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -77,7 +77,7 @@ class Answer:
 
 
 class StubClient:
-    """What the command asks, without a service. `error` is raised by every answer."""
+    """A client without a service. Every answer raises `error` if it is set."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -127,7 +127,7 @@ class StubClient:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
-    """The stub in the place of `roost.connect`'s answer, and 80 columns."""
+    """A stub that `roost.connect` returns; the terminal has 80 columns."""
     stub = StubClient()
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
     monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", list)
@@ -146,14 +146,14 @@ def test_a_scheduler_with_options_can_be_named(
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of one command."""
+    """Run a command; return exit code, stdout and stderr."""
     code = main.main(argv)
     said = capsys.readouterr()
     return code, said.out, said.err
 
 
 def document(capsys: pytest.CaptureFixture[str], *argv: str) -> Mapping[str, Any]:
-    """The one document that `--json` prints; nothing else is on stdout."""
+    """Return the document that `--json` prints. Nothing else is on stdout."""
     code, out, err = run(capsys, *argv, "--json")
     assert (code, err) == (0, "")
     return dict(json.loads(out))
@@ -194,13 +194,13 @@ def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFix
     assert decision["placement"]["node_id"] == "big"
 
 
-def test_explain_says_why_nowhere(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_says_why_no_node_fits(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "explain", "--cpus", "1000")
     assert code == 0
     assert "No node could ever hold 1000 CPUs" in out
 
 
-def test_explain_of_one_node_says_what_helps_unless_it_is_only_full(
+def test_explain_of_one_node_shows_remedies_unless_the_node_is_only_full(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -238,7 +238,9 @@ def test_explain_names_the_fallback_and_counts_refusals(
     assert client.asked == [("nodes",), ("service",)]
 
 
-def test_explain_says_who_holds_what_is_short(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_lists_the_kernels_that_hold_scarce_resources(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
     kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 0.0, "memory_bytes": 8 << 30}
     kernel |= {"gpus": 0.25, "resources": {"licence": 2}}
     held = {**kernel, "device_ids": ["GPU-0"], "since": time.time() - 90}
@@ -252,7 +254,7 @@ def test_explain_says_who_holds_what_is_short(client: StubClient, capsys: pytest
     assert document(capsys, "explain", "--gpus", "1")["decision"]["soonest"] == client.soonest
 
 
-def test_nodes_that_were_saved_can_be_asked(
+def test_explain_on_saved_nodes(
     client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     saved = tmp_path / "nodes.json"
@@ -264,7 +266,7 @@ def test_nodes_that_were_saved_can_be_asked(
         assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_resources_labels_taints_and_what_is_warm_are_shown(
+def test_resources_labels_taints_and_warm_interpreters_are_shown(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not {"TAINTS", "RESOURCES"} & set(run(capsys, "nodes")[1].split())
@@ -318,7 +320,7 @@ def test_a_kernel_is_named_by_the_beginning_of_its_id(
     assert "There is no kernel 'zz'" in err
 
 
-def test_stop_takes_several_and_what_ended_meanwhile(
+def test_stop_takes_several_kernels_and_ended_ones(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "stop", "aaaaaaaa-1", "aaaaaaaa-2", "bb", "bbbb", "--grace", "2")
@@ -408,14 +410,14 @@ def test_wrong_usage_is_code_2(argv: Sequence[str], capsys: pytest.CaptureFixtur
     assert "usage" in capsys.readouterr().err
 
 
-def test_which_cluster_it_is_is_said(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cluster_is_named(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     where = "ray at 192.0.2.1:6379"
     assert f"Cluster: {where}." in " ".join(run(capsys, "nodes")[1].split())
     assert document(capsys, "nodes")["cluster"] == {"backend": "ray", "address": "192.0.2.1:6379"}
     assert f"the cluster is {where}" in run(capsys, "doctor")[1]
 
 
-def test_version_names_the_services_that_live(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_names_running_services(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dead = runtime_dir / "scheduler-ray"
     dead.mkdir(mode=0o700)
     (dead / "ready.json").write_text("{}")
@@ -450,7 +452,7 @@ def test_every_command_has_a_function() -> None:
     assert len({main.find_action(command) for command in commands}) == 14
 
 
-def test_help_loads_next_to_nothing() -> None:
+def test_help_imports_no_heavy_module() -> None:
     code = (
         "import sys; from roost.scheduler.cli.main import main\n"
         "try: main(['--help'])\n"

@@ -88,7 +88,7 @@ def test_errors_keep_their_type(service: FakeService, client: Client) -> None:
         client.kernel("nobody").result(5)
 
 
-async def test_a_cancelled_start_is_taken_back(service: FakeService, client: Client) -> None:
+async def test_cancelling_the_call_cancels_the_start(service: FakeService, client: Client) -> None:
     begun, cancelled = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -126,7 +126,7 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
     assert first.launch_timeout_s == a_start().launch_timeout_s > second.launch_timeout_s > 50
 
 
-def test_what_a_newer_service_adds_is_left_out(service: FakeService, client: Client) -> None:
+def test_unknown_fields_of_a_newer_service_are_ignored(service: FakeService, client: Client) -> None:
     def with_news(start: StartKernel) -> dict[str, object]:
         return {**encode(service._start(start)), "shape": "round"}
 
@@ -161,14 +161,14 @@ def test_listeners_get_events_and_resync(service: FakeService, client: Client) -
     hear("nodes")
     service.close()
     service.serve()
-    hear("resync")  # nobody called: the client came back for its listener
+    hear("resync")  # without a call: the client connected again for its listener
     stop()
     service.push(Event(kind="queued", at=1.0))
     client.nodes().result(5)
     assert "queued" not in kinds
 
 
-def test_a_failing_listener_harms_nobody(service: FakeService, client: Client) -> None:
+def test_a_failing_listener_does_not_disturb_the_others(service: FakeService, client: Client) -> None:
     heard = threading.Event()
 
     def fail(_: Event) -> None:
@@ -289,7 +289,7 @@ def test_another_address_in_the_environment_is_another_service(
     assert len({*folders, service_folder("ray", {})}) == 3
 
 
-def test_a_taken_back_start_raises_cancelled(service: FakeService, client: Client) -> None:
+def test_a_cancelled_start_raises_cancelled(service: FakeService, client: Client) -> None:
     service.answers["start"] = Cancelled("It was taken back.")
     with pytest.raises(Cancelled):
         client.start(a_start()).result(5)
@@ -297,7 +297,7 @@ def test_a_taken_back_start_raises_cancelled(service: FakeService, client: Clien
 
 @pytest.mark.slow
 def test_overhead_over_the_raw_call(service: FakeService, client: Client) -> None:
-    """The hop to the client's thread and back costs less than 0.3 ms in the median."""
+    """The way to the client's thread and back takes less than 0.3 ms in the median."""
 
     async def raw() -> list[float]:
         connection = RpcClient(f"ipc://{service.folder}/socket")

@@ -33,7 +33,7 @@ def test_reads_amounts_as_people_write_them(text: str | int | float, expected: i
 @pytest.mark.parametrize(
     "text", ["", "lots", "-1", "-1GiB", "8GB8", "8 i", "8iB", "nan", "inf", "1e3", "9999PiB", True, "٣g"]
 )
-def test_refuses_what_is_no_amount_with_one_sentence(text: str) -> None:
+def test_refuses_other_texts_with_one_sentence(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_bytes(text)
     assert "8GiB" in caught.value.user_message

@@ -1,4 +1,4 @@
-"""Policies found by name, kept from decision to decision, and guarded where they are anybody's."""
+"""Policies are found by name, kept between decisions, and run in a sandbox if they are foreign."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GIB = 1 << 30
 
 
 def node(name: str, cpus: float, *free: float, **more: Any) -> Node:
-    """With a GPU for each free share."""
+    """Return a node with a GPU for each free share."""
     devices = tuple(Device(id=str(i), promised=1 - share) for i, share in enumerate(free))
     return Node(id=name, cpus=cpus, memory_bytes=8 * GIB, devices=devices, metrics_age_s=1, **more)
 
@@ -53,7 +53,7 @@ HALF = Request(cpus=1, gpus=0.5)
 
 
 class Always:
-    """Answers what it is given, whatever it is asked."""
+    """A policy that always gives the same answer."""
 
     name = "always"
 
@@ -73,7 +73,7 @@ def placed(node_id: str, *device_ids: Any, score: float = 1.0, **more: Any) -> A
 
 @asynccontextmanager
 async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[PolicyCatalog]:
-    """With these objects given by a client."""
+    """Return a catalog to which a client has added these objects."""
     made = PolicyCatalog(
         settings or Settings(policy_timeout_s=20), RecentRequests(None, clock=time.monotonic)
     )
@@ -86,7 +86,7 @@ async def policies(settings: Settings | None = None, **others: object) -> AsyncI
 
 
 def given(name: str, other: object, token: str = "") -> AddPolicy:
-    """As if a client had sent it; the very object, so that a test can look at it."""
+    """Return a client's message that unpickles to this same object, so that the test can inspect it."""
     _OBJECTS.append(other)
     there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
     return AddPolicy(
@@ -95,7 +95,7 @@ def given(name: str, other: object, token: str = "") -> AddPolicy:
 
 
 class Reference:
-    """Pickled as the value of an expression."""
+    """An object that is pickled as an expression."""
 
     def __init__(self, expression: str) -> None:
         self.expression = expression
@@ -120,7 +120,7 @@ async def fallback_of(found: PolicyCatalog, name: str = "mine", request: Request
     return decision.fallback
 
 
-async def test_a_good_one_is_followed_and_named() -> None:
+async def test_a_good_policy_decides_and_is_named() -> None:
     async with policies(mine=placed("small", "0")) as found:
         decision = await found.decide("mine", HALF, CLUSTER)
         assert (decision.placement, decision.policy, decision.fallback) == (
@@ -163,7 +163,7 @@ BAD: dict[str, tuple[Always, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_a_bad_one_is_named_and_balanced_ranks(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bad_policy_is_named_and_balanced_ranks(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     bad, says = BAD[kind]
     async with policies(mine=bad) as found:
         fallback = await fallback_of(found)
@@ -177,7 +177,7 @@ async def test_a_bad_one_is_named_and_balanced_ranks(kind: str, caplog: pytest.L
 
 
 class Ones:
-    """A scorer that gives what it was made with."""
+    """A scorer that returns fixed scores."""
 
     name = "ones"
     needs_metrics = False
@@ -199,8 +199,8 @@ async def test_a_scorer_that_misbehaves_is_named(scores: Any) -> None:
         assert "scorer 'ones' must give one finite number per node" in await fallback_of(found)
 
 
-async def test_a_reason_that_fails_later_fails_in_the_thread() -> None:
-    """A pipeline works its grounds out when they are read: here, where its scorer has gone bad meanwhile."""
+async def test_an_error_in_a_lazy_explanation_occurs_in_the_thread() -> None:
+    """A pipeline computes its explanation when it is read. Here its scorer fails at that time."""
     threads = set()
 
     def score(request: Request, snapshot: Snapshot) -> Any:
@@ -215,7 +215,7 @@ async def test_a_reason_that_fails_later_fails_in_the_thread() -> None:
         assert [refusal.node_id for refusal in decision.refusals] == ["full", "full"]
 
 
-async def test_the_latest_failure_is_told_until_it_decides_again() -> None:
+async def test_a_failure_is_reported_until_the_policy_decides_again() -> None:
     answers = iter([1 / 2, None])
     good = get_policy("pack")
     mine = Always(lambda request, snapshot: next(answers, 0) or good.place(request, snapshot))
@@ -226,7 +226,7 @@ async def test_the_latest_failure_is_told_until_it_decides_again() -> None:
         assert found.failed == {}
 
 
-async def test_a_slow_one_stops_nobody_and_is_asked_again_when_it_answered() -> None:
+async def test_a_slow_policy_delays_no_start_and_is_asked_again_after_its_answer() -> None:
     release, answered = threading.Event(), threading.Event()
 
     def slowly(request: Request, snapshot: Snapshot) -> Decision:
@@ -245,12 +245,12 @@ async def test_a_slow_one_stops_nobody_and_is_asked_again_when_it_answered() -> 
         release.set()
         answered.wait(20)
         decision = await found.decide("mine", HALF, CLUSTER)
-        while decision.fallback:  # its thread is about to end
+        while decision.fallback:  # the thread of the slow call is about to end
             decision = await found.decide("mine", HALF, CLUSTER)
         assert slow.asked >= 2
 
 
-async def test_one_that_hangs_is_asked_once_until_it_is_given_again() -> None:
+async def test_a_hanging_policy_is_asked_once_until_it_is_added_again() -> None:
     release = threading.Event()
     hangs, once = Always(lambda *_: release.wait(30)), placed("small", "0")
     async with policies(Settings(policy_timeout_s=0.3), mine=hangs) as found:
@@ -259,12 +259,12 @@ async def test_one_that_hangs_is_asked_once_until_it_is_given_again() -> None:
         assert hangs.asked == 1
         await found.add(given("mine", once))
         while (await found.decide("mine", HALF, CLUSTER)).fallback:
-            assert hangs.asked == 1  # a busy machine
+            assert hangs.asked == 1  # on a busy machine, the first call has not ended yet
         assert once.asked >= 1
     release.set()
 
 
-async def test_a_call_that_was_cancelled_does_not_count_as_slow() -> None:
+async def test_a_cancelled_call_does_not_count_as_slow() -> None:
     release, called = threading.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -295,7 +295,7 @@ async def test_the_same_object_serves_every_decision() -> None:
         assert always.asked == 3
 
 
-async def test_shipped_ones_learn_from_what_was_asked_for() -> None:
+async def test_shipped_policies_adapt_to_recent_requests() -> None:
     recent = RecentRequests(None, clock=lambda: 0.0)
     found = PolicyCatalog(Settings(), recent)
     await found.decide("balanced", HALF, CLUSTER)
@@ -311,7 +311,7 @@ async def test_shipped_ones_learn_from_what_was_asked_for() -> None:
     assert "fragmentation" in decision.placement.terms
 
 
-async def test_a_function_is_given_the_profile() -> None:
+async def test_a_function_gets_the_workload() -> None:
     seen: list[Workload] = []
 
     def mine(workload: Workload) -> Always:
@@ -347,7 +347,7 @@ class Needs:
 """
 
 
-async def test_a_file_is_named_by_the_operator(tmp_path: Path) -> None:
+async def test_only_the_operator_names_a_file(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "mine.py").write_text(PARTS)
     (tmp_path / "config.py").write_text(
@@ -377,7 +377,7 @@ async def test_a_file_is_named_by_the_operator(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("__pycache__"))
 
 
-async def test_a_file_that_was_mended_is_found(tmp_path: Path) -> None:
+async def test_a_fixed_file_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("MINE = ")
     async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
@@ -389,7 +389,7 @@ async def test_a_file_that_was_mended_is_found(tmp_path: Path) -> None:
         found.check("mine")
 
 
-async def test_one_that_takes_too_long_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_policy_that_loads_too_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release, loads = threading.Event(), []
 
     def find_slowly(name: str, *_: object) -> object:
@@ -410,7 +410,7 @@ async def test_one_that_takes_too_long_to_load(tmp_path: Path, monkeypatch: pyte
         found.check("mine")
 
 
-async def test_what_clients_may_give() -> None:
+async def test_which_policies_clients_may_add() -> None:
     mine = placed("small", "0")
     async with policies(Settings(allow_client_policies=False)) as found:
         with pytest.raises(NotAllowed, match="allow_client_policies"):
@@ -443,7 +443,7 @@ async def test_what_clients_may_give() -> None:
         assert found.get("mine") is not kept
 
 
-async def test_installed_ones_are_found_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_installed_policies_are_found_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [EntryPoint("theirs", f"{__name__}:SPREAD", "roost.policies")]
     monkeypatch.setattr("roost.placement.shipped_policies.entry_points", lambda group: points)
     async with policies() as found:
@@ -476,7 +476,7 @@ SPREAD = Pipeline(name="spread", scorers=((FewKernels(), 1.0),))
 
 
 async def test_no_policy_over_commits(tmp_path: Path) -> None:
-    """It insists on one device; who comes later gets the other, or waits."""
+    """The policy always chooses one device. Later kernels get the other device, or wait."""
     insists = Always(
         lambda request, snapshot: Decision(
             request=request, policy="x", placement=Placement(node_id="here", device_ids=("0",))

@@ -1,4 +1,4 @@
-"""What is added to a decision for `roost explain`: warnings, and the kernels that hold what is short."""
+"""The additions of `roost explain`: warnings, and the kernels that hold scarce resources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lease(kernel_id: str, node_id: str, *devices: str, **asked: object) -> Lease
 
 
 def cluster(leases: list[Lease], *nodes: Node) -> Snapshot:
-    """These nodes, holding these leases."""
+    """Return a snapshot of the nodes with these leases."""
     by_id = {node.id: node for node in nodes}
     for held in leases:
         by_id[held.node_id] = by_id[held.node_id].with_kernel(held.request, held.device_ids)
@@ -45,12 +45,12 @@ def decided(snapshot: Snapshot, **asked: object) -> Decision:
 
 
 def to_end(leases: list[Lease], snapshot: Snapshot, **asked: object) -> tuple[str, list[str]] | None:
-    """The node that is soonest to free, and the kernels that would have to end there."""
+    """Return the node with the fewest kernels to end, and these kernels."""
     found = find_soonest(decided(snapshot, **asked), snapshot, leases, {})
     return None if found is None else (found["node_id"], [kernel["id"] for kernel in found["kernels"]])
 
 
-def test_the_smallest_kernel_that_does_alone() -> None:
+def test_the_smallest_kernel_that_makes_room_alone() -> None:
     leases = [
         lease("big", "a", "0", gpus=1),
         lease("half", "a", "1", gpus=0.5),
@@ -61,7 +61,7 @@ def test_the_smallest_kernel_that_does_alone() -> None:
     assert to_end(leases, snapshot, gpus=1) == ("a", ["big"])
 
 
-def test_of_several_kernels_none_that_can_be_spared() -> None:
+def test_no_unnecessary_kernel_is_chosen() -> None:
     amounts = {"one": 1, "two": 2, "three": 3, "cpu": 0}
     leases = [lease(name, "a", memory_bytes=16 * GIB * n, cpus=0 if n else 8) for name, n in amounts.items()]
     snapshot = cluster(leases[:-1], node("a", memory_bytes=96 * GIB))
@@ -70,7 +70,7 @@ def test_of_several_kernels_none_that_can_be_spared() -> None:
     assert to_end(leases, snapshot, memory_bytes=16 * GIB, cpus=8) == ("a", ["cpu", "three"])
 
 
-def test_the_node_where_the_fewest_must_end() -> None:
+def test_the_node_with_the_fewest_kernels_to_end() -> None:
     halves = [lease(f"a{i}", "a", str(i // 2), gpus=0.5) for i in range(4)]
     wholes = [lease(f"b{i}", "b", str(i), gpus=1) for i in range(2)]
     snapshot = cluster(halves + wholes, node("a"), node("b"), node("c", gpus=0))
@@ -88,9 +88,9 @@ def test_kernels_that_hold_a_custom_resource() -> None:
     assert found["kernels"][0]["resources"] == {"licence": 2.0}
 
 
-def test_none_where_no_end_makes_room() -> None:
+def test_none_if_no_end_makes_room() -> None:
     leases = [lease("k", "a", "0", gpus=1), lease("gone", "elsewhere", gpus=1)]
-    others = node("a", gpus=1, memory_promised_bytes=64 * GIB)  # not roost's
+    others = node("a", gpus=1, memory_promised_bytes=64 * GIB)  # another program holds the memory
     assert to_end(leases, cluster(leases[:1], others), gpus=1, memory_bytes=GIB) is None
     assert to_end(leases, cluster(leases[:1], node("a", gpus=1, is_draining=True)), gpus=1) is None
     tainted = cluster(leases[:1], node("a", gpus=1, taints=("lab",)))
@@ -98,7 +98,7 @@ def test_none_where_no_end_makes_room() -> None:
     assert to_end(leases, tainted, gpus=1, tolerates=("lab",)) == ("a", ["k"])
 
 
-def test_metrics_that_are_missing_or_old_are_told() -> None:
+def test_warnings_about_missing_or_old_metrics() -> None:
     nodes = [node(name, metrics_age_s=age) for name, age in (("a", 1.0), ("b", 31.0), ("c", None))]
     nowhere = Decision(request=Request(), policy="pack")
     assert find_metrics_warnings(nowhere, Snapshot.of(nodes)) == [
@@ -117,7 +117,7 @@ def test_metrics_that_are_missing_or_old_are_told() -> None:
     assert "round robin" in document["fallback"]
 
 
-async def test_a_live_cluster_names_who_holds_what_is_short(tmp_path: Path) -> None:
+async def test_a_live_cluster_names_the_kernels_that_hold_scarce_resources(tmp_path: Path) -> None:
     ada = Owner(user="ada", application="lab")
     async with world(tmp_path, gpus=1) as w:
         room = await w.scheduler.explain(Request(gpus=1), ada)

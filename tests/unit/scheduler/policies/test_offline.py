@@ -52,7 +52,7 @@ def saved(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_what_was_saved_is_read(saved: str) -> None:
+def test_saved_nodes_are_read(saved: str) -> None:
     snapshot = read_snapshot(saved)
     assert [snapshot.node(name) for name in snapshot.nodes] == NODES
 
@@ -75,7 +75,7 @@ def test_a_policy_may_be_a_file_or_a_module(
         assert (explanation["placement"]["node_id"], explanation["policy"]) == ("b", spec)
 
 
-def test_a_policy_may_be_one_that_the_operator_names(saved: str, tmp_path: Path) -> None:
+def test_a_policy_may_be_one_of_the_operator(saved: str, tmp_path: Path) -> None:
     settings = Settings(policies={"last": f"{tmp_path}/mine.py:MINE"})
     asked = Request(tolerates=("lab",), policy="last")
     assert explain_saved(saved, asked, settings)["placement"]["node_id"] == "b"
@@ -112,7 +112,7 @@ def test_a_policy_that_fails_is_named(saved: str, tmp_path: Path, capsys: pytest
         ({"nodes": [{"id": "a", "cpus": "4"}]}, "cpus must be a number"),
     ],
 )
-def test_what_is_no_snapshot_is_one_sentence(tmp_path: Path, document: Any, said: str) -> None:
+def test_a_file_without_a_snapshot_is_one_sentence(tmp_path: Path, document: Any, said: str) -> None:
     path = tmp_path / "nodes.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     with pytest.raises(ConfigError, match=said) as caught:
@@ -120,6 +120,6 @@ def test_what_is_no_snapshot_is_one_sentence(tmp_path: Path, document: Any, said
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_snapshot(str(tmp_path / "none.json"))

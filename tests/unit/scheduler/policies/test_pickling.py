@@ -1,4 +1,4 @@
-"""A policy on its way from a program to the service."""
+"""A program sends a policy to the service."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(mine.place(Request(), Snapshot.of([Node(id="a", cpus=2)])).placement.node_
 """
 
 
-def test_code_that_is_not_installed_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_is_not_installed_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "not_installed.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
     import not_installed  # type: ignore[import-not-found]
@@ -55,7 +55,7 @@ def test_code_that_is_not_installed_goes_along(tmp_path: Path, monkeypatch: pyte
     del sys.modules["not_installed"]
 
 
-def test_what_is_installed_goes_by_name() -> None:
+def test_installed_code_is_sent_by_name() -> None:
     assert len(pack_policy("pack", get_policy("pack"))) < 2_000
     again = unpack_policy(pack_policy("pack", get_policy("pack")))
     assert isinstance(again, Pipeline)
@@ -63,7 +63,7 @@ def test_what_is_installed_goes_by_name() -> None:
     assert again.place(Request(cpus=1), snapshot) == get_policy("pack").place(Request(cpus=1), snapshot)
 
 
-def test_what_cannot_be_packed_is_told() -> None:
+def test_a_policy_that_cannot_be_pickled() -> None:
     with pytest.raises(ConfigError, match=r"policy mine cannot be sent .*TypeError.*locks"):
         pack_policy("mine", {"lock": threading.Lock()})
     with pytest.raises(ConfigError, match=r"at most 4194304 can be sent"):
@@ -82,7 +82,7 @@ def service(runtime_dir: Path) -> object:
         yield service
 
 
-def test_a_new_service_is_given_it_with_the_first_call_that_asks_for_it(
+def test_a_new_service_gets_the_policy_before_the_first_call_that_needs_it(
     service: FakeService, runtime_dir: Path
 ) -> None:
     client = Client()

@@ -1,4 +1,4 @@
-"""What docs/policies.md shows runs, and prints what it says."""
+"""The examples of docs/policies.md run, and print what the page shows."""
 
 from __future__ import annotations
 

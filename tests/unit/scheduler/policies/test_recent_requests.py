@@ -1,4 +1,4 @@
-"""The workload that policies learn from: remembered, bounded, and a cache."""
+"""Recent requests and the workload: remembered, bounded, and only a cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Clock:
         return self.now
 
 
-async def test_it_is_made_anew_when_that_matters() -> None:
+async def test_the_workload_is_computed_again_when_that_matters() -> None:
     clock = Clock()
     recent = RecentRequests(None, clock=clock)
     made = [recent.workload(cluster())]
@@ -59,7 +59,7 @@ async def test_it_is_made_anew_when_that_matters() -> None:
     assert recent.workload(Snapshot.of([])).gpus == {"A100": 4.0}
 
 
-async def test_what_is_learned_is_bounded() -> None:
+async def test_the_workload_is_bounded() -> None:
     recent = RecentRequests(None, clock=Clock())
     for number in range(WINDOW - 50):
         recent.note(Request(cpus=number))
@@ -72,7 +72,7 @@ async def test_what_is_learned_is_bounded() -> None:
     assert max(workload.classes, key=lambda each: each.count).cpus == 1.0
 
 
-async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
+async def test_requests_survive_a_restart_and_the_file_stays_small(tmp_path: Path) -> None:
     file = tmp_path / "requests.json"
     recent = RecentRequests(file, clock=Clock())
     for _ in range(WINDOW):
@@ -93,29 +93,27 @@ async def test_it_survives_a_restart_and_stays_small(tmp_path: Path) -> None:
     ["", "{", "[" * 100_000, "7", "{}", '{"requests": 7}', '{"requests": [7]}', '{"requests": [["x", 1, []]]}',
      '{"requests": [[NaN, 1, []]]}', '{"requests": [[1, 1, [2]]]}', "\udcff"],
 )  # fmt: skip
-def test_a_broken_file_is_no_file(tmp_path: Path, content: str) -> None:
+def test_a_broken_file_is_ignored(tmp_path: Path, content: str) -> None:
     file = tmp_path / "requests.json"
     file.write_bytes(content.encode(errors="surrogateescape"))
     assert RecentRequests(file, clock=Clock()).workload(cluster()).count == 0
 
 
-def test_a_folder_in_its_place_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_ignored(tmp_path: Path) -> None:
     assert RecentRequests(tmp_path, clock=Clock()).workload(cluster()).count == 0
 
 
-async def test_what_cannot_be_written_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_one_warning_if_the_file_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recent_requests, "_SAVE_AFTER_S", 0.0)
     recent = RecentRequests(tmp_path / "none" / "requests.json", clock=Clock())
     for _ in range(3):
         recent.note(GPU)
-        await asyncio.sleep(0.01)
-    recent.close()
+        recent.close()  # writes the file now
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-async def test_it_is_written_soon_and_once_for_a_burst(
+async def test_the_file_is_written_soon_and_once_for_a_burst(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recent_requests, "_SAVE_AFTER_S", 0.02)
@@ -136,7 +134,7 @@ async def test_it_is_written_soon_and_once_for_a_burst(
     assert len(written) == 1
 
 
-async def test_what_is_admitted_is_noted_once(tmp_path: Path) -> None:
+async def test_an_admitted_request_is_noted_once(tmp_path: Path) -> None:
     async with world(tmp_path, gpus=2) as w:
         await w.start("k", gpus=0.5)
         await w.start("k", gpus=0.5)
@@ -149,7 +147,7 @@ async def test_what_is_admitted_is_noted_once(tmp_path: Path) -> None:
         assert [request.gpus for request in w.scheduler._recent._requests] == [0.5]
 
 
-async def test_the_scheduler_keeps_it_in_its_folder(tmp_path: Path) -> None:
+async def test_the_scheduler_keeps_the_file_in_its_folder(tmp_path: Path) -> None:
     from fake_cluster import FakeBackend
 
     from roost.scheduler.config.settings import Settings

@@ -1,4 +1,4 @@
-"""The decision log: which lines, what is never in them, and what a full disk does."""
+"""The decision log: its lines, its privacy, and a full disk."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def released(detail: str = "stopped", kernel: Kernel = KERNEL) -> Event:
     return Event(kind="released", at=1_000_060.5, kernel=kernel, detail=detail)
 
 
-async def test_a_kernel_leaves_a_line_when_placed_and_one_when_it_has_ended(tmp_path: Path) -> None:
+async def test_a_placement_and_an_end_each_write_a_line(tmp_path: Path) -> None:
     async with world(tmp_path, gpus=1) as w:
         log = DecisionLog(tmp_path)
         w.scheduler.events.listen(log)
@@ -75,7 +75,7 @@ async def test_a_kernel_leaves_a_line_when_placed_and_one_when_it_has_ended(tmp_
     assert placed["asked_at"] <= placed["at"] <= ended["at"]
 
 
-def test_a_placement_that_was_not_leased_is_none(tmp_path: Path) -> None:
+def test_a_placement_without_a_lease_writes_no_line(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path)
     for kind in ("queued", "placed", "conflict", "nodes"):
         log(Event(kind=kind, at=1.0, kernel=None if kind == "nodes" else KERNEL))
@@ -83,7 +83,7 @@ def test_a_placement_that_was_not_leased_is_none(tmp_path: Path) -> None:
     assert not (tmp_path / "decisions.jsonl").exists()
 
 
-def test_the_file_is_private_and_tells_no_secrets(tmp_path: Path) -> None:
+def test_the_file_is_private_and_has_no_secrets(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path)
     log(released("/home/ada/.venv/bin/python is not there; see ~/x.log, 2 GPU/s are left"))
     log.close()
@@ -96,7 +96,7 @@ def test_the_file_is_private_and_tells_no_secrets(tmp_path: Path) -> None:
     assert set(line) == {"at", "what", "kernel", "asked_at", "user", "policy", "node", "request", "reason"}
 
 
-def test_it_is_rotated_once_and_goes_on_where_another_stopped(tmp_path: Path) -> None:
+def test_the_file_is_rotated_once_and_continued_by_a_new_service(tmp_path: Path) -> None:
     for _ in range(2):
         log = DecisionLog(tmp_path, max_bytes=2_000)
         for number in range(20):
@@ -108,7 +108,7 @@ def test_it_is_rotated_once_and_goes_on_where_another_stopped(tmp_path: Path) ->
     assert lines(tmp_path)[-1]["reason"] == "number 19"
 
 
-def test_a_full_disk_costs_lines_and_nothing_else(
+def test_a_full_disk_only_loses_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = DecisionLog(tmp_path)
@@ -131,7 +131,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(
     assert len(caplog.records) == 1
 
 
-def test_a_folder_that_is_gone_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_removed_folder_only_loses_lines(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path / "gone")
     log(released())
     log.close()

@@ -1,4 +1,4 @@
-"""`roost simulate` from files and from a scheduler's nodes: its table, JSON, picture and errors."""
+"""`roost simulate` on files and on a scheduler's nodes: table, JSON, picture and errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def simulate(files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Simulate:
-    """Run it in the folder of the files; exit code, stdout, stderr."""
+    """Run the command in the folder of the files; return exit code, stdout and stderr."""
     monkeypatch.chdir(files)
     monkeypatch.setenv("COLUMNS", "140")
 
@@ -116,7 +116,7 @@ def test_json_on_stdout_is_the_only_thing_there(simulate: Simulate) -> None:
     assert max(point["percent"] for point in json.loads(out)["policies"]["fgd"]["runs"][0]["points"]) == 50
 
 
-def test_departures_and_what_was_recorded(simulate: Simulate) -> None:
+def test_departures_and_recorded_times(simulate: Simulate) -> None:
     code, out, _ = simulate(
         "tasks.csv", "--departures", "--load", "0.2", "--arrivals", "30", "--policy", "pack"
     )
@@ -140,14 +140,14 @@ def test_more_nodes_refuse_less(simulate: Simulate, files: Path) -> None:
     assert refused == [8.0, 10.0, 18.0]
 
 
-def test_counts_cpus_where_nobody_asks_for_gpus(simulate: Simulate, files: Path) -> None:
+def test_counts_cpus_if_no_request_has_gpus(simulate: Simulate, files: Path) -> None:
     (files / "cpu.csv").write_text("name,cpu_milli,memory_mib,num_gpu,gpu_milli\na,2000,0,0,0\n")
     code, out, _ = simulate("cpu.csv", "--policy", "spread")
     assert code == 0
     assert "on 4 nodes with 64 CPUs." in out
 
 
-def test_a_policy_of_ones_own(simulate: Simulate) -> None:
+def test_a_policy_in_a_file(simulate: Simulate) -> None:
     code, out, _ = simulate(
         "tasks.csv", "--policy", "mine.py:mine", "--policy", "pack", "--seeds", "1", "--json", "-"
     )
@@ -156,9 +156,7 @@ def test_a_policy_of_ones_own(simulate: Simulate) -> None:
     assert found["mine.py:mine"]["runs"][0]["points"] == found["pack"]["runs"][0]["points"]
 
 
-def test_a_policy_that_the_operator_names(
-    simulate: Simulate, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_of_the_operator(simulate: Simulate, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (files / "etc").mkdir()
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(files / "etc"))
     (files / "etc" / "jupyter_roost_config.py").write_text(
@@ -200,7 +198,7 @@ def test_a_saved_snapshot_and_a_live_one(
         assert first == [50.0, 0.0]
 
 
-def test_the_schedulers_own_decisions_are_the_trace(
+def test_the_decision_log_is_the_default_trace(
     simulate: Simulate, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roost, "connect", lambda *_, **__: StubClient())
@@ -220,7 +218,7 @@ def test_the_schedulers_own_decisions_are_the_trace(
     }
     (files / "r" / "scheduler-local").mkdir()
     (files / "r" / "scheduler-local" / "decisions.jsonl").write_text(json.dumps(line) + "\n")
-    assert simulate("--recorded", nodes=("--live",))[0] == 2  # it is on its node already
+    assert simulate("--recorded", nodes=("--live",))[0] == 2  # the only kernel still runs on its node
     code, out, _ = simulate("--recorded", "--policy", "pack", "--empty", nodes=("--live",))
     assert code == 0
     assert out.startswith("1 request as recorded, on 1 node with 1 GPU.\n\n")
@@ -257,11 +255,11 @@ def test_draws(simulate: Simulate, files: Path) -> None:
     code, _, err = simulate("tasks.csv", "--policy", "pack", "--plot", "o.nonsense")
     assert code == 2
     assert err.startswith("roost: --plot o.nonsense: the file name must end with one of ")
-    code, out, err = simulate("none.csv", "--plot", "o")  # told before anything is read
+    code, out, err = simulate("none.csv", "--plot", "o")  # reported before any file is read
     assert (code, out, err.startswith("roost: --plot o: ")) == (2, "", True)
 
 
-def test_without_matplotlib_all_but_the_picture_is_there(
+def test_without_matplotlib_only_the_picture_is_missing(
     simulate: Simulate, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = builtins.__import__
@@ -332,7 +330,7 @@ def test_errors_are_one_sentence(
     assert err.count("\n") == 1
 
 
-def test_which_nodes_must_be_said(simulate: Simulate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nodes_must_be_chosen(simulate: Simulate, capsys: pytest.CaptureFixture[str]) -> None:
     for nodes in ((), ("--live", "--nodes", "nodes.csv")):
         with pytest.raises(SystemExit):
             simulate("tasks.csv", nodes=nodes)

@@ -1,4 +1,4 @@
-"""Traces and clusters from files: what is read, and how what is wrong is told."""
+"""Traces and nodes from files, and the messages about wrong files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
         ('{"what": "ended", "a\n', "line 1: this line is not from a decision log; remove it."),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_names_the_line(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         read_trace(path)
@@ -118,7 +118,7 @@ def line(what: str, kernel: str, at: int, asked: int = 0, **request: Any) -> str
     )
 
 
-def test_a_decision_log_with_the_one_before_it(tmp_path: Path) -> None:
+def test_a_decision_log_is_read_with_the_older_one(tmp_path: Path) -> None:
     before = [line("ended", "unknown", 0), line("placed", "k", 5, 1, gpus=0.5)]
     now = [
         line("refused", "r", 6, 2, gpus=8),
@@ -159,7 +159,7 @@ def test_nodes_to_add(
     assert [device.model for device in more[0].devices] == models
 
 
-def test_nodes_like_one_there_is_are_empty(tmp_path: Path) -> None:
+def test_copies_of_a_node_are_empty(tmp_path: Path) -> None:
     more = add_nodes([A100.with_kernel(Request(cpus=4, gpus=1), ["GPU-x"])], "2xbig")
     assert [node.id for node in more] == ["added-0001", "added-0002"]
     assert (more[1].cpus_promised, more[1].devices[0].promised, more[1].labels) == (0.0, 0.0, {"zone": "a"})
@@ -167,7 +167,7 @@ def test_nodes_like_one_there_is_are_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "4x"])
-def test_not_how_many_of_what(specification: str) -> None:
+def test_added_nodes_need_a_number_and_a_kind(specification: str) -> None:
     with pytest.raises(ConfigError, match="must be a number and a node"):
         add_nodes([A100], specification)
 
@@ -181,12 +181,12 @@ def test_not_how_many_of_what(specification: str) -> None:
         ("1x99999999gpus", "a node can have at most 64 GPUs"),
     ],
 )
-def test_more_than_can_be_simulated_to_add(specification: str, said: str) -> None:
+def test_too_many_nodes_to_add(specification: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         add_nodes([A100], specification)
 
 
-def test_more_than_can_be_simulated_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_nodes_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="line 2: a node can have at most 64 GPUs; got 100000000"):
         read_nodes(written(tmp_path, f"{NODES}a,1000,1024,100000000,\n"))
     monkeypatch.setattr(trace_files, "MOST_TASKS", 2)
@@ -196,7 +196,7 @@ def test_more_than_can_be_simulated_in_a_file(tmp_path: Path, monkeypatch: pytes
         read_trace(written(tmp_path, "\n".join([line("refused", "r", 6)] * 3)))
 
 
-def test_kernels_that_still_run_can_be_left_out(tmp_path: Path) -> None:
+def test_running_kernels_can_be_left_out(tmp_path: Path) -> None:
     lines = [
         line("placed", "old", 5),
         line("placed", "runs", 6),
@@ -209,7 +209,7 @@ def test_kernels_that_still_run_can_be_left_out(tmp_path: Path) -> None:
     assert len(read_trace(path)) == 3
 
 
-def test_not_a_node_to_add() -> None:
+def test_an_unknown_kind_of_node_to_add() -> None:
     with pytest.raises(
         ConfigError, match=r"'large' is neither 96cpus, 384GiB, 8xA100 nor the name of a node"
     ):
