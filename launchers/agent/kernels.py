@@ -111,7 +111,7 @@ class Kernels:
     async def _end(self, kernel: _TrackedKernel, grace_s: float) -> None:
         if kernel.process is None:
             kernel.started.cancel()
-            await asyncio.wait([kernel.started])
+            await asyncio.wait([kernel.started])  # the start undoes itself, unless it is recorded already
         if kernel.process is None or not self._signal(
             kernel, signal.SIGTERM if grace_s > 0 else signal.SIGKILL
         ):
@@ -135,9 +135,8 @@ class Kernels:
         kernel = self._in_lease(lease_id)
         if kernel is not None:
             await self._end(kernel, grace_s)
-            if (
-                self._kernels.get(kernel.kernel_id) is kernel
-            ):  # it may have been started again, in another lease
+            # While this waited, the kernel may have been started again, in another lease.
+            if self._kernels.get(kernel.kernel_id) is kernel:
                 del self._kernels[kernel.kernel_id]
                 shutil.rmtree(kernel.folder, ignore_errors=True)
 
@@ -178,7 +177,7 @@ class Kernels:
     def _begin(self, request: Launch, owner: Owner, env: dict[str, str]) -> _TrackedKernel:
         earlier = self._kernels.pop(request.kernel_id, None)
         folder = self._folder / hashlib.sha256(request.kernel_id.encode()).hexdigest()[:32]
-        if earlier is not None:
+        if earlier is not None:  # after a crash, the old record must not hide that this start is unfinished
             (folder / "record.json").unlink(missing_ok=True)
         kernel = _TrackedKernel(
             kernel_id=request.kernel_id,

@@ -28,7 +28,7 @@ class _Memory:
     managers: tuple[Manager, ...]
 
 
-_SETTLE_S = 1.0
+SETTLE_S = 1.0
 """How long to wait after a daemon's end. If the manager ends at the same time, it may end a little later."""
 _CONNECT_S = 2.0
 _PROBE_S = 6.0
@@ -45,12 +45,19 @@ class ManagerWatch:
     `is_cut_off` is true while all of these daemons have ended.
     """
 
-    def __init__(self, file: Path, on_lost: Lost, on_cut_off: CutOff, *, settle_s: float = _SETTLE_S) -> None:
+    def __init__(
+        self,
+        file: Path,
+        on_lost: Lost,
+        on_cut_off: CutOff,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
         self.is_cut_off = False
         self._file = file
         self._on_lost = on_lost
         self._on_cut_off = on_cut_off
-        self._settle_s = settle_s
+        self._sleep = sleep
         self._watches: dict[tuple[int, float], tuple[Manager, Watch]] = {}
         self._losing: asyncio.Task[None] | None = None
 
@@ -86,7 +93,7 @@ class ManagerWatch:
         if key in self._watches:
             self._watches[key][1].close()
         if self._losing is not None:
-            self._losing.cancel()
+            self._losing.cancel()  # the cluster is back within the grace
         self.is_cut_off = False
         self._watches[key] = (manager, Watch(*key, lambda: self._ended(key)))
 
@@ -100,12 +107,12 @@ class ManagerWatch:
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 
     async def _lose(self, manager: Manager) -> None:
-        await asyncio.sleep(self._settle_s)
+        await self._sleep(SETTLE_S)
         if await _cluster_answers(manager):
             reason = f"its node has left the {manager.name} cluster"
         else:
             log.warning("the %s cluster is away; kernels stay for %g s", manager.name, manager.grace_s)
-            await asyncio.sleep(manager.grace_s)
+            await self._sleep(manager.grace_s)
             reason = f"the {manager.name} cluster did not come back within {manager.grace_s:g} s"
         log.warning("all leases are lost: %s", reason)
         await self._on_lost(reason)
