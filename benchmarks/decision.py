@@ -1,14 +1,15 @@
-"""How long one placement decision takes, on clusters of 1,213, 10,000 and 100,000 nodes in one process.
+"""The time of one placement decision, on clusters of 1,213, 10,000 and 100,000 nodes in one process.
 
 Stages, by size:
-  decision p50, p99   Policy.place() called → returned, under `balanced`: requests drawn from the trace, on a busy
-                      cluster; before each, one kernel came and one went, so that kept scores are brought up to date
-  commit p50          Snapshot.apply() of the nodes that changed, which is no part of the decision
-  never seen          place() for a class of requests that was never asked for: a pass over all nodes
+  decision p50, p99   time of Policy.place() under `balanced`, for requests drawn from the trace on a busy cluster;
+                      before each decision one kernel starts and one ends, so that cached scores must be updated
+  commit p50          time of Snapshot.apply() for the changed nodes; it is no part of the decision
+  never seen          time of place() for a new class of requests, which scores all nodes
   snapshot            memory of the whole snapshot: nodes, devices, columns
 
-The cluster is the trace's, brought to --fill of its GPUs by `balanced`, then copied as often as needed. Claims:
-p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50 at 100,000 ≤ 2 × that at 1,213, never seen ≤ 150 ms, snapshot ≤ 200 MiB.
+The cluster is that of the trace. `balanced` fills it to --fill of its GPUs. The nodes are then copied as often as
+needed. Claims: p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50 at 100,000 nodes ≤ 2 × p50 at 1,213 nodes,
+never seen ≤ 150 ms, snapshot ≤ 200 MiB.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from harness import Report, parser
 from rich.console import Console
 from rich.progress import track
-from trace_data import add_traces, folder_of, read_cluster, read_tasks
+from trace_data import add_traces, find_folder, read_cluster, read_tasks
 
 from roost.placement import Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.pipeline import class_key
@@ -35,26 +36,26 @@ from roost.placement.replay import draw_arrivals_to_demand, replay
 
 SIZES = (1_213, 10_000, 100_000)
 KERNELS = 200
-"""Of the kernels that come while measuring so many run at a time: then the oldest goes when one comes."""
+"""At most this many of the kernels started in the measurement run at a time. Then the oldest ends first."""
 MIB = 1 << 20
 
 
-def busy_nodes(nodes: Sequence[Node], requests: Sequence[Request], fill: float) -> list[Node]:
-    """The trace's nodes once `balanced` has placed its requests up to that share of the GPUs."""
+def fill_nodes(nodes: Sequence[Node], requests: Sequence[Request], fill: float) -> list[Node]:
+    """Return the nodes after `balanced` has placed requests up to that share of the GPUs."""
     snapshot = Snapshot.of(nodes)
     arrivals = draw_arrivals_to_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
     last = replay(get_policy("balanced", Workload.of(requests, snapshot)), snapshot, arrivals).last
     return [last.node(node_id) for node_id in last.nodes]
 
 
-def copies(nodes: Sequence[Node], size: int) -> list[Node]:
-    """The nodes again and again, each under a name of its own, until there are so many."""
+def copy_nodes(nodes: Sequence[Node], size: int) -> list[Node]:
+    """Return this many nodes, copied in turn, each with an id of its own."""
     chosen = (nodes[number % len(nodes)] for number in range(size))
     return [replace(node, id=f"{number // len(nodes):03d}-{node.id}") for number, node in enumerate(chosen)]
 
 
-class Cluster:
-    """One size: a snapshot that goes on changing, and the policy that is asked."""
+class ChangingCluster:
+    """A snapshot of one size that keeps changing, and the policy under test."""
 
     def __init__(self, nodes: Sequence[Node], requests: Sequence[Request], chosen: Policy) -> None:
         self.snapshot = Snapshot.of(nodes)
@@ -64,16 +65,16 @@ class Cluster:
         self.running: deque[tuple[str, Request, tuple[str, ...]]] = deque()
 
     def warm_up(self) -> None:
-        """Ask for every class once."""
+        """Decide once for every class of requests."""
         for request in {class_key(request): request for request in self.requests}.values():
             self.policy.place(request, self.snapshot)
 
     def decide(self) -> tuple[float, float]:
-        """One decision on what the one before has changed: seconds for it, and for noting the placement."""
+        """Decide once, and return the seconds for the decision and for applying its changes."""
         request = self.source.choice(self.requests)
-        began = time.perf_counter()
+        started = time.perf_counter()
         placement = self.policy.place(request, self.snapshot).placement
-        decided_s = time.perf_counter() - began
+        decided_s = time.perf_counter() - started
         changed: dict[str, Node] = {}
         if placement is not None:
             changed[placement.node_id] = self.snapshot.node(placement.node_id).with_kernel(
@@ -81,28 +82,28 @@ class Cluster:
             )
             self.running.append((placement.node_id, request, placement.device_ids))
         if len(self.running) > KERNELS:
-            node_id, over, device_ids = self.running.popleft()
+            node_id, ended, device_ids = self.running.popleft()
             node = changed.get(node_id) or self.snapshot.node(node_id)
-            changed[node_id] = node.without_kernel(over, device_ids)
-        began = time.perf_counter()
+            changed[node_id] = node.without_kernel(ended, device_ids)
+        started = time.perf_counter()
         self.snapshot = self.snapshot.apply(changed.values())
-        return decided_s, time.perf_counter() - began
+        return decided_s, time.perf_counter() - started
 
     def never_seen(self, number: int) -> float:
-        """Seconds for a request that nobody made before."""
+        """Return the seconds for a request of a new class."""
         request = replace(
             self.source.choice(self.requests), cpus=1.0 + number / 1024, gpus=0.25, gpu_models=()
         )
-        began = time.perf_counter()
+        started = time.perf_counter()
         self.policy.place(request, self.snapshot)
-        return time.perf_counter() - began
+        return time.perf_counter() - started
 
 
 def memory_bytes(nodes: Sequence[Node], size: int) -> int:
-    """What a snapshot of copies of these nodes takes, with the nodes themselves."""
+    """Return the memory of a snapshot of copies of these nodes, nodes included."""
     gc.collect()
     tracemalloc.start()
-    snapshot = Snapshot.of(copies(nodes, size))
+    snapshot = Snapshot.of(copy_nodes(nodes, size))
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert len(snapshot) == size
@@ -110,7 +111,8 @@ def memory_bytes(nodes: Sequence[Node], size: int) -> int:
 
 
 def measure(arguments: Namespace) -> Report:
-    folder = folder_of(arguments)
+    """Run all rounds and return the report with its claims."""
+    folder = find_folder(arguments)
     requests = [task.request for task in read_tasks(folder, arguments.workload)]
     rounds = arguments.rounds or (2 if arguments.quick else 7)
     decisions = 300 if arguments.quick else 2_000
@@ -118,11 +120,12 @@ def measure(arguments: Namespace) -> Report:
     report = Report(
         "decision", workload=arguments.workload, fill=arguments.fill, rounds=rounds, decisions=decisions
     )
-    busy = busy_nodes(read_cluster(folder), requests, arguments.fill)
+    busy = fill_nodes(read_cluster(folder), requests, arguments.fill)
     report.add(f"snapshot/{sizes[-1]}", memory_bytes(busy, sizes[-1]) / MIB, "MiB")
     workload = Workload.of(requests, Snapshot.of(busy))
     clusters = {
-        size: Cluster(copies(busy, size), requests, get_policy("balanced", workload)) for size in sizes
+        size: ChangingCluster(copy_nodes(busy, size), requests, get_policy("balanced", workload))
+        for size in sizes
     }
     for cluster in clusters.values():
         cluster.warm_up()
@@ -159,8 +162,10 @@ def measure(arguments: Namespace) -> Report:
 def main() -> int:
     options = parser(__doc__)
     add_traces(options)
-    options.add_argument("--workload", default="default", help="of the trace (default: default)")
-    options.add_argument("--fill", type=float, default=0.85, help="share of the GPUs taken (default 0.85)")
+    options.add_argument("--workload", default="default", help="workload of the trace (default: default)")
+    options.add_argument(
+        "--fill", type=float, default=0.85, help="share of the GPUs that is taken (default 0.85)"
+    )
     options.add_argument("--rounds", type=int, help="repetitions of each size (default 7, quick 2)")
     arguments = options.parse_args()
     return measure(arguments).finish(arguments)

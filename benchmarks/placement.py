@@ -1,17 +1,19 @@
-"""How well policies fill a real GPU cluster: the protocol of FGD (Weng et al., ATC '23), and one with departures.
+"""The share of a real GPU cluster that policies fill: the protocol of FGD (Weng et al., ATC '23), and departures.
 
 Stages:
-  WORKLOAD at 100 %, 130 %   share of the GPUs that is allocated once requests for so much have arrived: the trace's
-                             tasks in random order, then drawn with replacement; none ends, none is tried again.
+  WORKLOAD at 100 %, 130 %   share of the GPUs allocated after requests for this share have arrived: the tasks of the
+                             trace in random order, then drawn with replacement. No task ends or is tried again.
                              `published` are the figures that came with the paper
-  WORKLOAD at load L         share of the GPU demand that is refused when tasks come (Poisson) and end (as long as they
-                             ran), on a cluster that begins as busy as it will be
+  WORKLOAD at load L         share of the GPU demand that is refused when tasks arrive (Poisson) and end (after their
+                             duration), on a cluster that is busy from the start
 
-`balanced, ties` breaks ties at random rather than by node id. FGD and BestFit break them as in the published runs, by
-numbers given to the nodes at random, once per seed; FGD gains 1.6 pp on cpu250 by that, where many nodes tie and those
-with many CPUs per GPU come late by id. Each policy knows the trace's requests, as the published FGD does;
-`balanced, 20 seen` knows 20 of them. Claims: FGD, BestFit and Random within 1 pp of what was published; `balanced`, by
-either rule, ahead of published FGD by the margins in MARGINS; refused demand at most REFUSED.
+`balanced, ties` breaks ties at random, and `balanced` by node id. FGD and BestFit break ties as in the published runs:
+each node gets a random number, once per seed. FGD gains 1.6 pp on cpu250 by that. Many nodes tie there, and nodes with
+many CPUs per GPU come late by id. Each policy knows the requests of the trace, as the published FGD does.
+`balanced, 20 seen` knows 20 of them.
+
+Claims: FGD, BestFit and Random are within 1 pp of the published figures. `balanced`, with either rule for ties, is
+ahead of the published FGD by the margins in MARGINS. The refused demand is at most REFUSED.
 """
 
 from __future__ import annotations
@@ -31,9 +33,19 @@ import numpy as np
 from harness import Report, parser
 from rich.console import Console
 from rich.progress import track
-from trace_data import PUBLISHED, add_traces, folder_of, read_cluster, read_tasks
+from trace_data import PUBLISHED, add_traces, find_folder, read_cluster, read_tasks
 
-from roost.placement import NOWHERE, Decision, Pipeline, Policy, Request, Snapshot, Workload, get_policy
+from roost.placement import (
+    NOWHERE,
+    Decision,
+    Pipeline,
+    Placement,
+    Policy,
+    Request,
+    Snapshot,
+    Workload,
+    get_policy,
+)
 from roost.placement.engine.columns import IntArray
 from roost.placement.replay import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, replay
 from roost.placement.shipped_policies import RandomTies
@@ -51,12 +63,12 @@ MARGINS = {  # percentage points over published FGD, at 100 % and at 130 %
 }
 DEPARTURES = (("default", 0.88), ("gpuspec33", 0.85))
 REFUSED = {"default": 0.05, "gpuspec33": 2.0}
-"""Percent of the demand that `balanced` may refuse, the median; random refuses about 5 and 7."""
+"""At most this percentage of the demand is refused by `balanced` (median). Random refuses about 5 and 7."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One policy on one workload with one seed; ``load``: with departures, at that load."""
+class SeededRun:
+    """One policy on one workload with one seed. With a ``load``, tasks end."""
 
     folder: Path
     workload: str
@@ -71,12 +83,13 @@ class Run:
 
 
 @lru_cache(maxsize=2)
-def workload(folder: Path, name: str) -> tuple[Snapshot, list[Arrival]]:
+def load_workload(folder: Path, name: str) -> tuple[Snapshot, list[Arrival]]:
+    """Return the cluster and the tasks of one workload."""
     return Snapshot.of(read_cluster(folder)), read_tasks(folder, name)
 
 
 class AnyGpu:
-    """The published Random, which takes any GPU that fits as well as any node."""
+    """The published policy Random, which takes any node and any GPU that fits."""
 
     name = "random"
 
@@ -87,13 +100,14 @@ class AnyGpu:
         decision = self._policy.place(request, snapshot, avoid=avoid)
         if decision.placement is None or request.gpu_count != 1:
             return decision
-        fitting = snapshot.node(decision.placement.node_id).fitting_devices(request)
+        node_id = decision.placement.node_id
+        fitting = snapshot.node(node_id).fitting_devices(request)
         device_ids = (self._source.choice(fitting).id,)
-        return replace(decision, placement=replace(decision.placement, device_ids=device_ids))
+        return decision.changed_to(placement=Placement(node_id=node_id, device_ids=device_ids))
 
 
 class Numbered:
-    """Ties as in the published runs: the nodes are numbered at random, once, and the smallest number wins."""
+    """The rule for ties of the published runs: each node has a random number, and the smallest number wins."""
 
     def __init__(self, seed: int, nodes: int) -> None:
         self._numbers = np.random.default_rng(seed).permutation(nodes)
@@ -102,35 +116,36 @@ class Numbered:
         return int(rows[self._numbers[rows].argmin()])
 
 
-def chosen(run: Run, snapshot: Snapshot, tasks: list[Arrival]) -> Policy:
+def build(run: SeededRun, snapshot: Snapshot, tasks: list[Arrival]) -> Policy:
+    """Return the policy of a run."""
     name, _, how = run.policy.partition(", ")
     requests = [task.request for task in tasks]
     if how == "20 seen":
         requests = random.Random(run.seed).sample([request for request in requests if request.gpus], SEEN)
-    made = get_policy(name, Workload.of(requests, snapshot))
-    assert isinstance(made, Pipeline)
+    policy = get_policy(name, Workload.of(requests, snapshot))
+    assert isinstance(policy, Pipeline)
     if how == "ties" or name == "random":
-        made = replace(made, ties=RandomTies(run.seed))
+        policy = replace(policy, ties=RandomTies(run.seed))
     elif name in REFERENCES:
-        made = replace(made, ties=Numbered(run.seed, len(snapshot)))
-    return AnyGpu(made, run.seed) if name == "random" else made
+        policy = replace(policy, ties=Numbered(run.seed, len(snapshot)))
+    return AnyGpu(policy, run.seed) if name == "random" else policy
 
 
-def measured(run: Run) -> Mapping[str, float]:
-    """Stage → percent."""
-    snapshot, tasks = workload(run.folder, run.workload)
-    made, capacity = chosen(run, snapshot, tasks), float(snapshot.columns.gpus.sum())
+def measure_run(run: SeededRun) -> Mapping[str, float]:
+    """Return the percentage of each stage."""
+    snapshot, tasks = load_workload(run.folder, run.workload)
+    policy, capacity = build(run, snapshot, tasks), float(snapshot.columns.gpus.sum())
     if run.load is not None:
         arrivals = draw_poisson_arrivals(tasks, capacity, run.load, run.arrivals, run.seed, is_steady=True)
-        done = replay(made, snapshot, arrivals)
+        done = replay(policy, snapshot, arrivals)
         return {"refused": 100 * done.refused / done.arrived}
     requests = [task.request for task in tasks]
-    done = replay(made, snapshot, draw_arrivals_to_demand(requests, capacity, RATIO, run.seed))
+    done = replay(policy, snapshot, draw_arrivals_to_demand(requests, capacity, RATIO, run.seed))
     return {"100 %": done.allocation(100) or 0.0, "130 %": 100 * done.placed / done.capacity}
 
 
-def published(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """(workload, policy) → mean allocation at 100 % and at 130 % over the published seeds; empty without the file."""
+def read_published(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return, by workload and policy, the mean allocation at 100 % and 130 % over the published seeds."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     if not (folder / PUBLISHED).is_file():
         return {}
@@ -141,18 +156,19 @@ def published(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
     return {key: (fmean(a for a, _ in rows), fmean(b for _, b in rows)) for key, rows in found.items()}
 
 
-def runs(arguments: Namespace, folder: Path) -> list[Run]:
+def list_runs(arguments: Namespace, folder: Path) -> list[SeededRun]:
+    """Return all runs, without departures first."""
     seeds = range(FIRST_SEED, FIRST_SEED + (arguments.seeds or (1 if arguments.quick else 10)))
     workloads = WORKLOADS[:3:2] if arguments.quick else arguments.workload or WORKLOADS
     policies = ("fgd", "balanced") if arguments.quick else POLICIES
     filled = [
-        Run(folder=folder, workload=name, policy=each, seed=seed)
+        SeededRun(folder=folder, workload=name, policy=each, seed=seed)
         for name in workloads
         for each in policies
         for seed in seeds
     ]
     ending = [
-        Run(folder=folder, workload=name, policy=each, seed=seed, load=load)
+        SeededRun(folder=folder, workload=name, policy=each, seed=seed, load=load)
         for name, load in DEPARTURES
         if name in workloads and not arguments.quick
         for each in POLICIES[:4]
@@ -161,10 +177,11 @@ def runs(arguments: Namespace, folder: Path) -> list[Run]:
     return filled + ending
 
 
-def claims(report: Report, folder: Path) -> None:
-    reference = published(folder)
+def add_claims(report: Report, folder: Path) -> None:
+    """Compare the figures with the published ones and with the limits above."""
+    reference = read_published(folder)
     if not reference:
-        report.notes.append(f"{PUBLISHED} is not there: nothing to compare with.")
+        report.notes.append(f"{PUBLISHED} is missing, so there are no figures to compare with.")
 
     def mean(name: str) -> float | None:
         return fmean(report.samples[name]) if name in report.samples else None
@@ -190,12 +207,13 @@ def claims(report: Report, folder: Path) -> None:
 
 
 def measure(arguments: Namespace) -> Report:
-    folder = folder_of(arguments)
-    todo = runs(arguments, folder)
+    """Run everything in one process per core and return the report."""
+    folder = find_folder(arguments)
+    todo = list_runs(arguments, folder)
     report = Report("placement", ratio=RATIO, first_seed=FIRST_SEED, runs=len(todo))
     with ProcessPoolExecutor() as pool:
         done = track(
-            zip(todo, pool.map(measured, todo), strict=True),
+            zip(todo, pool.map(measure_run, todo), strict=True),
             total=len(todo),
             description=report.name,
             console=Console(stderr=True),
@@ -203,15 +221,17 @@ def measure(arguments: Namespace) -> Report:
         for run, stages in done:
             for stage, percent in stages.items():
                 report.add(f"{run.name} {stage}/{run.policy}", percent, "%")
-    claims(report, folder)
+    add_claims(report, folder)
     return report
 
 
 def main() -> int:
     options = parser(__doc__)
     add_traces(options)
-    options.add_argument("--workload", action="append", metavar="NAME", help="of the trace (default: five)")
-    options.add_argument("--seeds", type=int, help="how many, from 42 on (default 10, quick 1)")
+    options.add_argument(
+        "--workload", action="append", metavar="NAME", help="workload of the trace (default: five of them)"
+    )
+    options.add_argument("--seeds", type=int, help="number of seeds, from 42 on (default 10, quick 1)")
     arguments = options.parse_args()
     return measure(arguments).finish(arguments)
 
