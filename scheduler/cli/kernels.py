@@ -11,19 +11,27 @@ from rich.text import Text
 from roost.launchers.protocol.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
-from roost.scheduler.config.memory_size import parse_bytes
+from roost.scheduler.config.memory_size import format_bytes, parse_bytes
 from roost.scheduler.errors import ConfigError, UnknownKernel
 from roost.scheduler.service.messages import Kernel
 
 from .options import connect_scheduler, print_json
-from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
+from .tables import (
+    build_table,
+    format_age,
+    format_number,
+    format_request,
+    open_console,
+    print_table,
+    shorten_ids,
+)
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red"}
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
     """Print the kernels, or only the queue."""
-    kernels = wait_for(connect_scheduler(arguments).kernels())
+    kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]
     if arguments.json:
@@ -98,7 +106,7 @@ def _show_kernels(kernels: Sequence[Kernel]) -> None:
     if not kernels:
         out.print("There are no kernels.")
         return
-    table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "AGE", right=("AGE",))
+    table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "USE", "AGE", right=("AGE",))
     short = shorten_ids([kernel.id for kernel in kernels])
     for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
         table.add_row(
@@ -108,9 +116,17 @@ def _show_kernels(kernels: Sequence[Kernel]) -> None:
             kernel.node_id or "-",
             ", ".join(kernel.device_ids) or "-",
             format_request(kernel.request),
+            _format_use(kernel),
             format_age(kernel.created_at),
         )
     print_table(out, table)
+
+
+def _format_use(kernel: Kernel) -> str:
+    """Return what the kernel uses in the words of its request; `unknown` if its agent does not report it."""
+    if kernel.use is None:
+        return "unknown" if kernel.state == "running" else "-"
+    return f"{format_bytes(kernel.use.rss_bytes)}, {format_number(kernel.use.cpu_percent / 100)} CPU"
 
 
 def _show_queue(kernels: Sequence[Kernel]) -> None:

@@ -98,7 +98,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
         metavar="FILE",
         help="use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME",
     )
-    kernels = _add_command(commands, "kernels", "list running, starting and queued kernels")
+    kernels = _add_command(commands, "kernels", "list all kernels, with the CPU and memory that they use")
     kernels.add_argument("--pending", action="store_true", help="list only queued kernels, with the reason")
     logs = _add_command(commands, "logs", "print the log of a kernel (its stdout and stderr)")
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")

@@ -16,6 +16,7 @@ from fake_service import fake_service
 
 import roost
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
+from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import explain, main, tables
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
@@ -102,7 +103,7 @@ class StubClient:
         document = build_explanation(get_policy("balanced").place(asked, snapshot), snapshot)
         return self._answer({**document, "soonest": self.soonest}, "explain", request)
 
-    def kernels(self) -> Answer:
+    def kernels(self, *, with_use: bool = False) -> Answer:
         return self._answer(list(self.known), "kernels")
 
     def logs(self, kernel_id: str, tail_bytes: int) -> Answer:
@@ -291,6 +292,19 @@ def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None
     listed = document(capsys, "kernels")["kernels"]
     assert [known["id"] for known in listed] == [known.id for known in client.known]
     assert listed[0]["process"]["connection"] is None
+
+
+def test_kernels_show_what_they_use(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    use = KernelUse(kernel_id=RUNNING.id, processes=2, cpu_percent=150.0, rss_bytes=180 << 20)
+    client.known[0] = replace(RUNNING, use=use)
+    first, second, queued = run(capsys, "kernels")[1].splitlines()[1:]
+    assert "180 MiB, 1.5 CPU" in first
+    assert "unknown" in second
+    assert "unknown" not in queued
+    assert document(capsys, "kernels")["kernels"][0]["use"]["rss_bytes"] == 180 << 20
 
 
 def test_pending_kernels_say_what_they_wait_for(
