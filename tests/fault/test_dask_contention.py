@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,9 +35,14 @@ TASKS = """
 import asyncio, json, os, sys, threading, time
 from distributed import Client, as_completed, get_worker
 
-def hold(number, share):
+def hold(number, share, uses, within_s):
+    "Hold the share until two more uses have begun, so that uses overlap, and for 0.3 s at least"
     began = time.monotonic()
-    time.sleep(0.3)
+    enough = len(os.listdir(uses)) + 3  # this one and two more
+    open(f"{uses}/{number}", "x").close()
+    time.sleep(0.3)  # paces the tasks: each end changes what the schedulers see
+    while len(os.listdir(uses)) < enough and time.monotonic() < began + within_s:
+        time.sleep(0.01)
     address = get_worker().address.rpartition(":")[0].rpartition("/")[2]
     return [address, os.environ.get("CUDA_VISIBLE_DEVICES", ""), share, began, time.monotonic()]
 
@@ -67,7 +73,9 @@ async def look_on(client):
 
 async def main():
     async with Client(sys.argv[1], asynchronous=True) as client:
-        await client.gather([client.submit(hold, -share, share, resources={"GPU": share}) for share in (1, 0.5)])
+        uses = sys.argv[2]
+        first = [client.submit(hold, -share, share, uses, 0, resources={"GPU": share}) for share in (1, 0.5)]
+        await client.gather(first)
         looking = asyncio.create_task(look_on(client))
         print("ready", flush=True)
         threading.Thread(target=lambda: (sys.stdin.read(), is_over.set()), daemon=True).start()
@@ -75,7 +83,7 @@ async def main():
         while waiting or not is_over.is_set():
             while len(waiting) < 4 and not is_over.is_set():
                 share = (1, 0.5, 0.5)[turn % 3]
-                waiting.add(client.submit(hold, turn, share, resources={"GPU": share}))
+                waiting.add(client.submit(hold, turn, share, uses, 2, resources={"GPU": share}))
                 turn += 1
             done, waiting = await asyncio.wait_for(wait(waiting), 60)
             held += await client.gather(list(done))
@@ -118,15 +126,16 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 @pytest.mark.fault
 @pytest.mark.timeout(240)
 def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
-    cluster: DaskMachines, homes: list[str]
+    cluster: DaskMachines, homes: list[str], tmp_path: Path
 ) -> None:
     shares = list(itertools.islice(itertools.cycle(SHARES), EACH))
     answers, dask = contend(
         ASKER,
         shares,
         homes,
-        (TASKS, cluster.address),
+        (TASKS, cluster.address, str(tmp_path)),
         within_s=120,
+        USES=str(tmp_path),
         DASK_SCHEDULER_ADDRESS=cluster.address,
     )
     kernels = [use for answer in answers for use in answer["held"]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ print(json.dumps({**said, "decisions": decisions}))
 """
 
 DRIVER = """
-import json, sys, threading, time
+import json, os, sys, threading, time
 import ray
 from ray._private.worker import global_worker
 from ray.core.generated import autoscaler_pb2
@@ -52,9 +53,14 @@ from ray.util.placement_group import placement_group_table
 ray.init(address=sys.argv[1], namespace="roost", log_to_driver=False, configure_logging=False)
 
 @ray.remote(num_cpus=0, max_calls=0)
-def hold(share):
+def hold(number, share, uses, within_s):
+    "Hold the share until two more uses have begun, so that uses overlap, and for 0.3 s at least"
     began = time.monotonic()
-    time.sleep(0.3)
+    enough = len(os.listdir(uses)) + 3  # this one and two more
+    open(f"{uses}/{number}", "x").close()
+    time.sleep(0.3)  # paces the tasks: each end changes what the schedulers see
+    while len(os.listdir(uses)) < enough and time.monotonic() < began + within_s:
+        time.sleep(0.01)
     (device,) = ray.get_gpu_ids()
     return [ray.util.get_node_ip_address(), str(device), share, began, time.monotonic()]
 
@@ -76,7 +82,8 @@ def look_on():
         looks += 1
         time.sleep(0.02)
 
-ray.get([hold.options(num_gpus=share).remote(share) for share in (1, 0.25)])
+uses = sys.argv[2]
+ray.get([hold.options(num_gpus=share).remote(-share, share, uses, 0) for share in (1, 0.25)])
 looker = threading.Thread(target=look_on)
 looker.start()
 print("ready", flush=True)
@@ -85,7 +92,7 @@ held, waiting, turn = [], {}, 0
 while waiting or not is_over.is_set():
     while len(waiting) < 3 and not is_over.is_set():
         share = (1, 0.25, 0.25)[turn % 3]
-        waiting[hold.options(num_gpus=share).remote(share)] = turn = turn + 1
+        waiting[hold.options(num_gpus=share).remote(turn, share, uses, 2)] = turn = turn + 1
     done, _ = ray.wait(list(waiting), timeout=10)
     held += ray.get(done)
     for reference in done:
@@ -109,11 +116,12 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 @pytest.mark.fault
 @pytest.mark.timeout(180)
 def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
-    ray_cluster: Raylets, homes: list[str]
+    ray_cluster: Raylets, homes: list[str], tmp_path: Path
 ) -> None:
     shares = list(itertools.islice(itertools.cycle(SHARES), EACH))
-    driver = (DRIVER, ray_cluster.address)
-    answers, ray = contend(ASKER, shares, homes, driver, within_s=100, RAY_ADDRESS=ray_cluster.address)
+    driver = (DRIVER, ray_cluster.address, str(tmp_path))
+    environment = {"RAY_ADDRESS": ray_cluster.address, "USES": str(tmp_path)}
+    answers, ray = contend(ASKER, shares, homes, driver, within_s=100, **environment)
     kernels = [use for answer in answers for use in answer["held"]]
     assert len(kernels) == SCHEDULERS * EACH
     assert [answer["left"] for answer in answers] == [[]] * SCHEDULERS

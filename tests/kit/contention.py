@@ -1,7 +1,8 @@
 """Users with a scheduler each want the same GPUs at once, beside the cluster's own tasks.
 
 Each user is a process. It prints `ready`, begins when its input ends, and prints its results as JSON. A use of a device
-is [node, CUDA_VISIBLE_DEVICES, share, began, ended]. All processes share the machine's monotonic clock.
+is [node, CUDA_VISIBLE_DEVICES, share, began, ended]. All processes share the machine's monotonic clock. Each use adds a
+file to the folder that the variable USES names.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ async def ask(backend: str, shares: Sequence[float], *, hold_s: float, policy: A
 async def _hold(client: Client, share: float, hold_s: float, wishes: Mapping[str, Any]) -> list[Any]:
     kernel = await client.start(tiny(gpus=share, launch_timeout_s=100, **wishes))
     began = time.monotonic()  # the machine's clock, so all processes' times compare
+    Path(os.environ["USES"], kernel.id).touch()
     environment = Path(f"/proc/{kernel.pid}/environ").read_text().split("\0")
     (visible,) = (pair.partition("=")[2] for pair in environment if pair.startswith("CUDA_VISIBLE_DEVICES="))
     assert visible == ",".join(kernel.device_ids), (visible, kernel.device_ids)
