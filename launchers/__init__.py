@@ -8,6 +8,6 @@
 - `agent`: the process on a node that owns leases and kernels
 - `zygote`: a warm process, in the kernel's own Python, from which ipykernels are forked
 
-`zygote` imports no other part of roost. The other three need only the packages that ipykernel brings, so that they can
-be sent to a node which has ipykernel and nothing else.
+`zygote` imports no other part of roost. The other three need only the packages that ipykernel brings. Therefore they
+can be sent to a node that has ipykernel and nothing else.
 """

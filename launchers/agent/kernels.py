@@ -288,7 +288,7 @@ def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
 
 
 def _process_of(found: Any) -> tuple[int, float]:
-    """Return the pid and start time of a process from the content of a file, or zeros if they are not in it."""
+    """Return the pid and start time of a process from the content of a file, or zeros if there are none."""
     try:
         return int(found["pid"]), float(found["started_at"])
     except (TypeError, KeyError, ValueError):

@@ -26,10 +26,10 @@ class Conflict(Exception):
 
 
 class LeaseLedger:
-    """Leases by id, over fixed totals.
+    """A book of the granted leases, by id, over fixed totals.
 
-    Only the ids and models of `devices` matter. A file that cannot be read (damaged, or of another version) is kept
-    until its lease is released, because a kernel may run in that lease. Its amounts stay promised if they can be read.
+    Only the ids and models of `devices` matter. A file may be damaged or of another version. It is kept until its
+    lease is released, because a kernel may run in that lease. Its amounts stay promised if they can be read.
     """
 
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:

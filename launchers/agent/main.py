@@ -232,7 +232,7 @@ class Agent:
         return Nothing()
 
     async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
-        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
+        self._timers.later(0.05, self.left.set)  # after the answer has been sent
         return Nothing()
 
     def _visibility(self, lease: Lease) -> dict[str, str]:

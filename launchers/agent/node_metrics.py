@@ -26,8 +26,8 @@ class AgentSettings:
     """The amounts that an operator declares for a machine (None: as measured), and how its agent behaves.
 
     `address`: the IP address where the agent and its kernels listen. If empty, they listen on loopback.
-    `is_remote`: the application may be on another machine. A kernel's environment is then added to the agent's own, and
-    a kernel whose working folder does not exist on this machine starts in the home folder.
+    `is_remote`: the application may be on another machine. A kernel's environment is then added to the agent's own. A
+    kernel starts in the home folder if its working folder does not exist on this machine.
     `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
     `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod.
     """

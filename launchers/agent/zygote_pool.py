@@ -1,8 +1,8 @@
 """The agent's warm zygotes: one per Python and import environment, used only while their fingerprint holds.
 
 `ZygotePool.launch` forks a kernel, or returns None at once. After None, the agent execs the kernel, and a zygote for
-the next start is made in the background. No obstacle to forking makes a start fail, neither another kernel than
-ipykernel, nor another system than Linux, an upgraded package or a killed zygote.
+the next start is made in the background. No obstacle to forking makes a start fail. Obstacles are a kernel other than
+ipykernel, a system other than Linux, an upgraded package and a killed zygote.
 
 The agent cannot fork Python code itself, because ZeroMQ gives it threads. It spawns zygotes, and it is a subreaper, so
 it becomes the parent of their kernels. It reaps every child and passes the exit status to `on_reaped`.
@@ -84,7 +84,7 @@ def become_subreaper() -> bool:
 
 
 class ZygotePool:
-    """Zygotes by key. If there are too many, the least recently used one ends. Belongs to one event loop.
+    """A set of zygotes, by key. If there are too many, the least recently used one ends. Belongs to one event loop.
 
     `output` is a file for the output of the latest zygote, such as a traceback. `script` is the zygote's program.
     """
@@ -189,7 +189,7 @@ class ZygotePool:
 
     @property
     def pids(self) -> frozenset[int]:
-        """The zygotes that have not been reaped, ready or not."""
+        """Pids of the zygotes that have not been reaped, ready or not."""
         return frozenset(self._pids)
 
     def interpreters(self) -> dict[int, str]:

@@ -65,7 +65,7 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """Asks the agent's ledger for a lease. Repeated with the same lease id, it gives the same answer.
+    """A request for a lease from the agent's ledger. Repeated with the same lease id, it gives the same answer.
 
     `lease.device_ids` are preferred devices; the agent may grant others. If a cluster manager has granted the lease
     already (`is_granted`), the ledger records it unchanged. `linger_s`: how long the lease outlives a kernel that
@@ -79,14 +79,14 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Gives a lease back, and stops its kernel. May be repeated."""
+    """A request to give a lease back and stop its kernel. May be repeated."""
 
     lease_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Gives a lease to another owner, if the agent has that lease. May be repeated."""
+    """A request to give a lease to another owner, if the agent has that lease. May be repeated."""
 
     lease_id: str
     owner: Owner
@@ -118,7 +118,7 @@ class Manager:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Starts a kernel in a lease.
+    """A request to start a kernel in a lease.
 
     `launch_id` names this attempt. A repeated launch with the same id gets the first one's answer. `argv` is the
     kernelspec's, including `{connection_file}`; the agent writes that file. `env` is the kernel's whole environment,
@@ -138,7 +138,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
-    """Prepares fast starts of kernels with this `argv` and environment."""
+    """A request to prepare fast starts of kernels with this `argv` and environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
@@ -186,8 +186,8 @@ class Holdings:
 class AgentEvent:
     """An event, which goes to all subscribers.
 
-    `launched` and `exited` have the kernel. `reserved` and `released` have the lease id. `lost` has a `reason`. It
-    comes with a lease id before a lost lease ends, and without one as soon as the manager's last daemon here has ended.
+    `launched` and `exited` have the kernel. `reserved` and `released` have the lease id. `lost` has a `reason`. With
+    a lease id, it comes before a lost lease ends. Without one, it comes when the manager's last daemon here has ended.
     `leaving`: the agent is about to leave, for example for an upgrade. Its kernels stay.
     """
 

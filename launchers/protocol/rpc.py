@@ -1,4 +1,4 @@
-"""Calls and events over one ZeroMQ port: what the agent's protocol and the service's protocol have in common.
+"""Calls and events over one ZeroMQ port, for the agent's protocol and for the service's protocol.
 
     RpcClient (DEALER) ── {"id", "op", "args"} ─────────────────────────────> RpcServer (ROUTER)
                        <─ {"id", "ok"} or {"id", "error": {"kind", "message", "fields"}} ──

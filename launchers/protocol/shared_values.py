@@ -1,4 +1,4 @@
-"""Types shared by both protocols. A separate module, so that clients do not import the agent's messages."""
+"""The types that both protocols share. They have their own module, so that clients need not import `messages`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class KernelUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """Sends `signum` to the process group of a kernel."""
+    """A request to send `signum` to the process group of a kernel."""
 
     kernel_id: str
     signum: int
@@ -103,7 +103,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Ends a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. The answer comes once it has ended."""
+    """A request to stop a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Answered when it has ended."""
 
     kernel_id: str
     grace_s: float = 5.0
@@ -111,7 +111,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logs:
-    """Asks for the last `tail_bytes` of a kernel's log (its stdout and stderr)."""
+    """A request for the last `tail_bytes` of a kernel's log (its stdout and stderr)."""
 
     kernel_id: str
     tail_bytes: int = 65_536

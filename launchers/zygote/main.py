@@ -16,8 +16,8 @@ The zygote never has a second thread, a ZeroMQ context or an event loop, because
 when the agent closes the socket. Its kernels live on. A kernel is forked twice, so that the agent (a child subreaper)
 becomes its parent. The agent therefore gets the kernel's exact exit status, even if the zygote is gone.
 
-A forked kernel runs the unmodified `IPKernelApp`. It ends as a plain kernel does, by reaching the end of this script,
-so exit handlers, threads and exit codes work as usual.
+A forked kernel runs the unmodified `IPKernelApp`. It ends like a plain kernel: it reaches the end of this script.
+Therefore exit handlers, threads and exit codes work as usual.
 """
 
 from __future__ import annotations
