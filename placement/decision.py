@@ -129,8 +129,7 @@ class Decision(_Explained):
     def reason(self) -> str:
         """One sentence that gives the reason for the placement, or the reason why there is none."""
         if self.placement is not None:
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in self.placement.terms.items())
-            rank = f"{self.placement.node_id} ranks first" + (f" ({terms})" if terms else "")
+            rank = f"{self.placement.node_id} ranks first{_format_terms(self.placement)}"
             return f"{rank}; {self.fallback}" if self.fallback else rank
         groups = self._groups()
         if not groups:
@@ -207,11 +206,8 @@ class Decision(_Explained):
         ranked = ([self.placement] if self.placement else []) + list(self.runners_up)
         for rank, placement in enumerate(ranked, start=1):
             devices = f" on {', '.join(placement.device_ids)}" if placement.device_ids else ""
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in placement.terms.items())
-            lines.append(
-                f"{rank}. {placement.node_id}{devices}: {placement.score:.4g}"
-                + (f" ({terms})" if terms else "")
-            )
+            score = f"{placement.score:.4g}{_format_terms(placement)}"
+            lines.append(f"{rank}. {placement.node_id}{devices}: {score}")
         for refusal in self.first_refusals(SHOWN_REFUSALS):
             when = "not now" if refusal.when == "now" else "never"
             lines.append(f"{refusal.node_id}: {when}, {refusal.reason}")
@@ -266,16 +262,18 @@ class Decision(_Explained):
         return self.refused or group_refusals(self.refusals)
 
 
+def _format_terms(placement: Placement) -> str:
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in placement.terms.items())
+    return f" ({terms})" if terms else ""
+
+
 def _write(value: Placement | Refusal | RefusalGroup) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _write_placement(placement: Placement) -> dict[str, Any]:
-    return {
-        **_write(placement),
-        "device_ids": list(placement.device_ids),
-        "terms": dict(placement.terms),
-    }
+    devices, terms = list(placement.device_ids), dict(placement.terms)
+    return {**_write(placement), "device_ids": devices, "terms": terms}
 
 
 def _read_placement(data: Mapping[str, Any]) -> Placement:

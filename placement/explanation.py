@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .decision import Placement
+from .engine.class_scores import apply_filters
 from .filters import find_fitting_devices
 from .model import Request
 from .refusals import Refusal, RefusalGroup, When
@@ -192,7 +193,7 @@ class Explanation:
 
     def _refused_by_filters(self, snapshot: Snapshot) -> BoolArray:
         n = len(snapshot)
-        masks = self._pipeline.apply_filters(self._request, snapshot)
+        masks = list(apply_filters(self._request, snapshot, self._pipeline.filters))
         rows = [np.zeros(n, dtype=bool) if mask is None else ~mask for mask in masks]
         return np.array(rows, dtype=bool).reshape(len(masks), n)
 

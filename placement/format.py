@@ -1,15 +1,15 @@
-"""How amounts read in sentences for people."""
+"""Amounts as text in sentences for people."""
 
 from __future__ import annotations
 
 
 def format_amount(value: float) -> str:
-    """``1``, ``0.25``, ``1.5``: at most three decimals, no trailing zeros."""
+    """Return ``1``, ``0.25`` or ``1.5``: at most three decimals, and no trailing zeros."""
     return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
 
 
 def format_bytes(value: float) -> str:
-    """``8 GiB``, ``512 MiB``: binary units, at most one decimal."""
+    """Return ``8 GiB`` or ``512 MiB``: binary units, and at most one decimal."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(value) >= factor:
             return f"{value / factor:.1f}".removesuffix(".0") + f" {unit}"
@@ -17,5 +17,5 @@ def format_bytes(value: float) -> str:
 
 
 def format_count(count: float, word: str) -> str:
-    """``1 GPU``, ``0.5 GPU``, ``2 GPUs``, ``0 GPUs``."""
+    """Return ``1 GPU``, ``0.5 GPU``, ``2 GPUs`` or ``0 GPUs``."""
     return f"{format_amount(count)} {word}" if 0 < count <= 1 else f"{format_amount(count)} {word}s"

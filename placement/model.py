@@ -315,11 +315,6 @@ class Node:
             devices=tuple(replace(device, promised=0.0) for device in self.devices),
         )
 
-    def without_metrics(self) -> Node:
-        """Return the node with unknown real use."""
-        devices = tuple(replace(device, used=None, memory_used_bytes=None) for device in self.devices)
-        return replace(self, devices=devices, cpus_used=None, memory_used_bytes=None, metrics_age_s=None)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the node as JSON types; ``from_dict`` is the inverse."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from .decision import Decision, Placement
-from .engine.class_scores import ClassScorer, apply_filters, weigh_scores
+from .engine.class_scores import ClassScorer, weigh_scores
 from .engine.score_cache import ScoreCache, Scores
 from .explanation import Explanation
 from .filters import HasCpus, HasGpus, HasLabels, HasMemory, HasResources, NotDraining, Tolerates
@@ -176,10 +176,6 @@ class Pipeline:
             metrics_age_s=None if math.isnan(age_s) else age_s,
             snapshot_version=snapshot.version,
         )
-
-    def apply_filters(self, request: Request, snapshot: Snapshot) -> list[BoolArray | None]:
-        """Return the answer of each filter; None if it lets all nodes pass."""
-        return list(apply_filters(request, snapshot, self.filters))
 
     def score(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> Scores:
         """Return the scores of all nodes, without the cache."""

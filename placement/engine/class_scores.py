@@ -157,7 +157,7 @@ def apply_filters(
         mask = rule.passes(request, snapshot)
         if mask is not None and mask.shape != (len(snapshot),):
             raise ValueError(
-                f"filter {rule.name!r} must give one truth value per node; mend it or leave it out."
+                f"filter {rule.name!r} must give one truth value per node; fix it or leave it out."
             )
         yield mask
 
@@ -207,5 +207,5 @@ def _find_shortcut(part: object, method: str, name: str) -> Callable[[Request], 
 
 def _wrong_scores(scorer: Scorer) -> ValueError:
     return ValueError(
-        f"scorer {scorer.name!r} must give one finite number per node, or per device; mend it or leave it out."
+        f"scorer {scorer.name!r} must give one finite number per node, or per device; fix it or leave it out."
     )

@@ -204,16 +204,6 @@ def test_a_kernel_on_unknown_devices_counts_in_the_sum_only() -> None:
     assert (node.gpus_free, node.devices[0].free) == (0.5, 1.0)
 
 
-def test_without_metrics_forgets_use_and_keeps_promises() -> None:
-    device = Device(id="0", promised=0.5, used=0.9, memory_used_bytes=3)
-    node = Node(
-        id="a", cpus=4, cpus_promised=1, cpus_used=2, memory_used_bytes=1, metrics_age_s=3, devices=(device,)
-    )
-    assert node.without_metrics() == Node(
-        id="a", cpus=4, cpus_promised=1, devices=(Device(id="0", promised=0.5),)
-    )
-
-
 def test_as_empty_forgets_promises_and_keeps_the_totals() -> None:
     node = Node(
         id="a",
