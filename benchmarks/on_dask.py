@@ -43,10 +43,10 @@ AGENT = {
 
 async def fill_plugin() -> Any:
     """Return roost's plugin for Dask's scheduler with NODES machines and all their leases."""
-    from roost.scheduler.backends.dask.plugin.scheduler_plugin import OnScheduler
-    from roost.scheduler.backends.dask.plugin.slot_ledger import Held, Slot
+    from roost.scheduler.backends.dask.plugin.scheduler_plugin import RoostSchedulerPlugin
+    from roost.scheduler.backends.dask.plugin.slot_ledger import Slot, SlotLease
 
-    plugin = OnScheduler("0", "")
+    plugin = RoostSchedulerPlugin("0", "")
     scheduler = SimpleNamespace(plugins={}, workers={}, handlers={})
     plugin.start(scheduler)
     for number in range(NODES):
@@ -65,7 +65,7 @@ async def fill_plugin() -> Any:
         )
         plugin.ledger.slots[slot.name] = slot
         for index in range(LEASES_PER_NODE):
-            held = Held(
+            held = SlotLease(
                 lease_id=f"roost:{number:08}-{index}:scheduler-dask/launch",
                 kernel_id=f"{number:08}-{index}",
                 user="ada",
@@ -77,7 +77,7 @@ async def fill_plugin() -> Any:
             )
             plugin.ledger.take(held, preferred=[]).is_wish = False
         plugin.agents[machine] = AGENT
-        plugin._tell(machine)
+        plugin._mark_changed(machine)
     return plugin
 
 

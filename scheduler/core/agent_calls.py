@@ -125,7 +125,7 @@ class AgentCaller:
     """Calls one agent, and repeats a call if the agent was lost: every operation of an agent may be repeated.
 
     `name` is the agent's name in error texts. `pauses_s` has the pause before each attempt. `on_lost` runs after an
-    attempt that lost the agent; what it raises ends the call. No attempt begins later than `give_up_s`.
+    attempt that lost the agent; an error of `on_lost` ends the call. No attempt begins later than `give_up_s`.
     """
 
     def __init__(

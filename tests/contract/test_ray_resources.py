@@ -70,7 +70,7 @@ async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backen
     decision, late = await decide(backend, licence=1.5), await decide(backend, licence=1)
     lease = await take(backend, decision, "k1")
     assert (lease.node_id, lease.request.resources) == (having, {"licence": 1.5})
-    (group,) = placement_groups.groups()
+    (group,) = placement_groups.read_groups()
     assert group.amounts["licence"] == 1.5
     assert (await backend.leases()).leases == (lease,)
     assert (await backend.snapshot()).node(having).resources_promised == {"licence": 1.5}

@@ -152,7 +152,7 @@ class AgentPool:
         self._ended_daemons &= set(daemons)
 
     def check(self, node: ManagedNode) -> bool:
-        """Return True if a new daemon runs on the node, of which its known agent must be informed."""
+        """True if a new daemon runs on the node. Its agent is then found again, so that it learns of the daemon."""
         known = self._known.get(node.id)
         is_new = known is not None and known.daemon != node.daemon
         if is_new:

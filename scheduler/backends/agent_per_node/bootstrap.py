@@ -1,7 +1,7 @@
-"""roost's part of a node, for nodes that need not have roost: sent along by a backend, and started there.
+"""Sends roost's part of a node to the node, which need not have roost, and starts it there.
 
-`bring_up` runs on the node, inside a process of the cluster manager's. It arrives pickled by value, and uses the
-standard library alone.
+`bring_up` and `find_noted` run on the node, in a process of the cluster manager. They arrive pickled by value, and use
+the standard library alone.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 Answer = dict[str, Any]
-"""{"endpoint", "keys", "devices"} of an agent, the GPUs that it sees as well, or {"problem"} with a sentence."""
+"""{"endpoint", "keys", "devices"} of an agent, with the GPUs that it sees, or {"problem"} with a sentence."""
 
 
 def name_agent(manager: str, cluster: str, node_id: str) -> str:
-    """The folder of a node's agent, in the runtime folder there: the same when the cluster comes back."""
+    """Return the name of an agent's folder in its node's runtime folder. It is the same when the cluster comes back."""
     digest = hashlib.sha256(f"{cluster} {node_id}".encode()).hexdigest()[:8]
     return f"agent-{manager}-{digest}"
 
 
-def noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """On the node: those of these leases that the agent of that folder has noted, as `launchers.ledger` does."""
+def find_noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """On the node, return those leases that the agent of that folder has noted (see `launchers/agent/ledger.py`)."""
     import hashlib
     import os
 
@@ -37,7 +37,7 @@ def noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -
 
 @functools.cache
 def pack() -> tuple[bytes, str]:
-    """roost's part of a node as a zip archive, and what names its content."""
+    """Return roost's part of a node as a zip archive, and a digest of its content."""
     import roost
 
     root = Path(roost.__file__).parent
@@ -47,7 +47,7 @@ def pack() -> tuple[bytes, str]:
             root / "placement" / name for name in ("__init__.py", "format.py", "model.py", "validation.py")
         ]
         for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py"))):
-            # Of no date: the same code, the same archive.
+            # Without dates: the same code gives the same archive.
             archive.writestr(zipfile.ZipInfo(f"roost/{path.relative_to(root)}"), path.read_bytes())
     return content.getvalue(), hashlib.sha256(content.getvalue()).hexdigest()[:12]
 
@@ -61,10 +61,10 @@ def bring_up(
     python: str,
     environment: Mapping[str, str],
 ) -> Answer:
-    """Start the agent of this node, or find it. Blocks, for up to 30 s.
+    """Start the agent of this node, or find it. Blocks for up to 30 s.
 
-    `manager` is as in `messages.Manager`, `process_started_at` of its `pid` is found here. `environment` is that of
-    the manager's daemon: of the agent, and beneath that of its kernels.
+    `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. `environment` is that
+    of the manager's daemon. The agent gets it, and the kernels' environments are added to it.
     """
     import io
     import json
@@ -88,7 +88,7 @@ def bring_up(
         zipfile.ZipFile(io.BytesIO(archive)).extractall(fresh)
         try:
             os.rename(fresh, code)
-        except OSError:  # somebody else was faster
+        except OSError:  # another process was faster
             shutil.rmtree(fresh, ignore_errors=True)
     paths = [code, *filter(None, [env.get("PYTHONPATH")])]
     with open(f"/proc/{manager['pid']}/stat", "rb") as file:
@@ -110,8 +110,7 @@ def bring_up(
     try:
         answer: Answer = json.loads(done.stdout)
     except ValueError:
-        said = done.stderr.strip().splitlines()
-        return {
-            "problem": f"{program} on that node cannot run roost's agent: {said[-1] if said else 'it ended'}"
-        }
+        errors = done.stderr.strip().splitlines()
+        reason = errors[-1] if errors else "it ended"
+        return {"problem": f"{program} on that node cannot run roost's agent: {reason}"}
     return answer

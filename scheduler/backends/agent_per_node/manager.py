@@ -97,7 +97,7 @@ class ClusterManager(Protocol[N]):
         """True unless the manager refuses all claims on this node for now, including claims after an outage."""
 
     async def release(self, lease: Lease) -> None:
-        """Give the claim back, also one that is being made. May be repeated, also without a claim."""
+        """Give the claim back, also while it is being made. May be repeated, also without a claim."""
 
     async def claims(self) -> Sequence[Lease]:
         """Read all claims of roost, whichever process made them.

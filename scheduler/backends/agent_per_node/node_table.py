@@ -62,7 +62,7 @@ class NodeTable(Generic[N]):
         self._leases = {lease.id: lease for lease in leases}
 
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
-        """Build these nodes again; those that are not in `nodes` are gone. True if that changed the snapshot."""
+        """Build these nodes again; a node that is not in `nodes` is gone. True if that changed the snapshot."""
         held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
         for lease in self._leases.values():
             if lease.node_id in held:

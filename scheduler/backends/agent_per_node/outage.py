@@ -1,4 +1,4 @@
-"""What follows an outage: nodes that may come back, leases that must be claimed again, leases that are lost.
+"""The recovery from an outage: awaits nodes that may return, claims their leases again, finds lost leases.
 
 An agent and its kernels outlive the manager, and the manager's daemon on their node. When the same cluster is back, the
 manager knows nothing of their leases, so these are claimed again. If another kernel has taken a slice meanwhile, the

@@ -56,9 +56,9 @@ async def install_plugins(client: Any, settings: DaskSettings) -> None:
             return
     starter = nanny_plugin.AgentStarter(archive=archive, digest=digest, **sent)
     plugins = (
-        scheduler_plugin.OnScheduler(VERSION, mark),
-        worker_plugin.OnWorker(starter),
-        nanny_plugin.OnNanny(starter),
+        scheduler_plugin.RoostSchedulerPlugin(VERSION, mark),
+        worker_plugin.RoostWorkerPlugin(starter),
+        nanny_plugin.RoostNannyPlugin(starter),
     )
     with _pickled_by_value(slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap):
         for plugin in plugins:

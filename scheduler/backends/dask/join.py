@@ -1,7 +1,7 @@
-"""Becoming a client of a Dask cluster, or saying within seconds, in one sentence, why that cannot be.
+"""Joins a Dask cluster as a client, or reports within seconds, in one sentence, why that is not possible.
 
-A Dask client retries for half a minute where nobody listens, and says little where a certificate is wrong. So one
-question is asked first, and what comes back is read.
+A Dask client retries for half a minute if nothing listens, and reports little if a certificate is wrong. So one
+question is asked first, and its answer or error is examined.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TLS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A client of a Dask cluster, which is asynchronous and of the event loop that it was made in."""
+    """An asynchronous client of a Dask cluster, which belongs to the event loop that it was made in."""
 
     client: Any
     address: str
@@ -40,7 +40,7 @@ class Joined:
 async def join(settings: DaskSettings, fallback: str) -> Joined:
     """Become a client of the cluster that the settings name, else Dask's configuration, else `fallback`.
 
-    Raises `ConfigError` where someone must change something, `BackendUnavailable` where it may pass.
+    Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
     if importlib.util.find_spec("distributed") is None:
         raise ConfigError("the Dask backend needs distributed: pip install 'roost[dask]'")
@@ -51,7 +51,7 @@ async def join(settings: DaskSettings, fallback: str) -> Joined:
     from distributed import Client
 
     address = resolve(settings, fallback)
-    security = _security(settings, address)
+    security = _build_security(settings, address)
     _check_python(address, await _greet(address, security))
     client = Client(address, asynchronous=True, security=security, timeout=_JOIN_S, set_as_default=False)
     try:
@@ -63,15 +63,15 @@ async def join(settings: DaskSettings, fallback: str) -> Joined:
 
 
 async def leave(client: Any) -> None:
-    """Be no client any more. Leases stay."""
+    """Stop being a client. Leases stay."""
     try:
         await asyncio.wait_for(client.close(), _ANSWER_S)
     except (OSError, asyncio.TimeoutError):
-        pass  # of a scheduler that is gone
+        pass  # its scheduler is gone
 
 
 def resolve(settings: DaskSettings, fallback: str = "") -> str:
-    """The address of Dask's scheduler, tcp://host:port or tls://host:port."""
+    """Return the address of Dask's scheduler, tcp://host:port or tls://host:port."""
     import dask
 
     address = settings.address or dask.config.get("scheduler-address", "") or fallback
@@ -80,7 +80,7 @@ def resolve(settings: DaskSettings, fallback: str = "") -> str:
             f"there is no Dask cluster to join: give its scheduler's address, or its scheduler file, by {_WHERE}"
         )
     if "://" not in address and (address.endswith(".json") or Path(address).exists()):
-        address = _of_file(address)
+        address = _read_scheduler_file(address)
     scheme, separator, where = address.rpartition("://")
     if not separator:
         scheme = (
@@ -95,7 +95,7 @@ def resolve(settings: DaskSettings, fallback: str = "") -> str:
     return f"{scheme}://{where}"
 
 
-def _of_file(path: str) -> str:
+def _read_scheduler_file(path: str) -> str:
     try:
         return str(json.loads(Path(path).expanduser().read_text())["address"])
     except OSError as problem:
@@ -107,7 +107,7 @@ def _of_file(path: str) -> str:
         raise ConfigError(f"{path} is no Dask scheduler file: it has no address") from None
 
 
-def _security(settings: DaskSettings, address: str) -> Any:
+def _build_security(settings: DaskSettings, address: str) -> Any:
     from distributed.security import Security
 
     given = {
@@ -136,7 +136,7 @@ def _security(settings: DaskSettings, address: str) -> Any:
 
 
 async def _greet(address: str, security: Any) -> dict[str, Any]:
-    """The versions of what listens there."""
+    """Return the package versions of the scheduler at this address."""
     from distributed.comm import connect
     from distributed.core import send_recv
 
@@ -151,17 +151,17 @@ async def _greet(address: str, security: Any) -> dict[str, Any]:
         versions = await asyncio.wait_for(ask(), _ANSWER_S)
         return dict(versions["packages"])
     except asyncio.TimeoutError as problem:
-        raise _told(address, problem) from None
+        raise _explain(address, problem) from None
     except Exception as problem:
-        if why := await _unreachable(address):
+        if why := await _probe(address):
             raise BackendUnavailable(
                 f"there is no Dask scheduler at {address}: {why}; is it up, and {_WHERE} right?"
             ) from problem
-        raise _told(address, problem) from problem
+        raise _explain(address, problem) from problem
 
 
-async def _unreachable(address: str) -> str:
-    """Why no connection comes about, "" if one does: Dask, once its time is over, does not tell."""
+async def _probe(address: str) -> str:
+    """Return why no connection is possible, or "" if one is. After a timeout, Dask itself gives no reason."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_S)
@@ -177,28 +177,30 @@ async def _unreachable(address: str) -> str:
     return ""
 
 
-def _told(address: str, problem: Exception) -> BackendUnavailable | ConfigError:
-    """What it means that a connection came about, and no answer."""
+def _explain(address: str, problem: Exception) -> BackendUnavailable | ConfigError:
+    """Return the error for a scheduler that accepts a connection and does not answer."""
     chain: list[BaseException] = [problem]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
         chain.append(cause)
-    said = " ".join(f"{type(each).__name__} {each}" for each in chain)
-    if "certificate" in said or "UNKNOWN_CA" in said or "alert" in said:
+    text = " ".join(f"{type(each).__name__} {each}" for each in chain)
+    if "certificate" in text or "UNKNOWN_CA" in text or "alert" in text:
         return ConfigError(
             f"the Dask cluster at {address} and roost do not accept each other's certificates: set {_TLS}"
         )
-    if address.startswith("tls://") and "FatalCommClosedError" in said:
+    if address.startswith("tls://") and "FatalCommClosedError" in text:
         return ConfigError(
             f"what listens at {address} does not speak TLS: is it the tcp:// address of a Dask scheduler?"
         )
     hint = "is its address a tls:// one?"
-    if address.startswith("tls://"):  # who refuses a certificate hangs up without a word
+    if address.startswith(
+        "tls://"
+    ):  # a scheduler that refuses a certificate closes the connection without a word
         hint = f"is its address a tcp:// one, or does it refuse roost's certificate? Set {_TLS}"
     return BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler: {hint}")
 
 
 def _check_python(address: str, packages: dict[str, Any]) -> None:
-    """Code is sent along as this Python's: the cluster's must be of the same minor version, as Dask itself wants."""
+    """Raise `ConfigError` unless the cluster has this minor version of Python: roost sends it pickled code."""
     theirs = ".".join(str(packages.get("python", "")).split(".")[:2])
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
     if theirs != ours:

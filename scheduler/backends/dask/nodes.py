@@ -1,4 +1,4 @@
-"""What the plugin in Dask's scheduler says of a machine (`dask_plugin`), as a node of roost's. Pure."""
+"""The machines that the plugin in Dask's scheduler describes, and roost's nodes built from them. Pure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaskNode:
-    """A machine on which workers run; `id` is its address. Amounts as in `placement.Node`.
+    """A machine with Dask workers; `id` is its address. Amounts are as in `placement.Node`.
 
-    `free` is what neither tasks nor kernels have of abstract resources, `shares` what kernels have of each device.
-    `agent`: what its nanny has said of the agent, empty before that, and `seen` the GPUs that this saw.
+    `resources` are Dask's abstract resources. `free` are the amounts that neither tasks nor kernels hold. `shares` are
+    the parts of the devices that kernels hold. `agent` is a nanny's report about the agent, empty before the report.
+    `seen` are the GPUs that the agent saw when it was started.
     """
 
     id: str
@@ -39,7 +40,7 @@ class DaskNode:
 
     @property
     def daemon(self) -> str:
-        """The nannies of that machine, as long as none has come anew and brought its agent up."""
+        """A mark of the machine's nannies. It changes when a new nanny starts the agent."""
         return str(self.agent.get("told", ""))
 
     @property
@@ -48,22 +49,22 @@ class DaskNode:
         return decode_agent(self.agent) if "endpoint" in self.agent else None
 
     @classmethod
-    def of(cls, name: str, said: Mapping[str, Any]) -> DaskNode:
-        """A machine as the plugin describes it."""
+    def of(cls, name: str, described: Mapping[str, Any]) -> DaskNode:
+        """Build the node from the plugin's description of a machine."""
         return cls(
             id=name,
-            threads=float(said["threads"]),
-            memory_bytes=int(said["memory_bytes"]),
-            resources=dict(said["resources"]),
-            free=dict(said["free"]),
-            devices=tuple(said["devices"]),
-            shares=dict(said["shares"]),
-            cpus_promised=float(said["cpus_promised"]),
-            memory_promised_bytes=int(said["memory_promised_bytes"]),
-            leases=frozenset(said["leases"]),
-            drains_because=_drains_because(said),
-            agent=dict(said["agent"]),
-            seen=tuple(map(_unused, said["agent"].get("devices", ()))),
+            threads=float(described["threads"]),
+            memory_bytes=int(described["memory_bytes"]),
+            resources=dict(described["resources"]),
+            free=dict(described["free"]),
+            devices=tuple(described["devices"]),
+            shares=dict(described["shares"]),
+            cpus_promised=float(described["cpus_promised"]),
+            memory_promised_bytes=int(described["memory_promised_bytes"]),
+            leases=frozenset(described["leases"]),
+            drains_because=_explain_drain(described),
+            agent=dict(described["agent"]),
+            seen=tuple(map(_decode_device, described["agent"].get("devices", ()))),
         )
 
 
@@ -79,10 +80,11 @@ def build_node(
     metrics_age_s: float | None,
     used: Mapping[str, float] | None,
 ) -> Node:
-    """roost's node: what is promised is the ledger's and the workers', real use the agent's where it is connected.
+    """Return the node for placement.
 
-    Else it is what the workers themselves use (`used`: cpus, memory_bytes), without the kernels. What tasks have of
-    the GPUs is a sum (`gpus_promised`): Dask does not say on which device.
+    Promises come from the ledger and the workers. Real use comes from the agent. If the agent is not connected, it is
+    the use by the workers (`used`: cpus, memory_bytes), without the kernels. GPUs that tasks hold are known only as a
+    sum (`gpus_promised`), because Dask does not report their devices.
     """
     promised = {name: max(0.0, total - node.free.get(name, 0.0)) for name, total in node.resources.items()}
     devices = node.seen if status is None else status.devices
@@ -94,7 +96,9 @@ def build_node(
         cpus=node.threads,
         memory_bytes=node.memory_bytes,
         devices=tuple(
-            _device(name, min(1.0, node.shares.get(name, 0.0)), seen.get(name) or _numbered(in_order, name))
+            _build_device(
+                name, min(1.0, node.shares.get(name, 0.0)), seen.get(name) or _find_numbered(in_order, name)
+            )
             for name in node.devices
         ),
         cpus_promised=node.cpus_promised,
@@ -112,25 +116,25 @@ def build_node(
     )
 
 
-def _drains_because(said: Mapping[str, Any]) -> str:
-    if said["is_draining"]:
+def _explain_drain(described: Mapping[str, Any]) -> str:
+    if described["is_draining"]:
         return "Dask is retiring its workers"
-    problem = said["agent"].get("problem", "")
-    return f"no agent of roost's runs there: {problem}" if problem else ""
+    problem = described["agent"].get("problem", "")
+    return f"no agent of roost runs there: {problem}" if problem else ""
 
 
-def _unused(seen: Mapping[str, Any]) -> Device:
-    """What does not age of a GPU that an agent saw when it was brought up."""
+def _decode_device(seen: Mapping[str, Any]) -> Device:
+    """Return a GPU that an agent saw when it was started, without the figures that are old by now."""
     return replace(decode(Device, seen, ignore_unknown=True), used=None, memory_used_bytes=None)
 
 
-def _device(name: str, promised: float, seen: Device | None) -> Device:
+def _build_device(name: str, promised: float, seen: Device | None) -> Device:
     if seen is None:
         return Device(id=name, promised=promised)
     return replace(seen, id=name, promised=promised)
 
 
-def _numbered(seen: list[Device], name: str) -> Device | None:
-    """The device of that number, where the agent names them otherwise."""
+def _find_numbered(seen: list[Device], name: str) -> Device | None:
+    """Return the device of that number, for workers that number what the agent names otherwise."""
     number = int(name) if name.isdigit() else -1
     return seen[number] if 0 <= number < len(seen) else None

@@ -1,6 +1,6 @@
-"""Brings an agent up on a node of a Ray cluster: a task on that node starts it, as a process of its own.
+"""Starts an agent on a node of a Ray cluster: a Ray task on that node starts it, as a process of its own.
 
-What runs in a Ray worker is pickled by value, and uses the standard library alone (see `node_side`).
+Functions that run in a Ray worker are pickled by value, and use the standard library alone (see `bootstrap`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .nodes import RayNode
 def start_on(
     node: RayNode, settings: AgentSettings, *, cluster_address: str, grace_s: float, python: str
 ) -> Any:
-    """A Ray reference to what `bootstrap.bring_up` returns, from that node. Blocks for a moment."""
+    """Return a Ray reference to the result of `bootstrap.bring_up` on that node. Blocks for a moment."""
     manager = Manager(
         name="Ray",
         pid=0,
         process_started_at=0.0,
         address=cluster_address,
         grace_s=grace_s,
-        cluster_id=join.cluster_id(),
+        cluster_id=join.get_cluster_id(),
     )
     archive, digest = pack()
-    return task_on(node, _bring_up).remote(
+    return build_task_on(node, _bring_up).remote(
         archive,
         digest,
         name_agent("ray", cluster_address, node.id),
@@ -42,17 +42,18 @@ def start_on(
     )
 
 
-def task_on(node: RayNode, function: Any) -> Any:
-    """`task` on that node, and no other."""
+def build_task_on(node: RayNode, function: Any) -> Any:
+    """Return `build_task`, bound to that node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return task(function).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False))
+    strategy = NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
+    return build_task(function).options(scheduling_strategy=strategy)
 
 
-def task(function: Any) -> Any:
-    """A Ray task that takes nothing, of a function of ours that needs nothing of ours: the node need not have roost.
+def build_task(function: Any) -> Any:
+    """Return a Ray task of one of roost's functions. It asks for no resources, and the node need not have roost.
 
-    Its worker is kept for the next one (by default Ray ends it after each task with GPUs).
+    Its worker is kept for the next task. By default, Ray ends a worker after each task with GPUs.
     """
     import ray
 
@@ -64,14 +65,16 @@ def task(function: Any) -> Any:
 def _bring_up(
     archive: bytes, digest: str, name: str, settings: str, manager: dict[str, Any], python: str
 ) -> Answer:
-    """`bring_up`, as a child of the raylet. A worker's own environment is full of what Ray sets for its tasks."""
+    """Call `bring_up` with the raylet's environment. The worker's own has many variables of Ray for its tasks."""
     import os
     import sys
 
     raylet = os.getppid()
     if manager["cluster_id"]:
-        says = f"from ray._raylet import GcsClient; print(GcsClient({manager['address']!r}).cluster_id.hex())"
-        manager = {**manager, "probe": [sys.executable, "-c", says]}
+        script = (
+            f"from ray._raylet import GcsClient; print(GcsClient({manager['address']!r}).cluster_id.hex())"
+        )
+        manager = {**manager, "probe": [sys.executable, "-c", script]}
     with open(f"/proc/{raylet}/environ", "rb") as file:
         pairs = (
             pair.partition("=") for pair in file.read().decode(errors="surrogateescape").split("\0") if pair

@@ -32,7 +32,7 @@ class RayCalls:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, call: Callable[[], T], *, deadline_s: float) -> T:
-        """Return what `call` returns, or raise what it raises; `asyncio.TimeoutError` after the deadline."""
+        """Return the result of `call` or raise its error; raise `asyncio.TimeoutError` after the deadline."""
         loop = asyncio.get_running_loop()
         return await asyncio.wait_for(loop.run_in_executor(self._threads, call), deadline_s)
 

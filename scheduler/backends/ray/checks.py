@@ -1,6 +1,7 @@
-"""What can be known of a Ray cluster before joining it, each thing within seconds and none that could hang.
+"""Checks of a Ray cluster before roost joins it. Each takes seconds at most.
 
-What this asks of Ray beside its public calls is the same in 2.40 and 2.60; a Ray without it is joined unseen.
+The calls that are not part of Ray's public interface are the same in Ray 2.40 and 2.60. A Ray without them is joined
+without these checks.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECT_S = 3.0
-ASK_S = 5.0
+_ASK_S = 5.0
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
-"""The start of every HTTP/2 connection and so of gRPC, with empty settings (RFC 9113, 3.4)."""
+"""The start of every HTTP/2 connection, and so of gRPC, with empty settings (RFC 9113, 3.4)."""
 _GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayletAddress:
-    """Where a live node's raylet listens, the node's id, and whether it is the cluster's head."""
+    """The address of a live node's raylet."""
 
     id: str
     host: str
@@ -47,8 +48,8 @@ class RayletAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a cluster says of itself to whoever asks. One that starts again at the same address has a new id."""
+class ClusterFacts:
+    """A cluster's description of itself. A cluster that is started again at the same address has a new id."""
 
     cluster_id: str
     ray_version: str
@@ -57,7 +58,7 @@ class Facts:
 
 
 def resolve(address: str) -> str:
-    """The `host:port` meant by `address`: the cluster that `ray.init("auto")` would take, if that is not clear."""
+    """Return the `host:port` for `address`. If it is empty or "auto", find the cluster as `ray.init` does."""
     if not is_found_here(address):
         named = address if address not in ("", "auto") else os.environ["RAY_ADDRESS"]
         _split(named)
@@ -84,7 +85,7 @@ def resolve(address: str) -> str:
 
 def greet(gcs: str) -> None:
     """Raise `BackendUnavailable` unless something at that address speaks gRPC."""
-    problem = _silence(*_split(gcs))
+    problem = _probe_grpc(*_split(gcs))
     if problem:
         raise BackendUnavailable(
             f"there is no Ray cluster at {gcs}: {problem}; is its head up, and is this {_GCS_PORT}?"
@@ -92,9 +93,10 @@ def greet(gcs: str) -> None:
 
 
 def check_token(gcs: str, address: str) -> None:
-    """Raise `ConfigError` where a token is to be sent and there is none; Ray aborts the process for that.
+    """Raise `ConfigError` if a token must be sent and there is none. Ray itself would abort the process.
 
-    Like `ray.init`, use a token that is there for a cluster that was found here, and elsewhere only when told to.
+    Like `ray.init`, use an existing token for a cluster that was found on this machine. For other clusters, use it only
+    if the environment says so.
     """
     try:
         from ray._private.authentication import authentication_token_setup as setup
@@ -113,12 +115,12 @@ def check_token(gcs: str, address: str) -> None:
         ) from problem
 
 
-def ask(gcs: str) -> Facts | None:
-    """What the cluster says of itself (7 ms); None where this Ray has no such call."""
+def ask(gcs: str) -> ClusterFacts | None:
+    """Return the cluster's description of itself (7 ms); None if this Ray has no such call."""
     try:
-        return run_in_time(lambda: _facts(gcs), ASK_S, f"asking the Ray cluster at {gcs}")
+        return run_in_time(lambda: _read_facts(gcs), _ASK_S, f"asking the Ray cluster at {gcs}")
     except (ImportError, AttributeError, TypeError, KeyError, ValueError) as problem:
-        log.warning("ray=%s is joined unseen: %r", gcs, problem)
+        log.warning("ray=%s is joined without a check: %r", gcs, problem)
         return None
     except BackendUnavailable:
         raise
@@ -139,8 +141,8 @@ def ask(gcs: str) -> Facts | None:
         ) from problem
 
 
-def check_versions(gcs: str, facts: Facts, ray_version: str) -> None:
-    """Raise `ConfigError` unless Ray and Python are the cluster's, by Ray's own rule."""
+def check_versions(gcs: str, facts: ClusterFacts, ray_version: str) -> None:
+    """Raise `ConfigError` unless the versions of Ray and Python are the cluster's, by Ray's own rule."""
     cluster, ours = facts.python_version, _PYTHON
     if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch") == "minor":
         cluster, ours = (version.rpartition(".")[0] for version in (cluster, ours))
@@ -152,10 +154,10 @@ def check_versions(gcs: str, facts: Facts, ray_version: str) -> None:
         )
 
 
-def check_machine(gcs: str, facts: Facts) -> None:
+def check_machine(gcs: str, facts: ClusterFacts) -> None:
     """Raise `BackendUnavailable` unless a healthy node of that cluster runs on this machine, as a driver needs.
 
-    With a node that does not answer, `ray.init` keeps all threads from running, and ends the process after 40 s.
+    If the node does not answer, `ray.init` blocks all threads, and ends the process after 40 s.
     """
     if not facts.nodes:
         raise BackendUnavailable(f"the Ray cluster at {gcs} has no live node: is it just starting?")
@@ -169,7 +171,7 @@ def check_machine(gcs: str, facts: Facts) -> None:
             "without giving anything away"
         )
     for node in [node for node in here if node.is_head] or here:  # of several, Ray takes the head
-        problem = _silence(node.host, node.port)
+        problem = _probe_grpc(node.host, node.port)
         if problem:
             raise BackendUnavailable(
                 f"the node of the Ray cluster at {gcs} on this machine is not well, "
@@ -178,7 +180,7 @@ def check_machine(gcs: str, facts: Facts) -> None:
 
 
 def run_in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
-    """What `work` returns or raises in a daemon thread, that is left alone after the deadline."""
+    """Return what `work` returns or raises in a daemon thread. After the deadline, the thread is left alone."""
     outcome = start_thread(work, name="roost-ray")
     if not concurrent.futures.wait([outcome], deadline_s).done:
         raise BackendUnavailable(f"{what} takes longer than {deadline_s:.0f} s")
@@ -186,21 +188,21 @@ def run_in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
 
 
 def format_first_line(problem: BaseException) -> str:
-    """An error's first line, which names what went wrong where there is a cause."""
+    """Return the first line of an error, or of its cause, which is more specific."""
     text = str(problem.__cause__ or problem).strip() or type(problem).__name__
     return text.splitlines()[0].rstrip(".")
 
 
-def _facts(gcs: str) -> Facts:
+def _read_facts(gcs: str) -> ClusterFacts:
     from ray._raylet import GcsClient  # type: ignore[attr-defined,unused-ignore]
 
     client = GcsClient(address=gcs)
-    metadata = client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=ASK_S)
+    metadata = client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=_ASK_S)
     if metadata is None:
         raise BackendUnavailable(f"the Ray cluster at {gcs} does not know its versions: is it just starting?")
     versions = json.loads(metadata)
-    alive = [node for node in client.get_all_node_info(timeout=ASK_S).values() if node.state == 0]
-    return Facts(
+    alive = [node for node in client.get_all_node_info(timeout=_ASK_S).values() if node.state == 0]
+    return ClusterFacts(
         cluster_id=client.cluster_id.hex(),
         ray_version=versions["ray_version"],
         python_version=versions["python_version"],
@@ -217,12 +219,12 @@ def _facts(gcs: str) -> Facts:
 
 
 def is_found_here(address: str) -> bool:
-    """Whether nobody named a cluster, so that the one on this machine is meant."""
+    """True if no cluster is named, so that the one on this machine is meant."""
     return address in ("", "auto") and os.environ.get("RAY_ADDRESS", "") in ("", "auto")
 
 
 def _split(address: str) -> tuple[str, int]:
-    """Host and port; raises `ConfigError` for every other form of address."""
+    """Return host and port; raise `ConfigError` for every other form of address."""
     scheme, is_url, _ = address.partition("://")
     if is_url:
         what = {"ray": "Ray Client's", "http": "the dashboard's", "https": "the dashboard's"}.get(
@@ -239,8 +241,8 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _silence(host: str, port: int) -> str:
-    """Why nothing there speaks gRPC; empty if something does."""
+def _probe_grpc(host: str, port: int) -> str:
+    """Return why nothing at this address speaks gRPC; empty if something does."""
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
@@ -260,7 +262,7 @@ def _silence(host: str, port: int) -> str:
 
 
 def _raylets() -> list[tuple[str, str]]:
-    """GCS address and node id of each raylet on this machine, by its command line: so does Ray itself."""
+    """Return the GCS address and node id of each raylet on this machine, from its command line, as Ray itself does."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"]
@@ -271,7 +273,7 @@ def _raylets() -> list[tuple[str, str]]:
 
 
 def _is_own_address(address: str) -> bool:
-    """Whether it belongs to this machine: only then can a socket be bound to it."""
+    """True if the address belongs to this machine: only then can a socket be bound to it."""
     try:
         kind = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(kind, socket.SOCK_DGRAM) as probe:

@@ -1,10 +1,10 @@
-"""Becoming a driver of a Ray cluster, or saying within seconds, in one sentence, why that cannot be.
+"""Joins a Ray cluster as a driver, or reports within seconds, in one sentence, why that is not possible.
 
-`ray.init` hangs for 20 to 60 s and then fails without a type where an address, a token or a version is wrong, or
-where no Ray node runs on this machine; a token that is asked for and not there even aborts the process. So what
-it needs is checked first: the address, the port, the token, the versions, this machine.
+`ray.init` hangs for 20 to 60 s and then raises an untyped error if an address, a token or a version is wrong, or if no
+Ray node runs on this machine. A missing token even aborts the process. So the address, the port, the token, the
+versions and this machine are checked first.
 
-All of it blocks: call it off the event loop. Ray is imported by `join` alone: 0.4 s of processor time, 115 MiB.
+All functions block, so call them in a thread. Only `join` imports Ray, which costs 0.4 s of processor time and 115 MiB.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 _LEAVE_S = 10.0
 
 _attempt = threading.Lock()
-"""Held while an attempt to join is under way: Ray has one driver per process, and `ray.init` cannot be interrupted."""
+"""Held during an attempt to join: Ray has one driver per process, and `ray.init` cannot be interrupted."""
 _cluster_id = ""
-"""The cluster that was joined last. To ask through Ray, once another is at its address, would abort the process."""
+"""The cluster that was joined last. A call to Ray aborts the process if another cluster is at that address now."""
 
 
 def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
-    """Become a driver of the Ray cluster at `address` (`host:port`, or "auto" or empty); returns its GCS's address.
+    """Become a driver of the Ray cluster at `address` (`host:port`, or "auto" or empty); return its GCS's address.
 
-    Blocks, for at most some `deadline_s` and the import of Ray. May be repeated: who is a driver of that cluster
-    stays it. Raises `ConfigError` where someone must change something, `BackendUnavailable` where it may pass.
+    Blocks for about `deadline_s` at most, and for the import of Ray. May be repeated: a driver of that cluster remains
+    one. Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
     global _cluster_id
     if importlib.util.find_spec("ray") is None:
@@ -78,15 +78,15 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def cluster_id() -> str:
-    """What Ray calls the cluster that was joined last: another one when it starts anew without its state."""
+def get_cluster_id() -> str:
+    """Return Ray's id of the cluster that was joined last. A cluster that lost its state has a new id."""
     return _cluster_id
 
 
 def leave() -> None:
-    """Be no driver any more; leases that are detached stay. Blocks for seconds at most, and may be repeated."""
+    """Stop being a driver; leases stay. Blocks for seconds at most, and may be repeated."""
     if "ray" not in sys.modules or _attempt.locked():
-        return  # a driver that comes too late leaves by itself
+        return  # an attempt that succeeds too late leaves by itself
     try:
         run_in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
     except BackendUnavailable as problem:
@@ -94,7 +94,7 @@ def leave() -> None:
 
 
 def _import_ray() -> None:
-    """Import Ray without a grammar that jsonschema takes along where Jupyter is: 1.4 of 1.8 s of processor time."""
+    """Import Ray without a grammar that jsonschema also imports beside Jupyter: it takes 1.4 of 1.8 CPU seconds."""
     grammar = "rfc3987_syntax"
     is_loaded = grammar in sys.modules
     sys.modules.setdefault(grammar, None)  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def _import_ray() -> None:
 
 
 def _init(gcs: str, namespace: str, give_up_at: float) -> None:
-    """Call `ray.init` in a thread. If it takes too long, leave the thread alone: it then undoes what it did."""
+    """Call `ray.init` in a thread. After the deadline the thread is left alone, and undoes its work at the end."""
     import ray
 
     if not _attempt.acquire(timeout=max(0.0, give_up_at - time.monotonic())):
@@ -120,11 +120,11 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
 
     def work() -> None:
         try:
-            with _signals_kept(), _silent("SIGTERM handler is not set"):
+            with _keep_signals(), _hide_log_line("SIGTERM handler is not set"):
                 ray.init(address=gcs, namespace=namespace, log_to_driver=False, configure_logging=False)
-            _stop_listening()
+            _stop_error_listener()
         except BaseException:
-            undo()  # Ray counts a process whose `init` failed half way as joined
+            undo()  # otherwise Ray regards the process as joined, although `init` failed half way
             raise
 
     outcome = start_thread(work, name="roost-ray-join", undo=undo)
@@ -142,9 +142,11 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
     _attempt.release()
 
 
-def _stop_listening() -> None:
-    """Have the thread end that would print other jobs' errors: once the GCS is gone it asks without a pause, and
-    takes a core until Ray ends the process. Ray has no option for that."""
+def _stop_error_listener() -> None:
+    """End Ray's thread that prints the errors of other jobs. Ray has no option for this.
+
+    Once the GCS is gone, the thread asks it without a pause, and occupies a core until Ray ends the process.
+    """
     with suppress(ImportError, AttributeError):
         from ray._private.worker import global_worker
 
@@ -152,11 +154,11 @@ def _stop_listening() -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """SIGTERM and SIGINT act afterwards as before.
+def _keep_signals() -> Iterator[None]:
+    """Restore the handlers of SIGTERM and SIGINT at the end.
 
-    A driver sets a handler of its own in C that prints a stack trace, and `ray.shutdown` the default, by which
-    the next SIGTERM ends the process. Python can set handlers in its main thread only, and does not see these.
+    A driver sets a C handler that prints a stack trace. `ray.shutdown` sets the default, so that the next SIGTERM would
+    end the process. Python sees neither, and can set handlers in its main thread only.
     """
     libc = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(256) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -170,8 +172,8 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _silent(text: str) -> Iterator[None]:
-    """Ray's log is without a line that would only worry its reader."""
+def _hide_log_line(text: str) -> Iterator[None]:
+    """Remove a line from Ray's log that would only worry its reader."""
 
     def keep(record: logging.LogRecord) -> bool:
         return text not in str(record.msg)
@@ -187,5 +189,5 @@ def _silent(text: str) -> Iterator[None]:
 def _shutdown() -> None:
     import ray
 
-    with _signals_kept():
+    with _keep_signals():
         ray.shutdown()

@@ -80,7 +80,7 @@ class RayManager:
         return {
             "RAY_ADDRESS": address,
             "RAY_NAMESPACE": placement_groups.NAMESPACE,
-            "ROOST_PLACEMENT_GROUP": _group_name(lease),
+            "ROOST_PLACEMENT_GROUP": _name_group(lease),
         }
 
     async def claim(
@@ -88,20 +88,20 @@ class RayManager:
     ) -> tuple[str, ...]:
         if again:
             return await self._claim_devices(lease, node)
-        return await self._claim(lease, _group_name(lease), node, has_room)
+        return await self._claim(lease, _name_group(lease), node, has_room)
 
     def can_take_on(self, node: RayNode) -> bool:
         return not node.is_held_up
 
     async def release(self, lease: Lease) -> None:
-        name = _group_name(lease)
+        name = _name_group(lease)
         if name in self._creating:  # a cancelled claim goes on in its thread, and would outlive the removal
             await asyncio.wait([self._creating[name]])
         await self._ask(placement_groups.remove, name)
         self._group_ids.pop(lease.id, None)
 
     async def claims(self) -> Sequence[Lease]:
-        groups = await self._ask(placement_groups.groups)
+        groups = await self._ask(placement_groups.read_groups)
         self._group_ids.update({group.lease_id: group.id for group in groups})
         by_ray_id = {node.ray_id: node.id for node in self.membership.nodes.values()}
         return [_build_lease(group, by_ray_id.get(group.node, "")) for group in groups]
@@ -111,7 +111,7 @@ class RayManager:
         return node.groups is None or group_id is None or group_id in node.groups
 
     async def find(self, lease: Lease) -> bool:
-        return await self._ask(placement_groups.find, _group_name(lease)) is not None
+        return await self._ask(placement_groups.find, _name_group(lease)) is not None
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         away, node = self.membership.away, self.membership.nodes.get(node_id)
@@ -164,7 +164,7 @@ class RayManager:
         has ours. That group is then removed, and the lease's own group takes the device. If the service is killed
         meanwhile, `claims` shows the further groups as leases of an earlier start of the kernel, which are released.
         """
-        names = (placement_groups.group_name(f"{lease.id}{n}", lease.owner.user) for n in _count_suffixes())
+        names = (placement_groups.name_group(f"{lease.id}{n}", lease.owner.user) for n in _count_suffixes())
         name = next(names)
         await self._ask(placement_groups.remove, name)  # a group that waits for a raylet that is gone
         if await self._claim(lease, name, node) == lease.device_ids:
@@ -237,9 +237,9 @@ class RayManager:
             return ()
         anchor = self._anchors.get(node.ray_id)
         if anchor is None:
-            anchor = self._anchors[node.ray_id] = await self._ask(placement_groups.anchor, node)
+            anchor = self._anchors[node.ray_id] = await self._ask(placement_groups.create_anchor, node)
         try:
-            reference = await self._ask(placement_groups.device_ids, name, request.gpus, anchor)
+            reference = await self._ask(placement_groups.read_device_ids, name, request.gpus, anchor)
             purpose = "to report which devices it has granted"
             return tuple(await self._calls.answer(reference, _PROBE_S, purpose))
         except BackendUnavailable:
@@ -247,8 +247,8 @@ class RayManager:
             raise
 
 
-def _group_name(lease: Lease) -> str:
-    return placement_groups.group_name(lease.id, lease.owner.user)
+def _name_group(lease: Lease) -> str:
+    return placement_groups.name_group(lease.id, lease.owner.user)
 
 
 def _count_suffixes() -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""What Ray says of its nodes, as roost's nodes. Pure but for `read`, which asks Ray's GCS.
+"""Ray's nodes, and roost's nodes built from them. Pure, except for `read`, which asks Ray's GCS.
 
-A node is named by its address: unlike Ray's own id it stays when the node's raylet is started again.
+A node's id is its address, which stays the same when its raylet is started again. Ray's own id changes then.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ log = logging.getLogger(__name__)
 _READ_S = 5.0
 _CONNECT_S = 0.5
 _HELD_UP = "Ray has not noticed yet that its earlier raylet has ended"
-_GROUP = "_PG_"
-"""A node's labels of this moment name the placement groups that are created and have a bundle on it: `_PG_<id>`."""
+_GROUP_LABEL = "_PG_"
+"""Prefix of the dynamic labels that name the created placement groups with a bundle on a node: `_PG_<id>`."""
 _MODEL_LABEL = "ray.io/accelerator-type"
 _MODEL_RESOURCE = "accelerator_type:"
 _AMOUNTS = ("CPU", "GPU", "memory")
-_OF_RAY = frozenset({*_AMOUNTS, "object_store_memory"})
-_MARKS = ("node:", _MODEL_RESOURCE)
-"""Resources that say what a node is, not what it has."""
-_OF_GROUP = re.compile(r"_group_(\d+_)?[0-9a-f]{36}$")
+_RAYS_OWN = frozenset({*_AMOUNTS, "object_store_memory"})
+_MARK_PREFIXES = ("node:", _MODEL_RESOURCE)
+"""Prefixes of resources that mark a node, and are no amounts."""
+_GROUP_RESOURCE = re.compile(r"_group_(\d+_)?[0-9a-f]{36}$")
 _DEAD, _DRAINING = 2, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayNode:
-    """An alive node of a Ray cluster, as its GCS knows it. `free` is None where Ray does not say.
+    """A live node of a Ray cluster, as its GCS knows it.
 
-    Amounts are Ray's, of CPU and GPU in units and of memory in bytes, and of custom resources; what a node has none of
-    is left out. `groups` are ids of placement groups that are created and have a bundle here (None: not said). While it
-    `is_held_up` by an earlier raylet at its address, which has ended and Ray still counts, Ray gives nothing here.
+    `total` and `free` are Ray's amounts: CPU and GPU in units, memory in bytes, and custom resources. Amounts of 0 are
+    left out. `groups` are the ids of the created placement groups with a bundle here. `free` and `groups` are None if
+    Ray does not report them. A node `is_held_up` while Ray still counts an earlier raylet at its address, which has
+    ended: until then Ray refuses all claims here.
     """
 
     id: str
@@ -67,14 +68,14 @@ class RayNode:
 
 
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
-    """All alive nodes now. Blocks, about 0.4 ms; raises whatever Ray raises where its GCS does not answer.
+    """Return all live nodes. Blocks for about 0.4 ms; raises Ray's own errors if its GCS does not answer.
 
-    `known` are those of an earlier reading, which spare work: while a raylet lives, its labels stay, and the names of
-    its resources.
+    `known` are the nodes of an earlier reading. They save work, because the labels of a raylet and the names of its
+    resources stay the same while it lives.
 
-    The GCS's state for autoscalers is not public: where a version of Ray lacks it, `ray.nodes()` is asked, which does
-    not say what is free. It lists a raylet that was killed for 13 s yet, beside the next one at its address: one whose
-    port is closed is left out, so that the next has its name at once.
+    The GCS's state for autoscalers is not public. If a version of Ray lacks it, `ray.nodes()` is read, which does not
+    report free amounts. Ray lists a killed raylet for another 13 s, beside the next one at its address. A raylet
+    whose port is closed is therefore left out, so that the next one gets its id at once.
     """
     import ray
 
@@ -95,7 +96,7 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
         node for node in nodes if not (at[node.address] > 1 and _refuses(node.address, ports[node.ray_id]))
     ]
     held_up = at - Counter(node.address for node in alive)
-    return _told_apart(
+    return _distinguish(
         [
             replace(node, is_held_up=True, drains_because=_HELD_UP) if held_up[node.address] else node
             for node in alive
@@ -104,9 +105,9 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
 
 
 def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
-    """The nodes of a serialised `GetClusterResourceStateReply`: 10 µs for each that is known.
+    """Return the nodes of a serialised `GetClusterResourceStateReply`. Takes 10 µs for each known node.
 
-    Of one that is not, all resources are read, with the nine that each group adds: that takes ten times as long.
+    All resources of an unknown node are read, with the nine that each group adds. That takes ten times as long.
     """
     from ray.core.generated import autoscaler_pb2
 
@@ -122,7 +123,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
             labels, model, names = was.labels, was.model, tuple(was.total)
         else:
             labels = dict(state.labels) if hasattr(state, "labels") else {}
-            model = _model(labels, resources) if "GPU" in resources else ""
+            model = _find_model(labels, resources) if "GPU" in resources else ""
             names = (*_AMOUNTS, *find_custom_resources(resources))
         found.append(
             RayNode(
@@ -131,10 +132,12 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
                 address=address,
                 labels=labels,
                 model=model,
-                total=_amounts(resources, names),
-                free=_amounts(state.available_resources, names),
+                total=_select_amounts(resources, names),
+                free=_select_amounts(state.available_resources, names),
                 groups=frozenset(
-                    name[len(_GROUP) :] for name in state.dynamic_labels if name.startswith(_GROUP)
+                    name[len(_GROUP_LABEL) :]
+                    for name in state.dynamic_labels
+                    if name.startswith(_GROUP_LABEL)
                 ),
                 drains_because="Ray is draining it" if state.status == _DRAINING else "",
             )
@@ -143,7 +146,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
 
 
 def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
-    """The nodes of `ray.nodes()`."""
+    """Return the nodes of `ray.nodes()`."""
     found = []
     for node in nodes:
         if node["Alive"]:
@@ -154,8 +157,8 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
                     ray_id=node["NodeID"],
                     address=node["NodeManagerAddress"],
                     labels=labels,
-                    model=_model(labels, resources),
-                    total=_amounts(resources, (*_AMOUNTS, *find_custom_resources(resources))),
+                    model=_find_model(labels, resources),
+                    total=_select_amounts(resources, (*_AMOUNTS, *find_custom_resources(resources))),
                     free=None,
                     groups=None,
                 )
@@ -164,22 +167,23 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
 
 
 def find_custom_resources(resources: Iterable[str]) -> list[str]:
-    """The names of those that Ray only counts, as it was told to: neither its own nor what a placement group adds."""
+    """Return the names of custom resources, without Ray's own and those of placement groups."""
     return [
         name
         for name in resources
-        if name not in _OF_RAY
-        and not name.startswith(_MARKS)
-        and not ("_group_" in name and _OF_GROUP.search(name))
+        if name not in _RAYS_OWN
+        and not name.startswith(_MARK_PREFIXES)
+        and not ("_group_" in name and _GROUP_RESOURCE.search(name))
     ]
 
 
 def build_node(
     node: RayNode, leases: Iterable[Lease], status: NodeStatus | None, metrics_age_s: float | None
 ) -> Node:
-    """roost's node: totals and promises are Ray's, shares of devices roost's own, real use what an agent sees.
+    """Return the node for placement.
 
-    What others hold of the GPUs is a sum (`gpus_promised`): Ray does not say on which device.
+    Totals and promises are Ray's, shares of devices come from roost's own leases, and real use comes from the agent.
+    GPUs that others hold are known only as a sum (`gpus_promised`), because Ray does not report their devices.
     """
     held = list(leases)
     total, free = node.total, node.free
@@ -190,16 +194,16 @@ def build_node(
             shares[device_id] = shares.get(device_id, 0.0) + lease.request.gpu_share
     known = list(shares)[:gpus]
     spare = (str(number) for number in range(2 * gpus) if str(number) not in shares)
-    device_ids = sorted([*known, *(next(spare) for _ in range(gpus - len(known)))], key=_in_order)
+    device_ids = sorted([*known, *(next(spare) for _ in range(gpus - len(known)))], key=_sort_key)
     seen = status.devices if status is not None else ()
 
     def promised(name: str, by_leases: float) -> float:
-        """What Ray says, which follows a tenth of a second late, and no less than what is known to be held."""
+        """Return Ray's figure, which is 0.1 s late, and no less than the known leases hold."""
         if free is None:
             return by_leases
         return max(by_leases, round(total.get(name, 0.0) - free.get(name, 0.0), 4))  # Ray counts in 1/10,000
 
-    resources = {name: amount for name, amount in total.items() if name not in _OF_RAY}
+    resources = {name: amount for name, amount in total.items() if name not in _RAYS_OWN}
     return Node(
         id=node.id,
         address=node.address,
@@ -207,7 +211,9 @@ def build_node(
         cpus=total.get("CPU", 0.0),
         memory_bytes=int(total.get("memory", 0)),
         devices=tuple(
-            _device(device_id, node.model, min(1.0, shares.get(device_id, 0.0)), _seen(seen, device_id))
+            _build_device(
+                device_id, node.model, min(1.0, shares.get(device_id, 0.0)), _find_seen(seen, device_id)
+            )
             for device_id in device_ids
         ),
         cpus_promised=promised("CPU", sum(lease.request.cpus for lease in held)),
@@ -228,14 +234,14 @@ def build_node(
     )
 
 
-def _device(device_id: str, model: str, promised: float, seen: Device | None) -> Device:
+def _build_device(device_id: str, model: str, promised: float, seen: Device | None) -> Device:
     if seen is None:
         return Device(id=device_id, model=model, promised=promised)
     return replace(seen, id=device_id, model=model or seen.model, promised=promised)
 
 
-def _seen(devices: tuple[Device, ...], device_id: str) -> Device | None:
-    """What the agent sees of a device, which Ray names by its number, or by what CUDA_VISIBLE_DEVICES named it."""
+def _find_seen(devices: tuple[Device, ...], device_id: str) -> Device | None:
+    """Return the agent's view of a device. Ray names a device by its number or by its name in CUDA_VISIBLE_DEVICES."""
     for device in devices:
         if device.id == device_id:
             return device
@@ -243,16 +249,16 @@ def _seen(devices: tuple[Device, ...], device_id: str) -> Device | None:
     return devices[number] if 0 <= number < len(devices) else None
 
 
-def _in_order(device_id: str) -> tuple[int, str]:
+def _sort_key(device_id: str) -> tuple[int, str]:
     return (int(device_id), "") if device_id.isdigit() else (1 << 30, device_id)
 
 
-def _amounts(resources: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+def _select_amounts(resources: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
     return {name: amount for name in names if (amount := resources.get(name))}
 
 
-def _model(labels: Mapping[str, str], resources: Iterable[str]) -> str:
-    """The model of a node's GPUs: by Ray's label, else by the resource that Ray makes of it, else empty."""
+def _find_model(labels: Mapping[str, str], resources: Iterable[str]) -> str:
+    """Return the model of a node's GPUs: from Ray's label, else from a marking resource; empty if unknown."""
     names = (name.removeprefix(_MODEL_RESOURCE) for name in resources if name.startswith(_MODEL_RESOURCE))
     return labels.get(_MODEL_LABEL) or next(names, "")
 
@@ -267,8 +273,8 @@ def _refuses(address: str, port: int) -> bool:
     return False
 
 
-def _told_apart(nodes: list[RayNode]) -> tuple[RayNode, ...]:
-    """Several raylets at one address, as in tests of Ray itself, are told apart by the head of their ids."""
+def _distinguish(nodes: list[RayNode]) -> tuple[RayNode, ...]:
+    """Add the start of Ray's id to the ids of raylets that share an address, as in tests of Ray itself."""
     at = Counter(node.address for node in nodes)
     return tuple(
         node if at[node.address] == 1 else replace(node, id=f"{node.address}/{node.ray_id[:8]}")

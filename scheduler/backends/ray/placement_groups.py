@@ -1,8 +1,8 @@
-"""Leases as Ray holds them: one detached, named placement group with one bundle for each kernel, and no process.
+"""Leases as Ray holds them: for each kernel one detached, named placement group with one bundle, and no process.
 
-The name makes the lease atomic (a second group of a name is refused) and has all that another scheduler, or a person
-in front of Ray's dashboard, needs to know whose it is: `<lease id> for <user>`. All functions block for milliseconds,
-unless they say otherwise, and belong in a thread.
+The name makes the lease atomic, because Ray refuses a second group of that name. It also shows other schedulers, and
+readers of Ray's dashboard, whose lease it is: `<lease id> for <user>`. All functions block, for milliseconds unless
+they say otherwise, so call them in a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from roost.placement import Request
 from roost.scheduler.errors import LeaseConflict
 
-from .agent_task import task, task_on
+from .agent_task import build_task, build_task_on
 from .nodes import RayNode
 
 NAMESPACE = "roost"
@@ -24,19 +24,19 @@ _PREFIX = "roost:"
 _FOR = " for "
 _NODE = "node:"
 _SHARE_OF_ADDRESS = 0.0001
-"""Each node has 1.0 of `node:<address>`: a crumb of it ties a group to its node, and makes it more than nothing."""
-_WAITS = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
-_FULL = frozenset({"NO_RESOURCES", "INFEASIBLE"})
+"""Each node has 1.0 of `node:<address>`. This amount ties a group to its node, and makes an empty group valid."""
+_WAITING = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
+_REFUSED = frozenset({"NO_RESOURCES", "INFEASIBLE"})
 _ANCHOR_BYTES = 200_000
-"""Up to 100 KiB Ray keeps an object with its owner, and not on the node that made it."""
-_LOOK_AGAIN_S = 0.002
+"""Ray keeps an object of up to 100 KiB with its owner, not on the node that made it."""
+_LOOK_S = 0.002
 _DECIDES_S = 1.0
-"""Ray's GCS places a group, or finds no room for it, within milliseconds."""
+"""How long to wait for Ray's decision. Its GCS places a group, or finds no room for it, within milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A placement group of roost's. `node` is Ray's id of the node that holds it, empty while none does."""
+    """A placement group of roost. `node` is Ray's id of the node that holds it, empty while no node does."""
 
     id: str
     name: str
@@ -49,23 +49,23 @@ class Group:
 
     @property
     def address(self) -> str:
-        """Of the node that it is for, also while that has no raylet."""
+        """The address of the group's node, also while that node has no raylet."""
         return next((name[len(_NODE) :] for name in self.amounts if name.startswith(_NODE)), "")
 
 
-def group_name(lease_id: str, user: str) -> str:
-    """The name of the group that holds this lease."""
+def name_group(lease_id: str, user: str) -> str:
+    """Return the name of the group that holds this lease."""
     return f"{lease_id}{_FOR}{user}"
 
 
 def create(name: str, request: Request, node: RayNode) -> Group:
-    """Claim the slice on that node, or find the group of that name; raises `LeaseConflict`, and leaves nothing then."""
+    """Claim the slice on that node, or find the group of that name. After a `LeaseConflict` there is no group."""
     import ray
     from ray.util.placement_group import placement_group
 
     try:
         handle = placement_group(
-            [bundle(request, node)], name=name, lifetime="detached", **_pinned(placement_group, node)
+            [build_bundle(request, node)], name=name, lifetime="detached", **_pin(placement_group, node)
         )
     except ray.exceptions.RayError as problem:
         if "already exists" not in str(problem):
@@ -79,16 +79,16 @@ def create(name: str, request: Request, node: RayNode) -> Group:
         group, state = _group(entry), _state(entry)
         if group is not None and group.is_created:
             return group
-        if group is None or state in _FULL or time.monotonic() - asked_at > _DECIDES_S:
+        if group is None or state in _REFUSED or time.monotonic() - asked_at > _DECIDES_S:
             remove(name)
             raise LeaseConflict(
                 f"Ray has no room for it on {node.address} now ({state.lower() or 'removed'})"
             )
-        time.sleep(_LOOK_AGAIN_S)
+        time.sleep(_LOOK_S)
 
 
 def remove(name: str) -> None:
-    """Give the slice back. May be repeated, also where there is no such group."""
+    """Give the slice back. May be repeated, also without such a group."""
     from ray.util.placement_group import remove_placement_group
 
     handle = _handle(name)
@@ -97,58 +97,58 @@ def remove(name: str) -> None:
 
 
 def find(name: str) -> Group | None:
-    """The group of that name, if there is one."""
+    """Return the group of that name, if there is one."""
     handle = _handle(name)
     return None if handle is None else _group(_table(handle))
 
 
-def groups() -> list[Group]:
-    """All groups of roost's, whoever made them: 0.03 ms each for every group of the cluster."""
+def read_groups() -> list[Group]:
+    """Return all groups of roost, whichever process made them. Takes 0.03 ms for every group of the cluster."""
     from ray.util.placement_group import placement_group_table
 
     return [group for entry in placement_group_table().values() if (group := _group(entry)) is not None]
 
 
-def bundle(request: Request, node: RayNode) -> dict[str, float]:
-    """What the group asks Ray for."""
+def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
+    """Return the resources that a group asks Ray for."""
     amounts = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory_bytes)}
     asked = {name: amount for name, amount in amounts.items() if amount}
     return {**request.resources, **asked, f"{_NODE}{node.address}": _SHARE_OF_ADDRESS}
 
 
-def device_ids(name: str, gpus: float, anchor: Any) -> Any:
-    """A Ray reference to the ids of the devices that Ray gave to the group of that name, a list of texts.
+def read_device_ids(name: str, gpus: float, anchor: Any) -> Any:
+    """Return a Ray reference to the ids (a list of texts) of the devices that Ray granted to the group of that name.
 
-    A task inside the group reads them: 4 ms where its worker is warm, seconds where it is not. `anchor` is that of the
+    A task inside the group reads them, in 4 ms if its worker is warm, else in seconds. `anchor` is the one of the
     group's node.
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     strategy = PlacementGroupSchedulingStrategy(_handle(name))
-    return task(_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
+    return build_task(_read_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
 
 
-def anchor(node: RayNode) -> Any:
-    """A Ray reference to an object that lies on that node, for all tasks there.
+def create_anchor(node: RayNode) -> Any:
+    """Return a Ray reference to an object on that node, which is an argument of all tasks there.
 
-    Ray hands a task to the raylet that has what it takes. Without it that is the driver's own, which hears of a new
-    group on another node up to 0.1 s later: 97 ms for `device_ids` instead of 4.
+    Ray sends a task to the raylet that has its arguments. Without an anchor this is the driver's own raylet, which
+    learns of a new group on another node up to 0.1 s late: `read_device_ids` then takes 97 ms instead of 4.
     """
-    return task_on(node, _ballast).remote(_ANCHOR_BYTES)
+    return build_task_on(node, _make_bytes).remote(_ANCHOR_BYTES)
 
 
-def _ballast(size: int) -> bytes:
+def _make_bytes(size: int) -> bytes:
     return bytes(size)
 
 
-def _gpu_ids(_: bytes) -> list[str]:
+def _read_gpu_ids(_: bytes) -> list[str]:
     import ray
 
     return [str(device_id) for device_id in ray.get_gpu_ids()]
 
 
-def _pinned(placement_group: Any, node: RayNode) -> dict[str, Any]:
-    """The node by its label, where this Ray knows label selectors; its address alone names the next raylet as well."""
+def _pin(placement_group: Any, node: RayNode) -> dict[str, Any]:
+    """Select the node by its label, if this Ray has label selectors. The address alone also fits its next raylet."""
     if "bundle_label_selector" not in inspect.signature(placement_group).parameters:
         return {}
     return {"bundle_label_selector": [{"ray.io/node-id": node.ray_id}]}
@@ -159,7 +159,7 @@ def _handle(name: str) -> Any:
 
     try:
         return get_placement_group(name)
-    except ValueError:  # Ray's way to say that there is none
+    except ValueError:  # so Ray reports that there is none
         return None
 
 
@@ -176,7 +176,7 @@ def _state(entry: Mapping[str, Any]) -> str:
 def _group(entry: Mapping[str, Any]) -> Group | None:
     name = str(entry.get("name", ""))
     state = entry.get("state")
-    if not name.startswith(_PREFIX) or not (state == "CREATED" or state in _WAITS):
+    if not name.startswith(_PREFIX) or not (state == "CREATED" or state in _WAITING):
         return None
     lease_id, _, user = name.partition(_FOR)
     return Group(

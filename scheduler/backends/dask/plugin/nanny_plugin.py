@@ -1,4 +1,4 @@
-"""roost in the nannies of a Dask cluster: they bring the agent of their machine up; see `dask_plugin`."""
+"""roost in the nannies of a Dask cluster: they start the agent of their machine. See `scheduler_plugin`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from distributed import Scheduler
 from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import NannyPlugin
 
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, noted
+from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, find_noted, name_agent
 
 from .scheduler_plugin import NAME
 
-_GONE_S = 1.0
-"""A scheduler that has not said who it is by then is gone."""
+_ANSWER_S = 1.0
+"""How long Dask's scheduler may take to answer; after that it is regarded as gone."""
 
 
-class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
-    """Brings the machine's agent up. It is this nanny's neighbour, not its child: it outlives all workers."""
+class RoostNannyPlugin(NannyPlugin):  # type: ignore[misc,unused-ignore]
+    """A plugin that starts the machine's agent. The agent is not a child of the nanny, so it outlives all workers."""
 
     name = NAME
     idempotent = True
@@ -32,21 +32,21 @@ class OnNanny(NannyPlugin):  # type: ignore[misc,unused-ignore]
         self._starter = starter
 
     async def setup(self, nanny: Any) -> None:
-        async def bring() -> Answer:
+        async def bring_up_agent() -> Answer:
             return await self._starter.bring_up(nanny)
 
-        async def noted(lease_ids: list[str]) -> list[str]:
-            return self._starter.noted(nanny, lease_ids)
+        async def find_noted_leases(lease_ids: list[str]) -> list[str]:
+            return self._starter.find_noted(nanny, lease_ids)
 
-        nanny.handlers.update(roost_bring_up=bring, roost_noted=noted)
-        self._coming = asyncio.get_running_loop().create_task(self._starter.come(nanny))
+        nanny.handlers.update(roost_bring_up=bring_up_agent, roost_noted=find_noted_leases)
+        self._starting = asyncio.get_running_loop().create_task(self._starter.start(nanny))
 
     async def teardown(self, nanny: Any) -> None:
         await self._starter.end(nanny)
 
 
 class AgentStarter:
-    """How an agent is brought up, by a nanny or by a worker that has none (`server`)."""
+    """Starts the agent of a machine. Each `server` argument is a nanny, or a worker without one."""
 
     def __init__(
         self, *, archive: bytes, digest: str, settings: Mapping[str, Any], grace_s: float, python: str
@@ -57,31 +57,33 @@ class AgentStarter:
         self._python = python
         self._cluster = ""
 
-    async def come(self, server: Any) -> None:
-        """Bring it up, and say so to Dask's scheduler."""
-        self._cluster = await _scheduler_id(server)
+    async def start(self, server: Any) -> None:
+        """Start the agent, and report it to Dask's scheduler."""
+        self._cluster = await _read_scheduler_id(server)
         answer = await self.bring_up(server)
         try:
             await server.scheduler.roost_agent_up(
                 machine=get_address_host(server.address), server=server.address, answer=answer
             )
         except OSError:
-            pass  # roost's scheduler asks for it
+            pass  # roost's scheduler asks for the agent itself
 
     async def end(self, server: Any) -> None:
-        """The server ends. If that is because its scheduler is gone, kernels stay, though another may be there now."""
-        if await _scheduler_id(server) != self._cluster:
+        """Inform the agent that the server ends. If its scheduler is gone, kernels stay, also if another is there."""
+        if await _read_scheduler_id(server) != self._cluster:
             await self.bring_up(server, is_gone=True)
-        elif Scheduler._instances and not _neighbours(server):
-            await self.bring_up(server, has_left=True)  # a LocalCluster was scaled down: its process stays
+        elif Scheduler._instances and not _find_neighbours(server):
+            await self.bring_up(
+                server, has_left=True
+            )  # a LocalCluster was scaled down, and its process stays
 
-    def noted(self, server: Any, lease_ids: list[str]) -> list[str]:
-        """Those of the leases on its machine that the agent has noted."""
+    def find_noted(self, server: Any, lease_ids: list[str]) -> list[str]:
+        """Return those leases that the agent of the server's machine has noted."""
         name = name_agent("dask", server.scheduler.address, get_address_host(server.address))
-        return noted(name, lease_ids, os.environ)
+        return find_noted(name, lease_ids, os.environ)
 
     async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
-        """Its address and keys, and what kernels find in their `environment`."""
+        """Start or find the agent; return its address and keys, and variables for its kernels (`environment`)."""
         machine, cluster = get_address_host(server.address), server.scheduler.address
         settings = {**self._settings, "address": socket.gethostbyname(machine)}
         manager = {
@@ -104,19 +106,19 @@ class AgentStarter:
             )
         except OSError as problem:
             return {"problem": str(problem)}
-        return {**answer, "environment": _environment(server.security, cluster)}
+        return {**answer, "environment": _build_environment(server.security, cluster)}
 
 
-async def _scheduler_id(server: Any) -> str:
-    """Which Dask scheduler answers now; empty if none does."""
+async def _read_scheduler_id(server: Any) -> str:
+    """Return the id of the Dask scheduler that answers now; empty if none does."""
     try:
-        return str((await asyncio.wait_for(server.scheduler.identity(), _GONE_S))["id"])
+        return str((await asyncio.wait_for(server.scheduler.identity(), _ANSWER_S))["id"])
     except (OSError, asyncio.TimeoutError):
         return ""
 
 
-def _neighbours(server: Any) -> list[Any]:
-    """Others of its kind in this process that are on the same machine, and stay."""
+def _find_neighbours(server: Any) -> list[Any]:
+    """Return the other running servers of this kind in this process that count as the same machine."""
     machine = get_address_host(server.address)
     others = [other for other in type(server)._instances if other is not server]
     return [
@@ -124,8 +126,8 @@ def _neighbours(server: Any) -> list[Any]:
     ]
 
 
-def _environment(security: Any, cluster: str) -> dict[str, str]:
-    """With this `Client()` finds the cluster; the files are those of the worker, as they are on this machine."""
+def _build_environment(security: Any, cluster: str) -> dict[str, str]:
+    """Return the variables with which `Client()` finds the cluster. The TLS files are the worker's on this machine."""
     found = {"DASK_SCHEDULER_ADDRESS": cluster}
     if cluster.startswith("tls://"):
         tls = {

@@ -1,12 +1,12 @@
-"""roost inside a Dask cluster: this plugin in its scheduler, `dask_on_worker` and `dask_on_nanny` in these.
+"""roost inside a Dask cluster: this plugin in its scheduler, and the worker and nanny plugins beside this file.
 
-They arrive pickled by value: what they need there is distributed and the standard library. All that they say to each
-other, and to roost's scheduler, are builtin values.
+The plugins arrive pickled by value. They need only distributed and the standard library there. All messages between
+them and roost's scheduler consist of builtin values.
 
-A lease is granted by the ledger in Dask's scheduler, which knows of kernels alone, and then by the workers, which know
-of tasks: a worker takes what is claimed out of the resources that it starts tasks with. It does so before it starts
-its first task, so a worker that is started again cannot give to a task what a kernel holds. What a task still has,
-the claim waits for, ahead of all tasks that wait for it.
+First the ledger in Dask's scheduler grants a lease; it knows kernels alone. Then the workers grant it; they know
+tasks. A worker subtracts the claimed amounts from the resources that it gives to tasks. It does so before its first
+task, so that a worker that is started again cannot give a kernel's resources to a task. If a task still holds them,
+the claim waits for the end of that task, ahead of all waiting tasks.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from roost.scheduler.backends.agent_per_node.bootstrap import Answer
 
-from .slot_ledger import Held, Ledger, Refused, Slot
+from .slot_ledger import Refused, Slot, SlotLease, SlotLedger
 from .sweep import sweep
 
 NAME = "roost"
 PROTOCOL = 1
-"""Of what is said between these plugins and roost's scheduler: an older one is replaced."""
+"""The version of the messages between these plugins and roost's scheduler. An older plugin is replaced."""
 _WISH_S = 10.0
-"""So long what was refused because of tasks is kept free for who asks again."""
+"""How long a claim that was refused because of running tasks keeps its place for a retry."""
 _ASK_S = 5.0
 _MISSED_S = 5.0
-"""A nanny whose worker has been there so long and that has not told of an agent was not told of this plugin."""
+"""If a nanny has reported no agent this long after its worker came, Dask never sent it the plugin: send it again."""
 _BRING_UP_S = 40.0
 _AGAIN_S = 1.0
 _DIGITS = 6
 
 
-class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
-    """The ledger, and what roost's schedulers ask Dask's for (`handlers`)."""
+class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
+    """A plugin with the ledger, and with the handlers of the operations that roost's schedulers call."""
 
     name = NAME
     idempotent = True
@@ -46,7 +46,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     def __init__(self, version: str, mark: str) -> None:
         self.roost_version = version
         self.mark = mark
-        self.ledger = Ledger()
+        self.ledger = SlotLedger()
         self.agents: dict[str, Answer] = {}
         self.idle_timeout: Any = None
 
@@ -62,7 +62,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._tasks: set[asyncio.Task[Any]] = set()
         before = scheduler.plugins.get(NAME)
         if before is not None:
-            self.ledger = Ledger.of(before.ledger.state())
+            self.ledger = SlotLedger.from_dict(before.ledger.to_dict())
             self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
             self.number = before.number
         self.ledger.slots.clear()
@@ -83,18 +83,21 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         )
         self._spawn(sweep(self))
 
-    # What roost's schedulers ask
+    # Operations for roost's schedulers
 
     async def hello(self) -> dict[str, Any]:
-        """Which these are; `mark` names their settings too. Not whole: who brought them died before the last."""
+        """Return which plugins these are. `mark` also stands for their settings.
+
+        `is_whole` is False if the service that brought them died before it had registered the last one.
+        """
         others = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
-        said = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
-        return {**said, "is_whole": all(NAME in plugins for plugins in others)}
+        known = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
+        return {**known, "is_whole": all(NAME in plugins for plugins in others)}
 
     async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
-        """The machines that have changed since that version of that incarnation, None for those that are gone.
+        """Return the machines that changed since that version of that incarnation; None for a machine that is gone.
 
-        Where there are none, waits for them that long.
+        If nothing has changed, wait up to `wait_s` for a change.
         """
         if incarnation != self.incarnation:
             since = -1
@@ -104,15 +107,15 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             await asyncio.wait([changed], timeout=wait_s)
             self._waiting.discard(changed)
         names = [name for name, stamp in self._stamps.items() if stamp > since]
-        parts = self.ledger.parts(names)
+        parts = self.ledger.split_by_machine(names)
         return {
             "incarnation": self.incarnation,
             "version": self.version,
-            "machines": {name: self._machine(name, part) for name, part in parts.items()},
+            "machines": {name: self._describe(name, part) for name, part in parts.items()},
         }
 
     async def metrics(self) -> dict[str, Any]:
-        """By machine, what its workers use: CPUs, and bytes of memory."""
+        """Return by machine the CPUs and the bytes of memory that its workers use."""
         found: dict[str, dict[str, float]] = {}
         for worker in self.scheduler.workers.values():
             of_machine = found.setdefault(worker.host, {"cpus": 0.0, "memory_bytes": 0})
@@ -123,13 +126,13 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     async def lease(
         self, held: dict[str, Any], device_ids: Iterable[str], again: bool, wait_s: float
     ) -> dict[str, Any]:
-        """Claim a slice of a machine: {"device_ids"}, or {"refused"} with a sentence. May be repeated.
+        """Claim a slice of a machine; return {"device_ids"}, or {"refused"} with a sentence. May be repeated.
 
-        `again`: a kernel that lives has it, on these devices, whatever tasks may have of it now; else it prefers them.
+        `device_ids` are preferred. With `again`, a live kernel has exactly these, whatever tasks hold of them now.
         """
-        asked = Held(**{**held, "resources": dict(held["resources"])})
+        asked = SlotLease(**{**held, "resources": dict(held["resources"])})
         before = self.ledger.leases.get(asked.lease_id)
-        if before is not None and before.machine != asked.machine:  # a wish; there is room elsewhere now
+        if before is not None and before.machine != asked.machine:  # a wish on another machine
             for slot in self._drop(before):
                 self._spawn(self._settle(slot))
         try:
@@ -143,7 +146,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self._grant(lease)
             await asyncio.gather(*(self._settle(slot) for slot in lease.claims))
         elif lease.is_wish:
-            self._changed(lease)
+            self._on_change(lease)
             granted = await asyncio.gather(
                 *(self._sync(slot, lease.lease_id, wait_s) for slot in lease.claims)
             )
@@ -156,14 +159,14 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return {"device_ids": lease.device_ids}
 
     async def release(self, lease_id: str) -> bool:
-        """Give a lease back. May be repeated, also where there is none."""
+        """Give a lease back. May be repeated, also without such a lease."""
         lease = self.ledger.leases.get(lease_id)
         if lease is not None:
             await asyncio.gather(*(self._settle(slot) for slot in self._drop(lease)))
         return True
 
     async def leases(self) -> list[dict[str, Any]]:
-        """All leases that are granted, also on machines whose workers have gone: they may come back."""
+        """Return all granted leases, also those on machines whose workers have gone, because they may come back."""
         return [
             {
                 "lease_id": lease.lease_id,
@@ -181,7 +184,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         ]
 
     async def agent(self, machine: str) -> Answer:
-        """Have the agent of that machine be found, or started, by a nanny of it."""
+        """Have a nanny of that machine find or start the agent."""
         for server in self.servers(machine):
             try:
                 answer: Answer | None = await asyncio.wait_for(
@@ -190,58 +193,58 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             except (OSError, asyncio.TimeoutError):
                 self.nannies.pop(server, None)
                 continue
-            if answer is not None:  # else it has not been told of this plugin
+            if answer is not None:  # else the nanny has not received its plugin
                 await self.on_agent_up(machine, server, answer)
                 return self.agents[machine]
         return {"problem": "no nanny or worker of the Dask cluster that could start it is there now"}
 
     def servers(self, machine: str) -> list[str]:
-        """Its nannies, and its workers without one; also a nanny whose worker is being started again."""
+        """Return a machine's nannies, also those whose worker is starting again, and its workers without a nanny."""
         there = (slot.nanny or slot.worker for slot in self.ledger.slots.values() if slot.machine == machine)
         known = (server for server, its in self.nannies.items() if its == machine)
         return list(dict.fromkeys([*there, *known]))
 
-    # What workers and nannies say
+    # Reports from workers and nannies
 
     async def on_worker(
         self, worker: str, resources: dict[str, float], devices: list[str] | None, memory_bytes: int
     ) -> dict[str, Any]:
-        """A worker is about to start its first task: what it is to hold back, as for its `claims`."""
-        slot = self._slot_of(worker)
+        """Receive a worker's resources before its first task; return the claims that it must hold back."""
+        slot = self._find_slot(worker)
         if slot is None:
             return {"claims": {}, "number": 0}
         slot.resources, slot.free = dict(resources), dict(resources)
-        slot.devices = self.ledger.numbered(slot) if devices is None else list(devices)
+        slot.devices = self.ledger.number_devices(slot) if devices is None else list(devices)
         slot.memory_bytes = slot.memory_bytes or memory_bytes
         self.ledger.move(slot)
         slot.is_ready = True
         self._show(slot)
-        self._tell(slot.machine)
+        self._mark_changed(slot.machine)
         if slot.nanny not in self.nannies:
             asyncio.get_running_loop().call_later(_MISSED_S, self._check_nanny, slot.nanny)
         self.number += 1
         return {"claims": self.ledger.claims_of(slot.name), "number": self.number}
 
     async def on_free(self, worker: str, free: dict[str, float]) -> None:
-        """What neither tasks nor leases have of a worker; a lease that waits is none."""
-        slot = self._slot_of(worker)
+        """Receive the amounts that neither tasks nor granted leases hold on a worker."""
+        slot = self._find_slot(worker)
         if slot is not None:
             slot.free = dict(free)
-            self._tell(slot.machine)
+            self._mark_changed(slot.machine)
 
     def on_set_resources(self, worker: str, resources: dict[str, float] | None = None) -> Any:
-        """Somebody has changed what a worker has (`Worker.set_resources`): Dask notes it, and it is asked anew."""
+        """Handle `Worker.set_resources`: Dask notes the new resources, and the worker reports to roost again."""
         answer = self.scheduler.add_resources(worker=worker, resources=resources)
-        self._spawn(self._tell_server(worker, "roost_report"))
+        self._spawn(self._call_server(worker, "roost_report"))
         return answer
 
     async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
-        """Where the agent of a machine listens, or why there is none. `told` is another each time."""
+        """Receive the address of a machine's agent, or the reason for its absence. `told` marks the report."""
         self.nannies[server] = machine
         self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
-        self._tell(machine)
+        self._mark_changed(machine)
 
-    # What Dask's scheduler says
+    # Callbacks from Dask's scheduler
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         state = scheduler.workers[worker]
@@ -253,24 +256,24 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             threads=state.nthreads,
             memory_bytes=state.memory_limit or 0,
         )
-        self.ledger.slots[slot.name] = slot  # what it has of GPUs and the like it says itself: `on_worker`
-        self._tell(slot.machine)
+        self.ledger.slots[slot.name] = slot  # the worker reports its abstract resources itself: `on_worker`
+        self._mark_changed(slot.machine)
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-        slot = self._slot_of(worker)
+        slot = self._find_slot(worker)
         if slot is not None:
             del self.ledger.slots[slot.name]
-            self._tell(slot.machine)
+            self._mark_changed(slot.machine)
 
     def log_event(self, topic: str, msg: Any) -> None:
         if isinstance(msg, dict) and msg.get("action") == "worker-status-change":
-            slot = self._slot_of(topic)
+            slot = self._find_slot(topic)
             if slot is not None:
                 slot.is_leaving = self.scheduler.workers[topic].status.name == "closing_gracefully"
-                self._tell(slot.machine)
+                self._mark_changed(slot.machine)
 
     def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
-        """A machine with kernels is not taken by adaptive scaling."""
+        """Keep machines with kernels from being removed by adaptive scaling."""
         held = {lease.machine for lease in self.ledger.leases.values()}
         return [worker for worker in workers if worker.host not in held]
 
@@ -278,48 +281,48 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         for task in self._tasks:
             task.cancel()
 
-    # How that is done
+    # Parts of these
 
-    def _slot_of(self, worker: str) -> Slot | None:
+    def _find_slot(self, worker: str) -> Slot | None:
         return next((slot for slot in self.ledger.slots.values() if slot.worker == worker), None)
 
-    def _machine(self, name: str, ledger: Ledger) -> dict[str, Any] | None:
-        """What is said of a machine, by the ledger of it alone; None where no worker of it is ready."""
-        described = ledger.described(name)
+    def _describe(self, name: str, ledger: SlotLedger) -> dict[str, Any] | None:
+        """Return a machine's description from its own ledger; None if none of its workers is ready."""
+        described = ledger.describe(name)
         return None if described is None else {**described, "agent": self.agents.get(name, {})}
 
-    def _tell(self, machine: str) -> None:
+    def _mark_changed(self, machine: str) -> None:
         self.version += 1
         self._stamps[machine] = self.version
         for changed in self._waiting:
             if not changed.done():
                 changed.set_result(None)
 
-    def _grant(self, lease: Held) -> None:
+    def _grant(self, lease: SlotLease) -> None:
         lease.is_wish = False
         if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
             timer.cancel()
-        self._changed(lease)
+        self._on_change(lease)
         self._log("lease", lease)
 
-    def _drop(self, lease: Held) -> list[str]:
-        """Forget it; the slots whose workers are to be told."""
+    def _drop(self, lease: SlotLease) -> list[str]:
+        """Forget a lease; return the slots whose workers must be informed."""
         del self.ledger.leases[lease.lease_id]
         if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
             timer.cancel()
-        self._changed(lease)
+        self._on_change(lease)
         self._log("release", lease)
         return list(lease.claims)
 
-    def _changed(self, lease: Held) -> None:
+    def _on_change(self, lease: SlotLease) -> None:
         for slot in lease.claims:
             if slot in self.ledger.slots:
                 self._show(self.ledger.slots[slot])
         self._stay_awake()
-        self._tell(lease.machine)
+        self._mark_changed(lease.machine)
 
     def _show(self, slot: Slot) -> None:
-        """Tasks are sent where their resources are: Dask's scheduler is to know of those that are left for them."""
+        """Inform Dask's scheduler how much a worker has left for tasks, because it sends tasks where resources are."""
         state = self.scheduler.workers.get(slot.worker)
         if state is None or not slot.is_ready:
             return
@@ -334,20 +337,20 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self.scheduler.transitions(tasks, stimulus_id=f"roost-{time.time()}")
 
     def _check_nanny(self, nanny: str) -> None:
-        """Dask tells of plugins only those nannies whose workers are there at that moment."""
+        """Send the plugin to a nanny without it: Dask sends plugins only to nannies that have a worker just then."""
         plugin = self.scheduler.nanny_plugins.get(NAME)
         is_there = any(slot.nanny == nanny for slot in self.ledger.slots.values())
         if nanny and nanny not in self.nannies and is_there and plugin is not None:
-            self._spawn(self._tell_server(nanny, "plugin_add", plugin=plugin, name=NAME))
+            self._spawn(self._call_server(nanny, "plugin_add", plugin=plugin, name=NAME))
 
-    async def _tell_server(self, server: str, operation: str, **arguments: Any) -> None:
+    async def _call_server(self, server: str, operation: str, **arguments: Any) -> None:
         try:
             await asyncio.wait_for(getattr(self.scheduler.rpc(server), operation)(**arguments), _ASK_S)
         except (OSError, asyncio.TimeoutError):
-            pass  # it has gone; a nanny is told again with the next of its workers
+            pass  # the server has gone; the check is repeated for the nanny's next worker
 
     def _stay_awake(self) -> None:
-        """A cluster that only kernels use is not idle."""
+        """Keep Dask's scheduler from shutting an idle cluster down while kernels run there."""
         if self.ledger.leases and self.scheduler.idle_timeout:
             self.idle_timeout, self.scheduler.idle_timeout = self.scheduler.idle_timeout, None
         elif not self.ledger.leases and self.idle_timeout:
@@ -355,7 +358,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self.scheduler.idle_since = None
 
     async def _sync(self, name: str, asked: str = "", wait_s: float = 0.0) -> bool:
-        """Tell a worker what it is to hold back; whether it does so for the lease that is asked for."""
+        """Send a worker its claims. True if the worker holds back the whole claim of the lease `asked`."""
         slot = self.ledger.slots.get(name)
         if slot is None or not slot.is_ready:
             return False
@@ -369,7 +372,7 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             return False
 
     async def _settle(self, name: str) -> None:
-        """Tell it for as long as that worker is there: it must not hold back for ever what nobody has."""
+        """Send a worker its claims until it has received them, so that it never holds back released resources."""
         if not await self._sync(name):
             self._spawn(self._settle_later(name))
 
@@ -379,12 +382,12 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             if await self._sync(name):
                 return
 
-    def _expire_later(self, lease: Held) -> None:
+    def _expire_later(self, lease: SlotLease) -> None:
         if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
             timer.cancel()
         self._expiry[lease.lease_id] = asyncio.get_running_loop().call_later(_WISH_S, self._expire, lease)
 
-    def _expire(self, lease: Held) -> None:
+    def _expire(self, lease: SlotLease) -> None:
         if self.ledger.leases.get(lease.lease_id) is lease and lease.is_wish:
             self._spawn(self.release(lease.lease_id))
 
@@ -393,7 +396,8 @@ class OnScheduler(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _log(self, action: str, lease: Held) -> None:
-        """For people: `client.get_events("roost")`."""
-        said = {"kernel": lease.kernel_id, "user": lease.user, "machine": lease.machine, "cpus": lease.cpus}
-        self.scheduler.log_event(NAME, {"action": action, **said, "devices": lease.device_ids})
+    def _log(self, action: str, lease: SlotLease) -> None:
+        """Log an event for people: `client.get_events("roost")`."""
+        described = {"kernel": lease.kernel_id, "user": lease.user, "machine": lease.machine}
+        amounts = {"cpus": lease.cpus, "devices": lease.device_ids}
+        self.scheduler.log_event(NAME, {"action": action, **described, **amounts})

@@ -1,11 +1,11 @@
-"""What roost's kernels hold of a Dask cluster, kept in Dask's own scheduler: who gets what is decided here, at once.
+"""The ledger of roost's leases on a Dask cluster. It lives in Dask's own scheduler, and grants or refuses at once.
 
-Arithmetic alone, on builtin values. It is sent to Dask's scheduler pickled by value: the standard library is all that
-it needs there.
+It is arithmetic on builtin values. It is sent to Dask's scheduler pickled by value, and needs only the standard library
+there.
 
-A machine's workers are told apart by their nanny's address, which stays when a worker is started again (`slot`). A
-claim is on the slots of one machine: on their abstract resources, as in `dask worker --resources "GPU=2"`, which
-the workers themselves then hold back from tasks (`dask_plugin`).
+A slot is the place of one worker. Its name is the address of the worker's nanny, which stays the same when the worker
+is started again. A lease claims abstract resources (`dask worker --resources "GPU=2"`) of the slots of one machine.
+The workers then hold them back from tasks (`worker_plugin`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 GPU = "GPU"
 _CRUMB = 1e-6
-"""Sums of shares are right up to this."""
+"""At most this far sums of shares are off, by rounding."""
 
 
 class Refused(Exception):
@@ -27,10 +27,10 @@ class Refused(Exception):
 
 @dataclass(kw_only=True)
 class Slot:
-    """Where a worker is, or was and may come again: `worker` is its address, empty while there is none.
+    """The place of a worker. `worker` is its address, empty while there is none.
 
-    `resources` are what it was declared with, and `free` what neither tasks nor leases have of them. `devices`: the
-    ids of its GPUs. `is_ready` once the worker has said all this, and holds back what is leased.
+    `resources` are the worker's declared amounts, and `free` are those that neither tasks nor leases hold. `devices`
+    are the ids of its GPUs. `is_ready` once the worker has reported these, and holds back the leased amounts.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Slot:
 
 
 @dataclass(kw_only=True)
-class Held:
-    """A lease. `claims`: by slot, the amounts of its abstract resources. A `wish` waits for tasks to end."""
+class SlotLease:
+    """A lease. `claims` are the amounts of abstract resources by slot. A wish is a lease that waits for tasks."""
 
     lease_id: str
     kernel_id: str
@@ -64,38 +64,38 @@ class Held:
 
     @property
     def share(self) -> float:
-        """What it takes of each of its devices."""
+        """The part that the lease takes of each of its devices."""
         return min(self.gpus, 1.0)
 
 
-class Ledger:
-    """`slots` by name, `leases` by id."""
+class SlotLedger:
+    """`slots` by name, and `leases` by id."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
-        self.leases: dict[str, Held] = {}
-        self._numbers: dict[str, list[str]] = {}  # by slot, the ids that it was given
+        self.leases: dict[str, SlotLease] = {}
+        self._numbers: dict[str, list[str]] = {}  # by slot, the device ids that `number_devices` chose
 
-    def state(self) -> dict[str, Any]:
-        """All of it as builtin values, for `of`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ledger as builtin values, for `from_dict`."""
         return {
             "slots": [asdict(slot) for slot in self.slots.values()],
             "leases": [asdict(held) for held in self.leases.values()],
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Ledger:
-        """The ledger of another version of this code; what that knew and this one does not is left out."""
+    def from_dict(cls, state: dict[str, Any]) -> SlotLedger:
+        """Return the ledger that another version of this code wrote, without the fields that this version lacks."""
         ledger = cls()
         slots = [Slot(**_known(Slot, slot)) for slot in state["slots"]]
-        leases = [Held(**_known(Held, held)) for held in state["leases"]]
+        leases = [SlotLease(**_known(SlotLease, held)) for held in state["leases"]]
         ledger.slots = {slot.name: slot for slot in slots}
         ledger.leases = {held.lease_id: held for held in leases}
         return ledger
 
-    def parts(self, machines: Iterable[str]) -> dict[str, Ledger]:
-        """The ledger of each of these machines alone: who asks about many asks these, in O(all) and not O(all²)."""
-        parts = {machine: Ledger() for machine in machines}
+    def split_by_machine(self, machines: Iterable[str]) -> dict[str, SlotLedger]:
+        """Return a ledger for each of these machines. Questions about many machines then take O(n), not O(n²)."""
+        parts = {machine: SlotLedger() for machine in machines}
         for slot in self.slots.values():
             if slot.machine in parts:
                 parts[slot.machine].slots[slot.name] = slot
@@ -104,36 +104,36 @@ class Ledger:
                 parts[held.machine].leases[held.lease_id] = held
         return parts
 
-    def of_machine(self, machine: str) -> list[Slot]:
-        """Its workers that are ready."""
+    def ready_slots(self, machine: str) -> list[Slot]:
+        """Return the slots of a machine whose workers are ready."""
         return [slot for slot in self.slots.values() if slot.machine == machine and slot.is_ready]
 
-    def leases_on(self, machine: str) -> list[Held]:
+    def leases_on(self, machine: str) -> list[SlotLease]:
         return [held for held in self.leases.values() if held.machine == machine]
 
     def claims_of(self, slot: str) -> dict[str, dict[str, float]]:
-        """By lease, what it claims of that slot."""
+        """Return by lease its claim on this slot."""
         return {held.lease_id: held.claims[slot] for held in self.leases.values() if held.claims.get(slot)}
 
     def leased(self, slot: str) -> dict[str, float]:
-        """What all leases together claim of that slot."""
+        """Return the sum of all claims on this slot."""
         return _sum(self.claims_of(slot).values())
 
     def shares(self, machine: str) -> dict[str, float]:
-        """By device, what of it is leased."""
+        """Return by device the share that is leased."""
         return _sum(dict.fromkeys(held.device_ids, held.share) for held in self.leases_on(machine))
 
     def devices(self, machine: str) -> dict[str, Slot]:
-        """By id, the slot that has it: the first that says so."""
+        """Return by device the slot that has it: the first one that reports it."""
         found: dict[str, Slot] = {}
-        for slot in self.of_machine(machine):
+        for slot in self.ready_slots(machine):
             for device in slot.devices:
                 found.setdefault(device, slot)
         return found
 
-    def numbered(self, slot: Slot) -> list[str]:
-        """Ids for the GPUs of a worker that does not say which it sees: the next numbers on its machine."""
-        others = [other for other in self.of_machine(slot.machine) if other.name != slot.name]
+    def number_devices(self, slot: Slot) -> list[str]:
+        """Return ids for the GPUs of a worker that does not report any: the next free numbers on its machine."""
+        others = [other for other in self.ready_slots(slot.machine) if other.name != slot.name]
         taken = {device for other in others for device in other.devices}
         count = math.ceil(slot.resources.get(GPU, 0.0))
         known = [number for number in self._numbers.get(slot.name, []) if number not in taken]
@@ -142,9 +142,9 @@ class Ledger:
         self._numbers[slot.name] = list(itertools.islice(itertools.chain(known, new), count))
         return self._numbers[slot.name]
 
-    def described(self, machine: str) -> dict[str, Any] | None:
-        """What there is of a machine and what is leased, for `DaskNode.of`; None where no worker of it is ready."""
-        slots = self.of_machine(machine)
+    def describe(self, machine: str) -> dict[str, Any] | None:
+        """Return a machine's amounts and leases, for `DaskNode.of`; None if none of its workers is ready."""
+        slots = self.ready_slots(machine)
         if not slots:
             return None
         staying = [slot for slot in slots if not slot.is_leaving]
@@ -170,12 +170,12 @@ class Ledger:
             "is_draining": not staying,
         }
 
-    def take(self, held: Held, *, preferred: list[str]) -> Held:
-        """Note a lease with its claims, or raise `Refused`; one of that id on another machine is forgotten."""
-        known = self._noted(held)
+    def take(self, held: SlotLease, *, preferred: list[str]) -> SlotLease:
+        """Add a lease with its claims, or raise `Refused`. A lease of that id on another machine is forgotten."""
+        known = self._find_known(held)
         if known is not None:
             return known
-        slots = [slot for slot in self.of_machine(held.machine) if not slot.is_leaving]
+        slots = [slot for slot in self.ready_slots(held.machine) if not slot.is_leaving]
         if not slots:
             raise Refused(f"no worker of the Dask cluster is on {held.machine} now")
         others = self.leases_on(held.machine)
@@ -198,12 +198,12 @@ class Ledger:
         self.leases[held.lease_id] = held
         return held
 
-    def take_again(self, held: Held, *, device_ids: list[str]) -> Held:
-        """Note what a kernel that lives has, on its devices; raises `Refused` if another kernel has one of them.
+    def take_again(self, held: SlotLease, *, device_ids: list[str]) -> SlotLease:
+        """Add the lease of a live kernel, on its devices; raise `Refused` if another kernel has one of them.
 
-        What it has of workers that are not there yet is claimed for when they come (`move`).
+        Amounts on workers that are not back yet are claimed on a placeholder slot (see `move`).
         """
-        known = self._noted(held)
+        known = self._find_known(held)
         if known is not None:
             return known
         shares, there = self.shares(held.machine), self.devices(held.machine)
@@ -215,41 +215,41 @@ class Ledger:
             claim = claims.setdefault(slot, {})
             claim[GPU] = claim.get(GPU, 0.0) + held.share
         for name, amount in held.resources.items():
-            if left := self._split(name, amount, self.of_machine(held.machine), claims):
+            if left := self._split(name, amount, self.ready_slots(held.machine), claims):
                 claims[f"{held.machine} {name}"] = {name: left}
         held.device_ids, held.claims = device_ids, claims
         self.leases[held.lease_id] = held
         return held
 
     def move(self, to: Slot) -> list[str]:
-        """Claims on slots that are not there, as of a nanny that was started anew, are on this one where it fits.
+        """Move claims on missing slots of the machine to this slot, if they fit; return the ids of the leases.
 
-        Returns the ids of the leases.
+        Slots are missing before a worker is back, and after a nanny was started again at another address.
         """
         moved = []
         for held in self.leases_on(to.machine):
             for name in [name for name in held.claims if name not in self.slots]:
                 claim = held.claims[name]
-                of_it = held.share * len(set(to.devices) & set(held.device_ids))
-                of_it -= held.claims.get(to.name, {}).get(GPU, 0.0)
+                on_it = held.share * len(set(to.devices) & set(held.device_ids))
+                on_it -= held.claims.get(to.name, {}).get(GPU, 0.0)
                 leased = self.leased(to.name)
                 fits = all(
                     to.resources.get(what, 0.0) - leased.get(what, 0.0) >= amount - _CRUMB
                     for what, amount in claim.items()
                 )
-                if fits and claim.get(GPU, 0.0) <= of_it + _CRUMB:
+                if fits and claim.get(GPU, 0.0) <= on_it + _CRUMB:
                     held.claims[to.name] = _sum([held.claims.pop(name), held.claims.get(to.name, {})])
                     moved.append(held.lease_id)
         return moved
 
-    def _noted(self, held: Held) -> Held | None:
+    def _find_known(self, held: SlotLease) -> SlotLease | None:
         known = self.leases.get(held.lease_id)
         if known is not None and known.machine == held.machine:
             return known
         self.leases.pop(held.lease_id, None)
         return None
 
-    def _choose(self, held: Held, slots: list[Slot], preferred: list[str]) -> list[str]:
+    def _choose(self, held: SlotLease, slots: list[Slot], preferred: list[str]) -> list[str]:
         if not held.gpus:
             return []
         count = max(1, round(held.gpus))
@@ -274,7 +274,7 @@ class Ledger:
     def _split(
         self, name: str, amount: float, slots: list[Slot], claims: dict[str, dict[str, float]]
     ) -> float:
-        """Claim it of the slots that have something claimed already, else of the first; returns what is missing."""
+        """Claim an amount on slots, first on those that the lease claims already; return the amount that is missing."""
         for slot in sorted(slots, key=lambda slot: slot.name not in claims):
             left = slot.resources.get(name, 0.0) - self.leased(slot.name).get(name, 0.0)
             part = min(amount, left)

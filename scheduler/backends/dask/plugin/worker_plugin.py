@@ -1,4 +1,4 @@
-"""roost in the workers of a Dask cluster: they hold back from tasks what kernels have; see `dask_plugin`."""
+"""roost in the workers of a Dask cluster: they hold back kernels' resources from tasks. See `scheduler_plugin`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .slot_ledger import GPU
 _ASK_S = 5.0
 _AGAIN_S = 1.0
 _GATHER_S = 0.02
-"""Changes of what is free on a worker are told together, after this time."""
+"""How long changes of a worker's free resources are collected before they are reported together."""
 _CRUMB = 1e-6
 _DIGITS = 6
 
 Amounts = Mapping[str, float]
 
 
-class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
-    """Holds back from tasks what leases claim. `agents`: for workers without a nanny."""
+class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
+    """A plugin that holds back from tasks the resources that leases claim. `starter` is for workers without a nanny."""
 
     name = NAME
     idempotent = True
@@ -40,21 +40,21 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self.worker = worker
         self._number = -1
         self._moved = asyncio.Event()
-        self._told: Amounts | None = None
-        self._telling: asyncio.TimerHandle | None = None
+        self._reported: Amounts | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
         self._is_handing_back = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        # What an earlier plugin of this worker has claimed stands: by lease, and those of them that are granted.
+        # The claims of an earlier plugin in this worker stay: by lease, and the ids of the granted ones.
         self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
         worker.handlers.update(roost_claims=self.claims, roost_report=self.report)
         if not worker.nanny:
-            worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.noted)
+            worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.find_noted)
         await self.report()
         if not worker.nanny:
-            self._spawn(self._starter.come(worker))
+            self._spawn(self._starter.start(worker))
 
     async def report(self) -> bool:
-        """Say what there is here, and hold back of it what is leased."""
+        """Report this worker's resources, and hold back those that are leased."""
         worker = self.worker
         while True:
             try:
@@ -62,8 +62,8 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                     worker.scheduler.roost_worker(
                         worker=worker.contact_address or worker.address,
                         resources=dict(worker.state.total_resources),
-                        devices=self._devices(),
-                        memory_bytes=_machine_memory(),
+                        devices=self._read_devices(),
+                        memory_bytes=_read_machine_memory(),
                     ),
                     _ASK_S,
                 )
@@ -71,19 +71,22 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             except (OSError, asyncio.TimeoutError):
                 await asyncio.sleep(_AGAIN_S)
         await self.claims(**answer)
-        self._tell()
+        self._report_free()
         return True
 
     async def bring_up(self) -> Answer:
         return await self._starter.bring_up(self.worker)
 
-    async def noted(self, lease_ids: list[str]) -> list[str]:
-        return self._starter.noted(self.worker, lease_ids)
+    async def find_noted(self, lease_ids: list[str]) -> list[str]:
+        return self._starter.find_noted(self.worker, lease_ids)
 
     async def claims(
         self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0
     ) -> bool:
-        """Hold back just this; whether `asked` has all of it, after waiting for tasks to end for so long."""
+        """Hold back exactly these claims. Return True if the lease `asked` has all of its claim.
+
+        Waits up to `wait_s` for tasks to end. `number` orders the calls, so that a late one is ignored.
+        """
         if number > self._number:
             self._number = number
             self._apply(claims)
@@ -100,15 +103,15 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
 
     def transition(self, key: Any, start: Any, finish: Any, **_: Any) -> None:
         if finish == "constrained" and self._claims and not self._is_handing_back:
-            # It may have been sent before Dask's scheduler knew of them.
+            # The task may have been sent before Dask's scheduler knew of the claims.
             self._is_handing_back = True
             asyncio.get_running_loop().call_soon(self._hand_back)
         if self.worker.state.total_resources:
             self._look()
 
     async def teardown(self, worker: Any) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._report_timer is not None:
+            self._report_timer.cancel()
         if not worker.nanny:
             await self._starter.end(worker)
 
@@ -128,7 +131,7 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._wake_tasks()
 
     def _look(self) -> None:
-        """Grant claims as far as what tasks have left goes: of each resource to those that came first."""
+        """Grant claims from the resources that tasks leave, in the order in which the claims came."""
         left = dict(self.worker.state.available_resources)
         waiting = {name: claim for name, claim in self._claims.items() if name not in self._granted}
         for claim in waiting.values():
@@ -140,11 +143,11 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             if all(left[name] > -_CRUMB for name in claim):
                 self._granted.add(lease_id)
                 self._moved.set()
-        if self._free() != self._told and self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(_GATHER_S, self._tell)
+        if self._count_free() != self._reported and self._report_timer is None:
+            self._report_timer = asyncio.get_running_loop().call_later(_GATHER_S, self._report_free)
 
-    def _free(self) -> dict[str, float]:
-        """What neither tasks nor leases have; a lease that waits is none."""
+    def _count_free(self) -> dict[str, float]:
+        """Return the amounts that neither tasks nor granted leases hold."""
         free = dict(self.worker.state.available_resources)
         for lease_id, claim in self._claims.items():
             if lease_id not in self._granted:
@@ -152,20 +155,20 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                     free[name] += amount
         return {name: max(0.0, round(amount, _DIGITS)) for name, amount in free.items()}
 
-    def _tell(self) -> None:
-        self._telling = None
-        self._told = self._free()
-        self._spawn(self._say(self._told))
+    def _report_free(self) -> None:
+        self._report_timer = None
+        self._reported = self._count_free()
+        self._spawn(self._send_free(self._reported))
 
-    async def _say(self, free: Amounts) -> None:
+    async def _send_free(self, free: Amounts) -> None:
         try:
             address = self.worker.contact_address or self.worker.address
             await self.worker.scheduler.roost_free(worker=address, free=dict(free))
         except OSError:
-            self._told = None  # with the next change
+            self._reported = None  # so that it is sent with the next change
 
     def _hand_back(self) -> None:
-        """Tasks that came before a kernel, and wait for what it has now, are to run elsewhere."""
+        """Return tasks to Dask's scheduler that wait here for resources which kernels hold now."""
         from distributed.worker_state_machine import CancelComputeEvent
 
         self._is_handing_back = False
@@ -182,14 +185,17 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                 )
 
     def _wake_tasks(self) -> None:
-        """Start tasks that have waited for what is free again."""
+        """Start tasks that waited for resources which are free again."""
         from distributed.worker_state_machine import UnpauseEvent
 
         if self.worker.state.running:
             self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"roost-{time.time()}"))
 
-    def _devices(self) -> list[str] | None:
-        """The GPUs that this worker's tasks use, where its environment says so: the first of those that they see."""
+    def _read_devices(self) -> list[str] | None:
+        """Return the ids of the GPUs that tasks use, from CUDA_VISIBLE_DEVICES; None if it is not set.
+
+        Tasks use the first of the visible GPUs.
+        """
         count = math.ceil(self.worker.state.total_resources.get(GPU, 0.0))
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         return None if seen is None else [name.strip() for name in seen.split(",") if name.strip()][:count]
@@ -200,8 +206,8 @@ class OnWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         task.add_done_callback(self._tasks.discard)
 
 
-def _machine_memory() -> int:
-    """For a worker without a limit."""
+def _read_machine_memory() -> int:
+    """Return the memory of the machine, for workers without a limit."""
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT)

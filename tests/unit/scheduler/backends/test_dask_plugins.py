@@ -35,7 +35,7 @@ def hold(name: str) -> str:
 class NoAgents:
     """No agent is brought up by these workers."""
 
-    async def come(self, server: Any) -> None:
+    async def start(self, server: Any) -> None:
         pass
 
     async def end(self, server: Any) -> None:
@@ -51,7 +51,7 @@ class Cluster:
     client: Any
 
     @property
-    def plugin(self) -> scheduler_plugin.OnScheduler:
+    def plugin(self) -> scheduler_plugin.RoostSchedulerPlugin:
         return self.scheduler.plugins[scheduler_plugin.NAME]
 
     async def lease(
@@ -116,7 +116,10 @@ def worker(scheduler: Any, host: str, resources: dict[str, float]) -> Any:
 
 
 async def install(cluster: Cluster, **attributes: Any) -> None:
-    for plugin in (scheduler_plugin.OnScheduler("1.0", ""), worker_plugin.OnWorker(NoAgents())):  # type: ignore[arg-type]
+    for plugin in (
+        scheduler_plugin.RoostSchedulerPlugin("1.0", ""),
+        worker_plugin.RoostWorkerPlugin(NoAgents()),
+    ):  # type: ignore[arg-type]
         plugin.__dict__.update(attributes)
         await cluster.client.register_plugin(plugin, name=scheduler_plugin.NAME)
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from roost.scheduler.backends.ray import checks, join
-from roost.scheduler.backends.ray.checks import Facts, RayletAddress
+from roost.scheduler.backends.ray.checks import ClusterFacts, RayletAddress
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 
 GCS = "10.0.0.1:6379"
@@ -28,8 +28,8 @@ def node(name: str, *, host: str = "10.0.0.1", port: int = 1, is_head: bool = Fa
     return RayletAddress(id=name, host=host, port=port, is_head=is_head)
 
 
-def facts(*nodes: RayletAddress, ray: str = "2.60.0", python: str = "3.11.7") -> Facts:
-    return Facts(cluster_id="a", ray_version=ray, python_version=python, nodes=nodes)
+def facts(*nodes: RayletAddress, ray: str = "2.60.0", python: str = "3.11.7") -> ClusterFacts:
+    return ClusterFacts(cluster_id="a", ray_version=ray, python_version=python, nodes=nodes)
 
 
 @pytest.fixture(autouse=True)
@@ -221,11 +221,11 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 SIGNALS = """
 import ctypes, os, signal, sys
-from roost.scheduler.backends.ray.join import _signals_kept
+from roost.scheduler.backends.ray.join import _keep_signals
 assert "ray" not in sys.modules  # importing it costs nothing
 caught = []
 signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
-with _signals_kept():
+with _keep_signals():
     ctypes.CDLL(None).signal(int(signal.SIGTERM), 0)  # as C code does, behind Python's back
 os.kill(os.getpid(), signal.SIGTERM)
 assert caught == [signal.SIGTERM]

@@ -45,7 +45,7 @@ def test_custom_resources_are_what_only_its_operator_knows() -> None:
 
 def test_a_group_asks_for_them_too() -> None:
     (node,) = nodes.decode_public([raylet(RESOURCES)])
-    bundle = placement_groups.bundle(Request(cpus=1, resources={"licence": 0.5}), node)
+    bundle = placement_groups.build_bundle(Request(cpus=1, resources={"licence": 0.5}), node)
     assert bundle.pop("node:10.0.0.1") > 0
     assert bundle == {"CPU": 1.0, "licence": 0.5}
     assert nodes.find_custom_resources(bundle) == ["licence"]

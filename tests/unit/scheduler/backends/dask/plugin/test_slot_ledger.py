@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from roost.scheduler.backends.dask.plugin.slot_ledger import GPU, Held, Ledger, Refused, Slot
+from roost.scheduler.backends.dask.plugin.slot_ledger import GPU, Refused, Slot, SlotLease, SlotLedger
 
 CRUMB = 1e-5
 
@@ -30,13 +30,13 @@ def slot(name: str, machine: str = "m", *, gpus: float = 0, devices: str = "", *
     )
 
 
-def held(lease_id: str = "a", machine: str = "m", **changes: Any) -> Held:
+def held(lease_id: str = "a", machine: str = "m", **changes: Any) -> SlotLease:
     asked: dict[str, Any] = {"cpus": 0, "memory_bytes": 0, "gpus": 0, "resources": {}, **changes}
-    return Held(lease_id=lease_id, kernel_id=f"k-{lease_id}", user="ada", machine=machine, **asked)
+    return SlotLease(lease_id=lease_id, kernel_id=f"k-{lease_id}", user="ada", machine=machine, **asked)
 
 
-def ledger(*slots: Slot) -> Ledger:
-    made = Ledger()
+def ledger(*slots: Slot) -> SlotLedger:
+    made = SlotLedger()
     made.slots = {each.name: each for each in slots}
     return made
 
@@ -135,10 +135,10 @@ def test_each_worker_gets_the_claims_on_its_own_devices() -> None:
 def test_what_a_newer_version_noted_besides_is_left_out() -> None:
     books = ledger(slot("s", gpus=1, devices="0"))
     books.take(held("a", gpus=1), preferred=[])
-    state = books.state()
+    state = books.to_dict()
     for part in (*state["slots"], *state["leases"]):
         part["of_the_future"] = 1
-    assert Ledger.of(state).state() == books.state()
+    assert SlotLedger.from_dict(state).to_dict() == books.to_dict()
 
 
 class Books(RuleBasedStateMachine):
@@ -189,7 +189,7 @@ class Books(RuleBasedStateMachine):
             }
             return
         if lease is asked and not is_again:
-            threads = sum(each.threads for each in self.ledger.of_machine(machine))
+            threads = sum(each.threads for each in self.ledger.ready_slots(machine))
             assert not cpus or sum(one.cpus for one in self.ledger.leases_on(machine)) <= threads + CRUMB
         if lease is asked:
             assert len(set(lease.device_ids)) == len(lease.device_ids) == (max(1, round(gpus)) if gpus else 0)
@@ -219,9 +219,9 @@ class Books(RuleBasedStateMachine):
 
     @rule()
     def is_handed_on_to_another_version(self) -> None:
-        state = self.ledger.state()
-        self.ledger = Ledger.of(json.loads(json.dumps(state)))
-        assert self.ledger.state() == state
+        state = self.ledger.to_dict()
+        self.ledger = SlotLedger.from_dict(json.loads(json.dumps(state)))
+        assert self.ledger.to_dict() == state
 
     @invariant()
     def nothing_is_given_twice(self) -> None:
