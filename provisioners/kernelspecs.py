@@ -18,10 +18,11 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
+from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.client.policy_check import check_policy
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.service.operations import BACKENDS, check_backend
 
 from .encryption import WISHES
 from .kernel_environment import check_patterns
@@ -190,7 +191,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     )
 
     provisioner = RoostProvisioner(**config)  # its traits check the types
-    check_backend(provisioner.backend)
+    get_spec(provisioner.backend)
     check_patterns(provisioner.environment)
     if provisioner.encrypt not in WISHES:
         raise ConfigError(
@@ -201,7 +202,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def _check_policy(config: Mapping[str, Any]) -> None:
     options = config.get("backend_options", {})
-    check_policy(config.get("policy") or "", config.get("backend", BACKENDS[0]), options)
+    check_policy(config.get("policy") or "", config.get("backend", DEFAULT_BACKEND), options)
 
 
 def read_document(folder: str | Path) -> tuple[Any, str]:

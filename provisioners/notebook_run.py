@@ -22,6 +22,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.manager import AsyncKernelManager
 
 import roost
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.service.messages import Event, Kernel
@@ -90,7 +91,7 @@ def run_notebook(
         ) from None
     config = spec.metadata["kernel_provisioner"]["config"]
     check_config(config)
-    scheduler = roost.connect(config.get("backend", "local"), **config.get("backend_options", {}))
+    scheduler = roost.connect(config.get("backend", DEFAULT_BACKEND), **config.get("backend_options", {}))
     manager = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
     client = NotebookClient(document, km=manager, timeout=cell_timeout_s)
     ran = _NotebookRun(client, manager, scheduler, path)

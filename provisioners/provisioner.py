@@ -23,6 +23,8 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, List, TraitError, Unicode
 
+from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Call, Client, connect
 from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
@@ -49,9 +51,7 @@ class RoostProvisioner(KernelProvisionerBase):
     """A provisioner that starts kernels through roost. A kernelspec sets its traits in
     `metadata.kernel_provisioner.config`."""
 
-    backend = Unicode(
-        "local", config=True, help="Cluster that runs the kernel: local, ray, dask, kubernetes, yarn, ssh."
-    )
+    backend = Unicode(DEFAULT_BACKEND, config=True, help="Name of the backend whose cluster runs the kernel.")
     cpus = AnyTrait(0, config=True, help="CPUs promised to the kernel; 0 promises none.")
     memory = AnyTrait(
         0, config=True, help="Memory promised to the kernel: '8GiB', '512MB', or bytes; 0 promises none."
@@ -128,7 +128,7 @@ class RoostProvisioner(KernelProvisionerBase):
             else:
                 argv = format_command(km, extra_arguments)
                 self._protect(km, argv)
-                choose_address(km, self._id, is_local=self.backend == "local")
+                choose_address(km, self._id, is_local=self._is_local)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
             self._options = read_start_options({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
@@ -264,7 +264,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def resolve_path(self, path: str) -> str | None:
         """Return `path` as the kernel sees it, or None if the kernel runs on another machine."""
-        if self.backend != "local":
+        if not self._is_local:
             return None
         found = pathlib.Path(path).expanduser()
         if not found.is_absolute() and self._cwd:
@@ -277,19 +277,23 @@ class RoostProvisioner(KernelProvisionerBase):
     def _id(self) -> str:
         return cast(str, self.kernel_id)
 
+    @property
+    def _is_local(self) -> bool:
+        return get_spec(self.backend).runs_on_this_machine
+
     def _service(self) -> Client:
         if self._client is None:
             self._client = connect(self.backend, **self.backend_options)
         return self._client
 
     def _protect(self, km: Any, argv: list[str]) -> None:
-        warning = protect_channels(km, argv, self.encrypt, is_local=self.backend == "local")
+        warning = protect_channels(km, argv, self.encrypt, is_local=self._is_local)
         if warning and not self._has_lease:
             self.log.warning("kernel=%s %s", self._id, warning)
 
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart = self._has_lease
-        is_local = self.backend == "local"
+        is_local = self._is_local
         options = self._options or read_start_options({name: getattr(self, name) for name in OPTIONS}, env)
         owner = this_owner(env.get("KERNEL_USERNAME", ""), *describe_application(self.parent))
         self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)

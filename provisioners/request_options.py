@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from roost.placement.model import Request
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
-from roost.scheduler.service.operations import ADDRESS_VARIABLES, check_backend
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "encrypt",
@@ -48,12 +48,12 @@ def check_backend_options(backend: str, options: Any) -> None:
 
     Only the operator may set the rest. Otherwise a user could choose other totals, or a configuration without limits.
     """
-    check_backend(backend)
+    has_address = bool(get_spec(backend).address_variable)
     if not isinstance(options, Mapping):
         raise ConfigError(f"backend_options = {options!r:.60} is not a table of names and values.")
     for name, value in options.items():
-        if name != "address" or backend not in ADDRESS_VARIABLES:
-            can = "only the address" if backend in ADDRESS_VARIABLES else "nothing"
+        if name != "address" or not has_address:
+            can = "only the address" if has_address else "nothing"
             raise ConfigError(f"backend_options has {name!r:.40}: for {backend}, a kernelspec can set {can}.")
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"backend_options: address = {value!r:.60} is not a text such as 'host:6379'.")

@@ -1,1 +1,1 @@
-"""One file per cluster manager, all behind the interface in `base`."""
+"""Adapters to cluster managers: one folder for each, found by its entry point (`registry`)."""

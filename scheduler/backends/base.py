@@ -9,12 +9,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from roost.launchers.protocol.messages import AgentAddress as AgentAddress
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
 from roost.placement import Snapshot
+
+if TYPE_CHECKING:
+    from roost.scheduler.core.agent_calls import Agents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendContext:
+    """What the service gives to a backend besides the backend's own settings.
+
+    `agents` are the scheduler's connections to agents. The backend may write to `folder`. `restart_grace_s` and
+    `idle_exit_s` are the scheduler's settings of these names.
+    """
+
+    agents: Agents
+    folder: Path
+    restart_grace_s: float
+    idle_exit_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

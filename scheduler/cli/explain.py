@@ -24,10 +24,10 @@ def explain(arguments: argparse.Namespace) -> int:
     """Print where a request would be placed, now or on a saved snapshot."""
     request = build_request(request_config(arguments))
     if arguments.snapshot:
-        from roost.scheduler.config.settings import load
+        from roost.scheduler.config.files import load_settings
         from roost.scheduler.policies.offline import explain_saved
 
-        settings = load(arguments.backend, scheduler_options(arguments))
+        settings, _ = load_settings(arguments.backend, scheduler_options(arguments))
         decision = explain_saved(arguments.snapshot, request, settings)
     else:
         decision = wait_for(connect_scheduler(arguments).explain(request))

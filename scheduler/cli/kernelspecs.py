@@ -11,6 +11,7 @@ from typing import Any
 from roost.provisioners import kernelspecs
 from roost.provisioners.kernelspecs import RoostKernelspec
 from roost.provisioners.request_options import read_start_options
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult
 from roost.scheduler.errors import ConfigError
 
@@ -82,7 +83,7 @@ def remove(arguments: argparse.Namespace) -> int:
 def _describe_cluster(spec: RoostKernelspec) -> str:
     options = spec.config.get("backend_options")
     address = options.get("address", "") if isinstance(options, dict) else ""
-    return f"{spec.config.get('backend', 'local')} {address}".rstrip()
+    return f"{spec.config.get('backend', DEFAULT_BACKEND)} {address}".rstrip()
 
 
 def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mapping[str, Any]:

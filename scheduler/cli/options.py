@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import roost
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 
 if TYPE_CHECKING:
     from roost.placement.model import Request
     from roost.scheduler.client.client import Client
 
 
-def add_scheduler(parser: argparse.ArgumentParser, default: str = "local") -> None:
+def add_scheduler(parser: argparse.ArgumentParser, default: str = DEFAULT_BACKEND) -> None:
     """Add the options that name a scheduler; `connect_scheduler` reads them."""
     shown = default or "the kernelspec's"
     parser.add_argument("--backend", metavar="NAME", default=default, help=f"kind of cluster ({shown})")

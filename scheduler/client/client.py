@@ -31,10 +31,11 @@ from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import Owner
 from roost.launchers.protocol.version import VERSION
 from roost.placement.model import Request
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
-from roost.scheduler.service.operations import PROTOCOL, check_backend, with_address
+from roost.scheduler.service.operations import PROTOCOL, with_address
 
 from .call import Call
 from .identity import this_owner
@@ -62,7 +63,7 @@ class Client:
     answer, or `BackendUnavailable` if no service answered or could be started in time.
     """
 
-    def __init__(self, backend: str = "local", options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, backend: str = DEFAULT_BACKEND, options: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.options = dict(options or {})
         self._listeners: list[Callable[[Event], None]] = []
@@ -332,14 +333,13 @@ class Client:
             log.warning("kernel=%s its start could not be cancelled: %s", start.kernel_id, problem)
 
 
-def connect(backend: str = "local", **options: Any) -> Client:
+def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:
     """Return this process's client for `backend`. Its first call connects to the service, or starts it.
 
     `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`).
     Other options mean another service, and so does another `address`. An environment variable such as `RAY_ADDRESS`
     can give the address. The same arguments return the same client. Raises `ConfigError` for an unknown backend.
     """
-    check_backend(backend)
     options = with_address(backend, options)
     key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")
     with _clients_lock:

@@ -21,7 +21,7 @@ def with_defaults(request: Request, settings: Settings) -> Request:
     return replace(
         request,
         cpus=request.cpus or settings.default_cpus,
-        memory_bytes=request.memory_bytes or settings.default_memory_bytes,
+        memory_bytes=request.memory_bytes or settings.default_memory,
         gpus=request.gpus or settings.default_gpus,
         policy=request.policy or settings.default_policy,
     )
@@ -55,9 +55,9 @@ def admit(request: Request, user: str, held: Mapping[str, Request], settings: Se
 
 
 def _check(per: str, name: str, amount: float, who: str, do: str, settings: Settings) -> None:
-    allowed: float | None = getattr(settings, f"max_{name}_per_{per}")
+    cap = f"max_{name.removesuffix('_bytes')}_per_{per}"
+    allowed: float | None = getattr(settings, cap)
     if allowed is not None and amount > allowed + 1e-6:
-        cap = f"max_{name.removesuffix('_bytes')}_per_{per}"
         raise LimitExceeded(
             f"{who} {_text(name, amount)}, and {cap} allows {_text(name, allowed)}: {do}.",
             cap=cap,

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def read_snapshot(path: str) -> Snapshot:
 
 async def _decide(name: str, request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
     """Decide as the service would with a policy of its operator."""
-    settings = replace(settings, default_policy=name or settings.default_policy)
+    settings = settings.with_values(default_policy=name or settings.default_policy)
     policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
     try:
         await policies.load(settings.default_policy)

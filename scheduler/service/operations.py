@@ -18,7 +18,7 @@ from typing import Any
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
 from roost.placement.model import Request
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.backends.registry import get_spec
 
 from .messages import StartKernel
 
@@ -27,12 +27,6 @@ PROTOCOL = 3
 
 It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.
 """
-
-BACKENDS = ("local", "ray", "dask")
-"""Those there are; `config.OPTIONS` has what each takes, `service.make_backend` makes them."""
-
-ADDRESS_VARIABLES: Mapping[str, str] = {"ray": "RAY_ADDRESS", "dask": "DASK_SCHEDULER_ADDRESS"}
-"""By backend with an option `address`, the environment variable that names the cluster where that option does not."""
 
 _NO_ADDRESS = ("", "auto")
 
@@ -165,28 +159,23 @@ ARGUMENTS: Mapping[str, type] = {
 }
 
 
-def check_backend(name: str) -> None:
-    """Raise `ConfigError` if there is no backend of that name: it comes from a kernelspec, and names a folder."""
-    if name not in BACKENDS:
-        raise ConfigError(f"there is no backend {name!r:.40}; known are {', '.join(BACKENDS)}.")
-
-
 def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are given, and the cluster's address where the caller's environment alone names it.
+    """Return the given options, with the address that the backend's environment variable names if there is no other.
 
-    So it picks the service as any option does: another address is another service, whoever asks.
+    The address then selects the service like every other option. Raises `ConfigError` for an unknown backend.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if given.get("address", "") in _NO_ADDRESS and backend in ADDRESS_VARIABLES:
-        address = os.environ.get(ADDRESS_VARIABLES[backend], "").strip()
+    variable = get_spec(backend).address_variable
+    if variable and given.get("address", "") in _NO_ADDRESS:
+        address = os.environ.get(variable, "").strip()
         if address not in _NO_ADDRESS:
             given["address"] = address
     return given
 
 
 def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
-    """The daemon folder of the service for this backend and these options; the socket in it is `socket`."""
-    check_backend(backend)
+    """Return the daemon folder of the service for this backend and these options; the socket in it is `socket`."""
+    get_spec(backend)  # raises for a name that is no backend, before it becomes part of a path
     name = f"scheduler-{backend}"
     if options:
         digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode())
@@ -197,7 +186,7 @@ def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
 def service_command(
     backend: str, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
-    """argv and environment for `daemon.ensure`. `options`: see `config.OPTIONS`; empty means the configuration's."""
+    """Return argv and environment for `daemon.ensure`. `options` beat the backend's section of the configuration."""
     python = os.environ.get(PYTHON_VARIABLE) or sys.executable
     argv = [python, "-m", "roost.scheduler.service.server", "--backend", backend, "--folder", str(folder)]
     return argv, {**os.environ, OPTIONS_VARIABLE: json.dumps(dict(options))}

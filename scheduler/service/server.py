@@ -27,8 +27,12 @@ from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
 from roost.launchers.protocol.version import VERSION
-from roost.scheduler.backends.base import Backend
-from roost.scheduler.config.settings import Settings, load
+from roost.scheduler.backends.base import Backend, BackendContext
+from roost.scheduler.backends.registry import get_spec, load_object
+from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
+from roost.scheduler.config.files import load_settings
+from roost.scheduler.config.section import Section
+from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
@@ -43,30 +47,21 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of a Unix socket's path."""
 
 
-def make_backend(name: str, settings: Settings, agents: Agents, folder: Path) -> Backend:
-    """The backend of that name; its cluster library is imported only here. `folder` is what it may write to."""
-    if name == "local":
-        from roost.scheduler.backends.local.backend import LocalBackend
-
-        return LocalBackend(settings, agents)
-    if name == "ray":
-        from roost.scheduler.backends.ray import backend as ray
-
-        return ray.create(settings, agents, folder=folder)
-    if name == "dask":
-        from roost.scheduler.backends.dask import backend as dask
-
-        return dask.create(settings, agents, folder=folder)
-    raise ConfigError(f"the backend {name!r} cannot be used yet.")
+def create_backend(spec: BackendSpec, settings: Section, context: BackendContext) -> Backend:
+    """Return the backend of that spec. Its cluster library is imported here and nowhere else."""
+    create: Callable[[Section, BackendContext], Backend] = load_object(
+        spec.create, f"the backend {spec.name}"
+    )
+    return create(settings, context)
 
 
 class Service:
     """Answers clients on behalf of one scheduler, until `left` is set."""
 
-    def __init__(self, scheduler: Scheduler, settings: Settings, *, backend: str) -> None:
+    def __init__(self, scheduler: Scheduler, settings: Settings, spec: BackendSpec) -> None:
         self._scheduler = scheduler
         self._settings = settings
-        self._backend = backend
+        self._spec = spec
         self._calls = 0
         self._idle: asyncio.TimerHandle | None = None
         self.left = asyncio.Event()
@@ -104,7 +99,7 @@ class Service:
     def greeting(self) -> dict[str, Any]:
         """Who this is, and for which cluster."""
         who = {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid()}
-        return {**who, "backend": self._backend, "address": self._scheduler.address}
+        return {**who, "backend": self._spec.name, "address": self._scheduler.address}
 
     async def close(self) -> None:
         self._stop_listening()
@@ -216,7 +211,7 @@ class Service:
             self._watch_idleness()
 
 
-async def serve(folder: Path, backend: str, settings: Settings) -> None:
+async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_settings: Section) -> None:
     """Be the scheduler of `folder` until it is idle or asked to leave. Raises `AlreadyRunning`, `RoostError`."""
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
@@ -225,9 +220,15 @@ async def serve(folder: Path, backend: str, settings: Settings) -> None:
         )
     with hold(folder) as held:
         agents = Agents()
-        chosen = make_backend(backend, settings, agents, folder)
-        scheduler = Scheduler(chosen, agents, settings, name=scheduler_name(folder), folder=folder)
-        service = Service(scheduler, settings, backend=backend)
+        context = BackendContext(
+            agents=agents,
+            folder=folder,
+            restart_grace_s=settings.restart_grace_s,
+            idle_exit_s=settings.idle_exit_s,
+        )
+        backend = create_backend(spec, own_settings, context)
+        scheduler = Scheduler(backend, agents, settings, name=scheduler_name(folder), folder=folder)
+        service = Service(scheduler, settings, spec)
         decisions = DecisionLog(folder)
         stop_writing = scheduler.events.listen(decisions)
         loop = asyncio.get_running_loop()
@@ -259,13 +260,14 @@ def _listen(held: HeldFolder, service: Service) -> None:
 def main(arguments: list[str]) -> int:
     """The command line; options come as JSON in the environment (`operations.OPTIONS_VARIABLE`)."""
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
-    parser.add_argument("--backend", default="local")
+    parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        settings = load(given.backend, json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}"))
-        asyncio.run(serve(given.folder, given.backend, settings))
+        options = json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}")
+        settings, own_settings = load_settings(given.backend, options)
+        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings))
     except (DaemonError, FolderError, RoostError, RpcError) as problem:
         announce_failure(type(problem).__name__, str(problem))
         print(problem, file=sys.stderr)

@@ -22,7 +22,7 @@ from roost.placement.replay import Arrival, Resource, assume_promised_use, repla
 from roost.placement.shipped_policies import SHIPPED, build_policy
 from roost.scheduler.cli.options import connect_scheduler, scheduler_options
 from roost.scheduler.client.call import wait_for
-from roost.scheduler.config.settings import load
+from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.loader import find_policy, format_error, load_policy
 from roost.scheduler.policies.offline import read_snapshot
@@ -40,7 +40,7 @@ _PROGRESS_EVERY = 200
 def simulate(arguments: argparse.Namespace) -> int:
     """Replay the trace, then print, write and draw the result. The exit code is 1 if `--plot` could not draw."""
     _check_paths(arguments)
-    named = load(arguments.backend, scheduler_options(arguments)).policies
+    settings, _ = load_settings(arguments.backend, scheduler_options(arguments))
     policies = arguments.policy or list(SHIPPED)
     pyplot = _load_pyplot(arguments.plot) if arguments.plot else None
     tasks, note = _read_tasks(arguments)
@@ -54,7 +54,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         nodes=len(nodes),
         capacity=capacity,
         resource=resource,
-        runs=compare(policies, named, nodes, tasks, streams, resource),
+        runs=compare(policies, settings.policies, nodes, tasks, streams, resource),
     )
     document = json.dumps(comparison.to_dict(), ensure_ascii=False)
     if arguments.json == "-":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_contexts import backend_context
 from dask_nodes import tls_files
 
 from roost.launchers.daemon import daemon
@@ -24,10 +25,12 @@ from roost.launchers.protocol.messages import Owner
 from roost.placement import Placement, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Backend, BackendEvent, Lease
 from roost.scheduler.backends.dask import backend as dask
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.backends.local.backend import LocalBackend
+from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.backends.ray import backend as ray
 from roost.scheduler.backends.ray import join
-from roost.scheduler.config.settings import DaskSettings, LocalSettings, ManagedSettings, Settings
+from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 
@@ -65,20 +68,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 def opener(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[Opener]:
     """Return a function that opens the backend. A second call opens it as another process would."""
     if kind == "local":
-        settings = Settings(local=LocalSettings(cpus=2, memory_bytes=1 << 30, gpus=2, gpu_model="T4"))
-        yield partial(opened, lambda agents: LocalBackend(settings, agents))
+        local = RoostLocalBackend(cpus=2, memory=1 << 30, gpus=2, gpu_model="T4")
+        yield partial(opened, lambda agents: LocalBackend(local, backend_context(agents, module_runtime_dir)))
         end_local(module_runtime_dir)
         return
     cluster = request.getfixturevalue(f"{kind}_cluster")
     folder = module_runtime_dir / f"backend_{kind}"
     folder.mkdir(mode=0o700)
     if kind == "ray":
-        settings = Settings(ray=ManagedSettings(address=cluster.address))
-        yield partial(opened, lambda agents: ray.create(settings, agents, folder=folder))
+        at_ray = RoostRayBackend(address=cluster.address)
+        yield partial(opened, lambda agents: ray.create(at_ray, backend_context(agents, folder)))
         join.leave()
         return
-    settings = Settings(dask=DaskSettings(address=cluster.address, **tls_files(cluster)))
-    yield partial(opened, lambda agents: dask.create(settings, agents, folder=folder))
+    at_dask = RoostDaskBackend(address=cluster.address, **tls_files(cluster))
+    yield partial(opened, lambda agents: dask.create(at_dask, backend_context(agents, folder)))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_contexts import backend_context
 from dask_books import noted
 from dask_machines import DaskMachines, Machine, why_not
 from distributed import Client as DaskClient
@@ -20,7 +21,7 @@ from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.dask.backend import create
-from roost.scheduler.config.settings import DaskSettings, Settings
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 
@@ -34,8 +35,8 @@ async def joined(
     address: str, folder: Path, grace_s: float = 300.0, python: str = ""
 ) -> AsyncIterator[Backend]:
     agents = Agents()
-    settings = Settings(dask=DaskSettings(address=address, manager_grace_s=grace_s, python=python))
-    backend = create(settings, agents, folder=folder)
+    settings = RoostDaskBackend(address=address, manager_grace_s=grace_s, python=python)
+    backend = create(settings, backend_context(agents, folder))
     await backend.open()
     try:
         yield backend

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from backend_contexts import backend_context
 from raylets import Raylets
 
 from roost.launchers.protocol.messages import Lease, Owner
@@ -14,7 +15,7 @@ from roost.placement import Decision, Request, get_policy
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.ray import join, placement_groups
 from roost.scheduler.backends.ray.backend import create
-from roost.scheduler.config.settings import ManagedSettings, Settings
+from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 
@@ -32,7 +33,7 @@ def cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
 @pytest.fixture
 async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[Backend]:
     agents = Agents()
-    backend = create(Settings(ray=ManagedSettings(address=cluster.address)), agents, folder=tmp_path)
+    backend = create(RoostRayBackend(address=cluster.address), backend_context(agents, tmp_path))
     await backend.open()
     try:
         yield backend

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from backend_contexts import backend_context
 
 from roost.launchers.agent.ledger import Conflict, LeaseLedger
 from roost.launchers.agent.node_metrics import AgentSettings
@@ -39,6 +40,7 @@ from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
+from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.scheduler import Scheduler
@@ -59,7 +61,7 @@ class FakeAgent:
         gpus: int = 0,
     ) -> None:
         self.name = name
-        self._folder = folder
+        self.folder = folder
         self._totals = (cpus, memory_bytes, gpus)
         self.failures: dict[str, RemoteError] = {}
         self.held: dict[str, asyncio.Event] = {}
@@ -75,9 +77,9 @@ class FakeAgent:
     def _begin(self) -> None:
         cpus, memory_bytes, gpus = self._totals
         devices = [Device(id=str(index), model="T4") for index in range(gpus)]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = LeaseLedger(
-            self._folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices
+            self.folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices
         )
         operations: dict[str, tuple[type, Callable[[Any], Any]]] = {
             "subscribe": (Nothing, lambda _: {}),
@@ -250,13 +252,16 @@ class FakeAgent:
         self._server.publish(encode(event))
 
 
-def local_backend(agent: FakeAgent, settings: Settings, agents: Agents) -> LocalBackend:
+def local_backend(
+    agent: FakeAgent, settings: Settings, agents: Agents, local: RoostLocalBackend | None = None
+) -> LocalBackend:
     """The real local backend, over a fake agent."""
 
     async def find(_: AgentSettings) -> tuple[str, ClientKeys]:
         return agent.address.endpoint, agent.address.keys
 
-    return LocalBackend(settings, agents, find_agent=find)
+    context = backend_context(agents, agent.folder, settings)
+    return LocalBackend(local or RoostLocalBackend(), context, find_agent=find)
 
 
 class FakeBackend(Backend):
@@ -267,8 +272,14 @@ class FakeBackend(Backend):
 
     name = "fake"
 
-    def __init__(self, fakes: list[FakeAgent], settings: Settings, agents: Agents) -> None:
-        self._parts = {fake.name: local_backend(fake, settings, agents) for fake in fakes}
+    def __init__(
+        self,
+        fakes: list[FakeAgent],
+        settings: Settings,
+        agents: Agents,
+        local: RoostLocalBackend | None = None,
+    ) -> None:
+        self._parts = {fake.name: local_backend(fake, settings, agents, local) for fake in fakes}
         self.lies: dict[str, Callable[[Node], Node]] = {}
 
     async def open(self) -> None:
@@ -324,12 +335,14 @@ class FakeBackend(Backend):
 class World:
     """A scheduler on fake nodes, and what it has told."""
 
-    def __init__(self, fakes: list[FakeAgent], settings: Settings, name: str) -> None:
+    def __init__(
+        self, fakes: list[FakeAgent], settings: Settings, name: str, local: RoostLocalBackend | None = None
+    ) -> None:
         agents = Agents()
         self.settings = settings
         self.fakes = fakes
         self.agent = fakes[0]
-        self.backend = FakeBackend(fakes, settings, agents)
+        self.backend = FakeBackend(fakes, settings, agents, local)
         self.scheduler = Scheduler(self.backend, agents, settings, name=name)
         self.events: list[Event] = []
         self._changed = asyncio.Event()
@@ -395,10 +408,13 @@ async def world(
 
 @asynccontextmanager
 async def scheduler_on(
-    fakes: list[FakeAgent], settings: Settings | None = None, name: str = "s"
+    fakes: list[FakeAgent],
+    settings: Settings | None = None,
+    name: str = "s",
+    local: RoostLocalBackend | None = None,
 ) -> AsyncIterator[World]:
     """A scheduler on nodes that are there already: the successor of one that was closed, or killed."""
-    made = World(fakes, settings or Settings(), name)
+    made = World(fakes, settings or Settings(), name, local)
     await made.scheduler.open()
     try:
         yield made

@@ -21,8 +21,8 @@ from dask_machines import DaskMachines, why_not, write_certificate
 from dask_nodes import tls_files
 
 from roost.scheduler.backends.dask import join
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.client.client import connect
-from roost.scheduler.config.settings import DaskSettings
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 
 dask = pytest.importorskip("dask")
@@ -41,7 +41,7 @@ def refused(address: str, **options: str) -> RoostError:
 
     began = time.monotonic()
     with pytest.raises(RoostError) as caught:
-        asyncio.run(join.join(DaskSettings(address=address, **options), ""))
+        asyncio.run(join.join(RoostDaskBackend(address=address, **options), ""))
     assert time.monotonic() - began < SECONDS
     assert "\n" not in str(caught.value)
     with warnings.catch_warnings():  # Dask leaves a half-open connection to the garbage collector
@@ -52,7 +52,7 @@ def refused(address: str, **options: str) -> RoostError:
 
 async def joined(**options: str) -> str:
     """Join a cluster, check that it answers, and return its address."""
-    found = await join.join(DaskSettings(**options), "")
+    found = await join.join(RoostDaskBackend(**options), "")
     try:
         await found.client.scheduler.identity()
         return found.address

@@ -39,6 +39,8 @@ ALLOWED = {
 ALLOWED_FOR_CLI = {"provisioners"}
 # Provisioners may import the modules of the scheduler that run in an application or a command, never the service's.
 CLIENT_SIDE = {
+    "backends.registry",
+    "backends.spec",
     "client",
     "client.client",
     "client.identity",
@@ -51,7 +53,8 @@ CLIENT_SIDE = {
     "service.operations",
 }
 SERVICE_SIDE = re.compile(
-    r"roost\.(placement|scheduler\.(backends|core|simulate|service\.server|config\.settings))\b.*"
+    r"roost\.(placement\b.*|scheduler\.(core|simulate|service\.server|config\.(files|section|settings))\b.*"
+    r"|scheduler\.backends\.(?!(spec|registry)$).*)"
 )
 NODE_SIDE_LIBRARIES = {"zmq", "psutil", "jupyter_client", "jupyter_core", "traitlets", "ipykernel", "IPython"}
 

@@ -44,6 +44,7 @@ print(roost.__version__, version("roost"))
 print(os.path.realpath(roost.__file__))
 (point,) = entry_points(group="jupyter_client.kernel_provisioners", name="roost")
 print(point.load().__name__)
+print(*sorted(point.load().name for point in entry_points(group="roost.backends")))
 for name in ("roost", "jupyter-roost"):
     print(*{point.value for point in entry_points(group="console_scripts", name=name)})
 """
@@ -96,9 +97,10 @@ def check_installed(site: Path) -> Path:
     """Check imports and entry points as a user of the installation sees them. Return the package's folder."""
     libraries = [path for path in sys.path if path.endswith("-packages")]
     shown = run(sys.executable, "-I", "-S", "-c", SHOW, site, *libraries, cwd=Path("/"))
-    versions, home, provisioner, roost, jupyter_roost = shown.splitlines()
+    versions, home, provisioner, backends, roost, jupyter_roost = shown.splitlines()
     assert len(set(versions.split())) == 1
     assert provisioner == "RoostProvisioner"
+    assert backends == "dask local ray"
     assert roost == jupyter_roost == "roost.scheduler.cli.main:main"
     assert sorted(path.name for path in (site.parents[2] / "bin").iterdir()) == ["jupyter-roost", "roost"]
     return Path(home).parent

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from roost.scheduler.backends.agent_per_node.agents import AgentPool
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
-from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.backends.base import BackendContext
 
+from . import SPEC
 from .manager import DaskManager
 from .nodes import DaskNode
+from .settings import RoostDaskBackend
 
 
-def create(settings: Settings, agents: Agents, *, folder: Path) -> AgentPerNodeBackend[DaskNode]:
-    """Return the backend. `folder` is for `agents.json`."""
-    manager = DaskManager(settings.dask)
+def create(settings: RoostDaskBackend, context: BackendContext) -> AgentPerNodeBackend[DaskNode]:
+    """Return the backend, which keeps `agents.json` in the context's folder."""
+    manager = DaskManager(settings)
     return AgentPerNodeBackend(
-        "dask",
+        SPEC.name,
         manager,
-        AgentPool(folder / "agents.json", agents, manager.start_agent),
-        restart_grace_s=settings.restart_grace_s,
-        manager_grace_s=settings.dask.manager_grace_s,
+        AgentPool(context.folder / "agents.json", context.agents, manager.start_agent),
+        restart_grace_s=context.restart_grace_s,
+        manager_grace_s=settings.manager_grace_s,
     )

@@ -17,13 +17,14 @@ from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.version import VERSION, parse_version
 from roost.scheduler.backends.agent_per_node import bootstrap
 from roost.scheduler.backends.agent_per_node.manager import shorten_error
-from roost.scheduler.config.settings import DaskSettings
 from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+from .settings import RoostDaskBackend
 
 _CALL_S = 8.0
 
 
-async def install_plugins(client: Any, settings: DaskSettings) -> None:
+async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
     """Register roost's plugins, unless the cluster has them with the same settings, or newer ones.
 
     Raises `BackendUnavailable`, or `ConfigError` if the cluster's plugins have a newer protocol.
@@ -40,7 +41,7 @@ async def install_plugins(client: Any, settings: DaskSettings) -> None:
     archive, digest = bootstrap.pack()
     agent_settings = AgentSettings(
         idle_exit_s=settings.agent_idle_exit_s,
-        preload=settings.preload,
+        preload=tuple(settings.preload),
         is_remote=True,
         gpu_visibility="manager",
     )

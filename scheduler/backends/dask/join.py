@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.config.settings import DaskSettings
 from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+from .settings import RoostDaskBackend
 
 _CONNECT_S = 3.0
 _PROBE_S = 1.0
@@ -37,7 +38,7 @@ class Joined:
     address: str
 
 
-async def join(settings: DaskSettings, fallback: str) -> Joined:
+async def join(settings: RoostDaskBackend, fallback: str) -> Joined:
     """Become a client of the cluster that the settings name, else Dask's configuration, else `fallback`.
 
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
@@ -70,7 +71,7 @@ async def leave(client: Any) -> None:
         pass  # its scheduler is gone
 
 
-def resolve(settings: DaskSettings, fallback: str = "") -> str:
+def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
     """Return the address of Dask's scheduler, tcp://host:port or tls://host:port."""
     import dask
 
@@ -107,7 +108,7 @@ def _read_scheduler_file(path: str) -> str:
         raise ConfigError(f"{path} is no Dask scheduler file: it has no address") from None
 
 
-def _build_security(settings: DaskSettings, address: str) -> Any:
+def _build_security(settings: RoostDaskBackend, address: str) -> Any:
     from distributed.security import Security
 
     given = {

@@ -16,12 +16,12 @@ from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.config.settings import DaskSettings
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import join, nodes
 from .install import install_plugins
 from .nodes import DaskNode
+from .settings import RoostDaskBackend
 
 _CALL_S = 8.0
 _LOOK_S = 2.0
@@ -41,7 +41,7 @@ class DaskManager:
     daemon = "last nanny"
     claim_name = "lease in Dask's scheduler"
 
-    def __init__(self, settings: DaskSettings) -> None:
+    def __init__(self, settings: RoostDaskBackend) -> None:
         self._settings = settings
         self._client: Any = None
         self._version = -1

@@ -14,10 +14,19 @@ from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import AgentEvent, NodeStatus, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
-from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
-from roost.scheduler.config.settings import LocalSettings, Settings
-from roost.scheduler.core.agent_calls import AgentCaller, Agents
+from roost.scheduler.backends.base import (
+    AgentAddress,
+    Backend,
+    BackendContext,
+    BackendEvent,
+    Lease,
+    LeaseReading,
+)
+from roost.scheduler.core.agent_calls import AgentCaller
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+
+from . import SPEC
+from .settings import RoostLocalBackend
 
 REFRESH_AFTER_S = 10.0
 """At most this old is the measured use in a snapshot."""
@@ -30,19 +39,29 @@ FindAgent = Callable[[AgentSettings], Awaitable[tuple[str, ClientKeys]]]
 """Returns the endpoint and keys of this machine's agent, which it starts if need be."""
 
 
+def create(settings: RoostLocalBackend, context: BackendContext) -> LocalBackend:
+    """Return the backend; named by `SPEC`."""
+    return LocalBackend(settings, context)
+
+
 class LocalBackend(Backend):
     """The agent of this user and machine, started when needed.
 
     The agent's events keep the snapshot up to date, so that a placement need not ask the agent.
     """
 
-    name = "local"
+    name = SPEC.name
 
     def __init__(
-        self, settings: Settings, agents: Agents, *, find_agent: FindAgent = find_or_start_agent
+        self,
+        settings: RoostLocalBackend,
+        context: BackendContext,
+        *,
+        find_agent: FindAgent = find_or_start_agent,
     ) -> None:
         self._settings = settings
-        self._agents = agents
+        self._context = context
+        self._agents = context.agents
         self._find_agent = find_agent
         self._finding: asyncio.Task[AgentAddress] | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -53,7 +72,7 @@ class LocalBackend(Backend):
         self._known: dict[str, Lease | None] = {}  # None: requested, but not answered yet
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
         self._caller = AgentCaller(
-            agents,
+            self._agents,
             self._address,
             name="the agent of this machine",
             on_lost=self._forget_address,
@@ -85,7 +104,7 @@ class LocalBackend(Backend):
     async def claim(self, lease: Lease) -> Lease:
         if lease.node_id not in self._snapshot:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
-        reserve = Reserve(lease=lease, linger_s=self._settings.restart_grace_s)
+        reserve = Reserve(lease=lease, linger_s=self._context.restart_grace_s)
         self._known.setdefault(lease.id, None)
         try:
             held = await self._caller.call(lambda agent: agent.reserve(reserve))
@@ -124,14 +143,13 @@ class LocalBackend(Backend):
         self._finding = None
 
     async def _find(self) -> AgentAddress:
-        local = self._settings.local
         settings = AgentSettings(
-            cpus=local.cpus,
-            memory_bytes=local.memory_bytes,
-            gpus=local.gpus,
-            gpu_model=local.gpu_model,
-            idle_exit_s=self._settings.idle_exit_s,
-            preload=local.preload,
+            cpus=self._settings.cpus,
+            memory_bytes=self._settings.memory,
+            gpus=self._settings.gpus,
+            gpu_model=self._settings.gpu_model,
+            idle_exit_s=self._context.idle_exit_s,
+            preload=tuple(self._settings.preload),
         )
         try:
             endpoint, keys = await self._find_agent(settings)
@@ -143,7 +161,7 @@ class LocalBackend(Backend):
         changes = self._changes
         status = await self._caller.call(lambda agent: agent.status())
         gone = set(self._snapshot.nodes) - {status.hostname}
-        self._snapshot = self._snapshot.apply([_build_node(status, self._settings.local)], removed=gone)
+        self._snapshot = self._snapshot.apply([_build_node(status, self._settings)], removed=gone)
         self._taken_at = time.monotonic()
         # An event that arrived while the agent answered may be newer than the answer.
         self._is_stale = changes != self._changes
@@ -179,10 +197,10 @@ class LocalBackend(Backend):
             self._snapshot = self._snapshot.apply([node.with_kernel(lease.request, lease.device_ids)])
 
 
-def _build_node(status: NodeStatus, local: LocalSettings) -> Node:
+def _build_node(status: NodeStatus, settings: RoostLocalBackend) -> Node:
     return Node(
         id=status.hostname,
-        labels=local.labels,
+        labels=settings.labels,
         cpus=status.cpus,
         memory_bytes=status.memory_bytes,
         devices=status.devices,
@@ -192,7 +210,7 @@ def _build_node(status: NodeStatus, local: LocalSettings) -> Node:
         cpus_used=status.cpus_used,
         memory_used_bytes=status.memory_used_bytes,
         kernels=status.kernels,
-        taints=local.taints,
+        taints=tuple(settings.taints),
         warm=status.warm,
         metrics_age_s=status.metrics_age_s,
     )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from roost.scheduler.backends.agent_per_node.agents import AgentPool
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
-from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.backends.base import BackendContext
 
+from . import SPEC
 from .manager import RayManager
 from .nodes import RayNode
+from .settings import RoostRayBackend
 
 
-def create(settings: Settings, agents: Agents, *, folder: Path) -> AgentPerNodeBackend[RayNode]:
-    """Return the backend. `folder` is for `agents.json`."""
-    manager = RayManager(settings.ray)
+def create(settings: RoostRayBackend, context: BackendContext) -> AgentPerNodeBackend[RayNode]:
+    """Return the backend, which keeps `agents.json` in the context's folder."""
+    manager = RayManager(settings)
     return AgentPerNodeBackend(
-        "ray",
+        SPEC.name,
         manager,
-        AgentPool(folder / "agents.json", agents, manager.start_agent),
-        restart_grace_s=settings.restart_grace_s,
-        manager_grace_s=settings.ray.manager_grace_s,
+        AgentPool(context.folder / "agents.json", context.agents, manager.start_agent),
+        restart_grace_s=context.restart_grace_s,
+        manager_grace_s=settings.manager_grace_s,
     )

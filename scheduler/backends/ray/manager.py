@@ -23,13 +23,13 @@ from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import AgentAddress, Lease
-from roost.scheduler.config.settings import ManagedSettings
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
-from . import agent_task, join, nodes, placement_groups
+from . import SPEC, agent_task, join, nodes, placement_groups
 from .calls import RayCalls
 from .nodes import RayNode
 from .placement_groups import Group
+from .settings import RoostRayBackend
 
 _LOOK_S = 0.5
 """How long to wait between two readings of Ray's state (0.4 ms each): joins, deaths and lost leases show within 1 s."""
@@ -49,7 +49,7 @@ class RayManager:
     daemon = "raylet"
     claim_name = "placement group"
 
-    def __init__(self, settings: ManagedSettings, calls: RayCalls | None = None) -> None:
+    def __init__(self, settings: RoostRayBackend, calls: RayCalls | None = None) -> None:
         self._settings = settings
         self._calls = calls or RayCalls()
         self._address = ""
@@ -121,7 +121,7 @@ class RayManager:
             cpus=node.total.get("CPU", 0.0),
             memory_bytes=int(node.total.get("memory", 0)),
             idle_exit_s=self._settings.agent_idle_exit_s,
-            preload=self._settings.preload,
+            preload=tuple(self._settings.preload),
             address=node.address,
             is_remote=True,
             gpu_visibility="manager",
@@ -142,7 +142,7 @@ class RayManager:
         return StartedAgent(address=address, daemon=node.ray_id)
 
     async def _join(self, known: str) -> str:
-        address = self._settings.address or os.environ.get("RAY_ADDRESS") or known
+        address = self._settings.address or os.environ.get(SPEC.address_variable) or known
         join_ray = functools.partial(join.join, address, namespace=placement_groups.NAMESPACE)
         self._address = await self._calls.run(join_ray, deadline_s=_JOIN_S)
         return self._address

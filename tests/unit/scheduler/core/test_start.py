@@ -11,7 +11,8 @@ from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.placement import Snapshot, get_policy
 from roost.placement.model import Request
-from roost.scheduler.config.settings import LocalSettings, Settings
+from roost.scheduler.backends.local.settings import RoostLocalBackend
+from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import lease_claim
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.cluster import Cluster
@@ -40,10 +41,10 @@ async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> Non
 
 
 async def test_labels_taints_and_what_is_warm_decide(tmp_path: Path) -> None:
-    settings = Settings(local=LocalSettings(labels={"zone": "a"}, taints=("lab",)))
+    local = RoostLocalBackend(labels={"zone": "a"}, taints=["lab"])
     cold, warm = (FakeAgent(tmp_path / name, name=name) for name in ("cold", "warm"))
     warm.warm = ("kernel",)  # argv[0] of the kernels that are started here
-    async with scheduler_on([cold, warm], settings) as w:
+    async with scheduler_on([cold, warm], local=local) as w:
         with pytest.raises(NoNodeEver, match="lack a label asked for"):
             await w.start("k1", labels={"disk": "ssd"}, tolerates=("lab",))
         with pytest.raises(NoNodeEver, match="are kept for others"):

@@ -31,7 +31,8 @@ from roost.placement import (
     get_policy,
 )
 from roost.placement.scorers import FewKernels
-from roost.scheduler.config.settings import Settings, load
+from roost.scheduler.config.files import load_settings
+from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.policies import catalog as module
 from roost.scheduler.policies.catalog import PolicyCatalog
@@ -355,7 +356,7 @@ async def test_only_the_operator_names_a_file(tmp_path: Path) -> None:
         "  'none': 'policies/mine.py:NONE', 'gone': 'gone.py:X', 'needs': 'policies/mine.py:Needs', 'p': 'pack'}\n"
         "c.RoostScheduler.default_policy = 'policies/mine.py:MINE'\n"
     )
-    settings = load("local", {"config_file": str(tmp_path / "config.py")})
+    settings, _ = load_settings("local", {"config_file": str(tmp_path / "config.py")})
     modules, path = set(sys.modules), list(sys.path)
     async with policies(settings) as found:
         for name in ("mine", settings.default_policy, "p"):

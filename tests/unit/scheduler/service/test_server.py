@@ -24,6 +24,7 @@ from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement.model import Request
+from roost.scheduler.backends.spec import BackendSpec
 from roost.scheduler.client.client import connect
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
@@ -74,13 +75,16 @@ class Caller:
         await self._client.close()
 
 
+SPEC = BackendSpec(name="fake", settings="none:RoostFakeBackend", create="none:create")
+
+
 @asynccontextmanager
 async def served(
     tmp_path: Path, settings: Settings | None = None, **totals: Any
 ) -> AsyncIterator[tuple[World, Service, Caller]]:
     settings = settings or Settings()
     async with world(tmp_path, settings=settings, **totals) as w:
-        service = Service(w.scheduler, settings, backend="fake")
+        service = Service(w.scheduler, settings, SPEC)
         caller = Caller(service.server.start(f"ipc://{tmp_path}/s"))
         await caller.open()
         try:
@@ -246,7 +250,7 @@ def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch
     """Its name comes from a kernelspec."""
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "run"))
     for ask in (lambda: service_folder("../../x", {}), lambda: connect("../../x")):
-        with pytest.raises(ConfigError, match=r"no backend '\.\./\.\./x'; known are local"):
+        with pytest.raises(ConfigError, match=r"no backend '\.\./\.\./x'; known are dask, local, ray"):
             ask()
     assert not (tmp_path / "run").exists()
 

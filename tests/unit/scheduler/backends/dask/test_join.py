@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roost.scheduler.backends.dask.join import resolve
-from roost.scheduler.config.settings import DaskSettings
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 dask = pytest.importorskip("dask")
@@ -21,21 +21,21 @@ def no_cluster_is_configured() -> None:
 
 
 def test_the_settings_come_first_then_dasks_configuration_then_the_last_one() -> None:
-    assert resolve(DaskSettings(), "tcp://last:1") == "tcp://last:1"
+    assert resolve(RoostDaskBackend(), "tcp://last:1") == "tcp://last:1"
     with dask.config.set({"scheduler-address": "tcp://configured:1"}):
-        assert resolve(DaskSettings(), "tcp://last:1") == "tcp://configured:1"
-        assert resolve(DaskSettings(address="tcp://set:1"), "tcp://last:1") == "tcp://set:1"
+        assert resolve(RoostDaskBackend(), "tcp://last:1") == "tcp://configured:1"
+        assert resolve(RoostDaskBackend(address="tcp://set:1"), "tcp://last:1") == "tcp://set:1"
     with pytest.raises(ConfigError, match="there is no Dask cluster to join: give its scheduler's address"):
-        resolve(DaskSettings())
+        resolve(RoostDaskBackend())
 
 
 def test_the_scheme_is_what_the_settings_imply() -> None:
-    assert resolve(DaskSettings(address="here:8786")) == "tcp://here:8786"
-    assert resolve(DaskSettings(address="here:8786", tls_ca_file="ca.pem")) == "tls://here:8786"
-    assert resolve(DaskSettings(address="tcp://here:8786", tls_ca_file="ca.pem")) == "tcp://here:8786"
+    assert resolve(RoostDaskBackend(address="here:8786")) == "tcp://here:8786"
+    assert resolve(RoostDaskBackend(address="here:8786", tls_ca_file="ca.pem")) == "tls://here:8786"
+    assert resolve(RoostDaskBackend(address="tcp://here:8786", tls_ca_file="ca.pem")) == "tcp://here:8786"
     with dask.config.set({"distributed.comm.require-encryption": True}):
-        assert resolve(DaskSettings(address="here:8786")) == "tls://here:8786"
-    assert resolve(DaskSettings(address="tcp://[::1]:8786")) == "tcp://[::1]:8786"
+        assert resolve(RoostDaskBackend(address="here:8786")) == "tls://here:8786"
+    assert resolve(RoostDaskBackend(address="tcp://[::1]:8786")) == "tcp://[::1]:8786"
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,19 @@ def test_the_scheme_is_what_the_settings_imply() -> None:
 )
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ConfigError, match="is no address of a Dask scheduler: give tcp://host:port"):
-        resolve(DaskSettings(address=address))
+        resolve(RoostDaskBackend(address=address))
 
 
 def test_scheduler_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "scheduler.json"
     with pytest.raises(BackendUnavailable, match=r"cannot be read: No such file.*is the cluster running\?"):
-        resolve(DaskSettings(address=str(file)))
+        resolve(RoostDaskBackend(address=str(file)))
     file.write_text(json.dumps({"address": "tls://there:8786", "workers": {}}))
-    assert resolve(DaskSettings(address=str(file))) == "tls://there:8786"
+    assert resolve(RoostDaskBackend(address=str(file))) == "tls://there:8786"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolve(DaskSettings(address="~/scheduler.json")) == "tls://there:8786"
+    assert resolve(RoostDaskBackend(address="~/scheduler.json")) == "tls://there:8786"
     (other := tmp_path / "named otherwise").write_text(file.read_text())
-    assert resolve(DaskSettings(address=str(other))) == "tls://there:8786"
+    assert resolve(RoostDaskBackend(address=str(other))) == "tls://there:8786"
     file.write_text("[]")
     with pytest.raises(ConfigError, match="is no Dask scheduler file: it has no address"):
-        resolve(DaskSettings(address=str(file)))
+        resolve(RoostDaskBackend(address=str(file)))

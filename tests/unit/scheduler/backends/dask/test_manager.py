@@ -12,7 +12,7 @@ import pytest
 from roost.scheduler.backends.dask import manager
 from roost.scheduler.backends.dask.manager import DaskManager
 from roost.scheduler.backends.dask.nodes import DaskNode
-from roost.scheduler.config.settings import DaskSettings
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
 
 WITH_GPU = DaskNode(
     id="10.0.0.1",
@@ -33,7 +33,7 @@ class Told(DaskManager):
     """Sees each of these pictures in turn, then the last one again."""
 
     def __init__(self, *pictures: Iterable[DaskNode]) -> None:
-        super().__init__(DaskSettings())
+        super().__init__(RoostDaskBackend())
         self._pictures = list(pictures)
         self.looks = 0
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from backend_contexts import backend_context
 
 from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray.backend import create
-from roost.scheduler.config.settings import ManagedSettings, Settings
+from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 
@@ -40,7 +41,7 @@ async def test_the_cluster_is_the_configured_one_else_ray_addresss_else_the_last
     monkeypatch.setattr(join, "join", fake_join)
     monkeypatch.setenv("RAY_ADDRESS", environment)
     (tmp_path / "agents.json").write_text(json.dumps({"cluster": remembered, "agents": {}}))
-    backend = create(Settings(ray=ManagedSettings(address=configured)), Agents(), folder=tmp_path)
+    backend = create(RoostRayBackend(address=configured), backend_context(Agents(), tmp_path))
     with pytest.raises(BackendUnavailable, match="there is none"):
         await backend.open()
     assert asked_for == [asked]

@@ -14,7 +14,7 @@ from roost.scheduler.backends.ray import manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
-from roost.scheduler.config.settings import ManagedSettings
+from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 
 NODE = RayNode(
@@ -68,7 +68,7 @@ def lease(device: str, share: float) -> Lease:
 
 
 async def claim_again(ray: OneNode, held: Lease) -> tuple[str, ...]:
-    ray_manager = RayManager(ManagedSettings(), ray)  # type: ignore[arg-type]
+    ray_manager = RayManager(RoostRayBackend(), ray)  # type: ignore[arg-type]
     await ray_manager.membership.join("")
     return await ray_manager.claim(held, NODE, lambda *_: True, again=True)
 

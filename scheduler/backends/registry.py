@@ -1,0 +1,80 @@
+"""The installed backends, found by the entry point group `roost.backends`. Cheap to import, like `spec`.
+
+An entry point's name is the backend's name, and its value is the backend's `BackendSpec`
+(`roost.scheduler.backends.ray:SPEC`). Each process reads the installed packages once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import distributions
+from typing import Any
+
+from roost.scheduler.errors import ConfigError
+
+from .spec import BackendSpec
+
+GROUP = "roost.backends"
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all installed backends, sorted."""
+    return tuple(sorted(_find_references()))
+
+
+@cache
+def get_spec(name: str) -> BackendSpec:
+    """Return the spec of a backend.
+
+    Raises `ConfigError` if no package or more than one provides the backend, or if its spec cannot be loaded.
+    """
+    found = _find_references()
+    if name not in found:
+        if not found:
+            raise ConfigError(
+                "roost's installation registers no backends: install roost again (in a checkout: "
+                "pip install --no-deps --editable .)."
+            )
+        raise ConfigError(f"there is no backend {name!r:.40}; known are {', '.join(backend_names())}.")
+    if len(found[name]) > 1:
+        packages = " and ".join(sorted(found[name]))
+        raise ConfigError(f"{packages} each provide a backend {name!r}: uninstall all but one of them.")
+    ((package, reference),) = found[name].items()
+    spec = load_object(reference, f"the backend {name!r} of the package {package}")
+    if not isinstance(spec, BackendSpec) or spec.name != name:
+        raise ConfigError(
+            f"the package {package} names {reference} as its backend {name!r}, which is no BackendSpec of that name."
+        )
+    return spec
+
+
+def load_object(reference: str, what: str) -> Any:
+    """Import `module:attribute`; raise `ConfigError`, which names `what` could not be loaded."""
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as problem:
+        raise ConfigError(
+            f"{what} cannot be loaded from {reference}: {type(problem).__name__}: {problem}"
+        ) from problem
+
+
+@cache
+def _find_references() -> Mapping[str, Mapping[str, str]]:
+    """Return by backend name, and then by package, the reference of its spec (4 ms for 130 packages)."""
+    found: dict[str, dict[str, str]] = {}
+    seen = set[str]()
+    for distribution in distributions():
+        # `importlib.metadata.entry_points` parses the file of every package, which takes twice as long.
+        if f"[{GROUP}]" not in (distribution.read_text("entry_points.txt") or ""):
+            continue
+        package = distribution.metadata["Name"]
+        if package in seen:  # an older copy later in sys.path
+            continue
+        seen.add(package)
+        for point in distribution.entry_points:
+            if point.group == GROUP:
+                found.setdefault(point.name, {})[package] = point.value
+    return found

@@ -1,0 +1,117 @@
+"""`BackendSpec`: the facts about a backend that roost needs before it imports the backend's cluster library.
+
+Every part of roost may import this module: it needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT_BACKEND = "local"
+"""The backend of kernelspecs and calls that name none."""
+
+_KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOption:
+    """An option that a single kernel can set for its backend.
+
+    `kind` is `str`, `int`, `float` or `bool`. `variable` is the `KERNEL_*` variable that sets the option; empty means
+    that none does.
+    """
+
+    name: str
+    kind: type
+    help: str
+    variable: str = ""
+
+    def check(self, value: Any) -> None:
+        """Raise `ConfigError` if the value has the wrong type. A whole number is also a number."""
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+            raise _error(f"{self.name} = {value!r:.40} must be {_KINDS[self.kind]} ({self.help}).")
+
+    def read(self, value: Any) -> Any:
+        """Return the value, which may be text from a command line or a variable; raise `ConfigError`."""
+        if isinstance(value, str) and self.kind is not str:
+            try:
+                value = json.loads(value)
+            except ValueError:
+                pass  # `check` names the option and the text
+        self.check(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSpec:
+    """A backend's name, and where its parts are.
+
+    `settings` names the backend's section of the configuration as `module:Class`. The class is a
+    `config.section.Section` called `Roost<Name>Backend`, and its traits are the options of `roost.connect`. `create`
+    names a function as `module:function`. The service alone imports that module, and calls the function with the
+    settings and a `BackendContext` to get the `Backend`. `address_variable` is the environment variable that names the
+    cluster if the setting `address` is empty; a backend without that setting has none. `runs_on_this_machine` means
+    that kernels share the application's files and network interfaces.
+
+    >>> spec = BackendSpec(name="demo", settings="demo.settings:RoostDemoBackend", create="demo.backend:create")
+    >>> spec.section
+    'RoostDemoBackend'
+    """
+
+    name: str
+    settings: str
+    create: str
+    address_variable: str = ""
+    runs_on_this_machine: bool = False
+    request_options: tuple[RequestOption, ...] = ()
+
+    @property
+    def section(self) -> str:
+        """The name of the backend's section in a configuration file, without `c.`."""
+        return self.settings.rpartition(":")[2]
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` for an unknown option of a request, or for a value of the wrong type."""
+        for name, value in options.items():
+            self._option(name).check(value)
+
+    def read_options(self, options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+        """Return the options of a request, in which the `KERNEL_*` variables of `environment` win.
+
+        Values may be text. Raises `ConfigError` like `check_options`.
+        """
+        given = {name: self._option(name).read(value) for name, value in options.items() if value is not None}
+        for option in self.request_options:
+            if option.variable and (text := environment.get(option.variable, "").strip()):
+                given[option.name] = option.read(text)
+        return given
+
+    def _option(self, name: str) -> RequestOption:
+        for option in self.request_options:
+            if option.name == name:
+                return option
+        known = [option.name for option in self.request_options]
+        if not known:
+            raise _error(f"the backend {self.name} has no options for requests: leave out {name!r:.40}.")
+        raise _error(describe_unknown(f"request option of the backend {self.name}", name, known))
+
+
+def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """Return one sentence about an unknown name: the likely intended one, or all known ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    guess = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+    return f"there is no {what} named {str(name)[:40]}: {guess}"
+
+
+def _error(sentence: str) -> Exception:
+    from roost.scheduler.errors import (
+        ConfigError,  # late: errors import zmq, which `roost --help` does not need
+    )
+
+    return ConfigError(sentence)

@@ -1,0 +1,115 @@
+"""`load_settings`: reads the configuration files, and checks every section and option in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import jupyter_config_path
+from traitlets import TraitError
+from traitlets.config import Config
+from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, PyFileConfigLoader
+
+from roost.scheduler.backends.registry import backend_names, get_spec, load_object
+from roost.scheduler.backends.spec import describe_unknown
+from roost.scheduler.errors import ConfigError
+
+from .section import Memory, Section
+from .settings import Settings
+
+CONFIG_NAME = "jupyter_roost_config"
+
+
+def load_settings(
+    backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None = None
+) -> tuple[Settings, Section]:
+    """Return the scheduler's settings and the backend's; raise `ConfigError`, which names the wrong key.
+
+    Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path` (default:
+    Jupyter's), of which the first wins. The other options are settings of the backend, and beat its section.
+    """
+    files = Path(config_file) if (config_file := options.get("config_file")) else None
+    config = _read_all(files, jupyter_config_path() if path is None else path)
+    own = _load_section(backend)
+    classes: dict[str, type[Section]] = {"RoostScheduler": Settings, get_spec(backend).section: own}
+    others = {get_spec(name).section: name for name in backend_names() if name != backend}
+    for section, values in config.items():
+        if section not in classes:
+            if section not in others:
+                names = [f"c.{name}" for name in (*classes, *others)]
+                raise ConfigError(describe_unknown("section", f"c.{section}", names))
+            classes[section] = _load_section(others[section])
+        for name in values:
+            if name not in (known := classes[section].class_traits(config=True)):
+                raise ConfigError(describe_unknown(f"option of c.{section}", name, known))
+    config.merge(Config({own.__name__: _to_values(backend, own, options)}))
+    try:
+        settings = Settings(config=config)
+        sections = {section: build(config=config) for section, build in classes.items()}
+    except TraitError as problem:
+        raise ConfigError(f"a setting is wrong: {' '.join(str(problem).split())}") from None
+    return settings, sections[own.__name__]
+
+
+def _load_section(backend: str) -> type[Section]:
+    reference = get_spec(backend).settings
+    section = load_object(reference, f"the settings of the backend {backend}")
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise ConfigError(f"the settings of the backend {backend}, {reference}, are no Section.")
+    return section
+
+
+def _to_values(backend: str, section: type[Section], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by their traits' names. An option for memory may also be called `<name>_bytes`."""
+    traits = section.class_traits(config=True)
+    aliases = {f"{name}_bytes": name for name, trait in traits.items() if isinstance(trait, Memory)}
+    values = {}
+    for name, value in options.items():
+        if (trait := aliases.get(name, name)) not in traits and name != "config_file":
+            raise ConfigError(
+                describe_unknown(f"option of the backend {backend}", name, [*traits, "config_file"])
+            )
+        if value is not None and name != "config_file":
+            values[trait] = value
+    return values
+
+
+def _read_all(file: Path | None, path: Sequence[str]) -> Config:
+    config = Config()
+    if file is not None and not file.is_file():
+        raise ConfigError(f"there is no configuration file {file}.", config_file=str(file))
+    files = [file] if file is not None else []
+    for folder in reversed([] if files else path):
+        candidates = (Path(folder, f"{CONFIG_NAME}{suffix}") for suffix in (".py", ".json"))
+        files += [candidate for candidate in candidates if candidate.is_file()]
+    for each in files:
+        config.merge(_read(each))
+    return config
+
+
+def _read(file: Path) -> Config:
+    loader = JSONFileConfigLoader if file.suffix == ".json" else PyFileConfigLoader
+    try:
+        config = loader(file.name, path=str(file.parent)).load_config()
+    except ConfigFileNotFound:  # it was removed meanwhile
+        return Config()
+    except Exception as problem:  # noqa: BLE001 - a configuration file is anybody's Python
+        raise ConfigError(f"{file} cannot be read: {type(problem).__name__}: {problem}") from None
+    _resolve_paths(config, file.parent)
+    return config
+
+
+def _resolve_paths(config: Config, folder: Path) -> None:
+    """Make the paths of policies absolute. They are relative to the folder of the file that names them."""
+
+    def resolve(spec: Any) -> Any:
+        path, _, attribute = str(spec).rpartition(":")
+        is_file = isinstance(spec, str) and path.endswith(".py")
+        return f"{folder.resolve() / Path(path).expanduser()}:{attribute}" if is_file else spec
+
+    own = config.get("RoostScheduler", {})
+    if isinstance(own.get("policies"), dict):
+        own["policies"] = {name: resolve(spec) for name, spec in own["policies"].items()}
+    if "default_policy" in own:
+        own["default_policy"] = resolve(own["default_policy"])

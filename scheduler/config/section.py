@@ -1,0 +1,82 @@
+"""`Section`: one section of the configuration, as the frozen settings that the code reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from traitlets import Float, TraitError, TraitType
+from traitlets.config import Config, Configurable
+
+from .memory_size import parse_bytes
+
+Bytes = TypeVar("Bytes", int, int | None)
+S = TypeVar("S", bound="Section")
+
+
+class Memory(TraitType[Bytes, "int | str | None"]):  # type: ignore[misc,unused-ignore]
+    """An amount of memory: people write `8GiB` or bytes, and the code reads bytes."""
+
+    info_text = "an amount of memory such as '8GiB'"
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Return bytes; raise `TraitError`. Called by traitlets."""
+        from roost.scheduler.errors import ConfigError  # late, like in memory_size
+
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            self.error(obj, value)
+        try:
+            return parse_bytes(value)
+        except ConfigError as problem:
+            raise TraitError(f"{self.name} of c.{type(obj).__name__}: {problem}") from None
+
+
+class Section(Configurable):  # type: ignore[misc,unused-ignore]
+    """The settings of one section, `c.<class name>`. They do not change after construction.
+
+    A value is given as a keyword argument, or comes from `config`, or is the trait's default. Raises `TraitError`.
+    Two sections of the same class are equal if all their values are.
+
+    >>> from traitlets import Unicode
+    >>> class RoostDemoBackend(Section):
+    ...     address = Unicode("", help="Where the cluster listens.").tag(config=True)
+    >>> RoostDemoBackend(address="host:1").address
+    'host:1'
+    """
+
+    def __init__(self, *, config: Config | None = None, **values: Any) -> None:
+        if unknown := sorted(values.keys() - self.class_traits(config=True).keys()):
+            raise TypeError(f"{type(self).__name__} has no setting {unknown[0]!r}")
+        super().__init__(config=Config() if config is None else config, **values)
+        self._is_complete = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and getattr(self, "_is_complete", False):  # traitlets sets private names
+            raise AttributeError(f"{type(self).__name__} is frozen: use `with_values`")
+        super().__setattr__(name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values() == other._values()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+    def with_values(self: S, **changes: Any) -> S:
+        """Return a copy with these values."""
+        return type(self)(**{**self._values(), **changes})
+
+    def _values(self) -> Mapping[str, Any]:
+        return {name: getattr(self, name) for name in self.class_traits(config=True)}
+
+
+def cap(what: str) -> Float[float | None, float | int | None]:
+    """Return a trait for an upper limit, which is off by default."""
+    # traitlets declares int where it means float.
+    return Float(None, allow_none=True, min=0.0, help=f"{what} (None: no cap).").tag(config=True)  # type: ignore[return-value]
+
+
+def seconds(default: float, what: str) -> Float[float, float | int]:
+    """Return a trait for a duration."""
+    return Float(default, min=0.0, help=what).tag(config=True)

@@ -1,0 +1,20 @@
+"""`BackendContext` as the service would build it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roost.scheduler.backends.base import BackendContext
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.core.agent_calls import Agents
+
+
+def backend_context(agents: Agents, folder: Path, settings: Settings | None = None) -> BackendContext:
+    """Return a context with the default settings, or these."""
+    settings = settings or Settings()
+    return BackendContext(
+        agents=agents,
+        folder=folder,
+        restart_grace_s=settings.restart_grace_s,
+        idle_exit_s=settings.idle_exit_s,
+    )

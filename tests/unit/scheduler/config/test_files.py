@@ -1,0 +1,113 @@
+"""The settings: read from files and options, checked, and frozen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from traitlets import TraitError
+
+from roost.scheduler.backends.local.settings import RoostLocalBackend
+from roost.scheduler.config.files import load_settings
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import ConfigError
+
+GIB = 1 << 30
+
+
+def write(folder: Path, text: str, name: str = "jupyter_roost_config.py") -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return [str(folder)]
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    assert load_settings("local", {}, path=[]) == (Settings(), RoostLocalBackend())
+
+
+def test_python_and_json_files_are_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "first",
+        "c.RoostScheduler.max_gpus_per_kernel = 0.5\n"
+        "c.RoostScheduler.max_memory_per_user = '8GiB'\n"
+        "c.RoostScheduler.allowed_users = ['ada']\n"
+        "c.RoostLocalBackend.preload = ['numpy']\n"
+        "c.RoostLocalBackend.labels = {'zone': 'a'}\n"
+        "c.RoostLocalBackend.taints = ['lab']\n",
+    )
+    site = {"RoostScheduler": {"max_gpus_per_kernel": 2, "max_kernels_per_user": 3}}
+    path += write(tmp_path / "second", json.dumps(site), "jupyter_roost_config.json")
+    settings, local = load_settings("local", {}, path=path)
+    assert settings == Settings(
+        max_gpus_per_kernel=0.5,
+        max_kernels_per_user=3,
+        max_memory_per_user=8 * GIB,
+        allowed_users=["ada"],
+    )
+    assert local == RoostLocalBackend(preload=["numpy"], labels={"zone": "a"}, taints=["lab"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("c.RoostScheduler.max_gpu_per_kernel = 1", "did you mean max_gpus_per_kernel"),
+        ("c.RoostSheduler.max_gpus_per_kernel = 1", "did you mean c.RoostScheduler"),
+        ("c.RoostScheduler.max_gpus_per_kernel = 'many'", "a setting is wrong"),
+        ("c.RoostScheduler.max_gpus_per_kernel = -1", "a setting is wrong"),
+        ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
+        ("c.RoostLocalBackend.labels = {'zone': 1}", "a setting is wrong"),
+        (
+            "c.RoostScheduler.policies = {'balanced': 'm:P'}",
+            "'balanced' .* the name of a shipped one: give it",
+        ),
+        ("c.RoostLocalBackend.taints = ['']", "a taint of c.RoostLocalBackend has no name"),
+        ("raise RuntimeError('oops')", "RuntimeError: oops"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_settings("local", {}, path=write(tmp_path, text))
+
+
+def test_options_overrule_the_file_and_are_checked_too(tmp_path: Path) -> None:
+    write(tmp_path, "c.RoostLocalBackend.gpus = 1")
+    file = str(tmp_path / "jupyter_roost_config.py")
+    options = {
+        "config_file": file,
+        "gpus": 2,
+        "memory_bytes": GIB,
+        "gpu_model": "T4",
+        "labels": {"zone": "b"},
+    }
+    assert load_settings("local", options, path=[])[1] == RoostLocalBackend(
+        gpus=2, memory=GIB, gpu_model="T4", labels={"zone": "b"}
+    )
+    assert load_settings("local", {"config_file": file}, path=[])[1] == RoostLocalBackend(gpus=1)
+    for wrong, said in (
+        ({"gpu": 2}, "did you mean gpus"),
+        ({"gpus": -1}, "a setting is wrong"),
+        ({"gpus": 1.5}, "a setting is wrong"),
+        ({"config_file": str(tmp_path / "none.py")}, "there is no configuration file"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_settings("local", wrong, path=[])
+    with pytest.raises(ConfigError, match="there is no backend 'cloud'"):
+        load_settings("cloud", {}, path=[])
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings(default_memory="2GiB")
+    with pytest.raises(AttributeError, match="is frozen"):
+        settings.default_memory = 0
+    changed = settings.with_values(default_cpus=2)
+    assert (changed.default_cpus, changed.default_memory, settings.default_cpus) == (2, 2 * GIB, 0)
+    assert changed != settings
+    with pytest.raises(TypeError, match="has no setting 'default_cpu'"):
+        Settings(default_cpu=1)
+
+
+@pytest.mark.parametrize("amount", ["lots", -1, True, 1.5, None])
+def test_memory_is_checked(amount: object) -> None:
+    with pytest.raises(TraitError, match="default_memory"):
+        Settings(default_memory=amount)
