@@ -1,0 +1,280 @@
+"""The backend of agents per node, over a fake cluster manager and fake agents."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent
+
+from roost.launchers.protocol.messages import Lease, NodeStatus, Owner
+from roost.placement import Node, Request
+from roost.scheduler.backends.agent_per_node import backend as module
+from roost.scheduler.backends.agent_per_node.agents import AgentPool
+from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
+from roost.scheduler.backends.agent_per_node.membership import Membership
+from roost.scheduler.backends.base import BackendEvent
+from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+
+LEASE = Lease(
+    id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="here"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeNode:
+    id: str
+    daemon: str = "1"
+    started_agent: StartedAgent | None = None
+
+
+class FakeManager:
+    """A cluster manager with one node of 4 CPUs for each agent.
+
+    `problem`: why it does not answer. `left`: nodes that have left. `refusal`: why it refuses claims.
+    """
+
+    name = "Fake"
+    daemon = "daemon"
+    claim_name = "claim"
+
+    def __init__(self, *agents: FakeAgent) -> None:
+        self.agents = {agent.name: agent for agent in agents}
+        self.granted: dict[str, Lease] = {}
+        self.problem = ""
+        self.refusal = ""
+        self.left: set[str] = set()
+        self.calls: list[str] = []
+        self.membership: Membership[FakeNode] = Membership("Fake", join=self._join, fetch=self._fetch)
+
+    async def close(self) -> None: ...
+
+    async def wait_until_described(self) -> None: ...
+
+    async def wait_for_change(self) -> None:
+        await asyncio.sleep(0.01)
+
+    async def read_metrics(self) -> Collection[str]:
+        return ()
+
+    def build_node(
+        self, node: FakeNode, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+    ) -> Node:
+        return Node(id=node.id, cpus=4, cpus_promised=sum(lease.request.cpus for lease in leases))
+
+    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+        return {"FAKE_ADDRESS": address}
+
+    async def claim(
+        self, lease: Lease, node: FakeNode, has_room: HasRoom, *, again: bool = False
+    ) -> tuple[str, ...]:
+        self._call("claim again" if again else "claim")
+        if self.refusal:
+            raise LeaseConflict(self.refusal)
+        self.granted[lease.id] = lease
+        return ()
+
+    def can_take_on(self, node: FakeNode) -> bool:
+        return True
+
+    async def release(self, lease: Lease) -> None:
+        self._call("release")
+        self.granted.pop(lease.id, None)
+
+    async def claims(self) -> Sequence[Lease]:
+        self._call("claims")
+        return [
+            replace(lease, state="lost", reason="it left") if lease.node_id in self.left else lease
+            for lease in self.granted.values()
+        ]
+
+    def shows(self, lease: Lease, node: FakeNode) -> bool:
+        return lease.id in self.granted
+
+    async def find(self, lease: Lease) -> bool:
+        return lease.id in self.granted
+
+    async def start_agent(self, node_id: str) -> StartedAgent:
+        self.membership.check()
+        if node_id not in self.agents:
+            raise BackendUnavailable(f"there is no node {node_id}")
+        return StartedAgent(address=self.agents[node_id].address, daemon="1")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.problem:
+            raise BackendUnavailable(self.problem)
+
+    async def _join(self, address: str) -> str:
+        self._call("join")
+        return "fake:1"
+
+    async def _fetch(self) -> Iterable[FakeNode]:
+        self._call("fetch")
+        return [FakeNode(id=name) for name in self.agents if name not in self.left]
+
+
+class Opened:
+    """An open backend, with its manager and the one agent."""
+
+    def __init__(self, folder: Path, agent: FakeAgent, manager: FakeManager) -> None:
+        self.agent = agent
+        self.manager = manager
+        self.agents = Agents()
+        self.backend = AgentPerNodeBackend(
+            "fake",
+            manager,
+            AgentPool(folder / "agents.json", self.agents, manager.start_agent),
+            restart_grace_s=10.0,
+            manager_grace_s=60.0,
+        )
+
+    async def event(self, kind: str) -> BackendEvent:
+        """Return the next event of that kind."""
+        events = self.backend.events()
+        while True:
+            event = await asyncio.wait_for(anext(events), 5)
+            if event.kind == kind:
+                return event
+
+    async def close(self) -> None:
+        await self.backend.close()
+        await self.agents.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REJOIN_S", 0.01)
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[FakeAgent]:
+    agent = FakeAgent(tmp_path / "agent")
+    yield agent
+    await agent.close()
+
+
+@pytest.fixture
+async def opened(tmp_path: Path, agent: FakeAgent) -> AsyncIterator[Opened]:
+    opened = Opened(tmp_path, agent, FakeManager(agent))
+    await opened.backend.open()
+    yield opened
+    await opened.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < give_up_at, "too late"
+        await asyncio.sleep(0.01)
+
+
+async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: Opened) -> None:
+    held = await opened.backend.claim(LEASE)
+    assert (held, opened.agent.held_leases()) == (LEASE, [LEASE.id])
+    assert (await opened.backend.snapshot()).node("here").cpus_promised == 1
+    await opened.backend.release(held)
+    assert (opened.manager.granted, opened.agent.held_leases()) == ({}, [])
+    assert (await opened.backend.snapshot()).node("here").cpus_promised == 0
+
+
+async def test_the_claim_of_a_lease_that_its_agent_let_go_is_released_without_another_call(
+    opened: Opened,
+) -> None:
+    await opened.backend.claim(LEASE)
+    opened.agent.calls.clear()
+    opened.agent.give_back(LEASE.id)
+    await until(lambda: not opened.manager.granted)
+    assert "release" not in opened.agent.calls
+
+
+async def test_a_lease_whose_node_left_is_read_as_lost(opened: Opened) -> None:
+    opened.manager.granted[LEASE.id] = replace(LEASE, node_id="gone")
+    opened.manager.left.add("gone")
+    reading = await opened.backend.leases()
+    assert reading.leases == (replace(LEASE, node_id="", state="lost", reason="it left"),)
+    assert not reading.unreachable
+
+
+async def test_a_lease_whose_agent_lives_is_held_although_the_manager_lost_its_node(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    opened.manager.left.add("here")
+    assert (await opened.backend.leases()).leases == (LEASE,)
+
+
+async def test_a_lease_is_lost_when_its_claim_was_removed(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    opened.manager.granted.clear()
+    lost = await opened.event("lease_lost")
+    assert (lost.lease_id, lost.reason) == (LEASE.id, "its claim was removed")
+
+
+async def test_a_lease_is_lost_when_its_node_left_and_its_agent_does_not_hold_it(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    opened.agent.ledger.release(LEASE.id)
+    opened.manager.left.add("here")
+    lost = await opened.event("lease_lost")
+    assert (lost.lease_id, lost.reason) == (LEASE.id, "its node here has left the Fake cluster")
+    assert opened.manager.granted == {}
+
+
+async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    opened.manager.problem = "it is being upgraded"
+    await until(lambda: bool(opened.manager.membership.away))
+    with pytest.raises(BackendUnavailable, match="its kernels live on: it is being upgraded"):
+        await opened.backend.snapshot()
+    assert (await opened.backend.leases()).leases == (LEASE,)
+    opened.manager.granted.clear()
+    opened.manager.problem = ""
+    await opened.event("resync")
+    assert opened.manager.calls.count("claim again") == 1
+    assert opened.manager.granted == {LEASE.id: LEASE}
+
+
+async def test_a_lease_whose_slice_was_taken_in_an_outage_is_lost_and_its_kernel_ended(
+    opened: Opened,
+) -> None:
+    await opened.backend.claim(LEASE)
+    opened.manager.problem = "it is being upgraded"
+    await until(lambda: bool(opened.manager.membership.away))
+    opened.manager.granted.clear()
+    opened.manager.problem, opened.manager.refusal = "", "it is full"
+    lost = await opened.event("lease_lost")
+    assert lost.reason == "the Fake cluster came back without room for it: it is full"
+    await until(lambda: not opened.agent.held_leases())
+
+
+async def test_the_next_service_serves_live_kernels_while_the_manager_is_away(
+    tmp_path: Path, opened: Opened
+) -> None:
+    await opened.backend.claim(LEASE)
+    away = FakeManager(opened.agent)
+    away.problem = "it is away"
+    second = Opened(tmp_path, opened.agent, away)
+    await second.backend.open()
+    try:
+        assert second.backend.address == "fake:1"
+        assert (await second.backend.leases()).leases == (LEASE,)
+        assert await second.backend.agent(LEASE) == opened.agent.address
+    finally:
+        await second.close()
+
+
+async def test_an_agent_that_does_not_answer_is_unreachable_and_its_lease_stays(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.backends.agent_per_node.agents._ANSWER_S", 0.05)
+    await opened.backend.claim(LEASE)
+    opened.manager.problem = "it is away"
+    await until(lambda: bool(opened.manager.membership.away))
+    opened.agent.hold("list")
+    reading = await opened.backend.leases()
+    assert (reading.leases, reading.unreachable) == ((LEASE,), {"here"})
+    opened.agent.held["list"].set()
