@@ -86,7 +86,7 @@ class Kernels:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
             known = self._begin(request, owner, {**request.env, **environment})
-        return await asyncio.shield(known.started)
+        return await asyncio.shield(known.started)  # a caller that gives up must not cancel the others' start
 
     def signal(self, kernel_id: str, signum: int) -> bool:
         """Send `signum` to the kernel's process group. Return False if the kernel has ended."""

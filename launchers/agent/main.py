@@ -191,6 +191,7 @@ class Agent:
                 self._at_home(request), entry.lease.owner, self._visibility(entry.lease)
             )
         finally:
+            # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
             if not self._kernels.runs_in(request.lease_id):
                 self._expire_later(request.lease_id, entry.linger_s)
 
@@ -270,12 +271,12 @@ class Agent:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
-        await asyncio.shield(task)
+        await asyncio.shield(task)  # all callers share one release, which goes on if they give up
 
     async def _end_lease(self, lease_id: str) -> None:
         if lease_id not in self._ledger:
             return
-        await self._kernels.release(lease_id, _STOP_GRACE_S)
+        await self._kernels.release(lease_id, _STOP_GRACE_S)  # first, because the lease covers the kernel
         self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
         log.info("lease=%s released", lease_id)

@@ -148,7 +148,7 @@ class Starter:
         except OSError as problem:
             await child.end()
             raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
-        except BaseException:
+        except BaseException:  # a cancelled start must not leave a process behind, either
             await child.end()
             raise
         assert child.code is not None

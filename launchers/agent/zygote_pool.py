@@ -139,6 +139,7 @@ class ZygotePool:
             return None
         zygote = next((zygote for zygote in self._zygotes if zygote.serves(key, env)), None)
         broken_by = await zygote.fingerprint.check() if zygote else None
+        # During the check, the zygote may have ended or been retired by another launch.
         if zygote and broken_by and zygote in self._zygotes:
             self._log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
             self._retire(zygote)

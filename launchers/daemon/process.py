@@ -19,8 +19,8 @@ _WATCH_INTERVAL_S = 0.5
 def start_time(pid: int) -> float:
     """Return when the process started, in seconds, or 0.0 if it has ended (a zombie has ended).
 
-    Use the value only to identify a process on this machine. On Linux it counts from boot, so a step of the system clock
-    does not change it. psutil's `create_time` follows that clock.
+    Use the value only to identify a process on this machine. On Linux it counts from boot, so a step of the system
+    clock does not change it. psutil's `create_time` follows that clock.
     """
     if _IS_LINUX:
         try:
