@@ -311,23 +311,14 @@ def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
 
 
 def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") -> RoostKernelspec:
-    if malformed:
-        return RoostKernelspec(
-            name=name,
-            display_name=name,
-            language="",
-            folder=str(folder),
-            config={},
-            argv=(),
-            env={},
-            malformed=malformed,
-        )
+    known = {} if malformed else document
     return RoostKernelspec(
         name=name,
-        display_name=str(document.get("display_name", name)),
-        language=str(document.get("language", "")),
+        display_name=str(known.get("display_name", name)),
+        language=str(known.get("language", "")),
         folder=str(folder),
-        config=document["metadata"]["kernel_provisioner"].get("config", {}),
-        argv=tuple(document.get("argv", ())),
-        env=document.get("env", {}),
+        config=known.get("metadata", {}).get("kernel_provisioner", {}).get("config", {}),
+        argv=tuple(known.get("argv", ())),
+        env=known.get("env", {}),
+        malformed=malformed,
     )

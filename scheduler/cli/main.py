@@ -132,13 +132,8 @@ def _add_simulate(commands: Subparsers) -> None:
     which.add_argument("--nodes", metavar="FILE", help="read nodes from a CSV file in openb's form")
     which.add_argument("--snapshot", metavar="FILE", help="use nodes saved with `roost nodes --json`")
     which.add_argument("--live", action="store_true", help="use the scheduler's nodes as they are now")
-    cluster.add_argument(
-        "--add",
-        metavar="NODES",
-        action="append",
-        default=[],
-        help="add nodes: 4x96cpus,384GiB,8xA100, or 4xNODE for empty copies of a node",
-    )
+    what = "add nodes: 4x96cpus,384GiB,8xA100, or 4xNODE for empty copies of a node"
+    cluster.add_argument("--add", metavar="NODES", action="append", default=[], help=what)
     cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
     add_scheduler(simulate)
     how = simulate.add_argument_group("replay")
@@ -149,23 +144,13 @@ def _add_simulate(commands: Subparsers) -> None:
         help="compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies",
     )
     how.add_argument(
-        "--demand",
-        metavar="RATIO",
-        type=parse_amount,
-        help="request this multiple of the nodes' resources (1.3)",
+        "--demand", metavar="RATIO", type=parse_amount, help="requested multiple of the resources (1.3)"
     )
     kinds = how.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--departures", action="store_true", help="let kernels arrive at random and end after their duration"
-    )
+    kinds.add_argument("--departures", action="store_true", help="random arrivals that end after their time")
     kinds.add_argument("--recorded", action="store_true", help="let kernels arrive and end as recorded")
     how.add_argument("--load", metavar="RATIO", type=parse_amount, help="mean load, with --departures (1.05)")
-    how.add_argument(
-        "--arrivals",
-        metavar="N",
-        type=int,
-        help="number of arrivals, with --departures (the trace's own number)",
-    )
+    how.add_argument("--arrivals", metavar="N", type=int, help="with --departures: number (the trace's)")
     how.add_argument("--seeds", metavar="N", type=int, help="repeat with this many random orders (3)")
     simulate.add_argument("--json", metavar="FILE", help="write all results as JSON (- prints only them)")
     simulate.add_argument("--plot", metavar="FILE", help="draw a PNG, SVG or PDF file; needs matplotlib")

@@ -23,13 +23,8 @@ def add_scheduler(parser: argparse.ArgumentParser, default: str = DEFAULT_BACKEN
     """Add the options that name a scheduler; `connect_scheduler` reads them."""
     shown = default or "the kernelspec's"
     parser.add_argument("--backend", metavar="NAME", default=default, help=f"kind of cluster ({shown})")
-    parser.add_argument(
-        "--backend-option",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="option of that backend, such as address=host:6379",
-    )
+    what = "option of that backend, such as address=host:6379"
+    parser.add_argument("--backend-option", metavar="KEY=VALUE", action="append", default=[], help=what)
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
