@@ -37,10 +37,10 @@ class _Explained:
 
     @classmethod
     def explained_by(cls: type[Value], explanation: Explanation, **known: Any) -> Value:
-        """Return the value with these fields; ``explanation`` has the others as attributes."""
-        value = cls(**known)
-        for name in cls._LATE:
-            object.__delattr__(value, name)  # so that the first read calls __getattr__
+        """Return the value with these fields. ``explanation`` has all others, ``_LATE``, as attributes."""
+        value = cls.__new__(cls)  # without __init__: the first read of an unset field calls __getattr__
+        for name, content in known.items():
+            object.__setattr__(value, name, content)
         object.__setattr__(value, "_explanation", explanation)
         return value
 
