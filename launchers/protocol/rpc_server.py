@@ -132,9 +132,8 @@ class RpcServer:
 
     def _send(self, peer: bytes, payload: bytes) -> bool:
         sent = self._socket.send_multipart([peer, payload], flags=zmq.NOBLOCK)
-        assert isinstance(
-            sent, asyncio.Future
-        )  # it is done: with NOBLOCK the message is sent at once or not at all
+        # The future is done: with NOBLOCK the message is sent at once or not at all.
+        assert isinstance(sent, asyncio.Future)
         problem = sent.exception()
         if problem is not None:
             log.debug("a peer has disconnected: %s", problem)
