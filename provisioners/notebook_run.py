@@ -27,7 +27,8 @@ from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.service.messages import Event, Kernel
 
-from .kernelspecs import PROVISIONER, check_config, check_form
+from .kernelspec_form import PROVISIONER, check_form
+from .kernelspecs import check_config
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _READY_S = 60.0
