@@ -69,6 +69,9 @@ class RoostProvisioner(KernelProvisionerBase):
     policy = Unicode(
         "", config=True, help="Name of the placement policy; empty means the operator's default."
     )
+    options = AnyTrait(
+        {}, config=True, help="Options of the backend for this kernel; each backend has its own."
+    )
     encrypt = Unicode(
         "auto",
         config=True,

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 OPTIONS = (
-    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "encrypt",
-    "fork", "launch_timeout", "environment", "backend_options",
+    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "options",
+    "encrypt", "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
 
@@ -79,6 +80,7 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
         "resources": read("resources", "KERNEL_RESOURCES", _resources),
         "tolerates": read("tolerates", "", _names),
         "policy": read("policy", "", _text),
+        "options": _backend_request_options(options, env),
     }
     try:
         request = Request(**fields)
@@ -87,6 +89,15 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
     return StartOptions(
         request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s)
     )
+
+
+def _backend_request_options(options: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    given = options.get("options")
+    if _is_unset(given):
+        given = {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"options = {given!r:.60} is not a table of names and values.")
+    return get_spec(options.get("backend") or DEFAULT_BACKEND).read_options(given, env)
 
 
 def _is_unset(value: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from roost.launchers.protocol.messages import AgentAddress as AgentAddress
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
-from roost.placement import Snapshot
+from roost.placement import Request, Snapshot
 
 if TYPE_CHECKING:
     from roost.scheduler.core.agent_calls import Agents
@@ -123,3 +123,10 @@ class Backend(ABC):
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that a kernel in this lease gets besides those of its start."""
         return {}
+
+    def check_request(self, request: Request) -> None:
+        """Raise `ConfigError` for values of `request.options` that this cluster cannot serve.
+
+        Called before a request queues. The service has already checked the names and types by the `BackendSpec`.
+        """
+        return

@@ -22,7 +22,7 @@ _WHEN = {"now": "not now", "never": "never"}
 
 def explain(arguments: argparse.Namespace) -> int:
     """Print where a request would be placed, now or on a saved snapshot."""
-    request = build_request(request_config(arguments))
+    request = build_request(request_config(arguments), arguments.backend)
     if arguments.snapshot:
         from roost.scheduler.config.files import load_settings
         from roost.scheduler.policies.offline import explain_saved

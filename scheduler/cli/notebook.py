@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from roost.provisioners.notebook_run import run_notebook
-from roost.provisioners.request_options import read_start_options
 
 from .options import print_json, request_config, scheduler_options
 
@@ -13,10 +12,9 @@ from .options import print_json, request_config, scheduler_options
 def run(arguments: argparse.Namespace) -> int:
     """Execute a notebook; 1 if a cell failed."""
     config = request_config(arguments)
-    read_start_options(config, {})  # raises for a wrong option before anything starts
     options = scheduler_options(arguments)
     if arguments.backend:  # the kernelspec's options belong to another backend
-        config |= {"backend": arguments.backend, "backend_options": options}
+        config = {"options": {}, **config, "backend": arguments.backend, "backend_options": options}
     elif options:
         config["backend_options"] = options
     outcome = run_notebook(

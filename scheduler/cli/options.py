@@ -41,6 +41,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         ("--near", "KEY=VALUE", "prefer nodes with this label"),
         ("--resource", "NAME=AMOUNT", "a custom resource of the cluster, such as licence=1"),
         ("--tolerate", "TAINT", "also accept nodes with this taint"),
+        ("--option", "KEY=VALUE", "option of the backend for this kernel"),
     ):
         request.add_argument(option, metavar=metavar, action="append", default=[], help=what)
     request.add_argument("--policy", metavar="NAME", default="", help="placement policy")
@@ -76,13 +77,15 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
         "resources": _parse_resources(arguments.resource),
         "tolerates": arguments.tolerate,
         "policy": arguments.policy,
+        "options": _parse_labels("--option", arguments.option, "name=value"),
     }
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
 
 
-def build_request(config: dict[str, Any]) -> Request:
-    """Return the request that `request_config` describes; raises `ConfigError`."""
+def build_request(config: dict[str, Any], backend: str) -> Request:
+    """Return the request that `request_config` describes, for that backend; raises `ConfigError`."""
     from roost.placement.model import Request
+    from roost.scheduler.backends.registry import get_spec
     from roost.scheduler.config.memory_size import parse_bytes
 
     try:
@@ -96,6 +99,7 @@ def build_request(config: dict[str, Any]) -> Request:
             resources=config.get("resources", {}),
             tolerates=tuple(config.get("tolerates", ())),
             policy=config.get("policy", ""),
+            options=get_spec(backend).read_options(config.get("options", {}), {}),
         )
     except ValueError as problem:
         raise roost.ConfigError(str(problem)) from None
@@ -125,12 +129,12 @@ def print_json(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
-def _parse_labels(option: str, given: Sequence[str]) -> dict[str, str]:
+def _parse_labels(option: str, given: Sequence[str], example: str = "zone=a") -> dict[str, str]:
     labels = {}
     for label in given:
         key, equals, value = label.partition("=")
         if not (key and equals):
-            raise roost.ConfigError(f"{option} {label!r} must be KEY=VALUE, for example zone=a.")
+            raise roost.ConfigError(f"{option} {label!r} must be KEY=VALUE, for example {example}.")
         labels[key] = value
     return labels
 

@@ -282,6 +282,7 @@ class Scheduler:
             if record.owner.user == owner.user and record.kernel_id != but
         }
         admit(request, owner.user, others, self._settings)
+        self._cluster.backend.check_request(request)
         if not has_lease:
             self.policies.check(request.policy)
         return request

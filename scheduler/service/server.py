@@ -131,6 +131,7 @@ class Service:
         return Nothing()
 
     async def _start(self, peer: bytes, request: StartKernel) -> Any:
+        self._spec.check_options(request.request.options)
         return await self._scheduler.start(request)
 
     async def _cancel(self, peer: bytes, request: ops.Cancel) -> Nothing:
@@ -159,6 +160,7 @@ class Service:
         return await self._scheduler.adopt(request.kernel_id, request.owner)
 
     async def _explain(self, peer: bytes, request: ops.Explain) -> dict[str, Any]:
+        self._spec.check_options(request.request.options)
         return {"decision": await self._scheduler.explain(request.request, request.owner)}
 
     async def _logs(self, peer: bytes, request: Logs) -> dict[str, Any]:

@@ -342,6 +342,8 @@ def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert (listed["name"], listed["config"], listed["problem"]) == ("ours", config, "")
+    assert main.main(["kernelspec", "install", "--option", "queue=a", "--name", "x"]) == 2
+    assert "the backend local has no options for requests" in capsys.readouterr().err
     assert main.main(["kernelspec", "install", "--gpus", "1.5", "--name", "x"]) == 2
     assert "1.5" in capsys.readouterr().err
     assert main.main(["kernelspec", "remove", "ours", "--json"]) == 0

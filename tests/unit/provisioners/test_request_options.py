@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from roost.placement.model import Request
+from roost.provisioners import request_options
 from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
@@ -100,3 +102,25 @@ def test_an_unknown_option_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'gpu'.* Did you mean 'gpus'") as caught:
         check_names(["gpu"])
     assert all(name in str(caught.value) for name in OPTIONS)
+
+
+def test_options_of_the_backend_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = RequestOption(name="queue", kind=str, help="queue of the cluster", variable="KERNEL_QUEUE")
+    cloud = BackendSpec(name="cloud", settings="a:RoostCloudBackend", create="a:b", request_options=(queue,))
+    local = request_options.get_spec("local")
+    monkeypatch.setattr(request_options, "get_spec", lambda name: cloud if name == "cloud" else local)
+    config = {"backend": "cloud", "options": {"queue": "long"}}
+    assert read_start_options(config, {}).request.options == {"queue": "long"}
+    assert read_start_options(config, {"KERNEL_QUEUE": "short"}).request.options == {"queue": "short"}
+    assert read_start_options({"backend": "cloud"}, {"KERNEL_QUEUE": "short"}).request.options == {
+        "queue": "short"
+    }
+    assert read_start_options({}, {"KERNEL_QUEUE": "short"}).request.options == {}
+    for wrong, says in (
+        ({"backend": "cloud", "options": {"queu": "long"}}, "named queu: did you mean queue"),
+        ({"backend": "cloud", "options": {"queue": 1}}, "queue = 1 must be text"),
+        ({"backend": "cloud", "options": "queue"}, "options = 'queue' is not a table"),
+        ({"options": {"queue": "long"}}, "the backend local has no options for requests"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            read_start_options(wrong, {})

@@ -24,7 +24,7 @@ from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement.model import Request
-from roost.scheduler.backends.spec import BackendSpec
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
@@ -75,7 +75,12 @@ class Caller:
         await self._client.close()
 
 
-SPEC = BackendSpec(name="fake", settings="none:RoostFakeBackend", create="none:create")
+SPEC = BackendSpec(
+    name="fake",
+    settings="none:RoostFakeBackend",
+    create="none:create",
+    request_options=(RequestOption(name="queue", kind=str, help="queue of the cluster"),),
+)
 
 
 @asynccontextmanager
@@ -259,3 +264,28 @@ def test_nothing_of_a_cluster_is_imported_by_clients() -> None:
     code = "import sys, roost.scheduler.service.operations; print('numpy' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+async def test_the_service_checks_the_options_of_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application of another version, or another program, may have not."""
+
+    def check(request: Request) -> None:
+        if request.options.get("queue") == "closed":
+            raise ConfigError("the queue closed takes no kernels: choose another.")
+
+    async with served(tmp_path) as (w, _, call):
+        monkeypatch.setattr(w.backend, "check_request", check)
+        for options, says in (
+            ({"queu": "a"}, "did you mean queue"),
+            ({"queue": 1}, "queue = 1 must be text"),
+            ({"queue": "closed"}, "the queue closed takes no kernels"),
+        ):
+            with pytest.raises(RemoteError, match=says) as caught:
+                await call.start(start_of("k", options=options))
+            assert caught.value.kind == "ConfigError"
+            with pytest.raises(RemoteError, match=says):
+                await call("explain", request=Request(options=options), owner=ME)
+        kernel = await call.start(start_of("k", options={"queue": "long"}))
+        assert kernel.request.options == {"queue": "long"}
