@@ -37,7 +37,7 @@ from .kernel_connection import build_connection, choose_address, format_command,
 from .kernel_environment import build_environment, check_patterns, choose_directory
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 
-_AWAY_S = 10.0
+_NO_ANSWER_S = 10.0
 """How long a shutdown, or the undoing of a start, waits for a service that does not answer."""
 _REPEAT_STOP_S = 300.0
 """How long the client repeats the stop in the background."""
@@ -221,7 +221,7 @@ class RoostProvisioner(KernelProvisionerBase):
         code: int | None = 0
         try:
             self._stopping = self._service().stop(self._id, grace_s=1.0, repeat_s=_REPEAT_STOP_S)
-            code = (await self._stopping.within(_AWAY_S)).exit_code
+            code = (await self._stopping.within(_NO_ANSWER_S)).exit_code
         except UnknownKernel:
             pass
         except RoostError as problem:
@@ -368,7 +368,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._has_lease = False
         forget_failed_start(self.parent)
         try:
-            await self._service().cancel(self._id, launch_id).within(_AWAY_S)
+            await self._service().cancel(self._id, launch_id).within(_NO_ANSWER_S)
         except (RoostError, asyncio.TimeoutError) as problem:
             self.log.warning("kernel=%s its start could not be undone: %s", self._id, problem)
 
@@ -380,7 +380,7 @@ class RoostProvisioner(KernelProvisionerBase):
     async def _end_by(self, signum: int, wait_s: float) -> None:
         self._is_ending = True
         try:
-            await asyncio.wait_for(self.send_signal(signum), _AWAY_S)
+            await asyncio.wait_for(self.send_signal(signum), _NO_ANSWER_S)
         except (RoostError, asyncio.TimeoutError) as problem:
             self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, problem)
             return

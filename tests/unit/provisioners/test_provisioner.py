@@ -286,7 +286,7 @@ async def test_a_service_that_does_not_answer_does_not_delay_a_shutdown(
 async def test_a_stop_is_repeated_after_the_shutdown(
     service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("roost.provisioners.provisioner._AWAY_S", 0.1)
+    monkeypatch.setattr("roost.provisioners.provisioner._NO_ANSWER_S", 0.1)
     stopped = threading.Event()
     km = manager(tmp_path)
     await km.start_kernel()
