@@ -101,7 +101,7 @@ def replay(
     """
     capacity = float(getattr(snapshot.columns, resource).sum())
     if not capacity:
-        raise ValueError(f"the cluster has no {_WORDS[resource]}, so that nothing can be counted in them.")
+        raise ValueError(f"the cluster has no {_WORDS[resource]}, so demand cannot be counted in them.")
     held = capacity - float(np.maximum(getattr(snapshot.columns, _FREE[resource]), 0).sum())
     requests = placed_requests = 0
     arrived = placed = 0.0
@@ -171,7 +171,7 @@ def draw_arrivals_to_demand(
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(
-            f"the trace asks for no {_WORDS[resource]}, so that no demand for them can be made of it."
+            f"the trace asks for no {_WORDS[resource]}, so its demand cannot be counted in them."
         )
     source = random.Random(seed)
     stream = list(requests)
@@ -210,7 +210,7 @@ def draw_poisson_arrivals(
     work = sum(getattr(request, resource) * duration_s for request, duration_s in ending)
     if not work:
         raise ValueError(
-            f"no task of the trace that ends asks for {_WORDS[resource]}, so that there is no load to make of it."
+            f"no task of the trace that ends asks for {_WORDS[resource]}, so a load cannot be drawn from the trace."
         )
     source = random.Random(seed)
     rate = load * capacity / (work / len(ending))

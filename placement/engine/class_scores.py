@@ -1,7 +1,7 @@
 """The scores of nodes for one class of requests.
 
-A ``ClassScorer`` finds out once what is the same for all nodes: which filters and scorers have an effect on such
-requests, and which amounts must be free. Filters and scorers have these methods:
+A ``ClassScorer`` selects once the filters and scorers that have an effect on such requests, and the amounts that must
+be free. They are the same for all nodes. Filters and scorers have these methods:
 
     passes, score      required; called for each part of a snapshot that is scored
     applies(request)   optional; False if the filter or scorer has no effect on such requests

@@ -178,4 +178,4 @@ def test_with_fresh_metrics_nothing_falls_back() -> None:
     assert cluster.start(get_policy("balanced"))[1] is None
     node = cluster.snapshot.node(cluster.snapshot.nodes[0])
     cluster.snapshot = cluster.snapshot.older_by(40.0).apply([replace(node, metrics_age_s=0.0)])
-    assert cluster.start(get_policy("balanced"))[1] is None  # one that is fresh is enough
+    assert cluster.start(get_policy("balanced"))[1] is None  # one node with fresh metrics is enough

@@ -43,8 +43,8 @@ def _scores(scorer: Any, request: Request, *nodes: Node) -> Any:
 def _fragmentation(node: Node, workload: Workload) -> float:
     """Return F of Weng et al., section 4.2: the free GPU that a class cannot use, as a mean over the classes.
 
-    All that is left where the request cannot run, or needs no GPU; else what is left of the devices on which less is
-    left than it needs.
+    A class that does not fit the node or needs no GPU can use nothing. Another class cannot use the devices on which
+    less is left than it needs.
     """
     total = 0.0
     for asked in workload.classes:
