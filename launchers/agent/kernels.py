@@ -56,6 +56,7 @@ class Kernels:
         *,
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
+        is_per_kernel: bool = False,
     ) -> None:
         self._folder = folder
         self._on_launched = on_launched
@@ -63,7 +64,9 @@ class Kernels:
         self._kernels: dict[str, _TrackedKernel] = {}
         self._timers = Timers()
         self._reaper = Reaper(others=zygotes.on_reaped)
-        self._starter = Starter(zygotes, self._reaper, on_started=self._on_started)
+        self._starter = Starter(
+            zygotes, self._reaper, on_started=self._on_started, is_per_kernel=is_per_kernel
+        )
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:

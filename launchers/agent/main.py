@@ -87,7 +87,11 @@ class Agent:
         self._usage = UsageMeter()
         self._zygotes = ZygotePool(preload=settings.preload, output=folder / "zygote.log")
         self._kernels = Kernels(
-            folder / "kernels", self._zygotes, on_launched=self._on_launched, on_exited=self._on_exited
+            folder / "kernels",
+            self._zygotes,
+            on_launched=self._on_launched,
+            on_exited=self._on_exited,
+            is_per_kernel=settings.is_per_kernel,
         )
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
@@ -281,7 +285,13 @@ class Agent:
         self._ledger.release(lease_id)
         log.info("lease=%s released", lease_id)
         self._publish("released", lease_id=lease_id)
+        if self._settings.is_per_kernel:
+            asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
         self._watch_idleness()
+
+    async def end_all(self) -> None:
+        """End all kernels and their leases."""
+        await asyncio.gather(*(self._release_lease(entry.lease.id) for entry in self._ledger.entries()))
 
     async def _lose_all(self, reason: str) -> None:
         """End all leases, because the manager has taken them back: this node has left the cluster.
@@ -345,6 +355,8 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             held.announce({**announced, "settings": encode(settings)})
             await agent.left.wait()
+            if settings.is_per_kernel:
+                await agent.end_all()
         finally:
             await agent.close()
 

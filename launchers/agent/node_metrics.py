@@ -30,6 +30,8 @@ class AgentSettings:
     kernel starts in the home folder if its working folder does not exist on this machine.
     `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
     `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod.
+    `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is executed, not
+    forked, and ends with the agent. The agent leaves with its lease.
     """
 
     cpus: float | None = None
@@ -41,6 +43,7 @@ class AgentSettings:
     address: str = ""
     is_remote: bool = False
     gpu_visibility: Literal["bus", "manager", "inherit"] = "bus"
+    is_per_kernel: bool = False
 
 
 class NodeMetrics:

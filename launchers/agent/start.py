@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 _OOM_SCORE = 500
 """The priority by which the system kills kernels before the agent. Forked kernels set it themselves."""
 _NO_PARENT = "--IPKernelApp.parent_handle=1"
@@ -84,10 +87,12 @@ class Starter:
         reaper: Reaper,
         *,
         on_started: Callable[[KernelProcess, asyncio.Future[int]], None],
+        is_per_kernel: bool = False,
     ) -> None:
         self._zygotes = zygotes
         self._reaper = reaper
         self._on_started = on_started
+        self._is_per_kernel = is_per_kernel
         self._ports: dict[str, set[int]] = {}
         """The ports of live exec'ed kernels, by launch id. A kernel binds its ports some time after they are chosen."""
 
@@ -158,7 +163,9 @@ class Starter:
     async def _fork(
         self, child: _Child, request: Launch, env: dict[str, str], log_fd: int
     ) -> ForkedKernel | None:
-        command = parse_ipykernel_command(request.argv) if request.may_fork else None
+        command = (
+            parse_ipykernel_command(request.argv) if request.may_fork and not self._is_per_kernel else None
+        )
         if command is None:
             return None
         return await self._zygotes.launch(
@@ -177,7 +184,10 @@ class Starter:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self._ports.values()))
         connection_file = _write_connection(child.folder, connection)
-        code = child.record(spawn_kernel(request, env, connection_file, log_fd), is_ours=True)
+        code = child.record(
+            spawn_kernel(request, env, connection_file, log_fd, ends_with_parent=self._is_per_kernel),
+            is_ours=True,
+        )
         if connection.transport == "tcp":
             self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
             code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
@@ -187,7 +197,19 @@ class Starter:
         return connection, timing_ms
 
 
-def spawn_kernel(request: Launch, env: Mapping[str, str], connection_file: Path, log_fd: int) -> int:
+def _end_with_parent() -> None:
+    """Have the system kill this process when its parent ends. Linux only."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def spawn_kernel(
+    request: Launch,
+    env: Mapping[str, str],
+    connection_file: Path,
+    log_fd: int,
+    *,
+    ends_with_parent: bool = False,
+) -> int:
     """Execute a kernelspec's command in a session of its own, and return the pid."""
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     if parse_ipykernel_command(argv) is not None:
@@ -207,6 +229,7 @@ def spawn_kernel(request: Launch, env: Mapping[str, str], connection_file: Path,
             stdout=log_fd,
             stderr=log_fd,
             start_new_session=True,
+            preexec_fn=_end_with_parent if ends_with_parent else None,
         )
     except OSError as problem:
         raise RemoteError("bad_command", f"cannot run {executable}: {problem.strerror}") from None

@@ -109,6 +109,7 @@ class StartTask:
 
     async def abandon(self) -> None:
         """Cancel the start without undoing it, for the next scheduler to go on."""
+        self._is_taken_back = True
         self._task.cancel()
         await self.ended()
 
@@ -142,6 +143,11 @@ class KernelRecord:
     def runs(self) -> bool:
         """True if the kernel's process runs, as far as its agent has reported."""
         return self.process is not None and self.process.is_running
+
+    def check_wanted(self) -> None:
+        """Raise `CancelledError` if the start under way was taken back; see `StartTask.check_wanted`."""
+        if self.start is not None:
+            self.start.check_wanted()
 
     # Transitions
 

@@ -61,6 +61,8 @@ class LeaseClaimer:
         `BackendUnavailable`. A pending lease of an earlier scheduler is claimed again: the answer is the same.
         """
         avoid: dict[str, _Skipped] = {}
+        if record.lease is not None:
+            record.lease = await self._cluster.backend.claim(record.lease)
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, avoid)
@@ -87,6 +89,7 @@ class LeaseClaimer:
                     await self._queue.turn(ticket, deadline)
                 except asyncio.TimeoutError:
                     raise self._out_of_time(ticket, decision, start.launch_timeout_s) from None
+                record.check_wanted()
                 try:
                     snapshot = await self._cluster.snapshot()
                 except BackendUnavailable as problem:
@@ -151,13 +154,13 @@ class LeaseClaimer:
         else:
             # An event about the lease can arrive before the answer to the claim: then the event is newer.
             record.wait_for_manager(granted if record.lease is wanted else record.lease or granted)
-            self._table.publish("queued", record, granted.reason)
         return True
 
     async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
         assert record.lease is not None
-        record.wait_for_manager(await self._cluster.backend.claim(record.lease))
+        record.wait_for_manager(record.lease)
+        self._table.publish("queued", record, record.lease.reason)
         while record.lease.state == "pending":
             record.lease_changed.clear()
             try:
@@ -168,6 +171,7 @@ class LeaseClaimer:
                     position=1,
                     decision=dict(record.decision) if record.decision else None,
                 ) from None
+            record.check_wanted()
         if record.lease.state == "lost":
             raise (LaunchError if record.lease.is_final else LeaseConflict)(record.lease.reason)
         self._hold(record, record.lease)

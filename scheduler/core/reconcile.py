@@ -208,6 +208,7 @@ class Reconciler:
             self._ender.stop_soon(record, _taken_back(event.reason))
         elif event.lease is not None and record.start is None:
             record.lease = event.lease
+            self.soon()  # its agent answers now, and may have a kernel
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         if event is None:

@@ -78,9 +78,9 @@ class StartRunner:
         is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
         deadline = self._clock() + start.launch_timeout_s
         try:
-            task.check_wanted()
+            record.check_wanted()
             process = await self._bring_up(record, start, task, deadline)
-            task.check_wanted()
+            record.check_wanted()
             record.run(process)
             self._table.publish("running", record)
             return record.view(self._table.queue, with_connection=True)
@@ -113,7 +113,7 @@ class StartRunner:
                 await self._claimer.take(record, start, deadline)
             assert record.lease is not None
             record.launch(record.lease)
-            task.check_wanted()
+            record.check_wanted()
             if record.lease.owner != record.owner:  # a restart by another application
                 record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
             began = self._clock()

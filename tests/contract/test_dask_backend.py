@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_contexts import backend_context
 from dask_books import noted
 from dask_machines import DaskMachines, Machine, why_not
 from distributed import Client as DaskClient
@@ -24,6 +23,7 @@ from roost.scheduler.backends.dask.backend import create
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing import backend_context
 
 HALF = Request(gpus=0.5, resources={"T4": 0.5})
 BOTH = Request(gpus=2, resources={"T4": 2})

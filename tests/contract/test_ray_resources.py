@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from backend_contexts import backend_context
 from raylets import Raylets
 
 from roost.launchers.protocol.messages import Lease, Owner
@@ -18,6 +17,7 @@ from roost.scheduler.backends.ray.backend import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
+from roost.testing import backend_context
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -213,7 +213,7 @@ async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> N
     """Whatever comes first of what the agent says of its end, and of what the backend does."""
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
-        w.agent._tell(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))
+        w.agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))
         w.agent.end("k", -15)
         w.agent.give_back("roost:k:s/1")
         await w.told("released")

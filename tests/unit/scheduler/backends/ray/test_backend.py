@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from backend_contexts import backend_context
 
 from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray.backend import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing import backend_context
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,272 @@
+"""The backend of all cluster managers that run each kernel in a pod of its own.
+
+The lease is the pod. It is pending until the manager has granted the pod and the pod's agent has noted the lease. Pods
+are found again by any process, so nothing is remembered here that the cluster does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
+from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Lease, Owner, Reserve
+from roost.placement import Snapshot
+from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
+from roost.scheduler.core.agent_calls import AgentCaller, Agents
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
+
+from .pods import Pod, PodChange, PodCluster
+
+log = logging.getLogger(__name__)
+
+_REJOIN_S = (0.5, 5.0)
+"""First and longest pause between two attempts to join a manager that is away."""
+_AGENT_S = 5.0
+"""How long an agent in a pod may take to answer before the pod is deleted without it."""
+_STARTING = "its agent is starting"
+
+
+class AgentPerKernelBackend(Backend):
+    """Leases are the pods of `cluster`; each pod's agent runs one kernel.
+
+    `linger_s` is how long a lease outlives a kernel that ended by itself, so that a restarter may start it again.
+    """
+
+    def __init__(self, cluster: PodCluster, agents: Agents, *, linger_s: float) -> None:
+        self.name = cluster.name
+        self._cluster = cluster
+        self._agents = agents
+        self._linger_s = linger_s
+        self._away = "it has not been joined yet"
+        self._pods: dict[str, Pod] = {}
+        self._starting: set[str] = set()
+        """Leases whose agents have not noted them yet, as far as this process has seen."""
+        self._releasing: set[str] = set()
+        self._noting: dict[str, asyncio.Task[Any]] = {}
+        self._base = Snapshot.of([])
+        self._snapshot: Snapshot | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
+
+    async def open(self) -> None:
+        self._agents.listen(self._on_agent)
+        await self._join()
+        spawn(self._follow(), self._tasks, log)
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+        await self._cluster.close()
+        self._events.put_nowait(None)
+
+    async def snapshot(self) -> Snapshot:
+        if self._away:
+            raise BackendUnavailable(f"{self.name} is away, its kernels live on: {self._away}")
+        if self._snapshot is None:
+            nodes = {node.id: node for node in (self._base.node(name) for name in self._base.nodes)}
+            for lease in (pod.lease for pod in self._pods.values()):
+                if lease.node_id in nodes and lease.state != "lost":
+                    nodes[lease.node_id] = nodes[lease.node_id].with_kernel(lease.request, lease.device_ids)
+            self._snapshot = Snapshot.of(nodes.values())
+        return self._snapshot
+
+    async def events(self) -> AsyncIterator[BackendEvent]:
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def claim(self, lease: Lease) -> Lease:
+        known = self._pods.get(lease.id)
+        if known is not None:
+            return self._lease(known)
+        self._releasing.discard(lease.id)
+        try:
+            pod = await self._cluster.create(lease)
+        except LeaseConflict:
+            await self._read_nodes()
+            raise
+        self._starting.add(lease.id)
+        return self._lease(self._note(pod))
+
+    async def release(self, lease: Lease) -> None:
+        self._releasing.add(lease.id)
+        pod = self._pods.get(lease.id)
+        if pod is not None and pod.address is not None:
+            # The agent interrupts its kernel's children too, and writes the last lines. A manager only kills.
+            try:
+                await asyncio.wait_for(self._caller(pod).call(lambda a: a.release(lease.id)), _AGENT_S)
+            except (RoostError, asyncio.TimeoutError) as problem:
+                log.info("lease=%s its pod is deleted without its agent: %s", lease.id, problem)
+        await self._cluster.delete(lease.id)
+        self._forget(lease.id)
+
+    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
+        transferred = replace(lease, owner=owner)
+        pod = self._pods.get(lease.id)
+        if pod is not None:
+            await self._cluster.update(transferred)
+            self._pods[lease.id] = replace(pod, lease=replace(pod.lease, owner=owner))
+            if pod.address is not None:
+                await self._caller(pod).call(lambda agent: agent.transfer(lease.id, owner))
+        return transferred
+
+    async def leases(self) -> LeaseReading:
+        if not self._away:
+            await self._read_pods()
+        leases = tuple(map(self._lease, self._pods.values()))
+        return LeaseReading(leases=leases, unreachable=frozenset({self.name} if self._away else ()))
+
+    async def agent(self, lease: Lease) -> AgentAddress:
+        pod = self._pods.get(lease.id)
+        if pod is None:
+            raise UnknownKernel(f"the pod of kernel {lease.kernel_id} has ended", kernel_id=lease.kernel_id)
+        if pod.address is None:
+            raise BackendUnavailable(
+                f"kernel {lease.kernel_id} has no agent yet: {pod.lease.reason or _STARTING}"
+            )
+        return pod.address
+
+    async def warm_up(self) -> int:
+        return 0
+
+    def environment(self, lease: Lease) -> Mapping[str, str]:
+        return self._cluster.environment(lease)
+
+    # The cluster
+
+    async def _join(self) -> None:
+        self.address = await self._cluster.join()
+        self._away = ""
+        await self._read_nodes()
+        await self._read_pods()
+
+    async def _follow(self) -> None:
+        """Follow the cluster's changes for as long as the backend is open."""
+        pauses = backoff(*_REJOIN_S)
+        while True:
+            try:
+                if self._away:
+                    await self._join()
+                    pauses = backoff(*_REJOIN_S)
+                    self._events.put_nowait(BackendEvent(kind="resync"))
+                async for change in self._cluster.changes():
+                    await self._on_change(change)
+            except BackendUnavailable as problem:
+                if not self._away:
+                    log.warning("%s is away: %s", self.name, problem)
+                self._away = str(problem)
+                await asyncio.sleep(next(pauses))
+
+    async def _on_change(self, change: PodChange) -> None:
+        if change.kind == "pod" and change.pod is not None:
+            if change.pod.lease.id not in self._releasing:  # a pod that ends still changes
+                self._note(change.pod)
+        elif change.kind == "gone":
+            if (pod := self._pods.get(change.lease_id)) is not None:
+                self._lose(replace(pod.lease, state="lost", reason=change.reason))
+            self._releasing.discard(change.lease_id)
+        elif change.kind == "nodes":
+            await self._read_nodes()
+        else:
+            await self._read_nodes()
+            await self._read_pods()
+            self._events.put_nowait(BackendEvent(kind="resync"))
+
+    async def _read_nodes(self) -> None:
+        self._base = Snapshot.of(await self._cluster.nodes())
+        self._redraw()
+
+    async def _read_pods(self) -> None:
+        """Read all pods. Pods that another scheduler created are noted too."""
+        before = set(self._pods)
+        found = {pod.lease.id: pod for pod in await self._cluster.pods()}
+        for lease_id in before & self._pods.keys() - found.keys():
+            self._lose(replace(self._pods[lease_id].lease, state="lost", reason="its pod is gone"))
+        for pod in found.values():
+            if pod.lease.id not in self._releasing:
+                self._note(pod)
+
+    def _note(self, pod: Pod) -> Pod:
+        """Take over what the cluster reports about a pod, and report what is new about its lease."""
+        lease = pod.lease
+        known = self._pods.get(lease.id)
+        if lease.state == "lost":
+            self._lose(lease)
+            return pod
+        before = self._lease(known) if known is not None else None
+        self._pods[lease.id] = pod
+        if known is None or known.lease.node_id != lease.node_id:
+            self._redraw()
+        if pod.address is None:
+            self._starting.add(lease.id)
+        elif lease.id in self._starting and lease.id not in self._noting:
+            self._noting[lease.id] = spawn(self._reserve(pod), self._tasks, log)
+        now = self._lease(pod)
+        if before is not None and now.state == "pending" and now.reason != before.reason:
+            event = BackendEvent(kind="lease_pending", lease_id=lease.id, reason=now.reason, lease=now)
+            self._events.put_nowait(event)
+        return pod
+
+    async def _reserve(self, pod: Pod) -> None:
+        """Have the pod's agent note the lease; from then on the lease is held."""
+        lease_id = pod.lease.id
+        try:
+            asked = Reserve(lease=replace(pod.lease, state="held"), is_granted=True, linger_s=self._linger_s)
+            await self._caller(pod).call(lambda agent: agent.reserve(asked))
+        except RoostError as problem:
+            log.warning("lease=%s its agent does not answer yet: %s", lease_id, problem)
+            self._events.put_nowait(BackendEvent(kind="resync"))  # the next reading tries again
+            return
+        finally:
+            self._noting.pop(lease_id, None)
+        if lease_id in self._pods:
+            self._starting.discard(lease_id)
+            held = self._lease(self._pods[lease_id])
+            self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease_id, lease=held))
+
+    def _lease(self, pod: Pod) -> Lease:
+        """Return the pod's lease as the scheduler sees it: held once the agent has noted it."""
+        if pod.lease.state == "held" and pod.lease.id in self._starting:
+            return replace(pod.lease, state="pending", reason=_STARTING)
+        return pod.lease
+
+    def _lose(self, lost: Lease) -> None:
+        """The pod has ended. That is news unless this scheduler has released it."""
+        if lost.id in self._pods and lost.id not in self._releasing:
+            event = BackendEvent(kind="lease_lost", lease_id=lost.id, reason=lost.reason, lease=lost)
+            self._events.put_nowait(event)
+        self._forget(lost.id)
+
+    def _forget(self, lease_id: str) -> None:
+        self._starting.discard(lease_id)
+        if self._pods.pop(lease_id, None) is not None:
+            self._redraw()
+
+    def _redraw(self) -> None:
+        self._snapshot = None
+        self._events.put_nowait(BackendEvent(kind="nodes"))
+
+    # The agents
+
+    def _caller(self, pod: Pod) -> AgentCaller:
+        async def resolve() -> AgentAddress:
+            return await self.agent(pod.lease)
+
+        async def nothing(_: AgentAddress | None) -> None:
+            return None
+
+        return AgentCaller(
+            self._agents, resolve, name=f"the agent of kernel {pod.lease.kernel_id}", on_lost=nothing
+        )
+
+    def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
+        is_release = event is not None and event.kind == "released" and event.lease_id in self._pods
+        if is_release and event is not None and event.lease_id not in self._releasing:
+            spawn(self._delete(event.lease_id), self._tasks, log)  # released by the agent's own rules
+
+    async def _delete(self, lease_id: str) -> None:
+        self._releasing.add(lease_id)
+        await self._cluster.delete(lease_id)
+        self._forget(lease_id)

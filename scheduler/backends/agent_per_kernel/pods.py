@@ -1,0 +1,99 @@
+"""What a cluster manager implements to run each kernel in a pod (or container) of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import AgentAddress, Lease
+from roost.placement.model import Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """One pod: its lease, and the address of its agent once the agent listens.
+
+    `lease` is the lease that `create` got, with the node and the devices that the manager chose. Its state is `pending`
+    (with the reason, as a sentence) until the manager has granted the pod, then `held`. It is `lost` (with the reason)
+    once the pod has ended without roost's doing.
+    """
+
+    lease: Lease
+    address: AgentAddress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodChange:
+    """A change that the cluster reports.
+
+    `pod`: `pod` is new or differs. `gone`: the pod of `lease_id` exists no more, for `reason`. `nodes`: the nodes
+    differ. `resync`: changes may be missing, so everything is read again.
+    """
+
+    kind: Literal["pod", "gone", "nodes", "resync"]
+    pod: Pod | None = None
+    lease_id: str = ""
+    reason: str = ""
+
+
+class PodCluster(Protocol):
+    """A cluster manager that runs pods. Every method raises `BackendUnavailable` if the manager does not answer."""
+
+    name: str
+    """What people call the manager: "Kubernetes"."""
+
+    async def join(self) -> str:
+        """Connect; return the cluster's address, for people. May be repeated after an outage."""
+
+    async def close(self) -> None:
+        """Disconnect. Pods stay. May be repeated."""
+
+    async def nodes(self) -> Sequence[Node]:
+        """Return all nodes, with the resources promised to others. roost's own pods are left out: roost adds them."""
+
+    async def create(self, lease: Lease) -> Pod:
+        """Create the pod of a lease on `lease.node_id`; raises `LeaseConflict` if the manager refuses.
+
+        Repeated with the same lease id, it returns the pod that exists. The pod's first process is an agent (see
+        `agent_command`). The manager must keep the lease with the pod, so that `pods` returns it to any process.
+        """
+
+    async def delete(self, lease_id: str) -> None:
+        """Delete a pod, with everything that runs in it. May be repeated, also without such a pod."""
+
+    async def update(self, lease: Lease) -> None:
+        """Keep this lease with its pod instead of the earlier one: its owner has changed."""
+
+    async def pods(self) -> Sequence[Pod]:
+        """Return all pods of roost, whichever process created them."""
+
+    def changes(self) -> AsyncIterator[PodChange]:
+        """Yield changes as they happen. The first is `resync`, once no later change can be missed.
+
+        May raise `BackendUnavailable`. roost then joins again, and calls this again.
+        """
+
+    def environment(self, lease: Lease) -> Mapping[str, str]:
+        """Return the variables that a kernel in this lease gets besides those of its start."""
+
+
+def agent_command(
+    python: str, folder: str, *, address: str = "", idle_exit_s: float = 600.0
+) -> tuple[str, ...]:
+    """Return the command of a pod's first process: an agent for one kernel, with its state in `folder`.
+
+    The agent writes `ready.json` there when it listens (`read_address` reads it). `address` is the IP address where it
+    and the kernel listen; empty is loopback. It leaves with its lease, or after `idle_exit_s` without one.
+    """
+    settings = AgentSettings(
+        address=address,
+        idle_exit_s=idle_exit_s,
+        is_remote=True,
+        gpu_visibility="inherit",
+        is_per_kernel=True,
+    )
+    return (python, "-m", "roost.launchers.agent.main", folder, json.dumps(encode(settings)))

@@ -1,0 +1,252 @@
+"""The promises of every backend (`roost.scheduler.backends.base`), as tests that other packages can run.
+
+The tests need pytest and pytest-asyncio. Each test leaves nothing behind on the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from roost.launchers.protocol.messages import Lease, Owner
+from roost.placement import Placement, Request, Snapshot, get_policy
+from roost.scheduler.backends.base import Backend, BackendEvent
+from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.errors import LeaseConflict, RoostError
+
+OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
+Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
+"""Opens the backend. A second call opens it as another process would."""
+Scarce = Callable[..., Request]
+"""Builds a request for an amount of the scarce resource; the keyword arguments are other fields of the request."""
+
+
+@asynccontextmanager
+async def open_backend(create: Callable[[Agents], Backend]) -> AsyncIterator[tuple[Backend, Agents]]:
+    """Create a backend, open it, and close it at the end."""
+    agents = Agents()
+    backend = create(agents)
+    await backend.open()
+    try:
+        yield backend, agents
+    finally:
+        await backend.close()
+        await agents.close()
+
+
+@pytest.mark.asyncio
+class BackendContract:
+    """A mixin of tests for one backend. Its cluster has a node with 2 free units of a scarce resource, and 2 CPUs.
+
+    Override `opener`, and `scarce` if the scarce resource is not whole GPUs.
+    """
+
+    refused_s = 5.0
+    """At most this long a refusal may take."""
+    held_s = 60.0
+    """At most this long a lease may be pending."""
+
+    @pytest.fixture
+    def opener(self) -> Opener:
+        raise NotImplementedError(
+            "override the fixture `opener`: it returns a function that opens the backend"
+        )
+
+    @pytest.fixture
+    def scarce(self) -> Scarce:
+        return lambda amount, **fields: Request(gpus=amount, **fields)
+
+    async def test_a_lease_shows_in_the_snapshot_and_its_release_undoes_it(
+        self, opener: Opener, scarce: Scarce
+    ) -> None:
+        async with opener() as (backend, _):
+            before = await backend.snapshot()
+            request = scarce(1, cpus=1, memory_bytes=1 << 20, owner="ada")
+            lease = await self.take(backend, "k", request)
+            assert (lease.kernel_id, lease.owner, lease.request, lease.state) == ("k", OWNER, request, "held")
+            node, was = (await backend.snapshot()).node(lease.node_id), before.node(lease.node_id)
+            assert node.cpus_promised == was.cpus_promised + 1
+            assert node.memory_promised_bytes == was.memory_promised_bytes + (1 << 20)
+            assert [d.promised for d in node.devices if d.id in lease.device_ids] == [1.0] * request.gpu_count
+            await backend.release(lease)
+            await self.until(backend, lambda s: s.node(lease.node_id).cpus_promised == was.cpus_promised)
+            after = (await backend.snapshot()).node(lease.node_id)
+            assert [d.promised for d in after.devices] == [d.promised for d in was.devices]
+
+    async def test_claims_and_releases_may_be_repeated(self, opener: Opener, scarce: Scarce) -> None:
+        async with opener() as (backend, _):
+            placement = self.place(await backend.snapshot(), scarce(1))
+            first = await self.take(backend, "k", scarce(1), placement)
+            assert await self.take(backend, "k", scarce(1), placement) == first
+            assert [lease.id for lease in (await backend.leases()).leases] == [first.id]
+            await backend.release(first)
+            await backend.release(first)
+            await backend.release(replace(first, id="roost:never:1"))
+            assert (await backend.leases()).leases == ()
+
+    async def test_a_slice_is_granted_once_and_refusals_are_quick(
+        self, opener: Opener, scarce: Scarce, record_property: Callable[[str, object], None]
+    ) -> None:
+        async with opener() as (backend, _):
+            placement = self.place(await backend.snapshot(), scarce(2))
+            warm = await self.take(backend, "warm", scarce(1), placement)  # only the first lease is slow
+            await backend.release(warm)
+            await self.until(backend, lambda s: _fits(s, scarce(2)))
+            outcomes = await asyncio.gather(
+                *(self.timed_claim(backend, f"k{number}", scarce(1), placement) for number in range(4))
+            )
+            granted = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
+            slowest_s = max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict))
+            record_property("slowest_refusal_s", slowest_s)
+            assert slowest_s < self.refused_s
+            assert len(granted) == 2
+            assert not _fits(await backend.snapshot(), scarce(1))
+            for lease in granted:
+                await backend.release(lease)
+
+    async def test_leases_are_found_again_by_another_process(self, opener: Opener, scarce: Scarce) -> None:
+        async with opener() as (backend, _):
+            lease = await self.take(backend, "k", scarce(1, cpus=1, owner="ada"))
+        async with opener() as (backend, _):
+            found = [await self.held(backend, found) for found in (await backend.leases()).leases]
+            assert found == [lease]
+            await backend.release(lease)
+            assert (await backend.leases()).leases == ()
+
+    async def test_a_pending_lease_has_a_reason_and_can_be_cancelled(
+        self, opener: Opener, scarce: Scarce
+    ) -> None:
+        async with opener() as (backend, _):
+            placement = self.place(await backend.snapshot(), scarce(1))
+            lease = await self.claim(backend, "k", scarce(1), placement)
+            assert lease.state in ("pending", "held")
+            assert lease.state == "held" or lease.reason
+            await backend.release(lease)
+            assert (await backend.leases()).leases == ()
+            await self.until(backend, lambda s: _fits(s, scarce(2)))
+
+    async def test_a_pending_lease_goes_on_in_another_process(self, opener: Opener, scarce: Scarce) -> None:
+        async with opener() as (backend, _):
+            placement = self.place(await backend.snapshot(), scarce(1))
+            claimed = await self.claim(backend, "k", scarce(1), placement)
+        async with opener() as (backend, _):
+            (found,) = (await backend.leases()).leases
+            assert (found.id, found.request, found.owner) == (claimed.id, claimed.request, OWNER)
+            assert (await self.held(backend, found)).state == "held"
+            await backend.release(found)
+
+    async def test_a_lease_can_be_transferred_to_another_owner(self, opener: Opener) -> None:
+        other = replace(OWNER, application="next")
+        async with opener() as (backend, _):
+            lease = await self.take(backend, "k", Request(cpus=1))
+            transferred = await backend.transfer(lease, other)
+            assert transferred == await backend.transfer(transferred, other) == replace(lease, owner=other)
+            await backend.transfer(replace(lease, id="roost:never:1"), other)
+        async with opener() as (backend, _):
+            (found,) = (await backend.leases()).leases
+            assert await self.held(backend, found) == transferred
+            await backend.release(transferred)
+
+    async def test_the_lease_of_another_scheduler_shows_after_an_event(
+        self, opener: Opener, scarce: Scarce
+    ) -> None:
+        async with opener() as (mine, _), opener() as (theirs, _):
+            placement = self.place(await mine.snapshot(), scarce(2))
+            lease = await self.take(theirs, "theirs", scarce(2), placement)
+            await self.until(mine, lambda s: not _fits(s, scarce(1)))
+            await theirs.release(lease)
+            await self.until(mine, lambda s: _fits(s, scarce(1)))
+
+    async def test_each_lease_has_an_agent_that_knows_it(self, opener: Opener) -> None:
+        """Also for two leases on one node, whether or not they share an agent."""
+        async with opener() as (backend, agents):
+            leases = [await self.take(backend, name, Request(cpus=1)) for name in ("one", "two")]
+            for lease in leases:
+                client = await agents.client(await backend.agent(lease))
+                assert lease.id in [held.id for held in (await client.holdings()).leases]
+                assert client is await agents.client(await backend.agent(lease))
+            for lease in leases:
+                await backend.release(lease)
+
+    async def test_the_events_end_with_the_backend(self, opener: Opener) -> None:
+        async with opener() as (backend, _):
+            watching = asyncio.ensure_future(_collect(backend.events()))
+        assert {event.kind for event in await asyncio.wait_for(watching, 5)} <= {"nodes", "resync"}
+        await backend.close()
+
+    # Steps
+
+    def place(self, snapshot: Snapshot, request: Request) -> Placement:
+        """Place a request by the default policy."""
+        decision = get_policy("balanced").place(request, snapshot)
+        assert decision.placement is not None, decision.reason
+        return decision.placement
+
+    async def claim(self, backend: Backend, kernel_id: str, request: Request, placement: Placement) -> Lease:
+        """Claim a placement."""
+        return await backend.claim(
+            Lease(
+                id=f"roost:{kernel_id}:1",
+                kernel_id=kernel_id,
+                owner=OWNER,
+                request=request,
+                node_id=placement.node_id,
+                device_ids=placement.device_ids,
+            )
+        )
+
+    async def timed_claim(
+        self, backend: Backend, kernel_id: str, request: Request, placement: Placement
+    ) -> tuple[Lease | LeaseConflict, float]:
+        """Return the lease or the refusal, and the seconds until it came."""
+        began = time.monotonic()
+        try:
+            return await self.claim(backend, kernel_id, request, placement), time.monotonic() - began
+        except LeaseConflict as refusal:
+            return refusal, time.monotonic() - began
+
+    async def take(
+        self, backend: Backend, kernel_id: str, request: Request, placement: Placement | None = None
+    ) -> Lease:
+        """Claim room for a request and wait until the lease is held."""
+        if placement is None:
+            await self.until(backend, lambda s: _fits(s, request))  # a freed slice may show late
+            placement = self.place(await backend.snapshot(), request)
+        return await self.held(backend, await self.claim(backend, kernel_id, request, placement))
+
+    async def held(self, backend: Backend, lease: Lease) -> Lease:
+        """Wait until a lease is held. A repeated claim answers its present state."""
+        deadline = time.monotonic() + self.held_s
+        while lease.state == "pending":
+            assert lease.reason, "a pending lease has a reason"
+            assert time.monotonic() < deadline, f"it is still pending: {lease.reason}"
+            await self._next_event(backend)
+            lease = await backend.claim(lease)
+        assert lease.state == "held", lease.reason
+        return lease
+
+    async def until(self, backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
+        """Wait until events have made the condition true."""
+        deadline = time.monotonic() + self.held_s
+        while not condition(await backend.snapshot()):
+            assert time.monotonic() < deadline, "no event has made the condition true"
+            await self._next_event(backend)
+
+    async def _next_event(self, backend: Backend) -> None:
+        try:
+            await asyncio.wait_for(anext(backend.events()), 1.0)
+        except (asyncio.TimeoutError, RoostError):
+            return  # the state is read again in any case
+
+
+def _fits(snapshot: Snapshot, request: Request) -> bool:
+    return get_policy("balanced").place(request, snapshot).placement is not None
+
+
+async def _collect(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
+    return [event async for event in events]

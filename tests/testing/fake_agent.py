@@ -1,0 +1,242 @@
+"""An agent without kernels, for tests of schedulers and backends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from roost.launchers.agent.ledger import Conflict, LeaseLedger
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import (
+    AgentEvent,
+    Holdings,
+    KernelProcess,
+    Launch,
+    Lease,
+    Logs,
+    NodeStatus,
+    Nothing,
+    Release,
+    Reserve,
+    Signal,
+    Stop,
+    Transfer,
+)
+from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.placement import Device
+from roost.scheduler.backends.base import AgentAddress
+
+
+class FakeAgent:
+    """An agent in this process: the real ledger and the real protocol, but it starts no kernels.
+
+    It can fail (`fail`) or wait (`hold`) at a named stage: `reserve`, `launch`, `stop` and so on. `address` is where it
+    listens.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "here",
+        cpus: float = 4.0,
+        memory_bytes: int = 8 << 30,
+        gpus: int = 0,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self._totals = (cpus, memory_bytes, gpus)
+        self.failures: dict[str, RemoteError] = {}
+        self.held: dict[str, asyncio.Event] = {}
+        self.calls: list[str] = []
+        self._called = asyncio.Event()
+        self.launched: list[Launch] = []
+        self.warm: tuple[str, ...] = ()
+        self.signals: list[tuple[str, int]] = []
+        self.kernels: dict[str, KernelProcess] = {}
+        self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
+        self._begin()
+
+    def _begin(self) -> None:
+        cpus, memory_bytes, gpus = self._totals
+        devices = [Device(id=str(index), model="T4") for index in range(gpus)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = LeaseLedger(
+            self.folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices
+        )
+        operations: dict[str, tuple[type, Callable[[Any], Any]]] = {
+            "subscribe": (Nothing, lambda _: {}),
+            "reserve": (Reserve, self._reserve),
+            "release": (Release, self._release),
+            "transfer": (Transfer, self._transfer),
+            "launch": (Launch, self._launch),
+            "signal": (Signal, self._signal),
+            "stop": (Stop, self._stop),
+            "list": (Nothing, self._list),
+            "logs": (Logs, lambda _: {"text": "log"}),
+            "status": (Nothing, self._status),
+        }
+        public, secret, client_public, client_secret = self._keys
+        self._server = RpcServer(
+            {
+                name: Operation(arguments, self._handler(name, do))
+                for name, (arguments, do) in operations.items()
+            },
+            keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public])),
+        )
+        endpoint = self._server.start("tcp://127.0.0.1:*")
+        keys = ClientKeys(server=public, public=client_public, secret=client_secret)
+        self.address = AgentAddress(endpoint=endpoint, keys=keys)
+
+    def _handler(self, name: str, do: Callable[[Any], Any]) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def handle(peer: bytes, arguments: Any) -> Any:
+            self.calls.append(name)
+            self._called.set()
+            if name == "subscribe":
+                self._server.subscribe(peer)
+            if name in self.held:
+                await self.held[name].wait()
+            if name in self.failures:
+                raise self.failures[name]
+            return do(arguments)
+
+        return handle
+
+    def hold(self, stage: str) -> asyncio.Event:
+        """Have calls of this stage wait for the event that is returned."""
+        self.held[stage] = asyncio.Event()
+        return self.held[stage]
+
+    def fail(self, stage: str, kind: str = "internal") -> None:
+        """Have calls of this stage fail."""
+        self.failures[stage] = RemoteError(kind, f"{stage} fails: {kind}", {})
+
+    async def called(self, stage: str) -> None:
+        """Wait until that stage was called (again, where it was before: clear `calls`)."""
+        while stage not in self.calls:
+            self._called.clear()
+            await asyncio.wait_for(self._called.wait(), 5.0)
+
+    def end(self, kernel_id: str, exit_code: int = 1) -> None:
+        """A kernel ends by itself."""
+        process = replace(
+            self.kernels[kernel_id],
+            is_running=False,
+            exit_code=exit_code,
+            reason=f"exited with code {exit_code}",
+        )
+        self.kernels[kernel_id] = process
+        self.report(AgentEvent(kind="exited", lease_id=process.lease_id, kernel=process))
+
+    def give_back(self, lease_id: str) -> None:
+        """The reservation expires."""
+        self._release(Release(lease_id=lease_id))
+
+    def held_leases(self) -> list[str]:
+        return [entry.lease.id for entry in self.ledger.entries()]
+
+    async def restart(self) -> None:
+        """It is killed, and the next one takes over with the same records, at another port."""
+        await self._server.close()
+        await asyncio.sleep(
+            0.01
+        )  # pyzmq's authenticator lets go of its descriptor, whose number is used again
+        self._begin()
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    def _reserve(self, request: Reserve) -> Lease:
+        is_new = self.ledger.get(request.lease.id) is None
+        try:
+            lease = self.ledger.reserve(request)
+        except Conflict as problem:
+            raise RemoteError("conflict", str(problem)) from None
+        if is_new:
+            self.report(AgentEvent(kind="reserved", lease_id=lease.id))
+        return lease
+
+    def _release(self, request: Release) -> Nothing:
+        entry = self.ledger.get(request.lease_id)
+        if entry is not None:
+            process = self.kernels.get(entry.lease.kernel_id)
+            if process is not None and process.is_running:
+                self.end(process.kernel_id, -15)
+            self.kernels.pop(entry.lease.kernel_id, None)
+            self.ledger.release(request.lease_id)
+            self.report(AgentEvent(kind="released", lease_id=request.lease_id))
+        return Nothing()
+
+    def _transfer(self, request: Transfer) -> Nothing:
+        self.ledger.transfer(request.lease_id, request.owner)
+        return Nothing()
+
+    def _launch(self, request: Launch) -> KernelProcess:
+        entry = self.ledger.get(request.lease_id)
+        if entry is None:
+            raise RemoteError("no_lease", "there is no such lease")
+        known = self.kernels.get(request.kernel_id)
+        if known is not None and known.launch_id == request.launch_id:
+            return known
+        if known is not None and known.is_running:
+            raise RemoteError("bad_request", "it still runs")
+        self.launched.append(request)
+        process = KernelProcess(
+            kernel_id=request.kernel_id,
+            launch_id=request.launch_id,
+            lease_id=request.lease_id,
+            owner=entry.lease.owner,
+            pid=4711,
+            process_started_at=1.0,
+            how="exec",
+            connection=replace(request.connection, shell_port=50_000),
+            launched_at=0.0,
+        )
+        self.kernels[request.kernel_id] = process
+        self.report(AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process))
+        return process
+
+    def _signal(self, request: Signal) -> dict[str, bool]:
+        self.signals.append((request.kernel_id, request.signum))
+        return {"delivered": request.kernel_id in self.kernels}
+
+    def _stop(self, request: Stop) -> KernelProcess:
+        if request.kernel_id not in self.kernels:
+            raise RemoteError("unknown_kernel", "there is no such kernel")
+        if self.kernels[request.kernel_id].is_running:
+            self.end(request.kernel_id, -15)
+        return self.kernels[request.kernel_id]
+
+    def _list(self, _: Nothing) -> Holdings:
+        leases = tuple(entry.lease for entry in self.ledger.entries())
+        return Holdings(leases=leases, kernels=tuple(self.kernels.values()))
+
+    def _status(self, _: Nothing) -> NodeStatus:
+        promised = self.ledger.promised_by_device()
+        return NodeStatus(
+            hostname=self.name,
+            cpus=self.ledger.cpus,
+            memory_bytes=self.ledger.memory_bytes,
+            devices=tuple(
+                Device(id=device_id, model=model, promised=promised[device_id], used=0.0)
+                for device_id, model in self.ledger.models.items()
+            ),
+            cpus_promised=self.ledger.cpus_promised,
+            memory_promised_bytes=self.ledger.memory_promised_bytes,
+            gpus_promised=self.ledger.gpus_promised,
+            cpus_used=0.0,
+            memory_used_bytes=0,
+            kernels=len(self.kernels),
+            metrics_age_s=0.0,
+            warm=self.warm,
+        )
+
+    def report(self, event: AgentEvent) -> None:
+        """Publish an event to all subscribers."""
+        self._server.publish(encode(event))

@@ -1,0 +1,168 @@
+"""Kernels in pods of their own: pending leases, and kernels that a restarted scheduler finds again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fake_cluster import scheduler_on
+
+from roost.placement import Device, Node
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import Cancelled, LaunchError, NoNodeNow
+from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
+from roost.testing.contract import Opener
+
+PULLING = "its image is being pulled"
+SOON = Settings(claim_grace_s=0.1)
+
+
+def node(name: str) -> Node:
+    devices = tuple(Device(id=str(number), model="T4") for number in range(2))
+    return Node(id=name, cpus=4, memory_bytes=8 << 30, devices=devices)
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[FakePodCluster]:
+    cluster = FakePodCluster(tmp_path, [node("a")])
+    yield cluster
+    await cluster.shut_down()
+
+
+class TestContract(BackendContract):
+    """The contract, with pods that are granted at once."""
+
+    @pytest.fixture
+    def opener(self, cluster: FakePodCluster) -> Opener:
+        return partial(open_backend, partial(pod_backend, cluster))
+
+
+async def test_two_kernels_on_one_node_outlive_the_scheduler(cluster: FakePodCluster) -> None:
+    """Each has an agent of its own, so the next scheduler must ask both."""
+    async with scheduler_on([], pods=cluster) as w:
+        for name in ("one", "two"):
+            assert (await w.start(name, cpus=1)).node_id == "a"
+    async with scheduler_on([], SOON, pods=cluster) as w:
+        assert [w.kernel(name).state for name in ("one", "two")] == ["running", "running"]
+        await asyncio.sleep(0.3)  # beyond the grace of leases without a kernel
+        assert [kernel.id for kernel in w.scheduler.kernels()] == ["one", "two"]
+        assert all(agent.kernels for agent in cluster.agents.values())
+        for name in ("one", "two"):
+            await w.scheduler.stop(name, 0)
+    assert not await cluster.pods()
+
+
+async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        kernel = w.kernel("k")
+        assert (kernel.state, kernel.position) == ("queued", 1)
+        cluster.explain(kernel.lease_id, "its volume is being mounted")
+        await w.until(lambda: w.kernel("k").waits_for == "its volume is being mounted")
+        cluster.grant_all()
+        assert (await start).state == "running"
+
+
+async def test_a_pending_start_delays_no_other(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        first = w.start("first", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        cluster.pending_reason = ""
+        assert (await w.start("second", cpus=1)).state == "running"
+        cluster.grant_all()
+        assert (await first).state == "running"
+
+
+async def test_a_pending_start_can_be_cancelled(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        await w.scheduler.cancel("k")
+        with pytest.raises(Cancelled):
+            await start
+    assert not await cluster.pods()
+
+
+async def test_a_pending_start_ends_at_its_timeout_with_the_reason(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        with pytest.raises(NoNodeNow, match=f"waited 0.2 s: {PULLING}"):
+            await w.start("k", cpus=1, launch_timeout_s=0.2)
+    assert not await cluster.pods()
+
+
+async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(cluster: FakePodCluster) -> None:
+    """The client repeats its call, and the next scheduler waits for the same pod."""
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        (before,) = await cluster.pods()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    async with scheduler_on([], pods=cluster) as w:
+        assert (w.kernel("k").state, w.kernel("k").waits_for) == ("queued", PULLING)
+        start = w.start("k", cpus=1)
+        await w.told("queued")
+        cluster.grant_all()
+        assert (await start).lease_id == before.lease.id
+        assert len(await cluster.pods()) == 1
+
+
+async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    async with scheduler_on([], SOON, pods=cluster) as w:
+        await w.told("released")
+        assert w.kernel("k").reason == "its start was not repeated"
+    assert not await cluster.pods()
+
+
+async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        cluster.pending_reason = ""
+        await cluster.end("roost:k:s/1", "it was deleted by hand")
+        assert (await start).state == "running"
+        assert w.count("conflict", "k") == 1
+
+
+async def test_a_pod_that_can_never_start_ends_the_start_with_the_reason(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        await cluster.end("roost:k:s/1", "there is no image jupyter/nothing", is_final=True)
+        with pytest.raises(LaunchError, match="there is no image jupyter/nothing"):
+            await start
+
+
+async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(cluster: FakePodCluster) -> None:
+    async with scheduler_on([], pods=cluster) as w:
+        await w.start("k", cpus=1)
+        await cluster.end("roost:k:s/1", "it was evicted: the node is low on memory")
+        await w.told("released")
+        assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
+
+
+async def test_a_lease_that_its_agent_releases_takes_its_pod_along(cluster: FakePodCluster) -> None:
+    async with scheduler_on([], pods=cluster) as w:
+        await w.start("k", cpus=1)
+        cluster.agents["roost:k:s/1"].end("k", 5)
+        cluster.agents["roost:k:s/1"].give_back("roost:k:s/1")
+        await w.told("released")
+        assert w.kernel("k").exit_code == 5
+        await w.until_not(cluster.pods)
