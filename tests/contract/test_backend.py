@@ -80,6 +80,10 @@ class TestBackend(BackendContract):
     """The whole contract, on each real backend."""
 
     @pytest.fixture
+    def opener(self, opener_of_kind: Opener) -> Opener:
+        return opener_of_kind
+
+    @pytest.fixture
     def scarce(self, t4: T4) -> T4:
         return t4
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP = ("launchers", "placement", "provisioners", "scheduler")
 PACKAGES = {
     "",
+    "testing",  # lies in tests/testing
     *(str(init.parent.relative_to(ROOT)) for top in TOP for init in (ROOT / top).rglob("__init__.py")),
 }
 PROVISIONERS = "jupyter_client.kernel_provisioners"
@@ -28,7 +29,7 @@ PROVISIONERS = "jupyter_client.kernel_provisioners"
 # setuptools takes every .py beside __init__.py, so a stray module at the root of the tree would be in the wheel.
 # Allowed are modules of listed packages, the marker for type checkers, metadata, and __init__.py at the root.
 ALLOWED = re.compile(
-    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler)(/[a-z_]+)*/[a-z_]+\.py)"
+    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
@@ -38,7 +39,7 @@ SHOW = """
 import os, sys, site
 site.addsitedir(sys.argv[1])
 sys.path += sys.argv[2:]
-import roost, roost.scheduler.backends
+import roost, roost.scheduler.backends, roost.testing
 from importlib.metadata import entry_points, version
 print(roost.__version__, version("roost"))
 print(os.path.realpath(roost.__file__))
@@ -140,7 +141,8 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
 def _modules(tree: Path) -> set[str]:
     found = {"__init__.py"}
     for package in PACKAGES - {""}:
-        found |= {f"{package}/{path.name}" for path in (tree / package).glob("*.py")}
+        folder = tree / "tests" / package if package == "testing" else tree / package
+        found |= {f"{package}/{path.name}" for path in folder.glob("*.py")}
     return found
 
 
