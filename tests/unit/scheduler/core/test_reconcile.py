@@ -341,7 +341,7 @@ async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
 
 async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None:
     named = {"mine": "no_such_module:Mine", "other": "pack"}
-    async with world(tmp_path, settings=replace(SOON, policies=named, default_policy="gone")) as w:
+    async with world(tmp_path, settings=SOON.with_values(policies=named, default_policy="gone")) as w:
         w.scheduler.policies.failed["hers"] = "did not answer within 1 s"
         default, mine, hers = await w.scheduler.doctor()
         assert [found["level"] for found in (default, mine, hers)] == ["error", "error", "warning"]
