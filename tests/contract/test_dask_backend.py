@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from dask_books import noted
 from dask_machines import DaskMachines, Machine, why_not
-from distributed import Client as DaskClient
 
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner
@@ -24,6 +23,8 @@ from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
+
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'roost[dask]'")
 
 HALF = Request(gpus=0.5, resources={"T4": 0.5})
 BOTH = Request(gpus=2, resources={"T4": 2})
@@ -76,9 +77,9 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 10.0) ->
         await asyncio.sleep(0.05)
 
 
-def operator(cluster: DaskMachines) -> DaskClient:
+def operator(cluster: DaskMachines) -> Any:
     """Return a client of Dask's own, as an operator has it."""
-    return DaskClient(cluster.address, asynchronous=True, set_as_default=False)
+    return distributed.Client(cluster.address, asynchronous=True, set_as_default=False)
 
 
 def graces(cluster: DaskMachines) -> set[float]:

@@ -17,7 +17,6 @@ import pytest
 from cluster_folder import answers, wait_until
 from dask_books import Slow, hold, most_at_once, sweep, whole
 from dask_machines import DaskMachines, Machine, why_not
-from distributed import Client as DaskClient
 from leftovers import VARIABLE
 from managers import kernelspecs
 from notebook import Notebook, held_by
@@ -27,6 +26,8 @@ from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
+
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'roost[dask]'")
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -41,7 +42,7 @@ class World:
     def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
         self.home = home
         self.cluster = cluster
-        self.dask: DaskClient
+        self.dask: Any
         self.opened: list[Notebook] = []
         self._folder = folder
 
@@ -81,7 +82,7 @@ class World:
 
     async def join(self) -> None:
         """Connect the operator again after `leave`."""
-        self.dask = await DaskClient(self.cluster.address, asynchronous=True, set_as_default=False)
+        self.dask = await distributed.Client(self.cluster.address, asynchronous=True, set_as_default=False)
 
     async def leave(self) -> None:
         """Disconnect the operator before Dask's scheduler ends."""

@@ -10,9 +10,10 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distributed import Client, get_worker
+if TYPE_CHECKING:
+    from distributed import Client
 
 AGREE_S = 10.0
 """How long the four may take to agree."""
@@ -55,6 +56,8 @@ async def sweep(dask_scheduler: Any) -> None:
 
 def hold(number: int) -> tuple[str, float, float]:
     """Run as a task; return its machine, begin and end on the machine's monotonic clock."""
+    from distributed import get_worker
+
     began = time.monotonic()
     time.sleep(0.1)
     return get_worker().address.rpartition(":")[0].rpartition("/")[2], began, time.monotonic()

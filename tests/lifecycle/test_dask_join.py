@@ -25,7 +25,7 @@ from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 
-dask = pytest.importorskip("dask")
+dask = pytest.importorskip("dask", reason="Dask is not installed: pip install 'roost[dask]'")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
