@@ -16,7 +16,14 @@ from typing import Any, Generic
 from roost.launchers.daemon.tasks import cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import AgentEvent, Owner, Reserve
 from roost.placement import Node, Snapshot
-from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
+from roost.scheduler.backends.base import (
+    AgentAddress,
+    Backend,
+    BackendContext,
+    BackendEvent,
+    Lease,
+    LeaseReading,
+)
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from .agents import AgentPool
@@ -24,6 +31,7 @@ from .manager import ClusterManager
 from .membership import N
 from .node_table import NodeTable
 from .outage import OutageRecovery
+from .settings import AgentPerNodeSettings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +42,19 @@ _STATUS_S = 5.0
 _REJOIN_S = 1.0
 _FORGET_S = 60.0
 """How long the agent of a node that left is remembered after the grace of its kernels."""
+
+
+def build_backend(
+    name: str, manager: ClusterManager[N], settings: AgentPerNodeSettings, context: BackendContext
+) -> Backend:
+    """Return the backend of this manager, which keeps `agents.json` in the context's folder."""
+    return AgentPerNodeBackend(
+        name,
+        manager,
+        AgentPool(context.folder / "agents.json", context.agents, manager.start_agent),
+        restart_grace_s=context.restart_grace_s,
+        manager_grace_s=settings.manager_grace_s,
+    )
 
 
 class AgentPerNodeBackend(Backend, Generic[N]):
