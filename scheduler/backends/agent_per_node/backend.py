@@ -133,7 +133,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         try:
             device_ids = await self._manager.claim(lease, node, self._table.has_room)
             await address
-            granted = replace(lease, device_ids=device_ids)
+            granted = replace(lease, device_ids=device_ids, state="held", reason="")
             reserve = Reserve(lease=granted, linger_s=self._restart_grace_s, is_granted=True)
             held = await self._pool.call(node.id, lambda agent: agent.reserve(reserve))
         except LeaseConflict:

@@ -1,4 +1,4 @@
-"""Which Dask scheduler is meant, told without asking anybody."""
+"""The address of the Dask scheduler to join, found without any connection."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_scheme_is_what_the_settings_imply() -> None:
 @pytest.mark.parametrize(
     "address", ["here", "tcp://here", "ws://here:1", "http://here:8787", "tcp://:1", ":1"]
 )
-def test_what_is_no_address(address: str) -> None:
+def test_other_texts_are_no_address(address: str) -> None:
     with pytest.raises(ConfigError, match="is no address of a Dask scheduler: give tcp://host:port"):
         resolve(RoostDaskBackend(address=address))
 

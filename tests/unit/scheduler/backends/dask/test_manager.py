@@ -1,4 +1,4 @@
-"""What roost's client of a Dask cluster waits for, without Dask."""
+"""How `DaskManager` waits for the first agents, without Dask."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ WITH_GPU = DaskNode(
 WITHOUT = replace(WITH_GPU, id="10.0.0.2", resources={}, free={}, devices=())
 
 
-class Told(DaskManager):
-    """Sees each of these pictures in turn, then the last one again."""
+class FakeDask(DaskManager):
+    """A manager that reads each of these sets of nodes in turn, then the last one again."""
 
-    def __init__(self, *pictures: Iterable[DaskNode]) -> None:
+    def __init__(self, *readings: Iterable[DaskNode]) -> None:
         super().__init__(RoostDaskBackend())
-        self._pictures = list(pictures)
+        self._readings = list(readings)
         self.looks = 0
 
     async def _join(self, address: str) -> str:
@@ -44,30 +44,30 @@ class Told(DaskManager):
         if wait_s:
             self.looks += 1
             return ()
-        return self._pictures.pop(0) if len(self._pictures) > 1 else self._pictures[0]
+        return self._readings.pop(0) if len(self._readings) > 1 else self._readings[0]
 
 
-async def joined(*pictures: Iterable[DaskNode]) -> Told:
-    dask = Told(*pictures)
+async def joined(*readings: Iterable[DaskNode]) -> FakeDask:
+    dask = FakeDask(*readings)
     await dask.membership.join("")
     return dask
 
 
-def brought_up(**answer: Any) -> DaskNode:
+def started(**answer: Any) -> DaskNode:
     return replace(WITH_GPU, agent={"told": "1", **answer})
 
 
-async def test_machines_with_gpus_are_waited_for_until_an_agent_has_looked_at_them() -> None:
+async def test_a_machine_with_gpus_is_awaited_until_its_agent_has_looked_at_them() -> None:
     dask = await joined(
-        [WITH_GPU, WITHOUT], [WITH_GPU, WITHOUT], [brought_up(endpoint="tcp://10.0.0.1:1"), WITHOUT]
+        [WITH_GPU, WITHOUT], [WITH_GPU, WITHOUT], [started(endpoint="tcp://10.0.0.1:1"), WITHOUT]
     )
     await dask.wait_until_described()
     assert dask.looks == 2
     assert dask.membership.nodes["10.0.0.1"].agent
 
 
-async def test_an_agent_that_cannot_come_up_is_not_waited_for() -> None:
-    dask = await joined([brought_up(problem="no ipykernel")], [])
+async def test_an_agent_that_cannot_start_is_not_awaited() -> None:
+    dask = await joined([started(problem="no ipykernel")], [])
     await dask.wait_until_described()
     assert dask.looks == 0
 

@@ -1,4 +1,4 @@
-"""What Dask's scheduler says of a machine, as a node of roost's."""
+"""roost's nodes, built from the descriptions by the plugin in Dask's scheduler."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_b
 OTHER = Device(id="GPU-b", model="A100", memory_bytes=80)
 
 
-def said(**changes: Any) -> dict[str, Any]:
-    """Of a machine with two GPUs, half of one a kernel's and one a task's."""
+def describe(**changes: Any) -> dict[str, Any]:
+    """Describe a machine with two GPUs: a kernel has half of one, and a task has the other."""
     return {
         "threads": 4,
         "memory_bytes": 1000,
@@ -30,8 +30,8 @@ def said(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_what_is_promised_is_the_ledgers_and_the_tasks() -> None:
-    node = build_node(DaskNode.of("10.0.0.1", said()), None, None, None)
+def test_leases_and_tasks_are_promised() -> None:
+    node = build_node(DaskNode.of("10.0.0.1", describe()), None, None, None)
     assert (node.id, node.address, node.cpus, node.memory_bytes) == ("10.0.0.1", "10.0.0.1", 4, 1000)
     assert [(device.id, device.promised) for device in node.devices] == [("0", 0.5), ("1", 0.0)]
     assert node.gpus_promised == 1.5
@@ -42,13 +42,13 @@ def test_what_is_promised_is_the_ledgers_and_the_tasks() -> None:
 
 
 def test_a_machine_that_is_retired_drains() -> None:
-    node = build_node(DaskNode.of("m", said(is_draining=True)), None, None, None)
+    node = build_node(DaskNode.of("m", describe(is_draining=True)), None, None, None)
     assert node.is_draining
     assert node.drains_because == "Dask is retiring its workers"
 
 
-def test_real_use_is_the_agents_and_else_the_workers_own() -> None:
-    machine = DaskNode.of("m", said())
+def test_real_use_comes_from_the_agent_or_else_from_the_workers() -> None:
+    machine = DaskNode.of("m", describe())
     by_workers = build_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_workers.cpus_used, by_workers.memory_used_bytes, by_workers.metrics_age_s) == (0.5, 200, 0.0)
     status = NodeStatus(
@@ -61,9 +61,9 @@ def test_real_use_is_the_agents_and_else_the_workers_own() -> None:
     assert (second.id, second.used) == ("1", None)
 
 
-def test_devices_are_found_by_their_ids_where_a_worker_names_them_so() -> None:
+def test_a_device_is_found_by_its_id_if_the_worker_reports_ids() -> None:
     agent = {"told": "x", "devices": [encode(A100), encode(OTHER)]}
-    machine = DaskNode.of("m", said(devices=["GPU-b", "7"], agent=agent))
+    machine = DaskNode.of("m", describe(devices=["GPU-b", "7"], agent=agent))
     assert machine.daemon == "x"
     named, numbered = build_node(machine, None, None, None).devices
     assert (named.id, named.model, named.used) == ("GPU-b", "A100", None)

@@ -1,4 +1,4 @@
-"""The Ray backend where there is no Ray."""
+"""The Ray backend without Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from roost.testing import backend_context
         ("a:1", "b:2", "c:3", "a:1"),
     ],
 )
-async def test_the_cluster_is_the_configured_one_else_ray_addresss_else_the_last(
+async def test_the_cluster_is_the_configured_one_else_that_of_ray_address_else_the_last_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     configured: str,

@@ -1,4 +1,4 @@
-"""Joining Ray, without a cluster: every refusal in one sentence, signals kept, an attempt that hangs given up."""
+"""Joining Ray, without a cluster: refusals in one sentence, unchanged signal handlers, a deadline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def facts(*nodes: RayletAddress, ray: str = "2.60.0", python: str = "3.11.7") ->
 
 @pytest.fixture(autouse=True)
 def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
-    """A machine with no raylet, no settings of Ray's and no address; the raylets that a test adds are there."""
+    """A machine without raylets, Ray's settings and an address. Tests add raylets to the list."""
     raylets: list[tuple[str, str]] = []
     monkeypatch.setattr(checks, "_raylets", lambda: raylets)
     monkeypatch.setattr(checks, "_is_own_address", lambda address: False)
@@ -47,7 +47,7 @@ def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[s
 
 @contextmanager
 def listener(answer: bytes | None) -> Iterator[tuple[str, int]]:
-    """What listens at the address, and says `answer` to whoever says something; None: nothing."""
+    """Listen at the address, and send `answer` to each client that sends something; None: send nothing."""
 
     def serve() -> None:
         try:
@@ -89,18 +89,18 @@ def closed_port() -> int:
         ("::1:6379", "is no address"),
     ],
 )
-def test_what_is_no_address_is_said(address: str, says: str) -> None:
+def test_a_wrong_address_is_explained(address: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         checks.resolve(address)
 
 
 @pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:1", "[::1]:6379"])
-def test_an_address_is_taken_as_it_is(address: str) -> None:
+def test_an_address_is_used_unchanged(address: str) -> None:
     assert checks.resolve(address) == address
 
 
 @pytest.mark.parametrize("address", ["", "auto"])
-def test_without_an_address_ray_address_counts(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_ray_address_is_used(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", GCS)
     assert checks.resolve(address) == GCS
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # as for `ray job submit`
@@ -108,7 +108,9 @@ def test_without_an_address_ray_address_counts(address: str, monkeypatch: pytest
         checks.resolve(address)
 
 
-def test_else_the_cluster_of_this_machine(no_ray_here: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_without_ray_address_the_cluster_of_this_machine_is_used(
+    no_ray_here: list[tuple[str, str]], tmp_path: Path
+) -> None:
     latest = tmp_path / "ray" / "ray_current_cluster"
     latest.parent.mkdir()
     latest.write_text("127.0.0.1:1\n")  # one that is gone
@@ -123,7 +125,7 @@ def test_else_the_cluster_of_this_machine(no_ray_here: list[tuple[str, str]], tm
     assert checks.resolve("") == "10.0.0.2:6379"
 
 
-def test_who_speaks_grpc_is_greeted() -> None:
+def test_a_server_that_speaks_grpc_is_accepted() -> None:
     with listener(SETTINGS) as (host, port):
         checks.greet(f"{host}:{port}")
 
@@ -132,7 +134,7 @@ def test_who_speaks_grpc_is_greeted() -> None:
     ("answer", "says"),
     [(b"HTTP/1.1 400 Bad Request\r\n", "something else listens"), (None, "no answer within")],
 )
-def test_what_is_not_ray_is_said(answer: bytes | None, says: str) -> None:
+def test_a_server_that_is_not_ray_is_explained(answer: bytes | None, says: str) -> None:
     with (
         pytest.raises(BackendUnavailable, match=rf"there is no Ray cluster at 127\.0\.0\.1:\d+: .*{says}"),
         listener(answer) as (host, port),
@@ -140,14 +142,14 @@ def test_what_is_not_ray_is_said(answer: bytes | None, says: str) -> None:
         checks.greet(f"{host}:{port}")
 
 
-def test_nothing_there_is_said() -> None:
+def test_a_missing_server_is_explained() -> None:
     with pytest.raises(BackendUnavailable, match=r"connection refused; is its head up.* 6379 by default"):
         checks.greet(f"127.0.0.1:{closed_port()}")
     with pytest.raises(BackendUnavailable, match=r"no host no-such\.invalid is known here"):
         checks.greet("no-such.invalid:6379")
 
 
-def test_behind_tls_a_port_that_is_open_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_tls_an_open_port_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USE_TLS", "1")
     with listener(None) as (host, port):
         checks.greet(f"{host}:{port}")
@@ -177,7 +179,9 @@ def test_a_driver_needs_a_node_on_its_machine(no_ray_here: list[tuple[str, str]]
         checks.check_machine(GCS, facts(node("a"), node("b")))
 
 
-def test_that_node_must_answer(no_ray_here: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_node_on_this_machine_must_answer(
+    no_ray_here: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     dead = node("dead", host="127.0.0.1", port=closed_port())
     no_ray_here += [(GCS, "dead"), (GCS, "well")]
     with listener(SETTINGS) as (host, port):
@@ -206,14 +210,14 @@ def test_a_raylet_is_known_by_its_command_line(monkeypatch: pytest.MonkeyPatch) 
     assert checks._raylets() == [(GCS, "ab")]
 
 
-def test_own_addresses_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machines_addresses_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert checks._is_own_address("127.0.0.1")
     assert not checks._is_own_address("192.0.2.1")  # RFC 5737: nobody's
     assert not checks._is_own_address("no address")
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'roost\[ray\]'"):
         join.join(GCS, namespace="roost")
@@ -237,7 +241,7 @@ def test_signal_handlers_are_kept() -> None:
 
 
 class FakeRay:
-    """A `ray` whose `init` does what a test says."""
+    """A module `ray` whose `init` calls a function of the test."""
 
     def __init__(self, init: Callable[[], object]) -> None:
         self._init = init
@@ -274,7 +278,7 @@ def init(timeout_s: float = 30.0) -> RoostError | None:
     return None
 
 
-def test_an_attempt_that_hangs_is_given_up_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_that_hangs_is_abandoned_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
     ray = fake(monkeypatch, lambda: goes_on.wait(30))
     assert "ray.init hangs" in str(init(0.0))
@@ -288,7 +292,7 @@ def test_an_attempt_that_hangs_is_given_up_and_undone(monkeypatch: pytest.Monkey
     assert ray.calls[3:] == ["shutdown"]
 
 
-def test_what_ray_says_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rays_own_error_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise ConnectionError("Failed to connect") from RuntimeError("the cause\nand much more")
 
@@ -299,7 +303,7 @@ def test_what_ray_says_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray.calls == ["shutdown"]
 
 
-def test_a_driver_stays_one_until_another_cluster_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_remains_one_until_another_cluster_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = fake(monkeypatch, lambda: None)
     for check in ("greet", "check_token", "check_versions", "check_machine"):
         monkeypatch.setattr(join, check, lambda *facts: None)

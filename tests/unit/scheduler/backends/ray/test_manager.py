@@ -1,4 +1,4 @@
-"""Leases that are taken again from a Ray that gives the first device that is free."""
+"""Leases that are claimed again from a Ray that grants the first free device."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def believing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["0", "1"])
 @pytest.mark.parametrize("share", [1, 0.5, 0.25])
-async def test_a_kernel_gets_the_device_that_it_has(device: str, share: float) -> None:
+async def test_a_live_kernel_gets_its_own_device_again(device: str, share: float) -> None:
     ray = OneNode()
     assert await claim_again(ray, lease(device, share)) == (device,)
     assert ray.held == {"roost:k:s/1 for ada": (device, share)}
 
 
-async def test_where_somebody_else_has_it_nothing_is_kept() -> None:
+async def test_nothing_is_kept_if_another_kernel_has_the_device() -> None:
     ray = OneNode(other=0.75)
     with pytest.raises(LeaseConflict):
         await claim_again(ray, lease("0", 0.5))

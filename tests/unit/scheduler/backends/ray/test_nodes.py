@@ -1,4 +1,4 @@
-"""What Ray says of a node, read without Ray."""
+"""Ray's descriptions of nodes, read without Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def raylet(resources: dict[str, float]) -> dict[str, Any]:
     return {"Alive": True, "NodeID": "ab", "NodeManagerAddress": "10.0.0.1", "Resources": resources}
 
 
-def test_custom_resources_are_what_only_its_operator_knows() -> None:
+def test_custom_resources_exclude_rays_own_and_those_of_groups() -> None:
     assert nodes.find_custom_resources(RESOURCES) == ["licence", "a_group_of_seats"]
     (node,) = nodes.decode_public([raylet(RESOURCES)])
     lease = Lease(
@@ -43,7 +43,7 @@ def test_custom_resources_are_what_only_its_operator_knows() -> None:
     assert (known.resource_free("licence"), known.resource_free("a_group_of_seats")) == (1.5, 3.0)
 
 
-def test_a_group_asks_for_them_too() -> None:
+def test_a_group_asks_for_custom_resources() -> None:
     (node,) = nodes.decode_public([raylet(RESOURCES)])
     bundle = placement_groups.build_bundle(Request(cpus=1, resources={"licence": 0.5}), node)
     assert bundle.pop("node:10.0.0.1") > 0
@@ -51,8 +51,10 @@ def test_a_group_asks_for_them_too() -> None:
     assert nodes.find_custom_resources(bundle) == ["licence"]
 
 
-def test_a_raylet_that_has_ended_beside_the_next_one_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray shows both for a while, and gives nothing there; two that live are told apart by their ids."""
+def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray shows both for a while, and refuses claims there. Two live raylets get different ids."""
     with socket.create_server(("127.0.0.1", 0)) as lives, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [server.getsockname()[1] for server in (lives, other)]
         raylets = [

@@ -1,4 +1,4 @@
-"""The ledger of leases in Dask's scheduler: nothing is given twice, whatever comes, goes and comes back."""
+"""The ledger of leases in Dask's scheduler grants nothing twice, whichever workers leave and return."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ledger(*slots: Slot) -> SlotLedger:
     return made
 
 
-def test_preferred_devices_are_given_and_else_the_fullest_that_has_room() -> None:
+def test_preferred_devices_are_granted_or_else_the_fullest_with_room() -> None:
     books = ledger(slot("s", gpus=3, devices="012"))
     assert books.take(held("a", gpus=0.5), preferred=["1"]).device_ids == ["1"]
     assert books.take(held("b", gpus=0.5), preferred=[]).device_ids == ["1"]
@@ -53,7 +53,7 @@ def test_preferred_devices_are_given_and_else_the_fullest_that_has_room() -> Non
         books.take(held("e", gpus=1), preferred=[])
 
 
-def test_what_a_living_kernel_has_is_taken_again_on_its_devices_or_not_at_all() -> None:
+def test_a_live_kernel_claims_again_its_own_devices_or_nothing() -> None:
     books = ledger(slot("s", gpus=2, devices="01"))
     books.take(held("a", gpus=0.7), preferred=["0"])
     with pytest.raises(Refused, match="another kernel has GPU 0 of m"):
@@ -63,7 +63,7 @@ def test_what_a_living_kernel_has_is_taken_again_on_its_devices_or_not_at_all() 
     assert books.take_again(held("b", gpus=0.3), device_ids=["0"]) is again
 
 
-def test_what_a_living_kernel_has_of_workers_that_are_not_there_yet_is_claimed_when_they_come() -> None:
+def test_a_live_kernels_amounts_on_missing_workers_are_claimed_when_they_return() -> None:
     books = ledger(slot("s", licence=1))
     lease = books.take_again(held("a", gpus=1, resources={"licence": 2}), device_ids=["1"])
     assert lease.claims["s"] == {"licence": 1}
@@ -85,7 +85,7 @@ def test_whole_gpus_and_other_resources_may_come_from_several_workers_of_a_machi
         books.take(held("b", resources={"licence": 1.5}), preferred=[])
 
 
-def test_threads_and_memory_are_the_machines() -> None:
+def test_threads_and_memory_are_counted_for_the_whole_machine() -> None:
     books = ledger(slot("s"), slot("t"), slot("u", "elsewhere"))
     books.take(held("a", cpus=6, memory_bytes=1500), preferred=[])
     with pytest.raises(Refused, match="m has 2 threads that no kernel has"):
@@ -99,7 +99,7 @@ def test_threads_and_memory_are_the_machines() -> None:
         books.take(held("b", "nowhere"), preferred=[])
 
 
-def test_taking_may_be_repeated_and_what_was_asked_for_elsewhere_is_forgotten() -> None:
+def test_a_claim_may_be_repeated_and_an_earlier_one_on_another_machine_is_forgotten() -> None:
     books = ledger(slot("s", gpus=1, devices="0"), slot("t", "other", gpus=1, devices="0"))
     first = books.take(held("a", gpus=1), preferred=[])
     assert books.take(held("a", gpus=1), preferred=[]) is first
@@ -108,7 +108,7 @@ def test_taking_may_be_repeated_and_what_was_asked_for_elsewhere_is_forgotten() 
     assert books.shares("m") == {}
 
 
-def test_claims_move_to_a_worker_that_has_the_same() -> None:
+def test_claims_move_to_a_worker_with_the_same_devices() -> None:
     books = ledger(slot("s", gpus=2, devices="01", licence=1))
     books.take(held("a", gpus=1, resources={"licence": 1}), preferred=["1"])
     books.take(held("b", gpus=0.5), preferred=["0"])
@@ -132,7 +132,7 @@ def test_each_worker_gets_the_claims_on_its_own_devices() -> None:
     assert lease.claims == {"s": {GPU: 1}, "t": {GPU: 1}}
 
 
-def test_what_a_newer_version_noted_besides_is_left_out() -> None:
+def test_the_fields_of_a_newer_version_are_left_out() -> None:
     books = ledger(slot("s", gpus=1, devices="0"))
     books.take(held("a", gpus=1), preferred=[])
     state = books.to_dict()
@@ -142,7 +142,7 @@ def test_what_a_newer_version_noted_besides_is_left_out() -> None:
 
 
 class Books(RuleBasedStateMachine):
-    """Two machines: one worker for all GPUs, and one for each. Workers go and come back, under other names too."""
+    """Two machines: one worker for all GPUs, and one for each. Workers leave and return, also under other names."""
 
     def __init__(self) -> None:
         super().__init__()

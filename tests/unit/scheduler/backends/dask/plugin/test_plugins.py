@@ -1,6 +1,6 @@
-"""roost's plugins in Dask's own scheduler and workers, in this process: what they use of these that is not public.
+"""roost's plugins in Dask's own scheduler and workers, in this process.
 
-Each test says by its failure that a version of Dask has changed such a thing.
+The plugins use parts of Dask that are not public. A test fails here if a version of Dask has changed such a part.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ gates: dict[str, threading.Event] = {}
 
 
 def hold(name: str) -> str:
-    """A task that is there until its gate is opened; where it ran."""
+    """Run as a task until its gate is opened; return the worker's address."""
     gates.setdefault(name, threading.Event()).wait(DEADLINE_S)
     return str(distributed.get_worker().address)
 
 
 class NoAgents:
-    """No agent is brought up by these workers."""
+    """Stands for `AgentStarter`, and starts no agent."""
 
     async def start(self, server: Any) -> None:
         pass
@@ -44,7 +44,7 @@ class NoAgents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A scheduler and workers of one machine each, with roost's plugins; all are of this event loop."""
+    """A scheduler and workers with roost's plugins, all on this event loop. Each worker has a machine of its own."""
 
     scheduler: Any
     workers: list[Any]
@@ -62,7 +62,7 @@ class Cluster:
         again: bool = False,
         **changes: Any,
     ) -> dict[str, Any]:
-        """What roost's scheduler is answered; `on` are devices."""
+        """Return the answer that roost's scheduler gets; `on` are devices."""
         held = {
             "lease_id": lease_id,
             "kernel_id": "k",
@@ -76,7 +76,7 @@ class Cluster:
         answer = await self.client.scheduler.roost_lease(
             held={**held, **changes}, device_ids=list(on), again=again, wait_s=0.2
         )
-        return {name: list(said) if name == "device_ids" else said for name, said in answer.items()}
+        return {name: list(value) if name == "device_ids" else value for name, value in answer.items()}
 
     async def release(self, lease_id: str = "a") -> None:
         await self.client.scheduler.roost_release(lease_id=lease_id)
@@ -85,7 +85,7 @@ class Cluster:
         return self.client.submit(hold, name, key=name, resources=resources)
 
     def left(self) -> tuple[dict[str, float], dict[str, float]]:
-        """For tasks: by the first worker's own state, and by what Dask's scheduler believes."""
+        """Return the amounts for tasks, by the first worker's own state and by Dask's scheduler."""
         address = self.workers[0].address
         known = dict(self.scheduler.workers[address].resources)
         assert known == {name: of[address] for name, of in self.scheduler.resources.items() if address in of}
@@ -116,10 +116,8 @@ def worker(scheduler: Any, host: str, resources: dict[str, float]) -> Any:
 
 
 async def install(cluster: Cluster, **attributes: Any) -> None:
-    for plugin in (
-        scheduler_plugin.RoostSchedulerPlugin("1.0", ""),
-        worker_plugin.RoostWorkerPlugin(NoAgents()),
-    ):  # type: ignore[arg-type]
+    on_worker = worker_plugin.RoostWorkerPlugin(NoAgents())  # type: ignore[arg-type]
+    for plugin in (scheduler_plugin.RoostSchedulerPlugin("1.0", ""), on_worker):
         plugin.__dict__.update(attributes)
         await cluster.client.register_plugin(plugin, name=scheduler_plugin.NAME)
 
@@ -132,7 +130,7 @@ def quiet(tmp_path: Path) -> Iterator[None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Dask tells nobody of what happens in it."""
+    """Wait until a condition holds, because Dask publishes no event for it."""
 
     async def look() -> None:
         while not condition():  # noqa: ASYNC110 - see above
@@ -141,7 +139,7 @@ async def until(condition: Callable[[], bool]) -> None:
     await asyncio.wait_for(look(), DEADLINE_S)
 
 
-async def test_a_lease_is_taken_out_of_what_tasks_may_have_and_given_back() -> None:
+async def test_a_lease_reduces_the_resources_of_tasks_until_it_is_released() -> None:
     async with started(MANY) as cluster:
         assert await cluster.lease(gpus=0.5, resources={"licence": 1}) == {"device_ids": ["0"]}
         assert cluster.left() == ({"GPU": 1.5, "licence": 0}, {"GPU": 1.5, "licence": 0})
@@ -153,8 +151,8 @@ async def test_a_lease_is_taken_out_of_what_tasks_may_have_and_given_back() -> N
         assert cluster.left() == (MANY, MANY)
 
 
-async def test_a_task_waits_for_what_a_kernel_has_and_is_told_when_it_is_free() -> None:
-    """`bulk_schedule_unrunnable_after_adding_worker`: where nobody had room, the scheduler keeps the task."""
+async def test_a_task_waits_for_a_kernels_resources_and_runs_when_they_are_free() -> None:
+    """`bulk_schedule_unrunnable_after_adding_worker`: the scheduler keeps a task for which no worker had room."""
     async with started(MANY) as cluster:
         await cluster.lease(resources={"licence": 1})
         task = cluster.submit("x", licence=1)
@@ -167,8 +165,8 @@ async def test_a_task_waits_for_what_a_kernel_has_and_is_told_when_it_is_free() 
         assert await asyncio.wait_for(task, DEADLINE_S) == cluster.workers[0].address
 
 
-async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_given_back() -> None:
-    """`UnpauseEvent`, which has a worker look at what waits: no task ends here."""
+async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_released() -> None:
+    """`UnpauseEvent` makes a worker look at its waiting tasks, although no task ends here."""
     async with started(MANY) as cluster:
         running = cluster.submit("running", GPU=1)
         await until(lambda: "running" in gates)
@@ -184,8 +182,8 @@ async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_given_back
         assert cluster.left() == (MANY, MANY)
 
 
-async def test_a_kernel_is_ahead_of_tasks_and_these_run_where_there_is_room() -> None:
-    """`CancelComputeEvent` and the operation `reschedule`: what cannot run behind a kernel is handed back."""
+async def test_a_kernel_is_ahead_of_tasks_and_these_run_on_a_worker_with_room() -> None:
+    """`CancelComputeEvent` and the operation `reschedule` return a task that cannot run behind a kernel."""
     async with started(MANY, {}) as cluster:
         running = cluster.submit("running", licence=1)
         await until(lambda: "running" in gates)
@@ -206,7 +204,7 @@ async def test_a_kernel_is_ahead_of_tasks_and_these_run_where_there_is_room() ->
             assert cluster.left()[0]["licence"] == 0
 
 
-async def test_a_wish_is_given_up_when_there_is_room_elsewhere() -> None:
+async def test_a_wish_is_dropped_when_the_lease_is_claimed_on_another_machine() -> None:
     async with started(MANY, MANY) as cluster:
         running = cluster.client.submit(
             hold, "running", resources={"licence": 1}, workers=[cluster.workers[0].address]
@@ -220,7 +218,7 @@ async def test_a_wish_is_given_up_when_there_is_room_elsewhere() -> None:
         await asyncio.wait_for(running, DEADLINE_S)
 
 
-async def test_a_task_that_was_sent_before_a_lease_and_comes_after_it_is_handed_back() -> None:
+async def test_a_task_that_was_sent_before_a_lease_and_arrives_after_it_is_returned() -> None:
     async with started(MANY) as cluster:
         await cluster.lease(resources={"licence": 1})
         # As if Dask's scheduler had not known yet.
@@ -265,22 +263,22 @@ async def test_a_worker_that_is_retired_drains() -> None:
         assert slot.worker == leaving
 
 
-async def test_what_workers_have_left_is_told() -> None:
+async def test_workers_report_their_free_resources() -> None:
     async with started(MANY) as cluster:
         task = cluster.submit("x", GPU=1)
         await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 1)
         gates["x"].set()
         await asyncio.wait_for(task, DEADLINE_S)
         await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 2)
-        said = await cluster.client.scheduler.roost_nodes(since=-1, incarnation="", wait_s=0.0)
-        assert said["machines"]["127.0.0.3"]["resources"] == MANY
+        answer = await cluster.client.scheduler.roost_nodes(since=-1, incarnation="", wait_s=0.0)
+        assert answer["machines"]["127.0.0.3"]["resources"] == MANY
         assert (await cluster.client.scheduler.roost_metrics())["127.0.0.3"].keys() == {
             "cpus",
             "memory_bytes",
         }
 
 
-async def test_the_plugins_of_another_version_go_on_with_what_is_held() -> None:
+async def test_the_plugins_of_another_version_keep_the_leases() -> None:
     async with started(MANY) as cluster:
         await cluster.lease(gpus=1, resources={"licence": 1})
         before = cluster.plugin
@@ -293,7 +291,7 @@ async def test_the_plugins_of_another_version_go_on_with_what_is_held() -> None:
         assert cluster.left() == (MANY, MANY)
 
 
-async def test_a_worker_that_comes_back_holds_back_before_its_first_task() -> None:
+async def test_a_worker_that_is_started_again_holds_leases_back_before_its_first_task() -> None:
     async with started() as cluster:
         async with worker(cluster.scheduler, "127.0.0.3", MANY) as first:
             cluster.workers.append(first)
@@ -304,12 +302,12 @@ async def test_a_worker_that_comes_back_holds_back_before_its_first_task() -> No
         await cluster.release()
 
 
-async def test_a_kernel_that_lives_has_again_what_tasks_have_and_what_is_not_there_yet() -> None:
+async def test_a_live_kernel_claims_again_resources_of_tasks_and_of_missing_workers() -> None:
     async with started({"GPU": 1}) as cluster:
         running = cluster.submit("running", GPU=1)
         await until(lambda: "running" in gates)
-        said = await cluster.lease(cpus=9, gpus=2, on=("0", "1"), again=True, resources={"licence": 1})
-        assert said == {"device_ids": ["0", "1"]}
+        answer = await cluster.lease(cpus=9, gpus=2, on=("0", "1"), again=True, resources={"licence": 1})
+        assert answer == {"device_ids": ["0", "1"]}
         assert cluster.left() == ({"GPU": -1}, {"GPU": 0})
         assert (
             "another kernel has GPU 1"
@@ -325,8 +323,8 @@ async def test_a_kernel_that_lives_has_again_what_tasks_have_and_what_is_not_the
         assert cluster.left() == ({"GPU": 1}, {"GPU": 1})
 
 
-async def test_what_only_nannies_use_is_there() -> None:
-    """The operation `plugin_add` of theirs, and where the scheduler keeps their plugins: the rest needs processes."""
+async def test_the_parts_that_only_nannies_use_exist() -> None:
+    """The operation `plugin_add` of nannies, and the scheduler's `nanny_plugins`. The rest needs processes."""
     async with started() as cluster:
         assert cluster.scheduler.nanny_plugins == {}
     assert callable(distributed.Nanny.plugin_add)
