@@ -57,6 +57,24 @@ def test_ray_within_a_notebook_runs_on_the_leases_own_devices(on_half_an_a100: P
     assert of_the_task == of_the_kernel
 
 
+def test_ray_within_a_notebook_joins_the_namespace_of_the_kernelspec(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs_of(config={"options": {"namespace": "team"}})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    source = """
+import os, ray
+
+ray.init(namespace=os.environ["RAY_NAMESPACE"], log_to_driver=False)
+print(ray.get_runtime_context().namespace)
+ray.shutdown()
+"""
+    notebook = nbformat.read(written(tmp_path, source), as_version=4)
+    NotebookClient(notebook, timeout=100).execute()
+    (printed,) = [output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"]
+    assert printed.strip() == "team"
+
+
 def test_papermill(on_half_an_a100: Path) -> None:
     source = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['RAY_ADDRESS'])"
     papermill.execute_notebook(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from roost.scheduler.backends.spec import BackendSpec
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
 
 SPEC = BackendSpec(
     name="ray",
     settings="roost.scheduler.backends.ray.settings:RoostRayBackend",
     create="roost.scheduler.backends.ray.backend:create",
     address_variable="RAY_ADDRESS",
+    request_options=(
+        RequestOption(
+            name="namespace",
+            kind=str,
+            help="RAY_NAMESPACE in the kernel: the Ray namespace that the notebook joins",
+            variable="KERNEL_RAY_NAMESPACE",
+        ),
+    ),
 )

@@ -79,7 +79,7 @@ class RayManager:
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {
             "RAY_ADDRESS": address,
-            "RAY_NAMESPACE": placement_groups.NAMESPACE,
+            "RAY_NAMESPACE": lease.request.options.get("namespace") or placement_groups.NAMESPACE,
             "ROOST_PLACEMENT_GROUP": _name_group(lease),
         }
 

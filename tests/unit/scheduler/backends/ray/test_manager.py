@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.ray import manager, nodes, placement_groups
+from roost.scheduler.backends.ray import SPEC, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
@@ -92,3 +93,15 @@ async def test_nothing_is_kept_if_another_kernel_has_the_device() -> None:
     with pytest.raises(LeaseConflict):
         await claim_again(ray, lease("0", 0.5))
     assert ray.held == {"other": ("0", 0.75)}
+
+
+@pytest.mark.parametrize(
+    ("options", "namespace"), [({}, "roost"), ({"namespace": "team"}, "team"), ({"namespace": ""}, "roost")]
+)
+def test_a_kernel_joins_the_namespace_that_it_asks_for(options: dict[str, str], namespace: str) -> None:
+    SPEC.check_options(options)
+    held = lease("0", 1)
+    held = replace(held, request=replace(held.request, options=options))
+    ray_manager = RayManager(RoostRayBackend(), OneNode())  # type: ignore[arg-type]
+    environment = ray_manager.environment(held, "192.0.2.1:6379")
+    assert (environment["RAY_ADDRESS"], environment["RAY_NAMESPACE"]) == ("192.0.2.1:6379", namespace)
