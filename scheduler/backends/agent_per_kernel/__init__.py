@@ -14,3 +14,4 @@ from .pods import Pod as Pod
 from .pods import PodChange as PodChange
 from .pods import PodCluster as PodCluster
 from .pods import agent_command as agent_command
+from .pods import read_address as read_address

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from roost.launchers.agent.node_metrics import AgentSettings
-from roost.launchers.protocol.json_codec import encode
+from roost.launchers.daemon.private_files import read_json
+from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import AgentAddress, Lease
+from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.model import Node
 
 
@@ -86,7 +89,7 @@ def agent_command(
 ) -> tuple[str, ...]:
     """Return the command of a pod's first process: an agent for one kernel, with its state in `folder`.
 
-    The agent writes `ready.json` there when it listens (`read_address` reads it). `address` is the IP address where it
+    The agent writes its address there once it listens (`read_address` returns it). `address` is the IP address where it
     and the kernel listen; empty is loopback. It leaves with its lease, or after `idle_exit_s` without one.
     """
     settings = AgentSettings(
@@ -97,3 +100,16 @@ def agent_command(
         is_per_kernel=True,
     )
     return (python, "-m", "roost.launchers.agent.main", folder, json.dumps(encode(settings)))
+
+
+def read_address(folder: str) -> AgentAddress | None:
+    """Return the address that the agent of `folder` has written there; None while it does not listen yet.
+
+    The file has the keys that the agent accepts. Only the owner may read it.
+    """
+    announced = read_json(Path(folder) / "ready.json")
+    if not isinstance(announced, dict):
+        return None
+    return AgentAddress(
+        endpoint=announced["endpoint"], keys=decode(ClientKeys, announced["keys"], ignore_unknown=True)
+    )
