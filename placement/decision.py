@@ -184,7 +184,8 @@ class Decision(_Explained):
             named = f" ({group.filter})" if group.filter else ""
             return f"{'is' if count == 1 else 'are'} refused by policy {self.policy}{named}"
         predicate = group.describe(count)
-        return predicate if self.request.gpu_models else predicate.replace(" such GPUs", " GPUs")
+        is_any_gpu = not (self.request.gpu_models or self.request.gpu_memory_bytes)
+        return predicate.replace(" such GPUs", " GPUs") if is_any_gpu else predicate
 
     def _advise(self, group: RefusalGroup) -> str:
         """Return what the user can do about such a refusal; empty if only waiting helps."""

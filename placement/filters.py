@@ -71,8 +71,10 @@ class HasGpus:
 
     name = "gpu"
 
-    def least(self, request: Request) -> dict[str, float]:
+    def least(self, request: Request) -> dict[str, float] | None:
         """Return the free amounts. ``device_free`` must be free on as many accepted devices as the request asks for."""
+        if request.gpu_memory_bytes:
+            return None  # the columns do not have the memory of devices
         if not request.gpus:
             return {}
         return {"gpus_free": request.gpus - EPSILON, "device_free": request.gpu_share - EPSILON}
@@ -88,11 +90,12 @@ class HasGpus:
         return enough & (snapshot.columns.gpus_free >= request.gpus - EPSILON)
 
     def reason(self, request: Request, node: Node) -> str:
-        model = f" of model {' or '.join(request.gpu_models)}" if request.gpu_models else ""
-        accepted = [device for device in node.devices if request.accepts_model(device.model)]
-        needs = f"needs {format_count(request.gpus, 'GPU')}{model}"
+        accepted = [device for device in node.devices if request.accepts(device)]
+        needs = f"needs {request.describe_gpus()}"
         if len(accepted) < request.gpu_count:
-            return f"{needs}, has {len(accepted) or 'none'}"
+            unknown = sum(not d.memory_bytes and request.accepts_model(d.model) for d in node.devices)
+            hint = f" ({unknown} of unknown memory)" if request.gpu_memory_bytes and unknown else ""
+            return f"{needs}, has {len(accepted) or 'none'}{hint}"
         if len(node.fitting_devices(request)) >= request.gpu_count:
             return f"{needs}, {format_amount(max(node.gpus_free, 0))} free"
         if request.gpus <= 1:
@@ -177,6 +180,12 @@ def _is_untainted(node: Node) -> bool:
 
 
 def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
-    """Return (n, d) True if the device has an accepted model and the request's share of it is free."""
+    """Return (n, d) True if the request accepts the device and its share of the device is free."""
     fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
-    return fitting & snapshot.accepted_devices(request) if request.gpu_models else fitting
+    if request.gpu_models:
+        fitting = fitting & snapshot.accepted_devices(request)
+    if request.gpu_memory_bytes:
+        for row in fitting.any(axis=1).nonzero()[0].tolist():  # the nodes that could fit are read one by one
+            devices = snapshot.at(row).devices
+            fitting[row, : len(devices)] &= [d.memory_bytes >= request.gpu_memory_bytes for d in devices]
+    return fitting

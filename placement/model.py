@@ -45,6 +45,7 @@ class Request:
     - ``gpus`` is a share of one device (at most 1) or a whole number of devices.
     - ``gpu_models`` and ``labels`` are required: any one of the models, and all of the labels. ``near`` are preferred
       labels.
+    - ``gpu_memory_bytes`` is the least memory of each GPU.
     - ``resources`` are amounts of custom resources, by their names in the cluster manager.
     - ``tolerates`` names taints. The kernel may run on a node if all taints of the node are named.
     - ``environment`` is the path of the interpreter. A node with this environment warm starts the kernel faster.
@@ -63,6 +64,7 @@ class Request:
     memory_bytes: int = 0
     gpus: float = 0.0
     gpu_models: tuple[str, ...] = ()
+    gpu_memory_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     near: Mapping[str, str] = field(default_factory=dict, hash=False)
     resources: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
@@ -82,6 +84,9 @@ class Request:
         models = check_names("gpu_models", self.gpu_models)
         if models and not gpus:
             raise ValueError("gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.")
+        gpu_memory_bytes = check_whole("gpu_memory_bytes", self.gpu_memory_bytes)
+        if gpu_memory_bytes and not gpus:
+            raise ValueError("gpu_memory needs gpus: say how many GPUs with this memory, for example gpus=1.")
         for name in ("owner", "environment", "policy"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text; got {getattr(self, name)!r}.")
@@ -91,6 +96,7 @@ class Request:
             memory_bytes=check_whole("memory_bytes", self.memory_bytes),
             gpus=gpus,
             gpu_models=models,
+            gpu_memory_bytes=gpu_memory_bytes,
             tolerates=check_names("tolerates", self.tolerates),
             labels=check_labels("labels", self.labels),
             near=check_labels("near", self.near),
@@ -120,14 +126,22 @@ class Request:
         """
         return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
 
+    def accepts(self, device: Device) -> bool:
+        """True if the device has an accepted model and enough memory. An unknown memory size (0) is not enough."""
+        return device.memory_bytes >= self.gpu_memory_bytes and self.accepts_model(device.model)
+
+    def describe_gpus(self) -> str:
+        """Return the GPUs in a few words: ``2 GPUs of model A100 with 40 GiB each``."""
+        model = f" of model {' or '.join(self.gpu_models)}" if self.gpu_models else ""
+        each = " each" if self.gpus > 1 else ""
+        memory = f" with {format_bytes(self.gpu_memory_bytes)}{each}" if self.gpu_memory_bytes else ""
+        return format_count(self.gpus, "GPU") + model + memory
+
     def describe(self) -> str:
         """Return the request in a few words, for use in a sentence."""
         parts = []
         if self.gpus:
-            parts.append(
-                format_count(self.gpus, "GPU")
-                + (f" of model {' or '.join(self.gpu_models)}" if self.gpu_models else "")
-            )
+            parts.append(self.describe_gpus())
         if self.memory_bytes:
             parts.append(f"{format_bytes(self.memory_bytes)} memory")
         if self.cpus:
@@ -291,7 +305,7 @@ class Node:
     def fitting_devices(self, request: Request) -> tuple[Device, ...]:
         """Return the accepted devices with enough free share, in the node's order."""
         share = request.gpu_share - EPSILON
-        return tuple(d for d in self.devices if d.free >= share and request.accepts_model(d.model))
+        return tuple(d for d in self.devices if d.free >= share and request.accepts(d))
 
     def with_kernel(self, request: Request, device_ids: Iterable[str] = ()) -> Node:
         """Return the node with one kernel more, on these devices if they are known."""

@@ -236,6 +236,7 @@ def class_key(request: Request) -> Hashable:
         request.memory_bytes,
         request.gpus,
         request.gpu_models,
+        request.gpu_memory_bytes,
         frozenset(request.labels.items()) if request.labels else None,
         frozenset(request.near.items()) if request.near else None,
         frozenset(request.resources.items()) if request.resources else None,

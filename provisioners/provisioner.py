@@ -58,6 +58,7 @@ class RoostProvisioner(KernelProvisionerBase):
     )
     gpus = AnyTrait(0, config=True, help="GPUs: a share of one (0.25) or a whole number.")
     gpu_models = AnyTrait((), config=True, help="Accepted GPU models; empty accepts any.")
+    gpu_memory = AnyTrait(0, config=True, help="Least memory of each GPU: '40GiB' or bytes; 0 accepts any.")
     labels = AnyTrait({}, config=True, help="Required node labels.")
     near = AnyTrait({}, config=True, help="Preferred node labels: nodes with more of them rank higher.")
     resources = AnyTrait(

@@ -16,8 +16,8 @@ from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 OPTIONS = (
-    "backend", "cpus", "memory", "gpus", "gpu_models", "labels", "near", "resources", "tolerates", "policy", "options",
-    "encrypt", "fork", "launch_timeout", "environment", "backend_options",
+    "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",
+    "policy", "options", "encrypt", "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
 
@@ -75,6 +75,7 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
         "memory_bytes": read("memory", "KERNEL_MEMORY", _memory),
         "gpus": read("gpus", "KERNEL_GPUS", _gpus),
         "gpu_models": read("gpu_models", "", _names),
+        "gpu_memory_bytes": read("gpu_memory", "KERNEL_GPU_MEMORY", _memory),
         "labels": read("labels", "", _labels),
         "near": read("near", "", _labels),
         "resources": read("resources", "KERNEL_RESOURCES", _resources),

@@ -28,14 +28,15 @@ class Conflict(Exception):
 class LeaseLedger:
     """A book of the granted leases, by id, over fixed totals.
 
-    Only the ids and models of `devices` matter. A file may be damaged or of another version. It is kept until its
-    lease is released, because a kernel may run in that lease. Its amounts stay promised if they can be read.
+    Only the ids, models and memory sizes of `devices` matter. A file may be damaged or of another version. It is kept
+    until its lease is released, because a kernel may run in that lease. Its amounts stay promised if they can be read.
     """
 
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
         self.memory_bytes = memory_bytes
         self.models = {device.id: device.model for device in devices}
+        self._devices = tuple(devices)
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
         self._unreadable: dict[Path, _Amounts] = {}
@@ -132,9 +133,9 @@ class LeaseLedger:
             return ()
         free = {device_id: 1.0 - promised for device_id, promised in self.promised_by_device().items()}
         fitting = [
-            device_id
-            for device_id, model in self.models.items()
-            if free[device_id] >= request.gpu_share - EPSILON and request.accepts_model(model)
+            device.id
+            for device in self._devices
+            if free[device.id] >= request.gpu_share - EPSILON and request.accepts(device)
         ]
         if len(fitting) < request.gpu_count:
             raise Conflict(f"{request.gpus:g} GPUs asked for, {len(fitting)} devices have that much free")

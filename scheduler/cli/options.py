@@ -35,6 +35,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     request.add_argument(
         "--gpus", metavar="N", type=parse_amount, help="a share of one GPU (0.25), or a whole number"
     )
+    request.add_argument("--gpu-memory", metavar="SIZE", help="least memory of each GPU, for example 40GiB")
     for option, metavar, what in (
         ("--gpu-model", "MODEL", "accept this GPU model"),
         ("--label", "KEY=VALUE", "require nodes with this label"),
@@ -72,6 +73,7 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
         "memory": arguments.memory,
         "gpus": _whole(arguments.gpus),
         "gpu_models": arguments.gpu_model,
+        "gpu_memory": arguments.gpu_memory,
         "labels": _parse_labels("--label", arguments.label),
         "near": _parse_labels("--near", arguments.near),
         "resources": _parse_resources(arguments.resource),
@@ -94,6 +96,7 @@ def build_request(config: dict[str, Any], backend: str) -> Request:
             memory_bytes=parse_bytes(config.get("memory", 0)),
             gpus=config.get("gpus", 0.0),
             gpu_models=tuple(config.get("gpu_models", ())),
+            gpu_memory_bytes=parse_bytes(config.get("gpu_memory", 0)),
             labels=config.get("labels", {}),
             near=config.get("near", {}),
             resources=config.get("resources", {}),

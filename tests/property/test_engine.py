@@ -30,6 +30,8 @@ CLASSES = [
     Request(gpus=0.3, near={"zone": "b"}, environment="py"),
     Request(gpus=1, gpu_models=("A100",)),
     Request(gpus=1, cpus=2, memory_bytes=100),
+    Request(gpus=0.25, gpu_memory_bytes=16),
+    Request(gpus=2, gpu_models=("A100",), gpu_memory_bytes=40),
     Request(gpus=2, tolerates=("spot",)),
     Request(gpus=3, labels={"zone": "b"}),
     Request(resources={"licence": 0.5}),
@@ -52,7 +54,10 @@ def empty_nodes(draw: st.DrawFn, name: str) -> Node:
         cpus=draw(st.sampled_from([1.0, 4.0, 9.5])),
         resources=draw(st.sampled_from([{}, {"licence": 1.0}, {"licence": 2.5, "tpu": 2.0}])),
         memory_bytes=draw(st.sampled_from([0, 300, 1000])),
-        devices=tuple(Device(id=str(i), model=model, used=draw(USE)) for i, model in enumerate(models)),
+        devices=tuple(
+            Device(id=str(i), model=model, used=draw(USE), memory_bytes=draw(st.sampled_from([0, 16, 40])))
+            for i, model in enumerate(models)
+        ),
         cpus_used=draw(st.none() | st.sampled_from([0.0, 1.0, 3.0])),
         memory_used_bytes=draw(st.none() | st.sampled_from([0, 50, 900])),
         metrics_age_s=draw(AGES),

@@ -71,6 +71,9 @@ def test_such_gpus_means_gpus_of_the_requested_model() -> None:
         ("b", "gpu", "needs 1 GPU of model T4, has none", "never"),
     )
     assert "have too few GPUs at all" in _refused(*two).reason
+    assert (
+        "have too few such GPUs at all" in _refused(*two, request=Request(gpus=1, gpu_memory_bytes=1)).reason
+    )
     decision = _refused(*two, request=Request(gpus=1, gpu_models=("T4",)))
     assert "have too few such GPUs at all" in decision.reason
     assert decision.to_dict()["refused"][0]["text"] == "2 nodes have too few such GPUs at all"

@@ -20,6 +20,15 @@ from roost.placement.pipeline import Filter
 GIB = 2**30
 
 
+def _sizes(*gib: int, promised: float = 0.0) -> Node:
+    """GPUs with these memory sizes; 0 is unknown."""
+    devices = (Device(id=str(i), memory_bytes=size * GIB, promised=promised) for i, size in enumerate(gib))
+    return Node(id="a", devices=tuple(devices))
+
+
+BIG = Request(gpus=1, gpu_memory_bytes=40 * GIB)
+
+
 def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
     devices = tuple(Device(id=str(i), model=model, promised=share) for i, share in enumerate(promised))
     return Node(id="a", devices=devices, **values)  # type: ignore[arg-type]
@@ -135,6 +144,16 @@ def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
         (HasGpus(), Request(gpus=0.5), _gpus(0, 0, gpus_promised=1.5), None),
         (HasGpus(), Request(gpus=1), _gpus(0, gpus_promised=3), ("needs 1 GPU, 0 free", "now")),
         (HasGpus(), Request(gpus=1, gpu_models=("A100", "T4")), _gpus(0, model="NVIDIA A100"), None),
+        (HasGpus(), BIG, _sizes(24, 40), None),
+        (HasGpus(), BIG, _sizes(24, 24), ("needs 1 GPU with 40 GiB, has none", "never")),
+        (HasGpus(), BIG, _sizes(0, 24), ("needs 1 GPU with 40 GiB, has none (1 of unknown memory)", "never")),
+        (HasGpus(), BIG, _sizes(80, promised=0.5), ("needs 1 GPU with 40 GiB, 0.5 free", "now")),
+        (
+            HasGpus(),
+            Request(gpus=2, gpu_memory_bytes=40 * GIB),
+            _sizes(80, 24, 0),
+            ("needs 2 GPUs with 40 GiB each, has 1 (1 of unknown memory)", "never"),
+        ),
         (
             HasGpus(),
             Request(gpus=1, gpu_models=("T4",)),

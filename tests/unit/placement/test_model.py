@@ -34,6 +34,14 @@ GIB = 2**30
             {"gpu_models": ("A100",)},
             "gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.",
         ),
+        (
+            {"gpu_memory_bytes": 1},
+            "gpu_memory needs gpus: say how many GPUs with this memory, for example gpus=1.",
+        ),
+        (
+            {"gpus": 1, "gpu_memory_bytes": -1},
+            "gpu_memory_bytes must not be negative; got -1. Use 0 to ask for none.",
+        ),
         ({"gpus": 1, "gpu_models": "A100"}, "gpu_models must be a list of names; got 'A100'."),
         ({"gpus": 1, "gpu_models": [""]}, "gpu_models must be a list of names, each of them text; got ['']."),
         ({"labels": "zone"}, "labels must map names to values, for example {'zone': 'a'}; got 'zone'."),
@@ -124,6 +132,8 @@ def test_describe_names_everything_requested() -> None:
     request = Request(cpus=4, memory_bytes=8 * GIB, gpus=2, gpu_models=("A100", "H100"), labels={"zone": "a"})
     assert request.describe() == "2 GPUs of model A100 or H100, 8 GiB memory, 4 CPUs, label zone=a"
     assert Request(cpus=1, resources={"tpu": 4, "licence": 1}).describe() == "1 CPU, 1 licence, 4 tpu"
+    assert Request(gpus=2, gpu_memory_bytes=40 * GIB).describe() == "2 GPUs with 40 GiB each"
+    assert Request(gpus=0.5, gpu_memory_bytes=40 * GIB).describe() == "0.5 GPU with 40 GiB"
     assert Request().describe() == "a kernel that asks for nothing"
     assert Request(cpus=0.5, memory_bytes=1536 * 2**20).describe() == "1.5 GiB memory, 0.5 CPU"
 
@@ -157,7 +167,8 @@ def test_request_and_node_survive_json() -> None:
 
 def test_unknown_keys_are_named() -> None:
     with pytest.raises(
-        ValueError, match="unknown request key 'gpu'; known are cpus, environment, gpu_models, gpus"
+        ValueError,
+        match="unknown request key 'gpu'; known are cpus, environment, gpu_memory_bytes, gpu_models, gpus",
     ):
         Request.from_dict({"gpu": 1})
 

@@ -124,3 +124,12 @@ def test_options_of_the_backend_are_checked(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(ConfigError, match=says):
             read_start_options(wrong, {})
+
+
+def test_the_memory_of_each_gpu() -> None:
+    read = read_start_options({"gpus": 1, "gpu_memory": "40GiB"}, {})
+    assert read.request == Request(gpus=1, gpu_memory_bytes=40 << 30)
+    read = read_start_options({"gpus": 1, "gpu_memory": "40GiB"}, {"KERNEL_GPU_MEMORY": "80GiB"})
+    assert read.request.gpu_memory_bytes == 80 << 30
+    with pytest.raises(ConfigError, match="gpu_memory needs gpus"):
+        read_start_options({"gpu_memory": "40GiB"}, {})

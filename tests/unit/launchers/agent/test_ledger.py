@@ -27,6 +27,14 @@ def ask(name: str, **amounts: object) -> Reserve:
     return Reserve(lease=lease, is_granted=is_granted)
 
 
+def test_devices_have_the_memory_that_is_asked_for(tmp_path: Path) -> None:
+    devices = [Device(id="a", memory_bytes=24), Device(id="b"), Device(id="c", memory_bytes=80)]
+    ledger = LeaseLedger(tmp_path / "l", cpus=4, memory_bytes=100, devices=devices)
+    assert ledger.reserve(ask("k", gpus=0.5, gpu_memory_bytes=40, device_ids=("a",))).device_ids == ("c",)
+    with pytest.raises(Conflict, match="0 devices have that much free"):
+        ledger.reserve(ask("l", gpus=1, gpu_memory_bytes=40))
+
+
 def test_four_quarters_fill_a_device(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     granted = [ledger.reserve(ask(str(n), gpus=0.25)).device_ids for n in range(8)]

@@ -173,6 +173,7 @@ def test_nodes_show_promises_and_devices(client: StubClient, capsys: pytest.Capt
 
 def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["explain", "--gpus", "0.5", "--memory", "8GiB", "--gpu-model", "H200", "--label", "zone=a"]
+    options += ["--gpu-memory", "80GiB"]
     options += ["--near", "rack=7", "--tolerate", "lab", "--tolerate", "night"]
     options += ["--resource", "licence=2", "--resource", "odd=name=0.5"]
     code, out, _ = run(capsys, *options)
@@ -186,6 +187,7 @@ def test_explain_ranks_and_refuses(client: StubClient, capsys: pytest.CaptureFix
         gpus=0.5,
         memory_bytes=8 << 30,
         gpu_models=("H200",),
+        gpu_memory_bytes=80 << 30,
         labels={"zone": "a"},
         near={"rack": "7"},
         resources={"licence": 2, "odd=name": 0.5},
