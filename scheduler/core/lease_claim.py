@@ -228,7 +228,7 @@ def _line(record: KernelRecord) -> Hashable:
     request = record.request
     if request.is_best_effort and not request.resources:
         return record.kernel_id
-    return replace(request, environment="", owner="")
+    return replace(request, environment="", owner="", near={})
 
 
 def _is_unchanged(node: Node, snapshot: Snapshot) -> bool:
