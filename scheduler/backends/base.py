@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
-    """What the service gives to a backend besides the backend's own settings.
+    """The service's side of a backend: everything that a backend gets besides its own settings.
 
     `agents` are the scheduler's connections to agents. The backend may write to `folder`. `restart_grace_s` and
     `idle_exit_s` are the scheduler's settings of these names.

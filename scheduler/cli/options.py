@@ -1,4 +1,4 @@
-"""Options that several subcommands share: how they are declared, and what they mean.
+"""Options that several subcommands share: their declaration and their meaning.
 
 `main.py` imports this module for `--help`, so everything that costs time is imported inside the functions.
 """

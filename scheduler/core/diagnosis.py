@@ -1,4 +1,4 @@
-"""What `roost doctor` reports: where kernels, leases and agents disagree, and which policies fail."""
+"""The findings of `roost doctor`: disagreements between kernels, leases and agents, and policies that fail."""
 
 from __future__ import annotations
 

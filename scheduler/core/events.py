@@ -1,4 +1,4 @@
-"""The one stream of changes of state: whoever wants to know reads it here (clients, the log, metrics)."""
+"""The one stream of state changes. Clients, the log and metrics all read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WARNINGS = frozenset({"conflict", "failed", "cull"})
 
 
 class EventStream:
-    """Publishes events to a bounded history, the log and the subscribers, in this order and at once.
+    """A stream of events to a bounded history, the log and the listeners, in this order.
 
     >>> stream = EventStream(clock=lambda: 0.0)
     >>> stop = stream.listen(lambda event: print(event.kind, event.detail))
@@ -31,7 +31,7 @@ class EventStream:
         self._listeners: list[Callable[[Event], None]] = []
 
     def publish(self, kind: str, kernel: Kernel | None = None, detail: str = "") -> None:
-        """Tell everybody. The kernel goes without its connection (it has keys) and, but for `placed`, its decision."""
+        """Publish an event. The kernel's connection is left out (it has keys), and its decision too unless `placed`."""
         if kernel is not None:
             decision = kernel.decision if kind == "placed" else None
             kernel = replace(kernel.without_keys(), decision=decision)
@@ -46,7 +46,7 @@ class EventStream:
             listener(event)
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `listener` (quick, and not raising) with every event from now on; returns what ends that."""
+        """Call `listener` with every event from now on; return a function that stops this. It must not raise."""
         self._listeners.append(listener)
 
         def stop() -> None:
@@ -56,5 +56,5 @@ class EventStream:
         return stop
 
     def recent(self, limit: int) -> list[Event]:
-        """The last `limit` events, oldest first."""
+        """Return the last `limit` events, oldest first."""
         return list(self._history)[-limit:] if limit > 0 else []

@@ -1,4 +1,4 @@
-"""What users may have: checked when a start is asked for, before it queues."""
+"""The operator's caps, which the scheduler checks before a start joins the queue."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from roost.scheduler.errors import LimitExceeded, NotAllowed
 
 _AMOUNTS = ("cpus", "memory_bytes", "gpus")
 _NAMED = 5
-"""As many kernels are named that count towards a cap."""
+"""At most this many of the kernels that count towards a cap are named."""
 
 
 def with_defaults(request: Request, settings: Settings) -> Request:
-    """The request with the operator's defaults for what it does not say."""
+    """Return the request with the operator's defaults in place of amounts of zero."""
     return replace(
         request,
         cpus=request.cpus or settings.default_cpus,
@@ -30,7 +30,7 @@ def with_defaults(request: Request, settings: Settings) -> Request:
 def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
     """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this.
 
-    `held`: by kernel id, what this user's other kernels hold or wait for. An error's `cap` is the trait's name.
+    `held` has the requests of the user's other kernels by kernel id. An error's `cap` is the name of the setting.
     """
     if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
         raise NotAllowed(
@@ -50,7 +50,7 @@ def admit(request: Request, user: str, held: Mapping[str, Request], settings: Se
         if asked:
             holders = [id_ for id_, other in held.items() if getattr(other, name)]
             total = asked + sum(getattr(held[id_], name) for id_ in holders)
-            do = f"ask for less{', or stop one that has some' if holders else ''}{_named(holders)}"
+            do = f"ask for less{', or stop another kernel' if holders else ''}{_named(holders)}"
             _check("user", name, total, f"with this one {user} would have", do, settings)
 
 
@@ -67,7 +67,7 @@ def _check(per: str, name: str, amount: float, who: str, do: str, settings: Sett
 
 
 def _named(kernel_ids: Iterable[str]) -> str:
-    """The beginnings of their ids, as `roost stop` takes them."""
+    """Return the beginnings of the ids, which `roost stop` accepts."""
     ids = list(kernel_ids)
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     return f" ({', '.join(id_[:8] for id_ in ids[:_NAMED])}{more})" if ids else ""

@@ -75,7 +75,7 @@ class OwnerWatch:
 
 
 class OwnerRules:
-    """What becomes of kernels whose owner has ended.
+    """The rules for kernels of an ended owner.
 
     After `grace_s`, starts are taken back, and kernels end unless their owner could adopt them. After `orphan_after_s`,
     the others are culled too.

@@ -152,7 +152,7 @@ class Scheduler:
         return await self._starts.begin(record, start).result()
 
     async def cancel(self, kernel_id: str, launch_id: str = "") -> None:
-        """Take a start back. With a launch id, also one that is unknown yet or has just succeeded."""
+        """Take a start back. With a launch id, also if the start is unknown yet or has just succeeded."""
         record = self._table.get(kernel_id)
         if record is not None and launch_id in ("", record.launch_id):
             if record.start is not None:
@@ -200,7 +200,7 @@ class Scheduler:
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
         """Let another application hold a kernel; return the kernel with its connection.
 
-        A live owner that can adopt (a Jupyter Server) is not replaced by one that cannot (a script).
+        A live owner that can adopt (a Jupyter Server) is not replaced by an owner that cannot (a script).
         """
         record = self._table.get(kernel_id)
         if record is not None and record.start is not None:

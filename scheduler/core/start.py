@@ -52,7 +52,7 @@ class StartRunner:
         self._is_closing = False
 
     async def close(self) -> None:
-        """Leave all starts as they are. The next scheduler goes on with those that are repeated."""
+        """Leave all starts as they are. The next scheduler goes on with repeated starts."""
         self._is_closing = True
         starts = [record.start for record in self._table.records.values() if record.start is not None]
         await asyncio.gather(*(start.abandon() for start in starts))

@@ -1,4 +1,4 @@
-"""What clients and the scheduler tell each other. Cheap to import: no numpy, no cluster library."""
+"""The values that clients and the scheduler exchange. Cheap to import: no numpy, no cluster library."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from roost.launchers.protocol.shared_values import Owner as Owner
 from roost.placement.model import Request
 
 Finding = dict[str, str]
-"""What `roost doctor` found: `level` (error, warning, ok), `what` is the matter, and what to `do`."""
+"""A finding of `roost doctor`: its `level` (error, warning, ok), the problem (`what`) and the advice (`do`)."""
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
-"""How long a start may queue and launch where `KERNEL_LAUNCH_TIMEOUT` says nothing."""
+"""How long a start may queue and launch, unless `KERNEL_LAUNCH_TIMEOUT` is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartKernel:
-    """Starts a kernel, or starts it again within its lease; repeated with the same `launch_id`: the same answer.
+    """Starts a kernel, or starts it again in its lease. Repeated with the same `launch_id`, it gets the same answer.
 
     `argv` keeps `{connection_file}` as a placeholder. `launch_timeout_s` bounds queue and launch together.
     """
@@ -100,10 +100,10 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change of state, as every reader of the stream gets it; `at` is seconds since the epoch, UTC.
+    """One change of state, as every reader of the stream gets it. `at` is in seconds since the epoch, UTC.
 
     `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, nodes, idle (the
-    service is about to leave), and on the client's side resync (others may have been missed).
+    service is about to leave). On the client's side also resync: events may be missing.
     """
 
     kind: str

@@ -1,7 +1,7 @@
-"""What the scheduler service can be asked, and how it is started. Cheap to import: its clients do.
+"""The operations of the scheduler service, and the command that starts it. Cheap to import, because clients import it.
 
-Each class is the arguments of one operation (`ARGUMENTS`), as they cross the socket; the answers are told
-beside it. What goes wrong is a `RoostError` by its class name (`errors.from_remote`).
+Each class has the arguments of one operation (`ARGUMENTS`) as they cross the socket. Its docstring gives the answer.
+Errors cross the socket as the class name of a `RoostError` (`errors.from_remote`).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from roost.scheduler.backends.registry import get_spec
 from .messages import StartKernel
 
 PROTOCOL = 3
-"""Version of these operations: a client asks a service that speaks another one to leave, and starts its own.
+"""Version of these operations. A client asks a service with another version to leave, and starts its own.
 
-It does not change for a field added to an answer or an event, which an older client leaves out, nor for an operation.
+The version stays for a new operation, and for a new field of an answer or event: older clients ignore that field.
 """
 
 _NO_ADDRESS = ("", "auto")
 
 OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
-"""Environment variable with the service's options as JSON: not in argv, which everybody on the machine can read."""
+"""Environment variable with the service's options as JSON. Every user of the machine could read them in argv."""
 
 PYTHON_VARIABLE = "ROOST_SERVICE_PYTHON"
-"""Environment variable with the interpreter that the service runs under, where it is not the caller's own: a cluster
-may accept only its own versions of Python and of its library."""
+"""Environment variable with the service's interpreter, if it is not the caller's own. A cluster may accept only its
+own versions of Python and of its library."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """→ {protocol, version, pid, backend, address}: who answers, and for which cluster."""
+    """→ {protocol, version, pid, backend, address}: the service and its cluster."""
 
     protocol: int = PROTOCOL
     version: str = ""
@@ -48,14 +48,14 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscribe:
-    """→ {}. From now on this peer gets every `Event`, and speaks for `owner`, whose process is then watched."""
+    """→ {}. From now on this peer gets every `Event`. The service watches the process of `owner`."""
 
     owner: Owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """→ {}. Takes a start back; with a `launch_id` that one alone, even if it has just come to its end."""
+    """→ {}. Takes a start back. With a `launch_id`, only that start, even if it has just succeeded."""
 
     kernel_id: str
     launch_id: str = ""
@@ -77,7 +77,7 @@ class OneKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptKernel:
-    """→ Kernel, with its connection. From now on `owner`'s application holds it; its user stays who it was."""
+    """→ Kernel, with its connection. From now on the application of `owner` holds it; its user stays the same."""
 
     kernel_id: str
     owner: Owner
@@ -85,7 +85,7 @@ class AdoptKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explain:
-    """→ {"decision": Decision.to_dict()}. Where the request would go now; nothing is started."""
+    """→ {"decision": Decision.to_dict()}: where the request would be placed now. Starts nothing."""
 
     request: Request
     owner: Owner
@@ -93,7 +93,7 @@ class Explain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """→ {}. Stops (or resumes) placing on a node; what runs there goes on."""
+    """→ {}. Stops (or resumes) placing on a node. Kernels on the node go on."""
 
     node_id: str
     on: bool = True
@@ -101,7 +101,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmUp:
-    """→ {}. Prepares fast starts of such kernels on the node that would be chosen now."""
+    """→ {}. Prepares fast starts of such kernels on the node where the request would be placed now."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
@@ -110,9 +110,9 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddPolicy:
-    """→ {}. The service keeps this placement policy until it ends, and runs its code.
+    """→ {}. The service runs this placement policy's code, and keeps the policy until the service ends.
 
-    `pickled`: see `shipping`; `python`: the version that packed it; `token` tells a repeated call from a new policy.
+    `pickled` comes from `policies.pickling`, under the version `python`. A repeated call has the same `token`.
     """
 
     name: str
@@ -123,7 +123,7 @@ class AddPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckPolicies:
-    """→ {"problems": {name: sentence}}, of those of these placement policies that no kernel could ask for."""
+    """→ {"problems": {name: sentence}}, for each of these placement policies that cannot be used."""
 
     names: tuple[str, ...]
 

@@ -1,8 +1,8 @@
 """The scheduler as a process of its own: `python -m roost.scheduler.service.server --backend local --folder DIR`.
 
-It serves `operations` on a Unix socket in its private folder, which only this user can enter. Started by the
-first client that needs it, it leaves after a while without clients and kernels, or when asked to (`leave`,
-SIGTERM): kernels, leases and starts under way then stay, and its successor reads them back.
+It serves `operations` on a Unix socket in its private folder, which only this user can enter. The first client that
+needs the service starts it. The service leaves after a while without clients and kernels, or on request (`leave`,
+SIGTERM). Kernels, leases and starts under way then stay, and the next service reads them back.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .messages import Event, StartKernel
 log = logging.getLogger(__name__)
 
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
-"""Bytes of a Unix socket's path."""
+"""At most this many bytes fit into the path of a Unix socket."""
 
 
 def create_backend(spec: BackendSpec, settings: Section, context: BackendContext) -> Backend:
@@ -56,7 +56,7 @@ def create_backend(spec: BackendSpec, settings: Section, context: BackendContext
 
 
 class Service:
-    """Answers clients on behalf of one scheduler, until `left` is set."""
+    """The operations of one scheduler, for its clients. Runs until `left` is set."""
 
     def __init__(self, scheduler: Scheduler, settings: Settings, spec: BackendSpec) -> None:
         self._scheduler = scheduler
@@ -65,39 +65,18 @@ class Service:
         self._calls = 0
         self._idle: asyncio.TimerHandle | None = None
         self.left = asyncio.Event()
-        handlers: dict[str, Callable[[bytes, Any], Awaitable[Any]]] = {
-            "hello": self._hello,
-            "subscribe": self._subscribe,
-            "start": self._start,
-            "cancel": self._cancel,
-            "stop": self._stop,
-            "signal": self._signal,
-            "kernels": self._kernels,
-            "kernel": self._kernel,
-            "nodes": self._nodes,
-            "adopt": self._adopt,
-            "explain": self._explain,
-            "logs": self._logs,
-            "drain": self._drain,
-            "warm": self._warm,
-            "up": self._up,
-            "add_policy": self._add_policy,
-            "check_policies": self._check_policies,
-            "doctor": self._doctor,
-            "events": self._events,
-            "leave": self._leave,
-        }
+        # Each operation of `operations.ARGUMENTS` is the method of that name, with an underscore.
         self.server = RpcServer(
             {
-                name: Operation(ops.ARGUMENTS[name], self._guarded(handler))
-                for name, handler in handlers.items()
+                name: Operation(arguments, self._guard(getattr(self, f"_{name}")))
+                for name, arguments in ops.ARGUMENTS.items()
             }
         )
         self._stop_listening = scheduler.events.listen(self._publish)
         self._watch_idleness()
 
     def greeting(self) -> dict[str, Any]:
-        """Who this is, and for which cluster."""
+        """Return the version and process of this service, and its cluster."""
         who = {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid()}
         return {**who, "backend": self._spec.name, "address": self._scheduler.address}
 
@@ -107,7 +86,7 @@ class Service:
             self._idle.cancel()
         await self.server.close()
 
-    def _guarded(
+    def _guard(
         self, handler: Callable[[bytes, Any], Awaitable[Any]]
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
         async def answer(peer: bytes, arguments: Any) -> Any:
@@ -191,7 +170,7 @@ class Service:
         return {"events": self._scheduler.events.recent(request.limit)}
 
     async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
-        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer is on its way
+        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
         return Nothing()
 
     def _publish(self, event: Event) -> None:
@@ -199,7 +178,7 @@ class Service:
             self.server.publish(event)
 
     def _watch_idleness(self) -> None:
-        """Count the idle time anew: something has just happened."""
+        """Begin a new idle time, because a client has just called."""
         if self._idle is not None:
             self._idle.cancel()
         self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self._leave_if_idle)
@@ -248,14 +227,14 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
 
 
 def scheduler_name(folder: Path) -> str:
-    """What marks the leases of the scheduler of this folder, on a cluster where there are those of others."""
+    """Return the name that tells this scheduler's leases from those of other schedulers of the cluster."""
     place = hashlib.sha256(f"{socket.gethostname()} {os.getuid()} {folder}".encode()).hexdigest()[:8]
     return f"{folder.name}-{place}"
 
 
 def _listen(held: HeldFolder, service: Service) -> None:
     path = held.folder / "socket"
-    path.unlink(missing_ok=True)  # of one that was killed: we hold the folder
+    path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
     held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
 
 

@@ -189,7 +189,7 @@ class AgentPerKernelBackend(Backend):
                 self._note(pod)
 
     def _note(self, pod: Pod) -> Pod:
-        """Take over what the cluster reports about a pod, and report what is new about its lease."""
+        """Note a pod that the cluster reports, and publish the news about its lease."""
         lease = pod.lease
         known = self._pods.get(lease.id)
         if lease.state == "lost":

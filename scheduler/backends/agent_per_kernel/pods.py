@@ -1,4 +1,4 @@
-"""What a cluster manager implements to run each kernel in a pod (or container) of its own."""
+"""`PodCluster`: the interface of a cluster manager that runs each kernel in a pod (or container) of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PodCluster(Protocol):
     """A cluster manager that runs pods. Every method raises `BackendUnavailable` if the manager does not answer."""
 
     name: str
-    """What people call the manager: "Kubernetes"."""
+    """The manager's name for people: "Kubernetes"."""
 
     async def join(self) -> str:
         """Connect; return the cluster's address, for people. May be repeated after an outage."""

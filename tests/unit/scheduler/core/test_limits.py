@@ -32,7 +32,7 @@ GIB = 1 << 30
         (
             Settings(max_cpus_per_user=3),
             Request(cpus=2),
-            "ada would have 4 CPUs, .* that has some \\(aaaaaaaa\\)",
+            "ada would have 4 CPUs, .* another kernel \\(aaaaaaaa\\)",
         ),
         (
             Settings(max_kernels_per_user=1),
