@@ -37,7 +37,7 @@ AGENT = {
     "keys": {"server_public": "s" * 40, "public": "p" * 40, "secret": "k" * 40},
     "devices": [],
     "environment": {"DASK_SCHEDULER_ADDRESS": "tcp://10.0.0.1:8786"},
-    "told": "0" * 32,
+    "report": "0" * 32,
 }
 
 

@@ -150,7 +150,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def release(self, lease: Lease) -> None:
         self._table.remove(lease.id)
         try:
-            await self._pool.call(lease.node_id, lambda agent: agent.release(lease.id))
+            if lease.node_id:  # else its node has left, and the kernel with it
+                await self._pool.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
             is_there = self._membership.away or lease.node_id in self._membership.nodes
             if is_there and lease.node_id in self._pool.nodes:  # else no agent ever was there to end a kernel

@@ -23,7 +23,7 @@ OnNodes = Callable[[Collection[str], Collection[str]], None]
 
 
 class Membership(Generic[N]):
-    """`nodes` by id, as last read. `away` says why the manager does not answer, and is empty while it answers.
+    """`nodes` by id, as last read. `away` is the reason why the manager does not answer, empty while it answers.
 
     A cluster manager owns one, with the functions that join the cluster and fetch its nodes. Both raise
     `BackendUnavailable`, and the manager is away from then on until it is joined again.

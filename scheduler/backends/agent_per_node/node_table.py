@@ -12,14 +12,14 @@ from roost.scheduler.backends.base import Lease
 from .membership import N
 
 _ANY_POLICY = get_policy("pack")
-"""Its filters say whether a request fits. Its ranking does not matter on one node."""
+"""A policy whose filters decide if a request fits. Its ranking does not matter on one node."""
 
 BuildNode = Callable[[N, Sequence[Lease], float], Node]
 """Returns a node with the leases known on it and with its metrics, as old as they are at this monotonic time."""
 
 
 class NodeTable(Generic[N]):
-    """The known leases by id, whoever holds them, and the snapshot that `update` keeps up to date.
+    """The known leases of all schedulers, and the snapshot that `update` keeps up to date.
 
     Managers count GPUs as a sum. The leases show which device has which share.
     """

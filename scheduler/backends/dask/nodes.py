@@ -41,7 +41,7 @@ class DaskNode:
     @property
     def daemon(self) -> str:
         """A mark of the machine's nannies. It changes when a new nanny starts the agent."""
-        return str(self.agent.get("told", ""))
+        return str(self.agent.get("report", ""))
 
     @property
     def started_agent(self) -> StartedAgent | None:
@@ -71,7 +71,7 @@ class DaskNode:
 def decode_agent(reported: Mapping[str, Any]) -> StartedAgent:
     """Return the agent that a nanny reports."""
     address = AgentAddress(endpoint=str(reported["endpoint"]), keys=decode(ClientKeys, reported["keys"]))
-    return StartedAgent(address=address, daemon=str(reported["told"]))
+    return StartedAgent(address=address, daemon=str(reported["report"]))
 
 
 def build_node(

@@ -261,7 +261,7 @@ def _was_granted(creating: asyncio.Task[Group]) -> bool:
 
 
 def _build_lease(group: Group, node_id: str) -> Lease:
-    """Return the lease as far as its group tells. `node_id` is empty if no live raylet has the group's node."""
+    """Return the lease as far as its group shows it. `node_id` is empty if no live raylet has the group's node."""
     is_held = group.is_created and bool(node_id)
     amounts = group.amounts
     return Lease(

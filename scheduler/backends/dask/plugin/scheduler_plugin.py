@@ -61,11 +61,11 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         before = scheduler.plugins.get(NAME)
-        if before is not None:
+        if before is not None:  # the plugin of an earlier version, which hands its leases over
             self.ledger = SlotLedger.from_dict(before.ledger.to_dict())
             self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
             self.number = before.number
-        self.ledger.slots.clear()
+        self.ledger.slots.clear()  # the workers report again, because the worker plugin is replaced too
         for worker in list(scheduler.workers):
             self.add_worker(scheduler, worker)
         scheduler.handlers.update(
@@ -150,6 +150,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             granted = await asyncio.gather(
                 *(self._sync(slot, lease.lease_id, wait_s) for slot in lease.claims)
             )
+            # A release can arrive while the workers answer.
             if self.ledger.leases.get(lease.lease_id) is not lease:
                 return {"refused": "it was given back meanwhile"}
             if not all(granted):
@@ -239,9 +240,9 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return answer
 
     async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
-        """Receive the address of a machine's agent, or the reason for its absence. `told` marks the report."""
+        """Receive the address of a machine's agent, or the reason for its absence. `report` identifies this report."""
         self.nannies[server] = machine
-        self.agents[machine] = {**answer, "told": uuid.uuid4().hex}
+        self.agents[machine] = {**answer, "report": uuid.uuid4().hex}
         self._mark_changed(machine)
 
     # Callbacks from Dask's scheduler
@@ -281,7 +282,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         for task in self._tasks:
             task.cancel()
 
-    # Parts of these
+    # Steps
 
     def _find_slot(self, worker: str) -> Slot | None:
         return next((slot for slot in self.ledger.slots.values() if slot.worker == worker), None)
@@ -362,7 +363,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         slot = self.ledger.slots.get(name)
         if slot is None or not slot.is_ready:
             return False
-        self.number += 1
+        self.number += 1  # calls can overtake each other, and the worker ignores the earlier one then
         call = self.scheduler.rpc(slot.worker).roost_claims(
             claims=self.ledger.claims_of(name), number=self.number, asked=asked, wait_s=wait_s
         )

@@ -22,7 +22,7 @@ _CRUMB = 1e-6
 
 
 class Refused(Exception):
-    """There is no room for a lease; the text says why."""
+    """There is no room for a lease. The text has the reason."""
 
 
 @dataclass(kw_only=True)

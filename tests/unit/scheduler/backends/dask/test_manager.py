@@ -54,7 +54,7 @@ async def joined(*readings: Iterable[DaskNode]) -> FakeDask:
 
 
 def started(**answer: Any) -> DaskNode:
-    return replace(WITH_GPU, agent={"told": "1", **answer})
+    return replace(WITH_GPU, agent={"report": "1", **answer})
 
 
 async def test_a_machine_with_gpus_is_awaited_until_its_agent_has_looked_at_them() -> None:

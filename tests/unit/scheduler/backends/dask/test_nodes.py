@@ -62,7 +62,7 @@ def test_real_use_comes_from_the_agent_or_else_from_the_workers() -> None:
 
 
 def test_a_device_is_found_by_its_id_if_the_worker_reports_ids() -> None:
-    agent = {"told": "x", "devices": [encode(A100), encode(OTHER)]}
+    agent = {"report": "x", "devices": [encode(A100), encode(OTHER)]}
     machine = DaskNode.of("m", describe(devices=["GPU-b", "7"], agent=agent))
     assert machine.daemon == "x"
     named, numbered = build_node(machine, None, None, None).devices
