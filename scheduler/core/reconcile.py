@@ -129,7 +129,9 @@ class Reconciler:
 
     async def _reconcile(self) -> None:
         # Leases are compared with the records as they were before the reading: a lease taken meanwhile is not in it.
-        before = {id(r): r.lease for r in self._table.records.values() if r.is_settled}
+        before = {
+            id(r): r.lease for r in self._table.records.values() if r.is_settled or r.phase is Phase.PENDING
+        }
         reading: LeaseReading = await self._cluster.backend.leases()
         leases = [lease for lease in reading.leases if self._table.is_own(lease)]
         processes, unreachable = await self.read_processes(leases)
@@ -177,10 +179,13 @@ class Reconciler:
         """Drop the records whose leases the reading does not have."""
         for record in list(self._table.records.values()):
             lease = before.get(id(record))
-            is_same = record.is_settled and lease is record.lease
-            if is_same and lease is not None and lease.id not in found:
+            if lease is None or lease is not record.lease or lease.id in found:
+                continue
+            if record.is_settled:
                 self._table.drop(record, "its lease is gone")
                 self._table.forget_released(lease.id)  # nobody released it: it may be found again
+            elif record.phase is Phase.PENDING:
+                record.update_lease(_lose(lease, "its lease is gone"))  # its start claims another
 
     def _end_unclaimed(self, record: KernelRecord) -> None:
         if record.start is None and record.process is None:
