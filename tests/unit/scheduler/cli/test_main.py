@@ -499,3 +499,26 @@ def test_ages_and_ids() -> None:
         "abcdefghik": "abcdefghik",
         "x": "x",
     }
+
+
+def test_run_overrides_the_kernelspecs_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another backend has other options, so those of the kernelspec do not count then."""
+    configs = []
+
+    def run_notebook(_: str, *, config: dict[str, Any], **__: Any) -> dict[str, Any]:
+        configs.append(config)
+        return {"error": None}
+
+    monkeypatch.setattr("roost.scheduler.cli.notebook.run_notebook", run_notebook)
+    assert run(capsys, "run", "a.ipynb", "--option", "namespace=team")[0] == 0
+    assert run(capsys, "run", "a.ipynb", "--backend", "ray", "--option", "namespace=team")[0] == 0
+    assert run(capsys, "run", "a.ipynb", "--backend", "dask")[0] == 0
+    assert run(capsys, "run", "a.ipynb", "--option", "namespace")[0] == 2
+    team = {"options": {"namespace": "team"}}
+    assert configs == [
+        team,
+        {**team, "backend": "ray", "backend_options": {}},
+        {"options": {}, "backend": "dask", "backend_options": {}},
+    ]
