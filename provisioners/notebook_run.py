@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 
 import roost
@@ -27,26 +26,11 @@ from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.service.messages import Event, Kernel
 
-from .kernelspec_form import PROVISIONER, check_form
-from .kernelspecs import check_config
+from .placed_kernelspecs import build_manager
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _READY_S = 60.0
 """How long a started kernel may take until it answers."""
-
-
-class _PlacedKernelspecs(KernelSpecManager):
-    """The installed kernelspecs, started through roost. `placed_config` overrides their own options."""
-
-    placed_config: Mapping[str, Any] = {}
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        spec = super().get_kernel_spec(kernel_name)
-        own = spec.metadata.get("kernel_provisioner", {})
-        config = own.get("config", {}) if own.get("provisioner_name") == PROVISIONER else {}
-        placed = {"provisioner_name": PROVISIONER, "config": {**config, **self.placed_config}}
-        spec.metadata = {**spec.metadata, "kernel_provisioner": placed}
-        return spec
 
 
 def run_notebook(
@@ -80,20 +64,8 @@ def run_notebook(
     if not os.access(target.parent, os.W_OK):
         raise ConfigError(f"{target} cannot be written: choose another --output.")
     name = kernel_name or document.metadata.get("kernelspec", {}).get("name") or "python3"
-    specs = _PlacedKernelspecs()
-    specs.placed_config = dict(config)
-    check_form(specs, name)
-    try:
-        spec = specs.get_kernel_spec(name)
-    except NoSuchKernel:
-        names = ", ".join(sorted(specs.find_kernel_specs())) or "none"
-        raise ConfigError(
-            f"There is no kernelspec {name!r}: choose one with --kernel from: {names}."
-        ) from None
-    config = spec.metadata["kernel_provisioner"]["config"]
-    check_config(config)
-    scheduler = roost.connect(config.get("backend", DEFAULT_BACKEND), **config.get("backend_options", {}))
-    manager = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
+    manager, options = build_manager(name, config)
+    scheduler = roost.connect(options.get("backend", DEFAULT_BACKEND), **options.get("backend_options", {}))
     client = NotebookClient(document, km=manager, timeout=cell_timeout_s)
     ran = _NotebookRun(client, manager, scheduler, path)
     try:

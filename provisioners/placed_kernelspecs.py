@@ -1,0 +1,73 @@
+"""The installed kernelspecs, with every kernel started through roost. For programs that start kernels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
+
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
+from roost.scheduler.errors import ConfigError
+
+from .kernelspec_form import PROVISIONER, check_form
+from .kernelspecs import check_config
+
+
+class _PlacedKernelspecs(KernelSpecManager):
+    """The installed kernelspecs. `options` override a kernelspec's own options, and `env` adds to its variables."""
+
+    options: Mapping[str, Any] = {}
+    env: Mapping[str, str] = {}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        spec = super().get_kernel_spec(kernel_name)
+        own = spec.metadata.get("kernel_provisioner", {})
+        config = dict(own.get("config", {})) if own.get("provisioner_name") == PROVISIONER else {}
+        own_backend = config.get("backend", DEFAULT_BACKEND)
+        if self.options.get("backend", own_backend) != own_backend:
+            for name in ("options", "backend_options"):  # they belong to the other backend
+                config.pop(name, None)
+        placed = {"provisioner_name": PROVISIONER, "config": {**config, **self.options}}
+        spec.metadata = {**spec.metadata, "kernel_provisioner": placed}
+        spec.env = {**spec.env, **self.env}
+        return spec
+
+
+def build_manager(
+    kernel_name: str,
+    options: Mapping[str, Any],
+    *,
+    env: Mapping[str, str] | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+) -> tuple[AsyncKernelManager, Mapping[str, Any]]:
+    """Return a manager for one kernel of an installed kernelspec, and all options of the kernel. This starts nothing.
+
+    `options` are a kernelspec's options and override its own. `backend_options` are those of `roost.connect`. Raises
+    `ConfigError`.
+    """
+    for name, value in (("env", env), ("backend_options", backend_options)):
+        if not isinstance(value or {}, Mapping):
+            raise ConfigError(f"{name} = {value!r:.60} is not a table of names and values.")
+    if not all(isinstance(text, str) for pair in (env or {}).items() for text in pair):
+        raise ConfigError("env is not a table of names and texts.")
+    specs = _PlacedKernelspecs()
+    specs.options = dict(options)
+    # Jupyter replaces `${NAME}` in a kernelspec's variables.
+    specs.env = {name: value.replace("$", "$$") for name, value in (env or {}).items()}
+    check_form(specs, kernel_name)
+    config = Config({"RoostProvisioner": {"backend_options": dict(backend_options or {})}})
+    manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
+    try:
+        spec = manager.kernel_spec
+    except NoSuchKernel:
+        names = ", ".join(sorted(specs.find_kernel_specs())) or "none"
+        raise ConfigError(f"There is no kernelspec {kernel_name!r}: choose one of {names}.") from None
+    assert spec is not None
+    merged = spec.metadata["kernel_provisioner"]["config"]
+    check_config(merged)
+    if backend_options:
+        merged.pop("backend_options", None)  # the program's replace the kernelspec's
+    return manager, merged
