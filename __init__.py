@@ -12,9 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from roost.provisioners.kernel_object import start_kernel as start_kernel
     from roost.scheduler.client.client import connect as connect
     from roost.scheduler.errors import BackendUnavailable as BackendUnavailable
     from roost.scheduler.errors import ConfigError as ConfigError
+    from roost.scheduler.errors import ExecutionError as ExecutionError
     from roost.scheduler.errors import KernelDied as KernelDied
     from roost.scheduler.errors import LaunchError as LaunchError
     from roost.scheduler.errors import LaunchTimeout as LaunchTimeout
@@ -36,10 +38,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "roost.placement": ("Decision", "Node", "Placement", "Policy", "Request", "Snapshot"),
+    "roost.provisioners.kernel_object": ("start_kernel",),
     "roost.scheduler.client.client": ("connect",),
     "roost.scheduler.errors": (
         "BackendUnavailable",
         "ConfigError",
+        "ExecutionError",
         "KernelDied",
         "LaunchError",
         "LaunchTimeout",

@@ -8,6 +8,9 @@ kernel_environment.py  the kernel's environment variables and working directory
 exit_watch.py          waits for the end of a kernel
 application.py         what differs between a Jupyter Server and other applications
 kernelspecs.py         installs, lists, checks and removes roost's kernelspecs
+kernel_object.py       a kernel as a Python object, for `roost.start_kernel`
+execution.py           the result of code that such a kernel has executed
+placed_kernelspecs.py  the installed kernelspecs, with their kernels started through roost
 notebook_run.py        executes a notebook, for `roost run`
 """
 

@@ -106,14 +106,13 @@ class RoostProvisioner(KernelProvisionerBase):
             if own:
                 check_backend_options(self.backend, own)
                 self.backend_options = {**self.backend_options, **own}
+        self.kernel: Kernel | None = None  # as the service described it after its latest launch
         self._client: Client | None = None
         self._options: StartOptions | None = None
         self._connection = Connection()
         self._exit: KernelExit | None = None  # of the latest launch, for `poll` and `wait`
         self._exits = ExitWatch(self.log, self._is_end_expected)  # set by events
         self._stopping: Call[Kernel] | None = None
-        self._node_id = ""
-        self._pid = 0
         self._has_lease = False
         self._is_ending = False
         self._cwd: str | None = None
@@ -240,9 +239,8 @@ class RoostProvisioner(KernelProvisionerBase):
         """Return what `load_provisioner_info` needs, in this process or another one."""
         info = await super().get_provisioner_info()
         info.update(backend=self.backend, backend_options=self._service().options)
-        info.update(
-            launch_id=self._exits.current.launch_id, node_id=self._node_id, pid=self._pid, cwd=self._cwd
-        )
+        node_id, pid = (self.kernel.node_id, self.kernel.pid) if self.kernel else ("", 0)
+        info.update(launch_id=self._exits.current.launch_id, node_id=node_id, pid=pid, cwd=self._cwd)
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
@@ -349,7 +347,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def _started(self, kernel: Kernel) -> None:
         self._exit = self._exits.current
-        self._node_id, self._pid = kernel.node_id, kernel.pid
+        self.kernel = kernel
         if kernel.connection is not None:
             self.connection_info = to_jupyter(kernel.connection)
             if kernel.connection.transport == "ipc" and self.parent is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,16 +32,17 @@ class StartOptions:
     launch_timeout_s: float
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first name that is not an option of a kernelspec."""
+def check_names(
+    names: Iterable[str],
+    known: Sequence[str] = OPTIONS,
+    problem: str = "The kernelspec's provisioner config has the unknown option",
+) -> None:
+    """Raise `ConfigError` for the first name that is not `known`."""
     for name in names:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"The kernelspec's provisioner config has the unknown option {name!r}.{guess} "
-                f"Known options are {', '.join(OPTIONS)}."
-            )
+            raise ConfigError(f"{problem} {name!r}.{guess} Known names are {', '.join(known)}.")
 
 
 def check_backend_options(backend: str, options: Any) -> None:

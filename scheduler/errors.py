@@ -12,7 +12,8 @@
     ├── Cancelled                the start was cancelled by its caller
     ├── LaunchError
     │   ├── LaunchTimeout        the kernel did not report its ports in time
-    │   └── KernelDied           the kernel ended during its start
+    │   └── KernelDied           the kernel ended during its start, or while a program used it
+    ├── ExecutionError           the code that a program let a kernel execute raised an error
     └── BackendUnavailable       the cluster, the service or an agent does not answer
 
 Each error has a one-line `user_message` that says what to do next, and `fields` of JSON values. Errors can be
@@ -91,7 +92,15 @@ class LaunchTimeout(LaunchError):
 
 
 class KernelDied(LaunchError):
-    """The kernel ended during its start. `fields` has `exit_code` and `log_tail`."""
+    """The kernel ended during its start, or while a program used it. `fields` has `exit_code` and `log_tail`."""
+
+
+class ExecutionError(RoostError):
+    """Code that a program let a kernel execute raised an error. `traceback` is a text, with colours."""
+
+    def __init__(self, user_message: str, *, name: str = "", value: str = "", traceback: str = "") -> None:
+        super().__init__(user_message, name=name, value=value, traceback=traceback)
+        self.name, self.value, self.traceback = name, value, traceback
 
 
 class BackendUnavailable(RoostError):
@@ -102,7 +111,8 @@ _KINDS: dict[str, type[RoostError]] = {
     kind.__name__: kind
     for kind in (
         RoostError, ConfigError, PlacementError, NoNodeNow, NoNodeEver, LimitExceeded, NotAllowed, LeaseConflict,
-        UnknownKernel, Cancelled, LaunchError, LaunchTimeout, KernelDied, BackendUnavailable,
+        UnknownKernel, Cancelled, LaunchError, LaunchTimeout, KernelDied, ExecutionError,
+        BackendUnavailable,
     )
 }  # fmt: skip
 

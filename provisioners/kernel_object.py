@@ -1,0 +1,348 @@
+"""Kernels as Python objects, for programs: `roost.start_kernel`.
+
+An `AsyncKernel` uses jupyter_client's AsyncKernelManager, as every Jupyter application does. A `BlockingKernel` runs
+an `AsyncKernel` in an event loop on another thread. Any thread may call it, also a thread with an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Coroutine, Generator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar, cast
+
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import AsyncKernelManager
+
+from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
+from roost.scheduler.client.client import connect
+from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
+from roost.scheduler.service.messages import Kernel
+
+from .execution import Result, add_output, build_result
+from .placed_kernelspecs import build_manager
+from .provisioner import RoostProvisioner
+from .request_options import OPTIONS, check_names
+
+_ARGUMENTS = (
+    "kernel_name",
+    "env",
+    "cwd",
+    "timeout_s",
+    *(name for name in OPTIONS if name != "launch_timeout"),
+)
+_ANSWER_S = 60.0
+"""How long a launched kernel may take to answer."""
+_ASK_AGAIN_S = 0.1
+"""How long a client waits for an answer before it asks again. The kernel's first answers may be lost."""
+
+T = TypeVar("T")
+
+
+class _KernelFacts:
+    """The facts about a kernel. They belong to its latest launch."""
+
+    def __init__(self, manager: AsyncKernelManager) -> None:
+        self._manager = manager
+
+    @property
+    def id(self) -> str:
+        """The kernel's id, as in `roost kernels`."""
+        return self._launched.id
+
+    @property
+    def node_id(self) -> str:
+        """The node on which the kernel runs."""
+        return self._launched.node_id
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """The GPUs of the kernel."""
+        return self._launched.device_ids
+
+    @property
+    def timing_ms(self) -> Mapping[str, float]:
+        """The time that each stage of the start took."""
+        return self._launched.timing_ms
+
+    @property
+    def decision(self) -> Mapping[str, Any]:
+        """Why the kernel runs on this node, as `Decision.to_dict()`."""
+        return self._launched.decision or {}
+
+    @property
+    def _provisioner(self) -> RoostProvisioner:
+        return cast(RoostProvisioner, self._manager.provisioner)
+
+    @property
+    def _launched(self) -> Kernel:
+        if self._manager.provisioner is None or self._provisioner.kernel is None:
+            raise RuntimeError("The kernel is not started: in an event loop, use `await` or `async with`.")
+        return self._provisioner.kernel
+
+
+class AsyncKernel(_KernelFacts):
+    """A kernel for one event loop. `await roost.start_kernel(...)` returns it."""
+
+    def __init__(self, manager: AsyncKernelManager, cwd: str | None) -> None:
+        super().__init__(manager)
+        self._cwd = cwd
+        self._clients: list[AsyncKernelClient] = []  # the first is this object's own
+        self._turn = asyncio.Lock()
+        self._answered = ""  # the launch that has answered
+        self._ending: asyncio.Task[None] | None = None
+
+    async def start(self) -> AsyncKernel:
+        """Start the kernel. If this fails or is cancelled, nothing stays behind."""
+        # KERNEL_* variables belong to the kernel that this program may run in. They would override the arguments.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("KERNEL_") or k == "KERNEL_USERNAME"}
+        try:
+            await self._manager.start_kernel(env=env, cwd=self._cwd)
+            self._connect()
+            await self._wait_for_launch()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def execute(self, code: str, *, timeout_s: float | None = None, check: bool = False) -> Result:
+        """Execute code and return its result. Calls wait for their turn.
+
+        An error in the code is in the result; with `check`, this raises it. After `timeout_s` (`TimeoutError`) or a
+        cancellation, the code is interrupted. Raises `KernelDied` if the kernel ends.
+        """
+        outputs: list[dict[str, Any]] = []
+        async with self._turn:
+            await self._wait_for_launch()
+            work = self._clients[
+                0
+            ].execute_interactive(
+                code,
+                allow_stdin=False,
+                stop_on_error=False,  # or the kernel would refuse the next code while an interrupt is under way
+                output_hook=lambda message: add_output(outputs, message),
+            )
+            late = TimeoutError(f"The code did not end within {timeout_s} s. It was interrupted.")
+            try:
+                reply = await self._unless_it_ends(work, timeout_s, late)
+            except (asyncio.CancelledError, TimeoutError):
+                with suppress(RoostError, RuntimeError):
+                    await self.interrupt()
+                raise
+        result = build_result(outputs, reply["content"])
+        if check and result.error is not None:
+            raise result.error
+        return result
+
+    async def client(self) -> AsyncKernelClient:
+        """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped."""
+        client = self._connect()
+        await self._wait_for_answer(client)
+        return client
+
+    async def interrupt(self) -> None:
+        """Interrupt the code that the kernel executes."""
+        await self._manager.interrupt_kernel()
+
+    async def restart(self) -> None:
+        """Restart the kernel in its lease. Running code is interrupted. Raises `KernelDied` if the restart fails."""
+        await self._manager.restart_kernel()
+        async with self._turn:
+            await self._wait_for_launch()
+
+    async def stop(self) -> None:
+        """Stop the kernel and give its lease back. May be repeated."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await asyncio.shield(self._ending)  # a cancelled caller leaves no kernel behind
+
+    async def _end(self) -> None:
+        try:
+            if self._manager.has_kernel:
+                await self._manager.shutdown_kernel()
+            else:
+                await self._manager.cleanup_resources()
+        finally:
+            for client in self._clients:
+                client.stop_channels()
+
+    def _connect(self) -> AsyncKernelClient:
+        client = self._manager.client()
+        client.session.session = (
+            uuid.uuid4().hex
+        )  # a kernel takes two clients with one session for the same client
+        client.start_channels(hb=False)
+        self._clients.append(client)
+        return client
+
+    async def _wait_for_launch(self) -> None:
+        """Wait until the latest launch answers. The sockets connect again after a restart."""
+        launch_id = self._launched.launch_id
+        if self._answered != launch_id:
+            await self._wait_for_answer(self._clients[0])
+            self._answered = launch_id
+
+    async def _wait_for_answer(self, client: AsyncKernelClient) -> None:
+        """Wait for an output message: it shows that the client receives all later outputs."""
+
+        async def ask() -> None:
+            while True:
+                client.kernel_info()
+                with suppress(queue.Empty):
+                    await client.get_iopub_msg(timeout=_ASK_AGAIN_S)
+                    return
+
+        late = LaunchTimeout(f"The kernel did not answer within {_ANSWER_S:g} s.")
+        await self._unless_it_ends(ask(), _ANSWER_S, late)
+
+    async def _unless_it_ends(
+        self, work: Coroutine[Any, Any, T], timeout_s: float | None, late: Exception
+    ) -> T:
+        """Return the result of `work`; raises `KernelDied` if the kernel ends first, and `late` after `timeout_s`."""
+        tasks = asyncio.ensure_future(work), asyncio.ensure_future(self._provisioner.wait())
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0] in done and self._ending is None:
+                return tasks[0].result()
+            raise await self._explain_end() if done else late
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _explain_end(self) -> KernelDied:
+        service = connect(self._provisioner.backend, **self._provisioner.backend_options)
+        with suppress(RoostError):
+            kernel = await service.kernel(self.id)
+            reason, log = kernel.reason or "no reason known", kernel.log_tail
+            return KernelDied(f"The kernel has ended: {reason}.", exit_code=kernel.exit_code, log_tail=log)
+        return KernelDied("The kernel has ended.", exit_code=None, log_tail="")
+
+
+class BlockingKernel(_KernelFacts):
+    """A kernel for a program without an event loop; `roost.start_kernel` returns it, and `with` stops it.
+
+    In a thread with an event loop it is not started yet. `await` and `async with` start it and return an `AsyncKernel`.
+    """
+
+    def __init__(self, kernel: AsyncKernel) -> None:
+        super().__init__(kernel._manager)
+        self._kernel = kernel
+        self._clients: list[BlockingKernelClient] = []
+
+    def start(self) -> BlockingKernel:
+        """Start the kernel. If this fails or Ctrl-C ends it, nothing stays behind."""
+        _run(self._kernel.start())
+        return self
+
+    def execute(self, code: str, *, timeout_s: float | None = None, check: bool = False) -> Result:
+        """Execute code, as `AsyncKernel.execute`. Ctrl-C interrupts the code."""
+        return _run(self._kernel.execute(code, timeout_s=timeout_s, check=check))
+
+    def client(self) -> BlockingKernelClient:
+        """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped."""
+        client = self._manager.blocking_client()
+        client.start_channels(hb=False)
+        self._clients.append(client)
+        client.wait_for_ready(_ANSWER_S)
+        return client
+
+    def interrupt(self) -> None:
+        """Interrupt the code that the kernel executes for another thread."""
+        _run(self._kernel.interrupt())
+
+    def restart(self) -> None:
+        """Restart the kernel, as `AsyncKernel.restart`."""
+        _run(self._kernel.restart())
+
+    def stop(self) -> None:
+        """Stop the kernel and give its lease back. May be repeated."""
+        for client in self._clients:
+            client.stop_channels()
+        _run(self._kernel.stop())
+
+    def __enter__(self) -> BlockingKernel:
+        return self if self._manager.provisioner is not None else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __await__(self) -> Generator[Any, None, AsyncKernel]:
+        return self._kernel.start().__await__()
+
+    async def __aenter__(self) -> AsyncKernel:
+        return await self._kernel.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._kernel.stop()
+
+
+def start_kernel(
+    kernel_name: str = "python3",
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    timeout_s: float | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> BlockingKernel:
+    """Start a kernel of an installed kernelspec: `with roost.start_kernel(gpus=0.5, backend="ray") as kernel: ...`
+
+    In an event loop, `await` and `async with` start it. `options` are the options of a kernelspec and override its
+    own: `backend`, `cpus`, `memory`, `gpus`, `labels` and so on. `backend_options` are those of `roost.connect`. `env`
+    adds variables to the kernel's environment. `timeout_s` limits the queue and the launch together. Raises
+    `ConfigError` for a wrong argument, and the errors of a start. If the program ends without `stop`, the scheduler
+    stops the kernel after `owner_grace_s`.
+    """
+    check_names(options, _ARGUMENTS, "start_kernel has no argument")
+    given = {**options, "launch_timeout": timeout_s}
+    given = {name: value for name, value in given.items() if value is not None}
+    manager, merged = build_manager(kernel_name, given, env=env, backend_options=backend_options)
+    is_local = get_spec(merged.get("backend", DEFAULT_BACKEND)).runs_on_this_machine
+    if cwd is not None and is_local and not os.path.isdir(cwd):
+        raise ConfigError(f"cwd = {os.fspath(cwd)!r} is not a folder.")
+    kernel = BlockingKernel(AsyncKernel(manager, os.fspath(cwd) if cwd is not None else None))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return kernel.start()
+    return kernel
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on the loop's thread. Ctrl-C cancels it and waits until it has ended."""
+    loop = _get_loop()
+    ended: concurrent.futures.Future[asyncio.Task[T]] = concurrent.futures.Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        tasks.append(loop.create_task(work))
+        tasks[0].add_done_callback(ended.set_result)
+
+    loop.call_soon_threadsafe(begin)
+    try:
+        task = ended.result()
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+        ended.result()
+        raise
+    return task.result()
+
+
+@functools.cache
+def _get_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop of all blocking kernels of this process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="roost-kernels", daemon=True).start()
+    return loop
+
+
+os.register_at_fork(after_in_child=_get_loop.cache_clear)  # the child has no such thread

@@ -1,0 +1,241 @@
+"""Real kernels of `roost.start_kernel`, for programs with and without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+
+import roost
+from roost.provisioners.execution import Result
+from roost.scheduler.client.client import connect
+
+pytestmark = [
+    pytest.mark.local_only("other tests show how the managers of jupyter_client work on the other backends"),
+    pytest.mark.usefixtures("roosted"),
+]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def roosted(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the kernelspec `roosted`. Return the folder of the connection files, which is empty at the end."""
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "connections"))
+    return tmp_path / "connections"
+
+
+def left_behind(backend: str = "local") -> list[str]:
+    return [kernel.id for kernel in connect(backend).kernels().result(10)]
+
+
+def until(is_true: Callable[[], Any]) -> Any:
+    """Wait until another process has done something. No event reports it."""
+    deadline = time.monotonic() + 20
+    while not (value := is_true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def test_start_execute_stop(roosted: Path, tmp_path: Path) -> None:
+    with roost.start_kernel("roosted", cwd=tmp_path, env={"MINE": "a$b"}) as kernel:
+        assert [one.id for one in connect("local").kernels().result(10)] == [kernel.id]
+        assert kernel.node_id == connect("local").nodes().result(10)[0]["id"]
+        assert kernel.device_ids == ()
+        assert kernel.timing_ms["launched"] > 0
+        assert kernel.decision["reason"]
+        result = kernel.execute("import os; print(os.getcwd(), os.environ['MINE']); os.getpid()")
+        assert (result.stdout, result.error) == (f"{tmp_path} a$b\n", None)
+        pid = int(result.text)
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
+    assert left_behind() == []
+    assert list(roosted.glob("*")) == []
+    kernel.stop()
+
+
+def test_an_error_in_the_code() -> None:
+    with roost.start_kernel("roosted") as kernel:
+        error = kernel.execute("1 / 0").error
+        assert error is not None
+        assert (error.name, error.value) == ("ZeroDivisionError", "division by zero")
+        assert "ZeroDivisionError" in error.traceback
+        with pytest.raises(roost.ExecutionError, match="division by zero"):
+            kernel.execute("1 / 0", check=True)
+        assert kernel.execute("2").text == "2"
+
+
+def test_a_plain_call_and_an_exception_in_the_block() -> None:
+    kernel = roost.start_kernel("roosted")
+    try:
+        assert kernel.execute("1 + 1").text == "2"
+    finally:
+        kernel.stop()
+    with pytest.raises(ValueError, match="mine"), roost.start_kernel("roosted"):
+        raise ValueError("mine")
+    assert left_behind() == []
+
+
+def test_code_that_takes_too_long_is_interrupted() -> None:
+    with roost.start_kernel("roosted") as kernel:
+        with pytest.raises(TimeoutError, match="interrupted"):
+            kernel.execute("import time; time.sleep(60)", timeout_s=0.3)
+        assert kernel.execute("3", timeout_s=30).text == "3"
+
+
+def test_interrupt_from_another_thread(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    with roost.start_kernel("roosted") as kernel:
+
+        def interrupt() -> None:
+            until(running.exists)
+            kernel.interrupt()
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch(); time.sleep(60)"
+        error = kernel.execute(code, timeout_s=30).error
+        thread.join()
+        assert error is not None
+        assert error.name == "KeyboardInterrupt"
+
+
+def test_restart_and_the_end_of_the_kernel() -> None:
+    with roost.start_kernel("roosted") as kernel:
+        lease_id = connect("local").kernel(kernel.id).result(10).lease_id
+        kernel.execute("x = 1", check=True)
+        kernel.restart()
+        error = kernel.execute("x").error
+        assert error is not None
+        assert error.name == "NameError"
+        assert connect("local").kernel(kernel.id).result(10).lease_id == lease_id
+        for code in ("import os; os._exit(3)", "1"):
+            with pytest.raises(roost.KernelDied, match="code 3") as raised:
+                kernel.execute(code)
+            assert raised.value.fields["exit_code"] == 3
+        kernel.restart()
+        assert kernel.execute("4").text == "4"
+
+
+def test_a_client_of_its_own() -> None:
+    with roost.start_kernel("roosted") as kernel:
+        clients = [kernel.client() for _ in range(2)]
+        for client in clients:
+            assert client.execute("y = 5", reply=True, timeout=30)["content"]["status"] == "ok"
+        assert kernel.execute("y").text == "5"
+
+
+async def test_in_an_event_loop() -> None:
+    async with roost.start_kernel("roosted") as kernel:
+        results = await asyncio.gather(*(kernel.execute(f"print({n}); {n}") for n in range(3)))
+        assert [(result.text, result.stdout) for result in results] == [(str(n), f"{n}\n") for n in range(3)]
+        client = await kernel.client()
+        reply = await client.execute("1", reply=True, timeout=30)
+        assert reply["content"]["status"] == "ok"
+    kernel = await roost.start_kernel("roosted")
+    await asyncio.gather(kernel.stop(), kernel.stop())
+    with roost.start_kernel("roosted") as blocking:  # as in a cell of a notebook
+        assert blocking.execute("6").text == "6"
+    assert [one.id for one in await connect("local").kernels()] == []
+
+
+async def test_a_cancelled_execute_interrupts_the_code(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    async with roost.start_kernel("roosted") as kernel:
+        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch(); time.sleep(60)"
+        task = asyncio.ensure_future(kernel.execute(code))
+        await asyncio.to_thread(until, running.exists)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await kernel.execute("7", timeout_s=30)).text == "7"
+
+
+async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    async with roost.start_kernel("roosted") as kernel:
+        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch(); time.sleep(60)"
+        task = asyncio.ensure_future(kernel.execute(code))
+        await asyncio.to_thread(until, running.exists)
+        await kernel.restart()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        if not isinstance(ended, roost.KernelDied):  # the restart interrupts the code first
+            assert isinstance(ended, Result)
+            assert ended.error is not None
+        assert (await kernel.execute("8", timeout_s=30)).text == "8"
+
+
+async def test_a_cancelled_start_leaves_nothing_behind(roosted: Path) -> None:
+    for delay_s in (0.0, 0.05, 0.2):  # at different stages of the start
+        starting = asyncio.ensure_future(roost.start_kernel("roosted").__aenter__())
+        await asyncio.sleep(delay_s)
+        starting.cancel()
+        (ended,) = await asyncio.gather(starting, return_exceptions=True)
+        if not isinstance(ended, BaseException):  # it was faster
+            await ended.stop()
+    assert await asyncio.to_thread(until, lambda: not left_behind())
+    assert list(roosted.glob("*")) == []
+
+
+STARTS = """
+import roost
+try:
+    with roost.start_kernel("roosted") as kernel:
+        print("up", flush=True)
+        kernel.execute("import time; time.sleep(60)")
+except KeyboardInterrupt:
+    print("interrupted", [one.id for one in roost.connect("local").kernels().result(10)])
+"""
+
+
+@pytest.mark.parametrize("moment", ["start", "execute"])
+def test_ctrl_c_stops_the_kernel(moment: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", STARTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    if moment == "start":
+        until(left_behind)
+    else:
+        assert program.stdout.readline() == "up\n"
+    program.send_signal(signal.SIGINT)
+    out, errors = program.communicate(timeout=60)
+    assert (out.removeprefix("up\n"), errors) == ("interrupted []\n", "")
+
+
+def test_a_program_that_ends_without_stop_does_not_hang() -> None:
+    code = "import roost; k = roost.start_kernel('roosted'); print(k.id, k.execute('9').text)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    kernel_id, text = done.stdout.split()
+    assert (text, done.stderr, done.returncode) == ("9", "", 0)
+    connect("local").stop(kernel_id).result(20)  # the scheduler would do this after `owner_grace_s`
+
+
+def test_the_examples_of_the_developers_guide_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "developers.md").read_text()
+    section = page.split("\n## Starting a kernel\n")[1].split("\n## ")[0]
+    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, "developers.md", "exec"), {"__name__": "page"})
+    shown = capsys.readouterr().out
+    assert "2\n" in shown
+    assert "ZeroDivisionError" in shown
+    assert os.getcwd() in shown

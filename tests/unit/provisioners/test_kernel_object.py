@@ -1,0 +1,149 @@
+"""The arguments of `roost.start_kernel`, with a scripted service, and the results of executed code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_service import FakeService, fake_service
+from managers import kernelspecs
+
+import roost
+from roost.provisioners.execution import add_output, build_result
+from roost.scheduler.client.client import disconnect
+from roost.scheduler.service.messages import StartKernel
+
+REFUSAL = roost.NoNodeEver("no node is that large")
+"""The scripted service starts nothing that could answer, so it refuses every start."""
+
+
+@pytest.fixture
+def service(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "connections"))
+    with fake_service() as service:
+        service.answers["start"] = REFUSAL
+        yield service
+        disconnect()
+
+
+def refused_start(service: FakeService, name: str = "roosted", **arguments: Any) -> StartKernel:
+    """Return the start that these arguments send."""
+    with pytest.raises(roost.NoNodeEver):
+        roost.start_kernel(name, **arguments)
+    start = service.called("start")[-1]
+    assert isinstance(start, StartKernel)
+    return start
+
+
+def test_arguments_override_the_kernelspecs_options(service: FakeService, tmp_path: Path) -> None:
+    kernelspecs(tmp_path, config={"cpus": 4, "memory": "1GiB"})
+    start = refused_start(service, cpus=2, gpus=0.5, labels={"zone": "a"}, policy=None, timeout_s=7)
+    assert start.request == roost.Request(
+        cpus=2, memory_bytes=1 << 30, gpus=0.5, labels={"zone": "a"}, policy=""
+    )
+    assert start.launch_timeout_s <= 7
+
+
+def test_a_plain_kernelspec_is_started_through_roost(service: FakeService, tmp_path: Path) -> None:
+    kernelspecs(tmp_path, metadata={"kernel_provisioner": {}})
+    assert refused_start(service, cpus=1).request.cpus == 1
+
+
+def test_the_environment_and_the_folder(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERNEL_CPUS", "3")
+    monkeypatch.setenv("KERNEL_WORKING_DIR", "/")
+    monkeypatch.setenv("KERNEL_USERNAME", "ada")
+    kernelspecs(tmp_path, env={"OWN": "1"})
+    start = refused_start(service, env={"MINE": "a$PATH$$"}, cwd=tmp_path)
+    assert (start.env["OWN"], start.env["MINE"], start.env["PATH"]) == ("1", "a$PATH$$", os.environ["PATH"])
+    assert (start.cwd, start.owner.user, start.request.cpus) == (str(tmp_path), "ada", 0)
+
+
+def test_another_backend_does_not_get_the_kernelspecs_backend_options(
+    service: FakeService, tmp_path: Path
+) -> None:
+    kernelspecs(tmp_path, config={"backend": "ray", "backend_options": {"address": "a:1"}, "cpus": 1})
+    assert refused_start(service, backend="local").request.cpus == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"cpu": 1}, "no argument 'cpu'. Did you mean 'cpus'"),
+        ({"launch_timeout": 1}, "no argument 'launch_timeout'"),
+        ({"gpus": "many"}, "gpus = 'many' is not a number"),
+        ({"memory": "8 elephants"}, "memory = "),
+        ({"timeout_s": 0}, "no time to start"),
+        ({"backend": "nope"}, "no backend 'nope'"),
+        ({"backend_options": 3}, "backend_options = 3"),
+        ({"env": 3}, "env = 3"),
+        ({"env": {"A": 1}}, "env is not a table"),
+        ({"cwd": "/no/such/folder"}, "cwd = '/no/such/folder' is not a folder"),
+        ({"kernel_name": "nope"}, "no kernelspec 'nope': choose one of .*roosted"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    service: FakeService, tmp_path: Path, arguments: dict[str, Any], problem: str
+) -> None:
+    kernelspecs(tmp_path)
+    with pytest.raises(roost.ConfigError, match=problem) as raised:
+        roost.start_kernel(**{"kernel_name": "roosted", **arguments})
+    assert "\n" not in str(raised.value)
+    assert service.called("start") == []
+
+
+async def test_in_an_event_loop_nothing_starts_before_the_await(service: FakeService, tmp_path: Path) -> None:
+    kernelspecs(tmp_path)
+    kernel = roost.start_kernel("roosted")
+    with pytest.raises(RuntimeError, match="not started"):
+        print(kernel.node_id)
+    assert service.called("start") == []
+    with pytest.raises(roost.NoNodeEver):
+        await kernel
+    with pytest.raises(roost.NoNodeEver):
+        async with roost.start_kernel("roosted"):
+            pass
+    assert len(service.called("start")) == 2
+    assert list((tmp_path / "connections").glob("*")) == []
+
+
+def message(kind: str, **content: Any) -> dict[str, Any]:
+    return {"header": {"msg_type": kind}, "content": content}
+
+
+def test_outputs_are_those_of_a_notebook() -> None:
+    outputs: list[dict[str, Any]] = []
+    for each in (
+        message("status", execution_state="busy"),
+        message("stream", name="stdout", text="gone"),
+        message("clear_output", wait=False),
+        message("stream", name="stdout", text="a"),
+        message("stream", name="stdout", text="b"),
+        message("stream", name="stderr", text="e"),
+        message("display_data", data={"image/png": "x"}, metadata={}, transient={}),
+        message("execute_result", execution_count=1, data={"text/plain": "2"}, metadata={}, transient={}),
+        message("stream", name="stdout", text="c"),
+    ):
+        add_output(outputs, each)
+    result = build_result(outputs, {"status": "ok"})
+    assert (result.text, result.stdout, result.stderr, result.error) == ("2", "abc", "e", None)
+    assert result.outputs[0] == {"output_type": "stream", "name": "stdout", "text": "ab"}
+    assert result.outputs[2] == {"output_type": "display_data", "data": {"image/png": "x"}, "metadata": {}}
+    assert [output["output_type"] for output in result.outputs[3:]] == ["execute_result", "stream"]
+
+
+def test_an_error_is_part_of_the_result() -> None:
+    reply = {"status": "error", "ename": "E", "evalue": "why", "traceback": ["one", "two"]}
+    error = build_result([], reply).error
+    assert error is not None
+    assert (str(error), error.name, error.value, error.traceback) == ("E: why", "E", "why", "one\ntwo")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.name, again.fields) == (error.name, error.fields)
+    assert build_result([], {"status": "aborted"}).error is not None
