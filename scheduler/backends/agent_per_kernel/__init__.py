@@ -14,4 +14,6 @@ from .pods import Pod as Pod
 from .pods import PodChange as PodChange
 from .pods import PodCluster as PodCluster
 from .pods import agent_command as agent_command
+from .pods import dump_lease as dump_lease
+from .pods import load_lease as load_lease
 from .pods import read_address as read_address

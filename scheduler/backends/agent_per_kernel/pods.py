@@ -21,8 +21,9 @@ class Pod:
     """One pod: its lease, and the address of its agent once the agent listens.
 
     `lease` is the lease that `create` got, with the node and the devices that the manager chose. Its state is `pending`
-    (with the reason, as a sentence) until the manager has granted the pod, then `held`. It is `lost` (with the reason)
-    once the pod has ended without roost's doing.
+    until the manager has granted the pod, then `held`. It is `lost` once the pod has ended without roost's doing; roost
+    does not delete a lost pod. `reason` is a clause without a full stop, such as "its image is being pulled". `address`
+    may still be None in a held lease, while the agent starts.
     """
 
     lease: Lease
@@ -44,10 +45,13 @@ class PodChange:
 
 
 class PodCluster(Protocol):
-    """A cluster manager that runs pods. Every method raises `BackendUnavailable` if the manager does not answer."""
+    """A cluster manager that runs pods.
+
+    Every method raises `BackendUnavailable` if the manager does not answer. A call can be cancelled at any moment, and
+    `delete` may follow at once. `name` is the manager's name for people, such as "Kubernetes".
+    """
 
     name: str
-    """The manager's name for people: "Kubernetes"."""
 
     async def join(self) -> str:
         """Connect; return the cluster's address, for people. May be repeated after an outage."""
@@ -66,7 +70,11 @@ class PodCluster(Protocol):
         """
 
     async def delete(self, lease_id: str) -> None:
-        """Delete a pod, with everything that runs in it. May be repeated, also without such a pod."""
+        """Delete a pod, with everything that runs in it. May be repeated, also without such a pod.
+
+        Processes of a kernel are in sessions of their own. Without containers, find them by a variable that
+        `environment` sets.
+        """
 
     async def update(self, lease: Lease) -> None:
         """Keep this lease with its pod instead of the earlier one: its owner has changed."""
@@ -77,11 +85,21 @@ class PodCluster(Protocol):
     def changes(self) -> AsyncIterator[PodChange]:
         """Yield changes as they happen. The first is `resync`, once no later change can be missed.
 
-        May raise `BackendUnavailable`. roost then joins again, and calls this again.
+        roost ends the iteration before `close`. After a `BackendUnavailable` it joins again, and calls this again.
         """
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that a kernel in this lease gets besides those of its start."""
+
+
+def dump_lease(lease: Lease) -> str:
+    """Return the lease as text, for a label, an annotation or a file of its pod."""
+    return json.dumps(encode(lease))
+
+
+def load_lease(text: str) -> Lease:
+    """Return the lease that `dump_lease` wrote; raises `ValueError` for other text."""
+    return decode(Lease, json.loads(text), ignore_unknown=True)
 
 
 def agent_command(
