@@ -89,7 +89,7 @@ class TestBackend(BackendContract):
 
     async def test_a_share_of_a_gpu_is_granted_once(self, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):
-            placement = self.place(await backend.snapshot(), t4(2))
+            placement = await self.find_room(backend, t4(2))
             outcomes = [await self.timed_claim(backend, f"k{i}", t4(0.6), placement) for i in range(3)]
             granted = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
             assert len(granted) == 2

@@ -80,7 +80,7 @@ class BackendContract:
 
     async def test_claims_and_releases_may_be_repeated(self, opener: Opener, scarce: Scarce) -> None:
         async with opener() as (backend, _):
-            placement = self.place(await backend.snapshot(), scarce(1))
+            placement = await self.find_room(backend, scarce(1))
             first = await self.take(backend, "k", scarce(1), placement)
             assert await self.take(backend, "k", scarce(1), placement) == first
             assert [lease.id for lease in (await backend.leases()).leases] == [first.id]
@@ -93,7 +93,7 @@ class BackendContract:
         self, opener: Opener, scarce: Scarce, record_property: Callable[[str, object], None]
     ) -> None:
         async with opener() as (backend, _):
-            placement = self.place(await backend.snapshot(), scarce(2))
+            placement = await self.find_room(backend, scarce(2))
             warm = await self.take(backend, "warm", scarce(1), placement)  # only the first lease is slow
             await backend.release(warm)
             await self.until(backend, lambda s: _fits(s, scarce(2)))
@@ -122,7 +122,7 @@ class BackendContract:
         self, opener: Opener, scarce: Scarce
     ) -> None:
         async with opener() as (backend, _):
-            placement = self.place(await backend.snapshot(), scarce(1))
+            placement = await self.find_room(backend, scarce(1))
             lease = await self.claim(backend, "k", scarce(1), placement)
             assert lease.state in ("pending", "held")
             assert lease.state == "held" or lease.reason
@@ -132,7 +132,7 @@ class BackendContract:
 
     async def test_a_pending_lease_goes_on_in_another_process(self, opener: Opener, scarce: Scarce) -> None:
         async with opener() as (backend, _):
-            placement = self.place(await backend.snapshot(), scarce(1))
+            placement = await self.find_room(backend, scarce(1))
             claimed = await self.claim(backend, "k", scarce(1), placement)
         async with opener() as (backend, _):
             (found,) = (await backend.leases()).leases
@@ -156,7 +156,7 @@ class BackendContract:
         self, opener: Opener, scarce: Scarce
     ) -> None:
         async with opener() as (mine, _), opener() as (theirs, _):
-            placement = self.place(await mine.snapshot(), scarce(2))
+            placement = await self.find_room(mine, scarce(2))
             lease = await self.take(theirs, "theirs", scarce(2), placement)
             await self.until(mine, lambda s: not _fits(s, scarce(1)))
             await theirs.release(lease)
@@ -181,9 +181,10 @@ class BackendContract:
 
     # Steps
 
-    def place(self, snapshot: Snapshot, request: Request) -> Placement:
-        """Place a request by the default policy."""
-        decision = get_policy("balanced").place(request, snapshot)
+    async def find_room(self, backend: Backend, request: Request) -> Placement:
+        """Place a request by the default policy, once there is room. A freed slice may show late."""
+        await self.until(backend, lambda s: _fits(s, request))
+        decision = get_policy("balanced").place(request, await backend.snapshot())
         assert decision.placement is not None, decision.reason
         return decision.placement
 
@@ -215,8 +216,7 @@ class BackendContract:
     ) -> Lease:
         """Claim room for a request and wait until the lease is held."""
         if placement is None:
-            await self.until(backend, lambda s: _fits(s, request))  # a freed slice may show late
-            placement = self.place(await backend.snapshot(), request)
+            placement = await self.find_room(backend, request)
         return await self.held(backend, await self.claim(backend, kernel_id, request, placement))
 
     async def held(self, backend: Backend, lease: Lease) -> Lease:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,9 @@ _REJOIN_S = (0.5, 5.0)
 """First and longest pause between two attempts to join a manager that is away."""
 _AGENT_S = 5.0
 """How long an agent in a pod may take to answer before the pod is deleted without it."""
+_CLOSE_S = 5.0
+_REMEMBERED = 500
+"""At most this many lost leases are remembered until they are released."""
 _STARTING = "its agent is starting"
 
 
@@ -45,6 +49,8 @@ class AgentPerKernelBackend(Backend):
         self._pods: dict[str, Pod] = {}
         self._starting: set[str] = set()
         """Leases whose agents have not noted them yet, as far as this process has seen."""
+        self._lost: OrderedDict[str, Lease] = OrderedDict()
+        """Leases whose pods have ended. A reading shows them with the reason, until they are released."""
         self._releasing: set[str] = set()
         self._noting: dict[str, asyncio.Task[Any]] = {}
         self._base = Snapshot.of([])
@@ -58,7 +64,11 @@ class AgentPerKernelBackend(Backend):
         spawn(self._follow(), self._tasks, log)
 
     async def close(self) -> None:
-        await cancel_all(self._tasks)
+        try:
+            # At the timeout the tasks are cancelled again: `changes` may have lost the first cancellation.
+            await asyncio.wait_for(cancel_all(self._tasks), _CLOSE_S)
+        except asyncio.TimeoutError:
+            log.error("%s: its stream of changes does not end", self.name)
         await self._cluster.close()
         self._events.put_nowait(None)
 
@@ -115,7 +125,7 @@ class AgentPerKernelBackend(Backend):
     async def leases(self) -> LeaseReading:
         if not self._away:
             await self._read_pods()
-        leases = tuple(map(self._lease, self._pods.values()))
+        leases = (*map(self._lease, self._pods.values()), *self._lost.values())
         return LeaseReading(leases=leases, unreachable=frozenset({self.name} if self._away else ()))
 
     async def agent(self, lease: Lease) -> AgentAddress:
@@ -238,9 +248,14 @@ class AgentPerKernelBackend(Backend):
             event = BackendEvent(kind="lease_lost", lease_id=lost.id, reason=lost.reason, lease=lost)
             self._events.put_nowait(event)
         self._forget(lost.id)
+        if lost.id not in self._releasing:
+            self._lost[lost.id] = lost
+            while len(self._lost) > _REMEMBERED:
+                self._lost.popitem(last=False)
 
     def _forget(self, lease_id: str) -> None:
         self._starting.discard(lease_id)
+        self._lost.pop(lease_id, None)
         if self._pods.pop(lease_id, None) is not None:
             self._redraw()
 

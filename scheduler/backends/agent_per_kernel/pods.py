@@ -22,7 +22,7 @@ class Pod:
 
     `lease` is the lease that `create` got, with the node and the devices that the manager chose. Its state is `pending`
     until the manager has granted the pod, then `held`. It is `lost` once the pod has ended without roost's doing; roost
-    does not delete a lost pod. `reason` is a clause without a full stop, such as "its image is being pulled". `address`
+    then deletes the pod. `reason` is a clause without a full stop, such as "its image is being pulled". `address`
     may still be None in a held lease, while the agent starts.
     """
 
@@ -85,7 +85,8 @@ class PodCluster(Protocol):
     def changes(self) -> AsyncIterator[PodChange]:
         """Yield changes as they happen. The first is `resync`, once no later change can be missed.
 
-        roost ends the iteration before `close`. After a `BackendUnavailable` it joins again, and calls this again.
+        roost ends the iteration by cancelling it, before `close`. After a `BackendUnavailable` it joins again, and
+        iterates again.
         """
 
     def environment(self, lease: Lease) -> Mapping[str, str]:

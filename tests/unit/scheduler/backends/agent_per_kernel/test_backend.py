@@ -154,6 +154,7 @@ async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(cluster: F
     async with scheduler_on([], pods=cluster) as w:
         await w.start("k", cpus=1)
         await cluster.end("roost:k:s/1", "it was evicted: the node is low on memory")
+        w.scheduler.reconciler.soon()  # whichever comes first, the reading or the event
         await w.told("released")
         assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
 
