@@ -102,6 +102,8 @@ class AsyncKernel(_KernelFacts):
 
     async def start(self) -> AsyncKernel:
         """Start the kernel. If this fails or is cancelled, nothing stays behind."""
+        if self._manager.provisioner is not None:
+            raise RuntimeError("The kernel was started before.")
         # KERNEL_* variables belong to the kernel that this program may run in. They would override the arguments.
         env = {k: v for k, v in os.environ.items() if not k.startswith("KERNEL_") or k == "KERNEL_USERNAME"}
         try:
@@ -156,6 +158,7 @@ class AsyncKernel(_KernelFacts):
         """Restart the kernel in its lease. Running code is interrupted. Raises `KernelDied` if the restart fails."""
         await self._manager.restart_kernel()
         async with self._turn:
+            self._answered = ""  # a restart that fails has no new launch
             await self._wait_for_launch()
 
     async def stop(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from managers import kernelspecs
 
 import roost
 from roost.provisioners.execution import Result
@@ -130,6 +131,22 @@ def test_restart_and_the_end_of_the_kernel() -> None:
         assert kernel.execute("4").text == "4"
 
 
+def test_a_restart_that_fails(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    script = f'test ! -e {broken} && exec {sys.executable} -m ipykernel_launcher -f "$0"'
+    kernelspecs(tmp_path, "fragile", argv=["sh", "-c", script, "{connection_file}"])
+    with roost.start_kernel("fragile", cpus=0.1) as kernel:
+        assert kernel.execute("1").text == "1"
+        broken.touch()
+        for call in (kernel.restart, lambda: kernel.execute("1")):
+            with pytest.raises(roost.KernelDied):
+                call()
+        broken.unlink()
+        kernel.restart()
+        assert kernel.execute("2").text == "2"
+    assert left_behind() == []
+
+
 def test_a_client_of_its_own() -> None:
     with roost.start_kernel("roosted") as kernel:
         clients = [kernel.client() for _ in range(2)]
@@ -146,6 +163,8 @@ async def test_in_an_event_loop() -> None:
         reply = await client.execute("1", reply=True, timeout=30)
         assert reply["content"]["status"] == "ok"
     kernel = await roost.start_kernel("roosted")
+    with pytest.raises(RuntimeError, match="started before"):
+        await kernel.start()
     await asyncio.gather(kernel.stop(), kernel.stop())
     with roost.start_kernel("roosted") as blocking:  # as in a cell of a notebook
         assert blocking.execute("6").text == "6"
