@@ -23,10 +23,8 @@ import roost
 from roost.provisioners.execution import Result
 from roost.scheduler.client.client import connect
 
-pytestmark = [
-    pytest.mark.local_only("other tests show how the managers of jupyter_client work on the other backends"),
-    pytest.mark.usefixtures("roosted"),
-]
+pytestmark = pytest.mark.usefixtures("roosted")
+on_this_machine = pytest.mark.local_only("the same on every backend")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,8 +36,8 @@ def roosted(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.Monkey
     return tmp_path / "connections"
 
 
-def left_behind(backend: str = "local") -> list[str]:
-    return [kernel.id for kernel in connect(backend).kernels().result(10)]
+def left_behind() -> list[str]:
+    return [kernel.id for kernel in connect("local").kernels().result(10)]
 
 
 def until(is_true: Callable[[], Any]) -> Any:
@@ -51,10 +49,10 @@ def until(is_true: Callable[[], Any]) -> Any:
     return value
 
 
-def test_start_execute_stop(roosted: Path, tmp_path: Path) -> None:
+def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None:
     with roost.start_kernel("roosted", cwd=tmp_path, env={"MINE": "a$b"}) as kernel:
-        assert [one.id for one in connect("local").kernels().result(10)] == [kernel.id]
-        assert kernel.node_id == connect("local").nodes().result(10)[0]["id"]
+        assert [one.id for one in connect(backend).kernels().result(10)] == [kernel.id]
+        assert kernel.node_id in {node["id"] for node in connect(backend).nodes().result(10)}
         assert kernel.device_ids == ()
         assert kernel.timing_ms["launched"] > 0
         assert kernel.decision["reason"]
@@ -63,7 +61,7 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path) -> None:
         pid = int(result.text)
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
-    assert left_behind() == []
+    assert connect(backend).kernels().result(10) == []
     assert list(roosted.glob("*")) == []
     kernel.stop()
 
@@ -79,6 +77,7 @@ def test_an_error_in_the_code() -> None:
         assert kernel.execute("2").text == "2"
 
 
+@on_this_machine
 def test_a_plain_call_and_an_exception_in_the_block() -> None:
     kernel = roost.start_kernel("roosted")
     try:
@@ -90,6 +89,7 @@ def test_a_plain_call_and_an_exception_in_the_block() -> None:
     assert left_behind() == []
 
 
+@on_this_machine
 def test_code_that_takes_too_long_is_interrupted() -> None:
     with roost.start_kernel("roosted") as kernel:
         with pytest.raises(TimeoutError, match="interrupted"):
@@ -97,6 +97,7 @@ def test_code_that_takes_too_long_is_interrupted() -> None:
         assert kernel.execute("3", timeout_s=30).text == "3"
 
 
+@on_this_machine
 def test_interrupt_from_another_thread(tmp_path: Path) -> None:
     running = tmp_path / "running"
     with roost.start_kernel("roosted") as kernel:
@@ -114,15 +115,15 @@ def test_interrupt_from_another_thread(tmp_path: Path) -> None:
         assert error.name == "KeyboardInterrupt"
 
 
-def test_restart_and_the_end_of_the_kernel() -> None:
+def test_restart_and_the_end_of_the_kernel(backend: str) -> None:
     with roost.start_kernel("roosted") as kernel:
-        lease_id = connect("local").kernel(kernel.id).result(10).lease_id
+        lease_id = connect(backend).kernel(kernel.id).result(10).lease_id
         kernel.execute("x = 1", check=True)
         kernel.restart()
         error = kernel.execute("x").error
         assert error is not None
         assert error.name == "NameError"
-        assert connect("local").kernel(kernel.id).result(10).lease_id == lease_id
+        assert connect(backend).kernel(kernel.id).result(10).lease_id == lease_id
         for code in ("import os; os._exit(3)", "1"):
             with pytest.raises(roost.KernelDied, match="code 3") as raised:
                 kernel.execute(code)
@@ -131,6 +132,7 @@ def test_restart_and_the_end_of_the_kernel() -> None:
         assert kernel.execute("4").text == "4"
 
 
+@on_this_machine
 def test_a_restart_that_fails(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     script = f'test ! -e {broken} && exec {sys.executable} -m ipykernel_launcher -f "$0"'
@@ -147,6 +149,7 @@ def test_a_restart_that_fails(tmp_path: Path) -> None:
     assert left_behind() == []
 
 
+@on_this_machine
 def test_a_client_of_its_own() -> None:
     with roost.start_kernel("roosted") as kernel:
         clients = [kernel.client() for _ in range(2)]
@@ -155,7 +158,7 @@ def test_a_client_of_its_own() -> None:
         assert kernel.execute("y").text == "5"
 
 
-async def test_in_an_event_loop() -> None:
+async def test_in_an_event_loop(backend: str) -> None:
     async with roost.start_kernel("roosted") as kernel:
         results = await asyncio.gather(*(kernel.execute(f"print({n}); {n}") for n in range(3)))
         assert [(result.text, result.stdout) for result in results] == [(str(n), f"{n}\n") for n in range(3)]
@@ -168,9 +171,10 @@ async def test_in_an_event_loop() -> None:
     await asyncio.gather(kernel.stop(), kernel.stop())
     with roost.start_kernel("roosted") as blocking:  # as in a cell of a notebook
         assert blocking.execute("6").text == "6"
-    assert [one.id for one in await connect("local").kernels()] == []
+    assert [one.id for one in await connect(backend).kernels()] == []
 
 
+@on_this_machine
 async def test_a_cancelled_execute_interrupts_the_code(tmp_path: Path) -> None:
     running = tmp_path / "running"
     async with roost.start_kernel("roosted") as kernel:
@@ -183,6 +187,7 @@ async def test_a_cancelled_execute_interrupts_the_code(tmp_path: Path) -> None:
         assert (await kernel.execute("7", timeout_s=30)).text == "7"
 
 
+@on_this_machine
 async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
     running = tmp_path / "running"
     async with roost.start_kernel("roosted") as kernel:
@@ -197,6 +202,7 @@ async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
         assert (await kernel.execute("8", timeout_s=30)).text == "8"
 
 
+@on_this_machine
 async def test_a_cancelled_start_leaves_nothing_behind(roosted: Path) -> None:
     for delay_s in (0.0, 0.05, 0.2):  # at different stages of the start
         starting = asyncio.ensure_future(roost.start_kernel("roosted").__aenter__())
@@ -220,7 +226,9 @@ except KeyboardInterrupt:
 """
 
 
+@on_this_machine
 @pytest.mark.parametrize("moment", ["start", "execute"])
+@on_this_machine
 def test_ctrl_c_stops_the_kernel(moment: str) -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", STARTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -235,6 +243,7 @@ def test_ctrl_c_stops_the_kernel(moment: str) -> None:
     assert (out.removeprefix("up\n"), errors) == ("interrupted []\n", "")
 
 
+@on_this_machine
 def test_a_program_that_ends_without_stop_does_not_hang() -> None:
     code = "import roost; k = roost.start_kernel('roosted'); print(k.id, k.execute('9').text)"
     done = subprocess.run(
@@ -245,6 +254,7 @@ def test_a_program_that_ends_without_stop_does_not_hang() -> None:
     connect("local").stop(kernel_id).result(20)  # the scheduler would do this after `owner_grace_s`
 
 
+@on_this_machine
 def test_the_examples_of_the_developers_guide_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
