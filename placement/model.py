@@ -1,15 +1,16 @@
-"""The values that placement decides about: requests, nodes and devices. They need no numpy."""
+"""The values that placement decides about: requests, nodes and devices. They need no numpy.
+
+`Request` is in a module of its own, because clients import it and need neither nodes nor devices.
+"""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import Any
 
-from .format import format_amount, format_bytes, format_count
+from .request import NOTHING as _NOTHING
+from .request import Request as Request
 from .validation import (
     check_amounts,
     check_keys,
@@ -17,7 +18,6 @@ from .validation import (
     check_names,
     check_number,
     check_optional,
-    check_resources,
     check_whole,
     set_fields,
 )
@@ -30,142 +30,6 @@ BUSY_BEYOND = 0.1
 
 UNKNOWN_USE = 0.5
 """Unknown use counts as half way between idle and busy."""
-
-_NO_OPTIONS: dict[str, Any] = {}
-_NOTHING: dict[str, float] = {}
-"""No custom resources. All nodes share this object, because there may be 100,000 nodes. Nobody writes to it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The resources and conditions that one kernel asks for. One node must meet them.
-
-    A request without amounts is best effort: nothing is promised to it, and it fits every node that is not draining.
-
-    - ``gpus`` is a share of one device (at most 1) or a whole number of devices.
-    - ``gpu_models`` and ``labels`` are required: any one of the models, and all of the labels. ``near`` are preferred
-      labels.
-    - ``gpu_memory_bytes`` is the least memory of each GPU.
-    - ``resources`` are amounts of custom resources, by their names in the cluster manager.
-    - ``tolerates`` names taints. The kernel may run on a node if all taints of the node are named.
-    - ``environment`` is the path of the interpreter. A node with this environment warm starts the kernel faster.
-    - ``policy`` names a placement policy. Empty is the operator's default.
-    - ``options`` belong to the backend, which declares and checks them.
-
-    Placement ignores ``policy`` and ``options``, and ``owner`` does not influence the ranking.
-
-    Raises ``ValueError`` with one sentence for users.
-
-    >>> Request(gpus=0.5, memory_bytes=8 * 2**30).describe()
-    '0.5 GPU, 8 GiB memory'
-    """
-
-    cpus: float = 0.0
-    memory_bytes: int = 0
-    gpus: float = 0.0
-    gpu_models: tuple[str, ...] = ()
-    gpu_memory_bytes: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    near: Mapping[str, str] = field(default_factory=dict, hash=False)
-    resources: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
-    tolerates: tuple[str, ...] = ()
-    environment: str = ""
-    owner: str = ""
-    policy: str = ""
-    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
-
-    def __post_init__(self) -> None:
-        gpus = check_number("gpus", self.gpus)
-        if gpus > 1 and gpus != round(gpus):
-            raise ValueError(
-                f"gpus must be at most 1 (a share of one GPU) or a whole number; got {format_amount(gpus)}. "
-                f"Ask for {math.floor(gpus)} or {math.ceil(gpus)}."
-            )
-        models = check_names("gpu_models", self.gpu_models)
-        if models and not gpus:
-            raise ValueError("gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.")
-        gpu_memory_bytes = check_whole("gpu_memory_bytes", self.gpu_memory_bytes)
-        if gpu_memory_bytes and not gpus:
-            raise ValueError("gpu_memory needs gpus: say how many GPUs with this memory, for example gpus=1.")
-        for name in ("owner", "environment", "policy"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be text; got {getattr(self, name)!r}.")
-        set_fields(
-            self,
-            cpus=check_number("cpus", self.cpus),
-            memory_bytes=check_whole("memory_bytes", self.memory_bytes),
-            gpus=gpus,
-            gpu_models=models,
-            gpu_memory_bytes=gpu_memory_bytes,
-            tolerates=check_names("tolerates", self.tolerates),
-            labels=check_labels("labels", self.labels),
-            near=check_labels("near", self.near),
-        )
-        if self.resources is not _NOTHING:
-            set_fields(self, resources=check_resources(self.resources) or _NOTHING)
-
-    @property
-    def is_best_effort(self) -> bool:
-        """True if the request asks for no CPUs, memory or GPUs. Custom resources do not count."""
-        return not (self.cpus or self.memory_bytes or self.gpus)
-
-    @property
-    def gpu_count(self) -> int:
-        """The number of devices: 0 without GPUs, 1 for a share."""
-        return math.ceil(self.gpus)
-
-    @property
-    def gpu_share(self) -> float:
-        """The share of each device, 0..1."""
-        return min(self.gpus, 1.0)
-
-    def accepts_model(self, model: str) -> bool:
-        """True if a device of this model is accepted: ``model`` has all words of one of ``gpu_models``.
-
-        ``A100`` accepts ``NVIDIA A100-SXM4-80GB``, and ``A10`` does not.
-        """
-        return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
-
-    def accepts(self, device: Device) -> bool:
-        """True if the device has an accepted model and enough memory. An unknown memory size (0) is not enough."""
-        return device.memory_bytes >= self.gpu_memory_bytes and self.accepts_model(device.model)
-
-    def describe_gpus(self) -> str:
-        """Return the GPUs in a few words: ``2 GPUs of model A100 with 40 GiB each``."""
-        model = f" of model {' or '.join(self.gpu_models)}" if self.gpu_models else ""
-        each = " each" if self.gpus > 1 else ""
-        memory = f" with {format_bytes(self.gpu_memory_bytes)}{each}" if self.gpu_memory_bytes else ""
-        return format_count(self.gpus, "GPU") + model + memory
-
-    def describe(self) -> str:
-        """Return the request in a few words, for use in a sentence."""
-        parts = []
-        if self.gpus:
-            parts.append(self.describe_gpus())
-        if self.memory_bytes:
-            parts.append(f"{format_bytes(self.memory_bytes)} memory")
-        if self.cpus:
-            parts.append(format_count(self.cpus, "CPU"))
-        parts += [f"{format_amount(asked)} {name}" for name, asked in sorted(self.resources.items())]
-        parts += [f"label {key}={value}" for key, value in sorted(self.labels.items())]
-        return ", ".join(parts) or "a kernel that asks for nothing"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the request as JSON types; ``from_dict`` is the inverse."""
-        return {
-            **{f.name: getattr(self, f.name) for f in fields(self)},
-            "gpu_models": list(self.gpu_models),
-            "tolerates": list(self.tolerates),
-            "labels": dict(self.labels),
-            "near": dict(self.near),
-            "resources": dict(self.resources),
-            "options": dict(self.options),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Request:
-        """Return the value that ``to_dict`` wrote. Raises ``ValueError`` for unknown keys and wrong values."""
-        return cls(**check_keys(cls, data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,10 +227,3 @@ class Node:
                 for d in self.devices
             ),
         )
-
-
-@lru_cache(maxsize=4096)
-def _matches(asked: str, model: str) -> bool:
-    """True if every word of ``asked`` is a word of ``model``. Case and punctuation do not matter."""
-    words = set(re.findall(r"[a-z0-9]+", asked.lower()))
-    return asked == model or (bool(words) and words <= set(re.findall(r"[a-z0-9]+", model.lower())))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from roost.placement.model import Request
+from roost.placement.request import Request
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.config.memory_size import parse_bytes

@@ -17,11 +17,8 @@ from .shared_values import PORT_NAMES as PORT_NAMES
 from .shared_values import Connection as Connection
 from .shared_values import KernelProcess as KernelProcess
 from .shared_values import KernelUse as KernelUse
-from .shared_values import Logs as Logs
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
-from .shared_values import Signal as Signal
-from .shared_values import Stop as Stop
 
 PROTOCOL = 4
 """The version of this protocol. An agent and a client must have the same one.
@@ -134,6 +131,30 @@ class Launch:
     connection: Connection
     may_fork: bool = True
     deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """A request to send `signum` to the process group of a kernel."""
+
+    kernel_id: str
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """A request to stop a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Answered when it has ended."""
+
+    kernel_id: str
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """A request for the last `tail_bytes` of a kernel's log (its stdout and stderr)."""
+
+    kernel_id: str
+    tail_bytes: int = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,27 +91,3 @@ class KernelUse:
     cpu_s: float = 0.0
     cpu_percent: float = 0.0
     rss_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    """A request to send `signum` to the process group of a kernel."""
-
-    kernel_id: str
-    signum: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """A request to stop a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Answered when it has ended."""
-
-    kernel_id: str
-    grace_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logs:
-    """A request for the last `tail_bytes` of a kernel's log (its stdout and stderr)."""
-
-    kernel_id: str
-    tail_bytes: int = 65_536

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from roost.placement.model import Request
+from roost.placement.request import Request
 from roost.scheduler.client.call import wait_for
 
 from .options import build_request, connect_scheduler, print_json, request_config, scheduler_options

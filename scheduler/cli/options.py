@@ -15,7 +15,7 @@ import roost
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 
 if TYPE_CHECKING:
-    from roost.placement.model import Request
+    from roost.placement.request import Request
     from roost.scheduler.client.client import Client
 
 
@@ -86,7 +86,7 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def build_request(config: dict[str, Any], backend: str) -> Request:
     """Return the request that `request_config` describes, for that backend; raises `ConfigError`."""
-    from roost.placement.model import Request
+    from roost.placement.request import Request
     from roost.scheduler.backends.registry import get_spec
     from roost.scheduler.config.memory_size import parse_bytes
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from roost.placement.model import Request
+from roost.placement.request import Request
 from roost.scheduler.config.memory_size import format_bytes
 
 _UNBROKEN = 10_000

@@ -30,12 +30,12 @@ from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import Owner
 from roost.launchers.protocol.version import VERSION
-from roost.placement.model import Request
+from roost.placement.request import Request
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
+from roost.scheduler.service.launch import PROTOCOL, with_address
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
-from roost.scheduler.service.operations import PROTOCOL, with_address
 
 from .call import Call
 from .identity import this_owner

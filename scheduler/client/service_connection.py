@@ -14,7 +14,7 @@ from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.version import VERSION, parse_version
 from roost.scheduler.errors import BackendUnavailable, from_remote
-from roost.scheduler.service.operations import PROTOCOL, service_command, service_folder
+from roost.scheduler.service.launch import PROTOCOL, service_command, service_folder
 
 from .identity import this_owner
 

@@ -10,7 +10,7 @@ from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
 from roost.launchers.protocol.shared_values import Connection as Connection
 from roost.launchers.protocol.shared_values import KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import Owner as Owner
-from roost.placement.model import Request
+from roost.placement.request import Request
 
 Finding = dict[str, str]
 """A finding of `roost doctor`: its `level` (error, warning, ok), the problem (`what`) and the advice (`do`)."""

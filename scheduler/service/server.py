@@ -23,9 +23,9 @@ from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, HeldFolder, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
+from roost.launchers.protocol.messages import Logs, Nothing, Owner, Signal, Stop
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.launchers.protocol.shared_values import Logs, Nothing, Owner, Signal, Stop
 from roost.launchers.protocol.version import VERSION
 from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
@@ -39,6 +39,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 
 from . import operations as ops
 from .decision_log import DecisionLog
+from .launch import OPTIONS_VARIABLE, PROTOCOL
 from .messages import Event, StartKernel
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Service:
 
     def greeting(self) -> dict[str, Any]:
         """Return the version and process of this service, and its cluster."""
-        who = {"protocol": ops.PROTOCOL, "version": VERSION, "pid": os.getpid()}
+        who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
         return {**who, "backend": self._spec.name, "address": self._scheduler.address}
 
     async def close(self) -> None:
@@ -239,14 +240,14 @@ def _listen(held: HeldFolder, service: Service) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; options come as JSON in the environment (`operations.OPTIONS_VARIABLE`)."""
+    """The command line; options come as JSON in the environment (`launch.OPTIONS_VARIABLE`)."""
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        options = json.loads(os.environ.pop(ops.OPTIONS_VARIABLE, "") or "{}")
+        options = json.loads(os.environ.pop(OPTIONS_VARIABLE, "") or "{}")
         settings, own_settings = load_settings(given.backend, options)
         asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings))
     except (DaemonError, FolderError, RoostError, RpcError) as problem:

@@ -28,7 +28,7 @@ from roost.scheduler.policies.loader import find_policy, format_error, load_poli
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.sandbox import check_placement
 from roost.scheduler.service.decision_log import FILE_NAME
-from roost.scheduler.service.operations import service_folder
+from roost.scheduler.service.launch import service_folder
 
 from . import request_streams
 from .report import Comparison, PolicyRun

@@ -20,7 +20,7 @@ from typing import Any
 from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.service import operations
+from roost.scheduler.service import launch, operations
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 
@@ -30,7 +30,7 @@ class FakeService:
     def __init__(self, folder: Path, version: str = "") -> None:
         self.folder = folder
         self.version = version
-        self.protocol = operations.PROTOCOL
+        self.protocol = launch.PROTOCOL
         self.calls: list[tuple[str, Any]] = []
         self.kernels: dict[str, Kernel] = {}
         self.answers: dict[str, Callable[[Any], Any] | BaseException] = {}
@@ -179,7 +179,7 @@ class FakeService:
 @contextmanager
 def fake_service(version: str = "") -> Iterator[FakeService]:
     """A living service of the default `local` backend in this test's ROOST_RUNTIME_DIR."""
-    folder = operations.service_folder("local", {})
+    folder = launch.service_folder("local", {})
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_held(folder))

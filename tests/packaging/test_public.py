@@ -25,7 +25,10 @@ HEAVY = CLUSTER_LIBRARIES | {
     "matplotlib",
 }
 
-SHARED_MODEL = {"roost.placement", *(f"roost.placement.{name}" for name in ("format", "model", "validation"))}
+SHARED_MODEL = {
+    "roost.placement",
+    *(f"roost.placement.{name}" for name in ("format", "model", "request", "validation")),
+}
 """The model that every part shares. These modules need the standard library only."""
 
 # package → what of ours it may import besides the shared model
@@ -50,7 +53,7 @@ CLIENT_SIDE = {
     "errors",
     "policies.pickling",
     "service.messages",
-    "service.operations",
+    "service.launch",
 }
 SERVICE_SIDE = re.compile(
     r"roost\.(placement\b.*|scheduler\.(core|simulate|service\.server|config\.(files|section|settings))\b.*"

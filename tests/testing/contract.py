@@ -22,6 +22,7 @@ from roost.scheduler.errors import LeaseConflict, RoostError
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 """Opens the backend. A second call opens it as another process would."""
+_CLOSE_S = 30.0
 Scarce = Callable[..., Request]
 """Builds a request for an amount of the scarce resource; the keyword arguments are other fields of the request."""
 
@@ -35,7 +36,7 @@ async def open_backend(create: Callable[[Agents], Backend]) -> AsyncIterator[tup
     try:
         yield backend, agents
     finally:
-        await backend.close()
+        await asyncio.wait_for(backend.close(), _CLOSE_S)  # a stream of events that does not end is a defect
         await agents.close()
 
 

@@ -44,7 +44,8 @@ def pack() -> tuple[bytes, str]:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         model = [
-            root / "placement" / name for name in ("__init__.py", "format.py", "model.py", "validation.py")
+            root / "placement" / name
+            for name in ("__init__.py", "format.py", "model.py", "request.py", "validation.py")
         ]
         for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py"))):
             # Without dates: the same code gives the same archive.

@@ -21,8 +21,8 @@ from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
+from roost.scheduler.service.launch import service_folder
 from roost.scheduler.service.messages import Event, StartKernel
-from roost.scheduler.service.operations import service_folder
 
 
 @pytest.fixture

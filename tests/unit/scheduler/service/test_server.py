@@ -28,8 +28,9 @@ from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
+from roost.scheduler.service.launch import service_command, service_folder
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
-from roost.scheduler.service.operations import ARGUMENTS, service_command, service_folder
+from roost.scheduler.service.operations import ARGUMENTS
 from roost.scheduler.service.server import Service
 
 ME = Owner(

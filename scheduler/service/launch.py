@@ -1,0 +1,65 @@
+"""Where a scheduler service is, and the command that starts it. Cheap to import, because every client does.
+
+The operations are in a module of their own, so that clients need not build their classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.private_files import runtime_dir
+from roost.scheduler.backends.registry import get_spec
+
+PROTOCOL = 3
+"""Version of these operations. A client asks a service with another version to leave, and starts its own.
+
+The version stays for a new operation, and for a new field of an answer or event: older clients ignore that field.
+"""
+
+_NO_ADDRESS = ("", "auto")
+
+OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
+"""Environment variable with the service's options as JSON. Every user of the machine could read them in argv."""
+
+PYTHON_VARIABLE = "ROOST_SERVICE_PYTHON"
+"""Environment variable with the service's interpreter, if it is not the caller's own. A cluster may accept only its
+own versions of Python and of its library."""
+
+
+def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given options, with the address that the backend's environment variable names if there is no other.
+
+    The address then selects the service like every other option. Raises `ConfigError` for an unknown backend.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    variable = get_spec(backend).address_variable
+    if variable and given.get("address", "") in _NO_ADDRESS:
+        address = os.environ.get(variable, "").strip()
+        if address not in _NO_ADDRESS:
+            given["address"] = address
+    return given
+
+
+def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
+    """Return the daemon folder of the service for this backend and these options; the socket in it is `socket`."""
+    get_spec(backend)  # raises for a name that is no backend, before it becomes part of a path
+    name = f"scheduler-{backend}"
+    if options:
+        digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode())
+        name += f"-{digest.hexdigest()[:8]}"
+    return runtime_dir() / name
+
+
+def service_command(
+    backend: str, folder: Path, options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """Return argv and environment for `daemon.ensure`. `options` beat the backend's section of the configuration."""
+    python = os.environ.get(PYTHON_VARIABLE) or sys.executable
+    argv = [python, "-m", "roost.scheduler.service.server", "--backend", backend, "--folder", str(folder)]
+    return argv, {**os.environ, OPTIONS_VARIABLE: json.dumps(dict(options))}
