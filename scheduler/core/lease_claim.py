@@ -72,6 +72,8 @@ class LeaseClaimer:
                     await self._wait_until_held(record, start, deadline)
                 return
             except LeaseConflict as problem:
+                assert record.lease is not None
+                await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
                 self._refuse(record, str(problem))
 
     async def _queue_and_claim(
