@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
@@ -92,7 +93,9 @@ class Reconciler:
     ) -> tuple[list[T], set[str]]:
         """Call each agent of these leases once; return the answers, and the ids of the leases without one."""
         held = [lease for lease in leases if lease.state == "held"]
-        addresses = await asyncio.gather(*(_try(self._cluster.backend.agent(lease)) for lease in held))
+        addresses = await asyncio.gather(
+            *(_try(partial(self._cluster.backend.agent, lease)) for lease in held)
+        )
         by_endpoint: dict[str, list[Lease]] = {}
         unreachable = set()
         for lease, address in zip(held, addresses, strict=True):
@@ -101,7 +104,9 @@ class Reconciler:
             else:
                 by_endpoint.setdefault(address.endpoint, []).append(lease)
         groups = list(by_endpoint.values())
-        answers = await asyncio.gather(*(_try(self._cluster.call(group[0], call)) for group in groups))
+        answers = await asyncio.gather(
+            *(_try(partial(self._cluster.call, group[0], call)) for group in groups)
+        )
         for group, answer in zip(groups, answers, strict=True):
             if answer is None:
                 unreachable |= {lease.id for lease in group}
@@ -242,10 +247,13 @@ class Reconciler:
             record.start.late_exit = process
 
 
-async def _try(work: Coroutine[Any, Any, T]) -> T | None:
-    """Return the result, or None if there is no answer in time."""
+async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
+    """Return the answer, or None if there is none in time.
+
+    It takes a function, because a coroutine that is cancelled before its first step is reported as never awaited.
+    """
     try:
-        return await asyncio.wait_for(work, _ANSWER_S)
+        return await asyncio.wait_for(ask(), _ANSWER_S)
     except (BackendUnavailable, UnknownKernel, asyncio.TimeoutError):
         return None
 
