@@ -68,8 +68,7 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
 class StartTask:
     """The task that brings a kernel up. It can be taken back once, and then undoes its steps."""
 
-    def __init__(self, launch_id: str, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> None:
-        self.launch_id = launch_id
+    def __init__(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> None:
         self.late_exit: KernelProcess | None = None
         self._is_begun = False
         self._is_taken_back = False

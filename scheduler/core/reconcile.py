@@ -160,8 +160,7 @@ class Reconciler:
             record = self._table.add_found(lease)
             self._owners.watch(lease.owner)
         elif record.phase is Phase.PENDING and record.lease is not None and record.lease.id == lease.id:
-            if lease.state != "held" or record.start is not None:
-                record.update_lease(lease)
+            record.update_lease(lease)
         elif record.start is not None or record.lease is None or record.phase is Phase.ENDING:
             return  # a start under way finds out by itself
         elif record.lease.id != lease.id:

@@ -60,7 +60,7 @@ class StartRunner:
     def begin(self, record: KernelRecord, start: StartKernel) -> StartTask:
         """Begin a start of this record."""
         record.ask(start)
-        record.start = StartTask(start.launch_id, lambda task: self._run(record, start, task))
+        record.start = StartTask(lambda task: self._run(record, start, task))
         return record.start
 
     def failure(self, start: StartKernel) -> RoostError | None:
@@ -79,7 +79,7 @@ class StartRunner:
         deadline = self._clock() + start.launch_timeout_s
         try:
             record.check_wanted()
-            process = await self._bring_up(record, start, task, deadline)
+            process = await self._bring_up(record, start, deadline)
             record.check_wanted()
             record.run(process)
             self._table.publish("running", record)
@@ -105,9 +105,7 @@ class StartRunner:
             if task.late_exit is not None:  # the kernel ended before its start did
                 self._table.exited(record, task.late_exit)
 
-    async def _bring_up(
-        self, record: KernelRecord, start: StartKernel, task: StartTask, deadline: float
-    ) -> KernelProcess:
+    async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
         while True:
             if record.lease is None or record.lease.state == "pending":
                 await self._claimer.take(record, start, deadline)

@@ -109,8 +109,7 @@ class AgentPerKernelBackend(Backend):
                 await asyncio.wait_for(self._caller(pod).call(lambda a: a.release(lease.id)), _AGENT_S)
             except (RoostError, asyncio.TimeoutError) as problem:
                 log.info("lease=%s its pod is deleted without its agent: %s", lease.id, problem)
-        await self._cluster.delete(lease.id)
-        self._forget(lease.id)
+        await self._delete(lease.id)
 
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
         transferred = replace(lease, owner=owner)
@@ -171,8 +170,7 @@ class AgentPerKernelBackend(Backend):
 
     async def _on_change(self, change: PodChange) -> None:
         if change.kind == "pod" and change.pod is not None:
-            if change.pod.lease.id not in self._releasing:  # a pod that ends still changes
-                self._note(change.pod)
+            self._note(change.pod)
         elif change.kind == "gone":
             if (pod := self._pods.get(change.lease_id)) is not None:
                 self._lose(replace(pod.lease, state="lost", reason=change.reason))
@@ -195,12 +193,13 @@ class AgentPerKernelBackend(Backend):
         for lease_id in before & self._pods.keys() - found.keys():
             self._lose(replace(self._pods[lease_id].lease, state="lost", reason="its pod is gone"))
         for pod in found.values():
-            if pod.lease.id not in self._releasing:
-                self._note(pod)
+            self._note(pod)
 
     def _note(self, pod: Pod) -> Pod:
         """Note a pod that the cluster reports, and publish the news about its lease."""
         lease = pod.lease
+        if lease.id in self._releasing:  # a pod that ends still changes
+            return pod
         known = self._pods.get(lease.id)
         if lease.state == "lost":
             self._lose(lease)
