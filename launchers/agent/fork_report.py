@@ -49,7 +49,7 @@ async def read_report(
     rest = b""
     try:
         while "ports" not in received:
-            chunk = await asyncio.wait_for(_read_when_ready(report), until - time.perf_counter())
+            chunk = await _read_when_ready(report, until - time.perf_counter())
             if not chunk and "pid" in received:
                 raise KernelDiedEarly(received["pid"])
             if not chunk:
@@ -61,23 +61,27 @@ async def read_report(
                 timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
                 if "pid" in message:
                     on_pid(message["pid"])
-    except (asyncio.TimeoutError, asyncio.CancelledError) as problem:
+    except (TimeoutError, asyncio.CancelledError):
         if "pid" in received:  # otherwise the kernel ends when it writes to the closed pipe
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(received["pid"], signal.SIGKILL)
-        if isinstance(problem, asyncio.CancelledError):
-            raise
-        raise TimeoutError(f"a forked kernel did not bind its ports in {deadline_s:g} s") from None
+        raise
     return ForkedKernel(pid=received["pid"], ports=received["ports"], timing_ms=timing_ms)
 
 
-async def _read_when_ready(fd: int) -> bytes:
-    """Return the next bytes from a non-blocking pipe, or b"" at its end."""
+async def _read_when_ready(fd: int, timeout_s: float) -> bytes:
+    """Return the next bytes from a non-blocking pipe, or b"" at its end. Raises `TimeoutError`.
+
+    It does without `asyncio.wait_for`, which loses a cancellation on Python <= 3.11 if bytes arrive at the same time.
+    """
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
+    ready: asyncio.Future[bool] = loop.create_future()
+    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(True))
+    timer = loop.call_later(timeout_s, lambda: None if ready.done() else ready.set_result(False))
     try:
-        await ready
+        if not await ready:
+            raise TimeoutError("a forked kernel did not bind its ports in time")
     finally:
         loop.remove_reader(fd)
+        timer.cancel()
     return os.read(fd, 4096)

@@ -195,8 +195,11 @@ class Kernels:
         return kernel
 
     def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Task[KernelProcess]) -> None:
-        """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error."""
-        if task.cancelled() or task.exception() is not None:
+        """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error.
+
+        A launch that is cancelled in its last step has recorded its process already. That kernel runs.
+        """
+        if (task.cancelled() or task.exception() is not None) and kernel.process is None:
             kernel.ended.set()
             shutil.rmtree(kernel.folder, ignore_errors=True)
 

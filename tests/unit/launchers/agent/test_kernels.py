@@ -1,0 +1,103 @@
+"""Kernels whose starts are cancelled at the worst moments."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.launchers.agent import kernels
+from roost.launchers.agent.child_reaper import Reaper
+from roost.launchers.agent.fork_report import read_report
+from roost.launchers.agent.kernels import Kernels
+from roost.launchers.agent.zygote_pool import ZygotePool
+from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.messages import Connection, KernelProcess, Launch, Owner
+
+OWNER = Owner(user="ada")
+SLEEP = ("sleep", "60")
+
+
+class CancelledAtTheEnd:
+    """A starter that is cancelled in its last step, after it has recorded the process."""
+
+    def __init__(self, _: ZygotePool, reaper: Reaper, *, on_started: Callable[..., None], **__: Any) -> None:
+        self.reaper, self.on_started = reaper, on_started
+
+    async def start(self, folder: Path, request: Launch, owner: Owner, env: dict[str, str]) -> KernelProcess:
+        child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - the reaper waits for it
+        child.returncode = 0
+        process = KernelProcess(
+            kernel_id=request.kernel_id,
+            launch_id=request.launch_id,
+            lease_id=request.lease_id,
+            owner=owner,
+            pid=child.pid,
+            process_started_at=start_time(child.pid),
+            how="exec",
+            connection=request.connection,
+            launched_at=0.0,
+        )
+        self.on_started(process, self.reaper.exit_code(child.pid, is_ours=True))
+        raise asyncio.CancelledError
+
+
+async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "Starter", CancelledAtTheEnd)
+    launched: list[KernelProcess] = []
+    exited: list[KernelProcess] = []
+    held = Kernels(tmp_path / "kernels", ZygotePool(), on_launched=launched.append, on_exited=exited.append)
+    request = Launch(
+        launch_id="launch",
+        lease_id="lease",
+        kernel_id="kernel",
+        argv=SLEEP,
+        env={},
+        cwd="/",
+        connection=Connection(),
+    )
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await held.launch(request, OWNER, {})
+        assert held.runs_in("lease")
+        await held.release("lease", 1.0)
+        assert [process.pid for process in exited] == [launched[0].pid]
+    finally:
+        held.close()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> None:
+    """The kernel's ports and the cancellation arrive within the same steps of the event loop."""
+    report, report_in = os.pipe()
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    pids: list[int] = []
+    try:
+        reading = asyncio.ensure_future(
+            read_report(report, started=0.0, timing_ms={}, deadline_s=10.0, on_pid=pids.append)
+        )
+        os.write(report_in, b'{"pid": %d}\n' % child.pid)
+        while not pids:  # noqa: ASYNC110 - a step at a time
+            await asyncio.sleep(0)
+        os.write(report_in, b'{"ports": {}}\n')
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if reading.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert child.wait(10) == -signal.SIGKILL
+        else:
+            assert (await reading) is not None
+    finally:
+        child.kill()
+        child.wait()
+        os.close(report)
+        os.close(report_in)
