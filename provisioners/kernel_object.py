@@ -30,7 +30,7 @@ from roost.scheduler.service.messages import Kernel
 from .execution import Result, add_output, build_result
 from .placed_kernelspecs import build_manager
 from .provisioner import RoostProvisioner
-from .request_options import OPTIONS, check_names
+from .request_options import OPTIONS, check_names, read_seconds
 
 _ARGUMENTS = (
     "kernel_name",
@@ -305,7 +305,9 @@ def start_kernel(
     `ConfigError` for a wrong argument, and the errors of a start. If the program ends without `stop`, the scheduler
     stops the kernel after `owner_grace_s`.
     """
-    check_names(options, _ARGUMENTS, "start_kernel has no argument")
+    check_names(options, _ARGUMENTS, "argument of start_kernel")
+    if timeout_s is not None:
+        read_seconds("timeout_s", timeout_s)
     given = {**options, "launch_timeout": timeout_s}
     given = {name: value for name, value in given.items() if value is not None}
     manager, merged = build_manager(kernel_name, given, env=env, backend_options=backend_options)

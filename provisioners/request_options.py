@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from roost.placement.request import Request
+from roost.placement.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
-from roost.scheduler.backends.spec import DEFAULT_BACKEND
+from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
@@ -20,8 +19,6 @@ OPTIONS = (
     "policy", "options", "encrypt", "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +30,12 @@ class StartOptions:
 
 
 def check_names(
-    names: Iterable[str],
-    known: Sequence[str] = OPTIONS,
-    problem: str = "The kernelspec's provisioner config has the unknown option",
+    names: Iterable[str], known: Sequence[str] = OPTIONS, what: str = "option of a kernelspec for roost"
 ) -> None:
     """Raise `ConfigError` for the first name that is not `known`."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{problem} {name!r}.{guess} Known names are {', '.join(known)}.")
+            raise ConfigError(describe_unknown(what, name, known))
 
 
 def check_backend_options(backend: str, options: Any) -> None:
@@ -64,127 +57,105 @@ def check_backend_options(backend: str, options: Any) -> None:
 def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> StartOptions:
     """Combine `options` (keys as in OPTIONS) with the KERNEL_* variables in `env`. The variables win.
 
-    A `ConfigError` names the option or the variable.
+    Values may be texts. A `ConfigError` names the option or the variable.
     """
-
-    def read(option: str, variable: str, parse: Callable[[str, Any], T]) -> T:
-        text = env.get(variable, "").strip() if variable else ""
-        return parse(variable, text) if text else parse(option, options.get(option))
-
-    fields: dict[str, Any] = {
-        "cpus": read("cpus", "KERNEL_CPUS", _amount),
-        "memory_bytes": read("memory", "KERNEL_MEMORY", _memory),
-        "gpus": read("gpus", "KERNEL_GPUS", _gpus),
-        "gpu_models": read("gpu_models", "", _names),
-        "gpu_memory_bytes": read("gpu_memory", "KERNEL_GPU_MEMORY", _memory),
-        "labels": read("labels", "", _labels),
-        "near": read("near", "", _labels),
-        "resources": read("resources", "KERNEL_RESOURCES", _resources),
-        "tolerates": read("tolerates", "", _names),
-        "policy": read("policy", "", _text),
-        "options": _backend_request_options(options, env),
-    }
+    fields: dict[str, Any] = {"options": _read_backend_options(options, env)}
     try:
-        request = Request(**fields)
+        for field, option, variable, read in _FIELDS:
+            text = env.get(variable, "").strip()
+            name, value = (variable, text) if text else (option, options.get(option))
+            if value is not None and value != "":
+                fields[field] = read(name, value)
+        timeout_s = fields.pop("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S)
+        return StartOptions(request=Request(**fields), launch_timeout_s=timeout_s)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
-    return StartOptions(
-        request=request, launch_timeout_s=read("launch_timeout", "KERNEL_LAUNCH_TIMEOUT", _timeout_s)
-    )
 
 
-def _backend_request_options(options: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    given = options.get("options")
-    if _is_unset(given):
-        given = {}
+def read_seconds(name: str, value: Any) -> float:
+    """Return a time above 0; raises `ConfigError`."""
+    try:
+        seconds = check_number(name, _to_number(value))
+    except ValueError:
+        seconds = 0.0
+    if not seconds:
+        raise ConfigError(f"{name} = {value!r:.40} leaves no time: give seconds above 0.")
+    return seconds
+
+
+def split_pairs(
+    name: str,
+    texts: Iterable[str],
+    example: str = "zone=a",
+    split: Callable[[str, str], tuple[str, str, str]] = str.partition,
+) -> dict[str, str]:
+    """Return the texts KEY=VALUE as a mapping; raises `ConfigError`. With `str.rpartition`, a key may contain `=`."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = split(text, "=")
+        if not (key.strip() and equals):
+            raise ConfigError(f"{name} {text!r:.60} must be KEY=VALUE, for example {example}.")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _read_backend_options(options: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    given = options.get("options") or {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"options = {given!r:.60} is not a table of names and values.")
     return get_spec(options.get("backend") or DEFAULT_BACKEND).read_options(given, env)
 
 
-def _is_unset(value: Any) -> bool:
-    return value is None or value == ""
-
-
-def _amount(name: str, value: Any, *, least: str = "ask for 0 (no promise) or more") -> float:
-    if _is_unset(value):
-        return 0.0
+def _to_number(value: Any) -> Any:
+    """Return the number in a text. Other values are checked later."""
     try:
-        amount = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        amount = math.nan
-    if not math.isfinite(amount):
-        raise ConfigError(f"{name} = {value!r:.40} is not a number.")
-    if amount < 0:
-        raise ConfigError(f"{name} = {value} is negative: {least}.")
-    return amount
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
-def _resources(name: str, value: Any) -> dict[str, float]:
-    if _is_unset(value):
-        return {}
-    items = value
-    if isinstance(value, str):
-        items = dict(item.rpartition("=")[::2] for item in value.split(",") if item.strip())
-    if not isinstance(items, Mapping) or not all(isinstance(key, str) and key.strip() for key in items):
-        raise ConfigError(f"{name} = {value!r:.60} is not a table of names and amounts.")
-    amounts = {key.strip(): _amount(f"{name} {key.strip()}", item) for key, item in items.items()}
-    return {key: amount for key, amount in amounts.items() if amount}
-
-
-def _gpus(name: str, value: Any) -> float:
-    gpus = _amount(name, value)
-    if gpus > 1 and gpus != int(gpus):
-        raise ConfigError(
-            f"{name} = {value} is not possible: ask for a share of one GPU (up to 1) or a whole number."
-        )
-    return gpus
+def _number(name: str, value: Any) -> float:
+    return check_number(name, _to_number(value))
 
 
 def _memory(name: str, value: Any) -> int:
-    if _is_unset(value):
-        return 0
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-        raise ConfigError(f"{name} = {value} is negative: ask for 0 (no promise) or more.")
     try:
         return parse_bytes(value)
     except ConfigError as problem:
         raise ConfigError(f"{name} = {problem.user_message}") from None
 
 
-def _timeout_s(name: str, value: Any) -> float:
-    if _is_unset(value):
-        return DEFAULT_LAUNCH_TIMEOUT_S
-    timeout_s = _amount(name, value, least="give seconds above 0")
-    if timeout_s == 0:
-        raise ConfigError(f"{name} = {value} leaves no time to start: give seconds above 0.")
-    return timeout_s
+def _amounts(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, str):
+        value = split_pairs(name, value.split(","), "licence=1", str.rpartition)
+    if isinstance(value, Mapping):
+        value = {key: _to_number(amount) for key, amount in value.items()}
+    return {key: amount for key, amount in check_amounts(name, value).items() if amount}
 
 
-def _text(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} = {value!r:.40} is not a text.")
+def _names(_: str, value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _labels(name: str, value: Any) -> Any:
+    return split_pairs(name, value.split(",")) if isinstance(value, str) else value
+
+
+def _unchanged(_: str, value: Any) -> Any:
     return value
 
 
-def _names(name: str, value: Any) -> tuple[str, ...]:
-    if _is_unset(value):
-        return ()
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple, set)) or not all(isinstance(item, str) for item in items):
-        raise ConfigError(f"{name} = {value!r:.60} is not a list of names.")
-    return tuple(item.strip() for item in items if item.strip())
-
-
-def _labels(name: str, value: Any) -> dict[str, str]:
-    if _is_unset(value):
-        return {}
-    if isinstance(value, str):
-        value = dict(item.partition("=")[::2] for item in value.split(",") if item)
-    if not isinstance(value, Mapping) or not all(
-        isinstance(item, str) for pair in value.items() for item in pair
-    ):
-        raise ConfigError(f"{name} = {value!r:.60} is not a table of names and texts.")
-    return {key.strip(): text.strip() for key, text in value.items()}
+_FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
+    ("cpus", "cpus", "KERNEL_CPUS", _number),
+    ("memory_bytes", "memory", "KERNEL_MEMORY", _memory),
+    ("gpus", "gpus", "KERNEL_GPUS", _number),
+    ("gpu_models", "gpu_models", "", _names),
+    ("gpu_memory_bytes", "gpu_memory", "KERNEL_GPU_MEMORY", _memory),
+    ("labels", "labels", "", _labels),
+    ("near", "near", "", _labels),
+    ("resources", "resources", "KERNEL_RESOURCES", _amounts),
+    ("tolerates", "tolerates", "", _names),
+    ("policy", "policy", "", _unchanged),
+    ("launch_timeout_s", "launch_timeout", "KERNEL_LAUNCH_TIMEOUT", read_seconds),
+)
+"""The fields of a request, each with its option, its variable (empty: none) and its reader. `Request` checks them."""

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from roost.placement.request import Request
+from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.call import wait_for
 
-from .options import build_request, connect_scheduler, print_json, request_config, scheduler_options
+from .options import connect_scheduler, print_json, request_config, scheduler_options
 from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
 
 _SHOWN_NODES = 10
@@ -22,7 +23,8 @@ _WHEN = {"now": "not now", "never": "never"}
 
 def explain(arguments: argparse.Namespace) -> int:
     """Print where a request would be placed, now or on a saved snapshot."""
-    request = build_request(request_config(arguments), arguments.backend)
+    config = {**request_config(arguments), "backend": arguments.backend}
+    request = read_start_options(config, {}).request
     if arguments.snapshot:
         from roost.scheduler.config.files import load_settings
         from roost.scheduler.policies.offline import explain_saved

@@ -9,22 +9,15 @@ from typing import Any
 from rich.text import Text
 
 from roost.launchers.protocol.json_codec import encode
+from roost.placement.format import format_amount, format_bytes
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
-from roost.scheduler.config.memory_size import format_bytes, parse_bytes
+from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, UnknownKernel
 from roost.scheduler.service.messages import Kernel
 
 from .options import connect_scheduler, print_json
-from .tables import (
-    build_table,
-    format_age,
-    format_number,
-    format_request,
-    open_console,
-    print_table,
-    shorten_ids,
-)
+from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red"}
 
@@ -126,7 +119,7 @@ def _format_use(kernel: Kernel) -> str:
     """Return what the kernel uses in the words of its request; `unknown` if its agent does not report it."""
     if kernel.use is None:
         return "unknown" if kernel.state == "running" else "-"
-    return f"{format_bytes(kernel.use.rss_bytes)}, {format_number(kernel.use.cpu_percent / 100)} CPU"
+    return f"{format_bytes(kernel.use.rss_bytes)}, {format_amount(kernel.use.cpu_percent / 100)} CPU"
 
 
 def _show_queue(kernels: Sequence[Kernel]) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from roost.placement.format import format_amount, format_bytes
 from roost.scheduler.client.call import wait_for
-from roost.scheduler.config.memory_size import format_bytes
 
 from .options import connect_scheduler, print_json
-from .tables import build_table, format_number, open_console, print_table
+from .tables import build_table, open_console, print_table
 
 _UP_S = 120.0
 """How long the agents of all nodes may take to start."""
@@ -74,9 +74,9 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -
         used = node["cpus_used"]
         table.add_row(
             node["id"],
-            f"{format_number(node['cpus_promised'])} of {format_number(node['cpus'])}",
+            f"{format_amount(node['cpus_promised'])} of {format_amount(node['cpus'])}",
             f"{format_bytes(node['memory_promised_bytes'])} of {format_bytes(node['memory_bytes'])}",
-            f"{format_number(node['gpus_promised'])} of {len(gpus)}" if gpus else "-",
+            f"{format_amount(node['gpus_promised'])} of {len(gpus)}" if gpus else "-",
             str(node["kernels"]),
             "unknown" if used is None or not node["cpus"] else f"{used / node['cpus']:.0%}",
             Text("draining", style="yellow") if node["is_draining"] else Text("ready", style="green"),
@@ -102,7 +102,7 @@ def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:
     """Custom resources, labels, taints and warm interpreters; a column that is empty for all nodes is left out."""
     readers: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
         "RESOURCES": lambda node: [
-            f"{format_number(node['resources_promised'].get(name, 0))} of {format_number(total)} {name}"
+            f"{format_amount(node['resources_promised'].get(name, 0))} of {format_amount(total)} {name}"
             for name, total in sorted(node["resources"].items())
         ],
         "LABELS": lambda node: [f"{name}={value}" for name, value in sorted(node["labels"].items())],

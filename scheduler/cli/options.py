@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import roost
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 
 if TYPE_CHECKING:
-    from roost.placement.request import Request
     from roost.scheduler.client.client import Client
 
 
@@ -49,14 +47,14 @@ def add_request(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_amount(text: str) -> float:
-    """Return a number that is not negative; raises argparse's usage error."""
+    """Return a number that is not negative; raises argparse's usage error. A whole number has no decimals."""
     try:
         amount = float(text)
     except ValueError:
         amount = math.nan
     if not 0 <= amount < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a number, 0 or more")
-    return amount
+    return int(amount) if amount.is_integer() else amount
 
 
 def parse_seconds(text: str) -> float:
@@ -68,44 +66,23 @@ def parse_seconds(text: str) -> float:
 
 def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the given request options under the keys of a kernelspec's config; raises `ConfigError`."""
+    from roost.provisioners.request_options import split_pairs
+
+    resources = split_pairs("--resource", arguments.resource, "licence=1", str.rpartition)
     config = {
-        "cpus": _whole(arguments.cpus),
+        "cpus": arguments.cpus,
         "memory": arguments.memory,
-        "gpus": _whole(arguments.gpus),
+        "gpus": arguments.gpus,
         "gpu_models": arguments.gpu_model,
         "gpu_memory": arguments.gpu_memory,
-        "labels": _parse_labels("--label", arguments.label),
-        "near": _parse_labels("--near", arguments.near),
-        "resources": _parse_resources(arguments.resource),
+        "labels": split_pairs("--label", arguments.label),
+        "near": split_pairs("--near", arguments.near),
+        "resources": {name: _read_json(text) for name, text in resources.items()},
         "tolerates": arguments.tolerate,
         "policy": arguments.policy,
-        "options": _parse_labels("--option", arguments.option, "name=value"),
+        "options": split_pairs("--option", arguments.option, "name=value"),
     }
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
-
-
-def build_request(config: dict[str, Any], backend: str) -> Request:
-    """Return the request that `request_config` describes, for that backend; raises `ConfigError`."""
-    from roost.placement.request import Request
-    from roost.scheduler.backends.registry import get_spec
-    from roost.scheduler.config.memory_size import parse_bytes
-
-    try:
-        return Request(
-            cpus=config.get("cpus", 0.0),
-            memory_bytes=parse_bytes(config.get("memory", 0)),
-            gpus=config.get("gpus", 0.0),
-            gpu_models=tuple(config.get("gpu_models", ())),
-            gpu_memory_bytes=parse_bytes(config.get("gpu_memory", 0)),
-            labels=config.get("labels", {}),
-            near=config.get("near", {}),
-            resources=config.get("resources", {}),
-            tolerates=tuple(config.get("tolerates", ())),
-            policy=config.get("policy", ""),
-            options=get_spec(backend).read_options(config.get("options", {}), {}),
-        )
-    except ValueError as problem:
-        raise roost.ConfigError(str(problem)) from None
 
 
 def connect_scheduler(arguments: argparse.Namespace) -> Client:
@@ -115,16 +92,12 @@ def connect_scheduler(arguments: argparse.Namespace) -> Client:
 
 def scheduler_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the given `--backend-option` values; raises `ConfigError`."""
-    options: dict[str, Any] = {}
-    for option in arguments.backend_option:
-        key, equals, text = option.partition("=")
-        if not (key and equals):
-            raise roost.ConfigError(f"--backend-option {option!r} must be KEY=VALUE, for example gpus=2.")
-        try:
-            options[key] = json.loads(text)
-        except ValueError:
-            options[key] = text
-    return options
+    if not arguments.backend_option:
+        return {}
+    from roost.provisioners.request_options import split_pairs
+
+    options = split_pairs("--backend-option", arguments.backend_option, "gpus=2")
+    return {name: _read_json(text) for name, text in options.items()}
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -132,32 +105,8 @@ def print_json(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
-def _parse_labels(option: str, given: Sequence[str], example: str = "zone=a") -> dict[str, str]:
-    labels = {}
-    for label in given:
-        key, equals, value = label.partition("=")
-        if not (key and equals):
-            raise roost.ConfigError(f"{option} {label!r} must be KEY=VALUE, for example {example}.")
-        labels[key] = value
-    return labels
-
-
-def _parse_resources(given: Sequence[str]) -> dict[str, float]:
-    resources: dict[str, float] = {}
-    for resource in given:
-        name, _, text = resource.rpartition("=")
-        try:
-            amount = float(text)
-        except ValueError:
-            amount = 0.0
-        if not (name and 0 < amount < float("inf")):
-            raise roost.ConfigError(
-                f"--resource {resource!r} must be NAME=AMOUNT with an amount above 0, for example licence=1."
-            )
-        resources[name] = int(amount) if amount.is_integer() else amount
-    return resources
-
-
-def _whole(amount: float | None) -> float | None:
-    """Return 1 instead of 1.0: people read the kernelspec that this is written to."""
-    return int(amount) if amount is not None and amount.is_integer() else amount
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

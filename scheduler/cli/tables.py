@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from roost.placement.format import format_amount, format_bytes
 from roost.placement.request import Request
-from roost.scheduler.config.memory_size import format_bytes
 
 _UNBROKEN = 10_000
 """Width of lines in a pipe: programs such as grep need each row on one line."""
@@ -41,11 +41,6 @@ def build_table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def format_number(value: float) -> str:
-    """Return at most two decimals: `2`, `0.25`."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
 def format_age(at: float, now: float | None = None) -> str:
     """Return how long ago `at` (seconds since the epoch) was, in one unit."""
     passed = max(0.0, (time.time() if now is None else now) - at)
@@ -57,15 +52,12 @@ def format_age(at: float, now: float | None = None) -> str:
 
 def format_request(request: Request) -> str:
     """Return a request in a few words, or `-` for an empty one."""
-    parts = []
-    if request.gpus:
-        models = f" {'|'.join(request.gpu_models)}" if request.gpu_models else ""
-        parts.append(f"{format_number(request.gpus)} GPU{models}")
+    parts = [request.describe_gpus()] if request.gpus else []
     if request.memory_bytes:
         parts.append(format_bytes(request.memory_bytes))
     if request.cpus:
-        parts.append(f"{format_number(request.cpus)} CPU")
-    parts += [f"{format_number(amount)} {name}" for name, amount in request.resources.items()]
+        parts.append(f"{format_amount(request.cpus)} CPU")
+    parts += [f"{format_amount(amount)} {name}" for name, amount in request.resources.items()]
     parts += [f"{key}={value}" for key, value in request.labels.items()]
     parts += [f"near {key}={value}" for key, value in request.near.items()]
     parts += [f"tolerates {taint}" for taint in request.tolerates]

@@ -22,7 +22,9 @@ FILE_NAME = "decisions.jsonl"
 MAX_BYTES = 8 << 20
 """How large the file may become. Then it is renamed to `decisions.jsonl.old`, which replaces an earlier one."""
 
-ASKED = ("cpus", "memory_bytes", "gpus", "gpu_models", "labels", "near", "resources", "tolerates")
+ASKED = (
+    "cpus", "memory_bytes", "gpus", "gpu_models", "gpu_memory_bytes", "labels", "near", "resources", "tolerates",
+)  # fmt: skip
 """The fields of a request that the log contains."""
 _LONGEST_REASON = 500
 _PATH = re.compile(r"(?<![\w.])~?/[^\s'\",;:)]+")

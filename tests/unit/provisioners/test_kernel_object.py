@@ -76,11 +76,11 @@ def test_another_backend_does_not_get_the_kernelspecs_backend_options(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"cpu": 1}, "no argument 'cpu'. Did you mean 'cpus'"),
-        ({"launch_timeout": 1}, "no argument 'launch_timeout'"),
-        ({"gpus": "many"}, "gpus = 'many' is not a number"),
+        ({"cpu": 1}, "no argument of start_kernel named cpu: did you mean cpus"),
+        ({"launch_timeout": 1}, "no argument of start_kernel named launch_timeout"),
+        ({"gpus": "many"}, "gpus must be a number; got 'many'"),
         ({"memory": "8 elephants"}, "memory = "),
-        ({"timeout_s": 0}, "no time to start"),
+        ({"timeout_s": 0}, "timeout_s = 0 leaves no time"),
         ({"backend": "nope"}, "no backend 'nope'"),
         ({"backend_options": 3}, "backend_options = 3"),
         ({"env": 3}, "env = 3"),

@@ -187,7 +187,7 @@ def test_doctor_finds_unknown_options(make: Make) -> None:
     make("typo", [sys.executable, "x"], metadata={"kernel_provisioner": provisioner})
     (found,) = [finding for finding in kernelspecs.find_problems() if "typo" in finding["what"]]
     assert found["level"] == "error"
-    assert "'gpu'" in found["what"]
+    assert "named gpu:" in found["what"]
 
 
 def test_install_and_doctor_refuse_the_same(

@@ -333,8 +333,8 @@ async def test_info_attaches_another_provisioner(service: FakeService, tmp_path:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"gpu": 1}, "unknown option 'gpu'"),
-        ({"gpus": 1.5}, "gpus = 1.5"),
+        ({"gpu": 1}, "named gpu: did you mean"),
+        ({"gpus": 1.5}, "gpus must be"),
         ({"fork": "perhaps"}, "fork"),
         ({"encrypt": "maybe"}, "encrypt"),
         ({"backend_options": {"gpus": 8}}, "'gpus': for local, a kernelspec can set nothing"),

@@ -390,7 +390,7 @@ def test_a_kernel_that_died_shows_its_log(client: StubClient, capsys: pytest.Cap
         ["explain", "--label", "zone"],
         ["explain", "--near", "zone"],
         ["explain", "--resource", "licence"],
-        ["explain", "--resource", "licence=0"],
+        ["explain", "--resource", "licence=-1"],
         ["explain", "--resource", "licence=nan"],
         ["logs", "b", "--tail", "-1"],
         ["run", "no-such-notebook.ipynb"],
@@ -488,6 +488,13 @@ def test_piped_tables_are_not_cut(
     client.known = [kernel("cccc", state="queued", position=1, waits_for="word " * 60)]
     _, out, _ = run(capsys, "kernels", "--pending")
     assert len(out.splitlines()) == 2
+
+
+def test_the_request_names_the_gpus_model_and_memory() -> None:
+    request = Request(gpus=2, gpu_models=("A100",), gpu_memory_bytes=40 << 30, cpus=0.125, near={"rack": "7"})
+    shown = "2 GPUs of model A100 with 40 GiB each, 0.125 CPU, near rack=7"
+    assert tables.format_request(request) == shown
+    assert tables.format_request(Request()) == "-"
 
 
 def test_ages_and_ids() -> None:

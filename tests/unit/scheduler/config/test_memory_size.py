@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roost.scheduler.config.memory_size import format_bytes, parse_bytes
+from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 
 
@@ -38,20 +38,3 @@ def test_refuses_other_texts_with_one_sentence(text: str) -> None:
         parse_bytes(text)
     assert "8GiB" in caught.value.user_message
     assert "\n" not in caught.value.user_message
-
-
-@pytest.mark.parametrize(
-    ("amount", "shown"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (8 << 30, "8 GiB"),
-        (3 << 29, "1.5 GiB"),
-        ((1 << 30) - 1, "1 GiB"),
-    ],
-)
-def test_shows_amounts_in_binary_units(amount: int, shown: str) -> None:
-    assert format_bytes(amount) == shown
-    if amount >= 1024:
-        assert abs(parse_bytes(shown) - amount) <= amount * 0.05

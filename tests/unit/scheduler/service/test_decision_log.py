@@ -23,7 +23,9 @@ KERNEL = Kernel(
     launch_id="1",
     state="starting",
     owner=Owner(user="ada", application="lab"),
-    request=Request(gpus=0.5, memory_bytes=1 << 30, gpu_models=("A100",), policy="pack"),
+    request=Request(
+        gpus=0.5, memory_bytes=1 << 30, gpu_models=("A100",), gpu_memory_bytes=40 << 30, policy="pack"
+    ),
     node_id="a",
     device_ids=("GPU-1",),
     process=KernelProcess(
@@ -92,6 +94,7 @@ def test_the_file_is_private_and_has_no_secrets(tmp_path: Path) -> None:
     assert "s3cret" not in text
     (line,) = lines(tmp_path)
     assert line["reason"] == "… is not there; see …, 2 GPU/s are left"
+    assert line["request"]["gpu_memory_bytes"] == 40 << 30
     assert line["at"] == "1970-01-12T13:47:40.500+00:00"
     assert set(line) == {"at", "what", "kernel", "asked_at", "user", "policy", "node", "request", "reason"}
 
