@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.json_codec import WireError, decode, encode
@@ -28,26 +27,23 @@ class Conflict(Exception):
 class LeaseLedger:
     """A book of the granted leases, by id, over fixed totals.
 
-    Only the ids, models and memory sizes of `devices` matter. A file may be damaged or of another version. It is kept
-    until its lease is released, because a kernel may run in that lease. Its amounts stay promised if they can be read.
+    Only the ids, models and memory sizes of `devices` matter. A file that cannot be read is put aside.
     """
 
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
         self.memory_bytes = memory_bytes
-        self.models = {device.id: device.model for device in devices}
+        self.device_ids = frozenset(device.id for device in devices)
         self._devices = tuple(devices)
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
-        self._unreadable: dict[Path, _Amounts] = {}
         folder.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
-            found = read_json(path)
             try:
-                entry = decode(Reserve, found, ignore_unknown=True)
+                entry = decode(Reserve, read_json(path), ignore_unknown=True)
             except WireError as problem:
-                log.error("the lease in %s cannot be read, and is kept: %s", path, problem)
-                self._unreadable[path] = _read_amounts(found)
+                log.error("%s is put aside, because the lease in it cannot be read: %s", path, problem)
+                path.rename(path.with_suffix(".unreadable"))
             else:
                 self._entries[entry.lease.id] = entry
 
@@ -59,10 +55,7 @@ class LeaseLedger:
         return tuple(self._entries.values())
 
     def __contains__(self, lease_id: object) -> bool:
-        """True if there is such a lease, readable or not."""
-        return isinstance(lease_id, str) and (
-            lease_id in self._entries or self._path(lease_id) in self._unreadable
-        )
+        return lease_id in self._entries
 
     def get(self, lease_id: str) -> Reserve | None:
         return self._entries.get(lease_id)
@@ -73,8 +66,6 @@ class LeaseLedger:
         known = self._entries.get(lease.id)
         if known is not None:
             return known.lease
-        if lease.id in self:
-            raise Conflict(f"the file of lease {lease.id} cannot be read; release that lease")
         if not request.is_granted:
             lease = replace(lease, device_ids=self._choose_devices(lease.request, lease.device_ids))
         self._write(replace(request, lease=lease))
@@ -82,10 +73,8 @@ class LeaseLedger:
 
     def release(self, lease_id: str) -> bool:
         """Take a lease back. Return False if there is no lease with this id."""
-        if lease_id not in self:
+        if self._entries.pop(lease_id, None) is None:
             return False
-        self._entries.pop(lease_id, None)
-        self._unreadable.pop(self._path(lease_id), None)
         self._path(lease_id).unlink(missing_ok=True)
         return True
 
@@ -97,27 +86,23 @@ class LeaseLedger:
 
     @property
     def cpus_promised(self) -> float:
-        return sum(request.cpus for request, _ in self._amounts())
+        return sum(entry.lease.request.cpus for entry in self._entries.values())
 
     @property
     def memory_promised_bytes(self) -> int:
-        return sum(request.memory_bytes for request, _ in self._amounts())
+        return sum(entry.lease.request.memory_bytes for entry in self._entries.values())
 
     @property
     def gpus_promised(self) -> float:
-        return sum(request.gpus for request, _ in self._amounts())
+        return sum(entry.lease.request.gpus for entry in self._entries.values())
 
     def promised_by_device(self) -> dict[str, float]:
         """Return the promised share of each device, 0 to 1."""
-        promised = dict.fromkeys(self.models, 0.0)
-        for request, device_ids in self._amounts():
-            for device_id in device_ids:
-                promised[device_id] = promised.get(device_id, 0.0) + request.gpu_share
+        promised = dict.fromkeys(self.device_ids, 0.0)
+        for entry in self._entries.values():
+            for device_id in entry.lease.device_ids:
+                promised[device_id] = promised.get(device_id, 0.0) + entry.lease.request.gpu_share
         return promised
-
-    def _amounts(self) -> Iterator[_Amounts]:
-        yield from ((entry.lease.request, entry.lease.device_ids) for entry in self._entries.values())
-        yield from self._unreadable.values()
 
     def _choose_devices(self, request: Request, preferred: Sequence[str]) -> tuple[str, ...]:
         """Return the devices to grant, or raise `Conflict`."""
@@ -149,16 +134,3 @@ class LeaseLedger:
 
     def _path(self, lease_id: str) -> Path:
         return self._folder / f"{hashlib.sha256(lease_id.encode()).hexdigest()[:32]}.json"
-
-
-_Amounts = tuple[Request, tuple[str, ...]]
-"""A lease's request and devices."""
-
-
-def _read_amounts(found: Any) -> _Amounts:
-    """Return the amounts in an unreadable lease file, or empty amounts if they cannot be read either."""
-    try:
-        request = decode(Request, found["lease"]["request"], ignore_unknown=True)
-        return request, tuple(map(str, found["lease"].get("device_ids", ())))
-    except (WireError, TypeError, KeyError, AttributeError):
-        return Request(), ()

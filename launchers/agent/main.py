@@ -24,26 +24,9 @@ import zmq
 from roost.launchers.daemon.daemon import AlreadyRunning, hold
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
+from roost.launchers.protocol import messages
 from roost.launchers.protocol.json_codec import decode, encode
-from roost.launchers.protocol.messages import (
-    PROTOCOL,
-    AgentEvent,
-    Holdings,
-    KernelProcess,
-    Launch,
-    Lease,
-    Logs,
-    Manager,
-    NodeStatus,
-    Nothing,
-    Release,
-    Reserve,
-    Signal,
-    Stats,
-    Stop,
-    Transfer,
-    Warm,
-)
+from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, Lease, Nothing
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
@@ -104,18 +87,18 @@ class Agent:
         self.server = RpcServer(
             {
                 "subscribe": Operation(Nothing, self._subscribe),
-                "reserve": Operation(Reserve, self._reserve),
-                "release": Operation(Release, self._release),
-                "transfer": Operation(Transfer, self._transfer),
-                "manage": Operation(Manager, self._manage),
-                "launch": Operation(Launch, self._launch),
-                "signal": Operation(Signal, self._signal),
-                "stop": Operation(Stop, self._stop),
+                "reserve": Operation(messages.Reserve, self._reserve),
+                "release": Operation(messages.Release, self._release),
+                "transfer": Operation(messages.Transfer, self._transfer),
+                "manage": Operation(messages.Manager, self._manage),
+                "launch": Operation(messages.Launch, self._launch),
+                "signal": Operation(messages.Signal, self._signal),
+                "stop": Operation(messages.Stop, self._stop),
                 "list": Operation(Nothing, self._list),
-                "logs": Operation(Logs, self._logs),
+                "logs": Operation(messages.Logs, self._logs),
                 "status": Operation(Nothing, self._status),
                 "stats": Operation(Nothing, self._stats),
-                "warm": Operation(Warm, self._warm),
+                "warm": Operation(messages.Warm, self._warm),
                 "leave": Operation(Nothing, self._leave),
             },
             keys=keys,
@@ -145,7 +128,7 @@ class Agent:
         self.server.subscribe(peer)
         return Nothing()
 
-    async def _reserve(self, peer: bytes, request: Reserve) -> Lease:
+    async def _reserve(self, peer: bytes, request: messages.Reserve) -> Lease:
         is_new = self._ledger.get(request.lease.id) is None
         try:
             lease = self._ledger.reserve(request)
@@ -163,15 +146,15 @@ class Agent:
             self._publish("reserved", lease_id=lease.id)
         return lease
 
-    async def _release(self, peer: bytes, request: Release) -> Nothing:
+    async def _release(self, peer: bytes, request: messages.Release) -> Nothing:
         await self._release_lease(request.lease_id)
         return Nothing()
 
-    async def _transfer(self, peer: bytes, request: Transfer) -> Nothing:
+    async def _transfer(self, peer: bytes, request: messages.Transfer) -> Nothing:
         self._ledger.transfer(request.lease_id, request.owner)
         return Nothing()
 
-    async def _manage(self, peer: bytes, manager: Manager) -> Nothing:
+    async def _manage(self, peer: bytes, manager: messages.Manager) -> Nothing:
         if not is_running(manager.pid, manager.process_started_at):
             raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
         # This agent is a child of the manager, or of a job of it (then Ray's workers are subreapers, too).
@@ -183,7 +166,7 @@ class Agent:
         self._watch_idleness()
         return Nothing()
 
-    async def _launch(self, peer: bytes, request: Launch) -> KernelProcess:
+    async def _launch(self, peer: bytes, request: messages.Launch) -> KernelProcess:
         entry = self._ledger.get(request.lease_id)
         if entry is None or entry.lease.kernel_id != request.kernel_id:
             raise RemoteError("no_lease", f"there is no lease {request.lease_id} for this kernel")
@@ -199,37 +182,37 @@ class Agent:
             if not self._kernels.runs_in(request.lease_id):
                 self._expire_later(request.lease_id, entry.linger_s)
 
-    async def _signal(self, peer: bytes, request: Signal) -> dict[str, bool]:
+    async def _signal(self, peer: bytes, request: messages.Signal) -> dict[str, bool]:
         if not 0 <= request.signum < signal.NSIG:
             raise RemoteError("bad_request", f"{request.signum} is no signal")
         return {"delivered": self._kernels.signal(request.kernel_id, request.signum)}
 
-    async def _stop(self, peer: bytes, request: Stop) -> KernelProcess:
+    async def _stop(self, peer: bytes, request: messages.Stop) -> KernelProcess:
         process = await self._kernels.stop(request.kernel_id, request.grace_s)
         if process is None:
             raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
         return process
 
-    async def _list(self, peer: bytes, _: Nothing) -> Holdings:
+    async def _list(self, peer: bytes, _: Nothing) -> messages.Holdings:
         leases = tuple(entry.lease for entry in self._ledger.entries())
-        return Holdings(leases=leases, kernels=self._kernels.list())
+        return messages.Holdings(leases=leases, kernels=self._kernels.list())
 
-    async def _logs(self, peer: bytes, request: Logs) -> dict[str, str]:
+    async def _logs(self, peer: bytes, request: messages.Logs) -> dict[str, str]:
         text = self._kernels.log_text(request.kernel_id, min(request.tail_bytes, 1 << 20))
         if text is None:
             raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
         return {"text": text}
 
-    async def _status(self, peer: bytes, _: Nothing) -> NodeStatus:
+    async def _status(self, peer: bytes, _: Nothing) -> messages.NodeStatus:
         status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_cut_off=self._managed.is_cut_off)
 
-    async def _stats(self, peer: bytes, _: Nothing) -> Stats:
+    async def _stats(self, peer: bytes, _: Nothing) -> messages.Stats:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
-        return Stats(kernels=self._usage.read(running))
+        return messages.Stats(kernels=self._usage.read(running))
 
-    async def _warm(self, peer: bytes, request: Warm) -> Nothing:
+    async def _warm(self, peer: bytes, request: messages.Warm) -> Nothing:
         command = parse_ipykernel_command(request.argv)
         if command is not None:
             env = {**build_node_environment(), **request.env} if self._settings.is_remote else request.env
@@ -243,13 +226,13 @@ class Agent:
     def _visibility(self, lease: Lease) -> dict[str, str]:
         """Return the variables that show a kernel its devices and no others (`AgentSettings.gpu_visibility`)."""
         visibility = self._settings.gpu_visibility
-        if visibility == "inherit" or (visibility == "bus" and not self._ledger.models):
+        if visibility == "inherit" or (visibility == "bus" and not self._ledger.device_ids):
             return {}
         visible = {"CUDA_VISIBLE_DEVICES": ",".join(lease.device_ids)}
         # NVML numbers devices in PCI order, but CUDA's default order puts the fastest device first.
         return {**visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if visibility == "bus" else visible
 
-    def _at_home(self, request: Launch) -> Launch:
+    def _at_home(self, request: messages.Launch) -> messages.Launch:
         """Return the launch with what this node decides: see `Launch` and `AgentSettings`."""
         if self._settings.address and request.connection.transport == "tcp":
             request = replace(request, connection=replace(request.connection, ip=self._settings.address))
@@ -322,7 +305,7 @@ class Agent:
     def _publish(
         self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
     ) -> None:
-        event = AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel)
+        event = messages.AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel)
         self.server.publish(event)
 
 

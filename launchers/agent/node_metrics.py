@@ -84,7 +84,7 @@ class NodeMetrics:
             devices=tuple(
                 replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
                 for device in self._device_status
-                if device.id in ledger.models  # a device that appeared later cannot be granted
+                if device.id in ledger.device_ids  # a device that appeared later cannot be granted
             ),
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,

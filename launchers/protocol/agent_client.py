@@ -5,25 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from . import messages
 from .json_codec import decode
-from .messages import (
-    AgentEvent,
-    Holdings,
-    KernelProcess,
-    Launch,
-    Lease,
-    Logs,
-    Manager,
-    NodeStatus,
-    Owner,
-    Release,
-    Reserve,
-    Signal,
-    Stats,
-    Stop,
-    Transfer,
-    Warm,
-)
+from .messages import AgentEvent, Holdings, KernelProcess, Launch, Lease, Manager, NodeStatus, Owner, Reserve
 from .rpc import ClientKeys
 from .rpc_client import RpcClient
 
@@ -76,11 +60,11 @@ class AgentClient:
         return await self._call(Lease, "reserve", request)
 
     async def release(self, lease_id: str) -> None:
-        await self._client.call("release", Release(lease_id=lease_id), timeout_s=_ENDS_S)
+        await self._client.call("release", messages.Release(lease_id=lease_id), timeout_s=_ENDS_S)
 
     async def transfer(self, lease_id: str, owner: Owner) -> None:
-        """Give a lease to another owner."""
-        await self._client.call("transfer", Transfer(lease_id=lease_id, owner=owner), timeout_s=_QUICK_S)
+        request = messages.Transfer(lease_id=lease_id, owner=owner)
+        await self._client.call("transfer", request, timeout_s=_QUICK_S)
 
     async def manage(self, manager: Manager) -> None:
         """Have the agent watch this daemon of a cluster manager as well."""
@@ -91,32 +75,29 @@ class AgentClient:
 
     async def signal(self, kernel_id: str, signum: int) -> bool:
         """Send a signal to a kernel. Return False if the kernel has ended."""
-        answer = await self._client.call(
-            "signal", Signal(kernel_id=kernel_id, signum=signum), timeout_s=_QUICK_S
-        )
+        request = messages.Signal(kernel_id=kernel_id, signum=signum)
+        answer = await self._client.call("signal", request, timeout_s=_QUICK_S)
         return bool(answer["delivered"])
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess:
-        request = Stop(kernel_id=kernel_id, grace_s=grace_s)
+        request = messages.Stop(kernel_id=kernel_id, grace_s=grace_s)
         return await self._call(KernelProcess, "stop", request, timeout_s=grace_s + _ENDS_S)
 
     async def holdings(self) -> Holdings:
         return await self._call(Holdings, "list")
 
     async def logs(self, kernel_id: str, tail_bytes: int) -> str:
-        answer = await self._client.call(
-            "logs", Logs(kernel_id=kernel_id, tail_bytes=tail_bytes), timeout_s=_QUICK_S
-        )
+        request = messages.Logs(kernel_id=kernel_id, tail_bytes=tail_bytes)
+        answer = await self._client.call("logs", request, timeout_s=_QUICK_S)
         return str(answer["text"])
 
     async def status(self) -> NodeStatus:
         return await self._call(NodeStatus, "status")
 
-    async def stats(self) -> Stats:
-        """Return the CPU and memory that each running kernel uses."""
-        return await self._call(Stats, "stats")
+    async def stats(self) -> messages.Stats:
+        return await self._call(messages.Stats, "stats")
 
-    async def warm(self, request: Warm) -> None:
+    async def warm(self, request: messages.Warm) -> None:
         """Prepare fast starts. Returns when they are ready, or known to be impossible."""
         await self._client.call("warm", request, timeout_s=90.0)
 

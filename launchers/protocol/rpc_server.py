@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import zmq
@@ -68,7 +69,8 @@ class RpcServer:
     def _require_keys(self, keys: ServerKeys) -> None:
         self._authenticator = AsyncioAuthenticator(self._context)
         self._authenticator.start()
-        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), _KeyCheck(keys.clients))
+        check = SimpleNamespace(callback=lambda domain, key: key.decode() in keys.clients)
+        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), check)
         self._socket.curve_secretkey = keys.secret.encode()
         self._socket.curve_publickey = keys.public.encode()
         self._socket.curve_server = True
@@ -138,16 +140,6 @@ class RpcServer:
         if problem is not None:
             log.debug("a peer has disconnected: %s", problem)
         return problem is None
-
-
-class _KeyCheck:
-    """A check for pyzmq's authenticator: it accepts exactly the listed public keys."""
-
-    def __init__(self, keys: frozenset[str]) -> None:
-        self._keys = keys
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        return key.decode() in self._keys
 
 
 def _encode_failure(number: Any, kind: str, message: str, fields: Mapping[str, Any]) -> dict[str, Any]:
