@@ -67,7 +67,6 @@ class AgentClient:
         await self._client.call("transfer", request, timeout_s=_QUICK_S)
 
     async def manage(self, manager: Manager) -> None:
-        """Have the agent watch this daemon of a cluster manager as well."""
         await self._client.call("manage", manager, timeout_s=_QUICK_S)
 
     async def launch(self, request: Launch) -> KernelProcess:

@@ -1,7 +1,6 @@
-"""Messages between frozen dataclasses and JSON values, with strict checks.
+"""Messages between frozen dataclasses and JSON values. roost builds no other objects from bytes that it has received.
 
-`encode` turns a dataclass into JSON values. `decode` builds the dataclass again. It refuses unknown and missing fields,
-wrong types, and numbers that are not finite. roost builds no other objects from bytes that it has received.
+`decode` refuses unknown and missing fields, wrong types, and numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def encode(value: Any) -> Any:
 def decode(cls: type[T], value: Any, *, ignore_unknown: bool = False) -> T:
     """Build `cls` (a dataclass) from JSON values, or raise `WireError` with one sentence.
 
-    `ignore_unknown` leaves out unknown fields at any depth. Use it for answers, events and files, which may come from
-    another version. Requests stay strict: roost must not ignore a wish that it does not know.
+    `ignore_unknown` leaves out unknown fields at any depth: answers, events and files may be of another version.
+    Requests stay strict: roost must not ignore a wish that it does not know.
     """
     return typing.cast(T, _decode(cls, value, cls.__name__, ignore_unknown))
 
@@ -117,8 +116,6 @@ def _decode_dataclass(cls: type, value: Any, where: str, lax: bool) -> Any:
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind is object:
-        return value
     if type(value) is not kind:
         raise WireError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
     if kind is float and not math.isfinite(value):

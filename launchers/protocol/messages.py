@@ -23,10 +23,9 @@ from .shared_values import Owner as Owner
 PROTOCOL = 4
 """The version of this protocol. An agent and a client must have the same one.
 
-It does not change for a new field in an answer or event, because older clients ignore it. It changes for a new field
-in a request, because older agents refuse it.
+A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
+field in a request, so that field changes it.
 """
-
 
 LeaseState = Literal["pending", "held", "lost"]
 
@@ -36,9 +35,8 @@ class Lease:
     """The claim on a slice of a node, held in the cluster manager's own accounting.
 
     `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and `device_ids`
-    say where the lease really is, which may differ from the placement. A `pending` lease waits for `reason` (a
-    sentence for people); its `node_id` is empty until it has a node. A `lost` lease was taken back, for `reason`;
-    `is_final` says that another claim for the same request cannot succeed either.
+    may differ from the placement. A `pending` lease waits for `reason` (a sentence); its `node_id` may be empty. A
+    `lost` lease was taken back for `reason`. `is_final`: another claim for the same request cannot succeed either.
     """
 
     id: str
@@ -64,9 +62,9 @@ class AgentAddress:
 class Reserve:
     """A request for a lease from the agent's ledger. Repeated with the same lease id, it gives the same answer.
 
-    `lease.device_ids` are preferred devices; the agent may grant others. If a cluster manager has granted the lease
-    already (`is_granted`), the ledger records it unchanged. `linger_s`: how long the lease outlives a kernel that
-    ended by itself, so that a restarter may start the kernel again.
+    The ledger prefers `lease.device_ids`, but grants others if need be. It records a lease unchanged that a manager has
+    granted (`is_granted`).
+    `linger_s`: how long the lease outlives a kernel that ended by itself, for a restarter.
     """
 
     lease: Lease
@@ -94,8 +92,7 @@ class Manager:
     """A daemon of the cluster manager on the agent's node, which the agent watches.
 
     `pid` and `process_started_at` (from `process.start_time`) name the daemon. `address` is `host:port` of the manager
-    itself. If the last daemon ends and the manager still answers, the node has left the cluster, and all its leases are
-    lost. If the manager is away too, the leases are kept for `grace_s`.
+    itself. If the manager is away when its last daemon ends, the leases are kept for `grace_s`.
 
     `is_gone`: the daemon reports that it is about to end because the manager has ended, whatever answers at `address`.
     `has_left`: the daemon has ended, although its process goes on. `probe` is a command that prints the id of the
@@ -117,9 +114,8 @@ class Manager:
 class Launch:
     """A request to start a kernel in a lease.
 
-    `launch_id` names this attempt. A repeated launch with the same id gets the first one's answer. `argv` is the
-    kernelspec's, including `{connection_file}`; the agent writes that file. `env` is the kernel's whole environment,
-    and the agent adds variables for the devices. `AgentSettings` lists the further changes that an agent makes.
+    A repeated launch with the same `launch_id` gets the first one's answer. `argv` is the kernelspec's, including
+    `{connection_file}`. `env` is the kernel's whole environment, apart from the changes that `AgentSettings` lists.
     """
 
     launch_id: str
@@ -167,10 +163,9 @@ class Warm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """The status of a node, as its agent sees it.
+    """The status of a node. `warm` are the interpreters (paths) with a ready zygote.
 
-    `warm` are the interpreters (paths) with a ready zygote. `is_cut_off`: the cluster manager's last daemon on this
-    node has ended.
+    `is_cut_off`: the cluster manager's last daemon on this node has ended.
     """
 
     hostname: str
@@ -207,9 +202,8 @@ class Holdings:
 class AgentEvent:
     """An event, which goes to all subscribers.
 
-    `launched` and `exited` have the kernel. `reserved` and `released` have the lease id. `lost` has a `reason`. With
-    a lease id, it comes before a lost lease ends. Without one, it comes when the manager's last daemon here has ended.
-    `leaving`: the agent is about to leave, for example for an upgrade. Its kernels stay.
+    `lost` has a `reason`. With a lease id, it comes before a lost lease ends. Without one, it comes when the manager's
+    last daemon here has ended. `leaving`: the agent is about to leave. Its kernels stay.
     """
 
     kind: Literal["launched", "exited", "reserved", "released", "lost", "leaving"]

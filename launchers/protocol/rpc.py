@@ -5,7 +5,7 @@
                        <─ {"event"}, if the client has subscribed ────────────
 
 Each message is one JSON object. The port is a TCP port with CURVE encryption, or a Unix socket in a private folder. A
-client without an allowed key gets no answer. This file has the parts that both sides need: errors, keys and limits.
+client without an allowed key gets no answer.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ class RemoteError(RpcError):
     """An error that the server answered with: `kind` (a short word), a sentence, and typed fields."""
 
     def __init__(self, kind: str, message: str, fields: Mapping[str, Any] | None = None) -> None:
-        super().__init__(kind, message, dict(fields or {}))
-        self.kind = kind
-        self.message = message
-        self.fields = dict(fields or {})
+        self.kind, self.message, self.fields = kind, message, dict(fields or {})
+        super().__init__(kind, message, self.fields)
 
     def __str__(self) -> str:
         return self.message

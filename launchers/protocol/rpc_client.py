@@ -1,9 +1,4 @@
-"""The client's side of `rpc`: one connection to a server.
-
-A client belongs to one event loop and one connection. When the connection is lost, every call in progress raises
-`Disconnected`, and the client is of no more use. The caller makes another client and repeats the call, which is safe
-because all operations may be repeated.
-"""
+"""The client's side of `rpc`. When the connection is lost, make another client and repeat the call."""
 
 from __future__ import annotations
 
@@ -36,10 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class RpcClient:
-    """One connection to an `RpcServer`. Use it on the event loop that called `connect`.
+    """One connection to an `RpcServer`, on the event loop that called `connect`.
 
-    `on_event` gets each event. An exception in it is logged and has no other effect. `on_lost` is called once when the
-    connection is lost, but not after `close`.
+    `on_event` gets each event. `on_lost` is called once when the connection is lost, but not after `close`.
     """
 
     def __init__(
@@ -79,18 +73,14 @@ class RpcClient:
         socket.connect(self._endpoint)
         try:
             await asyncio.wait_for(asyncio.shield(self._connected), timeout_s)
-        except asyncio.TimeoutError:
+        except BaseException as problem:
             await self.close()
-            raise Disconnected(f"no answer from {self._endpoint} within {timeout_s:g} s") from None
-        except BaseException:
-            await self.close()
+            if isinstance(problem, asyncio.TimeoutError):
+                raise Disconnected(f"no answer from {self._endpoint} within {timeout_s:g} s") from None
             raise
 
     async def call(self, op: str, arguments: Any = None, *, timeout_s: float) -> Any:
-        """Call `op` and return its JSON result. Raises `RemoteError`, `Disconnected`, `asyncio.TimeoutError`.
-
-        `arguments` is a dataclass or a mapping. It is encoded here, once.
-        """
+        """Call `op` and return its JSON result. Raises `RemoteError`, `Disconnected`, `asyncio.TimeoutError`."""
         if self.is_lost:
             raise Disconnected("the connection was lost")
         number = next(self._numbers)

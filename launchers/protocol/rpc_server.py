@@ -35,8 +35,7 @@ class Operation:
 class RpcServer:
     """A server for calls and events. Each call has its own task, so that no call delays another.
 
-    `operations` maps a name to its `Operation`. A handler gets the peer's identity and the decoded arguments. It raises
-    `RemoteError` for errors that the caller should see.
+    A handler gets the peer's identity and the decoded arguments. It raises `RemoteError` for the caller.
     """
 
     def __init__(self, operations: Mapping[str, Operation], *, keys: ServerKeys | None = None) -> None:
@@ -81,7 +80,6 @@ class RpcServer:
         return len(self._subscribers)
 
     def subscribe(self, peer: bytes) -> None:
-        """Push events to `peer` from now on, until it disconnects."""
         self._subscribers.add(peer)
 
     def publish(self, event: object) -> None:

@@ -16,10 +16,9 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The user whom a kernel is for, and the application that holds it.
+    """The user whom a kernel is for, and the application that holds it: a process on `host`.
 
-    `pid` and `process_started_at` (from `process.start_time`) name the application's process on `host`. `can_adopt` is
-    true if the application takes its kernels back after its own restart.
+    `process_started_at` is from `process.start_time`. `can_adopt`: it takes its kernels back after its own restart.
     """
 
     user: str
@@ -49,17 +48,15 @@ class Connection:
     curve_secretkey: str | None = field(default=None, repr=False)
 
     def with_ports(self, ports: Mapping[str, int]) -> Connection:
-        """Return this connection with other ports. `ports` has their names in Jupyter's connection file as keys."""
         chosen: dict[str, Any] = {name: ports[name] for name in PORT_NAMES}
         return replace(self, **chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProcess:
-    """The process of a kernel, as its agent knows it.
+    """The process of a kernel, as its agent knows it. `connection` is None in lists, because it has the keys.
 
-    `exit_code` is as in `subprocess` (negative: the signal). It is None while the kernel runs, and if the kernel ended
-    while no agent watched. `reason` is a sentence for people. `connection` is None in lists, because it has the keys.
+    `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
     """
 
     kernel_id: str
