@@ -33,7 +33,7 @@ class LeaseLedger:
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
         self.memory_bytes = memory_bytes
-        self.device_ids = frozenset(device.id for device in devices)
+        self.models = {device.id: device.model for device in devices}
         self._devices = tuple(devices)
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
@@ -98,7 +98,7 @@ class LeaseLedger:
 
     def promised_by_device(self) -> dict[str, float]:
         """Return the promised share of each device, 0 to 1."""
-        promised = dict.fromkeys(self.device_ids, 0.0)
+        promised = dict.fromkeys(self.models, 0.0)
         for entry in self._entries.values():
             for device_id in entry.lease.device_ids:
                 promised[device_id] = promised.get(device_id, 0.0) + entry.lease.request.gpu_share

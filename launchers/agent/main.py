@@ -30,6 +30,7 @@ from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, Lease, No
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
+from roost.placement.model import Node
 
 from .fingerprint import parse_ipykernel_command
 from .kernel_usage import UsageMeter
@@ -203,10 +204,10 @@ class Agent:
             raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
         return {"text": text}
 
-    async def _status(self, peer: bytes, _: Nothing) -> messages.NodeStatus:
+    async def _status(self, peer: bytes, _: Nothing) -> Node:
         status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
-        return replace(status, warm=warm, is_cut_off=self._managed.is_cut_off)
+        return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
 
     async def _stats(self, peer: bytes, _: Nothing) -> messages.Stats:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
@@ -226,7 +227,7 @@ class Agent:
     def _visibility(self, lease: Lease) -> dict[str, str]:
         """Return the variables that show a kernel its devices and no others (`AgentSettings.gpu_visibility`)."""
         visibility = self._settings.gpu_visibility
-        if visibility == "inherit" or (visibility == "bus" and not self._ledger.device_ids):
+        if visibility == "inherit" or (visibility == "bus" and not self._ledger.models):
             return {}
         visible = {"CUDA_VISIBLE_DEVICES": ",".join(lease.device_ids)}
         # NVML numbers devices in PCI order, but CUDA's default order puts the fastest device first.

@@ -13,7 +13,7 @@ from typing import Literal
 
 import psutil
 
-from roost.launchers.protocol.messages import NodeStatus
+from roost.placement.model import Node
 
 from .gpus import DeviceReader
 from .ledger import LeaseLedger
@@ -73,18 +73,18 @@ class NodeMetrics:
         self._device_status = self.devices.read()
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
-    def status(self, ledger: LeaseLedger, *, kernels: int) -> NodeStatus:
-        """Return the node's status, with the amounts that `ledger` has promised."""
+    def status(self, ledger: LeaseLedger, *, kernels: int) -> Node:
+        """Return this machine, with the amounts that `ledger` has promised."""
         self._read()
         promised = ledger.promised_by_device()
-        return NodeStatus(
-            hostname=self.hostname,
+        return Node(
+            id=self.hostname,
             cpus=self.cpus,
             memory_bytes=self.memory_bytes,
             devices=tuple(
                 replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
                 for device in self._device_status
-                if device.id in ledger.device_ids  # a device that appeared later cannot be granted
+                if device.id in ledger.models  # a device that appeared later cannot be granted
             ),
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,

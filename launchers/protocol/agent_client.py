@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from roost.placement.model import Node
+
 from . import messages
 from .json_codec import decode
-from .messages import AgentEvent, Holdings, KernelProcess, Launch, Lease, Manager, NodeStatus, Owner, Reserve
+from .messages import AgentEvent, Holdings, KernelProcess, Launch, Lease, Manager, Owner, Reserve
 from .rpc import ClientKeys
 from .rpc_client import RpcClient
 
@@ -90,8 +92,9 @@ class AgentClient:
         answer = await self._client.call("logs", request, timeout_s=_QUICK_S)
         return str(answer["text"])
 
-    async def status(self) -> NodeStatus:
-        return await self._call(NodeStatus, "status")
+    async def status(self) -> Node:
+        """Return the agent's node. It is draining if the cluster manager's last daemon there has ended."""
+        return await self._call(Node, "status")
 
     async def stats(self) -> messages.Stats:
         return await self._call(messages.Stats, "stats")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from roost.placement.model import Device, Request
+from roost.placement.model import Request
 
 from .rpc import ClientKeys
 from .shared_values import PORT_NAMES as PORT_NAMES
@@ -20,7 +20,7 @@ from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 4
+PROTOCOL = 5
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
@@ -159,28 +159,6 @@ class Warm:
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStatus:
-    """The status of a node. `warm` are the interpreters (paths) with a ready zygote.
-
-    `is_cut_off`: the cluster manager's last daemon on this node has ended.
-    """
-
-    hostname: str
-    cpus: float
-    memory_bytes: int
-    devices: tuple[Device, ...] = ()
-    cpus_promised: float = 0.0
-    memory_promised_bytes: int = 0
-    gpus_promised: float = 0.0
-    cpus_used: float | None = None
-    memory_used_bytes: int | None = None
-    kernels: int = 0
-    metrics_age_s: float | None = None
-    warm: tuple[str, ...] = ()
-    is_cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ from roost.launchers.protocol.messages import (
     Launch,
     Lease,
     Logs,
-    NodeStatus,
     Nothing,
     Release,
     Reserve,
@@ -29,7 +28,7 @@ from roost.launchers.protocol.messages import (
 )
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.placement import Device
+from roost.placement import Device, Node
 from roost.scheduler.backends.base import AgentAddress
 
 
@@ -217,10 +216,10 @@ class FakeAgent:
         leases = tuple(entry.lease for entry in self.ledger.entries())
         return Holdings(leases=leases, kernels=tuple(self.kernels.values()))
 
-    def _status(self, _: Nothing) -> NodeStatus:
+    def _status(self, _: Nothing) -> Node:
         promised = self.ledger.promised_by_device()
-        return NodeStatus(
-            hostname=self.name,
+        return Node(
+            id=self.name,
             cpus=self.ledger.cpus,
             memory_bytes=self.ledger.memory_bytes,
             devices=tuple(

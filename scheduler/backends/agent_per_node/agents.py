@@ -20,8 +20,9 @@ from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError, decode, encode
-from roost.launchers.protocol.messages import AgentEvent, NodeStatus
+from roost.launchers.protocol.messages import AgentEvent
 from roost.launchers.protocol.rpc import RpcError
+from roost.placement import Node
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.errors import BackendUnavailable, RoostError
@@ -47,7 +48,7 @@ class AgentPool:
         self._agents = agents
         self._start_agent = start_agent
         self._known: dict[str, StartedAgent] = {}
-        self._status: dict[str, tuple[NodeStatus, float]] = {}  # and when it arrived (monotonic)
+        self._status: dict[str, tuple[Node, float]] = {}  # and when it arrived (monotonic)
         self._ended_daemons: set[str] = set()
         self._doubted: set[str] = set()  # start or find these again before the next call
         self._unreachable: set[str] = set()
@@ -131,12 +132,12 @@ class AgentPool:
                 with contextlib.suppress(RpcError, asyncio.TimeoutError):
                     status = await client.status()
                     self._status[node_id] = status, time.monotonic()
-                    if status.is_cut_off:
+                    if status.is_draining:
                         self._ended_daemons.add(known.daemon)
 
         await asyncio.gather(*(ask(node_id, known) for node_id, known in self._known.items()))
 
-    def status(self, node_id: str, at: float) -> tuple[NodeStatus | None, float | None]:
+    def status(self, node_id: str, at: float) -> tuple[Node | None, float | None]:
         """Return the last status of a node, if any, and the age of its metrics at a monotonic time."""
         status, arrived_at = self._status.get(node_id, (None, 0.0))
         if status is None or status.metrics_age_s is None:

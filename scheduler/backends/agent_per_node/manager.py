@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from roost.launchers.protocol.messages import NodeStatus
 from roost.placement import Node, Request
 from roost.scheduler.backends.base import AgentAddress, Lease
 
@@ -73,7 +72,7 @@ class ClusterManager(Protocol[N]):
         """Read the resources that are really used; return the ids of nodes with such figures."""
 
     def build_node(
-        self, node: N, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+        self, node: N, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
     ) -> Node:
         """Return the node for placement.
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from roost.launchers.protocol.messages import NodeStatus, Owner
+from roost.launchers.protocol.messages import Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
@@ -75,7 +75,7 @@ class DaskManager:
         return self._metrics
 
     def build_node(
-        self, node: DaskNode, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+        self, node: DaskNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
     ) -> Node:
         return nodes.build_node(node, status, metrics_age_s, self._metrics.get(node.id))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.launchers.protocol.json_codec import decode
-from roost.launchers.protocol.messages import NodeStatus
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent
@@ -76,7 +75,7 @@ def decode_agent(reported: Mapping[str, Any]) -> StartedAgent:
 
 def build_node(
     node: DaskNode,
-    status: NodeStatus | None,
+    status: Node | None,
     metrics_age_s: float | None,
     used: Mapping[str, float] | None,
 ) -> Node:

@@ -11,9 +11,9 @@ from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.tasks import start_shared
-from roost.launchers.protocol.messages import AgentEvent, NodeStatus, Owner, Reserve
+from roost.launchers.protocol.messages import AgentEvent, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement import Node, Snapshot
+from roost.placement import Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
     Backend,
@@ -160,8 +160,8 @@ class LocalBackend(Backend):
     async def _refresh(self) -> None:
         changes = self._changes
         status = await self._caller.call(lambda agent: agent.status())
-        gone = set(self._snapshot.nodes) - {status.hostname}
-        self._snapshot = self._snapshot.apply([_build_node(status, self._settings)], removed=gone)
+        node = replace(status, labels=self._settings.labels, taints=tuple(self._settings.taints))
+        self._snapshot = self._snapshot.apply([node], removed=set(self._snapshot.nodes) - {node.id})
         self._taken_at = time.monotonic()
         # An event that arrived while the agent answered may be newer than the answer.
         self._is_stale = changes != self._changes
@@ -195,22 +195,3 @@ class LocalBackend(Backend):
         if lease.node_id in self._snapshot:
             node = self._snapshot.node(lease.node_id)
             self._snapshot = self._snapshot.apply([node.with_kernel(lease.request, lease.device_ids)])
-
-
-def _build_node(status: NodeStatus, settings: RoostLocalBackend) -> Node:
-    return Node(
-        id=status.hostname,
-        labels=settings.labels,
-        cpus=status.cpus,
-        memory_bytes=status.memory_bytes,
-        devices=status.devices,
-        cpus_promised=status.cpus_promised,
-        memory_promised_bytes=status.memory_promised_bytes,
-        gpus_promised=status.gpus_promised,
-        cpus_used=status.cpus_used,
-        memory_used_bytes=status.memory_used_bytes,
-        kernels=status.kernels,
-        taints=tuple(settings.taints),
-        warm=status.warm,
-        metrics_age_s=status.metrics_age_s,
-    )

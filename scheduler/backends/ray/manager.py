@@ -17,7 +17,7 @@ from typing import Any
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.json_codec import decode
-from roost.launchers.protocol.messages import NodeStatus, Owner
+from roost.launchers.protocol.messages import Owner
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
@@ -72,7 +72,7 @@ class RayManager:
         return ()
 
     def build_node(
-        self, node: RayNode, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+        self, node: RayNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
     ) -> Node:
         return nodes.build_node(node, leases, status, metrics_age_s)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from roost.launchers.protocol.messages import NodeStatus
 from roost.placement import Device, Node
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.scheduler.backends.base import Lease
@@ -178,7 +177,7 @@ def find_custom_resources(resources: Iterable[str]) -> list[str]:
 
 
 def build_node(
-    node: RayNode, leases: Iterable[Lease], status: NodeStatus | None, metrics_age_s: float | None
+    node: RayNode, leases: Iterable[Lease], status: Node | None, metrics_age_s: float | None
 ) -> Node:
     """Return the node for placement.
 

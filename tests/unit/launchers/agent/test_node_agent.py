@@ -165,11 +165,11 @@ async def test_a_node_that_leaves_its_cluster_reports_lost_leases_before_they_en
             processes.append(await agent.launch(name))
         while agent.events.qsize():
             agent.events.get_nowait()
-        assert not (await agent.client.status()).is_cut_off
+        assert not (await agent.client.status()).is_draining
         kill(manager.pid)
         first = await asyncio.wait_for(agent.events.get(), 10)
         assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's last daemon here has ended")
-        assert (await agent.client.status()).is_cut_off
+        assert (await agent.client.status()).is_draining
         seen = [await asyncio.wait_for(agent.events.get(), 10)]
         while sum(event.kind == "released" for event in seen) < 2:
             seen.append(await asyncio.wait_for(agent.events.get(), 10))

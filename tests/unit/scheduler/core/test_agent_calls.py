@@ -40,7 +40,7 @@ class Caller:
         )
 
     async def read_name(self) -> str:
-        return (await self.caller.call(lambda client: client.status())).hostname
+        return (await self.caller.call(lambda client: client.status())).id
 
     async def _resolve(self) -> AgentAddress:
         if self.problem is not None:
@@ -87,7 +87,7 @@ async def test_a_call_is_repeated_when_the_agent_cannot_be_started_at_first(call
         caller.problem = None
 
     again = AgentCaller(caller.agents, caller._resolve, name="the agent", on_lost=forget)
-    assert (await again.call(lambda client: client.status())).hostname == "here"
+    assert (await again.call(lambda client: client.status())).id == "here"
     assert caller.lost == [None]
 
 
@@ -110,7 +110,7 @@ async def test_a_call_is_repeated_on_the_next_agent_when_the_connection_is_lost(
         caller.address = agent.address
 
     again = AgentCaller(caller.agents, caller._resolve, name="the agent", on_lost=find)
-    assert (await again.call(lambda client: client.status())).hostname == "here"
+    assert (await again.call(lambda client: client.status())).id == "here"
     assert caller.lost == [before]
 
 

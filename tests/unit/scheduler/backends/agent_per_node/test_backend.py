@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent
 
-from roost.launchers.protocol.messages import Lease, NodeStatus, Owner
+from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node import backend as module
 from roost.scheduler.backends.agent_per_node.agents import AgentPool
@@ -64,7 +64,7 @@ class FakeManager:
         return ()
 
     def build_node(
-        self, node: FakeNode, leases: Sequence[Lease], status: NodeStatus | None, metrics_age_s: float | None
+        self, node: FakeNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
     ) -> Node:
         return Node(id=node.id, cpus=4, cpus_promised=sum(lease.request.cpus for lease in leases))
 

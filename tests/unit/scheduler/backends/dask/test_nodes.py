@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.messages import Device, NodeStatus
+from roost.placement import Device, Node
 from roost.scheduler.backends.dask.nodes import DaskNode, build_node
 
 A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
@@ -51,8 +51,8 @@ def test_real_use_comes_from_the_agent_or_else_from_the_workers() -> None:
     machine = DaskNode.of("m", describe())
     by_workers = build_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_workers.cpus_used, by_workers.memory_used_bytes, by_workers.metrics_age_s) == (0.5, 200, 0.0)
-    status = NodeStatus(
-        hostname="h", cpus=8, memory_bytes=2000, cpus_used=3.0, memory_used_bytes=700, devices=(A100, OTHER)
+    status = Node(
+        id="h", cpus=8, memory_bytes=2000, cpus_used=3.0, memory_used_bytes=700, devices=(A100, OTHER)
     )
     by_agent = build_node(machine, status, 2.0, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_agent.cpus_used, by_agent.memory_used_bytes, by_agent.metrics_age_s) == (3.0, 700, 2.0)
