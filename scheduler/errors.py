@@ -72,7 +72,14 @@ class NotAllowed(RoostError):
 
 
 class LeaseConflict(RoostError):
-    """The cluster manager refused the lease: place the kernel again on a fresh snapshot."""
+    """The cluster manager refused the lease: place the kernel again on a fresh snapshot.
+
+    `is_everywhere`: no other node would do either for now, because a quota of the whole cluster is used up.
+    """
+
+    def __init__(self, user_message: str, *, is_everywhere: bool = False) -> None:
+        super().__init__(user_message, is_everywhere=is_everywhere)
+        self.is_everywhere = is_everywhere
 
 
 class UnknownKernel(RoostError):

@@ -114,6 +114,17 @@ class Agent:
         self._managed.resume()
         self._watch_idleness()
 
+    def begin(self, assignment: messages.Assignment) -> None:
+        """Note the assigned lease and begin its launch, unless the lease is here already. Raises `Conflict`."""
+        lease_id = assignment.reserve.lease.id
+        if lease_id in self._ledger:
+            return
+        self._ledger.reserve(assignment.reserve)
+        self._expire_later(lease_id, max(UNUSED_LEASE_S, assignment.reserve.linger_s))
+        self._watch_idleness()
+        if assignment.launch is not None:
+            spawn(self._launch(b"", assignment.launch), self._tasks, log)
+
     async def close(self) -> None:
         """Report to subscribers, then stop. Kernels and leases stay."""
         self._publish("leaving")
@@ -310,6 +321,11 @@ class Agent:
         self.server.publish(event)
 
 
+def read_assignment(path: str) -> messages.Assignment | None:
+    """Return the assignment in a file; None if `path` is empty."""
+    return decode(messages.Assignment, json.loads(Path(path).read_bytes())) if path else None
+
+
 def build_node_environment() -> dict[str, str]:
     """Return the agent's environment, for kernels of applications on other machines.
 
@@ -325,17 +341,24 @@ def build_node_environment() -> dict[str, str]:
 async def serve(folder: Path, settings: AgentSettings) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
     with hold(folder) as held:
-        public, secret = (key.decode() for key in zmq.curve_keypair())
-        client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
-        keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
+        assignment = read_assignment(settings.assignment)
+        client_keys: dict[str, str] = {}
+        if assignment is not None:
+            keys = assignment.keys
+        else:
+            public, secret = (key.decode() for key in zmq.curve_keypair())
+            client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
+            keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
+            client_keys = {"server": public, "public": client_public, "secret": client_secret}
         agent = Agent(folder, settings, keys)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, agent.left.set)
         try:
             agent.adopt()
-            endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:*")
-            client_keys = {"server": public, "public": client_public, "secret": client_secret}
+            if assignment is not None:
+                agent.begin(assignment)
+            endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:{settings.port or '*'}")
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             held.announce({**announced, "settings": encode(settings)})
             await agent.left.wait()

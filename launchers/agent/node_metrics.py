@@ -31,7 +31,8 @@ class AgentSettings:
     `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
     `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod.
     `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is executed, not
-    forked, and ends with the agent. The agent leaves with its lease.
+    forked, and ends with the agent. The agent leaves with its lease. `port`: where the agent listens; 0 is any free
+    port. `assignment`: a file with an `Assignment`; if empty, the agent makes its own keys and waits for a lease.
     """
 
     cpus: float | None = None
@@ -44,6 +45,8 @@ class AgentSettings:
     is_remote: bool = False
     gpu_visibility: Literal["bus", "manager", "inherit"] = "bus"
     is_per_kernel: bool = False
+    port: int = 0
+    assignment: str = ""
 
 
 class NodeMetrics:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from roost.placement.model import Request
 
-from .rpc import ClientKeys
+from .rpc import ClientKeys, ServerKeys
 from .shared_values import PORT_NAMES as PORT_NAMES
 from .shared_values import Connection as Connection
 from .shared_values import KernelProcess as KernelProcess
@@ -127,6 +127,18 @@ class Launch:
     connection: Connection
     may_fork: bool = True
     deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What the agent of a pod gets with its pod: its keys, the lease that it notes, and the launch that it begins.
+
+    The launch begins before anyone asks. Whoever asks for it later joins it.
+    """
+
+    keys: ServerKeys
+    reserve: Reserve
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from roost.launchers.protocol.messages import AgentAddress as AgentAddress
+from roost.launchers.protocol.messages import Launch as Launch
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
 from roost.placement import Request, Snapshot
@@ -70,6 +71,8 @@ class Backend(ABC):
     name: str
     address: str = ""
     """Where the cluster is, for people; empty before `open`, and if there is nothing to show."""
+    adds_nodes: bool = False
+    """True if the manager adds nodes for claims. A request that no node can take now is then claimed without a node."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -88,12 +91,13 @@ class Backend(ABC):
         """Yield changes as they happen, until the backend is closed."""
 
     @abstractmethod
-    async def claim(self, lease: Lease) -> Lease:
+    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         """Claim the slice that `lease` describes; return the lease held or pending.
 
-        `lease.node_id` is the chosen node, and `lease.device_ids` are the preferred devices. The result names the node
-        and the devices that the manager granted. Raises `LeaseConflict` as soon as the manager refuses. May be repeated
-        with the same lease id: the answer is the same. After a conflict the next snapshot is a fresh one.
+        `lease.node_id` is the chosen node (empty: any, see `adds_nodes`), and `lease.device_ids` are the preferred
+        devices. The result names the node and the devices that the manager granted. Raises `LeaseConflict` as soon as
+        the manager refuses. May be repeated with the same lease id: the answer is the same. After a conflict the next
+        snapshot is a fresh one. `launch` is the launch that will follow: a backend may send it along with the claim.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from roost.launchers.protocol.messages import Launch
 from roost.placement import Decision, Node, Snapshot
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import (
@@ -33,6 +34,25 @@ _SKIP_S = (1.0, 30.0)
 figures may be ahead of the resources that it can grant."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
+
+
+ANYWHERE = ""
+"""The node of a claim that leaves the choice to the manager, and the key of a refusal that concerns all nodes."""
+
+
+def build_launch(start: StartKernel, deadline_s: float) -> Launch:
+    """Return the launch of a start, still without its lease."""
+    return Launch(
+        launch_id=start.launch_id,
+        lease_id="",
+        kernel_id=start.kernel_id,
+        argv=start.argv,
+        env=start.env,
+        cwd=start.cwd,
+        connection=start.connection,
+        may_fork=start.may_fork,
+        deadline_s=deadline_s,
+    )
 
 
 class LeaseClaimer:
@@ -102,6 +122,8 @@ class LeaseClaimer:
                     asyncio.get_running_loop().call_later(_AWAY_S, ticket.event.set)
                     continue
                 looked = self._clock()
+                if ANYWHERE in avoid and avoid[ANYWHERE].holds(snapshot, looked):
+                    continue
                 reasons = {name: _REFUSED for name, skip in avoid.items() if skip.holds(snapshot, looked)}
                 held = held_for_elders(
                     ticket, request, self._queue.heads(), now=looked, after_s=self._reserve_after_s
@@ -110,7 +132,7 @@ class LeaseClaimer:
                 decision = await self._policies.decide(
                     record.request.policy, request, snapshot, avoid=reasons
                 )
-                if decision.placement is None:
+                if decision.placement is None and not self._cluster.backend.adds_nodes:
                     if decision.is_never:
                         raise no_node(decision)
                     ticket.hold = find_hold(decision, snapshot)
@@ -119,27 +141,31 @@ class LeaseClaimer:
                 placed = self._clock()
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
-                if await self._claim(record, decision):
+                conflict = await self._claim(record, decision, build_launch(start, deadline - placed))
+                if conflict is None:
                     record.timing_ms["leased"] = (self._clock() - placed) * 1e3
                     return
-                node_id = decision.placement.node_id
-                avoid[node_id] = skip = _Skipped.after(
-                    avoid.get(node_id), snapshot.node(node_id), self._clock()
-                )
+                node_id = decision.placement.node_id if decision.placement else ANYWHERE
+                node = snapshot.node(node_id) if node_id in snapshot else None
+                node_id = ANYWHERE if conflict.is_everywhere else node_id
+                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node, self._clock())
                 asyncio.get_running_loop().call_later(skip.for_s, ticket.event.set)
-                ticket.event.set()
+                if node_id == ANYWHERE:
+                    self._queue.explain(ticket, str(conflict))
+                else:
+                    ticket.event.set()
         finally:
             self._queue.leave(ticket)
             record.ticket = None
 
-    async def _claim(self, record: KernelRecord, decision: Decision) -> bool:
-        """Claim the placement; False if the manager refuses."""
-        assert decision.placement is not None
+    async def _claim(self, record: KernelRecord, decision: Decision, launch: Launch) -> LeaseConflict | None:
+        """Claim the placement (without one, a node that the manager adds); return the conflict if it refuses."""
+        placement = decision.placement
         wanted = Lease(
             id=self._table.lease_id(record.kernel_id, record.launch_id),
             kernel_id=record.kernel_id,
-            node_id=decision.placement.node_id,
-            device_ids=decision.placement.device_ids,
+            node_id=placement.node_id if placement else ANYWHERE,
+            device_ids=placement.device_ids if placement else (),
             request=record.request,
             owner=record.owner,
             state="pending",
@@ -147,16 +173,18 @@ class LeaseClaimer:
         record.claim(wanted, decision.to_dict())
         self._table.publish("placed", record, decision.reason)
         try:
-            granted = await self._cluster.backend.claim(replace(wanted, state="held"))
+            granted = await self._cluster.backend.claim(
+                replace(wanted, state="held"), replace(launch, lease_id=wanted.id)
+            )
         except LeaseConflict as problem:
             self._refuse(record, str(problem))
-            return False
+            return problem
         if granted.state == "held":
             self._hold(record, granted)
         else:
             # An event about the lease can arrive before the answer to the claim: then the event is newer.
             record.wait_for_manager(granted if record.lease is wanted else record.lease or granted)
-        return True
+        return None
 
     async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
@@ -198,14 +226,14 @@ class LeaseClaimer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Skipped:
-    """A node that refused. It is skipped for a while, or until its resources change."""
+    """A node that refused (None: every node). It is skipped for a while, or until its resources change."""
 
-    node: Node
+    node: Node | None
     since: float
     for_s: float
 
     @classmethod
-    def after(cls, earlier: _Skipped | None, node: Node, now: float) -> _Skipped:
+    def after(cls, earlier: _Skipped | None, node: Node | None, now: float) -> _Skipped:
         """Skip twice as long as the last time, with jitter, so that schedulers do not retry together."""
         first_s, longest_s = _SKIP_S
         for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
@@ -213,7 +241,7 @@ class _Skipped:
 
     def holds(self, snapshot: Snapshot, now: float) -> bool:
         """True while the node would refuse again."""
-        return now - self.since < self.for_s and _is_unchanged(self.node, snapshot)
+        return now - self.since < self.for_s and (self.node is None or _is_unchanged(self.node, snapshot))
 
 
 def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:

@@ -11,9 +11,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import KernelProcess, Launch
+from roost.launchers.protocol.messages import KernelProcess
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import Cancelled, LaunchError, LaunchTimeout, RoostError
 from roost.scheduler.service.messages import Kernel, StartKernel
@@ -22,7 +23,7 @@ from .agent_calls import LeaseGone
 from .cluster import Cluster
 from .kernel_record import KernelRecord, StartTask
 from .kernel_table import KernelTable
-from .lease_claim import LeaseClaimer
+from .lease_claim import LeaseClaimer, build_launch
 from .reconcile import Reconciler
 
 log = logging.getLogger(__name__)
@@ -132,19 +133,8 @@ class StartRunner:
                 raise LaunchTimeout(
                     f"kernel {start.kernel_id} did not start within {start.launch_timeout_s:g} s."
                 )
-            return await agent.launch(
-                Launch(
-                    launch_id=start.launch_id,
-                    lease_id=lease.id,
-                    kernel_id=start.kernel_id,
-                    argv=start.argv,
-                    env={**start.env, **self._cluster.backend.environment(lease)},
-                    cwd=start.cwd,
-                    connection=start.connection,
-                    may_fork=start.may_fork,
-                    deadline_s=remaining_s,
-                )
-            )
+            env = {**start.env, **self._cluster.backend.environment(lease)}
+            return await agent.launch(replace(build_launch(start, remaining_s), lease_id=lease.id, env=env))
 
         return await self._cluster.call(lease, launch)
 

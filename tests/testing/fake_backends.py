@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost.launchers.agent.node_metrics import AgentSettings
-from roost.launchers.protocol.messages import Owner
+from roost.launchers.protocol.messages import Launch, Owner
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange
@@ -81,8 +81,8 @@ class FakeBackend(Backend):
             for task in tasks:
                 task.cancel()
 
-    async def claim(self, lease: Lease) -> Lease:
-        return await self._parts[lease.node_id].claim(lease)
+    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
+        return await self._parts[lease.node_id].claim(lease, launch)
 
     async def release(self, lease: Lease) -> None:
         await self._parts[lease.node_id].release(lease)
@@ -128,7 +128,7 @@ class FakePodCluster:
     async def nodes(self) -> Sequence[Node]:
         return list(self._nodes.values())
 
-    async def create(self, lease: Lease) -> Pod:
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         if lease.id in self._pods:
             return self._pods[lease.id]
         node = self._nodes[lease.node_id]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
-from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Lease, Owner, Reserve
+from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, Lease, Owner, Reserve
 from roost.placement import Snapshot
 from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
@@ -87,13 +87,13 @@ class AgentPerKernelBackend(Backend):
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def claim(self, lease: Lease) -> Lease:
+    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         known = self._pods.get(lease.id)
         if known is not None:
             return self._lease(known)
         self._releasing.discard(lease.id)
         try:
-            pod = await self._cluster.create(lease)
+            pod = await self._cluster.create(lease, launch)
         except LeaseConflict:
             await self._read_nodes()
             raise

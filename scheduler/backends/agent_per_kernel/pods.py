@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.json_codec import decode, encode
-from roost.launchers.protocol.messages import AgentAddress, Lease
+from roost.launchers.protocol.messages import AgentAddress, Launch, Lease
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.model import Node
 
@@ -62,8 +62,11 @@ class PodCluster(Protocol):
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes, with the resources promised to others. roost's own pods are left out: roost adds them."""
 
-    async def create(self, lease: Lease) -> Pod:
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         """Create the pod of a lease on `lease.node_id`; raises `LeaseConflict` if the manager refuses.
+
+        `launch` is the launch that roost will ask the pod's agent for. An agent that has got an `Assignment` with the
+        pod begins that launch by itself, which saves the time until roost reaches it.
 
         Repeated with the same lease id, it returns the pod that exists. The pod's first process is an agent (see
         `agent_command`). The manager must keep the lease with the pod, so that `pods` returns it to any process.

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Generic
 
 from roost.launchers.daemon.tasks import cancel_all, spawn, start_shared
-from roost.launchers.protocol.messages import AgentEvent, Owner, Reserve
+from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -124,7 +124,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def claim(self, lease: Lease) -> Lease:
+    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         node = self._membership.nodes.get(lease.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")

@@ -11,7 +11,7 @@ from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.tasks import start_shared
-from roost.launchers.protocol.messages import AgentEvent, Owner, Reserve
+from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Snapshot
 from roost.scheduler.backends.base import (
@@ -101,7 +101,7 @@ class LocalBackend(Backend):
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def claim(self, lease: Lease) -> Lease:
+    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         if lease.node_id not in self._snapshot:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
         reserve = Reserve(lease=lease, linger_s=self._context.restart_grace_s)
