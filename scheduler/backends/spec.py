@@ -56,7 +56,8 @@ class BackendSpec:
     names a function as `module:function`. The service alone imports that module, and calls the function with the
     settings and a `BackendContext` to get the `Backend`. `address_variable` is the environment variable that names the
     cluster if the setting `address` is empty; a backend without that setting has none. `runs_on_this_machine` means
-    that kernels share the application's files and network interfaces.
+    that kernels share the application's files and network interfaces. `has_agent_per_kernel` means that each kernel has
+    an agent of its own, so that no kernel is forked from a warm process.
 
     >>> spec = BackendSpec(name="demo", settings="demo.settings:RoostDemoBackend", create="demo.backend:create")
     >>> spec.section
@@ -68,6 +69,7 @@ class BackendSpec:
     create: str
     address_variable: str = ""
     runs_on_this_machine: bool = False
+    has_agent_per_kernel: bool = False
     request_options: tuple[RequestOption, ...] = ()
 
     @property

@@ -6,8 +6,7 @@
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
     doctor.py       roost doctor, version
-    kernelspecs.py  roost kernelspec install, list, remove
-    notebook.py     roost run
+    jupyter.py      roost kernelspec install, list, remove; roost run
     tables.py       how tables, amounts and ages look
 
 `roost simulate` is in `scheduler/simulate`. Only this package may import `provisioners` from within the scheduler.

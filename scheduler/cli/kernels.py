@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from rich.text import Text
 
@@ -23,12 +22,12 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    """Print the kernels, or only the queue."""
+    """Print the kernels, or only those that wait."""
     kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]
     if arguments.json:
-        print_json({"kernels": [_to_json(kernel) for kernel in kernels]})
+        print_json({"kernels": [encode(kernel.without_keys()) for kernel in kernels]})
     else:
         (_show_queue if arguments.pending else _show_kernels)(kernels)
     return 0
@@ -54,17 +53,26 @@ def stop(arguments: argparse.Namespace) -> int:
     """Stop all given kernels at the same time."""
     client = connect_scheduler(arguments)
     kernels = _find_kernels(client, arguments.kernels)
-    calls = [(kernel, client.stop(kernel.id, grace_s=arguments.grace)) for kernel in kernels]
-    for kernel, call in calls:
+    calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for kernel in kernels}
+    outcomes = []
+    for kernel_id, call in calls.items():
         try:
-            wait_for(call, arguments.grace + ANSWER_S)
-        except UnknownKernel:  # the kernel ended by itself meanwhile
-            pass
+            outcome = _describe_end(wait_for(call, arguments.grace + ANSWER_S))
+        except UnknownKernel:
+            outcome = "had ended already"
+        outcomes.append({"id": kernel_id, "outcome": outcome})
         if not arguments.json:
-            print(f"{kernel.id} {'removed from the queue' if kernel.state == 'queued' else 'stopped'}")
+            print(f"{kernel_id} {outcome}")
     if arguments.json:
-        print_json({"stopped": [{"id": kernel.id, "was": kernel.state} for kernel in kernels]})
+        print_json({"stopped": outcomes})
     return 0
+
+
+def _describe_end(ended: Kernel) -> str:
+    """Return what the service did. A kernel may have left the queue after it was listed here."""
+    if ended.process is not None:
+        return "stopped"
+    return "removed while it was starting" if ended.lease_id else "removed from the queue"
 
 
 def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
@@ -87,12 +95,6 @@ def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
     return list(found.values())
 
 
-def _to_json(kernel: Kernel) -> dict[str, Any]:
-    """Return a kernel's values without its connection, which contains keys."""
-    document: dict[str, Any] = encode(kernel.without_keys())
-    return document
-
-
 def _show_kernels(kernels: Sequence[Kernel]) -> None:
     """Print one line per kernel, oldest first."""
     out = open_console()
@@ -104,7 +106,7 @@ def _show_kernels(kernels: Sequence[Kernel]) -> None:
     for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
         table.add_row(
             short[kernel.id],
-            Text(kernel.state, style=_STYLES.get(kernel.state, "")),
+            Text("pending" if kernel.is_pending else kernel.state, style=_STYLES.get(kernel.state, "")),
             kernel.owner.user,
             kernel.node_id or "-",
             ", ".join(kernel.device_ids) or "-",
@@ -113,6 +115,11 @@ def _show_kernels(kernels: Sequence[Kernel]) -> None:
             format_age(kernel.created_at),
         )
     print_table(out, table)
+    for kernel in kernels:
+        if kernel.is_pending:
+            out.print(
+                f"{short[kernel.id]} is pending: {kernel.waits_for or 'the cluster has not granted it yet'}"
+            )
 
 
 def _format_use(kernel: Kernel) -> str:
@@ -123,7 +130,7 @@ def _format_use(kernel: Kernel) -> str:
 
 
 def _show_queue(kernels: Sequence[Kernel]) -> None:
-    """Print the queued kernels, next first."""
+    """Print the queued and pending kernels, next first."""
     out = open_console()
     if not kernels:
         out.print("No kernel is queued.")
@@ -132,7 +139,7 @@ def _show_queue(kernels: Sequence[Kernel]) -> None:
     short = shorten_ids([kernel.id for kernel in kernels])
     for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
         table.add_row(
-            "" if kernel.position is None else str(kernel.position),
+            "pending" if kernel.is_pending else str(kernel.position or "-"),
             short[kernel.id],
             kernel.owner.user,
             format_age(kernel.created_at),

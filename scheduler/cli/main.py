@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import roost
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from roost.scheduler.errors import ConfigError, RoostError
 
     try:
-        return find_action(arguments.command)(arguments)
+        return find_action(arguments.action)(arguments)
     except (RoostError, DaemonError) as error:
         print(f"roost: {error}", file=sys.stderr)
         if log_tail := getattr(error, "fields", {}).get("log_tail"):
@@ -40,40 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def find_action(command: str) -> Callable[[argparse.Namespace], int]:
+def find_action(name: str) -> Callable[[argparse.Namespace], int]:
     """Return the function behind a command. Its module is imported here, so that `--help` imports none of them."""
-    if command in ("nodes", "drain", "up"):
-        from . import nodes
-
-        return {"nodes": nodes.list_nodes, "drain": nodes.drain, "up": nodes.start_agents}[command]
-    if command in ("kernels", "logs", "stop"):
-        from . import kernels
-
-        return {"kernels": kernels.list_kernels, "logs": kernels.print_log, "stop": kernels.stop}[command]
-    if command.startswith("kernelspec "):
-        from . import kernelspecs
-
-        actions = {"install": kernelspecs.install, "list": kernelspecs.list_all, "remove": kernelspecs.remove}
-        return actions[command.removeprefix("kernelspec ")]
-    if command == "explain":
-        from .explain import explain
-
-        return explain
-    if command == "simulate":
-        from roost.scheduler.simulate.command import simulate
-
-        return simulate
-    if command == "run":
-        from .notebook import run
-
-        return run
-    from . import doctor
-
-    return {"doctor": doctor.diagnose, "version": doctor.print_versions}[command]
+    module, _, function = name.partition(":")
+    action: Callable[[argparse.Namespace], int] = getattr(
+        import_module(f"roost.scheduler.{module}"), function
+    )
+    return action
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; `command` in its result names the chosen one."""
+    """Return the parser of all commands; `action` in its result names the function of the chosen one."""
     parser = argparse.ArgumentParser(
         prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
         description="Show where Jupyter kernels run and why, and manage them.",
@@ -85,48 +63,50 @@ def build_parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_kernelspec(commands)
     _add_run(commands)
-    add_scheduler(_add_command(commands, "doctor", "find problems and say how to fix them"))
-    _add_command(commands, "version", "show the versions of roost and of the packages it works with")
+    add_scheduler(
+        _add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and say how to fix them")
+    )
+    what = "show the versions of roost and of the packages it works with"
+    _add_command(commands, "version", "cli.doctor:print_versions", what)
     return parser
 
 
 def _add_cluster_commands(commands: Subparsers) -> None:
-    nodes = _add_command(commands, "nodes", "list nodes with their promised and used resources")
-    explain = _add_command(commands, "explain", "show where a kernel would be placed, and why")
-    explain.add_argument(
-        "--snapshot",
-        metavar="FILE",
-        help="use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME",
-    )
-    kernels = _add_command(commands, "kernels", "list all kernels, with the CPU and memory that they use")
-    kernels.add_argument("--pending", action="store_true", help="list only queued kernels, with the reason")
-    logs = _add_command(commands, "logs", "print the log of a kernel (its stdout and stderr)")
+    what = "list nodes with their promised and used resources"
+    nodes = _add_command(commands, "nodes", "cli.nodes:list_nodes", what)
+    what = "show where a kernel would be placed, and why"
+    explain = _add_command(commands, "explain", "cli.explain:explain", what)
+    what = "use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME"
+    explain.add_argument("--snapshot", metavar="FILE", help=what)
+    what = "list all kernels, with the CPU and memory that they use"
+    kernels = _add_command(commands, "kernels", "cli.kernels:list_kernels", what)
+    what = "list only queued and pending kernels, with the reason"
+    kernels.add_argument("--pending", action="store_true", help=what)
+    what = "print the log of a kernel (its stdout and stderr)"
+    logs = _add_command(commands, "logs", "cli.kernels:print_log", what)
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
-    stop = _add_command(commands, "stop", "stop kernels, or remove them from the queue")
+    stop = _add_command(commands, "stop", "cli.kernels:stop", "stop kernels, or remove them from the queue")
     stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="a kernel's id, or the beginning of it")
-    stop.add_argument(
-        "--grace", metavar="SECONDS", type=parse_amount, default=5.0, help="wait this long before killing (5)"
+    what = "wait this long before killing (5)"
+    stop.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
+    drain = _add_command(
+        commands, "drain", "cli.nodes:drain", "place no more kernels on a node; its kernels stay"
     )
-    drain = _add_command(commands, "drain", "place no more kernels on a node; its kernels stay")
     drain.add_argument("node", metavar="NODE", help="the node's id")
     drain.add_argument("--off", action="store_true", help="place kernels on the node again")
-    up = _add_command(commands, "up", "start the agents of all nodes before a kernel needs them")
+    what = "start the agents of all nodes before a kernel needs them"
+    up = _add_command(commands, "up", "cli.nodes:start_agents", what)
     for parser in (nodes, explain, kernels, logs, stop, drain, up):
         add_scheduler(parser)
     add_request(explain)
 
 
 def _add_simulate(commands: Subparsers) -> None:
-    simulate = _add_command(
-        commands, "simulate", "replay a trace of requests under several policies", has_json=False
-    )
-    simulate.add_argument(
-        "trace",
-        metavar="TRACE",
-        nargs="?",
-        help="a CSV file in openb's form, or one of roost's decision logs",
-    )
+    what = "replay a trace of requests under several policies"
+    simulate = _add_command(commands, "simulate", "simulate.command:simulate", what, has_json=False)
+    what = "a CSV file in openb's form, or one of roost's decision logs"
+    simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
     cluster = simulate.add_argument_group("nodes")
     which = cluster.add_mutually_exclusive_group(required=True)
     which.add_argument("--nodes", metavar="FILE", help="read nodes from a CSV file in openb's form")
@@ -137,15 +117,10 @@ def _add_simulate(commands: Subparsers) -> None:
     cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
     add_scheduler(simulate)
     how = simulate.add_argument_group("replay")
-    how.add_argument(
-        "--policy",
-        metavar="NAME",
-        action="append",
-        help="compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies",
-    )
-    how.add_argument(
-        "--demand", metavar="RATIO", type=parse_amount, help="requested multiple of the resources (1.3)"
-    )
+    what = "compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies"
+    how.add_argument("--policy", metavar="NAME", action="append", help=what)
+    what = "requested multiple of the resources (1.3)"
+    how.add_argument("--demand", metavar="RATIO", type=parse_amount, help=what)
     kinds = how.add_mutually_exclusive_group()
     kinds.add_argument("--departures", action="store_true", help="random arrivals that end after their time")
     kinds.add_argument("--recorded", action="store_true", help="let kernels arrive and end as recorded")
@@ -160,58 +135,48 @@ def _add_kernelspec(commands: Subparsers) -> None:
     what = "install, list and remove roost's kernelspecs"
     parent = commands.add_parser("kernelspec", help=what, description=f"{what.capitalize()}.")
     actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
-    install = _add_command(
-        actions, "install", "copy a kernelspec so that its kernels start through roost", "kernelspec install"
-    )
-    install.add_argument(
-        "--from", dest="source", metavar="NAME", default="python3", help="the kernelspec to copy (python3)"
-    )
+    what = "copy a kernelspec so that its kernels start through roost"
+    install = _add_command(actions, "install", "cli.jupyter:install", what)
+    what = "the kernelspec to copy (python3)"
+    install.add_argument("--from", dest="source", metavar="NAME", default="python3", help=what)
     install.add_argument("--name", metavar="NAME", help="name of the copy (roost-…)")
     install.add_argument("--display-name", metavar="TEXT", default="", help="name shown in the launcher")
     install.add_argument("--replace", action="store_true", help="replace a kernelspec of the same name")
-    install.add_argument(
-        "--no-check",
-        action="store_true",
-        help="do not run the kernelspec's Python on this machine to test it",
-    )
+    what = "do not run the kernelspec's Python on this machine to test it"
+    install.add_argument("--no-check", action="store_true", help=what)
     add_scheduler(install)
     add_request(install)
     where = install.add_argument_group("folder").add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="your own Jupyter folder (default)")
     where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
     where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
-    _add_command(
-        actions,
-        "list",
-        "list roost's kernelspecs, and test whether they can start kernels",
-        "kernelspec list",
-    )
-    remove = _add_command(actions, "remove", "remove kernelspecs of roost", "kernelspec remove")
+    what = "list roost's kernelspecs, and test whether they can start kernels"
+    _add_command(actions, "list", "cli.jupyter:list_all", what)
+    remove = _add_command(actions, "remove", "cli.jupyter:remove", "remove kernelspecs of roost")
     remove.add_argument("names", metavar="NAME", nargs="+")
 
 
 def _add_run(commands: Subparsers) -> None:
-    run = _add_command(commands, "run", "execute a notebook on a kernel that roost places")
+    run = _add_command(commands, "run", "cli.jupyter:run", "execute a notebook on a kernel that roost places")
     run.add_argument("notebook", metavar="NOTEBOOK")
     run.add_argument("--output", metavar="FILE", help="write the executed notebook here (NOTEBOOK.out.ipynb)")
     run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
-    run.add_argument(
-        "--timeout", metavar="SECONDS", type=parse_seconds, help="at most this long for each cell"
-    )
+    what = "at most this long for each cell"
+    run.add_argument("--timeout", metavar="SECONDS", type=parse_seconds, help=what)
     add_scheduler(run, default="")
     add_request(run)
 
 
 def _add_command(
-    commands: Subparsers, name: str, what: str, command: str = "", *, has_json: bool = True
+    commands: Subparsers, name: str, action: str, what: str, *, has_json: bool = True
 ) -> argparse.ArgumentParser:
-    """Add a subcommand. `command` is the name for `find_action`, if it differs from `name`."""
+    """Add a command, whose function `find_action` finds by `action`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
     )
     if has_json:
         parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")
-    parser.set_defaults(command=command or name)
+    parser.set_defaults(action=action)
     return parser
 
 

@@ -93,6 +93,11 @@ class Kernel:
         """The end of the kernel's log, once the kernel has ended."""
         return self.process.log_tail if self.process else ""
 
+    @property
+    def is_pending(self) -> bool:
+        """True if the kernel has a lease that the cluster manager has not granted yet. Its `state` is `queued`."""
+        return self.state == "queued" and bool(self.lease_id)
+
     def without_keys(self) -> Kernel:
         """Return the kernel without its connection, which has keys."""
         return replace(self, process=replace(self.process, connection=None)) if self.process else self

@@ -149,7 +149,7 @@ def test_a_queued_start_is_shown_and_stopped(shell: Shell, tmp_path: Path) -> No
             assert "draining" in queued["waits_for"]
             assert queued["created_at"] > 0
             assert shell.answer("stop", queued["id"][:8]) == {
-                "stopped": [{"id": queued["id"], "was": "queued"}]
+                "stopped": [{"id": queued["id"], "outcome": "removed from the queue"}]
             }
             _, err = waiting.communicate(timeout=DEADLINE_S)
         assert waiting.returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from roost.provisioners import kernelspecs
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.cli import main
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.client.interpreter_probe import probe
@@ -211,6 +213,16 @@ def test_install_and_doctor_refuse_the_same(
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
     assert [asked.names for asked in fake.called("check_policies")] == [("gone",), ("gone",)]
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
+
+
+def test_only_an_agent_of_many_kernels_forks_them(
+    kernels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_agent_per_kernel, says in ((False, "forked from a warm process"), (True, "from its command")):
+        spec = replace(get_spec("local"), has_agent_per_kernel=has_agent_per_kernel)
+        monkeypatch.setattr("roost.scheduler.cli.jupyter.get_spec", lambda _, spec=spec: spec)
+        assert main.main(["kernelspec", "install", "--name", "ours", "--replace"]) == 0
+        assert says in capsys.readouterr().out
 
 
 def test_a_kernelspec_can_name_its_cluster(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:

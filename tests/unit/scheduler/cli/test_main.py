@@ -85,6 +85,7 @@ class StubClient:
         self.asked: list[tuple[Any, ...]] = []
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
         self.soonest: dict[str, Any] | None = None
+        self.ended: Kernel | None = None
 
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
@@ -110,8 +111,9 @@ class StubClient:
         return self._answer(f"log of {kernel_id}\n", "logs", kernel_id, tail_bytes)
 
     def stop(self, kernel_id: str, grace_s: float) -> Answer:
-        gone = kernel_id == SECOND.id
-        return self._answer(UnknownKernel("gone") if gone else RUNNING, "stop", kernel_id, grace_s)
+        gone = UnknownKernel("gone")
+        known = {kernel.id: kernel for kernel in self.known if kernel is not SECOND}
+        return self._answer(self.ended or known.get(kernel_id, gone), "stop", kernel_id, grace_s)
 
     def drain(self, node_id: str, on: bool) -> Answer:
         return self._answer(None, "drain", node_id, on)
@@ -341,10 +343,37 @@ def test_stop_takes_several_kernels_and_ended_ones(
 ) -> None:
     code, out, _ = run(capsys, "stop", "aaaaaaaa-1", "aaaaaaaa-2", "bb", "bbbb", "--grace", "2")
     assert code == 0
-    assert out.splitlines() == ["aaaaaaaa-1 stopped", "aaaaaaaa-2 stopped", "bbbb-1 removed from the queue"]
+    assert out.splitlines() == [
+        "aaaaaaaa-1 stopped",
+        "aaaaaaaa-2 had ended already",
+        "bbbb-1 removed from the queue",
+    ]
     stops = [asked for asked in client.asked if asked[0] == "stop"]
     assert stops == [("stop", id_, 2.0) for id_ in ("aaaaaaaa-1", "aaaaaaaa-2", "bbbb-1")]
-    assert document(capsys, "stop", "bb") == {"stopped": [{"id": "bbbb-1", "was": "queued"}]}
+    assert document(capsys, "stop", "bb") == {
+        "stopped": [{"id": "bbbb-1", "outcome": "removed from the queue"}]
+    }
+
+
+def test_stop_reports_what_the_service_did(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    """A queued kernel may get a lease, or run, between the list and the stop."""
+    client.ended = replace(QUEUED, lease_id="lease")
+    assert run(capsys, "stop", "bb")[1] == "bbbb-1 removed while it was starting\n"
+    client.ended = replace(RUNNING, id=QUEUED.id, state="exited")
+    assert run(capsys, "stop", "bb")[1] == "bbbb-1 stopped\n"
+
+
+def test_a_pending_lease_is_shown_with_its_reason(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "its agent is starting"
+    client.known = [kernel("cccc", state="queued", lease_id="l", node_id="big", position=1, waits_for=reason)]
+    _, out, _ = run(capsys, "kernels")
+    assert out.splitlines()[1].split()[:4] == ["cccc", "pending", "ada", "big"]
+    assert out.splitlines()[-1] == "cccc is pending: its agent is starting"
+    _, out, _ = run(capsys, "kernels", "--pending")
+    assert out.splitlines()[1].split()[0] == "pending"
+    assert reason in out
 
 
 def test_drain(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,7 +488,7 @@ def test_every_command_has_a_function() -> None:
     pending, commands = [main.build_parser()], []
     while pending:
         parser = pending.pop()
-        if command := parser.get_default("command"):
+        if command := parser.get_default("action"):
             commands.append(command)
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
@@ -518,7 +547,7 @@ def test_run_overrides_the_kernelspecs_options(
         configs.append(config)
         return {"error": None}
 
-    monkeypatch.setattr("roost.scheduler.cli.notebook.run_notebook", run_notebook)
+    monkeypatch.setattr("roost.scheduler.cli.jupyter.run_notebook", run_notebook)
     assert run(capsys, "run", "a.ipynb", "--option", "namespace=team")[0] == 0
     assert run(capsys, "run", "a.ipynb", "--backend", "ray", "--option", "namespace=team")[0] == 0
     assert run(capsys, "run", "a.ipynb", "--backend", "dask")[0] == 0

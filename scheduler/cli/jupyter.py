@@ -1,4 +1,4 @@
-"""`roost kernelspec install`, `list` and `remove`."""
+"""Commands for Jupyter: `roost kernelspec install`, `list` and `remove`, and `roost run`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from roost.provisioners import kernelspecs
 from roost.provisioners.kernelspecs import RoostKernelspec
+from roost.provisioners.notebook_run import run_notebook
 from roost.provisioners.request_options import read_start_options
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult
 from roost.scheduler.errors import ConfigError
@@ -80,6 +82,26 @@ def remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """Execute a notebook; 1 if a cell failed."""
+    config = request_config(arguments)
+    options = scheduler_options(arguments)
+    if arguments.backend:  # the kernelspec's options belong to another backend
+        config = {"options": {}, **config, "backend": arguments.backend, "backend_options": options}
+    elif options:
+        config["backend_options"] = options
+    outcome = run_notebook(
+        arguments.notebook,
+        output=arguments.output,
+        kernel_name=arguments.kernel,
+        config=config,
+        cell_timeout_s=arguments.timeout,
+    )
+    if arguments.json:
+        print_json(outcome)
+    return 0 if outcome["error"] is None else 1
+
+
 def _describe_cluster(spec: RoostKernelspec) -> str:
     options = spec.config.get("backend_options")
     address = options.get("address", "") if isinstance(options, dict) else ""
@@ -95,10 +117,11 @@ def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mappin
             "command": probed.executable,
             "start": f"from its command (language: {spec.language or 'unknown'})",
         }
+    is_forked = probed.can_fork and not get_spec(spec.config["backend"]).has_agent_per_kernel
     return {
         "command": probed.executable,
         "kernel": f"ipykernel {probed.ipykernel} on Python {probed.python}",
-        "start": "forked from a warm process" if probed.can_fork else "from its command",
+        "start": "forked from a warm process" if is_forked else "from its command",
         "connection": "encrypted (CURVE)"
         if probed.has_curve
         else "through sockets in a private folder (encryption needs ipykernel 7.3 or newer)",
