@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dask_nodes import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
+from kubernetes_nodes import kubernetes_cluster  # noqa: F401 - a fixture
 from leftovers import private_runtime_dir
 from ray_nodes import ray_cluster  # noqa: F401 - a fixture
 

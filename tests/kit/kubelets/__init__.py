@@ -1,0 +1,16 @@
+"""A Kubernetes cluster of real kubelets on this machine. Each node is a set of namespaces.
+
+    with Kubelets(Machine(gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360), Machine()) as cluster:
+        cluster.api.call("GET", "/api/v1/nodes")
+
+One program, compiled from Kubernetes' own modules, holds etcd and all parts of Kubernetes. Debian brings containerd
+and runc. No registry, systemd or Docker is needed. `python -m kubelets` builds, starts and ends clusters by hand.
+"""
+
+from .api import Api, Refused
+from .build import build, why_not
+from .cluster import Kubelets, leftovers
+from .image import PYTHON
+from .node import GPUS, Machine
+
+__all__ = ["GPUS", "PYTHON", "Api", "Kubelets", "Machine", "Refused", "build", "leftovers", "why_not"]

@@ -1,0 +1,61 @@
+"""Clusters by hand: PYTHONPATH=tests/kit python -m kubelets build | up | down | user | order | leftovers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from . import Machine, build, leftovers, why_not
+from .cluster import clusters, end_keeper, new_folder, order, start_keeper, write_kubeconfig
+
+MACHINES = (
+    Machine(gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),
+    Machine(gpus=2, gpu_model="NVIDIA-A100-SXM4-40GB", gpu_memory_mib=40960),
+    Machine(labels={"zone": "b"}),
+)
+ORDERS = ("kill", "begin", "pause", "resume", "power_off", "power_on", "cut", "reconnect")
+
+
+def main() -> int | str:
+    parser = argparse.ArgumentParser(prog="kubelets", description="Kubernetes clusters on this machine")
+    parser.add_argument("--name", default="default", help="the cluster's name (%(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build the program and the images, once")
+    commands.add_parser("up", help="start a cluster that lasts until `down`")
+    commands.add_parser("down", help="end it")
+    commands.add_parser(
+        "leftovers", help="list what clusters have on this machine; exit with 1 if there is anything"
+    )
+    user = commands.add_parser("user", help="write a kubeconfig file for a user")
+    user.add_argument("user")
+    user.add_argument("groups", nargs="*")
+    for name in ORDERS:
+        each = commands.add_parser(name)
+        each.add_argument("argument", help="a node (n1) or a part (n1/kubelet, apiserver)")
+    chosen = parser.parse_args()
+    folder = clusters() / chosen.name
+    began = time.monotonic()
+    if chosen.command == "build":
+        build()
+    elif chosen.command == "up":
+        if reason := why_not():
+            return reason
+        start_keeper(new_folder(chosen.name), MACHINES, is_tied=False)
+        print(f"up after {time.monotonic() - began:.1f} s; export KUBECONFIG={folder}/admin.kubeconfig")
+    elif chosen.command == "down":
+        end_keeper(int((folder / "pid").read_text()))
+        print(f"down after {time.monotonic() - began:.1f} s")
+    elif chosen.command == "leftovers":
+        found = leftovers()
+        print(*found, sep="\n")
+        return int(bool(found))
+    elif chosen.command == "user":
+        print(write_kubeconfig(folder, chosen.user, chosen.groups))
+    else:
+        order(folder, chosen.command, chosen.argument)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""A Kubernetes cluster of real kubelets on this machine, for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from . import keeper
+from .api import Api
+from .build import cache
+from .credentials import Authority
+from .node import Machine
+
+_KIT = Path(__file__).parents[1]
+_KEEPER = "from kubelets.keeper import main; main()"
+
+
+class Kubelets:
+    """A cluster that starts on entry and ends on exit, or with this process.
+
+    The nodes are `n1`, `n2` and so on. This machine reaches the API server, the nodes and the IP of every pod. Pods
+    reach each other, the API server and this machine. A cluster has no DNS, and enforces no NetworkPolicy.
+
+    Parts are `etcd`, `apiserver`, `controllers`, `scheduler`, and `<node>/containerd`, `<node>/kubelet`, `<node>/gpus`.
+    """
+
+    def __init__(self, *machines: Machine) -> None:
+        self.folder = Path(os.devnull)  # until it starts
+        self._machines = machines
+        self._keeper: subprocess.Popen[str] | None = None
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig file."""
+        return self.folder / "admin.kubeconfig"
+
+    @property
+    def api(self) -> Api:
+        """The API with the administrator's rights."""
+        return Api(self.kubeconfig)
+
+    def write_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
+        """Write a kubeconfig file for a user, who has the rights that RBAC gives to the name and the groups."""
+        return write_kubeconfig(self.folder, user, groups)
+
+    def __enter__(self) -> Kubelets:
+        self.folder = new_folder()
+        self._keeper = start_keeper(self.folder, self._machines, is_tied=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._keeper is not None
+        end_keeper(self._keeper.pid)
+        self._keeper.communicate()
+
+    def kill(self, part: str) -> None:
+        """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
+        order(self.folder, "kill", part)
+
+    def start(self, part: str) -> None:
+        """Start a part again after `kill`."""
+        order(self.folder, "begin", part)
+
+    def pause(self, part: str) -> None:
+        """Stop a part with SIGSTOP. It answers nothing until `resume`."""
+        order(self.folder, "pause", part)
+
+    def resume(self, part: str) -> None:
+        order(self.folder, "resume", part)
+
+    def power_off(self, node: str) -> None:
+        """Kill all processes of a node at once, those in containers too."""
+        order(self.folder, "power_off", node)
+
+    def power_on(self, node: str) -> None:
+        """Start a node again after `power_off`. It has its old files."""
+        order(self.folder, "power_on", node)
+
+    def cut(self, node: str) -> None:
+        """Pull the network cable of a node. Its processes live on."""
+        order(self.folder, "cut", node)
+
+    def reconnect(self, node: str) -> None:
+        order(self.folder, "reconnect", node)
+
+
+def write_kubeconfig(folder: Path, user: str, groups: Sequence[str] = ()) -> Path:
+    """Write a kubeconfig file for a user of the cluster in `folder`."""
+    admin = json.loads((folder / "admin.kubeconfig").read_text())
+    authority = Authority(folder / "control-plane")
+    return authority.write_kubeconfig(
+        folder / f"{user}.kubeconfig", admin["clusters"][0]["cluster"]["server"], user, groups
+    )
+
+
+def new_folder(name: str = "") -> Path:
+    """Make the folder of a cluster, after the remains of dead clusters are removed. A name must be free."""
+    clusters().mkdir(parents=True, exist_ok=True)
+    sweep()
+    if not name:
+        return Path(tempfile.mkdtemp(dir=clusters()))
+    (clusters() / name).mkdir(mode=0o700)
+    return clusters() / name
+
+
+def start_keeper(folder: Path, machines: Sequence[Machine], *, is_tied: bool) -> subprocess.Popen[str]:
+    """Start a cluster in an empty folder. Raise RuntimeError, with nothing left, if it does not come up."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KEEPER, str(folder), *(["--tied"] if is_tied else [])],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_KIT), keeper.MARK: str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps([dataclasses.asdict(machine) for machine in machines]) + "\n")
+    process.stdin.flush()
+    report = json.loads(process.stdout.readline() or '"it has died"')
+    if report != "ready":
+        process.wait()
+        raise RuntimeError(f"no Kubernetes cluster: {report}")
+    return process
+
+
+def end_keeper(pid: int) -> None:
+    """End a cluster and wait until all of it is gone. Raise TimeoutError if this takes too long."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            os.kill(pid, signal.SIGTERM)
+            if not select.select([descriptor], [], [], 2 * keeper.END_TIMEOUT_S)[0]:
+                raise TimeoutError(f"the cluster of process {pid} does not end")
+        finally:
+            os.close(descriptor)
+
+
+def order(folder: Path, name: str, argument: str) -> None:
+    """Let the keeper carry out an order, and wait until it is done. Raise RuntimeError if it fails."""
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(2 * keeper.END_TIMEOUT_S)
+        control.connect(str(folder / "control"))
+        with control.makefile("rw") as stream:
+            stream.write(json.dumps([name, argument]) + "\n")
+            stream.flush()
+            if error := json.loads(stream.readline()):
+                raise RuntimeError(error)
+
+
+def clusters() -> Path:
+    """Return the folder with the folders of all clusters."""
+    return cache() / "clusters"
+
+
+def sweep() -> None:
+    """Remove the files and cgroups of clusters whose keeper was killed."""
+    for folder in clusters().iterdir():
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), keeper.locked(folder):
+            keeper.remove(folder)
+
+
+def leftovers() -> list[str]:
+    """Return a line for each process, mount, network device, cgroup and folder of any cluster on this machine."""
+    found = [f"folder {path}" for path in (clusters().iterdir() if clusters().exists() else ())]
+    found += [f"cgroup {path}" for path in keeper.cgroups()]
+    found += [f"device {name}" for _, name in socket.if_nameindex() if name.startswith("kubelets")]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found += [f"mount {line}" for line in mounts if str(clusters()) in line]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(keeper.MARK):
+                found.append(f"process {process.pid} {' '.join(process.cmdline())[:160]}")
+    return found

@@ -1,0 +1,236 @@
+"""The process that owns a cluster. Its arguments are FOLDER [--tied], and the machines are JSON on its input.
+
+It starts everything, reports `ready` or an error on its output, and then obeys the orders that arrive at the socket
+`control` in the folder. SIGTERM ends it. A tied keeper also ends when its input ends, which is when its parent dies.
+Its end removes everything. If it is killed itself, all processes, mounts and network devices vanish with it; `sweep`
+removes the cgroups and files later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .api import Api
+from .control_plane import ControlPlane
+from .credentials import ADMINISTRATORS
+from .namespaces import Namespaces
+from .network import Network, connect_machine, disconnect_machine
+from .node import CGROUPS, GPUS, Machine, Node
+
+MARK = "KUBELETS_FOLDER"
+"""The environment variable of all processes, except those in containers. It names the cluster's folder."""
+START_TIMEOUT_S = 90.0
+END_TIMEOUT_S = 10.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FIRST, _LATER = ("etcd", "apiserver"), ("controllers", "scheduler")
+
+
+class Keeper:
+    """All processes of a cluster. A process of a node is known as `<node>/<part>`."""
+
+    def __init__(self, folder: Path, machines: list[Machine]) -> None:
+        self._folder = folder
+        self._environment = {"PATH": _PATH, "HOME": str(folder), MARK: str(folder)}
+        self._machines = machines
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._nodes: dict[str, Node] = {}
+        self._namespaces: Namespaces | None = None
+        self._network: Network | None = None
+
+    def start(self) -> None:
+        """Start everything, and return when all nodes are ready and their GPUs are known."""
+        namespaces = self._namespaces = Namespaces(self._environment)
+        network = self._network = connect_machine(namespaces.pid)
+        (self._folder / "network").write_text(str(network.number))
+        (self._folder / "control-plane").mkdir()
+        plane = self._plane = ControlPlane(self._folder / "control-plane", namespaces, network)
+        plane.authority.write_kubeconfig(
+            self._folder / "admin.kubeconfig", plane.server, "admin", [ADMINISTRATORS]
+        )
+        plane.set_up()
+        for part in _FIRST:
+            self.begin(part)
+        for index, machine in enumerate(self._machines, 1):
+            node = Node(self._folder / f"n{index}", index, machine, network, cgroup_name(network.number))
+            node.prepare(plane.authority, plane.server)
+            self._nodes[node.name] = node
+            node.set_up(self._environment, namespaces)
+            self.begin(f"{node.name}/containerd")
+        api = Api(self._folder / "admin.kubeconfig")
+        self._await("the API server", lambda: api.is_ready())
+        for part in _LATER:
+            self.begin(part)
+        for node in self._nodes.values():
+            for part in node.parts[1:]:
+                self.begin(f"{node.name}/{part}")
+        self._await("the nodes", lambda: self._are_nodes_ready(api))
+        self._await(
+            "the service account", lambda: api.has("/api/v1/namespaces/default/serviceaccounts/default")
+        )
+
+    def begin(self, part: str) -> None:
+        """Start a part that does not run."""
+        running = self._processes.get(part)
+        assert running is None or running.poll() is not None, f"{part} runs"
+        owner, _, name = part.rpartition("/")
+        self._processes[part] = self._nodes[owner].start(name) if owner else self._plane.start(name)
+
+    def kill(self, part: str) -> None:
+        """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
+        self._processes[part].kill()
+        self._processes[part].wait(END_TIMEOUT_S)
+
+    def pause(self, part: str) -> None:
+        """Stop a part with SIGSTOP. It answers nothing until `resume`."""
+        self._processes[part].send_signal(signal.SIGSTOP)
+
+    def resume(self, part: str) -> None:
+        self._processes[part].send_signal(signal.SIGCONT)
+
+    def power_off(self, name: str) -> None:
+        """Kill all processes of a node at once, those in containers too."""
+        namespaces = self._nodes[name].namespaces
+        namespaces.kill()
+        for part in self._nodes[name].parts:
+            self._processes[f"{name}/{part}"].wait(END_TIMEOUT_S)
+        namespaces.close()
+
+    def power_on(self, name: str) -> None:
+        """Start a node again after `power_off`. It has its old files."""
+        assert self._namespaces is not None
+        node = self._nodes[name]
+        node.set_up(self._environment, self._namespaces)
+        for part in node.parts:
+            self.begin(f"{name}/{part}")
+
+    def cut(self, name: str) -> None:
+        """Pull the network cable of a node. Its processes live on."""
+        self._set_link(name, "down")
+
+    def reconnect(self, name: str) -> None:
+        self._set_link(name, "up")
+
+    def close(self) -> None:
+        """Kill everything and remove all that is left of it. May be repeated."""
+        if self._network is not None:
+            disconnect_machine(self._network)
+        everywhere = [node.namespaces for node in self._nodes.values() if node.is_on]
+        for namespaces in [*everywhere, *([self._namespaces] if self._namespaces else [])]:
+            namespaces.kill()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        remove(self._folder)
+
+    def _set_link(self, name: str, state: str) -> None:
+        assert self._namespaces is not None
+        self._namespaces.run(f"ip link set {name} {state}", self._folder / "control-plane" / "setup.log")
+
+    def _are_nodes_ready(self, api: Api) -> bool:
+        ready = 0
+        for node in api.call("GET", "/api/v1/nodes")["items"]:
+            machine = self._machines[int(node["metadata"]["name"][1:]) - 1]
+            conditions = {each["type"]: each["status"] for each in node["status"]["conditions"]}
+            gpus = int(node["status"]["allocatable"].get(GPUS, 0))
+            is_tainted = bool(node["spec"].get("taints"))
+            ready += conditions.get("Ready") == "True" and gpus == machine.gpus and not is_tainted
+        return ready == len(self._machines)
+
+    def _await(self, name: str, is_there: Callable[[], bool]) -> None:
+        """Wait until something is there. Raise RuntimeError if a part has ended, or after START_TIMEOUT_S."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not is_there():
+            ended = [part for part, process in self._processes.items() if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                logs = "\n".join(f"{part}: {self._tail(part)}" for part in ended)
+                raise RuntimeError(f"waited for {name} in vain\n{logs}")
+            time.sleep(0.1)
+
+    def _tail(self, part: str) -> str:
+        path = self._folder / (f"{part}.log" if "/" in part else f"control-plane/{part}.log")
+        return path.read_text(errors="replace")[-2000:]
+
+
+def cgroup_name(number: int) -> str:
+    return f"kubelets-{number}"
+
+
+def remove(folder: Path) -> None:
+    """Remove the cgroups and the files of a cluster without processes."""
+    with contextlib.suppress(FileNotFoundError):
+        name = cgroup_name(int((folder / "network").read_text()))
+        deadline = time.monotonic() + END_TIMEOUT_S
+        for group in cgroups(name):
+            while True:
+                try:
+                    group.rmdir()
+                    break
+                except OSError:  # the kernel has not finished with a process
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+    shutil.rmtree(folder)
+
+
+def cgroups(name: str = "kubelets-*") -> list[Path]:
+    """Return the cgroups of clusters, each before its parent."""
+    tops = [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
+    return [Path(at) for top in tops for at, _, _ in os.walk(top, topdown=False)]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which says that its keeper lives. Only the keeper's own process has the file."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def main() -> None:
+    folder, is_tied = Path(sys.argv[1]), "--tied" in sys.argv
+    machines = [Machine(**each) for each in json.loads(sys.stdin.readline())]
+    alarm, alarmed = socket.socketpair()
+    alarm.setblocking(False)
+    signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keeper = Keeper(folder, machines)
+    with locked(folder), socket.socket(socket.AF_UNIX) as control:
+        try:
+            control.bind(str(folder / "control"))
+            control.listen()
+            keeper.start()
+            (folder / "pid").write_text(str(os.getpid()))
+            print(json.dumps("ready"), flush=True)
+            inputs = [alarmed, control, *([sys.stdin] if is_tied else [])]
+            while control in (ready := select.select(inputs, [], [])[0]) and len(ready) == 1:
+                _obey(keeper, control)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
+            print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+        finally:
+            keeper.close()
+
+
+def _obey(keeper: Keeper, control: socket.socket) -> None:
+    """Carry out one order, `[name, argument]`, and reply with an error or null."""
+    connection, _ = control.accept()
+    with connection, connection.makefile("rw") as stream:
+        name, argument = json.loads(stream.readline())
+        try:
+            getattr(keeper, name)(argument)
+            reply = None
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller
+            reply = f"{type(error).__name__}: {error}"
+        stream.write(json.dumps(reply) + "\n")

@@ -1,0 +1,119 @@
+"""The network of a cluster: 10.<number>.0.0/16, a bridge, and one cable to the machine's own network namespace.
+
+| address | host |
+|---|---|
+| 10.<number>.0.1 | the control plane, which is the router too |
+| 10.<number>.0.<10 + i> | node i |
+| 10.<number>.0.254 | this machine |
+| 10.<number>.<i>.0/24 | the pods of node i |
+| 10.<number>.255.0/24 | services; only 10.<number>.255.1 (the API server) listens |
+
+The machine gets one network device and one route. Both vanish with the namespace at the other end of the cable.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+_NUMBERS = range(201, 217)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The addresses of one cluster."""
+
+    number: int
+
+    @property
+    def device(self) -> str:
+        """The machine's own end of the cable."""
+        return f"kubelets{self.number}"
+
+    @property
+    def all(self) -> str:
+        return f"10.{self.number}.0.0/16"
+
+    @property
+    def control_plane(self) -> str:
+        return f"10.{self.number}.0.1"
+
+    @property
+    def services(self) -> str:
+        return f"10.{self.number}.255.0/24"
+
+    @property
+    def api_service(self) -> str:
+        return f"10.{self.number}.255.1"
+
+    def node(self, index: int) -> str:
+        return f"10.{self.number}.0.{10 + index}"
+
+    def pods(self, index: int) -> str:
+        return f"10.{self.number}.{index}.0/24"
+
+    def router_script(self) -> str:
+        """Return the commands that make the bridge, in the control plane's namespaces."""
+        return f"""
+            ip link set lo up
+            ip addr add {self.api_service}/32 dev lo
+            ip link add nodes address 02:00:0a:{self.number:02x}:00:01 type bridge
+            ip addr add {self.control_plane}/24 dev nodes
+            ip link set nodes up
+            ip link set machine master nodes up
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+        """
+
+    def node_script(self, index: int) -> str:
+        """Return the commands that connect a node, in the node's namespaces."""
+        return f"""
+            ip link set lo up
+            ip addr add {self.node(index)}/24 dev eth0
+            ip link set eth0 up
+            ip route add default via {self.control_plane}
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+        """
+
+    def plug_script(self, index: int) -> str:
+        """Return the commands that plug a node's cable in, in the control plane's namespaces."""
+        return f"""
+            ip link set n{index} master nodes up
+            ip route replace {self.pods(index)} via {self.node(index)}
+        """
+
+
+def connect_machine(pid: int) -> Network:
+    """Lay the cable from this machine to the namespaces of `pid`, and return a network that is free here.
+
+    The device's name is the claim of the network: of two processes that make it, one fails.
+    """
+    for number in _NUMBERS:
+        network = Network(number)
+        if _ip("route", "show", "root", network.all):
+            continue
+        cable = ("type", "veth", "peer", "name", "machine", "netns", str(pid))
+        if subprocess.run(["ip", "link", "add", network.device, *cable], capture_output=True).returncode:
+            continue
+        _ip("addr", "add", f"10.{number}.0.254/24", "dev", network.device)
+        _ip("link", "set", network.device, "up")
+        _ip("route", "add", network.all, "via", network.control_plane, "dev", network.device)
+        return network
+    raise RuntimeError(f"all networks from 10.{_NUMBERS[0]} to 10.{_NUMBERS[-1]} are in use")
+
+
+def disconnect_machine(network: Network) -> None:
+    """Remove the cable of `connect_machine` and its route."""
+    subprocess.run(["ip", "link", "del", network.device], capture_output=True)
+
+
+def connect_node(index: int, control_plane_pid: int, node_pid: int) -> None:
+    """Lay the cable between the namespaces of a node and of the control plane. A node that has ended has none."""
+    cable = ("type", "veth", "peer", "name", "eth0", "netns", str(node_pid))
+    _ip("link", "add", f"n{index}", "netns", str(control_plane_pid), *cable)
+
+
+def _ip(*words: str) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,177 @@
+"""A node: containerd, a kubelet and a device plugin in namespaces of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import containerd
+from .build import images, program
+from .credentials import Authority
+from .namespaces import Namespaces
+from .network import Network, connect_node
+
+GPUS = "nvidia.com/gpu"
+CGROUPS = Path("/sys/fs/cgroup")
+_SYSCTLS = {
+    "vm/overcommit_memory": 1,
+    "kernel/panic": 10,
+    "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1_000_000,
+    "kernel/keys/root_maxbytes": 25_000_000,
+}
+_NEVER_EVICTS = dict.fromkeys(
+    ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"),
+    "0%",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The declared resources of one node. It has the CPUs and the memory of this machine."""
+
+    gpus: int = 0
+    gpu_model: str = ""
+    gpu_memory_mib: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """Its labels, with those that NVIDIA's feature discovery gives a node with GPUs."""
+        gpus = (
+            {"count": self.gpus, "product": self.gpu_model, "memory": self.gpu_memory_mib}
+            if self.gpus
+            else {}
+        )
+        return {**{f"{GPUS}.{name}": str(value) for name, value in gpus.items()}, **self.labels}
+
+
+class Node:
+    """The parts `containerd`, `kubelet` and `gpus` of the node `n<index>`. Its files are in `folder`."""
+
+    def __init__(self, folder: Path, index: int, machine: Machine, network: Network, cgroup: str) -> None:
+        self.name = f"n{index}"
+        self.parts = ("containerd", "kubelet", *(["gpus"] if machine.gpus else []))
+        self._folder, self._index, self._machine, self._network = folder, index, machine, network
+        self._cgroup = f"{cgroup}/{self.name}"
+        self._namespaces: Namespaces | None = None
+
+    @property
+    def namespaces(self) -> Namespaces:
+        assert self._namespaces is not None, f"{self.name} is off"
+        return self._namespaces
+
+    @property
+    def is_on(self) -> bool:
+        return self._namespaces is not None
+
+    def prepare(self, authority: Authority, server: str) -> None:
+        """Write its files: settings, credentials and its own copy of the images."""
+        for name in ("lib", "log", "sysctl", "tmp", "networks", "lib/kubelet"):
+            (self._folder / name).mkdir(parents=True)
+        subprocess.run(["cp", "-al", str(images()), str(self._folder / "lib" / "containerd")], check=True)
+        for database in (self._folder / "lib" / "containerd").rglob("*.db"):
+            data = (
+                database.read_bytes()
+            )  # the only files that containerd writes to; all others stay hard links
+            database.unlink()
+            database.write_bytes(data)
+        for name, value in _SYSCTLS.items():
+            (self._folder / "sysctl" / name.replace("/", ".")).write_text(f"{value}\n")
+        kubeconfig = self._folder / "kubelet.kubeconfig"
+        authority.write_kubeconfig(kubeconfig, server, f"system:node:{self.name}", ["system:nodes"])
+        settings = containerd.settings(
+            root="/var/lib/containerd", state="/run/containerd", networks=self._folder / "networks"
+        )
+        (self._folder / "containerd.toml").write_text(settings)
+        (self._folder / "networks" / "10-bridge.conflist").write_text(json.dumps(self._bridge()))
+        (self._folder / "kubelet.json").write_text(json.dumps(self._kubelet_settings(authority)))
+        (self._folder / "resolv.conf").write_text("")
+
+    def set_up(self, environment: Mapping[str, str], control_plane: Namespaces) -> None:
+        """Make its namespaces, and connect them to the bridge."""
+        environment = {**environment, "TMPDIR": f"{self._folder}/tmp"}
+        self._namespaces = Namespaces(environment)
+        for folder in self.cgroups():
+            folder.mkdir(parents=True, exist_ok=True)
+        connect_node(self._index, control_plane.pid, self._namespaces.pid)
+        sysctls = "\n".join(  # kubelets set them for the whole machine; here they find what they want
+            f"mount --bind {self._folder}/sysctl/{name.replace('/', '.')} /proc/sys/{name}"
+            for name in _SYSCTLS
+        )
+        script = f"""
+            mount --make-rprivate /
+            mount --make-rshared /
+            mount -t proc proc /proc
+            mount --bind {self._folder}/lib /var/lib
+            mount --bind {self._folder}/log /var/log
+            mount -t tmpfs tmpfs /run
+            mkdir /run/netns
+            echo {self.name} > /proc/sys/kernel/hostname
+            {sysctls}
+        """
+        self._namespaces.run(script + self._network.node_script(self._index), self._folder / "setup.log")
+        control_plane.run(self._network.plug_script(self._index), self._folder / "setup.log")
+
+    def start(self, part: str) -> subprocess.Popen[bytes]:
+        return self.namespaces.start(getattr(self, f"_{part}")(), self._folder / f"{part}.log")
+
+    def cgroups(self) -> list[Path]:
+        """Return its cgroup in each hierarchy."""
+        if (CGROUPS / "cgroup.controllers").exists():
+            return [CGROUPS / self._cgroup]
+        hierarchies = [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
+        return [path / self._cgroup for path in hierarchies if path.name != "unified"]
+
+    def _containerd(self) -> list[str]:
+        return ["containerd", "--log-level", "warn", "--config", f"{self._folder}/containerd.toml"]
+
+    def _kubelet(self) -> list[str]:
+        labels = ",".join(f"{key}={value}" for key, value in self._machine.all_labels.items())
+        return [
+            str(program()), "kubelet", f"--config={self._folder}/kubelet.json",
+            f"--kubeconfig={self._folder}/kubelet.kubeconfig", f"--hostname-override={self.name}",
+            f"--node-ip={self._network.node(self._index)}", f"--node-labels={labels}",
+        ]  # fmt: skip
+
+    def _gpus(self) -> list[str]:
+        ids = [f"GPU-{uuid.uuid5(uuid.NAMESPACE_DNS, f'{self.name}.{k}')}" for k in range(self._machine.gpus)]
+        return [str(program()), "gpus", GPUS, *ids]
+
+    def _bridge(self) -> dict[str, object]:
+        addresses = {
+            "type": "host-local",
+            "dataDir": "/run/addresses",
+            "ranges": [[{"subnet": self._network.pods(self._index)}]],
+        }
+        bridge = {"type": "bridge", "bridge": "pods", "isDefaultGateway": True, "ipam": addresses}
+        return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}
+
+    def _kubelet_settings(self, authority: Authority) -> dict[str, object]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "x509": {"clientCAFile": str(authority.certificate)},
+            },
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self._cgroup}",
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "evictionHard": _NEVER_EVICTS,
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "imageGCHighThresholdPercent": 100,
+            "imageGCLowThresholdPercent": 99,
+            "localStorageCapacityIsolation": False,
+            "makeIPTablesUtilChains": False,
+            "maxPods": 200,
+            "nodeLeaseDurationSeconds": 4,
+            "nodeStatusUpdateFrequency": "2s",
+            "resolvConf": f"{self._folder}/resolv.conf",
+            "volumePluginDir": f"{self._folder}/volume-plugins",
+        }
