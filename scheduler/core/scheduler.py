@@ -246,16 +246,16 @@ class Scheduler:
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
 
-    async def warm(self, asked: WarmUp, owner: Owner) -> None:
+    async def warm(self, asked: WarmUp) -> None:
         """Prepare fast starts on the node where such a kernel would go now."""
         request = with_defaults(asked.request, self._settings)
-        request = replace(request, owner=owner.user, environment=asked.argv[0] if asked.argv else "")
+        request = replace(request, owner="", environment=asked.argv[0] if asked.argv else "")
         await self._load_policy(request)
         decision = await self.policies.decide(request.policy, request, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id
-        lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=owner)
+        lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
         await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=asked.argv, env=asked.env)))
 
     async def warm_up(self) -> int:

@@ -47,50 +47,40 @@ class DecisionLog:
 
     def __call__(self, event: Event) -> None:
         """Append a line for this event. A placement is written when its lease is held."""
-        kernel = event.kernel
+        kernel, kind = event.kernel, event.kind
         if kernel is None:
             return
-        if event.kind == "placed":
+        if kind == "placed":
             self._placed[kernel.id] = kernel.decision or {}
-        elif event.kind == "leased":
+        elif kind == "leased":
             decision = self._placed.pop(kernel.id, {})
-            devices = {"devices": list(kernel.device_ids)}
-            self._append(
-                event, kernel, "placed", decision.get("reason", ""), decision.get("policy", ""), devices
-            )
-        else:
-            if event.kind in ("conflict", "failed", "cancelled", "released"):
-                self._placed.pop(kernel.id, None)
-            if event.kind == "failed" and not kernel.node_id:
-                self._append(event, kernel, "refused", event.detail)
-            elif event.kind == "released":
+            policy = decision.get("policy") or kernel.request.policy
+            reason = decision.get("reason", "")
+            self._append(event, kernel, "placed", reason, policy=policy, devices=list(kernel.device_ids))
+        elif kind in ("conflict", "failed", "cancelled", "released"):
+            self._placed.pop(kernel.id, None)
+            if kind == "released":
                 self._append(event, kernel, "ended", kernel.reason or event.detail)
+            elif kind == "failed" and not kernel.node_id:
+                self._append(event, kernel, "refused", event.detail)
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _append(
-        self,
-        event: Event,
-        kernel: Kernel,
-        what: str,
-        reason: str,
-        policy: str = "",
-        more: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _append(self, event: Event, kernel: Kernel, what: str, reason: str, **more: Any) -> None:
         line = {
             "at": _utc(event.at),
             "what": what,
             "kernel": kernel.id,
             "asked_at": _utc(kernel.created_at),
             "user": kernel.owner.user,
-            "policy": policy or kernel.request.policy,
+            "policy": kernel.request.policy,
             "node": kernel.node_id,
-            **(more or {}),
             "request": {name: getattr(kernel.request, name) for name in ASKED},
             "reason": _PATH.sub("…", reason)[:_LONGEST_REASON],
+            **more,
         }
         try:
             self._write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

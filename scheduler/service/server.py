@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -17,17 +18,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, HeldFolder, announce_failure, hold
+from roost.launchers.daemon.daemon import DaemonError, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
-from roost.launchers.protocol.messages import Logs, Nothing, Owner, Signal, Stop
+from roost.launchers.daemon.tasks import Timers
+from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
-from roost.scheduler.backends.base import Backend, BackendContext
+from roost.scheduler.backends.base import BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.config.files import load_settings
@@ -40,7 +42,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from . import operations as ops
 from .decision_log import DecisionLog
 from .launch import OPTIONS_VARIABLE, PROTOCOL
-from .messages import Event, StartKernel
+from .messages import Event, Kernel, StartKernel
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +50,17 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """At most this many bytes fit into the path of a Unix socket."""
 
 
-def create_backend(spec: BackendSpec, settings: Section, context: BackendContext) -> Backend:
-    """Return the backend of that spec. Its cluster library is imported here and nowhere else."""
-    create: Callable[[Section, BackendContext], Backend] = load_object(
-        spec.create, f"the backend {spec.name}"
-    )
-    return create(settings, context)
+_ANSWER_KEYS = {
+    "kernels": "kernels",
+    "nodes": "nodes",
+    "explain": "decision",
+    "logs": "text",
+    "up": "nodes",
+    "check_policies": "problems",
+    "doctor": "findings",
+    "events": "events",
+}
+"""By operation, the key of an answer that consists of one value. All other answers are values or empty."""
 
 
 class Service:
@@ -64,16 +71,16 @@ class Service:
         self._settings = settings
         self._spec = spec
         self._calls = 0
-        self._idle: asyncio.TimerHandle | None = None
+        self._timers = Timers()
         self.left = asyncio.Event()
-        # Each operation of `operations.ARGUMENTS` is the method of that name, with an underscore.
+        handlers = self._build_handlers()
         self.server = RpcServer(
             {
-                name: Operation(arguments, self._guard(getattr(self, f"_{name}")))
+                name: Operation(arguments, self._guard(name, handlers[name]))
                 for name, arguments in ops.ARGUMENTS.items()
             }
         )
-        self._stop_listening = scheduler.events.listen(self._publish)
+        self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
 
     def greeting(self) -> dict[str, Any]:
@@ -83,17 +90,51 @@ class Service:
 
     async def close(self) -> None:
         self._stop_listening()
-        if self._idle is not None:
-            self._idle.cancel()
+        self._timers.close()
         await self.server.close()
 
+    def _build_handlers(self) -> Mapping[str, Callable[[bytes, Any], Any]]:
+        """Return by operation the function that answers it. It gets the peer and the operation's arguments."""
+        scheduler = self._scheduler
+        return {
+            "hello": lambda peer, _: self.greeting(),
+            "subscribe": self._subscribe,
+            "start": self._start,
+            "cancel": lambda peer, asked: scheduler.cancel(asked.kernel_id, asked.launch_id),
+            "stop": lambda peer, asked: scheduler.stop(asked.kernel_id, asked.grace_s),
+            "signal": lambda peer, asked: scheduler.signal(asked.kernel_id, asked.signum),
+            "kernels": lambda peer, asked: (
+                scheduler.kernels_with_use() if asked.with_use else scheduler.kernels()
+            ),
+            "kernel": lambda peer, asked: scheduler.kernel(asked.kernel_id),
+            "nodes": lambda peer, _: scheduler.nodes(),
+            "adopt": lambda peer, asked: scheduler.adopt(asked.kernel_id, asked.owner),
+            "explain": self._explain,
+            "logs": lambda peer, asked: scheduler.logs(asked.kernel_id, asked.tail_bytes),
+            "drain": lambda peer, asked: scheduler.drain(asked.node_id, asked.on),
+            "warm": lambda peer, asked: scheduler.warm(asked),
+            "up": lambda peer, _: scheduler.warm_up(),
+            "add_policy": lambda peer, asked: scheduler.policies.add(asked),
+            "check_policies": lambda peer, asked: scheduler.policies.find_problems(asked.names),
+            "doctor": lambda peer, _: scheduler.doctor(),
+            "events": lambda peer, asked: scheduler.events.recent(asked.limit),
+            "leave": lambda peer, _: self._leave(),
+        }
+
     def _guard(
-        self, handler: Callable[[bytes, Any], Awaitable[Any]]
+        self, name: str, handler: Callable[[bytes, Any], Any]
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        """Return the handler as a coroutine that counts as a call, and raises errors that can cross the socket."""
+
         async def answer(peer: bytes, arguments: Any) -> Any:
             self._calls += 1
             try:
-                return await handler(peer, arguments)
+                value = handler(peer, arguments)
+                if inspect.isawaitable(value):
+                    value = await value
+                if name in _ANSWER_KEYS:
+                    return {_ANSWER_KEYS[name]: value}
+                return Nothing() if value is None else value
             except RoostError as problem:
                 raise problem.to_remote() from None
             finally:
@@ -102,90 +143,27 @@ class Service:
 
         return answer
 
-    async def _hello(self, peer: bytes, _: ops.Hello) -> dict[str, Any]:
-        return self.greeting()
-
-    async def _subscribe(self, peer: bytes, request: ops.Subscribe) -> Nothing:
+    def _subscribe(self, peer: bytes, request: ops.Subscribe) -> None:
         self._scheduler.owners.watch(request.owner)
         self.server.subscribe(peer)
-        return Nothing()
 
-    async def _start(self, peer: bytes, request: StartKernel) -> Any:
+    def _start(self, peer: bytes, request: StartKernel) -> Awaitable[Kernel]:
         self._spec.check_options(request.request.options)
-        return await self._scheduler.start(request)
+        return self._scheduler.start(request)
 
-    async def _cancel(self, peer: bytes, request: ops.Cancel) -> Nothing:
-        await self._scheduler.cancel(request.kernel_id, request.launch_id)
-        return Nothing()
-
-    async def _stop(self, peer: bytes, request: Stop) -> Any:
-        return await self._scheduler.stop(request.kernel_id, request.grace_s)
-
-    async def _signal(self, peer: bytes, request: Signal) -> Nothing:
-        await self._scheduler.signal(request.kernel_id, request.signum)
-        return Nothing()
-
-    async def _kernels(self, peer: bytes, request: ops.ListKernels) -> dict[str, Any]:
-        if request.with_use:
-            return {"kernels": await self._scheduler.kernels_with_use()}
-        return {"kernels": self._scheduler.kernels()}
-
-    async def _kernel(self, peer: bytes, request: ops.OneKernel) -> Any:
-        return self._scheduler.kernel(request.kernel_id)
-
-    async def _nodes(self, peer: bytes, _: Nothing) -> dict[str, Any]:
-        return {"nodes": await self._scheduler.nodes()}
-
-    async def _adopt(self, peer: bytes, request: ops.AdoptKernel) -> Any:
-        return await self._scheduler.adopt(request.kernel_id, request.owner)
-
-    async def _explain(self, peer: bytes, request: ops.Explain) -> dict[str, Any]:
+    def _explain(self, peer: bytes, request: ops.Explain) -> Awaitable[dict[str, Any]]:
         self._spec.check_options(request.request.options)
-        return {"decision": await self._scheduler.explain(request.request, request.owner)}
+        return self._scheduler.explain(request.request, request.owner)
 
-    async def _logs(self, peer: bytes, request: Logs) -> dict[str, Any]:
-        return {"text": await self._scheduler.logs(request.kernel_id, request.tail_bytes)}
-
-    async def _drain(self, peer: bytes, request: ops.Drain) -> Nothing:
-        await self._scheduler.drain(request.node_id, request.on)
-        return Nothing()
-
-    async def _warm(self, peer: bytes, request: ops.WarmUp) -> Nothing:
-        await self._scheduler.warm(request, Owner(user=""))
-        return Nothing()
-
-    async def _up(self, peer: bytes, _: Nothing) -> dict[str, Any]:
-        return {"nodes": await self._scheduler.warm_up()}
-
-    async def _add_policy(self, peer: bytes, request: ops.AddPolicy) -> Nothing:
-        await self._scheduler.policies.add(request)
-        return Nothing()
-
-    async def _check_policies(self, peer: bytes, request: ops.CheckPolicies) -> dict[str, Any]:
-        return {"problems": await self._scheduler.policies.find_problems(request.names)}
-
-    async def _doctor(self, peer: bytes, _: Nothing) -> dict[str, Any]:
-        return {"findings": await self._scheduler.doctor()}
-
-    async def _events(self, peer: bytes, request: ops.RecentEvents) -> dict[str, Any]:
-        return {"events": self._scheduler.events.recent(request.limit)}
-
-    async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
-        asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
-        return Nothing()
-
-    def _publish(self, event: Event) -> None:
-        if self.server.subscriber_count:
-            self.server.publish(event)
+    def _leave(self) -> None:
+        self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
     def _watch_idleness(self) -> None:
         """Begin a new idle time, because a client has just called."""
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(self._settings.idle_exit_s, self._leave_if_idle)
+        self._timers.later(self._settings.idle_exit_s, self._leave_if_idle, key="idle")
 
     def _leave_if_idle(self) -> None:
-        self._publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
+        self.server.publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
         if self._scheduler.is_idle() and not self._calls and not self.server.subscriber_count:
             log.info("leaving: no clients and no kernels for %g s", self._settings.idle_exit_s)
             self.left.set()
@@ -208,22 +186,24 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             restart_grace_s=settings.restart_grace_s,
             idle_exit_s=settings.idle_exit_s,
         )
-        backend = create_backend(spec, own_settings, context)
+        # The backend's cluster library is imported here and nowhere else.
+        backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
         scheduler = Scheduler(backend, agents, settings, name=scheduler_name(folder), folder=folder)
         service = Service(scheduler, settings, spec)
         decisions = DecisionLog(folder)
-        stop_writing = scheduler.events.listen(decisions)
+        scheduler.events.listen(decisions)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, service.left.set)
         try:
             await scheduler.open()
-            _listen(held, service)
+            path = folder / "socket"
+            path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
+            held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
             await service.left.wait()
         finally:
             await service.close()
             await scheduler.close()
-            stop_writing()
             decisions.close()
 
 
@@ -231,12 +211,6 @@ def scheduler_name(folder: Path) -> str:
     """Return the name that tells this scheduler's leases from those of other schedulers of the cluster."""
     place = hashlib.sha256(f"{socket.gethostname()} {os.getuid()} {folder}".encode()).hexdigest()[:8]
     return f"{folder.name}-{place}"
-
-
-def _listen(held: HeldFolder, service: Service) -> None:
-    path = held.folder / "socket"
-    path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
-    held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
 
 
 def main(arguments: list[str]) -> int:
