@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.tasks import spawn, start_shared
@@ -99,9 +100,7 @@ class Agents:
 
     async def _connect(self, address: AgentAddress) -> AgentClient:
         endpoint = address.endpoint
-        is_connected = (
-            False  # a connection that never existed is not lost: the caller of `client` gets the error
-        )
+        is_connected = False  # until then no connection is lost: the caller of `client` gets the error
 
         def on_event(event: AgentEvent) -> None:
             for listener in list(self._listeners):
@@ -121,6 +120,7 @@ class Agents:
         return client
 
 
+@dataclass(frozen=True, slots=True)
 class AgentCaller:
     """Calls one agent, and repeats a call if the agent was lost: every operation of an agent may be repeated.
 
@@ -128,22 +128,12 @@ class AgentCaller:
     attempt that lost the agent; an error of `on_lost` ends the call. No attempt begins later than `give_up_s`.
     """
 
-    def __init__(
-        self,
-        agents: Agents,
-        resolve: Resolve,
-        *,
-        name: str,
-        on_lost: OnLost,
-        pauses_s: Sequence[float] = (0.0, 0.0, 0.0),
-        give_up_s: float = math.inf,
-    ) -> None:
-        self._agents = agents
-        self._resolve = resolve
-        self._name = name
-        self._on_lost = on_lost
-        self._pauses_s = pauses_s
-        self._give_up_s = give_up_s
+    agents: Agents
+    resolve: Resolve
+    name: str
+    on_lost: OnLost
+    pauses_s: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    give_up_s: float = math.inf
 
     async def call(self, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Return what `call` returns.
@@ -153,22 +143,22 @@ class AgentCaller:
         """
         problem: Exception | None = None
         began = time.monotonic()
-        for pause_s in self._pauses_s:
-            if time.monotonic() - began > self._give_up_s:
+        for pause_s in self.pauses_s:
+            if time.monotonic() - began > self.give_up_s:
                 break
             if pause_s:
                 await asyncio.sleep(pause_s)
             address: AgentAddress | None = None
             try:
-                address = await self._resolve()
-                return await call(await self._agents.client(address))
+                address = await self.resolve()
+                return await call(await self.agents.client(address))
             except (Disconnected, BackendUnavailable) as lost:
                 problem = lost
-                await self._on_lost(address)
+                await self.on_lost(address)
             except RemoteError as refusal:
                 raise _ERRORS.get(refusal.kind, LaunchError)(refusal.message, **refusal.fields) from None
             except (RpcError, asyncio.TimeoutError) as late:
                 raise BackendUnavailable(
-                    f"{self._name} does not answer: {str(late) or 'no answer in time'}"
+                    f"{self.name} does not answer: {str(late) or 'no answer in time'}"
                 ) from late
-        raise BackendUnavailable(f"{self._name} cannot be reached: {problem}") from problem
+        raise BackendUnavailable(f"{self.name} cannot be reached: {problem}") from problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +18,6 @@ from roost.scheduler.errors import LaunchError, UnknownKernel
 from .agent_calls import AgentCaller, Agents
 
 T = TypeVar("T")
-
-_PAUSES_S = (0.0, 0.0, 0.0, 0.0)
-"""Pauses before the attempts to reach an agent."""
 
 
 class Cluster:
@@ -58,10 +56,9 @@ class Cluster:
 
         caller = AgentCaller(
             self.agents,
-            lambda: self.backend.agent(lease),
+            partial(self.backend.agent, lease),
             name=f"the agent on {lease.node_id}",
             on_lost=read_nodes,
-            pauses_s=_PAUSES_S,
         )
         return await caller.call(call)
 

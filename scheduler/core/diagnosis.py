@@ -21,11 +21,10 @@ async def diagnose(
     policies: PolicyCatalog,
 ) -> list[Finding]:
     """Return all findings, worst first; one of level ok if nothing is wrong. Repairs what can be repaired."""
-    reading = await cluster.backend.leases()
-    leases = {lease.id: lease for lease in reading.leases}
-    processes, unanswered = await reconciler.read_processes(reading.leases)
-    settled = [record for record in table.records.values() if record.is_settled]
-    running = {process.kernel_id for process in processes.values() if process.is_running}
+    reading = await reconciler.read(only_own=False)
+    lease_ids = {lease.id for lease in reading.leases}
+    settled = [record for record in table.records.values() if record.start is None]
+    running = {process.kernel_id for process in reading.processes.values() if process.is_running}
     found = [
         _finding("error", f"lease {lease.id} has no kernel", "nothing: it is released now")
         for lease in reading.leases
@@ -34,13 +33,13 @@ async def diagnose(
     found += [
         _finding("error", f"kernel {record.kernel_id} has lost its lease", "nothing: it is dropped now")
         for record in settled
-        if record.lease is not None and record.lease.id not in leases
+        if record.lease is not None and record.lease.id not in lease_ids
     ]
     found += [
         _finding("error", f"kernel {record.kernel_id} is listed but does not run", "nothing: it is noted now")
         for record in settled
         if record.phase is Phase.RUNNING and record.kernel_id not in running
-        if record.lease is None or record.lease.id not in unanswered
+        if record.lease is None or record.lease.id not in reading.unanswered
     ]
     if found:
         reconciler.soon()
@@ -61,12 +60,11 @@ async def diagnose(
     ]
     if away := await _why_away(cluster):
         found.append(_finding("error", away, "look at the cluster: no kernel starts until it is back"))
-    names = {leases[lease_id].node_id or lease_id for lease_id in unanswered} | reading.unreachable
     found += [
         _finding(
             "error", f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
         )
-        for name in sorted(names)
+        for name in sorted(reading.unreachable)
     ]
     found += [
         _finding("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
@@ -76,7 +74,9 @@ async def diagnose(
         _finding("warning", f"policy {name} {problem}", f"correct it: until then {FALLBACK} ranks the nodes")
         for name, problem in sorted(policies.failed.items())
     ]
-    agree = f"{len(table.records)} kernels, {len(leases)} leases and {len(processes)} processes agree"
+    agree = (
+        f"{len(table.records)} kernels, {len(lease_ids)} leases and {len(reading.processes)} processes agree"
+    )
     return found or [_finding("ok", agree, "")]
 
 

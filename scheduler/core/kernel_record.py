@@ -134,11 +134,6 @@ class KernelRecord:
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property
-    def is_settled(self) -> bool:
-        """True while no start is under way."""
-        return self.start is None
-
-    @property
     def runs(self) -> bool:
         """True if the kernel's process runs, as far as its agent has reported."""
         return self.process is not None and self.process.is_running

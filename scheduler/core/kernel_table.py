@@ -24,14 +24,14 @@ Observer = Callable[[KernelRecord], None]
 class KernelTable:
     """Records by kernel id; `ended` has the last kernels that are gone, as they were at their end.
 
-    `name` marks the leases of this scheduler. Observers in `on_exit` and `on_drop` are called after each exit and drop.
+    `name` marks the leases of this scheduler. `on_exit` and `on_drop` are called after each exit and drop.
     """
 
     def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
         self.records: dict[str, KernelRecord] = {}
         self.ended: OrderedDict[str, Kernel] = OrderedDict()
-        self.on_exit: list[Observer] = []
-        self.on_drop: list[Observer] = []
+        self.on_exit: Observer = lambda _: None
+        self.on_drop: Observer = lambda _: None
         self.queue = queue
         self.events = events
         self._name = name
@@ -110,8 +110,7 @@ class KernelTable:
         else:
             record.exit(process)
         self.publish("exited", record, process.reason)
-        for observer in self.on_exit:
-            observer(record)
+        self.on_exit(record)
 
     def drop(self, record: KernelRecord, reason: str) -> None:
         """Forget a kernel that is gone for good, with its lease. May be repeated."""
@@ -127,8 +126,7 @@ class KernelTable:
         if record.lease is not None:
             self.note_released(record.lease.id)
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
-        for observer in self.on_drop:
-            observer(record)
+        self.on_drop(record)
 
     def ended_id(self, prefix: str) -> str:
         """Return the id of the latest ended kernel whose id begins with `prefix`; `prefix` itself if there is none."""

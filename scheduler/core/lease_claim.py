@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.launchers.protocol.messages import Launch
 from roost.placement import Decision, Node, Snapshot
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.errors import (
-    BackendUnavailable,
-    LaunchError,
-    LeaseConflict,
-    NoNodeEver,
-    NoNodeNow,
-)
+from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.service.messages import StartKernel
 
 from .cluster import Cluster
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
-from .node_hold import find_hold, held_for_elders
-from .queue import Ticket
+from .queue import find_hold, held_for_elders
 
 _AWAY_S = 1.0
 """How long a queued start waits between two checks of an `away` manager."""
@@ -34,8 +27,6 @@ _SKIP_S = (1.0, 30.0)
 figures may be ahead of the resources that it can grant."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
-
-
 ANYWHERE = ""
 """The node of a claim that leaves the choice to the manager, and the key of a refusal that concerns all nodes."""
 
@@ -55,24 +46,15 @@ def build_launch(start: StartKernel, deadline_s: float) -> Launch:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class LeaseClaimer:
     """Takes leases for starts. `clock` is monotonic; deadlines are times on it."""
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        table: KernelTable,
-        policies: PolicyCatalog,
-        *,
-        reserve_after_s: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self._cluster = cluster
-        self._table = table
-        self._queue = table.queue
-        self._policies = policies
-        self._reserve_after_s = reserve_after_s
-        self._clock = clock
+    cluster: Cluster
+    table: KernelTable
+    policies: PolicyCatalog
+    reserve_after_s: float
+    clock: Callable[[], float]
 
     async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Take a lease for the record, and wait until it is held.
@@ -82,7 +64,7 @@ class LeaseClaimer:
         """
         avoid: dict[str, _Skipped] = {}
         if record.lease is not None:
-            record.lease = await self._cluster.backend.claim(record.lease)
+            record.lease = await self.cluster.backend.claim(record.lease)
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, avoid)
@@ -93,7 +75,7 @@ class LeaseClaimer:
                 return
             except LeaseConflict as problem:
                 assert record.lease is not None
-                await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
+                await self.cluster.backend.release(record.lease)  # the next claim has the same lease id
                 self._refuse(record, str(problem))
 
     async def _queue_and_claim(
@@ -102,67 +84,68 @@ class LeaseClaimer:
         """Wait for room and claim it. On return the record has a lease, held or pending."""
         environment = start.argv[0] if start.may_fork and start.argv else ""
         request = replace(record.request, environment=environment)
-        began = self._clock()
-        record.ticket = ticket = self._queue.join(record.kernel_id, _line(record))
+        queue, began = self.table.queue, self.clock()
+        record.ticket = ticket = queue.join(record.kernel_id, _line(record))
         decision: Decision | None = None
         try:
             while True:
                 try:
-                    await self._queue.turn(ticket, deadline)
+                    await queue.turn(ticket, deadline)
                 except asyncio.TimeoutError:
-                    raise self._out_of_time(ticket, decision, start.launch_timeout_s) from None
+                    position, waits_for = queue.place(ticket)
+                    waited = f"{start.launch_timeout_s:g} s at position {position}"
+                    document = decision.to_dict() if decision else None
+                    raise _out_of_time(waited, waits_for, position, document) from None
                 record.check_wanted()
                 try:
-                    snapshot = await self._cluster.snapshot()
+                    snapshot = await self.cluster.snapshot()
                 except BackendUnavailable as problem:
                     if decision is None:
                         raise
                     # The manager was there before: a start that waits for room waits for the manager as well.
-                    self._queue.explain(ticket, str(problem))
-                    asyncio.get_running_loop().call_later(_AWAY_S, ticket.event.set)
+                    queue.explain(ticket, str(problem))
+                    queue.retry(ticket, _AWAY_S)
                     continue
-                looked = self._clock()
+                looked = self.clock()
                 if ANYWHERE in avoid and avoid[ANYWHERE].holds(snapshot, looked):
                     continue
                 reasons = {name: _REFUSED for name, skip in avoid.items() if skip.holds(snapshot, looked)}
                 held = held_for_elders(
-                    ticket, request, self._queue.heads(), now=looked, after_s=self._reserve_after_s
+                    ticket, request, queue.heads(), now=looked, after_s=self.reserve_after_s
                 )
                 reasons |= dict.fromkeys(held, _KEPT)
-                decision = await self._policies.decide(
-                    record.request.policy, request, snapshot, avoid=reasons
-                )
-                if decision.placement is None and not self._cluster.backend.adds_nodes:
+                decision = await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
+                if decision.placement is None and not self.cluster.backend.adds_nodes:
                     if decision.is_never:
                         raise no_node(decision)
                     ticket.hold = find_hold(decision, snapshot)
-                    self._queue.explain(ticket, decision.reason)
+                    queue.explain(ticket, decision.reason)
                     continue
-                placed = self._clock()
+                placed = self.clock()
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
                 conflict = await self._claim(record, decision, build_launch(start, deadline - placed))
                 if conflict is None:
-                    record.timing_ms["leased"] = (self._clock() - placed) * 1e3
+                    record.timing_ms["leased"] = (self.clock() - placed) * 1e3
                     return
                 node_id = decision.placement.node_id if decision.placement else ANYWHERE
                 node = snapshot.node(node_id) if node_id in snapshot else None
                 node_id = ANYWHERE if conflict.is_everywhere else node_id
-                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node, self._clock())
-                asyncio.get_running_loop().call_later(skip.for_s, ticket.event.set)
+                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node, self.clock())
+                queue.retry(ticket, skip.for_s)
                 if node_id == ANYWHERE:
-                    self._queue.explain(ticket, str(conflict))
+                    queue.explain(ticket, str(conflict))
                 else:
                     ticket.event.set()
         finally:
-            self._queue.leave(ticket)
+            queue.leave(ticket)
             record.ticket = None
 
     async def _claim(self, record: KernelRecord, decision: Decision, launch: Launch) -> LeaseConflict | None:
         """Claim the placement (without one, a node that the manager adds); return the conflict if it refuses."""
         placement = decision.placement
         wanted = Lease(
-            id=self._table.lease_id(record.kernel_id, record.launch_id),
+            id=self.table.lease_id(record.kernel_id, record.launch_id),
             kernel_id=record.kernel_id,
             node_id=placement.node_id if placement else ANYWHERE,
             device_ids=placement.device_ids if placement else (),
@@ -171,9 +154,9 @@ class LeaseClaimer:
             state="pending",
         )
         record.claim(wanted, decision.to_dict())
-        self._table.publish("placed", record, decision.reason)
+        self.table.publish("placed", record, decision.reason)
         try:
-            granted = await self._cluster.backend.claim(
+            granted = await self.cluster.backend.claim(
                 replace(wanted, state="held"), replace(launch, lease_id=wanted.id)
             )
         except LeaseConflict as problem:
@@ -190,17 +173,14 @@ class LeaseClaimer:
         """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
         assert record.lease is not None
         record.wait_for_manager(record.lease)
-        self._table.publish("queued", record, record.lease.reason)
+        self.table.publish("queued", record, record.lease.reason)
         while record.lease.state == "pending":
             record.lease_changed.clear()
             try:
-                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - self._clock()))
+                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - self.clock()))
             except asyncio.TimeoutError:
-                raise NoNodeNow(
-                    f"waited {start.launch_timeout_s:g} s: {record.lease.reason or 'the cluster did not answer'}.",
-                    position=1,
-                    decision=dict(record.decision) if record.decision else None,
-                ) from None
+                waited = f"{start.launch_timeout_s:g} s"
+                raise _out_of_time(waited, record.lease.reason, 1, record.decision) from None
             record.check_wanted()
         if record.lease.state == "lost":
             raise (LaunchError if record.lease.is_final else LeaseConflict)(record.lease.reason)
@@ -208,20 +188,12 @@ class LeaseClaimer:
 
     def _hold(self, record: KernelRecord, lease: Lease) -> None:
         record.launch(lease)
-        self._table.publish("leased", record)
+        self.table.publish("leased", record)
 
     def _refuse(self, record: KernelRecord, reason: str) -> None:
         node_id = record.lease.node_id if record.lease else ""
         record.refuse()
-        self._table.publish("conflict", record, f"{node_id}: {reason}" if node_id else reason)
-
-    def _out_of_time(self, ticket: Ticket, decision: Decision | None, timeout_s: float) -> NoNodeNow:
-        position, waits_for = self._queue.place(ticket)
-        return NoNodeNow(
-            f"waited {timeout_s:g} s at position {position}: {waits_for or 'the cluster did not answer'}.",
-            position=position,
-            decision=decision.to_dict() if decision else None,
-        )
+        self.table.publish("conflict", record, f"{node_id}: {reason}" if node_id else reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +214,11 @@ class _Skipped:
     def holds(self, snapshot: Snapshot, now: float) -> bool:
         """True while the node would refuse again."""
         return now - self.since < self.for_s and (self.node is None or _is_unchanged(self.node, snapshot))
+
+
+def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[str, Any] | None) -> NoNodeNow:
+    reason = f"waited {waited}: {waits_for or 'the cluster did not answer'}."
+    return NoNodeNow(reason, position=position, decision=dict(decision) if decision else None)
 
 
 def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:

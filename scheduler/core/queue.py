@@ -3,23 +3,31 @@
 Requests for the same amounts under the same policy form a line, first come first served. Only the head of a line is
 placed: when it becomes the head, and on every change of the cluster. Lines do not wait for each other: a request for a
 GPU does not delay a request for a CPU. The heads try in the order of their arrival, so that freed resources go to the
-longest-waiting request that fits.
+longest-waiting request that fits. A node is reserved for a request that waits long (`NodeHold`), so that small requests
+cannot starve a large one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from roost.launchers.daemon.tasks import Clock, Timers
-
-if TYPE_CHECKING:
-    from .node_hold import NodeHold
+from roost.launchers.daemon.tasks import Timers
+from roost.placement import Decision, Request, Snapshot
 
 _REPORT_AFTER_S = 0.1
 """How long changes of position are collected. One departure from a line of a hundred moves ninety-nine."""
+AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
+"""The filters about amounts, and the field of a request that each looks at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHold:
+    """A node where a request waits for room, and the amounts (fields of a request) that are short there."""
+
+    node_id: str
+    amounts: frozenset[str]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -38,20 +46,16 @@ class Ticket:
 class Queue:
     """The lines. `on_moved` is called with a kernel's id after its position or its reason has changed.
 
-    `clock` is monotonic, and `timers` is the clock of the reports (the event loop by default).
+    `clock` is monotonic. The owner of `timers` closes them.
     """
 
     def __init__(
-        self,
-        *,
-        on_moved: Callable[[str], None],
-        clock: Callable[[], float],
-        timers: Clock | None = None,
+        self, *, on_moved: Callable[[str], None], clock: Callable[[], float], timers: Timers
     ) -> None:
         self._lines: dict[Hashable, list[Ticket]] = {}
         self._on_moved = on_moved
         self._clock = clock
-        self._timers = Timers(timers)
+        self._timers = timers
 
     def join(self, kernel_id: str, line: Hashable) -> Ticket:
         """Take the last place in a line."""
@@ -97,6 +101,10 @@ class Queue:
         """Return the head of each line, oldest first."""
         return sorted((tickets[0] for tickets in self._lines.values()), key=lambda ticket: ticket.joined_at)
 
+    def retry(self, ticket: Ticket, delay_s: float) -> None:
+        """Have the ticket's request placed again after this time."""
+        self._timers.later(delay_s, ticket.event.set)
+
     def explain(self, ticket: Ticket, waits_for: str) -> None:
         """Note the reason why the head of a line waits."""
         if ticket.waits_for != waits_for:
@@ -111,9 +119,6 @@ class Queue:
         position = tickets.index(ticket) + 1
         return position, tickets[0].waits_for
 
-    def close(self) -> None:
-        self._timers.close()
-
     def _report_soon(self) -> None:
         if "report" not in self._timers:
             self._timers.later(_REPORT_AFTER_S, self._report, key="report")
@@ -125,3 +130,42 @@ class Queue:
                 if now != ticket.reported:
                     ticket.reported = now
                     self._on_moved(ticket.kernel_id)
+
+
+def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
+    """Return the node that is likely to have room first for a refused request.
+
+    It is the freest of the nodes that lack only amounts.
+    """
+    short: dict[str, set[str]] = {}
+    unfit = set()
+    for refusal in decision.refusals:
+        if refusal.when == "now" and refusal.filter in AMOUNTS:
+            short.setdefault(refusal.node_id, set()).add(AMOUNTS[refusal.filter])
+        elif refusal.filter != "avoid":
+            unfit.add(refusal.node_id)
+    nodes = [snapshot.node(node_id) for node_id in short.keys() - unfit]
+    if not nodes:
+        return None
+    best = max(
+        sorted(nodes, key=lambda n: n.id), key=lambda n: (n.gpus_free, n.memory_free_bytes, n.cpus_free)
+    )
+    return NodeHold(node_id=best.id, amounts=frozenset(short[best.id]))
+
+
+def held_for_elders(
+    ticket: Ticket, request: Request, heads: Iterable[Ticket], *, now: float, after_s: float
+) -> frozenset[str]:
+    """Return the nodes reserved for requests that have waited longer than `ticket`, and at least `after_s`.
+
+    Only requests for the same kind of amounts count. `heads` are the heads of the queue, oldest first.
+    """
+    held = set()
+    for elder in heads:
+        if elder is ticket:
+            break
+        hold = elder.hold
+        has_waited = now - elder.joined_at >= after_s
+        if hold is not None and has_waited and any(getattr(request, amount) for amount in hold.amounts):
+            held.add(hold.node_id)
+    return frozenset(held)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.rpc import RpcError
-from roost.scheduler.backends.base import BackendEvent, LeaseReading
+from roost.scheduler.backends.base import BackendEvent
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel
 
 from .cluster import Cluster
@@ -24,7 +24,6 @@ from .ender import RETRY_S, KernelEnder
 from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable
 from .owner_watch import OwnerWatch
-from .queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +31,20 @@ T = TypeVar("T")
 
 _ANSWER_S = 5.0
 """How long one agent may take to list its kernels. A slow agent delays nobody else's kernels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Leases, and the processes in them by lease id.
+
+    `unanswered` are the ids of leases whose agents do not answer. `unreachable` names these agents, and the agents that
+    the backend could not ask for their leases.
+    """
+
+    leases: Sequence[Lease]
+    processes: Mapping[str, KernelProcess]
+    unanswered: Set[str]
+    unreachable: Set[str]
 
 
 class Reconciler:
@@ -43,18 +56,15 @@ class Reconciler:
         table: KernelTable,
         ender: KernelEnder,
         owners: OwnerWatch,
-        queue: Queue,
         timers: Timers,
-        *,
         claim_grace_s: float,
     ) -> None:
-        self.unreachable: frozenset[str] = frozenset()
-        """Agents that did not answer the last reading: kernels that no lease shows may live there."""
+        self.unreachable: Set[str] = frozenset()
+        """Agents that could not be asked for their leases: kernels that no lease shows may live there."""
         self._cluster = cluster
         self._table = table
         self._ender = ender
         self._owners = owners
-        self._queue = queue
         self._timers = timers
         self._claim_grace_s = claim_grace_s
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -74,14 +84,22 @@ class Reconciler:
         """Reconcile again: an agent was lost, or an undo failed."""
         self._timers.later(delay_s, lambda: spawn(self._read_back_or_retry(), self._tasks, log))
 
-    async def read_processes(self, leases: Sequence[Lease]) -> tuple[dict[str, KernelProcess], set[str]]:
-        """Return the kernel processes by lease id, and the ids of the leases whose agents do not answer.
+    async def read(self, *, only_own: bool) -> Reading:
+        """Read all leases, or only this scheduler's, and ask their agents for the processes in them.
 
         Each agent is asked once: leases with the same agent address share the answer.
         """
-        answers, unreachable = await self._ask_each_agent(leases, lambda agent: agent.holdings())
-        processes = {process.lease_id: process for answer in answers for process in answer.kernels}
-        return processes, unreachable
+        reading = await self._cluster.backend.leases()
+        leases = [lease for lease in reading.leases if not only_own or self._table.is_own(lease)]
+        answers, unanswered = await self._ask_each_agent(leases, lambda agent: agent.holdings())
+        self.unreachable = reading.unreachable
+        names = {lease.node_id or lease.id for lease in leases if lease.id in unanswered}
+        return Reading(
+            leases=leases,
+            processes={process.lease_id: process for answer in answers for process in answer.kernels},
+            unanswered=unanswered,
+            unreachable=names | reading.unreachable,
+        )
 
     async def read_use(self, leases: Sequence[Lease]) -> dict[str, KernelUse]:
         """Return the CPU and memory that kernels use, by kernel id. Kernels of unreachable agents are left out."""
@@ -135,20 +153,18 @@ class Reconciler:
     async def _reconcile(self) -> None:
         # Leases are compared with the records as they were before the reading: a lease taken meanwhile is not in it.
         before = {
-            id(r): r.lease for r in self._table.records.values() if r.is_settled or r.phase is Phase.PENDING
+            id(r): r.lease
+            for r in self._table.records.values()
+            if r.start is None or r.phase is Phase.PENDING
         }
-        reading: LeaseReading = await self._cluster.backend.leases()
-        leases = [lease for lease in reading.leases if self._table.is_own(lease)]
-        processes, unreachable = await self.read_processes(leases)
-        self.unreachable = reading.unreachable
-        if unreachable or reading.unreachable:
-            names = {lease.node_id or lease.id for lease in leases if lease.id in unreachable}
-            log.warning("agents are unreachable: %s", ", ".join(sorted(names | reading.unreachable)))
+        reading = await self.read(only_own=True)
+        if reading.unreachable:
+            log.warning("agents are unreachable: %s", ", ".join(sorted(reading.unreachable)))
             self.soon(RETRY_S)
-        for lease in leases:
-            self._match(lease, processes.get(lease.id), is_known=lease.id not in unreachable)
-        self._drop_lost(before, {lease.id for lease in leases})
-        self._queue.wake()
+        for lease in reading.leases:
+            self._match(lease, reading.processes.get(lease.id), is_known=lease.id not in reading.unanswered)
+        self._drop_lost(before, {lease.id for lease in reading.leases})
+        self._table.queue.wake()
 
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
         """Compare one lease with its record. `is_known`: its agent has answered, so no process means none."""
@@ -185,7 +201,7 @@ class Reconciler:
             lease = before.get(id(record))
             if lease is None or lease is not record.lease or lease.id in found:
                 continue
-            if record.is_settled:
+            if record.start is None:
                 self._table.drop(record, "its lease is gone")
                 self._table.forget_released(lease.id)  # nobody released it: it may be found again
             elif record.phase is Phase.PENDING:
@@ -198,7 +214,7 @@ class Reconciler:
     async def _follow_backend(self) -> None:
         async for event in self._cluster.backend.events():
             if event.kind == "nodes":
-                self._queue.wake()
+                self._table.queue.wake()
             elif event.kind == "resync":
                 self.soon()
             else:

@@ -40,7 +40,7 @@ from .events import EventStream
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, with_defaults
-from .owner_watch import OwnerRules, OwnerWatch
+from .owner_watch import OwnerWatch
 from .queue import Queue
 from .reconcile import Reconciler
 from .start import StartRunner
@@ -65,36 +65,20 @@ class Scheduler:
         timers: Clock | None = None,
     ) -> None:
         self.events = EventStream()
-        self.owners = OwnerWatch()
         self._settings = settings
         self._timers = Timers(timers)
-        self._queue = Queue(on_moved=self._on_moved, clock=clock, timers=timers)
+        self._queue = Queue(on_moved=self._on_moved, clock=clock, timers=self._timers)
         self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
         self._table = KernelTable(self._queue, self.events, name=name)
         self._ender = KernelEnder(self._cluster, self._table, self._timers)
-        self._rules = OwnerRules(
-            self.owners,
-            self._table,
-            self._ender,
-            self._timers,
-            grace_s=settings.owner_grace_s,
-            orphan_after_s=settings.orphan_after_s,
-        )
+        self.owners = OwnerWatch(self._table, self._ender, self._timers, settings)
         self.reconciler = Reconciler(
-            self._cluster,
-            self._table,
-            self._ender,
-            self.owners,
-            self._queue,
-            self._timers,
-            claim_grace_s=settings.claim_grace_s,
+            self._cluster, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=clock)
         self.policies = PolicyCatalog(settings, self._recent)
-        claimer = LeaseClaimer(
-            self._cluster, self._table, self.policies, reserve_after_s=settings.reserve_after_s, clock=clock
-        )
-        self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler, clock=clock)
+        claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s, clock)
+        self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler, clock)
 
     async def open(self) -> None:
         """Join the cluster and read back the kernels of earlier schedulers."""
@@ -108,11 +92,10 @@ class Scheduler:
         for end in ends:
             end.cancel()
         await asyncio.gather(*ends, return_exceptions=True)
-        self._queue.close()
         self._timers.close()
         self._recent.close()
         await self.policies.close()
-        for part in (self._rules, self._ender, self.reconciler, self._cluster.backend, self._cluster.agents):
+        for part in (self.owners, self._ender, self.reconciler, self._cluster.backend, self._cluster.agents):
             await part.close()
 
     @property

@@ -41,7 +41,6 @@ class StartRunner:
         table: KernelTable,
         claimer: LeaseClaimer,
         reconciler: Reconciler,
-        *,
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster

@@ -9,7 +9,7 @@ import numpy as np
 
 from roost.placement import Decision, Pipeline, Snapshot
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.core.node_hold import AMOUNTS
+from roost.scheduler.core.queue import AMOUNTS
 
 STALE_AFTER_S = 30.0
 """Metrics older than this cause a warning."""

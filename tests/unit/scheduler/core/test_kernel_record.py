@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
 from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
@@ -40,7 +41,7 @@ def test_every_phase_has_a_state_and_an_end() -> None:
 
 
 def test_a_pending_lease_counts_as_a_place_in_the_queue() -> None:
-    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0)
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
     kernel = record(Phase.CLAIMING)
     kernel.wait_for_manager(LEASE)
     shown = kernel.view(queue)

@@ -9,6 +9,7 @@ import pytest
 from fake_cluster import World, world
 from manual_clock import ManualClock
 
+from roost.launchers.daemon.tasks import Timers
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.queue import Queue
 from roost.scheduler.errors import Cancelled
@@ -106,7 +107,7 @@ async def test_small_ones_pass_a_large_one_that_has_just_come(tmp_path: Path) ->
 
 async def test_the_first_of_a_line_tries_only_when_something_changed() -> None:
     now = 0.0
-    queue = Queue(on_moved=lambda _: None, clock=lambda: now)
+    queue = Queue(on_moved=lambda _: None, clock=lambda: now, timers=Timers())
     first, second = queue.join("a", "line"), queue.join("b", "line")
     await queue.turn(first, 1.0)
     with pytest.raises(asyncio.TimeoutError):
@@ -118,13 +119,12 @@ async def test_the_first_of_a_line_tries_only_when_something_changed() -> None:
     queue.leave(first)
     await queue.turn(second, 1.0)
     assert [ticket.kernel_id for ticket in queue.heads()] == ["b"]
-    queue.close()
 
 
 async def test_changes_are_reported_together_and_once() -> None:
     reported: list[str] = []
     clock = ManualClock()
-    queue = Queue(on_moved=reported.append, clock=clock.time, timers=clock)
+    queue = Queue(on_moved=reported.append, clock=clock.time, timers=Timers(clock))
     tickets = [queue.join(str(i), "line") for i in range(3)]
     queue.explain(tickets[0], "room")
     clock.advance(0.15)
@@ -133,13 +133,11 @@ async def test_changes_are_reported_together_and_once() -> None:
     queue.leave(tickets[2])
     clock.advance(0.15)
     assert reported == ["0", "1", "2"]
-    queue.close()
 
 
 async def test_the_next_in_line_waits_for_what_the_one_before_did_until_it_has_looked() -> None:
-    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0)
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
     first, second = queue.join("a", "line"), queue.join("b", "line")
     queue.explain(first, "no node has room now")
     queue.leave(first)
     assert queue.place(second) == (1, "no node has room now")
-    queue.close()
