@@ -31,12 +31,14 @@ def diagnose(arguments: argparse.Namespace) -> int:
     findings: list[Finding] = list(kernelspecs.find_problems())
     try:
         client = connect_scheduler(arguments)
-        reported, service = wait_for(client.doctor()), wait_for(client.service())
+        service, reported = wait_for(client.service()), wait_for(client.doctor())
         findings += reported
         cluster = " at ".join(filter(None, describe_cluster(service).values()))
         findings.append({"level": "ok", "what": f"the cluster is {cluster}", "do": ""})
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"
+        if pid := getattr(error, "fields", {}).get("pid"):
+            do = f"read this log; if the service hangs, `kill -9 {pid}` ends it, and the next command starts another"
         findings.append({"level": "error", "what": str(error), "do": do})
     if arguments.json:
         print_json({"findings": findings})

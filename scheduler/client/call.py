@@ -67,6 +67,4 @@ def wait_for(call: Call[T], timeout_s: float = ANSWER_S) -> T:
     try:
         return call.result(timeout_s)
     except TimeoutError:
-        raise BackendUnavailable(
-            f"The scheduler did not answer within {timeout_s:g} s: see `roost doctor`."
-        ) from None
+        raise BackendUnavailable(f"The scheduler did not answer within {timeout_s:g} s.") from None

@@ -19,7 +19,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 from .call import Call
 from .identity import this_owner
-from .service_connection import ServiceConnection
+from .service_connection import RETRY_S, ServiceConnection, no_answer
 
 __all__ = ["Call", "Client", "connect", "user_folder"]
 
@@ -50,8 +51,6 @@ CALL_DEADLINE_S = 20.0
 _WARM_S = 100.0
 """How long a call waits for agents to start or to warm up."""
 _CLOSE_S = 5.0
-_REPEAT_S = (0.02, 1.0)
-"""First and longest pause before a call is repeated."""
 
 T = TypeVar("T")
 
@@ -84,66 +83,67 @@ class Client:
 
         If the service does not answer, the call is repeated for `repeat_s`.
         """
-        arguments = {"kernel_id": kernel_id, "grace_s": float(grace_s)}
-        return self._run(self._kernel("stop", arguments, repeat_s + grace_s))
+        deadline_s = repeat_s + grace_s
+        return self._ask("stop", _to_kernel, deadline_s, kernel_id=kernel_id, grace_s=float(grace_s))
 
     def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
         """Cancel a start. The start's caller gets `Cancelled`."""
-        return self._run(self._nothing("cancel", {"kernel_id": kernel_id, "launch_id": launch_id}))
+        return self._ask("cancel", _to_nothing, kernel_id=kernel_id, launch_id=launch_id)
 
     def signal(self, kernel_id: str, signum: int) -> Call[None]:
         """Send a signal to the kernel's process group."""
-        return self._run(self._nothing("signal", {"kernel_id": kernel_id, "signum": int(signum)}))
+        return self._ask("signal", _to_nothing, kernel_id=kernel_id, signum=int(signum))
 
     def kernels(self, *, with_use: bool = False) -> Call[list[Kernel]]:
         """Return all kernels, including queued ones, without their connections.
 
         `with_use` adds the CPU and memory that each kernel uses; that asks all agents.
         """
-        return self._run(self._listed("kernels", {"with_use": with_use}, "kernels", Kernel))
+        return self._ask(
+            "kernels", lambda answer: [_to_kernel(item) for item in answer["kernels"]], with_use=with_use
+        )
 
     def kernel(self, kernel_id: str) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`."""
-        return self._run(self._kernel("kernel", {"kernel_id": kernel_id}, CALL_DEADLINE_S))
+        return self._ask("kernel", _to_kernel, kernel_id=kernel_id)
 
     def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
         """Adopt a kernel of another application, and return it with its connection; raises `UnknownKernel`.
 
         The kernel then belongs to this application, as if this application had started it.
         """
-        arguments = {"kernel_id": kernel_id, "owner": owner or this_owner()}
-        return self._run(self._kernel("adopt", arguments, CALL_DEADLINE_S))
+        return self._ask("adopt", _to_kernel, kernel_id=kernel_id, owner=owner or this_owner())
 
     def service(self) -> Call[dict[str, Any]]:
         """Return the service's `version`, `pid`, `backend` and cluster `address` (empty if it has none)."""
-        return self._run(self._call("hello", {"protocol": PROTOCOL, "version": VERSION}))
+        return self._ask("hello", dict, protocol=PROTOCOL, version=VERSION)
 
     def nodes(self) -> Call[list[dict[str, Any]]]:
         """Return the nodes with their promised and used resources."""
-        return self._run(self._field("nodes", {}, "nodes"))
+        return self._ask("nodes", itemgetter("nodes"))
 
     def explain(self, request: Request) -> Call[dict[str, Any]]:
         """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies."""
-        return self._run(self._field("explain", {"request": request, "owner": this_owner()}, "decision"))
+        return self._ask("explain", itemgetter("decision"), request=request, owner=this_owner())
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
         """Return the end of a kernel's log (its stdout and stderr)."""
-        return self._run(self._field("logs", {"kernel_id": kernel_id, "tail_bytes": tail_bytes}, "text"))
+        return self._ask("logs", itemgetter("text"), kernel_id=kernel_id, tail_bytes=tail_bytes)
 
     def drain(self, node_id: str, on: bool = True) -> Call[None]:
         """Drain a node: place no more kernels on it. With `on=False`, place kernels on it again."""
-        return self._run(self._nothing("drain", {"node_id": node_id, "on": on}))
+        return self._ask("drain", _to_nothing, node_id=node_id, on=on)
 
     def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
         """Warm a zygote for kernels of this `argv` and `env`, on the node where such a kernel would be placed now.
 
         On another machine, `env` is added to the node's own environment.
         """
-        return self._run(self._nothing("warm", {"argv": list(argv), "env": dict(env)}, _WARM_S))
+        return self._ask("warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env))
 
     def up(self) -> Call[int]:
         """Start the agents of all nodes, and return their number. Later starts do not wait for an agent."""
-        return self._run(self._up())
+        return self._ask("up", itemgetter("nodes"), _WARM_S)
 
     def add_policy(self, name: str, policy: object) -> Call[None]:
         """Add a policy under `name`: an object, a class, or a function of a `Workload`.
@@ -151,26 +151,21 @@ class Client:
         The service runs the policy's code and keeps it until the service ends. The client sends it again to a new
         service, before the first call that needs it. Raises `ConfigError` if the policy cannot be pickled.
         """
-        given = {
-            "name": name,
-            "pickled": pack_policy(name, policy),
-            "python": PYTHON,
-            "token": uuid.uuid4().hex,
-        }
-        self._policies[name] = given
-        return self._run(self._nothing("add_policy", given))
+        pickled, token = pack_policy(name, policy), uuid.uuid4().hex
+        self._policies[name] = given = {"name": name, "pickled": pickled, "python": PYTHON, "token": token}
+        return self._ask("add_policy", _to_nothing, **given)
 
     def check_policies(self, names: Sequence[str]) -> Call[dict[str, str]]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
-        return self._run(self._field("check_policies", {"names": list(names)}, "problems"))
+        return self._ask("check_policies", itemgetter("problems"), names=list(names))
 
     def doctor(self) -> Call[list[dict[str, Any]]]:
         """Return the service's findings: errors, warnings, and checks that passed."""
-        return self._run(self._field("doctor", {}, "findings"))
+        return self._ask("doctor", itemgetter("findings"))
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
         """Return the latest events, oldest first."""
-        return self._run(self._listed("events", {"limit": limit}, "events", Event))
+        return self._ask("events", lambda answer: [_to_event(item) for item in answer["events"]], limit=limit)
 
     def listen(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call `callback` with every event, on the client's thread. Return a function that ends this.
@@ -179,7 +174,7 @@ class Client:
         listener, a lost connection is replaced at once.
         """
         self._listeners.append(callback)
-        self._run(self._joined())
+        self._run(self._connection.connect(time.monotonic() + CALL_DEADLINE_S))
 
         def stop() -> None:
             if callback in self._listeners:
@@ -222,6 +217,16 @@ class Client:
         loop = self._loop or self._start_thread()
         return Call(asyncio.run_coroutine_threadsafe(work, loop), self._thread)
 
+    def _ask(
+        self, op: str, read: Callable[[Any], T], deadline_s: float = CALL_DEADLINE_S, /, **arguments: Any
+    ) -> Call[T]:
+        """Call the service, and return its answer as `read` returns it."""
+
+        async def ask() -> T:
+            return read(await self._call(op, arguments, deadline_s))
+
+        return self._run(ask())
+
     def _start_thread(self) -> asyncio.AbstractEventLoop:
         with self._starting:
             if self._loop is None:
@@ -244,12 +249,9 @@ class Client:
             # A call that lost its connection may have begun to open another one meanwhile.
             await self._connection.close()
 
-    async def _joined(self) -> None:
-        await self._connection.connect(time.monotonic() + CALL_DEADLINE_S)
-
     def _on_event(self, message: Mapping[str, Any]) -> None:
         if self._listeners:
-            self._notify(decode(Event, message, ignore_unknown=True))
+            self._notify(_to_event(message))
 
     def _notify(self, event: Event) -> None:
         for listener in list(self._listeners):
@@ -260,77 +262,66 @@ class Client:
 
     # Calls
 
-    async def _call(
-        self, op: str, arguments: StartKernel | Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S
-    ) -> Any:
+    async def _call(self, op: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
         """Call the service. If the connection is lost, repeat the call on a new one until the deadline."""
         deadline = time.monotonic() + deadline_s
         message = arguments
-        pauses = backoff(*_REPEAT_S)
+        pauses = backoff(*RETRY_S)
         sent_at: float | None = None
         while True:
             connection = await self._connection.connect(deadline)
-            if isinstance(arguments, StartKernel):  # a repeated start has only the rest of its time
+            if "launch_timeout_s" in arguments:  # a repeated start has only the rest of its time
                 now = time.monotonic()
                 sent_at = sent_at or now
-                message = replace(
-                    arguments, launch_timeout_s=max(0.1, arguments.launch_timeout_s - (now - sent_at))
-                )
+                rest_s = arguments["launch_timeout_s"] - (now - sent_at)
+                message = {**arguments, "launch_timeout_s": max(0.1, rest_s)}
             try:
-                await self._send_policy(connection, arguments, deadline)
+                await self._send_policy(connection, arguments.get("request"), deadline)
                 return await connection.call(op, message, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None
             except (rpc.Disconnected, rpc.Unauthorized):
                 log.debug("connection lost during %s: calling again", op)
             except asyncio.TimeoutError:
-                raise BackendUnavailable(
-                    f"The scheduler service ({self.backend}) did not answer `{op}` within {deadline_s:g} s."
-                ) from None
+                outcome = f"did not answer `{op}` within {deadline_s:g} s"
+                raise no_answer(self.backend, self.options, outcome) from None
             await asyncio.sleep(next(pauses))
 
-    async def _send_policy(
-        self, connection: RpcClient, arguments: StartKernel | Mapping[str, Any], deadline: float
-    ) -> None:
+    async def _send_policy(self, connection: RpcClient, request: Request | None, deadline: float) -> None:
         """Send the request's policy first, if it is this process's own. A new connection may lead to a new service."""
-        request = arguments.request if isinstance(arguments, StartKernel) else arguments.get("request")
-        given = self._policies.get(request.policy) if isinstance(request, Request) else None
+        given = self._policies.get(request.policy) if request is not None else None
         if given is not None and self._sent_policies.get(given["name"]) != (given["token"], connection):
             await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
             self._sent_policies[given["name"]] = given["token"], connection
 
-    async def _nothing(
-        self, op: str, arguments: Mapping[str, Any], deadline_s: float = CALL_DEADLINE_S
-    ) -> None:
-        await self._call(op, arguments, deadline_s)
-
-    async def _up(self) -> int:
-        return int((await self._call("up", {}, _WARM_S))["nodes"])
-
-    async def _field(self, op: str, arguments: Mapping[str, Any], name: str) -> Any:
-        return (await self._call(op, arguments))[name]
-
-    async def _listed(self, op: str, arguments: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
-        items = (await self._call(op, arguments))[name]
-        return [decode(kind, item, ignore_unknown=True) for item in items]
-
-    async def _kernel(self, op: str, arguments: StartKernel | Mapping[str, Any], deadline_s: float) -> Kernel:
-        return decode(Kernel, await self._call(op, arguments, deadline_s), ignore_unknown=True)
-
     async def _start(self, start: StartKernel) -> Kernel:
         try:
-            return await self._kernel("start", start, start.launch_timeout_s + CALL_DEADLINE_S)
+            arguments = {each.name: getattr(start, each.name) for each in fields(start)}
+            return _to_kernel(await self._call("start", arguments, start.launch_timeout_s + CALL_DEADLINE_S))
         except (asyncio.CancelledError, BackendUnavailable):
             spawn(self._cancel_start(start), self._tasks, log)
             raise
 
     async def _cancel_start(self, start: StartKernel) -> None:
+        arguments = {"kernel_id": start.kernel_id, "launch_id": start.launch_id}
         try:
-            await self._call("cancel", {"kernel_id": start.kernel_id, "launch_id": start.launch_id})
+            await self._call("cancel", arguments, CALL_DEADLINE_S)
         except UnknownKernel:
             pass
         except RoostError as problem:
             log.warning("kernel=%s its start could not be cancelled: %s", start.kernel_id, problem)
+
+
+def _to_kernel(answer: Any) -> Kernel:
+    return decode(Kernel, answer, ignore_unknown=True)
+
+
+def _to_event(answer: Any) -> Event:
+    return decode(Event, answer, ignore_unknown=True)
+
+
+def _to_nothing(_: object) -> None:
+    return None
 
 
 def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive
+from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
 from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -22,10 +22,18 @@ log = logging.getLogger(__name__)
 
 _START_SERVICE_S = 30.0
 _GREETING_S = 5.0
-_RETRY_S = (0.02, 1.0)
-"""First and longest pause between two attempts to connect."""
+RETRY_S = (0.02, 1.0)
+"""First and longest pause before a connection or a call is tried again."""
 _REJOIN_S = (0.3, 30.0)
 """The same if only listeners wait. They are slower, so that an application with a call replaces the service."""
+
+
+def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> BackendUnavailable:
+    """Return the error about a service that does not answer. It names the service's process and log."""
+    folder = service_folder(backend, options)
+    pid = (read_announcement(folder) or {}).get("pid")
+    where = f"{backend}, pid {pid or 'unknown'}, log {folder / 'log'}"
+    return BackendUnavailable(f"The scheduler service ({where}) {problem}.", pid=pid)
 
 
 class ServiceConnection:
@@ -65,9 +73,7 @@ class ServiceConnection:
                 asyncio.shield(self._joining), max(0.0, deadline - time.monotonic())
             )
         except asyncio.TimeoutError:
-            raise BackendUnavailable(
-                f"The scheduler service ({self._backend}) did not answer in time; `roost doctor` says more."
-            ) from None
+            raise no_answer(self._backend, self._options, "did not answer in time") from None
 
     async def _join(self) -> RpcClient:
         """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
@@ -75,7 +81,7 @@ class ServiceConnection:
             await self._rpc.close()
             self._rpc = None
         deadline = time.monotonic() + _START_SERVICE_S
-        pauses = backoff(*_RETRY_S)
+        pauses = backoff(*RETRY_S)
         while True:
             try:
                 connection = await self._greet(await in_thread(self._ensure_service))
@@ -83,9 +89,7 @@ class ServiceConnection:
                     break
             except (rpc.RpcError, asyncio.TimeoutError) as problem:
                 if time.monotonic() > deadline:
-                    raise BackendUnavailable(
-                        f"The scheduler service ({self._backend}) does not answer ({problem}): see `roost doctor`."
-                    ) from None
+                    raise no_answer(self._backend, self._options, f"does not answer ({problem})") from None
                 log.debug("the scheduler service does not answer yet: %s", problem)
             await asyncio.sleep(next(pauses))
         self._rpc = connection

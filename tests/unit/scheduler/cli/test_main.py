@@ -19,8 +19,11 @@ from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import explain, main, tables
+from roost.scheduler.client import service_connection
+from roost.scheduler.client.service_connection import no_answer
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError, UnknownKernel
 from roost.scheduler.policies.explain import build_explanation
+from roost.scheduler.service.launch import service_folder
 from roost.scheduler.service.messages import Kernel
 
 ADA = Owner(user="ada", application="lab")
@@ -155,10 +158,10 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     return code, said.out, said.err
 
 
-def document(capsys: pytest.CaptureFixture[str], *argv: str) -> Mapping[str, Any]:
+def document(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Mapping[str, Any]:
     """Return the document that `--json` prints. Nothing else is on stdout."""
-    code, out, err = run(capsys, *argv, "--json")
-    assert (code, err) == (0, "")
+    exit_code, out, err = run(capsys, *argv, "--json")
+    assert (exit_code, err) == (code, "")
     return dict(json.loads(out))
 
 
@@ -382,7 +385,10 @@ def test_drain(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     assert document(capsys, "drain", "big", "--off") == {"node": "big", "is_draining": False}
 
 
-def test_doctor_fails_on_errors_only(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_fails_on_errors_only(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_connection, "read_announcement", lambda _: {"pid": 7})
     code, out, _ = run(capsys, "doctor")
     assert code == 0
     assert out.index("warning") < out.index("ok")
@@ -391,6 +397,11 @@ def test_doctor_fails_on_errors_only(client: StubClient, capsys: pytest.CaptureF
     code, out, _ = run(capsys, "doctor")
     assert code == 1
     assert "the scheduler does not start" in out
+    assert "fix this first" in out
+    client.error = no_answer("local", {}, "did not answer `doctor` within 20 s")
+    (finding,) = document(capsys, "doctor", code=1)["findings"]
+    assert f"pid 7, log {service_folder('local', {})}/log" in finding["what"]
+    assert "`kill -9 7`" in finding["do"]
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,10 @@ def test_a_silent_service_ends_at_the_deadline(
         await asyncio.sleep(30)
 
     service.answers["nodes"] = hang
-    monkeypatch.setattr(Client._call, "__defaults__", (0.3,))
-    with pytest.raises(BackendUnavailable, match=r"nodes.*0\.3 s"):
+    monkeypatch.setattr(Client._ask, "__defaults__", (0.3,))
+    (service.folder / "ready.json").write_text('{"pid": 7}')
+    where = rf"\(local, pid 7, log {service.folder}/log\)"
+    with pytest.raises(BackendUnavailable, match=rf"{where} did not answer `nodes` within 0\.3 s"):
         client.nodes().result(5)
 
 
