@@ -18,12 +18,12 @@ from dask_nodes import tls_files
 from roost.launchers.daemon import daemon
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.dask import backend as dask
+from roost.scheduler.backends.dask import manager as dask
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
-from roost.scheduler.backends.ray import backend as ray
 from roost.scheduler.backends.ray import join
+from roost.scheduler.backends.ray import manager as ray
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import Opener

@@ -18,7 +18,7 @@ from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy
 from roost.scheduler.backends.base import Backend
-from roost.scheduler.backends.dask.backend import create
+from roost.scheduler.backends.dask.manager import create
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable

@@ -13,7 +13,7 @@ from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Decision, Request, get_policy
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.ray import join, placement_groups
-from roost.scheduler.backends.ray.backend import create
+from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict

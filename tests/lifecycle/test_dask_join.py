@@ -52,12 +52,12 @@ def refused(address: str, **options: str) -> RoostError:
 
 async def joined(**options: str) -> str:
     """Join a cluster, check that it answers, and return its address."""
-    found = await join.join(RoostDaskBackend(**options), "")
+    client, address = await join.join(RoostDaskBackend(**options), "")
     try:
-        await found.client.scheduler.identity()
-        return found.address
+        await client.scheduler.identity()
+        return address
     finally:
-        await join.leave(found.client)
+        await join.leave(client)
 
 
 @contextmanager

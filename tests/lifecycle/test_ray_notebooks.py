@@ -98,8 +98,8 @@ def test_the_free_resources_of_each_node_can_be_read(ray_cluster: object) -> Non
         import ray
 
         public = nodes.decode_public(ray.nodes())
-        assert {node.ray_id: (node.id, node.total, node.labels) for node in public} == {
-            node.ray_id: (node.id, node.total, node.labels) for node in found
+        assert {node.daemon: (node.id, node.total, node.labels) for node in public} == {
+            node.daemon: (node.id, node.total, node.labels) for node in found
         }
     finally:
         join.leave()

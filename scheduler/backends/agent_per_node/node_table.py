@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic
 
-from roost.placement import Node, Request, Snapshot, get_policy
+from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
 
 from .membership import N
@@ -93,3 +94,15 @@ class NodeTable(Generic[N]):
                 return False
             node = node.with_kernel(request, placement.device_ids)
         return True
+
+
+def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:
+    """Return a device with the figures of `seen`, the devices as the node's agent sees them.
+
+    A manager names a device by its id, or by its number among those that the agent sees.
+    """
+    found = next((device for device in seen if device.id == name), None)
+    if found is None and name.isdigit() and int(name) < len(seen):
+        found = seen[int(name)]
+    found = found or Device(id=name)
+    return replace(found, id=name, model=model or found.model, promised=min(1.0, promised))

@@ -7,6 +7,6 @@ from roost.scheduler.backends.spec import BackendSpec
 SPEC = BackendSpec(
     name="dask",
     settings="roost.scheduler.backends.dask.settings:RoostDaskBackend",
-    create="roost.scheduler.backends.dask.backend:create",
+    create="roost.scheduler.backends.dask.manager:create",
     address_variable="DASK_SCHEDULER_ADDRESS",
 )

@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 
 from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.daemon import tasks
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.version import VERSION, parse_version
 from roost.scheduler.backends.agent_per_node import bootstrap
@@ -31,9 +32,9 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
     """
     from .plugin import nanny_plugin, scheduler_plugin, slot_ledger, sweep, worker_plugin
 
-    there: dict[str, Any] | None = None
-    if await _has_plugin(client):  # Dask logs an operation that it does not know as an error
-        there = await _ask(client.scheduler.roost_hello())
+    # Dask logs an operation that it does not know as an error, so ask whether the plugin is there first.
+    has_plugin = await _ask(client.run_on_scheduler(lambda dask_scheduler: "roost" in dask_scheduler.plugins))
+    there: dict[str, Any] | None = await _ask(client.scheduler.roost_hello()) if has_plugin else None
     if there is not None and there["protocol"] > scheduler_plugin.PROTOCOL:
         raise ConfigError(
             f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
@@ -61,7 +62,9 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
         worker_plugin.RoostWorkerPlugin(starter),
         nanny_plugin.RoostNannyPlugin(starter),
     )
-    with _pickled_by_value(slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap):
+    with _pickled_by_value(
+        slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap, tasks
+    ):
         for plugin in plugins:
             plugin.idempotent = there is None
             await _register(client, plugin, is_last=plugin is plugins[-1])
@@ -78,10 +81,6 @@ async def _register(client: Any, plugin: Any, *, is_last: bool) -> None:
         raise BackendUnavailable(
             f"Dask's scheduler does not take roost's plugins: {shorten_error(problem)}"
         ) from problem
-
-
-async def _has_plugin(client: Any) -> bool:
-    return bool(await _ask(client.run_on_scheduler(lambda dask_scheduler: "roost" in dask_scheduler.plugins)))
 
 
 async def _ask(question: Any) -> Any:

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,10 @@ _TLS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
-    """An asynchronous client of a Dask cluster, which belongs to the event loop that it was made in."""
-
-    client: Any
-    address: str
-
-
-async def join(settings: RoostDaskBackend, fallback: str) -> Joined:
+async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
     """Become a client of the cluster that the settings name, else Dask's configuration, else `fallback`.
 
+    Returns an asynchronous `distributed.Client`, which belongs to this event loop, and the cluster's address.
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
     if importlib.util.find_spec("distributed") is None:
@@ -60,7 +52,7 @@ async def join(settings: RoostDaskBackend, fallback: str) -> Joined:
     except (OSError, asyncio.TimeoutError) as problem:
         await leave(client)
         raise BackendUnavailable(f"the Dask cluster at {address} does not take roost in: {problem}") from None
-    return Joined(client=client, address=address)
+    return client, address
 
 
 async def leave(client: Any) -> None:

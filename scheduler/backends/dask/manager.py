@@ -13,12 +13,13 @@ from typing import Any
 
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Node, Request
+from roost.scheduler.backends.agent_per_node.backend import build_backend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
-from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.base import Backend, BackendContext, Lease
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
-from . import join, nodes
+from . import SPEC, join, nodes
 from .install import install_plugins
 from .nodes import DaskNode
 from .settings import RoostDaskBackend
@@ -32,6 +33,11 @@ _START_AGENT_S = 45.0
 _CLAIM_S = 15.0
 _WAIT_S = 0.3
 """How long a claim waits for Dask's tasks to end, before it is refused and the queue tries again."""
+
+
+def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
+    """Return the backend of this manager, for the `BackendSpec`."""
+    return build_backend(SPEC.name, DaskManager(settings), settings, context)
 
 
 class DaskManager:
@@ -151,11 +157,10 @@ class DaskManager:
 
     async def _join(self, address: str) -> str:
         await self._leave()
-        joined = await join.join(self._settings, address)
-        self._client = joined.client
+        self._client, joined = await join.join(self._settings, address)
         await install_plugins(self._client, self._settings)
         self._version, self._incarnation = -1, ""
-        return joined.address
+        return joined
 
     async def _fetch(self) -> Iterable[DaskNode]:
         return await self._see(0.0)

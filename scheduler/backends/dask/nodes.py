@@ -10,6 +10,7 @@ from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent
+from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.base import AgentAddress
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
 
@@ -86,20 +87,13 @@ def build_node(
     sum (`gpus_promised`), because Dask does not report their devices.
     """
     promised = {name: max(0.0, total - node.free.get(name, 0.0)) for name, total in node.resources.items()}
-    devices = node.seen if status is None else status.devices
-    seen = {device.id: device for device in devices}
-    in_order = list(seen.values())
+    seen = node.seen if status is None else status.devices
     return Node(
         id=node.id,
         address=node.id,
         cpus=node.threads,
         memory_bytes=node.memory_bytes,
-        devices=tuple(
-            _build_device(
-                name, min(1.0, node.shares.get(name, 0.0)), seen.get(name) or _find_numbered(in_order, name)
-            )
-            for name in node.devices
-        ),
+        devices=tuple(build_device(name, seen, promised=node.shares.get(name, 0.0)) for name in node.devices),
         cpus_promised=node.cpus_promised,
         memory_promised_bytes=node.memory_promised_bytes,
         gpus_promised=promised.get(GPU, 0.0),
@@ -125,15 +119,3 @@ def _explain_drain(described: Mapping[str, Any]) -> str:
 def _decode_device(seen: Mapping[str, Any]) -> Device:
     """Return a GPU that an agent saw when it was started, without the figures that are old by now."""
     return replace(decode(Device, seen, ignore_unknown=True), used=None, memory_used_bytes=None)
-
-
-def _build_device(name: str, promised: float, seen: Device | None) -> Device:
-    if seen is None:
-        return Device(id=name, promised=promised)
-    return replace(seen, id=name, promised=promised)
-
-
-def _find_numbered(seen: list[Device], name: str) -> Device | None:
-    """Return the device of that number, for workers that number what the agent names otherwise."""
-    number = int(name) if name.isdigit() else -1
-    return seen[number] if 0 <= number < len(seen) else None

@@ -7,7 +7,7 @@ from roost.scheduler.backends.spec import BackendSpec, RequestOption
 SPEC = BackendSpec(
     name="ray",
     settings="roost.scheduler.backends.ray.settings:RoostRayBackend",
-    create="roost.scheduler.backends.ray.backend:create",
+    create="roost.scheduler.backends.ray.manager:create",
     address_variable="RAY_ADDRESS",
     request_options=(
         RequestOption(

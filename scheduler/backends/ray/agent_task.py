@@ -46,7 +46,7 @@ def build_task_on(node: RayNode, function: Any) -> Any:
     """Return `build_task`, bound to that node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    strategy = NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
+    strategy = NodeAffinitySchedulingStrategy(node.daemon, soft=False)
     return build_task(function).options(scheduling_strategy=strategy)
 
 

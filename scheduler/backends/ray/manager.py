@@ -20,9 +20,10 @@ from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Owner
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Request
+from roost.scheduler.backends.agent_per_node.backend import build_backend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership
-from roost.scheduler.backends.base import AgentAddress, Lease
+from roost.scheduler.backends.base import AgentAddress, Backend, BackendContext, Lease
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import SPEC, agent_task, join, nodes, placement_groups
@@ -42,6 +43,11 @@ _ASK_AGAIN_S = 0.1
 """How long to wait before asking again with a new group. Ray itself retries a waiting group only after 1 s."""
 
 
+def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
+    """Return the backend of this manager, for the `BackendSpec`."""
+    return build_backend(SPEC.name, RayManager(settings), settings, context)
+
+
 class RayManager:
     """Implements `ClusterManager`. The cluster is the settings', else RAY_ADDRESS's, else the last one."""
 
@@ -56,7 +62,7 @@ class RayManager:
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
         self._creating: dict[str, asyncio.Task[Group]] = {}  # by group name, while the lease is being claimed
         self._node_of: dict[str, str] = {}  # by group name, while the lease is being claimed
-        self._anchors: dict[str, Any] = {}  # by Ray's id of the node
+        self._anchors: dict[str, Any] = {}  # by raylet
         self.membership: Membership[RayNode] = Membership(self.name, join=self._join, fetch=self._fetch)
 
     async def close(self) -> None:
@@ -103,8 +109,8 @@ class RayManager:
     async def claims(self) -> Sequence[Lease]:
         groups = await self._ask(placement_groups.read_groups)
         self._group_ids.update({group.lease_id: group.id for group in groups})
-        by_ray_id = {node.ray_id: node.id for node in self.membership.nodes.values()}
-        return [_build_lease(group, by_ray_id.get(group.node, "")) for group in groups]
+        by_daemon = {node.daemon: node.id for node in self.membership.nodes.values()}
+        return [_build_lease(group, by_daemon.get(group.node, "")) for group in groups]
 
     def shows(self, lease: Lease, node: RayNode) -> bool:
         group_id = self._group_ids.get(lease.id)
@@ -139,7 +145,7 @@ class RayManager:
         if "problem" in answer:
             raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
         address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
-        return StartedAgent(address=address, daemon=node.ray_id)
+        return StartedAgent(address=address, daemon=node.daemon)
 
     async def _join(self, known: str) -> str:
         address = self._settings.address or os.environ.get(SPEC.address_variable) or known
@@ -149,8 +155,8 @@ class RayManager:
 
     async def _fetch(self) -> Iterable[RayNode]:
         found: tuple[RayNode, ...] = await self._ask(nodes.read, self.membership.nodes.values())
-        for ray_id in self._anchors.keys() - {node.ray_id for node in found}:
-            del self._anchors[ray_id]
+        for daemon in self._anchors.keys() - {node.daemon for node in found}:
+            del self._anchors[daemon]
         return found
 
     async def _ask(self, question: Any, *arguments: Any, **named: Any) -> Any:
@@ -235,15 +241,15 @@ class RayManager:
     async def _read_device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
         if not request.gpus:
             return ()
-        anchor = self._anchors.get(node.ray_id)
+        anchor = self._anchors.get(node.daemon)
         if anchor is None:
-            anchor = self._anchors[node.ray_id] = await self._ask(placement_groups.create_anchor, node)
+            anchor = self._anchors[node.daemon] = await self._ask(placement_groups.create_anchor, node)
         try:
             reference = await self._ask(placement_groups.read_device_ids, name, request.gpus, anchor)
             purpose = "to report which devices it has granted"
             return tuple(await self._calls.answer(reference, _PROBE_S, purpose))
         except BackendUnavailable:
-            self._anchors.pop(node.ray_id, None)  # a lost anchor may be the cause
+            self._anchors.pop(node.daemon, None)  # a lost anchor may be the cause
             raise
 
 

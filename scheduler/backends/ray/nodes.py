@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from roost.placement import Device, Node
-from roost.scheduler.backends.agent_per_node.manager import StartedAgent
+from roost.placement import Node
+from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.base import Lease
 
 log = logging.getLogger(__name__)
@@ -36,16 +36,16 @@ _DEAD, _DRAINING = 2, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayNode:
-    """A live node of a Ray cluster, as its GCS knows it.
+    """A live node of a Ray cluster, as its GCS knows it. Ray does not know its agent.
 
-    `total` and `free` are Ray's amounts: CPU and GPU in units, memory in bytes, and custom resources. Amounts of 0 are
-    left out. `groups` are the ids of the created placement groups with a bundle here. `free` and `groups` are None if
-    Ray does not report them. A node `is_held_up` while Ray still counts an earlier raylet at its address, which has
-    ended: until then Ray refuses all claims here.
+    `daemon` is its raylet, by Ray's own id of the node. `total` and `free` are Ray's amounts: CPU and GPU in units,
+    memory in bytes, and custom resources. Amounts of 0 are left out. `groups` are the ids of the created placement
+    groups with a bundle here. `free` and `groups` are None if Ray does not report them. A node `is_held_up` while Ray
+    still counts an earlier raylet at its address, which has ended: until then Ray refuses all claims here.
     """
 
     id: str
-    ray_id: str
+    daemon: str
     address: str
     labels: Mapping[str, str]
     model: str
@@ -54,16 +54,7 @@ class RayNode:
     groups: frozenset[str] | None
     drains_because: str = ""
     is_held_up: bool = False
-
-    @property
-    def daemon(self) -> str:
-        """Its raylet: Ray's own id of the node."""
-        return self.ray_id
-
-    @property
-    def started_agent(self) -> StartedAgent | None:
-        """None: Ray does not know agents."""
-        return None
+    started_agent: None = None
 
 
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
@@ -92,7 +83,7 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
         return nodes
     ports = {node["NodeID"]: node["NodeManagerPort"] for node in ray.nodes()}
     alive = [
-        node for node in nodes if not (at[node.address] > 1 and _refuses(node.address, ports[node.ray_id]))
+        node for node in nodes if not (at[node.address] > 1 and _refuses(node.address, ports[node.daemon]))
     ]
     held_up = at - Counter(node.address for node in alive)
     return _distinguish(
@@ -111,7 +102,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterResourceStateReply.FromString(content)
-    before = {node.ray_id: node for node in known if node.total}
+    before = {node.daemon: node for node in known if node.total}
     found = []
     for state in reply.cluster_resource_state.node_states:
         if state.status == _DEAD:
@@ -127,7 +118,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
         found.append(
             RayNode(
                 id=address,
-                ray_id=ray_id,
+                daemon=ray_id,
                 address=address,
                 labels=labels,
                 model=model,
@@ -153,7 +144,7 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
             found.append(
                 RayNode(
                     id=node["NodeManagerAddress"],
-                    ray_id=node["NodeID"],
+                    daemon=node["NodeID"],
                     address=node["NodeManagerAddress"],
                     labels=labels,
                     model=_find_model(labels, resources),
@@ -210,9 +201,7 @@ def build_node(
         cpus=total.get("CPU", 0.0),
         memory_bytes=int(total.get("memory", 0)),
         devices=tuple(
-            _build_device(
-                device_id, node.model, min(1.0, shares.get(device_id, 0.0)), _find_seen(seen, device_id)
-            )
+            build_device(device_id, seen, promised=shares.get(device_id, 0.0), model=node.model)
             for device_id in device_ids
         ),
         cpus_promised=promised("CPU", sum(lease.request.cpus for lease in held)),
@@ -231,21 +220,6 @@ def build_node(
         warm=status.warm if status else (),
         metrics_age_s=metrics_age_s,
     )
-
-
-def _build_device(device_id: str, model: str, promised: float, seen: Device | None) -> Device:
-    if seen is None:
-        return Device(id=device_id, model=model, promised=promised)
-    return replace(seen, id=device_id, model=model or seen.model, promised=promised)
-
-
-def _find_seen(devices: tuple[Device, ...], device_id: str) -> Device | None:
-    """Return the agent's view of a device. Ray names a device by its number or by its name in CUDA_VISIBLE_DEVICES."""
-    for device in devices:
-        if device.id == device_id:
-            return device
-    number = int(device_id) if device_id.isdigit() else -1
-    return devices[number] if 0 <= number < len(devices) else None
 
 
 def _sort_key(device_id: str) -> tuple[int, str]:
@@ -276,6 +250,6 @@ def _distinguish(nodes: list[RayNode]) -> tuple[RayNode, ...]:
     """Add the start of Ray's id to the ids of raylets that share an address, as in tests of Ray itself."""
     at = Counter(node.address for node in nodes)
     return tuple(
-        node if at[node.address] == 1 else replace(node, id=f"{node.address}/{node.ray_id[:8]}")
+        node if at[node.address] == 1 else replace(node, id=f"{node.address}/{node.daemon[:8]}")
         for node in nodes
     )

@@ -151,7 +151,7 @@ def _pin(placement_group: Any, node: RayNode) -> dict[str, Any]:
     """Select the node by its label, if this Ray has label selectors. The address alone also fits its next raylet."""
     if "bundle_label_selector" not in inspect.signature(placement_group).parameters:
         return {}
-    return {"bundle_label_selector": [{"ray.io/node-id": node.ray_id}]}
+    return {"bundle_label_selector": [{"ray.io/node-id": node.daemon}]}
 
 
 def _handle(name: str) -> Any:

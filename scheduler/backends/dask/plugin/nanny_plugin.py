@@ -32,13 +32,6 @@ class RoostNannyPlugin(NannyPlugin):  # type: ignore[misc,unused-ignore]
         self._starter = starter
 
     async def setup(self, nanny: Any) -> None:
-        async def bring_up_agent() -> Answer:
-            return await self._starter.bring_up(nanny)
-
-        async def find_noted_leases(lease_ids: list[str]) -> list[str]:
-            return self._starter.find_noted(nanny, lease_ids)
-
-        nanny.handlers.update(roost_bring_up=bring_up_agent, roost_noted=find_noted_leases)
         self._starting = asyncio.get_running_loop().create_task(self._starter.start(nanny))
 
     async def teardown(self, nanny: Any) -> None:
@@ -58,7 +51,16 @@ class AgentStarter:
         self._cluster = ""
 
     async def start(self, server: Any) -> None:
-        """Start the agent, and report it to Dask's scheduler."""
+        """Answer the operations about the agent; start the agent, and report it to Dask's scheduler."""
+
+        async def bring_up_agent() -> Answer:
+            return await self.bring_up(server)
+
+        async def find_noted_leases(lease_ids: list[str]) -> list[str]:
+            name = name_agent("dask", server.scheduler.address, get_address_host(server.address))
+            return find_noted(name, lease_ids, os.environ)
+
+        server.handlers.update(roost_bring_up=bring_up_agent, roost_noted=find_noted_leases)
         self._cluster = await _read_scheduler_id(server)
         answer = await self.bring_up(server)
         try:
@@ -73,14 +75,8 @@ class AgentStarter:
         if await _read_scheduler_id(server) != self._cluster:
             await self.bring_up(server, is_gone=True)
         elif Scheduler._instances and not _find_neighbours(server):
-            await self.bring_up(
-                server, has_left=True
-            )  # a LocalCluster was scaled down, and its process stays
-
-    def find_noted(self, server: Any, lease_ids: list[str]) -> list[str]:
-        """Return those leases that the agent of the server's machine has noted."""
-        name = name_agent("dask", server.scheduler.address, get_address_host(server.address))
-        return find_noted(name, lease_ids, os.environ)
+            # A LocalCluster was scaled down, and its process stays.
+            await self.bring_up(server, has_left=True)
 
     async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
         """Start or find the agent; return its address and keys, and variables for its kernels (`environment`)."""

@@ -12,6 +12,7 @@ the claim waits for the end of that task, ahead of all waiting tasks.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Iterable
@@ -19,9 +20,10 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.scheduler.backends.agent_per_node.bootstrap import Answer
 
-from .slot_ledger import Refused, Slot, SlotLease, SlotLedger
+from .slot_ledger import DIGITS, Refused, Slot, SlotLease, SlotLedger
 from .sweep import sweep
 
 NAME = "roost"
@@ -34,7 +36,8 @@ _MISSED_S = 5.0
 """If a nanny has reported no agent this long after its worker came, Dask never sent it the plugin: send it again."""
 _BRING_UP_S = 40.0
 _AGAIN_S = 1.0
-_DIGITS = 6
+
+log = logging.getLogger(__name__)
 
 
 class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
@@ -58,15 +61,18 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._stamps: dict[str, int] = {}
         self.nannies: dict[str, str] = {}
         self._waiting: set[asyncio.Future[None]] = set()
-        self._expiry: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         before = scheduler.plugins.get(NAME)
         if before is not None:  # the plugin of an earlier version, which hands its leases over
-            self.ledger = SlotLedger.from_dict(before.ledger.to_dict())
+            fields = SlotLease.__dataclass_fields__  # without those of a newer version
+            for held in before.ledger.leases.values():
+                self.ledger.leases[held.lease_id] = SlotLease(
+                    **{name: getattr(held, name) for name in fields}
+                )
             self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
             self.number = before.number
-        self.ledger.slots.clear()  # the workers report again, because the worker plugin is replaced too
-        for worker in list(scheduler.workers):
+        for worker in list(scheduler.workers):  # they report again, because the worker plugin is replaced too
             self.add_worker(scheduler, worker)
         scheduler.handlers.update(
             roost_hello=self.hello,
@@ -154,7 +160,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             if self.ledger.leases.get(lease.lease_id) is not lease:
                 return {"refused": "it was given back meanwhile"}
             if not all(granted):
-                self._expire_later(lease)
+                self._timers.later(_WISH_S, lambda: self._expire(lease), key=lease.lease_id)
                 return {"refused": f"tasks of the Dask cluster have it on {lease.machine}"}
             self._grant(lease)
         return {"device_ids": lease.device_ids}
@@ -168,21 +174,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     async def leases(self) -> list[dict[str, Any]]:
         """Return all granted leases, also those on machines whose workers have gone, because they may come back."""
-        return [
-            {
-                "lease_id": lease.lease_id,
-                "kernel_id": lease.kernel_id,
-                "user": lease.user,
-                "machine": lease.machine,
-                "cpus": lease.cpus,
-                "memory_bytes": lease.memory_bytes,
-                "gpus": lease.gpus,
-                "resources": lease.resources,
-                "device_ids": lease.device_ids,
-            }
-            for lease in self.ledger.leases.values()
-            if not lease.is_wish
-        ]
+        return [dict(vars(lease)) for lease in self.ledger.leases.values() if not lease.is_wish]
 
     async def agent(self, machine: str) -> Answer:
         """Have a nanny of that machine find or start the agent."""
@@ -222,7 +214,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._show(slot)
         self._mark_changed(slot.machine)
         if slot.nanny not in self.nannies:
-            asyncio.get_running_loop().call_later(_MISSED_S, self._check_nanny, slot.nanny)
+            self._timers.later(_MISSED_S, lambda: self._check_nanny(slot.nanny))
         self.number += 1
         return {"claims": self.ledger.claims_of(slot.name), "number": self.number}
 
@@ -279,8 +271,8 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return [worker for worker in workers if worker.host not in held]
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._timers.close()
+        await cancel_all(self._tasks)
 
     # Steps
 
@@ -301,16 +293,14 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
     def _grant(self, lease: SlotLease) -> None:
         lease.is_wish = False
-        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
-            timer.cancel()
+        self._timers.cancel(lease.lease_id)
         self._on_change(lease)
         self._log("lease", lease)
 
     def _drop(self, lease: SlotLease) -> list[str]:
         """Forget a lease; return the slots whose workers must be informed."""
         del self.ledger.leases[lease.lease_id]
-        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
-            timer.cancel()
+        self._timers.cancel(lease.lease_id)
         self._on_change(lease)
         self._log("release", lease)
         return list(lease.claims)
@@ -329,7 +319,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             return
         leased, is_more = self.ledger.leased(slot.name), False
         for name, amount in slot.resources.items():
-            left = max(0.0, round(amount - leased.get(name, 0.0), _DIGITS))
+            left = max(0.0, round(amount - leased.get(name, 0.0), DIGITS))
             is_more = is_more or left > state.resources.get(name, 0.0)
             state.resources[name] = left
             self.scheduler.resources.setdefault(name, {})[slot.worker] = left
@@ -383,19 +373,12 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             if await self._sync(name):
                 return
 
-    def _expire_later(self, lease: SlotLease) -> None:
-        if (timer := self._expiry.pop(lease.lease_id, None)) is not None:
-            timer.cancel()
-        self._expiry[lease.lease_id] = asyncio.get_running_loop().call_later(_WISH_S, self._expire, lease)
-
     def _expire(self, lease: SlotLease) -> None:
         if self.ledger.leases.get(lease.lease_id) is lease and lease.is_wish:
             self._spawn(self.release(lease.lease_id))
 
     def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        spawn(coroutine, self._tasks, log)
 
     def _log(self, action: str, lease: SlotLease) -> None:
         """Log an event for people: `client.get_events("roost")`."""

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+Amounts = dict[str, float]
+
 GPU = "GPU"
-_CRUMB = 1e-6
-"""At most this far sums of shares are off, by rounding."""
+CRUMB = 1e-6
+"""At most this far are sums of shares off, by rounding."""
+DIGITS = 6
 
 
 class Refused(Exception):
@@ -59,7 +63,7 @@ class SlotLease:
     gpus: float
     resources: dict[str, float]
     device_ids: list[str] = field(default_factory=list)
-    claims: dict[str, dict[str, float]] = field(default_factory=dict)
+    claims: dict[str, Amounts] = field(default_factory=dict)
     is_wish: bool = True
 
     @property
@@ -75,23 +79,6 @@ class SlotLedger:
         self.slots: dict[str, Slot] = {}
         self.leases: dict[str, SlotLease] = {}
         self._numbers: dict[str, list[str]] = {}  # by slot, the device ids that `number_devices` chose
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the ledger as builtin values, for `from_dict`."""
-        return {
-            "slots": [asdict(slot) for slot in self.slots.values()],
-            "leases": [asdict(held) for held in self.leases.values()],
-        }
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> SlotLedger:
-        """Return the ledger that another version of this code wrote, without the fields that this version lacks."""
-        ledger = cls()
-        slots = [Slot(**_known(Slot, slot)) for slot in state["slots"]]
-        leases = [SlotLease(**_known(SlotLease, held)) for held in state["leases"]]
-        ledger.slots = {slot.name: slot for slot in slots}
-        ledger.leases = {held.lease_id: held for held in leases}
-        return ledger
 
     def split_by_machine(self, machines: Iterable[str]) -> dict[str, SlotLedger]:
         """Return a ledger for each of these machines. Questions about many machines then take O(n), not O(n²)."""
@@ -111,7 +98,7 @@ class SlotLedger:
     def leases_on(self, machine: str) -> list[SlotLease]:
         return [held for held in self.leases.values() if held.machine == machine]
 
-    def claims_of(self, slot: str) -> dict[str, dict[str, float]]:
+    def claims_of(self, slot: str) -> dict[str, Amounts]:
         """Return by lease its claim on this slot."""
         return {held.lease_id: held.claims[slot] for held in self.leases.values() if held.claims.get(slot)}
 
@@ -180,23 +167,17 @@ class SlotLedger:
             raise Refused(f"no worker of the Dask cluster is on {held.machine} now")
         others = self.leases_on(held.machine)
         cpus = sum(slot.threads for slot in slots) - sum(other.cpus for other in others)
-        if held.cpus > cpus + _CRUMB:
+        if held.cpus > cpus + CRUMB:
             raise Refused(f"{held.machine} has {max(0.0, cpus):g} threads that no kernel has")
         memory = sum(slot.memory_bytes for slot in slots) - sum(other.memory_bytes for other in others)
         if held.memory_bytes > memory:
             raise Refused(f"{held.machine} has {max(0, memory)} bytes of memory that no kernel has")
-        claims: dict[str, dict[str, float]] = {}
-        there = self.devices(held.machine)
-        devices = self._choose(held, slots, preferred)
-        for device in devices:
-            claim = claims.setdefault(there[device].name, {})
-            claim[GPU] = claim.get(GPU, 0.0) + held.share
+        there, devices = self.devices(held.machine), self._choose(held, slots, preferred)
+        claims = _claim_devices(held, (there[device].name for device in devices))
         for name, amount in held.resources.items():
             if self._split(name, amount, slots, claims):
                 raise Refused(f"its workers have no {amount:g} more of {name} that no other kernel has")
-        held.device_ids, held.claims = devices, claims
-        self.leases[held.lease_id] = held
-        return held
+        return self._add(held, devices, claims)
 
     def take_again(self, held: SlotLease, *, device_ids: list[str]) -> SlotLease:
         """Add the lease of a live kernel, on its devices; raise `Refused` if another kernel has one of them.
@@ -207,19 +188,15 @@ class SlotLedger:
         if known is not None:
             return known
         shares, there = self.shares(held.machine), self.devices(held.machine)
-        claims: dict[str, dict[str, float]] = {}
         for device in device_ids:
-            if shares.get(device, 0.0) + held.share > 1 + _CRUMB:
+            if shares.get(device, 0.0) + held.share > 1 + CRUMB:
                 raise Refused(f"another kernel has GPU {device} of {held.machine}")
-            slot = there[device].name if device in there else f"{held.machine} {device}"
-            claim = claims.setdefault(slot, {})
-            claim[GPU] = claim.get(GPU, 0.0) + held.share
+        places = (there[name].name if name in there else f"{held.machine} {name}" for name in device_ids)
+        claims = _claim_devices(held, places)
         for name, amount in held.resources.items():
             if left := self._split(name, amount, self.ready_slots(held.machine), claims):
                 claims[f"{held.machine} {name}"] = {name: left}
-        held.device_ids, held.claims = device_ids, claims
-        self.leases[held.lease_id] = held
-        return held
+        return self._add(held, device_ids, claims)
 
     def move(self, to: Slot) -> list[str]:
         """Move claims on missing slots of the machine to this slot, if they fit; return the ids of the leases.
@@ -234,10 +211,10 @@ class SlotLedger:
                 on_it -= held.claims.get(to.name, {}).get(GPU, 0.0)
                 leased = self.leased(to.name)
                 fits = all(
-                    to.resources.get(what, 0.0) - leased.get(what, 0.0) >= amount - _CRUMB
+                    to.resources.get(what, 0.0) - leased.get(what, 0.0) >= amount - CRUMB
                     for what, amount in claim.items()
                 )
-                if fits and claim.get(GPU, 0.0) <= on_it + _CRUMB:
+                if fits and claim.get(GPU, 0.0) <= on_it + CRUMB:
                     held.claims[to.name] = _sum([held.claims.pop(name), held.claims.get(to.name, {})])
                     moved.append(held.lease_id)
         return moved
@@ -248,6 +225,11 @@ class SlotLedger:
             return known
         self.leases.pop(held.lease_id, None)
         return None
+
+    def _add(self, held: SlotLease, device_ids: list[str], claims: dict[str, Amounts]) -> SlotLease:
+        held.device_ids, held.claims = device_ids, claims
+        self.leases[held.lease_id] = held
+        return held
 
     def _choose(self, held: SlotLease, slots: list[Slot], preferred: list[str]) -> list[str]:
         if not held.gpus:
@@ -262,28 +244,31 @@ class SlotLedger:
         chosen: list[str] = []
         for device in [*preferred, *fullest]:
             slot = by_device.get(device)
-            if slot is None or device in chosen or shares.get(device, 0.0) + held.share > 1 + _CRUMB:
+            if slot is None or device in chosen or shares.get(device, 0.0) + held.share > 1 + CRUMB:
                 continue
-            if left[slot.name] + _CRUMB >= held.share:
+            if left[slot.name] + CRUMB >= held.share:
                 chosen.append(device)
                 left[slot.name] -= held.share
             if len(chosen) == count:
                 return chosen
         raise Refused(f"{held.machine} has no {held.gpus:g} GPU that no other kernel has")
 
-    def _split(
-        self, name: str, amount: float, slots: list[Slot], claims: dict[str, dict[str, float]]
-    ) -> float:
+    def _split(self, name: str, amount: float, slots: list[Slot], claims: dict[str, Amounts]) -> float:
         """Claim an amount on slots, first on those that the lease claims already; return the amount that is missing."""
         for slot in sorted(slots, key=lambda slot: slot.name not in claims):
             left = slot.resources.get(name, 0.0) - self.leased(slot.name).get(name, 0.0)
             part = min(amount, left)
-            if part > _CRUMB:
+            if part > CRUMB:
                 claims.setdefault(slot.name, {})[name] = part
                 amount -= part
-            if amount <= _CRUMB:
+            if amount <= CRUMB:
                 return 0.0
         return amount
+
+
+def _claim_devices(held: SlotLease, slots: Iterable[str]) -> dict[str, Amounts]:
+    """Return the claims on the slots that have the devices of a lease, one slot for each device."""
+    return {slot: {GPU: held.share * count} for slot, count in Counter(slots).items()}
 
 
 def _sum(parts: Any) -> dict[str, float]:
@@ -292,7 +277,3 @@ def _sum(parts: Any) -> dict[str, float]:
         for name, amount in part.items():
             total[name] = total.get(name, 0.0) + amount
     return total
-
-
-def _known(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in kind.__dataclass_fields__}

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer
+from roost.launchers.daemon.tasks import Timers, spawn
 
 from .nanny_plugin import AgentStarter
 from .scheduler_plugin import NAME
-from .slot_ledger import GPU
+from .slot_ledger import CRUMB, DIGITS, GPU, Amounts
 
 _ASK_S = 5.0
 _AGAIN_S = 1.0
 _GATHER_S = 0.02
 """How long changes of a worker's free resources are collected before they are reported together."""
-_CRUMB = 1e-6
-_DIGITS = 6
 
-Amounts = Mapping[str, float]
+log = logging.getLogger(__name__)
 
 
 class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
@@ -41,20 +39,20 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         self._number = -1
         self._moved = asyncio.Event()
         self._reported: Amounts | None = None
-        self._report_timer: asyncio.TimerHandle | None = None
+        self._timers = Timers()
         self._is_handing_back = False
         self._tasks: set[asyncio.Task[Any]] = set()
         # The claims of an earlier plugin in this worker stay: by lease, and the ids of the granted ones.
         self._claims, self._granted = worker.__dict__.setdefault("_roost_claims", ({}, set()))
         worker.handlers.update(roost_claims=self.claims, roost_report=self.report)
-        if not worker.nanny:
-            worker.handlers.update(roost_bring_up=self.bring_up, roost_noted=self.find_noted)
         await self.report()
         if not worker.nanny:
-            self._spawn(self._starter.start(worker))
+            spawn(self._starter.start(worker), self._tasks, log)
 
     async def report(self) -> bool:
         """Report this worker's resources, and hold back those that are leased."""
+        from distributed.system import MEMORY_LIMIT  # here, because it is this machine's
+
         worker = self.worker
         while True:
             try:
@@ -63,7 +61,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                         worker=worker.contact_address or worker.address,
                         resources=dict(worker.state.total_resources),
                         devices=self._read_devices(),
-                        memory_bytes=_read_machine_memory(),
+                        memory_bytes=int(MEMORY_LIMIT),
                     ),
                     _ASK_S,
                 )
@@ -73,12 +71,6 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         await self.claims(**answer)
         self._report_free()
         return True
-
-    async def bring_up(self) -> Answer:
-        return await self._starter.bring_up(self.worker)
-
-    async def find_noted(self, lease_ids: list[str]) -> list[str]:
-        return self._starter.find_noted(self.worker, lease_ids)
 
     async def claims(
         self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0
@@ -110,8 +102,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             self._look()
 
     async def teardown(self, worker: Any) -> None:
-        if self._report_timer is not None:
-            self._report_timer.cancel()
+        self._timers.close()
         if not worker.nanny:
             await self._starter.end(worker)
 
@@ -119,13 +110,13 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         available = self.worker.state.available_resources
         for lease_id in [name for name, claim in self._claims.items() if claims.get(name) != claim]:
             for name, amount in self._claims.pop(lease_id).items():
-                available[name] = round(available[name] + amount, _DIGITS)
+                available[name] = round(available[name] + amount, DIGITS)
             self._granted.discard(lease_id)
         for lease_id, claim in claims.items():
             if lease_id not in self._claims and claim.keys() <= available.keys():
                 self._claims[lease_id] = dict(claim)
                 for name, amount in claim.items():
-                    available[name] = round(available[name] - amount, _DIGITS)
+                    available[name] = round(available[name] - amount, DIGITS)
         self._look()
         self._hand_back()
         self._wake_tasks()
@@ -140,11 +131,11 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         for lease_id, claim in waiting.items():
             for name, amount in claim.items():
                 left[name] -= amount
-            if all(left[name] > -_CRUMB for name in claim):
+            if all(left[name] > -CRUMB for name in claim):
                 self._granted.add(lease_id)
                 self._moved.set()
-        if self._count_free() != self._reported and self._report_timer is None:
-            self._report_timer = asyncio.get_running_loop().call_later(_GATHER_S, self._report_free)
+        if self._count_free() != self._reported and "free" not in self._timers:
+            self._timers.later(_GATHER_S, self._report_free, key="free")
 
     def _count_free(self) -> dict[str, float]:
         """Return the amounts that neither tasks nor granted leases hold."""
@@ -153,12 +144,11 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             if lease_id not in self._granted:
                 for name, amount in claim.items():
                     free[name] += amount
-        return {name: max(0.0, round(amount, _DIGITS)) for name, amount in free.items()}
+        return {name: max(0.0, round(amount, DIGITS)) for name, amount in free.items()}
 
     def _report_free(self) -> None:
-        self._report_timer = None
         self._reported = self._count_free()
-        self._spawn(self._send_free(self._reported))
+        spawn(self._send_free(self._reported), self._tasks, log)
 
     async def _send_free(self, free: Amounts) -> None:
         try:
@@ -177,7 +167,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             for name, amount in claim.items():
                 left[name] -= amount
         for task in list(self.worker.state.constrained):
-            if any(amount > left[name] + _CRUMB for name, amount in task.resource_restrictions.items()):
+            if any(amount > left[name] + CRUMB for name, amount in task.resource_restrictions.items()):
                 stimulus = f"roost-{time.time()}"
                 self.worker.handle_stimulus(CancelComputeEvent(key=task.key, stimulus_id=stimulus))
                 self.worker.batched_stream.send(
@@ -199,15 +189,3 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         count = math.ceil(self.worker.state.total_resources.get(GPU, 0.0))
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         return None if seen is None else [name.strip() for name in seen.split(",") if name.strip()][:count]
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _read_machine_memory() -> int:
-    """Return the memory of the machine, for workers without a limit."""
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)

@@ -19,7 +19,7 @@ from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 
 NODE = RayNode(
-    id="a", ray_id="1", address="a", labels={}, model="", total={"GPU": 2.0}, free=None, groups=None
+    id="a", daemon="1", address="a", labels={}, model="", total={"GPU": 2.0}, free=None, groups=None
 )
 
 

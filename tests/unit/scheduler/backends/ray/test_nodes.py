@@ -72,7 +72,7 @@ def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
         assert [node.id for node in nodes.read()] == ["127.0.0.1/old", "127.0.0.1/new"]
         lives.close()
         (node,) = nodes.read()
-        assert (node.id, node.ray_id, node.is_held_up) == ("127.0.0.1", "new", True)
+        assert (node.id, node.daemon, node.is_held_up) == ("127.0.0.1", "new", True)
         assert "earlier raylet" in nodes.build_node(node, [], None, None).drains_because
         raylets[0]["Alive"] = False
         assert [(node.id, node.is_held_up) for node in nodes.read()] == [("127.0.0.1", False)]
