@@ -7,18 +7,17 @@ the executed cells are written.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import re
 import signal
-import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
+from rich.console import Console
+from rich.text import Text
 
 import roost
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
@@ -28,7 +27,6 @@ from roost.scheduler.service.messages import Event, Kernel
 
 from .placed_kernelspecs import build_manager
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _READY_S = 60.0
 """How long a started kernel may take until it answers."""
 
@@ -100,7 +98,8 @@ class _NotebookRun:
         self._manager = manager
         self._scheduler = scheduler
         self._path = path
-        self._status: Any = None
+        self._err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        self._status = self._err.status("placing the kernel")
 
     async def main(self) -> None:
         """Start the kernel, execute the cells, stop the kernel. Raises CancelledError after a signal (`signum`)."""
@@ -113,19 +112,19 @@ class _NotebookRun:
 
         for signum in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(signum, interrupt, signum)
-        with self._progress():
+        with self._status:
             try:
                 await self._start()
                 await self._execute()
             finally:
-                await self._end()
+                if self._client.kc is not None:
+                    self._client.kc.stop_channels()
+                if self._manager.has_kernel:
+                    await self._manager.shutdown_kernel(now=True)
 
     def report(self, line: str) -> None:
-        """Print a line on stderr, above the status line."""
-        if self._status is not None:
-            self._status.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=sys.stderr)
+        """Print a line on stderr, above the status line. Colours are left out if stderr is no terminal."""
+        self._err.print(Text.from_ansi(line))
 
     async def _start(self) -> None:
         stop_listening = self._scheduler.listen(self._on_event)
@@ -149,13 +148,9 @@ class _NotebookRun:
 
         self._client.reset_execution_trackers()
         notebook = self._client.nb
-        to_run = [
-            index
-            for index, cell in enumerate(notebook.cells)
-            if cell.cell_type == "code" and cell.source.strip()
-        ]
-        for done, index in enumerate(to_run, start=1):
-            cell = notebook.cells[index]
+        cells = enumerate(notebook.cells)
+        to_run = [(index, cell) for index, cell in cells if cell.cell_type == "code" and cell.source.strip()]
+        for done, (index, cell) in enumerate(to_run, start=1):
             first_line = cell.source.strip().partition("\n")[0]
             self._show(f"[{done}/{len(to_run)}] {first_line}")
             started = time.monotonic()
@@ -194,42 +189,23 @@ class _NotebookRun:
     def _fail(self, index: int, name: str, what: str, details: str) -> None:
         self.error = {"cell": index, "name": name, "message": what}
         if details:
-            self.report(details if sys.stderr.isatty() else _ANSI.sub("", details))
+            self.report(details)
         self.report(f"Cell {index + 1} failed: {name}: {what}")
-
-    async def _end(self) -> None:
-        if self._client.kc is not None:
-            self._client.kc.stop_channels()
-        if self._manager.has_kernel:
-            await self._manager.shutdown_kernel(now=True)
 
     def _on_event(self, event: Event) -> None:
         kernel = event.kernel
         if kernel is None or kernel.id != self.kernel_id:
             return
-        if kernel.state == "queued" and kernel.waits_for:
+        if kernel.is_pending:
+            self._show(f"pending: {kernel.waits_for}")
+        elif kernel.state == "queued" and kernel.waits_for:
             self._show(f"queued at position {kernel.position}: {kernel.waits_for}")
         elif kernel.state == "starting" and kernel.node_id:
             self._show(f"starting on {kernel.node_id}")
 
     def _show(self, text: str) -> None:
-        """Show the current step on the status line."""
-        if self._status is not None:
-            self._status.update(text.replace("[", r"\["))
-
-    @contextlib.contextmanager
-    def _progress(self) -> Iterator[None]:
-        """Keep a status line if stderr is a terminal."""
-        if not sys.stderr.isatty():
-            yield
-            return
-        from rich.console import Console
-
-        with Console(stderr=True).status("placing the kernel") as self._status:
-            try:
-                yield
-            finally:
-                self._status = None
+        """Show the current step on the status line, which only a terminal has."""
+        self._status.update(Text(text))
 
 
 def _traceback(cell: Any) -> str:
