@@ -7,7 +7,6 @@ an `AsyncKernel` in an event loop on another thread. Any thread may call it, als
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import functools
 import os
 import queue
@@ -23,7 +22,6 @@ from jupyter_client.manager import AsyncKernelManager
 
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
-from roost.scheduler.client.client import connect
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
 from roost.scheduler.service.messages import Kernel
 
@@ -32,13 +30,8 @@ from .placed_kernelspecs import build_manager
 from .provisioner import RoostProvisioner
 from .request_options import OPTIONS, check_names, read_seconds
 
-_ARGUMENTS = (
-    "kernel_name",
-    "env",
-    "cwd",
-    "timeout_s",
-    *(name for name in OPTIONS if name != "launch_timeout"),
-)
+_OPTIONS = (name for name in OPTIONS if name != "launch_timeout")
+_ARGUMENTS = ("kernel_name", "env", "cwd", "timeout_s", *_OPTIONS)
 _ANSWER_S = 60.0
 """How long a launched kernel may take to answer."""
 _ASK_AGAIN_S = 0.1
@@ -95,7 +88,7 @@ class AsyncKernel(_KernelFacts):
     def __init__(self, manager: AsyncKernelManager, cwd: str | None) -> None:
         super().__init__(manager)
         self._cwd = cwd
-        self._clients: list[AsyncKernelClient] = []  # the first is this object's own
+        self._clients: list[Any] = []  # the first is this object's own
         self._turn = asyncio.Lock()
         self._answered = ""  # the launch that has answered
         self._ending: asyncio.Task[None] | None = None
@@ -124,14 +117,10 @@ class AsyncKernel(_KernelFacts):
         outputs: list[dict[str, Any]] = []
         async with self._turn:
             await self._wait_for_launch()
-            work = self._clients[
-                0
-            ].execute_interactive(
-                code,
-                allow_stdin=False,
-                stop_on_error=False,  # or the kernel would refuse the next code while an interrupt is under way
-                output_hook=lambda message: add_output(outputs, message),
-            )
+            # `stop_on_error` would make the kernel refuse the next code while an interrupt is under way.
+            options = {"allow_stdin": False, "stop_on_error": False}
+            hook = functools.partial(add_output, outputs)
+            work = self._clients[0].execute_interactive(code, output_hook=hook, **options)
             late = TimeoutError(f"The code did not end within {timeout_s} s. It was interrupted.")
             try:
                 reply = await self._unless_it_ends(work, timeout_s, late)
@@ -179,9 +168,8 @@ class AsyncKernel(_KernelFacts):
 
     def _connect(self) -> AsyncKernelClient:
         client = self._manager.client()
-        client.session.session = (
-            uuid.uuid4().hex
-        )  # a kernel takes two clients with one session for the same client
+        # A kernel takes two clients with one session for the same client.
+        client.session.session = uuid.uuid4().hex
         client.start_channels(hb=False)
         self._clients.append(client)
         return client
@@ -222,12 +210,13 @@ class AsyncKernel(_KernelFacts):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _explain_end(self) -> KernelDied:
-        service = connect(self._provisioner.backend, **self._provisioner.backend_options)
+        kernel = self._launched
         with suppress(RoostError):
-            kernel = await service.kernel(self.id)
-            reason, log = kernel.reason or "no reason known", kernel.log_tail
-            return KernelDied(f"The kernel has ended: {reason}.", exit_code=kernel.exit_code, log_tail=log)
-        return KernelDied("The kernel has ended.", exit_code=None, log_tail="")
+            kernel = await self._provisioner.service.kernel(self.id)
+        reason = kernel.reason or "no reason known"
+        return KernelDied(
+            f"The kernel has ended: {reason}.", exit_code=kernel.exit_code, log_tail=kernel.log_tail
+        )
 
 
 class BlockingKernel(_KernelFacts):
@@ -239,7 +228,6 @@ class BlockingKernel(_KernelFacts):
     def __init__(self, kernel: AsyncKernel) -> None:
         super().__init__(kernel._manager)
         self._kernel = kernel
-        self._clients: list[BlockingKernelClient] = []
 
     def start(self) -> BlockingKernel:
         """Start the kernel. If this fails or Ctrl-C ends it, nothing stays behind."""
@@ -254,7 +242,7 @@ class BlockingKernel(_KernelFacts):
         """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped."""
         client = self._manager.blocking_client()
         client.start_channels(hb=False)
-        self._clients.append(client)
+        self._kernel._clients.append(client)
         client.wait_for_ready(_ANSWER_S)
         return client
 
@@ -268,8 +256,6 @@ class BlockingKernel(_KernelFacts):
 
     def stop(self) -> None:
         """Stop the kernel and give its lease back. May be repeated."""
-        for client in self._clients:
-            client.stop_channels()
         _run(self._kernel.stop())
 
     def __enter__(self) -> BlockingKernel:
@@ -325,21 +311,28 @@ def start_kernel(
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` on the loop's thread. Ctrl-C cancels it and waits until it has ended."""
     loop = _get_loop()
-    ended: concurrent.futures.Future[asyncio.Task[T]] = concurrent.futures.Future()
     tasks: list[asyncio.Task[T]] = []
+    ended = threading.Event()
 
     def begin() -> None:
         tasks.append(loop.create_task(work))
-        tasks[0].add_done_callback(ended.set_result)
+        tasks[0].add_done_callback(lambda _: ended.set())
 
-    loop.call_soon_threadsafe(begin)
+    def cancel() -> None:
+        if tasks:
+            tasks[0].cancel()
+        else:  # Ctrl-C came before `begin` was sent
+            work.close()
+            ended.set()
+
     try:
-        task = ended.result()
+        loop.call_soon_threadsafe(begin)
+        ended.wait()
     except KeyboardInterrupt:
-        loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-        ended.result()
+        loop.call_soon_threadsafe(cancel)
+        ended.wait()
         raise
-    return task.result()
+    return tasks[0].result()
 
 
 @functools.cache

@@ -179,7 +179,7 @@ class RoostProvisioner(KernelProvisionerBase):
         if ending is None or ending.code is not None:
             return
         try:
-            await self._service().signal(self._id, signum)
+            await self.service.signal(self._id, signum)
         except UnknownKernel:
             self._exits.mark_unknown(ending)
         except BackendUnavailable as problem:
@@ -220,7 +220,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._is_ending = True
         code: int | None = 0
         try:
-            self._stopping = self._service().stop(self._id, grace_s=1.0, repeat_s=_REPEAT_STOP_S)
+            self._stopping = self.service.stop(self._id, grace_s=1.0, repeat_s=_REPEAT_STOP_S)
             code = (await self._stopping.within(_NO_ANSWER_S)).exit_code
         except UnknownKernel:
             pass
@@ -238,7 +238,7 @@ class RoostProvisioner(KernelProvisionerBase):
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Return what `load_provisioner_info` needs, in this process or another one."""
         info = await super().get_provisioner_info()
-        info.update(backend=self.backend, backend_options=self._service().options)
+        info.update(backend=self.backend, backend_options=self.service.options)
         node_id, pid = (self.kernel.node_id, self.kernel.pid) if self.kernel else ("", 0)
         info.update(launch_id=self._exits.current.launch_id, node_id=node_id, pid=pid, cwd=self._cwd)
         return info
@@ -254,9 +254,9 @@ class RoostProvisioner(KernelProvisionerBase):
         self._has_lease = True
         self._is_ending = False
         self._exits.unfollow()
-        self._exits.follow(self._service())
+        self._exits.follow(self.service)
         try:
-            kernel = await self._service().adopt(self._id, this_owner("", *describe_application(self.parent)))
+            kernel = await self.service.adopt(self._id, this_owner("", *describe_application(self.parent)))
         except UnknownKernel:
             self._exits.mark_unknown(self._exit)
             return
@@ -283,7 +283,9 @@ class RoostProvisioner(KernelProvisionerBase):
     def _is_local(self) -> bool:
         return get_spec(self.backend).runs_on_this_machine
 
-    def _service(self) -> Client:
+    @property
+    def service(self) -> Client:
+        """The client of the scheduler service that has the kernel."""
         if self._client is None:
             self._client = connect(self.backend, **self.backend_options)
         return self._client
@@ -317,10 +319,10 @@ class RoostProvisioner(KernelProvisionerBase):
             self._stopping.cancel()  # or it could stop the kernel that is started now
         watched = self._exits.begin(self._id, start.launch_id)
         self._exits.is_launching, self._is_ending = True, False
-        self._exits.follow(self._service())
+        self._exits.follow(self.service)
         self._has_lease = True
         try:
-            kernel = await self._service().start(start)
+            kernel = await self.service.start(start)
         except RoostError as problem:
             if not is_restart:
                 await self._undo(start.launch_id)
@@ -367,7 +369,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._has_lease = False
         forget_failed_start(self.parent)
         try:
-            await self._service().cancel(self._id, launch_id).within(_NO_ANSWER_S)
+            await self.service.cancel(self._id, launch_id).within(_NO_ANSWER_S)
         except (RoostError, asyncio.TimeoutError) as problem:
             self.log.warning("kernel=%s its start could not be undone: %s", self._id, problem)
 
