@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -62,9 +60,11 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
         worker_plugin.RoostWorkerPlugin(starter),
         nanny_plugin.RoostNannyPlugin(starter),
     )
-    with _pickled_by_value(
-        slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap, tasks
-    ):
+    with contextlib.ExitStack() as stack:
+        # The modules' code is sent along, because the cluster need not have roost.
+        for module in (slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap, tasks):
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
         for plugin in plugins:
             plugin.idempotent = there is None
             await _register(client, plugin, is_last=plugin is plugins[-1])
@@ -88,15 +88,3 @@ async def _ask(question: Any) -> Any:
         return await asyncio.wait_for(question, _CALL_S)
     except Exception as problem:
         raise BackendUnavailable(f"Dask's scheduler does not answer: {shorten_error(problem)}") from problem
-
-
-@contextlib.contextmanager
-def _pickled_by_value(*modules: ModuleType) -> Iterator[None]:
-    """Send the objects of these modules with their code, because the cluster need not have roost."""
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)

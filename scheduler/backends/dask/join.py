@@ -1,12 +1,12 @@
 """Joins a Dask cluster as a client, or reports within seconds, in one sentence, why that is not possible.
 
-A Dask client retries for half a minute if nothing listens, and reports little if a certificate is wrong. So one
-question is asked first, and its answer or error is examined.
+A Dask client retries for half a minute, and reports little. So one question is asked first, and its error is examined.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import socket
@@ -57,10 +57,8 @@ async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
 
 async def leave(client: Any) -> None:
     """Stop being a client. Leases stay."""
-    try:
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # its scheduler is gone
         await asyncio.wait_for(client.close(), _ANSWER_S)
-    except (OSError, asyncio.TimeoutError):
-        pass  # its scheduler is gone
 
 
 def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
@@ -76,9 +74,8 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
         address = _read_scheduler_file(address)
     scheme, separator, where = address.rpartition("://")
     if not separator:
-        scheme = (
-            "tls" if settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption") else "tcp"
-        )
+        is_encrypted = settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption")
+        scheme = "tls" if is_encrypted else "tcp"
     host, _, port = where.rpartition(":")
     if scheme not in _SCHEMES or not host or not port.isdigit():
         raise ConfigError(
@@ -141,8 +138,7 @@ async def _greet(address: str, security: Any) -> dict[str, Any]:
             comm.abort()
 
     try:
-        versions = await asyncio.wait_for(ask(), _ANSWER_S)
-        return dict(versions["packages"])
+        return dict((await asyncio.wait_for(ask(), _ANSWER_S))["packages"])
     except asyncio.TimeoutError as problem:
         raise _explain(address, problem) from None
     except Exception as problem:
@@ -185,9 +181,7 @@ def _explain(address: str, problem: Exception) -> BackendUnavailable | ConfigErr
             f"what listens at {address} does not speak TLS: is it the tcp:// address of a Dask scheduler?"
         )
     hint = "is its address a tls:// one?"
-    if address.startswith(
-        "tls://"
-    ):  # a scheduler that refuses a certificate closes the connection without a word
+    if address.startswith("tls://"):  # if it refuses a certificate, it closes the connection without a word
         hint = f"is its address a tcp:// one, or does it refuse roost's certificate? Set {_TLS}"
     return BackendUnavailable(f"what listens at {address} does not answer as a Dask scheduler: {hint}")
 

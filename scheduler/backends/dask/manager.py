@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,21 +55,23 @@ class DaskManager:
         self.membership: Membership[DaskNode] = Membership(self.name, join=self._join, fetch=self._fetch)
 
     async def close(self) -> None:
-        await self._leave()
+        client, self._client = self._client, None
+        if client is not None:
+            await join.leave(client)
 
     async def wait_until_described(self) -> None:
         """Wait until an agent has looked at the GPUs of each machine, or cannot: Dask itself knows no models.
 
         Before that, a kernel that asks for a model would be refused for good.
         """
-        give_up_at = time.monotonic() + _FIRST_AGENTS_S
-        with contextlib.suppress(BackendUnavailable):  # the next caller gets the error
+
+        async def see_all() -> None:
             while any(node.devices and not node.agent for node in self.membership.nodes.values()):
-                left_s = give_up_at - time.monotonic()
-                if left_s <= 0:
-                    return
-                await self._see(left_s)
+                await self._see(_FIRST_AGENTS_S)
                 await self.membership.read()
+
+        with contextlib.suppress(BackendUnavailable, asyncio.TimeoutError):  # the next caller gets the error
+            await asyncio.wait_for(see_all(), _FIRST_AGENTS_S)
 
     async def wait_for_change(self) -> None:
         with contextlib.suppress(BackendUnavailable):  # the next reading raises it
@@ -104,13 +105,9 @@ class DaskManager:
             "gpus": request.gpus,
             "resources": dict(request.resources),
         }
+        devices = list(lease.device_ids)
         answer = await self.ask(
-            "roost_lease",
-            _CLAIM_S,
-            held=held,
-            device_ids=list(lease.device_ids),
-            again=again,
-            wait_s=_WAIT_S,
+            "roost_lease", _CLAIM_S, held=held, device_ids=devices, again=again, wait_s=_WAIT_S
         )
         if "refused" in answer:
             raise LeaseConflict(answer["refused"])
@@ -156,7 +153,7 @@ class DaskManager:
         return answer
 
     async def _join(self, address: str) -> str:
-        await self._leave()
+        await self.close()
         self._client, joined = await join.join(self._settings, address)
         await install_plugins(self._client, self._settings)
         self._version, self._incarnation = -1, ""
@@ -167,24 +164,19 @@ class DaskManager:
 
     async def _see(self, wait_s: float) -> Iterable[DaskNode]:
         """Return the nodes. With `wait_s`, wait for a change of them instead, and return none."""
-        known = (self._version, self._incarnation)
+        since, known = self._version, self._incarnation
         answer = await self.ask(
-            "roost_nodes", _CALL_S + wait_s, since=known[0], incarnation=known[1], wait_s=wait_s
+            "roost_nodes", _CALL_S + wait_s, since=since, incarnation=known, wait_s=wait_s
         )
         if wait_s:
             return ()  # the caller reads them then
-        found = dict(self.membership.nodes) if answer["incarnation"] == known[1] else {}
+        found = dict(self.membership.nodes) if answer["incarnation"] == known else {}
         for name, machine in answer["machines"].items():
             found.pop(name, None)
             if machine is not None:
                 found[name] = DaskNode.of(name, machine)
         self._version, self._incarnation = answer["version"], answer["incarnation"]
         return found.values()
-
-    async def _leave(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await join.leave(client)
 
 
 def _build_lease(held: Mapping[str, Any]) -> Lease:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import Scheduler
@@ -38,17 +40,16 @@ class RoostNannyPlugin(NannyPlugin):  # type: ignore[misc,unused-ignore]
         await self._starter.end(nanny)
 
 
+@dataclass(kw_only=True)
 class AgentStarter:
     """Starts the agent of a machine. Each `server` argument is a nanny, or a worker without one."""
 
-    def __init__(
-        self, *, archive: bytes, digest: str, settings: Mapping[str, Any], grace_s: float, python: str
-    ) -> None:
-        self._node_side = (archive, digest)
-        self._settings = dict(settings)
-        self._grace_s = grace_s
-        self._python = python
-        self._cluster = ""
+    archive: bytes
+    digest: str
+    settings: Mapping[str, Any]
+    grace_s: float
+    python: str
+    cluster: str = ""
 
     async def start(self, server: Any) -> None:
         """Answer the operations about the agent; start the agent, and report it to Dask's scheduler."""
@@ -61,18 +62,15 @@ class AgentStarter:
             return find_noted(name, lease_ids, os.environ)
 
         server.handlers.update(roost_bring_up=bring_up_agent, roost_noted=find_noted_leases)
-        self._cluster = await _read_scheduler_id(server)
+        self.cluster = await _read_scheduler_id(server)
         answer = await self.bring_up(server)
-        try:
-            await server.scheduler.roost_agent_up(
-                machine=get_address_host(server.address), server=server.address, answer=answer
-            )
-        except OSError:
-            pass  # roost's scheduler asks for the agent itself
+        machine = get_address_host(server.address)
+        with contextlib.suppress(OSError):  # roost's scheduler asks for the agent itself
+            await server.scheduler.roost_agent_up(machine=machine, server=server.address, answer=answer)
 
     async def end(self, server: Any) -> None:
         """Inform the agent that the server ends. If its scheduler is gone, kernels stay, also if another is there."""
-        if await _read_scheduler_id(server) != self._cluster:
+        if await _read_scheduler_id(server) != self.cluster:
             await self.bring_up(server, is_gone=True)
         elif Scheduler._instances and not _find_neighbours(server):
             # A LocalCluster was scaled down, and its process stays.
@@ -81,23 +79,24 @@ class AgentStarter:
     async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
         """Start or find the agent; return its address and keys, and variables for its kernels (`environment`)."""
         machine, cluster = get_address_host(server.address), server.scheduler.address
-        settings = {**self._settings, "address": socket.gethostbyname(machine)}
+        settings = {**self.settings, "address": socket.gethostbyname(machine)}
         manager = {
             "name": "Dask",
             "pid": os.getpid(),
             "address": cluster.rpartition("://")[2],
-            "grace_s": self._grace_s,
+            "grace_s": self.grace_s,
             "is_gone": is_gone,
             "has_left": has_left,
         }
         try:
             answer = await asyncio.to_thread(
                 bring_up,
-                *self._node_side,
+                self.archive,
+                self.digest,
                 name_agent("dask", cluster, machine),
                 json.dumps(settings),
                 manager,
-                self._python,
+                self.python,
                 dict(os.environ),
             )
         except OSError as problem:
@@ -116,10 +115,8 @@ async def _read_scheduler_id(server: Any) -> str:
 def _find_neighbours(server: Any) -> list[Any]:
     """Return the other running servers of this kind in this process that count as the same machine."""
     machine = get_address_host(server.address)
-    others = [other for other in type(server)._instances if other is not server]
-    return [
-        one for one in others if one.status.name == "running" and get_address_host(one.address) == machine
-    ]
+    others = (one for one in type(server)._instances if one is not server and one.status.name == "running")
+    return [other for other in others if get_address_host(other.address) == machine]
 
 
 def _build_environment(security: Any, cluster: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """roost inside a Dask cluster: this plugin in its scheduler, and the worker and nanny plugins beside this file.
 
-The plugins arrive pickled by value. They need only distributed and the standard library there. All messages between
-them and roost's scheduler consist of builtin values.
+The plugins arrive pickled by value, and need only distributed and the standard library. Messages are builtin values.
 
 First the ledger in Dask's scheduler grants a lease; it knows kernels alone. Then the workers grant it; they know
 tasks. A worker subtracts the claimed amounts from the resources that it gives to tasks. It does so before its first
@@ -12,6 +11,7 @@ the claim waits for the end of that task, ahead of all waiting tasks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -60,16 +60,15 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.number = 0
         self._stamps: dict[str, int] = {}
         self.nannies: dict[str, str] = {}
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._changed = asyncio.Event()
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         before = scheduler.plugins.get(NAME)
         if before is not None:  # the plugin of an earlier version, which hands its leases over
             fields = SlotLease.__dataclass_fields__  # without those of a newer version
             for held in before.ledger.leases.values():
-                self.ledger.leases[held.lease_id] = SlotLease(
-                    **{name: getattr(held, name) for name in fields}
-                )
+                values = {name: getattr(held, name) for name in fields}
+                self.ledger.leases[held.lease_id] = SlotLease(**values)
             self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
             self.number = before.number
         for worker in list(scheduler.workers):  # they report again, because the worker plugin is replaced too
@@ -92,33 +91,25 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     # Operations for roost's schedulers
 
     async def hello(self) -> dict[str, Any]:
-        """Return which plugins these are. `mark` also stands for their settings.
-
-        `is_whole` is False if the service that brought them died before it had registered the last one.
-        """
-        others = (self.scheduler.worker_plugins, self.scheduler.nanny_plugins)
+        """Return which plugins these are. `mark` also stands for their settings."""
+        # Not whole: the service that brought the plugins died before it had registered the last one.
+        is_whole = NAME in self.scheduler.worker_plugins and NAME in self.scheduler.nanny_plugins
         known = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
-        return {**known, "is_whole": all(NAME in plugins for plugins in others)}
+        return {**known, "is_whole": is_whole}
 
     async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
-        """Return the machines that changed since that version of that incarnation; None for a machine that is gone.
-
-        If nothing has changed, wait up to `wait_s` for a change.
-        """
+        """Return the machines that changed since that version (None: gone). If none has, wait up to `wait_s`."""
         if incarnation != self.incarnation:
             since = -1
         if since >= self.version and wait_s:
-            changed = asyncio.get_running_loop().create_future()
-            self._waiting.add(changed)
-            await asyncio.wait([changed], timeout=wait_s)
-            self._waiting.discard(changed)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait_s)
         names = [name for name, stamp in self._stamps.items() if stamp > since]
-        parts = self.ledger.split_by_machine(names)
-        return {
-            "incarnation": self.incarnation,
-            "version": self.version,
-            "machines": {name: self._describe(name, part) for name, part in parts.items()},
-        }
+        machines = {name: part.describe(name) for name, part in self.ledger.split_by_machine(names).items()}
+        for name, machine in machines.items():
+            if machine is not None:
+                machine["agent"] = self.agents.get(name, {})
+        return {"incarnation": self.incarnation, "version": self.version, "machines": machines}
 
     async def metrics(self) -> dict[str, Any]:
         """Return by machine the CPUs and the bytes of memory that its workers use."""
@@ -136,7 +127,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
 
         `device_ids` are preferred. With `again`, a live kernel has exactly these, whatever tasks hold of them now.
         """
-        asked = SlotLease(**{**held, "resources": dict(held["resources"])})
+        asked = SlotLease(**held)
         before = self.ledger.leases.get(asked.lease_id)
         if before is not None and before.machine != asked.machine:  # a wish on another machine
             for slot in self._drop(before):
@@ -153,9 +144,8 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             await asyncio.gather(*(self._settle(slot) for slot in lease.claims))
         elif lease.is_wish:
             self._on_change(lease)
-            granted = await asyncio.gather(
-                *(self._sync(slot, lease.lease_id, wait_s) for slot in lease.claims)
-            )
+            syncs = (self._sync(slot, lease.lease_id, wait_s) for slot in lease.claims)
+            granted = await asyncio.gather(*syncs)
             # A release can arrive while the workers answer.
             if self.ledger.leases.get(lease.lease_id) is not lease:
                 return {"refused": "it was given back meanwhile"}
@@ -279,17 +269,11 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     def _find_slot(self, worker: str) -> Slot | None:
         return next((slot for slot in self.ledger.slots.values() if slot.worker == worker), None)
 
-    def _describe(self, name: str, ledger: SlotLedger) -> dict[str, Any] | None:
-        """Return a machine's description from its own ledger; None if none of its workers is ready."""
-        described = ledger.describe(name)
-        return None if described is None else {**described, "agent": self.agents.get(name, {})}
-
     def _mark_changed(self, machine: str) -> None:
         self.version += 1
         self._stamps[machine] = self.version
-        for changed in self._waiting:
-            if not changed.done():
-                changed.set_result(None)
+        self._changed.set()
+        self._changed = asyncio.Event()  # callers that arrive later wait for the next change
 
     def _grant(self, lease: SlotLease) -> None:
         lease.is_wish = False
@@ -335,10 +319,9 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             self._spawn(self._call_server(nanny, "plugin_add", plugin=plugin, name=NAME))
 
     async def _call_server(self, server: str, operation: str, **arguments: Any) -> None:
-        try:
+        # A server that has gone is not asked again; a nanny is, for its next worker.
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
             await asyncio.wait_for(getattr(self.scheduler.rpc(server), operation)(**arguments), _ASK_S)
-        except (OSError, asyncio.TimeoutError):
-            pass  # the server has gone; the check is repeated for the nanny's next worker
 
     def _stay_awake(self) -> None:
         """Keep Dask's scheduler from shutting an idle cluster down while kernels run there."""

@@ -1,8 +1,5 @@
 """The ledger of roost's leases on a Dask cluster. It lives in Dask's own scheduler, and grants or refuses at once.
 
-It is arithmetic on builtin values. It is sent to Dask's scheduler pickled by value, and needs only the standard library
-there.
-
 A slot is the place of one worker. Its name is the address of the worker's nanny, which stays the same when the worker
 is started again. A lease claims abstract resources (`dask worker --resources "GPU=2"`) of the slots of one machine.
 The workers then hold them back from tasks (`worker_plugin`).
@@ -31,7 +28,7 @@ class Refused(Exception):
 
 @dataclass(kw_only=True)
 class Slot:
-    """The place of a worker. `worker` is its address, empty while there is none.
+    """The place of a worker, whose address is `worker`.
 
     `resources` are the worker's declared amounts, and `free` are those that neither tasks nor leases hold. `devices`
     are the ids of its GPUs. `is_ready` once the worker has reported these, and holds back the leased amounts.
@@ -180,10 +177,7 @@ class SlotLedger:
         return self._add(held, devices, claims)
 
     def take_again(self, held: SlotLease, *, device_ids: list[str]) -> SlotLease:
-        """Add the lease of a live kernel, on its devices; raise `Refused` if another kernel has one of them.
-
-        Amounts on workers that are not back yet are claimed on a placeholder slot (see `move`).
-        """
+        """Add the lease of a live kernel, on its devices; raise `Refused` if another kernel has one of them."""
         known = self._find_known(held)
         if known is not None:
             return known
@@ -191,6 +185,7 @@ class SlotLedger:
         for device in device_ids:
             if shares.get(device, 0.0) + held.share > 1 + CRUMB:
                 raise Refused(f"another kernel has GPU {device} of {held.machine}")
+        # Amounts on workers that are not back yet are claimed on a placeholder slot (see `move`).
         places = (there[name].name if name in there else f"{held.machine} {name}" for name in device_ids)
         claims = _claim_devices(held, places)
         for name, amount in held.resources.items():

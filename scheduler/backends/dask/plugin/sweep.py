@@ -1,7 +1,6 @@
-"""Releases the leases in Dask's scheduler that no agent has noted.
+"""Releases the leases in Dask's scheduler that no agent has noted, because they have no kernel.
 
-Such a lease has no kernel. Its scheduler died before the kernel's start, or its agent let the lease go while no
-scheduler of roost was there to receive the event.
+Their scheduler died before the kernel's start, or their agent let them go while no scheduler of roost was there.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -54,26 +55,23 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         from distributed.system import MEMORY_LIMIT  # here, because it is this machine's
 
         worker = self.worker
+        found = {
+            "worker": worker.contact_address or worker.address,
+            "resources": dict(worker.state.total_resources),
+            "devices": self._read_devices(),
+            "memory_bytes": int(MEMORY_LIMIT),
+        }
         while True:
-            try:
-                answer = await asyncio.wait_for(
-                    worker.scheduler.roost_worker(
-                        worker=worker.contact_address or worker.address,
-                        resources=dict(worker.state.total_resources),
-                        devices=self._read_devices(),
-                        memory_bytes=int(MEMORY_LIMIT),
-                    ),
-                    _ASK_S,
-                )
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                answer = await asyncio.wait_for(worker.scheduler.roost_worker(**found), _ASK_S)
                 break
-            except (OSError, asyncio.TimeoutError):
-                await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_AGAIN_S)
         await self.claims(**answer)
         self._report_free()
         return True
 
     async def claims(
-        self, claims: dict[str, dict[str, float]], number: int, asked: str = "", wait_s: float = 0.0
+        self, claims: dict[str, Amounts], number: int, asked: str = "", wait_s: float = 0.0
     ) -> bool:
         """Hold back exactly these claims. Return True if the lease `asked` has all of its claim.
 
@@ -82,16 +80,16 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         if number > self._number:
             self._number = number
             self._apply(claims)
-        if not asked:
-            return True
-        give_up_at = time.monotonic() + wait_s
-        while asked in self._claims and asked not in self._granted and time.monotonic() < give_up_at:
-            self._moved.clear()
-            try:
-                await asyncio.wait_for(self._moved.wait(), give_up_at - time.monotonic())
-            except asyncio.TimeoutError:
-                break
-        return asked in self._granted
+
+        async def wait_for_grant() -> None:
+            while asked in self._claims and asked not in self._granted:
+                self._moved.clear()
+                await self._moved.wait()
+
+        if asked:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(wait_for_grant(), wait_s)
+        return not asked or asked in self._granted
 
     def transition(self, key: Any, start: Any, finish: Any, **_: Any) -> None:
         if finish == "constrained" and self._claims and not self._is_handing_back:
@@ -106,7 +104,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
         if not worker.nanny:
             await self._starter.end(worker)
 
-    def _apply(self, claims: dict[str, dict[str, float]]) -> None:
+    def _apply(self, claims: dict[str, Amounts]) -> None:
         available = self.worker.state.available_resources
         for lease_id in [name for name, claim in self._claims.items() if claims.get(name) != claim]:
             for name, amount in self._claims.pop(lease_id).items():
@@ -182,10 +180,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"roost-{time.time()}"))
 
     def _read_devices(self) -> list[str] | None:
-        """Return the ids of the GPUs that tasks use, from CUDA_VISIBLE_DEVICES; None if it is not set.
-
-        Tasks use the first of the visible GPUs.
-        """
+        """Return the ids of the GPUs that tasks use: the first of CUDA_VISIBLE_DEVICES; None if it is not set."""
         count = math.ceil(self.worker.state.total_resources.get(GPU, 0.0))
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         return None if seen is None else [name.strip() for name in seen.split(",") if name.strip()][:count]
