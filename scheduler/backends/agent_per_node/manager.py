@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from roost.launchers.protocol.json_codec import decode
+from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Request
 from roost.scheduler.backends.base import AgentAddress, Lease
+from roost.scheduler.errors import BackendUnavailable
 
 from .membership import Membership, N
 
@@ -118,3 +121,11 @@ def shorten_error(error: Exception) -> str:
     """Return the last line of an error's text."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
+
+
+def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str) -> StartedAgent:
+    """Return the agent of an answer of `bootstrap.bring_up`; raise `BackendUnavailable` if it has a problem."""
+    if "problem" in answer:
+        raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
+    address = AgentAddress(endpoint=str(answer["endpoint"]), keys=decode(ClientKeys, answer["keys"]))
+    return StartedAgent(address=address, daemon=daemon)

@@ -13,7 +13,7 @@ from typing import Any
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node.backend import build_backend
-from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, shorten_error
+from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
@@ -130,9 +130,7 @@ class DaskManager:
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)
-        if "problem" in answer:
-            raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
-        return nodes.decode_agent(answer)
+        return decode_agent(answer, node_id, str(answer.get("report", "")))
 
     async def ask(self, operation: str, deadline_s: float = _CALL_S, /, **arguments: Any) -> Any:
         """Return what the plugin in Dask's scheduler answers; raise `BackendUnavailable` if it does not."""

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.launchers.protocol.json_codec import decode
-from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
-from roost.scheduler.backends.agent_per_node.manager import StartedAgent
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent, decode_agent
 from roost.scheduler.backends.agent_per_node.node_table import build_device
-from roost.scheduler.backends.base import AgentAddress
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
 
 
@@ -46,7 +44,7 @@ class DaskNode:
     @property
     def started_agent(self) -> StartedAgent | None:
         """The agent that a nanny of this machine has started."""
-        return decode_agent(self.agent) if "endpoint" in self.agent else None
+        return decode_agent(self.agent, self.id, self.daemon) if "endpoint" in self.agent else None
 
     @classmethod
     def of(cls, name: str, described: Mapping[str, Any]) -> DaskNode:
@@ -66,12 +64,6 @@ class DaskNode:
             agent=dict(described["agent"]),
             seen=tuple(map(_decode_device, described["agent"].get("devices", ()))),
         )
-
-
-def decode_agent(reported: Mapping[str, Any]) -> StartedAgent:
-    """Return the agent that a nanny reports."""
-    address = AgentAddress(endpoint=str(reported["endpoint"]), keys=decode(ClientKeys, reported["keys"]))
-    return StartedAgent(address=address, daemon=str(reported["report"]))
 
 
 def build_node(

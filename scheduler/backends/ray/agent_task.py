@@ -11,7 +11,6 @@ from typing import Any
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.messages import Manager
 from roost.scheduler.backends.agent_per_node import bootstrap
 from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, pack
 
@@ -23,23 +22,14 @@ def start_on(
     node: RayNode, settings: AgentSettings, *, cluster_address: str, grace_s: float, python: str
 ) -> Any:
     """Return a Ray reference to the result of `bootstrap.bring_up` on that node. Blocks for a moment."""
-    manager = Manager(
-        name="Ray",
-        pid=0,
-        process_started_at=0.0,
-        address=cluster_address,
-        grace_s=grace_s,
-        cluster_id=join.get_cluster_id(),
-    )
-    archive, digest = pack()
-    return build_task_on(node, _bring_up).remote(
-        archive,
-        digest,
-        name_agent("ray", cluster_address, node.id),
-        json.dumps(encode(settings)),
-        encode(manager),
-        python,
-    )
+    manager = {
+        "name": "Ray",
+        "address": cluster_address,
+        "grace_s": grace_s,
+        "cluster_id": join.get_cluster_id(),
+    }
+    name, sent = name_agent("ray", cluster_address, node.id), json.dumps(encode(settings))
+    return build_task_on(node, _bring_up).remote(*pack(), name, sent, manager, python)
 
 
 def build_task_on(node: RayNode, function: Any) -> Any:
@@ -51,14 +41,12 @@ def build_task_on(node: RayNode, function: Any) -> Any:
 
 
 def build_task(function: Any) -> Any:
-    """Return a Ray task of one of roost's functions. It asks for no resources, and the node need not have roost.
-
-    Its worker is kept for the next task. By default, Ray ends a worker after each task with GPUs.
-    """
+    """Return a Ray task of one of roost's functions. It asks for no resources, and the node need not have roost."""
     import ray
 
     for module in (sys.modules[function.__module__], bootstrap):
         ray.cloudpickle.register_pickle_by_value(module)
+    # By default, Ray ends a worker after each task with GPUs; `max_calls` keeps it for the next task.
     return ray.remote(num_cpus=0, max_calls=0, max_retries=0)(function)
 
 
@@ -71,17 +59,12 @@ def _bring_up(
 
     raylet = os.getppid()
     if manager["cluster_id"]:
-        script = (
-            f"from ray._raylet import GcsClient; print(GcsClient({manager['address']!r}).cluster_id.hex())"
-        )
+        client = f"GcsClient({manager['address']!r})"
+        script = f"from ray._raylet import GcsClient; print({client}.cluster_id.hex())"
         manager = {**manager, "probe": [sys.executable, "-c", script]}
     with open(f"/proc/{raylet}/environ", "rb") as file:
-        pairs = (
-            pair.partition("=") for pair in file.read().decode(errors="surrogateescape").split("\0") if pair
-        )
-        env = {
-            name: value
-            for name, _, value in pairs
-            if name.startswith("RAY_AUTH_") or not name.startswith("RAY_")
-        }
+        lines = file.read().decode(errors="surrogateescape").split("\0")
+    env = dict(line.split("=", 1) for line in lines if "=" in line)
+    for name in [name for name in env if name.startswith("RAY_") and not name.startswith("RAY_AUTH_")]:
+        del env[name]
     return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, python, env)

@@ -1,7 +1,6 @@
 """Checks of a Ray cluster before roost joins it. Each takes seconds at most.
 
-The calls that are not part of Ray's public interface are the same in Ray 2.40 and 2.60. A Ray without them is joined
-without these checks.
+The calls outside Ray's public interface are the same in Ray 2.40 and 2.60. A Ray without them is joined unchecked.
 """
 
 from __future__ import annotations
@@ -64,12 +63,10 @@ def resolve(address: str) -> str:
         _split(named)
         return named
     running = sorted({gcs for gcs, _ in _raylets()})
-    latest = Path(
-        os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray/ray_current_cluster"
-    )
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     with suppress(OSError, UnicodeDecodeError):
-        if latest.read_text().strip() in running:
-            return latest.read_text().strip()
+        if (latest := Path(folder, "ray/ray_current_cluster").read_text().strip()) in running:
+            return latest
     if not running:
         raise BackendUnavailable(
             "no Ray cluster runs on this machine: name one by c.RoostRayBackend.address or RAY_ADDRESS (host:port, "
@@ -93,15 +90,11 @@ def greet(gcs: str) -> None:
 
 
 def check_token(gcs: str, address: str) -> None:
-    """Raise `ConfigError` if a token must be sent and there is none. Ray itself would abort the process.
-
-    Like `ray.init`, use an existing token for a cluster that was found on this machine. For other clusters, use it only
-    if the environment says so.
-    """
+    """Raise `ConfigError` if a token must be sent and there is none. Ray itself would abort the process."""
     try:
         from ray._private.authentication import authentication_token_setup as setup
 
-        if is_found_here(address):
+        if is_found_here(address):  # like `ray.init`; for others only if the environment says so
             setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         check = setup.ensure_token_if_auth_enabled
     except (ImportError, AttributeError, TypeError):  # Ray before 2.52
@@ -227,11 +220,9 @@ def _split(address: str) -> tuple[str, int]:
     """Return host and port; raise `ConfigError` for every other form of address."""
     scheme, is_url, _ = address.partition("://")
     if is_url:
-        what = {"ray": "Ray Client's", "http": "the dashboard's", "https": "the dashboard's"}.get(
-            scheme, "no"
-        )
+        owners = {"ray": "Ray Client's", "http": "the dashboard's", "https": "the dashboard's"}
         raise ConfigError(
-            f"{address!r} is {what} address, and roost becomes a driver: "
+            f"{address!r} is {owners.get(scheme, 'no')} address, and roost becomes a driver: "
             f"give that of Ray's GCS, host:port ({_GCS_PORT})"
         )
     host, _, port = address.rpartition(":")
@@ -274,10 +265,8 @@ def _raylets() -> list[tuple[str, str]]:
 
 def _is_own_address(address: str) -> bool:
     """True if the address belongs to this machine: only then can a socket be bound to it."""
-    try:
-        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with suppress(OSError), socket.socket(kind, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
+        return True
+    return False

@@ -1,10 +1,7 @@
 """Joins a Ray cluster as a driver, or reports within seconds, in one sentence, why that is not possible.
 
-`ray.init` hangs for 20 to 60 s and then raises an untyped error if an address, a token or a version is wrong, or if no
-Ray node runs on this machine. A missing token even aborts the process. So the address, the port, the token, the
-versions and this machine are checked first.
-
-All functions block, so call them in a thread. Only `join` imports Ray, which costs 0.4 s of processor time and 115 MiB.
+`ray.init` hangs for 20 to 60 s, or aborts the process, if an address, a token or a version is wrong, or if no Ray node
+runs on this machine. So these are checked first. All functions block, so call them in a thread.
 """
 
 from __future__ import annotations
@@ -23,16 +20,7 @@ from contextlib import contextmanager, suppress
 from roost.launchers.daemon.tasks import start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
-from .checks import (
-    ask,
-    check_machine,
-    check_token,
-    check_versions,
-    format_first_line,
-    greet,
-    resolve,
-    run_in_time,
-)
+from . import checks
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +42,8 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("the Ray backend needs ray: pip install 'roost[ray]'")
     give_up_at = time.monotonic() + deadline_s
-    gcs = resolve(address)
-    greet(gcs)
+    gcs = checks.resolve(address)
+    checks.greet(gcs)
     importing_at = time.monotonic()
     try:
         _import_ray()
@@ -64,11 +52,11 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     import ray
 
     give_up_at += time.monotonic() - importing_at
-    check_token(gcs, address)
-    facts = ask(gcs)
+    checks.check_token(gcs, address)
+    facts = checks.ask(gcs)
     if facts is not None:
-        check_versions(gcs, facts, ray.__version__)
-        check_machine(gcs, facts)
+        checks.check_versions(gcs, facts, ray.__version__)
+        checks.check_machine(gcs, facts)
     if ray.is_initialized():
         if facts is None or facts.cluster_id == _cluster_id:
             return str(ray.get_runtime_context().gcs_address)
@@ -88,7 +76,7 @@ def leave() -> None:
     if "ray" not in sys.modules or _attempt.locked():
         return  # an attempt that succeeds too late leaves by itself
     try:
-        run_in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
+        checks.run_in_time(_shutdown, _LEAVE_S, "leaving the Ray cluster")
     except BackendUnavailable as problem:
         log.warning("%s", problem)
 
@@ -120,7 +108,8 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
 
     def work() -> None:
         try:
-            with _keep_signals(), _hide_log_line("SIGTERM handler is not set"):
+            logging.getLogger("ray._private.worker").addFilter(_is_useful)
+            with _keep_signals():
                 ray.init(address=gcs, namespace=namespace, log_to_driver=False, configure_logging=False)
             _stop_error_listener()
         except BaseException:
@@ -137,16 +126,13 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
         outcome.result()
     except Exception as problem:
         raise BackendUnavailable(
-            f"the Ray cluster at {gcs} did not take roost's service in: {format_first_line(problem)}"
+            f"the Ray cluster at {gcs} did not take roost's service in: {checks.format_first_line(problem)}"
         ) from problem
     _attempt.release()
 
 
 def _stop_error_listener() -> None:
-    """End Ray's thread that prints the errors of other jobs. Ray has no option for this.
-
-    Once the GCS is gone, the thread asks it without a pause, and occupies a core until Ray ends the process.
-    """
+    """End Ray's thread that prints the errors of other jobs: it occupies a core once the GCS is gone."""
     with suppress(ImportError, AttributeError):
         from ray._private.worker import global_worker
 
@@ -171,19 +157,9 @@ def _keep_signals() -> Iterator[None]:
             libc.sigaction(int(number), action, None)
 
 
-@contextmanager
-def _hide_log_line(text: str) -> Iterator[None]:
-    """Remove a line from Ray's log that would only worry its reader."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return text not in str(record.msg)
-
-    logger = logging.getLogger("ray._private.worker")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+def _is_useful(record: logging.LogRecord) -> bool:
+    """False for a line of Ray's log that would only worry its reader."""
+    return "SIGTERM handler is not set" not in str(record.msg)
 
 
 def _shutdown() -> None:

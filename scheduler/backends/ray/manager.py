@@ -1,7 +1,7 @@
 """Ray as a cluster manager. A lease is a placement group, and Ray chooses its devices.
 
-The service's process is a driver of the Ray cluster. Ray ends a driver a minute after Ray's head is gone. The next
-service then serves the kernels that live while Ray is away.
+Ray ends its driver, the service's process, a minute after Ray's head is gone. The next service then serves the kernels
+that live while Ray is away.
 """
 
 from __future__ import annotations
@@ -11,36 +11,78 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.tasks import start_shared
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Owner
-from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement import Node, Request
+from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.backend import build_backend
-from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
+from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
-from roost.scheduler.backends.base import AgentAddress, Backend, BackendContext, Lease
-from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.scheduler.backends.base import Backend, BackendContext, Lease
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 
 from . import SPEC, agent_task, join, nodes, placement_groups
-from .calls import RayCalls
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
+
+T = TypeVar("T")
 
 _LOOK_S = 0.5
 """How long to wait between two readings of Ray's state (0.4 ms each): joins, deaths and lost leases show within 1 s."""
 _JOIN_S = 45.0
 _START_AGENT_S = 45.0
 _PROBE_S = 30.0
+_CALL_S = 8.0
+_THREADS = 32
+"""At most this many calls run at a time. A claim occupies a thread while it waits for Ray."""
 _CONFIRM_S = 0.8
 """Ray reports freed resources up to 1 s late. Doubt a refusal for this long before raising `LeaseConflict`."""
 _ASK_AGAIN_S = 0.1
 """How long to wait before asking again with a new group. Ray itself retries a waiting group only after 1 s."""
+
+
+class RayCalls:
+    """A pool of threads for Ray's functions, which block, some of them for a minute if Ray's head is gone.
+
+    After its deadline a call is left to end by itself.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
+
+    def close(self) -> None:
+        """Start no more calls. Those under way are left alone."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, call: Callable[[], T], *, deadline_s: float) -> T:
+        """Return the result of `call` or raise its error; raise `asyncio.TimeoutError` after the deadline."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.wait_for(loop.run_in_executor(self._threads, call), deadline_s)
+
+    async def ask(self, question: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Return what `question` returns; raise `BackendUnavailable` if it fails or takes too long."""
+        try:
+            return await self.run(functools.partial(question, *arguments, **named), deadline_s=_CALL_S)
+        except (RoostError, asyncio.CancelledError):
+            raise
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"Ray has not answered for {_CALL_S:g} s") from None
+        except Exception as error:
+            raise BackendUnavailable(f"Ray failed: {shorten_error(error)}") from error
+
+    async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any:
+        """Return the result of the Ray task behind `reference`. `purpose` ends an error's sentence ("to start x")."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), deadline_s)
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"Ray took longer than {deadline_s:g} s {purpose}") from None
+        except Exception as error:
+            raise BackendUnavailable(f"Ray failed {purpose}: {shorten_error(error)}") from error
 
 
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
@@ -54,14 +96,14 @@ class RayManager:
     name = "Ray"
     daemon = "raylet"
     claim_name = "placement group"
+    build_node = staticmethod(nodes.build_node)
 
     def __init__(self, settings: RoostRayBackend, calls: RayCalls | None = None) -> None:
         self._settings = settings
         self._calls = calls or RayCalls()
         self._address = ""
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
-        self._creating: dict[str, asyncio.Task[Group]] = {}  # by group name, while the lease is being claimed
-        self._node_of: dict[str, str] = {}  # by group name, while the lease is being claimed
+        self._creating: dict[str, tuple[str, asyncio.Task[Group]]] = {}  # by group name, with the node's id
         self._anchors: dict[str, Any] = {}  # by raylet
         self.membership: Membership[RayNode] = Membership(self.name, join=self._join, fetch=self._fetch)
 
@@ -76,11 +118,6 @@ class RayManager:
 
     async def read_metrics(self) -> Collection[str]:
         return ()
-
-    def build_node(
-        self, node: RayNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
-    ) -> Node:
-        return nodes.build_node(node, leases, status, metrics_age_s)
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {
@@ -102,7 +139,7 @@ class RayManager:
     async def release(self, lease: Lease) -> None:
         name = _name_group(lease)
         if name in self._creating:  # a cancelled claim goes on in its thread, and would outlive the removal
-            await asyncio.wait([self._creating[name]])
+            await asyncio.wait([self._creating[name][1]])
         await self._ask(placement_groups.remove, name)
         self._group_ids.pop(lease.id, None)
 
@@ -142,10 +179,7 @@ class RayManager:
         )
         purpose = f"to start roost's agent on {node_id}"
         answer = await self._calls.answer(reference, _START_AGENT_S, purpose)
-        if "problem" in answer:
-            raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
-        address = AgentAddress(endpoint=answer["endpoint"], keys=decode(ClientKeys, answer["keys"]))
-        return StartedAgent(address=address, daemon=node.daemon)
+        return decode_agent(answer, node_id, node.daemon)
 
     async def _join(self, known: str) -> str:
         address = self._settings.address or os.environ.get(SPEC.address_variable) or known
@@ -170,8 +204,8 @@ class RayManager:
         has ours. That group is then removed, and the lease's own group takes the device. If the service is killed
         meanwhile, `claims` shows the further groups as leases of an earlier start of the kernel, which are released.
         """
-        names = (placement_groups.name_group(f"{lease.id}{n}", lease.owner.user) for n in _count_suffixes())
-        name = next(names)
+        name = _name_group(lease)
+        names = (_name_group(lease, f"~{number}") for number in itertools.count(1))
         await self._ask(placement_groups.remove, name)  # a group that waits for a raylet that is gone
         if await self._claim(lease, name, node) == lease.device_ids:
             return lease.device_ids
@@ -195,17 +229,14 @@ class RayManager:
     async def _claim(
         self, lease: Lease, name: str, node: RayNode, has_room: HasRoom | None = None
     ) -> tuple[str, ...]:
-        """Claim the slice with a group of that name.
-
-        The creation goes on if the caller is cancelled; `release` waits for it.
-        """
-        self._node_of[name] = node.id
-        creating = self._creating[name] = start_shared(self._create(name, lease.request, node, has_room))
+        """Claim the slice with a group of that name. Its creation outlives a cancelled caller; `release` waits."""
+        creating = start_shared(self._create(name, lease.request, node, has_room))
+        self._creating[name] = node.id, creating
         try:
             self._group_ids[lease.id] = (await asyncio.shield(creating)).id
             return await self._read_device_ids(name, lease.request, node)
         finally:
-            creating.add_done_callback(lambda _: self._forget_creation(name))
+            creating.add_done_callback(lambda _: self._creating.pop(name, None))
 
     async def _create(self, name: str, request: Request, node: RayNode, has_room: HasRoom | None) -> Group:
         """Create the group. Doubt a refusal if Ray's own state has room; without `has_room`, doubt it in any case."""
@@ -222,21 +253,16 @@ class RayManager:
             await asyncio.sleep(_ASK_AGAIN_S)
 
     def _count_ahead(self, name: str) -> int:
-        """Return how many claims on the group's node come before it, and are not in the node table yet.
-
-        These are claims that Ray has granted, and claims that were asked for earlier.
-        """
-        names = list(self._creating)
-        earlier = names[: names.index(name)]
-        return sum(
-            _was_granted(creating) if creating.done() else other in earlier
-            for other, creating in self._creating.items()
-            if self._node_of[other] == self._node_of[name]
-        )
-
-    def _forget_creation(self, name: str) -> None:
-        self._creating.pop(name, None)
-        self._node_of.pop(name, None)
+        """Return how many claims on the group's node Ray has granted, or got earlier, that no reading shows yet."""
+        count, is_earlier, node_id = 0, True, self._creating[name][0]
+        for other, (at, creating) in self._creating.items():
+            if other == name:
+                is_earlier = False
+            elif at == node_id and creating.done():
+                count += not creating.cancelled() and creating.exception() is None
+            elif at == node_id:
+                count += is_earlier
+        return count
 
     async def _read_device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
         if not request.gpus:
@@ -253,17 +279,8 @@ class RayManager:
             raise
 
 
-def _name_group(lease: Lease) -> str:
-    return placement_groups.name_group(lease.id, lease.owner.user)
-
-
-def _count_suffixes() -> Iterator[str]:
-    """Yield "", "~1", "~2" and so on."""
-    return itertools.chain([""], (f"~{number}" for number in itertools.count(1)))
-
-
-def _was_granted(creating: asyncio.Task[Group]) -> bool:
-    return not creating.cancelled() and creating.exception() is None
+def _name_group(lease: Lease, suffix: str = "") -> str:
+    return placement_groups.name_group(f"{lease.id}{suffix}", lease.owner.user)
 
 
 def _build_lease(group: Group, node_id: str) -> Lease:

@@ -60,16 +60,13 @@ class RayNode:
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     """Return all live nodes. Blocks for about 0.4 ms; raises Ray's own errors if its GCS does not answer.
 
-    `known` are the nodes of an earlier reading. They save work, because the labels of a raylet and the names of its
-    resources stay the same while it lives.
-
-    The GCS's state for autoscalers is not public. If a version of Ray lacks it, `ray.nodes()` is read, which does not
-    report free amounts. Ray lists a killed raylet for another 13 s, beside the next one at its address. A raylet
-    whose port is closed is therefore left out, so that the next one gets its id at once.
+    `known` are the nodes of an earlier reading. They save work, because a raylet keeps its labels and the names of its
+    resources. Ray lists a killed raylet for another 13 s, beside the next one at its address. A raylet whose port is
+    closed is therefore left out, so that the next one gets its id at once.
     """
     import ray
 
-    try:
+    try:  # not public; `ray.nodes()` does not report free amounts
         from ray._private.worker import global_worker
 
         content = global_worker.gcs_client.get_cluster_resource_state(timeout_s=_READ_S)
@@ -83,22 +80,21 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
         return nodes
     ports = {node["NodeID"]: node["NodeManagerPort"] for node in ray.nodes()}
     alive = [
-        node for node in nodes if not (at[node.address] > 1 and _refuses(node.address, ports[node.daemon]))
+        node for node in nodes if at[node.address] == 1 or not _refuses(node.address, ports[node.daemon])
     ]
-    held_up = at - Counter(node.address for node in alive)
-    return _distinguish(
-        [
-            replace(node, is_held_up=True, drains_because=_HELD_UP) if held_up[node.address] else node
-            for node in alive
-        ]
-    )
+    left = Counter(node.address for node in alive)
+    found = []
+    for node in alive:
+        if left[node.address] < at[node.address]:
+            node = replace(node, is_held_up=True, drains_because=_HELD_UP)
+        if left[node.address] > 1:  # several live raylets share an address in tests of Ray itself
+            node = replace(node, id=f"{node.address}/{node.daemon[:8]}")
+        found.append(node)
+    return tuple(found)
 
 
 def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
-    """Return the nodes of a serialised `GetClusterResourceStateReply`. Takes 10 µs for each known node.
-
-    All resources of an unknown node are read, with the nine that each group adds. That takes ten times as long.
-    """
+    """Return the nodes of a serialised `GetClusterResourceStateReply`. Takes 10 µs a known node, 100 an unknown."""
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterResourceStateReply.FromString(content)
@@ -137,23 +133,20 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
 
 def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
     """Return the nodes of `ray.nodes()`."""
-    found = []
-    for node in nodes:
-        if node["Alive"]:
-            labels, resources = dict(node.get("Labels") or {}), node["Resources"]
-            found.append(
-                RayNode(
-                    id=node["NodeManagerAddress"],
-                    daemon=node["NodeID"],
-                    address=node["NodeManagerAddress"],
-                    labels=labels,
-                    model=_find_model(labels, resources),
-                    total=_select_amounts(resources, (*_AMOUNTS, *find_custom_resources(resources))),
-                    free=None,
-                    groups=None,
-                )
-            )
-    return tuple(found)
+    return tuple(
+        RayNode(
+            id=node["NodeManagerAddress"],
+            daemon=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            labels=dict(node.get("Labels") or {}),
+            model=_find_model(node.get("Labels") or {}, node["Resources"]),
+            total=_select_amounts(node["Resources"], (*_AMOUNTS, *find_custom_resources(node["Resources"]))),
+            free=None,
+            groups=None,
+        )
+        for node in nodes
+        if node["Alive"]
+    )
 
 
 def find_custom_resources(resources: Iterable[str]) -> list[str]:
@@ -239,17 +232,6 @@ def _find_model(labels: Mapping[str, str], resources: Iterable[str]) -> str:
 def _refuses(address: str, port: int) -> bool:
     try:
         socket.create_connection((address, port), timeout=_CONNECT_S).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
+    except OSError as problem:
+        return isinstance(problem, ConnectionRefusedError)
     return False
-
-
-def _distinguish(nodes: list[RayNode]) -> tuple[RayNode, ...]:
-    """Add the start of Ray's id to the ids of raylets that share an address, as in tests of Ray itself."""
-    at = Counter(node.address for node in nodes)
-    return tuple(
-        node if at[node.address] == 1 else replace(node, id=f"{node.address}/{node.daemon[:8]}")
-        for node in nodes
-    )

@@ -1,8 +1,7 @@
 """Leases as Ray holds them: for each kernel one detached, named placement group with one bundle, and no process.
 
-The name makes the lease atomic, because Ray refuses a second group of that name. It also shows other schedulers, and
-readers of Ray's dashboard, whose lease it is: `<lease id> for <user>`. All functions block, for milliseconds unless
-they say otherwise, so call them in a thread.
+The name, `<lease id> for <user>`, makes the lease atomic, because Ray refuses a second group of that name. Call all
+functions in a thread, because they block, for milliseconds unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def create(name: str, request: Request, node: RayNode) -> Group:
     asked_at = time.monotonic()
     while True:
         entry = _table(handle)
-        group, state = _group(entry), _state(entry)
+        group, state = _group(entry), str((entry.get("stats") or {}).get("scheduling_state", ""))
         if group is not None and group.is_created:
             return group
         if group is None or state in _REFUSED or time.monotonic() - asked_at > _DECIDES_S:
@@ -119,8 +118,7 @@ def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
 def read_device_ids(name: str, gpus: float, anchor: Any) -> Any:
     """Return a Ray reference to the ids (a list of texts) of the devices that Ray granted to the group of that name.
 
-    A task inside the group reads them, in 4 ms if its worker is warm, else in seconds. `anchor` is the one of the
-    group's node.
+    A task inside the group reads them, in 4 ms if its worker is warm, else in seconds. `anchor` is its node's.
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -132,7 +130,7 @@ def create_anchor(node: RayNode) -> Any:
     """Return a Ray reference to an object on that node, which is an argument of all tasks there.
 
     Ray sends a task to the raylet that has its arguments. Without an anchor this is the driver's own raylet, which
-    learns of a new group on another node up to 0.1 s late: `read_device_ids` then takes 97 ms instead of 4.
+    learns of a new group up to 0.1 s late: `read_device_ids` then takes 97 ms instead of 4.
     """
     return build_task_on(node, _make_bytes).remote(_ANCHOR_BYTES)
 
@@ -167,10 +165,6 @@ def _table(handle: Any) -> Mapping[str, Any]:
     from ray.util.placement_group import placement_group_table
 
     return placement_group_table(handle) or {}
-
-
-def _state(entry: Mapping[str, Any]) -> str:
-    return str((entry.get("stats") or {}).get("scheduling_state", ""))
 
 
 def _group(entry: Mapping[str, Any]) -> Group | None:

@@ -306,10 +306,10 @@ def test_rays_own_error_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_remains_one_until_another_cluster_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = fake(monkeypatch, lambda: None)
     for check in ("greet", "check_token", "check_versions", "check_machine"):
-        monkeypatch.setattr(join, check, lambda *facts: None)
+        monkeypatch.setattr(checks, check, lambda *facts: None)
     ray.__version__ = "2.60.0"  # type: ignore[attr-defined]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     for cluster_id, calls in (("a", ["init"]), ("a", ["init"]), ("b", ["init", "shutdown", "init"])):
-        monkeypatch.setattr(join, "ask", lambda gcs, found=cluster_id: replace(facts(), cluster_id=found))
+        monkeypatch.setattr(checks, "ask", lambda gcs, found=cluster_id: replace(facts(), cluster_id=found))
         assert join.join(GCS, namespace="roost") == GCS
         assert ray.calls == calls
