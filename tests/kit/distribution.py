@@ -21,7 +21,9 @@ ALONE = {
 }
 """Prefixes of the ids of tests that no other test may disturb, and the reasons."""
 
-_ON_A_CLUSTER = re.compile(r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|ray)(?![a-z])")
+_ON_A_CLUSTER = re.compile(
+    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray)(?![a-z])"
+)
 
 
 def group_of(test: str) -> str:

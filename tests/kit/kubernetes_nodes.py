@@ -26,5 +26,5 @@ def kubernetes_cluster(private_environment: None) -> Iterator[Kubelets]:
         pytest.skip(reason)
     with Kubelets(*MACHINES) as cluster:
         yield cluster
-    left = [line for line in leftovers() if str(cluster.folder) in line]
+    left = leftovers(cluster.folder)
     assert not left, "the cluster has left behind:\n" + "\n".join(left)

@@ -8,9 +8,9 @@ and runc. No registry, systemd or Docker is needed. `python -m kubelets` builds,
 """
 
 from .api import Api, Refused
-from .build import build, why_not
+from .build import why_not
 from .cluster import Kubelets, leftovers
 from .image import PYTHON
 from .node import GPUS, Machine
 
-__all__ = ["GPUS", "PYTHON", "Api", "Kubelets", "Machine", "Refused", "build", "leftovers", "why_not"]
+__all__ = ["GPUS", "PYTHON", "Api", "Kubelets", "Machine", "Refused", "leftovers", "why_not"]

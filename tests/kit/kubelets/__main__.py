@@ -6,8 +6,10 @@ import argparse
 import sys
 import time
 
-from . import Machine, build, leftovers, why_not
+from . import Machine, leftovers, why_not
+from .build import build
 from .cluster import clusters, end_keeper, new_folder, order, start_keeper, write_kubeconfig
+from .network import NUMBERS
 
 MACHINES = (
     Machine(gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),
@@ -19,7 +21,9 @@ ORDERS = ("kill", "begin", "pause", "resume", "power_off", "power_on", "cut", "r
 
 def main() -> int | str:
     parser = argparse.ArgumentParser(prog="kubelets", description="Kubernetes clusters on this machine")
-    parser.add_argument("--name", default="default", help="the cluster's name (%(default)s)")
+    parser.add_argument(
+        "--number", type=int, default=NUMBERS[0], help="its network is 10.<number> (%(default)s)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build the program and the images, once")
     commands.add_parser("up", help="start a cluster that lasts until `down`")
@@ -34,14 +38,14 @@ def main() -> int | str:
         each = commands.add_parser(name)
         each.add_argument("argument", help="a node (n1) or a part (n1/kubelet, apiserver)")
     chosen = parser.parse_args()
-    folder = clusters() / chosen.name
+    folder = clusters() / str(chosen.number)
     began = time.monotonic()
     if chosen.command == "build":
         build()
     elif chosen.command == "up":
         if reason := why_not():
             return reason
-        start_keeper(new_folder(chosen.name), MACHINES, is_tied=False)
+        start_keeper(new_folder(chosen.number), MACHINES, is_tied=False)
         print(f"up after {time.monotonic() - began:.1f} s; export KUBECONFIG={folder}/admin.kubeconfig")
     elif chosen.command == "down":
         end_keeper(int((folder / "pid").read_text()))

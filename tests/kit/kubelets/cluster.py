@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from . import keeper
 from .api import Api
 from .build import cache
 from .credentials import Authority
+from .network import NUMBERS, free_networks
 from .node import Machine
 
 _KIT = Path(__file__).parents[1]
@@ -64,6 +64,7 @@ class Kubelets:
         assert self._keeper is not None
         end_keeper(self._keeper.pid)
         self._keeper.communicate()
+        sweep()  # for a keeper that was killed
 
     def kill(self, part: str) -> None:
         """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
@@ -105,14 +106,20 @@ def write_kubeconfig(folder: Path, user: str, groups: Sequence[str] = ()) -> Pat
     )
 
 
-def new_folder(name: str = "") -> Path:
-    """Make the folder of a cluster, after the remains of dead clusters are removed. A name must be free."""
+def new_folder(number: int = 0) -> Path:
+    """Make the folder of a cluster with this number, or with any but the first, which is kept for clusters by hand.
+
+    The folder is the claim of the number. The remains of dead clusters are removed first.
+    """
     clusters().mkdir(parents=True, exist_ok=True)
     sweep()
-    if not name:
-        return Path(tempfile.mkdtemp(dir=clusters()))
-    (clusters() / name).mkdir(mode=0o700)
-    return clusters() / name
+    for network in free_networks():
+        if network.number == number or (not number and network.number > NUMBERS[0]):
+            with contextlib.suppress(FileExistsError):
+                folder = clusters() / str(network.number)
+                folder.mkdir(mode=0o700)
+                return folder
+    raise RuntimeError(f"no free network: 10.{number}" if number else "no free network")
 
 
 def start_keeper(folder: Path, machines: Sequence[Machine], *, is_tied: bool) -> subprocess.Popen[str]:
@@ -172,15 +179,20 @@ def sweep() -> None:
             keeper.remove(folder)
 
 
-def leftovers() -> list[str]:
-    """Return a line for each process, mount, network device, cgroup and folder of any cluster on this machine."""
-    found = [f"folder {path}" for path in (clusters().iterdir() if clusters().exists() else ())]
-    found += [f"cgroup {path}" for path in keeper.cgroups()]
-    found += [f"device {name}" for _, name in socket.if_nameindex() if name.startswith("kubelets")]
+def leftovers(folder: Path | None = None) -> list[str]:
+    """Return a line for each folder, cgroup, network device, mount and process of one cluster, or of all clusters."""
+    folders = [folder] if folder else [clusters() / str(number) for number in NUMBERS]
+    devices = [name for _, name in socket.if_nameindex()]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    found += [f"mount {line}" for line in mounts if str(clusters()) in line]
+    found = []
+    for each in folders:
+        network = keeper.network_of(each)
+        found += [f"folder {each}"] if each.exists() else []
+        found += [f"cgroup {path}" for path in keeper.cgroups(network.cgroup)]
+        found += [f"device {name}" for name in devices if name == network.device]
+        found += [f"mount {line}" for line in mounts if f"{each}/" in line]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(keeper.MARK):
+            if process.environ().get(keeper.MARK) in map(str, folders):
                 found.append(f"process {process.pid} {' '.join(process.cmdline())[:160]}")
     return found

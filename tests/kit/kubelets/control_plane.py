@@ -13,6 +13,7 @@ from .network import Network
 PORT = 443  # as the service in the cluster has it, which needs no kube-proxy then
 _ETCD = "http://127.0.0.1:2379"
 _SHORT_GRACE = ("--node-monitor-grace-period=8s", "--node-monitor-period=1s")  # so that faults show soon
+_QUICK = ("--kube-api-qps=500", "--kube-api-burst=500")  # else 30 requests, and then 20 a second
 
 
 class ControlPlane:
@@ -65,7 +66,8 @@ class ControlPlane:
 
     def _controllers(self) -> list[str]:
         return [
-            f"--kubeconfig={self._folder}/controllers.kubeconfig", "--leader-elect=false", *_SHORT_GRACE,
+            f"--kubeconfig={self._folder}/controllers.kubeconfig", "--leader-elect=false", *_QUICK,
+            *_SHORT_GRACE,
             "--use-service-account-credentials", f"--service-account-private-key-file={self._folder}/accounts.key",
             f"--root-ca-file={self._folder}/ca.crt", f"--flex-volume-plugin-dir={self._folder}/volume-plugins",
         ]  # fmt: skip

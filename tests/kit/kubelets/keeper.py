@@ -47,13 +47,12 @@ class Keeper:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._nodes: dict[str, Node] = {}
         self._namespaces: Namespaces | None = None
-        self._network: Network | None = None
 
     def start(self) -> None:
         """Start everything, and return when all nodes are ready and their GPUs are known."""
         namespaces = self._namespaces = Namespaces(self._environment)
-        network = self._network = connect_machine(namespaces.pid)
-        (self._folder / "network").write_text(str(network.number))
+        network = network_of(self._folder)
+        connect_machine(network, namespaces.pid)
         (self._folder / "control-plane").mkdir()
         plane = self._plane = ControlPlane(self._folder / "control-plane", namespaces, network)
         plane.authority.write_kubeconfig(
@@ -63,7 +62,7 @@ class Keeper:
         for part in _FIRST:
             self.begin(part)
         for index, machine in enumerate(self._machines, 1):
-            node = Node(self._folder / f"n{index}", index, machine, network, cgroup_name(network.number))
+            node = Node(self._folder / f"n{index}", index, machine, network, network.cgroup)
             node.prepare(plane.authority, plane.server)
             self._nodes[node.name] = node
             node.set_up(self._environment, namespaces)
@@ -124,8 +123,7 @@ class Keeper:
 
     def close(self) -> None:
         """Kill everything and remove all that is left of it. May be repeated."""
-        if self._network is not None:
-            disconnect_machine(self._network)
+        disconnect_machine(network_of(self._folder))
         everywhere = [node.namespaces for node in self._nodes.values() if node.is_on]
         for namespaces in [*everywhere, *([self._namespaces] if self._namespaces else [])]:
             namespaces.kill()
@@ -163,29 +161,28 @@ class Keeper:
         return path.read_text(errors="replace")[-2000:]
 
 
-def cgroup_name(number: int) -> str:
-    return f"kubelets-{number}"
+def network_of(folder: Path) -> Network:
+    """Return the network of a cluster. The folder's name is its number."""
+    return Network(int(folder.name))
 
 
 def remove(folder: Path) -> None:
     """Remove the cgroups and the files of a cluster without processes."""
-    with contextlib.suppress(FileNotFoundError):
-        name = cgroup_name(int((folder / "network").read_text()))
-        deadline = time.monotonic() + END_TIMEOUT_S
-        for group in cgroups(name):
-            while True:
-                try:
-                    group.rmdir()
-                    break
-                except OSError:  # the kernel has not finished with a process
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
+    deadline = time.monotonic() + END_TIMEOUT_S
+    for group in cgroups(network_of(folder).cgroup):
+        while True:
+            try:
+                group.rmdir()
+                break
+            except OSError:  # the kernel has not finished with a process
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
     shutil.rmtree(folder)
 
 
-def cgroups(name: str = "kubelets-*") -> list[Path]:
-    """Return the cgroups of clusters, each before its parent."""
+def cgroups(name: str) -> list[Path]:
+    """Return the cgroups of that name and all below them, each before its parent."""
     tops = [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
     return [Path(at) for top in tops for at, _, _ in os.walk(top, topdown=False)]
 

@@ -14,9 +14,10 @@ The machine gets one network device and one route. Both vanish with the namespac
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-_NUMBERS = range(201, 217)
+NUMBERS = range(201, 217)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,11 @@ class Network:
     @property
     def device(self) -> str:
         """The machine's own end of the cable."""
+        return f"kubelets{self.number}"
+
+    @property
+    def cgroup(self) -> str:
+        """The name of the cluster's cgroup in each hierarchy."""
         return f"kubelets{self.number}"
 
     @property
@@ -82,23 +88,20 @@ class Network:
         """
 
 
-def connect_machine(pid: int) -> Network:
-    """Lay the cable from this machine to the namespaces of `pid`, and return a network that is free here.
-
-    The device's name is the claim of the network: of two processes that make it, one fails.
-    """
-    for number in _NUMBERS:
+def free_networks() -> Iterator[Network]:
+    """Yield the networks that this machine has no route to."""
+    for number in NUMBERS:
         network = Network(number)
-        if _ip("route", "show", "root", network.all):
-            continue
-        cable = ("type", "veth", "peer", "name", "machine", "netns", str(pid))
-        if subprocess.run(["ip", "link", "add", network.device, *cable], capture_output=True).returncode:
-            continue
-        _ip("addr", "add", f"10.{number}.0.254/24", "dev", network.device)
-        _ip("link", "set", network.device, "up")
-        _ip("route", "add", network.all, "via", network.control_plane, "dev", network.device)
-        return network
-    raise RuntimeError(f"all networks from 10.{_NUMBERS[0]} to 10.{_NUMBERS[-1]} are in use")
+        if not _ip("route", "show", "root", network.all):
+            yield network
+
+
+def connect_machine(network: Network, pid: int) -> None:
+    """Lay the cable from this machine to the namespaces of `pid`."""
+    _ip("link", "add", network.device, "type", "veth", "peer", "name", "machine", "netns", str(pid))
+    _ip("addr", "add", f"10.{network.number}.0.254/24", "dev", network.device)
+    _ip("link", "set", network.device, "up")
+    _ip("route", "add", network.all, "via", network.control_plane, "dev", network.device)
 
 
 def disconnect_machine(network: Network) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping
@@ -66,6 +67,10 @@ class Node:
         return self._namespaces
 
     @property
+    def _store(self) -> Path:
+        return self._folder / "lib" / "containerd"
+
+    @property
     def is_on(self) -> bool:
         return self._namespaces is not None
 
@@ -73,13 +78,7 @@ class Node:
         """Write its files: settings, credentials and its own copy of the images."""
         for name in ("lib", "log", "sysctl", "tmp", "networks", "lib/kubelet"):
             (self._folder / name).mkdir(parents=True)
-        subprocess.run(["cp", "-al", str(images()), str(self._folder / "lib" / "containerd")], check=True)
-        for database in (self._folder / "lib" / "containerd").rglob("*.db"):
-            data = (
-                database.read_bytes()
-            )  # the only files that containerd writes to; all others stay hard links
-            database.unlink()
-            database.write_bytes(data)
+        self._copy_store()
         for name, value in _SYSCTLS.items():
             (self._folder / "sysctl" / name.replace("/", ".")).write_text(f"{value}\n")
         kubeconfig = self._folder / "kubelet.kubeconfig"
@@ -103,11 +102,16 @@ class Node:
             f"mount --bind {self._folder}/sysctl/{name.replace('/', '.')} /proc/sys/{name}"
             for name in _SYSCTLS
         )
+        binds = "\n".join(
+            f"mount --bind {images() / path} {self._store / path}\nmount -o remount,bind,ro {self._store / path}"
+            for path in _shared_folders()
+        )
         script = f"""
             mount --make-rprivate /
             mount --make-rshared /
             mount -t proc proc /proc
-            mount --bind {self._folder}/lib /var/lib
+            {binds}
+            mount --rbind {self._folder}/lib /var/lib
             mount --bind {self._folder}/log /var/log
             mount -t tmpfs tmpfs /run
             mkdir /run/netns
@@ -126,6 +130,15 @@ class Node:
             return [CGROUPS / self._cgroup]
         hierarchies = [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
         return [path / self._cgroup for path in hierarchies if path.name != "unified"]
+
+    def _copy_store(self) -> None:
+        """Copy the databases of the store of images. The rest, which is large and never changes, is mounted."""
+        for database in images().rglob("*.db"):
+            copy = self._store / database.relative_to(images())
+            copy.parent.mkdir(parents=True)
+            shutil.copy(database, copy)
+        for path in _shared_folders():
+            (self._store / path).mkdir(parents=True)
 
     def _containerd(self) -> list[str]:
         return ["containerd", "--log-level", "warn", "--config", f"{self._folder}/containerd.toml"]
@@ -175,3 +188,9 @@ class Node:
             "resolvConf": f"{self._folder}/resolv.conf",
             "volumePluginDir": f"{self._folder}/volume-plugins",
         }
+
+
+def _shared_folders() -> list[Path]:
+    """Return the folders of the store of images that all nodes share: the content, and each unpacked layer."""
+    layers = (images() / "io.containerd.snapshotter.v1.overlayfs" / "snapshots").iterdir()
+    return [Path("io.containerd.content.v1.content"), *(layer.relative_to(images()) for layer in layers)]

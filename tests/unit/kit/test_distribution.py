@@ -77,6 +77,7 @@ def test_the_group_alone_runs_when_all_others_have_ended(tmp_path: Path, names: 
         ("tests/lifecycle/test_async_manager.py::test_restart[ray-False]", "ray"),
         ("tests/lifecycle/test_dask_notebooks.py::test_the_example[dask]", "dask"),
         ("tests/contract/test_backend.py::test_watching_ends_with_the_backend[dask_tls]", "dask_tls"),
+        ("tests/contract/test_backend.py::test_claims[kubernetes]", "kubernetes"),
         ("tests/unit/scheduler/test_ray.py::test_it[ray]", "tests/unit/scheduler/test_ray.py"),
     ],
 )
