@@ -67,20 +67,16 @@ def show_errors_in_jupyter(km: Any) -> Iterator[None]:
         from tornado.web import HTTPError
 
         # `from None`: Jupyter then logs the sentence, not our traceback.
-        raise HTTPError(_find_status(problem), problem.user_message) from None
+        raise HTTPError(_STATUSES.get(type(problem), 500), problem.user_message) from None
 
 
-def _find_status(problem: RoostError) -> int:
-    """Return the HTTP status: 4xx if the caller must change something, 503 if the caller can try again later."""
-    for kinds, status in _STATUSES:
-        if isinstance(problem, kinds):
-            return status
-    return 500
-
-
-_STATUSES: tuple[tuple[type[RoostError] | tuple[type[RoostError], ...], int], ...] = (
-    ((NotAllowed, LimitExceeded), 403),
-    ((ConfigError, NoNodeEver), 400),
-    (Cancelled, 409),
-    ((NoNodeNow, BackendUnavailable), 503),
-)
+_STATUSES: dict[type[RoostError], int] = {
+    NotAllowed: 403,
+    LimitExceeded: 403,
+    ConfigError: 400,
+    NoNodeEver: 400,
+    Cancelled: 409,
+    NoNodeNow: 503,
+    BackendUnavailable: 503,
+}
+"""HTTP statuses: 4xx if the caller must change something, 503 if the caller can try again later."""

@@ -6,7 +6,6 @@ instead. A relay in front of the kernel would not help: others could read the ch
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -32,13 +31,9 @@ def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool)
     its default `disabled` counts as no wish.
     """
     jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
-    if wish not in WISHES:
-        raise ConfigError(f"encrypt = {wish!r:.40} is unknown: it is one of {', '.join(WISHES)}.")
     is_required = "required" in (wish, jupyters)
     is_private = km.transport == "ipc" and jupyters == "disabled"  # a folder that no other user can enter
-    if not is_required and (wish == "never" or is_private):
-        return ""
-    if km.curve_publickey is not None:
+    if km.curve_publickey is not None or (not is_required and (wish == "never" or is_private)):
         return ""
     reason = _find_obstacle(km, argv)
     if not reason:
@@ -46,9 +41,8 @@ def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool)
         return ""
     if is_required:
         raise ConfigError(f"Encryption is required, but {reason}.")
-    if (
-        is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost")
-    ):  # every ipykernel supports ipc
+    # Every ipykernel supports ipc.
+    if is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost"):
         km.transport, km.ip = "ipc", DEFAULT_IPC_IP
         return ""
     prevention = "prevent that with c.KernelManager.transport = 'ipc', or " if is_local else ""
@@ -81,7 +75,7 @@ def _is_ipykernel(argv: Sequence[str]) -> bool:
 
 def find_ipykernel_version(python: str) -> tuple[int, ...]:
     """Return the version of the ipykernel that `python` would import, read from metadata; empty if none is found."""
-    if os.path.realpath(python) == os.path.realpath(sys.executable) and python == sys.executable:
+    if python == sys.executable:
         try:
             return _numbers(version("ipykernel"))
         except PackageNotFoundError:

@@ -7,6 +7,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from roost.scheduler.client.client import Call, Client
@@ -23,42 +24,36 @@ class KernelExit:
     def __init__(self, launch_id: str = "") -> None:
         self.launch_id = launch_id
         self._lock = threading.Lock()
-        self._waiting: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._code: int | None = None
 
     @property
     def code(self) -> int | None:
         return self._code
 
-    def set(self, code: int | None) -> bool:
-        """Set the code (None: unknown) and wake all waiters; False if it was set before. Any thread may call this."""
+    def set(self, code: int | None) -> None:
+        """Set the code (None: unknown) and wake all waiters, if it is not set yet. Any thread may call this."""
         with self._lock:
-            if self._code is not None:
-                return False
-            self._code = UNKNOWN_EXIT_CODE if code is None else code
+            if self._code is None:
+                self._code = UNKNOWN_EXIT_CODE if code is None else code
             waiting = list(self._waiting.items())
-        for future, loop in waiting:
-            try:
-                loop.call_soon_threadsafe(_wake, future)
-            except RuntimeError:  # the loop was closed meanwhile
-                continue
-        return True
+        for woken, loop in waiting:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(woken.set)
 
     async def wait(self, timeout_s: float | None = None) -> int | None:
         """Return the code as soon as it is set, or None after `timeout_s`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        woken = asyncio.Event()
         with self._lock:
             if self._code is not None:
                 return self._code
-            self._waiting[future] = loop
+            self._waiting[woken] = asyncio.get_running_loop()
         try:
-            await asyncio.wait_for(future, timeout_s)
-        except asyncio.TimeoutError:
-            pass
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(woken.wait(), timeout_s)
         finally:
             with self._lock:
-                self._waiting.pop(future, None)
+                self._waiting.pop(woken, None)
         return self._code
 
 
@@ -145,8 +140,3 @@ class ExitWatch:
             known = reason or "no reason known"
             self._log.warning("kernel=%s ended with exit code %s (%s)%s", self._kernel_id, shown, known, tail)
         ending.set(code)
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -17,15 +17,14 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
-from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.client.policy_check import check_policy
 from roost.scheduler.errors import ConfigError, RoostError
 
-from .encryption import WISHES
 from .kernel_environment import check_patterns
 from .kernelspec_form import PROVISIONER, check_form, may_be_ours, read_document
+from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 
 _PLAIN = ("", "local-provisioner", PROVISIONER)
@@ -65,21 +64,18 @@ def install(
     only on other machines.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ConfigError(
-            f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and, inside, '.'."
-        )
+        raise ConfigError(f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
     name = name.lower()
     check_config(config)
     if is_checked:
         _check_policy(config)
     specs = KernelSpecManager()
-    spec = _read(specs, source)
+    spec = read_kernelspec(specs, source)
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
     if provisioner not in _PLAIN:
-        raise ConfigError(
-            f"Kernelspec {source!r} uses the provisioner {provisioner!r} already: choose a plain one."
-        )
-    folder = _kernels_folder(prefix) / name
+        raise ConfigError(f"Kernelspec {source!r} uses the provisioner {provisioner!r}: choose a plain one.")
+    data = Path(prefix).absolute() / "share" / "jupyter" if prefix else Path(jupyter_data_dir())
+    folder = data / "kernels" / name
     there = specs.find_kernel_specs().get(name) or (str(folder) if folder.exists() else "")
     if there and not may_replace:
         raise ConfigError(f"There is a kernelspec {name!r} in {there}: give another --name, or --replace.")
@@ -117,13 +113,11 @@ def list_kernelspecs() -> list[RoostKernelspec]:
 
 def remove(name: str) -> str:
     """Remove one of roost's kernelspecs and return its folder; raises `ConfigError`."""
-    ours = {spec.name: spec for spec in list_kernelspecs()}
-    if name not in ours:
-        others = KernelSpecManager().find_kernel_specs()
-        if name in others:
+    folder = {spec.name: spec.folder for spec in list_kernelspecs()}.get(name)
+    if folder is None:
+        if name in KernelSpecManager().find_kernel_specs():
             raise ConfigError(f"Kernelspec {name!r} is not roost's: use `jupyter kernelspec remove {name}`.")
         raise ConfigError(f"There is no kernelspec {name!r}: `roost kernelspec list` shows roost's.")
-    folder = ours[name].folder
     try:
         if os.path.islink(folder):
             os.remove(folder)
@@ -140,13 +134,8 @@ def find_problems() -> list[dict[str, str]]:
 
     found = []
     if not entry_points(group="jupyter_client.kernel_provisioners", name=PROVISIONER):
-        found.append(
-            {
-                "level": "error",
-                "what": f"Jupyter in {sys.prefix} does not know the roost provisioner",
-                "do": f"install roost into {sys.prefix}",
-            }
-        )
+        what = f"Jupyter in {sys.prefix} does not know the roost provisioner"
+        found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
     for spec in specs:
         problem = find_problem(spec)
@@ -185,17 +174,8 @@ def find_problem(spec: RoostKernelspec) -> str:
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for options that every start would refuse."""
-    from .provisioner import (
-        RoostProvisioner,  # late, because `roost kernelspec list` does not need Jupyter's part of roost
-    )
-
     provisioner = RoostProvisioner(**config)  # its traits check the types
-    get_spec(provisioner.backend)
     check_patterns(provisioner.environment)
-    if provisioner.encrypt not in WISHES:
-        raise ConfigError(
-            f"encrypt = {provisioner.encrypt!r:.40} is unknown: it is one of {', '.join(WISHES)}."
-        )
     read_start_options(config, {})
 
 
@@ -204,18 +184,17 @@ def _check_policy(config: Mapping[str, Any]) -> None:
     check_policy(config.get("policy") or "", config.get("backend", DEFAULT_BACKEND), options)
 
 
-def _read(specs: KernelSpecManager, name: str) -> KernelSpec:
+def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
+    """Return an installed kernelspec; raises `ConfigError`."""
     check_form(specs, name)
     try:
         return specs.get_kernel_spec(name)
     except NoSuchKernel:
         known = specs.find_kernel_specs()
         if name in known:
-            raise ConfigError(
-                f"Kernelspec {name!r} needs a kernel provisioner that is not installed."
-            ) from None
+            raise ConfigError(f"Kernelspec {name!r} needs a provisioner that is not installed.") from None
         names = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"There is no kernelspec {name!r}; choose one of: {names}.") from None
+        raise ConfigError(f"There is no kernelspec {name!r}: choose one of {names}.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"Kernelspec {name!r} cannot be read: {error}.") from None
 
@@ -226,12 +205,6 @@ def _absolute(executable: str) -> str:
     return sys.executable if executable in own else executable
 
 
-def _kernels_folder(prefix: str | None) -> Path:
-    if prefix is None:
-        return Path(jupyter_data_dir()) / "kernels"
-    return Path(prefix).absolute() / "share" / "jupyter" / "kernels"
-
-
 def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
     """Write the kernelspec with its logos and other resources. It appears at once and complete."""
     try:
@@ -239,9 +212,8 @@ def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
         written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             if resources.is_dir():
-                shutil.copytree(
-                    resources, written, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-                )
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(resources, written, dirs_exist_ok=True, ignore=ignore)
             written.chmod(0o755)
             (written / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             if folder.is_dir() and not folder.is_symlink():

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError
 
-from .kernelspec_form import PROVISIONER, check_form
-from .kernelspecs import check_config
+from .kernelspec_form import PROVISIONER
+from .kernelspecs import check_config, read_kernelspec
 
 
 class _PlacedKernelspecs(KernelSpecManager):
-    """The installed kernelspecs. `options` override a kernelspec's own options, and `env` adds to its variables."""
+    """The installed kernelspecs. `options` override a kernelspec's own options, and `env` adds to its variables.
+
+    If there are `backend_options`, they replace the kernelspec's. The application's configuration has them.
+    """
 
     options: Mapping[str, Any] = {}
     env: Mapping[str, str] = {}
+    backend_options: Mapping[str, Any] = {}
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         spec = super().get_kernel_spec(kernel_name)
@@ -30,6 +34,8 @@ class _PlacedKernelspecs(KernelSpecManager):
         if self.options.get("backend", own_backend) != own_backend:
             for name in ("options", "backend_options"):  # they belong to the other backend
                 config.pop(name, None)
+        if self.backend_options:
+            config.pop("backend_options", None)
         placed = {"provisioner_name": PROVISIONER, "config": {**config, **self.options}}
         spec.metadata = {**spec.metadata, "kernel_provisioner": placed}
         spec.env = {**spec.env, **self.env}
@@ -57,17 +63,9 @@ def build_manager(
     specs.options = dict(options)
     # Jupyter replaces `${NAME}` in a kernelspec's variables.
     specs.env = {name: value.replace("$", "$$") for name, value in (env or {}).items()}
-    check_form(specs, kernel_name)
-    config = Config({"RoostProvisioner": {"backend_options": dict(backend_options or {})}})
-    manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
-    try:
-        spec = manager.kernel_spec
-    except NoSuchKernel:
-        names = ", ".join(sorted(specs.find_kernel_specs())) or "none"
-        raise ConfigError(f"There is no kernelspec {kernel_name!r}: choose one of {names}.") from None
-    assert spec is not None
-    merged = spec.metadata["kernel_provisioner"]["config"]
+    specs.backend_options = backend_options or {}
+    merged = read_kernelspec(specs, kernel_name).metadata["kernel_provisioner"]["config"]
     check_config(merged)
-    if backend_options:
-        merged.pop("backend_options", None)  # the program's replace the kernelspec's
+    config = Config({"RoostProvisioner": {"backend_options": dict(specs.backend_options)}})
+    manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
     return manager, merged

@@ -21,7 +21,7 @@ from typing import Any, cast
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
-from traitlets import Bool, Dict, List, TraitError, Unicode
+from traitlets import Bool, Dict, Enum, List, TraitError, Unicode
 
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
@@ -31,7 +31,7 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError,
 from roost.scheduler.service.messages import Connection, Kernel, StartKernel
 
 from .application import CommandNotFound, describe_application, forget_failed_start, show_errors_in_jupyter
-from .encryption import protect_channels
+from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit
 from .kernel_connection import build_connection, choose_address, format_command, to_jupyter
 from .kernel_environment import build_environment, check_patterns, choose_directory
@@ -53,46 +53,21 @@ class RoostProvisioner(KernelProvisionerBase):
 
     backend = Unicode(DEFAULT_BACKEND, config=True, help="Name of the backend whose cluster runs the kernel.")
     cpus = AnyTrait(0, config=True, help="CPUs promised to the kernel; 0 promises none.")
-    memory = AnyTrait(
-        0, config=True, help="Memory promised to the kernel: '8GiB', '512MB', or bytes; 0 promises none."
-    )
+    memory = AnyTrait(0, config=True, help="Memory promised to the kernel: '8GiB' or bytes; 0 promises none.")
     gpus = AnyTrait(0, config=True, help="GPUs: a share of one (0.25) or a whole number.")
     gpu_models = AnyTrait((), config=True, help="Accepted GPU models; empty accepts any.")
     gpu_memory = AnyTrait(0, config=True, help="Least memory of each GPU: '40GiB' or bytes; 0 accepts any.")
     labels = AnyTrait({}, config=True, help="Required node labels.")
     near = AnyTrait({}, config=True, help="Preferred node labels: nodes with more of them rank higher.")
-    resources = AnyTrait(
-        {},
-        config=True,
-        help="Custom resources of the cluster: {'licence': 1}.",
-    )
+    resources = AnyTrait({}, config=True, help="Custom resources of the cluster: {'licence': 1}.")
     tolerates = AnyTrait((), config=True, help="Node taints that the kernel tolerates.")
-    policy = Unicode(
-        "", config=True, help="Name of the placement policy; empty means the operator's default."
-    )
-    options = AnyTrait(
-        {}, config=True, help="Options of the backend for this kernel; each backend has its own."
-    )
-    encrypt = Unicode(
-        "auto",
-        config=True,
-        help="CURVE encryption of the kernel's TCP ports: 'auto' (if the kernel can), 'never', 'required'.",
-    )
-    fork = Bool(
-        True,
-        config=True,
-        help="True if the kernel may be forked from a warm process, which is faster than a new process.",
-    )
-    launch_timeout = AnyTrait(
-        None, config=True, help="Seconds that a start may take, in the queue and at the launch together."
-    )
-    environment = List(
-        Unicode(), config=True, help="More variables (names or patterns) that kernels on other nodes get."
-    )
-    backend_options = Dict(
-        config=True,
-        help="Options of `roost.connect`. A kernelspec can set only the cluster's `address`.",
-    )
+    policy = Unicode("", config=True, help="Name of the placement policy; empty: the operator's default.")
+    options = AnyTrait({}, config=True, help="Options for this kernel; each backend has its own.")
+    encrypt = Enum(WISHES, "auto", config=True, help="CURVE encryption: 'auto' encrypts if the kernel can.")
+    fork = Bool(True, config=True, help="True if the kernel may be forked from a warm process.")
+    launch_timeout = AnyTrait(None, config=True, help="Seconds for the queue and the launch together.")
+    environment = List(Unicode(), config=True, help="More variables for kernels on other nodes, or patterns.")
+    backend_options = Dict(config=True, help="Options of `roost.connect`; a kernelspec has only `address`.")
 
     def __init__(self, **kwargs: Any) -> None:
         given = set(kwargs) - {"kernel_id", "kernel_spec", "parent", "config", "log"}
@@ -203,9 +178,8 @@ class RoostProvisioner(KernelProvisionerBase):
             await self._exit.wait(_PROMPT_EXIT_S)
         self._waited_s = time.monotonic() - started
         control = getattr(self.parent, "_control_socket", None)
-        if (
-            control is not None
-        ):  # or the request that a dead kernel did not read ends its successor on the same port
+        if control is not None:
+            # Otherwise a request that a dead kernel did not read ends its successor on the same port.
             control.linger = 0
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
@@ -323,24 +297,19 @@ class RoostProvisioner(KernelProvisionerBase):
         self._has_lease = True
         try:
             kernel = await self.service.start(start)
-        except RoostError as problem:
-            if not is_restart:
-                await self._undo(start.launch_id)
-                is_missing = is_local and not shutil.which(start.argv[0], path=env.get("PATH"))
-                if type(problem) is LaunchError and is_missing:
-                    raise CommandNotFound(problem.user_message, **problem.fields) from None
-                raise
-            code = problem.fields.get("exit_code")
-            self.log.error("kernel=%s could not be restarted: %s", self._id, problem)
-            self._exit = watched
-            self._exit.set(code if isinstance(code, int) else _FAILED_START)
-            return self.connection_info
-        except BaseException:
+        except BaseException as problem:
             if is_restart:
+                code = problem.fields.get("exit_code") if isinstance(problem, RoostError) else None
                 self._exit = watched
-                self._exit.set(_FAILED_START)
-            else:
-                await asyncio.shield(self._undo(start.launch_id))
+                self._exit.set(_FAILED_START if code is None else code)
+                if not isinstance(problem, RoostError):
+                    raise
+                self.log.error("kernel=%s could not be restarted: %s", self._id, problem)
+                return self.connection_info
+            await asyncio.shield(self._undo(start.launch_id))
+            is_missing = is_local and not shutil.which(start.argv[0], path=env.get("PATH"))
+            if type(problem) is LaunchError and is_missing:
+                raise CommandNotFound(problem.user_message, **problem.fields) from None
             raise
         finally:
             self._exits.is_launching = False

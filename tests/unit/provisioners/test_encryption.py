@@ -102,8 +102,3 @@ def test_a_running_server_sees_an_upgrade(tmp_path: Path) -> None:
             old.rmdir()
         (tmp_path / f"lib/python3.12/site-packages/ipykernel-{version}.dist-info").mkdir(parents=True)
         assert encryption.find_ipykernel_version(str(python)) == found
-
-
-def test_an_unknown_value_of_encrypt() -> None:
-    with pytest.raises(ConfigError, match="auto, never, required"):
-        protect_channels(manager(), IPYKERNEL, "maybe", is_local=True)
