@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from roost.launchers.daemon.private_files import read_json, tail, write_private_
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.json_codec import WireError, decode, encode
-from roost.launchers.protocol.messages import KernelProcess, Launch, Owner
+from roost.launchers.protocol.messages import KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 
 from .child_reaper import Reaper, sweep_group
@@ -39,7 +39,7 @@ class _TrackedKernel:
     launch_id: str
     lease_id: str
     folder: Path
-    started: asyncio.Task[KernelProcess]
+    started: asyncio.Future[KernelProcess]
     ended: asyncio.Event
     process: KernelProcess | None = None
     watch: Watch | None = None
@@ -70,7 +70,7 @@ class Kernels:
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
-        """Return all kernels that were launched and whose lease is not released yet."""
+        """Return all kernels that were launched and have not been released."""
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
 
     @property
@@ -82,13 +82,13 @@ class Kernels:
         kernel = self._in_lease(lease_id)
         return kernel is not None and not kernel.ended.is_set()
 
-    async def launch(self, request: Launch, owner: Owner, environment: Mapping[str, str]) -> KernelProcess:
+    async def launch(self, request: Launch) -> KernelProcess:
         """Start a kernel. Repeated with the same launch id, the call joins the first one and returns the same."""
         known = self._kernels.get(request.kernel_id)
         if known is None or known.launch_id != request.launch_id:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
-            known = self._begin(request, owner, {**request.env, **environment})
+            known = self._begin(request)
         return await asyncio.shield(known.started)  # a caller that gives up must not cancel the others' start
 
     def signal(self, kernel_id: str, signum: int) -> bool:
@@ -106,18 +106,16 @@ class Kernels:
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess | None:
         """Stop a kernel and wait until it has ended. Return None if there is no such kernel."""
         kernel = self._kernels.get(kernel_id)
-        if kernel is None:
-            return None
-        await self._end(kernel, grace_s)
-        return kernel.process
+        if kernel is not None:
+            await self._end(kernel, grace_s)
+        return kernel.process if kernel is not None else None
 
     async def _end(self, kernel: _TrackedKernel, grace_s: float) -> None:
         if kernel.process is None:
             kernel.started.cancel()
             await asyncio.wait([kernel.started])  # the start undoes itself, unless it is recorded already
-        if kernel.process is None or not self._signal(
-            kernel, signal.SIGTERM if grace_s > 0 else signal.SIGKILL
-        ):
+        signum = signal.SIGTERM if grace_s > 0 else signal.SIGKILL
+        if kernel.process is None or not self._signal(kernel, signum):
             return
         try:
             await asyncio.wait_for(kernel.ended.wait(), max(grace_s, 0.001))
@@ -162,9 +160,8 @@ class Kernels:
                 pid = process.pid
                 lives = process.is_running and is_running(pid, process.process_started_at)
             if lives:
-                log.warning(
-                    "pid=%d ended: %s", pid, "no lease" if has_record else "its start was not finished"
-                )
+                reason = "no lease" if has_record else "its start was not finished"
+                log.warning("pid=%d ended: %s", pid, reason)
                 signal_group(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -177,7 +174,7 @@ class Kernels:
         self._timers.close()
         self._reaper.close()
 
-    def _begin(self, request: Launch, owner: Owner, env: dict[str, str]) -> _TrackedKernel:
+    def _begin(self, request: Launch) -> _TrackedKernel:
         earlier = self._kernels.pop(request.kernel_id, None)
         folder = self._folder / hashlib.sha256(request.kernel_id.encode()).hexdigest()[:32]
         if earlier is not None:  # after a crash, the old record must not hide that this start is unfinished
@@ -187,14 +184,14 @@ class Kernels:
             launch_id=request.launch_id,
             lease_id=request.lease_id,
             folder=folder,
-            started=asyncio.get_running_loop().create_task(self._starter.start(folder, request, owner, env)),
+            started=asyncio.get_running_loop().create_task(self._starter.start(folder, request)),
             ended=asyncio.Event(),
         )
         self._kernels[request.kernel_id] = kernel
         kernel.started.add_done_callback(lambda task: self._on_start_done(kernel, task))
         return kernel
 
-    def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Task[KernelProcess]) -> None:
+    def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Future[KernelProcess]) -> None:
         """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error.
 
         A launch that is cancelled in its last step has recorded its process already. That kernel runs.
@@ -229,30 +226,28 @@ class Kernels:
         self._on_exited(kernel.process)
 
     def _adopt_one(self, folder: Path, process: KernelProcess) -> None:
-        async def done() -> KernelProcess:
-            return process
-
         kernel = _TrackedKernel(
             kernel_id=process.kernel_id,
             launch_id=process.launch_id,
             lease_id=process.lease_id,
             folder=folder,
-            started=asyncio.get_running_loop().create_task(done()),
+            started=asyncio.get_running_loop().create_future(),
             ended=asyncio.Event(),
             process=process,
         )
+        kernel.started.set_result(process)
         self._kernels[process.kernel_id] = kernel
         if not process.is_running:
             kernel.ended.set()
             return
         self._watch_logs()
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
-        kernel.watch = Watch(process.pid, process.process_started_at, lambda: self._on_adopted_end(kernel))
 
-    def _on_adopted_end(self, kernel: _TrackedKernel) -> None:
-        assert kernel.process is not None
-        sweep_group(kernel.process.pid)
-        self._on_end(kernel, None)
+        def end() -> None:
+            sweep_group(process.pid)
+            self._on_end(kernel, None)
+
+        kernel.watch = Watch(process.pid, process.process_started_at, end)
 
     def _watch_logs(self) -> None:
         """Check the sizes of the logs while kernels run, because logs often lie in memory (tmpfs)."""

@@ -148,9 +148,8 @@ class Agent:
             raise RemoteError("conflict", str(problem)) from None
         except OSError as problem:
             kind = "no_space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
-            raise RemoteError(
-                kind, f"the ledger cannot be written ({problem.strerror}): free some space"
-            ) from None
+            text = f"the ledger cannot be written ({problem.strerror}): free some space"
+            raise RemoteError(kind, text) from None
         if is_new:
             log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
             self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
@@ -186,9 +185,7 @@ class Agent:
             raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
         self._timers.cancel(request.lease_id)
         try:
-            return await self._kernels.launch(
-                self._at_home(request), entry.lease.owner, self._visibility(entry.lease)
-            )
+            return await self._kernels.launch(self._at_home(request, entry.lease))
         finally:
             # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
             if not self._kernels.runs_in(request.lease_id):
@@ -244,14 +241,15 @@ class Agent:
         # NVML numbers devices in PCI order, but CUDA's default order puts the fastest device first.
         return {**visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if visibility == "bus" else visible
 
-    def _at_home(self, request: messages.Launch) -> messages.Launch:
-        """Return the launch with what this node decides: see `Launch` and `AgentSettings`."""
-        if self._settings.address and request.connection.transport == "tcp":
-            request = replace(request, connection=replace(request.connection, ip=self._settings.address))
-        if not self._settings.is_remote:
-            return request
-        cwd = request.cwd if os.path.isdir(request.cwd) else os.path.expanduser("~")
-        return replace(request, cwd=cwd, env={**build_node_environment(), **request.env})
+    def _at_home(self, request: messages.Launch, lease: Lease) -> messages.Launch:
+        """Return the launch with the changes that `AgentSettings` lists."""
+        connection, cwd, env = request.connection, request.cwd, dict(request.env)
+        if self._settings.address and connection.transport == "tcp":
+            connection = replace(connection, ip=self._settings.address)
+        if self._settings.is_remote:
+            cwd = cwd if os.path.isdir(cwd) else os.path.expanduser("~")
+            env = {**build_node_environment(), **env}
+        return replace(request, connection=connection, cwd=cwd, env={**env, **self._visibility(lease)})
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._timers.cancel(process.lease_id)
@@ -314,11 +312,8 @@ class Agent:
         if len(self._ledger) == 0:
             self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
 
-    def _publish(
-        self, kind: Any, *, lease_id: str = "", reason: str = "", kernel: KernelProcess | None = None
-    ) -> None:
-        event = messages.AgentEvent(kind=kind, lease_id=lease_id, reason=reason, kernel=kernel)
-        self.server.publish(event)
+    def _publish(self, kind: Any, **fields: Any) -> None:
+        self.server.publish(messages.AgentEvent(kind=kind, **fields))
 
 
 def read_assignment(path: str) -> messages.Assignment | None:

@@ -1,4 +1,4 @@
-"""The start of one kernel, by fork or exec, and the undoing of a start that fails.
+"""The start of one kernel, by fork or exec. A start that fails is undone.
 
 A start writes to its kernel's folder, in this order: `log`, `connection.json`, `starting.json` (pid and start time of
 the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, signal_group, start_time
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, Owner
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 
 from . import ports
@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
-_PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = 500
 """The priority by which the system kills kernels before the agent. Forked kernels set it themselves."""
 _NO_PARENT = "--IPKernelApp.parent_handle=1"
@@ -67,15 +66,12 @@ class _Child:
 
     async def end(self) -> int | None:
         """Kill the process and return its exit code. Return None if there is no process, or it does not die."""
-        if self.code is None:
-            return None
-        if not self.code.done():
+        if self.code is not None and not self.code.done():
             signal_group(self.pid, signal.SIGKILL)
             await asyncio.wait([self.code], timeout=DIES_S)
-        if self.code.done():
-            return self.code.result()
-        log.error("pid=%d does not die: it hangs in the operating system", self.pid)
-        return None
+            if not self.code.done():
+                log.error("pid=%d does not die: it hangs in the operating system", self.pid)
+        return self.code.result() if self.code is not None and self.code.done() else None
 
 
 class Starter:
@@ -96,12 +92,11 @@ class Starter:
         self._ports: dict[str, set[int]] = {}
         """The ports of live exec'ed kernels, by launch id. A kernel binds its ports some time after they are chosen."""
 
-    async def start(self, folder: Path, request: Launch, owner: Owner, env: dict[str, str]) -> KernelProcess:
+    async def start(self, folder: Path, request: Launch) -> KernelProcess:
         """Start a kernel in `folder`. Raises `RemoteError`; then no process is left behind."""
         if not os.path.isdir(request.cwd):
-            raise RemoteError(
-                "bad_command", f"the working directory {request.cwd} does not exist on this machine"
-            )
+            problem = f"the working directory {request.cwd} does not exist on this machine"
+            raise RemoteError("bad_command", problem)
         if not request.argv:
             raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -109,9 +104,7 @@ class Starter:
             folder.mkdir(mode=0o700, exist_ok=True)
             log_fd = os.open(folder / "log", flags, 0o600)
         try:
-            return await asyncio.wait_for(
-                self._start(folder, request, owner, env, log_fd), request.deadline_s
-            )
+            return await asyncio.wait_for(self._start(folder, request, log_fd), request.deadline_s)
         except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
             raise RemoteError(
                 "launch_timeout",
@@ -121,21 +114,18 @@ class Starter:
         finally:
             os.close(log_fd)
 
-    async def _start(
-        self, folder: Path, request: Launch, owner: Owner, env: dict[str, str], log_fd: int
-    ) -> KernelProcess:
+    async def _start(self, folder: Path, request: Launch, log_fd: int) -> KernelProcess:
         child = _Child(folder, self._reaper)
         try:
-            forked = await self._fork(child, request, env, log_fd)
+            forked = await self._fork(child, request, log_fd)
             if forked is not None:
                 connection, timing_ms = request.connection.with_ports(forked.ports), forked.timing_ms
             else:
-                connection, timing_ms = await self._exec(child, request, env, log_fd)
+                connection, timing_ms = await self._exec(child, request, log_fd)
             process = KernelProcess(
                 kernel_id=request.kernel_id,
                 launch_id=request.launch_id,
                 lease_id=request.lease_id,
-                owner=owner,
                 pid=child.pid,
                 process_started_at=child.started_at,
                 how="exec" if forked is None else "forked",
@@ -145,49 +135,38 @@ class Starter:
             )
             with writing(folder):
                 write_private_json(folder / "record.json", encode(process))
-        except KernelDiedEarly:
-            raise _build_death_error(folder, await child.end()) from None
-        except (TimeoutError, asyncio.TimeoutError):
-            await child.end()
-            raise
-        except OSError as problem:
-            await child.end()
-            raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
-        except BaseException:  # a cancelled start must not leave a process behind, either
-            await child.end()
+        except BaseException as problem:  # a cancelled start must not leave a process behind, either
+            code = await child.end()
+            if isinstance(problem, KernelDiedEarly):
+                raise _build_death_error(folder, code) from None
+            if isinstance(problem, OSError) and not isinstance(problem, TimeoutError):
+                raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
             raise
         assert child.code is not None
         self._on_started(process, child.code)
         return process
 
-    async def _fork(
-        self, child: _Child, request: Launch, env: dict[str, str], log_fd: int
-    ) -> ForkedKernel | None:
-        command = (
-            parse_ipykernel_command(request.argv) if request.may_fork and not self._is_per_kernel else None
-        )
+    async def _fork(self, child: _Child, request: Launch, log_fd: int) -> ForkedKernel | None:
+        may_fork = request.may_fork and not self._is_per_kernel
+        command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:
             return None
         return await self._zygotes.launch(
             command,
             connection_file=_write_connection(child.folder, request.connection),
-            env=env,
+            env=request.env,
             cwd=request.cwd,
             log_fd=log_fd,
             deadline_s=request.deadline_s,
             on_pid=child.record,
         )
 
-    async def _exec(
-        self, child: _Child, request: Launch, env: dict[str, str], log_fd: int
-    ) -> tuple[Connection, dict[str, float]]:
+    async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self._ports.values()))
         connection_file = _write_connection(child.folder, connection)
-        code = child.record(
-            spawn_kernel(request, env, connection_file, log_fd, ends_with_parent=self._is_per_kernel),
-            is_ours=True,
-        )
+        pid = spawn_kernel(request, connection_file, log_fd, ends_with_parent=self._is_per_kernel)
+        code = child.record(pid, is_ours=True)
         if connection.transport == "tcp":
             self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
             code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
@@ -203,36 +182,30 @@ def _end_with_parent() -> None:
 
 
 def spawn_kernel(
-    request: Launch,
-    env: Mapping[str, str],
-    connection_file: Path,
-    log_fd: int,
-    *,
-    ends_with_parent: bool = False,
+    request: Launch, connection_file: Path, log_fd: int, *, ends_with_parent: bool = False
 ) -> int:
     """Execute a kernelspec's command in a session of its own, and return the pid."""
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     if parse_ipykernel_command(argv) is not None:
         argv.append(_NO_PARENT)
-    executable = shutil.which(argv[0], path=env.get("PATH", os.defpath))
+    executable = shutil.which(argv[0], path=request.env.get("PATH", os.defpath))
     if executable is None:
-        raise RemoteError(
-            "bad_command", f"the kernelspec's command {argv[0]!r} was not found on this machine"
-        )
+        problem = f"the kernelspec's command {argv[0]!r} was not found on this machine"
+        raise RemoteError("bad_command", problem)
     try:
         process = subprocess.Popen(
             argv,
             executable=executable,
             cwd=request.cwd,
-            env=env,
+            env=request.env,
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
             start_new_session=True,
             preexec_fn=_end_with_parent if ends_with_parent else None,
         )
-    except OSError as problem:
-        raise RemoteError("bad_command", f"cannot run {executable}: {problem.strerror}") from None
+    except OSError as error:
+        raise RemoteError("bad_command", f"cannot run {executable}: {error.strerror}") from None
     process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
     with contextlib.suppress(OSError):  # not on Linux, or the process has ended
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
@@ -253,10 +226,9 @@ async def _wait_until_listening(pid: int, code: asyncio.Future[int], connection:
 
 def _write_connection(folder: Path, connection: Connection) -> Path:
     path = folder / "connection.json"
+    content = {key: value for key, value in encode(connection).items() if value is not None}
     with writing(folder):
-        write_private_json(
-            path, {key: value for key, value in encode(connection).items() if value is not None}
-        )
+        write_private_json(path, content)
     return path
 
 

@@ -62,7 +62,6 @@ class KernelProcess:
     kernel_id: str
     launch_id: str
     lease_id: str
-    owner: Owner
     pid: int
     process_started_at: float
     how: Literal["forked", "exec"]

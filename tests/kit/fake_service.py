@@ -116,7 +116,7 @@ class FakeService:
         kernel = Kernel(
             id=start.kernel_id, launch_id=start.launch_id, state="running", owner=start.owner, request=start.request,
             node_id="here", process=KernelProcess(
-                kernel_id=start.kernel_id, launch_id=start.launch_id, lease_id="", owner=start.owner, pid=1,
+                kernel_id=start.kernel_id, launch_id=start.launch_id, lease_id="", pid=1,
                 process_started_at=0.0, how="forked", launched_at=0.0,
                 connection=dataclasses.replace(start.connection, **ports),
             ),

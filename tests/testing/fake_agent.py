@@ -190,7 +190,6 @@ class FakeAgent:
             kernel_id=request.kernel_id,
             launch_id=request.launch_id,
             lease_id=request.lease_id,
-            owner=entry.lease.owner,
             pid=4711,
             process_started_at=1.0,
             how="exec",

@@ -18,9 +18,8 @@ from roost.launchers.agent.fork_report import read_report
 from roost.launchers.agent.kernels import Kernels
 from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.messages import Connection, KernelProcess, Launch, Owner
+from roost.launchers.protocol.messages import Connection, KernelProcess, Launch
 
-OWNER = Owner(user="ada")
 SLEEP = ("sleep", "60")
 
 
@@ -30,14 +29,13 @@ class CancelledAtTheEnd:
     def __init__(self, _: ZygotePool, reaper: Reaper, *, on_started: Callable[..., None], **__: Any) -> None:
         self.reaper, self.on_started = reaper, on_started
 
-    async def start(self, folder: Path, request: Launch, owner: Owner, env: dict[str, str]) -> KernelProcess:
+    async def start(self, folder: Path, request: Launch) -> KernelProcess:
         child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - the reaper waits for it
         child.returncode = 0
         process = KernelProcess(
             kernel_id=request.kernel_id,
             launch_id=request.launch_id,
             lease_id=request.lease_id,
-            owner=owner,
             pid=child.pid,
             process_started_at=start_time(child.pid),
             how="exec",
@@ -66,7 +64,7 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
     )
     try:
         with pytest.raises(asyncio.CancelledError):
-            await held.launch(request, OWNER, {})
+            await held.launch(request)
         assert held.runs_in("lease")
         await held.release("lease", 1.0)
         assert [process.pid for process in exited] == [launched[0].pid]

@@ -307,7 +307,7 @@ def test_only_an_ipykernel_gets_the_option_for_no_parent(tmp_path: Path, name: s
         launch_id="1", lease_id="l", kernel_id="k", argv=argv, env={}, cwd="/", connection=Connection(), deadline_s=1
     )  # fmt: skip
     with open(tmp_path / "log", "wb") as log:
-        pid = start.spawn_kernel(launch, {}, Path("/c.json"), log.fileno())
+        pid = start.spawn_kernel(launch, Path("/c.json"), log.fileno())
     os.waitpid(pid, 0)
     assert (tmp_path / "log").read_text() == f"-f /c.json{more}\n"
 

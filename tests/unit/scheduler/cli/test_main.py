@@ -58,7 +58,7 @@ def kernel(id_: str, **values: Any) -> Kernel:
 
 
 PROCESS = KernelProcess(
-    kernel_id="aaaaaaaa-1", launch_id="l", lease_id="", owner=ADA, pid=7, process_started_at=0.0, how="exec",
+    kernel_id="aaaaaaaa-1", launch_id="l", lease_id="", pid=7, process_started_at=0.0, how="exec",
     connection=Connection(key="s3cret"), launched_at=0.0,
 )  # fmt: skip
 RUNNING = kernel("aaaaaaaa-1", node_id="big", device_ids=("GPU-0",), process=PROCESS)

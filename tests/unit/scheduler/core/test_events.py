@@ -22,7 +22,6 @@ KERNEL = Kernel(
         kernel_id="k",
         launch_id="1",
         lease_id="",
-        owner=Owner(user="ada"),
         pid=7,
         process_started_at=0.0,
         how="exec",
