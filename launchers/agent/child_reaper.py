@@ -11,15 +11,14 @@ from collections.abc import Callable
 
 _REMEMBERED = 1024
 _REMEMBERED_S = 5.0
-"""How long an exit code is kept for `exit_code`. A forked kernel may end before the agent reads its pid. Later, the
-system may use the pid again."""
+"""How long an exit code is kept: a forked kernel may end before the agent reads its pid."""
 
 
 class Reaper:
     """A collector of exit codes: it reaps at SIGCHLD.
 
-    `others` is called with pid and status of each child that nobody waits for. If somebody waits for a child, the rest
-    of the child's process group is killed when the child ends.
+    `others` gets pid and status of each child that nobody waits for. A child that somebody waits for takes the rest of
+    its process group with it.
     """
 
     def __init__(self, *, others: Callable[[int, int], object], remembered_s: float = _REMEMBERED_S) -> None:

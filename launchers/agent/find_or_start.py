@@ -1,7 +1,7 @@
 """Find the agent of this user on this machine, or start it. Replace it if it is older than this code.
 
-A cluster manager runs this file as a program on a node: `python -m roost.launchers.agent.find_or_start NAME SETTINGS
-MANAGER` (the last two are JSON). It prints, as JSON, the agent's address and the GPUs that the agent has.
+A cluster manager runs this file as a program on a node, with the arguments NAME SETTINGS MANAGER (the last two are
+JSON). It prints, as JSON, the agent's address and the GPUs that the agent has.
 """
 
 from __future__ import annotations
@@ -35,23 +35,15 @@ async def find_or_start_agent(
     """Return endpoint and keys of the agent with this name. Start it if it is not running. Raises `DaemonError`.
 
     The agent watches `manager` from now on. An agent of an older version is replaced; its kernels and leases stay. An
-    agent with other settings is replaced if it holds no lease. Otherwise it keeps its settings, with a warning: a
-    changed configuration must not keep people from their kernels.
+    agent with other settings is replaced if it holds no lease. Otherwise it keeps its settings, with a warning.
     """
     folder = runtime_dir() / name
     for _ in range(_REPLACE_TRIES):
-        command = [
-            sys.executable,
-            "-m",
-            "roost.launchers.agent.main",
-            str(folder),
-            json.dumps(encode(settings)),
-        ]
+        program = [sys.executable, "-m", "roost.launchers.agent.main"]
+        command = [*program, str(folder), json.dumps(encode(settings))]
         announced = await asyncio.to_thread(ensure, folder, command, deadline_s=_START_DEADLINE_S)
-        endpoint, keys = (
-            str(announced["endpoint"]),
-            decode(ClientKeys, announced["keys"], ignore_unknown=True),
-        )
+        endpoint = str(announced["endpoint"])
+        keys = decode(ClientKeys, announced["keys"], ignore_unknown=True)
         is_replaced = is_older(announced)
         differences = find_differences(announced["settings"], settings)
         client = AgentClient(endpoint, keys)
@@ -59,8 +51,7 @@ async def find_or_start_agent(
             await client.connect()
             if differences and await _holds_something(client):
                 log.warning(
-                    "the agent on this machine keeps the settings it was started with until its kernels end: %s",
-                    differences,
+                    "the agent on this machine keeps the settings %s until its kernels end", differences
                 )
                 settings = decode(AgentSettings, {**encode(settings), **differences})
                 differences = {}
@@ -97,9 +88,8 @@ def find_differences(announced: Mapping[str, Any], settings: AgentSettings) -> d
 
 
 async def _main(name: str, settings: str, manager: str) -> str:
-    endpoint, keys = await find_or_start_agent(
-        decode(AgentSettings, json.loads(settings)), name=name, manager=decode(Manager, json.loads(manager))
-    )
+    wanted, watched = decode(AgentSettings, json.loads(settings)), decode(Manager, json.loads(manager))
+    endpoint, keys = await find_or_start_agent(wanted, name=name, manager=watched)
     client = AgentClient(endpoint, keys)
     try:
         await client.connect()

@@ -1,9 +1,8 @@
-"""The rules that say whether a kernel may be forked from a zygote.
+"""The rules that say whether a kernel may be forked from a zygote, which imported its modules some time ago.
 
-A zygote imported its modules some time ago, in some environment. Before it forks a kernel, two questions are asked:
-- Would a fresh interpreter read the same environment during its imports? `select_import_environment` has the part
-  that every interpreter reads; the zygote reports the names that its own imports read.
-- Would a fresh interpreter read the same files? See `Fingerprint.broken_by`.
+A fresh interpreter must read the same environment during its imports. `select_import_environment` has the part that
+every interpreter reads; the zygote reports the names that its own imports read. A fresh interpreter must also read the
+same files (`Fingerprint.broken_by`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 FileStamp = tuple[int, int, int]
@@ -89,8 +88,8 @@ def stamp(path: str) -> FileStamp | None:
 class Fingerprint:
     """The files and folders from which a zygote imported its modules.
 
-    `folders` are the entries of sys.path that are not site-packages. People write files into them all the time.
-    Therefore a changed folder counts only if it now has a module whose name the zygote imported from elsewhere.
+    `folders` are the entries of sys.path that are not site-packages. People write files into them all the time. A
+    changed folder counts only if it now has a module whose name the zygote imported from elsewhere.
     """
 
     files: dict[str, FileStamp | None]
@@ -105,8 +104,7 @@ class Fingerprint:
     async def check(self) -> str | None:
         """Return `broken_by` as of now or later. Launches that come in a burst share one check.
 
-        A caller that arrives after the check has started waits for the next check. It must not miss a change that was
-        made before its launch.
+        A caller that arrives after the check has started waits for the next one, so as to miss no earlier change.
         """
 
         async def run() -> str | None:
@@ -139,11 +137,7 @@ class Fingerprint:
 
     def _offered(self, folder: str) -> frozenset[str]:
         """Return the names in `folder` that equal the name of an imported top-level module."""
-        return self.imported_names.intersection(_module_names(folder))
-
-
-def _module_names(folder: str) -> Iterable[str]:
-    try:
-        return {name.partition(".")[0] for name in os.listdir(folder)}
-    except OSError:
-        return ()
+        try:
+            return self.imported_names.intersection(name.partition(".")[0] for name in os.listdir(folder))
+        except OSError:
+            return frozenset()

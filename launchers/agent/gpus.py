@@ -14,18 +14,15 @@ from roost.placement.model import Device
 
 log = logging.getLogger(__name__)
 
-_FIRST_WAIT_S = 10.0
-"""How long the first reading may take. It loads an unused driver, which takes a second or two for each GPU."""
+_FIRST_WAIT_S = 10.0  # it loads an unused driver: a second or two for each GPU
 WAIT_S = 0.05
-"""How long a later reading is waited for."""
 
 
 class DeviceReader:
-    """A reader of devices and their real use. Device ids are opaque: a GPU or MIG UUID, otherwise an index.
+    """A reader of devices and their real use. A device's id is its GPU or MIG UUID, otherwise an index.
 
-    `declared` is a number of GPUs whose real use is unknown. If it is None, NVML is asked. Without NVML, a driver or a
-    GPU, there are no devices. A thread asks NVML, because a GPU that fell off the bus may never answer. Meanwhile,
-    readers get the last answer. `read_at` is the monotonic time of that answer (`math.inf`: not measured).
+    `declared` is a number of GPUs whose real use is unknown. If it is None, a thread asks NVML, because a GPU that fell
+    off the bus may never answer. `read_at` is the monotonic time of the last answer (`math.inf`: not measured).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The CPU and memory that kernels use. All processes in a kernel's session count, whoever started them."""
+"""The CPU and memory that kernels use. All processes in a kernel's session count."""
 
 from __future__ import annotations
 

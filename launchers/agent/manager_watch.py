@@ -10,7 +10,6 @@ import asyncio
 import logging
 import subprocess
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
@@ -21,35 +20,24 @@ from roost.launchers.protocol.messages import Manager
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    """The content of the file of a `ManagerWatch`."""
-
-    managers: tuple[Manager, ...]
-
-
 SETTLE_S = 1.0
 """How long to wait after a daemon's end. If the manager ends at the same time, it may end a little later."""
 _CONNECT_S = 2.0
 _PROBE_S = 6.0
 
-Lost = Callable[[str], Awaitable[None]]
-"""Called with the reason when all leases of this node are lost."""
-CutOff = Callable[[str], None]
-"""Called with the reason as soon as the last daemon ends. From then on the node gets no new leases."""
-
 
 class ManagerWatch:
     """A watch on the daemons given to `watch`. The next agent reads them from `file`.
 
-    `is_cut_off` is true while all of these daemons have ended.
+    `on_cut_off` gets the reason as soon as the last daemon ends: the node gets no new leases. `is_cut_off` is true from
+    then on. `on_lost` gets the reason when all leases of this node are lost.
     """
 
     def __init__(
         self,
         file: Path,
-        on_lost: Lost,
-        on_cut_off: CutOff,
+        on_lost: Callable[[str], Awaitable[None]],
+        on_cut_off: Callable[[str], None],
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -63,13 +51,11 @@ class ManagerWatch:
 
     def resume(self) -> None:
         """Watch the daemons that an earlier agent of this folder watched."""
-        known = read_json(self._file)
-        if known is not None:
-            try:
-                for manager in decode(_Memory, known, ignore_unknown=True).managers:
-                    self._begin(manager)
-            except WireError as problem:
-                log.error("%s cannot be read: %s", self._file, problem)
+        try:
+            for manager in (read_json(self._file) or {"managers": ()})["managers"]:
+                self._begin(decode(Manager, manager, ignore_unknown=True))
+        except (WireError, KeyError, TypeError) as problem:
+            log.error("%s cannot be read: %s", self._file, problem)
 
     def watch(self, manager: Manager) -> None:
         """Watch another daemon, which ends a running grace. A daemon that `has_left` counts as ended."""
@@ -78,8 +64,7 @@ class ManagerWatch:
             self._begin(manager)
         elif key in self._watches:
             self._ended(key)
-        managers = tuple(known for known, _ in self._watches.values())
-        write_private_json(self._file, encode(_Memory(managers=managers)))
+        write_private_json(self._file, {"managers": [encode(known) for known, _ in self._watches.values()]})
 
     def close(self) -> None:
         """Stop watching. May be repeated."""
@@ -119,7 +104,7 @@ class ManagerWatch:
 
 
 async def _cluster_answers(manager: Manager) -> bool:
-    """True if the daemon's cluster still answers. If nobody can tell whether it is the same cluster, assume it is."""
+    """True if the daemon's cluster still answers, or an unknown one does."""
     if manager.is_gone or not await _answers(manager.address):
         return False
     return not manager.probe or await asyncio.to_thread(_read_cluster_id, manager) in ("", manager.cluster_id)

@@ -25,7 +25,7 @@ _METRICS_MAX_AGE_S = 1.0
 class AgentSettings:
     """The amounts that an operator declares for a machine (None: as measured), and how its agent behaves.
 
-    `address`: the IP address where the agent and its kernels listen. If empty, they listen on loopback.
+    `address`: the IP address where the agent and its kernels listen, instead of loopback.
     `is_remote`: the application may be on another machine. A kernel's environment is then added to the agent's own. A
     kernel starts in the home folder if its working folder does not exist on this machine.
     `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
@@ -50,10 +50,7 @@ class AgentSettings:
 
 
 class NodeMetrics:
-    """A reader of the machine's size and use. It measures on demand, at most once per `max_age_s`.
-
-    `cgroups` are the folders of this process's cgroups.
-    """
+    """A reader of the machine's size and use. It measures on demand, at most once per `max_age_s`."""
 
     def __init__(
         self,
@@ -138,34 +135,20 @@ def find_memory_limit(cgroups: Sequence[Path]) -> tuple[int, Path | None]:
 
 def measure_used_memory(limited_by: Path | None) -> int:
     """Return the bytes of memory in use in a cgroup, or on the machine, without caches that can be dropped."""
-    if limited_by is not None:
-        for used, cache in (
-            ("memory.current", "inactive_file"),  # cgroup v2
-            ("memory.usage_in_bytes", "total_inactive_file"),  # v1
-        ):
-            size = _numbers(limited_by / used)
-            if size:
-                return max(0, int(size[0]) - _statistic(limited_by / "memory.stat", cache))
+    names = (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file"))  # v2, v1
+    for used, cache in names:
+        if limited_by is not None and (size := _numbers(limited_by / used)):
+            lines = _read_lines(limited_by / "memory.stat")
+            cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache} ")), 0)
+            return max(0, int(size[0]) - cached)
     memory = psutil.virtual_memory()
     return int(memory.total - memory.available)
 
 
-def _statistic(path: Path, name: str) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
-
-
 def find_cgroups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
     """Return the folders of this process's cgroups and of all their parents, for cgroup v2 and v1."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return []
     found: list[Path] = []
-    for line in lines:
+    for line in _read_lines(own):
         _, controllers, path = line.split(":", 2)
         for controller in {"", "cpu", "memory"}.intersection(controllers.split(",")):
             base = root / controller  # "" is v2
@@ -174,9 +157,13 @@ def find_cgroups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/
     return found
 
 
-def _numbers(path: Path) -> list[float]:
+def _read_lines(path: Path) -> list[str]:
     try:
-        words = path.read_text().split()
+        return path.read_text().splitlines()
     except OSError:
         return []
+
+
+def _numbers(path: Path) -> list[float]:
+    words = " ".join(_read_lines(path)).split()
     return [float(word) for word in words] if all(word.isdigit() for word in words) else []

@@ -19,22 +19,19 @@ _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)
 
 
 def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:
-    """Return `connection` with five free ports: its own if they are all free, otherwise new ones.
+    """Return `connection` with five free ports: its own if they are all free, otherwise new ones. Raises `OSError`.
 
-    `taken` are TCP ports of other kernels that may not have bound them yet. Raises `OSError` if too few ports are free.
+    `taken` are TCP ports of other kernels that may not have bound them yet.
     """
     is_ipc = connection.transport == "ipc"
-    ports = [getattr(connection, name) for name in PORT_NAMES]
-    if is_ipc:
-        taken = ()
-    if (
-        all(ports)
-        and not set(ports).intersection(taken)
-        and all(_is_free(connection, port) for port in ports)
-    ):
+
+    def is_usable(port: int) -> bool:
+        return port > 0 and (is_ipc or port not in taken) and _is_free(connection, port)
+
+    if all(is_usable(getattr(connection, name)) for name in PORT_NAMES):
         return connection
     candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
-    free = (port for port in candidates if port not in taken and _is_free(connection, port))
+    free = (port for port in candidates if is_usable(port))
     found = list(itertools.islice(free, len(PORT_NAMES)))
     if len(found) < len(PORT_NAMES):
         raise OSError(f"no free ports on {connection.ip}")
@@ -42,10 +39,7 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
 
 
 async def until_listening(connection: Connection) -> None:
-    """Return once the kernel accepts connections on its shell port. The caller sets the deadline.
-
-    This is the only place where roost polls a kernel: a kernel other than ipykernel has no way to report its ports.
-    """
+    """Return once the kernel accepts connections on its shell port. Polls, as not every kernel reports its ports."""
     for attempt in itertools.count():
         try:
             if connection.transport == "ipc":

@@ -1,11 +1,10 @@
 """The agent's warm zygotes: one per Python and import environment, used only while their fingerprint holds.
 
 `ZygotePool.launch` forks a kernel, or returns None at once. After None, the agent execs the kernel, and a zygote for
-the next start is made in the background. No obstacle to forking makes a start fail. Obstacles are a kernel other than
-ipykernel, a system other than Linux, an upgraded package and a killed zygote.
+the next start is made in the background. No obstacle to forking makes a start fail.
 
 The agent cannot fork Python code itself, because ZeroMQ gives it threads. It spawns zygotes, and it is a subreaper, so
-it becomes the parent of their kernels. It reaps every child and passes the exit status to `on_reaped`.
+it becomes the parent of their kernels.
 """
 
 from __future__ import annotations
@@ -38,15 +37,19 @@ from .fingerprint import (
 )
 from .fork_report import ForkedKernel, read_report
 
+log = logging.getLogger(__name__)
+
 _SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _PR_SET_CHILD_SUBREAPER = 36
 _READY_S = 60.0
-"""How long a zygote may load. After that it is killed, and no zygote is made for its key for `_PAUSE_S`."""
+"""How long a zygote may load."""
 _PAUSE_S = 60.0
-_MAX_UNUSED = 2
-"""At most this many unused zygotes per key. If more would be needed, something differs at every start."""
+"""How long no zygote is made for a key after one failed to load."""
 _REFUSAL_PAUSE_S = 600.0
 """How long no zygote is made after one refused to fork. A preloaded module may have started a thread."""
+_IDLE_S = 600.0
+_MAX_UNUSED = 2
+"""At most this many unused zygotes per key. If more would be needed, something differs at every start."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
 """Room for the command line that `ps` shows for a kernel."""
@@ -54,7 +57,7 @@ _ROOM = "-" * 512
 Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Zygote:
     key: Key
     pid: int
@@ -93,29 +96,25 @@ class ZygotePool:
         self,
         *,
         max_zygotes: int = 4,
-        idle_s: float = 600.0,
         preload: tuple[str, ...] = (),
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
         script: Path = _SCRIPT,
-        log: logging.Logger | None = None,
     ) -> None:
         self._max_zygotes = max_zygotes
-        self._idle_s = idle_s
         self._preload = tuple(preload)
         self._warm_delay_s = warm_delay_s
         self._output = output
         self._script = script
-        self._log = log or logging.getLogger(__name__)
         self._zygotes: list[_Zygote] = []
-        self._pids: set[int] = set()
+        self.pids: set[int] = set()  # of the zygotes that have not been reaped, ready or not
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused_until: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timers = Timers()
         self._is_possible = become_subreaper()
         if not self._is_possible:
-            self._log.info("kernels are not forked here: this system has no child subreaper")
+            log.info("kernels are not forked here: this system has no child subreaper")
 
     async def launch(
         self,
@@ -130,8 +129,7 @@ class ZygotePool:
     ) -> ForkedKernel | None:
         """Fork a kernel, or return None: then the caller execs it, and a zygote for the next start is made.
 
-        `on_pid` is called with the process before it has its ports. Raises `KernelDiedEarly` if the kernel ends before
-        it has bound them, and `TimeoutError` after `deadline_s`. Kills the kernel after a timeout or a cancellation.
+        `on_pid` gets the process before its ports are bound. Raises as `read_report` does.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
@@ -141,7 +139,7 @@ class ZygotePool:
         broken_by = await zygote.fingerprint.check() if zygote else None
         # During the check, the zygote may have ended or been retired by another launch.
         if zygote and broken_by and zygote in self._zygotes:
-            self._log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
+            log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
             self._retire(zygote)
         if zygote is None or zygote not in self._zygotes:
             unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
@@ -156,7 +154,7 @@ class ZygotePool:
             try:
                 socket.send_fds(zygote.socket, [request], [report_in, log_fd])
             except OSError as problem:
-                self._log.info("zygote=%d took no request: %s", zygote.pid, problem)
+                log.info("zygote=%d took no request: %s", zygote.pid, problem)
                 # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
                 if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
                     self._retire(zygote)
@@ -180,18 +178,13 @@ class ZygotePool:
 
     def on_reaped(self, pid: int, status: int) -> bool:
         """Record the end of a child that the agent has reaped. Return True if it was a zygote."""
-        if pid not in self._pids:
+        if pid not in self.pids:
             return False
-        self._pids.discard(pid)
+        self.pids.discard(pid)
         for zygote in [zygote for zygote in self._zygotes if zygote.pid == pid]:
-            self._log.warning("zygote=%d ended by itself: %d", pid, os.waitstatus_to_exitcode(status))
+            log.warning("zygote=%d ended by itself: %d", pid, os.waitstatus_to_exitcode(status))
             self._retire(zygote)
         return True
-
-    @property
-    def pids(self) -> frozenset[int]:
-        """Pids of the zygotes that have not been reaped, ready or not."""
-        return frozenset(self._pids)
 
     def interpreters(self) -> dict[int, str]:
         """Return the Python of each ready zygote, by pid. The zygote used last comes first."""
@@ -209,12 +202,8 @@ class ZygotePool:
         python = resolve_python(command.python, env) if self._is_possible else None
         if python is None:
             return None
-        key = (
-            python,
-            command.flags,
-            choose_import_folder(env, cwd),
-            tuple(select_import_environment(env).items()),
-        )
+        environment = tuple(select_import_environment(env).items())
+        key = (python, command.flags, choose_import_folder(env, cwd), environment)
         return None if time.monotonic() < self._refused_until.get(key, 0.0) else key
 
     def _warm_later(
@@ -226,20 +215,20 @@ class ZygotePool:
             await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
             try:
                 await self._make(key, command, env)
-            except Exception:  # noqa: BLE001 - logged; kernels are exec'ed until the pause is over
+            except Exception:
                 self._refused_until[key] = time.monotonic() + _PAUSE_S
-                self._log.exception("no zygote for %s", key[0])
+                log.exception("no zygote for %s", key[0])
 
         if key not in self._warming:
-            task = self._warming[key] = spawn(later(), self._tasks, self._log)
+            task = self._warming[key] = spawn(later(), self._tasks, log)
             task.add_done_callback(lambda _: self._warming.pop(key, None))
         return self._warming[key]
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, buffer, _PACKET_BYTES)
         ours.setblocking(False)
         started = time.perf_counter()
         with theirs:
@@ -251,26 +240,20 @@ class ZygotePool:
             raise
         if answer["op"] != "ready":
             ours.close()
-            if pid in self._pids:
+            if pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
             pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
             self._refused_until[key] = time.monotonic() + pause_s
-            self._log.warning("kernels of %s are not forked: %s", key[0], answer["reason"])
+            log.warning("kernels of %s are not forked: %s", key[0], answer["reason"])
             return
-        zygote = _Zygote(
-            key=key,
-            pid=pid,
-            socket=ours,
-            environment=answer["environment"],
-            fingerprint=Fingerprint(
-                files={path: (stamp[0], stamp[1], stamp[2]) for path, *stamp in answer["files"]},
-                folders={path: (stamp[0], stamp[1], stamp[2]) for path, *stamp in answer["folders"]},
-                imported_names=frozenset(answer["names"]),
-            ),
-            used_at=time.monotonic(),
+        fingerprint = Fingerprint(
+            files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
+            folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
+            imported_names=frozenset(answer["names"]),
         )
-        self._zygotes.append(zygote)
-        self._log.info("zygote=%d ready in %.2f s for %s", pid, time.perf_counter() - started, key[0])
+        environment = answer["environment"]
+        self._zygotes.append(_Zygote(key, pid, ours, environment, fingerprint, used_at=time.monotonic()))
+        log.info("zygote=%d ready in %.2f s for %s", pid, time.perf_counter() - started, key[0])
         self._retire_surplus()
 
     async def _prepare(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
@@ -292,8 +275,7 @@ class ZygotePool:
 
     def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
         python, flags, folder, _ = key
-        flags_of_file = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        output = os.open(self._output, flags_of_file, 0o600)
+        output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             process = subprocess.Popen(
                 [python, *flags, str(self._script), str(fd), _ROOM],
@@ -308,7 +290,7 @@ class ZygotePool:
         finally:
             os.close(output)
         process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
-        self._pids.add(process.pid)
+        self.pids.add(process.pid)
         return process.pid
 
     def _retire(self, zygote: _Zygote) -> None:
@@ -320,10 +302,10 @@ class ZygotePool:
     def _retire_surplus(self) -> None:
         """Retire zygotes that are idle for too long or too many. Set a timer for the next one."""
         self._zygotes.sort(key=lambda zygote: zygote.used_at, reverse=True)
-        oldest = time.monotonic() - self._idle_s
+        oldest = time.monotonic() - _IDLE_S
         for index, zygote in enumerate(list(self._zygotes)):
             if index >= self._max_zygotes or zygote.used_at <= oldest:
-                self._log.info("zygote=%d retired: not used", zygote.pid)
+                log.info("zygote=%d retired: not used", zygote.pid)
                 self._retire(zygote)
         if self._zygotes:
             due_s = max(0.0, self._zygotes[-1].used_at - oldest) + 0.01
