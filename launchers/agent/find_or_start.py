@@ -50,9 +50,8 @@ async def find_or_start_agent(
         try:
             await client.connect()
             if differences and await _holds_something(client):
-                log.warning(
-                    "the agent on this machine keeps the settings %s until its kernels end", differences
-                )
+                text = "the agent on this machine keeps the settings it was started with until its kernels end: %s"
+                log.warning(text, differences)
                 settings = decode(AgentSettings, {**encode(settings), **differences})
                 differences = {}
             if not is_replaced and not differences:

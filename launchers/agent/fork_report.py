@@ -14,11 +14,7 @@ from typing import Any
 
 
 class KernelDiedEarly(Exception):
-    """A kernel ended before its ports were bound. Its exit status is with the `Reaper`, under `pid`."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(pid)
-        self.pid = pid
+    """A kernel ended before its ports were bound. The argument is its pid, if it was forked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -265,11 +265,9 @@ async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s:
     try:
         await asyncio.wait_for(ended.wait(), deadline_s)
     except asyncio.TimeoutError:
-        raise RemoteError(
-            "internal",
-            f"process {process.pid} of kernel {process.kernel_id} does not die: it hangs in the "
-            "operating system, often on a file system that does not answer; its lease stays until it ends",
-        ) from None
+        problem = f"process {process.pid} of kernel {process.kernel_id} does not die: it hangs in the operating system"
+        hint = "often on a file system that does not answer; its lease stays until it ends"
+        raise RemoteError("internal", f"{problem}, {hint}") from None
 
 
 def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
@@ -289,7 +287,7 @@ def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
 
 
 def _process_of(found: Any) -> tuple[int, float]:
-    """Return the pid and start time of a process from the content of a file, or zeros if there are none."""
+    """Return the pid and start time in the content of a file, or zeros."""
     try:
         return int(found["pid"]), float(found["started_at"])
     except (TypeError, KeyError, ValueError):

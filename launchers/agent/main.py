@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import zmq
 
-from roost.launchers.daemon.daemon import AlreadyRunning, hold
+from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol import messages
@@ -335,7 +335,7 @@ def build_node_environment() -> dict[str, str]:
 
 async def serve(folder: Path, settings: AgentSettings) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
-    with hold(folder) as held:
+    with hold(folder):
         assignment = read_assignment(settings.assignment)
         client_keys: dict[str, str] = {}
         if assignment is not None:
@@ -355,7 +355,7 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
                 agent.begin(assignment)
             endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:{settings.port or '*'}")
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
-            held.announce({**announced, "settings": encode(settings)})
+            announce(folder, {**announced, "settings": encode(settings)})
             await agent.left.wait()
             if settings.is_per_kernel:
                 await agent.end_all()

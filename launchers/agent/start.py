@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,8 @@ LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-_OOM_SCORE = 500
-"""The priority by which the system kills kernels before the agent. Forked kernels set it themselves."""
-_NO_PARENT = "--IPKernelApp.parent_handle=1"
-"""An option for ipykernel: watch no parent, and log no advice about Ctrl-C."""
+_OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
+_NO_PARENT = "--IPKernelApp.parent_handle=1"  # watch no parent, and log no advice about Ctrl-C
 
 
 @dataclass(slots=True)
@@ -74,23 +72,19 @@ class _Child:
         return self.code.result() if self.code is not None and self.code.done() else None
 
 
+@dataclass(slots=True)
 class Starter:
-    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start."""
+    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
 
-    def __init__(
-        self,
-        zygotes: ZygotePool,
-        reaper: Reaper,
-        *,
-        on_started: Callable[[KernelProcess, asyncio.Future[int]], None],
-        is_per_kernel: bool = False,
-    ) -> None:
-        self._zygotes = zygotes
-        self._reaper = reaper
-        self._on_started = on_started
-        self._is_per_kernel = is_per_kernel
-        self._ports: dict[str, set[int]] = {}
-        """The ports of live exec'ed kernels, by launch id. A kernel binds its ports some time after they are chosen."""
+    `used_ports` has the ports of live exec'ed kernels, by launch id. A kernel binds its ports some time after they are
+    chosen.
+    """
+
+    zygotes: ZygotePool
+    reaper: Reaper
+    on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
+    is_per_kernel: bool = False
+    used_ports: dict[str, set[int]] = field(default_factory=dict)
 
     async def start(self, folder: Path, request: Launch) -> KernelProcess:
         """Start a kernel in `folder`. Raises `RemoteError`; then no process is left behind."""
@@ -115,7 +109,7 @@ class Starter:
             os.close(log_fd)
 
     async def _start(self, folder: Path, request: Launch, log_fd: int) -> KernelProcess:
-        child = _Child(folder, self._reaper)
+        child = _Child(folder, self.reaper)
         try:
             forked = await self._fork(child, request, log_fd)
             if forked is not None:
@@ -143,15 +137,15 @@ class Starter:
                 raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
             raise
         assert child.code is not None
-        self._on_started(process, child.code)
+        self.on_started(process, child.code)
         return process
 
     async def _fork(self, child: _Child, request: Launch, log_fd: int) -> ForkedKernel | None:
-        may_fork = request.may_fork and not self._is_per_kernel
+        may_fork = request.may_fork and not self.is_per_kernel
         command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:
             return None
-        return await self._zygotes.launch(
+        return await self.zygotes.launch(
             command,
             connection_file=_write_connection(child.folder, request.connection),
             env=request.env,
@@ -163,15 +157,15 @@ class Starter:
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
-        connection = ports.choose(request.connection, taken=set().union(*self._ports.values()))
+        connection = ports.choose(request.connection, taken=set().union(*self.used_ports.values()))
         connection_file = _write_connection(child.folder, connection)
-        pid = spawn_kernel(request, connection_file, log_fd, ends_with_parent=self._is_per_kernel)
+        pid = spawn_kernel(request, connection_file, log_fd, ends_with_parent=self.is_per_kernel)
         code = child.record(pid, is_ours=True)
         if connection.transport == "tcp":
-            self._ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
-            code.add_done_callback(lambda _: self._ports.pop(request.launch_id, None))
+            self.used_ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
+            code.add_done_callback(lambda _: self.used_ports.pop(request.launch_id, None))
         timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
-        await _wait_until_listening(child.pid, code, connection)
+        await _wait_until_listening(code, connection)
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3
         return connection, timing_ms
 
@@ -212,13 +206,13 @@ def spawn_kernel(
     return process.pid
 
 
-async def _wait_until_listening(pid: int, code: asyncio.Future[int], connection: Connection) -> None:
+async def _wait_until_listening(code: asyncio.Future[int], connection: Connection) -> None:
     listening = asyncio.ensure_future(ports.until_listening(connection))
     waiting: list[asyncio.Future[Any]] = [listening, code]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if code.done():
-            raise KernelDiedEarly(pid)
+            raise KernelDiedEarly
         listening.result()
     finally:
         listening.cancel()

@@ -1,13 +1,10 @@
 """Daemons: background processes, at most one per folder. The first caller starts one, and later callers find it.
 
 The private folder of a daemon contains:
-- `lock`: held while the daemon runs. If you can take it, no daemon is running.
+- `lock`: held while the daemon runs. Nothing else tells whether it is running.
 - `start.lock`: held by the process that starts a daemon.
 - `ready.json`: the daemon's announcement, such as its address.
 - `log`, and `log.old` of the daemon before.
-
-Only `lock` tells whether a daemon is running. Sockets and pids may be left over from a daemon that was killed. A daemon
-that fails to start and gives a reason leaves no folder behind.
 """
 
 from __future__ import annotations
@@ -26,17 +23,6 @@ from typing import Any
 
 from .private_files import FolderError, private_folder, read_json, tail, write_private_json
 from .process import start_time
-
-__all__ = [
-    "AlreadyRunning",
-    "DaemonError",
-    "HeldFolder",
-    "announce_failure",
-    "ensure",
-    "hold",
-    "is_alive",
-    "read_announcement",
-]
 
 _READY_FD = "ROOST_READY_FD"
 _LOOK_AGAIN_S = 0.02
@@ -57,9 +43,6 @@ class DaemonError(Exception):
         super().__init__(message)
         self.kind = kind
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 class AlreadyRunning(DaemonError):
     """Another daemon holds this folder."""
@@ -70,8 +53,8 @@ def ensure(
 ) -> dict[str, Any]:
     """Return the announcement of the daemon of `folder`. Start it by `command` if it is not running.
 
-    Blocks up to `deadline_s` while another process starts the daemon, then up to `deadline_s` for its own start. Do
-    not call it on an event loop. Raises `DaemonError`. The daemon is no child of this process, nor in its session.
+    Blocks up to `deadline_s` while another process starts the daemon, then up to `deadline_s` for its own start. Raises
+    `DaemonError`. The daemon is no child of this process, nor in its session.
     """
     try:
         with _locked(folder / "start.lock", deadline_s):
@@ -81,20 +64,19 @@ def ensure(
                     return announcement
                 # The daemon is not ready yet, or it is about to end. Neither state has an event to wait for.
                 if time.monotonic() > deadline:
-                    raise DaemonError(
-                        f"the process that holds {folder} was not ready within {deadline_s:g} s; see its log"
-                    )
+                    problem = f"the process that holds {folder} was not ready within {deadline_s:g} s"
+                    raise DaemonError(f"{problem}; see its log")
                 time.sleep(_LOOK_AGAIN_S)
             try:
                 return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
-            except DaemonError as problem:
-                if problem.kind and not is_alive(folder):
+            except DaemonError as refusal:
+                if refusal.kind and not is_alive(folder):
                     _forget(folder)
                 raise
-    except FolderError as problem:
-        raise DaemonError(str(problem)) from None
-    except OSError as problem:
-        raise DaemonError(f"cannot start {command[0]} in {folder}: {problem.strerror}") from None
+    except FolderError as error:
+        raise DaemonError(str(error)) from None
+    except OSError as error:
+        raise DaemonError(f"cannot start {command[0]} in {folder}: {error.strerror}") from None
 
 
 def _forget(folder: Path) -> None:
@@ -132,36 +114,30 @@ def read_announcement(folder: Path) -> dict[str, Any] | None:
 def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s: float) -> dict[str, Any]:
     for name in _NOT_INHERITED:
         env.pop(name, None)
+    with suppress(FileNotFoundError):
+        os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     reader, writer = os.pipe()
-    try:
-        with suppress(FileNotFoundError):
-            os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
-        log = os.open(
-            folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            env[_READY_FD] = str(writer)
-            # The shell exits at once. The daemon becomes init's child, and never a zombie of the application.
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" &', "sh", *command],
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[writer],
-                start_new_session=True,
-                check=True,
-                timeout=deadline_s,
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as problem:
-            raise DaemonError(f"cannot start {command[0]}: {problem}") from None
-        finally:
-            os.close(log)
-            os.close(writer)
+    env[_READY_FD] = str(writer)
+    with open(reader, "rb"):
+        with open(writer, "wb"), open(os.open(folder / "log", flags, 0o600), "wb") as log:
+            try:
+                # The shell exits at once. The daemon becomes init's child, and never a zombie of the application.
+                subprocess.run(
+                    ["/bin/sh", "-c", '"$@" &', "sh", *command],
+                    cwd=folder,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[writer],
+                    start_new_session=True,
+                    check=True,
+                    timeout=deadline_s,
+                )
+            except subprocess.SubprocessError as problem:
+                raise DaemonError(f"cannot start {command[0]}: {problem}") from None
         return _await_announcement(reader, folder, command, deadline_s)
-    finally:
-        os.close(reader)
 
 
 def _await_announcement(
@@ -190,20 +166,11 @@ def _name(command: Sequence[str]) -> str:
     return command[command.index("-m") + 1] if "-m" in command[:-1] else command[0]
 
 
-class HeldFolder:
-    """A folder whose lock this process holds as its daemon."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def announce(self, info: Mapping[str, Any]) -> None:
-        """Announce that the daemon is ready: write `ready.json` and wake the starter.
-
-        Adds `pid` and `process_started_at`.
-        """
-        announcement = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
-        write_private_json(self.folder / "ready.json", announcement)
-        _report_to_starter(announcement)
+def announce(folder: Path, info: Mapping[str, Any]) -> None:
+    """Announce that the daemon is ready: write `ready.json` (with pid and start time) and wake the starter."""
+    announcement = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
+    write_private_json(folder / "ready.json", announcement)
+    _report_to_starter(announcement)
 
 
 def announce_failure(kind: str, message: str) -> None:
@@ -227,7 +194,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[HeldFolder]:
+def hold(folder: Path) -> Iterator[None]:
     """Be the daemon of `folder` while the block runs. Raises `AlreadyRunning`."""
     private_folder(folder)
     # A shell starts background processes with these signals ignored, and kernels would inherit that.
@@ -238,7 +205,7 @@ def hold(folder: Path) -> Iterator[HeldFolder]:
         if not _lock(descriptor, _PROBE_S):
             raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
-        yield HeldFolder(folder)
+        yield
         if _is_at(folder / "lock", descriptor):
             (folder / "ready.json").unlink(missing_ok=True)
     finally:

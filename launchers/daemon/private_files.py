@@ -44,10 +44,9 @@ def private_folder(path: Path) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
-    except OSError as problem:
-        raise FolderError(
-            f"cannot make the folder {path}: {problem.strerror}; set ROOST_RUNTIME_DIR"
-        ) from None
+    except OSError as error:
+        problem = f"cannot make the folder {path}: {error.strerror}; set ROOST_RUNTIME_DIR"
+        raise FolderError(problem) from None
     if not stat.S_ISDIR(status.st_mode):
         raise FolderError(f"{path} is not a folder; remove it or set ROOST_RUNTIME_DIR to another place")
     if status.st_uid != os.getuid():
@@ -62,12 +61,8 @@ def write_private(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        finally:
-            os.close(descriptor)
+        with open(descriptor, "wb") as file:
+            file.write(content)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

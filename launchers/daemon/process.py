@@ -19,8 +19,7 @@ _WATCH_INTERVAL_S = 0.5
 def start_time(pid: int) -> float:
     """Return when the process started, in seconds, or 0.0 if it has ended (a zombie has ended).
 
-    Use the value only to identify a process on this machine. On Linux it counts from boot, so a step of the system
-    clock does not change it. psutil's `create_time` follows that clock.
+    Use the value only to identify a process on this machine. On Linux it counts from boot, whatever the clock does.
     """
     if _IS_LINUX:
         try:
@@ -29,10 +28,6 @@ def start_time(pid: int) -> float:
         except OSError:
             return 0.0
         return 0.0 if fields[0] in (b"Z", b"X") else int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return _start_time_elsewhere(pid)
-
-
-def _start_time_elsewhere(pid: int) -> float:
     import psutil
 
     try:
@@ -48,10 +43,7 @@ def is_running(pid: int, started_at: float) -> bool:
 
 
 def signal_group(pid: int, signum: int) -> bool:
-    """Send `signum` to the process group that `pid` leads, else to `pid` alone. Return False if there is no process.
-
-    Returns True if the system refuses because the process runs as another user: the process is still there.
-    """
+    """Send `signum` to the process group that `pid` leads, else to `pid` alone. Return False if there is no process."""
     try:
         os.killpg(pid, signum)
         return True
@@ -89,7 +81,6 @@ class Watch:
             self._timer = self._loop.call_soon(self._ended)
 
     def close(self) -> None:
-        """Stop watching. May be repeated."""
         if self._descriptor is not None:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)

@@ -1,7 +1,4 @@
-"""Plumbing around asyncio: background tasks, work in daemon threads, pauses between retries, and timers.
-
-Timers take their clock as an argument, so that tests can advance time (`tests/kit/manual_clock.py`).
-"""
+"""Plumbing around asyncio: background tasks, work in daemon threads, pauses between retries, and timers."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ T = TypeVar("T")
 def spawn(
     coroutine: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]], log: logging.Logger
 ) -> asyncio.Task[T]:
-    """Start a background task that nobody awaits, and keep it in `tasks` until it ends.
+    """Start a background task that nobody awaits, and log its exception.
 
-    An exception is logged on `log`. asyncio itself keeps no reference to a task: without the set it might vanish.
+    `tasks` keeps it until it ends. asyncio itself keeps no reference: without the set the task might vanish.
     """
 
     def finish(done: asyncio.Task[T]) -> None:
@@ -43,12 +40,9 @@ async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
 
 
 def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a task for several callers, each of which awaits `asyncio.shield(task)`.
-
-    The task's exception is marked as retrieved, because all of the callers may have been cancelled. Otherwise asyncio
-    would log "Task exception was never retrieved".
-    """
+    """Start a task for several callers, each of which awaits `asyncio.shield(task)`."""
     task = asyncio.get_running_loop().create_task(coroutine)
+    # Mark its exception as retrieved, or asyncio would log it if all callers were cancelled.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
 
@@ -58,8 +52,8 @@ def start_thread(
 ) -> concurrent.futures.Future[T]:
     """Run blocking `work` in a daemon thread. An interpreter that exits does not wait for daemon threads.
 
-    The future stays pending until `work` has ended, so the caller can cancel it at any time. The work then goes on,
-    its outcome is dropped, and the thread calls `undo` if the work succeeded.
+    The caller can cancel the future until `work` has ended. The work then goes on, its outcome is dropped, and the
+    thread calls `undo` if the work succeeded.
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -80,10 +74,7 @@ def start_thread(
 
 
 async def in_thread(work: Callable[[], T], *, deadline_s: float | None = None, name: str = "roost-work") -> T:
-    """Return the result of blocking `work`, run by `start_thread`; raise `asyncio.TimeoutError` after `deadline_s`.
-
-    After a timeout or a cancellation, the work goes on and its outcome is dropped.
-    """
+    """Return the result of blocking `work`, run by `start_thread`; raise `asyncio.TimeoutError` after `deadline_s`."""
     return await asyncio.wait_for(asyncio.wrap_future(start_thread(work, name=name)), deadline_s)
 
 
@@ -96,8 +87,6 @@ def backoff(first_s: float, longest_s: float) -> Iterator[float]:
 
 
 class TimerHandle(Protocol):
-    """A timer of a `Clock`."""
-
     def cancel(self) -> object: ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from .memory import ModuleFiles, find_madvise
 
@@ -22,7 +23,10 @@ PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port
 
 
 class WarmState:
-    """The things that a zygote prepares for its kernels, apart from the imported modules."""
+    """The things that a zygote prepares for its kernels, apart from the imported modules.
+
+    Each kernel repeats `environment_changes`, which the preloaded modules made to os.environ.
+    """
 
     def __init__(self, args: list[str]) -> None:
         from ipykernel import ipkernel
@@ -31,7 +35,6 @@ class WarmState:
         self.args = args
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
-        """Changes that the preloaded modules made to os.environ. Each kernel repeats them."""
         self.launcher = find_launcher()
         self.app: Any = IPKernelApp.instance()
         self.app.parent_handle = 1  # watch no parent, and log no advice about Ctrl-C
@@ -65,23 +68,14 @@ class WarmState:
         return self.app
 
 
-class KernelChild:
+class KernelChild(NamedTuple):
     """A forked child that becomes a kernel. `run` returns when the kernel has ended."""
 
-    def __init__(
-        self,
-        request: dict[str, Any],
-        report_fd: int,
-        log_fd: int,
-        *,
-        warm: WarmState | None,
-        is_spare: bool = False,
-    ) -> None:
-        self.request = request
-        self.report_fd = report_fd
-        self.log_fd = log_fd
-        self.warm = warm
-        self.is_spare = is_spare
+    request: dict[str, Any]
+    report_fd: int
+    log_fd: int
+    warm: WarmState | None
+    is_spare: bool = False
 
     def run(self) -> None:
         self.take_over_process()
@@ -108,14 +102,10 @@ class KernelChild:
             os.dup2(source, target)
         os.close(null)
         os.close(self.log_fd)
+        changes = self.warm.environment_changes if self.warm else {}
+        wanted = {**self.request["env"], **changes, "JPY_PARENT_PID": None}
         os.environ.clear()
-        os.environ.update(self.request["env"])
-        changes = self.warm.environment_changes.items() if self.warm else ()
-        for name, value in (*changes, ("JPY_PARENT_PID", None)):
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.update({name: value for name, value in wanted.items() if value is not None})
         time.tzset()
         tempfile.tempdir = None
         os.chdir(self.request["cwd"])
@@ -123,11 +113,8 @@ class KernelChild:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
-        try:
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write("500")  # if memory runs out, the system kills kernels before the agent
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # if memory runs out, the system kills kernels before the agent
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
         main = types.ModuleType("__main__")
@@ -151,9 +138,8 @@ def hook_ports(app: Any, report: Any) -> None:
 
     def init_connection_file() -> None:
         plain_init_connection_file()
-        if app.transport == "tcp" and not all(
-            is_free_port(app.ip, getattr(app, name)) for name in PORT_NAMES
-        ):
+        ports = [getattr(app, name) for name in PORT_NAMES]
+        if app.transport == "tcp" and not all(is_free_port(app.ip, port) for port in ports):
             for name in PORT_NAMES:
                 setattr(app, name, 0)
 

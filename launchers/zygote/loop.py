@@ -51,7 +51,9 @@ def serve(agent: socket.socket) -> KernelChild | None:
             if len(spares) == wanted:
                 continue
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            size_buffers(ours, theirs)
+            for each in (ours, theirs):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
             if fork_orphan():
                 for mine in (agent, ours, *spares):
                     mine.close()
@@ -73,26 +75,22 @@ def serve(agent: socket.socket) -> KernelChild | None:
         launches.append(time.monotonic())
         if not hand_over(spares, packet, fds) and fork_orphan():
             agent.close()
-            return KernelChild(json.loads(packet), *fds, warm=warm)
+            return KernelChild(json.loads(packet), fds[0], fds[1], warm)
         for fd in fds:
             os.close(fd)
 
 
 @contextlib.contextmanager
 def lower_priority() -> Iterator[None]:
-    """Lower this process's priority for a while, if the system lets it be raised again: kernels inherit it.
-
-    A throwaway child tries it first. Raising the priority needs a privilege or a resource limit.
-    """
+    """Lower this process's priority for a while, if a throwaway child can raise it again: kernels inherit it."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     child = os.fork()
     if child == 0:
-        try:
+        with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, usual + 10)
             os.setpriority(os.PRIO_PROCESS, 0, usual)
-        except OSError:
-            os._exit(1)
-        os._exit(0)
+            os._exit(0)
+        os._exit(1)
     can_undo = os.waitpid(child, 0)[1] == 0
     if can_undo:
         os.setpriority(os.PRIO_PROCESS, 0, usual + 10)
@@ -106,20 +104,14 @@ def lower_priority() -> Iterator[None]:
 def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> bool:
     """Give a launch to the first live spare. Return False if there is none."""
     while spares:
-        with spares.pop(0) as spare:
-            try:
-                socket.send_fds(spare, [packet], fds)
-            except OSError:
-                continue
+        with spares.pop(0) as spare, contextlib.suppress(OSError):
+            socket.send_fds(spare, [packet], fds)
             return True
     return False
 
 
 def plan_spares(launches: Sequence[float], have: int, now: float) -> tuple[int, float | None]:
-    """Return how many spares to keep, and in how many seconds to adjust their number (None: no need).
-
-    `launches` are the times of the latest launches.
-    """
+    """Return how many spares to keep, and in how many seconds to adjust their number (None: no need)."""
     recent_s = [now - launch for launch in launches if now - launch < _RECENT_S]
     wanted = max(1, len(recent_s))
     if have != wanted:
@@ -133,13 +125,7 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild | None:
     warm.touch_pages()
     packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
     zygote.close()
-    return KernelChild(json.loads(packet), *fds, warm=warm, is_spare=True) if packet else None
-
-
-def size_buffers(*sockets: socket.socket) -> None:
-    for each in sockets:
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
+    return KernelChild(json.loads(packet), fds[0], fds[1], warm, is_spare=True) if packet else None
 
 
 def fork_orphan() -> bool:
@@ -154,7 +140,7 @@ def fork_orphan() -> bool:
 
 
 def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
-    """Import the modules of a kernel, build what every kernel needs, and return it with the answer for the agent.
+    """Import the modules of a kernel, prepare the state of all kernels, and return it with the answer for the agent.
 
     A first rehearsal finds the modules. A second one, in the prepared process, finds the pages that kernels write to.
     """
@@ -183,9 +169,7 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
         "rehearsed": len(rehearsed),
         **take_fingerprint(),
     }
-    changed = [
-        path for path, changed_ns, *_ in answer["files"] if changed_ns > started_ns and path.endswith(".py")
-    ]
+    changed = [path for path, at_ns, *_ in answer["files"] if at_ns > started_ns and path.endswith(".py")]
     if changed:  # the process may have imported the old content
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()

@@ -2,11 +2,7 @@
 
 A forked child shares each page with its parent until one of them writes to it. Python writes to an object's page even
 when it only uses the object. A kernel writes to about 4,000 pages while it starts. Each write costs 2 to 4 µs, half of
-a kernel's start, and these pages are all of a kernel's size. Three measures reduce their number and cost:
-
-- `fill_heap` leaves no free memory between the zygote's objects, so that children allocate on fresh pages.
-- `gather_module_names` and `ModuleFiles` lay side by side what every kernel walks over.
-- `find_written_pages` finds the pages in a rehearsal, so that a spare copies them in advance.
+a kernel's start. These pages are all of a kernel's size.
 """
 
 from __future__ import annotations
@@ -67,10 +63,9 @@ def gather_module_names() -> None:
 
 
 class ModuleFiles:
-    """A stand-in for `sys` while ipykernel lists the files of all modules.
+    """A stand-in for `sys` while ipykernel lists the files of all modules, which would write to 1,200 pages.
 
-    Walking the real modules writes to 1,200 pages. Instead, ipykernel reads a copy of the zygote's part of the list
-    and the modules that were imported since. The items of the copy lie side by side.
+    It shows a copy of the zygote's part of the list, with its items side by side, and the modules imported since.
     """
 
     def __init__(self) -> None:
@@ -92,8 +87,7 @@ class ModuleFiles:
 def find_written_pages(pid: int) -> array.array[int]:
     """Find the pages that child `pid` has copied by now, and the file pages that it has read.
 
-    Returns flat triples for madvise: address, bytes, advice. The few pages that the parent wrote to since the fork are
-    included, because the system does not tell them apart.
+    Returns flat triples for madvise: address, bytes, advice. They include the pages that the parent wrote to meanwhile.
     """
     runs = array.array("Q")
     page = mmap.PAGESIZE

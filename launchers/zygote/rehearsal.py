@@ -22,11 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Rehearsal(NamedTuple):
-    """The result of a rehearsal. All fields are empty if the rehearsal failed.
-
-    `patterns` are the regular expressions (with flags) that the kernel compiled. `pages` are the pages it wrote to, as
-    `find_written_pages` returns them.
-    """
+    """The result of a rehearsal: regular expressions (with flags), and pages as `find_written_pages` returns them."""
 
     modules: list[str]
     patterns: list[tuple[str, int]]
@@ -34,7 +30,7 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(warm: WarmState | None) -> Rehearsal:
-    """Start a real kernel and use it as a notebook would.
+    """Start a real kernel and use it as a notebook would. If that fails, the result is empty.
 
     One forked child is the kernel, another one is its client. Neither touches the user's profile or history.
     """
@@ -44,21 +40,16 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
     children = []
     try:
         connection_file = os.path.join(folder, "kernel.json")
-        info = {
-            "ip": "127.0.0.1",
-            "transport": "tcp",
-            "key": os.urandom(16).hex(),
-            "signature_scheme": "hmac-sha256",
-        }
+        info = {"ip": "127.0.0.1", "transport": "tcp", "signature_scheme": "hmac-sha256"}
         with open(os.open(connection_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
-            json.dump({**info, **dict.fromkeys(PORT_NAMES, 0)}, file)
+            json.dump({**info, "key": os.urandom(16).hex(), **dict.fromkeys(PORT_NAMES, 0)}, file)
         children.append(fork_mortal())
         if children[-1] == 0:
             os.close(names_in)
             argv = ["-f", connection_file, *(warm.args if warm else [])]
             env = {**os.environ, "IPYTHONDIR": folder}
             null = os.open(os.devnull, os.O_WRONLY)
-            run_or_die(KernelChild({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm=warm).run)
+            run_or_die(KernelChild({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm).run)
         children.append(fork_mortal())
         if children[-1] == 0:
             os.close(report_in)

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, announce_failure, hold
+from roost.launchers.daemon.daemon import DaemonError, announce, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Nothing
@@ -178,7 +178,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             f"{folder / 'socket'} is longer than the {_LONGEST_SOCKET} bytes that a socket's path may have: "
             "set ROOST_RUNTIME_DIR to a shorter path."
         )
-    with hold(folder) as held:
+    with hold(folder):
         agents = Agents()
         context = BackendContext(
             agents=agents,
@@ -199,7 +199,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             await scheduler.open()
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
-            held.announce({"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
+            announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
             await service.left.wait()
         finally:
             await service.close()

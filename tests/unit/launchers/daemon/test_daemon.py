@@ -24,9 +24,9 @@ from roost.launchers.daemon.process import Watch, is_running, signal_group, star
 SERVE = """
 import sys, signal
 from pathlib import Path
-from roost.launchers.daemon.daemon import hold
-with hold(Path(sys.argv[1])) as held:
-    held.announce({"hello": 1})
+from roost.launchers.daemon.daemon import announce, hold
+with hold(Path(sys.argv[1])):
+    announce(Path(sys.argv[1]), {"hello": 1})
     signal.sigwait([signal.SIGTERM])
 """
 

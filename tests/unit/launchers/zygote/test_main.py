@@ -301,11 +301,11 @@ def test_a_forked_kernel_ends_like_a_plain_one(agent: Agent, tmp_path: Path) -> 
 def test_a_failed_start_is_reported_with_its_exit_status(agent: Agent) -> None:
     with pytest.raises(KernelDiedEarly) as caught:
         agent.start("--IPKernelApp.no_such_option=1", "--IPKernelApp.kernel_class=no.such.Class")
-    _, status = os.waitpid(caught.value.pid, 0)
+    _, status = os.waitpid(caught.value.args[0], 0)
     assert os.waitstatus_to_exitcode(status) == 1
     with pytest.raises(KernelDiedEarly) as caught:
         agent.start(cwd=agent.folder / "missing")
-    assert os.waitstatus_to_exitcode(os.waitpid(caught.value.pid, 0)[1]) == 1
+    assert os.waitstatus_to_exitcode(os.waitpid(caught.value.args[0], 0)[1]) == 1
 
 
 def test_each_kernel_has_its_own_command_line_options(agent: Agent) -> None:
