@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ class UsageMeter:
 
     def __init__(self) -> None:
         self._read_at = 0.0
-        self._cpu_s: dict[int, float] = {}
         self._known: dict[int, KernelUse] = {}
 
     def read(self, kernels: Mapping[int, str]) -> tuple[KernelUse, ...]:
@@ -27,44 +27,36 @@ class UsageMeter:
         now = time.monotonic()
         elapsed_s = now - self._read_at
         if elapsed_s >= _MIN_INTERVAL_S or kernels.keys() != self._known.keys():
-            self._measure(kernels, elapsed_s)
+            self._known = self._measure(kernels, elapsed_s)
             self._read_at = now
         return tuple(self._known.values())
 
-    def _measure(self, kernels: Mapping[int, str], elapsed_s: float) -> None:
-        before, self._cpu_s, self._known = self._cpu_s, {}, {}
-        found = _processes(kernels)
-        for pid, kernel_id in kernels.items():
-            cpu_s, rss_bytes, started_s = 0.0, 0, 0.0
-            for process in found[pid]:
-                try:
-                    with process.oneshot():
-                        times = process.cpu_times()
-                        cpu_s += times.user + times.system
-                        rss_bytes += process.memory_info().rss
-                        if process.pid == pid:
-                            started_s = time.time() - process.create_time()
-                except psutil.Error:
+    def _measure(self, kernels: Mapping[int, str], elapsed_s: float) -> dict[int, KernelUse]:
+        processes, rss_bytes = dict.fromkeys(kernels, 0), dict.fromkeys(kernels, 0)
+        cpu_s, age_s = dict.fromkeys(kernels, 0.0), dict.fromkeys(kernels, 0.0)
+        for pid in psutil.pids() if kernels else ():
+            with contextlib.suppress(OSError, psutil.Error):
+                session = os.getsid(pid)
+                if session not in kernels:
                     continue
-            self._cpu_s[pid] = cpu_s
-            used_s, over_s = (cpu_s - before[pid], elapsed_s) if pid in before else (cpu_s, started_s)
-            self._known[pid] = KernelUse(
+                process = psutil.Process(pid)
+                processes[session] += 1
+                with process.oneshot():
+                    times = process.cpu_times()
+                    cpu_s[session] += times.user + times.system
+                    rss_bytes[session] += process.memory_info().rss
+                    if pid == session:
+                        age_s[session] = time.time() - process.create_time()
+        found = {}
+        for pid, kernel_id in kernels.items():
+            before = self._known.get(pid)
+            used_s = cpu_s[pid] - (before.cpu_s if before else 0.0)
+            over_s = elapsed_s if before else age_s[pid]
+            found[pid] = KernelUse(
                 kernel_id=kernel_id,
-                processes=len(found[pid]),
-                cpu_s=cpu_s,
+                processes=processes[pid],
+                cpu_s=cpu_s[pid],
                 cpu_percent=max(0.0, 100 * used_s / over_s) if over_s > 0 else 0.0,
-                rss_bytes=rss_bytes,
+                rss_bytes=rss_bytes[pid],
             )
-
-
-def _processes(kernels: Mapping[int, str]) -> dict[int, list[psutil.Process]]:
-    """Return the processes in each kernel's session, by the kernel's pid."""
-    found: dict[int, list[psutil.Process]] = {pid: [] for pid in kernels}
-    for pid in psutil.pids() if kernels else ():
-        try:
-            session = os.getsid(pid)
-            if session in found:
-                found[session].append(psutil.Process(pid))
-        except (OSError, psutil.Error):
-            continue
-    return found
+        return found

@@ -26,7 +26,7 @@ from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.json_codec import decode, encode
-from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, Lease, Nothing
+from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease, Nothing
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
@@ -136,9 +136,8 @@ class Agent:
         await self.server.close()
         self._measured.devices.close()
 
-    async def _subscribe(self, peer: bytes, _: Nothing) -> Nothing:
+    async def _subscribe(self, peer: bytes, _: Nothing) -> None:
         self.server.subscribe(peer)
-        return Nothing()
 
     async def _reserve(self, peer: bytes, request: messages.Reserve) -> Lease:
         is_new = self._ledger.get(request.lease.id) is None
@@ -157,15 +156,13 @@ class Agent:
             self._publish("reserved", lease_id=lease.id)
         return lease
 
-    async def _release(self, peer: bytes, request: messages.Release) -> Nothing:
+    async def _release(self, peer: bytes, request: messages.Release) -> None:
         await self._release_lease(request.lease_id)
-        return Nothing()
 
-    async def _transfer(self, peer: bytes, request: messages.Transfer) -> Nothing:
+    async def _transfer(self, peer: bytes, request: messages.Transfer) -> None:
         self._ledger.transfer(request.lease_id, request.owner)
-        return Nothing()
 
-    async def _manage(self, peer: bytes, manager: messages.Manager) -> Nothing:
+    async def _manage(self, peer: bytes, manager: messages.Manager) -> None:
         if not is_running(manager.pid, manager.process_started_at):
             raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
         # This agent is a child of the manager, or of a job of it (then Ray's workers are subreapers, too).
@@ -175,7 +172,6 @@ class Agent:
         self._managed.watch(manager)
         self._idle_exit_s = self._settings.idle_exit_s
         self._watch_idleness()
-        return Nothing()
 
     async def _launch(self, peer: bytes, request: messages.Launch) -> KernelProcess:
         entry = self._ledger.get(request.lease_id)
@@ -217,20 +213,18 @@ class Agent:
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
 
-    async def _stats(self, peer: bytes, _: Nothing) -> messages.Stats:
+    async def _stats(self, peer: bytes, _: Nothing) -> tuple[KernelUse, ...]:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
-        return messages.Stats(kernels=self._usage.read(running))
+        return self._usage.read(running)
 
-    async def _warm(self, peer: bytes, request: messages.Warm) -> Nothing:
+    async def _warm(self, peer: bytes, request: messages.Warm) -> None:
         command = parse_ipykernel_command(request.argv)
         if command is not None:
             env = {**build_node_environment(), **request.env} if self._settings.is_remote else request.env
             await self._zygotes.warm(command, env)
-        return Nothing()
 
-    async def _leave(self, peer: bytes, _: Nothing) -> Nothing:
+    async def _leave(self, peer: bytes, _: Nothing) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
-        return Nothing()
 
     def _visibility(self, lease: Lease) -> dict[str, str]:
         """Return the variables that show a kernel its devices and no others (`AgentSettings.gpu_visibility`)."""

@@ -58,7 +58,6 @@ class AgentClient:
         await self._client.close()
 
     async def reserve(self, request: Reserve) -> Lease:
-        """Return the lease as granted, on the devices granted."""
         return await self._call(Lease, "reserve", request)
 
     async def release(self, lease_id: str) -> None:
@@ -96,8 +95,9 @@ class AgentClient:
         """Return the agent's node. It is draining if the cluster manager's last daemon there has ended."""
         return await self._call(Node, "status")
 
-    async def stats(self) -> messages.Stats:
-        return await self._call(messages.Stats, "stats")
+    async def stats(self) -> list[messages.KernelUse]:
+        answer = await self._client.call("stats", timeout_s=_QUICK_S)
+        return [decode(messages.KernelUse, use, ignore_unknown=True) for use in answer]
 
     async def warm(self, request: messages.Warm) -> None:
         """Prepare fast starts. Returns when they are ready, or known to be impossible."""

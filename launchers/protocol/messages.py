@@ -174,13 +174,6 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """The answer to `stats`: the use of each running kernel."""
-
-    kernels: tuple[KernelUse, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
     """The answer to `list`: all leases and kernels of an agent."""
 

@@ -49,8 +49,7 @@ class RpcClient:
         self._on_event = on_event
         self._on_lost = on_lost
         self._numbers = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[Any]] = {}
-        self._connected: asyncio.Future[None] | None = None
+        self._pending: dict[int, asyncio.Future[Any]] = {}  # 0: the connection itself
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_lost = False
 
@@ -66,13 +65,13 @@ class RpcClient:
             socket.curve_secretkey = self._keys.secret.encode()
             socket.curve_publickey = self._keys.public.encode()
             socket.curve_serverkey = self._keys.server.encode()
-        self._connected = asyncio.get_running_loop().create_future()
+        connected = self._pending[0] = asyncio.get_running_loop().create_future()
         self._monitor = socket.get_monitor_socket()
         spawn(self._watch(self._monitor), self._tasks, log)
         spawn(self._read(), self._tasks, log)
         socket.connect(self._endpoint)
         try:
-            await asyncio.wait_for(asyncio.shield(self._connected), timeout_s)
+            await asyncio.wait_for(asyncio.shield(connected), timeout_s)
         except BaseException as problem:
             await self.close()
             if isinstance(problem, asyncio.TimeoutError):
@@ -110,19 +109,18 @@ class RpcClient:
         try:
             while True:
                 message = json.loads(await self._socket.recv())
-                if "event" in message:
-                    self._deliver(message["event"])
-                else:
+                if "event" not in message:
                     self._settle(message)
+                elif self._on_event is not None:
+                    self._deliver(message["event"], self._on_event)
         except Exception:
             log.exception("a message from %s cannot be read", self._endpoint)
         finally:
             self._lose(Disconnected(f"the connection to {self._endpoint} was lost"))
 
-    def _deliver(self, event: dict[str, Any]) -> None:
+    def _deliver(self, event: dict[str, Any], on_event: Callable[[dict[str, Any]], None]) -> None:
         try:
-            if self._on_event is not None:
-                self._on_event(event)
+            on_event(event)
         except Exception:
             log.exception("an event from %s cannot be handled", self._endpoint)
 
@@ -142,8 +140,7 @@ class RpcClient:
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                if self._connected is not None and not self._connected.done():
-                    self._connected.set_result(None)
+                self._settle({"id": 0})
             elif event in refusals:
                 self._lose(Unauthorized(f"the server at {self._endpoint} does not know this client's key"))
                 return
@@ -155,11 +152,9 @@ class RpcClient:
         if self.is_lost:
             return
         self.is_lost = True
-        if self._connected is not None and not self._connected.done():
-            self._connected.set_exception(problem)
-            self._connected.exception()  # marks it as retrieved: `connect` may have timed out
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(problem)
+                future.exception()  # marks it as retrieved: its caller may have timed out
         if self._on_lost is not None:
             self._on_lost()

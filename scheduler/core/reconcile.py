@@ -104,7 +104,7 @@ class Reconciler:
     async def read_use(self, leases: Sequence[Lease]) -> dict[str, KernelUse]:
         """Return the CPU and memory that kernels use, by kernel id. Kernels of unreachable agents are left out."""
         answers, _ = await self._ask_each_agent(leases, lambda agent: agent.stats())
-        return {use.kernel_id: use for answer in answers for use in answer.kernels}
+        return {use.kernel_id: use for answer in answers for use in answer}
 
     async def _ask_each_agent(
         self, leases: Sequence[Lease], call: Callable[[AgentClient], Awaitable[T]]
