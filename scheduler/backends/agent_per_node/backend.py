@@ -1,7 +1,7 @@
 """The backend for cluster managers with one agent per node.
 
-Leases live in the manager's own accounting, kernels with their agents. The backend itself keeps nothing that it cannot
-read from these two, apart from the agents' addresses (`agents.json`).
+Leases live in the manager's own accounting, kernels with their agents. The backend can read everything back from these
+two, apart from the agents' addresses (`agents.json`).
 """
 
 from __future__ import annotations
@@ -44,47 +44,28 @@ _FORGET_S = 60.0
 """How long the agent of a node that left is remembered after the grace of its kernels."""
 
 
-def build_backend(
-    name: str, manager: ClusterManager[N], settings: AgentPerNodeSettings, context: BackendContext
-) -> Backend:
-    """Return the backend of this manager, which keeps `agents.json` in the context's folder."""
-    return AgentPerNodeBackend(
-        name,
-        manager,
-        AgentPool(context.folder / "agents.json", context.agents, manager.start_agent),
-        restart_grace_s=context.restart_grace_s,
-        manager_grace_s=settings.manager_grace_s,
-    )
-
-
 class AgentPerNodeBackend(Backend, Generic[N]):
-    """A cluster of `manager`, with the agents of `pool` on its nodes."""
+    """A cluster of `manager`, with agents on its nodes. Keeps `agents.json` in the context's folder."""
 
     def __init__(
-        self,
-        name: str,
-        manager: ClusterManager[N],
-        pool: AgentPool,
-        *,
-        restart_grace_s: float,
-        manager_grace_s: float,
+        self, name: str, manager: ClusterManager[N], settings: AgentPerNodeSettings, context: BackendContext
     ) -> None:
         self.name = name
-        self.address = pool.cluster
         self._manager = manager
         self._membership = manager.membership
-        self._pool = pool
+        self._pool = AgentPool(context.folder / "agents.json", context.agents, manager.start_agent)
+        self.address = self._pool.cluster
         self._table: NodeTable[N] = NodeTable(self._build_node)
         self._recovery = OutageRecovery(
             manager,
             self._table,
-            pool,
-            grace_s=manager_grace_s,
+            self._pool,
+            settings.manager_grace_s,
             lose=self._lose,
             end=lambda lease: self._spawn(self._end(lease)),
         )
-        self._restart_grace_s = restart_grace_s
-        self._manager_grace_s = manager_grace_s
+        self._restart_grace_s = context.restart_grace_s
+        self._manager_grace_s = settings.manager_grace_s
         self._claiming: set[str] = set()  # ids of leases
         self._releases = 0  # how many the agents have reported
         self._is_open = True
@@ -142,32 +123,32 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         finally:
             address.cancel()
             self._claiming.discard(lease.id)
-        self._table.put(held)
+        self._table.leases[held.id] = held
         self._membership.expire()
         self._update([node.id])
         return held
 
     async def release(self, lease: Lease) -> None:
-        self._table.remove(lease.id)
+        self._table.leases.pop(lease.id, None)
         try:
             if lease.node_id:  # else its node has left, and the kernel with it
                 await self._pool.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
             is_there = self._membership.away or lease.node_id in self._membership.nodes
             if is_there and lease.node_id in self._pool.nodes:  # else no agent ever was there to end a kernel
-                self._table.put(lease)
+                self._table.leases[lease.id] = lease
                 raise
         await self._release_claim(lease)
 
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
         await self._pool.call(lease.node_id, lambda agent: agent.transfer(lease.id, owner))
         transferred = replace(lease, owner=owner)
-        if lease.id in self._table:
-            self._table.put(transferred)
+        if lease.id in self._table.leases:
+            self._table.leases[lease.id] = transferred
         return transferred
 
     async def leases(self) -> LeaseReading:
-        before = {lease.id for lease in self._table.leases()}
+        before = set(self._table.leases)
         agent_nodes = self._pool.nodes
         # The claims are complete for all nodes but these. There, the agents know more than the manager.
         incomplete = agent_nodes if self._membership.away else self._recovery.expected
@@ -180,23 +161,24 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         for node_id, held in zip(node_ids, readings, strict=True):
             if held is None:
                 unreachable.add(node_id)
-                held = self._table.leases_on(node_id)
+                held = [lease for lease in self._table.leases.values() if lease.node_id == node_id]
             found.update({lease.id: lease for lease in held if lease.id in claims or node_id in incomplete})
         for claim in claims.values():
             if claim.id in found:
                 continue
             if _is_placed(claim, agent_nodes):  # no agent has noted it
-                found[claim.id] = self._table.get(claim.id) or replace(claim, state="held", reason="")
+                found[claim.id] = self._table.leases.get(claim.id) or replace(claim, state="held", reason="")
             else:
                 found[claim.id] = replace(claim, node_id="")
-        taken_meanwhile = [lease for lease in self._table.leases() if lease.id not in before]
-        self._table.replace_all([*(lease for lease in found.values() if lease.node_id), *taken_meanwhile])
+        placed_leases = {lease.id: lease for lease in found.values() if lease.node_id}
+        meanwhile = {lease.id: lease for lease in self._table.leases.values() if lease.id not in before}
+        self._table.leases = {**placed_leases, **meanwhile}
         self._update(list(self._membership.nodes))
         return LeaseReading(leases=tuple(found.values()), unreachable=frozenset(unreachable & incomplete))
 
     async def agent(self, lease: Lease) -> AgentAddress:
         places = self._membership.nodes.keys() | self._recovery.expected
-        if not self._membership.away and lease.node_id not in places and lease.id not in self._table:
+        if not self._membership.away and lease.node_id not in places and lease.id not in self._table.leases:
             raise UnknownKernel(
                 f"its node {lease.node_id} has left the {self._manager.name} cluster",
                 kernel_id=lease.kernel_id,
@@ -226,9 +208,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def _keep_up(self) -> None:
         """Keep the table up to date while the backend is open."""
         asked_at = 0.0
-        while (
-            self._is_open
-        ):  # up to Python 3.11, `wait_for` loses a cancellation that arrives with its result
+        # Up to Python 3.11, `wait_for` loses a cancellation that arrives with its result.
+        while self._is_open:
             try:
                 if self._membership.away:
                     await asyncio.sleep(_REJOIN_S)
@@ -287,11 +268,11 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             self._lose(event.lease_id, event.reason)
         elif event.kind == "released":
             self._releases += 1
-            lease = self._table.remove(event.lease_id)
+            lease = self._table.leases.pop(event.lease_id, None)
             if lease is not None:  # by the agent's own rules: `release` removes a lease first
                 self._spawn(self._release_expired(lease))
         elif event.kind == "reserved":
-            is_known = event.lease_id in self._table or event.lease_id in self._claiming
+            is_known = event.lease_id in self._table.leases or event.lease_id in self._claiming
             if not is_known:
                 self._spawn(self._learn(node_id))
 
@@ -309,7 +290,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             log.warning("lease=%s its claim is not given back yet: %s", lease.id, problem)
 
     async def _release_claim(self, lease: Lease) -> None:
-        self._table.remove(lease.id)
+        self._table.leases.pop(lease.id, None)
         if not self._membership.away:  # else the claim went with the cluster, or is found when that is back
             await self._manager.release(lease)
             self._membership.expire()
@@ -323,12 +304,11 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             if releases == self._releases:  # else the answer may have a lease that was released meanwhile
                 break
         for lease in held:
-            if lease.id not in self._table:
-                self._table.put(lease)
+            self._table.leases.setdefault(lease.id, lease)
         self._update([node_id])
 
     def _lose(self, lease_id: str, reason: str) -> None:
-        lease = self._table.remove(lease_id)
+        lease = self._table.leases.pop(lease_id, None)
         self._events.put_nowait(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
         if lease is not None:
             self._update([lease.node_id])

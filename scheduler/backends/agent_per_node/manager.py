@@ -50,17 +50,10 @@ class ClusterManager(Protocol[N]):
     claim that stands for a lease.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def daemon(self) -> str: ...
-
-    @property
-    def claim_name(self) -> str: ...
-
-    @property
-    def membership(self) -> Membership[N]: ...
+    name: str
+    daemon: str
+    claim_name: str
+    membership: Membership[N]
 
     async def close(self) -> None:
         """Leave the cluster."""

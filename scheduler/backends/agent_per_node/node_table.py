@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Generic
 
@@ -20,14 +20,14 @@ BuildNode = Callable[[N, Sequence[Lease], float], Node]
 
 
 class NodeTable(Generic[N]):
-    """The known leases of all schedulers, and the snapshot that `update` keeps up to date.
+    """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date.
 
     Managers count GPUs as a sum. The leases show which device has which share.
     """
 
     def __init__(self, build_node: BuildNode[N]) -> None:
         self._build_node = build_node
-        self._leases: dict[str, Lease] = {}
+        self.leases: dict[str, Lease] = {}
         self._snapshot = Snapshot.of([])
         self._measured_at = 0.0
 
@@ -35,37 +35,10 @@ class NodeTable(Generic[N]):
         """Return the snapshot, with metrics as old as they are now."""
         return self._snapshot.older_by(time.monotonic() - self._measured_at)
 
-    def __contains__(self, lease_id: object) -> bool:
-        return lease_id in self._leases
-
-    def get(self, lease_id: str) -> Lease | None:
-        """Return the lease of this id, if it is known."""
-        return self._leases.get(lease_id)
-
-    def leases(self) -> list[Lease]:
-        """Return all known leases."""
-        return list(self._leases.values())
-
-    def leases_on(self, node_id: str) -> list[Lease]:
-        """Return the known leases on a node."""
-        return [lease for lease in self._leases.values() if lease.node_id == node_id]
-
-    def put(self, lease: Lease) -> None:
-        """Add a lease, or replace the known one of its id."""
-        self._leases[lease.id] = lease
-
-    def remove(self, lease_id: str) -> Lease | None:
-        """Forget a lease, and return it if it was known."""
-        return self._leases.pop(lease_id, None)
-
-    def replace_all(self, leases: Iterable[Lease]) -> None:
-        """Forget all leases but these."""
-        self._leases = {lease.id: lease for lease in leases}
-
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Build these nodes again; a node that is not in `nodes` is gone. True if that changed the snapshot."""
         held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
-        for lease in self._leases.values():
+        for lease in self.leases.values():
             if lease.node_id in held:
                 held[lease.node_id].append(lease)
         built = [self._build_node(nodes[name], leases, self._measured_at) for name, leases in held.items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Generic
 
 from roost.scheduler.backends.base import Lease
@@ -24,30 +25,21 @@ _MISSES = 3
 """After this many readings in a row without its claim, a lease is looked up; if it is missing there too, it is lost."""
 
 
+@dataclass
 class OutageRecovery(Generic[N]):
     """Restores leases after an outage. A node is expected back for `grace_s`.
 
     `lose(lease, reason)` reports a lost lease. `end(lease)` has the lease's agent end its kernel.
     """
 
-    def __init__(
-        self,
-        manager: ClusterManager[N],
-        table: NodeTable[N],
-        pool: AgentPool,
-        *,
-        grace_s: float,
-        lose: Callable[[str, str], None],
-        end: Callable[[Lease], None],
-    ) -> None:
-        self._manager = manager
-        self._table = table
-        self._pool = pool
-        self._grace_s = grace_s
-        self._lose = lose
-        self._end = end
-        self._expected: dict[str, float] = {}  # by node, until when
-        self._misses: dict[str, int] = {}
+    manager: ClusterManager[N]
+    table: NodeTable[N]
+    pool: AgentPool
+    grace_s: float
+    lose: Callable[[str, str], None]
+    end: Callable[[Lease], None]
+    _expected: dict[str, float] = field(default_factory=dict)  # by node, until when
+    _misses: dict[str, int] = field(default_factory=dict)
 
     @property
     def expected(self) -> frozenset[str]:
@@ -56,25 +48,25 @@ class OutageRecovery(Generic[N]):
 
     def expect(self, node_id: str) -> None:
         """Wait for this node, or for its new daemon."""
-        self._expected.setdefault(node_id, time.monotonic() + self._grace_s)
+        self._expected.setdefault(node_id, time.monotonic() + self.grace_s)
 
     async def restore_returned(self) -> bool:
         """Claim the leases on expected nodes that are in the cluster again; return True if a node is complete."""
         now = time.monotonic()
         self._expected = {name: until for name, until in self._expected.items() if now < until}
-        returned = self._expected.keys() & self._manager.membership.nodes.keys()
+        returned = self._expected.keys() & self.manager.membership.nodes.keys()
         if returned:
             await self.restore(returned)
         return bool(returned - self._expected.keys())
 
     async def restore(self, node_ids: Iterable[str]) -> None:
         """Claim again the leases of live kernels on these nodes. A node that is not in the cluster yet is expected."""
-        claimed = {lease.id for lease in await self._manager.claims() if lease.state == "held"}
+        claimed = {lease.id for lease in await self.manager.claims() if lease.state == "held"}
         node_ids = list(node_ids)
-        readings = await asyncio.gather(*map(self._pool.held_on, node_ids))
+        readings = await asyncio.gather(*map(self.pool.held_on, node_ids))
         for node_id, held in zip(node_ids, readings, strict=True):
-            node = self._manager.membership.nodes.get(node_id)
-            if node is not None and not self._manager.can_take_on(node):
+            node = self.manager.membership.nodes.get(node_id)
+            if node is not None and not self.manager.can_take_on(node):
                 node = None
             if held is None or (held and node is None):
                 self.expect(node_id)
@@ -82,16 +74,16 @@ class OutageRecovery(Generic[N]):
                 self._expected.pop(node_id, None)
             # Managers grant the first free device. In this order, each lease gets its own device again.
             for lease in sorted(held or (), key=lambda lease: lease.device_ids):
-                self._table.put(lease)
+                self.table.leases[lease.id] = lease
                 if node is not None and lease.id not in claimed:
                     await self._claim_again(lease, node)
 
     async def find_lost(self) -> None:
         """Report the leases whose node or claim is gone, although roost did not give them back."""
         misses: dict[str, int] = {}
-        for lease in self._table.leases():
-            node = self._manager.membership.nodes.get(lease.node_id)
-            is_shown = node is not None and self._manager.shows(lease, node)
+        for lease in list(self.table.leases.values()):
+            node = self.manager.membership.nodes.get(lease.node_id)
+            is_shown = node is not None and self.manager.shows(lease, node)
             if is_shown or lease.node_id in self._expected:
                 continue
             misses[lease.id] = self._misses.get(lease.id, 0) + 1
@@ -102,20 +94,18 @@ class OutageRecovery(Generic[N]):
 
     async def _look_up(self, lease: Lease, node: N | None) -> None:
         if node is not None:
-            if not await self._manager.find(lease):
-                self._lose(lease.id, f"its {self._manager.claim_name} was removed")
-        elif lease.id in {held.id for held in await self._pool.held_on(lease.node_id) or ()}:
+            if not await self.manager.find(lease):
+                self.lose(lease.id, f"its {self.manager.claim_name} was removed")
+        elif lease.id in {held.id for held in await self.pool.held_on(lease.node_id) or ()}:
             self.expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
         else:
-            await self._manager.release(
-                lease
-            )  # the claim would wait for a node, and make an autoscaler start one
-            self._lose(lease.id, f"its node {lease.node_id} has left the {self._manager.name} cluster")
+            await self.manager.release(lease)  # or it waits for a node, and an autoscaler starts one
+            self.lose(lease.id, f"its node {lease.node_id} has left the {self.manager.name} cluster")
 
     async def _claim_again(self, lease: Lease, node: N) -> None:
         try:
-            await self._manager.claim(lease, node, self._table.has_room, again=True)
+            await self.manager.claim(lease, node, self.table.has_room, again=True)
         except LeaseConflict as problem:
-            reason = f"the {self._manager.name} cluster came back without room for it: {problem}"
-            self._lose(lease.id, reason)
-            self._end(lease)  # no kernel record may exist yet, so that nobody else would end it
+            reason = f"the {self.manager.name} cluster came back without room for it: {problem}"
+            self.lose(lease.id, reason)
+            self.end(lease)  # no kernel record may exist yet, so that nobody else would end it

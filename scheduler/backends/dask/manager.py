@@ -12,7 +12,7 @@ from typing import Any
 
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Node, Request
-from roost.scheduler.backends.agent_per_node.backend import build_backend
+from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
@@ -36,7 +36,7 @@ _WAIT_S = 0.3
 
 def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
     """Return the backend of this manager, for the `BackendSpec`."""
-    return build_backend(SPEC.name, DaskManager(settings), settings, context)
+    return AgentPerNodeBackend(SPEC.name, DaskManager(settings), settings, context)
 
 
 class DaskManager:

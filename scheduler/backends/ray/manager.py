@@ -19,7 +19,7 @@ from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
-from roost.scheduler.backends.agent_per_node.backend import build_backend
+from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
@@ -87,7 +87,7 @@ class RayCalls:
 
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
     """Return the backend of this manager, for the `BackendSpec`."""
-    return build_backend(SPEC.name, RayManager(settings), settings, context)
+    return AgentPerNodeBackend(SPEC.name, RayManager(settings), settings, context)
 
 
 class RayManager:

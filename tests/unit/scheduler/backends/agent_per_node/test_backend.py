@@ -14,11 +14,11 @@ from fake_cluster import FakeAgent
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_node import backend as module
-from roost.scheduler.backends.agent_per_node.agents import AgentPool
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership
-from roost.scheduler.backends.base import BackendEvent
+from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
+from roost.scheduler.backends.base import BackendContext, BackendEvent
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
@@ -127,13 +127,9 @@ class Opened:
         self.agent = agent
         self.manager = manager
         self.agents = Agents()
-        self.backend = AgentPerNodeBackend(
-            "fake",
-            manager,
-            AgentPool(folder / "agents.json", self.agents, manager.start_agent),
-            restart_grace_s=10.0,
-            manager_grace_s=60.0,
-        )
+        context = BackendContext(agents=self.agents, folder=folder, restart_grace_s=10.0, idle_exit_s=60.0)
+        settings = AgentPerNodeSettings(manager_grace_s=60.0)
+        self.backend = AgentPerNodeBackend("fake", manager, settings, context)
 
     async def event(self, kind: str) -> BackendEvent:
         """Return the next event of that kind."""
