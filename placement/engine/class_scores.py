@@ -84,7 +84,7 @@ class ClassScorer:
             room = snapshot.columns.room
             least, points, enough = self._find_limits(room.shape[1] - len(ROOM))
             has = room[:, : len(least)] >= least
-            if request.gpu_models:
+            if request.gpu_models and len(least) > len(ROOM):
                 has[:, len(ROOM) :] &= snapshot.accepted_devices(request)
             fits = has.dot(points) >= enough
             if len(least) > len(ROOM):

@@ -32,6 +32,7 @@ CLASSES = [
     Request(gpus=1, cpus=2, memory_bytes=100),
     Request(gpus=0.25, gpu_memory_bytes=16),
     Request(gpus=2, gpu_models=("A100",), gpu_memory_bytes=40),
+    Request(cpus=1, gpus=2, gpu_models=("A100",), gpu_memory_bytes=40),
     Request(gpus=2, tolerates=("spot",)),
     Request(gpus=3, labels={"zone": "b"}),
     Request(resources={"licence": 0.5}),

@@ -56,6 +56,16 @@ def test_a_subclass_is_called_even_if_its_base_class_does_not_apply() -> None:
     assert _places(Request(), scorers=((LastFirst(), 1.0),)) == ["c", "b", "a"]
 
 
+def test_models_memory_and_cpus_can_be_asked_for_together() -> None:
+    sizes = {"a": 24, "b": 40}
+    nodes = [
+        Node(id=name, cpus=2, devices=tuple(Device(id=i, model="T4", memory_bytes=size) for i in "01"))
+        for name, size in sizes.items()
+    ]
+    request = Request(cpus=1, gpus=1, gpu_models=("T4",), gpu_memory_bytes=40)
+    assert _places(request, *DEFAULT_FILTERS, snapshot=Snapshot.of(nodes)) == ["b"]
+
+
 @pytest.mark.parametrize(
     ("gpus", "models", "expected"),
     [(1, (), "abc"), (2, (), "a"), (0.5, ("T4",), "ab"), (1, ("T4",), "a"), (2, ("T4",), ""), (3, (), "")],
