@@ -179,10 +179,8 @@ class Pipeline:
 
     def score(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> Scores:
         """Return the scores of all nodes, without the cache."""
-        scores = Scores.of_none(len(snapshot))
         score_nodes = ClassScorer(self.filters, scorers, self.stale_after_s, request)
-        scores.update(np.arange(len(snapshot)), score_nodes(snapshot))
-        return scores
+        return Scores.of(snapshot, snapshot.columns, score_nodes)
 
     def terms(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> dict[str, FloatArray]:
         """Return the weighted scores, (n,) or (n, d), by the name of the scorer, for nodes that passed the filters."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -39,46 +40,29 @@ class Snapshot:
     (('b',), 2, ('a', 'b'))
     """
 
-    __slots__ = (
-        "_at",
-        "_base",
-        "_everywhere",
-        "_fresh",
-        "_ids",
-        "_is_emptied",
-        "_is_fresh",
-        "_masks",
-        "_pages",
-        "_pending",
-        "_rows",
-        "_whole",
-        "ages",
-        "columns",
-        "history",
-        "models",
-        "version",
-    )
-
-    columns: Columns
-    """The nodes as arrays. The first read copies the arrays that changed, O(n) bytes each."""
     ages: FloatArray
     """(n,) the age of each node's metrics in seconds; NaN if it has none."""
     models: tuple[str, ...]
     """The device models, which ``columns.device_model`` refers to by their position."""
     version: int
     history: History
-    _whole: Snapshot | None  # for a part: the snapshot that it belongs to
+    _whole: Snapshot | None = None  # for a part: the snapshot that it belongs to
     _at: IntArray  # for a part: its rows in the whole
-    _ids: tuple[str, ...]
-    _pages: tuple[tuple[Node, ...], ...]  # the nodes, _PAGE together
-    _base: Columns  # the columns before the changes _pending, and without the age of metrics
-    _pending: tuple[Change, ...]
-    _rows: dict[str, int]
-    _masks: dict[Any, tuple[Callable[[Node], bool], BoolArray]]
-    _fresh: dict[float, BoolArray]
-    _is_fresh: dict[float, bool]
-    _is_emptied: bool  # True if the promises of the nodes in _pages no longer count
-    _everywhere: dict[Any, bool]
+    _is_emptied = False  # True if the promises of the nodes in _pages no longer count
+
+    def __init__(
+        self, nodes: Sequence[Node], columns: Columns, models: tuple[str, ...], version: int, history: History
+    ) -> None:
+        self._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
+        self._ids = tuple(node.id for node in nodes)
+        self._rows = {node_id: row for row, node_id in enumerate(self._ids)}
+        self._base = columns  # before the changes _pending, and without the age of metrics
+        self._pending: tuple[Change, ...] = ()
+        self.ages = columns.metrics_age_s
+        self.models, self.version, self.history = models, version, history
+        # the masks with their tests, and the fresh nodes by the age limit; each says if it is True for all nodes
+        self._masks: dict[Any, tuple[Callable[[Node], bool], BoolArray, bool]] = {}
+        self._fresh: dict[float, tuple[BoolArray, bool]] = {}
 
     @classmethod
     def of(cls, nodes: Iterable[Node], version: int = 1) -> Snapshot:
@@ -88,7 +72,7 @@ class Snapshot:
             if one.id == next_one.id:
                 raise ValueError(f"two nodes have the id {one.id!r}; give each its own.")
         models = _add_models((), ordered)
-        return _build(ordered, cols.build_columns(ordered, models), models, version, History(version))
+        return cls(ordered, cols.build_columns(ordered, models), models, version, History(version))
 
     def __len__(self) -> int:
         return len(self._ids) if self._whole is None else len(self._at)
@@ -100,29 +84,30 @@ class Snapshot:
         return f"Snapshot(version={self.version}, nodes={len(self)})"
 
     @property
+    def _root(self) -> Snapshot:
+        return self if self._whole is None else self._whole
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """The node ids, in the order of the rows."""
-        if self._whole is None:
-            return self._ids
-        return tuple(self._whole._ids[row] for row in self._at)
+        return self._ids if self._whole is None else tuple(self._whole._ids[row] for row in self._at)
 
     def row(self, node_id: str) -> int:
         """Return the node's row in the columns. Raises ``KeyError`` if the node is not there."""
-        if self._whole is None:
-            return self._rows[node_id]
-        return int(np.flatnonzero(self._at == self._whole._rows[node_id])[0])
+        row = self._root._rows[node_id]
+        return row if self._whole is None else int(np.flatnonzero(self._at == row)[0])
 
     def node(self, node_id: str) -> Node:
         """Return the node with the age of its metrics in this snapshot. Raises ``KeyError`` if it is not there."""
         return self.at(self.row(node_id))
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "columns":
-            raise AttributeError(name)
+    @cached_property
+    def columns(self) -> Columns:
+        """The nodes as arrays. The first read copies the arrays that changed, O(n) bytes each."""
         changes = ((c.rows, c.values, c.columns) for c in self._pending if c.values is not None)
-        self._base = self.columns = cols.apply_changes(self._base, changes).replace(metrics_age_s=self.ages)
+        self._base = columns = cols.apply_changes(self._base, changes).replace(metrics_age_s=self.ages)
         self._pending = ()  # last: another thread may apply a change twice, but must not miss one
-        return self.columns
+        return columns
 
     def at(self, row: int) -> Node:
         """Return the node in that row, with the age of its metrics in this snapshot."""
@@ -143,20 +128,19 @@ class Snapshot:
 
         ``columns`` are the columns of these rows, if the caller has them already.
         """
-        part = Snapshot()
-        part._whole = self if self._whole is None else self._whole
+        part = Snapshot.__new__(Snapshot)
+        part._whole = self._root
         part._at = rows if self._whole is None else self._at.take(rows)
         part.columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
-        part._everywhere, part._is_emptied = self._everywhere, self._is_emptied
+        part._is_emptied = self._is_emptied
         return part
 
     def only(self, row: int) -> Snapshot:
         """Return one node as a whole snapshot. O(devices of the node)."""
         node = self.at(row)
-        return _build(
-            [node], cols.build_columns([node], self.models), self.models, self.version, History(self.version)
-        )
+        columns = cols.build_columns([node], self.models)
+        return Snapshot([node], columns, self.models, self.version, History(self.version))
 
     def apply(self, upserts: Iterable[Node] = (), removed: Iterable[str] = ()) -> Snapshot:
         """Return the next version, with nodes replaced, added or removed. This snapshot does not change.
@@ -174,60 +158,52 @@ class Snapshot:
             or any(_list_models(old) != _list_models(new[old.id]) for old in before)
         ):
             return self._reshape(new, gone, _add_models(self.models, new.values()))
-        rows = [self._rows[i] for i in new]
-        nodes = list(new.values())
-        width = self._base.device_model.shape[1]
-        values, names = cols.compare_nodes(before, nodes, self.models, width)
+        rows, nodes = [self._rows[i] for i in new], list(new.values())
+        values, names = cols.compare_nodes(before, nodes, self.models, self._base.device_model.shape[1])
         change = Change(tuple(rows), None, values, names)
-        pending = (*self._pending, change)
-        after = self._with(
-            _pending=pending,  # _with reads the base after it
+        pending = (*self._pending, change)  # before _copy reads the base: see columns
+        ages = cols.update_ages(self.ages, rows, nodes)
+        after = self._copy(
+            _pending=pending,
             _pages=_replace_nodes(self._pages, rows, nodes),
-            ages=cols.update_ages(self.ages, rows, nodes),
+            ages=ages,
             version=self.version + 1,
             history=self._continue_history(change),
             _masks=self._masks_after(before, nodes, rows),
+            _fresh=cols.update_fresh(self._fresh, ages, rows),
         )
-        after._fresh = cols.update_fresh(self._fresh, after.ages, rows)
-        if after._fresh is self._fresh:
-            after._is_fresh = self._is_fresh
-        if after._masks is self._masks:
-            after._everywhere = self._everywhere
         if len(pending) >= _PENDING:
             _ = after.columns  # so that the pending changes do not grow without bound
         return after
 
     def older_by(self, elapsed_s: float) -> Snapshot:
         """Return the same snapshot and version ``elapsed_s`` later, with metrics that are older."""
-        return self._with(ages=self.ages + elapsed_s, _fresh={})
+        return self._copy(ages=self.ages + elapsed_s, _fresh={})
 
     def as_empty(self) -> Snapshot:
         """Return the same nodes without promises, kernels and draining. A node refused here is refused as *never*."""
-        columns = cols.empty_columns(self.columns)
-        if self._whole is None:
-            return self._with(_pending=(), _base=columns, history=History(self.version), _is_emptied=True)
-        part = self.part(np.arange(len(self)), columns)
+        part = self.part(np.arange(len(self)), cols.empty_columns(self.columns))
         part._is_emptied = True
         return part
 
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
         """Return (n,) True if the node has metrics that are not older."""
-        if self._whole is not None:
-            return self._whole.has_fresh_metrics(stale_after_s)[self._at]
-        fresh = self._fresh.get(stale_after_s)
-        if fresh is None:
-            fresh = self._fresh[stale_after_s] = self.ages <= stale_after_s
-        return fresh
+        fresh = self._root._find_fresh(stale_after_s)[0]
+        return fresh if self._whole is None else fresh[self._at]
 
     def all_fresh(self, stale_after_s: float) -> bool:
-        """True if all nodes of a whole snapshot have fresh metrics. The answer is kept."""
-        if stale_after_s not in self._is_fresh:
-            self._is_fresh[stale_after_s] = bool(self.has_fresh_metrics(stale_after_s).all())
-        return self._is_fresh[stale_after_s]
+        """True if all nodes of the whole snapshot have fresh metrics."""
+        return self._root._find_fresh(stale_after_s)[1]
+
+    def _find_fresh(self, stale_after_s: float) -> tuple[BoolArray, bool]:
+        if stale_after_s not in self._fresh:
+            fresh = self.ages <= stale_after_s
+            self._fresh[stale_after_s] = fresh, bool(fresh.all())
+        return self._fresh[stale_after_s]
 
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
         """Return the snapshot with unknown real use for nodes with stale metrics. Scorers get this."""
-        if self._whole is not None and self._whole.all_fresh(stale_after_s):
+        if self.all_fresh(stale_after_s):
             return self
         stale = ~self.has_fresh_metrics(stale_after_s)
         if not stale.any():
@@ -240,21 +216,22 @@ class Snapshot:
         ``test`` may look at labels, taints, warm environments and draining, but not at amounts. The mask is kept under
         ``key`` and updated with each version.
         """
-        if self._whole is not None:
-            return self._whole.mask(key, test)[self._at]
-        known = self._masks.get(key)
-        if known is None:
-            known = test, np.array([test(node) for page in self._pages for node in page], dtype=bool)
-            if len(self._masks) < _MASKS:
-                self._masks[key] = known
-        return known[1]
+        mask = self._root._find_mask(key, test)[1]
+        return mask if self._whole is None else mask[self._at]
 
     def is_everywhere(self, key: Any, test: Callable[[Node], bool]) -> bool:
         """True if all nodes of the whole snapshot pass ``test``. The answer is kept like a ``mask``."""
-        known = self._everywhere.get(key)
+        return self._root._find_mask(key, test)[2]
+
+    def _find_mask(
+        self, key: Any, test: Callable[[Node], bool]
+    ) -> tuple[Callable[[Node], bool], BoolArray, bool]:
+        known = self._masks.get(key)
         if known is None:
-            whole = self if self._whole is None else self._whole
-            known = self._everywhere[key] = bool(whole.mask(key, test).all())
+            mask = np.array([test(node) for page in self._pages for node in page], dtype=bool)
+            known = test, mask, bool(mask.all())
+            if len(self._masks) < _MASKS:
+                self._masks[key] = known
         return known
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:
@@ -266,9 +243,8 @@ class Snapshot:
 
     def resource_free(self, name: str) -> FloatArray:
         """Return (n,) the amount of a custom resource that is not promised. O(n) nodes are read on each call."""
-        pages = self._pages if self._whole is None else self._whole._pages
         rows = range(len(self)) if self._whole is None else self._at.tolist()
-        nodes = (pages[row // _PAGE][row % _PAGE] for row in rows)
+        nodes = map(self._root.raw, rows)
         if self._is_emptied:
             return np.fromiter((node.resources.get(name, 0.0) for node in nodes), np.float64, len(rows))
         return np.fromiter((node.resource_free(name) for node in nodes), np.float64, len(rows))
@@ -294,12 +270,11 @@ class Snapshot:
             )
         return cls.of(Node.from_dict(node) for node in data["nodes"])
 
-    def _with(self, **changed: object) -> Snapshot:
-        after = Snapshot()
-        after._whole = None
-        after._is_fresh, after._everywhere = {}, {}
-        for name in _CARRIED:
-            setattr(after, name, changed[name] if name in changed else getattr(self, name))
+    def _copy(self, **changed: Any) -> Snapshot:
+        after = Snapshot.__new__(Snapshot)
+        vars(after).update(vars(self))
+        vars(after).pop("columns", None)
+        vars(after).update(changed)
         return after
 
     def _continue_history(self, change: Change) -> History:
@@ -318,10 +293,10 @@ class Snapshot:
         if not moved:
             return self._masks
         masks = {}
-        for key, (test, mask) in self._masks.items():
+        for key, (test, mask, _) in self._masks.items():
             mask = mask.copy()
             mask[[rows[i] for i in moved]] = [test(nodes[i]) for i in moved]
-            masks[key] = test, mask
+            masks[key] = test, mask, bool(mask.all())
         return masks
 
     def _reshape(self, new: dict[str, Node], gone: frozenset[str], models: tuple[str, ...]) -> Snapshot:
@@ -333,39 +308,7 @@ class Snapshot:
         )
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
         history = self._continue_history(Change(tuple(np.flatnonzero(source < 0).tolist()), source))
-        return _build([nodes[place] for place in order], columns, models, self.version + 1, history)
-
-
-_CARRIED = (
-    "_pending",  # before _base: see Snapshot.__getattr__
-    "_base",
-    "_fresh",
-    "_ids",
-    "_is_emptied",
-    "_masks",
-    "_pages",
-    "_rows",
-    "ages",
-    "history",
-    "models",
-    "version",
-)
-
-
-def _build(
-    nodes: Sequence[Node], columns: Columns, models: tuple[str, ...], version: int, history: History
-) -> Snapshot:
-    snapshot = Snapshot()
-    snapshot._whole = None
-    snapshot._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
-    snapshot._ids = tuple(node.id for node in nodes)
-    snapshot._rows = {node_id: row for row, node_id in enumerate(snapshot._ids)}
-    snapshot.columns = snapshot._base = columns
-    snapshot._pending, snapshot.ages = (), columns.metrics_age_s
-    snapshot.models, snapshot.version, snapshot.history = models, version, history
-    snapshot._is_emptied = False
-    snapshot._masks, snapshot._fresh, snapshot._is_fresh, snapshot._everywhere = {}, {}, {}, {}
-    return snapshot
+        return Snapshot([nodes[place] for place in order], columns, models, self.version + 1, history)
 
 
 def _replace_nodes(

@@ -32,26 +32,6 @@ class Columns:
     ([4.0, 0.0], [[-inf], [0.75]])
     """
 
-    __slots__ = (
-        "_rows",
-        "_source",
-        "cpus",
-        "cpus_free",
-        "cpus_used",
-        "device_excess",
-        "device_free",
-        "device_milli",
-        "device_model",
-        "gpus",
-        "gpus_free",
-        "is_draining",
-        "kernels",
-        "memory_bytes",
-        "memory_free_bytes",
-        "memory_used_bytes",
-        "metrics_age_s",
-    )
-
     cpus: FloatArray  # (n,) allocatable
     cpus_free: FloatArray  # (n,) not promised, may be negative
     cpus_used: FloatArray  # (n,)
@@ -67,6 +47,8 @@ class Columns:
     device_free: FloatArray  # (n, d) 1 - promised, -inf where there is no device
     device_milli: IntArray  # (n, d) the free share in thousandths, 0..1000, 0 where there is no device
     device_excess: FloatArray  # (n, d) Device.excess: use that clearly exceeds the promises
+    _source: Columns  # of a part
+    _rows: IntArray | slice
 
     def __init__(self, **columns: Any) -> None:
         for name, column in columns.items():
@@ -76,7 +58,7 @@ class Columns:
     def __getattr__(self, name: str) -> Any:
         if name not in _NAMES:
             raise AttributeError(name)
-        column = getattr(self._source, name).take(self._rows, axis=0)
+        column = getattr(self._source, name)[self._rows]
         setattr(self, name, column)
         return column
 
@@ -90,10 +72,10 @@ class Columns:
         """(n, d) model and thousandths as one number: `CELLS` · (model + 1) + milli + 1."""
         return (self.device_model + 1) * CELLS + self.device_milli + 1
 
-    def part(self, rows: IntArray) -> Columns:
+    def part(self, rows: IntArray | slice) -> Columns:
         """Return these rows, in that order. O(1), and O(len(rows)) per column that is read."""
         part = Columns()
-        part._source, part._rows = self, rows  # type: ignore[attr-defined]
+        part._source, part._rows = self, rows
         return part
 
     def replace(self, **columns: Any) -> Columns:
@@ -109,8 +91,6 @@ class Table(Columns):
     A row holds `room`, `device_cell` and the columns in the order of `_layout`, with eight bytes per value. A column of
     many rows is copied when it is first read.
     """
-
-    __slots__ = ("_floats", "_ints", "_layout")
 
     def __init__(self, rows: IntArray, layout: dict[str, tuple[bool, int | slice]]) -> None:
         self._ints = rows
@@ -169,7 +149,7 @@ class Table(Columns):
         return frozenset(name for name, (_, place) in self._layout.items() if differs[place].any())
 
 
-COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
+COLUMNS = tuple(name for name in Columns.__annotations__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """The first columns of `Columns.room`."""
@@ -213,40 +193,23 @@ def build_columns(nodes: Sequence[Node], models: Sequence[str], width: int | Non
     if width is None:
         width = max((len(node.devices) for node in nodes), default=0)
     index = {model: i for i, model in enumerate(models)}
+    after: dict[str, Any] = {
+        name: np.array([getattr(node, name) for node in nodes], dtype=_dtype(name))  # None becomes NaN
+        for name in COLUMNS
+        if name not in _PADDING
+    }
+    for name, nothing in _PADDING.items():
+        after[name] = np.full((len(nodes), width), nothing, dtype=_dtype(name))
+    for row, devices in enumerate(node.devices for node in nodes):
+        after["device_model"][row, : len(devices)] = [index[device.model] for device in devices]
+        after["device_free"][row, : len(devices)] = [device.free for device in devices]
+        after["device_excess"][row, : len(devices)] = [device.excess for device in devices]
+    after["device_milli"] = np.rint(np.clip(after["device_free"], 0.0, 1.0) * 1000).astype(np.int64)
+    return Columns(**after)
 
-    def floats(values: Iterable[float | None]) -> FloatArray:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
-    def ints(values: Iterable[int]) -> IntArray:
-        return np.array(list(values), dtype=np.int64)
-
-    def per_device(name: str, dtype: type, rows: Iterable[Iterable[float]]) -> Any:
-        padded: Any = np.full((len(nodes), width), _PADDING[name], dtype=dtype)
-        for row, values in enumerate(rows):
-            filled = list(values)
-            padded[row, : len(filled)] = filled
-        return padded
-
-    free = per_device("device_free", np.float64, ((d.free for d in n.devices) for n in nodes))
-    return Columns(
-        cpus=floats(node.cpus for node in nodes),
-        cpus_free=floats(node.cpus_free for node in nodes),
-        cpus_used=floats(node.cpus_used for node in nodes),
-        memory_bytes=ints(node.memory_bytes for node in nodes),
-        memory_free_bytes=ints(node.memory_free_bytes for node in nodes),
-        memory_used_bytes=floats(node.memory_used_bytes for node in nodes),
-        gpus=ints(node.gpus for node in nodes),
-        gpus_free=floats(node.gpus_free for node in nodes),
-        kernels=ints(node.kernels for node in nodes),
-        is_draining=np.array([node.is_draining for node in nodes], dtype=bool),
-        metrics_age_s=floats(node.metrics_age_s for node in nodes),
-        device_model=per_device(
-            "device_model", np.int64, ((index[d.model] for d in n.devices) for n in nodes)
-        ),
-        device_free=free,
-        device_milli=np.rint(np.clip(free, 0.0, 1.0) * 1000).astype(np.int64),
-        device_excess=per_device("device_excess", np.float64, ((d.excess for d in n.devices) for n in nodes)),
-    )
+def _dtype(name: str) -> type:
+    return bool if name == "is_draining" else np.int64 if name in _WHOLE else np.float64
 
 
 def compare_nodes(
@@ -325,13 +288,14 @@ def update_ages(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) ->
 
 
 def update_fresh(
-    known: dict[float, BoolArray], ages: FloatArray, rows: Sequence[int]
-) -> dict[float, BoolArray]:
-    """Return, by age limit, (n,) True if the metrics are not older; the same object if these rows do not differ."""
-    changed = {}
-    for limit, mask in known.items():
+    known: dict[float, tuple[BoolArray, bool]], ages: FloatArray, rows: Sequence[int]
+) -> dict[float, tuple[BoolArray, bool]]:
+    """Return, by age limit, (n,) True if the metrics are not older, and True if none is; the same masks if equal."""
+    after = dict(known)
+    for limit, (mask, _) in known.items():
         fresh = ages[list(rows)] <= limit
         if not np.array_equal(mask[list(rows)], fresh):
-            changed[limit] = mask.copy()
-            changed[limit][list(rows)] = fresh
-    return {**known, **changed} if changed else known
+            mask = mask.copy()
+            mask[list(rows)] = fresh
+            after[limit] = mask, bool(mask.all())
+    return after

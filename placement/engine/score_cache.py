@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from roost.placement.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 from .changes import History
-from .columns import Table
+from .columns import Columns, Table
 
 _BLOCK = 32
 _BLOCKS_FROM = 16_384
@@ -41,9 +41,15 @@ class Scores:
     peaks: FloatArray | None = None  # (n / _BLOCK,) the highest total of each block
 
     @classmethod
-    def of_none(cls, n: int) -> Scores:
-        """Return the scores of n nodes before any node is scored."""
-        return cls(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
+    def of(cls, snapshot: Snapshot, columns: Columns, score_nodes: ScoreNodes) -> Scores:
+        """Return the scores of all nodes. ``columns`` are those of the snapshot."""
+        n = len(snapshot)
+        scores = cls(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
+        for start in range(0, max(1, n), _AT_ONCE):
+            end = min(start + _AT_ONCE, n)
+            rows = np.arange(start, end)
+            scores.update(rows, score_nodes(snapshot.part(rows, columns.part(slice(start, end)))))
+        return scores
 
     def find_best(self) -> int:
         """Return the first row of the highest total."""
@@ -85,31 +91,6 @@ class _Entry:
     fresh: BoolArray
 
 
-class _Mirror:
-    """A table of the newest snapshot, updated in place. The parts that are scored are copied out of it."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.columns = Table.of(snapshot.columns)
-        self._history = snapshot.history
-        self._version = snapshot.version
-
-    def follow(self, snapshot: Snapshot) -> bool:
-        """Update the table to the snapshot, except for the age of metrics.
-
-        Return False, and change nothing, if the changes are not known or nodes have moved to other rows.
-        """
-        if snapshot.history is not self._history:
-            return False
-        changes = snapshot.history.between(self._version, snapshot.version)
-        if changes is None or snapshot.history.moved > self._version:
-            return False
-        for change in changes:
-            if change.values is not None:
-                self.columns.put(change.rows, change.values)
-        self._version = snapshot.version
-        return True
-
-
 class ScoreCache:
     """The scores that a policy keeps between decisions. Copies and pickles of the policy start with an empty cache.
 
@@ -132,7 +113,11 @@ class ScoreCache:
         self.lock = threading.Lock()
         self._max_bytes = max_bytes
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._mirror: _Mirror | None = None
+        self._table: Table | None = (
+            None  # of the newest snapshot; the parts that are scored are copied from it
+        )
+        self._history: History | None = None
+        self._version = 0
 
     def update(
         self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, make: Callable[[], ScoreNodes]
@@ -145,25 +130,21 @@ class ScoreCache:
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
             # The caller still has an older snapshot. The entry stays as it is, for callers with the newer one.
-            older = Scores.of_none(len(snapshot))
-            older.update(np.arange(len(snapshot)), entry.score_nodes(snapshot))
-            return older
-        if self._mirror is None or not self._mirror.follow(snapshot):
-            self._mirror = _Mirror(snapshot)
-        columns = self._mirror.columns
+            return Scores.of(snapshot, snapshot.columns, entry.score_nodes)
+        table = self._update_table(snapshot)
         rows = None if entry is None else _follow_moves(entry, snapshot)
         if entry is None or rows is None:
             score_nodes = make() if entry is None else entry.score_nodes
-            scores = _score_all(snapshot, columns, score_nodes)
+            scores = Scores.of(snapshot, table, score_nodes)
             entry = _Entry(score_nodes, scores, snapshot.history, snapshot.version, fresh)
             self._store(key, entry)
-            return entry.scores
+            return scores
         if entry.fresh is not fresh and entry.scores.uses_metrics:
             rows |= set(np.flatnonzero(entry.fresh != fresh).tolist())
         if rows:
             at = np.fromiter(rows, dtype=np.int64, count=len(rows))
             try:
-                part = entry.score_nodes(snapshot.part(at, columns.part(at)))
+                part = entry.score_nodes(snapshot.part(at, table.part(at)))
             except BaseException:
                 del self._entries[key]  # its rows may have moved, and its version is the old one
                 raise
@@ -171,6 +152,19 @@ class ScoreCache:
         entry.version, entry.fresh = snapshot.version, fresh
         self._entries.move_to_end(key)
         return entry.scores
+
+    def _update_table(self, snapshot: Snapshot) -> Table:
+        """Return the table of this snapshot, except for the age of metrics."""
+        history, changes = snapshot.history, None
+        if history is self._history and history.moved <= self._version:
+            changes = history.between(self._version, snapshot.version)
+        if self._table is None or changes is None:
+            self._table, self._history = Table.of(snapshot.columns), history
+        for change in changes or ():
+            if change.values is not None:
+                self._table.put(change.rows, change.values)
+        self._version = snapshot.version
+        return self._table
 
     def _store(self, key: Hashable, entry: _Entry) -> None:
         self._entries.pop(key, None)
@@ -185,15 +179,6 @@ class ScoreCache:
 
 def _count_bytes(entry: _Entry) -> int:
     return entry.scores.totals.nbytes + entry.scores.devices.nbytes
-
-
-def _score_all(snapshot: Snapshot, columns: Table, score_nodes: ScoreNodes) -> Scores:
-    scores = Scores.of_none(len(snapshot))
-    for start in range(0, max(1, len(snapshot)), _AT_ONCE):
-        end = min(start + _AT_ONCE, len(snapshot))
-        rows = np.arange(start, end)
-        scores.update(rows, score_nodes(snapshot.part(rows, columns.part(slice(start, end)))))
-    return scores
 
 
 def _follow_moves(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
