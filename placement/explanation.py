@@ -6,6 +6,7 @@ A decision reads them here when somebody looks at them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,42 +26,30 @@ if TYPE_CHECKING:
 _EXAMPLES = 3
 
 
+@dataclass(kw_only=True)
 class Explanation:
     """The explanation of one request on one snapshot under one pipeline.
 
-    ``best`` is the row of the chosen node, or None. ``avoided`` has the rows that were refused without a filter,
-    with their reasons.
+    ``best`` is the row of the chosen node, or None. ``avoided`` has the rows refused without a filter, with reasons.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        scorers: WeightedScorers,
-        request: Request,
-        snapshot: Snapshot,
-        best: int | None,
-        avoided: Mapping[int, str],
-    ) -> None:
-        self._pipeline = pipeline
-        self._scorers = scorers
-        self._request = request
-        self._snapshot = snapshot
-        self._best = best
-        self._avoided = avoided
+    pipeline: Pipeline
+    scorers: WeightedScorers
+    request: Request
+    snapshot: Snapshot
+    best: int | None
+    avoided: Mapping[int, str]
 
     def choose_devices(self, row: int, best: int) -> tuple[str, ...]:
-        """Return the ids of the devices to prefer on a node.
-
-        ``best`` is the position of the best device, or -1 if the request does not need exactly one.
-        """
-        request = self._request
+        """Return the ids of the devices to prefer on a node. ``best`` is -1 if the request needs not exactly one."""
+        request = self.request
         if not request.gpus:
             return ()
-        node = self._snapshot.at(row)
+        node = self.snapshot.at(row)
         if best >= 0:
             return (node.devices[best].id,)
-        part = self._snapshot.only(row)
-        terms = self._pipeline.terms(request, part, self._scorers)
+        part = self.snapshot.only(row)
+        terms = self.pipeline.terms(request, part, self.scorers)
         no_score = np.zeros(part.columns.device_free.shape[1])
         scores = np.round(sum((t[0] for t in terms.values() if t.ndim == 2), no_score), 9)
         fitting = np.flatnonzero(find_fitting_devices(request, part)[0])
@@ -68,16 +57,13 @@ class Explanation:
         return tuple(node.devices[device].id for device in ranked)
 
     def terms_of(self, row: int) -> dict[str, float]:
-        """Return the weighted score of each scorer for a node.
-
-        A scorer of devices counts with its mean over the preferred devices.
-        """
-        part = self._snapshot.only(row)
+        """Return each scorer's weighted score for a node; of devices, the mean over the preferred ones."""
+        part = self.snapshot.only(row)
         node = part.at(0)
-        scores = self._pipeline.score(self._request, part, self._scorers)
+        scores = self.pipeline.score(self.request, part, self.scorers)
         used = set(self.choose_devices(row, int(scores.devices[0])))
         devices = [at for at, device in enumerate(node.devices) if device.id in used]
-        terms = self._pipeline.terms(self._request, part, _take_apart(self._scorers))
+        terms = self.pipeline.terms(self.request, part, _take_apart(self.scorers))
         return {
             name: float(term[0] if term.ndim == 1 else term[0, devices].mean()) + 0.0
             for name, term in terms.items()
@@ -86,20 +72,20 @@ class Explanation:
     @cached_property
     def terms(self) -> dict[str, float]:
         """The weighted scores of the chosen node."""
-        return {} if self._best is None else self.terms_of(self._best)
+        return {} if self.best is None else self.terms_of(self.best)
 
     @cached_property
     def runners_up(self) -> tuple[Placement, ...]:
         """The next best nodes, best first."""
-        if self._best is None:
+        if self.best is None:
             return ()
-        scores = self._pipeline.score(self._request, self._snapshot, self._scorers)
+        scores = self.pipeline.score(self.request, self.snapshot, self.scorers)
         totals = scores.totals.copy()
-        totals[[self._best, *self._avoided]] = -np.inf
-        rows = np.argsort(-totals, kind="stable")[: self._pipeline.runners_up]
+        totals[[self.best, *self.avoided]] = -np.inf
+        rows = np.argsort(-totals, kind="stable")[: self.pipeline.runners_up]
         return tuple(
             Placement(
-                node_id=self._snapshot.nodes[row],
+                node_id=self.snapshot.nodes[row],
                 device_ids=self.choose_devices(int(row), int(scores.devices[row])),
                 score=float(totals[row]),
                 terms=self.terms_of(int(row)),
@@ -131,7 +117,7 @@ class Explanation:
         any_refused = refused.any(axis=0)
         whens: tuple[When, When] = ("now", "never")
         groups: list[RefusalGroup] = []
-        for i, name in enumerate((*(rule.name for rule in self._pipeline.filters), "avoid")):
+        for i, name in enumerate((*(rule.name for rule in self.pipeline.filters), "avoid")):
             for when in whens:
                 of_these = any_refused & (first == i) & (never[i] == (when == "never"))
                 for rows in self._split_by_reason(i, np.flatnonzero(of_these)):
@@ -150,50 +136,50 @@ class Explanation:
 
     def _split_by_reason(self, i: int, rows: IntArray) -> list[IntArray]:
         """Return the rows of a filter as one group, and avoided rows as a group for each reason."""
-        if i < len(self._pipeline.filters):
+        if i < len(self.pipeline.filters):
             return [rows] if rows.size else []
         by_reason: dict[str, list[int]] = {}
         for row in rows.tolist():
-            by_reason.setdefault(self._avoided[row], []).append(row)
+            by_reason.setdefault(self.avoided[row], []).append(row)
         return [np.array(group) for group in by_reason.values()]
 
     def _free(self, name: str) -> FloatArray:
         """(n,) the free amount that the filter of this name looks at; zeros for filters without an amount."""
-        c = self._snapshot.columns
+        c = self.snapshot.columns
         if name == "gpu":
             freest: FloatArray = np.maximum(c.gpus_free, 0.0) + c.device_milli.max(axis=1, initial=0) / 1e6
             return freest
         free = {"memory": c.memory_free_bytes, "cpu": c.cpus_free}.get(name)
-        return np.zeros(len(self._snapshot)) if free is None else np.asarray(free, dtype=np.float64)
+        return np.zeros(len(self.snapshot)) if free is None else np.asarray(free, dtype=np.float64)
 
     def _refusal(self, i: int, row: int) -> Refusal:
-        node = self._snapshot.at(row)
-        if i == len(self._pipeline.filters):
-            return Refusal(node_id=node.id, filter="avoid", reason=self._avoided[row], when="now")
-        rule = self._pipeline.filters[i]
+        node = self.snapshot.at(row)
+        if i == len(self.pipeline.filters):
+            return Refusal(node_id=node.id, filter="avoid", reason=self.avoided[row], when="now")
+        rule = self.pipeline.filters[i]
         return Refusal(
             node_id=node.id,
             filter=rule.name,
-            reason=rule.reason(self._request, node),
+            reason=rule.reason(self.request, node),
             when="never" if self._never[i, row] else "now",
         )
 
     @cached_property
     def _refused(self) -> BoolArray:
         """(filters + 1, n) True if that filter refuses the node; the last row is True for avoided nodes."""
-        avoided = np.zeros(len(self._snapshot), dtype=bool)
-        avoided[list(self._avoided)] = True
-        return np.vstack([self._refused_by_filters(self._snapshot), avoided])
+        avoided = np.zeros(len(self.snapshot), dtype=bool)
+        avoided[list(self.avoided)] = True
+        return np.vstack([self._refused_by_filters(self.snapshot), avoided])
 
     @cached_property
     def _never(self) -> BoolArray:
         """(filters + 1, n) True if the filter refuses even the empty node."""
-        never = self._refused_by_filters(self._snapshot.as_empty())
-        return np.vstack([never, np.zeros(len(self._snapshot), dtype=bool)])
+        never = self._refused_by_filters(self.snapshot.as_empty())
+        return np.vstack([never, np.zeros(len(self.snapshot), dtype=bool)])
 
     def _refused_by_filters(self, snapshot: Snapshot) -> BoolArray:
         n = len(snapshot)
-        masks = list(apply_filters(self._request, snapshot, self._pipeline.filters))
+        masks = list(apply_filters(self.request, snapshot, self.pipeline.filters))
         rows = [np.zeros(n, dtype=bool) if mask is None else ~mask for mask in masks]
         return np.array(rows, dtype=bool).reshape(len(masks), n)
 

@@ -19,7 +19,8 @@ class NotDraining:
     name = "draining"
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
-        return None if snapshot.is_everywhere("stays", _stays) else ~snapshot.columns.is_draining
+        stays = snapshot.is_everywhere("stays", lambda node: not node.is_draining)
+        return None if stays else ~snapshot.columns.is_draining
 
     def reason(self, request: Request, node: Node) -> str:
         return node.drains_because or BY_OPERATOR
@@ -48,7 +49,7 @@ class Tolerates:
     name = "taints"
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
-        if snapshot.is_everywhere("untainted", _is_untainted):
+        if snapshot.is_everywhere("untainted", lambda node: not node.taints):
             return None
         tolerated = frozenset(request.tolerates)
         return snapshot.mask(("taints", tolerated), lambda node: tolerated.issuperset(node.taints))
@@ -169,14 +170,6 @@ class HasResources:
         if enough:  # on the empty node; a resource that even the empty node lacks comes first
             return f"{needs}, {format_amount(max(free[name], 0))} free"
         return f"{needs}, has {format_amount(node.resources[name]) if node.resources.get(name) else 'none'}"
-
-
-def _stays(node: Node) -> bool:
-    return not node.is_draining
-
-
-def _is_untainted(node: Node) -> bool:
-    return not node.taints
 
 
 def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:

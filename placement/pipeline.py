@@ -138,35 +138,24 @@ class Pipeline:
         The search for the best node is O(nodes). The update of the cached scores is O(changed nodes · devices).
         Raises ``ValueError`` if a filter or a scorer returns a wrong array.
         """
-        avoided: dict[int, str] = {}
-        if avoid:
-            avoided = {snapshot.row(each): reason for each, reason in avoid.items() if each in snapshot}
+        avoided = {snapshot.row(each): reason for each, reason in avoid.items() if each in snapshot}
+        scorers, fallback = self.scorers, None
         with self.cache.lock:  # until the best row is read, since the scores change in place
-            scorers, fallback = self.scorers, None
-            scores = self._cached_scores(request, snapshot, scorers)
-            best = self._find_best(request, snapshot, scores, avoided)
-            if best is not None and self._lacks_metrics(snapshot, scores, avoided):
-                fallback = self._explain_fallback(snapshot, scores, avoided)
+            scores, totals, best = self._rank(request, snapshot, scorers, avoided)
+            if best is not None and self._lacks_metrics(snapshot, scores, totals):
+                fallback = self._explain_fallback(snapshot.ages[totals > -np.inf])
                 scorers = ROUND_ROBIN
-                scores = self._cached_scores(request, snapshot, scorers)
-                best = self._find_best(request, snapshot, scores, avoided)
-            score, device = (
-                (0.0, -1) if best is None else (float(scores.totals[best]), int(scores.devices[best]))
-            )
-        explanation = Explanation(self, scorers, request, snapshot, best, avoided)
-        placement = None
-        age_s = math.nan
+                scores, totals, best = self._rank(request, snapshot, scorers, avoided)
+            if best is not None:
+                score, device = float(totals[best]), int(scores.devices[best])
+        explanation = Explanation(
+            pipeline=self, scorers=scorers, request=request, snapshot=snapshot, best=best, avoided=avoided
+        )
+        placement, age_s = None, math.nan
         if best is not None:
-            age_s = float(snapshot.ages[best])
-            node = snapshot.raw(best)
-            placement = Placement.explained_by(
-                explanation,
-                node_id=node.id,
-                device_ids=(
-                    explanation.choose_devices(best, -1) if device < 0 else (node.devices[device].id,)
-                ),
-                score=score,
-            )
+            age_s, node = float(snapshot.ages[best]), snapshot.raw(best)
+            ids = explanation.choose_devices(best, -1) if device < 0 else (node.devices[device].id,)
+            placement = Placement.explained_by(explanation, node_id=node.id, device_ids=ids, score=score)
         return Decision.explained_by(
             explanation,
             request=request,
@@ -189,36 +178,36 @@ class Pipeline:
             terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
         return terms
 
-    def _cached_scores(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> Scores:
-        return self.cache.update(
+    def _rank(
+        self, request: Request, snapshot: Snapshot, scorers: WeightedScorers, avoided: Mapping[int, str]
+    ) -> tuple[Scores, FloatArray, int | None]:
+        """Return the cached scores, the totals without avoided nodes, and the best row if a node fits."""
+        scores = self.cache.update(
             (scorers is self.scorers, class_key(request)),
             snapshot,
             snapshot.has_fresh_metrics(self.stale_after_s),
             lambda: ClassScorer(self.filters, scorers, self.stale_after_s, request),
         )
-
-    def _find_best(
-        self, request: Request, snapshot: Snapshot, scores: Scores, avoided: Mapping[int, str]
-    ) -> int | None:
-        totals = _leave_out(scores.totals, avoided) if avoided else scores.totals
+        totals = scores.totals
         if not totals.size:
-            return None
+            return scores, totals, None
+        if avoided:
+            totals = totals.copy()
+            totals[list(avoided)] = -np.inf
         best = int(totals.argmax()) if avoided else scores.find_best()
         if totals[best] == -np.inf:
-            return None
-        if self.ties is None:
-            return best
-        return self.ties(request, snapshot, np.flatnonzero(totals == totals[best]))
+            return scores, totals, None
+        if self.ties is not None:
+            best = self.ties(request, snapshot, np.flatnonzero(totals == totals[best]))
+        return scores, totals, best
 
-    def _lacks_metrics(self, snapshot: Snapshot, scores: Scores, avoided: Mapping[int, str]) -> bool:
+    def _lacks_metrics(self, snapshot: Snapshot, scores: Scores, totals: FloatArray) -> bool:
         """True if metrics matter and no node that fits has fresh metrics."""
         if not scores.uses_metrics or snapshot.all_fresh(self.stale_after_s):
             return False
-        fresh = snapshot.has_fresh_metrics(self.stale_after_s)
-        return not (_leave_out(scores.totals, avoided)[fresh] > -np.inf).any()
+        return not (totals[snapshot.has_fresh_metrics(self.stale_after_s)] > -np.inf).any()
 
-    def _explain_fallback(self, snapshot: Snapshot, scores: Scores, avoided: Mapping[int, str]) -> str:
-        ages = snapshot.ages[_leave_out(scores.totals, avoided) > -np.inf]
+    def _explain_fallback(self, ages: FloatArray) -> str:
         if np.isnan(ages).all():
             return "ranked by round robin, since no node that fits has metrics"
         return (
@@ -241,11 +230,3 @@ def class_key(request: Request) -> Hashable:
         request.tolerates,
         request.environment,
     )
-
-
-def _leave_out(totals: FloatArray, avoided: Mapping[int, str]) -> FloatArray:
-    if not avoided:
-        return totals
-    totals = totals.copy()
-    totals[list(avoided)] = -np.inf
-    return totals
