@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from .format import format_count
 from .model import Request
 from .refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
+from .validation import to_plain
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -226,13 +227,14 @@ class Decision(_Explained):
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,
-            "placement": None if self.placement is None else _write_placement(self.placement),
-            "runners_up": [_write_placement(placement) for placement in self.runners_up],
-            "refusals": list(map(_write, self.first_refusals(SHOWN_REFUSALS))),
+            "placement": to_plain(self.placement),
+            "runners_up": to_plain(self.runners_up),
+            "refusals": to_plain(self.first_refusals(SHOWN_REFUSALS)),
             "refused": [
-                _write_group(
-                    group, f"{format_count(group.count, 'node')} {self._describe(group, group.count)}"
-                )
+                {
+                    **to_plain(group),
+                    "text": f"{format_count(group.count, 'node')} {self._describe(group, group.count)}",
+                }
                 for group in self._groups()
             ],
             "remedies": self.remedies,
@@ -268,21 +270,8 @@ def _format_terms(placement: Placement) -> str:
     return f" ({terms})" if terms else ""
 
 
-def _write(value: Placement | Refusal | RefusalGroup) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
-
-
-def _write_placement(placement: Placement) -> dict[str, Any]:
-    devices, terms = list(placement.device_ids), dict(placement.terms)
-    return {**_write(placement), "device_ids": devices, "terms": terms}
-
-
 def _read_placement(data: Mapping[str, Any]) -> Placement:
     return Placement(**{**data, "device_ids": tuple(data["device_ids"])})
-
-
-def _write_group(group: RefusalGroup, text: str) -> dict[str, Any]:
-    return {**_write(group), "examples": list(map(_write, group.examples)), "text": text}
 
 
 def _read_group(data: Mapping[str, Any]) -> RefusalGroup:

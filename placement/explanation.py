@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _EXAMPLES = 3
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Explanation:
     """The explanation of one request on one snapshot under one pipeline.
 

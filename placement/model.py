@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .request import NOTHING as _NOTHING
@@ -20,6 +20,7 @@ from .validation import (
     check_optional,
     check_whole,
     set_fields,
+    to_plain,
 )
 
 EPSILON = 1e-6
@@ -81,6 +82,19 @@ class Device:
         return beyond if beyond > BUSY_BEYOND else 0.0
 
 
+_CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
+    check_labels: ("labels",),
+    check_names: ("taints", "warm"),
+    check_number: ("cpus", "cpus_promised", "gpus_promised"),
+    check_whole: ("memory_bytes", "memory_promised_bytes", "kernels"),
+}
+_CHECKS_IF_KNOWN = {
+    "cpus_used": check_number,
+    "memory_used_bytes": check_whole,
+    "metrics_age_s": check_number,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A machine that can run kernels, with its total, promised and really used amounts.
@@ -124,22 +138,15 @@ class Node:
         if not isinstance(self.is_draining, bool):
             raise ValueError(f"is_draining must be true or false; got {self.is_draining!r}.")
         set_fields(self, devices=tuple(self.devices))
-        set_fields(self, labels=check_labels("labels", self.labels))
-        set_fields(self, taints=check_names("taints", self.taints), warm=check_names("warm", self.warm))
         if len({device.id for device in self.devices}) < len(self.devices):
             raise ValueError(f"node {self.id} has two devices of the same id; give each its own.")
-        for name in ("cpus", "cpus_promised", "gpus_promised"):
-            set_fields(self, **{name: check_number(name, getattr(self, name))})
-        for name in ("memory_bytes", "memory_promised_bytes", "kernels"):
-            set_fields(self, **{name: check_whole(name, getattr(self, name))})
+        for check, names in _CHECKS.items():
+            for name in names:
+                set_fields(self, **{name: check(name, getattr(self, name))})
         for name in ("resources", "resources_promised"):
             if getattr(self, name) is not _NOTHING:
                 set_fields(self, **{name: check_amounts(name, getattr(self, name)) or _NOTHING})
-        for name, check in (
-            ("cpus_used", check_number),
-            ("memory_used_bytes", check_whole),
-            ("metrics_age_s", check_number),
-        ):
+        for name, check in _CHECKS_IF_KNOWN.items():
             set_fields(self, **{name: check_optional(check, name, getattr(self, name))})
 
     @property
@@ -195,11 +202,7 @@ class Node:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the node as JSON types; ``from_dict`` is the inverse."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        devices = [{f.name: getattr(device, f.name) for f in fields(device)} for device in self.devices]
-        lists = {"taints": list(self.taints), "warm": list(self.warm), "devices": devices}
-        named = {name: dict(plain[name]) for name in ("labels", "resources", "resources_promised")}
-        return {**plain, **named, **lists}
+        return to_plain(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Node:

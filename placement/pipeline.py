@@ -138,7 +138,9 @@ class Pipeline:
         The search for the best node is O(nodes). The update of the cached scores is O(changed nodes · devices).
         Raises ``ValueError`` if a filter or a scorer returns a wrong array.
         """
-        avoided = {snapshot.row(each): reason for each, reason in avoid.items() if each in snapshot}
+        avoided: dict[int, str] = {}
+        if avoid:
+            avoided = {snapshot.row(each): reason for each, reason in avoid.items() if each in snapshot}
         scorers, fallback = self.scorers, None
         with self.cache.lock:  # until the best row is read, since the scores change in place
             scores, totals, best = self._rank(request, snapshot, scorers, avoided)
@@ -148,9 +150,7 @@ class Pipeline:
                 scores, totals, best = self._rank(request, snapshot, scorers, avoided)
             if best is not None:
                 score, device = float(totals[best]), int(scores.devices[best])
-        explanation = Explanation(
-            pipeline=self, scorers=scorers, request=request, snapshot=snapshot, best=best, avoided=avoided
-        )
+        explanation = Explanation(self, scorers, request, snapshot, best, avoided)
         placement, age_s = None, math.nan
         if best is not None:
             age_s, node = float(snapshot.ages[best]), snapshot.raw(best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ from .validation import (
     check_resources,
     check_whole,
     set_fields,
+    to_plain,
 )
 
 if TYPE_CHECKING:
     from .model import Device
 
-_NO_OPTIONS: dict[str, Any] = {}
 NOTHING: dict[str, float] = {}
 """No custom resources. All requests and nodes share this object. Nobody writes to it."""
 
@@ -64,7 +64,7 @@ class Request:
     environment: str = ""
     owner: str = ""
     policy: str = ""
-    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         gpus = check_number("gpus", self.gpus)
@@ -144,15 +144,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON types; ``from_dict`` is the inverse."""
-        return {
-            **{f.name: getattr(self, f.name) for f in fields(self)},
-            "gpu_models": list(self.gpu_models),
-            "tolerates": list(self.tolerates),
-            "labels": dict(self.labels),
-            "near": dict(self.near),
-            "resources": dict(self.resources),
-            "options": dict(self.options),
-        }
+        return to_plain(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Request:

@@ -129,11 +129,11 @@ class Snapshot:
         ``columns`` are the columns of these rows, if the caller has them already.
         """
         part = Snapshot.__new__(Snapshot)
-        part._whole = self._root
+        part._whole = self if self._whole is None else self._whole
         part._at = rows if self._whole is None else self._at.take(rows)
         part.columns = self.columns.part(rows) if columns is None else columns
         part.models, part.version, part.history = self.models, self.version, self.history
-        part._is_emptied = self._is_emptied
+        part._masks, part._fresh, part._is_emptied = self._masks, self._fresh, self._is_emptied
         return part
 
     def only(self, row: int) -> Snapshot:
@@ -188,17 +188,16 @@ class Snapshot:
 
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
         """Return (n,) True if the node has metrics that are not older."""
-        fresh = self._root._find_fresh(stale_after_s)[0]
+        fresh = (self._fresh.get(stale_after_s) or self._find_fresh(stale_after_s))[0]
         return fresh if self._whole is None else fresh[self._at]
 
     def all_fresh(self, stale_after_s: float) -> bool:
         """True if all nodes of the whole snapshot have fresh metrics."""
-        return self._root._find_fresh(stale_after_s)[1]
+        return (self._fresh.get(stale_after_s) or self._find_fresh(stale_after_s))[1]
 
     def _find_fresh(self, stale_after_s: float) -> tuple[BoolArray, bool]:
-        if stale_after_s not in self._fresh:
-            fresh = self.ages <= stale_after_s
-            self._fresh[stale_after_s] = fresh, bool(fresh.all())
+        fresh = self._root.ages <= stale_after_s
+        self._fresh[stale_after_s] = fresh, bool(fresh.all())
         return self._fresh[stale_after_s]
 
     def without_stale_metrics(self, stale_after_s: float) -> Snapshot:
@@ -216,22 +215,20 @@ class Snapshot:
         ``test`` may look at labels, taints, warm environments and draining, but not at amounts. The mask is kept under
         ``key`` and updated with each version.
         """
-        mask = self._root._find_mask(key, test)[1]
+        mask = (self._masks.get(key) or self._find_mask(key, test))[1]
         return mask if self._whole is None else mask[self._at]
 
     def is_everywhere(self, key: Any, test: Callable[[Node], bool]) -> bool:
         """True if all nodes of the whole snapshot pass ``test``. The answer is kept like a ``mask``."""
-        return self._root._find_mask(key, test)[2]
+        return (self._masks.get(key) or self._find_mask(key, test))[2]
 
     def _find_mask(
         self, key: Any, test: Callable[[Node], bool]
     ) -> tuple[Callable[[Node], bool], BoolArray, bool]:
-        known = self._masks.get(key)
-        if known is None:
-            mask = np.array([test(node) for page in self._pages for node in page], dtype=bool)
-            known = test, mask, bool(mask.all())
-            if len(self._masks) < _MASKS:
-                self._masks[key] = known
+        mask = np.array([test(node) for page in self._root._pages for node in page], dtype=bool)
+        known = test, mask, bool(mask.all())
+        if len(self._masks) < _MASKS:
+            self._masks[key] = known
         return known
 
     def has_labels(self, labels: Iterable[tuple[str, str]]) -> BoolArray:

@@ -1,11 +1,11 @@
-"""Checks of the fields of requests, nodes and devices. Each raises ``ValueError`` with one sentence for users."""
+"""Checks of the fields of requests, nodes and devices, and their JSON. Errors are sentences for users."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .format import format_amount
@@ -92,3 +92,12 @@ def check_keys(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             f"unknown {cls.__name__.lower()} key {unknown[0]!r}; known are {', '.join(sorted(known))}."
         )
     return dict(data)
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses, mappings and sequences as JSON types."""
+    if is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,15 +1,12 @@
-"""A summary of recent requests. Policies learn only from this.
-
-It counts the requests of each class, and the cluster's GPUs by model. The tables that scorers read are computed from
-these counts on first use.
-"""
+"""A summary of recent requests: counts, and the tables that scorers compute from them. Policies learn only from this."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from .model import Request
 from .snapshot import Snapshot
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 MILLI = 1000
 """One whole GPU in the unit of the tables."""
@@ -30,36 +28,32 @@ _OFFERS = 100
 """After this many offered requests, the free share of a device counts as wasted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestClass:
-    """The number of requests that asked for the same amounts.
+def _keep(compute: Callable[P, T]) -> Callable[P, T]:
+    """Compute the result of a method of `Workload` on its first call with these arguments."""
 
-    >>> RequestClass(cpus=4, gpus=0.5, count=30).milli
-    500
-    """
+    @wraps(compute)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        tables: dict[Any, Any] = args[0]._tables  # type: ignore[attr-defined]
+        key = compute.__name__, *args[1:], *kwargs.values()
+        if key not in tables:
+            tables[key] = compute(*args, **kwargs)
+        return tables[key]  # type: ignore[no-any-return]
 
-    cpus: float
-    gpus: float
-    memory_bytes: int = 0
-    gpu_models: tuple[str, ...] = ()
-    count: float = 1.0
-
-    @property
-    def milli(self) -> int:
-        """The share that a request takes of each of its GPUs, in thousandths."""
-        return round(min(self.gpus, 1.0) * MILLI)
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A summary of recent requests: their classes, and the GPUs of the cluster by model.
+    """A summary of recent requests, and the GPUs of the cluster by model.
+
+    ``classes`` are the different requests, with their amounts and models only, each with its count.
 
     >>> seen = Workload.of([Request(cpus=4, gpus=0.5)] * 30, {"A100": 8})
-    >>> seen.is_useful, seen.classes[0].count
+    >>> seen.is_useful, seen.classes[0][1]
     (True, 30.0)
     """
 
-    classes: tuple[RequestClass, ...] = ()
+    classes: tuple[tuple[Request, float], ...] = ()
     gpus: Mapping[str, float] = field(default_factory=dict, hash=False)
     _tables: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -68,22 +62,21 @@ class Workload:
         """Return the workload of these requests on a snapshot, or on a cluster with these GPUs by model."""
         counts = Counter((r.cpus, r.gpus, r.memory_bytes, r.gpu_models) for r in requests)
         classes = tuple(
-            RequestClass(
-                cpus=cpus, gpus=gpu_count, memory_bytes=memory, gpu_models=models, count=float(count)
-            )
-            for (cpus, gpu_count, memory, models), count in sorted(counts.items())
+            (Request(cpus=cpus, gpus=shares, memory_bytes=memory, gpu_models=models), float(count))
+            for (cpus, shares, memory, models), count in sorted(counts.items())
         )
         return cls(classes=classes, gpus=count_gpus(gpus) if isinstance(gpus, Snapshot) else dict(gpus))
 
     @property
     def count(self) -> float:
-        return sum(each.count for each in self.classes)
+        return sum(count for _, count in self.classes)
 
     @property
     def is_useful(self) -> bool:
         """True if there are enough requests with GPUs to learn from."""
-        return sum(each.count for each in self.classes if each.gpus) >= USEFUL_FROM
+        return sum(count for asked, count in self.classes if asked.gpus) >= USEFUL_FROM
 
+    @_keep
     def pressure(self, models: tuple[str, ...]) -> FloatArray:
         """Return (models + 1,) the pressure on each model. The last element, 0, stands for "no device".
 
@@ -91,66 +84,61 @@ class Workload:
         The square spares a model that is half required, because it has GPUs for others. A request that accepts several
         models counts for each by its share of their GPUs.
         """
-        return self._keep(("pressure", models), lambda: self._pressure(models))  # type: ignore[no-any-return]
+        demand = sum(count * asked.gpus for asked, count in self.classes) or 1.0
+        total = sum(self.gpus.values()) or 1.0
+        insists = dict.fromkeys(self.gpus, 0.0)
+        for asked, count in self.classes:
+            takes = [model for model in self.gpus if asked.gpu_models and asked.accepts_model(model)]
+            there = sum(self.gpus[model] for model in takes)
+            for model in takes:
+                insists[model] += count * asked.gpus * self.gpus[model] / there
+        return np.square(
+            [(insists.get(m, 0.0) / demand) / ((self.gpus.get(m) or total) / total) for m in models] + [0.0]
+        )
 
+    @_keep
     def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return, for the typical requests with GPUs, (classes,) GPUs per CPU, GPUs per byte, and shares of the GPUs.
 
         GPUs per CPU or byte are infinite if a class asks for no CPUs or no memory.
         """
-        return self._keep("per_gpu", self._per_gpu)  # type: ignore[no-any-return]
-
-    def sliver_waste(self) -> FloatArray:
-        """Return (1001,) the share of a GPU expected to stay unused, by the free thousandths of the GPU."""
-        return self._keep("sliver_waste", self._sliver_waste)  # type: ignore[no-any-return]
-
-    def fragments(self, models: tuple[str, ...]) -> FragmentTables:
-        """Return the tables of the expected fragmentation of a node."""
-        return self._keep(("fragments", models), lambda: _build_fragments(self.classes, models))  # type: ignore[no-any-return]
-
-    def _keep(self, key: Any, make: Any) -> Any:
-        if key not in self._tables:
-            self._tables[key] = make()
-        return self._tables[key]
-
-    def _pressure(self, models: tuple[str, ...]) -> FloatArray:
-        demand = sum(a.count * a.gpus for a in self.classes) or 1.0
-        total = sum(self.gpus.values()) or 1.0
-        insists = dict.fromkeys(self.gpus, 0.0)
-        for a in self.classes:
-            wants = Request(gpus=a.gpus, gpu_models=a.gpu_models) if a.gpu_models else None
-            takes = [model for model in self.gpus if wants and wants.accepts_model(model)]
-            there = sum(self.gpus[model] for model in takes)
-            for model in takes:
-                insists[model] += a.count * a.gpus * self.gpus[model] / there
-        return np.square(
-            [(insists.get(m, 0.0) / demand) / ((self.gpus.get(m) or total) / total) for m in models] + [0.0]
-        )
-
-    def _per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        counts: Counter[tuple[float, float]] = Counter()
-        for a in self.classes:
-            if a.gpus:
-                counts[a.cpus / a.gpus, a.memory_bytes / a.gpus] += a.count * a.gpus  # type: ignore[assignment]
+        counts: dict[tuple[float, float], float] = defaultdict(float)
+        for asked, count in self.classes:
+            if asked.gpus:
+                counts[asked.cpus / asked.gpus, asked.memory_bytes / asked.gpus] += count * asked.gpus
         typical, share = _find_typical(sorted(counts), [counts[ratios] for ratios in sorted(counts)])
         ratios = np.array(typical, dtype=np.float64).reshape(len(typical), 2)
         with np.errstate(divide="ignore"):
             return 1.0 / ratios[:, 0], 1.0 / ratios[:, 1], share
 
-    def _sliver_waste(self) -> FloatArray:
-        """Offer random requests to a GPU, by dynamic programming. A request that fits takes its part."""
-        parts: Counter[int] = Counter()
-        for a in self.classes:
-            if a.gpus:
-                parts[max(1, a.milli)] += a.count  # type: ignore[assignment]
+    @_keep
+    def sliver_waste(self) -> FloatArray:
+        """Return (1001,) the share of a GPU expected to stay unused, by the free thousandths of the GPU.
+
+        Random requests are offered to the GPU, by dynamic programming. A request that fits takes its part.
+        """
+        parts: dict[int, float] = defaultdict(float)
+        for asked, count in self.classes:
+            if asked.gpus:
+                parts[max(1, _milli(asked))] += count
         waste = np.arange(MILLI + 1) / MILLI
         for _ in range(_OFFERS if parts else 0):
             after = np.zeros(MILLI + 1)
             for part, count in parts.items():
                 after[:part] += count * waste[:part]
                 after[part:] += count * waste[: MILLI + 1 - part]
-            waste = after / parts.total()
+            waste = after / sum(parts.values())
         return waste
+
+    @_keep
+    def fragments(self, models: tuple[str, ...]) -> FragmentTables:
+        """Return the tables of the expected fragmentation of a node."""
+        return _build_fragments(self.classes, models)
+
+
+def _milli(request: Request) -> int:
+    """Return the share that a request takes of each of its GPUs, in thousandths."""
+    return round(request.gpu_share * MILLI)
 
 
 def _find_typical(classes: Sequence[T], counts: Sequence[float]) -> tuple[list[T], FloatArray]:
@@ -186,10 +174,10 @@ class FragmentTables:
         return self.cpus.searchsorted(cpus_left + 1e-6, side="right")
 
 
-def _build_fragments(classes: tuple[RequestClass, ...], models: tuple[str, ...]) -> FragmentTables:
-    counts: Counter[RequestClass] = Counter()  # without memory, as in the paper
-    for a in classes:
-        counts[replace(a, memory_bytes=0, count=1.0)] += a.count  # type: ignore[assignment]
+def _build_fragments(classes: tuple[tuple[Request, float], ...], models: tuple[str, ...]) -> FragmentTables:
+    counts: dict[Request, float] = defaultdict(float)  # without memory, as in the paper
+    for asked, count in classes:
+        counts[replace(asked, memory_bytes=0)] += count
     typical, share = _find_typical(list(counts), list(counts.values()))
     by_cpus = sorted(range(len(typical)), key=lambda i: typical[i].cpus)
     typical, share = [typical[i] for i in by_cpus], share[by_cpus]
@@ -201,8 +189,8 @@ def _build_fragments(classes: tuple[RequestClass, ...], models: tuple[str, ...])
         device[m, 0] = left
         for k, (a, p) in enumerate(zip(typical, share, strict=True)):
             many[m, k + 1] = many[m, k]
-            if a.gpus and Request(gpus=a.gpus, gpu_models=a.gpu_models).accepts_model(model):
-                usable = usable + p * (left >= a.milli)
+            if a.gpus and a.accepts_model(model):
+                usable = usable + p * (left >= _milli(a))
                 if a.gpus > 1:
                     whole = np.arange(65)
                     many[m, k + 1] += p * MILLI * whole * (whole < a.gpus)

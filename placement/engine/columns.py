@@ -32,6 +32,26 @@ class Columns:
     ([4.0, 0.0], [[-inf], [0.75]])
     """
 
+    __slots__ = (
+        "_rows",
+        "_source",
+        "cpus",
+        "cpus_free",
+        "cpus_used",
+        "device_excess",
+        "device_free",
+        "device_milli",
+        "device_model",
+        "gpus",
+        "gpus_free",
+        "is_draining",
+        "kernels",
+        "memory_bytes",
+        "memory_free_bytes",
+        "memory_used_bytes",
+        "metrics_age_s",
+    )
+
     cpus: FloatArray  # (n,) allocatable
     cpus_free: FloatArray  # (n,) not promised, may be negative
     cpus_used: FloatArray  # (n,)
@@ -92,6 +112,8 @@ class Table(Columns):
     many rows is copied when it is first read.
     """
 
+    __slots__ = ("_floats", "_ints", "_layout")
+
     def __init__(self, rows: IntArray, layout: dict[str, tuple[bool, int | slice]]) -> None:
         self._ints = rows
         self._floats = rows.view(np.float64)
@@ -149,7 +171,7 @@ class Table(Columns):
         return frozenset(name for name, (_, place) in self._layout.items() if differs[place].any())
 
 
-COLUMNS = tuple(name for name in Columns.__annotations__ if not name.startswith("_"))
+COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """The first columns of `Columns.room`."""

@@ -47,13 +47,12 @@ def _fragmentation(node: Node, workload: Workload) -> float:
     less is left than it needs.
     """
     total = 0.0
-    for asked in workload.classes:
+    for asked, count in workload.classes:
         share = min(asked.gpus, 1.0)
-        wants = Request(gpus=asked.gpus, gpu_models=asked.gpu_models)
-        usable = [d.free for d in node.devices if wants.accepts_model(d.model) and d.free >= share - 1e-9]
+        usable = [d.free for d in node.devices if asked.accepts_model(d.model) and d.free >= share - 1e-9]
         can_run = asked.gpus > 0 and math.ceil(asked.gpus) <= len(usable) and asked.cpus <= node.cpus_free
         left = sum(d.free for d in node.devices)
-        total += asked.count / workload.count * (left - sum(usable) if can_run else left)
+        total += count / workload.count * (left - sum(usable) if can_run else left)
     return total
 
 
