@@ -136,7 +136,7 @@ def measure_run(run: SeededRun) -> Mapping[str, float]:
     snapshot, tasks = load_workload(run.folder, run.workload)
     policy, capacity = build(run, snapshot, tasks), float(snapshot.columns.gpus.sum())
     if run.load is not None:
-        arrivals = draw_poisson_arrivals(tasks, capacity, run.load, run.arrivals, run.seed, is_steady=True)
+        arrivals = draw_poisson_arrivals(tasks, capacity, run.load, run.arrivals, run.seed)
         done = replay(policy, snapshot, arrivals)
         return {"refused": 100 * done.refused / done.arrived}
     requests = [task.request for task in tasks]

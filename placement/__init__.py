@@ -28,38 +28,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .decision import Decision as Decision
-    from .decision import Placement as Placement
-    from .model import EPSILON as EPSILON
-    from .model import Device as Device
-    from .model import Node as Node
-    from .model import Request as Request
-    from .pipeline import NOWHERE as NOWHERE
-    from .pipeline import Filter as Filter
-    from .pipeline import Pipeline as Pipeline
-    from .pipeline import Policy as Policy
-    from .pipeline import Ties as Ties
-    from .refusals import Refusal as Refusal
-    from .refusals import RefusalGroup as RefusalGroup
-    from .scorers import Scorer as Scorer
-    from .shipped_policies import get_policy as get_policy
-    from .snapshot import Columns as Columns
-    from .snapshot import Snapshot as Snapshot
-    from .workload import Workload as Workload
+    from .decision import Decision, Placement
+    from .model import EPSILON, Device, Node, Request
+    from .pipeline import NOWHERE, Filter, Pipeline, Policy, Ties
+    from .refusals import Refusal, RefusalGroup
+    from .scorers import Scorer
+    from .shipped_policies import get_policy
+    from .snapshot import Columns, Snapshot
+    from .workload import Workload
 
 _HOMES = {
-    "decision": ("Decision", "Placement"),
-    "model": ("EPSILON", "Device", "Node", "Request"),
-    "pipeline": ("NOWHERE", "Filter", "Pipeline", "Policy", "Ties"),
-    "refusals": ("Refusal", "RefusalGroup"),
-    "scorers": ("Scorer",),
-    "shipped_policies": ("get_policy",),
-    "snapshot": ("Columns", "Snapshot"),
-    "workload": ("Workload",),
+    "decision": ["Decision", "Placement"],
+    "model": ["EPSILON", "Device", "Node", "Request"],
+    "pipeline": ["NOWHERE", "Filter", "Pipeline", "Policy", "Ties"],
+    "refusals": ["Refusal", "RefusalGroup"],
+    "scorers": ["Scorer"],
+    "shipped_policies": ["get_policy"],
+    "snapshot": ["Columns", "Snapshot"],
+    "workload": ["Workload"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = ["EPSILON", "NOWHERE", "Columns", "Decision", "Device", "Filter", "Node", "Pipeline", "Placement"]
+__all__ += ["Policy", "Refusal", "RefusalGroup", "Request", "Scorer", "Snapshot", "Ties", "Workload"]
+__all__ += ["get_policy"]
 
 
 def __getattr__(name: str) -> object:

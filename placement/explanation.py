@@ -1,7 +1,4 @@
-"""The reasons behind a pipeline's decision: score terms, runners-up, refusals, and the number of refused nodes.
-
-A decision reads them here when somebody looks at them.
-"""
+"""The reasons behind a pipeline's decision, computed when somebody reads them."""
 
 from __future__ import annotations
 
@@ -28,10 +25,7 @@ _EXAMPLES = 3
 
 @dataclass
 class Explanation:
-    """The explanation of one request on one snapshot under one pipeline.
-
-    ``best`` is the row of the chosen node, or None. ``avoided`` has the rows refused without a filter, with reasons.
-    """
+    """The explanation of one request. ``best`` is the row of the chosen node. ``avoided`` has reasons by row."""
 
     pipeline: Pipeline
     scorers: WeightedScorers
@@ -71,12 +65,10 @@ class Explanation:
 
     @cached_property
     def terms(self) -> dict[str, float]:
-        """The weighted scores of the chosen node."""
         return {} if self.best is None else self.terms_of(self.best)
 
     @cached_property
     def runners_up(self) -> tuple[Placement, ...]:
-        """The next best nodes, best first."""
         if self.best is None:
             return ()
         scores = self.pipeline.score(self.request, self.snapshot, self.scorers)
@@ -96,7 +88,6 @@ class Explanation:
 
     @cached_property
     def refusals(self) -> tuple[Refusal, ...]:
-        """One refusal for each node and each filter that refuses it, ordered by node."""
         return tuple(self.iterate_refusals())
 
     def iterate_refusals(self) -> Iterator[Refusal]:
@@ -107,10 +98,7 @@ class Explanation:
 
     @cached_property
     def refused(self) -> tuple[RefusalGroup, ...]:
-        """The refused nodes by their main reason, the largest group first.
-
-        The main reason is the first filter that refuses even the empty node, else the first filter that refuses.
-        """
+        """The refused nodes by their main reason, as in `group_refusals`, but without reading all reasons."""
         refused, never = self._refused, self._never
         lasting = refused & never
         first = np.where(lasting.any(axis=0), lasting.argmax(axis=0), refused.argmax(axis=0))

@@ -64,10 +64,6 @@ class HasGpus:
 
     A share must be free on one device. A whole number needs that many wholly free devices. The sum of free devices must
     suffice too, because promises to others may be known only as a sum.
-
-    >>> from roost.placement import Device
-    >>> HasGpus().reason(Request(gpus=1), Node(id="a", devices=(Device(id="0", promised=0.75),)))
-    'needs 1 GPU, 0.25 free'
     """
 
     name = "gpu"

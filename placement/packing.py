@@ -1,7 +1,7 @@
-"""The scorers that keep room for later requests. Their unit is one whole GPU.
+"""The scorers that keep room for later requests, in GPUs. `Packing` combines them.
 
-`Packing` combines them. With the weights of `balanced` it allocates more GPUs than fragmentation gradient descent on
-the trace of that paper (`benchmarks/placement.py`). Each scorer can be used alone.
+With the weights of `balanced` it allocates more GPUs than fragmentation gradient descent on the trace of that paper
+(`benchmarks/placement.py`).
 """
 
 from __future__ import annotations
@@ -38,13 +38,7 @@ class FragmentationGradient:
 
     The source is Weng et al., "Beware of Fragmentation" (ATC '23), equation 4, on the workload's typical classes. It
     scores devices for a share of a GPU, else nodes. With ``is_integer``, scores are whole percents of a sigmoid, as in
-    the authors' scheduler. Many nodes are equal then.
-
-    >>> from roost.placement import Device, Node, Snapshot
-    >>> half, empty = Device(id="0", promised=0.5), Device(id="1")
-    >>> scorer = FragmentationGradient(Workload.of([Request(gpus=0.5)] * 20, {"": 2}))
-    >>> scorer.score(Request(gpus=0.25), Snapshot.of([Node(id="a", devices=(half, empty))])).tolist()
-    [[-0.25, 0.0]]
+    the authors' scheduler.
     """
 
     workload: Workload
@@ -102,8 +96,8 @@ class FragmentationGradient:
 class StrandedShare:
     """A scorer of stranded GPUs: minus the growth of the GPUs that lack CPUs or memory on the node.
 
-    A typical request could use only as many GPUs as the CPUs and the memory that are left can serve. The other GPUs
-    that are left are stranded. The result is the mean over the typical requests, weighted by their GPUs.
+    A typical request could use only as many GPUs as the CPUs and the memory that are left can serve. The other GPUs are
+    stranded. The result is the mean over the typical requests, weighted by their GPUs.
     """
 
     workload: Workload
@@ -196,10 +190,7 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A scorer that combines the five scorers above with weights, in one pass. This takes half the time.
-
-    Explanations use the single scorers (``parts``). A test checks that both agree.
-    """
+    """A scorer that combines the five scorers above in one pass, in half the time. Explanations use ``parts``."""
 
     workload: Workload
     fragmentation: float

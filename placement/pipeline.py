@@ -3,8 +3,7 @@
     snapshot → filters → weighted sum of scores → best node, best devices on it
 
 Equal scores (to 9 decimals) go to the smallest node id. On the node they go to the fullest device that fits, then to
-the first. A decision therefore depends on the request and the snapshot alone. The score cache keeps the scores of each
-class of requests, so that only changed nodes are scored again. The explanation is computed when somebody reads it.
+the first. A decision therefore depends on the request and the snapshot alone.
 """
 
 from __future__ import annotations
@@ -133,9 +132,8 @@ class Pipeline:
     cache: ScoreCache = field(default_factory=ScoreCache, init=False, compare=False, repr=False)
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        """Return the decision for a request.
+        """Return the decision for a request, in O(nodes). Scores are updated in O(changed nodes · devices).
 
-        The search for the best node is O(nodes). The update of the cached scores is O(changed nodes · devices).
         Raises ``ValueError`` if a filter or a scorer returns a wrong array.
         """
         avoided: dict[int, str] = {}

@@ -71,10 +71,7 @@ class RefusalGroup:
 
 
 def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
-    """Count the refused nodes by their main reason, the largest group first.
-
-    The main reason of a node is its first *never*, else its first *now*.
-    """
+    """Count the refused nodes by their first *never*, else by their first *now*, the largest group first."""
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         per_node.setdefault(refusal.node_id, []).append(refusal)

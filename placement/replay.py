@@ -1,19 +1,16 @@
-"""A replay of a stream of requests on a snapshot. Each request is placed or refused, and ends after its duration.
-
-A replay is pure, like the policies. Benchmarks and `roost simulate` run this code.
-"""
+"""A replay of a stream of requests on a snapshot: pure, like the policies. Each request ends after its duration."""
 
 from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from .decision import Decision, Placement
+from .decision import Placement
 from .model import EPSILON, Node, Request
 from .pipeline import Policy
 from .snapshot import Snapshot
@@ -21,6 +18,9 @@ from .workload import MILLI, Workload
 
 Resource = Literal["gpus", "cpus", "memory_bytes"]
 """The resource in which demand is counted."""
+RESOURCE_NAMES: dict[Resource, str] = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
+_FREE = {"gpus": "gpus_free", "cpus": "cpus_free", "memory_bytes": "memory_free_bytes"}
+_FRAGMENTATION_EVERY = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,6 @@ class ReplayPoint:
     """The state of a replay at one moment, in percent of the cluster's capacity.
 
     ``arrived`` and ``refused`` add up from the start. ``allocated`` is promised now, earlier promises included.
-    ``fragmented`` is FGD's expected fragmentation: free GPUs that a typical request cannot use. None is not computed.
     """
 
     arrived: float
@@ -48,10 +47,7 @@ class ReplayPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The result of a replay. Amounts are in the unit of the resource.
-
-    ``points`` has the state at each whole percent of arrived demand. ``last`` is the cluster after the last arrival.
-    """
+    """The result of a replay, in the unit of the resource. ``points`` are by whole percent of arrived demand."""
 
     policy: str
     resource: Resource
@@ -84,14 +80,11 @@ def replay(
     *,
     resource: Resource = "gpus",
     workload: Workload | None = None,
-    fragmentation_every: int = 5,
-    on_decision: Callable[[Arrival, Decision], None] | None = None,
 ) -> Replay:
     """Place the arrivals in order, each on the cluster that the earlier ones left. Nothing is tried again.
 
-    A placement that the node cannot hold counts as refused. With a ``workload``, fragmentation is computed every
-    ``fragmentation_every`` percent, O(nodes) each. ``on_decision`` is called after each arrival. Raises ``ValueError``
-    if the cluster has none of the resource, or if the policy misbehaves.
+    A placement that the node cannot hold counts as refused. With a ``workload``, fragmentation is computed every 5
+    percent, O(nodes) each. Raises ``ValueError`` if the cluster has none of the resource, or if the policy misbehaves.
 
     >>> from roost.placement import Node, get_policy
     >>> one = Snapshot.of([Node(id="a", cpus=4)])
@@ -101,7 +94,9 @@ def replay(
     """
     capacity = float(getattr(snapshot.columns, resource).sum())
     if not capacity:
-        raise ValueError(f"the cluster has no {_WORDS[resource]}, so demand cannot be counted in them.")
+        raise ValueError(
+            f"the cluster has no {RESOURCE_NAMES[resource]}, so demand cannot be counted in them."
+        )
     held = capacity - float(np.maximum(getattr(snapshot.columns, _FREE[resource]), 0).sum())
     requests = placed_requests = 0
     arrived = placed = 0.0
@@ -111,7 +106,7 @@ def replay(
     def note(percent: int) -> None:
         share = 100.0 / capacity
         fragmented = None
-        if workload is not None and resource == "gpus" and percent % fragmentation_every == 0:
+        if workload is not None and resource == "gpus" and percent % _FRAGMENTATION_EVERY == 0:
             fragmented = measure_fragmentation(workload, snapshot) * share
         points[percent] = ReplayPoint(
             arrived=arrived * share,
@@ -143,8 +138,6 @@ def replay(
                 heapq.heappush(ends, (end_s, requests, node_id, request, devices))
         while len(points) <= arrived / capacity * 100.0 + EPSILON:
             note(len(points))
-        if on_decision is not None:
-            on_decision(arrival, decision)
     if round(arrived / capacity * 100.0) == len(points):  # the demand may end a little before a whole percent
         note(len(points))
     return Replay(
@@ -163,15 +156,14 @@ def replay(
 def draw_arrivals_to_demand(
     requests: Sequence[Request], capacity: float, ratio: float, seed: int, resource: Resource = "gpus"
 ) -> list[Arrival]:
-    """Return these requests in random order, until they ask for ``ratio`` times the capacity.
+    """Return these requests in random order, until they ask for ``ratio`` times the capacity (FGD, ATC '23).
 
-    This is the protocol of FGD (Weng et al., ATC '23). If the requests ask for more, random ones are left out. If they
-    ask for less, more are drawn from them with replacement. None of the arrivals ends. Raises ``ValueError`` if no
-    request asks for the resource.
+    If the requests ask for more, random ones are left out. If they ask for less, more are drawn from them with
+    replacement. Raises ``ValueError`` if no request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(
-            f"the trace asks for no {_WORDS[resource]}, so its demand cannot be counted in them."
+            f"the trace asks for no {RESOURCE_NAMES[resource]}, so its demand cannot be counted in them."
         )
     source = random.Random(seed)
     stream = list(requests)
@@ -189,38 +181,30 @@ def draw_arrivals_to_demand(
 
 
 def draw_poisson_arrivals(
-    tasks: Sequence[Arrival],
-    capacity: float,
-    load: float,
-    count: int,
-    seed: int,
-    *,
-    resource: Resource = "gpus",
-    is_steady: bool = False,
+    tasks: Sequence[Arrival], capacity: float, load: float, count: int, seed: int, resource: Resource = "gpus"
 ) -> list[Arrival]:
-    """Return ``count`` arrivals, drawn from the tasks with replacement, at random (Poisson) times.
+    """Return arrivals at random (Poisson) times, drawn from the tasks that end, with replacement.
 
-    The rate is such that the arrivals hold ``load`` times the capacity in the long run, if none is refused. It takes up
-    to the duration of the longest task to get there. With ``is_steady``, the arrivals at 0 s are the requests that
-    would be running by then, with the rest of their durations. Tasks without a duration are left out. Raises
-    ``ValueError`` if no task that ends asks for the resource.
+    The rate is such that the arrivals hold ``load`` times the capacity if none is refused. ``count`` arrivals follow
+    those at 0 s: the requests that would be running by then. Raises ``ValueError`` if no such task asks for the
+    resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
     durations = [duration_s for _, duration_s in ending]
     work = sum(getattr(request, resource) * duration_s for request, duration_s in ending)
     if not work:
         raise ValueError(
-            f"no task of the trace that ends asks for {_WORDS[resource]}, so a load cannot be drawn from the trace."
+            f"no task of the trace that ends asks for {RESOURCE_NAMES[resource]}, so no load can be drawn from it."
         )
     source = random.Random(seed)
     rate = load * capacity / (work / len(ending))
     arrivals, at_s = [], 0.0
-    if is_steady:  # a Poisson number of tasks, weighted by duration, at a random moment of their run
-        running, passed = -1, 0.0
-        while passed < rate * sum(durations) / len(ending):
-            running, passed = running + 1, passed + source.expovariate(1.0)
-        for request, duration_s in source.choices(ending, durations, k=running):
-            arrivals.append(Arrival(request=request, duration_s=duration_s * source.random()))
+    # at first a Poisson number of tasks, weighted by duration, at a random moment of their run
+    running, passed = -1, 0.0
+    while passed < rate * sum(durations) / len(ending):
+        running, passed = running + 1, passed + source.expovariate(1.0)
+    for request, duration_s in source.choices(ending, durations, k=running):
+        arrivals.append(Arrival(request=request, duration_s=duration_s * source.random()))
     for _ in range(count):
         at_s += source.expovariate(rate)
         request, duration_s = ending[source.randrange(len(ending))]
@@ -245,10 +229,6 @@ def measure_fragmentation(workload: Workload, snapshot: Snapshot) -> float:
     per_device = tables.device[c.device_model, k[:, None], c.device_milli]
     several = tables.many[c.device_model[:, 0], k, whole]
     return float(per_device.sum() + several.sum()) / MILLI
-
-
-_FREE = {"gpus": "gpus_free", "cpus": "cpus_free", "memory_bytes": "memory_free_bytes"}
-_WORDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
 
 
 def _assign_devices(request: Request, snapshot: Snapshot, placement: Placement) -> tuple[str, ...] | None:

@@ -1,8 +1,4 @@
-"""The scorers of the shipped policies: free resources, real use, fast starts and preferences.
-
-The scorers that keep room for later requests are in `packing`. A score is about 0..1 before it is weighted. A higher
-score is better.
-"""
+"""The scorers of the shipped policies: free resources, real use, fast starts and preferences."""
 
 from __future__ import annotations
 
@@ -59,11 +55,7 @@ class Available:
 
     With ``real``, the share is neither promised nor used. Without, it is not promised. The scorer has no opinion on a
     resource that the request does not ask for. One exception: without ``real``, memory and CPUs count for best-effort
-    requests too. ``NotBusy`` rates the real use of GPUs.
-
-    >>> from roost.placement import Node, Snapshot
-    >>> Available("cpu").score(Request(cpus=1), Snapshot.of([Node(id="a", cpus=4, cpus_promised=2)])).tolist()
-    [0.25]
+    requests too.
     """
 
     resource: Literal["gpu", "memory", "cpu"]
@@ -121,10 +113,7 @@ class SpareGpus:
 
 @dataclass(frozen=True, slots=True)
 class FullestDevice:
-    """A scorer of devices for a share of a GPU: 1 if the share fills the device, less if more is left over.
-
-    With ``is_emptiest``, a device with more left over scores higher.
-    """
+    """A scorer of devices for a share of a GPU: higher if less is left over; with ``is_emptiest``, lower."""
 
     is_emptiest: bool = False
     name = "device"
@@ -155,10 +144,10 @@ class LowLoad:
 
 @dataclass(frozen=True, slots=True)
 class FewKernels:
-    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size``.
+    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size``, in GPUs or CPUs.
 
-    The size is the number of GPUs for requests with GPUs, else of CPUs. Repeated choices keep the kernels proportional
-    to the sizes, without any memory of earlier choices (d'Hondt's method).
+    Repeated choices keep the kernels proportional to the sizes, without any memory of earlier choices (d'Hondt's
+    method).
     """
 
     best_effort_only: bool = False

@@ -1,8 +1,6 @@
 """A picture of all nodes at one instant. Each row is a node, and rows are in the order of the node ids.
 
-The first of several equal nodes is therefore the node with the smallest id. Devices are a second dimension, in each
-node's own order. A part is a snapshot of some of the nodes. Filters and scorers see parts, because after a change only
-the changed rows are scored again.
+A part is a snapshot of some of the nodes. After a change, filters and scorers see only the part that changed.
 """
 
 from __future__ import annotations
@@ -124,10 +122,7 @@ class Snapshot:
         return self._pages[row // _PAGE][row % _PAGE]
 
     def part(self, rows: IntArray, columns: Columns | None = None) -> Snapshot:
-        """Return these rows as a snapshot, in that order, with the same models and version. O(1).
-
-        ``columns`` are the columns of these rows, if the caller has them already.
-        """
+        """Return these rows as a snapshot, in O(1). ``columns`` are their columns, if known."""
         part = Snapshot.__new__(Snapshot)
         part._whole = self if self._whole is None else self._whole
         part._at = rows if self._whole is None else self._at.take(rows)

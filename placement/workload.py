@@ -1,4 +1,4 @@
-"""A summary of recent requests: counts, and the tables that scorers compute from them. Policies learn only from this."""
+"""A summary of recent requests: counts, and the tables of scorers. Policies learn only from this."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class Workload:
     def pressure(self, models: tuple[str, ...]) -> FloatArray:
         """Return (models + 1,) the pressure on each model. The last element, 0, stands for "no device".
 
-        The pressure is the share of the demand that requires the model, over the model's share of the GPUs, squared.
-        The square spares a model that is half required, because it has GPUs for others. A request that accepts several
-        models counts for each by its share of their GPUs.
+        The pressure is the share of the demand that requires the model, over the model's share of the GPUs, squared: a
+        model that is half required has GPUs for others. A request for several models counts for each by its share of
+        their GPUs.
         """
         demand = sum(count * asked.gpus for asked, count in self.classes) or 1.0
         total = sum(self.gpus.values()) or 1.0
@@ -98,9 +98,8 @@ class Workload:
 
     @_keep
     def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return, for the typical requests with GPUs, (classes,) GPUs per CPU, GPUs per byte, and shares of the GPUs.
-
-        GPUs per CPU or byte are infinite if a class asks for no CPUs or no memory.
+        """Return, for the typical requests with GPUs, (classes,) GPUs per CPU, per byte (infinite for none), and
+        shares.
         """
         counts: dict[tuple[float, float], float] = defaultdict(float)
         for asked, count in self.classes:
@@ -113,10 +112,7 @@ class Workload:
 
     @_keep
     def sliver_waste(self) -> FloatArray:
-        """Return (1001,) the share of a GPU expected to stay unused, by the free thousandths of the GPU.
-
-        Random requests are offered to the GPU, by dynamic programming. A request that fits takes its part.
-        """
+        """Return (1001,) the share of a GPU that stays unused if random requests are offered, by free thousandths."""
         parts: dict[int, float] = defaultdict(float)
         for asked, count in self.classes:
             if asked.gpus:
@@ -156,10 +152,9 @@ def _find_typical(classes: Sequence[T], counts: Sequence[float]) -> tuple[list[T
 class FragmentTables:
     """The expected fragmentation F of FGD (Weng et al., ATC '23, section 4.2) as tables, exact in thousandths of a GPU.
 
-    F is the free GPU share of a node that a typical request cannot use, as a mean over the typical classes. A class
-    that does not fit the node can use nothing. Other classes cannot use devices that have too little left. The classes
-    are ordered by CPUs. If the node's CPUs suffice for the first k classes, F is the sum of ``device[model, k, left]``
-    over the node's devices. Classes of several GPUs add ``many[model, k, whole devices left]``.
+    F is the free GPU share that a typical request cannot use, as a mean over the classes. They are ordered by CPUs. If
+    the node's CPUs suffice for the first k classes, F is the sum of ``device[model, k, left]`` over the node's devices.
+    Classes of several GPUs add ``many[model, k, whole devices left]``.
     """
 
     cpus: FloatArray  # (classes,) ascending

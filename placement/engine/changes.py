@@ -17,11 +17,10 @@ There, computing all scores is cheap and memory is not.
 
 
 class Change(NamedTuple):
-    """The difference between two versions.
+    """The difference between two versions. ``rows``, as the newer version numbers them, have changed.
 
-    ``rows`` are the rows to look at again, as the newer version numbers them. If no node moved to another row,
-    ``values`` has the new values of these rows and ``columns`` names the columns that differ. Else ``source`` has the
-    former row of each row, -1 for a new node.
+    If nodes moved, ``source`` has the former row of each row, -1 for a new node. Else ``values`` has the new values of
+    ``rows``, and ``columns`` names the columns that differ.
     """
 
     rows: tuple[int, ...]
@@ -31,7 +30,7 @@ class Change(NamedTuple):
 
 
 class History:
-    """The changes of one line of snapshots. All these snapshots share it; the newest snapshot adds to it."""
+    """The changes of one line of snapshots, which all share it. The newest snapshot adds to it."""
 
     __slots__ = ("_ends", "_rows", "changes", "first", "moved")
 

@@ -1,14 +1,12 @@
 """The scores of nodes for one class of requests.
 
-A ``ClassScorer`` selects once the filters and scorers that have an effect on such requests, and the amounts that must
-be free. They are the same for all nodes. Filters and scorers have these methods:
+Filters and scorers have these methods:
 
     passes, score      required; called for each part of a snapshot that is scored
     applies(request)   optional; False if the filter or scorer has no effect on such requests
     least(request)     optional, of a filter; the amounts that must be free. One comparison then serves all such filters
 
-``applies`` and ``least`` count only if the class that defines them also defines ``passes`` or ``score``. A subclass
-that overrides one must override the other.
+``applies`` and ``least`` count only if the class that defines them also defines ``passes`` or ``score``.
 """
 
 from __future__ import annotations
@@ -73,10 +71,7 @@ class ClassScorer:
         return self._score(snapshot, devices, rows)
 
     def _find_fitting(self, snapshot: Snapshot) -> tuple[BoolArray | None, BoolArray | None]:
-        """Return (n,) True if the node passes all filters, and (n, d) True if the device fits.
-
-        None means that all nodes pass, and that the devices are not known yet.
-        """
+        """Return (n,) True if the node passes all filters (None: all do), and (n, d) True if the device fits."""
         fits: BoolArray | None = None
         devices: BoolArray | None = None
         request = self._request
@@ -95,10 +90,7 @@ class ClassScorer:
         return fits, devices
 
     def _find_limits(self, d: int) -> tuple[FloatArray, IntArray, int]:
-        """Return the least values of `Columns.room`, the points for each value that is met, and the points to reach.
-
-        A node needs all amounts and as many devices as the request asks for. One amount counts more than all d devices.
-        """
+        """Return the least values of `Columns.room`, the points for each, and the points that a node needs."""
         is_for_devices = "device_free" in self._least
         width = len(ROOM) + d * is_for_devices
         if self._limits is None or len(self._limits[0]) != width:
@@ -137,10 +129,7 @@ class ClassScorer:
         return Scores(totals, chosen, uses_metrics, rows=rows)
 
     def _find_culprit(self, snapshot: Snapshot) -> None:
-        """Raise `ValueError` for a scorer that gives no finite number for nodes or devices that fit.
-
-        If no scorer does, the policy has no filter for GPUs: a node without enough devices has no finite score.
-        """
+        """Raise `ValueError` for a scorer that gives no finite number. Without a filter for GPUs there may be none."""
         fitting = find_fitting_devices(self._request, snapshot)
         known = snapshot.without_stale_metrics(self._stale_after_s)
         for scorer, _ in self._scorers:
@@ -181,10 +170,7 @@ def weigh_scores(
 def choose_devices(
     count: int, snapshot: Snapshot, fits: BoolArray, scores: FloatArray | None
 ) -> tuple[FloatArray, IntArray]:
-    """Return (n,) the mean score of the best ``count`` devices that fit, and (n,) the best device.
-
-    If ``count`` is not 1, the best device is -1.
-    """
+    """Return (n,) the mean score of the best ``count`` devices that fit, and (n,) the best one if ``count`` is 1."""
     scored = np.where(fits, _ZERO if scores is None else scores, _REFUSED)
     if count == 1:
         best: FloatArray = np.maximum.reduce(scored, axis=1)

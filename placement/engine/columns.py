@@ -1,8 +1,4 @@
-"""The nodes as rows of arrays, on which filters and scorers compute. Rows with fewer devices are padded.
-
-In a whole snapshot each column is an array. Versions share the columns that do not change. The score cache reads small
-parts again and again. It copies them out of a `Table`, in which the values of a node lie side by side.
-"""
+"""The nodes as rows of arrays, on which filters and scorers compute. Rows with fewer devices are padded."""
 
 from __future__ import annotations
 
@@ -108,8 +104,7 @@ class Columns:
 class Table(Columns):
     """Columns that are stored row by row, so that a few rows are read from few lines of memory.
 
-    A row holds `room`, `device_cell` and the columns in the order of `_layout`, with eight bytes per value. A column of
-    many rows is copied when it is first read.
+    A row holds `room`, `device_cell` and the columns in the order of `_layout`, with eight bytes per value.
     """
 
     __slots__ = ("_floats", "_ints", "_layout")

@@ -27,11 +27,7 @@ MAX_BYTES = 512 << 20
 
 @dataclass(slots=True)
 class Scores:
-    """The scores of n nodes.
-
-    ``devices`` has the position of the best device on each node. It is -1 if the request does not need exactly one
-    device, and undefined for a node that a filter refuses.
-    """
+    """The scores of n nodes. ``devices`` has the best device, or -1 if the request does not need exactly one."""
 
     totals: FloatArray  # (n,), -inf if a filter refuses
     devices: NDArray[np.integer[Any]]  # (n,), kept as int16
@@ -95,18 +91,6 @@ class ScoreCache:
     """The scores that a policy keeps between decisions. Copies and pickles of the policy start with an empty cache.
 
     Several threads may use one cache. Each holds ``lock`` while it calls ``update`` and reads the result.
-
-    >>> from roost.placement import Node, Snapshot
-    >>> snapshot, cache = Snapshot.of([Node(id="a", kernels=1), Node(id="b", kernels=3)]), ScoreCache()
-    >>> def score_nodes(part):
-    ...     print(part.nodes)
-    ...     return Scores(part.columns.kernels * 1.0, part.columns.kernels * 0, False)
-    >>> fresh = snapshot.has_fresh_metrics(30.0)
-    >>> first = cache.update("any", snapshot, fresh, lambda: score_nodes).find_best()
-    ('a', 'b')
-    >>> cache.update("any", snapshot.apply([Node(id="a", kernels=9)]), fresh, lambda: score_nodes).find_best()
-    ('a',)
-    0
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -124,8 +108,7 @@ class ScoreCache:
     ) -> Scores:
         """Return the scores of all nodes for the class ``key``. The caller holds ``lock`` and must not change them.
 
-        ``fresh`` is (n,) True if the node has fresh metrics. A node that becomes fresh or stale is scored again.
-        ``make`` returns the function that scores nodes. It is called once for a class that is kept.
+        A node is scored again if ``fresh``, (n,) True for fresh metrics, differs. ``make`` is called once for a class.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
@@ -182,10 +165,7 @@ def _count_bytes(entry: _Entry) -> int:
 
 
 def _follow_moves(entry: _Entry, snapshot: Snapshot) -> set[int] | None:
-    """Move the entry's rows to where the nodes are now, and return the rows that changed.
-
-    Return None if the changes are not known. All nodes must be scored then.
-    """
+    """Move the entry's rows to where the nodes are now. Return the rows that changed, or None to score all nodes."""
     history = snapshot.history
     if entry.history is not history:
         return None

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from roost.placement.format import format_count
-from roost.placement.replay import Replay, Resource
+from roost.placement.replay import RESOURCE_NAMES, Replay, Resource
 from roost.scheduler.cli.tables import build_table, open_console, print_table
 
-_WORDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_bytes": "memory"}
 _FIGURES = {
     "REFUSED": "refused",
     "REQUESTS": "refused_requests",
@@ -120,7 +119,7 @@ class Comparison:
         print_table(out, table)
         seeds = len(next(iter(self.runs.values())))
         out.print(
-            f"\nIn percent. AT: {_WORDS[self.resource]} allocated when requests for that much had arrived. "
+            f"\nIn percent. AT: {RESOURCE_NAMES[self.resource]} allocated when requests for that much had arrived. "
             "REFUSED: share of the requested amount. REQUESTS: share of the requests that were refused. "
             "FRAGMENTED: free, but probably of no use to requests like these. P50, P99: time of a decision."
             + (f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""),
@@ -147,11 +146,11 @@ class Comparison:
             for policy in self.ranked():
                 x, y = self._curve(policy, read)
                 axis.plot(x, y, label=self._shorten(policy), linewidth=1.2)
-            axis.set_ylabel(f"{title}, % of {_WORDS[self.resource]}", fontsize=8)
+            axis.set_ylabel(f"{title}, % of {RESOURCE_NAMES[self.resource]}", fontsize=8)
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
         axes[0, 0].legend(fontsize=8)
-        axes[-1, 0].set_xlabel(f"demand arrived, % of {_WORDS[self.resource]}", fontsize=8)
+        axes[-1, 0].set_xlabel(f"demand arrived, % of {RESOURCE_NAMES[self.resource]}", fontsize=8)
         figure.suptitle(f"{self.stream}, {format_count(self.nodes, 'node')}", fontsize=9)
         figure.tight_layout()
         figure.savefig(path, dpi=130)
@@ -185,4 +184,4 @@ def _format_cell(name: str, values: Sequence[float]) -> str:
 def _format_capacity(capacity: float, resource: Resource) -> str:
     if resource == "memory_bytes":
         return f"{capacity / 2**30:.0f} GiB memory"
-    return format_count(capacity, _WORDS[resource].removesuffix("s"))
+    return format_count(capacity, RESOURCE_NAMES[resource].removesuffix("s"))

@@ -104,9 +104,7 @@ def _draw(
         count = arguments.arrivals or len(tasks)
         description = f"{count} Poisson arrivals at a load of {arguments.load:g}, with departures"
         return {
-            seed: draw_poisson_arrivals(
-                tasks, capacity, arguments.load, count, seed, resource=resource, is_steady=True
-            )
+            seed: draw_poisson_arrivals(tasks, capacity, arguments.load, count, seed, resource)
             for seed in seeds
         }, description
     requests = [task.request for task in tasks]

@@ -51,7 +51,7 @@ def test_balanced_refuses_little_when_requests_come_and_go(folder: Path) -> None
         Workload.of([task.request for task in tasks], snapshot),
         float(snapshot.columns.gpus.sum()),
     )
-    arrivals = draw_poisson_arrivals(tasks, gpus, 0.88, 3000, 42, is_steady=True)
+    arrivals = draw_poisson_arrivals(tasks, gpus, 0.88, 3000, 42)
     balanced, random = (
         replay(get_policy(name, workload), snapshot, arrivals) for name in ("balanced", "random")
     )

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 MODULES = """
-. .decision .engine.columns .engine.score_cache .filters .model .packing .pipeline .refusals .replay .scorers
+. .decision .engine.columns .model .pipeline .refusals .replay .scorers
 .shipped_policies .snapshot .workload
 """
 
