@@ -32,7 +32,7 @@ def load_settings(
     files = Path(config_file) if (config_file := options.get("config_file")) else None
     config = _read_all(files, jupyter_config_path() if path is None else path)
     own = _load_section(backend)
-    classes: dict[str, type[Section]] = {"RoostScheduler": Settings, get_spec(backend).section: own}
+    classes: dict[str, type[Section]] = {Settings.__name__: Settings, own.__name__: own}
     others = {get_spec(name).section: name for name in backend_names() if name != backend}
     for section, values in config.items():
         if section not in classes:
@@ -67,23 +67,19 @@ def _to_values(backend: str, section: type[Section], options: Mapping[str, Any])
     values = {}
     for name, value in options.items():
         if (trait := aliases.get(name, name)) not in traits and name != "config_file":
-            raise ConfigError(
-                describe_unknown(f"option of the backend {backend}", name, [*traits, "config_file"])
-            )
+            known = [*traits, "config_file"]
+            raise ConfigError(describe_unknown(f"option of the backend {backend}", name, known))
         if value is not None and name != "config_file":
             values[trait] = value
     return values
 
 
 def _read_all(file: Path | None, path: Sequence[str]) -> Config:
-    config = Config()
     if file is not None and not file.is_file():
         raise ConfigError(f"there is no configuration file {file}.", config_file=str(file))
-    files = [file] if file is not None else []
-    for folder in reversed([] if files else path):
-        candidates = (Path(folder, f"{CONFIG_NAME}{suffix}") for suffix in (".py", ".json"))
-        files += [candidate for candidate in candidates if candidate.is_file()]
-    for each in files:
+    names = (f"{CONFIG_NAME}.py", f"{CONFIG_NAME}.json")
+    config = Config()
+    for each in [file] if file else [Path(folder, name) for folder in reversed(path) for name in names]:
         config.merge(_read(each))
     return config
 
@@ -92,7 +88,7 @@ def _read(file: Path) -> Config:
     loader = JSONFileConfigLoader if file.suffix == ".json" else PyFileConfigLoader
     try:
         config = loader(file.name, path=str(file.parent)).load_config()
-    except ConfigFileNotFound:  # it was removed meanwhile
+    except ConfigFileNotFound:
         return Config()
     except Exception as problem:  # noqa: BLE001 - a configuration file is anybody's Python
         raise ConfigError(f"{file} cannot be read: {type(problem).__name__}: {problem}") from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from traitlets import Float, TraitError, TraitType
+from traitlets import TraitError, TraitType
 from traitlets.config import Config, Configurable
+
+from roost.scheduler.errors import ConfigError
 
 from .memory_size import parse_bytes
 
@@ -20,9 +22,6 @@ class Memory(TraitType[Bytes, "int | str | None"]):  # type: ignore[misc,unused-
     info_text = "an amount of memory such as '8GiB'"
 
     def validate(self, obj: Any, value: Any) -> Any:
-        """Return bytes; raise `TraitError`. Called by traitlets."""
-        from roost.scheduler.errors import ConfigError  # late, like in memory_size
-
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             self.error(obj, value)
         try:
@@ -32,17 +31,23 @@ class Memory(TraitType[Bytes, "int | str | None"]):  # type: ignore[misc,unused-
 
 
 class Section(Configurable):  # type: ignore[misc,unused-ignore]
-    """The settings of one section, `c.<class name>`. They do not change after construction.
+    """The settings of one section, `c.<class name>`. Each trait is one, and does not change after construction.
 
     A value is given as a keyword argument, or comes from `config`, or is the trait's default. Raises `TraitError`.
     Two sections of the same class are equal if all their values are.
 
     >>> from traitlets import Unicode
     >>> class RoostDemoBackend(Section):
-    ...     address = Unicode("", help="Where the cluster listens.").tag(config=True)
+    ...     address = Unicode("", help="Where the cluster listens.")
     >>> RoostDemoBackend(address="host:1").address
     'host:1'
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for trait in vars(cls).values():
+            if isinstance(trait, TraitType):
+                trait.tag(config=True)
 
     def __init__(self, *, config: Config | None = None, **values: Any) -> None:
         if unknown := sorted(values.keys() - self.class_traits(config=True).keys()):
@@ -60,23 +65,9 @@ class Section(Configurable):  # type: ignore[misc,unused-ignore]
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
-
     def with_values(self: S, **changes: Any) -> S:
         """Return a copy with these values."""
         return type(self)(**{**self._values(), **changes})
 
     def _values(self) -> Mapping[str, Any]:
         return {name: getattr(self, name) for name in self.class_traits(config=True)}
-
-
-def cap(what: str) -> Float[float | None, float | int | None]:
-    """Return a trait for an upper limit, which is off by default."""
-    # traitlets declares int where it means float.
-    return Float(None, allow_none=True, min=0.0, help=f"{what} (None: no cap).").tag(config=True)  # type: ignore[return-value]
-
-
-def seconds(default: float, what: str) -> Float[float, float | int]:
-    """Return a trait for a duration."""
-    return Float(default, min=0.0, help=what).tag(config=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from traitlets import List, Unicode
+from traitlets import Float, List, Unicode
 
-from roost.scheduler.config.section import Section, seconds
+from roost.scheduler.config.section import Section
 
 
 class AgentPerNodeSettings(Section):
     """How roost's agents on the nodes behave. Each backend adds its own settings in a subclass."""
 
-    address = Unicode("", help="Where the cluster manager listens.").tag(config=True)
+    address = Unicode("", help="Where the cluster manager listens.")
     python = Unicode(
         "",
         help="Interpreter of roost's agents on the nodes; empty: that of the cluster manager's processes there.",
-    ).tag(config=True)
-    preload = List(Unicode(), help="Modules that are imported before kernels are forked.").tag(config=True)
-    manager_grace_s = seconds(300.0, "How long kernels live on when the whole cluster is lost.")
-    agent_idle_exit_s = seconds(3600.0, "Agents leave their nodes after this time without leases.")
+    )
+    preload = List(Unicode(), help="Modules that are imported before kernels are forked.")
+    manager_grace_s = Float(300.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
+    agent_idle_exit_s = Float(
+        3600.0, min=0.0, help="Agents leave their nodes after this time without leases."
+    )

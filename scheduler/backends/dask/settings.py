@@ -14,10 +14,10 @@ class RoostDaskBackend(AgentPerNodeSettings):
         "",
         help="Where Dask's scheduler listens, tcp://host:port or tls://host:port, or the path of its scheduler file; "
         "empty: DASK_SCHEDULER_ADDRESS, else Dask's configuration.",
-    ).tag(config=True)
+    )
     tls_ca_file = Unicode(
         "",
         help="Certificate of the authority, for tls://; empty, like the next two: from Dask's configuration.",
-    ).tag(config=True)
-    tls_cert = Unicode("", help="Certificate with which roost connects to the cluster.").tag(config=True)
-    tls_key = Unicode("", help="File with the key of that certificate.").tag(config=True)
+    )
+    tls_cert = Unicode("", help="Certificate with which roost connects to the cluster.")
+    tls_key = Unicode("", help="File with the key of that certificate.")

@@ -12,19 +12,15 @@ from roost.scheduler.config.section import Memory, Section
 class RoostLocalBackend(Section):
     """`c.RoostLocalBackend`: the resources of this machine. roost measures the ones that are not set."""
 
-    cpus = Float(None, allow_none=True, min=0.0, help="CPUs to give out.").tag(config=True)
-    memory = Memory[int | None](None, allow_none=True, help="Memory to give out: '8GiB' or bytes.").tag(
-        config=True
-    )
-    gpus = Int(None, allow_none=True, min=0, help="GPUs to give out.").tag(config=True)
-    gpu_model = Unicode("", help="Model of the declared GPUs.").tag(config=True)
-    preload = List(Unicode(), help="Modules that are imported before kernels are forked.").tag(config=True)
+    cpus = Float(None, allow_none=True, min=0.0, help="CPUs to give out.")
+    memory = Memory[int | None](None, allow_none=True, help="Memory to give out: '8GiB' or bytes.")
+    gpus = Int(None, allow_none=True, min=0, help="GPUs to give out.")
+    gpu_model = Unicode("", help="Model of the declared GPUs.")
+    preload = List(Unicode(), help="Modules that are imported before kernels are forked.")
     labels = Dict(
         key_trait=Unicode(), value_trait=Unicode(), help="Labels that kernels can ask for: name → text."
-    ).tag(config=True)
-    taints = List(Unicode(), help="Only kernels that tolerate all these taints run on this machine.").tag(
-        config=True
     )
+    taints = List(Unicode(), help="Only kernels that tolerate all these taints run on this machine.")
 
     @validate("labels", "taints")
     def _check_names(self, proposal: Any) -> Any:

@@ -12,4 +12,4 @@ class RoostRayBackend(AgentPerNodeSettings):
 
     address = Unicode(
         "", help="Where Ray's GCS listens, host:port; empty: RAY_ADDRESS, else the cluster of this machine."
-    ).tag(config=True)
+    )

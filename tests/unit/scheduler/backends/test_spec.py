@@ -104,7 +104,7 @@ from roost.scheduler.config.section import Section
 from traitlets import Unicode
 
 class RoostCloudBackend(Section):
-    address = Unicode("").tag(config=True)
+    address = Unicode("")
 
 SPEC = BackendSpec(name="cloud", settings="cloudy:RoostCloudBackend", create="cloudy:create",
                    address_variable="CLOUD_ADDRESS")
