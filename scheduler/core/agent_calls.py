@@ -68,11 +68,11 @@ class Agents:
 
     async def client(self, address: AgentAddress) -> AgentClient:
         """Return the connection to that agent; raise `BackendUnavailable` if the agent does not answer in seconds."""
+        if (client := self.connected(address.endpoint)) is not None:
+            return client
         task = self._clients.get(address.endpoint)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None or task.done():
             task = self._clients[address.endpoint] = start_shared(self._connect(address))
-        if task.done():
-            return task.result()
         try:
             return await asyncio.shield(task)
         except (RpcError, asyncio.TimeoutError, OSError) as problem:
@@ -83,8 +83,9 @@ class Agents:
     def connected(self, endpoint: str) -> AgentClient | None:
         """Return the live connection to that endpoint, if there is one."""
         task = self._clients.get(endpoint)
-        is_there = task is not None and task.done() and not task.cancelled() and task.exception() is None
-        return task.result() if task is not None and is_there else None
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
 
     async def close(self) -> None:
         """Close all connections."""

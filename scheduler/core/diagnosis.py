@@ -25,68 +25,43 @@ async def diagnose(
     lease_ids = {lease.id for lease in reading.leases}
     settled = [record for record in table.records.values() if record.start is None]
     running = {process.kernel_id for process in reading.processes.values() if process.is_running}
-    found = [
-        _finding("error", f"lease {lease.id} has no kernel", "nothing: it is released now")
-        for lease in reading.leases
-        if table.is_own(lease) and lease.kernel_id not in table.records
-    ]
-    found += [
-        _finding("error", f"kernel {record.kernel_id} has lost its lease", "nothing: it is dropped now")
-        for record in settled
-        if record.lease is not None and record.lease.id not in lease_ids
-    ]
-    found += [
-        _finding("error", f"kernel {record.kernel_id} is listed but does not run", "nothing: it is noted now")
-        for record in settled
-        if record.phase is Phase.RUNNING and record.kernel_id not in running
-        if record.lease is None or record.lease.id not in reading.unanswered
-    ]
+    found: list[Finding] = []
+
+    def report(level: str, what: str, do: str) -> None:
+        found.append({"level": level, "what": what, "do": do})
+
+    for lease in reading.leases:
+        if table.is_own(lease) and lease.kernel_id not in table.records:
+            report("error", f"lease {lease.id} has no kernel", "nothing: it is released now")
+    for record in settled:
+        if record.lease is not None and record.lease.id not in lease_ids:
+            report("error", f"kernel {record.kernel_id} has lost its lease", "nothing: it is dropped now")
+        is_unknown = record.lease is not None and record.lease.id in reading.unanswered
+        if record.phase is Phase.RUNNING and record.kernel_id not in running and not is_unknown:
+            what = f"kernel {record.kernel_id} is listed but does not run"
+            report("error", what, "nothing: it is noted now")
     if found:
         reconciler.soon()
-    found += [
-        _finding(
-            "error", f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
-        )
-        for setting, problem in (await policies.check_configuration()).items()
-    ]
-    found += [
-        _finding(
-            "warning",
-            f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}",
-            f"run `roost stop {record.kernel_id}` if nobody wants it",
-        )
-        for record in table.records.values()
-        if not owners.is_alive(record.owner)
-    ]
-    if away := await _why_away(cluster):
-        found.append(_finding("error", away, "look at the cluster: no kernel starts until it is back"))
-    found += [
-        _finding(
-            "error", f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
-        )
-        for name in sorted(reading.unreachable)
-    ]
-    found += [
-        _finding("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
-        for node_id in sorted(cluster.draining)
-    ]
-    found += [
-        _finding("warning", f"policy {name} {problem}", f"correct it: until then {FALLBACK} ranks the nodes")
-        for name, problem in sorted(policies.failed.items())
-    ]
+    for setting, problem in (await policies.check_configuration()).items():
+        what, do = f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
+        report("error", what, do)
+    for record in table.records.values():
+        if not owners.is_alive(record.owner):
+            what = f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}"
+            report("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
+    try:
+        await cluster.snapshot()
+    except BackendUnavailable as away:
+        report("error", away.user_message, "look at the cluster: no kernel starts until it is back")
+    for name in sorted(reading.unreachable):
+        what = f"the agent on {name} does not answer"
+        report("error", what, "look at that machine; its kernels may be well")
+    for node_id in sorted(cluster.draining):
+        report("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
+    for name, problem in sorted(policies.failed.items()):
+        do = f"correct it: until then {FALLBACK} ranks the nodes"
+        report("warning", f"policy {name} {problem}", do)
     agree = (
         f"{len(table.records)} kernels, {len(lease_ids)} leases and {len(reading.processes)} processes agree"
     )
-    return found or [_finding("ok", agree, "")]
-
-
-async def _why_away(cluster: Cluster) -> str:
-    try:
-        await cluster.snapshot()
-    except BackendUnavailable as problem:
-        return problem.user_message
-    return ""
-
-
-def _finding(level: str, what: str, do: str) -> Finding:
-    return {"level": level, "what": what, "do": do}
+    return found or [{"level": "ok", "what": agree, "do": ""}]

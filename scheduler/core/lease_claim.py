@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Hashable, Mapping
+import time
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,13 +49,12 @@ def build_launch(start: StartKernel, deadline_s: float) -> Launch:
 
 @dataclass(frozen=True, slots=True)
 class LeaseClaimer:
-    """Takes leases for starts. `clock` is monotonic; deadlines are times on it."""
+    """Takes leases for starts. Deadlines are monotonic times."""
 
     cluster: Cluster
     table: KernelTable
     policies: PolicyCatalog
     reserve_after_s: float
-    clock: Callable[[], float]
 
     async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Take a lease for the record, and wait until it is held.
@@ -84,7 +84,7 @@ class LeaseClaimer:
         """Wait for room and claim it. On return the record has a lease, held or pending."""
         environment = start.argv[0] if start.may_fork and start.argv else ""
         request = replace(record.request, environment=environment)
-        queue, began = self.table.queue, self.clock()
+        queue, began = self.table.queue, time.monotonic()
         record.ticket = ticket = queue.join(record.kernel_id, _line(record))
         decision: Decision | None = None
         try:
@@ -106,7 +106,7 @@ class LeaseClaimer:
                     queue.explain(ticket, str(problem))
                     queue.retry(ticket, _AWAY_S)
                     continue
-                looked = self.clock()
+                looked = time.monotonic()
                 if ANYWHERE in avoid and avoid[ANYWHERE].holds(snapshot, looked):
                     continue
                 reasons = {name: _REFUSED for name, skip in avoid.items() if skip.holds(snapshot, looked)}
@@ -121,17 +121,17 @@ class LeaseClaimer:
                     ticket.hold = find_hold(decision, snapshot)
                     queue.explain(ticket, decision.reason)
                     continue
-                placed = self.clock()
+                placed = time.monotonic()
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
                 conflict = await self._claim(record, decision, build_launch(start, deadline - placed))
                 if conflict is None:
-                    record.timing_ms["leased"] = (self.clock() - placed) * 1e3
+                    record.timing_ms["leased"] = (time.monotonic() - placed) * 1e3
                     return
                 node_id = decision.placement.node_id if decision.placement else ANYWHERE
                 node = snapshot.node(node_id) if node_id in snapshot else None
                 node_id = ANYWHERE if conflict.is_everywhere else node_id
-                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node, self.clock())
+                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node, time.monotonic())
                 queue.retry(ticket, skip.for_s)
                 if node_id == ANYWHERE:
                     queue.explain(ticket, str(conflict))
@@ -177,7 +177,7 @@ class LeaseClaimer:
         while record.lease.state == "pending":
             record.lease_changed.clear()
             try:
-                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - self.clock()))
+                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
                 waited = f"{start.launch_timeout_s:g} s"
                 raise _out_of_time(waited, record.lease.reason, 1, record.decision) from None

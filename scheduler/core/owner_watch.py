@@ -1,8 +1,7 @@
 """Owners: whether the applications that hold kernels still live, and the rules for the kernels of an ended one.
 
-A pid and a start time name an application's process. Both are in the agents' records, so a restarted scheduler watches
-the same processes again. All clients come over a Unix socket, so they are on this machine, whatever its host name is
-today. An owner without a pid cannot be watched and counts as alive.
+A pid and a start time, which agents record too, name an application's process. All clients come over a Unix socket, so
+they are on this machine, whatever its host name is. An owner without a pid cannot be watched and counts as alive.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 Requests for the same amounts under the same policy form a line, first come first served. Only the head of a line is
 placed: when it becomes the head, and on every change of the cluster. Lines do not wait for each other: a request for a
-GPU does not delay a request for a CPU. The heads try in the order of their arrival, so that freed resources go to the
-longest-waiting request that fits. A node is reserved for a request that waits long (`NodeHold`), so that small requests
-cannot starve a large one.
+GPU does not delay a request for a CPU. The heads try in the order of their arrival. A node is reserved for a request
+that waits long (`NodeHold`), so that small requests cannot starve a large one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
@@ -44,13 +44,14 @@ class Ticket:
 
 
 class Queue:
-    """The lines. `on_moved` is called with a kernel's id after its position or its reason has changed.
-
-    `clock` is monotonic. The owner of `timers` closes them.
-    """
+    """The lines. `on_moved` is called with a kernel's id after its position or its reason has changed."""
 
     def __init__(
-        self, *, on_moved: Callable[[str], None], clock: Callable[[], float], timers: Timers
+        self,
+        *,
+        on_moved: Callable[[str], None],
+        timers: Timers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lines: dict[Hashable, list[Ticket]] = {}
         self._on_moved = on_moved
@@ -84,10 +85,7 @@ class Queue:
             self.wake()  # others may have the node that was reserved for it
 
     async def turn(self, ticket: Ticket, deadline: float) -> None:
-        """Wait until the ticket's request should be placed (again).
-
-        Raises `asyncio.TimeoutError` at `deadline` on the clock.
-        """
+        """Wait until the ticket's request should be placed (again); raise `asyncio.TimeoutError` at `deadline`."""
         if not ticket.event.is_set():
             await asyncio.wait_for(ticket.event.wait(), max(0.0, deadline - self._clock()))
         ticket.event.clear()
@@ -116,8 +114,7 @@ class Queue:
         tickets = self._lines.get(ticket.line, [])
         if ticket not in tickets:
             return 1, ticket.waits_for
-        position = tickets.index(ticket) + 1
-        return position, tickets[0].waits_for
+        return tickets.index(ticket) + 1, tickets[0].waits_for
 
     def _report_soon(self) -> None:
         if "report" not in self._timers:
@@ -133,10 +130,7 @@ class Queue:
 
 
 def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
-    """Return the node that is likely to have room first for a refused request.
-
-    It is the freest of the nodes that lack only amounts.
-    """
+    """Return the node that is likely to have room first: the freest of the nodes that lack only amounts."""
     short: dict[str, set[str]] = {}
     unfit = set()
     for refusal in decision.refusals:
@@ -147,9 +141,8 @@ def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
     nodes = [snapshot.node(node_id) for node_id in short.keys() - unfit]
     if not nodes:
         return None
-    best = max(
-        sorted(nodes, key=lambda n: n.id), key=lambda n: (n.gpus_free, n.memory_free_bytes, n.cpus_free)
-    )
+    nodes.sort(key=lambda node: node.id)
+    best = max(nodes, key=lambda node: (node.gpus_free, node.memory_free_bytes, node.cpus_free))
     return NodeHold(node_id=best.id, amounts=frozenset(short[best.id]))
 
 

@@ -1,31 +1,19 @@
-"""The scheduler: everything that its clients can ask of one queue in front of one backend.
-
-This class only puts the parts together: starts (`start`, `lease_claim`), ends (`ender`), the table of kernels
-(`kernel_table`), its comparison with the cluster (`reconcile`), and the rules for ended owners (`owner_watch`).
-"""
+"""The scheduler: everything that its clients can ask of one queue in front of one backend. Puts the parts together."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.tasks import Clock, Timers
+from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import Owner, Warm
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import (
-    BackendUnavailable,
-    Cancelled,
-    ConfigError,
-    LaunchError,
-    RoostError,
-    UnknownKernel,
-)
+from roost.scheduler.errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, UnknownKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
@@ -49,8 +37,7 @@ from .start import StartRunner
 class Scheduler:
     """`name` marks the leases of this scheduler. `folder` keeps drained nodes and recent requests.
 
-    `clock` is monotonic, and `timers` is the clock of all delays (the event loop by default). The scheduler belongs to
-    the event loop that calls `open`. Every call may be repeated, and raises `RoostError`.
+    The scheduler belongs to the event loop that calls `open`. Every call may be repeated, and raises `RoostError`.
     """
 
     def __init__(
@@ -61,13 +48,11 @@ class Scheduler:
         *,
         name: str = "scheduler",
         folder: Path | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        timers: Clock | None = None,
     ) -> None:
         self.events = EventStream()
         self._settings = settings
-        self._timers = Timers(timers)
-        self._queue = Queue(on_moved=self._on_moved, clock=clock, timers=self._timers)
+        self._timers = Timers()
+        self._queue = Queue(on_moved=self._on_moved, timers=self._timers)
         self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
         self._table = KernelTable(self._queue, self.events, name=name)
         self._ender = KernelEnder(self._cluster, self._table, self._timers)
@@ -75,10 +60,10 @@ class Scheduler:
         self.reconciler = Reconciler(
             self._cluster, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
         )
-        self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=clock)
+        self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
-        claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s, clock)
-        self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler, clock)
+        claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s)
+        self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler)
 
     async def open(self) -> None:
         """Join the cluster and read back the kernels of earlier schedulers."""
@@ -88,10 +73,7 @@ class Scheduler:
     async def close(self) -> None:
         """Leave. Kernels, leases and starts under way stay as they are, for the next scheduler."""
         await self._starts.close()
-        ends = [record.end for record in self._table.records.values() if record.end is not None]
-        for end in ends:
-            end.cancel()
-        await asyncio.gather(*ends, return_exceptions=True)
+        await cancel_all({record.end for record in self._table.records.values() if record.end is not None})
         self._timers.close()
         self._recent.close()
         await self.policies.close()
@@ -147,10 +129,7 @@ class Scheduler:
             self._starts.fail(kernel_id, launch_id, Cancelled(f"the start of {kernel_id} was taken back."))
 
     async def stop(self, kernel_id: str, grace_s: float, reason: str = "stopped") -> Kernel:
-        """End a kernel or its start and release its lease. Repeated, it gives the same answer.
-
-        If the agent is unreachable this raises, and the kernel ends as soon as the agent answers.
-        """
+        """End a kernel or its start and release its lease. Raises if the agent is unreachable, and then tries again."""
         record = self._table.get(kernel_id)
         return self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, reason)
 
@@ -181,10 +160,7 @@ class Scheduler:
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
-        """Let another application hold a kernel; return the kernel with its connection.
-
-        A live owner that can adopt (a Jupyter Server) is not replaced by an owner that cannot (a script).
-        """
+        """Let another application hold a kernel; return the kernel with its connection."""
         record = self._table.get(kernel_id)
         if record is not None and record.start is not None:
             await record.start.ended()
@@ -192,6 +168,7 @@ class Scheduler:
         if record is None:
             return self._ended(kernel_id)
         self.owners.watch(owner)
+        # A live owner that can adopt (a Jupyter Server) is not replaced by an owner that cannot (a script).
         is_kept = record.owner.can_adopt and not owner.can_adopt and self.owners.is_alive(record.owner)
         if not is_kept:
             record.owner = replace(owner, user=record.owner.user)
@@ -206,10 +183,7 @@ class Scheduler:
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
-        """Return where such a kernel would go now, and why; raise the error that a start would get.
-
-        If there is no room now, `soonest` names the kernels whose end would make room.
-        """
+        """Return where such a kernel would go now, and why; raise the error that a start would get."""
         await self._load_policy(request)
         request = self._admit(request, owner)
         snapshot = await self._cluster.snapshot()
@@ -218,6 +192,7 @@ class Scheduler:
         if decision.placement is None and not decision.is_never:
             leases = (await self._cluster.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}
+            # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
         return document
 
@@ -254,10 +229,7 @@ class Scheduler:
         return not self._table.records
 
     def _admit(self, request: Request, owner: Owner, but: str = "", *, has_lease: bool = False) -> Request:
-        """Return the request with the operator's defaults, or raise if its owner may not have it.
-
-        A restart keeps its lease, so it does not fail if its policy is gone.
-        """
+        """Return the request with the operator's defaults, or raise if its owner may not have it."""
         request = replace(with_defaults(request, self._settings), owner=owner.user)
         others = {
             record.kernel_id: record.request
@@ -266,7 +238,7 @@ class Scheduler:
         }
         admit(request, owner.user, others, self._settings)
         self._cluster.backend.check_request(request)
-        if not has_lease:
+        if not has_lease:  # a restart keeps its lease, and needs no policy
             self.policies.check(request.policy)
         return request
 
@@ -285,7 +257,7 @@ class Scheduler:
             raise self._unknown(kernel_id, f"there is no kernel {kernel_id}; see `roost kernels`.")
         return kernel
 
-    def _unknown(self, kernel_id: str, message: str) -> RoostError:
+    def _unknown(self, kernel_id: str, message: str) -> BackendUnavailable | UnknownKernel:
         """Return the error for an unknown kernel: it may live where an agent is unreachable."""
         if self.reconciler.unreachable:
             names = ", ".join(sorted(self.reconciler.unreachable))

@@ -1,16 +1,15 @@
 """One start from the queue to the running process, and back from any step: lease → launch.
 
-The steps are durable. A lease's id consists of the kernel's id and the launch's id, so a repeated claim finds the same
-lease, and an agent answers a repeated launch as it did the first. If a scheduler is killed in between, the client
-repeats its call, and the next scheduler goes on from there.
+Each step may be repeated: a lease's id has the launch's id, and an agent answers a repeated launch as it did the first.
+If a scheduler is killed in between, the client repeats its call, and the next scheduler goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 
 from roost.launchers.protocol.agent_client import AgentClient
@@ -33,21 +32,15 @@ _REMEMBERED = 1_000
 
 
 class StartRunner:
-    """Runs starts, and remembers how starts failed. `clock` is monotonic."""
+    """Runs starts, and remembers how starts failed."""
 
     def __init__(
-        self,
-        cluster: Cluster,
-        table: KernelTable,
-        claimer: LeaseClaimer,
-        reconciler: Reconciler,
-        clock: Callable[[], float],
+        self, cluster: Cluster, table: KernelTable, claimer: LeaseClaimer, reconciler: Reconciler
     ) -> None:
         self._cluster = cluster
         self._table = table
         self._claimer = claimer
         self._reconciler = reconciler
-        self._clock = clock
         self._failed: OrderedDict[tuple[str, str], RoostError] = OrderedDict()
         self._is_closing = False
 
@@ -76,7 +69,7 @@ class StartRunner:
     async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
         lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
         is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
-        deadline = self._clock() + start.launch_timeout_s
+        deadline = time.monotonic() + start.launch_timeout_s
         try:
             record.check_wanted()
             process = await self._bring_up(record, start, deadline)
@@ -114,20 +107,20 @@ class StartRunner:
             record.check_wanted()
             if record.lease.owner != record.owner:  # a restart by another application
                 record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
-            began = self._clock()
+            began = time.monotonic()
             try:
                 process = await self._launch(record.lease, start, deadline)
             except LeaseGone:
                 record.refuse()
                 continue
-            record.timing_ms["launched"] = (self._clock() - began) * 1e3
+            record.timing_ms["launched"] = (time.monotonic() - began) * 1e3
             return process
 
     async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
         """Launch in the lease, again if the connection to the agent is lost meanwhile."""
 
         async def launch(agent: AgentClient) -> KernelProcess:
-            remaining_s = deadline - self._clock()
+            remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 raise LaunchTimeout(
                     f"kernel {start.kernel_id} did not start within {start.launch_timeout_s:g} s."
