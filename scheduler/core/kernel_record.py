@@ -66,12 +66,15 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
 
 
 class StartTask:
-    """The task that brings a kernel up. It can be taken back once, and then undoes its steps."""
+    """The task that brings a kernel up. It can be taken back once, and then undoes its steps.
+
+    A start that `is_taken_back` refuses later cancellations.
+    """
 
     def __init__(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> None:
         self.late_exit: KernelProcess | None = None
         self._is_begun = False
-        self._is_taken_back = False
+        self.is_taken_back = False
         self._task = start_shared(self._run(run))
 
     async def _run(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> Kernel:
@@ -88,27 +91,15 @@ class StartTask:
 
     async def take_back(self) -> None:
         """Cancel the start, and wait until everything that it took is given back. May be repeated."""
-        if not self._is_taken_back:
-            self._is_taken_back = True
+        if not self.is_taken_back:
+            self.is_taken_back = True
             if self._is_begun:  # a task cancelled before its first step could not undo anything
                 self._task.cancel()
         await self.ended()
 
-    def seal(self) -> None:
-        """Refuse later cancellations: the start undoes itself already."""
-        self._is_taken_back = True
-
-    def check_wanted(self) -> None:
-        """Raise `CancelledError` if the start was taken back.
-
-        Before Python 3.12 `asyncio.wait_for` loses a cancellation that arrives with its result.
-        """
-        if self._is_taken_back:
-            raise asyncio.CancelledError
-
     async def abandon(self) -> None:
         """Cancel the start without undoing it, for the next scheduler to go on."""
-        self._is_taken_back = True
+        self.is_taken_back = True
         self._task.cancel()
         await self.ended()
 
@@ -139,9 +130,12 @@ class KernelRecord:
         return self.process is not None and self.process.is_running
 
     def check_wanted(self) -> None:
-        """Raise `CancelledError` if the start under way was taken back; see `StartTask.check_wanted`."""
-        if self.start is not None:
-            self.start.check_wanted()
+        """Raise `CancelledError` if the start under way was taken back.
+
+        Before Python 3.12 `asyncio.wait_for` loses a cancellation that arrives with its result.
+        """
+        if self.start is not None and self.start.is_taken_back:
+            raise asyncio.CancelledError
 
     # Transitions
 

@@ -60,10 +60,10 @@ class LeaseClaimer:
         """Take a lease for the record, and wait until it is held.
 
         Raises `NoNodeEver`, `NoNodeNow` at the deadline, `LaunchError` if the manager can never grant the lease, and
-        `BackendUnavailable`. A pending lease of an earlier scheduler is claimed again: the answer is the same.
+        `BackendUnavailable`.
         """
         avoid: dict[str, _Skipped] = {}
-        if record.lease is not None:
+        if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
             record.lease = await self.cluster.backend.claim(record.lease)
         while True:
             if record.lease is None:
@@ -131,7 +131,7 @@ class LeaseClaimer:
                 node_id = decision.placement.node_id if decision.placement else ANYWHERE
                 node = snapshot.node(node_id) if node_id in snapshot else None
                 node_id = ANYWHERE if conflict.is_everywhere else node_id
-                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node, time.monotonic())
+                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node)
                 queue.retry(ticket, skip.for_s)
                 if node_id == ANYWHERE:
                     queue.explain(ticket, str(conflict))
@@ -201,19 +201,22 @@ class _Skipped:
     """A node that refused (None: every node). It is skipped for a while, or until its resources change."""
 
     node: Node | None
-    since: float
     for_s: float
+    until: float
 
     @classmethod
-    def after(cls, earlier: _Skipped | None, node: Node | None, now: float) -> _Skipped:
+    def after(cls, earlier: _Skipped | None, node: Node | None) -> _Skipped:
         """Skip twice as long as the last time, with jitter, so that schedulers do not retry together."""
         first_s, longest_s = _SKIP_S
         for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
-        return cls(node=node, since=now, for_s=for_s * random.uniform(0.8, 1.2))
+        for_s *= random.uniform(0.8, 1.2)
+        return cls(node=node, for_s=for_s, until=time.monotonic() + for_s)
 
     def holds(self, snapshot: Snapshot, now: float) -> bool:
         """True while the node would refuse again."""
-        return now - self.since < self.for_s and (self.node is None or _is_unchanged(self.node, snapshot))
+        if now >= self.until or self.node is None:
+            return now < self.until
+        return self.node.id in snapshot and _promised(snapshot.node(self.node.id)) == _promised(self.node)
 
 
 def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[str, Any] | None) -> NoNodeNow:
@@ -228,25 +231,14 @@ def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
 
 
 def _line(record: KernelRecord) -> Hashable:
-    """Return the queue's line: identical requests under one policy share one.
-
-    A request without amounts gets a line of its own.
-    """
+    """Return the queue's line, which identical requests share. A request without amounts gets one of its own."""
     request = record.request
     if request.is_best_effort and not request.resources:
         return record.kernel_id
     return replace(request, environment="", owner="", near={})
 
 
-def _is_unchanged(node: Node, snapshot: Snapshot) -> bool:
-    """True if the same resources of the node are promised as when it refused."""
-    if node.id not in snapshot:
-        return False
-    now = snapshot.node(node.id)
-
-    def promised(which: Node) -> tuple[Any, ...]:
-        devices = tuple(device.promised for device in which.devices)
-        sums = which.cpus_promised, which.memory_promised_bytes, which.gpus_promised
-        return *sums, which.resources_promised, devices
-
-    return promised(now) == promised(node)
+def _promised(node: Node) -> tuple[Any, ...]:
+    devices = tuple(device.promised for device in node.devices)
+    sums = node.cpus_promised, node.memory_promised_bytes, node.gpus_promised
+    return *sums, node.resources_promised, devices

@@ -1,7 +1,4 @@
-"""Keep the table of kernels true: compare it with leases and agents, at start and on every event.
-
-The invariant: no kernel without a lease, no lease without a kernel, beyond seconds of grace.
-"""
+"""Keep the table of kernels true: no kernel without a lease, no lease without a kernel, beyond seconds of grace."""
 
 from __future__ import annotations
 
@@ -37,8 +34,7 @@ _ANSWER_S = 5.0
 class Reading:
     """Leases, and the processes in them by lease id.
 
-    `unanswered` are the ids of leases whose agents do not answer. `unreachable` names these agents, and the agents that
-    the backend could not ask for their leases.
+    `unanswered` are the leases (ids) whose agents do not answer. `unreachable` has their agents' names, and others.
     """
 
     leases: Sequence[Lease]
@@ -68,7 +64,7 @@ class Reconciler:
         self._timers = timers
         self._claim_grace_s = claim_grace_s
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._is_reading = False
+        self._reading = asyncio.Lock()
         self._must_read = False
 
     async def open(self) -> None:
@@ -111,24 +107,18 @@ class Reconciler:
     ) -> tuple[list[T], set[str]]:
         """Call each agent of these leases once; return the answers, and the ids of the leases without one."""
         held = [lease for lease in leases if lease.state == "held"]
-        addresses = await asyncio.gather(
-            *(_try(partial(self._cluster.backend.agent, lease)) for lease in held)
-        )
-        by_endpoint: dict[str, list[Lease]] = {}
-        unreachable = set()
+        ask_address = self._cluster.backend.agent
+        addresses = await asyncio.gather(*(_try(partial(ask_address, lease)) for lease in held))
+        groups: dict[str, list[Lease]] = {}
         for lease, address in zip(held, addresses, strict=True):
-            if address is None:
-                unreachable.add(lease.id)
-            else:
-                by_endpoint.setdefault(address.endpoint, []).append(lease)
-        groups = list(by_endpoint.values())
-        answers = await asyncio.gather(
-            *(_try(partial(self._cluster.call, group[0], call)) for group in groups)
-        )
-        for group, answer in zip(groups, answers, strict=True):
+            groups.setdefault(address.endpoint if address else "", []).append(lease)
+        unanswered = {lease.id for lease in groups.pop("", ())}
+        calls = (_try(partial(self._cluster.call, group[0], call)) for group in groups.values())
+        answers = await asyncio.gather(*calls)
+        for group, answer in zip(groups.values(), answers, strict=True):
             if answer is None:
-                unreachable |= {lease.id for lease in group}
-        return [answer for answer in answers if answer is not None], unreachable
+                unanswered |= {lease.id for lease in group}
+        return [answer for answer in answers if answer is not None], unanswered
 
     async def _read_back_or_retry(self) -> None:
         try:
@@ -138,17 +128,12 @@ class Reconciler:
             self.soon(RETRY_S)
 
     async def _read_back(self) -> None:
-        """Reconcile until nobody has asked for it in the meantime. Only one reading runs at a time."""
+        """Reconcile, unless a reading has begun since this was asked for. Only one reading runs at a time."""
         self._must_read = True
-        if self._is_reading:
-            return
-        self._is_reading = True
-        try:
-            while self._must_read:
+        async with self._reading:
+            if self._must_read:
                 self._must_read = False
                 await self._reconcile()
-        finally:
-            self._is_reading = False
 
     async def _reconcile(self) -> None:
         # Leases are compared with the records as they were before the reading: a lease taken meanwhile is not in it.
@@ -263,10 +248,8 @@ class Reconciler:
 
 
 async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
-    """Return the answer, or None if there is none in time.
-
-    It takes a function, because a coroutine that is cancelled before its first step is reported as never awaited.
-    """
+    """Return the answer, or None if there is none in time."""
+    # `ask` is a function, because a coroutine that is cancelled before its first step is reported as never awaited.
     try:
         return await asyncio.wait_for(ask(), _ANSWER_S)
     except (BackendUnavailable, UnknownKernel, asyncio.TimeoutError):

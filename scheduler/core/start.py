@@ -71,28 +71,28 @@ class StartRunner:
         is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
         deadline = time.monotonic() + start.launch_timeout_s
         try:
-            record.check_wanted()
-            process = await self._bring_up(record, start, deadline)
-            record.check_wanted()
-            record.run(process)
-            self._table.publish("running", record)
-            return record.view(self._table.queue, with_connection=True)
-        except asyncio.CancelledError:
-            if self._is_closing:
-                raise
-            error: RoostError = Cancelled(f"the start of kernel {start.kernel_id} was taken back.")
-            await self._undo(record, start, task, error, is_restart=is_restart)
-            raise error from None
-        except RoostError as problem:
-            await self._undo(record, start, task, problem, is_restart=is_restart)
-            raise
-        except Exception as problem:  # a defect, ours or a policy's: nothing may stay behind
-            log.exception("kernel=%s its start failed", record.kernel_id)
-            error = LaunchError(
-                f"the scheduler failed to start the kernel ({type(problem).__name__}: {problem}); its log says more."
-            )
-            await self._undo(record, start, task, error, is_restart=is_restart)
-            raise error from problem
+            try:
+                record.check_wanted()
+                process = await self._bring_up(record, start, deadline)
+                record.check_wanted()
+                record.run(process)
+                self._table.publish("running", record)
+                return record.view(self._table.queue, with_connection=True)
+            except asyncio.CancelledError:
+                if self._is_closing:
+                    raise
+                error: RoostError = Cancelled(f"the start of kernel {start.kernel_id} was taken back.")
+            except RoostError as problem:
+                error = problem
+            except Exception as problem:  # a defect, ours or a policy's: nothing may stay behind
+                log.exception("kernel=%s its start failed", record.kernel_id)
+                error = LaunchError(
+                    f"the scheduler failed to start the kernel ({type(problem).__name__}: {problem}); "
+                    "its log says more."
+                )
+            task.is_taken_back = True  # the start undoes itself already
+            await self._undo(record, error, is_restart=is_restart)
+            raise error
         finally:
             record.start = None
             if task.late_exit is not None:  # the kernel ended before its start did
@@ -130,18 +130,9 @@ class StartRunner:
 
         return await self._cluster.call(lease, launch)
 
-    async def _undo(
-        self,
-        record: KernelRecord,
-        start: StartKernel,
-        task: StartTask,
-        error: RoostError,
-        *,
-        is_restart: bool,
-    ) -> None:
+    async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:
         """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
-        task.seal()
-        self.fail(start.kernel_id, start.launch_id, error)
+        self.fail(record.kernel_id, record.launch_id, error)
         lease = record.lease
         keeps_lease = is_restart and lease is not None and lease.state == "held"
         try:
