@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
@@ -20,22 +20,38 @@ _REMEMBERED = 500
 
 Observer = Callable[[KernelRecord], None]
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class LastEntries(dict[K, V]):
+    """A dict that keeps only the last `most` new entries."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def __setitem__(self, key: K, value: V) -> None:
+        super().__setitem__(key, value)
+        if len(self) > self._most:
+            del self[next(iter(self))]
+
 
 class KernelTable:
     """Records by kernel id; `ended` has the last kernels that are gone, as they were at their end.
 
-    `name` marks the leases of this scheduler. `on_exit` and `on_drop` are called after each exit and drop.
+    `name` marks the leases of this scheduler. `on_exit` and `on_drop` are called after each exit and drop. `released`
+    has the ids of released leases: a manager may show them for a while, and no kernel comes back for them.
     """
 
     def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
         self.records: dict[str, KernelRecord] = {}
-        self.ended: OrderedDict[str, Kernel] = OrderedDict()
+        self.ended = LastEntries[str, Kernel](_REMEMBERED)
+        self.released = LastEntries[str, None](_REMEMBERED)
         self.on_exit: Observer = lambda _: None
         self.on_drop: Observer = lambda _: None
         self.queue = queue
         self.events = events
         self._name = name
-        self._released: OrderedDict[str, None] = OrderedDict()
 
     def lease_id(self, kernel_id: str, launch_id: str) -> str:
         """Return the id of the lease that a start takes: the same id whenever that start is repeated."""
@@ -121,28 +137,14 @@ class KernelTable:
         own = record.process.reason if record.process is not None and not record.runs else ""
         record.reason = record.reason or own or reason
         self.ended[record.kernel_id] = replace(record.view(self.queue), state="exited")
-        while len(self.ended) > _REMEMBERED:
-            self.ended.popitem(last=False)
         if record.lease is not None:
-            self.note_released(record.lease.id)
+            self.released[record.lease.id] = None
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
         self.on_drop(record)
 
     def ended_id(self, prefix: str) -> str:
         """Return the id of the latest ended kernel whose id begins with `prefix`; `prefix` itself if there is none."""
         return next((known for known in reversed(self.ended) if prefix and known.startswith(prefix)), prefix)
-
-    def note_released(self, lease_id: str) -> None:
-        """Remember a released lease: a manager may show it for a while, and no kernel comes back for it."""
-        self._released[lease_id] = None
-        while len(self._released) > _REMEMBERED:
-            self._released.popitem(last=False)
-
-    def forget_released(self, lease_id: str) -> None:
-        self._released.pop(lease_id, None)
-
-    def was_released(self, lease_id: str) -> bool:
-        return lease_id in self._released
 
     def _prefix(self, kernel_id: str) -> str:
         return f"roost:{kernel_id}:{self._name}/"

@@ -154,7 +154,7 @@ class Reconciler:
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
         """Compare one lease with its record. `is_known`: its agent has answered, so no process means none."""
         record = self._table.get(lease.kernel_id)
-        if record is None and self._table.was_released(lease.id):
+        if record is None and lease.id in self._table.released:
             self._ender.release_soon(lease)
             return
         if record is None:
@@ -188,7 +188,7 @@ class Reconciler:
                 continue
             if record.start is None:
                 self._table.drop(record, "its lease is gone")
-                self._table.forget_released(lease.id)  # nobody released it: it may be found again
+                self._table.released.pop(lease.id, None)  # nobody released it: it may be found again
             elif record.phase is Phase.PENDING:
                 record.update_lease(_lose(lease, "its lease is gone"))  # its start claims another
 
@@ -229,7 +229,7 @@ class Reconciler:
         elif event.kind in ("lost", "released"):
             record = self._table.with_lease(event.lease_id)
             if event.kind == "released":
-                self._table.note_released(event.lease_id)
+                self._table.released[event.lease_id] = None
             if record is None or record.start is not None:
                 return
             if event.kind == "lost":  # the exit that follows has this reason

@@ -49,6 +49,7 @@ class Scheduler:
         name: str = "scheduler",
         folder: Path | None = None,
     ) -> None:
+        self.backend = backend
         self.events = EventStream()
         self._settings = settings
         self._timers = Timers()
@@ -67,7 +68,7 @@ class Scheduler:
 
     async def open(self) -> None:
         """Join the cluster and read back the kernels of earlier schedulers."""
-        await self._cluster.backend.open()
+        await self.backend.open()
         await self.reconciler.open()
 
     async def close(self) -> None:
@@ -77,19 +78,13 @@ class Scheduler:
         self._timers.close()
         self._recent.close()
         await self.policies.close()
-        for part in (self.owners, self._ender, self.reconciler, self._cluster.backend, self._cluster.agents):
+        for part in (self.owners, self._ender, self.reconciler, self.backend, self._cluster.agents):
             await part.close()
-
-    @property
-    def address(self) -> str:
-        """Where the cluster is, for people."""
-        return self._cluster.backend.address
 
     async def start(self, start: StartKernel) -> Kernel:
         """Start a kernel. A repeated launch id joins its start, or gets the same answer."""
         await self._load_policy(start.request)  # first, because it may wait
-        failure = self._starts.failure(start)
-        if failure is not None:
+        if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
         record = self._table.get(start.kernel_id)
         while record is not None and record.end is not None:
@@ -126,7 +121,8 @@ class Scheduler:
             if launch_id and record.runs:
                 await self.stop(kernel_id, 0.0, "its start was taken back")
         if launch_id:
-            self._starts.fail(kernel_id, launch_id, Cancelled(f"the start of {kernel_id} was taken back."))
+            error = Cancelled(f"the start of {kernel_id} was taken back.")
+            self._starts.failed[kernel_id, launch_id] = error
 
     async def stop(self, kernel_id: str, grace_s: float, reason: str = "stopped") -> Kernel:
         """End a kernel or its start and release its lease. Raises if the agent is unreachable, and then tries again."""
@@ -173,7 +169,7 @@ class Scheduler:
         if not is_kept:
             record.owner = replace(owner, user=record.owner.user)
             if (lease := record.lease) is not None:
-                transferred = await self._cluster.backend.transfer(lease, record.owner)
+                transferred = await self.backend.transfer(lease, record.owner)
                 record.lease = transferred if record.lease is lease else record.lease
         return record.view(self._queue, with_connection=True)
 
@@ -190,7 +186,7 @@ class Scheduler:
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         if decision.placement is None and not decision.is_never:
-            leases = (await self._cluster.backend.leases()).leases
+            leases = (await self.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}
             # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
@@ -216,10 +212,6 @@ class Scheduler:
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
         await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=asked.argv, env=asked.env)))
 
-    async def warm_up(self) -> int:
-        """Start the agents of all nodes; return their number."""
-        return await self._cluster.backend.warm_up()
-
     async def doctor(self) -> list[Finding]:
         """Return what disagrees, and what to do about it."""
         return await diagnose(self._cluster, self._table, self.reconciler, self.owners, self.policies)
@@ -237,7 +229,7 @@ class Scheduler:
             if record.owner.user == owner.user and record.kernel_id != but
         }
         admit(request, owner.user, others, self._settings)
-        self._cluster.backend.check_request(request)
+        self.backend.check_request(request)
         if not has_lease:  # a restart keeps its lease, and needs no policy
             self.policies.check(request.policy)
         return request

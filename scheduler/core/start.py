@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from dataclasses import replace
 
 from roost.launchers.protocol.agent_client import AgentClient
@@ -21,14 +20,14 @@ from roost.scheduler.service.messages import Kernel, StartKernel
 from .agent_calls import LeaseGone
 from .cluster import Cluster
 from .kernel_record import KernelRecord, StartTask
-from .kernel_table import KernelTable
+from .kernel_table import KernelTable, LastEntries
 from .lease_claim import LeaseClaimer, build_launch
 from .reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1_000
-"""At most this many failed starts are remembered, to answer their repetitions."""
+"""At most this many failed starts are remembered."""
 
 
 class StartRunner:
@@ -41,7 +40,8 @@ class StartRunner:
         self._table = table
         self._claimer = claimer
         self._reconciler = reconciler
-        self._failed: OrderedDict[tuple[str, str], RoostError] = OrderedDict()
+        self.failed = LastEntries[tuple[str, str], RoostError](_REMEMBERED)
+        """By kernel and launch id: a repeated start gets the same error and starts nothing."""
         self._is_closing = False
 
     async def close(self) -> None:
@@ -55,16 +55,6 @@ class StartRunner:
         record.ask(start)
         record.start = StartTask(lambda task: self._run(record, start, task))
         return record.start
-
-    def failure(self, start: StartKernel) -> RoostError | None:
-        """Return how this very start has failed already, if it has."""
-        return self._failed.get((start.kernel_id, start.launch_id))
-
-    def fail(self, kernel_id: str, launch_id: str, error: RoostError) -> None:
-        """Remember a failed start: repeated, it gets the same error and starts nothing."""
-        self._failed[kernel_id, launch_id] = error
-        while len(self._failed) > _REMEMBERED:
-            self._failed.popitem(last=False)
 
     async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
         lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
@@ -132,7 +122,7 @@ class StartRunner:
 
     async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:
         """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
-        self.fail(record.kernel_id, record.launch_id, error)
+        self.failed[record.kernel_id, record.launch_id] = error
         lease = record.lease
         keeps_lease = is_restart and lease is not None and lease.state == "held"
         try:

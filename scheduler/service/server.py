@@ -86,7 +86,7 @@ class Service:
     def greeting(self) -> dict[str, Any]:
         """Return the version and process of this service, and its cluster."""
         who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
-        return {**who, "backend": self._spec.name, "address": self._scheduler.address}
+        return {**who, "backend": self._spec.name, "address": self._scheduler.backend.address}
 
     async def close(self) -> None:
         self._stop_listening()
@@ -113,7 +113,7 @@ class Service:
             "logs": lambda peer, asked: scheduler.logs(asked.kernel_id, asked.tail_bytes),
             "drain": lambda peer, asked: scheduler.drain(asked.node_id, asked.on),
             "warm": lambda peer, asked: scheduler.warm(asked),
-            "up": lambda peer, _: scheduler.warm_up(),
+            "up": lambda peer, _: scheduler.backend.warm_up(),
             "add_policy": lambda peer, asked: scheduler.policies.add(asked),
             "check_policies": lambda peer, asked: scheduler.policies.find_problems(asked.names),
             "doctor": lambda peer, _: scheduler.doctor(),
