@@ -13,4 +13,11 @@ from .cluster import Kubelets, leftovers
 from .image import PYTHON
 from .node import GPUS, Machine
 
-__all__ = ["GPUS", "PYTHON", "Api", "Kubelets", "Machine", "Refused", "leftovers", "why_not"]
+MACHINES = (
+    Machine(cpus=4, gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),
+    Machine(cpus=2, gpus=2, gpu_model="NVIDIA-A100-SXM4-40GB", gpu_memory_mib=40960),
+    Machine(cpus=2, labels={"zone": "b"}),
+)
+"""The nodes of the cluster that the tests share, and of `python -m kubelets up`. All have 8 GiB. No GPU is real."""
+
+__all__ = ["GPUS", "MACHINES", "PYTHON", "Api", "Kubelets", "Machine", "Refused", "leftovers", "why_not"]

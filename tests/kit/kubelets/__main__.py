@@ -6,16 +6,11 @@ import argparse
 import sys
 import time
 
-from . import Machine, leftovers, why_not
+from . import MACHINES, leftovers, why_not
 from .build import build
 from .cluster import clusters, end_keeper, new_folder, order, start_keeper, write_kubeconfig
 from .network import NUMBERS
 
-MACHINES = (
-    Machine(gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),
-    Machine(gpus=2, gpu_model="NVIDIA-A100-SXM4-40GB", gpu_memory_mib=40960),
-    Machine(labels={"zone": "b"}),
-)
 ORDERS = ("kill", "begin", "pause", "resume", "power_off", "power_on", "cut", "reconnect")
 
 

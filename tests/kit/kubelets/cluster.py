@@ -124,14 +124,16 @@ def new_folder(number: int = 0) -> Path:
 
 def start_keeper(folder: Path, machines: Sequence[Machine], *, is_tied: bool) -> subprocess.Popen[str]:
     """Start a cluster in an empty folder. Raise RuntimeError, with nothing left, if it does not come up."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _KEEPER, str(folder), *(["--tied"] if is_tied else [])],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_KIT), keeper.MARK: str(folder)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with open(folder / "keeper.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _KEEPER, str(folder), *(["--tied"] if is_tied else [])],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_KIT), keeper.MARK: str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps([dataclasses.asdict(machine) for machine in machines]) + "\n")
@@ -174,7 +176,7 @@ def clusters() -> Path:
 
 def sweep() -> None:
     """Remove the files and cgroups of clusters whose keeper was killed."""
-    for folder in clusters().iterdir():
+    for folder in clusters().glob("[0-9]*"):
         with contextlib.suppress(BlockingIOError, FileNotFoundError), keeper.locked(folder):
             keeper.remove(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import uuid
@@ -33,8 +34,10 @@ _NEVER_EVICTS = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The declared resources of one node. It has the CPUs and the memory of this machine."""
+    """The declared resources of one node. Kubernetes takes them for real; this machine may have less."""
 
+    cpus: int = 4
+    memory_bytes: int = 8 << 30
     gpus: int = 0
     gpu_model: str = ""
     gpu_memory_mib: int = 0
@@ -76,8 +79,12 @@ class Node:
 
     def prepare(self, authority: Authority, server: str) -> None:
         """Write its files: settings, credentials and its own copy of the images."""
-        for name in ("lib", "log", "sysctl", "tmp", "networks", "lib/kubelet"):
+        cpus = [f"cpus/cpu{index}" for index in range(self._machine.cpus)]
+        for name in ("lib/kubelet", "log", "networks", "numa", "sysctl", "tmp", *cpus):
             (self._folder / name).mkdir(parents=True)
+        total = f"MemTotal: {self._machine.memory_bytes >> 10} kB"
+        meminfo = re.sub("^MemTotal:.*", total, Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+        (self._folder / "meminfo").write_text(meminfo)
         self._copy_store()
         for name, value in _SYSCTLS.items():
             (self._folder / "sysctl" / name.replace("/", ".")).write_text(f"{value}\n")
@@ -89,7 +96,7 @@ class Node:
         (self._folder / "containerd.toml").write_text(settings)
         (self._folder / "networks" / "10-bridge.conflist").write_text(json.dumps(self._bridge()))
         (self._folder / "kubelet.json").write_text(json.dumps(self._kubelet_settings(authority)))
-        (self._folder / "resolv.conf").write_text("")
+        (self._folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # every lookup fails at once
 
     def set_up(self, environment: Mapping[str, str], control_plane: Namespaces) -> None:
         """Make its namespaces, and connect them to the bridge."""
@@ -113,6 +120,9 @@ class Node:
             {binds}
             mount --rbind {self._folder}/lib /var/lib
             mount --bind {self._folder}/log /var/log
+            mount --bind {self._folder}/cpus /sys/devices/system/cpu
+            mount --bind {self._folder}/numa /sys/devices/system/node
+            mount --bind {self._folder}/meminfo /proc/meminfo
             mount -t tmpfs tmpfs /run
             mkdir /run/netns
             echo {self.name} > /proc/sys/kernel/hostname
