@@ -1,4 +1,4 @@
-"""Clusters by hand: PYTHONPATH=tests/kit python -m kubelets build | up | down | user | order | leftovers."""
+"""Clusters by hand: `PYTHONPATH=tests/kit python -m kubelets --help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 
 from . import MACHINES, leftovers, why_not
-from .build import build
+from .build import build, install
 from .cluster import clusters, end_keeper, new_folder, order, start_keeper, write_kubeconfig
 from .network import NUMBERS
 
@@ -20,7 +20,7 @@ def main() -> int | str:
         "--number", type=int, default=NUMBERS[0], help="its network is 10.<number> (%(default)s)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build", help="build the program and the images, once")
+    commands.add_parser("build", help="install Debian's packages, and build the program and the images, once")
     commands.add_parser("up", help="start a cluster that lasts until `down`")
     commands.add_parser("down", help="end it")
     commands.add_parser(
@@ -36,6 +36,7 @@ def main() -> int | str:
     folder = clusters() / str(chosen.number)
     began = time.monotonic()
     if chosen.command == "build":
+        install()
         build()
     elif chosen.command == "up":
         if reason := why_not():

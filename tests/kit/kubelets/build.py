@@ -52,8 +52,7 @@ def why_not_build() -> str | None:
     """Return what is missing for a build, in one sentence, or None."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "clusters of kubelets need Linux and root"
-    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
-    if missing or not containerd.CNI_PLUGINS.is_dir():
+    if not _are_packages_there():
         return f"Debian packages are missing: apt-get install --no-install-recommends {' '.join(PACKAGES)}"
     modules = [name for name in ("cryptography", "urllib3") if importlib.util.find_spec(name) is None]
     if modules:
@@ -67,8 +66,21 @@ def why_not() -> str | None:
     """Return why no cluster can start here, in one sentence, or None."""
     reason = why_not_build()
     if reason is None and not (program().exists() and images().exists()):
-        return "Kubernetes is not built yet: PYTHONPATH=tests/kit python -m kubelets build (10 minutes, once)"
+        return "Kubernetes is not built yet: `make kubernetes` (10 minutes, once)"
     return reason
+
+
+def install() -> None:
+    """Install the Debian packages, unless they are there."""
+    if _are_packages_there():
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+        subprocess.run(["apt-get", "--quiet", *command], env=environment, check=True)
+
+
+def _are_packages_there() -> bool:
+    return all(shutil.which(name) for name in _PROGRAMS) and containerd.CNI_PLUGINS.is_dir()
 
 
 def build(report: Callable[[str], object] = print) -> None:
