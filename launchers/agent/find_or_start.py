@@ -74,9 +74,8 @@ def is_older(announced: Mapping[str, Any]) -> bool:
     if parse_version(str(announced["version"])) < parse_version(VERSION):
         return True
     if announced["protocol"] != PROTOCOL:
-        raise DaemonError(
-            f"the agent on this machine has version {announced['version']}, newer than {VERSION}: upgrade roost"
-        )
+        newer = f"has version {announced['version']}, newer than {VERSION}"
+        raise DaemonError(f"the agent on this machine {newer}: upgrade roost")
     return False
 
 

@@ -114,14 +114,11 @@ class Agent:
         self._managed.resume()
         self._watch_idleness()
 
-    def begin(self, assignment: messages.Assignment) -> None:
-        """Note the assigned lease and begin its launch, unless the lease is here already. Raises `Conflict`."""
-        lease_id = assignment.reserve.lease.id
-        if lease_id in self._ledger:
+    async def begin(self, assignment: messages.Assignment) -> None:
+        """Note the assigned lease and begin its launch, unless the lease is here already. Raises `RemoteError`."""
+        if assignment.reserve.lease.id in self._ledger:
             return
-        self._ledger.reserve(assignment.reserve)
-        self._expire_later(lease_id, max(UNUSED_LEASE_S, assignment.reserve.linger_s))
-        self._watch_idleness()
+        await self._reserve(b"", assignment.reserve)
         if assignment.launch is not None:
             spawn(self._launch(b"", assignment.launch), self._tasks, log)
 
@@ -137,7 +134,7 @@ class Agent:
         self._measured.devices.close()
 
     async def _subscribe(self, peer: bytes, _: Nothing) -> None:
-        self.server.subscribe(peer)
+        self.server.subscribers.add(peer)
 
     async def _reserve(self, peer: bytes, request: messages.Reserve) -> Lease:
         is_new = self._ledger.get(request.lease.id) is None
@@ -331,14 +328,12 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
     with hold(folder):
         assignment = read_assignment(settings.assignment)
-        client_keys: dict[str, str] = {}
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
+        client_keys = {"server": public, "public": client_public, "secret": client_secret}
+        keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
         if assignment is not None:
-            keys = assignment.keys
-        else:
-            public, secret = (key.decode() for key in zmq.curve_keypair())
-            client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
-            keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
-            client_keys = {"server": public, "public": client_public, "secret": client_secret}
+            keys, client_keys = assignment.keys, {}
         agent = Agent(folder, settings, keys)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -346,7 +341,7 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
         try:
             agent.adopt()
             if assignment is not None:
-                agent.begin(assignment)
+                await agent.begin(assignment)
             endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:{settings.port or '*'}")
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announce(folder, {**announced, "settings": encode(settings)})

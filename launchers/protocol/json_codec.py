@@ -72,9 +72,7 @@ def _decode(kind: Any, value: Any, where: str, lax: bool) -> Any:
         if not isinstance(value, Mapping):
             raise WireError(f"{where} must be an object, not {type(value).__name__}")
         item = typing.get_args(kind)[1]
-        return {
-            _text(key, where): _decode(item, element, f"{where}.{key}", lax) for key, element in value.items()
-        }
+        return {str(key): _decode(item, element, f"{where}.{key}", lax) for key, element in value.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(typing.cast(type, kind), value, where, lax)
     return _decode_plain(kind, value, where)
@@ -121,9 +119,3 @@ def _decode_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise WireError(f"{where} must be a finite number, not {value}")
     return value
-
-
-def _text(key: Any, where: str) -> str:
-    if not isinstance(key, str):
-        raise WireError(f"{where} must have text keys")
-    return key

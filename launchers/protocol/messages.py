@@ -62,9 +62,8 @@ class AgentAddress:
 class Reserve:
     """A request for a lease from the agent's ledger. Repeated with the same lease id, it gives the same answer.
 
-    The ledger prefers `lease.device_ids`, but grants others if need be. It records a lease unchanged that a manager has
-    granted (`is_granted`).
-    `linger_s`: how long the lease outlives a kernel that ended by itself, for a restarter.
+    The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), it records these
+    unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, for a restarter.
     """
 
     lease: Lease
@@ -131,10 +130,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What the agent of a pod gets with its pod: its keys, the lease that it notes, and the launch that it begins.
-
-    The launch begins before anyone asks. Whoever asks for it later joins it.
-    """
+    """The work of an agent from its start: its keys, a lease to note, and a launch to begin. Later calls join it."""
 
     keys: ServerKeys
     reserve: Reserve

@@ -14,9 +14,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-MAX_MESSAGE_BYTES = 8 << 20
-HEARTBEAT_MS = 2_000
-HEARTBEAT_TIMEOUT_MS = 8_000
+
+def set_limits(socket: Any) -> None:
+    """Limit the size of messages, and have ZeroMQ notice within seconds that the other side is gone."""
+    import zmq  # here, because `messages` must not need it
+
+    socket.setsockopt(zmq.MAXMSGSIZE, 8 << 20)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 8_000)
 
 
 class RpcError(Exception):

@@ -16,16 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 from roost.launchers.daemon.tasks import cancel_all, spawn
 
 from .json_codec import encode
-from .rpc import (
-    HEARTBEAT_MS,
-    HEARTBEAT_TIMEOUT_MS,
-    MAX_MESSAGE_BYTES,
-    ClientKeys,
-    Disconnected,
-    RemoteError,
-    RpcError,
-    Unauthorized,
-)
+from .rpc import ClientKeys, Disconnected, RemoteError, RpcError, Unauthorized, set_limits
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +49,7 @@ class RpcClient:
         self._context = zmq.asyncio.Context()
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        set_limits(socket)
         if self._keys is not None:
             socket.curve_secretkey = self._keys.secret.encode()
             socket.curve_publickey = self._keys.public.encode()

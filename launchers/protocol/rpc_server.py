@@ -17,7 +17,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from roost.launchers.daemon.tasks import cancel_all, spawn
 
 from .json_codec import WireError, decode, encode
-from .rpc import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, MAX_MESSAGE_BYTES, RemoteError, ServerKeys
+from .rpc import RemoteError, ServerKeys, set_limits
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Operation:
 class RpcServer:
     """A server for calls and events. Each call has its own task, so that no call delays another.
 
-    A handler gets the peer's identity and the decoded arguments. It raises `RemoteError` for the caller.
+    A handler gets the peer's identity and the decoded arguments. It raises `RemoteError` for the caller. A peer in
+    `subscribers` gets all events, until it disconnects.
     """
 
     def __init__(self, operations: Mapping[str, Operation], *, keys: ServerKeys | None = None) -> None:
@@ -43,7 +44,7 @@ class RpcServer:
         self._keys = keys
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._subscribers: set[bytes] = set()
+        self.subscribers: set[bytes] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._authenticator: AsyncioAuthenticator | None = None
         self.endpoint = ""
@@ -52,12 +53,10 @@ class RpcServer:
         """Bind `address` (`tcp://127.0.0.1:*`, `ipc:///path`) and return the endpoint. Raises `zmq.ZMQError`."""
         socket = self._socket
         socket.setsockopt(zmq.LINGER, 200)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        set_limits(socket)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
         socket.setsockopt(zmq.SNDHWM, 20_000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         if self._keys is not None:
             self._require_keys(self._keys)
         socket.bind(address)
@@ -75,21 +74,14 @@ class RpcServer:
         self._socket.curve_server = True
         self._socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
 
-    @property
-    def subscriber_count(self) -> int:
-        return len(self._subscribers)
-
-    def subscribe(self, peer: bytes) -> None:
-        self._subscribers.add(peer)
-
     def publish(self, event: object) -> None:
         """Push an event to every subscriber. Drop subscribers that have disconnected or do not read."""
-        if not self._subscribers:
+        if not self.subscribers:
             return
         payload = json.dumps({"event": encode(event)}).encode()
-        for peer in list(self._subscribers):
+        for peer in list(self.subscribers):
             if not self._send(peer, payload):
-                self._subscribers.discard(peer)
+                self.subscribers.discard(peer)
 
     async def close(self) -> None:
         """Stop answering. Cancels the calls in progress."""

@@ -145,7 +145,7 @@ class Service:
 
     def _subscribe(self, peer: bytes, request: ops.Subscribe) -> None:
         self._scheduler.owners.watch(request.owner)
-        self.server.subscribe(peer)
+        self.server.subscribers.add(peer)
 
     def _start(self, peer: bytes, request: StartKernel) -> Awaitable[Kernel]:
         self._spec.check_options(request.request.options)
@@ -164,7 +164,7 @@ class Service:
 
     def _leave_if_idle(self) -> None:
         self.server.publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
-        if self._scheduler.is_idle() and not self._calls and not self.server.subscriber_count:
+        if self._scheduler.is_idle() and not self._calls and not self.server.subscribers:
             log.info("leaving: no clients and no kernels for %g s", self._settings.idle_exit_s)
             self.left.set()
         else:

@@ -91,7 +91,7 @@ class FakeService:
                     raise answer
                 if op == "subscribe":
                     assert self._server is not None
-                    self._server.subscribe(peer)
+                    self._server.subscribers.add(peer)
                 result = answer(arguments)
                 return await result if asyncio.iscoroutine(result) else result
             except RoostError as problem:

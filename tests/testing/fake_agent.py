@@ -98,7 +98,7 @@ class FakeAgent:
             self.calls.append(name)
             self._called.set()
             if name == "subscribe":
-                self._server.subscribe(peer)
+                self._server.subscribers.add(peer)
             if name in self.held:
                 await self.held[name].wait()
             if name in self.failures:

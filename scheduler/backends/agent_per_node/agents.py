@@ -1,7 +1,6 @@
-"""The agents on the nodes of a cluster manager: started when they are needed, remembered, and called.
+"""The agents on the nodes of a cluster manager: started when they are needed, and called.
 
-The file `agents.json` (0600) remembers where they listen. The next service thereby reaches live kernels while the
-manager is away.
+The file `agents.json` keeps their addresses. So the next service reaches live kernels while the manager is away.
 """
 
 from __future__ import annotations
@@ -35,14 +34,13 @@ T = TypeVar("T")
 
 _ANSWER_S = 5.0
 
-StartAgent = Callable[[str], Coroutine[Any, Any, StartedAgent]]
-"""Starts or finds the agent of the node of this id; raises `BackendUnavailable`."""
-
 
 class AgentPool:
     """The agents of one cluster by node. `cluster` is the address of that cluster, empty if none was ever joined."""
 
-    def __init__(self, file: Path, agents: Agents, start_agent: StartAgent) -> None:
+    def __init__(
+        self, file: Path, agents: Agents, start_agent: Callable[[str], Coroutine[Any, Any, StartedAgent]]
+    ) -> None:
         self.cluster = ""
         self._file = file
         self._agents = agents
@@ -81,15 +79,11 @@ class AgentPool:
         self._agents.listen(on_agent)
 
     def close(self) -> None:
-        """Give up all starts of agents."""
         for task in self._starting.values():
             task.cancel()
 
     async def address(self, node_id: str) -> AgentAddress:
-        """Return where the agent of this node listens. Start it if none is known for sure, once for all callers.
-
-        If the agent cannot be started, for example because the manager is away, the last known address stands.
-        """
+        """Return where the agent of this node listens, or last listened. Start it if none is known for sure."""
         known = self._known.get(node_id)
         if known is not None and node_id not in self._doubted:
             return known.address
@@ -104,7 +98,6 @@ class AgentPool:
             return known.address
 
     async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
-        """Call a node's agent; see `AgentCaller`."""
         await self.address(node_id)  # an agent that cannot be started at all is not tried again
         name = f"the agent on {node_id}"
         caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
@@ -161,7 +154,7 @@ class AgentPool:
         return is_new
 
     def put(self, node_id: str, agent: StartedAgent) -> None:
-        """Note the agent that the manager reports for this node."""
+        """Note the agent of this node."""
         self._doubted.discard(node_id)
         if self._known.get(node_id) != agent:
             self._known[node_id] = agent
@@ -184,11 +177,10 @@ class AgentPool:
         self.cluster = cluster
 
     def _find_node(self, endpoint: str) -> str:
-        """Return the id of the node whose agent listens at this endpoint; empty if there is none."""
         return next((name for name, known in self._known.items() if known.address.endpoint == endpoint), "")
 
     def _doubt(self, node_id: str) -> None:
-        """Have the agent of this node started or found again before the next call, because it was lost."""
+        """Have the agent of this node started or found again before the next call."""
         if node_id:
             self._doubted.add(node_id)
             self._status.pop(node_id, None)
@@ -199,23 +191,19 @@ class AgentPool:
 
     async def _start(self, node_id: str) -> StartedAgent:
         try:
-            agent = self._known[node_id] = await self._start_agent(node_id)
-            self._doubted.discard(node_id)
-            self._save()
-            return agent
+            self.put(node_id, await self._start_agent(node_id))
+            return self._known[node_id]
         finally:
             del self._starting[node_id]
 
     def _load(self) -> None:
         saved = read_json(self._file)
-        if not isinstance(saved, dict) or not isinstance(saved.get("agents"), dict):
-            return
-        self.cluster = str(saved.get("cluster", ""))
-        for node_id, agent in saved["agents"].items():
-            try:
+        try:
+            for node_id, agent in saved["agents"].items() if saved else ():
                 self._known[node_id] = decode(StartedAgent, agent, ignore_unknown=True)
-            except WireError as problem:
-                log.warning("%s: %s", self._file, problem)
+            self.cluster = str(saved["cluster"]) if saved else ""
+        except (WireError, KeyError, TypeError, AttributeError) as problem:
+            log.warning("%s cannot be read: %s", self._file, problem)
 
     def _save(self) -> None:
         try:

@@ -94,10 +94,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
-            at = f" at {self.address}" if self.address else ""
-            raise BackendUnavailable(
-                f"the {self._manager.name} cluster{at} is away, its kernels live on: {self._membership.away}"
-            )
+            cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
+            raise BackendUnavailable(f"{cluster} is away, its kernels live on: {self._membership.away}")
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 
@@ -179,10 +177,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def agent(self, lease: Lease) -> AgentAddress:
         places = self._membership.nodes.keys() | self._recovery.expected
         if not self._membership.away and lease.node_id not in places and lease.id not in self._table.leases:
-            raise UnknownKernel(
-                f"its node {lease.node_id} has left the {self._manager.name} cluster",
-                kernel_id=lease.kernel_id,
-            )
+            problem = f"its node {lease.node_id} has left the {self._manager.name} cluster"
+            raise UnknownKernel(problem, kernel_id=lease.kernel_id)
         return await self._pool.address(lease.node_id)
 
     async def warm_up(self) -> int:
@@ -198,15 +194,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)
 
-    # The cluster
-
     async def _join(self) -> None:
         self.address = await self._membership.join(self.address)
         self._pool.forget_others(self.address)
         await self._recovery.restore(self._pool.nodes)
 
     async def _keep_up(self) -> None:
-        """Keep the table up to date while the backend is open."""
         asked_at = 0.0
         # Up to Python 3.11, `wait_for` loses a cancellation that arrives with its result.
         while self._is_open:
@@ -258,8 +251,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         """Build these nodes again, and publish an event if that changes the snapshot."""
         if self._table.update(self._membership.nodes, node_ids):
             self._events.put_nowait(BackendEvent(kind="nodes"))
-
-    # The agents
 
     def _on_agent(self, node_id: str, event: AgentEvent) -> None:
         if event.kind == "lost" and not event.lease_id:

@@ -46,8 +46,7 @@ class ManagedNode(Protocol):
 class ClusterManager(Protocol[N]):
     """One cluster manager. Every coroutine raises `BackendUnavailable` if the manager does not answer.
 
-    For error texts, `name` is the name of the manager, `daemon` of its process on each node, and `claim_name` of the
-    claim that stands for a lease.
+    Error texts call its process on each node `daemon`, and the claim that stands for a lease `claim_name`.
     """
 
     name: str
@@ -70,11 +69,7 @@ class ClusterManager(Protocol[N]):
     def build_node(
         self, node: N, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
     ) -> Node:
-        """Return the node for placement.
-
-        `leases` are those known on the node. `status` comes from its agent, if the agent is connected, and is
-        `metrics_age_s` old.
-        """
+        """Return the node for placement, with the known leases on it and the status that its agent reported."""
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         """Return the variables with which a kernel finds the cluster at `address`."""
@@ -95,10 +90,7 @@ class ClusterManager(Protocol[N]):
         """Give the claim back, also while it is being made. May be repeated, also without a claim."""
 
     async def claims(self) -> Sequence[Lease]:
-        """Read all claims of roost, whichever process made them.
-
-        A `lost` one is not held by a live daemon, but its node's agent may know more than the manager.
-        """
+        """Read all claims of roost, whichever process made them. No live daemon holds a `lost` one."""
 
     def shows(self, lease: Lease, node: N) -> bool:
         """False if the last reading of the node proves that the claim is gone."""

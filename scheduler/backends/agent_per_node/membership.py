@@ -18,15 +18,11 @@ log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound="ManagedNode")
 
-OnNodes = Callable[[Collection[str], Collection[str]], None]
-"""Receives the ids of nodes that are new or differ, and the ids of nodes that are gone."""
-
 
 class Membership(Generic[N]):
     """`nodes` by id, as last read. `away` is the reason why the manager does not answer, empty while it answers.
 
-    A cluster manager owns one, with the functions that join the cluster and fetch its nodes. Both raise
-    `BackendUnavailable`, and the manager is away from then on until it is joined again.
+    If `join` or `fetch` raise `BackendUnavailable`, the manager is away until it is joined again.
     """
 
     def __init__(
@@ -41,18 +37,18 @@ class Membership(Generic[N]):
         self._manager = manager
         self._join = join
         self._fetch = fetch
-        self._on_nodes: OnNodes | None = None
+        self._on_nodes: Callable[[Collection[str], Collection[str]], None] | None = None
         self._read_at = 0.0
         self._reading: asyncio.Task[None] | None = None
 
-    def listen(self, on_nodes: OnNodes) -> None:
-        """Call `on_nodes` after each reading that differs from the one before."""
+    def listen(self, on_nodes: Callable[[Collection[str], Collection[str]], None]) -> None:
+        """Call `on_nodes` after each reading with the ids of nodes that differ, and of nodes that are gone, if any."""
         self._on_nodes = on_nodes
 
     async def join(self, address: str) -> str:
-        """Join the cluster and read its nodes; return the address that names the cluster.
+        """Join the cluster, last seen at `address`, and read its nodes. Return its address.
 
-        `address` is the one where the cluster was last. Raises `BackendUnavailable` or `ConfigError`.
+        Raises `BackendUnavailable` or `ConfigError`.
         """
         try:
             joined = await self._join(address)
@@ -81,7 +77,6 @@ class Membership(Generic[N]):
             raise BackendUnavailable(f"the {self._manager} cluster is away: {self.away}")
 
     def close(self) -> None:
-        """Cancel a reading that is under way."""
         if self._reading is not None:
             self._reading.cancel()
 

@@ -15,17 +15,14 @@ from .membership import N
 _ANY_POLICY = get_policy("pack")
 """A policy whose filters decide if a request fits. Its ranking does not matter on one node."""
 
-BuildNode = Callable[[N, Sequence[Lease], float], Node]
-"""Returns a node with the leases known on it and with its metrics, as old as they are at this monotonic time."""
-
 
 class NodeTable(Generic[N]):
     """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date.
 
-    Managers count GPUs as a sum. The leases show which device has which share.
+    `build_node` gets a node, the leases on it, and the monotonic time of its metrics.
     """
 
-    def __init__(self, build_node: BuildNode[N]) -> None:
+    def __init__(self, build_node: Callable[[N, Sequence[Lease], float], Node]) -> None:
         self._build_node = build_node
         self.leases: dict[str, Lease] = {}
         self._snapshot = Snapshot.of([])

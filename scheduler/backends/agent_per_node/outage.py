@@ -1,8 +1,7 @@
-"""The recovery from an outage: awaits nodes that may return, claims their leases again, finds lost leases.
+"""The recovery from an outage. An agent and its kernels outlive the manager, and its daemon on their node.
 
-An agent and its kernels outlive the manager, and the manager's daemon on their node. When the same cluster is back, the
-manager knows nothing of their leases, so these are claimed again. If another kernel has taken a slice meanwhile, the
-lease of the first one is lost.
+When the same cluster is back, the manager knows nothing of their leases, so these are claimed again. If another kernel
+has taken a slice meanwhile, the lease of the first one is lost.
 """
 
 from __future__ import annotations

@@ -35,20 +35,14 @@ _PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 _GIVE_UP_S = 10.0
 """How long new attempts are made. An attempt that cannot start the agent may take longer than all pauses."""
 
-FindAgent = Callable[[AgentSettings], Awaitable[tuple[str, ClientKeys]]]
-"""Returns the endpoint and keys of this machine's agent, which it starts if need be."""
-
 
 def create(settings: RoostLocalBackend, context: BackendContext) -> LocalBackend:
-    """Return the backend; named by `SPEC`."""
+    """Return the backend."""
     return LocalBackend(settings, context)
 
 
 class LocalBackend(Backend):
-    """The agent of this user and machine, started when needed.
-
-    The agent's events keep the snapshot up to date, so that a placement need not ask the agent.
-    """
+    """The agent of this user and machine. Its events keep the snapshot up to date, so that a placement need not ask."""
 
     name = SPEC.name
 
@@ -57,7 +51,7 @@ class LocalBackend(Backend):
         settings: RoostLocalBackend,
         context: BackendContext,
         *,
-        find_agent: FindAgent = find_or_start_agent,
+        find_agent: Callable[[AgentSettings], Awaitable[tuple[str, ClientKeys]]] = find_or_start_agent,
     ) -> None:
         self._settings = settings
         self._context = context
@@ -112,7 +106,12 @@ class LocalBackend(Backend):
             self._known.pop(lease.id, None)
             self._is_stale = True
             raise
-        self._note(held)
+        if self._known.get(lease.id) is None:
+            self._changes += 1
+            self._known[lease.id] = held
+            if lease.node_id in self._snapshot:
+                node = self._snapshot.node(lease.node_id)
+                self._snapshot = self._snapshot.apply([node.with_kernel(held.request, held.device_ids)])
         return held
 
     async def release(self, lease: Lease) -> None:
@@ -186,12 +185,3 @@ class LocalBackend(Backend):
         else:
             return
         self._events.put_nowait(BackendEvent(kind="nodes"))
-
-    def _note(self, lease: Lease) -> None:
-        if self._known.get(lease.id) is not None:
-            return
-        self._changes += 1
-        self._known[lease.id] = lease
-        if lease.node_id in self._snapshot:
-            node = self._snapshot.node(lease.node_id)
-            self._snapshot = self._snapshot.apply([node.with_kernel(lease.request, lease.device_ids)])

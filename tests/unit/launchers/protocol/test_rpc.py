@@ -51,7 +51,7 @@ async def serving(
         raise RemoteError("conflict", "no", {"free": 1})
 
     async def subscribe(peer: bytes, request: Nothing) -> Nothing:
-        server.subscribe(peer)
+        server.subscribers.add(peer)
         return Nothing()
 
     operations = {
