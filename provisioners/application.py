@@ -34,10 +34,8 @@ def describe_application(km: Any) -> tuple[str, bool]:
 def is_in_jupyter_server(km: Any) -> bool:
     """True if a Jupyter Server holds `km`. Jupyter Server is not imported for this."""
     kinds = type(getattr(km, "parent", None)).__mro__
-    return any(
-        kind.__name__ == "MappingKernelManager" and kind.__module__.startswith("jupyter_server.")
-        for kind in kinds
-    )
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds}
+    return "jupyter_server.MappingKernelManager" in names
 
 
 def forget_failed_start(km: Any) -> None:

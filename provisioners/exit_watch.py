@@ -125,9 +125,7 @@ class ExitWatch:
         except UnknownKernel:
             self.mark_unknown(ending)
         except RoostError as problem:
-            self._log.warning(
-                "kernel=%s its state is unknown; assuming that it runs: %s", self._kernel_id, problem
-            )
+            self._log.warning("kernel=%s is taken to run, its state is unknown: %s", self._kernel_id, problem)
 
     def _end(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
         if ending.code is not None:

@@ -23,13 +23,10 @@ _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
     """Check or choose the manager's address, and record which of its ports are random; raises `ConfigError`."""
     if km.transport == "tcp" and is_local and not km.ip.startswith("127.") and not is_local_ip(km.ip):
-        raise ConfigError(
-            f"Kernels of the local backend cannot listen on {km.ip}: this machine does not have that address."
-        )
+        raise ConfigError(f"Kernels cannot listen on {km.ip}: this machine does not have that address.")
     if km.transport == "ipc" and not is_local:
         raise ConfigError(
-            "Kernels on other machines cannot use transport = 'ipc', which works on this machine only: "
-            "leave c.KernelManager.transport at 'tcp'."
+            "Kernels on other machines cannot use ipc: leave c.KernelManager.transport at 'tcp'."
         )
     if km.transport == "ipc" and km.ip == DEFAULT_IPC_IP:
         km.ip = str(user_folder("ipc") / hashlib.sha256(kernel_id.encode()).hexdigest()[:12])
@@ -51,9 +48,8 @@ def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
 def build_connection(km: Any, jupyter_session: str) -> Connection:
     """Return the manager's keys and ports. The kernel chooses a port that is 0, as at a first start."""
     ports = {name: getattr(km, name) for name in PORT_NAMES}
-    if (
-        km.transport == "ipc"
-    ):  # ports are numbers of socket files; take the lowest free ones, as jupyter_client does
+    if km.transport == "ipc":
+        # Ports are numbers of socket files. Take the lowest free ones, as jupyter_client does.
         free = (number for number in range(1, 1_000) if not os.path.exists(f"{km.ip}-{number}"))
         ports = {name: port or next(free) for name, port in ports.items()}
     has_keys = km.curve_publickey is not None and km.curve_secretkey is not None

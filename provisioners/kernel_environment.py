@@ -28,9 +28,7 @@ def check_patterns(patterns: Sequence[str]) -> None:
     """Raise `ConfigError` for a pattern that would match every name."""
     for pattern in patterns:
         if not re.search(r"[A-Za-z0-9]", pattern.partition("[")[0].replace("?", "")):
-            raise ConfigError(
-                f"environment: {pattern!r} would pass on every variable; begin with letters, as in 'PROJ_*'."
-            )
+            raise ConfigError(f"environment: {pattern!r} matches every variable; begin as in 'PROJ_*'.")
 
 
 def build_environment(

@@ -10,6 +10,7 @@ import string
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from roost.scheduler.client.policy_check import check_policy
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .kernel_environment import check_patterns
-from .kernelspec_form import PROVISIONER, check_form, may_be_ours, read_document
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 
+PROVISIONER = "roost"
+"""The name under which jupyter_client knows RoostProvisioner."""
 _PLAIN = ("", "local-provisioner", PROVISIONER)
 
 
@@ -88,12 +90,8 @@ def install(
         metadata.pop("supported_encryption", None)
         metadata |= {"supported_encryption": ["curve"]} if probed.has_curve else {}
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
-    document = {
-        **spec.to_dict(),
-        "argv": argv,
-        "display_name": display_name or f"{spec.display_name} on roost",
-        "metadata": metadata,
-    }
+    display_name = display_name or f"{spec.display_name} on roost"
+    document = {**spec.to_dict(), "argv": argv, "display_name": display_name, "metadata": metadata}
     _write(folder, document, Path(spec.resource_dir))
     return _to_kernelspec(name, folder, document), probed
 
@@ -103,10 +101,10 @@ def list_kernelspecs() -> list[RoostKernelspec]:
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:
-            document, malformed = read_document(folder)
+            document, malformed = _read_document(folder)
         except OSError:  # missing, or not readable for this user
             continue
-        if may_be_ours(document):
+        if _may_be_ours(document):
             found.append(_to_kernelspec(name, Path(folder), document, malformed))
     return found
 
@@ -185,8 +183,13 @@ def _check_policy(config: Mapping[str, Any]) -> None:
 
 
 def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
-    """Return an installed kernelspec; raises `ConfigError`."""
-    check_form(specs, name)
+    """Return an installed kernelspec; raises `ConfigError`, also if it is malformed."""
+    folder, malformed = specs.find_kernel_specs().get(name.lower()), ""  # Jupyter ignores case
+    if folder is not None:
+        with suppress(OSError):  # Jupyter reports it, or finds the kernelspec elsewhere
+            malformed = _read_document(folder)[1]
+    if malformed:
+        raise ConfigError(malformed)
     try:
         return specs.get_kernel_spec(name)
     except NoSuchKernel:
@@ -224,9 +227,8 @@ def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
         finally:
             shutil.rmtree(written, ignore_errors=True)
     except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}): use --user, --sys-prefix or another --prefix."
-        ) from None
+        what = f"{folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
 
 
 def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") -> RoostKernelspec:
@@ -241,3 +243,42 @@ def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") 
         env=known.get("env", {}),
         malformed=malformed,
     )
+
+
+def _read_document(folder: str | Path) -> tuple[Any, str]:
+    """Return a kernel.json and a sentence that says why it is malformed (empty if it is not); raises `OSError`."""
+    path = Path(folder) / "kernel.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return None, f"{path} is not JSON: {error}."
+    wrong = _find_malformed(document)
+    return document, f"In {path} {wrong}." if wrong else ""
+
+
+def _find_malformed(document: Any) -> str:
+    """Return which part of a kernel.json is malformed; empty if none is."""
+    if not isinstance(document, dict):
+        return "the document is not a table"
+    argv, env, metadata = document.get("argv"), document.get("env", {}), document.get("metadata", {})
+    if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
+        return "argv is empty or not a list of texts"
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        return "env is not a table of names and texts"
+    if not isinstance(metadata, dict):
+        return "metadata is not a table"
+    own = metadata.get("kernel_provisioner", {})
+    if not isinstance(own, dict):
+        return "metadata.kernel_provisioner is not a table"
+    if not isinstance(own.get("config", {}), dict):
+        return "metadata.kernel_provisioner.config is not a table"
+    return ""
+
+
+def _may_be_ours(document: Any) -> bool:
+    """True if a kernel.json names the roost provisioner, or is too malformed to tell."""
+    metadata = document.get("metadata", {}) if isinstance(document, dict) else None
+    if not isinstance(metadata, dict):
+        return True
+    own = metadata.get("kernel_provisioner", {})
+    return (own.get("provisioner_name") if isinstance(own, dict) else own) == PROVISIONER

@@ -12,8 +12,7 @@ from traitlets.config import Config
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError
 
-from .kernelspec_form import PROVISIONER
-from .kernelspecs import check_config, read_kernelspec
+from .kernelspecs import PROVISIONER, check_config, read_kernelspec
 
 
 class _PlacedKernelspecs(KernelSpecManager):

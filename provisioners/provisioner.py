@@ -201,10 +201,10 @@ class RoostProvisioner(KernelProvisionerBase):
         except RoostError as problem:
             self.log.warning("kernel=%s its lease could not be given back: %s", self._id, problem)
         except asyncio.TimeoutError:
+            what = "its lease is not back yet; the stop is repeated"
             self.log.warning(
-                "kernel=%s its lease is not back yet: the scheduler does not answer, the stop is repeated for %g s",
-                self._id, _REPEAT_STOP_S,
-            )  # fmt: skip
+                "kernel=%s the scheduler does not answer: %s for %g s", self._id, what, _REPEAT_STOP_S
+            )
         self._has_lease = False
         self._exits.unfollow()
         self._exits.current.set(code)

@@ -76,9 +76,7 @@ def print_versions(arguments: argparse.Namespace) -> int:
         print(f"{name:15} {installed or 'not installed'}")
     for service in services:
         where = " at ".join(filter(None, describe_cluster(service).values()))
-        print(
-            f"{'scheduler':15} {service['version']} for {where} (pid {service['pid']}, {service['folder']})"
-        )
+        print(f"scheduler       {service['version']} for {where} (pid {service['pid']}, {service['folder']})")
     return 0
 
 

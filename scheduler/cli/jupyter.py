@@ -58,9 +58,8 @@ def list_all(arguments: argparse.Namespace) -> int:
             request = "?" if spec.malformed else format_request(read_start_options(spec.config, {}).request)
         except ConfigError:
             request = "?"
-        table.add_row(
-            spec.name, spec.display_name, _describe_cluster(spec), request, "broken" if problem else "ready"
-        )
+        state = "broken" if problem else "ready"
+        table.add_row(spec.name, spec.display_name, _describe_cluster(spec), request, state)
     out = open_console()
     print_table(out, table)
     for spec, problem in rows:
@@ -113,10 +112,8 @@ def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mappin
     if probed is None:
         return {"checked": "no"}
     if not probed.is_ipykernel:
-        return {
-            "command": probed.executable,
-            "start": f"from its command (language: {spec.language or 'unknown'})",
-        }
+        start = f"from its command (language: {spec.language or 'unknown'})"
+        return {"command": probed.executable, "start": start}
     is_forked = probed.can_fork and not get_spec(spec.config["backend"]).has_agent_per_kernel
     return {
         "command": probed.executable,

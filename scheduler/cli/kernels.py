@@ -117,9 +117,7 @@ def _show_kernels(kernels: Sequence[Kernel]) -> None:
     print_table(out, table)
     for kernel in kernels:
         if kernel.is_pending:
-            out.print(
-                f"{short[kernel.id]} is pending: {kernel.waits_for or 'the cluster has not granted it yet'}"
-            )
+            out.print(f"{short[kernel.id]} is pending: {kernel.waits_for or 'no reason known'}")
 
 
 def _format_use(kernel: Kernel) -> str:

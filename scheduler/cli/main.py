@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import roost
 
 from .options import add_request, add_scheduler, parse_amount, parse_seconds
 
+Action = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own type is private
 
 
@@ -41,13 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def find_action(name: str) -> Callable[[argparse.Namespace], int]:
+def find_action(name: str) -> Action:
     """Return the function behind a command. Its module is imported here, so that `--help` imports none of them."""
     module, _, function = name.partition(":")
-    action: Callable[[argparse.Namespace], int] = getattr(
-        import_module(f"roost.scheduler.{module}"), function
-    )
-    return action
+    return cast(Action, getattr(import_module(f"roost.scheduler.{module}"), function))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,9 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_kernelspec(commands)
     _add_run(commands)
-    add_scheduler(
-        _add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and say how to fix them")
-    )
+    add_scheduler(_add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and their remedies"))
     what = "show the versions of roost and of the packages it works with"
     _add_command(commands, "version", "cli.doctor:print_versions", what)
     return parser
@@ -90,9 +86,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="a kernel's id, or the beginning of it")
     what = "wait this long before killing (5)"
     stop.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
-    drain = _add_command(
-        commands, "drain", "cli.nodes:drain", "place no more kernels on a node; its kernels stay"
-    )
+    drain = _add_command(commands, "drain", "cli.nodes:drain", "place no more kernels on a node")
     drain.add_argument("node", metavar="NODE", help="the node's id")
     drain.add_argument("--off", action="store_true", help="place kernels on the node again")
     what = "start the agents of all nodes before a kernel needs them"

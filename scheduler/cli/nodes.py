@@ -65,9 +65,8 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -
     if not nodes:
         out.print(f"There are no nodes. {cluster}.")
         return
-    table = build_table(
-        "NODE", "CPUS", "MEMORY", "GPUS", "KERNELS", "CPU USE", "STATE", right=("KERNELS", "CPU USE")
-    )
+    right = ("KERNELS", "CPU USE")
+    table = build_table("NODE", "CPUS", "MEMORY", "GPUS", *right, "STATE", right=right)
     devices = build_table("GPU", "NODE", "MODEL", "MEMORY", "PROMISED", "USED", right=("PROMISED", "USED"))
     for node in nodes:
         gpus = node["devices"]

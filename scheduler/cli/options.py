@@ -30,9 +30,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     request = parser.add_argument_group("request")
     request.add_argument("--cpus", metavar="N", type=parse_amount, help="number of CPUs")
     request.add_argument("--memory", metavar="SIZE", help="memory, for example 8GiB")
-    request.add_argument(
-        "--gpus", metavar="N", type=parse_amount, help="a share of one GPU (0.25), or a whole number"
-    )
+    what = "a share of one GPU (0.25), or a whole number"
+    request.add_argument("--gpus", metavar="N", type=parse_amount, help=what)
     request.add_argument("--gpu-memory", metavar="SIZE", help="least memory of each GPU, for example 40GiB")
     for option, metavar, what in (
         ("--gpu-model", "MODEL", "accept this GPU model"),

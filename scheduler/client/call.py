@@ -32,9 +32,7 @@ class Call(Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         """Wait for the answer, and raise the call's error. After `timeout`, raise `TimeoutError`; the call goes on."""
         if threading.current_thread() is self._thread and not self._future.done():
-            raise RuntimeError(
-                "a listener may not wait for a call: the answer would arrive on the same thread"
-            )
+            raise RuntimeError("a listener may not wait for a call: the answer arrives on the same thread")
         try:
             return self._future.result(timeout)
         except concurrent.futures.TimeoutError as problem:  # a different class before Python 3.11

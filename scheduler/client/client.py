@@ -99,9 +99,7 @@ class Client:
 
         `with_use` adds the CPU and memory that each kernel uses; that asks all agents.
         """
-        return self._ask(
-            "kernels", lambda answer: [_to_kernel(item) for item in answer["kernels"]], with_use=with_use
-        )
+        return self._ask("kernels", lambda answer: [*map(_to_kernel, answer["kernels"])], with_use=with_use)
 
     def kernel(self, kernel_id: str) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`."""
@@ -165,7 +163,7 @@ class Client:
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
         """Return the latest events, oldest first."""
-        return self._ask("events", lambda answer: [_to_event(item) for item in answer["events"]], limit=limit)
+        return self._ask("events", lambda answer: [*map(_to_event, answer["events"])], limit=limit)
 
     def listen(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call `callback` with every event, on the client's thread. Return a function that ends this.
@@ -231,9 +229,8 @@ class Client:
         with self._starting:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=loop.run_forever, name=f"roost-{self.backend}", daemon=True
-                )
+                name = f"roost-{self.backend}"
+                self._thread = threading.Thread(target=loop.run_forever, name=name, daemon=True)
                 self._thread.start()
                 self._loop = loop
             return self._loop

@@ -50,9 +50,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         return ProbeResult(problem="Its argv is empty: a kernelspec needs a command.")
     executable = shutil.which(argv[0], path=env.get("PATH"))
     if executable is None:
-        return ProbeResult(
-            problem=f"{argv[0]} does not exist or is not executable: install it, or correct argv."
-        )
+        return ProbeResult(problem=f"{argv[0]} is no executable here: install it, or correct argv.")
     if parse_ipykernel_command(argv) is None:
         return ProbeResult(executable=executable)
     found = _ask(executable, env)

@@ -69,9 +69,8 @@ class ServiceConnection:
         if self._joining is None or self._joining.done():
             self._joining = start_shared(self._join())
         try:
-            return await asyncio.wait_for(
-                asyncio.shield(self._joining), max(0.0, deadline - time.monotonic())
-            )
+            rest_s = max(0.0, deadline - time.monotonic())
+            return await asyncio.wait_for(asyncio.shield(self._joining), rest_s)
         except asyncio.TimeoutError:
             raise no_answer(self._backend, self._options, "did not answer in time") from None
 
@@ -138,7 +137,7 @@ class ServiceConnection:
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(
-                f"The running scheduler service is roost {version}, newer than this client ({VERSION}): upgrade."
+                f"The service is roost {version}, newer than this client ({VERSION}): upgrade."
             )
         log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
         try:

@@ -23,6 +23,4 @@ def parse_bytes(text: str | int | float) -> int:
         amount = float(number) * (1000 if suffix == "b" else 1024) ** _PREFIXES.index(prefix)
         if amount <= _LARGEST_BYTES:
             return int(amount)
-    raise ConfigError(
-        f"{str(text)[:40]!r} is not an amount of memory: write it as 8GiB, 512MB, 2g or in bytes."
-    )
+    raise ConfigError(f"{str(text)[:40]!r} is not an amount of memory: write 8GiB, 512MB, 2g or bytes.")

@@ -18,14 +18,10 @@ class RoostScheduler(Section):
     max_kernels_per_user = Int(None, allow_none=True, min=0, help="Kernels that one user may have.")
     max_cpus_per_kernel = Float(None, allow_none=True, min=0.0, help="CPUs that one kernel may ask for.")
     max_gpus_per_kernel = Float(None, allow_none=True, min=0.0, help="GPUs that one kernel may ask for.")
-    max_memory_per_kernel = Memory[int | None](
-        None, allow_none=True, help="Memory that one kernel may ask for: '8GiB' or bytes."
-    )
+    max_memory_per_kernel = Memory[int | None](None, allow_none=True, help="Memory for one kernel: '8GiB'.")
     max_cpus_per_user = Float(None, allow_none=True, min=0.0, help="CPUs of all kernels of one user.")
     max_gpus_per_user = Float(None, allow_none=True, min=0.0, help="GPUs of all kernels of one user.")
-    max_memory_per_user = Memory[int | None](
-        None, allow_none=True, help="Memory of all kernels of one user: '8GiB' or bytes."
-    )
+    max_memory_per_user = Memory[int | None](None, allow_none=True, help="Memory of all kernels of one user.")
     allowed_users = List(Unicode(), help="Users who may start kernels; empty: all who are not denied.")
     denied_users = List(Unicode(), help="Users who may not start kernels.")
     default_policy = Unicode("balanced", help="Placement policy of kernels that name none.")
@@ -35,18 +31,12 @@ class RoostScheduler(Section):
         help="More policies that kernels may name: name → 'module:Name' or 'path/to/file.py:Name'. The service loads "
         "them. A path is relative to the configuration file's folder.",
     )
-    policy_timeout_s = Float(
-        1.0, min=0.01, help="A policy that is not shipped and takes longer is left out of that decision."
-    )
-    allow_client_policies = Bool(
-        True, help="Whether programs may send policies to the service, which runs them (`Client.add_policy`)."
-    )
+    policy_timeout_s = Float(1.0, min=0.01, help="How long a policy that is not shipped may take.")
+    allow_client_policies = Bool(True, help="Whether the service runs policies that programs send to it.")
     default_cpus = Float(0.0, min=0.0, help="CPUs of kernels that ask for none.")
     default_gpus = Float(0.0, min=0.0, help="GPUs of kernels that ask for none.")
     default_memory = Memory[int](0, help="Memory of kernels that ask for none.")
-    owner_grace_s = Float(
-        10.0, min=0.0, help="How long kernels outlive an application that cannot adopt them."
-    )
+    owner_grace_s = Float(10.0, min=0.0, help="How long kernels outlive an owner that cannot adopt them.")
     orphan_after_s = Float(86_400.0, min=0.0, help="How long a kernel lives if no application adopts it.")
     restart_grace_s = Float(10.0, min=0.0, help="How long a kernel that died keeps its lease for a restart.")
     claim_grace_s = Float(5.0, min=0.0, help="How long a lease without a kernel waits for its start.")
