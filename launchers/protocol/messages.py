@@ -37,6 +37,7 @@ class Lease:
     `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and `device_ids`
     may differ from the placement. A `pending` lease waits for `reason` (a sentence); its `node_id` may be empty. A
     `lost` lease was taken back for `reason`. `is_final`: another claim for the same request cannot succeed either.
+    `asked_at` is when its kernel was asked for, 0 if the manager does not keep that.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Lease:
     state: LeaseState = "held"
     reason: str = ""
     is_final: bool = False
+    asked_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,7 @@ class KernelTable:
             launch_id=lease.id.removeprefix(self._prefix(lease.kernel_id)),
             owner=lease.owner,
             request=lease.request,
-            created_at=time.time(),
+            created_at=lease.asked_at or time.time(),
             phase=Phase.PENDING if lease.state == "pending" else Phase.UNCLAIMED,
             lease=lease,
         )
@@ -114,7 +114,7 @@ class KernelTable:
         elif record.phase is not Phase.ENDING:
             record.run(process)
             if known is None:
-                record.created_at = process.launched_at
+                record.created_at = min(record.created_at, process.launched_at)
                 self.publish("running", record, "read back")
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:

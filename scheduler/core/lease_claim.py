@@ -152,6 +152,7 @@ class LeaseClaimer:
             request=record.request,
             owner=record.owner,
             state="pending",
+            asked_at=record.created_at,
         )
         record.claim(wanted, decision.to_dict())
         self.table.publish("placed", record, decision.reason)

@@ -105,9 +105,11 @@ async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(cluster: Fa
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
         (before,) = await cluster.pods()
+        asked_at = w.kernel("k").created_at
     with pytest.raises(asyncio.CancelledError):
         await start
     async with scheduler_on([], pods=cluster) as w:
+        assert w.kernel("k").created_at == asked_at
         assert (w.kernel("k").state, w.kernel("k").waits_for) == ("queued", PULLING)
         start = w.start("k", cpus=1)
         await w.told("queued")
