@@ -1,4 +1,4 @@
-"""The end of a kernel: its start is taken back, its process stopped, its lease released. Nothing is forgotten.
+"""The end of a kernel: its start is taken back, its process stopped, its lease released.
 
 An end that cannot be carried out, because an agent is unreachable, is tried again until it can.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import Lease
-from roost.scheduler.errors import BackendUnavailable, RoostError
+from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
 from .cluster import Cluster
@@ -38,27 +38,24 @@ class KernelEnder:
         await cancel_all(self._tasks)
 
     async def stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
-        """End a kernel or its start and release its lease. Raises `BackendUnavailable`, and then goes on trying."""
+        """End a kernel or its start and release its lease. Raises `RoostError`, and then goes on trying."""
         if record.end is None:
             record.end = start_shared(self._stop(record, grace_s, reason))
         return await asyncio.shield(record.end)
 
     def stop_soon(self, record: KernelRecord, reason: str) -> None:
         """End a kernel in the background."""
-        spawn(self.stop_quietly(record, reason), self._tasks, log)
+        spawn(self._stop_quietly(record, reason), self._tasks, log)
 
-    async def stop_quietly(self, record: KernelRecord, reason: str) -> None:
+    async def _stop_quietly(self, record: KernelRecord, reason: str) -> None:
         """End a kernel; an error is logged, and the end is tried again."""
         if not self._table.holds(record):
             return
         log.info("kernel=%s is ended: %s", record.kernel_id, reason)
         try:
             await self.stop(record, _STOP_GRACE_S, reason)
-        except BackendUnavailable as problem:  # `_stop` tries again
-            log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
         except RoostError as problem:
-            log.error("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
-            self._stop_later(record, reason)
+            log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
 
     def release_soon(self, lease: Lease) -> None:
         """Release a lease that no kernel comes back for: a reading still shows it."""
@@ -69,24 +66,19 @@ class KernelEnder:
             if record.start is not None:
                 await record.start.take_back()
             if record.lease is not None and self._table.holds(record):
-                await self._give_back(record, grace_s, reason)
+                record.finish()
+                if record.process is None or record.runs:
+                    record.reason = reason
+                if record.runs:
+                    record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
+                await self._cluster.backend.release(record.lease)
             self._table.drop(record, reason)
             return self._table.ended[record.kernel_id]
-        finally:
-            record.end = None
-
-    async def _give_back(self, record: KernelRecord, grace_s: float, reason: str) -> None:
-        assert record.lease is not None
-        record.finish()
-        if record.process is None or record.runs:
-            record.reason = reason
-        try:
-            if record.runs:
-                record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
-            await self._cluster.backend.release(record.lease)
-        except BackendUnavailable:
+        except RoostError:
             self._stop_later(record, reason)
             raise
+        finally:
+            record.end = None
 
     def _stop_later(self, record: KernelRecord, reason: str) -> None:
         """Try again later, unless the kernel is started again before."""

@@ -6,12 +6,10 @@ they are on this machine, whatever its host name is. An owner without a pid cann
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from typing import Any
 
 from roost.launchers.daemon.process import Watch
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Owner
 from roost.scheduler.config.settings import Settings
 
@@ -39,7 +37,6 @@ class OwnerWatch:
         self._settings = settings
         self._watches: dict[OwnerKey, Watch] = {}
         self._ended: set[OwnerKey] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
         table.on_exit = self._on_exit
         table.on_drop = self._on_drop
 
@@ -59,18 +56,17 @@ class OwnerWatch:
         """True unless the owner's process is known to have ended."""
         return _key(owner) not in self._ended
 
-    async def close(self) -> None:
+    def close(self) -> None:
         for watch in self._watches.values():
             watch.close()
-        await cancel_all(self._tasks)
 
     def _on_death(self, key: OwnerKey) -> None:
         self._ended.add(key)
         if self._forget_without_kernels(key):
             return
         settings = self._settings
-        self._timers.later(settings.owner_grace_s, lambda: spawn(self._end_starts(key), self._tasks, log))
-        self._timers.later(settings.orphan_after_s, lambda: spawn(self._cull(key), self._tasks, log))
+        self._timers.later(settings.owner_grace_s, lambda: self._end_starts(key))
+        self._timers.later(settings.orphan_after_s, lambda: self._cull(key))
 
     def _on_exit(self, record: KernelRecord) -> None:
         if not self.is_alive(record.owner):
@@ -88,18 +84,18 @@ class OwnerWatch:
         self._watches.pop(key).close()
         return True
 
-    async def _end_starts(self, key: OwnerKey) -> None:
+    def _end_starts(self, key: OwnerKey) -> None:
         """End what nobody can take over. Starts come first, or they would get the room that the others free."""
         for record in sorted(self._kernels_of(key), key=lambda record: record.start is None):
             if record.start is not None or not record.owner.can_adopt:
                 reason = f"its owner {record.owner.application or record.owner.user} has ended"
-                await self._ender.stop_quietly(record, reason)
+                self._ender.stop_soon(record, reason)
 
-    async def _cull(self, key: OwnerKey) -> None:
+    def _cull(self, key: OwnerKey) -> None:
         for record in self._kernels_of(key):
             reason = f"culled: nobody has come back for it for {self._settings.orphan_after_s:g} s"
             self._table.publish("cull", record, reason)
-            await self._ender.stop_quietly(record, reason)
+            self._ender.stop_soon(record, reason)
 
     def _kernels_of(self, key: OwnerKey) -> list[KernelRecord]:
         return [record for record in self._table.records.values() if _key(record.owner) == key]

@@ -78,7 +78,8 @@ class Scheduler:
         self._timers.close()
         self._recent.close()
         await self.policies.close()
-        for part in (self.owners, self._ender, self.reconciler, self.backend, self._cluster.agents):
+        self.owners.close()
+        for part in (self._ender, self.reconciler, self.backend, self._cluster.agents):
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
