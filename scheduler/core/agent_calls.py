@@ -137,11 +137,7 @@ class AgentCaller:
     give_up_s: float = math.inf
 
     async def call(self, call: Callable[[AgentClient], Awaitable[T]]) -> T:
-        """Return what `call` returns.
-
-        Raises `BackendUnavailable` if the agent is unreachable, or the error that the agent answers: `LeaseConflict`,
-        `LeaseGone`, `UnknownKernel`, or another `LaunchError`.
-        """
+        """Return what `call` returns; raise `BackendUnavailable`, or the error that the agent answers (`_ERRORS`)."""
         problem: Exception | None = None
         began = time.monotonic()
         for pause_s in self.pauses_s:

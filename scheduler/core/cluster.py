@@ -12,7 +12,7 @@ from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Snapshot
-from roost.scheduler.backends.base import AgentAddress, Backend, Lease
+from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.errors import LaunchError, UnknownKernel
 
 from .agent_calls import AgentCaller, Agents
@@ -44,21 +44,17 @@ class Cluster:
         """Return the backend's snapshot, with drained nodes marked."""
         snapshot = await self.backend.snapshot()
         draining = [snapshot.node(node_id) for node_id in self.draining if node_id in snapshot]
-        return (
-            snapshot.apply([replace(node, is_draining=True) for node in draining]) if draining else snapshot
-        )
+        if not draining:
+            return snapshot
+        return snapshot.apply([replace(node, is_draining=True) for node in draining])
 
     async def call(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call the lease's agent, again if the connection is lost. Raises as `AgentCaller.call` does."""
-
-        async def read_nodes(_: AgentAddress | None) -> None:
-            await self.backend.snapshot()  # raises if the manager is away too
-
         caller = AgentCaller(
             self.agents,
             partial(self.backend.agent, lease),
             name=f"the agent on {lease.node_id}",
-            on_lost=read_nodes,
+            on_lost=lambda _: self.backend.snapshot(),  # raises if the manager is away too
         )
         return await caller.call(call)
 

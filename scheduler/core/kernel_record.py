@@ -1,7 +1,6 @@
 """One kernel as the scheduler holds it, and the phases that it goes through.
 
-Everything here can be read back from leases and agents. Each transition has one method, and `_NEXT` lists the legal
-ones:
+Everything here can be read back from leases and agents. Each transition has one method; `_NEXT` lists the legal ones:
 
     QUEUED ─→ CLAIMING ─→ LAUNCHING ─→ RUNNING ─→ EXITED ─→ LAUNCHING (a restart in the same lease)
        ↑         │  └─→ PENDING ─↗         │
@@ -58,18 +57,13 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
     Phase.LAUNCHING: frozenset({Phase.QUEUED, Phase.RUNNING, Phase.EXITED, Phase.ENDING}),
     Phase.RUNNING: frozenset({Phase.EXITED, Phase.ENDING}),
     Phase.EXITED: frozenset({Phase.LAUNCHING, Phase.RUNNING, Phase.ENDING}),
-    Phase.UNCLAIMED: frozenset(
-        {Phase.RUNNING, Phase.EXITED, Phase.PENDING, Phase.QUEUED, Phase.LAUNCHING, Phase.ENDING}
-    ),
+    Phase.UNCLAIMED: frozenset(set(Phase) - {Phase.CLAIMING, Phase.UNCLAIMED}),
     Phase.ENDING: frozenset({Phase.EXITED, Phase.LAUNCHING}),
 }
 
 
 class StartTask:
-    """The task that brings a kernel up. It can be taken back once, and then undoes its steps.
-
-    A start that `is_taken_back` refuses later cancellations.
-    """
+    """The task that brings a kernel up. It can be taken back once, and then undoes its steps."""
 
     def __init__(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> None:
         self.late_exit: KernelProcess | None = None
@@ -130,10 +124,7 @@ class KernelRecord:
         return self.process is not None and self.process.is_running
 
     def check_wanted(self) -> None:
-        """Raise `CancelledError` if the start under way was taken back.
-
-        Before Python 3.12 `asyncio.wait_for` loses a cancellation that arrives with its result.
-        """
+        """Raise `CancelledError` if the start was taken back: before Python 3.12 `wait_for` may lose a cancellation."""
         if self.start is not None and self.start.is_taken_back:
             raise asyncio.CancelledError
 

@@ -27,10 +27,7 @@ def with_defaults(request: Request, settings: Settings) -> Request:
 
 
 def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
-    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this.
-
-    `held` has the requests of the user's other kernels by kernel id. An error's `cap` is the name of the setting.
-    """
+    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this beside the kernels `held` (by id)."""
     if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
         raise NotAllowed(
             f"user {user!r} may not start kernels here; ask the operator of this cluster.", user=user

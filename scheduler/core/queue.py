@@ -151,14 +151,13 @@ def held_for_elders(
 ) -> frozenset[str]:
     """Return the nodes reserved for requests that have waited longer than `ticket`, and at least `after_s`.
 
-    Only requests for the same kind of amounts count. `heads` are the heads of the queue, oldest first.
+    Only requests for the same kind of amounts count. `heads` are the queue's, oldest first.
     """
     held = set()
     for elder in heads:
         if elder is ticket:
             break
-        hold = elder.hold
-        has_waited = now - elder.joined_at >= after_s
-        if hold is not None and has_waited and any(getattr(request, amount) for amount in hold.amounts):
+        hold = elder.hold if now - elder.joined_at >= after_s else None
+        if hold is not None and any(getattr(request, amount) for amount in hold.amounts):
             held.add(hold.node_id)
     return frozenset(held)

@@ -190,7 +190,8 @@ class Reconciler:
                 self._table.drop(record, "its lease is gone")
                 self._table.released.pop(lease.id, None)  # nobody released it: it may be found again
             elif record.phase is Phase.PENDING:
-                record.update_lease(_lose(lease, "its lease is gone"))  # its start claims another
+                lost = replace(lease, state="lost", reason="its lease is gone")
+                record.update_lease(lost)  # its start claims another
 
     def _end_unclaimed(self, record: KernelRecord) -> None:
         if record.start is None and record.process is None:
@@ -211,7 +212,7 @@ class Reconciler:
         if record is None or record.lease is None:
             return
         if record.phase in (Phase.CLAIMING, Phase.PENDING) and record.start is not None:
-            record.update_lease(event.lease or _lose(record.lease, event.reason))
+            record.update_lease(event.lease or replace(record.lease, state="lost", reason=event.reason))
             if event.kind == "lease_pending":
                 self._table.publish("queued", record, event.reason)
         elif event.kind == "lease_lost":
@@ -254,10 +255,6 @@ async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
         return await asyncio.wait_for(ask(), _ANSWER_S)
     except (BackendUnavailable, UnknownKernel, asyncio.TimeoutError):
         return None
-
-
-def _lose(lease: Lease, reason: str) -> Lease:
-    return replace(lease, state="lost", reason=reason)
 
 
 def _taken_back(reason: str) -> str:

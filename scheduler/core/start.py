@@ -112,9 +112,8 @@ class StartRunner:
         async def launch(agent: AgentClient) -> KernelProcess:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
-                raise LaunchTimeout(
-                    f"kernel {start.kernel_id} did not start within {start.launch_timeout_s:g} s."
-                )
+                timeout_s = start.launch_timeout_s
+                raise LaunchTimeout(f"kernel {start.kernel_id} did not start within {timeout_s:g} s.")
             env = {**start.env, **self._cluster.backend.environment(lease)}
             return await agent.launch(replace(build_launch(start, remaining_s), lease_id=lease.id, env=env))
 
