@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -15,10 +16,9 @@ _REMEMBERED_S = 5.0
 
 
 class Reaper:
-    """A collector of exit codes: it reaps at SIGCHLD.
+    """A collector of exit codes: it reaps at SIGCHLD. `others` gets pid and status of children nobody waits for.
 
-    `others` gets pid and status of each child that nobody waits for. A child that somebody waits for takes the rest of
-    its process group with it.
+    The end of a child that somebody waits for also ends the rest of its process group.
     """
 
     def __init__(self, *, others: Callable[[int, int], object], remembered_s: float = _REMEMBERED_S) -> None:
@@ -54,18 +54,16 @@ class Reaper:
                 return
             code = os.waitstatus_to_exitcode(status)
             future = self._waiting.pop(pid, None)
-            if future is not None:
-                if not future.done():
-                    future.set_result(code)
-                continue
-            self._ended.pop(pid, None)
-            self._ended[pid] = code, time.monotonic()
-            while len(self._ended) > _REMEMBERED:
-                self._ended.popitem(last=False)
-            self._others(pid, status)
+            if future is None:
+                self._ended.pop(pid, None)
+                self._ended[pid] = code, time.monotonic()
+                if len(self._ended) > _REMEMBERED:
+                    self._ended.popitem(last=False)
+                self._others(pid, status)
+            elif not future.done():
+                future.set_result(code)
 
     def close(self) -> None:
-        """Stop reaping."""
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def _next(self) -> tuple[int, int]:
@@ -85,7 +83,5 @@ class Reaper:
 
 def sweep_group(pid: int) -> None:
     """Kill the rest of the process group that `pid` led. The number stays taken while the group has members."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass

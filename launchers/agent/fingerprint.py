@@ -1,8 +1,6 @@
 """The rules that say whether a kernel may be forked from a zygote, which imported its modules some time ago.
 
-A fresh interpreter must read the same environment during its imports. `select_import_environment` has the part that
-every interpreter reads; the zygote reports the names that its own imports read. A fresh interpreter must also read the
-same files (`Fingerprint.broken_by`).
+A fresh interpreter must read the same environment during its imports, and the same files (`Fingerprint.broken_by`).
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ async def read_report(
 ) -> ForkedKernel | None:
     """Read the pipe `report` until the kernel has sent its ports. Return None if the zygote forked no process.
 
-    `started` is a value of `time.perf_counter`. Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. The
-    kernel is killed after a timeout or a cancellation.
+    Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. The kernel is killed after a timeout or a
+    cancellation. `started` is a value of `time.perf_counter`.
     """
     received: dict[str, Any] = {}
     os.set_blocking(report, False)

@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
@@ -64,13 +63,10 @@ class Kernels:
         self._kernels: dict[str, _TrackedKernel] = {}
         self._timers = Timers()
         self._reaper = Reaper(others=zygotes.on_reaped)
-        self._starter = Starter(
-            zygotes, self._reaper, on_started=self._on_started, is_per_kernel=is_per_kernel
-        )
+        self._starter = Starter(zygotes, self._reaper, self._on_started, is_per_kernel)
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
-        """Return all kernels that were launched and have not been released."""
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
 
     @property
@@ -93,11 +89,10 @@ class Kernels:
 
     def signal(self, kernel_id: str, signum: int) -> bool:
         """Send `signum` to the kernel's process group. Return False if the kernel has ended."""
-        kernel = self._kernels.get(kernel_id)
-        return kernel is not None and self._signal(kernel, signum)
+        return self._signal(self._kernels.get(kernel_id), signum)
 
-    def _signal(self, kernel: _TrackedKernel, signum: int) -> bool:
-        if kernel.process is None or kernel.ended.is_set():
+    def _signal(self, kernel: _TrackedKernel | None, signum: int) -> bool:
+        if kernel is None or kernel.process is None or kernel.ended.is_set():
             return False
         if signum in (signal.SIGTERM, signal.SIGKILL):
             kernel.was_signalled = True
@@ -144,8 +139,9 @@ class Kernels:
     def adopt(self, lease_ids: Container[str]) -> None:
         """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
         for folder in sorted(self._folder.iterdir()):
-            pid, started_at = _process_of(read_json(folder / "starting.json"))
-            lives = is_running(pid, started_at)
+            starting = read_json(folder / "starting.json") or {"pid": 0, "started_at": 0.0}
+            pid = starting["pid"]
+            lives = is_running(pid, starting["started_at"])
             has_record = (folder / "record.json").exists()
             try:
                 process = decode(KernelProcess, read_json(folder / "record.json"), ignore_unknown=True)
@@ -284,11 +280,3 @@ def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
                 end.write(b"[roost: earlier lines were removed]\n" + kept.partition(b"\n")[2])
     except OSError as problem:
         log.warning("%s cannot be shortened: %s", path, problem)
-
-
-def _process_of(found: Any) -> tuple[int, float]:
-    """Return the pid and start time in the content of a file, or zeros."""
-    try:
-        return int(found["pid"]), float(found["started_at"])
-    except (TypeError, KeyError, ValueError):
-        return 0, 0.0

@@ -1,7 +1,6 @@
 """The ledger of one node: the leases that it has granted, kept in files that outlive the agent.
 
-If the agent itself decides (backend `local`), the ledger never promises more than the node has, for any number of
-schedulers. The ledger has no clock and no sockets.
+If the agent itself decides (backend `local`), the ledger never promises more than the node has.
 """
 
 from __future__ import annotations

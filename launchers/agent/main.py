@@ -1,8 +1,7 @@
 """The agent: one process per user and machine. It keeps the ledger, and starts, watches and stops kernels.
 
-Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. It serves one CURVE-encrypted ZeroMQ port. Its folder
-(mode 0700) has everything that the next agent needs after a crash: `leases/`, `kernels/` and `manager.json`. Kernels do
-not depend on the agent. When it leaves or dies, they live on, and the next agent adopts them.
+Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. Its folder (mode 0700) has everything that the next agent
+needs to adopt the kernels, which do not depend on the agent: `leases/`, `kernels/` and `manager.json`.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ UNUSED_LEASE_S = 30.0
 _STOP_GRACE_S = 2.0
 _OUTSIDE_EXIT_S = 10.0
 """How long an agent without leases stays after its node has left the cluster."""
-_IDLE = ""
-"""The key of the timer for idleness. Other timers have lease ids as keys."""
-
+_IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
     "Start {0} without that"
@@ -123,7 +120,7 @@ class Agent:
             spawn(self._launch(b"", assignment.launch), self._tasks, log)
 
     async def close(self) -> None:
-        """Report to subscribers, then stop. Kernels and leases stay."""
+        """Stop. Kernels and leases stay."""
         self._publish("leaving")
         self._timers.close()
         await cancel_all(self._tasks)
@@ -278,14 +275,9 @@ class Agent:
         await asyncio.gather(*(self._release_lease(entry.lease.id) for entry in self._ledger.entries()))
 
     async def _lose_all(self, reason: str) -> None:
-        """End all leases, because the manager has taken them back: this node has left the cluster.
-
-        The event comes first, so that no scheduler starts a kernel in a lost lease.
-        """
-        lease_ids = [entry.lease.id for entry in self._ledger.entries()]
-        for lease_id in lease_ids:
-            self._publish("lost", lease_id=lease_id, reason=reason)
-        await asyncio.gather(*map(self._release_lease, lease_ids))
+        for entry in self._ledger.entries():  # first, so that no scheduler starts a kernel in a lost lease
+            self._publish("lost", lease_id=entry.lease.id, reason=reason)
+        await self.end_all()
         self._idle_exit_s = _OUTSIDE_EXIT_S
         self._watch_idleness()
 
@@ -313,10 +305,7 @@ def read_assignment(path: str) -> messages.Assignment | None:
 
 
 def build_node_environment() -> dict[str, str]:
-    """Return the agent's environment, for kernels of applications on other machines.
-
-    The folder of roost's own code is left out of PYTHONPATH: it may have been sent here for the agent alone.
-    """
+    """Return the agent's environment, without roost's own code, which may have been sent here for the agent alone."""
     home = Path(__file__).resolve().parents[3]
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [path for path in entries if path and Path(path).resolve() != home]

@@ -1,7 +1,7 @@
 """The agent's watch on the cluster manager's daemons on this node, such as a raylet.
 
-When the last daemon ends, there are two cases. If the manager still answers, the node has left the cluster, and its
-leases are lost. If the manager is away too, the kernels live on for a grace, in which the same cluster may come back.
+If the manager still answers when the last daemon ends, the node has left the cluster, and its leases are lost. If the
+manager is away too, the kernels live on for a grace, in which the same cluster may come back.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ class ManagerWatch:
         write_private_json(self._file, {"managers": [encode(known) for known, _ in self._watches.values()]})
 
     def close(self) -> None:
-        """Stop watching. May be repeated."""
         for _, watch in self._watches.values():
             watch.close()
         if self._losing is not None:

@@ -76,8 +76,7 @@ class _Child:
 class Starter:
     """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
 
-    `used_ports` has the ports of live exec'ed kernels, by launch id. A kernel binds its ports some time after they are
-    chosen.
+    `used_ports` are those of live exec'ed kernels, by launch id. A kernel binds its ports some time after the choice.
     """
 
     zygotes: ZygotePool

@@ -1,10 +1,7 @@
 """The agent's warm zygotes: one per Python and import environment, used only while their fingerprint holds.
 
-`ZygotePool.launch` forks a kernel, or returns None at once. After None, the agent execs the kernel, and a zygote for
-the next start is made in the background. No obstacle to forking makes a start fail.
-
 The agent cannot fork Python code itself, because ZeroMQ gives it threads. It spawns zygotes, and it is a subreaper, so
-it becomes the parent of their kernels.
+it becomes the parent of their kernels. No obstacle to forking makes a start fail.
 """
 
 from __future__ import annotations
@@ -87,7 +84,7 @@ def become_subreaper() -> bool:
 
 
 class ZygotePool:
-    """A set of zygotes, by key. If there are too many, the least recently used one ends. Belongs to one event loop.
+    """A set of zygotes, by key. If there are too many, the least recently used one ends.
 
     `output` is a file for the output of the latest zygote, such as a traceback. `script` is the zygote's program.
     """

@@ -34,10 +34,7 @@ _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTE
 
 
 class DaemonError(Exception):
-    """A daemon could not be started or found. The text is one sentence.
-
-    `kind` is the short word that the daemon gave to `announce_failure`, or empty.
-    """
+    """A daemon could not be started or found. `kind` is from `announce_failure`, or empty."""
 
     def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -44,11 +45,9 @@ def is_running(pid: int, started_at: float) -> bool:
 
 def signal_group(pid: int, signum: int) -> bool:
     """Send `signum` to the process group that `pid` leads, else to `pid` alone. Return False if there is no process."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signum)
         return True
-    except (ProcessLookupError, PermissionError):
-        pass
     try:
         os.kill(pid, signum)
     except ProcessLookupError:

@@ -76,10 +76,9 @@ class KernelProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelUse:
-    """The CPU and memory that a kernel and all processes started by it use.
+    """The CPU and memory that a kernel and all processes started by it use, without processes that have ended.
 
-    `cpu_s` since their start, without processes that have ended. `cpu_percent` of one CPU since the previous
-    measurement, or since the start. `rss_bytes` counts memory shared between processes once for each of them.
+    `cpu_percent` of one CPU since the previous measurement. `rss_bytes` counts shared memory once for each process.
     """
 
     kernel_id: str

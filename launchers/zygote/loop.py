@@ -32,10 +32,7 @@ _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshel
 
 
 def serve(agent: socket.socket) -> KernelChild | None:
-    """Serve the agent until it closes the socket, then return None. In a forked child, return its `KernelChild`.
-
-    The loop returns in the child, so that a kernel runs on a short stack, at the end of the script.
-    """
+    """Serve the agent until it closes the socket, then return None. In a forked child, return its `KernelChild`."""
     set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
     warm: WarmState | None = None
     spares: list[socket.socket] = []
@@ -210,8 +207,7 @@ def record_environment(reads: set[str]) -> Iterator[None]:
 def take_fingerprint() -> dict[str, Any]:
     """Return the paths that a fresh interpreter would read for the same imports, with their stamps.
 
-    The agent makes a `Fingerprint` of them. Folders stand for the files of the standard library, which is only ever
-    replaced as a whole. This halves the number of stats.
+    Folders stand for the files of the standard library, which is only ever replaced as a whole.
     """
     library = os.path.dirname(os.__file__) + os.sep
     sites = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]

@@ -13,8 +13,7 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
     kernel → agent   on report_fd, one line each: {"pid": …}, {"ports": {"shell_port": …, …}}; then end of file
 
 The zygote never has a second thread, a ZeroMQ context or an event loop, because these do not survive a fork. It ends
-when the agent closes the socket. Its kernels live on. A kernel is forked twice, so that the agent (a child subreaper)
-becomes its parent. The agent therefore gets the kernel's exact exit status, even if the zygote is gone.
+when the agent closes the socket. A kernel is forked twice, so that the agent (a child subreaper) becomes its parent.
 
 A forked kernel runs the unmodified `IPKernelApp`. It ends like a plain kernel: it reaches the end of this script.
 Therefore exit handlers, threads and exit codes work as usual.
