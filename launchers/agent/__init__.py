@@ -2,7 +2,7 @@
 
     scheduler ── one encrypted port ──> main (Agent) ── ledger            leases, as files
                                          │   ├──────── manager_watch     has the node left its cluster?
-                                         │   └──────── node_metrics, gpus, kernel_usage
+                                         │   └──────── node_metrics, gpus
                                          ▼
                                       kernels ──> start ──> zygote_pool ──> zygote ── fork ──> kernel
                                          │          │       (fingerprint, fork_report)

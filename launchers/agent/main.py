@@ -32,11 +32,10 @@ from roost.launchers.protocol.version import VERSION
 from roost.placement.model import Node
 
 from .fingerprint import parse_ipykernel_command
-from .kernel_usage import UsageMeter
 from .kernels import Kernels
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
-from .node_metrics import AgentSettings, NodeMetrics
+from .node_metrics import AgentSettings, NodeMetrics, UsageMeter
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)

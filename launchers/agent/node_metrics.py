@@ -1,24 +1,28 @@
-"""The size and the use of this machine: CPUs and memory from psutil and cgroup limits, GPUs from `gpus`."""
+"""The size and the use of this machine, and the use of its kernels: CPUs, memory and, from `gpus`, GPUs."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from roost.launchers.protocol.messages import KernelUse
 from roost.placement.model import Node
 
 from .gpus import DeviceReader
 from .ledger import LeaseLedger
 
 _METRICS_MAX_AGE_S = 1.0
+_MIN_INTERVAL_S = 1.0
+"""How long a measurement of kernels counts. CPU use over a shorter time is noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,53 @@ class NodeMetrics:
         self._cpus_used = min(busy, self.cpus)
         self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
         self._device_status = self.devices.read()
+
+
+class UsageMeter:
+    """A meter of the kernels' use. All processes in a session count, at one system call per process of the machine."""
+
+    def __init__(self) -> None:
+        self._read_at = 0.0
+        self._known: dict[int, KernelUse] = {}
+
+    def read(self, kernels: Mapping[int, str]) -> tuple[KernelUse, ...]:
+        """Return the use of each kernel. `kernels` has the ids of the running kernels by pid."""
+        now = time.monotonic()
+        elapsed_s = now - self._read_at
+        if elapsed_s >= _MIN_INTERVAL_S or kernels.keys() != self._known.keys():
+            self._known = self._measure(kernels, elapsed_s)
+            self._read_at = now
+        return tuple(self._known.values())
+
+    def _measure(self, kernels: Mapping[int, str], elapsed_s: float) -> dict[int, KernelUse]:
+        processes, rss_bytes = dict.fromkeys(kernels, 0), dict.fromkeys(kernels, 0)
+        cpu_s, age_s = dict.fromkeys(kernels, 0.0), dict.fromkeys(kernels, 0.0)
+        for pid in psutil.pids() if kernels else ():
+            with contextlib.suppress(OSError, psutil.Error):
+                session = os.getsid(pid)
+                if session not in kernels:
+                    continue
+                process = psutil.Process(pid)
+                processes[session] += 1
+                with process.oneshot():
+                    times = process.cpu_times()
+                    cpu_s[session] += times.user + times.system
+                    rss_bytes[session] += process.memory_info().rss
+                    if pid == session:
+                        age_s[session] = time.time() - process.create_time()
+        found = {}
+        for pid, kernel_id in kernels.items():
+            before = self._known.get(pid)
+            used_s = cpu_s[pid] - (before.cpu_s if before else 0.0)
+            over_s = elapsed_s if before else age_s[pid]
+            found[pid] = KernelUse(
+                kernel_id=kernel_id,
+                processes=processes[pid],
+                cpu_s=cpu_s[pid],
+                cpu_percent=max(0.0, 100 * used_s / over_s) if over_s > 0 else 0.0,
+                rss_bytes=rss_bytes[pid],
+            )
+        return found
 
 
 def count_cpus(cgroups: Sequence[Path]) -> float:

@@ -81,14 +81,14 @@ def _decode(kind: Any, value: Any, where: str, lax: bool) -> Any:
 def _decode_union(options: tuple[Any, ...], value: Any, where: str, lax: bool) -> Any:
     if value is None and type(None) in options:
         return None
-    options = tuple(option for option in options if option is not type(None))
-    error: WireError | None = None
+    errors = []
     for option in options:
-        try:
-            return _decode(option, value, where, lax)
-        except WireError as problem:
-            error = error or problem
-    raise error or WireError(f"{where} must not be set")
+        if option is not type(None):
+            try:
+                return _decode(option, value, where, lax)
+            except WireError as problem:
+                errors.append(problem)
+    raise errors[0]
 
 
 def _decode_dataclass(cls: type, value: Any, where: str, lax: bool) -> Any:

@@ -27,8 +27,6 @@ A new field in an answer or event does not change it, because older clients igno
 field in a request, so that field changes it.
 """
 
-LeaseState = Literal["pending", "held", "lost"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
@@ -46,7 +44,7 @@ class Lease:
     request: Request
     node_id: str = ""
     device_ids: tuple[str, ...] = ()
-    state: LeaseState = "held"
+    state: Literal["pending", "held", "lost"] = "held"
     reason: str = ""
     is_final: bool = False
     asked_at: float = 0.0

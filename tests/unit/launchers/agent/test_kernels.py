@@ -26,7 +26,7 @@ SLEEP = ("sleep", "60")
 class CancelledAtTheEnd:
     """A starter that is cancelled in its last step, after it has recorded the process."""
 
-    def __init__(self, _: ZygotePool, reaper: Reaper, *, on_started: Callable[..., None], **__: Any) -> None:
+    def __init__(self, _: ZygotePool, reaper: Reaper, on_started: Callable[..., None], *__: Any) -> None:
         self.reaper, self.on_started = reaper, on_started
 
     async def start(self, folder: Path, request: Launch) -> KernelProcess:
