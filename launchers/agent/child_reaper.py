@@ -44,7 +44,6 @@ class Reaper:
         return future
 
     def reap(self) -> None:
-        """Reap all children that have ended."""
         while True:
             try:
                 pid, status = self._next()

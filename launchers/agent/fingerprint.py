@@ -134,7 +134,6 @@ class Fingerprint:
         return None
 
     def _offered(self, folder: str) -> frozenset[str]:
-        """Return the names in `folder` that equal the name of an imported top-level module."""
         try:
             return self.imported_names.intersection(name.partition(".")[0] for name in os.listdir(folder))
         except OSError:

@@ -74,7 +74,6 @@ class Kernels:
         return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
 
     def runs_in(self, lease_id: str) -> bool:
-        """True if a kernel runs, or is being started, in this lease."""
         kernel = self._in_lease(lease_id)
         return kernel is not None and not kernel.ended.is_set()
 
@@ -88,7 +87,6 @@ class Kernels:
         return await asyncio.shield(known.started)  # a caller that gives up must not cancel the others' start
 
     def signal(self, kernel_id: str, signum: int) -> bool:
-        """Send `signum` to the kernel's process group. Return False if the kernel has ended."""
         return self._signal(self._kernels.get(kernel_id), signum)
 
     def _signal(self, kernel: _TrackedKernel | None, signum: int) -> bool:
@@ -127,7 +125,6 @@ class Kernels:
         return None if kernel is None else tail(kernel.folder / "log", tail_bytes)
 
     async def release(self, lease_id: str, grace_s: float) -> None:
-        """Stop the kernel in this lease, if there is one, and remove its files."""
         kernel = self._in_lease(lease_id)
         if kernel is not None:
             await self._end(kernel, grace_s)
@@ -162,7 +159,6 @@ class Kernels:
             shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Stop watching. All kernels live on."""
         for kernel in self._kernels.values():
             kernel.started.cancel()
             if kernel.watch is not None:

@@ -104,7 +104,6 @@ class LeaseLedger:
         return promised
 
     def _choose_devices(self, request: Request, preferred: Sequence[str]) -> tuple[str, ...]:
-        """Return the devices to grant, or raise `Conflict`."""
         free_cpus = self.cpus - self.cpus_promised
         if request.cpus and request.cpus > free_cpus + EPSILON:
             raise Conflict(f"{request.cpus:g} CPUs asked for, {max(free_cpus, 0):g} free")

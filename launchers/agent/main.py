@@ -102,7 +102,6 @@ class Agent:
         )
 
     def adopt(self) -> None:
-        """Take over the kernels and leases of an earlier agent of this folder."""
         self._kernels.adopt(self._ledger)
         for entry in self._ledger.entries():
             if not self._kernels.runs_in(entry.lease.id):
@@ -119,7 +118,6 @@ class Agent:
             spawn(self._launch(b"", assignment.launch), self._tasks, log)
 
     async def close(self) -> None:
-        """Stop. Kernels and leases stay."""
         self._publish("leaving")
         self._timers.close()
         await cancel_all(self._tasks)
@@ -270,7 +268,6 @@ class Agent:
         self._watch_idleness()
 
     async def end_all(self) -> None:
-        """End all kernels and their leases."""
         await asyncio.gather(*(self._release_lease(entry.lease.id) for entry in self._ledger.entries()))
 
     async def _lose_all(self, reason: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
@@ -19,13 +20,13 @@ from roost.launchers.protocol.messages import Manager
 
 log = logging.getLogger(__name__)
 
-
 SETTLE_S = 1.0
 """How long to wait after a daemon's end. If the manager ends at the same time, it may end a little later."""
 _CONNECT_S = 2.0
 _PROBE_S = 6.0
 
 
+@dataclass
 class ManagerWatch:
     """A watch on the daemons given to `watch`. The next agent reads them from `file`.
 
@@ -33,29 +34,21 @@ class ManagerWatch:
     then on. `on_lost` gets the reason when all leases of this node are lost.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        on_lost: Callable[[str], Awaitable[None]],
-        on_cut_off: Callable[[str], None],
-        *,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
-        self.is_cut_off = False
-        self._file = file
-        self._on_lost = on_lost
-        self._on_cut_off = on_cut_off
-        self._sleep = sleep
-        self._watches: dict[tuple[int, float], tuple[Manager, Watch]] = {}
-        self._losing: asyncio.Task[None] | None = None
+    file: Path
+    on_lost: Callable[[str], Awaitable[None]]
+    on_cut_off: Callable[[str], None]
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    is_cut_off: bool = False
+    _watches: dict[tuple[int, float], tuple[Manager, Watch]] = field(default_factory=dict)
+    _losing: asyncio.Task[None] | None = None
 
     def resume(self) -> None:
         """Watch the daemons that an earlier agent of this folder watched."""
         try:
-            for manager in (read_json(self._file) or {"managers": ()})["managers"]:
+            for manager in (read_json(self.file) or {"managers": ()})["managers"]:
                 self._begin(decode(Manager, manager, ignore_unknown=True))
         except (WireError, KeyError, TypeError) as problem:
-            log.error("%s cannot be read: %s", self._file, problem)
+            log.error("%s cannot be read: %s", self.file, problem)
 
     def watch(self, manager: Manager) -> None:
         """Watch another daemon, which ends a running grace. A daemon that `has_left` counts as ended."""
@@ -64,7 +57,7 @@ class ManagerWatch:
             self._begin(manager)
         elif key in self._watches:
             self._ended(key)
-        write_private_json(self._file, {"managers": [encode(known) for known, _ in self._watches.values()]})
+        write_private_json(self.file, {"managers": [encode(known) for known, _ in self._watches.values()]})
 
     def close(self) -> None:
         for _, watch in self._watches.values():
@@ -87,19 +80,19 @@ class ManagerWatch:
         if self._watches:
             return
         self.is_cut_off = True
-        self._on_cut_off(f"{manager.name}'s last daemon here has ended")
+        self.on_cut_off(f"{manager.name}'s last daemon here has ended")
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 
     async def _lose(self, manager: Manager) -> None:
-        await self._sleep(SETTLE_S)
+        await self.sleep(SETTLE_S)
         if await _cluster_answers(manager):
             reason = f"its node has left the {manager.name} cluster"
         else:
             log.warning("the %s cluster is away; kernels stay for %g s", manager.name, manager.grace_s)
-            await self._sleep(manager.grace_s)
+            await self.sleep(manager.grace_s)
             reason = f"the {manager.name} cluster did not come back within {manager.grace_s:g} s"
         log.warning("all leases are lost: %s", reason)
-        await self._on_lost(reason)
+        await self.on_lost(reason)
 
 
 async def _cluster_answers(manager: Manager) -> bool:

@@ -72,14 +72,20 @@ class NodeMetrics:
         self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else limit_bytes
         self.hostname = socket.gethostname()
         self._read_at = -math.inf
-        self._cpus_used: float | None = None
-        self._memory_used = 0
+        self._cpus_used, self._memory_used = 0.0, 0
         self._device_status = self.devices.read()
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
     def status(self, ledger: LeaseLedger, *, kernels: int) -> Node:
         """Return this machine, with the amounts that `ledger` has promised."""
-        self._read()
+        now = time.monotonic()
+        if now - self._read_at >= self._max_age_s:
+            self._read_at = now
+            # psutil reports the whole machine, in percent. In a container, that is limited to the container's size.
+            busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+            self._cpus_used = min(busy, self.cpus)
+            self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
+            self._device_status = self.devices.read()
         promised = ledger.promised_by_device()
         return Node(
             id=self.hostname,
@@ -98,17 +104,6 @@ class NodeMetrics:
             kernels=kernels,
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
         )
-
-    def _read(self) -> None:
-        now = time.monotonic()
-        if now - self._read_at < self._max_age_s:
-            return
-        self._read_at = now
-        # psutil reports the whole machine, in percent. In a container, that is limited to the container's size.
-        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-        self._cpus_used = min(busy, self.cpus)
-        self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
-        self._device_status = self.devices.read()
 
 
 class UsageMeter:

@@ -177,7 +177,6 @@ def _end_with_parent() -> None:
 def spawn_kernel(
     request: Launch, connection_file: Path, log_fd: int, *, ends_with_parent: bool = False
 ) -> int:
-    """Execute a kernelspec's command in a session of its own, and return the pid."""
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     if parse_ipykernel_command(argv) is not None:
         argv.append(_NO_PARENT)

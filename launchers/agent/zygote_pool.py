@@ -188,7 +188,6 @@ class ZygotePool:
         return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
 
     async def close(self) -> None:
-        """End all zygotes. Their kernels live on."""
         self._is_possible = False
         await cancel_all(self._tasks)
         for zygote in list(self._zygotes):

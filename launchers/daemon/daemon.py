@@ -87,7 +87,6 @@ def _forget(folder: Path) -> None:
 
 
 def is_alive(folder: Path) -> bool:
-    """True if a daemon holds this folder now."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

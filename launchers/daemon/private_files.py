@@ -70,7 +70,6 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def write_private_json(path: Path, value: Any) -> None:
-    """Replace the content of `path` by a JSON value."""
     write_private(path, json.dumps(value).encode())
 
 

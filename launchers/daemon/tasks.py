@@ -116,7 +116,6 @@ class Timers:
         return key
 
     def cancel(self, key: Hashable) -> None:
-        """Cancel the timer with this key. Does nothing if there is none."""
         handle = self._handles.pop(key, None)
         if handle is not None:
             handle.cancel()
@@ -125,6 +124,5 @@ class Timers:
         return key in self._handles
 
     def close(self) -> None:
-        """Cancel all timers. `later` may be called again."""
         for key in list(self._handles):
             self.cancel(key)

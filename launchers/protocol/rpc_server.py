@@ -84,7 +84,6 @@ class RpcServer:
                 self.subscribers.discard(peer)
 
     async def close(self) -> None:
-        """Stop answering. Cancels the calls in progress."""
         await cancel_all(self._tasks)  # without the task of an operation that closes the server
         if self._authenticator is not None:
             self._authenticator.stop()

@@ -78,7 +78,6 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
 
 
 def fork_mortal() -> int:
-    """Fork a child that the system kills when this process ends."""
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
