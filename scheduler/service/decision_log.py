@@ -1,6 +1,6 @@
 """A log of decisions for `roost simulate`: one line for each kernel that is placed, is refused, or ends.
 
-The file is in the service's private folder. It contains amounts, names and times, but no environment, key or path.
+The private file contains amounts, names and times, but no environment, key or path.
 """
 
 from __future__ import annotations

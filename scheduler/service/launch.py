@@ -1,7 +1,4 @@
-"""Where a scheduler service is, and the command that starts it. Cheap to import, because every client does.
-
-The operations are in a module of their own, so that clients need not build their classes.
-"""
+"""Where a scheduler service is, and the command that starts it. Cheap to import: it builds no operations."""
 
 from __future__ import annotations
 
@@ -17,10 +14,8 @@ from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.backends.registry import get_spec
 
 PROTOCOL = 3
-"""Version of these operations. A client asks a service with another version to leave, and starts its own.
-
-The version stays for a new operation, and for a new field of an answer or event: older clients ignore that field.
-"""
+"""Version of these operations. A client asks a service with another version to leave, and starts its own. A new
+operation, or a new field of an answer or event, does not change it: older clients ignore that field."""
 
 _NO_ADDRESS = ("", "auto")
 

@@ -1,6 +1,6 @@
 """The operations of the scheduler service.
 
-Each class has the arguments of one operation (`ARGUMENTS`) as they cross the socket. Its docstring gives the answer.
+Each class has the arguments of one operation (`server.OPERATIONS`) as they cross the socket, and names the answer.
 Errors cross the socket as the class name of a `RoostError` (`errors.from_remote`).
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from roost.launchers.protocol.messages import Logs, Nothing, Owner, Signal, Stop
+from roost.launchers.protocol.messages import Owner
 from roost.placement.request import Request
 
 from .launch import PROTOCOL
-from .messages import StartKernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,27 +110,3 @@ class RecentEvents:
     """→ {"events": [Event]}, oldest first."""
 
     limit: int = 100
-
-
-ARGUMENTS: Mapping[str, type] = {
-    "hello": Hello,
-    "subscribe": Subscribe,
-    "start": StartKernel,
-    "cancel": Cancel,
-    "stop": Stop,
-    "signal": Signal,
-    "kernels": ListKernels,
-    "kernel": OneKernel,
-    "nodes": Nothing,
-    "adopt": AdoptKernel,
-    "explain": Explain,
-    "logs": Logs,
-    "drain": Drain,
-    "warm": WarmUp,
-    "up": Nothing,
-    "add_policy": AddPolicy,
-    "check_policies": CheckPolicies,
-    "doctor": Nothing,
-    "events": RecentEvents,
-    "leave": Nothing,
-}

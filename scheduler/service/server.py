@@ -1,8 +1,8 @@
 """The scheduler as a process of its own: `python -m roost.scheduler.service.server --backend local --folder DIR`.
 
-It serves `operations` on a Unix socket in its private folder, which only this user can enter. The first client that
-needs the service starts it. The service leaves after a while without clients and kernels, or on request (`leave`,
-SIGTERM). Kernels, leases and starts under way then stay, and the next service reads them back.
+It serves `OPERATIONS` on a Unix socket in its private folder, which only this user can enter. The first client starts
+it. It leaves after a while without clients and kernels, or on request (`leave`, SIGTERM). Kernels, leases and starts
+under way then stay, and the next service reads them back.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, announce, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.messages import Nothing
+from roost.launchers.protocol.messages import Logs, Nothing, Signal, Stop
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.version import VERSION
@@ -50,35 +51,18 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """At most this many bytes fit into the path of a Unix socket."""
 
 
-_ANSWER_KEYS = {
-    "kernels": "kernels",
-    "nodes": "nodes",
-    "explain": "decision",
-    "logs": "text",
-    "up": "nodes",
-    "check_policies": "problems",
-    "doctor": "findings",
-    "events": "events",
-}
-"""By operation, the key of an answer that consists of one value. All other answers are values or empty."""
-
-
 class Service:
-    """The operations of one scheduler, for its clients. Runs until `left` is set."""
+    """The operations of one scheduler (`core`), for its clients. Runs until `left` is set."""
 
     def __init__(self, scheduler: Scheduler, settings: Settings, spec: BackendSpec) -> None:
-        self._scheduler = scheduler
+        self.core = scheduler
         self._settings = settings
         self._spec = spec
         self._calls = 0
         self._timers = Timers()
         self.left = asyncio.Event()
-        handlers = self._build_handlers()
         self.server = RpcServer(
-            {
-                name: Operation(arguments, self._guard(name, handlers[name]))
-                for name, arguments in ops.ARGUMENTS.items()
-            }
+            {name: Operation(call.arguments, self._guard(call)) for name, call in OPERATIONS.items()}
         )
         self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
@@ -86,54 +70,28 @@ class Service:
     def greeting(self) -> dict[str, Any]:
         """Return the version and process of this service, and its cluster."""
         who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
-        return {**who, "backend": self._spec.name, "address": self._scheduler.backend.address}
+        return {**who, "backend": self._spec.name, "address": self.core.backend.address}
 
     async def close(self) -> None:
         self._stop_listening()
         self._timers.close()
         await self.server.close()
 
-    def _build_handlers(self) -> Mapping[str, Callable[[bytes, Any], Any]]:
-        """Return by operation the function that answers it. It gets the peer and the operation's arguments."""
-        scheduler = self._scheduler
-        return {
-            "hello": lambda peer, _: self.greeting(),
-            "subscribe": self._subscribe,
-            "start": self._start,
-            "cancel": lambda peer, asked: scheduler.cancel(asked.kernel_id, asked.launch_id),
-            "stop": lambda peer, asked: scheduler.stop(asked.kernel_id, asked.grace_s),
-            "signal": lambda peer, asked: scheduler.signal(asked.kernel_id, asked.signum),
-            "kernels": lambda peer, asked: (
-                scheduler.kernels_with_use() if asked.with_use else scheduler.kernels()
-            ),
-            "kernel": lambda peer, asked: scheduler.kernel(asked.kernel_id),
-            "nodes": lambda peer, _: scheduler.nodes(),
-            "adopt": lambda peer, asked: scheduler.adopt(asked.kernel_id, asked.owner),
-            "explain": self._explain,
-            "logs": lambda peer, asked: scheduler.logs(asked.kernel_id, asked.tail_bytes),
-            "drain": lambda peer, asked: scheduler.drain(asked.node_id, asked.on),
-            "warm": lambda peer, asked: scheduler.warm(asked),
-            "up": lambda peer, _: scheduler.backend.warm_up(),
-            "add_policy": lambda peer, asked: scheduler.policies.add(asked),
-            "check_policies": lambda peer, asked: scheduler.policies.find_problems(asked.names),
-            "doctor": lambda peer, _: scheduler.doctor(),
-            "events": lambda peer, asked: scheduler.events.recent(asked.limit),
-            "leave": lambda peer, _: self._leave(),
-        }
-
-    def _guard(
-        self, name: str, handler: Callable[[bytes, Any], Any]
-    ) -> Callable[[bytes, Any], Awaitable[Any]]:
-        """Return the handler as a coroutine that counts as a call, and raises errors that can cross the socket."""
+    def _guard(self, call: Call) -> Callable[[bytes, Any], Awaitable[Any]]:
+        """Return a handler that counts its calls, and raises errors that can cross the socket."""
 
         async def answer(peer: bytes, arguments: Any) -> Any:
             self._calls += 1
             try:
-                value = handler(peer, arguments)
+                if isinstance(arguments, (StartKernel, ops.Explain)):
+                    self._spec.check_options(arguments.request.options)
+                value = call.answer(self, arguments)
+                if call.arguments is ops.Subscribe:
+                    self.server.subscribers.add(peer)
                 if inspect.isawaitable(value):
                     value = await value
-                if name in _ANSWER_KEYS:
-                    return {_ANSWER_KEYS[name]: value}
+                if call.key:
+                    return {call.key: value}
                 return Nothing() if value is None else value
             except RoostError as problem:
                 raise problem.to_remote() from None
@@ -143,19 +101,10 @@ class Service:
 
         return answer
 
-    def _subscribe(self, peer: bytes, request: ops.Subscribe) -> None:
-        self._scheduler.owners.watch(request.owner)
-        self.server.subscribers.add(peer)
+    def list_kernels(self, with_use: bool) -> list[Kernel] | Awaitable[list[Kernel]]:
+        return self.core.kernels_with_use() if with_use else self.core.kernels()
 
-    def _start(self, peer: bytes, request: StartKernel) -> Awaitable[Kernel]:
-        self._spec.check_options(request.request.options)
-        return self._scheduler.start(request)
-
-    def _explain(self, peer: bytes, request: ops.Explain) -> Awaitable[dict[str, Any]]:
-        self._spec.check_options(request.request.options)
-        return self._scheduler.explain(request.request, request.owner)
-
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
     def _watch_idleness(self) -> None:
@@ -164,11 +113,50 @@ class Service:
 
     def _leave_if_idle(self) -> None:
         self.server.publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
-        if self._scheduler.is_idle() and not self._calls and not self.server.subscribers:
+        if self.core.is_idle() and not self._calls and not self.server.subscribers:
             log.info("leaving: no clients and no kernels for %g s", self._settings.idle_exit_s)
             self.left.set()
         else:
             self._watch_idleness()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that clients make: its arguments, and its answer (or an awaitable), sent under `key` if there is one."""
+
+    arguments: type
+    answer: Callable[[Service, Any], Any]
+    key: str = ""
+
+
+OPERATIONS: Mapping[str, Call] = {
+    "hello": Call(ops.Hello, lambda service, _: service.greeting()),
+    "subscribe": Call(ops.Subscribe, lambda service, asked: service.core.owners.watch(asked.owner)),
+    "start": Call(StartKernel, lambda service, asked: service.core.start(asked)),
+    "cancel": Call(ops.Cancel, lambda service, asked: service.core.cancel(asked.kernel_id, asked.launch_id)),
+    "stop": Call(Stop, lambda service, asked: service.core.stop(asked.kernel_id, asked.grace_s)),
+    "signal": Call(Signal, lambda service, asked: service.core.signal(asked.kernel_id, asked.signum)),
+    "kernels": Call(ops.ListKernels, lambda service, asked: service.list_kernels(asked.with_use), "kernels"),
+    "kernel": Call(ops.OneKernel, lambda service, asked: service.core.kernel(asked.kernel_id)),
+    "nodes": Call(Nothing, lambda service, _: service.core.nodes(), "nodes"),
+    "adopt": Call(ops.AdoptKernel, lambda service, asked: service.core.adopt(asked.kernel_id, asked.owner)),
+    "explain": Call(
+        ops.Explain, lambda service, asked: service.core.explain(asked.request, asked.owner), "decision"
+    ),
+    "logs": Call(Logs, lambda service, asked: service.core.logs(asked.kernel_id, asked.tail_bytes), "text"),
+    "drain": Call(ops.Drain, lambda service, asked: service.core.drain(asked.node_id, asked.on)),
+    "warm": Call(ops.WarmUp, lambda service, asked: service.core.warm(asked)),
+    "up": Call(Nothing, lambda service, _: service.core.backend.warm_up(), "nodes"),
+    "add_policy": Call(ops.AddPolicy, lambda service, asked: service.core.policies.add(asked)),
+    "check_policies": Call(
+        ops.CheckPolicies, lambda service, asked: service.core.policies.find_problems(asked.names), "problems"
+    ),
+    "doctor": Call(Nothing, lambda service, _: service.core.doctor(), "findings"),
+    "events": Call(
+        ops.RecentEvents, lambda service, asked: service.core.events.recent(asked.limit), "events"
+    ),
+    "leave": Call(Nothing, lambda service, _: service.leave()),
+}
 
 
 async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_settings: Section) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.service import launch, operations
+from roost.scheduler.service import launch
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
+from roost.scheduler.service.server import OPERATIONS
 
 
 class FakeService:
@@ -73,7 +74,7 @@ class FakeService:
 
     async def _serve(self) -> None:
         server = RpcServer(
-            {op: Operation(kind, self._handler(op)) for op, kind in operations.ARGUMENTS.items()}
+            {op: Operation(each.arguments, self._handler(op)) for op, each in OPERATIONS.items()}
         )
         (self.folder / "socket").unlink(missing_ok=True)
         server.start(f"ipc://{self.folder}/socket")
