@@ -33,8 +33,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         client = connect_scheduler(arguments)
         service, reported = wait_for(client.service()), wait_for(client.doctor())
         findings += reported
-        cluster = " at ".join(filter(None, describe_cluster(service).values()))
-        findings.append({"level": "ok", "what": f"the cluster is {cluster}", "do": ""})
+        findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"
         if pid := getattr(error, "fields", {}).get("pid"):
@@ -75,19 +74,16 @@ def print_versions(arguments: argparse.Namespace) -> int:
     for name, installed in versions.items():
         print(f"{name:15} {installed or 'not installed'}")
     for service in services:
-        where = " at ".join(filter(None, describe_cluster(service).values()))
-        print(f"scheduler       {service['version']} for {where} (pid {service['pid']}, {service['folder']})")
+        where = f"{describe_cluster(service)} (pid {service['pid']}, {service['folder']})"
+        print(f"scheduler       {service['version']} for {where}")
     return 0
 
 
 def _find_services() -> list[dict[str, Any]]:
     """Return what each of this user's running scheduler services reports about itself, with its folder."""
-    folders = sorted(runtime_dir().glob("scheduler-*"))
-    return [
-        {
-            "folder": folder.name,
-            **{name: report.get(name, "") for name in ("version", "pid", "backend", "address")},
-        }
-        for folder in folders
-        if (report := read_announcement(folder)) is not None
-    ]
+    found = []
+    for folder in sorted(runtime_dir().glob("scheduler-*")):
+        if report := read_announcement(folder):
+            facts = {name: report.get(name, "") for name in ("version", "pid", "backend", "address")}
+            found.append({"folder": folder.name, **facts})
+    return found

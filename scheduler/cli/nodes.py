@@ -23,11 +23,11 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     """Print the nodes and the cluster that they belong to."""
     client = connect_scheduler(arguments)
     nodes, service = wait_for(client.nodes()), wait_for(client.service())
-    cluster = describe_cluster(service)
     if arguments.json:
+        cluster = {"backend": service["backend"], "address": service["address"]}
         print_json({"cluster": cluster, "nodes": nodes})
     else:
-        show_nodes(nodes, **cluster)
+        show_nodes(nodes, describe_cluster(service))
     return 0
 
 
@@ -53,17 +53,16 @@ def start_agents(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe_cluster(service: Mapping[str, Any]) -> dict[str, str]:
-    """Return the backend and the address in what a service reports about itself."""
-    return {"backend": str(service["backend"]), "address": str(service.get("address", ""))}
+def describe_cluster(service: Mapping[str, Any]) -> str:
+    """Return the backend and the address that a service reports, for people."""
+    return f"{service['backend']} at {service['address']}" if service["address"] else str(service["backend"])
 
 
-def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -> None:
+def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
     """Print three tables: a line per node, a line per GPU, and the nodes' other properties."""
     out = open_console()
-    cluster = f"Cluster: {backend}" + (f" at {address}" if address else "")
     if not nodes:
-        out.print(f"There are no nodes. {cluster}.")
+        out.print(f"There are no nodes. Cluster: {cluster}.")
         return
     right = ("KERNELS", "CPU USE")
     table = build_table("NODE", "CPUS", "MEMORY", "GPUS", *right, "STATE", right=right)
@@ -94,7 +93,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], backend: str, address: str) -
             if each is not table:
                 out.print()
             print_table(out, each)
-    out.print(f"\nCPUS, MEMORY and GPUS: promised, of the node's total. {cluster}.", style="dim")
+    out.print(f"\nCPUS, MEMORY and GPUS: promised, of the node's total. Cluster: {cluster}.", style="dim")
 
 
 def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +15,15 @@ PROBE_S = 30.0
 
 _PROBE = """
 import json, platform, sys
-found = {"python": platform.python_version(), "ipykernel": "", "has_curve": False, "error": ""}
+found = {"python": platform.python_version()}
 try:
     import ipykernel, ipykernel.kernelspec, zmq
-    found["ipykernel"] = ipykernel.__version__
     metadata = ipykernel.kernelspec.get_kernel_dict().get("metadata", {})
-    found["has_curve"] = "curve" in metadata.get("supported_encryption", ()) and bool(zmq.has("curve"))
+    has_curve = "curve" in metadata.get("supported_encryption", ()) and bool(zmq.has("curve"))
+    found.update(ipykernel=ipykernel.__version__, has_curve=has_curve, can_fork=sys.platform == "linux")
 except Exception as error:
-    found["error"] = f"{type(error).__name__}: {error}"
+    why, install = f"{type(error).__name__}: {error}", f"{sys.executable} -m pip install ipykernel"
+    found["problem"] = f"{sys.executable} cannot import ipykernel ({why}): `{install}`."
 print("\\n" + json.dumps(found))
 """
 
@@ -53,34 +53,15 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         return ProbeResult(problem=f"{argv[0]} is no executable here: install it, or correct argv.")
     if parse_ipykernel_command(argv) is None:
         return ProbeResult(executable=executable)
-    found = _ask(executable, env)
-    if isinstance(found, str):
-        return ProbeResult(executable=executable, is_ipykernel=True, problem=found)
-    problem = ""
-    if found["error"]:
-        install = f"{executable} -m pip install ipykernel"
-        problem = f"{executable} cannot import ipykernel ({found['error']}): `{install}`."
-    return ProbeResult(
-        executable=executable,
-        is_ipykernel=True,
-        python=str(found["python"]),
-        ipykernel=str(found["ipykernel"]),
-        can_fork=sys.platform == "linux" and not problem,
-        has_curve=bool(found["has_curve"]),
-        problem=problem,
-    )
-
-
-def _ask(executable: str, env: Mapping[str, str]) -> dict[str, object] | str:
-    """Return the probe's answer, or a sentence that says why there is none."""
     try:
         done = subprocess.run(
             [executable, "-c", _PROBE],
             env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S,
         )  # fmt: skip
-        answer = json.loads(done.stdout.strip().rpartition("\n")[2])
+        found = json.loads(done.stdout.strip().rpartition("\n")[2])
+        return ProbeResult(executable=executable, is_ipykernel=True, **found)
     except subprocess.TimeoutExpired:
-        return f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
-    except (OSError, ValueError) as error:
-        return f"{executable} does not run as a Python interpreter ({error})."
-    return answer if isinstance(answer, dict) else f"{executable} does not run as a Python interpreter."
+        problem = f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
+    except (OSError, ValueError, TypeError) as error:
+        problem = f"{executable} does not run as a Python interpreter ({error})."
+    return ProbeResult(executable=executable, is_ipykernel=True, problem=problem)

@@ -76,9 +76,7 @@ class ServiceConnection:
 
     async def _join(self) -> RpcClient:
         """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
-        if self._rpc is not None:
-            await self._rpc.close()
-            self._rpc = None
+        await self.close()
         deadline = time.monotonic() + _START_SERVICE_S
         pauses = backoff(*RETRY_S)
         while True:
