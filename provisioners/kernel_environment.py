@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from roost.scheduler.errors import ConfigError
 
@@ -18,8 +18,6 @@ name files of this machine (PATH, HOME, LD_*, PYTHONPATH) and variables that may
 
 NEVER = ("JPY_PARENT_PID", "JPY_API_TOKEN", "JUPYTER_TOKEN")
 """Variables that no kernel gets. A kernel would end itself with JPY_PARENT_PID, which is not its parent here."""
-
-
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|APIKEY|(^|_)(KEYS?|AUTH|PASS|PWD)(_|$)", re.IGNORECASE)
 """Names of variables that are probably secrets. No pattern passes them on; a kernelspec can still set them."""
 
@@ -32,24 +30,21 @@ def check_patterns(patterns: Sequence[str]) -> None:
 
 
 def build_environment(
-    env: Mapping[str, str], *, spec_env: Iterable[str], is_local: bool, also: Sequence[str] = ()
+    env: Mapping[str, str], spec_env: Container[str], *, is_local: bool, also: Sequence[str] = ()
 ) -> dict[str, str]:
     """Return the part of `env` that the kernel gets. `env` is the application's environment with the kernelspec's.
 
     A kernel on this machine gets everything except `NEVER`. A kernel on another node gets the kernelspec's variables
     (`spec_env` has their names), and variables that match `ALLOWED` or the patterns `also`, except secrets.
     """
-    env = {name: value for name, value in env.items() if name not in NEVER}
-    if is_local:
-        return env
-    wanted = set(spec_env)
     patterns = (*ALLOWED, *also)
-    return {
-        name: value
-        for name, value in env.items()
-        if name in wanted
-        or (not _SECRET.search(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
-    }
+
+    def is_wanted(name: str) -> bool:
+        if is_local or name in spec_env:
+            return True
+        return not _SECRET.search(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return {name: value for name, value in env.items() if name not in NEVER and is_wanted(name)}
 
 
 def choose_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool) -> str:

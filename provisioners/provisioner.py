@@ -105,7 +105,9 @@ class RoostProvisioner(KernelProvisionerBase):
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:
                 argv = format_command(km, extra_arguments)
-                self._protect(km, argv)
+                warning = protect_channels(km, argv, self.encrypt, is_local=self._is_local)
+                if warning and not self._has_lease:
+                    self.log.warning("kernel=%s %s", self._id, warning)
                 choose_address(km, self._id, is_local=self._is_local)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
@@ -132,10 +134,7 @@ class RoostProvisioner(KernelProvisionerBase):
         return self._exit is not None
 
     async def poll(self) -> int | None:
-        """Return the exit code, or None while the kernel lives as far as is known. This asks nobody.
-
-        During a launch there is no kernel yet, because nobody knows its ports.
-        """
+        """Return the exit code, None while the kernel lives as far as is known, or 0 before it was launched."""
         return 0 if self._exit is None else self._exit.code
 
     async def wait(self) -> int | None:
@@ -225,8 +224,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._cwd = provisioner_info.get("cwd")
         self._client = None
         self._exit = self._exits.begin(self._id, provisioner_info["launch_id"])
-        self._has_lease = True
-        self._is_ending = False
+        self._has_lease, self._is_ending = True, False
         self._exits.unfollow()
         self._exits.follow(self.service)
         try:
@@ -264,26 +262,17 @@ class RoostProvisioner(KernelProvisionerBase):
             self._client = connect(self.backend, **self.backend_options)
         return self._client
 
-    def _protect(self, km: Any, argv: list[str]) -> None:
-        warning = protect_channels(km, argv, self.encrypt, is_local=self._is_local)
-        if warning and not self._has_lease:
-            self.log.warning("kernel=%s %s", self._id, warning)
-
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
-        is_restart = self._has_lease
-        is_local = self._is_local
+        is_restart, is_local = self._has_lease, self._is_local
         options = self._options or read_start_options({name: getattr(self, name) for name in OPTIONS}, env)
-        owner = this_owner(env.get("KERNEL_USERNAME", ""), *describe_application(self.parent))
         self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
         start = StartKernel(
             kernel_id=self._id,
             launch_id=uuid.uuid4().hex,
             request=options.request,
-            owner=owner,
+            owner=this_owner(env.get("KERNEL_USERNAME", ""), *describe_application(self.parent)),
             argv=tuple(os.path.expanduser(argument) if is_local else argument for argument in cmd),
-            env=build_environment(
-                env, spec_env=self.kernel_spec.env, is_local=is_local, also=self.environment
-            ),
+            env=build_environment(env, self.kernel_spec.env, is_local=is_local, also=self.environment),
             cwd=self._cwd,
             connection=self._connection,
             may_fork=self.fork,
@@ -334,8 +323,7 @@ class RoostProvisioner(KernelProvisionerBase):
     async def _undo(self, launch_id: str) -> None:
         """Cancel this launch only: a kernel of the same id may belong to another application."""
         self._exits.unfollow()
-        self._exit = None
-        self._has_lease = False
+        self._exit, self._has_lease = None, False
         forget_failed_start(self.parent)
         try:
             await self.service.cancel(self._id, launch_id).within(_NO_ANSWER_S)

@@ -43,12 +43,12 @@ def check_backend_options(backend: str, options: Any) -> None:
 
     Only the operator may set the rest. Otherwise a user could choose other totals, or a configuration without limits.
     """
-    has_address = bool(get_spec(backend).address_variable)
     if not isinstance(options, Mapping):
         raise ConfigError(f"backend_options = {options!r:.60} is not a table of names and values.")
+    known = ("address",) if get_spec(backend).address_variable else ()
     for name, value in options.items():
-        if name != "address" or not has_address:
-            can = "only the address" if has_address else "nothing"
+        if name not in known:
+            can = "only the address" if known else "nothing"
             raise ConfigError(f"backend_options has {name!r:.40}: for {backend}, a kernelspec can set {can}.")
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"backend_options: address = {value!r:.60} is not a text such as 'host:6379'.")
