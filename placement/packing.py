@@ -50,22 +50,19 @@ class FragmentationGradient:
         c = snapshot.columns
         tables = self.workload.fragments(snapshot.models)
         before_k, after_k = tables.k(c.cpus_free), tables.k(c.cpus_free - request.cpus)
-        row = MILLI + 1  # of the table of devices; there is one row for each k of each model
-        cells = tables.first_cell[c.device_model] + c.device_milli
-        after_cells = cells + (after_k * row)[:, None]
-        before = np.add.reduce(tables.flat.take(cells + (before_k * row)[:, None]), axis=1)
-        after = tables.flat.take(after_cells)
+        devices, model, milli = tables.device, c.device_model, c.device_milli
+        before = np.add.reduce(devices[model, before_k[:, None], milli], axis=1)
+        after = devices[model, after_k[:, None], milli]
         left = np.add.reduce(after, axis=1)
         gain: FloatArray
         if 0 < request.gpus < 1:
             share = round(request.gpus * MILLI)
-            gain = after - tables.flat.take(after_cells - np.minimum(share, c.device_milli))
+            gain = after - devices[model, after_k[:, None], np.maximum(milli - share, 0)]
             gain += (before - left)[:, None]
         else:
             gain = before - left
             if request.gpus:
-                full = tables.first_cell[c.device_model[:, 0]] + after_k * row + MILLI
-                gain += request.gpu_count * tables.flat.take(full)
+                gain += request.gpu_count * devices[model[:, 0], after_k, MILLI]
         if tables.has_many:
             gain += self.several(request, snapshot, tables, before_k, after_k)
         if self.is_integer:

@@ -117,25 +117,26 @@ def replay(
 
     note(0)
     for arrival in arrivals:
-        ended = []
+        nodes: dict[str, Node] = {}
         while ends and ends[0][0] <= arrival.at_s:
-            ended.append(heapq.heappop(ends))
-        if ended:
-            snapshot = _end_kernels(snapshot, ended)
-            held -= sum(getattr(request, resource) for _, _, _, request, _ in ended)
+            _, _, node_id, request, devices = heapq.heappop(ends)
+            node = nodes.get(node_id) or snapshot.node(node_id)
+            nodes[node_id] = node.without_kernel(request, devices)
+            held -= getattr(request, resource)
+        if nodes:
+            snapshot = snapshot.apply(nodes.values())
         request, amount = arrival.request, float(getattr(arrival.request, resource))
         decision = policy.place(request, snapshot)
         requests, arrived = requests + 1, arrived + amount
-        devices = (
-            None if decision.placement is None else _assign_devices(request, snapshot, decision.placement)
-        )
-        if decision.placement is not None and devices is not None:
-            node_id = decision.placement.node_id
-            snapshot = snapshot.apply([snapshot.node(node_id).with_kernel(request, devices)])
+        placement = decision.placement
+        chosen = None if placement is None else _assign_devices(request, snapshot, placement)
+        if placement is not None and chosen is not None:
+            node_id = placement.node_id
+            snapshot = snapshot.apply([snapshot.node(node_id).with_kernel(request, chosen)])
             placed_requests, placed, held = placed_requests + 1, placed + amount, held + amount
             if arrival.duration_s is not None:
                 end_s = arrival.at_s + arrival.duration_s
-                heapq.heappush(ends, (end_s, requests, node_id, request, devices))
+                heapq.heappush(ends, (end_s, requests, node_id, request, chosen))
         while len(points) <= arrived / capacity * 100.0 + EPSILON:
             note(len(points))
     if round(arrived / capacity * 100.0) == len(points):  # the demand may end a little before a whole percent
@@ -247,13 +248,3 @@ def _assign_devices(request: Request, snapshot: Snapshot, placement: Placement) 
         and set(devices) <= set(fitting)
     )
     return devices if holds else None
-
-
-def _end_kernels(
-    snapshot: Snapshot, ended: Sequence[tuple[float, int, str, Request, tuple[str, ...]]]
-) -> Snapshot:
-    nodes: dict[str, Node] = {}
-    for _, _, node_id, request, devices in ended:
-        node = nodes.get(node_id) or snapshot.node(node_id)
-        nodes[node_id] = node.without_kernel(request, devices)
-    return snapshot.apply(nodes.values())

@@ -58,12 +58,8 @@ class Available:
     requests too.
     """
 
-    resource: Literal["gpu", "memory", "cpu"]
+    name: Literal["gpu", "memory", "cpu"]
     real: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.resource
 
     @property
     def needs_metrics(self) -> bool:
@@ -71,9 +67,9 @@ class Available:
 
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         c = snapshot.columns
-        if self.resource == "gpu":
+        if self.name == "gpu":
             return _share(c.gpus_free - request.gpus, _floats(c.gpus)) if request.gpus else None
-        if self.resource == "memory":
+        if self.name == "memory":
             asked, used = float(request.memory_bytes), c.memory_used_bytes
             total, free = _floats(c.memory_bytes), _floats(c.memory_free_bytes)
         else:

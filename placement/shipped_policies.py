@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -151,8 +151,11 @@ def get_policy(name_or_object: str | Policy, workload: Workload = _UNKNOWN) -> P
     return build_policy(name_or_object, repr(name_or_object), workload)
 
 
-def import_policy(name: str) -> object:
-    """Return the object of that name, for ``build_policy``. Raises ``PolicyError``, or the errors of its module."""
+def import_policy(name: str, known: Iterable[str] = ()) -> object:
+    """Return the object of that name, for ``build_policy``. Raises ``PolicyError``, or the errors of its module.
+
+    The error lists the shipped and installed policies, and those that the caller has ``known``.
+    """
     if name in SHIPPED:
         return SHIPPED[name]
     others = list_installed()
@@ -164,10 +167,8 @@ def import_policy(name: str) -> object:
             return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PolicyError(f"policy {name!r} cannot be loaded: {error}.") from error
-    known = ", ".join([*SHIPPED, *sorted(others.keys() - SHIPPED.keys())])
-    raise PolicyError(
-        f"unknown policy {name!r}; known are {known}, or one that the operator's configuration names."
-    )
+    names = ", ".join([*SHIPPED, *sorted({*others, *known} - SHIPPED.keys())])
+    raise PolicyError(f"unknown policy {name!r:.80}; known are {names}.")
 
 
 def list_installed() -> Mapping[str, EntryPoint]:

@@ -249,13 +249,9 @@ class Snapshot:
         accepts: BoolArray = accepted[self.columns.device_model]  # -1, for no device, takes the last element
         return accepts
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the nodes as JSON types; ``from_dict`` is the inverse, except for the version."""
-        return {"nodes": [self.at(row).to_dict() for row in range(len(self))]}
-
     @classmethod
     def from_dict(cls, data: Any) -> Snapshot:
-        """Return the snapshot that ``to_dict`` wrote. Raises ``ValueError`` for other data."""
+        """Return the snapshot of saved nodes (``Node.to_dict``). Raises ``ValueError`` for other data."""
         if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
             raise ValueError(
                 "a saved snapshot is an object with a list of nodes; `roost nodes --json` writes one."

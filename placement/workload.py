@@ -68,10 +68,6 @@ class Workload:
         return cls(classes=classes, gpus=count_gpus(gpus) if isinstance(gpus, Snapshot) else dict(gpus))
 
     @property
-    def count(self) -> float:
-        return sum(count for _, count in self.classes)
-
-    @property
     def is_useful(self) -> bool:
         """True if there are enough requests with GPUs to learn from."""
         return sum(count for asked, count in self.classes if asked.gpus) >= USEFUL_FROM
@@ -160,8 +156,6 @@ class FragmentTables:
     cpus: FloatArray  # (classes,) ascending
     device: FloatArray  # (models + 1, classes + 1, 1001), the last model is no device
     many: FloatArray  # (models + 1, classes + 1, 65); 64 stands for 64 whole devices and more
-    flat: FloatArray  # `device` in one dimension
-    first_cell: IntArray  # (models + 1,) the index in `flat` at which a model begins
     has_many: bool  # True if `many` has a value above 0
 
     def k(self, cpus_left: FloatArray) -> IntArray:
@@ -194,8 +188,6 @@ def _build_fragments(classes: tuple[tuple[Request, float], ...], models: tuple[s
         cpus=np.array([a.cpus for a in typical]),
         device=device,
         many=many,
-        flat=device.reshape(-1),
-        first_cell=np.arange(len(device)) * device[0].size,
         has_many=bool(many.any()),
     )
 

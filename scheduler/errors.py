@@ -114,19 +114,12 @@ class BackendUnavailable(RoostError):
     """The cluster, the scheduler service or an agent does not answer."""
 
 
-_KINDS: dict[str, type[RoostError]] = {
-    kind.__name__: kind
-    for kind in (
-        RoostError, ConfigError, PlacementError, NoNodeNow, NoNodeEver, LimitExceeded, NotAllowed, LeaseConflict,
-        UnknownKernel, Cancelled, LaunchError, LaunchTimeout, KernelDied, ExecutionError,
-        BackendUnavailable,
-    )
-}  # fmt: skip
-
-
 def from_remote(error: RemoteError) -> RoostError:
     """Return the typed error in an answer. An unknown kind becomes a plain `RoostError`."""
-    return _rebuild(_KINDS.get(error.kind, RoostError), error.message, error.fields)
+    kind = globals().get(error.kind)
+    if not (isinstance(kind, type) and issubclass(kind, RoostError)):
+        kind = RoostError
+    return _rebuild(kind, error.message, error.fields)
 
 
 def _rebuild(kind: type[RoostError], user_message: str, fields: Mapping[str, Any]) -> RoostError:

@@ -10,10 +10,7 @@ from .columns import IntArray, Table
 _REMEMBERED = 4096
 """At most this many changes are remembered. Older scores are computed again from all nodes."""
 _AT_LEAST = 64
-"""A small cluster remembers as many changes as it has nodes, but at least this many.
-
-There, computing all scores is cheap and memory is not.
-"""
+"""A small cluster remembers as many changes as nodes, but at least this many: memory matters more there."""
 
 
 class Change(NamedTuple):

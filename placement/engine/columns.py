@@ -171,10 +171,7 @@ _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """The first columns of `Columns.room`."""
 CELLS = 1002
-"""The number of cells of one model in `Columns.device_cell`: 0 to 1000 thousandths, and -1 before them.
-
-By rounding, a request may take one thousandth more than a device has left.
-"""
+"""The cells of one model in `Columns.device_cell`. A rounded request may take one thousandth more than is left: -1."""
 _FEW = 256
 """A column of at most this many rows is read in place, without a copy."""
 _WHOLE = frozenset(
@@ -256,18 +253,16 @@ def reshape_columns(columns: Columns, kept: Sequence[int], part: Columns, order:
     width = int(np.concatenate([columns.gpus[kept], part.gpus]).max(initial=0))
     after: dict[str, Any] = {}
     for name in COLUMNS:
-        both = np.concatenate([fit_width(name, columns, width)[kept], fit_width(name, part, width)])
-        after[name] = both[order]
+        old, new = getattr(columns, name)[kept], getattr(part, name)
+        if name in _PADDING:
+            old, new = _fit_width(old, width, _PADDING[name]), _fit_width(new, width, _PADDING[name])
+        after[name] = np.concatenate([old, new])[order]
     return Columns(**after)
 
 
-def fit_width(name: str, columns: Columns, width: int) -> Any:
-    """Return the column for this many devices. Only devices of nodes that go or change are cut off."""
-    column = getattr(columns, name)
-    if name not in _PADDING or column.shape[1] == width:
-        return column
+def _fit_width(column: Any, width: int, padding: float) -> Any:
     missing = max(0, width - column.shape[1])
-    return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=_PADDING[name])
+    return np.pad(column[:, :width], ((0, 0), (0, missing)), constant_values=padding)
 
 
 def empty_columns(columns: Columns) -> Columns:
@@ -295,7 +290,7 @@ def forget_metrics(columns: Columns, where: BoolArray) -> Columns:
 
 def update_ages(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
     """Return (n,) the ages of metrics after a change of these rows; the same array if no age differs."""
-    new = np.array([np.nan if n.metrics_age_s is None else n.metrics_age_s for n in nodes], dtype=np.float64)
+    new = np.array([node.metrics_age_s for node in nodes], dtype=np.float64)  # None becomes NaN
     if np.array_equal(ages[list(rows)], new, equal_nan=True):
         return ages
     ages = ages.copy()

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
-from roost.placement.shipped_policies import SHIPPED, PolicyError, import_policy, list_installed
+from roost.placement.shipped_policies import PolicyError, import_policy
 from roost.scheduler.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,7 @@ def find_policy(name: str, named: Mapping[str, str] = _NO_NAMES) -> object:
     if not path.endswith(".py"):
         if spec.endswith(".py"):
             raise PolicyError(f"policy {spec} is a file: give it as path/to/file.py:Name.")
-        others = sorted({*list_installed(), *named} - SHIPPED.keys())
-        if ":" not in spec and spec not in (*SHIPPED, *list_installed()):
-            raise PolicyError(f"unknown policy {spec!r:.80}; known are {', '.join([*SHIPPED, *others])}.")
-        return import_policy(spec)
+        return import_policy(spec, named)
     file = Path(path).expanduser().resolve()
     source = file.read_bytes()
     module_name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"

@@ -26,10 +26,8 @@ def explain_saved(path: str, request: Request, settings: Settings | None = None)
     snapshot = read_snapshot(path)
     logging.getLogger("roost").addHandler(
         logging.NullHandler()
-    )  # the ConfigError describes a failure; no stack on stderr
-    return build_explanation(
-        asyncio.run(_decide(request.policy, request, snapshot, settings or Settings())), snapshot
-    )
+    )  # errors describe failures; no stack on stderr
+    return build_explanation(asyncio.run(_decide(request, snapshot, settings or Settings())), snapshot)
 
 
 def read_snapshot(path: str) -> Snapshot:
@@ -53,9 +51,9 @@ def read_snapshot(path: str) -> Snapshot:
     )
 
 
-async def _decide(name: str, request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
+async def _decide(request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
     """Decide as the service would with a policy of its operator."""
-    settings = settings.with_values(default_policy=name or settings.default_policy)
+    settings = settings.with_values(default_policy=request.policy or settings.default_policy)
     policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
     try:
         await policies.load(settings.default_policy)

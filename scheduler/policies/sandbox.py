@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from roost.launchers.daemon.tasks import in_thread
-from roost.placement import Decision, Placement, Policy, Refusal, Request, Snapshot, Workload
+from roost.placement import Decision, Policy, Refusal, Request, Snapshot, Workload
 from roost.placement.decision import SHOWN_REFUSALS
 from roost.placement.pipeline import DEFAULT_FILTERS
 from roost.placement.shipped_policies import build_policy
@@ -102,9 +102,7 @@ class SandboxedPolicy:
 
 def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
     """Return the answer as a decision without references to the policy's objects; raises if it is impossible."""
-    if not isinstance(answer, Decision):
-        raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
-    check_placement(answer.placement, request, snapshot, avoid)
+    answer = check_placement(answer, request, snapshot, avoid)
     shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
     refusals: tuple[Any, ...] = answer.first_refusals(shown)
     for refusal in refusals:
@@ -121,12 +119,13 @@ def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Map
     )
 
 
-def check_placement(
-    placement: Placement | None, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]
-) -> None:
-    """Raise `ValueError` if the chosen node and devices cannot hold the request."""
+def check_placement(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
+    """Return the answer as a decision; raise if the chosen node and devices cannot hold the request."""
+    if not isinstance(answer, Decision):
+        raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
+    placement = answer.placement
     if placement is None:
-        return
+        return answer
     node_id, ids = placement.node_id, placement.device_ids
     if node_id not in snapshot:
         raise ValueError(f"it chose {node_id!r:.80}, but there is no such node")
@@ -148,3 +147,4 @@ def check_placement(
         raise ValueError(f"it chose {len(ids)} devices ({', '.join(ids):.80}) for {request.describe()}")
     if not all(math.isfinite(number) for number in (placement.score, *placement.terms.values())):
         raise ValueError(f"its score for {node_id} is not a finite number")
+    return answer

@@ -86,7 +86,7 @@ def compare(
     workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
     logging.getLogger("roost").addHandler(
         logging.NullHandler()
-    )  # the ConfigError describes a failure; no stack on stderr
+    )  # errors describe failures; no stack on stderr
     known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
@@ -134,7 +134,9 @@ class TimedPolicy:
             decision = self._policy.place(request, snapshot, avoid=avoid)
             self._times_s.append(time.perf_counter() - began)
             if self._is_checked:
-                _check_decision(decision, request, snapshot, avoid)
+                check_placement(decision, request, snapshot, avoid)
+                if decision.placement is None and not decision.is_explained:
+                    raise ValueError("it gave neither a node nor a refusal")
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - a policy is foreign code and may even raise SystemExit
@@ -147,15 +149,6 @@ class TimedPolicy:
         """Return the median and the 99th percentile."""
         p50, p99 = np.percentile(self._times_s, [50, 99]) * 1e3 if self._times_s else (0.0, 0.0)
         return float(p50), float(p99)
-
-
-def _check_decision(decision: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> None:
-    """Check as `sandbox.check_decision` does, except the explanation, which is not used here."""
-    if not isinstance(decision, Decision):
-        raise TypeError(f"place gave {type(decision).__name__}, not a Decision")
-    check_placement(decision.placement, request, snapshot, avoid)
-    if decision.placement is None and not decision.is_explained:
-        raise ValueError("it gave neither a node nor a refusal")
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:

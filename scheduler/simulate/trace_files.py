@@ -1,7 +1,4 @@
-"""Traces and nodes for `roost simulate`: openb's CSV files, roost's decision log, and the nodes of `--add`.
-
-openb is Alibaba's trace of 2023 (github.com/alibaba/clusterdata); its CSV columns are used here.
-"""
+"""Traces and nodes for `roost simulate`: CSV files as of Alibaba's trace openb, the decision log, nodes of `--add`."""
 
 from __future__ import annotations
 
@@ -9,10 +6,12 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from roost.placement import Device, Node, Request
 from roost.placement.replay import Arrival
@@ -34,21 +33,22 @@ def read_trace(path: str) -> list[Arrival]:
 
     A `ConfigError` names the file and the line.
     """
-    return sorted(_read(path)[0], key=_arrival_time)
+    return sorted(_read(path)[0], key=attrgetter("at_s"))
 
 
 def read_ended(path: str) -> tuple[list[Arrival], int]:
     """Read a decision log like `read_trace`, without the kernels that still run; also return the number of those."""
     arrivals, running = _read(path)
-    return sorted((arrivals[i] for i in range(len(arrivals)) if i not in running), key=_arrival_time), len(
-        running
-    )
+    ended = [arrival for i, arrival in enumerate(arrivals) if i not in running]
+    return sorted(ended, key=attrgetter("at_s")), len(running)
 
 
 def _read(path: str) -> tuple[list[Arrival], set[int]]:
     """Return the tasks in the order of the file, and the indexes of those without an end in a decision log."""
     file, running = Path(path), set[int]()
-    if _begins_with_brace(file):
+    with _open(file) as opened:
+        is_log = opened.read(1) == "{"
+    if is_log:
         files = [each for each in (older_file(file), file) if each == file or each.exists()]
         arrivals, running = _read_decisions(line for each in files for line in _json_lines(each))
     else:
@@ -58,8 +58,16 @@ def _read(path: str) -> tuple[list[Arrival], set[int]]:
     return arrivals, running
 
 
-def _arrival_time(arrival: Arrival) -> float:
-    return arrival.at_s
+@contextmanager
+def _open(file: Path) -> Iterator[TextIO]:
+    """Open a file for reading; errors become a `ConfigError`."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            yield opened
+    except OSError as problem:
+        raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise ConfigError(f"{file} is neither a CSV file nor a decision log: {problem}.") from None
 
 
 def read_nodes(path: str) -> list[Node]:
@@ -113,22 +121,17 @@ def _parse_node(what: str, specification: str, known: Mapping[str, Node]) -> Nod
 def _rows(
     file: Path, columns: Sequence[str], what: str, most: int
 ) -> Iterator[tuple[dict[str, str], Path, int]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, restval="")
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise ConfigError(
-                    f"{file} is not a list of {what}: it has no column {missing[0]} (needed: {', '.join(columns)})."
-                )
-            for number, row in enumerate(reader):
-                if number == most:
-                    raise ConfigError(f"{file} has more than {most:,} {what}: give fewer.")
-                yield row, file, reader.line_num
-    except OSError as problem:
-        raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise ConfigError(f"{file} is not a CSV file: {problem}.") from None
+    with _open(file) as opened:
+        reader = csv.DictReader(opened, restval="")
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ConfigError(
+                f"{file} is not a list of {what}: it has no column {missing[0]} (needed: {', '.join(columns)})."
+            )
+        for number, row in enumerate(reader):
+            if number == most:
+                raise ConfigError(f"{file} has more than {most:,} {what}: give fewer.")
+            yield row, file, reader.line_num
 
 
 def _in_file(read: Callable[[Any], Any], row: Any, file: Path, line: int) -> Any:
@@ -193,31 +196,18 @@ def _whole(row: Mapping[str, str], name: str) -> int:
 # The decision log
 
 
-def _begins_with_brace(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(1) == b"{"
-    except OSError as problem:
-        raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
-
-
 def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
-    try:
-        with file.open(encoding="utf-8") as opened:
-            for number, text in enumerate(opened, start=1):
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    line = None
-                if not isinstance(line, dict) or "what" not in line:
-                    raise ConfigError(
-                        f"{file}, line {number}: this line is not from a decision log; remove it."
-                    )
-                if number > MOST_TASKS:
-                    raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
-                yield line, file, number
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{file} cannot be read: {problem}.") from None
+    with _open(file) as opened:
+        for number, text in enumerate(opened, start=1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict) or "what" not in line:
+                raise ConfigError(f"{file}, line {number}: this line is not from a decision log; remove it.")
+            if number > MOST_TASKS:
+                raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
+            yield line, file, number
 
 
 def _read_decisions(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:

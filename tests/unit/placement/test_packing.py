@@ -46,13 +46,13 @@ def _fragmentation(node: Node, workload: Workload) -> float:
     A class that does not fit the node or needs no GPU can use nothing. Another class cannot use the devices on which
     less is left than it needs.
     """
-    total = 0.0
+    total, requests = 0.0, sum(count for _, count in workload.classes)
     for asked, count in workload.classes:
         share = min(asked.gpus, 1.0)
         usable = [d.free for d in node.devices if asked.accepts_model(d.model) and d.free >= share - 1e-9]
         can_run = asked.gpus > 0 and math.ceil(asked.gpus) <= len(usable) and asked.cpus <= node.cpus_free
         left = sum(d.free for d in node.devices)
-        total += count / workload.count * (left - sum(usable) if can_run else left)
+        total += count / requests * (left - sum(usable) if can_run else left)
     return total
 
 

@@ -246,7 +246,9 @@ def test_as_empty_equals_a_snapshot_of_empty_nodes() -> None:
 
 def test_a_saved_snapshot_is_read_back() -> None:
     before = _of_three().older_by(2.0)
-    after = Snapshot.from_dict(json.loads(json.dumps(before.to_dict())))
+    after = Snapshot.from_dict(
+        json.loads(json.dumps({"nodes": [before.node(each).to_dict() for each in before.nodes]}))
+    )
     assert [after.node(i) for i in after.nodes] == [before.node(i) for i in before.nodes]
     assert after.node("b").metrics_age_s == 5.0
     for wrong in ([], {"nodes": {}}, {"placements": []}, None):

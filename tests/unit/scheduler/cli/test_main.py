@@ -228,7 +228,7 @@ def test_explain_names_the_fallback_and_counts_refusals(
     nodes = [replace(NODES[0], id=f"n{i:02}", metrics_age_s=None) for i in range(14)]
     nodes[0] = replace(nodes[0], memory_bytes=0, gpus_promised=1.0, memory_promised_bytes=0)
     saved = tmp_path / "nodes.json"
-    saved.write_text(json.dumps(Snapshot.of(nodes).to_dict()))
+    saved.write_text(json.dumps({"nodes": [node.to_dict() for node in nodes]}))
     _, out, _ = run(capsys, "explain", "--snapshot", str(saved), "--gpus", "0.5", "--memory", "1GiB")
     assert "It would go to n01" in out
     flat = " ".join(out.split())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from roost.placement import Device, Node, Snapshot
+from roost.placement import Device, Node
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError
@@ -47,7 +47,7 @@ class Broken:
 @pytest.fixture
 def saved(tmp_path: Path) -> str:
     path = tmp_path / "nodes.json"
-    path.write_text(json.dumps(Snapshot.of(NODES).to_dict()))
+    path.write_text(json.dumps({"nodes": [node.to_dict() for node in NODES]}))
     (tmp_path / "mine.py").write_text(POLICY)
     return str(path)
 

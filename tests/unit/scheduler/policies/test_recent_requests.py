@@ -47,7 +47,7 @@ async def test_the_workload_is_computed_again_when_that_matters() -> None:
     assert not note(19)
     assert note(1)
     assert made[-1].is_useful
-    assert made[-1].count == 120
+    assert sum(count for _, count in made[-1].classes) == 120
     assert [note(9), note(1), note(14), note(1)] == [False, True, False, True]
     assert not note(1)
     clock.now = 90_000.0
@@ -85,7 +85,7 @@ async def test_requests_survive_a_restart_and_the_file_stays_small(tmp_path: Pat
     assert file.stat().st_size < 100_000
     again = RecentRequests(file, clock=Clock()).workload(cluster())
     assert again == recent.workload(cluster())
-    assert (again.count, again.is_useful) == (WINDOW, True)
+    assert (sum(count for _, count in again.classes), again.is_useful) == (WINDOW, True)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ async def test_requests_survive_a_restart_and_the_file_stays_small(tmp_path: Pat
 def test_a_broken_file_is_ignored(tmp_path: Path, content: str) -> None:
     file = tmp_path / "requests.json"
     file.write_bytes(content.encode(errors="surrogateescape"))
-    assert RecentRequests(file, clock=Clock()).workload(cluster()).count == 0
+    assert RecentRequests(file, clock=Clock()).workload(cluster()).classes == ()
 
 
 def test_a_folder_in_place_of_the_file_is_ignored(tmp_path: Path) -> None:
-    assert RecentRequests(tmp_path, clock=Clock()).workload(cluster()).count == 0
+    assert RecentRequests(tmp_path, clock=Clock()).workload(cluster()).classes == ()
 
 
 async def test_one_warning_if_the_file_cannot_be_written(

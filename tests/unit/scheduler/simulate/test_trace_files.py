@@ -100,7 +100,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match=r"cannot be read: .*\.$"):
                 read(path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not a CSV file"):
+    with pytest.raises(ConfigError, match="is neither a CSV file nor a decision log"):
         read_nodes(str(tmp_path / "bytes"))
     with pytest.raises(ConfigError, match="has no nodes"):
         read_nodes(written(tmp_path, NODES))
