@@ -1,7 +1,6 @@
-"""The placement policies of one scheduler, by name. Policies are kept, because they cache scores.
+"""The placement policies of one scheduler, by name. They are kept, because they cache scores.
 
-Shipped policies run on the event loop, and are built again when the workload changes. Foreign policies are loaded and
-run in threads (`sandbox`). If a foreign policy fails, `balanced` places the kernel instead.
+Shipped policies are built again when the workload changes. Foreign policies run in threads (`sandbox`).
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from roost.placement import Decision, Pipeline, Snapshot
+from roost.placement import Decision, Node, Pipeline, Request, Snapshot
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.core.queue import AMOUNTS
 
@@ -41,10 +42,9 @@ def find_metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
 def find_soonest(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], since: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """Return the node where the fewest of roost's kernels must end to make room for the request, and those kernels.
+    """Return the node where the fewest of roost's kernels must end to make room, and those kernels, or None.
 
-    Among equal nodes, the kernels that hold least are chosen. None if no node would have room. `since` has the start
-    times of kernels by id.
+    Among equal nodes, the kernels that hold least are chosen. `since` has the start times of kernels by id.
     """
     unfit = {
         refusal.node_id
@@ -59,7 +59,8 @@ def find_soonest(
     examined = sorted(by_node, key=lambda node_id: (node_id not in nearest, len(by_node[node_id]), node_id))
     found = []
     for node_id in examined[:_EXAMINED_NODES]:
-        ended = _choose_leases(by_node[node_id], _has_room(decision, snapshot, node_id))
+        has_room = partial(_has_room, decision.request, snapshot.node(node_id))
+        ended = _choose_leases(by_node[node_id], has_room)
         if ended:
             found.append((len(ended), sum(map(_weight, ended)), node_id, ended))
     if not found:
@@ -82,17 +83,11 @@ def find_soonest(
     return {"node_id": node_id, "kernels": kernels}
 
 
-def _has_room(decision: Decision, snapshot: Snapshot, node_id: str) -> Callable[[Sequence[Lease]], bool]:
-    """Return a predicate: True if the request fits the node after these leases are given back."""
-    fits = Pipeline(name="fits", scorers=())
-
-    def has_room(ended: Sequence[Lease]) -> bool:
-        node = snapshot.node(node_id)
-        for lease in ended:
-            node = node.without_kernel(lease.request, lease.device_ids)
-        return fits.place(decision.request, Snapshot.of([node])).placement is not None
-
-    return has_room
+def _has_room(request: Request, node: Node, ended: Iterable[Lease]) -> bool:
+    """True if the request fits the node after these leases are given back."""
+    for lease in ended:
+        node = node.without_kernel(lease.request, lease.device_ids)
+    return Pipeline(name="fits", scorers=()).place(request, Snapshot.of([node])).placement is not None
 
 
 def _choose_leases(leases: Iterable[Lease], has_room: Callable[[Sequence[Lease]], bool]) -> list[Lease]:

@@ -25,8 +25,7 @@ _NO_NAMES: Mapping[str, str] = MappingProxyType({})
 def find_policy(name: str, named: Mapping[str, str] = _NO_NAMES) -> object:
     """Return the policy called `name`: one of the operator's (`named`), `path/to/file.py:Name`, or an importable one.
 
-    Raises `PolicyError`, which lists the known names, and every error of the imported code. A file runs as a module
-    with a name of its own, and its folder is not added to `sys.path`.
+    Raises `PolicyError` and every error of the imported code. A file is a module with a name of its own.
     """
     spec = named.get(name, name)
     path, _, attribute = spec.rpartition(":")

@@ -19,10 +19,7 @@ from .recent_requests import RecentRequests
 
 
 def explain_saved(path: str, request: Request, settings: Settings | None = None) -> dict[str, Any]:
-    """Explain a request on the snapshot in a file, like `build_explanation`; raises `ConfigError`.
-
-    Only the policies in the settings are used. They know no earlier requests.
-    """
+    """Explain a request on the snapshot in a file, like `build_explanation`; raises `ConfigError`."""
     snapshot = read_snapshot(path)
     logging.getLogger("roost").addHandler(
         logging.NullHandler()

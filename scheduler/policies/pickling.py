@@ -22,8 +22,7 @@ _packing = threading.Lock()
 def pack_policy(name: str, policy: object) -> str:
     """Return the policy as text, made by cloudpickle; raises `ConfigError`.
 
-    The text contains the code that the service cannot import: `__main__` and modules that are not installed. This
-    covers the policy and, for a `Pipeline`, its parts.
+    The text has the code that the service cannot import: `__main__`, and the modules of the policy and its parts.
     """
     import cloudpickle
 

@@ -27,9 +27,8 @@ _SAVE_AFTER_S = 1.0
 class RecentRequests:
     """The latest requests, also kept in `file` if there is one, and the workload computed from them.
 
-    The workload is computed again at the 20th request with GPUs, which makes it useful. Later it is computed again
-    when half as many new requests have arrived, after a day, and when the cluster's GPU models change. `clock` is
-    monotonic. All methods are called on one event loop.
+    The workload changes at the 20th request with GPUs, then after half as many new ones or a day, and with the
+    cluster's GPU models. `clock` is monotonic. All methods are called on one event loop.
     """
 
     def __init__(self, file: Path | None, *, clock: Callable[[], float]) -> None:

@@ -1,8 +1,6 @@
-"""Runs a foreign policy in a thread, with a deadline, and checks its decisions.
+"""Runs a foreign policy in a thread, with a deadline, and checks its decisions, so that they cannot over-commit.
 
-The thread also computes the decision's explanation, which is otherwise computed when it is read. None of the policy's
-code runs on the event loop. A foreign decision cannot over-commit: the chosen node and devices must pass the filters
-of the shipped policies.
+The thread also computes the decision's explanation. None of the policy's code runs on the event loop.
 """
 
 from __future__ import annotations
@@ -34,10 +32,7 @@ class PolicyFailed(Exception):
 
 
 class SandboxedPolicy:
-    """A foreign policy, built from the object that the loader `found`, with `timeout_s` for each decision.
-
-    There is at most one thread, the one of `call`. Until it has answered, the policy is not asked again.
-    """
+    """A foreign policy in at most one thread, that of `call`. Until it has answered, the policy is not asked again."""
 
     def __init__(self, name: str, found: object, workload: Workload, *, timeout_s: float) -> None:
         self.name = name

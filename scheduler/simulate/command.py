@@ -79,10 +79,7 @@ def compare(
     streams: Mapping[int, Sequence[Arrival]],
     resource: Resource,
 ) -> dict[str, list[PolicyRun]]:
-    """Replay each stream under each policy, with progress on stderr. Return the runs by policy.
-
-    `named` are the operator's policies; `streams` are by seed. A `ConfigError` names the policy that failed.
-    """
+    """Replay each stream, by seed, under each policy, and return the runs. A `ConfigError` names a failed policy."""
     workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
     logging.getLogger("roost").addHandler(
         logging.NullHandler()
@@ -114,10 +111,7 @@ def compare(
 
 
 class TimedPolicy:
-    """A policy whose decisions are timed. Its exceptions become a `ConfigError` that names it.
-
-    With `is_checked`, an impossible decision raises too (`sandbox`). Shipped policies need no check.
-    """
+    """A policy with timed decisions. An exception, or an impossible decision if `is_checked`, is a `ConfigError`."""
 
     def __init__(
         self, policy: Policy, name: str, on_progress: Callable[[], object], *, is_checked: bool
@@ -165,19 +159,6 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
     """Return the trace and a note. A kernel that still runs on a live node is left out: it must not arrive twice."""
     if arguments.trace:
         return read_trace(arguments.trace), ""
-    path = _find_own_log(arguments)
-    if arguments.empty:
-        return read_trace(path), ""
-    tasks, running = read_ended(path)
-    if not tasks:
-        raise ConfigError(
-            "all kernels in the scheduler's decision log still run: give --empty, or name a trace."
-        )
-    note = f"{format_count(running, 'kernel')} left out, still running on the nodes (--empty includes them)."
-    return tasks, note if running else ""
-
-
-def _find_own_log(arguments: argparse.Namespace) -> str:
     if not arguments.live:
         raise ConfigError(
             "no trace: name a file. Only --live uses the scheduler's own decision log by default."
@@ -185,7 +166,15 @@ def _find_own_log(arguments: argparse.Namespace) -> str:
     path = service_folder(arguments.backend, connect_scheduler(arguments).options) / FILE_NAME
     if not path.exists():
         raise ConfigError("the scheduler has made no decision yet: name a trace.")
-    return str(path)
+    if arguments.empty:
+        return read_trace(str(path)), ""
+    tasks, running = read_ended(str(path))
+    if not tasks:
+        raise ConfigError(
+            "all kernels in the scheduler's decision log still run: give --empty, or name a trace."
+        )
+    note = f"{format_count(running, 'kernel')} left out, still running on the nodes (--empty includes them)."
+    return tasks, note if running else ""
 
 
 def _read_nodes(arguments: argparse.Namespace) -> list[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results as JSON values."""
+        described = ("trace", "stream", "note", "nodes", "capacity", "resource")
         return {
-            "trace": self.trace,
-            "stream": self.stream,
-            "note": self.note,
-            "nodes": self.nodes,
-            "capacity": self.capacity,
-            "resource": self.resource,
+            **{name: getattr(self, name) for name in described},
             "policies": {
                 policy: {
                     "mean": {
@@ -133,18 +129,15 @@ class Comparison:
 
     def draw(self, pyplot: Any, path: str) -> None:
         """Draw allocation, refused demand and fragmentation over arrived demand, as means of the runs."""
-        panels: list[tuple[str, Callable[[Any], float | None]]] = [
-            ("allocated", lambda point: point.allocated),
-            ("refused", lambda point: point.refused),
-        ]
+        panels = ["allocated", "refused"]
         if any(self.of(policy, "fragmented") for policy in self.runs):
-            panels.append(("fragmented", lambda point: point.fragmented))
+            panels.append("fragmented")
         figure, axes = pyplot.subplots(
             len(panels), 1, figsize=(8, 3 * len(panels)), sharex=True, squeeze=False
         )
-        for axis, (title, read) in zip(axes[:, 0], panels, strict=True):
+        for axis, title in zip(axes[:, 0], panels, strict=True):
             for policy in self.ranked():
-                x, y = self._curve(policy, read)
+                x, y = self._curve(policy, title)
                 axis.plot(x, y, label=self._shorten(policy), linewidth=1.2)
             axis.set_ylabel(f"{title}, % of {RESOURCE_NAMES[self.resource]}", fontsize=8)
             axis.set_ylim(bottom=0)
@@ -156,11 +149,11 @@ class Comparison:
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
 
-    def _curve(self, policy: str, read: Callable[[Any], float | None]) -> tuple[list[int], list[float]]:
+    def _curve(self, policy: str, name: str) -> tuple[list[int], list[float]]:
         x, y = [], []
         every = [run.replay.points for run in self.runs[policy]]
         for percent in sorted(set.intersection(*(set(points) for points in every))):
-            values = [value for points in every if (value := read(points[percent])) is not None]
+            values = [value for points in every if (value := getattr(points[percent], name)) is not None]
             if values:
                 x.append(percent)
                 y.append(statistics.fmean(values))

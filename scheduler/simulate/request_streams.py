@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from roost.placement import Node
@@ -48,11 +48,22 @@ def build_streams(
     arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
 ) -> tuple[dict[int, list[Arrival]], str]:
     """Return the streams by seed, and their description. Raises `ConfigError` early if they would be too long."""
-    _check_size(arguments, tasks, resource, capacity)
-    try:
-        streams, description = _draw(arguments, tasks, resource, capacity)
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
+    if arguments.recorded:
+        first_s = tasks[0].at_s
+        streams = {FIRST_SEED: [replace(task, at_s=task.at_s - first_s) for task in tasks]}
+        description = f"{format_count(len(tasks), 'request')} as recorded"
+    else:
+        expected, less, description, draw = _plan(arguments, tasks, resource, capacity)
+        seeds = min(arguments.seeds, MOST_ARRIVALS + 1)
+        if expected * seeds > MOST_ARRIVALS:  # drawing them would take minutes
+            raise ConfigError(
+                f"that would be more than {MOST_ARRIVALS:,} arrivals for {format_count(seeds, 'seed')}: "
+                f"give {less} or fewer --seeds."
+            )
+        try:
+            streams = {seed: draw(seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)}
+        except ValueError as problem:
+            raise ConfigError(str(problem)) from None
     for stream in streams.values():
         requested = _sum(stream, resource)
         if not (requested or arguments.departures):
@@ -66,52 +77,28 @@ def build_streams(
     return streams, description
 
 
-def _check_size(
+def _plan(
     arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
-) -> None:
-    """Raise `ConfigError` if too many arrivals are expected: drawing them would take minutes."""
-    if arguments.recorded:
-        return  # these arrivals have been read already
-    most = MOST_ARRIVALS + 1
-    seeds = min(arguments.seeds, most)
-    if arguments.departures:
-        ending = [task for task in tasks if task.duration_s]
-        work = sum(getattr(task.request, resource) * (task.duration_s or 0.0) for task in ending)
-        each = float(min(arguments.arrivals or len(tasks), most))
-        if work:  # kernels that run at the beginning
-            each += arguments.load * capacity * sum(task.duration_s or 0.0 for task in ending) / work
-        less = "a lower --load, fewer --arrivals"
-    else:
-        each = max(1.0, arguments.demand * capacity * len(tasks) / _sum(tasks, resource))
-        less = "a lower --demand"
-    if each * seeds > MOST_ARRIVALS:
-        raise ConfigError(
-            f"that would be more than {MOST_ARRIVALS:,} arrivals for {format_count(seeds, 'seed')}: "
-            f"give {less} or fewer --seeds."
+) -> tuple[float, str, str, Callable[[int], list[Arrival]]]:
+    """Return the expected arrivals per seed, the options for fewer, the description, and the function that draws."""
+    if not arguments.departures:
+        demand, requests = arguments.demand, [task.request for task in tasks]
+        return (
+            max(1.0, demand * capacity * len(tasks) / _sum(tasks, resource)),
+            "a lower --demand",
+            f"Random requests for {demand * 100:g} % of the resources, without departures",
+            lambda seed: draw_arrivals_to_demand(requests, capacity, demand, seed, resource),
         )
-
-
-def _draw(
-    arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
-) -> tuple[dict[int, list[Arrival]], str]:
-    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-    if arguments.recorded:
-        first_s = tasks[0].at_s
-        return {FIRST_SEED: [replace(task, at_s=task.at_s - first_s) for task in tasks]}, (
-            f"{format_count(len(tasks), 'request')} as recorded"
-        )
-    if arguments.departures:
-        count = arguments.arrivals or len(tasks)
-        description = f"{count} Poisson arrivals at a load of {arguments.load:g}, with departures"
-        return {
-            seed: draw_poisson_arrivals(tasks, capacity, arguments.load, count, seed, resource)
-            for seed in seeds
-        }, description
-    requests = [task.request for task in tasks]
-    description = f"Random requests for {arguments.demand * 100:g} % of the resources, without departures"
-    return {
-        seed: draw_arrivals_to_demand(requests, capacity, arguments.demand, seed, resource) for seed in seeds
-    }, description
+    count, load = arguments.arrivals or len(tasks), arguments.load
+    ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
+    work = sum(getattr(request, resource) * duration_s for request, duration_s in ending)
+    running = load * capacity * sum(duration_s for _, duration_s in ending) / work if work else 0.0
+    return (
+        min(count, MOST_ARRIVALS + 1) + running,
+        "a lower --load, fewer --arrivals",
+        f"{count} Poisson arrivals at a load of {load:g}, with departures",
+        lambda seed: draw_poisson_arrivals(tasks, capacity, load, count, seed, resource),
+    )
 
 
 def _sum(arrivals: Iterable[Arrival], resource: Resource) -> float:

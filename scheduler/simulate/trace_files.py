@@ -29,10 +29,7 @@ MOST_GPUS = 64
 
 
 def read_trace(path: str) -> list[Arrival]:
-    """Return the tasks of a CSV file or of a decision log (with the older file beside it), by time of arrival.
-
-    A `ConfigError` names the file and the line.
-    """
+    """Return the tasks of a CSV file or a decision log by time of arrival. A `ConfigError` names the file and line."""
     return sorted(_read(path)[0], key=attrgetter("at_s"))
 
 
@@ -44,7 +41,7 @@ def read_ended(path: str) -> tuple[list[Arrival], int]:
 
 
 def _read(path: str) -> tuple[list[Arrival], set[int]]:
-    """Return the tasks in the order of the file, and the indexes of those without an end in a decision log."""
+    """Return the tasks, with an older log first, and the indexes of those without an end in a decision log."""
     file, running = Path(path), set[int]()
     with _open(file) as opened:
         is_log = opened.read(1) == "{"
