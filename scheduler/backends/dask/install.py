@@ -67,24 +67,18 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
             stack.callback(cloudpickle.unregister_pickle_by_value, module)
         for plugin in plugins:
             plugin.idempotent = there is None
-            await _register(client, plugin, is_last=plugin is plugins[-1])
+            try:
+                await _ask(client.register_plugin(plugin, name=plugin.name), "does not take roost's plugins")
+            except BackendUnavailable as problem:
+                # Dask's scheduler waits until no nanny is starting. By then it knows the last plugin already.
+                if plugin is not plugins[-1] or not isinstance(problem.__cause__, asyncio.TimeoutError):
+                    raise
 
 
-async def _register(client: Any, plugin: Any, *, is_last: bool) -> None:
-    try:
-        await asyncio.wait_for(client.register_plugin(plugin, name=plugin.name), _CALL_S)
-    except asyncio.TimeoutError:
-        # Dask's scheduler waits until no nanny is starting. By then it knows the last plugin already.
-        if not is_last:
-            raise BackendUnavailable("Dask's scheduler does not take roost's plugins in time") from None
-    except Exception as problem:
-        raise BackendUnavailable(
-            f"Dask's scheduler does not take roost's plugins: {shorten_error(problem)}"
-        ) from problem
-
-
-async def _ask(question: Any) -> Any:
+async def _ask(question: Any, failure: str = "does not answer") -> Any:
     try:
         return await asyncio.wait_for(question, _CALL_S)
     except Exception as problem:
-        raise BackendUnavailable(f"Dask's scheduler does not answer: {shorten_error(problem)}") from problem
+        is_late = isinstance(problem, asyncio.TimeoutError)
+        why = f"no answer for {_CALL_S:g} s" if is_late else shorten_error(problem)
+        raise BackendUnavailable(f"Dask's scheduler {failure}: {why}") from problem

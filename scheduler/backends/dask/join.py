@@ -22,7 +22,6 @@ _CONNECT_S = 3.0
 _PROBE_S = 1.0
 _ANSWER_S = 5.0
 _JOIN_S = 10.0
-_SCHEMES = ("tcp", "tls")
 _WHERE = "c.RoostDaskBackend.address or DASK_SCHEDULER_ADDRESS"
 _TLS = (
     "tls_ca_file, tls_cert and tls_key of c.RoostDaskBackend, or distributed.comm.tls in Dask's configuration"
@@ -77,7 +76,7 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
         is_encrypted = settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption")
         scheme = "tls" if is_encrypted else "tcp"
     host, _, port = where.rpartition(":")
-    if scheme not in _SCHEMES or not host or not port.isdigit():
+    if scheme not in ("tcp", "tls") or not host or not port.isdigit():
         raise ConfigError(
             f"{address!r} is no address of a Dask scheduler: give tcp://host:port, tls://host:port, or the path of a "
             "scheduler file"

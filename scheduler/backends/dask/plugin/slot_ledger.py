@@ -133,20 +133,18 @@ class SlotLedger:
             return None
         staying = [slot for slot in slots if not slot.is_leaving]
         leases = [lease for lease in self.leases_on(machine) if not lease.is_wish]
-        totals: dict[str, float] = {}
-        free: dict[str, float] = {}
-        for slot in staying or slots:
+        used = staying or slots
+        free: Amounts = {}
+        for slot in used:
             for what, amount in slot.resources.items():
-                totals[what] = totals.get(what, 0.0) + amount
                 left = amount - sum(lease.claims.get(slot.name, {}).get(what, 0.0) for lease in leases)
                 free[what] = free.get(what, 0.0) + max(0.0, min(slot.free.get(what, 0.0), left))
-        by_device = self.devices(machine)
         return {
-            "threads": sum(slot.threads for slot in staying or slots),
-            "memory_bytes": sum(slot.memory_bytes for slot in staying or slots),
-            "resources": totals,
+            "threads": sum(slot.threads for slot in used),
+            "memory_bytes": sum(slot.memory_bytes for slot in used),
+            "resources": _sum(slot.resources for slot in used),
             "free": free,
-            "devices": [device for device, slot in by_device.items() if slot in (staying or slots)],
+            "devices": [device for device, slot in self.devices(machine).items() if slot in used],
             "shares": self.shares(machine),
             "cpus_promised": sum(lease.cpus for lease in leases),
             "memory_promised_bytes": sum(lease.memory_bytes for lease in leases),

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.worker_state_machine import CancelComputeEvent, UnpauseEvent
 
 from roost.launchers.daemon.tasks import Timers, spawn
 
@@ -117,7 +118,8 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                     available[name] = round(available[name] - amount, DIGITS)
         self._look()
         self._hand_back()
-        self._wake_tasks()
+        if self.worker.state.running:  # start tasks that waited for resources which are free again
+            self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"roost-{time.time()}"))
 
     def _look(self) -> None:
         """Grant claims from the resources that tasks leave, in the order in which the claims came."""
@@ -157,8 +159,6 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
 
     def _hand_back(self) -> None:
         """Return tasks to Dask's scheduler that wait here for resources which kernels hold now."""
-        from distributed.worker_state_machine import CancelComputeEvent
-
         self._is_handing_back = False
         left = dict(self.worker.state.total_resources)
         for claim in self._claims.values():
@@ -171,13 +171,6 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                 self.worker.batched_stream.send(
                     {"op": "reschedule", "key": task.key, "stimulus_id": stimulus}
                 )
-
-    def _wake_tasks(self) -> None:
-        """Start tasks that waited for resources which are free again."""
-        from distributed.worker_state_machine import UnpauseEvent
-
-        if self.worker.state.running:
-            self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"roost-{time.time()}"))
 
     def _read_devices(self) -> list[str] | None:
         """Return the ids of the GPUs that tasks use: the first of CUDA_VISIBLE_DEVICES; None if it is not set."""
