@@ -46,9 +46,6 @@ class LeaseLedger:
             else:
                 self._entries[entry.lease.id] = entry
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def entries(self) -> tuple[Reserve, ...]:
         """All leases with their terms, oldest first."""
         return tuple(self._entries.values())

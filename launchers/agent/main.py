@@ -57,12 +57,10 @@ class Agent:
 
     def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
         self._settings = settings
-        self._measured = NodeMetrics(settings)
+        machine = self._machine = NodeMetrics(settings)
+        devices = machine.devices.read()
         self._ledger = LeaseLedger(
-            folder / "leases",
-            cpus=self._measured.cpus,
-            memory_bytes=self._measured.memory_bytes,
-            devices=self._measured.devices.read(),
+            folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
         self._usage = UsageMeter()
         self._zygotes = ZygotePool(preload=settings.preload, output=folder / "zygote.log")
@@ -125,7 +123,7 @@ class Agent:
         self._kernels.close()
         await self._zygotes.close()
         await self.server.close()
-        self._measured.devices.close()
+        self._machine.devices.close()
 
     async def _subscribe(self, peer: bytes, _: Nothing) -> None:
         self.server.subscribers.add(peer)
@@ -200,7 +198,7 @@ class Agent:
         return {"text": text}
 
     async def _status(self, peer: bytes, _: Nothing) -> Node:
-        status = self._measured.status(self._ledger, kernels=self._kernels.running_count)
+        status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
 
@@ -288,7 +286,7 @@ class Agent:
     def _watch_idleness(self) -> None:
         """Leave after a while without leases. There are no kernels without leases."""
         self._timers.cancel(_IDLE)
-        if len(self._ledger) == 0:
+        if not self._ledger.entries():
             self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
 
     def _publish(self, kind: Any, **fields: Any) -> None:

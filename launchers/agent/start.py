@@ -99,11 +99,9 @@ class Starter:
         try:
             return await asyncio.wait_for(self._start(folder, request, log_fd), request.deadline_s)
         except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-            raise RemoteError(
-                "launch_timeout",
-                f"the kernel did not open its ports within {request.deadline_s:g} s",
-                {"log_tail": tail(folder / "log", LOG_TAIL_BYTES)},
-            ) from None
+            problem = f"the kernel did not open its ports within {request.deadline_s:g} s"
+            last = tail(folder / "log", LOG_TAIL_BYTES)
+            raise RemoteError("launch_timeout", problem, {"log_tail": last}) from None
         finally:
             os.close(log_fd)
 

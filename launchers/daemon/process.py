@@ -69,15 +69,11 @@ class Watch:
         self._started_at = started_at
         self._on_end = on_end
         self._descriptor: int | None = None
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        try:
+        # The first look finds a process that has ended already. Another process may have its pid.
+        self._timer: asyncio.Handle | None = self._loop.call_soon(self._look)
+        with contextlib.suppress(AttributeError, OSError):  # no pidfds here, or the process has ended
             self._descriptor = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # no pidfds here, or the process has ended
-            self._timer = self._loop.call_soon(self._look)
-            return
-        self._loop.add_reader(self._descriptor, self._ended)
-        if not is_running(pid, started_at):  # it ended before, and another process has its pid
-            self._timer = self._loop.call_soon(self._ended)
+            self._loop.add_reader(self._descriptor, self._ended)
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -89,10 +85,10 @@ class Watch:
             self._timer = None
 
     def _look(self) -> None:
-        if is_running(self._pid, self._started_at):
-            self._timer = self._loop.call_later(_WATCH_INTERVAL_S, self._look)
-        else:
+        if not is_running(self._pid, self._started_at):
             self._ended()
+        elif self._descriptor is None:
+            self._timer = self._loop.call_later(_WATCH_INTERVAL_S, self._look)
 
     def _ended(self) -> None:
         self.close()

@@ -10,7 +10,6 @@ import select
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -35,17 +34,17 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
     One forked child is the kernel, another one is its client. Neither touches the user's profile or history.
     """
     folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
-    names, names_in = os.pipe()
+    client_ended, held_by_client = os.pipe()
     report, report_in = os.pipe()
     children = []
     try:
-        connection_file = os.path.join(folder, "kernel.json")
+        connection_file, listing = os.path.join(folder, "kernel.json"), os.path.join(folder, "modules.json")
         info = {"ip": "127.0.0.1", "transport": "tcp", "signature_scheme": "hmac-sha256"}
         with open(os.open(connection_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
             json.dump({**info, "key": os.urandom(16).hex(), **dict.fromkeys(PORT_NAMES, 0)}, file)
         children.append(fork_mortal())
         if children[-1] == 0:
-            os.close(names_in)
+            os.close(held_by_client)
             argv = ["-f", connection_file, *(warm.args if warm else [])]
             env = {**os.environ, "IPYTHONDIR": folder}
             null = os.open(os.devnull, os.O_WRONLY)
@@ -53,25 +52,21 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
         children.append(fork_mortal())
         if children[-1] == 0:
             os.close(report_in)
-            run_or_die(lambda: play_client(connection_file, report, names_in, warm is None))
-        os.close(names_in)
-        names_in = -1
-        listing = b""
-        deadline = time.monotonic() + _REHEARSAL_S
-        while select.select([names], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            chunk = os.read(names, 65536)
-            if not chunk:
-                break
-            listing += chunk
-        if not listing.endswith(b"]"):
+            run_or_die(lambda: play_client(connection_file, listing, report, warm is None))
+        os.close(held_by_client)
+        held_by_client = -1
+        select.select([client_ended], [], [], _REHEARSAL_S)
+        try:
+            with open(listing) as file:
+                modules, patterns = json.load(file)
+        except (OSError, ValueError):
             return Rehearsal([], [], array.array("Q"))
-        modules, patterns = json.loads(listing)
         return Rehearsal(modules, [tuple(pattern) for pattern in patterns], find_written_pages(children[0]))
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        for fd in (names, names_in, report, report_in):
+        for fd in (client_ended, held_by_client, report, report_in):
             if fd >= 0:
                 os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,8 +89,8 @@ def run_or_die(function: Callable[[], None]) -> NoReturn:
         os._exit(1)
 
 
-def play_client(connection_file: str, report: int, names_in: int, is_thorough: bool) -> None:
-    """Use a kernel as a notebook does, then copy its list of modules and patterns to `names_in`."""
+def play_client(connection_file: str, listing: str, report: int, is_thorough: bool) -> None:
+    """Use a kernel as a notebook does. Then have it list its modules and patterns in the file `listing`."""
     from jupyter_client.blocking.client import BlockingKernelClient
 
     ports: dict[str, int] = {}
@@ -108,7 +103,6 @@ def play_client(connection_file: str, report: int, names_in: int, is_thorough: b
     info |= ports
     client.load_connection_info(info)
     client.start_channels(hb=False)
-    listing = os.path.join(os.path.dirname(connection_file), "modules.json")
     cell = f"""
 import json, re, sys
 patterns = [key[1:] for key in getattr(re, "_cache", ()) if key[0] is str]
@@ -128,5 +122,3 @@ with open({listing!r}, "w") as file:
         client.execute("1+1", reply=True, timeout=_REHEARSAL_S)
         with open(listing, "w") as file:
             file.write("[[], []]")
-    with open(listing, "rb") as file, open(names_in, "wb") as out:
-        out.write(file.read())
