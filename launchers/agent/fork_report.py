@@ -46,10 +46,10 @@ async def read_report(
     try:
         while "ports" not in received:
             chunk = await _read_when_ready(report, until - time.perf_counter())
-            if not chunk and "pid" in received:
-                raise KernelDiedEarly(received["pid"])
-            if not chunk:
+            if not chunk and "pid" not in received:
                 return None
+            if not chunk:
+                raise KernelDiedEarly(received["pid"])
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 message = json.loads(line)

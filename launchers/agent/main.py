@@ -7,7 +7,6 @@ needs to adopt the kernels, which do not depend on the agent: `leases/`, `kernel
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from .kernels import Kernels
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
 from .node_metrics import AgentSettings, NodeMetrics, UsageMeter
+from .start import writing
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Agent:
     """The operations of the agent's protocol, on its ledger and kernels. Runs until `left` is set."""
 
     def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
+        self._folder = folder
         self._settings = settings
         machine = self._machine = NodeMetrics(settings)
         devices = machine.devices.read()
@@ -131,13 +132,10 @@ class Agent:
     async def _reserve(self, peer: bytes, request: messages.Reserve) -> Lease:
         is_new = self._ledger.get(request.lease.id) is None
         try:
-            lease = self._ledger.reserve(request)
+            with writing(self._folder):
+                lease = self._ledger.reserve(request)
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
-        except OSError as problem:
-            kind = "no_space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
-            text = f"the ledger cannot be written ({problem.strerror}): free some space"
-            raise RemoteError(kind, text) from None
         if is_new:
             log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
             self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
@@ -293,11 +291,6 @@ class Agent:
         self.server.publish(messages.AgentEvent(kind=kind, **fields))
 
 
-def read_assignment(path: str) -> messages.Assignment | None:
-    """Return the assignment in a file; None if `path` is empty."""
-    return decode(messages.Assignment, json.loads(Path(path).read_bytes())) if path else None
-
-
 def build_node_environment() -> dict[str, str]:
     """Return the agent's environment, without roost's own code, which may have been sent here for the agent alone."""
     home = Path(__file__).resolve().parents[3]
@@ -310,7 +303,8 @@ def build_node_environment() -> dict[str, str]:
 async def serve(folder: Path, settings: AgentSettings) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
     with hold(folder):
-        assignment = read_assignment(settings.assignment)
+        path = settings.assignment
+        assignment = decode(messages.Assignment, json.loads(Path(path).read_bytes())) if path else None
         public, secret = (key.decode() for key in zmq.curve_keypair())
         client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
         client_keys = {"server": public, "public": client_public, "secret": client_secret}

@@ -65,7 +65,7 @@ def ensure(
                     raise DaemonError(f"{problem}; see its log")
                 time.sleep(_LOOK_AGAIN_S)
             try:
-                return _start(folder, command, dict(os.environ if env is None else env), deadline_s)
+                return _start(folder, command, os.environ if env is None else env, deadline_s)
             except DaemonError as refusal:
                 if refusal.kind and not is_alive(folder):
                     _forget(folder)
@@ -107,14 +107,12 @@ def read_announcement(folder: Path) -> dict[str, Any] | None:
     return announcement if isinstance(announcement, dict) else None
 
 
-def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s: float) -> dict[str, Any]:
-    for name in _NOT_INHERITED:
-        env.pop(name, None)
+def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadline_s: float) -> dict[str, Any]:
     with suppress(FileNotFoundError):
         os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     reader, writer = os.pipe()
-    env[_READY_FD] = str(writer)
+    inherited = {name: value for name, value in env.items() if name not in _NOT_INHERITED}
     with open(reader, "rb"):
         with open(writer, "wb"), open(os.open(folder / "log", flags, 0o600), "wb") as log:
             try:
@@ -122,7 +120,7 @@ def _start(folder: Path, command: Sequence[str], env: dict[str, str], deadline_s
                 subprocess.run(
                     ["/bin/sh", "-c", '"$@" &', "sh", *command],
                     cwd=folder,
-                    env=env,
+                    env={**inherited, _READY_FD: str(writer)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -99,12 +99,8 @@ def describe_exit(code: int | None, *, was_asked: bool = False) -> str:
     """Describe an exit code, in the form of `subprocess`, for people. `was_asked`: roost itself sent the signal."""
     if code is None:
         return "ended while no agent watched it"
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        is_strange = code == -signal.SIGKILL and not was_asked
-        hint = " (often the system's out-of-memory killer)" if is_strange else ""
-        return f"was ended by {name}{hint}"
-    return f"exited with code {code}"
+    if code >= 0:
+        return f"exited with code {code}"
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    is_strange = code == -signal.SIGKILL and not was_asked
+    return f"was ended by {name}" + (" (often the system's out-of-memory killer)" if is_strange else "")
