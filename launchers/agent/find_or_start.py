@@ -19,7 +19,7 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import PROTOCOL, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
-from roost.launchers.protocol.version import VERSION, parse_version
+from roost.launchers.protocol.shared_values import VERSION, parse_version
 
 from .node_metrics import AgentSettings
 

@@ -27,7 +27,7 @@ from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease, Nothing
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.launchers.protocol.version import VERSION
+from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model import Node
 
 from .fingerprint import parse_ipykernel_command
@@ -213,15 +213,6 @@ class Agent:
     async def _leave(self, peer: bytes, _: Nothing) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
-    def _visibility(self, lease: Lease) -> dict[str, str]:
-        """Return the variables that show a kernel its devices and no others (`AgentSettings.gpu_visibility`)."""
-        visibility = self._settings.gpu_visibility
-        if visibility == "inherit" or (visibility == "bus" and not self._ledger.models):
-            return {}
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(lease.device_ids)}
-        # NVML numbers devices in PCI order, but CUDA's default order puts the fastest device first.
-        return {**visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if visibility == "bus" else visible
-
     def _at_home(self, request: messages.Launch, lease: Lease) -> messages.Launch:
         """Return the launch with the changes that `AgentSettings` lists."""
         connection, cwd, env = request.connection, request.cwd, dict(request.env)
@@ -230,7 +221,12 @@ class Agent:
         if self._settings.is_remote:
             cwd = cwd if os.path.isdir(cwd) else os.path.expanduser("~")
             env = {**build_node_environment(), **env}
-        return replace(request, connection=connection, cwd=cwd, env={**env, **self._visibility(lease)})
+        has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
+        if has_bus_ids or self._settings.gpu_visibility == "manager":
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(lease.device_ids)
+        if has_bus_ids:  # NVML numbers devices in PCI order, but CUDA's default order puts the fastest first
+            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        return replace(request, connection=connection, cwd=cwd, env=env)
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._timers.cancel(process.lease_id)

@@ -1,4 +1,4 @@
-"""The types that both protocols share. They have their own module, so that clients need not import `messages`."""
+"""The values that both protocols share. They have their own module, so that clients need not import `messages`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import roost
+
+VERSION = roost.__version__
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+def parse_version(version: str) -> tuple[int, ...]:
+    """Return `"1.10.2"` as `(1, 10, 2)`, for comparisons. A part that is no number counts as 0."""
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_an
 from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.launchers.protocol.version import VERSION, parse_version
+from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.scheduler.errors import BackendUnavailable, from_remote
 from roost.scheduler.service.launch import PROTOCOL, service_command, service_folder
 

@@ -29,7 +29,7 @@ from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Logs, Nothing, Signal, Stop
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.launchers.protocol.version import VERSION
+from roost.launchers.protocol.shared_values import VERSION
 from roost.scheduler.backends.base import BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
