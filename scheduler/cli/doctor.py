@@ -18,7 +18,7 @@ from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Finding
 
 from .nodes import describe_cluster
-from .options import connect_scheduler, print_json
+from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table
 
 _STYLES = {"error": "bold red", "warning": "yellow", "ok": "green"}
@@ -39,10 +39,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         if pid := getattr(error, "fields", {}).get("pid"):
             do = f"read this log; if the service hangs, `kill -9 {pid}` ends it, and the next command starts another"
         findings.append({"level": "error", "what": str(error), "do": do})
-    if arguments.json:
-        print_json({"findings": findings})
-    else:
-        _show_findings(findings)
+    print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
 
 
@@ -68,15 +65,15 @@ def print_versions(arguments: argparse.Namespace) -> int:
         except PackageNotFoundError:
             versions[package] = ""
     services = _find_services()
-    if arguments.json:
-        print_json({**versions, "schedulers": services})
-        return 0
-    for name, installed in versions.items():
-        print(f"{name:15} {installed or 'not installed'}")
-    for service in services:
-        where = f"{describe_cluster(service)} (pid {service['pid']}, {service['folder']})"
-        print(f"scheduler       {service['version']} for {where}")
-    return 0
+
+    def show() -> None:
+        for name, installed in versions.items():
+            print(f"{name:15} {installed or 'not installed'}")
+        for service in services:
+            where = f"{describe_cluster(service)} (pid {service['pid']}, {service['folder']})"
+            print(f"scheduler       {service['version']} for {where}")
+
+    return print_answer(arguments, {**versions, "schedulers": services}, show)
 
 
 def _find_services() -> list[dict[str, Any]]:

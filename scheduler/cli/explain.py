@@ -13,7 +13,7 @@ from roost.placement.request import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.call import wait_for
 
-from .options import connect_scheduler, print_json, request_config, scheduler_options
+from .options import connect_scheduler, print_answer, request_config, scheduler_options
 from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
 
 _SHOWN_NODES = 10
@@ -33,11 +33,7 @@ def explain(arguments: argparse.Namespace) -> int:
         decision = explain_saved(arguments.snapshot, request, settings)
     else:
         decision = wait_for(connect_scheduler(arguments).explain(request))
-    if arguments.json:
-        print_json({"decision": decision})
-    else:
-        show_decision(decision)
-    return 0
+    return print_answer(arguments, {"decision": decision}, lambda: show_decision(decision))
 
 
 def show_decision(decision: Mapping[str, Any]) -> None:

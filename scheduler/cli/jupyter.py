@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult
 from roost.scheduler.errors import ConfigError
 
-from .options import print_json, request_config, scheduler_options
+from .options import print_answer, request_config, scheduler_options
 from .tables import build_table, format_request, open_console, print_table
 
 
@@ -34,24 +34,27 @@ def install(arguments: argparse.Namespace) -> int:
         may_replace=arguments.replace,
         is_checked=not arguments.no_check,
     )
-    if arguments.json:
-        print_json({"kernelspec": asdict(spec), "environment": asdict(probed) if probed else None})
-        return 0
-    print(f"{spec.name} ({spec.display_name})")
-    for name, text in {"folder": spec.folder, **_describe_start(spec, probed)}.items():
-        print(f"  {name:11} {text}")
-    return 0
+
+    def show() -> None:
+        print(f"{spec.name} ({spec.display_name})")
+        for name, text in {"folder": spec.folder, **_describe_start(spec, probed)}.items():
+            print(f"  {name:11} {text}")
+
+    document = {"kernelspec": asdict(spec), "environment": asdict(probed) if probed else None}
+    return print_answer(arguments, document, show)
 
 
 def list_all(arguments: argparse.Namespace) -> int:
     """Print roost's kernelspecs, each with its request and its problem."""
     rows = [(spec, kernelspecs.find_problem(spec)) for spec in kernelspecs.list_kernelspecs()]
-    if arguments.json:
-        print_json({"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]})
-        return 0
+    document = {"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]}
+    return print_answer(arguments, document, lambda: _show_kernelspecs(rows))
+
+
+def _show_kernelspecs(rows: Sequence[tuple[RoostKernelspec, str]]) -> None:
     if not rows:
         print("No kernelspec starts through roost: `roost kernelspec install --from python3` makes one.")
-        return 0
+        return
     table = build_table("NAME", "DISPLAY NAME", "BACKEND", "REQUEST", "STATE")
     for spec, problem in rows:
         try:
@@ -65,7 +68,6 @@ def list_all(arguments: argparse.Namespace) -> int:
     for spec, problem in rows:
         if problem:
             out.print(f"\n{spec.name}: {problem}")
-    return 0
 
 
 def remove(arguments: argparse.Namespace) -> int:
@@ -76,9 +78,7 @@ def remove(arguments: argparse.Namespace) -> int:
         removed.append({"name": name, "folder": folder})
         if not arguments.json:
             print(f"Removed {folder}")
-    if arguments.json:
-        print_json({"removed": removed})
-    return 0
+    return print_answer(arguments, {"removed": removed}, lambda: None)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,8 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         config=config,
         cell_timeout_s=arguments.timeout,
     )
-    if arguments.json:
-        print_json(outcome)
+    print_answer(arguments, outcome, lambda: None)
     return 0 if outcome["error"] is None else 1
 
 

@@ -15,7 +15,7 @@ from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, UnknownKernel
 from roost.scheduler.service.messages import Kernel
 
-from .options import connect_scheduler, print_json
+from .options import connect_scheduler, print_answer
 from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red"}
@@ -26,11 +26,9 @@ def list_kernels(arguments: argparse.Namespace) -> int:
     kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]
-    if arguments.json:
-        print_json({"kernels": [encode(kernel.without_keys()) for kernel in kernels]})
-    else:
-        (_show_queue if arguments.pending else _show_kernels)(kernels)
-    return 0
+    show = _show_queue if arguments.pending else _show_kernels
+    document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
+    return print_answer(arguments, document, lambda: show(kernels))
 
 
 def print_log(arguments: argparse.Namespace) -> int:
@@ -42,11 +40,8 @@ def print_log(arguments: argparse.Namespace) -> int:
     except UnknownKernel:
         kernel_id = arguments.kernel  # the scheduler keeps the log of an ended kernel for a while
     text = wait_for(client.logs(kernel_id, tail_bytes=tail_bytes))
-    if arguments.json:
-        print_json({"kernel": kernel_id, "text": text})
-    elif text:
-        print(text, end="" if text.endswith("\n") else "\n")
-    return 0
+    end = "" if not text or text.endswith("\n") else "\n"
+    return print_answer(arguments, {"kernel": kernel_id, "text": text}, lambda: print(text, end=end))
 
 
 def stop(arguments: argparse.Namespace) -> int:
@@ -63,9 +58,7 @@ def stop(arguments: argparse.Namespace) -> int:
         outcomes.append({"id": kernel_id, "outcome": outcome})
         if not arguments.json:
             print(f"{kernel_id} {outcome}")
-    if arguments.json:
-        print_json({"stopped": outcomes})
-    return 0
+    return print_answer(arguments, {"stopped": outcomes}, lambda: None)
 
 
 def _describe_end(ended: Kernel) -> str:
@@ -83,15 +76,14 @@ def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
     known = wait_for(client.kernels())
     found = {}
     for prefix in prefixes:
-        matches = [kernel for kernel in known if kernel.id.startswith(prefix)] if prefix else []
-        exact = [kernel for kernel in matches if kernel.id == prefix]
+        matches = [kernel for kernel in known if prefix and kernel.id.startswith(prefix)]
+        matches = [kernel for kernel in matches if kernel.id == prefix] or matches
         if not matches:
             raise UnknownKernel(f"There is no kernel {prefix!r}: `roost kernels` lists them.", kernel=prefix)
-        if len(matches) > 1 and not exact:
+        if len(matches) > 1:
             ids = ", ".join(kernel.id for kernel in matches[:4])
             raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
-        kernel = (exact or matches)[0]
-        found[kernel.id] = kernel
+        found[matches[0].id] = matches[0]
     return list(found.values())
 
 

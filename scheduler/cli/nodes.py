@@ -12,7 +12,7 @@ from rich.text import Text
 from roost.placement.format import format_amount, format_bytes
 from roost.scheduler.client.call import wait_for
 
-from .options import connect_scheduler, print_json
+from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table
 
 _UP_S = 120.0
@@ -23,34 +23,24 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     """Print the nodes and the cluster that they belong to."""
     client = connect_scheduler(arguments)
     nodes, service = wait_for(client.nodes()), wait_for(client.service())
-    if arguments.json:
-        cluster = {"backend": service["backend"], "address": service["address"]}
-        print_json({"cluster": cluster, "nodes": nodes})
-    else:
-        show_nodes(nodes, describe_cluster(service))
-    return 0
+    cluster = {"backend": service["backend"], "address": service["address"]}
+    document = {"cluster": cluster, "nodes": nodes}
+    return print_answer(arguments, document, lambda: show_nodes(nodes, describe_cluster(service)))
 
 
 def drain(arguments: argparse.Namespace) -> int:
     """Drain a node, or let kernels on it again."""
     wait_for(connect_scheduler(arguments).drain(arguments.node, on=not arguments.off))
-    if arguments.json:
-        print_json({"node": arguments.node, "is_draining": not arguments.off})
-    elif arguments.off:
-        print(f"{arguments.node} takes kernels again")
-    else:
-        print(f"{arguments.node} takes no more kernels; the kernels on it stay")
-    return 0
+    state = "kernels again" if arguments.off else "no more kernels; the kernels on it stay"
+    document = {"node": arguments.node, "is_draining": not arguments.off}
+    return print_answer(arguments, document, lambda: print(f"{arguments.node} takes {state}"))
 
 
 def start_agents(arguments: argparse.Namespace) -> int:
     """Start the agents of all nodes."""
     count = wait_for(connect_scheduler(arguments).up(), _UP_S)
-    if arguments.json:
-        print_json({"nodes": count})
-    else:
-        print(f"roost's agents run on {count} node{'' if count == 1 else 's'} of {arguments.backend}.")
-    return 0
+    text = f"roost's agents run on {count} node{'' if count == 1 else 's'} of {arguments.backend}."
+    return print_answer(arguments, {"nodes": count}, lambda: print(text))
 
 
 def describe_cluster(service: Mapping[str, Any]) -> str:

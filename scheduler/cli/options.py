@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import roost
@@ -99,9 +100,13 @@ def scheduler_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: _read_json(text) for name, text in options.items()}
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """Print the one document of `--json`."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+def print_answer(arguments: argparse.Namespace, document: dict[str, Any], show: Callable[[], object]) -> int:
+    """Print the one document of `--json`, or let `show` print for people. Return the exit code of a success."""
+    if arguments.json:
+        print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    else:
+        show()
+    return 0
 
 
 def _read_json(text: str) -> Any:

@@ -17,23 +17,19 @@ def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -
 
     `can_adopt` is true for an application that adopts its kernels after a restart. Its kernels outlive it.
     """
+    try:
+        user = user or getpass.getuser()
+    except (KeyError, OSError):  # a container without names of users
+        user = str(os.getuid())
     pid = os.getpid()
     return Owner(
-        user=user or system_user(),
+        user=user,
         application=application or os.path.basename(sys.argv[0] if sys.argv else "") or "python",
         host=socket.gethostname(),
         pid=pid,
         process_started_at=_started_at(pid),
         can_adopt=can_adopt,
     )
-
-
-def system_user() -> str:
-    """Return the user's name, or the user's number in a container without names."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 @functools.lru_cache(maxsize=2)
