@@ -39,10 +39,7 @@ def is_in_jupyter_server(km: Any) -> bool:
 
 
 def forget_failed_start(km: Any) -> None:
-    """Make the multi-kernel manager forget the start of `km` after a failure.
-
-    jupyter_client 8.10 keeps a failed start. A server that stops then looks for its kernel, finds none, and hangs.
-    """
+    """Make the multi-kernel manager forget a failed start of `km`. Otherwise a stopping server waits for it (8.10)."""
     pending: dict[str, Any] = getattr(getattr(km, "parent", None), "_pending_kernels", {})
     task = pending.get(km.kernel_id)
 

@@ -24,11 +24,9 @@ _FIRST_IPYKERNEL = (7, 3)
 
 
 def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool) -> str:
-    """Give the manager `km` a key pair or a private folder. A restart keeps what `km` has.
+    """Give `km` a key pair or a private folder. Return a warning if others can read the kernel's channels.
 
-    Return a warning for users if the kernel can be overheard, else an empty text. Raise `ConfigError` if encryption
-    is required but impossible. `wish` is roost's option (`WISHES`). Jupyter's `transport_encryption` can require more;
-    its default `disabled` counts as no wish.
+    Jupyter's `transport_encryption` can require more than `wish`; its default is `disabled`. Raises `ConfigError`.
     """
     jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
     is_required = "required" in (wish, jupyters)
@@ -45,11 +43,9 @@ def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool)
     if is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost"):
         km.transport, km.ip = "ipc", DEFAULT_IPC_IP
         return ""
+    readers = f"Others on the {'machine' if is_local else 'network'} can read its output"
     prevention = "prevent that with c.KernelManager.transport = 'ipc', or " if is_local else ""
-    return (
-        f"not encrypted: {reason}. Others on the {'machine' if is_local else 'network'} can read its output: "
-        f"{prevention}accept it with encrypt = 'never'."
-    )
+    return f"not encrypted: {reason}. {readers}: {prevention}accept it with encrypt = 'never'."
 
 
 def _find_obstacle(km: Any, argv: Sequence[str]) -> str:

@@ -60,8 +60,7 @@ class KernelExit:
 class ExitWatch:
     """The exits of one kernel's launches, as the service reports them on the client's thread.
 
-    `current` belongs to the latest launch. A new launch replaces it, so read it once per method. `is_expected` returns
-    true if an end of the kernel is wanted now.
+    `current` belongs to the latest launch. A new launch replaces it, so read it once per method.
     """
 
     def __init__(
@@ -87,8 +86,7 @@ class ExitWatch:
         me = weakref.ref(self)
 
         def on_event(event: Event) -> None:
-            exits = me()
-            if exits is not None:
+            if (exits := me()) is not None:
                 exits._on_event(client, event)
 
         self._unlisten = weakref.finalize(self, client.listen(on_event))
@@ -135,6 +133,6 @@ class ExitWatch:
             self._log.debug("kernel=%s ended with exit code %s", self._kernel_id, shown)
         else:
             tail = f"; its log ends with:\n{log_tail.rstrip()}" if log_tail.strip() else ""
-            known = reason or "no reason known"
-            self._log.warning("kernel=%s ended with exit code %s (%s)%s", self._kernel_id, shown, known, tail)
+            why = f"({reason or 'no reason known'}){tail}"
+            self._log.warning("kernel=%s ended with exit code %s %s", self._kernel_id, shown, why)
         ending.set(code)

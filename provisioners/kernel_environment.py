@@ -32,10 +32,9 @@ def check_patterns(patterns: Sequence[str]) -> None:
 def build_environment(
     env: Mapping[str, str], spec_env: Container[str], *, is_local: bool, also: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the part of `env` that the kernel gets. `env` is the application's environment with the kernelspec's.
+    """Return the part of `env` that the kernel gets: on this machine, everything except `NEVER`.
 
-    A kernel on this machine gets everything except `NEVER`. A kernel on another node gets the kernelspec's variables
-    (`spec_env` has their names), and variables that match `ALLOWED` or the patterns `also`, except secrets.
+    A kernel on another node gets its kernelspec's variables (`spec_env`), and those that match `ALLOWED` or `also`.
     """
     patterns = (*ALLOWED, *also)
 

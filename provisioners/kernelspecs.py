@@ -34,10 +34,7 @@ _PLAIN = ("", "local-provisioner", PROVISIONER)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoostKernelspec:
-    """A kernelspec that uses the roost provisioner. `folder` has its kernel.json; `config` has its options.
-
-    `malformed` is a sentence that says why the kernelspec cannot be read. Fields that cannot be read are empty.
-    """
+    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty."""
 
     name: str
     display_name: str
@@ -61,9 +58,8 @@ def install(
 ) -> tuple[RoostKernelspec, ProbeResult | None]:
     """Copy the kernelspec `source` as `name`; raises `ConfigError` and then changes nothing.
 
-    `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, the kernelspec's Python is
-    run to test it, and the scheduler is asked about a policy that is not shipped. Switch this off if the kernels run
-    only on other machines.
+    `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, the kernelspec's Python and
+    its policy are tested. Switch this off if the kernels run only on other machines.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
@@ -155,11 +151,7 @@ def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_problem(spec: RoostKernelspec) -> str:
-    """Return a sentence that says why a kernelspec cannot start kernels; empty if it can.
-
-    This runs the kernelspec's Python, which may take 30 s. If the kernelspec names a policy that is not shipped, this
-    asks the scheduler too, for up to 30 s more.
-    """
+    """Return a sentence that says why a kernelspec cannot start kernels; empty if it can. This may take a minute."""
     if spec.malformed:
         return spec.malformed
     try:
@@ -203,7 +195,7 @@ def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
 
 
 def _absolute(executable: str) -> str:
-    """Replace `python` by the Python that Jupyter runs on, as jupyter_client does. Leave others as they are."""
+    """Replace `python` by the Python that Jupyter runs on, as jupyter_client does."""
     own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])}
     return sys.executable if executable in own else executable
 

@@ -39,10 +39,9 @@ def run_notebook(
     config: Mapping[str, Any],
     cell_timeout_s: float | None = None,
 ) -> dict[str, Any]:
-    """Execute `notebook`, write the result, and return the document of `--json`.
+    """Execute `notebook`, write the result, and return the document of `--json`, which has the `error` of a cell.
 
-    `config` overrides the kernelspec's options. A failed cell is reported in the document's `error` and on stderr.
-    Raises `RoostError` if no kernel could be started, and KeyboardInterrupt after the kernel has ended.
+    `config` overrides the kernelspec's options. Raises `RoostError`, and KeyboardInterrupt after the kernel has ended.
     """
     try:
         import nbformat
@@ -76,13 +75,9 @@ def run_notebook(
         if ran.cells:
             nbformat.write(document, target)  # type: ignore[no-untyped-call,unused-ignore]
             ran.report(f"Wrote {target}")
-    return {
-        "notebook": str(path),
-        "output": str(target),
-        "kernel": {"id": ran.kernel_id, "name": name, "node": ran.node_id},
-        "cells": ran.cells,
-        "error": ran.error,
-    }
+    kernel = {"id": ran.kernel_id, "name": name, "node": ran.node_id}
+    files = {"notebook": str(path), "output": str(target)}
+    return {**files, "kernel": kernel, "cells": ran.cells, "error": ran.error}
 
 
 class _NotebookRun:

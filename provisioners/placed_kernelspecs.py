@@ -16,10 +16,7 @@ from .kernelspecs import PROVISIONER, check_config, read_kernelspec
 
 
 class _PlacedKernelspecs(KernelSpecManager):
-    """The installed kernelspecs. `options` override a kernelspec's own options, and `env` adds to its variables.
-
-    If there are `backend_options`, they replace the kernelspec's. The application's configuration has them.
-    """
+    """The installed kernelspecs. `options` and `backend_options` override their own, `env` adds to their variables."""
 
     options: Mapping[str, Any] = {}
     env: Mapping[str, str] = {}
@@ -48,10 +45,9 @@ def build_manager(
     env: Mapping[str, str] | None = None,
     backend_options: Mapping[str, Any] | None = None,
 ) -> tuple[AsyncKernelManager, Mapping[str, Any]]:
-    """Return a manager for one kernel of an installed kernelspec, and all options of the kernel. This starts nothing.
+    """Return a manager for one kernel of an installed kernelspec, and all options of the kernel; raises `ConfigError`.
 
-    `options` are a kernelspec's options and override its own. `backend_options` are those of `roost.connect`. Raises
-    `ConfigError`.
+    `options` are a kernelspec's options and override its own. `backend_options` are those of `roost.connect`.
     """
     for name, value in (("env", env), ("backend_options", backend_options)):
         if not isinstance(value or {}, Mapping):

@@ -39,10 +39,7 @@ def check_names(
 
 
 def check_backend_options(backend: str, options: Any) -> None:
-    """Raise `ConfigError` for a backend option that a kernelspec may not set. It may set only the cluster's address.
-
-    Only the operator may set the rest. Otherwise a user could choose other totals, or a configuration without limits.
-    """
+    """Raise `ConfigError` unless a kernelspec sets only the cluster's address. Otherwise a user could evade limits."""
     if not isinstance(options, Mapping):
         raise ConfigError(f"backend_options = {options!r:.60} is not a table of names and values.")
     known = ("address",) if get_spec(backend).address_variable else ()
@@ -55,10 +52,7 @@ def check_backend_options(backend: str, options: Any) -> None:
 
 
 def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> StartOptions:
-    """Combine `options` (keys as in OPTIONS) with the KERNEL_* variables in `env`. The variables win.
-
-    Values may be texts. A `ConfigError` names the option or the variable.
-    """
+    """Combine `options` (keys as in OPTIONS) with the KERNEL_* variables in `env`, which win; raises `ConfigError`."""
     fields: dict[str, Any] = {"options": _read_backend_options(options, env)}
     try:
         for field, option, variable, read in _FIELDS:

@@ -69,10 +69,7 @@ def _describe_end(ended: Kernel) -> str:
 
 
 def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
-    """Return the kernels whose ids begin with a prefix, each kernel once.
-
-    Raises `UnknownKernel` if no kernel matches, `ConfigError` if several kernels match one prefix.
-    """
+    """Return the kernels whose ids begin with a prefix, each once; raises `UnknownKernel` or `ConfigError`."""
     known = wait_for(client.kernels())
     found = {}
     for prefix in prefixes:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_action(name: str) -> Action:
-    """Return the function behind a command. Its module is imported here, so that `--help` imports none of them."""
+    """Import and return the function behind a command. `--help` imports none of them."""
     module, _, function = name.partition(":")
     return cast(Action, getattr(import_module(f"roost.scheduler.{module}"), function))
 

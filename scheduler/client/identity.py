@@ -13,10 +13,7 @@ from roost.launchers.protocol.shared_values import Owner
 
 
 def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -> Owner:
-    """Return this process as an owner, identified by pid and start time. An empty `user` means the system's user.
-
-    `can_adopt` is true for an application that adopts its kernels after a restart. Its kernels outlive it.
-    """
+    """Return this process as an owner. Kernels outlive an application that can adopt them after its restart."""
     try:
         user = user or getpass.getuser()
     except (KeyError, OSError):  # a container without names of users

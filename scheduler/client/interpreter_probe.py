@@ -30,10 +30,7 @@ print("\\n" + json.dumps(found))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """The result of a probe. `executable` is empty if there is none; `python` and `ipykernel` are versions.
-
-    `problem` is a sentence that says why kernels cannot start, or empty if they can.
-    """
+    """The result of a probe. `python` and `ipykernel` are versions. `problem` says why kernels cannot start."""
 
     executable: str = ""
     is_ipykernel: bool = False

@@ -12,10 +12,7 @@ from .call import wait_for
 
 
 def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a policy that this scheduler would refuse.
-
-    Only a policy that is not shipped makes roost ask the scheduler; `BackendUnavailable` if it does not answer.
-    """
+    """Raise `ConfigError` for a policy that this scheduler would refuse. Only a policy that is not shipped is sent."""
     from roost.placement.shipped_policies import SHIPPED  # here, because it imports numpy
 
     if not policy or policy in SHIPPED:

@@ -39,8 +39,7 @@ def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> Backend
 class ServiceConnection:
     """A connection to one service, used on one event loop.
 
-    `on_event` receives each event as JSON values. `on_rejoined` is called after a new connection, because events may
-    have been missed. If `is_wanted` returns true, a lost connection is replaced at once, and not at the next call.
+    Events may be missing before `on_rejoined`. While `is_wanted()`, a lost connection is replaced at once.
     """
 
     def __init__(
