@@ -217,9 +217,7 @@ class Decision(_Explained):
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the decision as JSON types, with ``reason``, ``is_never``, ``remedies`` and ``SHOWN_REFUSALS``
-        refusals.
-        """
+        """Return the decision as JSON types, with its ``reason``, ``is_never``, ``remedies`` and first refusals."""
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,

@@ -173,7 +173,6 @@ class Explanation:
 
 
 def _take_apart(scorers: WeightedScorers) -> WeightedScorers:
-    """Replace each scorer that combines several by its parts."""
     apart: list[tuple[Scorer, float]] = []
     for scorer, weight in scorers:
         parts = getattr(scorer, "parts", None)

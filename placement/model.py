@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .request import NOTHING as _NOTHING
 from .request import Request as Request
 from .validation import (
+    NOTHING,
     check_amounts,
     check_keys,
     check_labels,
@@ -83,6 +83,7 @@ class Device:
 
 
 _CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
+    check_amounts: ("resources", "resources_promised"),
     check_labels: ("labels",),
     check_names: ("taints", "warm"),
     check_number: ("cpus", "cpus_promised", "gpus_promised"),
@@ -123,8 +124,8 @@ class Node:
     cpus_promised: float = 0.0
     memory_promised_bytes: int = 0
     gpus_promised: float = 0.0
-    resources: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
-    resources_promised: Mapping[str, float] = field(default_factory=lambda: _NOTHING, hash=False)
+    resources: Mapping[str, float] = field(default_factory=lambda: NOTHING, hash=False)
+    resources_promised: Mapping[str, float] = field(default_factory=lambda: NOTHING, hash=False)
     cpus_used: float | None = None
     memory_used_bytes: int | None = None
     kernels: int = 0
@@ -143,9 +144,6 @@ class Node:
         for check, names in _CHECKS.items():
             for name in names:
                 set_fields(self, **{name: check(name, getattr(self, name))})
-        for name in ("resources", "resources_promised"):
-            if getattr(self, name) is not _NOTHING:
-                set_fields(self, **{name: check_amounts(name, getattr(self, name)) or _NOTHING})
         for name, check in _CHECKS_IF_KNOWN.items():
             set_fields(self, **{name: check_optional(check, name, getattr(self, name))})
 
@@ -193,7 +191,7 @@ class Node:
             cpus_promised=0.0,
             memory_promised_bytes=0,
             gpus_promised=0.0,
-            resources_promised=_NOTHING,
+            resources_promised=NOTHING,
             kernels=0,
             is_draining=False,
             drains_because="",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .format import format_amount, format_bytes, format_count
 from .validation import (
+    NOTHING,
     check_keys,
     check_labels,
     check_names,
@@ -23,9 +24,6 @@ from .validation import (
 
 if TYPE_CHECKING:
     from .model import Device
-
-NOTHING: dict[str, float] = {}
-"""No custom resources. All requests and nodes share this object. Nobody writes to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +90,8 @@ class Request:
             tolerates=check_names("tolerates", self.tolerates),
             labels=check_labels("labels", self.labels),
             near=check_labels("near", self.near),
+            resources=check_resources(self.resources),
         )
-        if self.resources is not NOTHING:
-            set_fields(self, resources=check_resources(self.resources) or NOTHING)
 
     @property
     def is_best_effort(self) -> bool:
@@ -112,9 +109,8 @@ class Request:
         return min(self.gpus, 1.0)
 
     def accepts_model(self, model: str) -> bool:
-        """True if a device of this model is accepted: ``model`` has all words of one of ``gpu_models``.
-
-        ``A100`` accepts ``NVIDIA A100-SXM4-80GB``, and ``A10`` does not.
+        """True if ``model`` has all words of one of ``gpu_models``. ``A100`` accepts ``NVIDIA A100-SXM4-80GB``, ``A10``
+        does not.
         """
         return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
 

@@ -61,11 +61,10 @@ def balanced(workload: Workload = _UNKNOWN) -> Policy:
 
 
 def packing(workload: Workload) -> Packing:
-    """Build the scorer with which `balanced` packs GPUs. The unit of its parts is one GPU, so that weights compare.
+    """Build the scorer with which `balanced` packs GPUs.
 
-    The weights were fitted by hand to the trace of `benchmarks/placement.py`, with and without departures. Small
-    changes matter little. Without ``fragmentation``, requests for many GPUs find no node. Less ``leftover`` or more
-    ``stranded`` breaks up empty nodes.
+    The weights were fitted by hand to the trace of `benchmarks/placement.py`. Without ``fragmentation``, requests for
+    many GPUs find no node. Less ``leftover`` or more ``stranded`` breaks up empty nodes.
     """
     return Packing(workload, fragmentation=0.2, stranded=0.8, leftover=0.15, sliver=1.2, pressure=0.8)
 

@@ -205,10 +205,9 @@ class Snapshot:
         return self.part(np.arange(len(self)), cols.forget_metrics(self.columns, stale))
 
     def mask(self, key: Any, test: Callable[[Node], bool]) -> BoolArray:
-        """Return (n,) True if the node passes ``test``.
+        """Return (n,) True if the node passes ``test``, and keep the mask under ``key``, also for later versions.
 
-        ``test`` may look at labels, taints, warm environments and draining, but not at amounts. The mask is kept under
-        ``key`` and updated with each version.
+        ``test`` may look at labels, taints, warm environments and draining, but not at amounts.
         """
         mask = (self._masks.get(key) or self._find_mask(key, test))[1]
         return mask if self._whole is None else mask[self._at]
@@ -315,10 +314,8 @@ def _list_models(node: Node) -> tuple[str, ...]:
 
 
 def _add_models(known: tuple[str, ...], nodes: Iterable[Node]) -> tuple[str, ...]:
-    seen = dict.fromkeys(known)
-    for node in nodes:
-        seen.update(dict.fromkeys(device.model for device in node.devices))
-    return known if len(seen) == len(known) else tuple(seen)
+    models = dict.fromkeys((*known, *(device.model for node in nodes for device in node.devices)))
+    return known if len(models) == len(known) else tuple(models)
 
 
 def _list_traits(node: Node) -> tuple[Any, ...]:

@@ -14,6 +14,10 @@ _FIELDS = {"cpu": "cpus", "cpus": "cpus", "gpu": "gpus", "gpus": "gpus", "memory
 """The fields of a request, by the names that a cluster manager may use for these resources."""
 
 
+NOTHING: dict[str, float] = {}
+"""No custom resources. All requests and nodes share this object. Nobody writes to it."""
+
+
 def set_fields(value: object, **attributes: object) -> None:
     """Set fields of a frozen dataclass, in its ``__post_init__``."""
     for name, attribute in attributes.items():
@@ -65,12 +69,14 @@ def check_labels(name: str, value: object) -> dict[str, str]:
 
 
 def check_amounts(name: str, value: object) -> dict[str, float]:
-    """Return a copy of a mapping from names to amounts."""
+    """Return a copy of a mapping from names to amounts, or ``NOTHING``."""
+    if value is NOTHING:
+        return NOTHING
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} must map names to amounts, for example {{'licence': 1}}; got {value!r}.")
     if not all(isinstance(key, str) and key.strip() for key in value):
         raise ValueError(f"{name} must have names that are text; got {dict(value)!r}.")
-    return {key: check_number(f"{name} {key}", item) for key, item in value.items()}
+    return {key: check_number(f"{name} {key}", item) for key, item in value.items()} or NOTHING
 
 
 def check_resources(value: object) -> dict[str, float]:

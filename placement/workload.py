@@ -94,9 +94,7 @@ class Workload:
 
     @_keep
     def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return, for the typical requests with GPUs, (classes,) GPUs per CPU, per byte (infinite for none), and
-        shares.
-        """
+        """Return (classes,) GPUs per CPU, per byte (infinite for none) and shares, of typical requests with GPUs."""
         counts: dict[tuple[float, float], float] = defaultdict(float)
         for asked, count in self.classes:
             if asked.gpus:
@@ -124,7 +122,6 @@ class Workload:
 
     @_keep
     def fragments(self, models: tuple[str, ...]) -> FragmentTables:
-        """Return the tables of the expected fragmentation of a node."""
         return _build_fragments(self.classes, models)
 
 

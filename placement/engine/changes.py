@@ -58,7 +58,6 @@ class History:
         return set(self._rows[self._ends[version - self.first] : self._ends[until - self.first]])
 
     def add(self, change: Change, nodes: int) -> None:
-        """Add one version of a cluster with this many nodes."""
         self.changes.append(change)
         if change.source is not None:
             self.moved = self.last

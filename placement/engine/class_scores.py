@@ -102,7 +102,6 @@ class ClassScorer:
         return self._limits
 
     def _score(self, snapshot: Snapshot, devices: BoolArray | None, rows: IntArray | None) -> Scores:
-        """Return the scores of nodes that all fit."""
         request, uses_metrics = self._request, False
         totals: FloatArray | None = None
         per_device: FloatArray | None = None
@@ -122,20 +121,14 @@ class ClassScorer:
         if totals is None:
             totals = np.zeros(len(snapshot))
         if not math.isfinite(totals.dot(totals)):  # the fastest check of all totals
-            self._find_culprit(snapshot)
+            for scorer, term in weigh_scores(request, snapshot, self._scorers, self._stale_after_s):
+                scored = term if term.ndim == 1 or devices is None else term[devices]
+                if not np.isfinite(scored).all():  # else the policy has no filter for GPUs
+                    raise _wrong_scores(scorer)
         totals = totals * _DECIMALS
         np.rint(totals, out=totals)
         totals /= _DECIMALS
         return Scores(totals, chosen, uses_metrics, rows=rows)
-
-    def _find_culprit(self, snapshot: Snapshot) -> None:
-        """Raise `ValueError` for a scorer that gives no finite number. Without a filter for GPUs there may be none."""
-        fitting = find_fitting_devices(self._request, snapshot)
-        known = snapshot.without_stale_metrics(self._stale_after_s)
-        for scorer, _ in self._scorers:
-            scores = scorer.score(self._request, known)
-            if scores is not None and not np.isfinite(scores if scores.ndim == 1 else scores[fitting]).all():
-                raise _wrong_scores(scorer)
 
 
 def apply_filters(

@@ -95,7 +95,6 @@ class Columns:
         return part
 
     def replace(self, **columns: Any) -> Columns:
-        """Return the columns with other arrays under these names."""
         return Columns(
             **{name: columns[name] if name in columns else getattr(self, name) for name in COLUMNS}
         )
@@ -116,7 +115,6 @@ class Table(Columns):
 
     @classmethod
     def of(cls, columns: Columns) -> Table:
-        """Return a copy of these columns."""
         d = columns.device_model.shape[1]
         layout = _layout(d)
         width = len(ROOM) + (len(_PADDING) + 1) * d + len(_SCALARS)

@@ -48,7 +48,6 @@ class Scores:
         return scores
 
     def find_best(self) -> int:
-        """Return the first row of the highest total."""
         n = len(self.totals)
         if n < _BLOCKS_FROM:
             return int(self.totals.argmax())
@@ -61,7 +60,6 @@ class Scores:
         return block * _BLOCK + int(self.blocks[block].argmax())
 
     def update(self, rows: IntArray, part: Scores) -> None:
-        """Replace the scores of these rows."""
         fitting = rows
         if part.rows is not None:
             self.totals.put(rows, -np.inf)

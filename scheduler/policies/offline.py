@@ -21,9 +21,8 @@ from .recent_requests import RecentRequests
 def explain_saved(path: str, request: Request, settings: Settings | None = None) -> dict[str, Any]:
     """Explain a request on the snapshot in a file, like `build_explanation`; raises `ConfigError`."""
     snapshot = read_snapshot(path)
-    logging.getLogger("roost").addHandler(
-        logging.NullHandler()
-    )  # errors describe failures; no stack on stderr
+    # errors describe failures; no stack on stderr
+    logging.getLogger("roost").addHandler(logging.NullHandler())
     return build_explanation(asyncio.run(_decide(request, snapshot, settings or Settings())), snapshot)
 
 
@@ -49,7 +48,6 @@ def read_snapshot(path: str) -> Snapshot:
 
 
 async def _decide(request: Request, snapshot: Snapshot, settings: Settings) -> Decision:
-    """Decide as the service would with a policy of its operator."""
     settings = settings.with_values(default_policy=request.policy or settings.default_policy)
     policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
     try:

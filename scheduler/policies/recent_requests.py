@@ -44,7 +44,6 @@ class RecentRequests:
         self._can_save = True
 
     def note(self, request: Request) -> None:
-        """Remember a request."""
         self._requests.append(_amounts(*_class(request)))
         self._new += bool(request.gpus)
         if self._file is not None and self._saving is None:

@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,8 @@ def compare(
 ) -> dict[str, list[PolicyRun]]:
     """Replay each stream, by seed, under each policy, and return the runs. A `ConfigError` names a failed policy."""
     workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
-    logging.getLogger("roost").addHandler(
-        logging.NullHandler()
-    )  # errors describe failures; no stack on stderr
+    # errors describe failures; no stack on stderr
+    logging.getLogger("roost").addHandler(logging.NullHandler())
     known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
 
     def make(name: str) -> Policy:
@@ -96,38 +96,34 @@ def compare(
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         bar = progress.add_task("", total=len(runs) * sum(map(len, streams.values())))
+        advance = partial(progress.advance, bar, _PROGRESS_EVERY)
         for name in runs:
             for seed, stream in streams.items():
                 progress.update(bar, description=f"{name}, seed {seed}")
                 timed = TimedPolicy(
-                    make(name),
-                    name,
-                    lambda: progress.advance(bar, _PROGRESS_EVERY),
-                    is_checked=known[name] is not SHIPPED.get(name),
+                    make(name), name, advance, is_checked=known[name] is not SHIPPED.get(name)
                 )
                 done = replay(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
                 runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
     return runs
 
 
+@dataclass
 class TimedPolicy:
     """A policy with timed decisions. An exception, or an impossible decision if `is_checked`, is a `ConfigError`."""
 
-    def __init__(
-        self, policy: Policy, name: str, on_progress: Callable[[], object], *, is_checked: bool
-    ) -> None:
-        self.name = name
-        self._is_checked = is_checked
-        self._policy = policy
-        self._on_progress = on_progress
-        self._times_s: list[float] = []
+    policy: Policy
+    name: str
+    on_progress: Callable[[], object]
+    is_checked: bool
+    times_s: list[float] = field(default_factory=list)
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
         began = time.perf_counter()
         try:
-            decision = self._policy.place(request, snapshot, avoid=avoid)
-            self._times_s.append(time.perf_counter() - began)
-            if self._is_checked:
+            decision = self.policy.place(request, snapshot, avoid=avoid)
+            self.times_s.append(time.perf_counter() - began)
+            if self.is_checked:
                 check_placement(decision, request, snapshot, avoid)
                 if decision.placement is None and not decision.is_explained:
                     raise ValueError("it gave neither a node nor a refusal")
@@ -135,13 +131,13 @@ class TimedPolicy:
             raise
         except BaseException as problem:  # noqa: BLE001 - a policy is foreign code and may even raise SystemExit
             raise ConfigError(f"policy {self.name} failed ({format_error(problem)}).") from None
-        if len(self._times_s) % _PROGRESS_EVERY == 0:
-            self._on_progress()
+        if len(self.times_s) % _PROGRESS_EVERY == 0:
+            self.on_progress()
         return decision
 
     def decision_ms(self) -> tuple[float, float]:
         """Return the median and the 99th percentile."""
-        p50, p99 = np.percentile(self._times_s, [50, 99]) * 1e3 if self._times_s else (0.0, 0.0)
+        p50, p99 = np.percentile(self.times_s, [50, 99]) * 1e3 if self.times_s else (0.0, 0.0)
         return float(p50), float(p99)
 
 

@@ -66,7 +66,6 @@ class Comparison:
         return sorted(self.runs, key=lambda policy: statistics.fmean(self.of(policy, "refused")))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all results as JSON values."""
         described = ("trace", "stream", "note", "nodes", "capacity", "resource")
         return {
             **{name: getattr(self, name) for name in described},
