@@ -9,5 +9,5 @@
                                          │          └─────> exec of the kernelspec's argv ───> kernel (ports)
                                          └─ child_reaper    exit codes
 
-`find_or_start` is the entry point for others: it finds the agent of a user and machine, or starts it.
+`find_or_start` finds the agent of a user and machine, or starts it.
 """

@@ -11,8 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 _REMEMBERED = 1024
-_REMEMBERED_S = 5.0
-"""How long an exit code is kept: a forked kernel may end before the agent reads its pid."""
+_REMEMBERED_S = 5.0  # a forked kernel may end before the agent reads its pid
 
 
 class Reaper:

@@ -184,10 +184,8 @@ class Kernels:
         return kernel
 
     def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Future[KernelProcess]) -> None:
-        """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error.
-
-        A launch that is cancelled in its last step has recorded its process already. That kernel runs.
-        """
+        """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error."""
+        # A launch that is cancelled in its last step has recorded its process already. That kernel runs.
         if (task.cancelled() or task.exception() is not None) and kernel.process is None:
             kernel.ended.set()
             shutil.rmtree(kernel.folder, ignore_errors=True)
@@ -253,7 +251,6 @@ class Kernels:
 
 
 async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:
-    """Wait for the end of a kernel that got SIGKILL. Raises `RemoteError` after the deadline."""
     try:
         await asyncio.wait_for(ended.wait(), deadline_s)
     except asyncio.TimeoutError:

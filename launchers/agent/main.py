@@ -43,8 +43,7 @@ log = logging.getLogger(__name__)
 UNUSED_LEASE_S = 30.0
 """How long a lease may be without a kernel. The scheduler that asked for it may have died."""
 _STOP_GRACE_S = 2.0
-_OUTSIDE_EXIT_S = 10.0
-"""How long an agent without leases stays after its node has left the cluster."""
+_OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
@@ -326,7 +325,6 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the agent. The arguments are FOLDER and SETTINGS (JSON)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.

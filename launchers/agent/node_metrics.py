@@ -20,9 +20,7 @@ from roost.placement.model import Node
 from .gpus import DeviceReader
 from .ledger import LeaseLedger
 
-_METRICS_MAX_AGE_S = 1.0
-_MIN_INTERVAL_S = 1.0
-"""How long a measurement of kernels counts. CPU use over a shorter time is noise."""
+_METRICS_MAX_AGE_S = 1.0  # CPU use over a shorter time is noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +115,7 @@ class UsageMeter:
         """Return the use of each kernel. `kernels` has the ids of the running kernels by pid."""
         now = time.monotonic()
         elapsed_s = now - self._read_at
-        if elapsed_s >= _MIN_INTERVAL_S or kernels.keys() != self._known.keys():
+        if elapsed_s >= _METRICS_MAX_AGE_S or kernels.keys() != self._known.keys():
             self._known = self._measure(kernels, elapsed_s)
             self._read_at = now
         return tuple(self._known.values())

@@ -14,8 +14,7 @@ from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 _FIRST_PORT = 15_000
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)
-"""Pauses between probes: short for two seconds, because a Python kernel listens soon, then longer."""
+_PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python kernel listens soon
 
 
 def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:

@@ -39,11 +39,9 @@ log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _PR_SET_CHILD_SUBREAPER = 36
 _READY_S = 60.0
-"""How long a zygote may load."""
+"""How long a zygote may load. If one fails to load or refuses to fork, none is made for its key for a while."""
 _PAUSE_S = 60.0
-"""How long no zygote is made for a key after one failed to load."""
 _REFUSAL_PAUSE_S = 600.0
-"""How long no zygote is made after one refused to fork. A preloaded module may have started a thread."""
 _IDLE_S = 600.0
 _MAX_UNUSED = 2
 """At most this many unused zygotes per key. If more would be needed, something differs at every start."""

@@ -1,10 +1,8 @@
 """Daemons: background processes, at most one per folder. The first caller starts one, and later callers find it.
 
-The private folder of a daemon contains:
-- `lock`: held while the daemon runs. Nothing else tells whether it is running.
-- `start.lock`: held by the process that starts a daemon.
-- `ready.json`: the daemon's announcement, such as its address.
-- `log`, and `log.old` of the daemon before.
+In its private folder, a daemon holds `lock` while it runs; nothing else tells whether it is running. `start.lock` is
+held by the process that starts it. `ready.json` has its announcement, such as its address. `log.old` is of the daemon
+before.
 """
 
 from __future__ import annotations

@@ -91,8 +91,6 @@ class TimerHandle(Protocol):
 
 
 class Clock(Protocol):
-    """The part of an event loop that timers use."""
-
     def call_later(self, delay: float, callback: Callable[[], object], /) -> TimerHandle: ...
 
 

@@ -92,7 +92,6 @@ class Manager:
 
     `pid` and `process_started_at` (from `process.start_time`) name the daemon. `address` is `host:port` of the manager
     itself. If the manager is away when its last daemon ends, the leases are kept for `grace_s`.
-
     `is_gone`: the daemon reports that it is about to end because the manager has ended, whatever answers at `address`.
     `has_left`: the daemon has ended, although its process goes on. `probe` is a command that prints the id of the
     cluster at `address`. If that is not `cluster_id`, another cluster has taken the address, and this one has ended.

@@ -76,8 +76,6 @@ class RpcServer:
 
     def publish(self, event: object) -> None:
         """Push an event to every subscriber. Drop subscribers that have disconnected or do not read."""
-        if not self.subscribers:
-            return
         payload = json.dumps({"event": encode(event)}).encode()
         for peer in list(self.subscribers):
             if not self._send(peer, payload):

@@ -231,7 +231,6 @@ def take_fingerprint() -> dict[str, Any]:
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """Return modification time in ns, size and inode, or an empty tuple if there is no such file."""
     try:
         status = os.stat(path)
     except OSError:

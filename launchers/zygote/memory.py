@@ -14,8 +14,7 @@ import itertools
 import mmap
 import sys
 import types
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 """Advice for madvise, from Linux's mman.h (5.14). Older systems answer EINVAL."""
@@ -113,8 +112,8 @@ def find_written_pages(pid: int) -> array.array[int]:
     return runs
 
 
-def find_madvise() -> Callable[[int, int, int], int]:
+def find_madvise() -> Any:
     """Return the C library's madvise: address, bytes, advice → 0, or -1 if the system does not know the advice."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return cast(Callable[[int, int, int], int], madvise)
+    return madvise

@@ -55,7 +55,6 @@ class LocalBackend(Backend):
     ) -> None:
         self._settings = settings
         self._context = context
-        self._agents = context.agents
         self._find_agent = find_agent
         self._finding: asyncio.Task[AgentAddress] | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -66,7 +65,7 @@ class LocalBackend(Backend):
         self._known: dict[str, Lease | None] = {}  # None: requested, but not answered yet
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
         self._caller = AgentCaller(
-            self._agents,
+            context.agents,
             self._address,
             name="the agent of this machine",
             on_lost=self._forget_address,
@@ -75,7 +74,7 @@ class LocalBackend(Backend):
         )
 
     async def open(self) -> None:
-        self._agents.listen(self._on_agent)
+        self._context.agents.listen(self._on_agent)
         await self.snapshot()
 
     async def close(self) -> None:
