@@ -76,9 +76,8 @@ def find_ipykernel_version(python: str) -> tuple[int, ...]:
             return _numbers(version("ipykernel"))
         except PackageNotFoundError:
             return ()
-    for folder in sorted(Path(python).parent.parent.glob("lib/python3*/site-packages/ipykernel-*.dist-info")):
-        return _numbers(folder.name.removeprefix("ipykernel-").removesuffix(".dist-info"))
-    return ()
+    folders = sorted(Path(python).parent.parent.glob("lib/python3*/site-packages/ipykernel-*.dist-info"))
+    return _numbers(folders[0].name.removeprefix("ipykernel-")) if folders else ()
 
 
 def _numbers(text: str) -> tuple[int, ...]:

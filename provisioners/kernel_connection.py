@@ -25,9 +25,7 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
     if km.transport == "tcp" and is_local and not km.ip.startswith("127.") and not is_local_ip(km.ip):
         raise ConfigError(f"Kernels cannot listen on {km.ip}: this machine does not have that address.")
     if km.transport == "ipc" and not is_local:
-        raise ConfigError(
-            "Kernels on other machines cannot use ipc: leave c.KernelManager.transport at 'tcp'."
-        )
+        raise ConfigError("Kernels on other machines need c.KernelManager.transport = 'tcp'.")
     if km.transport == "ipc" and km.ip == DEFAULT_IPC_IP:
         km.ip = str(user_folder("ipc") / hashlib.sha256(kernel_id.encode()).hexdigest()[:12])
     if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
@@ -68,11 +66,9 @@ def build_connection(km: Any, jupyter_session: str) -> Connection:
 
 def to_jupyter(connection: Connection) -> KernelConnectionInfo:
     """Return the connection as jupyter_client expects it: the key as bytes, and no entry for missing CURVE keys."""
-    info: dict[str, Any] = {name: getattr(connection, name) for name in PORT_NAMES}
-    info.update(
-        ip=connection.ip, transport=connection.transport, key=connection.key.encode(),
-        signature_scheme=connection.signature_scheme, kernel_name=connection.kernel_name,
-    )  # fmt: skip
+    names = (*PORT_NAMES, "ip", "transport", "signature_scheme", "kernel_name")
+    info: dict[str, Any] = {name: getattr(connection, name) for name in names}
+    info["key"] = connection.key.encode()
     if connection.curve_publickey is not None and connection.curve_secretkey is not None:
         info.update(curve_publickey=connection.curve_publickey, curve_secretkey=connection.curve_secretkey)
     return cast(KernelConnectionInfo, info)

@@ -214,9 +214,8 @@ class AsyncKernel(_KernelFacts):
         with suppress(RoostError):
             kernel = await self._provisioner.service.kernel(self.id)
         reason = kernel.reason or "no reason known"
-        return KernelDied(
-            f"The kernel has ended: {reason}.", exit_code=kernel.exit_code, log_tail=kernel.log_tail
-        )
+        fields = {"exit_code": kernel.exit_code, "log_tail": kernel.log_tail}
+        return KernelDied(f"The kernel has ended: {reason}.", **fields)
 
 
 class BlockingKernel(_KernelFacts):

@@ -89,13 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = {"options": {}, **config, "backend": arguments.backend, "backend_options": options}
     elif options:
         config["backend_options"] = options
-    outcome = run_notebook(
-        arguments.notebook,
-        output=arguments.output,
-        kernel_name=arguments.kernel,
-        config=config,
-        cell_timeout_s=arguments.timeout,
-    )
+    where = {"output": arguments.output, "kernel_name": arguments.kernel}
+    outcome = run_notebook(arguments.notebook, config=config, cell_timeout_s=arguments.timeout, **where)
     print_answer(arguments, outcome, lambda: None)
     return 0 if outcome["error"] is None else 1
 
@@ -114,11 +109,10 @@ def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mappin
         start = f"from its command (language: {spec.language or 'unknown'})"
         return {"command": probed.executable, "start": start}
     is_forked = probed.can_fork and not get_spec(spec.config["backend"]).has_agent_per_kernel
+    old = "through sockets in a private folder (encryption needs ipykernel 7.3 or newer)"
     return {
         "command": probed.executable,
         "kernel": f"ipykernel {probed.ipykernel} on Python {probed.python}",
         "start": "forked from a warm process" if is_forked else "from its command",
-        "connection": "encrypted (CURVE)"
-        if probed.has_curve
-        else "through sockets in a private folder (encryption needs ipykernel 7.3 or newer)",
+        "connection": "encrypted (CURVE)" if probed.has_curve else old,
     }

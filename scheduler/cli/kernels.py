@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.table import Table
 from rich.text import Text
 
 from roost.launchers.protocol.json_codec import encode
@@ -26,9 +27,8 @@ def list_kernels(arguments: argparse.Namespace) -> int:
     kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]
-    show = _show_queue if arguments.pending else _show_kernels
     document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
-    return print_answer(arguments, document, lambda: show(kernels))
+    return print_answer(arguments, document, lambda: _show(kernels, is_queue=arguments.pending))
 
 
 def print_log(arguments: argparse.Namespace) -> int:
@@ -84,14 +84,21 @@ def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
     return list(found.values())
 
 
-def _show_kernels(kernels: Sequence[Kernel]) -> None:
-    """Print one line per kernel, oldest first."""
+def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
     out = open_console()
     if not kernels:
-        out.print("There are no kernels.")
+        out.print("No kernel is queued." if is_queue else "There are no kernels.")
         return
-    table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "USE", "AGE", right=("AGE",))
     short = shorten_ids([kernel.id for kernel in kernels])
+    print_table(out, (_build_queue if is_queue else _build_list)(kernels, short))
+    for kernel in kernels:
+        if kernel.is_pending and not is_queue:
+            out.print(f"{short[kernel.id]} is pending: {kernel.waits_for or 'no reason known'}")
+
+
+def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
+    """Return a table with one line per kernel, oldest first."""
+    table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "USE", "AGE", right=("AGE",))
     for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
         table.add_row(
             short[kernel.id],
@@ -103,10 +110,7 @@ def _show_kernels(kernels: Sequence[Kernel]) -> None:
             _format_use(kernel),
             format_age(kernel.created_at),
         )
-    print_table(out, table)
-    for kernel in kernels:
-        if kernel.is_pending:
-            out.print(f"{short[kernel.id]} is pending: {kernel.waits_for or 'no reason known'}")
+    return table
 
 
 def _format_use(kernel: Kernel) -> str:
@@ -116,20 +120,11 @@ def _format_use(kernel: Kernel) -> str:
     return f"{format_bytes(kernel.use.rss_bytes)}, {format_amount(kernel.use.cpu_percent / 100)} CPU"
 
 
-def _show_queue(kernels: Sequence[Kernel]) -> None:
-    """Print the queued and pending kernels, next first."""
-    out = open_console()
-    if not kernels:
-        out.print("No kernel is queued.")
-        return
+def _build_queue(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
+    """Return a table with the queued and pending kernels, next first."""
     table = build_table("POSITION", "KERNEL", "OWNER", "AGE", "WAITS FOR", right=("POSITION", "AGE"))
-    short = shorten_ids([kernel.id for kernel in kernels])
     for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
-        table.add_row(
-            "pending" if kernel.is_pending else str(kernel.position or "-"),
-            short[kernel.id],
-            kernel.owner.user,
-            format_age(kernel.created_at),
-            kernel.waits_for or "-",
-        )
-    print_table(out, table)
+        position = "pending" if kernel.is_pending else str(kernel.position or "-")
+        age, waits_for = format_age(kernel.created_at), kernel.waits_for or "-"
+        table.add_row(position, short[kernel.id], kernel.owner.user, age, waits_for)
+    return table

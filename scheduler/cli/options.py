@@ -34,15 +34,15 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     what = "a share of one GPU (0.25), or a whole number"
     request.add_argument("--gpus", metavar="N", type=parse_amount, help=what)
     request.add_argument("--gpu-memory", metavar="SIZE", help="least memory of each GPU, for example 40GiB")
-    for option, metavar, what in (
-        ("--gpu-model", "MODEL", "accept this GPU model"),
-        ("--label", "KEY=VALUE", "require nodes with this label"),
-        ("--near", "KEY=VALUE", "prefer nodes with this label"),
-        ("--resource", "NAME=AMOUNT", "a custom resource of the cluster, such as licence=1"),
-        ("--tolerate", "TAINT", "also accept nodes with this taint"),
-        ("--option", "KEY=VALUE", "option of the backend for this kernel"),
+    for option, name, metavar, what in (
+        ("--gpu-model", "gpu_models", "MODEL", "accept this GPU model"),
+        ("--label", "labels", "KEY=VALUE", "require nodes with this label"),
+        ("--near", "near", "KEY=VALUE", "prefer nodes with this label"),
+        ("--resource", "resources", "NAME=AMOUNT", "a custom resource of the cluster, such as licence=1"),
+        ("--tolerate", "tolerates", "TAINT", "also accept nodes with this taint"),
+        ("--option", "options", "KEY=VALUE", "option of the backend for this kernel"),
     ):
-        request.add_argument(option, metavar=metavar, action="append", default=[], help=what)
+        request.add_argument(option, dest=name, metavar=metavar, action="append", default=[], help=what)
     request.add_argument("--policy", metavar="NAME", default="", help="placement policy")
 
 
@@ -68,19 +68,14 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the given request options under the keys of a kernelspec's config; raises `ConfigError`."""
     from roost.provisioners.request_options import split_pairs
 
-    resources = split_pairs("--resource", arguments.resource, "licence=1", str.rpartition)
+    resources = split_pairs("--resource", arguments.resources, "licence=1", str.rpartition)
+    names = ("cpus", "memory", "gpus", "gpu_models", "gpu_memory", "tolerates", "policy")
     config = {
-        "cpus": arguments.cpus,
-        "memory": arguments.memory,
-        "gpus": arguments.gpus,
-        "gpu_models": arguments.gpu_model,
-        "gpu_memory": arguments.gpu_memory,
-        "labels": split_pairs("--label", arguments.label),
+        **{name: getattr(arguments, name) for name in names},
+        "labels": split_pairs("--label", arguments.labels),
         "near": split_pairs("--near", arguments.near),
         "resources": {name: _read_json(text) for name, text in resources.items()},
-        "tolerates": arguments.tolerate,
-        "policy": arguments.policy,
-        "options": split_pairs("--option", arguments.option, "name=value"),
+        "options": split_pairs("--option", arguments.options, "name=value"),
     }
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
 

@@ -134,7 +134,7 @@ class ServiceConnection:
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(
-                f"The service is roost {version}, newer than this client ({VERSION}): upgrade."
+                f"The service ({version}) is newer than this client ({VERSION}): upgrade."
             )
         log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
         try:

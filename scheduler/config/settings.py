@@ -28,8 +28,7 @@ class RoostScheduler(Section):
     policies: Dict[str, str] = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
-        help="More policies that kernels may name: name → 'module:Name' or 'path/to/file.py:Name'. The service loads "
-        "them. A path is relative to the configuration file's folder.",
+        help="More policies: name → 'module:Name' or 'path.py:Name', relative to the configuration file's folder.",
     )
     policy_timeout_s = Float(1.0, min=0.01, help="How long a policy that is not shipped may take.")
     allow_client_policies = Bool(True, help="Whether the service runs policies that programs send to it.")

@@ -16,7 +16,7 @@ def manager(transport: str, ip: str) -> Any:
 
 
 def test_ipc_is_refused_for_kernels_on_other_machines() -> None:
-    with pytest.raises(ConfigError, match="transport at 'tcp'") as caught:
+    with pytest.raises(ConfigError, match="transport = 'tcp'") as caught:
         choose_address(manager("ipc", "kernel-ipc"), "k", is_local=False)
     assert "\n" not in caught.value.user_message
 
