@@ -34,7 +34,8 @@ _ANSWER_S = 5.0
 class Reading:
     """Leases, and the processes in them by lease id.
 
-    `unanswered` are the leases (ids) whose agents do not answer. `unreachable` has their agents' names, and others.
+    `unanswered` are the ids of leases that no agent has answered for. `unreachable` names the agents of these leases,
+    and the agents that the backend could not ask.
     """
 
     leases: Sequence[Lease]

@@ -229,7 +229,7 @@ class RayManager:
     async def _claim(
         self, lease: Lease, name: str, node: RayNode, has_room: HasRoom | None = None
     ) -> tuple[str, ...]:
-        """Claim the slice with a group of that name. Its creation outlives a cancelled caller; `release` waits."""
+        """Claim the slice with a group of that name. Its creation outlives a cancelled caller: `release` waits."""
         creating = start_shared(self._create(name, lease.request, node, has_room))
         self._creating[name] = node.id, creating
         try:
@@ -253,7 +253,7 @@ class RayManager:
             await asyncio.sleep(_ASK_AGAIN_S)
 
     def _count_ahead(self, name: str) -> int:
-        """Return how many claims on the group's node Ray has granted, or got earlier, that no reading shows yet."""
+        """Return how many claims on this node Ray has granted, or got before this one, since the last reading."""
         count, is_earlier, node_id = 0, True, self._creating[name][0]
         for other, (at, creating) in self._creating.items():
             if other == name:

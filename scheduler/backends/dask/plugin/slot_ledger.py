@@ -18,7 +18,7 @@ Amounts = dict[str, float]
 
 GPU = "GPU"
 CRUMB = 1e-6
-"""At most this far are sums of shares off, by rounding."""
+"""How far sums of shares may be off, by rounding."""
 DIGITS = 6
 
 

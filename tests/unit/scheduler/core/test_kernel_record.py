@@ -10,6 +10,7 @@ from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
 from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
+from roost.scheduler.core.kernel_table import LastEntries
 from roost.scheduler.core.queue import Queue
 
 LEASE = Lease(
@@ -46,3 +47,10 @@ def test_a_pending_lease_counts_as_a_place_in_the_queue() -> None:
     kernel.wait_for_manager(LEASE)
     shown = kernel.view(queue)
     assert (shown.state, shown.position, shown.waits_for) == ("queued", 1, "image")
+
+
+def test_only_the_last_entries_are_kept() -> None:
+    kept = LastEntries[str, int](2)
+    for number, name in enumerate("abca"):
+        kept[name] = number
+    assert kept == {"c": 2, "a": 3}
