@@ -69,7 +69,7 @@ class NodeTable(Generic[N]):
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:
     """Return a device with the figures of `seen`, the devices as the node's agent sees them.
 
-    A manager names a device by its id, or by its number among those that the agent sees.
+    A manager names a device by its id, or by its number among the devices that the agent sees.
     """
     found = next((device for device in seen if device.id == name), None)
     if found is None and name.isdigit() and int(name) < len(seen):
