@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 from dask_nodes import tls_files
+from kubernetes_nodes import cluster_settings
 
 from roost.launchers.daemon import daemon
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.dask import manager as dask
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
+from roost.scheduler.backends.kubernetes.backend import create as create_kubernetes
+from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray import manager as ray
 from roost.scheduler.backends.ray.settings import RoostRayBackend
+from roost.scheduler.errors import ConfigError
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import Opener
 
@@ -36,7 +40,7 @@ def end_local(runtime_dir: Path) -> None:
     os.kill(announced["pid"], signal.SIGTERM)
 
 
-@pytest.fixture(params=["local", "ray", "dask", "dask_tls"], scope="module")
+@pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     """Return the name of the backend and cluster."""
     return str(request.param)
@@ -60,6 +64,12 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         yield partial(open_backend, lambda agents: ray.create(at_ray, backend_context(agents, folder)))
         join.leave()
         return
+    if kind == "kubernetes":
+        at_kubernetes = RoostKubernetesBackend(**cluster_settings(cluster, module_runtime_dir))
+        yield partial(
+            open_backend, lambda agents: create_kubernetes(at_kubernetes, backend_context(agents, folder))
+        )
+        return
     at_dask = RoostDaskBackend(address=cluster.address, **tls_files(cluster))
     yield partial(open_backend, lambda agents: dask.create(at_dask, backend_context(agents, folder)))
 
@@ -69,7 +79,7 @@ def t4(kind: str) -> T4:
     """Return a function that makes a request for T4s. Dask knows no models: there T4 is a declared resource."""
 
     def ask(gpus: float, **more: Any) -> Request:
-        if kind in ("local", "ray"):
+        if kind in ("local", "ray", "kubernetes"):
             return Request(gpus=gpus, gpu_models=("T4",), **more)
         return Request(gpus=gpus, resources={"T4": gpus}, **more)
 
@@ -87,8 +97,12 @@ class TestBackend(BackendContract):
     def scarce(self, t4: T4) -> T4:
         return t4
 
-    async def test_a_share_of_a_gpu_is_granted_once(self, opener: Opener, t4: T4) -> None:
+    async def test_a_share_of_a_gpu_is_granted_once(self, kind: str, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):
+            if kind == "kubernetes":
+                with pytest.raises(ConfigError, match="whole GPUs only"):
+                    backend.check_request(t4(0.6))
+                return
             placement = await self.find_room(backend, t4(2))
             outcomes = [await self.timed_claim(backend, f"k{i}", t4(0.6), placement) for i in range(3)]
             granted = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]

@@ -5,10 +5,57 @@ All tests share its nodes and leave them as they found them. A test that kills s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from kubelets import MACHINES, Kubelets, leftovers, why_not
+
+NAMESPACE = "lab"
+"""Where the tests' kernels run: with Pod Security `restricted`, a ResourceQuota and a LimitRange."""
+_OBJECTS = (
+    (
+        "/api/v1/namespaces",
+        {"metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}},
+    ),
+    (
+        f"/api/v1/namespaces/{NAMESPACE}/resourcequotas",
+        {"metadata": {"name": "team"}, "spec": {"hard": {"requests.cpu": "40", "pods": "100"}}},
+    ),
+    (
+        f"/api/v1/namespaces/{NAMESPACE}/limitranges",
+        {
+            "metadata": {"name": "defaults"},
+            "spec": {"limits": [{"type": "Container", "defaultRequest": {"cpu": "1m", "memory": "64Mi"}}]},
+        },
+    ),
+)
+
+
+def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
+    """Return the settings of a backend on this cluster. It keeps its files in `folder`."""
+    template = folder / "pod.yaml"
+    template.write_text("spec: {securityContext: {runAsUser: 12345}}")
+    return {
+        "address": str(cluster.kubeconfig),
+        "namespace": NAMESPACE,
+        "image": "roost-test:1",
+        "pod_template": str(template),
+        "identity_file": str(folder / "identity.json"),
+        "read_all_pods": True,
+    }
+
+
+def kernel_pid(kernel_id: str) -> int:
+    """Return the process of a kernel in a pod, as this machine numbers it."""
+    folder = hashlib.sha256(kernel_id.encode()).hexdigest()[:32]
+    for process in psutil.process_iter(["cmdline"]):
+        if any(f"/kernels/{folder}/" in part for part in process.info["cmdline"] or ()):
+            return int(process.pid)
+    return 0
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +64,8 @@ def kubernetes_cluster(private_environment: None) -> Iterator[Kubelets]:
     if reason := why_not():
         pytest.skip(reason)
     with Kubelets(*MACHINES) as cluster:
+        for path, content in _OBJECTS:
+            cluster.api.call("POST", path, content)
         yield cluster
     left = leftovers(cluster.folder)
     assert not left, "the cluster has left behind:\n" + "\n".join(left)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import managers
 import pytest
 from dask_nodes import environment
 from jupyter_client.kernelspec import KernelSpecManager
-from managers import kernelspecs
+from kubernetes_nodes import cluster_settings
 from world import settle
 
 from roost.scheduler.client.client import connect, disconnect
 
-BACKENDS = ("local", "ray", "dask", "dask_tls")
+BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes")
 """The last is Dask with TLS."""
-FREED_S = 5.0
-"""How long a cluster manager may show released resources as promised."""
+FREED_S = 15.0
+"""How long a cluster manager may show released resources as promised. A pod ends within its grace."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,7 +39,7 @@ def _manager(backend: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the backend's name. Services find its cluster by environment variables."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ray":
@@ -45,6 +47,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         elif request.param.startswith("dask"):
             for name, value in environment(request.getfixturevalue(f"{request.param}_cluster")).items():
                 patch.setenv(name, value)
+        elif request.param == "kubernetes":
+            folder = tmp_path_factory.mktemp("kubernetes", numbered=True)
+            folder.chmod(0o700)
+            settings = cluster_settings(request.getfixturevalue("kubernetes_cluster"), folder)
+            config = folder / "jupyter_roost_config.json"
+            config.write_text(json.dumps({"RoostKubernetesBackend": settings}))
+            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+            patch.setenv("KUBECONFIG", settings["address"])
         yield _manager(request.param)
 
 
@@ -63,7 +73,9 @@ def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
 @pytest.fixture
 def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[..., KernelSpecManager]]:
     """Return `managers.kernelspecs` for this backend. At the end no kernel runs and nothing is promised."""
-    yield partial(kernelspecs, tmp_path, backend=backend)
+    # Pods have a Python of their own.
+    changes = {"argv": ["python3", *managers.IPYKERNEL[1:]]} if backend == "kubernetes" else {}
+    yield partial(managers.kernelspecs, tmp_path, backend=backend, **changes)
     # jupyter_core keeps an event loop for each thread that called a blocking manager.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

@@ -17,6 +17,7 @@ import zmq.asyncio
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from kubernetes_nodes import kernel_pid
 from traitlets.config import Config
 from world import daemon_pids, kill
 
@@ -56,7 +57,9 @@ async def kernel(
 
 
 async def pid_of(km: AsyncKernelManager) -> int:
-    """Return the kernel's pid, which the provisioner would pass on to another application."""
+    """Return the kernel's pid on this machine. The provisioner has the one in the pod."""
+    if km.provisioner.backend == "kubernetes":  # type: ignore[union-attr]
+        return kernel_pid(km.kernel_id)
     info = await km.provisioner.get_provisioner_info()  # type: ignore[union-attr]
     return int(info["pid"])
 
@@ -67,9 +70,12 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         found = await run(
             kc, "import os; print(os.getcwd(), os.environ['MINE'], os.environ.get('JPY_PARENT_PID'))"
         )
-        assert found["text"] == f"{tmp_path} yes None"
-        pid = int((await run(kc, "print(os.getpid())"))["text"])
-        assert pid == await pid_of(km)
+        folder = "/home/roost" if backend == "kubernetes" else tmp_path  # pods have files of their own
+        assert found["text"] == f"{folder} yes None"
+        pid = await pid_of(km)
+        inner_pid = int((await run(kc, "print(os.getpid())"))["text"])
+        assert inner_pid == (await km.provisioner.get_provisioner_info())["pid"]
+        assert psutil.pid_exists(pid)
         assert [one.id for one in await connect(backend).kernels()] == [km.kernel_id]
         await km.shutdown_kernel()
         assert not psutil.pid_exists(pid)

@@ -20,6 +20,8 @@ from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict, RoostError
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
+MEMORY_BYTES = 256 << 20
+"""Enough for an agent in a container."""
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 """Opens the backend. A second call opens it as another process would."""
 _CLOSE_S = 30.0
@@ -67,12 +69,12 @@ class BackendContract:
     ) -> None:
         async with opener() as (backend, _):
             before = await backend.snapshot()
-            request = scarce(1, cpus=1, memory_bytes=1 << 20, owner="ada")
+            request = scarce(1, cpus=1, memory_bytes=MEMORY_BYTES, owner="ada")
             lease = await self.take(backend, "k", request)
             assert (lease.kernel_id, lease.owner, lease.request, lease.state) == ("k", OWNER, request, "held")
             node, was = (await backend.snapshot()).node(lease.node_id), before.node(lease.node_id)
             assert node.cpus_promised == was.cpus_promised + 1
-            assert node.memory_promised_bytes == was.memory_promised_bytes + (1 << 20)
+            assert node.memory_promised_bytes == was.memory_promised_bytes + MEMORY_BYTES
             assert [d.promised for d in node.devices if d.id in lease.device_ids] == [1.0] * request.gpu_count
             await backend.release(lease)
             await self.until(backend, lambda s: s.node(lease.node_id).cpus_promised == was.cpus_promised)

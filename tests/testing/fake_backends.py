@@ -10,7 +10,7 @@ from pathlib import Path
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.messages import Launch, Owner
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement import Node, Snapshot
+from roost.placement import Node, Request, Snapshot
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
@@ -192,6 +192,9 @@ class FakePodCluster:
                 yield await watch.get()
         finally:
             self._watches.remove(watch)
+
+    def check_request(self, request: Request) -> None:
+        return None
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return {"FAKE_POD": lease.id}

@@ -11,11 +11,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
+from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, Lease, Owner, Reserve
-from roost.placement import Snapshot
+from roost.placement import Request, Snapshot
 from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
@@ -28,6 +30,8 @@ _REJOIN_S = (0.5, 5.0)
 """First and longest pause between two attempts to join a manager that is away."""
 _AGENT_S = 5.0
 """How long an agent in a pod may take to answer before the pod is deleted without it."""
+_LISTENS_S = (0.02, 1.0)
+"""First and longest pause between two attempts to reach the agent of a new pod."""
 _CLOSE_S = 5.0
 _REMEMBERED = 500
 """At most this many lost leases are remembered until they are released."""
@@ -38,10 +42,14 @@ class AgentPerKernelBackend(Backend):
     """Leases are the pods of `cluster`; each pod's agent runs one kernel.
 
     `linger_s` is how long a lease outlives a kernel that ended by itself, so that a restarter may start it again.
+    `adds_nodes` is the backend's attribute of this name.
     """
 
-    def __init__(self, cluster: PodCluster, agents: Agents, *, linger_s: float) -> None:
+    def __init__(
+        self, cluster: PodCluster, agents: Agents, *, linger_s: float, adds_nodes: bool = False
+    ) -> None:
         self.name = cluster.name
+        self.adds_nodes = adds_nodes
         self._cluster = cluster
         self._agents = agents
         self._linger_s = linger_s
@@ -143,6 +151,9 @@ class AgentPerKernelBackend(Backend):
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._cluster.environment(lease)
 
+    def check_request(self, request: Request) -> None:
+        self._cluster.check_request(request)
+
     # The cluster
 
     async def _join(self) -> None:
@@ -208,9 +219,9 @@ class AgentPerKernelBackend(Backend):
         self._pods[lease.id] = pod
         if known is None or known.lease.node_id != lease.node_id:
             self._redraw()
-        if pod.address is None:
+        if pod.address is None or (known is None and lease.state == "pending"):
             self._starting.add(lease.id)
-        elif lease.id in self._starting and lease.id not in self._noting:
+        if pod.address is not None and lease.id in self._starting and lease.id not in self._noting:
             self._noting[lease.id] = spawn(self._reserve(pod), self._tasks, log)
         now = self._lease(pod)
         if before is not None and now.state == "pending" and now.reason != before.reason:
@@ -219,15 +230,19 @@ class AgentPerKernelBackend(Backend):
         return pod
 
     async def _reserve(self, pod: Pod) -> None:
-        """Have the pod's agent note the lease; from then on the lease is held."""
+        """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held."""
         lease_id = pod.lease.id
+        pauses = backoff(*_LISTENS_S)
         try:
-            asked = Reserve(lease=replace(pod.lease, state="held"), is_granted=True, linger_s=self._linger_s)
-            await self._caller(pod).call(lambda agent: agent.reserve(asked))
-        except RoostError as problem:
-            log.warning("lease=%s its agent does not answer yet: %s", lease_id, problem)
-            self._events.put_nowait(BackendEvent(kind="resync"))  # the next reading tries again
-            return
+            while lease_id in self._pods:
+                lease = replace(self._pods[lease_id].lease, state="held", reason="")
+                asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
+                try:
+                    await self._caller(pod).call(partial(AgentClient.reserve, request=asked))
+                    break
+                except RoostError as problem:
+                    log.debug("lease=%s its agent does not answer yet: %s", lease_id, problem)
+                    await asyncio.sleep(next(pauses))
         finally:
             self._noting.pop(lease_id, None)
         if lease_id in self._pods:
@@ -237,9 +252,9 @@ class AgentPerKernelBackend(Backend):
 
     def _lease(self, pod: Pod) -> Lease:
         """Return the pod's lease as the scheduler sees it: held once the agent has noted it."""
-        if pod.lease.state == "held" and pod.lease.id in self._starting:
-            return replace(pod.lease, state="pending", reason=_STARTING)
-        return pod.lease
+        if pod.lease.id in self._starting:
+            return replace(pod.lease, state="pending", reason=pod.lease.reason or _STARTING)
+        return replace(pod.lease, state="held", reason="") if pod.address is not None else pod.lease
 
     def _lose(self, lost: Lease) -> None:
         """The pod has ended. That is news unless this scheduler has released it."""
@@ -283,4 +298,7 @@ class AgentPerKernelBackend(Backend):
     async def _delete(self, lease_id: str) -> None:
         self._releasing.add(lease_id)
         await self._cluster.delete(lease_id)
+        self._base = Snapshot.of(
+            await self._cluster.nodes()
+        )  # a pod that ends keeps its resources for a while
         self._forget(lease_id)

@@ -13,17 +13,18 @@ from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement.model import Node
+from roost.placement.model import Node, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """One pod: its lease, and the address of its agent once the agent listens.
+    """One pod: its lease, and the address of its agent once that is known.
 
     `lease` is the lease that `create` got, with the node and the devices that the manager chose. Its state is `pending`
     until the manager has granted the pod, then `held`. It is `lost` once the pod has ended without roost's doing; roost
     then deletes the pod. `reason` is a clause without a full stop, such as "its image is being pulled". `address`
-    may still be None in a held lease, while the agent starts.
+    may still be None in a held lease, while the agent starts. In a pending one it may be known already: roost then
+    tries to reach the agent, and the lease is held as soon as the agent answers.
     """
 
     lease: Lease
@@ -91,6 +92,9 @@ class PodCluster(Protocol):
         roost ends the iteration by cancelling it, before `close`. After a `BackendUnavailable` it joins again, and
         iterates again.
         """
+
+    def check_request(self, request: Request) -> None:
+        """Raise `ConfigError` for a request that no node of this cluster can serve, before it queues."""
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that a kernel in this lease gets besides those of its start."""

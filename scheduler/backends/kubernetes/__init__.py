@@ -1,0 +1,45 @@
+"""Kernels in pods of a Kubernetes cluster: the pod is the lease, and roost's agent is its first process.
+
+    KubernetesCluster ──→ Api (REST)          create, delete, annotate pods and their Secrets
+        │  ↑ changes ──── Watch (list+watch)  roost's pods, nodes, and all pods if the operator allows it
+        ├── pod_spec      lease, launch, template → the pod and its Secret
+        ├── pod_state     the pod as the API shows it → lease state and one plain reason
+        └── nodes         the API's nodes and pods → placement's nodes
+
+A claim creates the pod with affinity to the chosen node. Kubernetes' own scheduler decides.
+"""
+
+from __future__ import annotations
+
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
+
+SPEC = BackendSpec(
+    name="kubernetes",
+    settings="roost.scheduler.backends.kubernetes.settings:RoostKubernetesBackend",
+    create="roost.scheduler.backends.kubernetes.backend:create",
+    address_variable="KUBECONFIG",
+    has_agent_per_kernel=True,
+    request_options=(
+        RequestOption(
+            name="image",
+            kind=str,
+            help="the container image; it needs Python and ipykernel, or the command of the kernelspec",
+            variable="KERNEL_IMAGE",
+        ),
+        RequestOption(
+            name="namespace", kind=str, help="the namespace of the pod", variable="KERNEL_NAMESPACE"
+        ),
+        RequestOption(
+            name="service_account",
+            kind=str,
+            help="the service account of the pod",
+            variable="KERNEL_SERVICE_ACCOUNT_NAME",
+        ),
+        RequestOption(
+            name="volumes",
+            kind=str,
+            help="volume claims and where to mount them: data:/data,models:/models:ro",
+            variable="KERNEL_VOLUMES",
+        ),
+    ),
+)

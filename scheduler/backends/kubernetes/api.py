@@ -1,0 +1,229 @@
+"""A thin client of the Kubernetes API: plain JSON over kept connections, and watches. Calls run in threads.
+
+The package `kubernetes` reads the configuration and renews credentials. Its models are left out: they take five times
+as long to read a thousand nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+from kubernetes import client
+from kubernetes import config as kubernetes_config
+
+from roost.launchers.daemon.tasks import in_thread
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+JsonObject = dict[str, Any]
+MERGE = "application/merge-patch+json"
+_CALL_S = 15.0
+_CONNECT_S = 5.0
+_ATTEMPTS = 4
+"""How often a call is sent if the API server is overloaded."""
+_PAUSE_S = 2.0
+"""The longest pause between two attempts, whatever the server asks for."""
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class ApiError(Exception):
+    """A refusal by the API server. `status` is the HTTP status, `reason` Kubernetes' word for it."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason, self.message = status, reason, message
+
+
+class Api:
+    """One API server, as one user. `file` and `context` choose the configuration; see `RoostKubernetesBackend`."""
+
+    def __init__(self, file: str, context: str) -> None:
+        self._file, self._context = file, context
+        self._lock = threading.Lock()
+        self._loaded: tuple[client.Configuration, urllib3.PoolManager] | None = None
+        self.namespace = "default"
+        """The namespace of the context or pod. Known after the first call."""
+        self.server = ""
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | None = None,
+        *,
+        content_type: str = "application/json",
+        timeout_s: float = _CALL_S,
+        **query: Any,
+    ) -> JsonObject:
+        """Return the answer. Raises `ApiError` for a refusal, and `BackendUnavailable`.
+
+        A call that is cancelled may still be carried out.
+        """
+
+        def work() -> JsonObject:
+            return self.request(method, path, body, content_type=content_type, timeout_s=timeout_s, **query)
+
+        try:
+            return await in_thread(
+                work, deadline_s=timeout_s + _CONNECT_S + _ATTEMPTS * _PAUSE_S, name="kubernetes-call"
+            )
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"Kubernetes does not answer: {method} {path}") from None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | None = None,
+        *,
+        content_type: str = "application/json",
+        timeout_s: float = _CALL_S,
+        **query: Any,
+    ) -> JsonObject:
+        """Do as `call` does, but block."""
+        response = self._send(
+            method,
+            path,
+            query,
+            body=None if body is None else json.dumps(body),
+            headers={"Content-Type": content_type},
+            timeout=urllib3.Timeout(connect=_CONNECT_S, read=timeout_s),
+        )
+        answer: JsonObject = json.loads(response.data)
+        return answer
+
+    def watch(self, path: str, query: Mapping[str, Any], read_s: float) -> Watch:
+        """Open a watch. It fails if nothing arrives for `read_s`. Blocks; raises as `request` does."""
+        timeout = urllib3.Timeout(connect=_CONNECT_S, read=read_s)
+        return Watch(self._send("GET", path, {"watch": "1", **query}, timeout=timeout, preload_content=False))
+
+    def _send(self, method: str, path: str, query: Mapping[str, Any], **options: Any) -> Any:
+        for attempt in range(1, _ATTEMPTS + 1):
+            configuration, pool = self._load()
+            headers = {"Accept": "application/json", **options.get("headers", {})}
+            if token := configuration.get_api_key_with_prefix("BearerToken", alias="authorization"):
+                headers["Authorization"] = token
+            url = configuration.host + path
+            if query:
+                url += "?" + urlencode(query)
+            try:
+                response = pool.request(method, url, **{**options, "headers": headers})
+            except urllib3.exceptions.HTTPError as problem:
+                raise BackendUnavailable(
+                    f"Kubernetes at {configuration.host} does not answer ({_short(problem)})"
+                ) from None
+            if response.status == 401 and attempt == 1:
+                self._forget()  # the credentials have expired: read them again
+                continue
+            if response.status == 429 and attempt < _ATTEMPTS:
+                time.sleep(min(float(response.headers.get("Retry-After", 1)), _PAUSE_S))
+                continue
+            if response.status >= 400:
+                raise _build_error(response, configuration.host)
+            return response
+        raise AssertionError("unreachable")
+
+    def _load(self) -> tuple[client.Configuration, urllib3.PoolManager]:
+        with self._lock:
+            if self._loaded is None:
+                configuration = client.Configuration()
+                self.namespace = _read_configuration(configuration, self._file, self._context)
+                self.server = configuration.host
+                self._loaded = configuration, _build_pool(configuration)
+            return self._loaded
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._loaded = None
+
+
+class Watch:
+    """A stream of events of the API server: `{"type": ..., "object": ...}`. Iterate it in a thread."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[JsonObject]:
+        """Yield events until the server ends the watch. Raises `BackendUnavailable` if the stream breaks."""
+        rest = b""
+        try:
+            for chunk in self._response.stream(1 << 16, decode_content=True):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from map(json.loads, lines)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as problem:
+            raise BackendUnavailable(f"a watch of Kubernetes broke ({_short(problem)})") from None
+        finally:
+            self._response.close()
+
+    def close(self) -> None:
+        """End the stream, from another thread. May be repeated."""
+        with suppress(OSError, AttributeError):  # it may be closed already
+            self._response.connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _read_configuration(configuration: client.Configuration, file: str, context: str) -> str:
+    """Fill the configuration and return the namespace. Raises `ConfigError`."""
+    named = file or os.environ.get("KUBECONFIG", "")
+    default = os.path.expanduser("~/.kube/config")
+    reader: Any = kubernetes_config  # without types
+    try:
+        if not named and not os.path.exists(default) and _NAMESPACE_FILE.exists():
+            reader.load_incluster_config(client_configuration=configuration)
+            return _NAMESPACE_FILE.read_text().strip()
+        reader.load_kube_config(
+            config_file=named or default, context=context or None, client_configuration=configuration
+        )
+        contexts, active = reader.list_kube_config_contexts(config_file=named or default)
+        chosen = next((one for one in contexts if one["name"] == context), active)
+        return str(chosen["context"].get("namespace") or "default")
+    except (reader.ConfigException, OSError, KeyError, TypeError, ValueError) as problem:
+        raise ConfigError(
+            f"the Kubernetes configuration {named or default} cannot be read ({_short(problem)}): set KUBECONFIG "
+            "or c.RoostKubernetesBackend.address to a kubeconfig file."
+        ) from None
+
+
+def _build_pool(configuration: client.Configuration) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "maxsize": 16,
+        "retries": urllib3.Retry(0, redirect=0),
+        "ca_certs": configuration.ssl_ca_cert,
+        "cert_file": configuration.cert_file,
+        "key_file": configuration.key_file,
+        "cert_reqs": "CERT_REQUIRED" if configuration.verify_ssl else "CERT_NONE",
+    }
+    if name := getattr(configuration, "tls_server_name", None):
+        options["server_hostname"] = name
+    if configuration.proxy:
+        return urllib3.ProxyManager(configuration.proxy, **options)
+    return urllib3.PoolManager(**options)
+
+
+def _build_error(response: Any, host: str) -> Exception:
+    try:
+        said = json.loads(response.data)
+    except ValueError:
+        said = {}
+    message = str(said.get("message") or response.reason or "no reason given")
+    if response.status == 401:
+        return BackendUnavailable(f"Kubernetes at {host} does not accept roost's credentials: {message}")
+    if response.status == 429 or response.status >= 500:
+        return BackendUnavailable(f"Kubernetes at {host} is overloaded or failing: {message}")
+    return ApiError(response.status, str(said.get("reason", "")), message)
+
+
+def _short(problem: BaseException) -> str:
+    """Return the cause of a failed call in a few words."""
+    cause = getattr(problem, "reason", None)
+    text = str(cause if isinstance(cause, BaseException) else problem) or type(problem).__name__
+    return text.rpartition(": ")[2][:200]

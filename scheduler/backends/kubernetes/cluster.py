@@ -1,0 +1,368 @@
+"""`KubernetesCluster`: the pods of one service in a Kubernetes cluster, for `AgentPerKernelBackend`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import zmq
+
+from roost.launchers.daemon.tasks import Timers, cancel_all, start_shared
+from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
+from roost.launchers.protocol.rpc import ServerKeys
+from roost.placement import Node, Request
+from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, dump_lease
+from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver
+
+from .api import MERGE, Api, ApiError, JsonObject
+from .identity import load_identity
+from .names import LEASE_ANNOTATION, LEASE_LABEL, SERVICE_LABEL, digest, name_pod
+from .nodes import PodUse, read_node, read_use, with_promises
+from .pod_spec import GRACE_S, PodTemplate
+from .pod_state import describe_refusal, is_bound, is_ending, is_gated, read_lease, read_pod
+from .quota import describe_quota
+from .settings import RoostKubernetesBackend
+from .watch import Reflector
+
+log = logging.getLogger(__name__)
+
+_JOIN_S = 60.0
+_DECIDED_S = 2.0
+"""How long a claim waits for Kubernetes' scheduler. After that the lease is pending."""
+_NODES_AFTER_S = 0.02
+"""How long changes of nodes are collected before they are reported."""
+_MAX_ATTEMPTS = 20
+
+
+class KubernetesCluster:
+    """Creates, deletes and watches the pods whose label names this service's key pair."""
+
+    name = "Kubernetes"
+
+    def __init__(self, settings: RoostKubernetesBackend) -> None:
+        self._settings = settings
+        self._template = PodTemplate(settings)
+        self._identity = load_identity(settings.identity_file)
+        self._api = Api(settings.address, settings.context)
+        self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
+        self._timers = Timers()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._nodes: Reflector[Node] | None = None
+        self._uses: Reflector[PodUse | None] | None = None
+        self._pods: dict[str, Reflector[JsonObject]] = {}
+        self._decided: dict[str, asyncio.Event] = {}
+        """By uid: set when a pod that is being created changes."""
+        self._creating: dict[str, asyncio.Task[Pod]] = {}
+        self._reported: set[str] = set()
+        """Uids of the pods that were reported as live."""
+
+    async def join(self) -> str:
+        await self._stop()
+        await self._api.call("GET", "/version")
+        settings = self._settings
+        self._nodes = self._reflect(
+            "/api/v1/nodes", lambda raw: read_node(raw, settings.gpu_resource), self._on_node
+        )
+        selector = {"labelSelector": f"{SERVICE_LABEL}={self._identity.label}"}
+        self._pods = {
+            namespace: self._reflect(
+                f"/api/v1/namespaces/{namespace}/pods", lambda raw: raw, self._on_pod, selector
+            )
+            for namespace in self._namespaces()
+        }
+        self._uses = None
+        if settings.read_all_pods:
+            active = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
+            self._uses = self._reflect("/api/v1/pods", self._read_use, self._on_use, active)
+        reflectors: list[Reflector[Any]] = [
+            self._nodes,
+            *self._pods.values(),
+            *([self._uses] if self._uses else []),
+        ]
+        listed = [asyncio.ensure_future(reflector.listed.wait()) for reflector in reflectors]
+        failed = asyncio.ensure_future(self._fail())
+        try:
+            waiting = asyncio.ensure_future(asyncio.wait(listed))
+            await asyncio.wait([waiting, failed], timeout=_JOIN_S, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            if not waiting.done():
+                raise BackendUnavailable(
+                    f"Kubernetes at {self._api.server} does not list its nodes and pods in time"
+                )
+        finally:
+            for task in (*listed, waiting, failed):
+                task.cancel()
+        return self._api.server
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._creating.values(), return_exceptions=True)
+        await self._stop()
+
+    async def nodes(self) -> Sequence[Node]:
+        nodes = self._nodes.items.values() if self._nodes else ()
+        # A pod that roost has deleted keeps its resources until it is gone.
+        ending = [
+            self._read_use(raw)
+            for pods in self._pods.values()
+            for raw in pods.items.values()
+            if is_ending(raw)
+        ]
+        others = [use for use in self._uses.items.values() if use and not use.is_ours] if self._uses else []
+        return with_promises(nodes, [*others, *filter(None, ending)])
+
+    def check_request(self, request: Request) -> None:
+        """Raise `ConfigError` for what this cluster or its operator does not give."""
+        self._template.check(request)
+
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        task = self._creating.get(lease.id)
+        if task is None:
+            task = self._creating[lease.id] = start_shared(self._create(lease, launch))
+            task.add_done_callback(lambda _: self._creating.pop(lease.id, None))
+        return await asyncio.shield(task)  # a creation ends as a whole, so that `delete` finds what there is
+
+    async def delete(self, lease_id: str) -> None:
+        if (creating := self._creating.get(lease_id)) is not None:
+            await asyncio.wait([creating])
+        for namespace in self._namespaces():
+            selector = f"{SERVICE_LABEL}={self._identity.label},{LEASE_LABEL}={digest(lease_id)}"
+            found = await self._api.call(
+                "GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector
+            )
+            for raw in found["items"]:
+                if not is_ending(raw):
+                    await self._delete_pod(raw)
+        # From now on the resources of the pod count as those of an ending pod.
+        for pods in self._pods.values():
+            for uid, raw in pods.items.items():
+                lease = read_lease(raw)
+                if lease is not None and lease.id == lease_id:
+                    self._reported.discard(uid)
+                    raw["metadata"].setdefault("deletionTimestamp", "")
+
+    async def update(self, lease: Lease) -> None:
+        raw = self._find(lease.id)
+        if raw is None:
+            return
+        stored = read_lease(raw)
+        assert stored is not None
+        text = dump_lease(replace(stored, owner=lease.owner))
+        await self._call(
+            "PATCH", _path(raw), {"metadata": {"annotations": {LEASE_ANNOTATION: text}}}, content_type=MERGE
+        )
+
+    async def pods(self) -> Sequence[Pod]:
+        found: list[Pod] = []
+        selector = f"{SERVICE_LABEL}={self._identity.label}"
+        for namespace in self._namespaces():
+            answer = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
+            for raw in answer["items"]:
+                uid = raw["metadata"]["uid"]
+                if (pod := self._view(raw)) is not None and (not is_ending(raw) or uid in self._reported):
+                    found.append(pod)
+        return found
+
+    async def changes(self) -> AsyncIterator[PodChange]:
+        yield PodChange(kind="resync")
+        while True:
+            change = await self._changes.get()
+            if isinstance(change, Exception):
+                raise change
+            yield change
+
+    def environment(self, lease: Lease) -> Mapping[str, str]:
+        return {}
+
+    # Creation
+
+    async def _create(self, lease: Lease, launch: Launch | None) -> Pod:
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        namespace = self._template.namespace_of(lease.request, self._api.namespace)
+        assignment = Assignment(
+            keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._identity.public])),
+            reserve=Reserve(lease=replace(lease, state="held"), is_granted=True),
+            launch=launch,
+        )
+        for attempt in range(1, _MAX_ATTEMPTS):
+            name = name_pod(lease.owner.user, lease.id, attempt)
+            pod = self._template.build_pod(lease, name, self._identity.label, public)
+            try:
+                raw = await self._api.call("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
+                break
+            except ApiError as problem:
+                if problem.reason != "AlreadyExists":
+                    raise _explain_refusal(problem, namespace) from None
+            existing = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+            view = self._view(existing)
+            if view is not None and view.lease.state != "lost" and not is_gated(existing):
+                return view
+        else:
+            raise LaunchError(
+                f"{_MAX_ATTEMPTS} pods of this kernel are still being deleted: try again later."
+            )
+        uid = raw["metadata"]["uid"]
+        self._decided[uid] = asyncio.Event()
+        try:
+            path = _path(raw)
+            stored = self._template.build_secret(name, raw, assignment)
+            await self._call("POST", f"/api/v1/namespaces/{namespace}/secrets", stored)
+            raw = await self._call("PATCH", path, {"spec": {"schedulingGates": None}}, content_type=MERGE)
+            raw = await self._await_decision(uid, raw)
+            refusal = "" if is_bound(raw) or not lease.node_id else describe_refusal(raw)
+            if refusal:
+                raise LeaseConflict(f"{lease.node_id} is refused by Kubernetes: {refusal}")
+        except BaseException:
+            await asyncio.shield(self._delete_pod(raw))
+            raise
+        finally:
+            del self._decided[uid]
+        self._reported.add(uid)
+        view = self._view(raw)
+        assert view is not None
+        return view
+
+    async def _await_decision(self, uid: str, raw: JsonObject) -> JsonObject:
+        """Wait until the scheduler has bound or refused the pod, for `_DECIDED_S` at most."""
+        changed = self._decided[uid]
+        self._timers.later(_DECIDED_S, changed.set, key=("decided", uid))
+        is_late = False
+        while not is_late:
+            known = next((pods.items[uid] for pods in self._pods.values() if uid in pods.items), raw)
+            if is_bound(known) or describe_refusal(known):
+                self._timers.cancel(("decided", uid))
+                return known
+            changed.clear()
+            await changed.wait()
+            is_late = ("decided", uid) not in self._timers
+        return raw
+
+    async def _delete_pod(self, raw: JsonObject) -> None:
+        options = {"gracePeriodSeconds": GRACE_S, "preconditions": {"uid": raw["metadata"]["uid"]}}
+        try:
+            await self._api.call("DELETE", _path(raw), options)
+        except ApiError as problem:
+            if problem.status not in (404, 409):  # 409: another pod has the name by now
+                raise BackendUnavailable(f"Kubernetes does not delete a pod: {problem.message}") from None
+
+    async def _call(
+        self, method: str, path: str, body: JsonObject | None = None, **options: Any
+    ) -> JsonObject:
+        """Call the API where a refusal means that roost lacks a right."""
+        try:
+            return await self._api.call(method, path, body, **options)
+        except ApiError as problem:
+            raise BackendUnavailable(f"Kubernetes refuses roost: {problem.message}") from None
+
+    # Changes
+
+    def _reflect(
+        self, path: str, read: Any, on_change: Any, query: Mapping[str, str] | None = None
+    ) -> Reflector[Any]:
+        reflector: Reflector[Any] = Reflector(
+            self._api, path, read, on_change, query=query, timeout_s=self._settings.watch_timeout_s
+        )
+
+        async def run() -> None:
+            try:
+                await reflector.run()
+            except (BackendUnavailable, ApiError) as problem:
+                text = problem.message if isinstance(problem, ApiError) else str(problem)
+                self._changes.put_nowait(BackendUnavailable(text))
+            except Exception as problem:
+                log.exception("%s cannot be read", path)
+                self._changes.put_nowait(BackendUnavailable(f"{path} cannot be read ({problem})"))
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return reflector
+
+    async def _fail(self) -> NoReturn:
+        """Return never, but raise the first failure of a reflector."""
+        while True:
+            change = await self._changes.get()
+            if isinstance(change, Exception):
+                raise change
+
+    async def _stop(self) -> None:
+        await cancel_all(self._tasks)
+        self._timers.close()
+        self._changes = asyncio.Queue()
+
+    def _namespaces(self) -> list[str]:
+        main = self._settings.namespace or self._api.namespace
+        return list(dict.fromkeys([main, *self._settings.allowed_namespaces]))
+
+    def _on_node(self, uid: str, before: Node | None, after: Node | None) -> None:
+        if before != after:
+            self._report_nodes()
+
+    def _on_use(self, uid: str, before: PodUse | None, after: PodUse | None) -> None:
+        use = after or before
+        if before != after and use is not None and not use.is_ours:
+            self._report_nodes()
+
+    def _report_nodes(self) -> None:
+        if "nodes" not in self._timers:
+            self._timers.later(
+                _NODES_AFTER_S, lambda: self._changes.put_nowait(PodChange(kind="nodes")), key="nodes"
+            )
+
+    def _on_pod(self, uid: str, before: JsonObject | None, after: JsonObject | None) -> None:
+        if (waiting := self._decided.get(uid)) is not None:
+            waiting.set()
+            return  # `_create` reports it
+        if after is None:
+            self._report_nodes()
+            lease = read_lease(before) if before else None
+            if lease is not None and uid in self._reported:
+                self._reported.discard(uid)
+                reason = "its pod was deleted"
+                self._changes.put_nowait(PodChange(kind="gone", lease_id=lease.id, reason=reason))
+            return
+        if is_ending(after):
+            self._report_nodes()
+            if uid not in self._reported:
+                return
+        pod = self._view(after)
+        if pod is not None:
+            if pod.lease.state != "lost":
+                self._reported.add(uid)
+            self._changes.put_nowait(PodChange(kind="pod", pod=pod))
+
+    def _view(self, raw: JsonObject) -> Pod | None:
+        pod = read_pod(raw, self._identity)
+        if pod is not None and is_gated(raw) and pod.lease.id not in self._creating:
+            reason = "the service that created its pod ended meanwhile"
+            return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
+        return pod
+
+    def _find(self, lease_id: str) -> JsonObject | None:
+        for pods in self._pods.values():
+            for raw in pods.items.values():
+                if not is_ending(raw) and raw["metadata"]["labels"].get(LEASE_LABEL) == digest(lease_id):
+                    return raw
+        return None
+
+    def _read_use(self, raw: JsonObject) -> PodUse | None:
+        is_ours = raw["metadata"].get("labels", {}).get(SERVICE_LABEL) == self._identity.label
+        return read_use(raw, self._settings.gpu_resource, is_ours)
+
+
+def _path(raw: JsonObject) -> str:
+    metadata = raw["metadata"]
+    return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+
+
+def _explain_refusal(problem: ApiError, namespace: str) -> Exception:
+    """Return the error for a pod that the API server does not take."""
+    if problem.status == 403 and "exceeded quota" in problem.message:
+        text, is_final = describe_quota(problem.message, namespace)
+        return NoNodeEver(text) if is_final else LeaseConflict(text, is_everywhere=True)
+    if problem.status == 404:
+        return LaunchError(f"Kubernetes has no namespace {namespace}: create it, or name another one.")
+    return LaunchError(f"Kubernetes refuses the pod: {problem.message.rstrip('.')}.")

@@ -1,0 +1,58 @@
+"""The service's key pair for the agents in pods. Pods get the public half; the pods' own public keys are annotations.
+
+A service that starts again reads the pair from its file, and so reaches the pods of the earlier one. No secret has to
+be read from the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+from roost.launchers.daemon.private_files import FolderError, private_folder, read_json, write_private_json
+from roost.launchers.protocol.rpc import ClientKeys
+from roost.scheduler.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A CURVE key pair (Z85 text)."""
+
+    public: str
+    secret: str = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """A digest of the public key, for the label by which a service finds its pods."""
+        return hashlib.sha256(self.public.encode()).hexdigest()[:16]
+
+    def keys_for(self, agent_public: str) -> ClientKeys:
+        """Return the keys of a connection to the agent with this public key."""
+        return ClientKeys(server=agent_public, public=self.public, secret=self.secret)
+
+
+def load_identity(path: str) -> Identity:
+    """Read the pair in this file, or make one. Empty is the default file. Raises `ConfigError`."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    file = Path(path) if path else Path(state) / "roost" / "kubernetes-identity.json"
+    try:
+        private_folder(file.parent)
+        if (found := read_json(file)) is None:
+            public, secret = (key.decode() for key in zmq.curve_keypair())
+            fresh = file.with_name(f".{file.name}.{os.getpid()}")
+            write_private_json(fresh, {"public": public, "secret": secret})
+            with contextlib.suppress(FileExistsError):  # another service was faster
+                os.link(fresh, file)
+            fresh.unlink()
+            found = read_json(file)
+        return Identity(found["public"], found["secret"])
+    except (FolderError, OSError, KeyError, TypeError) as problem:
+        raise ConfigError(
+            f"the key pair {file} cannot be read or made ({problem}): set c.RoostKubernetesBackend.identity_file "
+            "to a file in a folder of yours with mode 0700."
+        ) from None

@@ -1,0 +1,324 @@
+"""The pod and the Secret of a lease: roost's defaults, the operator's template on top, then what roost needs.
+
+Values are merged as data; nothing is substituted in text. Lists of named things (containers, volumes, variables) are
+merged by name.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import Assignment, Lease
+from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel import dump_lease
+from roost.scheduler.backends.agent_per_node.bootstrap import pack
+from roost.scheduler.errors import ConfigError
+
+from .api import JsonObject
+from .names import (
+    CONTAINER,
+    GATE,
+    KEY_ANNOTATION,
+    LEASE_ANNOTATION,
+    LEASE_LABEL,
+    MANAGED_BY,
+    PORT_ANNOTATION,
+    SERVICE_LABEL,
+    USER_LABEL,
+    digest,
+    to_label,
+)
+from .quantity import format_cpus
+from .settings import RoostKubernetesBackend
+
+GRACE_S = 5
+"""How long a kernel has between SIGTERM and SIGKILL when its pod is deleted."""
+_IDLE_EXIT_S = 60.0
+_START = "/roost/start"
+_RUN = "/roost/run"
+_HOME = "/home/roost"
+_PROGRAM = (
+    "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: os._exit(143)); "
+    f"sys.path.insert(0, '{_START}/node.zip'); from roost.launchers.agent.main import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+"""The system ignores SIGTERM for the first process of a pod until it has a handler."""
+_SCRATCH = "roost-scratch"
+_SECRET = "roost-start"
+_FOREVER = [
+    {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
+    for taint in ("not-ready", "unreachable")
+]
+"""Kernels live on while their node does not answer."""
+_DEFAULTS: JsonObject = {
+    "metadata": {
+        "annotations": {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }
+    },
+    "spec": {
+        "enableServiceLinks": False,
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "fsGroup": 1000,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": CONTAINER,
+                "env": [{"name": "HOME", "value": _HOME}],
+                "workingDir": _HOME,
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [
+                    {"name": _SCRATCH, "mountPath": "/tmp", "subPath": "tmp"},
+                    {"name": _SCRATCH, "mountPath": _HOME, "subPath": "home"},
+                ],
+            }
+        ],
+        "volumes": [{"name": _SCRATCH, "emptyDir": {}}],
+    },
+}
+
+
+class PodTemplate:
+    """Builds pods by the operator's settings. Raises `ConfigError` if the template cannot be read."""
+
+    def __init__(self, settings: RoostKubernetesBackend) -> None:
+        self._settings = settings
+        self._base = merge(_DEFAULTS, _read_template(settings.pod_template))
+
+    def check(self, request: Request) -> None:
+        """Raise `ConfigError` for options that the operator does not allow, and for shares of a GPU."""
+        if request.gpus != int(request.gpus):
+            raise ConfigError(
+                f"Kubernetes gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}. Shares would need "
+                "a device plugin with replicas (time-slicing or MPS), whose resource is then c.RoostKubernetes"
+                "Backend.gpu_resource."
+            )
+        settings, options = self._settings, request.options
+        _check_allowed("image", options.get("image"), settings.allowed_images)
+        if not (options.get("image") or settings.image or _container(self._base).get("image")):
+            raise ConfigError(
+                "no image is set: name one (option image, KERNEL_IMAGE) or set c.RoostKubernetesBackend.image."
+            )
+        _check_allowed(
+            "namespace", options.get("namespace"), [*settings.allowed_namespaces, settings.namespace]
+        )
+        _check_allowed("service_account", options.get("service_account"), settings.allowed_service_accounts)
+        for claim, _, _ in _parse_volumes(options.get("volumes", "")):
+            _check_allowed("volumes", claim, settings.allowed_volumes)
+
+    def build_pod(self, lease: Lease, name: str, service: str, agent_public: str) -> JsonObject:
+        """Return the pod of a lease, with a gate. `service` is the label of the service, `agent_public` a key."""
+        settings, request = self._settings, lease.request
+        options = request.options
+        labels = {
+            MANAGED_BY: "roost",
+            SERVICE_LABEL: service,
+            USER_LABEL: to_label(lease.owner.user),
+            LEASE_LABEL: digest(lease.id),
+        }
+        annotations = {
+            LEASE_ANNOTATION: dump_lease(lease),
+            KEY_ANNOTATION: agent_public,
+            PORT_ANNOTATION: str(settings.agent_port),
+        }
+        container: JsonObject = {
+            "name": CONTAINER,
+            "command": [settings.python, "-c", _PROGRAM, f"{_RUN}/agent", self._agent_settings()],
+            "args": [],
+            "env": [
+                {"name": "ROOST_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            ],
+            "resources": self._resources(request),
+            "ports": [{"name": "roost-agent", "containerPort": settings.agent_port}],
+            "volumeMounts": [
+                {"name": _SECRET, "mountPath": _START, "readOnly": True},
+                {"name": _SCRATCH, "mountPath": _RUN, "subPath": "run"},
+            ],
+        }
+        if image := options.get("image") or settings.image:
+            container["image"] = image
+        spec: JsonObject = {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": GRACE_S,
+            "schedulingGates": [{"name": GATE}],
+            "containers": [container],
+            "volumes": [{"name": _SECRET, "secret": {"secretName": name, "defaultMode": 0o400}}],
+            "tolerations": [*self._base["spec"].get("tolerations", ()), *_FOREVER, *_tolerations(request)],
+        }
+        for number, (claim, path, is_read_only) in enumerate(_parse_volumes(options.get("volumes", ""))):
+            volume = {"name": f"roost-claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
+            mount = {"name": volume["name"], "mountPath": path, "readOnly": is_read_only}
+            spec["volumes"].append(volume)
+            container["volumeMounts"].append(mount)
+        if settings.priority_class:
+            spec["priorityClassName"] = settings.priority_class
+        if account := options.get("service_account"):
+            spec["serviceAccountName"] = account
+        pod: JsonObject = merge(
+            self._base,
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "labels": labels, "annotations": annotations},
+                "spec": spec,
+            },
+        )
+        if lease.node_id:
+            _require_node(pod["spec"], lease.node_id)
+        return pod
+
+    def build_secret(self, name: str, pod: JsonObject, assignment: Assignment) -> JsonObject:
+        """Return the Secret that the pod mounts: what its agent does, and the agent's code. The pod owns it."""
+        metadata = pod["metadata"]
+        files = {"assignment.json": json.dumps(encode(assignment)).encode(), "node.zip": pack()[0]}
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "roost/start",
+            "immutable": True,
+            "metadata": {
+                "name": name,
+                "labels": {key: metadata["labels"][key] for key in (MANAGED_BY, SERVICE_LABEL, USER_LABEL)},
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+                ],
+            },
+            "data": {file: base64.b64encode(content).decode() for file, content in files.items()},
+        }
+
+    def namespace_of(self, request: Request, default: str) -> str:
+        """Return the namespace of a request's pod."""
+        return str(request.options.get("namespace") or self._settings.namespace or default)
+
+    def _agent_settings(self) -> str:
+        settings = AgentSettings(
+            address="$(ROOST_POD_IP)",  # Kubernetes expands it
+            port=self._settings.agent_port,
+            idle_exit_s=_IDLE_EXIT_S,
+            is_remote=True,
+            gpu_visibility="inherit",
+            is_per_kernel=True,
+            assignment=f"{_START}/assignment.json",
+        )
+        return json.dumps(encode(settings))
+
+    def _resources(self, request: Request) -> JsonObject:
+        requests: dict[str, str] = {}
+        limits: dict[str, str] = {}
+        if request.cpus:
+            requests["cpu"] = format_cpus(request.cpus)
+            if self._settings.limit_cpus:
+                limits["cpu"] = requests["cpu"]
+        if request.memory_bytes:
+            requests["memory"] = limits["memory"] = str(request.memory_bytes)
+        extended = {
+            **request.resources,
+            **({self._settings.gpu_resource: request.gpus} if request.gpus else {}),
+        }
+        for name, amount in extended.items():
+            requests[name] = limits[name] = str(int(amount))
+        return {"requests": requests, "limits": limits}
+
+
+def merge(base: Any, change: Any) -> Any:
+    """Return `base` with `change`. Mappings are merged, and lists of named things by name; null removes a value."""
+    if isinstance(base, Mapping) and isinstance(change, Mapping):
+        merged = {key: value for key, value in base.items() if change.get(key, value) is not None}
+        for key, value in change.items():
+            if value is not None:
+                merged[key] = merge(base.get(key), value)
+        return merged
+    if isinstance(base, list) and isinstance(change, list) and _is_named(base) and _is_named(change):
+        by_key = {_key(item): item for item in base}
+        for item in change:
+            by_key[_key(item)] = merge(by_key.get(_key(item)), item)
+        return list(by_key.values())
+    return change
+
+
+def _is_named(items: list[Any]) -> bool:
+    return all(isinstance(item, Mapping) and "name" in item for item in items)
+
+
+def _key(item: Mapping[str, Any]) -> tuple[str, str]:
+    """The key of a list's item: a volume is mounted at several paths."""
+    return item["name"], item.get("mountPath", "")
+
+
+def _read_template(path: str) -> JsonObject:
+    if not path:
+        return {}
+    try:
+        template = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as problem:
+        raise ConfigError(
+            f"the pod template {path} cannot be read: {' '.join(str(problem).split())}."
+        ) from None
+    if not isinstance(template, dict) or template.get("kind", "Pod") != "Pod" or template.keys() - {
+        "apiVersion", "kind", "metadata", "spec",
+    }:  # fmt: skip
+        raise ConfigError(f"the pod template {path} must be one Pod, with metadata and spec.")
+    return template
+
+
+def _container(pod: JsonObject) -> JsonObject:
+    return next(one for one in pod["spec"]["containers"] if one["name"] == CONTAINER)
+
+
+def _check_allowed(option: str, value: str | None, patterns: list[str]) -> None:
+    if value and not any(fnmatchcase(value, pattern) for pattern in patterns if pattern):
+        allowed = ", ".join(filter(None, patterns)) or "none"
+        raise ConfigError(f"{option} = {value!r:.80} is not allowed here; the operator allows {allowed}.")
+
+
+def _parse_volumes(text: str) -> list[tuple[str, str, bool]]:
+    """Return claim, path and read-only of each volume in `claim:/path[:ro],…`. Raises `ConfigError`."""
+    volumes = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        claim, _, rest = part.partition(":")
+        path, _, mode = rest.partition(":")
+        if not claim or not path.startswith("/") or mode not in ("", "ro", "rw"):
+            raise ConfigError(
+                f"volumes = {text!r:.80} must be claims with paths: data:/data,models:/models:ro."
+            )
+        volumes.append((claim, path, mode == "ro"))
+    return volumes
+
+
+def _tolerations(request: Request) -> list[JsonObject]:
+    tolerations = []
+    for taint in request.tolerates:
+        key, _, value = taint.partition("=")
+        tolerations.append(
+            {"key": key, "operator": "Equal", "value": value} if value else {"key": key, "operator": "Exists"}
+        )
+    return tolerations
+
+
+def _require_node(spec: JsonObject, node_id: str) -> None:
+    """Pin the pod to a node by affinity, which leaves the decision to Kubernetes' scheduler."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node_id]}
+    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+    terms = required.get("nodeSelectorTerms") or [{}]
+    required["nodeSelectorTerms"] = [
+        {**term, "matchFields": [*term.get("matchFields", ()), field]} for term in terms
+    ]

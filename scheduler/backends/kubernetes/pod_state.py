@@ -1,0 +1,177 @@
+"""From a pod as the API shows it to the state of its lease, with one plain reason. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from roost.launchers.protocol.messages import AgentAddress, Lease
+from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
+
+from .api import JsonObject
+from .identity import Identity
+from .names import CONTAINER, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION
+
+_NEVER_FOUND = re.compile(
+    r"not found|manifest unknown|does not exist|unauthorized|access denied|authentication required|forbidden"
+    r"|invalid reference",
+    re.IGNORECASE,
+)
+"""Answers of a registry that no repetition changes."""
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "a pod of higher priority took its place",
+    "DeletionByTaintManager": "its node was tainted or did not answer",
+    "EvictionByEvictionAPI": "it was evicted, for example because its node is drained",
+    "DeletionByPodGC": "its node is gone",
+    "TerminationByKubelet": "its node ended it",
+}
+
+
+def read_lease(pod: JsonObject) -> Lease | None:
+    """Return the lease that a pod was made for; None if that cannot be read."""
+    try:
+        return load_lease(pod["metadata"]["annotations"][LEASE_ANNOTATION])
+    except (KeyError, ValueError):
+        return None
+
+
+def read_pod(raw: JsonObject, identity: Identity) -> Pod | None:
+    """Return the pod with the state of its lease; None for a pod that is not roost's."""
+    lease = read_lease(raw)
+    if lease is None:
+        return None
+    lease = replace(lease, node_id=raw["spec"].get("nodeName", ""))
+    lost = describe_end(raw)
+    if lost:
+        reason, is_final = lost
+        return Pod(lease=replace(lease, state="lost", reason=reason, is_final=is_final))
+    # The agent may listen a second before Kubernetes reports that its container runs.
+    is_running = "running" in _container_state(raw)
+    lease = replace(lease, state="held" if is_running else "pending", reason=describe_wait(raw))
+    return Pod(lease=lease, address=_read_address(raw, identity))
+
+
+def is_gated(raw: JsonObject) -> bool:
+    """True if the pod still waits for its Secret."""
+    return bool(raw["spec"].get("schedulingGates"))
+
+
+def is_ending(raw: JsonObject) -> bool:
+    """True if the pod is being deleted."""
+    return "deletionTimestamp" in raw["metadata"]
+
+
+def is_bound(raw: JsonObject) -> bool:
+    """True if the scheduler has chosen the pod's node."""
+    return bool(raw["spec"].get("nodeName"))
+
+
+def describe_refusal(raw: JsonObject) -> str:
+    """Return why Kubernetes' scheduler refuses the pod for now; empty if it does not."""
+    condition = _condition(raw, "PodScheduled")
+    if condition.get("status") != "False" or condition.get("reason") != "Unschedulable":
+        return ""
+    return simplify(condition.get("message", ""))
+
+
+def simplify(message: str) -> str:
+    """Return the scheduler's message without the counts of nodes that the pod does not want.
+
+    >>> simplify("0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector. "
+    ...          "preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.")
+    'not enough cpu'
+    """
+    found = re.match(r"\d+/\d+ nodes are available: (.*?)\.(?: |$)", message)
+    parts = re.split(r", (?=\d+ )", found.group(1)) if found else [message]
+    texts = []
+    for part in parts:
+        text = re.sub(r"^\d+ (?:node\(s\) )?", "", part)
+        if "didn't match Pod's node affinity" in text or "didn't satisfy plugin" in text:
+            continue
+        texts.append(re.sub(r"^(?:Insufficient|Too many) (\S+)", _enough, text))
+    return ", ".join(texts) or "the chosen node is not there or does not match"
+
+
+def describe_wait(raw: JsonObject) -> str:
+    """Return why the pod does not run yet, in a clause; empty if its container runs."""
+    if is_gated(raw):
+        return "its keys are being stored"
+    if not is_bound(raw):
+        refusal = describe_refusal(raw)
+        return f"no node has room yet: {refusal}" if refusal else "Kubernetes chooses its node"
+    waiting = _container_state(raw).get("waiting")
+    if waiting is None:
+        return "" if _container_state(raw) else "its container is being prepared"
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in ("ErrImagePull", "ImagePullBackOff"):
+        return f"its image cannot be pulled yet ({_last(message)})"
+    if reason in ("ContainerCreating", "PodInitializing"):
+        return "its container is being prepared"
+    return f"its container does not start ({reason}: {_last(message)})"
+
+
+def describe_end(raw: JsonObject) -> tuple[str, bool] | None:
+    """Return why the pod has ended or can never start, and whether a retry is useless; None if it goes on."""
+    status = raw.get("status", {})
+    disruption = _condition(raw, "DisruptionTarget")
+    cause = _DISRUPTIONS.get(disruption.get("reason", ""), "") if disruption.get("status") == "True" else ""
+    state = _container_state(raw)
+    if (ended := state.get("terminated")) is not None:
+        if ended.get("reason") == "OOMKilled":
+            return "its container ran out of memory", False
+        if ended.get("reason") in ("StartError", "ContainerCannotRun"):
+            return f"its container cannot start: {_last(ended.get('message', ''))}", True
+        return cause or f"its agent ended with exit code {ended.get('exitCode')}", False
+    if status.get("phase") in ("Failed", "Succeeded"):
+        if status.get("reason") == "Evicted":
+            return f"its node evicted it: {status.get('message', '')}".rstrip(". "), False
+        if status.get("reason", "").startswith(("OutOf", "UnexpectedAdmission", "NodeAffinity")):
+            return f"its node refused it ({status['reason']})", False
+        return cause or f"it ended ({status.get('reason') or status['phase']})", False
+    if is_ending(raw):
+        return cause or "its pod was deleted", False
+    waiting = state.get("waiting", {})
+    message = waiting.get("message", "")
+    match waiting.get("reason", ""):
+        case "InvalidImageName" | "ErrImageNeverPull":
+            return f"its image cannot be used: {_last(message)}", True
+        case "ErrImagePull" | "ImagePullBackOff" if _NEVER_FOUND.search(message):
+            return f"its image cannot be pulled: {_last(message)}", True
+        case "CreateContainerConfigError" | "CreateContainerError":
+            return f"its container cannot be made: {_last(message)}", True
+    return None
+
+
+def _read_address(raw: JsonObject, identity: Identity) -> AgentAddress | None:
+    annotations = raw["metadata"]["annotations"]
+    ip = raw.get("status", {}).get("podIP")
+    if not ip or KEY_ANNOTATION not in annotations:
+        return None
+    host = f"[{ip}]" if ":" in ip else ip
+    return AgentAddress(
+        endpoint=f"tcp://{host}:{annotations[PORT_ANNOTATION]}",
+        keys=identity.keys_for(annotations[KEY_ANNOTATION]),
+    )
+
+
+def _container_state(raw: JsonObject) -> Mapping[str, Any]:
+    for container in raw.get("status", {}).get("containerStatuses", ()):
+        if container["name"] == CONTAINER:
+            return dict(container.get("state", {}))
+    return {}
+
+
+def _condition(raw: JsonObject, kind: str) -> Mapping[str, Any]:
+    conditions = raw.get("status", {}).get("conditions", ())
+    return next((one for one in conditions if one["type"] == kind), {})
+
+
+def _enough(found: re.Match[str]) -> str:
+    return f"not enough {found.group(1)}"
+
+
+def _last(message: str) -> str:
+    """Return the end of an error chain, where the cause is."""
+    return message.rpartition("desc = ")[2].strip().rstrip(".")[-300:] or "no reason given"

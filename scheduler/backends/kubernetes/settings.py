@@ -1,0 +1,46 @@
+"""`c.RoostKubernetesBackend`."""
+
+from __future__ import annotations
+
+from traitlets import Bool, Float, Int, List, Unicode
+
+from roost.scheduler.config.section import Section
+
+
+class RoostKubernetesBackend(Section):
+    """`c.RoostKubernetesBackend`: the Kubernetes cluster, and what users may ask of their pods."""
+
+    address = Unicode(
+        "", help="A kubeconfig file; empty: KUBECONFIG, else ~/.kube/config, else the pod's service account."
+    )
+    context = Unicode("", help="The context in the kubeconfig file; empty: its current one.")
+    namespace = Unicode("", help="The namespace of kernels; empty: that of the context or pod.")
+    image = Unicode("", help="The image of kernels that name none.")
+    python = Unicode("python3", help="The Python in the image that runs roost's agent.")
+    pod_template = Unicode(
+        "", help="A YAML file with a Pod. It is merged with roost's own, whose container is `kernel`."
+    )
+    priority_class = Unicode("", help="The PriorityClass of kernels.")
+    gpu_resource = Unicode("nvidia.com/gpu", help="The name of the GPUs' resource.")
+    limit_cpus = Bool(False, help="Limit CPUs to the request. Kernels then start up to three times slower.")
+    autoscale = Bool(
+        False, help="The cluster adds nodes: a kernel that no node can take gets a pod that waits for one."
+    )
+    read_all_pods = Bool(
+        False,
+        help="Read the pods of everybody, which makes free resources exact. For a team's one service: each service "
+        "reads all pods of the cluster.",
+    )
+    allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
+    allowed_namespaces = List(Unicode(), help="Namespaces that kernels may name, besides `namespace`.")
+    allowed_service_accounts = List(Unicode(), help="Service accounts that kernels may name.")
+    allowed_volumes = List(Unicode(), help="Patterns of the volume claims that kernels may mount (fnmatch).")
+    agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each pod.")
+    identity_file = Unicode(
+        "",
+        help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "
+        "survive restarts. Empty: roost/kubernetes-identity.json in XDG_STATE_HOME.",
+    )
+    watch_timeout_s = Float(
+        60.0, min=1.0, help="How long one watch lasts. A watch that fell silent is noticed within this time."
+    )

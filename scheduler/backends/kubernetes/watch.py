@@ -1,0 +1,166 @@
+"""`Reflector`: a list of one kind of objects that a watch keeps up to date, with an alarm for a silent watch.
+
+Watches of Kubernetes are known to fall silent without an error. Each watch therefore lasts `timeout_s` at most. The
+server ends it by then. If the end does not come either, the watch is dead and everything is listed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from roost.launchers.daemon.tasks import in_thread, start_thread
+from roost.scheduler.errors import BackendUnavailable
+
+from .api import Api, ApiError, JsonObject
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAGE = 500
+_LATE_S = 5.0
+"""How much later than its timeout the end of a watch may arrive."""
+_LIST_S = 60.0
+_GONE = 410
+
+
+class _Expired(Exception):
+    """The server has no history back to the version of the watch."""
+
+
+class Reflector(Generic[T]):
+    """Objects of one kind, by uid. `read` picks what is kept of an object. It runs in a thread.
+
+    `on_change` gets the uid and the values before and after a change (None: not there), on the event loop.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        path: str,
+        read: Callable[[JsonObject], T],
+        on_change: Callable[[str, T | None, T | None], None],
+        *,
+        query: Mapping[str, str] | None = None,
+        timeout_s: float,
+    ) -> None:
+        self._api = api
+        self._path = path
+        self._read = read
+        self._on_change = on_change
+        self._query = dict(query or {})
+        self._timeout_s = timeout_s
+        self.items: dict[str, T] = {}
+        self.listed = asyncio.Event()
+        """Set once `items` is complete."""
+
+    async def run(self) -> None:
+        """List and watch until cancelled. Raises `BackendUnavailable` or `ApiError` if listing fails."""
+        while True:
+            version = await self._list()
+            self.listed.set()
+            try:
+                while True:
+                    version = await self._watch(version)
+            except _Expired:
+                log.info("%s is listed again: its version has expired", self._path)
+            except (BackendUnavailable, ApiError) as problem:
+                log.warning("%s is listed again: %s", self._path, problem)
+
+    async def _list(self) -> str:
+        """List everything, page by page, and return the version."""
+        found: dict[str, T] = {}
+
+        def page(token: str) -> tuple[list[tuple[str, T]], str, str]:
+            query: dict[str, Any] = {**self._query, "limit": _PAGE, **({"continue": token} if token else {})}
+            answer = self._api.request("GET", self._path, timeout_s=_LIST_S, **query)
+            metadata = answer["metadata"]
+            items = [(item["metadata"]["uid"], self._read(item)) for item in answer["items"]]
+            return items, metadata.get("continue", ""), metadata["resourceVersion"]
+
+        token = ""
+        while True:
+            try:
+                items, token, version = await in_thread(
+                    lambda token=token: page(token),  # type: ignore[misc]
+                    deadline_s=_LIST_S,
+                    name="kubernetes-list",
+                )
+            except ApiError as problem:
+                if problem.status != _GONE or not token:
+                    raise
+                found, token = {}, ""  # the pages have expired: begin again
+                continue
+            except asyncio.TimeoutError:
+                raise BackendUnavailable(f"Kubernetes does not list {self._path} in time") from None
+            found.update(items)
+            if not token:
+                break
+        for uid in [*self.items.keys() - found.keys(), *found]:
+            self._set(uid, found.get(uid))
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """Follow one watch to its end, and return the version where the next one begins."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[tuple[str, Any, Any] | BackendUnavailable | None] = asyncio.Queue()
+
+        def put(item: tuple[str, Any, Any] | BackendUnavailable | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+        query = {
+            **self._query,
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": max(1, round(self._timeout_s)),
+        }
+        stream = await in_thread(
+            lambda: self._api.watch(self._path, query, self._timeout_s + _LATE_S),
+            deadline_s=self._timeout_s + _LATE_S,
+            name="kubernetes-watch",
+        )
+
+        def follow() -> None:
+            try:
+                for event in stream:
+                    item = event["object"]
+                    is_change = event["type"] in ("ADDED", "MODIFIED")
+                    put((event["type"], item, self._read(item) if is_change else None))
+                put(None)
+            except BackendUnavailable as problem:
+                put(problem)
+            except Exception as problem:  # noqa: BLE001 - the thread must not end without a word
+                put(BackendUnavailable(f"a watch of Kubernetes cannot be read ({problem})"))
+
+        silent = BackendUnavailable(f"the watch of {self._path} has fallen silent")
+        alarm = loop.call_later(self._timeout_s + _LATE_S, put, silent)
+        start_thread(follow, name="kubernetes-watch")
+        try:
+            while (event := await arrived.get()) is not None:
+                if isinstance(event, BackendUnavailable):
+                    raise event
+                kind, item, value = event
+                if kind == "ERROR":
+                    if item.get("code") == _GONE:
+                        raise _Expired
+                    raise BackendUnavailable(f"a watch of Kubernetes failed ({item.get('message')})")
+                version = item["metadata"]["resourceVersion"]
+                if kind != "BOOKMARK":
+                    self._set(item["metadata"]["uid"], value)
+            return version
+        finally:
+            alarm.cancel()
+            stream.close()
+
+    def _set(self, uid: str, value: T | None) -> None:
+        before = self.items.get(uid)
+        if value is None:
+            self.items.pop(uid, None)
+        else:
+            self.items[uid] = value
+        if value is not before:
+            self._on_change(uid, before, value)
