@@ -56,7 +56,6 @@ class AgentPool:
 
     @property
     def nodes(self) -> frozenset[str]:
-        """The ids of the nodes whose agents are known."""
         return frozenset(self._known)
 
     @property
@@ -180,7 +179,6 @@ class AgentPool:
         return next((name for name, known in self._known.items() if known.address.endpoint == endpoint), "")
 
     def _doubt(self, node_id: str) -> None:
-        """Have the agent of this node started or found again before the next call."""
         if node_id:
             self._doubted.add(node_id)
             self._status.pop(node_id, None)

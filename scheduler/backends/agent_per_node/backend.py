@@ -35,13 +35,10 @@ from .settings import AgentPerNodeSettings
 
 log = logging.getLogger(__name__)
 
-_FRESH_S = 0.05
-"""At most this old are the nodes on which a placement is made."""
-_STATUS_S = 5.0
-"""How long the figures of real use stand before the connected agents are asked again."""
+_FRESH_S = 0.05  # at most this old are the nodes on which a placement is made
+_STATUS_S = 5.0  # how long the figures of real use stand
 _REJOIN_S = 1.0
-_FORGET_S = 60.0
-"""How long the agent of a node that left is remembered after the grace of its kernels."""
+_FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
 
 class AgentPerNodeBackend(Backend, Generic[N]):

@@ -28,12 +28,9 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from . import SPEC
 from .settings import RoostLocalBackend
 
-REFRESH_AFTER_S = 10.0
-"""At most this old is the measured use in a snapshot."""
-_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Pauses before attempts to reach the agent: an agent that is leaving still holds its folder for a moment."""
-_GIVE_UP_S = 10.0
-"""How long new attempts are made. An attempt that cannot start the agent may take longer than all pauses."""
+REFRESH_AFTER_S = 10.0  # at most this old is the measured use in a snapshot
+_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # an agent that is leaving still holds its folder for a moment
+_GIVE_UP_S = 10.0  # an attempt that cannot start the agent may take longer than all pauses
 
 
 def create(settings: RoostLocalBackend, context: BackendContext) -> LocalBackend:
