@@ -65,20 +65,10 @@ def phase(api: Api, name: str) -> str:
     return str(api.call("GET", f"{PODS}/{name}")["status"].get("phase"))
 
 
-def is_node_ready(api: Api, name: str) -> bool:
-    conditions = api.call("GET", f"/api/v1/nodes/{name}")["status"]["conditions"]
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def container_pid(api: Api, name: str) -> int:
-    """Return the pid of the first process in a pod's container."""
-    uid = api.call("GET", f"{PODS}/{name}")["metadata"]["uid"]
-    pids = [
-        int(pid)
-        for path in Path("/sys/fs/cgroup").rglob(f"*{uid}/*/cgroup.procs")
-        for pid in path.read_text().split()
-    ]
-    return next(pid for pid in pids if SLEEP in psutil.Process(pid).cmdline())
+def pid_of(cluster: Kubelets, name: str) -> int:
+    """Return the pid of the only process of a pod."""
+    (pid,) = cluster.pids(cluster.api.call("GET", f"{PODS}/{name}")["metadata"]["uid"])
+    return pid
 
 
 def test_a_pod_has_its_gpu_its_log_and_its_exit_code(cluster: Kubelets) -> None:
@@ -150,7 +140,7 @@ def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(cl
     api = cluster.api
     run(api, "lives", SLEEP, node="n2")
     wait_until(lambda: phase(api, "lives") == "Running", "the pod does not run", timeout_s=LONG_S)
-    process = psutil.Process(container_pid(api, "lives"))
+    process = psutil.Process(pid_of(cluster, "lives"))
 
     cluster.kill("apiserver")
     assert not api.is_ready()
@@ -163,10 +153,10 @@ def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(cl
         (lambda: cluster.cut("n2"), lambda: cluster.reconnect("n2")),
     ):
         stop()
-        wait_until(lambda: not is_node_ready(api, "n2"), "the node stays ready", timeout_s=LONG_S)
-        assert is_node_ready(api, "n1")
+        wait_until(lambda: not cluster.is_node_ready("n2"), "the node stays ready", timeout_s=LONG_S)
+        assert cluster.is_node_ready("n1")
         start()
-        wait_until(lambda: is_node_ready(api, "n2"), "the node does not come back", timeout_s=LONG_S)
+        wait_until(lambda: cluster.is_node_ready("n2"), "the node does not come back", timeout_s=LONG_S)
     cluster.kill("n2/containerd")
     cluster.start("n2/containerd")
     assert process.is_running()
@@ -178,12 +168,12 @@ def test_a_node_loses_power_and_comes_back_without_its_pods(cluster: Kubelets) -
     api = cluster.api
     run(api, "dies", SLEEP, node="n1")
     wait_until(lambda: phase(api, "dies") == "Running", "the pod does not run", timeout_s=LONG_S)
-    pid = container_pid(api, "dies")
+    pid = pid_of(cluster, "dies")
     cluster.power_off("n1")
     assert not psutil.pid_exists(pid)
-    wait_until(lambda: not is_node_ready(api, "n1"), "the node stays ready", timeout_s=LONG_S)
+    wait_until(lambda: not cluster.is_node_ready("n1"), "the node stays ready", timeout_s=LONG_S)
     cluster.power_on("n1")
-    wait_until(lambda: is_node_ready(api, "n1"), "the node does not come back", timeout_s=LONG_S)
+    wait_until(lambda: cluster.is_node_ready("n1"), "the node does not come back", timeout_s=LONG_S)
     run(api, "next", "pass", node="n1")
     wait_until(lambda: phase(api, "next") == "Succeeded", "no pod runs there", timeout_s=LONG_S)
 

@@ -20,6 +20,7 @@ from . import keeper
 from .api import Api
 from .build import cache
 from .credentials import Authority
+from .image import PAUSE_COMMAND
 from .network import NUMBERS, free_networks
 from .node import Machine
 
@@ -65,6 +66,18 @@ class Kubelets:
         end_keeper(self._keeper.pid)
         self._keeper.communicate()
         sweep()  # for a keeper that was killed
+
+    def is_node_ready(self, node: str) -> bool:
+        """True if a node is ready. The API server notices after 8 s that a kubelet is gone."""
+        conditions = self.api.call("GET", f"/api/v1/nodes/{node}")["status"]["conditions"]
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+    def pids(self, uid: str) -> list[int]:
+        """Return the pids of all processes in the containers of a pod, as this machine sees them."""
+        groups = keeper.cgroups(keeper.network_of(self.folder).cgroup)
+        pods = [group for group in groups if group.parent.name == f"pod{uid}"]
+        pids = {int(pid) for group in pods for pid in (group / "cgroup.procs").read_text().split()}
+        return sorted(pid for pid in pids if PAUSE_COMMAND[-1] not in psutil.Process(pid).cmdline())
 
     def kill(self, part: str) -> None:
         """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PAUSE, PYTHON = "docker.io/library/roost-pause:1", "docker.io/library/roost-test:1"
+PAUSE_COMMAND = ["/bin/busybox", "sleep", "2147483647"]
 _APPLETS = (
     "cat",
     "env",
@@ -47,7 +48,7 @@ def write_pause(file: Path) -> None:
     """Write the image of the first container of every pod."""
     layer = Layer(file.with_suffix(".layer"))
     layer.add(Path(_find("busybox")), "bin/busybox")
-    layer.write(file, PAUSE, {"Cmd": ["/bin/busybox", "sleep", "2147483647"]})
+    layer.write(file, PAUSE, {"Cmd": PAUSE_COMMAND})
 
 
 def write_python(file: Path) -> None:

@@ -105,6 +105,9 @@ class Keeper:
         for part in self._nodes[name].parts:
             self._processes[f"{name}/{part}"].wait(END_TIMEOUT_S)
         namespaces.close()
+        remove_cgroups(
+            f"{network_of(self._folder).cgroup}/{name}"
+        )  # else the next kubelet waits 3 s for each
 
     def power_on(self, name: str) -> None:
         """Start a node again after `power_off`. It has its old files."""
@@ -168,17 +171,22 @@ def network_of(folder: Path) -> Network:
 
 def remove(folder: Path) -> None:
     """Remove the cgroups and the files of a cluster without processes."""
+    remove_cgroups(network_of(folder).cgroup)
+    shutil.rmtree(folder)
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove the cgroups of that name and all below them. Wait until the kernel has finished with their processes."""
     deadline = time.monotonic() + END_TIMEOUT_S
-    for group in cgroups(network_of(folder).cgroup):
+    for group in cgroups(name):
         while True:
             try:
                 group.rmdir()
                 break
-            except OSError:  # the kernel has not finished with a process
+            except OSError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-    shutil.rmtree(folder)
 
 
 def cgroups(name: str) -> list[Path]:

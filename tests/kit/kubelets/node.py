@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from .namespaces import Namespaces
 from .network import Network, connect_node
 
 GPUS = "nvidia.com/gpu"
+START_TIMEOUT_S = 60.0
 CGROUPS = Path("/sys/fs/cgroup")
 _SYSCTLS = {
     "vm/overcommit_memory": 1,
@@ -132,7 +135,22 @@ class Node:
         control_plane.run(self._network.plug_script(self._index), self._folder / "setup.log")
 
     def start(self, part: str) -> subprocess.Popen[bytes]:
+        """Start a part. A kubelet ends at once if containerd does not listen yet, so wait for that."""
+        if part == "kubelet":
+            self._await_containerd()
         return self.namespaces.start(getattr(self, f"_{part}")(), self._folder / f"{part}.log")
+
+    def _await_containerd(self) -> None:
+        path = f"/proc/{self.namespaces.pid}/root/run/containerd/containerd.sock"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with socket.socket(socket.AF_UNIX) as connection:
+                try:
+                    return connection.connect(path)
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+            time.sleep(0.05)
 
     def cgroups(self) -> list[Path]:
         """Return its cgroup in each hierarchy."""
