@@ -157,19 +157,16 @@ class Explanation:
         """(filters + 1, n) True if that filter refuses the node; the last row is True for avoided nodes."""
         avoided = np.zeros(len(self.snapshot), dtype=bool)
         avoided[list(self.avoided)] = True
-        return np.vstack([self._refused_by_filters(self.snapshot), avoided])
+        return self._apply_filters(self.snapshot, avoided)
 
     @cached_property
     def _never(self) -> BoolArray:
         """(filters + 1, n) True if the filter refuses even the empty node."""
-        never = self._refused_by_filters(self.snapshot.as_empty())
-        return np.vstack([never, np.zeros(len(self.snapshot), dtype=bool)])
+        return self._apply_filters(self.snapshot.as_empty(), np.zeros(len(self.snapshot), dtype=bool))
 
-    def _refused_by_filters(self, snapshot: Snapshot) -> BoolArray:
-        n = len(snapshot)
-        masks = list(apply_filters(self.request, snapshot, self.pipeline.filters))
-        rows = [np.zeros(n, dtype=bool) if mask is None else ~mask for mask in masks]
-        return np.array(rows, dtype=bool).reshape(len(masks), n)
+    def _apply_filters(self, snapshot: Snapshot, avoided: BoolArray) -> BoolArray:
+        masks = apply_filters(self.request, snapshot, self.pipeline.filters)
+        return np.array([*(np.zeros_like(avoided) if mask is None else ~mask for mask in masks), avoided])
 
 
 def _take_apart(scorers: WeightedScorers) -> WeightedScorers:

@@ -80,10 +80,7 @@ class HasGpus:
         if not request.gpus:
             return None
         fitting = find_fitting_devices(request, snapshot)
-        if request.gpu_count == 1:
-            enough: BoolArray = np.logical_or.reduce(fitting, axis=1)
-        else:
-            enough = np.add.reduce(fitting, axis=1) >= request.gpu_count
+        enough: BoolArray = np.add.reduce(fitting, axis=1) >= request.gpu_count
         return enough & (snapshot.columns.gpus_free >= request.gpus - EPSILON)
 
     def reason(self, request: Request, node: Node) -> str:

@@ -60,11 +60,8 @@ class Workload:
     @classmethod
     def of(cls, requests: Iterable[Request], gpus: Snapshot | Mapping[str, float]) -> Workload:
         """Return the workload of these requests on a snapshot, or on a cluster with these GPUs by model."""
-        counts = Counter((r.cpus, r.gpus, r.memory_bytes, r.gpu_models) for r in requests)
-        classes = tuple(
-            (Request(cpus=cpus, gpus=shares, memory_bytes=memory, gpu_models=models), float(count))
-            for (cpus, shares, memory, models), count in sorted(counts.items())
-        )
+        counts = Counter(map(get_class, requests))
+        classes = tuple((build_request(*key), float(count)) for key, count in sorted(counts.items()))
         return cls(classes=classes, gpus=count_gpus(gpus) if isinstance(gpus, Snapshot) else dict(gpus))
 
     @property
@@ -123,6 +120,15 @@ class Workload:
     @_keep
     def fragments(self, models: tuple[str, ...]) -> FragmentTables:
         return _build_fragments(self.classes, models)
+
+
+def get_class(request: Request) -> tuple[float, float, int, tuple[str, ...]]:
+    """Return the fields by which requests are counted, as arguments for `build_request`."""
+    return request.cpus, request.gpus, request.memory_bytes, request.gpu_models
+
+
+def build_request(cpus: float, gpus: float, memory_bytes: int, gpu_models: Sequence[str]) -> Request:
+    return Request(cpus=cpus, gpus=gpus, memory_bytes=memory_bytes, gpu_models=tuple(gpu_models))
 
 
 def _milli(request: Request) -> int:

@@ -179,16 +179,13 @@ class PolicyCatalog:
     async def _load_in_thread(self, name: str, load: Callable[[], object], token: str) -> ConfigError | None:
         timeout_s, workload = self._settings.policy_timeout_s, self._workload
 
-        def build() -> SandboxedPolicy | ConfigError:
-            try:
-                return load_policy(name, lambda: SandboxedPolicy(name, load(), workload, timeout_s=timeout_s))
-            except ConfigError as problem:
-                return problem
+        def build() -> SandboxedPolicy:
+            return load_policy(name, lambda: SandboxedPolicy(name, load(), workload, timeout_s=timeout_s))
 
-        outcome = await in_thread(build)
-        if isinstance(outcome, ConfigError):
-            return outcome
-        self._others[name] = outcome
+        try:
+            self._others[name] = await in_thread(build)
+        except ConfigError as problem:
+            return problem
         self.failed.pop(name, None)
         if token:
             self._given[name] = token

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.placement import Request, Snapshot, Workload
-from roost.placement.workload import USEFUL_FROM
+from roost.placement.workload import USEFUL_FROM, build_request, get_class
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RecentRequests:
         self._can_save = True
 
     def note(self, request: Request) -> None:
-        self._requests.append(_amounts(*_class(request)))
+        self._requests.append(build_request(*get_class(request)))
         self._new += bool(request.gpus)
         if self._file is not None and self._saving is None:
             self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER_S, self._save)
@@ -74,10 +74,10 @@ class RecentRequests:
 
     def _frequent(self) -> list[Request]:
         """Return the requests of the most frequent classes; classes with GPUs come first."""
-        counts = Counter(map(_class, self._requests))
+        counts = Counter(map(get_class, self._requests))
         ranked = sorted(counts, key=lambda each: (each[1] == 0, -counts[each], each))
         frequent = set(ranked[:_CLASSES])
-        return [request for request in self._requests if _class(request) in frequent]
+        return [request for request in self._requests if get_class(request) in frequent]
 
     def _with_gpus(self) -> int:
         return sum(1 for request in self._requests if request.gpus)
@@ -85,7 +85,7 @@ class RecentRequests:
     def _save(self) -> None:
         self._saving = None
         assert self._file is not None
-        requests = [_class(request) for request in self._requests]
+        requests = [get_class(request) for request in self._requests]
         try:
             write_private_json(self._file, {"requests": requests})
         except OSError as problem:
@@ -96,18 +96,10 @@ class RecentRequests:
             self._can_save = True
 
 
-def _class(request: Request) -> tuple[float, float, int, tuple[str, ...]]:
-    return request.cpus, request.gpus, request.memory_bytes, request.gpu_models
-
-
-def _amounts(cpus: float, gpus: float, memory_bytes: int, gpu_models: Sequence[str]) -> Request:
-    return Request(cpus=cpus, gpus=gpus, memory_bytes=memory_bytes, gpu_models=tuple(gpu_models))
-
-
 def _read(file: Path) -> list[Request]:
     """Return the saved requests; none if the file is missing or damaged."""
     try:
         known: Any = read_json(file)
-        return [_amounts(*amounts) for amounts in known["requests"]]
+        return [build_request(*amounts) for amounts in known["requests"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
