@@ -34,7 +34,7 @@ def build_environment(
 ) -> dict[str, str]:
     """Return the part of `env` that the kernel gets: on this machine, everything except `NEVER`.
 
-    A kernel on another node gets its kernelspec's variables (`spec_env`), and those that match `ALLOWED` or `also`.
+    A kernel on another node gets its kernelspec's variables (`spec_env`), and variables that match `ALLOWED` or `also`.
     """
     patterns = (*ALLOWED, *also)
 

@@ -135,10 +135,6 @@ def _labels(name: str, value: Any) -> Any:
     return split_pairs(name, value.split(",")) if isinstance(value, str) else value
 
 
-def _unchanged(_: str, value: Any) -> Any:
-    return value
-
-
 _FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
     ("cpus", "cpus", "KERNEL_CPUS", _number),
     ("memory_bytes", "memory", "KERNEL_MEMORY", _memory),
@@ -149,7 +145,7 @@ _FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
     ("near", "near", "", _labels),
     ("resources", "resources", "KERNEL_RESOURCES", _amounts),
     ("tolerates", "tolerates", "", _names),
-    ("policy", "policy", "", _unchanged),
+    ("policy", "policy", "", lambda _, value: value),
     ("launch_timeout_s", "launch_timeout", "KERNEL_LAUNCH_TIMEOUT", read_seconds),
 )
 """The fields of a request, each with its option, its variable (empty: none) and its reader. `Request` checks them."""

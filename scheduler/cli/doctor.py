@@ -47,12 +47,11 @@ def _show_findings(findings: Sequence[Finding]) -> None:
     """Print errors first, each with its remedy."""
     table = build_table("", "")
     table.show_header = False
-    order = {"error": 0, "warning": 1, "ok": 2}
-    for finding in sorted(findings, key=lambda finding: order.get(finding["level"], 1)):
+    for finding in sorted(findings, key=lambda finding: list(_STYLES).index(finding["level"])):
         text = Text(finding["what"])
         if finding.get("do"):
             text.append(f"\n→ {finding['do']}", style="bold")
-        table.add_row(Text(finding["level"], style=_STYLES.get(finding["level"], "")), text)
+        table.add_row(Text(finding["level"], style=_STYLES[finding["level"]]), text)
     print_table(open_console(), table)
 
 

@@ -23,7 +23,7 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    """Print the kernels, or only those that wait."""
+    """Print all kernels, or only the queued and pending ones."""
     kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]

@@ -113,15 +113,12 @@ class ServiceConnection:
         try:
             folder = service_folder(self._backend, self._options)
             argv, env = service_command(self._backend, folder, self._options)
-            try:
-                ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
-            except DaemonError as problem:
-                if problem.kind:
-                    raise from_remote(rpc.RemoteError(problem.kind, str(problem))) from None
-                if is_alive(folder):
-                    raise rpc.Disconnected(str(problem)) from None
-                raise
+            ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
         except (DaemonError, OSError) as problem:
+            if isinstance(problem, DaemonError) and problem.kind:
+                raise from_remote(rpc.RemoteError(problem.kind, str(problem))) from None
+            if isinstance(problem, DaemonError) and is_alive(folder):
+                raise rpc.Disconnected(str(problem)) from None
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None
         return f"ipc://{folder}/socket"
 
