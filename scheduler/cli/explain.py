@@ -60,13 +60,12 @@ def show_decision(decision: Mapping[str, Any]) -> None:
             out.print()
             print_table(out, table)
     total = sum(group["count"] for group in groups)
-    if (more := total - min(total, _SHOWN_NODES)) > 0:
+    if (more := total - _SHOWN_NODES) > 0:
         out.print(f"… and {more} more node{'s' * (more > 1)} (--json has the first 1,000 reasons).")
     # One node that is merely full needs no remedy: the refusal above says everything.
     is_full = all(group["filter"] in ("gpu", "memory", "cpu", "avoid") for group in groups)
-    if total > 1 or decision["is_never"] or not is_full:
-        if decision["remedies"]:
-            out.print()
+    if decision["remedies"] and (total > 1 or decision["is_never"] or not is_full):
+        out.print()
         for remedy in decision["remedies"]:
             out.print(f"{_capitalize(remedy)}.")
     if decision["soonest"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import getpass
 import os
 import socket
@@ -24,11 +23,6 @@ def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -
         application=application or os.path.basename(sys.argv[0] if sys.argv else "") or "python",
         host=socket.gethostname(),
         pid=pid,
-        process_started_at=_started_at(pid),
+        process_started_at=start_time(pid),
         can_adopt=can_adopt,
     )
-
-
-@functools.lru_cache(maxsize=2)
-def _started_at(pid: int) -> float:  # keyed by pid, so that a forked child does not use its parent's value
-    return start_time(pid)
