@@ -71,14 +71,11 @@ def _is_ipykernel(argv: Sequence[str]) -> bool:
 
 def find_ipykernel_version(python: str) -> tuple[int, ...]:
     """Return the version of the ipykernel that `python` would import, read from metadata; empty if none is found."""
+    folders = Path(python).parent.parent.glob("lib/python3*/site-packages/ipykernel-*.dist-info")
+    found = min((folder.name for folder in folders), default="").removeprefix("ipykernel-")
     if python == sys.executable:
         try:
-            return _numbers(version("ipykernel"))
+            found = version("ipykernel")
         except PackageNotFoundError:
-            return ()
-    folders = sorted(Path(python).parent.parent.glob("lib/python3*/site-packages/ipykernel-*.dist-info"))
-    return _numbers(folders[0].name.removeprefix("ipykernel-")) if folders else ()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+            found = ""
+    return tuple(int(part) for part in found.split(".")[:2] if part.isdigit())

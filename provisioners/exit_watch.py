@@ -25,17 +25,13 @@ class KernelExit:
         self.launch_id = launch_id
         self._lock = threading.Lock()
         self._waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
-        self._code: int | None = None
-
-    @property
-    def code(self) -> int | None:
-        return self._code
+        self.code: int | None = None
 
     def set(self, code: int | None) -> None:
         """Set the code (None: unknown) and wake all waiters, if it is not set yet. Any thread may call this."""
         with self._lock:
-            if self._code is None:
-                self._code = UNKNOWN_EXIT_CODE if code is None else code
+            if self.code is None:
+                self.code = UNKNOWN_EXIT_CODE if code is None else code
             waiting = list(self._waiting.items())
         for woken, loop in waiting:
             with suppress(RuntimeError):  # the loop was closed meanwhile
@@ -45,8 +41,8 @@ class KernelExit:
         """Return the code as soon as it is set, or None after `timeout_s`."""
         woken = asyncio.Event()
         with self._lock:
-            if self._code is not None:
-                return self._code
+            if self.code is not None:
+                return self.code
             self._waiting[woken] = asyncio.get_running_loop()
         try:
             with suppress(asyncio.TimeoutError):
@@ -54,7 +50,7 @@ class KernelExit:
         finally:
             with self._lock:
                 self._waiting.pop(woken, None)
-        return self._code
+        return self.code
 
 
 class ExitWatch:

@@ -156,7 +156,9 @@ class _NotebookRun:
                 status = "ok"
             except CellExecutionError as error:
                 status = "error"
-                self._fail(index, error.ename, error.evalue, _traceback(cell))
+                errors = [output for output in cell.outputs if output.output_type == "error"]
+                traceback = "\n".join(errors[-1].traceback) if errors else ""
+                self._fail(index, error.ename, error.evalue, traceback)
             except CellTimeoutError:
                 status = "timeout"
                 self._fail(index, "Timeout", f"the cell took longer than {self._client.timeout:g} s", "")
@@ -201,8 +203,3 @@ class _NotebookRun:
     def _show(self, text: str) -> None:
         """Show the current step on the status line, which only a terminal has."""
         self._status.update(Text(text))
-
-
-def _traceback(cell: Any) -> str:
-    errors = [output for output in cell.outputs if output.output_type == "error"]
-    return "\n".join(errors[-1].traceback) if errors else ""

@@ -30,7 +30,7 @@ class StartOptions:
 
 
 def check_names(
-    names: Iterable[str], known: Sequence[str] = OPTIONS, what: str = "option of a kernelspec for roost"
+    names: Iterable[str], known: Sequence[str] = OPTIONS, what: str = "kernelspec option"
 ) -> None:
     """Raise `ConfigError` for the first name that is not `known`."""
     for name in names:
