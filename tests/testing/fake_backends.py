@@ -106,13 +106,18 @@ class FakeBackend(Backend):
 class FakePodCluster:
     """A cluster of pods in this process, each with a fake agent. The cluster outlives its backends, as a real one does.
 
-    New pods are pending with `pending_reason` until `grant` or `grant_all`; an empty reason grants them at once.
+    New pods are pending with `pending_reason` until `grant` or `grant_all`; an empty reason grants them at once. While
+    `quota_reason` is set, every pod is refused. With `adds_nodes`, a pod without a node waits for `add_node`.
     """
 
     name = "fake_pods"
 
-    def __init__(self, folder: Path, nodes: Sequence[Node], *, pending_reason: str = "") -> None:
+    def __init__(
+        self, folder: Path, nodes: Sequence[Node], *, pending_reason: str = "", adds_nodes: bool = False
+    ) -> None:
         self.pending_reason = pending_reason
+        self.quota_reason = ""
+        self.adds_nodes = adds_nodes
         self.agents: dict[str, FakeAgent] = {}
         self._folder = folder
         self._nodes = {node.id: node for node in nodes}
@@ -131,6 +136,10 @@ class FakePodCluster:
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         if lease.id in self._pods:
             return self._pods[lease.id]
+        if self.quota_reason:
+            raise LeaseConflict(self.quota_reason, is_everywhere=True)
+        if not lease.node_id:
+            return self._put(Pod(lease=replace(lease, state="pending", reason="no node has room yet")))
         node = self._nodes[lease.node_id]
         for pod in self._pods.values():
             if pod.lease.node_id == node.id:
@@ -153,6 +162,15 @@ class FakePodCluster:
             self._folder / f"pod-{len(self.agents)}", name=pod.lease.node_id
         )
         return self._put(Pod(lease=replace(pod.lease, state="held", reason=""), address=agent.address))
+
+    def add_node(self, node: Node) -> None:
+        """Add a node, and grant the pods that have none."""
+        self._nodes[node.id] = node
+        self._report(PodChange(kind="nodes"))
+        for lease_id, pod in list(self._pods.items()):
+            if not pod.lease.node_id:
+                self._pods[lease_id] = replace(pod, lease=replace(pod.lease, node_id=node.id))
+                self.grant(lease_id)
 
     def grant_all(self) -> None:
         """Grant all pending pods."""
@@ -220,4 +238,4 @@ class FakePodCluster:
 
 def pod_backend(cluster: FakePodCluster, agents: Agents) -> AgentPerKernelBackend:
     """Return a backend over a cluster of fake pods."""
-    return AgentPerKernelBackend(cluster, agents, linger_s=10.0)
+    return AgentPerKernelBackend(cluster, agents, linger_s=10.0, adds_nodes=cluster.adds_nodes)

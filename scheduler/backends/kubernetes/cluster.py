@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import zmq
 
-from roost.launchers.daemon.tasks import Timers, cancel_all, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Node, Request
@@ -22,7 +22,17 @@ from .identity import load_identity
 from .names import LEASE_ANNOTATION, LEASE_LABEL, SERVICE_LABEL, digest, name_pod
 from .nodes import PodUse, read_node, read_use, with_promises
 from .pod_spec import GRACE_S, PodTemplate
-from .pod_state import describe_refusal, is_bound, is_ending, is_gated, read_lease, read_pod
+from .pod_state import (
+    News,
+    describe_refusal,
+    is_bound,
+    is_ending,
+    is_gated,
+    is_waiting,
+    read_events,
+    read_lease,
+    read_pod,
+)
 from .quota import describe_quota
 from .settings import RoostKubernetesBackend
 from .watch import Reflector
@@ -32,6 +42,8 @@ log = logging.getLogger(__name__)
 _JOIN_S = 60.0
 _DECIDED_S = 2.0
 """How long a claim waits for Kubernetes' scheduler. After that the lease is pending."""
+_EVENTS_AFTER_S = 2.0
+"""How long a pod waits before its events are read, again and again."""
 _NODES_AFTER_S = 0.02
 """How long changes of nodes are collected before they are reported."""
 _MAX_ATTEMPTS = 20
@@ -56,6 +68,8 @@ class KubernetesCluster:
         self._decided: dict[str, asyncio.Event] = {}
         """By uid: set when a pod that is being created changes."""
         self._creating: dict[str, asyncio.Task[Pod]] = {}
+        self._news: dict[str, News] = {}
+        """What the events of waiting pods say, by uid."""
         self._reported: set[str] = set()
         """Uids of the pods that were reported as live."""
 
@@ -213,6 +227,8 @@ class KubernetesCluster:
             raw = await self._call("PATCH", path, {"spec": {"schedulingGates": None}}, content_type=MERGE)
             raw = await self._await_decision(uid, raw)
             refusal = "" if is_bound(raw) or not lease.node_id else describe_refusal(raw)
+            if "persistentvolumeclaim" in refusal and "not found" in refusal:
+                raise LaunchError(f"Kubernetes cannot place the pod: {refusal}.")
             if refusal:
                 raise LeaseConflict(f"{lease.node_id} is refused by Kubernetes: {refusal}")
         except BaseException:
@@ -231,7 +247,7 @@ class KubernetesCluster:
         self._timers.later(_DECIDED_S, changed.set, key=("decided", uid))
         is_late = False
         while not is_late:
-            known = next((pods.items[uid] for pods in self._pods.values() if uid in pods.items), raw)
+            known = self._raw(uid) or raw
             if is_bound(known) or describe_refusal(known):
                 self._timers.cancel(("decided", uid))
                 return known
@@ -316,6 +332,13 @@ class KubernetesCluster:
         if (waiting := self._decided.get(uid)) is not None:
             waiting.set()
             return  # `_create` reports it
+        if after is None or not is_waiting(after):
+            self._news.pop(uid, None)
+            self._timers.cancel(("events", uid))
+        elif ("events", uid) not in self._timers:
+            self._timers.later(
+                _EVENTS_AFTER_S, lambda: spawn(self._read_events(uid), self._tasks, log), key=("events", uid)
+            )
         if after is None:
             self._report_nodes()
             lease = read_lease(before) if before else None
@@ -335,11 +358,34 @@ class KubernetesCluster:
             self._changes.put_nowait(PodChange(kind="pod", pod=pod))
 
     def _view(self, raw: JsonObject) -> Pod | None:
-        pod = read_pod(raw, self._identity)
+        pod = read_pod(raw, self._identity, self._news.get(raw["metadata"]["uid"]))
         if pod is not None and is_gated(raw) and pod.lease.id not in self._creating:
             reason = "the service that created its pod ended meanwhile"
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
         return pod
+
+    async def _read_events(self, uid: str) -> None:
+        """Read what the events of a waiting pod say, and report it."""
+        raw = self._raw(uid)
+        if raw is None or not is_waiting(raw):
+            return
+        try:
+            path = f"/api/v1/namespaces/{raw['metadata']['namespace']}/events"
+            answer = await self._api.call("GET", path, fieldSelector=f"involvedObject.uid={uid}", limit=100)
+        except (ApiError, BackendUnavailable) as problem:
+            log.debug("the events of a pod cannot be read: %s", problem)
+            return
+        news, raw = read_events(answer["items"]), self._raw(uid)
+        if raw is None or not is_waiting(raw):
+            return
+        if news is None:
+            self._news.pop(uid, None)
+        else:
+            self._news[uid] = news
+        self._on_pod(uid, raw, raw)
+
+    def _raw(self, uid: str) -> JsonObject | None:
+        return next((pods.items[uid] for pods in self._pods.values() if uid in pods.items), None)
 
     def _find(self, lease_id: str) -> JsonObject | None:
         for pods in self._pods.values():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.launchers.protocol.messages import AgentAddress, Lease
@@ -37,20 +37,60 @@ def read_lease(pod: JsonObject) -> Lease | None:
         return None
 
 
-def read_pod(raw: JsonObject, identity: Identity) -> Pod | None:
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the events of a waiting pod say: a clause, and whether a retry is useless. The pod itself says less."""
+
+    reason: str
+    is_final: bool = False
+
+
+def read_events(events: Sequence[JsonObject]) -> News | None:
+    """Return the news in a pod's events; None if the latest one says nothing."""
+    if not events:
+        return None
+    latest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    message = str(latest.get("message", ""))
+    match latest.get("reason", ""):
+        case "Pulling":
+            return News("its image is being pulled")
+        case "FailedMount" | "FailedAttachVolume":
+            is_final = re.search(r'(?:secret|configmap) "[^"]*" not found', message) is not None
+            return News(f"a volume of it is not ready: {_last(message.rpartition(' : ')[2])}", is_final)
+        case "FailedCreatePodSandBox":
+            return News(f"its node cannot prepare it yet: {_last(message)}")
+        case "TriggeredScaleUp":
+            return News("the cluster adds a node for it")
+        case "NotTriggerScaleUp":
+            return News("no node has room, and the cluster adds none for it")
+    return None
+
+
+def read_pod(raw: JsonObject, identity: Identity, news: News | None = None) -> Pod | None:
     """Return the pod with the state of its lease; None for a pod that is not roost's."""
     lease = read_lease(raw)
     if lease is None:
         return None
     lease = replace(lease, node_id=raw["spec"].get("nodeName", ""))
     lost = describe_end(raw)
-    if lost:
-        reason, is_final = lost
-        return Pod(lease=replace(lease, state="lost", reason=reason, is_final=is_final))
+    if lost is None and news is not None and news.is_final:
+        lost = news
+    if lost is not None:
+        return Pod(lease=replace(lease, state="lost", reason=lost.reason, is_final=lost.is_final))
     # The agent may listen a second before Kubernetes reports that its container runs.
     is_running = "running" in _container_state(raw)
-    lease = replace(lease, state="held" if is_running else "pending", reason=describe_wait(raw))
+    reason = news.reason if news is not None and not is_running else describe_wait(raw)
+    lease = replace(lease, state="held" if is_running else "pending", reason=reason)
     return Pod(lease=lease, address=_read_address(raw, identity))
+
+
+def is_waiting(raw: JsonObject) -> bool:
+    """True if the pod waits, and its events may say for what."""
+    return (
+        not is_gated(raw)
+        and not is_ending(raw)
+        and not _container_state(raw).keys() & {"running", "terminated"}
+    )
 
 
 def is_gated(raw: JsonObject) -> bool:
@@ -112,7 +152,7 @@ def describe_wait(raw: JsonObject) -> str:
     return f"its container does not start ({reason}: {_last(message)})"
 
 
-def describe_end(raw: JsonObject) -> tuple[str, bool] | None:
+def describe_end(raw: JsonObject) -> News | None:
     """Return why the pod has ended or can never start, and whether a retry is useless; None if it goes on."""
     status = raw.get("status", {})
     disruption = _condition(raw, "DisruptionTarget")
@@ -120,27 +160,27 @@ def describe_end(raw: JsonObject) -> tuple[str, bool] | None:
     state = _container_state(raw)
     if (ended := state.get("terminated")) is not None:
         if ended.get("reason") == "OOMKilled":
-            return "its container ran out of memory", False
+            return News("its container ran out of memory")
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):
-            return f"its container cannot start: {_last(ended.get('message', ''))}", True
-        return cause or f"its agent ended with exit code {ended.get('exitCode')}", False
+            return News(f"its container cannot start: {_last(ended.get('message', ''))}", is_final=True)
+        return News(cause or f"its agent ended with exit code {ended.get('exitCode')}")
     if status.get("phase") in ("Failed", "Succeeded"):
         if status.get("reason") == "Evicted":
-            return f"its node evicted it: {status.get('message', '')}".rstrip(". "), False
+            return News(f"its node evicted it: {status.get('message', '')}".rstrip(". "))
         if status.get("reason", "").startswith(("OutOf", "UnexpectedAdmission", "NodeAffinity")):
-            return f"its node refused it ({status['reason']})", False
-        return cause or f"it ended ({status.get('reason') or status['phase']})", False
+            return News(f"its node refused it ({status['reason']})")
+        return News(cause or f"it ended ({status.get('reason') or status['phase']})")
     if is_ending(raw):
-        return cause or "its pod was deleted", False
+        return News(cause or "its pod was deleted")
     waiting = state.get("waiting", {})
     message = waiting.get("message", "")
     match waiting.get("reason", ""):
         case "InvalidImageName" | "ErrImageNeverPull":
-            return f"its image cannot be used: {_last(message)}", True
+            return News(f"its image cannot be used: {_last(message)}", is_final=True)
         case "ErrImagePull" | "ImagePullBackOff" if _NEVER_FOUND.search(message):
-            return f"its image cannot be pulled: {_last(message)}", True
+            return News(f"its image cannot be pulled: {_last(message)}", is_final=True)
         case "CreateContainerConfigError" | "CreateContainerError":
-            return f"its container cannot be made: {_last(message)}", True
+            return News(f"its container cannot be made: {_last(message)}", is_final=True)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -169,3 +170,26 @@ async def test_a_lease_that_its_agent_releases_takes_its_pod_along(cluster: Fake
         await w.told("released")
         assert w.kernel("k").exit_code == 5
         await w.until_not(cluster.pods)
+
+
+async def test_a_quota_of_the_cluster_is_waited_for_without_trying_every_node(
+    cluster: FakePodCluster,
+) -> None:
+    cluster.quota_reason = "the quota is used up"
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == "the quota is used up" for k in w.scheduler.kernels()))
+        cluster.quota_reason = ""
+        assert (await start).state == "running"
+        assert sum(event.kind == "conflict" for event in w.events) == 1
+
+
+async def test_a_request_that_no_node_can_take_waits_for_a_node_that_the_cluster_adds(tmp_path: Path) -> None:
+    cluster = FakePodCluster(tmp_path, [node("a")], adds_nodes=True)
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=16)
+        await w.until(lambda: any(k.waits_for == "no node has room yet" for k in w.scheduler.kernels()))
+        cluster.add_node(replace(node("big"), cpus=32))
+        assert (await start).node_id == "big"
+        await w.scheduler.stop("k", 0)
+    await cluster.shut_down()
