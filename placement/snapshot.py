@@ -54,7 +54,7 @@ class Snapshot:
         self._pages = tuple(tuple(nodes[i : i + _PAGE]) for i in range(0, len(nodes), _PAGE))
         self._ids = tuple(node.id for node in nodes)
         self._rows = {node_id: row for row, node_id in enumerate(self._ids)}
-        self._base = columns  # before the changes _pending, and without the age of metrics
+        self.columns = self._base = columns  # the base is without _pending and the age of metrics
         self._pending: tuple[Change, ...] = ()
         self.ages = columns.metrics_age_s
         self.models, self.version, self.history = models, version, history

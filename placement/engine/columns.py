@@ -176,6 +176,7 @@ _WHOLE = frozenset(
     {"memory_bytes", "memory_free_bytes", "gpus", "kernels", "is_draining", "device_model", "device_milli"}
 )
 """The columns of whole numbers and truth values."""
+_TYPES = {name: np.int64 if name in _WHOLE else np.float64 for name in COLUMNS} | {"is_draining": np.bool_}
 _PADDING: dict[str, float] = {
     "device_free": -np.inf,  # first, because it is a part of `Columns.room`
     "device_model": -1,
@@ -206,22 +207,18 @@ def build_columns(nodes: Sequence[Node], models: Sequence[str], width: int | Non
         width = max((len(node.devices) for node in nodes), default=0)
     index = {model: i for i, model in enumerate(models)}
     after: dict[str, Any] = {
-        name: np.array([getattr(node, name) for node in nodes], dtype=_dtype(name))  # None becomes NaN
+        name: np.array([getattr(node, name) for node in nodes], dtype=_TYPES[name])  # None becomes NaN
         for name in COLUMNS
         if name not in _PADDING
     }
     for name, nothing in _PADDING.items():
-        after[name] = np.full((len(nodes), width), nothing, dtype=_dtype(name))
+        after[name] = np.full((len(nodes), width), nothing, dtype=_TYPES[name])
     for row, devices in enumerate(node.devices for node in nodes):
         after["device_model"][row, : len(devices)] = [index[device.model] for device in devices]
         after["device_free"][row, : len(devices)] = [device.free for device in devices]
         after["device_excess"][row, : len(devices)] = [device.excess for device in devices]
     after["device_milli"] = np.rint(np.clip(after["device_free"], 0.0, 1.0) * 1000).astype(np.int64)
     return Columns(**after)
-
-
-def _dtype(name: str) -> type:
-    return bool if name == "is_draining" else np.int64 if name in _WHOLE else np.float64
 
 
 def compare_nodes(
