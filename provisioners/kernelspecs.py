@@ -107,19 +107,15 @@ def list_kernelspecs() -> list[RoostKernelspec]:
 
 def remove(name: str) -> str:
     """Remove one of roost's kernelspecs and return its folder; raises `ConfigError`."""
-    folder = {spec.name: spec.folder for spec in list_kernelspecs()}.get(name)
-    if folder is None:
-        if name in KernelSpecManager().find_kernel_specs():
+    specs = KernelSpecManager()
+    if name not in [spec.name for spec in list_kernelspecs()]:
+        if name in specs.find_kernel_specs():
             raise ConfigError(f"Kernelspec {name!r} is not roost's: use `jupyter kernelspec remove {name}`.")
         raise ConfigError(f"There is no kernelspec {name!r}: `roost kernelspec list` shows roost's.")
     try:
-        if os.path.islink(folder):
-            os.remove(folder)
-        else:
-            shutil.rmtree(folder)
+        return str(specs.remove_kernel_spec(name))
     except OSError as error:
-        raise ConfigError(f"{folder} could not be removed: {error.strerror}.") from None
-    return folder
+        raise ConfigError(f"{error.filename} could not be removed: {error.strerror}.") from None
 
 
 def find_problems() -> list[dict[str, str]]:
