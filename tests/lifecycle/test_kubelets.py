@@ -13,7 +13,7 @@ import psutil
 import pytest
 from cluster_folder import answers, wait_until
 from kubelets import GPUS, Api, Kubelets, Machine, Refused, leftovers, why_not
-from kubelets.cluster import sweep
+from kubelets.cluster import claim
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
@@ -193,8 +193,9 @@ def test_nothing_outlives_the_killed_process(victim: str) -> None:
         stays = {"cgroup", "folder"} if victim == "keeper" else set()
         wait_until(lambda: kinds_of(leftovers(folder)) <= stays, f"the cluster outlives its {victim}")
         owner.kill()
-    sweep()
-    assert not leftovers(folder)
+    with claim(int(folder.name)):
+        assert kinds_of(leftovers(folder)) == {"folder"}, "the next cluster of that number starts clean"
+    folder.rmdir()
 
 
 def kinds_of(lines: list[str]) -> set[str]:

@@ -8,7 +8,7 @@ import time
 
 from . import MACHINES, leftovers, why_not
 from .build import build, install
-from .cluster import clusters, end_keeper, new_folder, order, start_keeper, write_kubeconfig
+from .cluster import claim, clusters, end_keeper, order, start_keeper, write_kubeconfig
 from .network import NUMBERS
 
 ORDERS = ("kill", "begin", "pause", "resume", "power_off", "power_on", "cut", "reconnect")
@@ -41,7 +41,8 @@ def main() -> int | str:
     elif chosen.command == "up":
         if reason := why_not():
             return reason
-        start_keeper(new_folder(chosen.number), MACHINES, is_tied=False)
+        with claim(chosen.number) as (folder, lock):
+            start_keeper(folder, lock, MACHINES, is_tied=False)
         print(f"up after {time.monotonic() - began:.1f} s; export KUBECONFIG={folder}/admin.kubeconfig")
     elif chosen.command == "down":
         end_keeper(int((folder / "pid").read_text()))
@@ -58,4 +59,7 @@ def main() -> int | str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (RuntimeError, OSError) as error:
+        sys.exit(str(error))

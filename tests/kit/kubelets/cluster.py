@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import select
@@ -11,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -57,15 +58,16 @@ class Kubelets:
         return write_kubeconfig(self.folder, user, groups)
 
     def __enter__(self) -> Kubelets:
-        self.folder = new_folder()
-        self._keeper = start_keeper(self.folder, self._machines, is_tied=True)
+        with claim() as (self.folder, lock):
+            self._keeper = start_keeper(self.folder, lock, self._machines, is_tied=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._keeper is not None
         end_keeper(self._keeper.pid)
         self._keeper.communicate()
-        sweep()  # for a keeper that was killed
+        with contextlib.suppress(BlockingIOError), locked(self.folder.name):
+            keeper.remove(self.folder)  # a keeper that was killed has not done it
 
     def is_node_ready(self, node: str) -> bool:
         """True if a node is ready. The API server notices after 8 s that a kubelet is gone."""
@@ -77,7 +79,7 @@ class Kubelets:
         groups = keeper.cgroups(keeper.network_of(self.folder).cgroup)
         pods = [group for group in groups if group.parent.name == f"pod{uid}"]
         pids = {int(pid) for group in pods for pid in (group / "cgroup.procs").read_text().split()}
-        return sorted(pid for pid in pids if PAUSE_COMMAND[-1] not in psutil.Process(pid).cmdline())
+        return sorted(pid for pid in pids if not is_pause(pid))
 
     def kill(self, part: str) -> None:
         """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
@@ -119,24 +121,43 @@ def write_kubeconfig(folder: Path, user: str, groups: Sequence[str] = ()) -> Pat
     )
 
 
-def new_folder(number: int = 0) -> Path:
-    """Make the folder of a cluster with this number, or with any but the first, which is kept for clusters by hand.
+@contextlib.contextmanager
+def claim(number: int = 0) -> Iterator[tuple[Path, int]]:
+    """Claim a number that no live cluster has, any but the first by default. Yield the new folder and the claim.
 
-    The folder is the claim of the number. The remains of dead clusters are removed first.
+    The claim is a lock of a file, held as long as this block or a process with the descriptor lasts. If the machine
+    has remains of a dead cluster with this number, they are removed.
     """
-    clusters().mkdir(parents=True, exist_ok=True)
-    sweep()
     for network in free_networks():
-        if network.number == number or (not number and network.number > NUMBERS[0]):
-            with contextlib.suppress(FileExistsError):
-                folder = clusters() / str(network.number)
-                folder.mkdir(mode=0o700)
-                return folder
-    raise RuntimeError(f"no free network: 10.{number}" if number else "no free network")
+        if number != network.number and (number or network.number == NUMBERS[0]):
+            continue
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context(locked(str(network.number)))
+            except BlockingIOError:
+                continue
+            folder = clusters() / str(network.number)
+            keeper.remove(folder)
+            folder.mkdir(parents=True, mode=0o700)
+            yield folder, lock
+            return
+    raise RuntimeError(f"the number {number or 'of every cluster'} is in use")
 
 
-def start_keeper(folder: Path, machines: Sequence[Machine], *, is_tied: bool) -> subprocess.Popen[str]:
-    """Start a cluster in an empty folder. Raise RuntimeError, with nothing left, if it does not come up."""
+@contextlib.contextmanager
+def locked(number: str) -> Iterator[int]:
+    """Hold the lock of a number. Raise BlockingIOError if another process has it."""
+    file = cache() / "locks" / number
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock.fileno()
+
+
+def start_keeper(
+    folder: Path, lock: int, machines: Sequence[Machine], *, is_tied: bool
+) -> subprocess.Popen[str]:
+    """Start a cluster in a claimed folder. Raise RuntimeError, with nothing left, if it does not come up."""
     with open(folder / "keeper.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _KEEPER, str(folder), *(["--tied"] if is_tied else [])],
@@ -144,6 +165,7 @@ def start_keeper(folder: Path, machines: Sequence[Machine], *, is_tied: bool) ->
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            pass_fds=[lock],
             text=True,
             start_new_session=True,
         )
@@ -184,14 +206,15 @@ def order(folder: Path, name: str, argument: str) -> None:
 
 def clusters() -> Path:
     """Return the folder with the folders of all clusters."""
-    return cache() / "clusters"
+    return cache() / "running"
 
 
-def sweep() -> None:
-    """Remove the files and cgroups of clusters whose keeper was killed."""
-    for folder in clusters().glob("[0-9]*"):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), keeper.locked(folder):
-            keeper.remove(folder)
+def is_pause(pid: int) -> bool:
+    """True if a process is the first container of a pod, or has ended."""
+    try:
+        return psutil.Process(pid).cmdline() == PAUSE_COMMAND
+    except psutil.NoSuchProcess:
+        return True
 
 
 def leftovers(folder: Path | None = None) -> list[str]:
@@ -203,7 +226,7 @@ def leftovers(folder: Path | None = None) -> list[str]:
     for each in folders:
         network = keeper.network_of(each)
         found += [f"folder {each}"] if each.exists() else []
-        found += [f"cgroup {path}" for path in keeper.cgroups(network.cgroup)]
+        found += [f"cgroup {path}" for path in keeper.top_cgroups(network.cgroup)]
         found += [f"device {name}" for name in devices if name == network.device]
         found += [f"mount {line}" for line in mounts if f"{each}/" in line]
     for process in psutil.process_iter():

@@ -2,14 +2,13 @@
 
 It starts everything, reports `ready` or an error on its output, and then obeys the orders that arrive at the socket
 `control` in the folder. SIGTERM ends it. A tied keeper also ends when its input ends, which is when its parent dies.
-Its end removes everything. If it is killed itself, all processes, mounts and network devices vanish with it; `sweep`
-removes the cgroups and files later.
+Its end removes everything. If it is killed itself, all processes, mounts and network devices vanish with it. The next
+cluster removes its cgroups and files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -19,10 +18,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from .api import Api
+import urllib3
+
+from .api import Api, Refused
 from .control_plane import ControlPlane
 from .credentials import ADMINISTRATORS
 from .namespaces import Namespaces
@@ -37,10 +39,20 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FIRST, _LATER = ("etcd", "apiserver"), ("controllers", "scheduler")
 
 
-class Keeper:
-    """All processes of a cluster. A process of a node is known as `<node>/<part>`."""
+class HasDescriptor(Protocol):
+    """A file or a socket, for `select`."""
 
-    def __init__(self, folder: Path, machines: list[Machine]) -> None:
+    def fileno(self) -> int: ...
+
+
+class Keeper:
+    """All processes of a cluster. A process of a node is known as `<node>/<part>`.
+
+    A start gives up as soon as one of `ends` can be read.
+    """
+
+    def __init__(self, folder: Path, machines: list[Machine], ends: Sequence[HasDescriptor]) -> None:
+        self._ends = ends
         self._folder = folder
         self._environment = {"PATH": _PATH, "HOME": str(folder), MARK: str(folder)}
         self._machines = machines
@@ -68,16 +80,15 @@ class Keeper:
             node.set_up(self._environment, namespaces)
             self.begin(f"{node.name}/containerd")
         api = Api(self._folder / "admin.kubeconfig")
-        self._await("the API server", lambda: api.is_ready())
+        self._await("the API server", api.is_ready)
         for part in _LATER:
             self.begin(part)
         for node in self._nodes.values():
             for part in node.parts[1:]:
                 self.begin(f"{node.name}/{part}")
         self._await("the nodes", lambda: self._are_nodes_ready(api))
-        self._await(
-            "the service account", lambda: api.has("/api/v1/namespaces/default/serviceaccounts/default")
-        )
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        self._await("the service account", lambda: api.has(account))
 
     def begin(self, part: str) -> None:
         """Start a part that does not run."""
@@ -100,19 +111,19 @@ class Keeper:
 
     def power_off(self, name: str) -> None:
         """Kill all processes of a node at once, those in containers too."""
-        namespaces = self._nodes[name].namespaces
-        namespaces.kill()
-        for part in self._nodes[name].parts:
+        node = self._nodes[name]
+        node.namespaces.kill()
+        for part in node.parts:
             self._processes[f"{name}/{part}"].wait(END_TIMEOUT_S)
-        namespaces.close()
-        remove_cgroups(
-            f"{network_of(self._folder).cgroup}/{name}"
-        )  # else the next kubelet waits 3 s for each
+        node.clear()
+        # A machine that boots has no cgroups of old pods. A kubelet waits 3 s for each of them.
+        remove_cgroups(f"{network_of(self._folder).cgroup}/{name}")
 
     def power_on(self, name: str) -> None:
         """Start a node again after `power_off`. It has its old files."""
         assert self._namespaces is not None
         node = self._nodes[name]
+        assert not node.is_on, f"{name} is on"
         node.set_up(self._environment, self._namespaces)
         for part in node.parts:
             self.begin(f"{name}/{part}")
@@ -125,13 +136,13 @@ class Keeper:
         self._set_link(name, "up")
 
     def close(self) -> None:
-        """Kill everything and remove all that is left of it. May be repeated."""
-        disconnect_machine(network_of(self._folder))
+        """Kill everything and remove all that is left of it."""
+        disconnect_machine(network_of(self._folder))  # at once; the kernel may take a second
         everywhere = [node.namespaces for node in self._nodes.values() if node.is_on]
         for namespaces in [*everywhere, *([self._namespaces] if self._namespaces else [])]:
             namespaces.kill()
         with contextlib.suppress(ChildProcessError):
-            while True:
+            while True:  # a pid namespace ends when its last process is reaped
                 os.waitpid(-1, 0)
         remove(self._folder)
 
@@ -152,12 +163,16 @@ class Keeper:
     def _await(self, name: str, is_there: Callable[[], bool]) -> None:
         """Wait until something is there. Raise RuntimeError if a part has ended, or after START_TIMEOUT_S."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not is_there():
+        while True:
+            with contextlib.suppress(Refused, urllib3.exceptions.HTTPError):
+                if is_there():
+                    return
             ended = [part for part, process in self._processes.items() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
-                logs = "\n".join(f"{part}: {self._tail(part)}" for part in ended)
+                logs = "\n".join(f"{part}: {self._tail(part)}" for part in ended or self._processes)
                 raise RuntimeError(f"waited for {name} in vain\n{logs}")
-            time.sleep(0.1)
+            if select.select(self._ends, [], [], 0.1)[0]:
+                raise RuntimeError(f"stopped while it waited for {name}")
 
     def _tail(self, part: str) -> str:
         path = self._folder / (f"{part}.log" if "/" in part else f"control-plane/{part}.log")
@@ -170,19 +185,19 @@ def network_of(folder: Path) -> Network:
 
 
 def remove(folder: Path) -> None:
-    """Remove the cgroups and the files of a cluster without processes."""
+    """Remove the cgroups and the files of a cluster without processes. May be repeated."""
     remove_cgroups(network_of(folder).cgroup)
-    shutil.rmtree(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def remove_cgroups(name: str) -> None:
     """Remove the cgroups of that name and all below them. Wait until the kernel has finished with their processes."""
     deadline = time.monotonic() + END_TIMEOUT_S
     for group in cgroups(name):
-        while True:
+        while group.exists():
             try:
                 group.rmdir()
-                break
             except OSError:
                 if time.monotonic() > deadline:
                     raise
@@ -191,16 +206,12 @@ def remove_cgroups(name: str) -> None:
 
 def cgroups(name: str) -> list[Path]:
     """Return the cgroups of that name and all below them, each before its parent."""
-    tops = [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
-    return [Path(at) for top in tops for at, _, _ in os.walk(top, topdown=False)]
+    return [Path(at) for top in top_cgroups(name) for at, _, _ in os.walk(top, topdown=False)]
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which says that its keeper lives. Only the keeper's own process has the file."""
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+def top_cgroups(name: str) -> list[Path]:
+    """Return the cgroup of that name in each hierarchy."""
+    return [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
 
 
 def main() -> None:
@@ -211,19 +222,20 @@ def main() -> None:
     signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keeper = Keeper(folder, machines)
-    with locked(folder), socket.socket(socket.AF_UNIX) as control:
+    ends: list[HasDescriptor] = [alarmed, *([sys.stdin] if is_tied else [])]
+    keeper = Keeper(folder, machines, ends)
+    with socket.socket(socket.AF_UNIX) as control:
         try:
+            (folder / "pid").write_text(str(os.getpid()))
             control.bind(str(folder / "control"))
             control.listen()
             keeper.start()
-            (folder / "pid").write_text(str(os.getpid()))
             print(json.dumps("ready"), flush=True)
-            inputs = [alarmed, control, *([sys.stdin] if is_tied else [])]
-            while control in (ready := select.select(inputs, [], [])[0]) and len(ready) == 1:
+            while select.select([control, *ends], [], [])[0] == [control]:
                 _obey(keeper, control)
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-            print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+            with contextlib.suppress(BrokenPipeError):  # the parent is gone
+                print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
         finally:
             keeper.close()
 

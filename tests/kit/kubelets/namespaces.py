@@ -40,7 +40,8 @@ class Namespaces:
                 preexec_fn=lambda: _prepare(lambda: _libc.unshare(_KINDS)),
             )
         assert self._holder.stdout is not None
-        self._holder.stdout.readline()
+        with self._holder.stdout as output:
+            output.readline()
         self._descriptor = os.pidfd_open(self._holder.pid)
 
     @property

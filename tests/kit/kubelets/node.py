@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -72,6 +73,11 @@ class Node:
         assert self._namespaces is not None, f"{self.name} is off"
         return self._namespaces
 
+    def clear(self) -> None:
+        """Reap the process that held its namespaces, after all others."""
+        self.namespaces.close()
+        self._namespaces = None
+
     @property
     def _store(self) -> Path:
         return self._folder / "lib" / "containerd"
@@ -108,24 +114,24 @@ class Node:
         for folder in self.cgroups():
             folder.mkdir(parents=True, exist_ok=True)
         connect_node(self._index, control_plane.pid, self._namespaces.pid)
-        sysctls = "\n".join(  # kubelets set them for the whole machine; here they find what they want
-            f"mount --bind {self._folder}/sysctl/{name.replace('/', '.')} /proc/sys/{name}"
-            for name in _SYSCTLS
+        at, store, source = (shlex.quote(str(path)) for path in (self._folder, self._store, images()))
+        sysctls = "\n".join(  # kubelets set them for the whole machine; here they have their values already
+            f"mount --bind {at}/sysctl/{name.replace('/', '.')} /proc/sys/{name}" for name in _SYSCTLS
         )
-        binds = "\n".join(
-            f"mount --bind {images() / path} {self._store / path}\nmount -o remount,bind,ro {self._store / path}"
+        layers = "\n".join(
+            f"mount --bind {source}/{path} {store}/{path}\nmount -o remount,bind,ro {store}/{path}"
             for path in _shared_folders()
         )
         script = f"""
             mount --make-rprivate /
             mount --make-rshared /
             mount -t proc proc /proc
-            {binds}
-            mount --rbind {self._folder}/lib /var/lib
-            mount --bind {self._folder}/log /var/log
-            mount --bind {self._folder}/cpus /sys/devices/system/cpu
-            mount --bind {self._folder}/numa /sys/devices/system/node
-            mount --bind {self._folder}/meminfo /proc/meminfo
+            {layers}
+            mount --rbind {at}/lib /var/lib
+            mount --bind {at}/log /var/log
+            mount --bind {at}/cpus /sys/devices/system/cpu
+            mount --bind {at}/numa /sys/devices/system/node
+            mount --bind {at}/meminfo /proc/meminfo
             mount -t tmpfs tmpfs /run
             mkdir /run/netns
             echo {self.name} > /proc/sys/kernel/hostname
