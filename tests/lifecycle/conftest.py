@@ -26,12 +26,10 @@ FREED_S = 15.0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests with a `backend` on all backends, or on the one that their marker names."""
+    """Run tests with a `backend` on all backends, or on those that their marker names."""
     if "backend" in metafunc.fixturenames:
-        marked = [
-            name for name in BACKENDS if metafunc.definition.get_closest_marker(f"{_manager(name)}_only")
-        ]
-        metafunc.parametrize("backend", marked or BACKENDS, indirect=True, scope="module")
+        marker = metafunc.definition.get_closest_marker("backends")
+        metafunc.parametrize("backend", marker.args if marker else BACKENDS, indirect=True, scope="module")
 
 
 def _manager(backend: str) -> str:

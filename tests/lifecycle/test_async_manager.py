@@ -147,7 +147,7 @@ async def test_encryption_can_be_switched_off(specs_of: Specs) -> None:
         assert (await run(kc, "print(1)"))["text"] == "1"
 
 
-@pytest.mark.local_only("sockets of this machine are out of reach on another")
+@pytest.mark.backends("local", why="sockets of this machine are out of reach on another")
 async def test_ipc(specs: KernelSpecManager) -> None:
     async with kernel(specs, manager={"transport": "ipc"}) as (km, kc):
         assert (await run(kc, "print(1)"))["text"] == "1"
@@ -156,7 +156,7 @@ async def test_ipc(specs: KernelSpecManager) -> None:
         assert (await run(kc, "print(2)"))["text"] == "2"
 
 
-@pytest.mark.local_only("elsewhere such a kernel can only be warned of")
+@pytest.mark.backends("local", why="elsewhere such a kernel can only be warned of")
 async def test_other_users_cannot_reach_an_ipykernel_without_curve(
     world: Path, specs_of: Specs, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

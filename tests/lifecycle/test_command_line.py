@@ -16,6 +16,9 @@ import pytest
 nbformat = pytest.importorskip("nbformat", reason="notebooks are written with it (extra: test)")
 pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
 
+pytestmark = pytest.mark.backends(
+    "local", "ray", "dask", why="TLS changes no command, and pods do not share the files of these tests"
+)
 DEADLINE_S = 60.0
 
 T = TypeVar("T")

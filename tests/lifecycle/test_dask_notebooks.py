@@ -23,7 +23,7 @@ with Client() as client:
 print(os.environ["CUDA_VISIBLE_DEVICES"])
 """
 
-pytestmark = pytest.mark.dask_only("uses Dask inside a kernel")
+pytestmark = pytest.mark.backends("dask", "dask_tls", why="uses Dask inside a kernel")
 
 
 @pytest.fixture

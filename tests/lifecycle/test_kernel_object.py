@@ -24,7 +24,7 @@ from roost.provisioners.execution import Result
 from roost.scheduler.client.client import connect
 
 pytestmark = pytest.mark.usefixtures("roosted")
-on_this_machine = pytest.mark.local_only("the same on every backend")
+on_this_machine = pytest.mark.backends("local", why="the same on every backend")
 ROOT = Path(__file__).resolve().parents[2]
 
 

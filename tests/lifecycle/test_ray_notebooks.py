@@ -29,7 +29,7 @@ ray.shutdown()
 """
 
 
-pytestmark = pytest.mark.ray_only("uses Ray inside a kernel")
+pytestmark = pytest.mark.backends("ray", why="uses Ray inside a kernel")
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ class KubernetesCluster:
         finally:
             for task in (*listed, waiting, failed):
                 task.cancel()
-        return self._api.server
+        return self._api.server if settings.read_all_pods else f"{self._api.server}, other people's pods not counted"
 
     async def close(self) -> None:
         await asyncio.gather(*self._creating.values(), return_exceptions=True)
@@ -307,6 +307,8 @@ class KubernetesCluster:
     async def _stop(self) -> None:
         await cancel_all(self._tasks)
         self._timers.close()
+        for decided in self._decided.values():  # their timers are gone
+            decided.set()
         self._changes = asyncio.Queue()
 
     def _namespaces(self) -> list[str]:
