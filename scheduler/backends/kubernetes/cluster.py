@@ -110,7 +110,8 @@ class KubernetesCluster:
         finally:
             for task in (*listed, waiting, failed):
                 task.cancel()
-        return self._api.server if settings.read_all_pods else f"{self._api.server}, other people's pods not counted"
+        note = "" if settings.read_all_pods else ", other people's pods not counted"
+        return self._api.server + note
 
     async def close(self) -> None:
         await asyncio.gather(*self._creating.values(), return_exceptions=True)
