@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -28,6 +27,8 @@ PACKAGES = ("busybox-static", "containerd", "containernetworking-plugins", "ipro
 _PROGRAMS = ("busybox", "containerd", "ctr", "ip", "runc")
 _SOURCES = Path(__file__).parent / "program"
 _START_TIMEOUT_S = 60.0
+_KEPT_S = 14 * 86_400.0
+"""How long the builds of other versions are kept. Another checkout may use them."""
 
 
 def cache() -> Path:
@@ -54,9 +55,6 @@ def why_not_build() -> str | None:
         return "clusters of kubelets need Linux and root"
     if not _are_packages_there():
         return f"Debian packages are missing: apt-get install --no-install-recommends {' '.join(PACKAGES)}"
-    modules = [name for name in ("cryptography", "urllib3") if importlib.util.find_spec(name) is None]
-    if modules:
-        return f"Python packages are missing: pip install {' '.join(modules)}"
     if not program().exists() and shutil.which("go") is None:
         return f"Go is missing, which compiles Kubernetes {VERSION}: https://go.dev/dl"
     return None
@@ -97,13 +95,22 @@ def build(report: Callable[[str], object] = print) -> None:
             if path.exists():
                 continue
             began = time.monotonic()
-            report(f"builds {path}")
+            report(f"builds {path}" + (" (about 10 minutes)" if path == program() else ""))
             with tempfile.TemporaryDirectory(dir=cache(), prefix="half-built-") as folder:
                 make(Path(folder, path.name))
                 os.chmod(folder, 0o755)
                 Path(folder).rename(path.parent)
                 os.mkdir(folder)  # for its removal
             report(f"built in {time.monotonic() - began:.0f} s")
+        _forget_old()
+
+
+def _forget_old() -> None:
+    """Remove what other versions have left in the cache."""
+    for folder in cache().glob("*-*"):
+        is_current = folder in (program().parent, images().parent)
+        if not is_current and time.time() - folder.stat().st_mtime > _KEPT_S:
+            shutil.rmtree(folder)
 
 
 @functools.cache

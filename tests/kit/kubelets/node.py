@@ -111,8 +111,7 @@ class Node:
         """Make its namespaces, and connect them to the bridge."""
         environment = {**environment, "TMPDIR": f"{self._folder}/tmp"}
         self._namespaces = Namespaces(environment)
-        for folder in self.cgroups():
-            folder.mkdir(parents=True, exist_ok=True)
+        self._make_cgroups()
         connect_node(self._index, control_plane.pid, self._namespaces.pid)
         at, store, source = (shlex.quote(str(path)) for path in (self._folder, self._store, images()))
         sysctls = "\n".join(  # kubelets set them for the whole machine; here they have their values already
@@ -158,12 +157,19 @@ class Node:
                         raise
             time.sleep(0.05)
 
-    def cgroups(self) -> list[Path]:
-        """Return its cgroup in each hierarchy."""
-        if (CGROUPS / "cgroup.controllers").exists():
-            return [CGROUPS / self._cgroup]
-        hierarchies = [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
-        return [path / self._cgroup for path in hierarchies if path.name != "unified"]
+    def _make_cgroups(self) -> None:
+        """Make its cgroup in each hierarchy. A kubelet wants all controllers in it."""
+        controllers = CGROUPS / "cgroup.controllers"
+        if not controllers.exists():  # version 1
+            for hierarchy in CGROUPS.iterdir():
+                if hierarchy.is_dir() and not hierarchy.is_symlink() and hierarchy.name != "unified":
+                    (hierarchy / self._cgroup).mkdir(parents=True, exist_ok=True)
+            return
+        own = CGROUPS / self._cgroup
+        own.mkdir(parents=True, exist_ok=True)
+        for group in (CGROUPS, own.parent):
+            wanted = " ".join(f"+{name}" for name in controllers.read_text().split())
+            (group / "cgroup.subtree_control").write_text(wanted)
 
     def _copy_store(self) -> None:
         """Copy the databases of the store of images. The rest, which is large and never changes, is mounted."""

@@ -126,3 +126,23 @@ def test_a_failed_build_leaves_nothing_that_counts(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="disk full"):
         build.build(report=str)
     assert {path.name for path in tmp_path.iterdir()} == {"build.lock"}
+
+
+def test_old_builds_are_forgotten_and_new_ones_of_other_checkouts_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("program-1", "images-1", "images-old", "images-other"):
+        (tmp_path / name / "part").mkdir(parents=True)
+        if name != "images-other":
+            os.utime(tmp_path / name, (1, 1))
+    monkeypatch.setattr(build, "cache", lambda: tmp_path)
+    monkeypatch.setattr(build, "program", lambda: tmp_path / "program-1" / "part")
+    monkeypatch.setattr(build, "images", lambda: tmp_path / "images-1" / "part")
+    monkeypatch.setattr(build, "why_not_build", lambda: None)
+    build.build()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "build.lock",
+        "program-1",
+        "images-1",
+        "images-other",
+    }
