@@ -119,6 +119,7 @@ class Api:
             try:
                 response = pool.request(method, url, **{**options, "headers": headers})
             except urllib3.exceptions.HTTPError as problem:
+                self.forget_connections()
                 raise BackendUnavailable(
                     f"Kubernetes at {configuration.host} does not answer ({_short(problem)})"
                 ) from None
@@ -141,6 +142,13 @@ class Api:
                 self.server = configuration.host
                 self._loaded = configuration, _build_pool(configuration)
             return self._loaded
+
+    def forget_connections(self) -> None:
+        """Use new connections from now on: if one has fallen silent, the idle ones probably have too."""
+        with self._lock:
+            if self._loaded is not None:
+                configuration, _ = self._loaded
+                self._loaded = configuration, _build_pool(configuration)
 
     def _forget(self) -> None:
         with self._lock:

@@ -69,6 +69,7 @@ class Reflector(Generic[T]):
                 log.info("%s is listed again: its version has expired", self._path)
             except (BackendUnavailable, ApiError) as problem:
                 log.warning("%s is listed again: %s", self._path, problem)
+                self._api.forget_connections()
 
     async def _list(self) -> str:
         """List everything, page by page, and return the version."""
