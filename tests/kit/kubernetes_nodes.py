@@ -35,6 +35,12 @@ _OBJECTS = (
 )
 
 
+def create_namespace(cluster: Kubelets) -> None:
+    """Create the namespace of the tests' kernels."""
+    for path, content in _OBJECTS:
+        cluster.api.call("POST", path, content)
+
+
 def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
     """Return the settings of a backend on this cluster. It keeps its files in `folder`."""
     template = folder / "pod.yaml"
@@ -64,8 +70,7 @@ def kubernetes_cluster(private_environment: None) -> Iterator[Kubelets]:
     if reason := why_not():
         pytest.skip(reason)
     with Kubelets(*MACHINES) as cluster:
-        for path, content in _OBJECTS:
-            cluster.api.call("POST", path, content)
+        create_namespace(cluster)
         yield cluster
     left = leftovers(cluster.folder)
     assert not left, "the cluster has left behind:\n" + "\n".join(left)
