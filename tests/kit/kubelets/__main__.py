@@ -11,7 +11,7 @@ from .build import build, install
 from .cluster import claim, clusters, end_keeper, order, start_keeper, write_kubeconfig
 from .network import NUMBERS
 
-ORDERS = ("kill", "begin", "pause", "resume", "power_off", "power_on", "cut", "reconnect")
+ORDERS = ("kill", "start", "pause", "resume", "power_off", "power_on", "cut", "reconnect")
 
 
 def main() -> int | str:

@@ -32,7 +32,7 @@ _KEPT_S = 14 * 86_400.0
 
 
 def cache() -> Path:
-    """Return the folder of all that is kept. Its file system must carry overlayfs."""
+    """Return the folder of the cache. Its file system must support overlayfs on top."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "roost-tests" / "kubernetes"
 
@@ -50,7 +50,7 @@ def images() -> Path:
 
 
 def why_not_build() -> str | None:
-    """Return what is missing for a build, in one sentence, or None."""
+    """Return why nothing can be built here, in one sentence, or None."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "clusters of kubelets need Linux and root"
     if not _are_packages_there():
@@ -106,7 +106,7 @@ def build(report: Callable[[str], object] = print) -> None:
 
 
 def _forget_old() -> None:
-    """Remove what other versions have left in the cache."""
+    """Remove old builds of other versions from the cache."""
     for folder in cache().glob("*-*"):
         is_current = folder in (program().parent, images().parent)
         if not is_current and time.time() - folder.stat().st_mtime > _KEPT_S:

@@ -54,7 +54,7 @@ class Kubelets:
         return Api(self.kubeconfig)
 
     def write_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """Write a kubeconfig file for a user, who has the rights that RBAC gives to the name and the groups."""
+        """Write a kubeconfig file for a user. RBAC gives rights to the name and to the groups."""
         return write_kubeconfig(self.folder, user, groups)
 
     def __enter__(self) -> Kubelets:
@@ -87,7 +87,7 @@ class Kubelets:
 
     def start(self, part: str) -> None:
         """Start a part again after `kill`."""
-        order(self.folder, "begin", part)
+        order(self.folder, "start", part)
 
     def pause(self, part: str) -> None:
         """Stop a part with SIGSTOP. It answers nothing until `resume`."""

@@ -60,7 +60,7 @@ class Keeper:
         self._nodes: dict[str, Node] = {}
         self._namespaces: Namespaces | None = None
 
-    def start(self) -> None:
+    def start_all(self) -> None:
         """Start everything, and return when all nodes are ready and their GPUs are known."""
         namespaces = self._namespaces = Namespaces(self._environment)
         network = network_of(self._folder)
@@ -72,25 +72,25 @@ class Keeper:
         )
         plane.set_up()
         for part in _FIRST:
-            self.begin(part)
+            self.start(part)
         for index, machine in enumerate(self._machines, 1):
             node = Node(self._folder / f"n{index}", index, machine, network, network.cgroup)
             node.prepare(plane.authority, plane.server)
             self._nodes[node.name] = node
             node.set_up(self._environment, namespaces)
-            self.begin(f"{node.name}/containerd")
+            self.start(f"{node.name}/containerd")
         api = Api(self._folder / "admin.kubeconfig")
         self._await("the API server", api.is_ready)
         for part in _LATER:
-            self.begin(part)
+            self.start(part)
         for node in self._nodes.values():
             for part in node.parts[1:]:
-                self.begin(f"{node.name}/{part}")
+                self.start(f"{node.name}/{part}")
         self._await("the nodes", lambda: self._are_nodes_ready(api))
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         self._await("the service account", lambda: api.has(account))
 
-    def begin(self, part: str) -> None:
+    def start(self, part: str) -> None:
         """Start a part that does not run."""
         running = self._processes.get(part)
         assert running is None or running.poll() is not None, f"{part} runs"
@@ -126,7 +126,7 @@ class Keeper:
         assert not node.is_on, f"{name} is on"
         node.set_up(self._environment, self._namespaces)
         for part in node.parts:
-            self.begin(f"{name}/{part}")
+            self.start(f"{name}/{part}")
 
     def cut(self, name: str) -> None:
         """Pull the network cable of a node. Its processes live on."""
@@ -229,7 +229,7 @@ def main() -> None:
             (folder / "pid").write_text(str(os.getpid()))
             control.bind(str(folder / "control"))
             control.listen()
-            keeper.start()
+            keeper.start_all()
             print(json.dumps("ready"), flush=True)
             while select.select([control, *ends], [], [])[0] == [control]:
                 _obey(keeper, control)

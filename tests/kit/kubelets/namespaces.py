@@ -67,7 +67,7 @@ class Namespaces:
             raise RuntimeError(f"the setup of a namespace failed:\n{log.read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """Kill the holder. The kernel kills all other processes; their parent has to reap those that it started."""
+        """Kill the holder. The kernel kills all other processes, and their parent reaps its children."""
         self._holder.kill()
 
     def close(self) -> None:

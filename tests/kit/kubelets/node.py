@@ -49,7 +49,7 @@ class Machine:
 
     @property
     def all_labels(self) -> dict[str, str]:
-        """Its labels, with those that NVIDIA's feature discovery gives a node with GPUs."""
+        """Its labels, and the labels that NVIDIA's feature discovery adds to a node with GPUs."""
         gpus = (
             {"count": self.gpus, "product": self.gpu_model, "memory": self.gpu_memory_mib}
             if self.gpus
@@ -88,6 +88,7 @@ class Node:
 
     def prepare(self, authority: Authority, server: str) -> None:
         """Write its files: settings, credentials and its own copy of the images."""
+        # The kubelet counts folders of CPUs and reads meminfo. `set_up` mounts these over the real ones.
         cpus = [f"cpus/cpu{index}" for index in range(self._machine.cpus)]
         for name in ("lib/kubelet", "log", "networks", "numa", "sysctl", "tmp", *cpus):
             (self._folder / name).mkdir(parents=True)
