@@ -41,6 +41,10 @@ def create_namespace(cluster: Kubelets) -> None:
         cluster.api.call("POST", path, content)
 
 
+HOME = "/home/roost"
+"""The home folder of kernels in pods."""
+
+
 def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
     """Return the settings of a backend on this cluster. It keeps its files in `folder`."""
     template = folder / "pod.yaml"

@@ -17,7 +17,7 @@ import zmq.asyncio
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from kubernetes_nodes import kernel_pid
+from kubernetes_nodes import HOME, kernel_pid
 from traitlets.config import Config
 from world import daemon_pids, kill
 
@@ -70,7 +70,7 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         found = await run(
             kc, "import os; print(os.getcwd(), os.environ['MINE'], os.environ.get('JPY_PARENT_PID'))"
         )
-        folder = "/home/roost" if backend == "kubernetes" else tmp_path  # pods have files of their own
+        folder = HOME if backend == "kubernetes" else tmp_path  # pods have files of their own
         assert found["text"] == f"{folder} yes None"
         pid = await pid_of(km)
         inner_pid = int((await run(kc, "print(os.getpid())"))["text"])

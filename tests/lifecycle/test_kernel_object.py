@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from kubernetes_nodes import HOME, kernel_pid
 from managers import kernelspecs
 
 import roost
@@ -57,8 +58,10 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None
         assert kernel.timing_ms["launched"] > 0
         assert kernel.decision["reason"]
         result = kernel.execute("import os; print(os.getcwd(), os.environ['MINE']); os.getpid()")
-        assert (result.stdout, result.error) == (f"{tmp_path} a$b\n", None)
-        pid = int(result.text)
+        is_in_pod = backend == "kubernetes"  # with files and process ids of its own
+        folder = HOME if is_in_pod else tmp_path
+        assert (result.stdout, result.error) == (f"{folder} a$b\n", None)
+        pid = kernel_pid(kernel.id) if is_in_pod else int(result.text)
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
     assert connect(backend).kernels().result(10) == []
