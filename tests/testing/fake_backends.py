@@ -10,8 +10,8 @@ from pathlib import Path
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.messages import Launch, Owner
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement import Node, Request, Snapshot
-from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange
+from roost.placement import Node, Snapshot
+from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange, PodCluster
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
@@ -103,7 +103,7 @@ class FakeBackend(Backend):
         return len(self._parts)
 
 
-class FakePodCluster:
+class FakePodCluster(PodCluster):
     """A cluster of pods in this process, each with a fake agent. The cluster outlives its backends, as a real one does.
 
     New pods are pending with `pending_reason` until `grant` or `grant_all`; an empty reason grants them at once. While
@@ -210,9 +210,6 @@ class FakePodCluster:
                 yield await watch.get()
         finally:
             self._watches.remove(watch)
-
-    def check_request(self, request: Request) -> None:
-        return None
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return {"FAKE_POD": lease.id}

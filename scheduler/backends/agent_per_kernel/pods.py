@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
@@ -45,7 +46,7 @@ class PodChange:
     reason: str = ""
 
 
-class PodCluster(Protocol):
+class PodCluster(ABC):
     """A cluster manager that runs pods.
 
     Every method raises `BackendUnavailable` if the manager does not answer. A call can be cancelled at any moment, and
@@ -54,15 +55,19 @@ class PodCluster(Protocol):
 
     name: str
 
+    @abstractmethod
     async def join(self) -> str:
         """Connect; return the cluster's address, for people. May be repeated after an outage."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Disconnect. Pods stay. May be repeated."""
 
+    @abstractmethod
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes, with the resources promised to others. roost's own pods are left out: roost adds them."""
 
+    @abstractmethod
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         """Create the pod of a lease on `lease.node_id`; raises `LeaseConflict` if the manager refuses.
 
@@ -73,6 +78,7 @@ class PodCluster(Protocol):
         `agent_command`). The manager must keep the lease with the pod, so that `pods` returns it to any process.
         """
 
+    @abstractmethod
     async def delete(self, lease_id: str) -> None:
         """Delete a pod, with everything that runs in it. May be repeated, also without such a pod.
 
@@ -80,12 +86,15 @@ class PodCluster(Protocol):
         `environment` sets.
         """
 
+    @abstractmethod
     async def update(self, lease: Lease) -> None:
         """Keep this lease with its pod instead of the earlier one: its owner has changed."""
 
+    @abstractmethod
     async def pods(self) -> Sequence[Pod]:
         """Return all pods of roost, whichever process created them."""
 
+    @abstractmethod
     def changes(self) -> AsyncIterator[PodChange]:
         """Yield changes as they happen. The first is `resync`, once no later change can be missed.
 
@@ -94,10 +103,12 @@ class PodCluster(Protocol):
         """
 
     def check_request(self, request: Request) -> None:
-        """Raise `ConfigError` for a request that no node of this cluster can serve, before it queues."""
+        """Raise `ConfigError` for a request that this cluster can never serve. Called before the request queues."""
+        return
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that a kernel in this lease gets besides those of its start."""
+        return {}
 
 
 def dump_lease(lease: Lease) -> str:

@@ -14,7 +14,7 @@ from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Node, Request
-from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, dump_lease
+from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver
 
 from .api import MERGE, Api, ApiError, JsonObject
@@ -49,7 +49,7 @@ _NODES_AFTER_S = 0.02
 _MAX_ATTEMPTS = 20
 
 
-class KubernetesCluster:
+class KubernetesCluster(PodCluster):
     """Creates, deletes and watches the pods whose label names this service's key pair."""
 
     name = "Kubernetes"
@@ -188,9 +188,6 @@ class KubernetesCluster:
             if isinstance(change, Exception):
                 raise change
             yield change
-
-    def environment(self, lease: Lease) -> Mapping[str, str]:
-        return {}
 
     # Creation
 
