@@ -3,6 +3,9 @@
     with Kubelets(Machine(gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360), Machine()) as cluster:
         cluster.api.call("GET", "/api/v1/nodes")
 
+A cluster takes 7 s to start, and then at most 1.3 GiB and a tenth of a CPU. Linux's usual limit of inotify
+(`fs.inotify.max_user_instances`, 128) is enough for five clusters at a time.
+
 One program, compiled from Kubernetes' own modules, holds etcd and all parts of Kubernetes. Debian brings containerd
 and runc. No registry, systemd or Docker is needed. `python -m kubelets` builds, starts and ends clusters by hand.
 """
