@@ -67,11 +67,17 @@ def private_world(provisioners: Mapping[str, str], *, installed: Sequence[str] =
         shutil.rmtree(root, ignore_errors=True)
 
 
-def write_kernelspec(folder: Path, provisioner: str, config: Mapping[str, object] | None = None) -> None:
-    """Write a kernelspec for this interpreter's ipykernel, with `provisioner` and its `config`."""
+def write_kernelspec(
+    folder: Path,
+    provisioner: str,
+    config: Mapping[str, object] | None = None,
+    *,
+    python: str = sys.executable,
+) -> None:
+    """Write a kernelspec for the ipykernel of `python`, with `provisioner` and its `config`."""
     folder.mkdir(parents=True)
     spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"Python ({provisioner})",
         "language": "python",
         "metadata": {

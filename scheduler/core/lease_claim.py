@@ -175,6 +175,7 @@ class LeaseClaimer:
         assert record.lease is not None
         record.wait_for_manager(record.lease)
         self.table.publish("queued", record, record.lease.reason)
+        began = time.monotonic()
         while record.lease.state == "pending":
             record.lease_changed.clear()
             try:
@@ -185,6 +186,7 @@ class LeaseClaimer:
             record.check_wanted()
         if record.lease.state == "lost":
             raise (LaunchError if record.lease.is_final else LeaseConflict)(record.lease.reason)
+        record.timing_ms["granted"] = (time.monotonic() - began) * 1e3
         self._hold(record, record.lease)
 
     def _hold(self, record: KernelRecord, lease: Lease) -> None:

@@ -46,7 +46,8 @@ class Kernel:
     """A kernel as the scheduler knows it.
 
     `position` (1 is next) and `waits_for` (a sentence) are set while the kernel is queued. `timing_ms` is by stage:
-    `queued`, `placed`, `leased`, `launched` and the agent's own. `decision` is `placement.Decision.to_dict()`.
+    `queued`, `placed`, `leased`, `granted` if the lease was pending, `launched`, and the agent's own. `decision` is
+    `placement.Decision.to_dict()`.
     `process` is the kernel's process as its agent reports it. Its `connection` has the keys, and is None in lists.
     `use` is set only if the caller asked for it.
     """

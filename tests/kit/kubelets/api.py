@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ class Api:
     def call(self, method: str, path: str, body: object = None) -> Any:
         """Return the reply as JSON. Raise as `text` does."""
         return json.loads(self.text(method, path, body))
+
+    def watch(self, path: str) -> Iterator[Any]:
+        """Yield the events of a watch. `path` has its query. Close the iterator to end the watch."""
+        reply = self._pool.request("GET", self._server + path, preload_content=False)
+        rest = b""
+        try:
+            for chunk in reply.stream(1 << 16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from map(json.loads, lines)
+        finally:
+            reply.close()
 
     def has(self, path: str) -> bool:
         """True if an object is there."""

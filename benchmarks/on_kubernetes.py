@@ -1,0 +1,232 @@
+"""Kernels in pods of a Kubernetes cluster of three nodes, all on this machine: time from nothing to the first reply.
+
+Each start makes a new pod. The image is on the nodes. Five cases are interleaved:
+
+plain              plain Jupyter on this machine, without a pod
+roost, gateway     a pod of roost, and a pod whose command is the kernel. Neither has a CPU limit
+roost-limited, gateway-limited    the same with a CPU limit of 0.5
+
+A gateway's pod is what Enterprise Gateway makes: create the pod, watch it until it has an IP, connect, send a request.
+Its ports and key are on the command line. All pods request 0.5 CPUs, and 512 MiB, which is also their limit.
+
+start      start_kernel() called, or the pod is being created → first execute_reply
+stages     of roost: placed, leased (created and bound), granted (→ the agent has answered), launched (→ the kernel's
+           ports are open). Of the gateway: created, address (→ the watch shows the IP), reply
+
+Claims (medians): roost ≤ 1.15 × gateway, without a CPU limit and with one; roost by its defaults ≤ 0.6 × the gateway
+by its own, which limit the CPU to the request. Without a cluster the script prints a note and exits with 77.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import Report, interleave, parser
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+from place import PLAIN, ROOST, elapsed_ms, execute, first_reply, private_world, write_kernelspec
+
+import roost
+
+sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
+
+from kubelets import MACHINES, PYTHON, Api, Kubelets, why_not
+
+CPUS, MEMORY_BYTES = 0.5, 512 << 20
+PORTS = {
+    f"{name}_port": 50_001 + number
+    for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
+}
+OPEN, LIMITED = "kernels", "kernels-limited"
+"""The namespaces. In the second one, Kubernetes gives each container without a CPU limit a limit of 0.5."""
+USER = 12345
+REST_S = 1.0
+"""Pause after each case, so that the end of a pod does not count for the next case."""
+GONE_S = 60.0
+CASES = ("roost", "gateway", "roost-limited", "gateway-limited")
+CONFIG = f"""
+c.RoostKubernetesBackend.namespace = "{OPEN}"
+c.RoostKubernetesBackend.allowed_namespaces = ["{LIMITED}"]
+c.RoostKubernetesBackend.image = "{PYTHON}"
+c.RoostKubernetesBackend.read_all_pods = True
+"""
+SECURITY: Mapping[str, Any] = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "fsGroup": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def prepare(cluster: Kubelets, root: Path) -> None:
+    """Make the namespaces, roost's configuration and the kernelspecs."""
+    for name in (OPEN, LIMITED):
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        cluster.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+    limits = {"limits": [{"type": "Container", "default": {"cpu": str(CPUS)}}]}
+    limit_range = {"metadata": {"name": "limited"}, "spec": limits}
+    cluster.api.call("POST", f"/api/v1/namespaces/{LIMITED}/limitranges", limit_range)
+    template = root / "pod.yaml"
+    template.write_text(f"spec: {{securityContext: {{runAsUser: {USER}}}}}")
+    folder = Path(os.environ["JUPYTER_CONFIG_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jupyter_roost_config.py").write_text(
+        f"{CONFIG}"
+        f"c.RoostKubernetesBackend.address = {str(cluster.kubeconfig)!r}\n"
+        f"c.RoostKubernetesBackend.pod_template = {str(template)!r}\n"
+        f"c.RoostKubernetesBackend.identity_file = {str(root / 'identity' / 'keys.json')!r}\n"
+    )
+    asks = {"backend": "kubernetes", "cpus": CPUS, "memory": MEMORY_BYTES}
+    kernels = root / "jupyter_path" / "kernels"
+    write_kernelspec(kernels / "roost", ROOST, asks, python="python3")
+    write_kernelspec(
+        kernels / "roost-limited", ROOST, {**asks, "options": {"namespace": LIMITED}}, python="python3"
+    )
+
+
+async def plain_life() -> dict[str, float]:
+    """Run one kernel on this machine, and return the time to its first reply."""
+    manager = AsyncKernelManager(kernel_name="plain")
+    try:
+        return {"start": (await first_reply(manager))["start"]}
+    finally:
+        await manager.shutdown_kernel()
+
+
+async def roost_life(name: str, namespace: str, api: Api) -> dict[str, float]:
+    """Run one kernel in a pod of roost. Return stage → milliseconds."""
+    manager = AsyncKernelManager(kernel_name=name)
+    try:
+        took = await first_reply(manager)
+        kernel = await roost.connect("kubernetes").kernel(manager.kernel_id)
+        stages = ("placed", "leased", "granted", "launched")
+        return {"start": took["start"], **{f"stage {stage}": kernel.timing_ms[stage] for stage in stages}}
+    finally:
+        await manager.shutdown_kernel(now=True)
+        await rest(api, namespace)
+
+
+async def gateway_life(namespace: str, cpu_limit: float | None, api: Api) -> dict[str, float]:
+    """Run one kernel as the command of a pod. Return stage → milliseconds."""
+    name, key = f"gateway-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    began = time.perf_counter()
+    try:
+        took, address = await asyncio.to_thread(create, api, pods, gateway_pod(name, key, cpu_limit))
+        client = AsyncKernelClient()
+        client.load_connection_info({"ip": address, "transport": "tcp", "key": key.encode(), **PORTS})
+        client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+        connected = time.perf_counter()
+        try:
+            await execute(client)
+        finally:
+            client.stop_channels()
+        return {"start": elapsed_ms(began), **took, "stage reply": elapsed_ms(connected)}
+    finally:
+        await asyncio.to_thread(api.call, "DELETE", f"{pods}/{name}", {"gracePeriodSeconds": 1})
+        await rest(api, namespace)
+
+
+def create(api: Api, pods: str, pod: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+    """Create a gateway's pod, and watch it until it has an address. Return stage → milliseconds, and the address."""
+    began = time.perf_counter()
+    metadata = api.call("POST", pods, pod)["metadata"]
+    took = {"stage created": elapsed_ms(began)}
+    query = f"fieldSelector=metadata.name={metadata['name']}&resourceVersion={metadata['resourceVersion']}"
+    began = time.perf_counter()
+    for event in api.watch(f"{pods}?watch=1&{query}"):
+        if address := event["object"]["status"].get("podIP"):
+            return {**took, "stage address": elapsed_ms(began)}, address
+    raise RuntimeError(f"{metadata['name']} got no address")
+
+
+def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:
+    """Return a pod whose command is the kernel, with the same requests, memory limit and security as roost's."""
+    options = [f"--{port.removesuffix('_port')}={number}" for port, number in PORTS.items()]
+    requests = {"cpu": f"{CPUS:g}", "memory": str(MEMORY_BYTES)}
+    limits = {"memory": str(MEMORY_BYTES), **({"cpu": f"{cpu_limit:g}"} if cpu_limit else {})}
+    command = ["python3", "-m", "ipykernel_launcher", "--ip=0.0.0.0", f"--Session.key=b'{key}'", *options]
+    container = {
+        "name": "kernel",
+        "image": PYTHON,
+        "command": command,
+        "env": [{"name": "HOME", "value": "/home/user"}],
+        "workingDir": "/home/user",
+        "resources": {"requests": requests, "limits": limits},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": "/tmp", "subPath": "tmp"},
+            {"name": "scratch", "mountPath": "/home/user", "subPath": "home"},
+        ],
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "enableServiceLinks": False,
+        "automountServiceAccountToken": False,
+        "securityContext": SECURITY,
+        "containers": [container],
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+    }
+    return {"metadata": {"name": name}, "spec": spec}
+
+
+async def rest(api: Api, namespace: str) -> None:
+    """Wait until no pod is left, and a moment longer."""
+    end = time.monotonic() + GONE_S
+    while (await asyncio.to_thread(api.call, "GET", f"/api/v1/namespaces/{namespace}/pods"))["items"]:
+        if time.monotonic() > end:
+            raise RuntimeError(f"a pod of {namespace} does not end")
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(REST_S)
+
+
+async def measure(arguments: Namespace, cluster: Kubelets) -> Report:
+    rounds = arguments.rounds or (2 if arguments.quick else 20)
+    report = Report("on Kubernetes", rounds=rounds, cpus=CPUS, memory_bytes=MEMORY_BYTES)
+    api = cluster.api
+    lives = {
+        "plain": plain_life,
+        "roost": partial(roost_life, "roost", OPEN, api),
+        "gateway": partial(gateway_life, OPEN, None, api),
+        "roost-limited": partial(roost_life, "roost-limited", LIMITED, api),
+        "gateway-limited": partial(gateway_life, LIMITED, CPUS, api),
+    }
+    await interleave(report, lives, rounds=rounds)
+    for above, below, bound in (
+        ("roost", "gateway", 1.15),
+        ("roost-limited", "gateway-limited", 1.15),
+        ("roost", "gateway-limited", 0.6),
+    ):
+        ratio = report.ratio(f"start: {above} ÷ {below}", f"start/{above}", f"start/{below}")
+        report.claim(f"start, {above} ÷ {below}", ratio.of_medians, at_most=bound)
+    return report
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, help="repetitions of each case (default 20, quick 2)")
+    arguments = options.parse_args()
+    if reason := why_not():
+        print(reason, file=sys.stderr)
+        return 77  # the usual exit status for a skipped test
+    with Kubelets(*MACHINES) as cluster, private_world({"plain": PLAIN}) as root:
+        prepare(cluster, root)
+        report = asyncio.run(measure(arguments, cluster))
+    return report.finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
