@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import io
+import marshal
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,8 +38,12 @@ def find_noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, st
 
 
 @functools.cache
-def pack() -> tuple[bytes, str]:
-    """Return roost's part of a node as a zip archive, and a digest of its content."""
+def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
+    """Return roost's part of a node as a zip archive, and a digest of its content.
+
+    `is_imported`: the node imports the archive itself, and starts no zygote. The archive then also holds bytecode, which
+    saves 0.1 s of processor time. A Python of another version reads the sources.
+    """
     import roost
 
     root = Path(roost.__file__).parent
@@ -48,9 +54,21 @@ def pack() -> tuple[bytes, str]:
             for name in ("__init__.py", "format.py", "model.py", "request.py", "validation.py")
         ]
         for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py"))):
+            if is_imported and path.parent.name == "zygote":
+                continue
+            name, source = f"roost/{path.relative_to(root)}", path.read_bytes()
             # Without dates: the same code gives the same archive.
-            archive.writestr(zipfile.ZipInfo(f"roost/{path.relative_to(root)}"), path.read_bytes())
+            archive.writestr(zipfile.ZipInfo(name), source, zipfile.ZIP_DEFLATED)
+            if is_imported:
+                archive.writestr(zipfile.ZipInfo(f"{name}c"), _compile(source, name), zipfile.ZIP_DEFLATED)
     return content.getvalue(), hashlib.sha256(content.getvalue()).hexdigest()[:12]
+
+
+def _compile(source: bytes, name: str) -> bytes:
+    """Return the content of a .pyc file that is never compared with its source (PEP 552)."""
+    code = compile(source, name, "exec", dont_inherit=True)
+    unchecked = (1).to_bytes(4, "little") + importlib.util.source_hash(source)
+    return importlib.util.MAGIC_NUMBER + unchecked + marshal.dumps(code)
 
 
 def bring_up(

@@ -188,7 +188,10 @@ class PodTemplate:
     def build_secret(self, name: str, pod: JsonObject, assignment: Assignment) -> JsonObject:
         """Return the Secret that the pod mounts: what its agent does, and the agent's code. The pod owns it."""
         metadata = pod["metadata"]
-        files = {"assignment.json": json.dumps(encode(assignment)).encode(), "node.zip": pack()[0]}
+        files = {
+            "assignment.json": json.dumps(encode(assignment)).encode(),
+            "node.zip": pack(is_imported=True)[0],
+        }
         return {
             "apiVersion": "v1",
             "kind": "Secret",
