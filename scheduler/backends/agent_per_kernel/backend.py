@@ -7,6 +7,7 @@ are found again by any process, so nothing is remembered here that the cluster d
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -30,8 +31,9 @@ _REJOIN_S = (0.5, 5.0)
 """First and longest pause between two attempts to join a manager that is away."""
 _AGENT_S = 5.0
 """How long an agent in a pod may take to answer before the pod is deleted without it."""
-_LISTENS_S = (0.02, 1.0)
-"""First and longest pause between two attempts to reach the agent of a new pod."""
+_LISTENS_S = (*[0.03] * 60, *[0.2] * 50)
+"""Pauses between attempts to reach the agent of a new pod. It listens soon, unless its image is being pulled."""
+_LISTENS_LATE_S = 1.0
 _CLOSE_S = 5.0
 _REMEMBERED = 500
 """At most this many lost leases are remembered until they are released."""
@@ -232,7 +234,7 @@ class AgentPerKernelBackend(Backend):
     async def _reserve(self, pod: Pod) -> None:
         """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held."""
         lease_id = pod.lease.id
-        pauses = backoff(*_LISTENS_S)
+        pauses = itertools.chain(_LISTENS_S, itertools.repeat(_LISTENS_LATE_S))
         try:
             while lease_id in self._pods:
                 lease = replace(self._pods[lease_id].lease, state="held", reason="")
