@@ -20,6 +20,7 @@ from roost.launchers.protocol.messages import KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 
 from .child_reaper import Reaper, sweep_group
+from .fork_report import PodKernel
 from .start import DIES_S, LOG_TAIL_BYTES, Starter
 from .zygote_pool import ZygotePool
 
@@ -56,6 +57,7 @@ class Kernels:
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
         is_per_kernel: bool = False,
+        pod_kernel: PodKernel | None = None,
     ) -> None:
         self._folder = folder
         self._on_launched = on_launched
@@ -63,7 +65,7 @@ class Kernels:
         self._kernels: dict[str, _TrackedKernel] = {}
         self._timers = Timers()
         self._reaper = Reaper(others=zygotes.on_reaped)
-        self._starter = Starter(zygotes, self._reaper, self._on_started, is_per_kernel)
+        self._starter = Starter(zygotes, self._reaper, self._on_started, is_per_kernel, pod_kernel)
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:

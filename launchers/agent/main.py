@@ -31,6 +31,7 @@ from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model import Node
 
 from .fingerprint import parse_ipykernel_command
+from .fork_report import PodKernel
 from .kernels import Kernels
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
@@ -54,7 +55,9 @@ _SUBREAPER = (
 class Agent:
     """The operations of the agent's protocol, on its ledger and kernels. Runs until `left` is set."""
 
-    def __init__(self, folder: Path, settings: AgentSettings, keys: ServerKeys) -> None:
+    def __init__(
+        self, folder: Path, settings: AgentSettings, keys: ServerKeys, pod_kernel: PodKernel | None = None
+    ) -> None:
         self._folder = folder
         self._settings = settings
         machine = self._machine = NodeMetrics(settings)
@@ -70,6 +73,7 @@ class Agent:
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             is_per_kernel=settings.is_per_kernel,
+            pod_kernel=pod_kernel,
         )
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
@@ -295,7 +299,7 @@ def build_node_environment() -> dict[str, str]:
     return {**env, "PYTHONPATH": os.pathsep.join(paths)} if paths else env
 
 
-async def serve(folder: Path, settings: AgentSettings) -> None:
+async def serve(folder: Path, settings: AgentSettings, pod_kernel: PodKernel | None = None) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
     with hold(folder):
         path = settings.assignment
@@ -306,12 +310,13 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
         keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
         if assignment is not None:
             keys, client_keys = assignment.keys, {}
-        agent = Agent(folder, settings, keys)
+        agent = Agent(folder, settings, keys, pod_kernel)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, agent.left.set)
         try:
-            agent.adopt()
+            if pod_kernel is None:  # else its unfinished start would be ended
+                agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
             endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:{settings.port or '*'}")
@@ -324,13 +329,14 @@ async def serve(folder: Path, settings: AgentSettings) -> None:
             await agent.close()
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], forked: dict[str, Any] | None = None) -> int:
+    """Run the agent. `forked` has the fields of a `PodKernel`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        asyncio.run(serve(folder, settings))
+        asyncio.run(serve(folder, settings, PodKernel(**forked) if forked else None))
     except AlreadyRunning as problem:
         print(problem, file=sys.stderr)
         return 1

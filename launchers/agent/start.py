@@ -30,7 +30,7 @@ from roost.launchers.protocol.rpc import RemoteError
 from . import ports
 from .child_reaper import Reaper
 from .fingerprint import parse_ipykernel_command
-from .fork_report import ForkedKernel, KernelDiedEarly
+from .fork_report import ForkedKernel, KernelDiedEarly, PodKernel
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Starter:
     reaper: Reaper
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
     is_per_kernel: bool = False
+    pod_kernel: PodKernel | None = None
     used_ports: dict[str, set[int]] = field(default_factory=dict)
 
     async def start(self, folder: Path, request: Launch) -> KernelProcess:
@@ -138,6 +139,8 @@ class Starter:
         return process
 
     async def _fork(self, child: _Child, request: Launch, log_fd: int) -> ForkedKernel | None:
+        if self.pod_kernel is not None and self.pod_kernel.launch_id == request.launch_id:
+            return await self._take_over(self.pod_kernel, child, request)
         may_fork = request.may_fork and not self.is_per_kernel
         command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:
@@ -151,6 +154,15 @@ class Starter:
             deadline_s=request.deadline_s,
             on_pid=child.record,
         )
+
+    async def _take_over(self, kernel: PodKernel, child: _Child, request: Launch) -> ForkedKernel:
+        """Wait for the kernel that was forked before this agent started."""
+        started = time.perf_counter() - kernel.spawned_ms / 1e3
+        code = child.record(kernel.pid, is_ours=True)
+        self.reaper.reap()  # the kernel may have ended before the reaper saw signals
+        await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
+        timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
+        return ForkedKernel(pid=kernel.pid, ports=kernel.ports, timing_ms=timing_ms)
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Assignment, Lease
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
-from roost.scheduler.backends.agent_per_node.bootstrap import pack
+from roost.scheduler.backends.agent_per_node.bootstrap import pack, read_first_process
 from roost.scheduler.errors import ConfigError
 
 from .api import JsonObject
@@ -46,12 +46,7 @@ _IDLE_EXIT_S = 60.0
 _START = "/roost/start"
 _RUN = "/roost/run"
 _HOME = "/home/roost"
-_PROGRAM = (
-    "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: os._exit(143)); "
-    f"sys.path.insert(0, '{_START}/node.zip'); from roost.launchers.agent.main import main; "
-    "sys.exit(main(sys.argv[1:]))"
-)
-"""The system ignores SIGTERM for the first process of a pod until it has a handler."""
+_COMMAND = (f"{_START}/first_process.py", f"{_START}/node.zip", f"{_RUN}/agent")
 _SCRATCH = "roost-scratch"
 _SECRET = "roost-start"
 _FOREVER = [
@@ -141,7 +136,7 @@ class PodTemplate:
         }
         container: JsonObject = {
             "name": CONTAINER,
-            "command": [settings.python, "-c", _PROGRAM, f"{_RUN}/agent", self._agent_settings()],
+            "command": [settings.python, *_COMMAND, self._agent_settings()],
             "args": [],
             "env": [
                 {"name": "ROOST_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -190,6 +185,7 @@ class PodTemplate:
         metadata = pod["metadata"]
         files = {
             "assignment.json": json.dumps(encode(assignment)).encode(),
+            "first_process.py": read_first_process(),
             "node.zip": pack(is_imported=True)[0],
         }
         return {

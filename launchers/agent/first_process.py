@@ -1,0 +1,161 @@
+"""The first process of a pod: it forks the kernel, and then becomes the agent.
+
+    python first_process.py ARCHIVE FOLDER SETTINGS
+
+Kernel and agent need the same libraries. This process imports the libraries once and forks before it imports roost
+from ARCHIVE. The child becomes the kernel and never has a module of roost. FOLDER and SETTINGS are those of
+`agent/main.py`. Without a launch that can be forked, the agent starts the kernel as usual.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: F401 - for the kernel and the agent
+import ctypes
+import hashlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil  # noqa: F401 - for the kernel and the agent
+import zmq  # noqa: F401 - for the kernel and the agent
+
+_PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+_MODULE = ["-m", "ipykernel_launcher"]
+_NO_PARENT = "--IPKernelApp.parent_handle=1"  # as in start.py
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_OOM_SCORE = "500"
+
+
+def main() -> int:
+    # The system ignores SIGTERM for the first process of a pod until it has a handler.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    archive, folder, text = sys.argv[1:]
+    del sys.path[0]  # the folder of this file
+    forked, become_kernel = fork_kernel(folder, json.loads(text))
+    if become_kernel is not None:
+        become_kernel()
+        return 0
+    sys.path.insert(0, archive)
+    from roost.launchers.agent.main import main as run_agent
+
+    return run_agent([folder, text], forked=forked)
+
+
+def fork_kernel(
+    folder: str, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
+    """Fork the assigned kernel if possible.
+
+    Return the fields of `fork_report.PodKernel` for the agent. In the child, return a function that runs the kernel.
+    """
+    with open(settings["assignment"]) as file:
+        launch = json.load(file).get("launch")
+    env = {**os.environ, **launch["env"]} if launch else {}
+    if launch is None or not may_fork(launch, env):
+        return None, None
+    began = time.perf_counter()
+    connection = choose_ports(
+        {**launch["connection"], "ip": settings["address"] or launch["connection"]["ip"]}
+    )
+    if connection is None:
+        return None, None
+    home = os.path.join(folder, "kernels", hashlib.sha256(launch["kernel_id"].encode()).hexdigest()[:32])
+    for each in (folder, os.path.dirname(home), home):
+        os.makedirs(each, mode=0o700, exist_ok=True)
+    log_fd = os.open(os.path.join(home, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    connection_file = os.path.join(home, "connection.json")
+    with open(os.open(connection_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        json.dump({key: value for key, value in connection.items() if value is not None}, file)
+    argv = [part.replace("{connection_file}", connection_file) for part in launch["argv"]] + [_NO_PARENT]
+    cwd = launch["cwd"] if os.path.isdir(launch["cwd"]) else os.path.expanduser("~")
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        return None, lambda: run_kernel(argv, env, cwd, log_fd, parent)
+    os.close(log_fd)
+    ports = {name: connection[name] for name in _PORT_NAMES}
+    spawned_ms = (time.perf_counter() - began) * 1e3
+    return {"launch_id": launch["launch_id"], "pid": pid, "ports": ports, "spawned_ms": spawned_ms}, None
+
+
+def may_fork(launch: Mapping[str, Any], env: Mapping[str, str]) -> bool:
+    """True if the kernel runs in this Python, with the same values of the variables that Python reads at its start."""
+    argv = launch["argv"]
+    names = [name for name in {*os.environ, *env} if name == "HOME" or name.startswith(("PYTHON", "LD_"))]
+    return bool(
+        launch["may_fork"]
+        and argv[1:3] == _MODULE
+        and launch["connection"]["transport"] == "tcp"
+        and shutil.which(argv[0], path=env.get("PATH", os.defpath)) == sys.executable
+        and all(os.environ.get(name) == env.get(name) for name in names)
+    )
+
+
+def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the connection with free ports; None if a port that it names is taken."""
+    probes: list[socket.socket] = []
+    try:
+        for name in _PORT_NAMES:
+            probes.append(probe := socket.socket())
+            probe.bind((connection["ip"], connection[name]))
+            connection[name] = probe.getsockname()[1]
+    except OSError:
+        return None
+    finally:
+        for probe in probes:
+            probe.close()
+    return connection
+
+
+def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, parent: int) -> None:
+    """Be a process like a fresh one that runs `argv`. Return when the kernel has ended."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(os.devnull, "rb") as null:
+        for source, target in ((null.fileno(), 0), (log_fd, 1), (log_fd, 2)):
+            os.dup2(source, target)
+    os.close(log_fd)
+    os.environ.clear()
+    os.environ.update({name: value for name, value in env.items() if name != "JPY_PARENT_PID"})
+    time.tzset()
+    os.chdir(cwd)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_OOM_SCORE)
+    except OSError:  # the container does not allow it
+        pass
+    sys.path.insert(0, os.getcwd())
+    sys.argv = [argv[2], *argv[3:]]
+    sys.orig_argv[:] = argv
+    show_command(argv)
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    runpy.run_module(_MODULE[1], run_name="__main__", alter_sys=True)
+
+
+def show_command(argv: list[str]) -> None:
+    """Show `argv` as this process's command line in `ps`, cut to the room there is."""
+    try:
+        with open("/proc/self/stat") as file:
+            # proc(5): fields 48 and 49 are the addresses between which the command line lies.
+            start, stop = (int(field) for field in file.read().rpartition(")")[2].split()[45:47])
+    except (OSError, ValueError):
+        return
+    if 0 < start < stop:
+        text = b"\0".join(map(os.fsencode, argv))
+        ctypes.memmove(start, text[: stop - start - 1].ljust(stop - start, b"\0"), stop - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
