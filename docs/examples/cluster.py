@@ -1,4 +1,4 @@
-"""The tour's cluster of three machines: real daemons of Ray or Dask on this machine, and checks at its end.
+"""The tour's cluster of three machines: real daemons of Ray, Dask or Kubernetes here, and checks at its end.
 
 Only the checks know roost. They look for its leases in the cluster itself.
 """
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask_machines
+import kubelets_cluster
 import raylets
 from cluster_folder import DaemonCluster, processes
 from dask_machines import DaskMachines
+from kubelets_cluster import KubeletsCluster
 from proof import Check
 from raylets import Raylets
 from rich.console import Console
@@ -37,6 +39,8 @@ DASK_MACHINES = (
 
 Dask knows no GPU models, and an agent without a driver sees none. A resource therefore stands for each model.
 """
+
+AnyCluster = DaemonCluster | KubeletsCluster
 
 ASK_TIMEOUT_S = 60.0
 
@@ -66,7 +70,7 @@ class Kind:
     name: str
     takes: str
     starting: str
-    make: Callable[[], DaemonCluster]
+    make: Callable[[], AnyCluster]
     rows: Callable[[Any], list[str]]
     ask: str
     nothing: str
@@ -99,6 +103,19 @@ def _dask_rows(cluster: DaskMachines) -> list[str]:
     ]
 
 
+def _kubernetes_rows(cluster: KubeletsCluster) -> list[str]:
+    return [
+        _row(
+            f"n{number}",
+            f"{machine.cpus:>2} CPUs",
+            machine.memory_bytes,
+            f"{machine.gpus} × {machine.gpu_model}" if machine.gpus else "no GPU",
+            ", ".join(f"{name}={value}" for name, value in machine.labels.items()),
+        )
+        for number, machine in enumerate(cluster.machines, start=1)
+    ]
+
+
 def _row(address: str, cpus: str, memory_bytes: int, gpus: str, rest: str) -> str:
     return f"{address:<12} {cpus}, {memory_bytes >> 30:>2} GiB, {gpus:<8}  {rest}"
 
@@ -124,11 +141,21 @@ KINDS: Mapping[str, Kind] = {
         nothing="no lease in Dask, and all resources are free for tasks",
         why_not=dask_machines.why_not,
     ),
+    "kubernetes": Kind(
+        name="Kubernetes",
+        takes="7 to 20 s",
+        starting="etcd, API server, controllers, scheduler, and three nodes with containerd and kubelet",
+        make=KubeletsCluster,
+        rows=_kubernetes_rows,
+        ask=kubelets_cluster.ASK,
+        nothing="no pod and no Secret in the namespace",
+        why_not=kubelets_cluster.why_not,
+    ),
 }
 
 
 @asynccontextmanager
-async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[DaemonCluster]:
+async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[AnyCluster]:
     """Start a cluster, show its progress, and end it with all processes that were started on it."""
     began = time.monotonic()
     cluster = kind.make()
@@ -147,7 +174,7 @@ async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[DaemonCluster]:
         await asyncio.to_thread(cluster.close)
 
 
-async def find_leases(kind: Kind, cluster: DaemonCluster) -> Check:
+async def find_leases(kind: Kind, cluster: AnyCluster) -> Check:
     """Ask the cluster itself, in a separate process, for roost's leases."""
     command = [sys.executable, "-W", "ignore", "-c", kind.ask, cluster.address]
     process = await asyncio.create_subprocess_exec(
@@ -162,12 +189,15 @@ async def find_leases(kind: Kind, cluster: DaemonCluster) -> Check:
     return Check(what=kind.nothing, left=tuple(left))
 
 
-async def end_cluster(kind: Kind, cluster: DaemonCluster) -> Check:
+async def end_cluster(kind: Kind, cluster: AnyCluster) -> Check:
     """End the cluster, and report what is still there."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:
         await asyncio.to_thread(cluster.close)
-        left = [str(process.pid) for process in processes(cluster.folder)]
+        if isinstance(cluster, KubeletsCluster):
+            left = cluster.leftovers()
+        else:
+            left = [str(process.pid) for process in processes(cluster.folder)]
     except RuntimeError as problem:
         left = [str(problem)]
     left += [str(cluster.folder)] if cluster.folder.exists() else []

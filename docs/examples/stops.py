@@ -79,5 +79,52 @@ STOPS: Mapping[str, tuple[TourStop, ...]] = {
         ),
         NOT_FORKED,
     ),
+    "kubernetes": (
+        ANYWHERE,
+        TourStop(
+            name="roost-t4",
+            title="Python, a T4",
+            notebook="pod.ipynb",
+            asks={"gpus": 1, "gpu_models": ["Tesla-T4"]},
+        ),
+        TourStop(
+            name="roost-a100",
+            title="Python, an A100 and 1 CPU",
+            notebook="pod.ipynb",
+            asks={"cpus": 1, "gpus": 1, "gpu_models": ["A100"]},
+        ),
+        TourStop(
+            name="roost-zone-b",
+            title="Python, 1 CPU and 512 MiB in zone b",
+            notebook="pod.ipynb",
+            asks={"cpus": 1, "memory": "512MiB", "labels": {"zone": "b"}},
+        ),
+        NOT_FORKED,
+    ),
 }
-TOO_BIG = TourStop(name="roost-too-big", title="Python, 64 TiB", notebook="", asks={"memory": "64TiB"})
+TOO_BIG = TourStop(
+    name="roost-too-big",
+    title="A request that no node can ever run: 64 TiB of memory",
+    notebook="",
+    asks={"memory": "64TiB"},
+)
+REFUSED: Mapping[str, tuple[TourStop, ...]] = {
+    **dict.fromkeys(STOPS, (TOO_BIG,)),
+    "kubernetes": (
+        TOO_BIG,
+        TourStop(name="roost-half-gpu", title="Half a GPU", notebook="", asks={"gpus": 0.5}),
+        TourStop(
+            name="roost-quota",
+            title="3.5 CPUs, which a node has, but the namespace's quota of 3 has not",
+            notebook="",
+            asks={"cpus": 3.5},
+        ),
+        TourStop(
+            name="roost-image",
+            title="An image whose name is wrong",
+            notebook="",
+            asks={"options": {"image": "No Such Image"}},
+        ),
+    ),
+}
+"""Requests that roost refuses with a sentence."""

@@ -3,10 +3,11 @@
     python docs/examples/tour.py                    on this machine
     python docs/examples/tour.py --backend ray      on a Ray cluster of three nodes, which it starts: `make run`
     python docs/examples/tour.py --backend dask     on a Dask cluster of three machines: `make run BACKEND=dask`
+    python docs/examples/tour.py --backend kubernetes    on a Kubernetes cluster of three nodes, a pod for each kernel
     python docs/examples/tour.py --lab              the same kernelspecs in JupyterLab, until Ctrl-C
 
 Folders, port, token, cluster, service and agents are private to the tour. The exit status is 1 if a notebook fails, if
-roost does not refuse the kernel that no node can run, or if anything is left at the end.
+roost does not refuse the kernels that no node can run, or if anything is left at the end.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
-from cluster import KINDS, DaemonCluster, end_cluster, find_leases, run_cluster
+from cluster import KINDS, AnyCluster, end_cluster, find_leases, run_cluster
 from dask_waits import wait_for_kernel
+from kubelets_cluster import KubeletsCluster
 from proof import RUNTIME, Check, Footprint, check_left, end, find_footprint
 from rich.console import Console
 from rich.padding import Padding
@@ -36,7 +39,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 from server import CellFailed, JupyterServer, Output, jupyter_server, run_notebook
-from stops import STOPS, TOO_BIG, TourStop
+from stops import REFUSED, STOPS, TourStop
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2
@@ -80,7 +83,9 @@ def private_world(backend: str) -> Iterator[World]:
     folders |= {RUNTIME: world.runtime, "JUPYTER_RUNTIME_DIR": world.jupyter_runtime}
     before = dict(os.environ)
     for name in [
-        name for name in os.environ if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_"))
+        name
+        for name in os.environ
+        if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_", "KUBECONFIG"))
     ]:
         del os.environ[name]
     os.environ.update({name: str(folder) for name, folder in folders.items()})
@@ -99,12 +104,10 @@ def private_world(backend: str) -> Iterator[World]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def configure(folder: Path, kind: str = "", address: str = "") -> None:
+def configure(folder: Path, kind: str = "", settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write the operator's file: short idle times, the cluster, and declared GPUs if the machine has none."""
     lines = [f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}"]
-    if kind:
-        backend = f"c.Roost{kind}Backend"
-        lines += [f"{backend}.agent_idle_exit_s = {AGENT_IDLE_EXIT_S}", f"{backend}.address = {address!r}"]
+    lines += [f"c.Roost{kind}Backend.{name} = {value!r}" for name, value in settings.items()]
     if not shutil.which("nvidia-smi"):
         lines += [f"c.RoostLocalBackend.gpus = {GPUS}", "c.RoostLocalBackend.gpu_model = 'declared'"]
     (folder / "jupyter_roost_config.py").write_text("\n".join(lines) + "\n")
@@ -114,8 +117,19 @@ def install_kernelspecs(backend: str) -> None:
     """Install the kernelspecs of all stops, as `roost kernelspec install --from python3 --name ...` does."""
     from roost.provisioners.kernelspecs import install
 
-    for stop in (*STOPS[backend], TOO_BIG):
-        install("python3", name=stop.name, config={"backend": backend, **stop.asks}, display_name=stop.title)
+    for stop in (*STOPS[backend], *REFUSED[backend]):
+        spec, _ = install(
+            "python3",
+            name=stop.name,
+            config={"backend": backend, **stop.asks},
+            display_name=stop.title,
+            is_checked=backend != "kubernetes",
+        )
+        if backend == "kubernetes":  # the Python of the image
+            file = Path(spec.folder) / "kernel.json"
+            content = json.loads(file.read_text())
+            content["argv"][0] = "python3"
+            file.write_text(json.dumps(content))
 
 
 async def roost(*arguments: str, backend: str) -> dict[str, Any]:
@@ -145,6 +159,8 @@ async def warm(backend: str) -> str:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
             what = "agent and zygote for this Python"
+        elif backend == "kubernetes":
+            what = f"which sees {len(await asyncio.wait_for(client.nodes(), WARM_TIMEOUT_S))} nodes,"
         else:
             what = f"agents on {await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)} nodes"
             while any(node["metrics_age_s"] is None for node in await nodes(backend)):
@@ -224,13 +240,11 @@ def show_cell(source: str, outputs: list[Output]) -> None:
         out.print(indent(Text(f"{kind}{text}", style="red" if output.kind == "error" else ""), 4))
 
 
-async def is_refused(server: JupyterServer) -> bool:
-    """Request more than any node has, and check that the answer is one sentence, at once."""
-    out.print(
-        Rule("[bold]A request that no node can ever run[/] · 64 TiB of memory", align="left", style="cyan")
-    )
+async def is_refused(server: JupyterServer, refused: TourStop) -> bool:
+    """Request what roost cannot give, and check that the answer is one sentence, soon."""
+    out.print(Rule(f"[bold]{refused.title}[/]", align="left", style="cyan"))
     began = time.perf_counter()
-    status, answer = await server.api("POST", "kernels", {"name": TOO_BIG.name})
+    status, answer = await server.api("POST", "kernels", {"name": refused.name})
     took_ms = (time.perf_counter() - began) * 1000
     if status == 201:
         out.print("[red]roost started it[/]")
@@ -240,9 +254,7 @@ async def is_refused(server: JupyterServer) -> bool:
     return True
 
 
-async def does_task_wait(
-    server: JupyterServer, cluster: DaemonCluster, stop: TourStop, kernel_id: str
-) -> bool:
+async def does_task_wait(server: JupyterServer, cluster: AnyCluster, stop: TourStop, kernel_id: str) -> bool:
     """Submit a Dask task that asks for a kernel's resources. Check that it runs only after the kernel's end."""
     out.print(
         Rule(
@@ -299,7 +311,7 @@ async def prove(
     world: World,
     kernel_ids: list[str],
     backend: str,
-    cluster: DaemonCluster | None,
+    cluster: AnyCluster | None,
 ) -> bool:
     """Wait until all processes have left by themselves, and print what is left. True if nothing is left."""
     began = time.monotonic()
@@ -318,14 +330,17 @@ async def prove(
 
 
 @asynccontextmanager
-async def run_nodes(backend: str, world: World) -> AsyncIterator[DaemonCluster | None]:
+async def run_nodes(backend: str, world: World) -> AsyncIterator[AnyCluster | None]:
     """Start the cluster on which the kernels run; None stands for this machine alone."""
     if backend == "local":
         yield None
         return
     kind = KINDS[backend]
     async with run_cluster(kind, out) as cluster:
-        configure(world.config, kind.name, cluster.address)
+        settings = {"agent_idle_exit_s": AGENT_IDLE_EXIT_S, "address": cluster.address}
+        if isinstance(cluster, KubeletsCluster):
+            settings = cluster.settings(world.root)
+        configure(world.config, kind.name, settings)
         yield cluster
 
 
@@ -342,7 +357,7 @@ async def tour(backend: str) -> bool:
     return is_good
 
 
-async def visit_all(backend: str, world: World, cluster: DaemonCluster | None) -> bool:
+async def visit_all(backend: str, world: World, cluster: AnyCluster | None) -> bool:
     """Run every stop, the refusal and the end. True if everything worked."""
     stops = STOPS[backend]
     async with jupyter_server(world.notebooks) as server:
@@ -350,18 +365,23 @@ async def visit_all(backend: str, world: World, cluster: DaemonCluster | None) -
         row("warm", await warm(backend))
         visits = [await visit(server, number, stop, backend) for number, stop in enumerate(stops, start=1)]
         kernel_ids = [kernel_id for kernel_id in visits if kernel_id]
-        is_good = len(kernel_ids) == len(stops) and await is_refused(server)
+        is_good = len(kernel_ids) == len(stops)
+        is_good &= all([await is_refused(server, refused) for refused in REFUSED[backend]])
         if is_good and cluster and backend == "dask":
             at = next(index for index, stop in enumerate(stops) if stop.notebook == "dask_map.ipynb")
             is_good = await does_task_wait(server, cluster, stops[at], kernel_ids[at])
         if not is_good:
             out.print(Text("\n".join(server.log[-30:]), style="dim"))
         before = find_footprint(world.runtime, cluster and cluster.folder)
+        inside = cluster.pod_processes() if isinstance(cluster, KubeletsCluster) else []
         out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
         left = await stop_kernels(server)
         checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
         if cluster:
             checks.append(await find_leases(KINDS[backend], cluster))
+        if inside:
+            left = [str(process.pid) for process in inside if process.is_running()]
+            checks.append(Check(what=f"{len(inside)} processes in pods ended", left=tuple(left)))
     return await prove(checks, before, world, kernel_ids, backend, cluster) and is_good
 
 
