@@ -1,6 +1,6 @@
-"""The scorers that keep room for later requests, in GPUs. `Packing` combines them.
+"""The scorers that keep room for later requests. `Packing` combines them.
 
-With the weights of `balanced` it allocates more GPUs than fragmentation gradient descent on the trace of that paper
+With the weights of `balanced`, it allocates more GPUs than FGD (Weng et al., ATC '23) on the trace of that paper
 (`benchmarks/placement.py`).
 """
 

@@ -68,7 +68,7 @@ class Replay:
         return self.arrived - self.placed
 
     def allocation(self, percent: int) -> float | None:
-        """Return the percent allocated after ``percent`` of the capacity had arrived, or None if less arrived."""
+        """Return the percent of the capacity promised once ``percent`` had been requested, or None if less was."""
         point = self.points.get(percent)
         return None if point is None else point.allocated
 

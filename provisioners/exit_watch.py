@@ -54,9 +54,9 @@ class KernelExit:
 
 
 class ExitWatch:
-    """The exits of one kernel's launches, as the service reports them on the client's thread.
+    """A watch that records, on the client's thread, how each launch of one kernel ends.
 
-    `current` belongs to the latest launch. A new launch replaces it, so read it once per method.
+    `current` is the exit of the latest launch. A new launch replaces it, so read it once per method.
     """
 
     def __init__(

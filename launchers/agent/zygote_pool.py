@@ -122,9 +122,9 @@ class ZygotePool:
         deadline_s: float,
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
-        """Fork a kernel, or return None: then the caller execs it, and a zygote for the next start is made.
+        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
 
-        `on_pid` gets the process before its ports are bound. Raises as `read_report` does.
+        `on_pid` gets the pid before the kernel binds its ports. Raises the errors of `read_report`.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))

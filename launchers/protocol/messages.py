@@ -180,8 +180,8 @@ class Holdings:
 class AgentEvent:
     """An event, which goes to all subscribers.
 
-    `lost` has a `reason`. With a lease id, it comes before a lost lease ends. Without one, it comes when the manager's
-    last daemon here has ended. `leaving`: the agent is about to leave. Its kernels stay.
+    `lost` has a `reason`. With a lease id: this lease is lost, and its kernel ends next. Without one: the
+    manager's last daemon here has ended. `leaving`: the agent is about to leave. Its kernels stay.
     """
 
     kind: Literal["launched", "exited", "reserved", "released", "lost", "leaving"]

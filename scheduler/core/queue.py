@@ -91,7 +91,7 @@ class Queue:
         ticket.event.clear()
 
     def wake(self) -> None:
-        """The cluster has changed: the heads of all lines try again, oldest first."""
+        """Wake the head of each line, oldest first, because the cluster has changed."""
         for ticket in self.heads():
             ticket.event.set()
 

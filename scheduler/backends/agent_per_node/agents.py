@@ -130,7 +130,7 @@ class AgentPool:
         await asyncio.gather(*(ask(node_id, known) for node_id, known in self._known.items()))
 
     def status(self, node_id: str, at: float) -> tuple[Node | None, float | None]:
-        """Return the last status of a node, if any, and the age of its metrics at a monotonic time."""
+        """Return a node's last status, if any, and the age of its metrics at the monotonic time `at`."""
         status, arrived_at = self._status.get(node_id, (None, 0.0))
         if status is None or status.metrics_age_s is None:
             return status, None

@@ -20,7 +20,7 @@ N = TypeVar("N", bound="ManagedNode")
 
 
 class Membership(Generic[N]):
-    """`nodes` by id, as last read. `away` is the reason why the manager does not answer, empty while it answers.
+    """A cluster's nodes, as last read. `away` says why the manager does not answer; empty while it answers.
 
     If `join` or `fetch` raise `BackendUnavailable`, the manager is away until it is joined again.
     """

@@ -33,7 +33,7 @@ class NodeTable(Generic[N]):
         return self._snapshot.older_by(time.monotonic() - self._measured_at)
 
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
-        """Build these nodes again; a node that is not in `nodes` is gone. True if that changed the snapshot."""
+        """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
         held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
         for lease in self.leases.values():
             if lease.node_id in held:
@@ -49,7 +49,7 @@ class NodeTable(Generic[N]):
         return True
 
     def update_metrics(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> None:
-        """Build these nodes again, because new metrics of them are known."""
+        """Rebuild these nodes of the snapshot, because their metrics are new."""
         self._measured_at = time.monotonic()
         self.update(nodes, node_ids)
 

@@ -87,7 +87,7 @@ def create(name: str, request: Request, node: RayNode) -> Group:
 
 
 def remove(name: str) -> None:
-    """Give the slice back. May be repeated, also without such a group."""
+    """Remove the group of that name, if there is one. May be repeated."""
     from ray.util.placement_group import remove_placement_group
 
     handle = _handle(name)

@@ -89,7 +89,7 @@ class SlotLedger:
         return parts
 
     def ready_slots(self, machine: str) -> list[Slot]:
-        """Return the slots of a machine whose workers are ready."""
+        """Return a machine's slots whose workers are ready."""
         return [slot for slot in self.slots.values() if slot.machine == machine and slot.is_ready]
 
     def leases_on(self, machine: str) -> list[SlotLease]:
