@@ -100,10 +100,7 @@ class Fingerprint:
         self._listed = {folder: self._offered(folder) for folder in self.folders}
 
     async def check(self) -> str | None:
-        """Return `broken_by` as of now or later. Launches that come in a burst share one check.
-
-        A caller that arrives after the check has started waits for the next one, so as to miss no earlier change.
-        """
+        """Return `broken_by`. Launches that come in a burst share one check; later callers wait for the next one."""
 
         async def run() -> str | None:
             await asyncio.sleep(0)  # let the other launches of the burst join

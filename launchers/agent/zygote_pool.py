@@ -82,10 +82,7 @@ def become_subreaper() -> bool:
 
 
 class ZygotePool:
-    """A set of zygotes, by key. If there are too many, the least recently used one ends.
-
-    `output` is a file for the output of the latest zygote, such as a traceback. `script` is the zygote's program.
-    """
+    """A set of zygotes, by key. If there are too many, the least recently used one ends. `output` is for tracebacks."""
 
     def __init__(
         self,

@@ -15,10 +15,7 @@ T = TypeVar("T")
 def spawn(
     coroutine: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]], log: logging.Logger
 ) -> asyncio.Task[T]:
-    """Start a background task that nobody awaits, and log its exception.
-
-    `tasks` keeps it until it ends. asyncio itself keeps no reference: without the set the task might vanish.
-    """
+    """Start a background task that nobody awaits, and log its exception. asyncio keeps no reference: `tasks` does."""
 
     def finish(done: asyncio.Task[T]) -> None:
         tasks.discard(done)

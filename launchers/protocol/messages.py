@@ -138,8 +138,6 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A request to send `signum` to the process group of a kernel."""
-
     kernel_id: str
     signum: int
 
@@ -154,8 +152,6 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logs:
-    """A request for the last `tail_bytes` of a kernel's log (its stdout and stderr)."""
-
     kernel_id: str
     tail_bytes: int = 65_536
 
@@ -170,8 +166,6 @@ class Warm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """The answer to `list`: all leases and kernels of an agent."""
-
     leases: tuple[Lease, ...] = ()
     kernels: tuple[KernelProcess, ...] = ()
 

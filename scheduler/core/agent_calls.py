@@ -81,14 +81,12 @@ class Agents:
             ) from problem
 
     def connected(self, endpoint: str) -> AgentClient | None:
-        """Return the live connection to that endpoint, if there is one."""
         task = self._clients.get(endpoint)
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return None
         return task.result()
 
     async def close(self) -> None:
-        """Close all connections."""
         tasks = list(self._clients.values())
         self._clients.clear()
         self._listeners.clear()

@@ -46,10 +46,7 @@ class Membership(Generic[N]):
         self._on_nodes = on_nodes
 
     async def join(self, address: str) -> str:
-        """Join the cluster, last seen at `address`, and read its nodes. Return its address.
-
-        Raises `BackendUnavailable` or `ConfigError`.
-        """
+        """Join the cluster, last seen at `address`; return its address. Raises `BackendUnavailable`, `ConfigError`."""
         try:
             joined = await self._join(address)
         except BackendUnavailable as problem:
