@@ -70,7 +70,6 @@ class ExitWatch:
         self._unlisten: weakref.finalize[[], ExitWatch] | None = None
 
     def begin(self, kernel_id: str, launch_id: str) -> KernelExit:
-        """Begin a launch, and return its exit."""
         self._kernel_id = kernel_id
         self.current = KernelExit(launch_id)
         return self.current
@@ -89,7 +88,6 @@ class ExitWatch:
         self._unlisten.atexit = False
 
     def unfollow(self) -> None:
-        """Stop listening. May be repeated."""
         if self._unlisten is not None:
             self._unlisten()
             self._unlisten = None

@@ -17,10 +17,7 @@ _ANY_POLICY = get_policy("pack")
 
 
 class NodeTable(Generic[N]):
-    """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date.
-
-    `build_node` gets a node, the leases on it, and the monotonic time of its metrics.
-    """
+    """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date."""
 
     def __init__(self, build_node: Callable[[N, Sequence[Lease], float], Node]) -> None:
         self._build_node = build_node
@@ -67,10 +64,7 @@ class NodeTable(Generic[N]):
 
 
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:
-    """Return a device with the figures of `seen`, the devices as the node's agent sees them.
-
-    A manager names a device by its id, or by its number among the devices that the agent sees.
-    """
+    """Return the device called `name`: an id, or a number among the devices `seen` by the node's agent."""
     found = next((device for device in seen if device.id == name), None)
     if found is None and name.isdigit() and int(name) < len(seen):
         found = seen[int(name)]
