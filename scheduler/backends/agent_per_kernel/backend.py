@@ -41,10 +41,10 @@ _STARTING = "its agent is starting"
 
 
 class AgentPerKernelBackend(Backend):
-    """A backend with pods of `cluster` as leases. Each pod's agent runs one kernel.
+    """Leases are the pods of `cluster`; each pod's agent runs one kernel.
 
     `linger_s` is how long a lease outlives a kernel that ended by itself, so that a restarter may start it again.
-    `adds_nodes`: see `Backend`.
+    `adds_nodes` is the backend's attribute of this name.
     """
 
     def __init__(
@@ -175,8 +175,10 @@ class AgentPerKernelBackend(Backend):
                     self._events.put_nowait(BackendEvent(kind="resync"))
                 async for change in self._cluster.changes():
                     await self._on_change(change)
-            except BackendUnavailable as problem:
-                if not self._away:
+            except Exception as problem:
+                if not isinstance(problem, BackendUnavailable):
+                    log.exception("%s: its changes cannot be followed", self.name)
+                elif not self._away:
                     log.warning("%s is away: %s", self.name, problem)
                 self._away = str(problem)
                 await asyncio.sleep(next(pauses))

@@ -75,7 +75,7 @@ class KubernetesCluster(PodCluster):
 
     async def join(self) -> str:
         await self._stop()
-        await self._api.call("GET", "/version")
+        await self._call("GET", "/version")
         settings = self._settings
         self._nodes = self._reflect(
             "/api/v1/nodes", lambda raw: read_node(raw, settings.gpu_resource), self._on_node
@@ -116,7 +116,6 @@ class KubernetesCluster(PodCluster):
     async def close(self) -> None:
         await asyncio.gather(*self._creating.values(), return_exceptions=True)
         await self._stop()
-        self._api.close()
 
     async def nodes(self) -> Sequence[Node]:
         nodes = self._nodes.items.values() if self._nodes else ()
@@ -146,9 +145,7 @@ class KubernetesCluster(PodCluster):
             await asyncio.wait([creating])
         for namespace in self._namespaces():
             selector = f"{SERVICE_LABEL}={self._identity.label},{LEASE_LABEL}={digest(lease_id)}"
-            found = await self._api.call(
-                "GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector
-            )
+            found = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
             for raw in found["items"]:
                 if not is_ending(raw):
                     await self._delete_pod(raw)
