@@ -20,6 +20,8 @@ _NEVER_FOUND = re.compile(
     re.IGNORECASE,
 )
 """Answers of a registry that no repetition changes."""
+_STEPS = re.compile(r'^(?:(?:failed to \w[^":]*|Head|Get)(?: ?"[^"]*")?: )+')
+"""The steps at the head of an error chain, such as `failed to resolve reference "a:1": Head "https://...": `."""
 _DISRUPTIONS = {
     "PreemptionByScheduler": "a pod of higher priority took its place",
     "DeletionByTaintManager": "its node was tainted or did not answer",
@@ -161,6 +163,8 @@ def describe_end(raw: JsonObject) -> News | None:
     if (ended := state.get("terminated")) is not None:
         if ended.get("reason") == "OOMKilled":
             return News("its container ran out of memory")
+        if ended.get("reason") in ("Unknown", "ContainerStatusUnknown"):
+            return News(cause or "its node has lost it, for example because the node was restarted")
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):
             return News(f"its container cannot start: {_last(ended.get('message', ''))}", is_final=True)
         return News(cause or f"its agent ended with exit code {ended.get('exitCode')}")
@@ -214,4 +218,5 @@ def _enough(found: re.Match[str]) -> str:
 
 def _last(message: str) -> str:
     """Return the end of an error chain, where the cause is."""
-    return message.rpartition("desc = ")[2].strip().rstrip(".")[-300:] or "no reason given"
+    cause = _STEPS.sub("", message.rpartition("desc = ")[2].strip()).rstrip(".") or "no reason given"
+    return cause if len(cause) <= 200 else f"...{cause[-200:]}"
