@@ -81,12 +81,14 @@ class Agents:
             ) from problem
 
     def connected(self, endpoint: str) -> AgentClient | None:
+        """Return the live connection to that endpoint, if there is one."""
         task = self._clients.get(endpoint)
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return None
         return task.result()
 
     async def close(self) -> None:
+        """Close all connections."""
         tasks = list(self._clients.values())
         self._clients.clear()
         self._listeners.clear()
@@ -106,7 +108,8 @@ class Agents:
                 listener(endpoint, event)
 
         def on_lost() -> None:
-            log.info("agent=%s the connection is lost", endpoint)
+            if is_connected:
+                log.info("agent=%s the connection is lost", endpoint)
             # The client calls this itself, so it can be closed only afterwards.
             spawn(client.close(), self._closing, log)
             if self._clients.pop(endpoint, None) is not None and is_connected:
