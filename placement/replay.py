@@ -34,7 +34,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayPoint:
-    """One moment of a replay, in percent of the capacity. ``arrived`` and ``refused`` add up from the start."""
+    """The state of a replay at one moment, in percent of the cluster's capacity.
+
+    ``arrived`` and ``refused`` add up from the start. ``allocated`` is promised now, earlier promises included.
+    """
 
     arrived: float
     allocated: float
@@ -65,7 +68,7 @@ class Replay:
         return self.arrived - self.placed
 
     def allocation(self, percent: int) -> float | None:
-        """Return the percent of the capacity promised once ``percent`` had been requested, or None if less was."""
+        """Return the percent allocated after ``percent`` of the capacity had arrived, or None if less arrived."""
         point = self.points.get(percent)
         return None if point is None else point.allocated
 
@@ -156,7 +159,8 @@ def draw_arrivals_to_demand(
 ) -> list[Arrival]:
     """Return these requests in random order, until they ask for ``ratio`` times the capacity (FGD, ATC '23).
 
-    Random requests are left out or drawn again. Raises ``ValueError`` if no request asks for the resource.
+    If the requests ask for more, random ones are left out. If they ask for less, more are drawn from them with
+    replacement. Raises ``ValueError`` if no request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(
@@ -182,8 +186,9 @@ def draw_poisson_arrivals(
 ) -> list[Arrival]:
     """Return arrivals at random (Poisson) times, drawn from the tasks that end, with replacement.
 
-    They hold ``load`` times the capacity if none is refused. ``count`` arrivals follow those at 0 s, which would be
-    running by then. Raises ``ValueError`` if no such task asks for the resource.
+    The rate is such that the arrivals hold ``load`` times the capacity if none is refused. ``count`` arrivals follow
+    those at 0 s: the requests that would be running by then. Raises ``ValueError`` if no such task asks for the
+    resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
     durations = [duration_s for _, duration_s in ending]

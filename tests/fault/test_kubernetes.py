@@ -3,26 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kubelets import Kubelets, why_not
+from kubelets import Api, Kubelets, Refused, why_not
+from kubernetes_nodes import NAMESPACE
 from kubernetes_world import (
     MACHINES,
+    PODS,
+    SECRETS,
     SPARE,
+    USER,
     World,
+    assert_plain,
+    containerd_pid,
     kernel_of,
     prepare,
     say,
     service,
+    tag_image,
+    until,
 )
 from leftovers import private_runtime_dir
 from notebook import held_by
 from world import settle, wait_gone
 
 from roost.scheduler.client.client import disconnect
+from roost.scheduler.errors import BackendUnavailable, RoostError
+
+REGISTRY = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404)
+        self.end_headers()
+    do_HEAD = do_GET
+server = HTTPServer(("127.0.0.1", 5000), Handler)
+print("ready", flush=True)
+server.serve_forever()
+"""
+
+OWN_SECRET = """
+  volumes: [{name: own, secret: {secretName: none}}]
+  containers: [{name: kernel, volumeMounts: [{name: own, mountPath: /own}]}]
+"""
+OWN_VARIABLE = """
+  containers: [{name: kernel, env: [{name: A, valueFrom: {secretKeyRef: {name: none, key: a}}}]}]
+"""
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -128,3 +162,314 @@ async def test_a_watch_that_falls_silent(world: World) -> None:
     opened_at = time.monotonic()
     await world.open()
     say("next kernel after", opened_at)
+
+
+@pytest.mark.fault_long
+@pytest.mark.parametrize("away_s", [3, 20])
+async def test_the_api_server(world: World, away_s: float) -> None:
+    kept, stopped = await world.open(gpus=1), await world.open()
+    before = held_by(await kernel_of(kept))
+    world.cluster.kill("apiserver")
+    killed_at = time.monotonic()
+    assert "Kubernetes is away, its kernels live on" in await world.refusal(cpus=0.1)
+    say("known to be away after", killed_at)
+    with pytest.raises(BackendUnavailable) as refused:
+        await world.notebook().open()
+    assert_plain(refused.value.user_message)
+    assert await kept.value("mine") == "42"
+    await kept.interrupt()
+    ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
+    await asyncio.sleep(killed_at + away_s - time.monotonic())
+    assert await kept.value("mine") == "42"
+    world.cluster.start("apiserver")
+    say("back after", killed_at)
+    back_at = time.monotonic()
+    await world.has_room(cpus=0.1, within_s=120)  # Kubernetes' own nodes need a minute after 20 s
+    say("room again after", back_at)
+    with contextlib.suppress(RoostError):
+        await ending
+    await until(lambda: len(world.pods()) == 1, "the pod of the stopped kernel stays")
+    say("the stopped kernel's pod is gone after", back_at)
+    world.opened.remove(stopped)
+    assert held_by(await kernel_of(kept)) == before
+    await world.lives(kept)
+    await world.restart(kept)
+
+
+@pytest.mark.fault_long
+async def test_the_kubelet(world: World) -> None:
+    notebook = await world.open(labels=SPARE)
+    world.cluster.kill("n2/kubelet")
+    killed_at = time.monotonic()
+    try:
+        refusal = await world.refusal(labels=SPARE)
+        say(f"{refusal!r} after", killed_at)
+        assert "does not answer Kubernetes" in refusal
+        await asyncio.sleep(2)
+        await world.lives(notebook)
+        await notebook.interrupt()
+    finally:
+        world.cluster.start("n2/kubelet")
+    started_at = time.monotonic()
+    await world.has_room(labels=SPARE)
+    say("room again after", started_at)
+    await world.lives(notebook, await world.open(labels=SPARE))
+
+
+@pytest.mark.fault_long
+async def test_containerd(world: World) -> None:
+    notebook = await world.open(labels=SPARE)
+    world.cluster.kill("n2/containerd")
+    await asyncio.sleep(3)
+    try:
+        assert await notebook.value("mine") == "42"
+    finally:
+        world.cluster.start("n2/containerd")
+    started_at = time.monotonic()
+    await world.has_room(labels=SPARE)
+    other = await world.open(labels=SPARE)
+    say("next kernel after", started_at)
+    await asyncio.sleep(3)
+    await world.lives(notebook, other)
+
+
+@pytest.mark.fault_long
+async def test_a_node_that_is_cut_off(world: World) -> None:
+    notebook = await world.open(labels=SPARE)
+    stopped = await world.open(labels=SPARE)
+    cut_at = time.monotonic()
+    world.cluster.cut("n2")
+    try:
+        refusal = await world.refusal(labels=SPARE)
+        say(f"{refusal!r} after", cut_at)
+        with pytest.raises(RoostError) as refused:
+            await service().stop(stopped.manager.kernel_id, grace_s=0)
+        say(refused.value.user_message)
+        assert_plain(refused.value.user_message)
+        await asyncio.sleep(max(0.0, cut_at + 20 - time.monotonic()))
+        assert (await kernel_of(notebook)).state == "running"
+        assert len(world.pods()) == 2
+    finally:
+        world.cluster.reconnect("n2")
+    back_at = time.monotonic()
+    await world.has_room(labels=SPARE)
+    say("room again after", back_at)
+    await until(lambda: len(world.pods()) == 1, "the stop is not carried out")
+    say("the stop was carried out after", back_at)
+    world.opened.remove(stopped)
+    await world.lives(notebook)
+
+
+@pytest.mark.fault_long
+async def test_a_node_that_loses_power(world: World) -> None:
+    notebook = await world.open(labels=SPARE)
+    off_at = time.monotonic()
+    world.cluster.power_off("n2")
+    try:
+        refusal = await world.refusal(labels=SPARE)
+        say(f"{refusal!r} after", off_at)
+        await asyncio.sleep(max(0.0, off_at + 15 - time.monotonic()))
+        assert (await kernel_of(notebook)).state == "running", "unknown is not ended"
+        assert len(world.pods()) == 1
+    finally:
+        world.cluster.power_on("n2")
+    on_at = time.monotonic()
+    reason = await world.ended(notebook, 60)
+    say(f"{reason!r} after", on_at)
+    await world.has_room(labels=SPARE)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+@pytest.mark.fault_long
+async def test_eviction(world: World) -> None:
+    notebook = await world.open()
+    name = (await world.pod(notebook))["metadata"]["name"]
+    budgets = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
+    selector = {"matchLabels": {"app.kubernetes.io/managed-by": "roost"}}
+    spec = {"minAvailable": 1, "selector": selector}
+    world.api.call("POST", budgets, {"metadata": {"name": "kernels"}, "spec": spec})
+    try:
+        await until(
+            lambda: world.api.call("GET", f"{budgets}/kernels").get("status", {}).get("currentHealthy") == 1,
+            "the budget has no effect",
+        )
+        with pytest.raises(Refused, match="disruption budget") as refused:
+            world.api.call("POST", f"{PODS}/{name}/eviction", evict(name))
+        assert refused.value.status == 429
+        await world.lives(notebook)
+    finally:
+        world.api.call("DELETE", f"{budgets}/kernels")
+    kernel = (await world.processes(notebook))[-1]
+    await until(lambda: accepts(world.api, name), "the eviction is refused")
+    evicted_at = time.monotonic()
+    reason = await world.ended(notebook, 10)
+    say(f"{reason!r} after", evicted_at)
+    assert "it was evicted" in reason
+    assert wait_gone(kernel.pid, 10)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+def evict(name: str) -> dict[str, Any]:
+    return {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+
+
+def accepts(api: Api, name: str) -> bool:
+    api.call("POST", f"{PODS}/{name}/eviction", evict(name))
+    return True
+
+
+@pytest.mark.fault_long
+async def test_preemption(world: World) -> None:
+    notebook = await world.open(labels=SPARE, cpus=1)
+    classes = "/apis/scheduling.k8s.io/v1/priorityclasses"
+    world.api.call("POST", classes, {"metadata": {"name": "urgent"}, "value": 1_000_000})
+    container = {
+        "name": "main", "image": "roost-test:1", "command": ["sleep", "1000"],
+        "resources": {"requests": {"cpu": "1500m"}},
+    }  # fmt: skip
+    spec = {
+        "priorityClassName": "urgent", "nodeSelector": SPARE, "terminationGracePeriodSeconds": 0,
+        "containers": [container],
+    }  # fmt: skip
+    path = "/api/v1/namespaces/default/pods"
+    created_at = time.monotonic()
+    world.api.call("POST", path, {"metadata": {"name": "urgent"}, "spec": spec})
+    try:
+        reason = await world.ended(notebook, 10)
+        say(f"{reason!r} after", created_at)
+        assert "a pod of higher priority took its place" in reason
+        await until(
+            lambda: world.api.call("GET", f"{path}/urgent")["status"]["phase"] == "Running",
+            "the urgent pod does not run",
+        )
+        say("the urgent pod runs after", created_at)
+        assert "CPU" in await world.refusal(labels=SPARE, cpus=1)
+    finally:
+        world.api.call("DELETE", f"{path}/urgent")
+        world.api.call("DELETE", f"{classes}/urgent")
+    await world.has_room(labels=SPARE, cpus=1)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+@pytest.mark.fault_long
+async def test_out_of_memory(world: World) -> None:
+    """With cgroup v1 the system kills one process, and with cgroup v2 all processes of the container."""
+    notebook = await world.open(memory="300MiB")
+    before = await world.pod(notebook)
+    died_at = time.monotonic()
+    notebook.client.execute("x = bytearray(10**9)")
+    reason = await world.ended(notebook, 20)
+    say(f"{reason!r} after", died_at)
+    assert "memory" in reason
+    await world.restart(notebook)
+    await world.lives(notebook)
+    say(f"in {'the same' if await world.pod(notebook) == before else 'another'} pod")
+    for process in await world.processes(notebook):
+        process.kill()
+    died_at = time.monotonic()
+    reason = await world.ended(notebook, 20)
+    say(f"{reason!r} after", died_at)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+@pytest.mark.fault_long
+async def test_a_token_that_expires(world: World) -> None:
+    """The token ends with the Secret that it is bound to. A new token appears in the same file."""
+    world.configure(watch_timeout_s=2.0)
+    token = world.folder / "token"
+    config = json.loads(world.kubeconfig.read_text())
+    config["users"][0]["user"] = {"tokenFile": str(token)}
+    world.kubeconfig.write_text(json.dumps(config))
+    create_token(world.api, "first", token)
+    notebook = await world.open()
+    world.api.call("DELETE", f"{SECRETS}/first")
+    expired_at = time.monotonic()
+    refusal = await world.refusal(cpus=0.1, within_s=30)
+    say(f"{refusal!r} after", expired_at)
+    assert "does not accept roost's credentials" in refusal
+    assert await notebook.value("mine") == "42"
+    create_token(world.api, "second", token)
+    renewed_at = time.monotonic()
+    await world.has_room(cpus=0.1)
+    say("room again after", renewed_at)
+    await world.lives(notebook, await world.open())
+    await world.close()
+    world.api.call("DELETE", f"{SECRETS}/second")
+
+
+def create_token(api: Api, name: str, file: Path) -> None:
+    """Write a token that is valid while a Secret of this name exists."""
+    secret = api.call("POST", SECRETS, {"metadata": {"name": name}})
+    bound = {"kind": "Secret", "apiVersion": "v1", "name": name, "uid": secret["metadata"]["uid"]}
+    path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{USER}/token"
+    answer = api.call("POST", path, {"spec": {"boundObjectRef": bound, "expirationSeconds": 600}})
+    file.write_text(answer["status"]["token"])
+
+
+@pytest.fixture
+def registry(cluster: Kubelets) -> Iterator[None]:
+    """Run a registry without images on the node n2, at localhost:5000."""
+    command = ["nsenter", "--net", "--target", str(containerd_pid(cluster, "n2"))]
+    with subprocess.Popen([*command, sys.executable, "-S", "-c", REGISTRY], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        yield
+        server.kill()
+
+
+@pytest.mark.fault_long
+@pytest.mark.parametrize(
+    ("options", "template", "reason"),
+    [
+        ({"image": "localhost:5000/none:1"}, "", "its image cannot be pulled: .*not found"),
+        ({"image": "Not An Image"}, "", "its image cannot be used"),
+        ({"volumes": "none:/data"}, "", 'persistentvolumeclaim "none" not found'),
+        ({}, OWN_SECRET, 'secret "none" not found'),
+        (
+            {},
+            OWN_VARIABLE,
+            'secret "none" not found',
+        ),
+    ],
+    ids=["image", "name", "claim", "volume", "variable"],
+)
+async def test_a_pod_that_can_never_start(
+    world: World, options: dict[str, str], template: str, reason: str, registry: None
+) -> None:
+    template_file = world.folder / "pod.yaml"
+    template_file.write_text(f"spec:\n  securityContext: {{runAsUser: 12345}}{template}")
+    world.configure(allowed_volumes=["*"])
+    began = time.monotonic()
+    with pytest.raises(RoostError, match=reason) as refused:
+        await world.notebook(options=options, labels=SPARE).open()
+    say(f"{refused.value.user_message!r} after", began)
+    assert_plain(refused.value.user_message)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.fault_long
+@pytest.mark.parametrize("is_late", [False, True], ids=["in time", "too late"])
+async def test_a_slow_image(world: World, is_late: bool) -> None:
+    """No registry answers. The image comes to the node later, or the start's time runs out."""
+    image = f"registry.example/late:{is_late:d}"
+    notebook = world.notebook(options={"image": image}, labels=SPARE, launch_timeout=15 if is_late else 60)
+    began = time.monotonic()
+    opening = asyncio.create_task(notebook.open())
+    say(await world.waits_for("its image cannot be pulled yet"))
+    if is_late:
+        with pytest.raises(RoostError, match="its image") as refused:
+            await opening
+        say(f"{refused.value.user_message!r} after", began)
+        assert_plain(refused.value.user_message)
+        return
+    world.kill_service()
+    tag_image(world.cluster, "n2", image)
+    tagged_at = time.monotonic()
+    await opening
+    say("started after", tagged_at)
+    await notebook.run("mine = 42")
+    await world.lives(notebook)

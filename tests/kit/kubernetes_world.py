@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kubelets import Kubelets, Machine, Refused
+from kubelets import PYTHON, Kubelets, Machine, Refused
 from kubernetes_nodes import NAMESPACE, cluster_settings, create_namespace
 from managers import IPYKERNEL, kernelspecs
 from notebook import Notebook
@@ -112,7 +112,7 @@ class World:
         return reason
 
     async def restart(self, notebook: Notebook) -> None:
-        """Restart a kernel in a new pod, whose address differs."""
+        """Restart a kernel, perhaps in a new pod, whose address differs."""
         notebook.client.stop_channels()
         await notebook.manager.restart_kernel()
         notebook.client = notebook.manager.client()
@@ -209,25 +209,23 @@ class World:
             await asyncio.sleep(0.1)
         say("all removed after", began)
 
-    # Nodes
 
-    def tag_image(self, node: str, name: str) -> None:
-        """Give the image of kernels another name on a node, as if it had been pulled."""
-        (pid,) = [
-            process.pid
-            for process in psutil.process_iter()
-            if _command(process)[:1] == ["containerd"] and f"/{node}/" in _command(process)[-1]
-            if str(self.cluster.folder) in _command(process)[-1]
-        ]
-        socket = f"/proc/{pid}/root/run/containerd/containerd.sock"
-        command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "tag"]
-        subprocess.run([*command, "docker.io/library/roost-test:1", name], check=True, timeout=30)
+def containerd_pid(cluster: Kubelets, node: str) -> int:
+    """Return the pid of a node's containerd."""
+    config = f"{cluster.folder}/{node}/containerd.toml"
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or [""]
+        if command[0] == "containerd" and command[-1] == config:
+            return int(process.pid)
+    raise AssertionError(f"{node} has no containerd")
 
 
-def _command(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return list(process.cmdline())
-    return []
+def tag_image(cluster: Kubelets, node: str, name: str) -> None:
+    """Give the image of kernels another name on a node, as if that had been pulled."""
+    socket = f"/proc/{containerd_pid(cluster, node)}/root/run/containerd/containerd.sock"
+    command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "tag"]
+    done = subprocess.run([*command, PYTHON, name], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 def prepare(cluster: Kubelets) -> None:

@@ -29,8 +29,9 @@ _TLS = (
 
 
 async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
-    """Become a client of the cluster of the settings, of Dask's configuration, or `fallback`; also return its address.
+    """Become a client of the cluster that the settings name, else Dask's configuration, else `fallback`.
 
+    Returns an asynchronous `distributed.Client`, which belongs to this event loop, and the cluster's address.
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
     if importlib.util.find_spec("distributed") is None:

@@ -124,7 +124,7 @@ class Api:
                     f"Kubernetes at {configuration.host} does not answer ({_short(problem)})"
                 ) from None
             if response.status == 401 and attempt == 1:
-                self.close()  # the credentials have expired: read them again
+                self._forget()  # the credentials have expired: read them again
                 continue
             if response.status == 429 and attempt < _ATTEMPTS:
                 time.sleep(min(float(response.headers.get("Retry-After", 1)), _PAUSE_S))
@@ -147,15 +147,11 @@ class Api:
         """Use new connections from now on: if one has fallen silent, the idle ones probably have too."""
         with self._lock:
             if self._loaded is not None:
-                configuration, pool = self._loaded
-                pool.clear()
+                configuration, _ = self._loaded
                 self._loaded = configuration, _build_pool(configuration)
 
-    def close(self) -> None:
-        """Close the idle connections. A later call reads the configuration and connects again."""
+    def _forget(self) -> None:
         with self._lock:
-            if self._loaded is not None:
-                self._loaded[1].clear()
             self._loaded = None
 
 

@@ -83,7 +83,7 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def api(server: FakeServer, tmp_path: Path) -> Iterator[Api]:
+def api(server: FakeServer, tmp_path: Path) -> Api:
     host = f"http://127.0.0.1:{server.server_port}"
     config = {
         "clusters": [{"name": "c", "cluster": {"server": host}}],
@@ -93,9 +93,7 @@ def api(server: FakeServer, tmp_path: Path) -> Iterator[Api]:
     }
     file = tmp_path / "config"
     file.write_text(json.dumps(config))
-    api = Api(str(file), "")
-    yield api
-    api.close()
+    return Api(str(file), "")
 
 
 class Following:
