@@ -41,10 +41,10 @@ _STARTING = "its agent is starting"
 
 
 class AgentPerKernelBackend(Backend):
-    """Leases are the pods of `cluster`; each pod's agent runs one kernel.
+    """A backend with pods of `cluster` as leases. Each pod's agent runs one kernel.
 
     `linger_s` is how long a lease outlives a kernel that ended by itself, so that a restarter may start it again.
-    `adds_nodes` is the backend's attribute of this name.
+    `adds_nodes`: see `Backend`.
     """
 
     def __init__(

@@ -116,6 +116,7 @@ class KubernetesCluster(PodCluster):
     async def close(self) -> None:
         await asyncio.gather(*self._creating.values(), return_exceptions=True)
         await self._stop()
+        self._api.close()
 
     async def nodes(self) -> Sequence[Node]:
         nodes = self._nodes.items.values() if self._nodes else ()
