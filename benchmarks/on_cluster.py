@@ -58,7 +58,7 @@ KERNELSPECS: Mapping[str, Mapping[str, object]] = {
 class MeasuredCluster:
     """A cluster manager and its measurements.
 
-    `start` starts a new cluster whose daemons get these environment variables. `variable` names the cluster's address.
+    `start` takes its daemons' environment and starts a new cluster. `variable` names the variable for its address.
     `read` takes a number of rounds and returns stage → milliseconds. `bounds` limits start ÷ plain by kernelspec.
     `read_bounds` limits the milliseconds of a stage of `read`.
     """

@@ -1,6 +1,6 @@
 """Kernels on a Ray cluster of three nodes, all on this machine: time to start, burst rate, and large clusters.
 
-`on_cluster.py` describes the measurements. Here `cold` also begins without Ray workers. The first worker on a node
+`on_cluster.py` describes the measurements. Here its `cold` also begins without Ray workers. The first worker on a node
 starts the agent, and also finds the kernel's device.
 
 decode     Ray's report on 1,000 nodes → RayNodes, for every reading except the first. The report is copied from a
@@ -32,7 +32,7 @@ MACHINES = (
 
 
 def measure_reading(rounds: int) -> dict[str, list[float]]:
-    """Record this cluster's state with placement groups, and copy it to NODES nodes. Return milliseconds by stage."""
+    """Time the reading of Ray's report on NODES nodes, copied from this cluster's. Return milliseconds by stage."""
     import ray
     from ray._private.worker import global_worker
     from ray.core.generated import autoscaler_pb2

@@ -157,7 +157,7 @@ def read_published(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def list_runs(arguments: Namespace, folder: Path) -> list[SeededRun]:
-    """Return all runs, without departures first."""
+    """Return all runs. Tasks end only in the last ones."""
     seeds = range(FIRST_SEED, FIRST_SEED + (arguments.seeds or (1 if arguments.quick else 10)))
     workloads = WORKLOADS[:3:2] if arguments.quick else arguments.workload or WORKLOADS
     policies = ("fgd", "balanced") if arguments.quick else POLICIES

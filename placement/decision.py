@@ -111,7 +111,7 @@ class Decision(_Explained):
         return tuple(islice(self._explanation.iterate_refusals(), count))
 
     def changed_to(self, **changes: Any) -> Decision:
-        """Return the decision with other values in these fields, without computing the explanation."""
+        """Return a copy with these changes. Its explanation is still computed only when it is read."""
         if not hasattr(self, "_explanation") or changes.keys() & self._LATE:
             return replace(self, **changes)
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._LATE}

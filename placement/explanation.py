@@ -35,7 +35,7 @@ class Explanation:
     avoided: Mapping[int, str]
 
     def choose_devices(self, row: int, best: int) -> tuple[str, ...]:
-        """Return the ids of the devices to prefer on a node. ``best`` is -1 if the request needs not exactly one."""
+        """Return the ids of the preferred devices on a node: number ``best``, or the best few if ``best`` is -1."""
         request = self.request
         if not request.gpus:
             return ()

@@ -14,8 +14,6 @@ _EXACT = 2**53
 
 
 class NotDraining:
-    """A filter that refuses draining nodes."""
-
     name = "draining"
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
@@ -27,8 +25,6 @@ class NotDraining:
 
 
 class HasLabels:
-    """A filter that refuses nodes without all the required labels."""
-
     name = "labels"
 
     def applies(self, request: Request) -> bool:
@@ -62,8 +58,7 @@ class Tolerates:
 class HasGpus:
     """A filter that refuses nodes without enough free devices of the accepted models.
 
-    A share must be free on one device. A whole number needs that many wholly free devices. The sum of free devices must
-    suffice too, because promises to others may be known only as a sum.
+    The sum of free devices must suffice too, because promises to others may be known only as a sum.
     """
 
     name = "gpu"
@@ -101,8 +96,6 @@ class HasGpus:
 
 
 class HasMemory:
-    """A filter that refuses nodes without enough free memory."""
-
     name = "memory"
 
     def least(self, request: Request) -> dict[str, float] | None:
@@ -121,8 +114,6 @@ class HasMemory:
 
 
 class HasCpus:
-    """A filter that refuses nodes without enough free CPUs."""
-
     name = "cpu"
 
     def least(self, request: Request) -> dict[str, float]:

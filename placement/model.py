@@ -75,7 +75,7 @@ class Device:
 
     @property
     def excess(self) -> float:
-        """The real use beyond the promises: 0 up to ``BUSY_BEYOND``, and ``UNKNOWN_USE`` if the use is unknown."""
+        """The real use minus the promises: 0 if at most ``BUSY_BEYOND``, ``UNKNOWN_USE`` if the use is unknown."""
         if self.use is None:
             return UNKNOWN_USE
         beyond = self.use - self.promised

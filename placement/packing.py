@@ -1,6 +1,6 @@
-"""The scorers that keep room for later requests, in GPUs. `Packing` combines them.
+"""The scorers that keep room for later requests. `Packing` combines them.
 
-With the weights of `balanced` it allocates more GPUs than fragmentation gradient descent on the trace of that paper
+With the weights of `balanced`, it allocates more GPUs than FGD (Weng et al., ATC '23) on the trace of that paper
 (`benchmarks/placement.py`).
 """
 
@@ -34,11 +34,10 @@ def _count_taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArra
 
 @dataclass(frozen=True, slots=True)
 class FragmentationGradient:
-    """A scorer of the drop in the node's expected fragmentation: F before − F after.
+    """A scorer of the drop in the node's expected fragmentation (Weng et al., ATC '23, equation 4).
 
-    The source is Weng et al., "Beware of Fragmentation" (ATC '23), equation 4, on the workload's typical classes. It
-    scores devices for a share of a GPU, else nodes. With ``is_integer``, scores are whole percents of a sigmoid, as in
-    the authors' scheduler.
+    It scores devices for a share of a GPU, else nodes. With ``is_integer``, scores are whole percents of a sigmoid, as
+    in the authors' scheduler.
     """
 
     workload: Workload
@@ -93,8 +92,7 @@ class FragmentationGradient:
 class StrandedShare:
     """A scorer of stranded GPUs: minus the growth of the GPUs that lack CPUs or memory on the node.
 
-    A typical request could use only as many GPUs as the CPUs and the memory that are left can serve. The other GPUs are
-    stranded. The result is the mean over the typical requests, weighted by their GPUs.
+    A typical request cannot use these GPUs. The result is the mean over typical requests, weighted by their GPUs.
     """
 
     workload: Workload

@@ -71,7 +71,7 @@ class RefusalGroup:
 
 
 def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
-    """Count the refused nodes by their first *never*, else by their first *now*, the largest group first."""
+    """Count refused nodes by main refusal: the first *never*, or else the first *now*. Largest first."""
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         per_node.setdefault(refusal.node_id, []).append(refusal)

@@ -34,10 +34,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayPoint:
-    """The state of a replay at one moment, in percent of the cluster's capacity.
-
-    ``arrived`` and ``refused`` add up from the start. ``allocated`` is promised now, earlier promises included.
-    """
+    """One moment of a replay, in percent of the capacity. ``arrived`` and ``refused`` add up from the start."""
 
     arrived: float
     allocated: float
@@ -68,7 +65,7 @@ class Replay:
         return self.arrived - self.placed
 
     def allocation(self, percent: int) -> float | None:
-        """Return the percent allocated after ``percent`` of the capacity had arrived, or None if less arrived."""
+        """Return the percent of the capacity promised once ``percent`` had been requested, or None if less was."""
         point = self.points.get(percent)
         return None if point is None else point.allocated
 
@@ -159,8 +156,7 @@ def draw_arrivals_to_demand(
 ) -> list[Arrival]:
     """Return these requests in random order, until they ask for ``ratio`` times the capacity (FGD, ATC '23).
 
-    If the requests ask for more, random ones are left out. If they ask for less, more are drawn from them with
-    replacement. Raises ``ValueError`` if no request asks for the resource.
+    Random requests are left out or drawn again. Raises ``ValueError`` if no request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(
@@ -186,9 +182,8 @@ def draw_poisson_arrivals(
 ) -> list[Arrival]:
     """Return arrivals at random (Poisson) times, drawn from the tasks that end, with replacement.
 
-    The rate is such that the arrivals hold ``load`` times the capacity if none is refused. ``count`` arrivals follow
-    those at 0 s: the requests that would be running by then. Raises ``ValueError`` if no such task asks for the
-    resource.
+    They hold ``load`` times the capacity if none is refused. ``count`` arrivals follow those at 0 s, which would be
+    running by then. Raises ``ValueError`` if no such task asks for the resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
     durations = [duration_s for _, duration_s in ending]

@@ -51,11 +51,10 @@ WeightedScorers = tuple[tuple[Scorer, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """A scorer of the share of a resource that stays available after the kernel has started.
+    """A scorer of the share of a resource that stays unpromised after the kernel's start, and unused too with ``real``.
 
-    With ``real``, the share is neither promised nor used. Without, it is not promised. The scorer has no opinion on a
-    resource that the request does not ask for. One exception: without ``real``, memory and CPUs count for best-effort
-    requests too.
+    It has no opinion on a resource that the request does not ask for. One exception: without ``real``, memory and CPUs
+    count for best-effort requests too.
     """
 
     name: Literal["gpu", "memory", "cpu"]
@@ -140,11 +139,7 @@ class LowLoad:
 
 @dataclass(frozen=True, slots=True)
 class FewKernels:
-    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size``, in GPUs or CPUs.
-
-    Repeated choices keep the kernels proportional to the sizes, without any memory of earlier choices (d'Hondt's
-    method).
-    """
+    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size`` (d'Hondt's method)."""
 
     best_effort_only: bool = False
     name = "kernels"
@@ -214,7 +209,6 @@ class Near:
 
 
 def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """Return part / whole, or 0 if the whole is 0."""
     result: FloatArray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
     return result
 

@@ -176,10 +176,9 @@ def list_installed() -> Mapping[str, EntryPoint]:
 
 
 def build_policy(source: object, name: str, workload: Workload = _UNKNOWN) -> Policy:
-    """Return the policy that an imported object stands for.
+    """Return the policy that an imported object stands for: a policy, a class, or a function of the workload.
 
-    A class is called without arguments, and a function with the workload. A policy is returned as it is. Raises
-    ``PolicyError`` for another object, and the errors of the call.
+    Raises ``PolicyError`` for another object, and the errors of the call.
     """
     if isinstance(source, type):
         source = source()

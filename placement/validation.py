@@ -45,12 +45,10 @@ def check_whole(name: str, value: object) -> int:
 
 
 def check_optional(check: Any, name: str, value: object) -> Any:
-    """Return the checked value, or None for None."""
     return None if value is None else check(name, value)
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:
-    """Return a tuple of names."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a list of names; got {value!r}.")
     names = tuple(value)
@@ -60,7 +58,6 @@ def check_names(name: str, value: object) -> tuple[str, ...]:
 
 
 def check_labels(name: str, value: object) -> dict[str, str]:
-    """Return a copy of a mapping from text to text."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} must map names to values, for example {{'zone': 'a'}}; got {value!r}.")
     if not all(isinstance(item, str) for pair in value.items() for item in pair):

@@ -196,6 +196,5 @@ def _build_fragments(classes: tuple[tuple[Request, float], ...], models: tuple[s
 
 
 def count_gpus(snapshot: Snapshot) -> dict[str, float]:
-    """Return the number of GPUs of each model."""
     models = snapshot.columns.device_model
     return {model: float((models == i).sum()) for i, model in enumerate(snapshot.models)}

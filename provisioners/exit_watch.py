@@ -54,9 +54,9 @@ class KernelExit:
 
 
 class ExitWatch:
-    """The exits of one kernel's launches, as the service reports them on the client's thread.
+    """A watch that records, on the client's thread, how each launch of one kernel ends.
 
-    `current` belongs to the latest launch. A new launch replaces it, so read it once per method.
+    `current` is the exit of the latest launch. A new launch replaces it, so read it once per method.
     """
 
     def __init__(
@@ -70,7 +70,6 @@ class ExitWatch:
         self._unlisten: weakref.finalize[[], ExitWatch] | None = None
 
     def begin(self, kernel_id: str, launch_id: str) -> KernelExit:
-        """Begin a launch, and return its exit."""
         self._kernel_id = kernel_id
         self.current = KernelExit(launch_id)
         return self.current
@@ -89,7 +88,6 @@ class ExitWatch:
         self._unlisten.atexit = False
 
     def unfollow(self) -> None:
-        """Stop listening. May be repeated."""
         if self._unlisten is not None:
             self._unlisten()
             self._unlisten = None

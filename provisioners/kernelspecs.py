@@ -93,7 +93,7 @@ def install(
 
 
 def list_kernelspecs() -> list[RoostKernelspec]:
-    """Return roost's kernelspecs by name, and kernelspecs that are too malformed to tell."""
+    """Return roost's kernelspecs, and malformed ones that may be roost's, by name."""
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:

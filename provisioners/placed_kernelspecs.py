@@ -45,10 +45,7 @@ def build_manager(
     env: Mapping[str, str] | None = None,
     backend_options: Mapping[str, Any] | None = None,
 ) -> tuple[AsyncKernelManager, Mapping[str, Any]]:
-    """Return a manager for one kernel of an installed kernelspec, and all options of the kernel; raises `ConfigError`.
-
-    `options` are a kernelspec's options and override its own. `backend_options` are those of `roost.connect`.
-    """
+    """Return a manager for one kernel of a kernelspec, and all options of the kernel; raises `ConfigError`."""
     for name, value in (("env", env), ("backend_options", backend_options)):
         if not isinstance(value or {}, Mapping):
             raise ConfigError(f"{name} = {value!r:.60} is not a table of names and values.")

@@ -48,8 +48,7 @@ _FAILED_START = 1
 
 
 class RoostProvisioner(KernelProvisionerBase):
-    """A provisioner that starts kernels through roost. A kernelspec sets its traits in
-    `metadata.kernel_provisioner.config`."""
+    """A provisioner that starts kernels through roost. Its traits are the keys of a kernelspec's `config`."""
 
     backend = Unicode(DEFAULT_BACKEND, config=True, help="Name of the backend whose cluster runs the kernel.")
     cpus = AnyTrait(0, config=True, help="CPUs promised to the kernel; 0 promises none.")
@@ -165,11 +164,9 @@ class RoostProvisioner(KernelProvisionerBase):
             self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, problem)
 
     async def kill(self, restart: bool = False) -> None:
-        """Send SIGKILL, and wait a moment for the exit event."""
         await self._end_by(signal.SIGKILL, wait_s=_PROMPT_EXIT_S)
 
     async def terminate(self, restart: bool = False) -> None:
-        """Send SIGTERM."""
         await self._end_by(signal.SIGTERM, wait_s=0.0)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
@@ -260,7 +257,6 @@ class RoostProvisioner(KernelProvisionerBase):
 
     @property
     def service(self) -> Client:
-        """The client of the scheduler service that has the kernel."""
         if self._client is None:
             self._client = connect(self.backend, **self.backend_options)
         return self._client

@@ -15,10 +15,7 @@ _REMEMBERED_S = 5.0  # a forked kernel may end before the agent reads its pid
 
 
 class Reaper:
-    """A collector of exit codes: it reaps at SIGCHLD. `others` gets pid and status of children nobody waits for.
-
-    The end of a child that somebody waits for also ends the rest of its process group.
-    """
+    """A collector of exit codes at SIGCHLD. `others` gets the pid and status of children that nobody waits for."""
 
     def __init__(self, *, others: Callable[[int, int], object], remembered_s: float = _REMEMBERED_S) -> None:
         self._loop = asyncio.get_running_loop()

@@ -63,7 +63,7 @@ def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
 
 
 def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the interpreter, the loader and C libraries read. Python code cannot observe that."""
+    """Return the variables that the interpreter, the loader and C libraries read. Python code cannot see this."""
     return {name: value for name, value in sorted(env.items()) if name.startswith(_READ_BY_C_CODE)}
 
 
@@ -86,8 +86,8 @@ def stamp(path: str) -> FileStamp | None:
 class Fingerprint:
     """The files and folders from which a zygote imported its modules.
 
-    `folders` are the entries of sys.path that are not site-packages. People write files into them all the time. A
-    changed folder counts only if it now has a module whose name the zygote imported from elsewhere.
+    `folders` are the entries of sys.path that are not site-packages. People write files into them all the time. So a
+    change counts only if it adds or removes a module with a name that the zygote imported.
     """
 
     files: dict[str, FileStamp | None]
@@ -100,10 +100,7 @@ class Fingerprint:
         self._listed = {folder: self._offered(folder) for folder in self.folders}
 
     async def check(self) -> str | None:
-        """Return `broken_by` as of now or later. Launches that come in a burst share one check.
-
-        A caller that arrives after the check has started waits for the next one, so as to miss no earlier change.
-        """
+        """Return `broken_by`. Launches that come in a burst share one check; later callers wait for the next one."""
 
         async def run() -> str | None:
             await asyncio.sleep(0)  # let the other launches of the burst join

@@ -46,8 +46,7 @@ async def read_report(
 ) -> ForkedKernel | None:
     """Read the pipe `report` until the kernel has sent its ports. Return None if the zygote forked no process.
 
-    Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. The kernel is killed after a timeout or a
-    cancellation. `started` is a value of `time.perf_counter`.
+    Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the kernel.
     """
     received: dict[str, Any] = {}
     os.set_blocking(report, False)
@@ -76,10 +75,8 @@ async def read_report(
 
 
 async def _read_when_ready(fd: int, timeout_s: float) -> bytes:
-    """Return the next bytes from a non-blocking pipe, or b"" at its end. Raises `TimeoutError`.
-
-    It does without `asyncio.wait_for`, which loses a cancellation on Python <= 3.11 if bytes arrive at the same time.
-    """
+    """Return the next bytes from a non-blocking pipe, or b"" at its end. Raises `TimeoutError`."""
+    # `asyncio.wait_for` loses a cancellation on Python <= 3.11 if bytes arrive at the same time.
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[bool] = loop.create_future()
     loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(True))

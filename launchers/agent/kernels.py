@@ -122,7 +122,6 @@ class Kernels:
         return next((kernel for kernel in self._kernels.values() if kernel.lease_id == lease_id), None)
 
     def log_text(self, kernel_id: str, tail_bytes: int) -> str | None:
-        """Return the end of a kernel's log, or None if there is no such kernel."""
         kernel = self._kernels.get(kernel_id)
         return None if kernel is None else tail(kernel.folder / "log", tail_bytes)
 

@@ -24,10 +24,7 @@ class Conflict(Exception):
 
 
 class LeaseLedger:
-    """A book of the granted leases, by id, over fixed totals.
-
-    Only the ids, models and memory sizes of `devices` matter. A file that cannot be read is put aside.
-    """
+    """A book of the granted leases, by id, over fixed totals. A file that cannot be read is put aside."""
 
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
@@ -68,7 +65,6 @@ class LeaseLedger:
         return lease
 
     def release(self, lease_id: str) -> bool:
-        """Take a lease back. Return False if there is no lease with this id."""
         if self._entries.pop(lease_id, None) is None:
             return False
         self._path(lease_id).unlink(missing_ok=True)

@@ -96,7 +96,7 @@ class ManagerWatch:
 
 
 async def _cluster_answers(manager: Manager) -> bool:
-    """True if the daemon's cluster still answers, or an unknown one does."""
+    """True if the manager answers and is not known to be another one."""
     if manager.is_gone or not await _answers(manager.address):
         return False
     return not manager.probe or await asyncio.to_thread(_read_cluster_id, manager) in ("", manager.cluster_id)

@@ -82,10 +82,7 @@ def become_subreaper() -> bool:
 
 
 class ZygotePool:
-    """A set of zygotes, by key. If there are too many, the least recently used one ends.
-
-    `output` is a file for the output of the latest zygote, such as a traceback. `script` is the zygote's program.
-    """
+    """A set of zygotes, by key. If there are too many, the least recently used one ends. `output` is for tracebacks."""
 
     def __init__(
         self,
@@ -122,9 +119,9 @@ class ZygotePool:
         deadline_s: float,
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
-        """Fork a kernel, or return None: then the caller execs it, and a zygote for the next start is made.
+        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
 
-        `on_pid` gets the process before its ports are bound. Raises as `read_report` does.
+        `on_pid` gets the pid before the kernel binds its ports. Raises the errors of `read_report`.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))

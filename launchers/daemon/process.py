@@ -58,10 +58,7 @@ def signal_group(pid: int, signum: int) -> bool:
 
 
 class Watch:
-    """A watch on a process that is not a child of this one. It calls `on_end` once, from the event loop.
-
-    Uses a pidfd, or polls twice a second on systems without. The constructor itself never calls `on_end`.
-    """
+    """A watch on a process that is no child of this one. It calls `on_end` once, but never from the constructor."""
 
     def __init__(self, pid: int, started_at: float, on_end: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()

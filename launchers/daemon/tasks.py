@@ -15,10 +15,7 @@ T = TypeVar("T")
 def spawn(
     coroutine: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]], log: logging.Logger
 ) -> asyncio.Task[T]:
-    """Start a background task that nobody awaits, and log its exception.
-
-    `tasks` keeps it until it ends. asyncio itself keeps no reference: without the set the task might vanish.
-    """
+    """Start a background task that nobody awaits, and log its exception. asyncio keeps no reference: `tasks` does."""
 
     def finish(done: asyncio.Task[T]) -> None:
         tasks.discard(done)
@@ -74,8 +71,19 @@ def start_thread(
 
 
 async def in_thread(work: Callable[[], T], *, deadline_s: float | None = None, name: str = "roost-work") -> T:
-    """Return the result of blocking `work`, run by `start_thread`; raise `asyncio.TimeoutError` after `deadline_s`."""
-    return await asyncio.wait_for(asyncio.wrap_future(start_thread(work, name=name)), deadline_s)
+    """Return the result of blocking `work`, run by `start_thread`; raise `asyncio.TimeoutError` after `deadline_s`.
+
+    It does without `asyncio.wait_for`, which loses a cancellation on Python <= 3.11 if the work ends at the same time.
+    """
+    outcome = asyncio.wrap_future(start_thread(work, name=name))
+    outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask
+    try:
+        await asyncio.wait([outcome], timeout=deadline_s)
+    finally:
+        outcome.cancel()
+    if outcome.cancelled():
+        raise asyncio.TimeoutError
+    return outcome.result()
 
 
 def backoff(first_s: float, longest_s: float) -> Iterator[float]:

@@ -23,10 +23,7 @@ PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port
 
 
 class WarmState:
-    """The things that a zygote prepares for its kernels, apart from the imported modules.
-
-    Each kernel repeats `environment_changes`, which the preloaded modules made to os.environ.
-    """
+    """The things that a zygote prepares for its kernels. They repeat `environment_changes` of the preloaded modules."""
 
     def __init__(self, args: list[str]) -> None:
         from ipykernel import ipkernel
@@ -129,10 +126,7 @@ class KernelChild(NamedTuple):
 
 
 def hook_ports(app: Any, report: Any) -> None:
-    """Have `app` choose other ports if a fixed one is taken, and report its ports once all five are bound.
-
-    ipykernel binds the heartbeat port last, in a thread, so the report waits for that thread.
-    """
+    """Have `app` choose other ports if a fixed one is taken, and report its ports once all five are bound."""
     kernelapp: Any = importlib.import_module("ipykernel.kernelapp")
     plain_init_connection_file, plain_init_heartbeat = app.init_connection_file, app.init_heartbeat
 
@@ -143,7 +137,7 @@ def hook_ports(app: Any, report: Any) -> None:
             for name in PORT_NAMES:
                 setattr(app, name, 0)
 
-    def init_heartbeat() -> None:
+    def init_heartbeat() -> None:  # the last port, which ipykernel binds in a thread
         bound = threading.Event()
         plain_class: Any = kernelapp.Heartbeat
 

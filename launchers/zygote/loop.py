@@ -136,9 +136,9 @@ def fork_orphan() -> bool:
 
 
 def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
-    """Import the modules of a kernel, prepare the state of all kernels, and return it with the answer for the agent.
+    """Import a kernel's modules. Return the state that kernels inherit (None: refused) and the answer for the agent.
 
-    A first rehearsal finds the modules. A second one, in the prepared process, finds the pages that kernels write to.
+    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to.
     """
     started_ns = time.time_ns()
     reads: set[str] = set()

@@ -84,10 +84,7 @@ class ModuleFiles:
 
 
 def find_written_pages(pid: int) -> array.array[int]:
-    """Find the pages that child `pid` has copied by now, and the file pages that it has read.
-
-    Returns flat triples for madvise: address, bytes, advice. They include the pages that the parent wrote to meanwhile.
-    """
+    """Return the pages that child `pid` has copied or read, as flat triples for madvise: address, bytes, advice."""
     runs = array.array("Q")
     page = mmap.PAGESIZE
     with (

@@ -29,10 +29,7 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(warm: WarmState | None) -> Rehearsal:
-    """Start a real kernel and use it as a notebook would. If that fails, the result is empty.
-
-    One forked child is the kernel, another one is its client. Neither touches the user's profile or history.
-    """
+    """Start a real kernel in one forked child and use it from another. If that fails, the result is empty."""
     folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
     client_ended, held_by_client = os.pipe()
     report, report_in = os.pipe()

@@ -2,7 +2,7 @@
 
     snapshot.apply(changed nodes) → History: which rows changed, with their new values       changes.py
          │
-    Columns: one array per property of the nodes;  Table: one row of memory per node         columns.py
+    Columns: one array per property of the nodes;  Table: the same, stored row by row        columns.py
          │
     ScoreCache: class of requests → Scores of all nodes                                      score_cache.py
          │ changed rows only

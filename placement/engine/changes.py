@@ -27,7 +27,7 @@ class Change(NamedTuple):
 
 
 class History:
-    """The changes of one line of snapshots, which all share it. The newest snapshot adds to it."""
+    """The changes between successive snapshots. These share the list, and the newest adds to it."""
 
     __slots__ = ("_ends", "_rows", "changes", "first", "moved")
 

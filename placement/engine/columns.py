@@ -224,7 +224,7 @@ def build_columns(nodes: Sequence[Node], models: Sequence[str], width: int | Non
 def compare_nodes(
     before: Sequence[Node], after: Sequence[Node], models: Sequence[str], width: int
 ) -> tuple[Table, frozenset[str]]:
-    """Return the new rows of nodes that keep their devices, and the columns that differ, without the age of metrics."""
+    """Return the rows of ``after`` and the columns that differ, except the age of metrics. Devices must be the same."""
     both = Table.of(build_columns([*before, *after], models, width))
     old, new = both.part(slice(len(before))), both.part(np.arange(len(before), 2 * len(before)))
     return new, old.find_differences(new) - {"metrics_age_s"}

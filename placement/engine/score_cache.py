@@ -38,7 +38,6 @@ class Scores:
 
     @classmethod
     def of(cls, snapshot: Snapshot, columns: Columns, score_nodes: ScoreNodes) -> Scores:
-        """Return the scores of all nodes. ``columns`` are those of the snapshot."""
         n = len(snapshot)
         scores = cls(np.full(n, -np.inf), np.full(n, -1, dtype=np.int16), False)
         for start in range(0, max(1, n), _AT_ONCE):

@@ -26,10 +26,7 @@ def backend_names() -> tuple[str, ...]:
 
 @cache
 def get_spec(name: str) -> BackendSpec:
-    """Return the spec of a backend.
-
-    Raises `ConfigError` if no package or more than one provides the backend, or if its spec cannot be loaded.
-    """
+    """Return the spec of a backend; raises `ConfigError` unless exactly one package provides a sound one."""
     found = _find_references()
     if name not in found:
         if not found:

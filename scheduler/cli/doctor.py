@@ -44,7 +44,6 @@ def diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
-    """Print errors first, each with its remedy."""
     table = build_table("", "")
     table.show_header = False
     for finding in sorted(findings, key=lambda finding: list(_STYLES).index(finding["level"])):
@@ -56,7 +55,6 @@ def _show_findings(findings: Sequence[Finding]) -> None:
 
 
 def print_versions(arguments: argparse.Namespace) -> int:
-    """Print the versions of packages, and this user's running scheduler services."""
     versions = {"roost": roost.__version__, "python": platform.python_version()}
     for package in ("jupyter_client", "ipykernel", "pyzmq", "nbclient"):
         try:

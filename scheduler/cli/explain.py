@@ -22,7 +22,6 @@ _WHEN = {"now": "not now", "never": "never"}
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Print where a request would be placed, now or on a saved snapshot."""
     config = {**request_config(arguments), "backend": arguments.backend}
     request = read_start_options(config, {}).request
     if arguments.snapshot:
@@ -97,7 +96,6 @@ def _build_groups(groups: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _build_refusals(refusals: Sequence[Mapping[str, Any]]) -> Table:
-    """List every refusal of the first nodes."""
     shown = list(dict.fromkeys(refusal["node_id"] for refusal in refusals))[:_SHOWN_NODES]
     table = build_table("NODE", "WHEN", "WHY")
     for refusal in refusals:

@@ -22,7 +22,6 @@ from .tables import build_table, format_request, open_console, print_table
 
 
 def install(arguments: argparse.Namespace) -> int:
-    """Copy a kernelspec for roost, and print how its kernels will start."""
     options = scheduler_options(arguments)
     which = {"backend": arguments.backend, **({"backend_options": options} if options else {})}
     spec, probed = kernelspecs.install(
@@ -45,7 +44,6 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def list_all(arguments: argparse.Namespace) -> int:
-    """Print roost's kernelspecs, each with its request and its problem."""
     rows = [(spec, kernelspecs.find_problem(spec)) for spec in kernelspecs.list_kernelspecs()]
     document = {"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]}
     return print_answer(arguments, document, lambda: _show_kernelspecs(rows))
@@ -71,7 +69,6 @@ def _show_kernelspecs(rows: Sequence[tuple[RoostKernelspec, str]]) -> None:
 
 
 def remove(arguments: argparse.Namespace) -> int:
-    """Remove the named kernelspecs, which must be roost's."""
     removed = []
     for name in arguments.names:
         folder = kernelspecs.remove(name)
@@ -82,7 +79,6 @@ def remove(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Execute a notebook; 1 if a cell failed."""
     config = request_config(arguments)
     options = scheduler_options(arguments)
     if arguments.backend:  # the kernelspec's options belong to another backend
@@ -102,7 +98,6 @@ def _describe_cluster(spec: RoostKernelspec) -> str:
 
 
 def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mapping[str, Any]:
-    """Return how the kernels of this kernelspec start, as lines for people."""
     if probed is None:
         return {"checked": "no"}
     if not probed.is_ipykernel:

@@ -23,7 +23,6 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    """Print all kernels, or only the queued and pending ones."""
     kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     if arguments.pending:
         kernels = [kernel for kernel in kernels if kernel.state == "queued"]
@@ -32,7 +31,6 @@ def list_kernels(arguments: argparse.Namespace) -> int:
 
 
 def print_log(arguments: argparse.Namespace) -> int:
-    """Print the end of a kernel's log."""
     tail_bytes = parse_bytes(arguments.tail)
     client = connect_scheduler(arguments)
     try:
@@ -45,7 +43,6 @@ def print_log(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """Stop all given kernels at the same time."""
     client = connect_scheduler(arguments)
     kernels = _find_kernels(client, arguments.kernels)
     calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for kernel in kernels}
@@ -97,7 +94,6 @@ def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
 
 
 def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
-    """Return a table with one line per kernel, oldest first."""
     table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "USE", "AGE", right=("AGE",))
     for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
         table.add_row(
@@ -121,7 +117,6 @@ def _format_use(kernel: Kernel) -> str:
 
 
 def _build_queue(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
-    """Return a table with the queued and pending kernels, next first."""
     table = build_table("POSITION", "KERNEL", "OWNER", "AGE", "WAITS FOR", right=("POSITION", "AGE"))
     for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
         position = "pending" if kernel.is_pending else str(kernel.position or "-")

@@ -20,7 +20,6 @@ _UP_S = 120.0
 
 
 def list_nodes(arguments: argparse.Namespace) -> int:
-    """Print the nodes and the cluster that they belong to."""
     client = connect_scheduler(arguments)
     nodes, service = wait_for(client.nodes()), wait_for(client.service())
     cluster = {"backend": service["backend"], "address": service["address"]}
@@ -29,7 +28,6 @@ def list_nodes(arguments: argparse.Namespace) -> int:
 
 
 def drain(arguments: argparse.Namespace) -> int:
-    """Drain a node, or let kernels on it again."""
     wait_for(connect_scheduler(arguments).drain(arguments.node, on=not arguments.off))
     state = "kernels again" if arguments.off else "no more kernels; the kernels on it stay"
     document = {"node": arguments.node, "is_draining": not arguments.off}
@@ -37,7 +35,6 @@ def drain(arguments: argparse.Namespace) -> int:
 
 
 def start_agents(arguments: argparse.Namespace) -> int:
-    """Start the agents of all nodes."""
     count = wait_for(connect_scheduler(arguments).up(), _UP_S)
     text = f"roost's agents run on {count} node{'' if count == 1 else 's'} of {arguments.backend}."
     return print_answer(arguments, {"nodes": count}, lambda: print(text))

@@ -141,7 +141,6 @@ class ServiceConnection:
         return False
 
     async def close(self) -> None:
-        """Close the connection. `connect` opens a new one."""
         if self._rpc is not None:
             await self._rpc.close()
             self._rpc = None

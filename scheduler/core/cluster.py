@@ -41,7 +41,6 @@ class Cluster:
         self.draining = draining
 
     async def snapshot(self) -> Snapshot:
-        """Return the backend's snapshot, with drained nodes marked."""
         snapshot = await self.backend.snapshot()
         draining = [snapshot.node(node_id) for node_id in self.draining if node_id in snapshot]
         if not draining:

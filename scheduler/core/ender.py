@@ -44,11 +44,9 @@ class KernelEnder:
         return await asyncio.shield(record.end)
 
     def stop_soon(self, record: KernelRecord, reason: str) -> None:
-        """End a kernel in the background."""
         spawn(self._stop_quietly(record, reason), self._tasks, log)
 
     async def _stop_quietly(self, record: KernelRecord, reason: str) -> None:
-        """End a kernel; an error is logged, and the end is tried again."""
         if not self._table.holds(record):
             return
         log.info("kernel=%s is ended: %s", record.kernel_id, reason)

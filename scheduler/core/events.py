@@ -17,13 +17,7 @@ _WARNINGS = frozenset({"conflict", "failed", "cull"})
 
 
 class EventStream:
-    """A stream of events to a bounded history, the log and the listeners, in this order.
-
-    >>> stream = EventStream(clock=lambda: 0.0)
-    >>> stop = stream.listen(lambda event: print(event.kind, event.detail))
-    >>> stream.publish("nodes", detail="one more")
-    nodes one more
-    """
+    """A stream of events to a bounded history, the log and the listeners, in this order."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -26,8 +26,6 @@ from .queue import Queue, Ticket
 
 
 class Phase(Enum):
-    """A step in the life of a kernel."""
-
     QUEUED = auto()
     CLAIMING = auto()
     PENDING = auto()
@@ -80,7 +78,6 @@ class StartTask:
         return await asyncio.shield(self._task)
 
     async def ended(self) -> None:
-        """Wait until the start has ended, in whatever way."""
         await asyncio.wait([self._task])
 
     async def take_back(self) -> None:
@@ -150,12 +147,10 @@ class KernelRecord:
         self.lease = None
 
     def launch(self, lease: Lease) -> None:
-        """The lease is held."""
         self._go(Phase.LAUNCHING)
         self.lease, self.process = lease, None
 
     def run(self, process: KernelProcess) -> None:
-        """The agent has reported a running process."""
         self._go(Phase.RUNNING)
         self.process, self.launch_id = process, process.launch_id
 
@@ -170,11 +165,9 @@ class KernelRecord:
         self.reason = reason
 
     def finish(self) -> None:
-        """The end of the kernel has begun."""
         self._go(Phase.ENDING)
 
     def update_lease(self, lease: Lease) -> None:
-        """The manager or the agent has reported more about the lease."""
         self.lease = lease
         self.lease_changed.set()
 

@@ -65,16 +65,13 @@ class KernelTable:
         return self.records.get(kernel_id)
 
     def holds(self, record: KernelRecord) -> bool:
-        """True if the record is still in the table."""
         return self.records.get(record.kernel_id) is record
 
     def with_lease(self, lease_id: str) -> KernelRecord | None:
-        """Return the record that holds this lease."""
         found = (r for r in self.records.values() if r.lease is not None and r.lease.id == lease_id)
         return next(found, None)
 
     def add(self, start: StartKernel, request: Request) -> KernelRecord:
-        """Add a record for a start."""
         record = KernelRecord(
             kernel_id=start.kernel_id,
             launch_id=start.launch_id,
@@ -100,11 +97,9 @@ class KernelTable:
         return record
 
     def publish(self, kind: str, record: KernelRecord, detail: str = "") -> None:
-        """Publish an event about a record."""
         self.events.publish(kind, record.view(self.queue), detail)
 
     def update(self, record: KernelRecord, process: KernelProcess) -> None:
-        """Note a process that an agent has reported."""
         known = record.process
         if known is not None and known.launch_id == process.launch_id and not known.is_running:
             return  # the event of its end can overtake an answer that was read before the end
@@ -118,7 +113,6 @@ class KernelTable:
                 self.publish("running", record, "read back")
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:
-        """Note that the kernel's process has ended."""
         if process.launch_id != record.launch_id or record.phase is Phase.EXITED or not self.holds(record):
             return
         if record.phase is Phase.ENDING:

@@ -57,11 +57,7 @@ class LeaseClaimer:
     reserve_after_s: float
 
     async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
-        """Take a lease for the record, and wait until it is held.
-
-        Raises `NoNodeEver`, `NoNodeNow` at the deadline, `LaunchError` if the manager can never grant the lease, and
-        `BackendUnavailable`.
-        """
+        """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`."""
         avoid: dict[str, _Skipped] = {}
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
             record.lease = await self.cluster.backend.claim(record.lease)
@@ -228,7 +224,6 @@ def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[s
 
 
 def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
-    """Return the error for a decision without a placement."""
     kind = NoNodeEver if decision.is_never else NoNodeNow
     return kind(f"{decision.reason}.", decision=decision.to_dict())
 

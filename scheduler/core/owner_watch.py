@@ -24,11 +24,7 @@ OwnerKey = tuple[str, int, float]
 
 
 class OwnerWatch:
-    """Watches the processes of owners, and ends the kernels of an owner that has ended.
-
-    After `owner_grace_s`, starts are taken back, and kernels end unless their owner could adopt them. After
-    `orphan_after_s`, the others are culled too.
-    """
+    """Ends the starts and kernels of an ended owner after `owner_grace_s`, adoptable ones after `orphan_after_s`."""
 
     def __init__(self, table: KernelTable, ender: KernelEnder, timers: Timers, settings: Settings) -> None:
         self._table = table

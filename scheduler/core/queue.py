@@ -32,8 +32,6 @@ class NodeHold:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
-    """One place in the queue."""
-
     kernel_id: str
     line: Hashable
     joined_at: float
@@ -59,7 +57,6 @@ class Queue:
         self._timers = timers
 
     def join(self, kernel_id: str, line: Hashable) -> Ticket:
-        """Take the last place in a line."""
         ticket = Ticket(kernel_id=kernel_id, line=line, joined_at=self._clock())
         tickets = self._lines.setdefault(line, [])
         tickets.append(ticket)
@@ -91,7 +88,7 @@ class Queue:
         ticket.event.clear()
 
     def wake(self) -> None:
-        """The cluster has changed: the heads of all lines try again, oldest first."""
+        """Wake the head of each line, oldest first, because the cluster has changed."""
         for ticket in self.heads():
             ticket.event.set()
 
@@ -104,7 +101,6 @@ class Queue:
         self._timers.later(delay_s, ticket.event.set)
 
     def explain(self, ticket: Ticket, waits_for: str) -> None:
-        """Note the reason why the head of a line waits."""
         if ticket.waits_for != waits_for:
             ticket.waits_for = waits_for
             self._report_soon()

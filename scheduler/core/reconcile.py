@@ -34,8 +34,7 @@ _ANSWER_S = 5.0
 class Reading:
     """Leases, and the processes in them by lease id.
 
-    `unanswered` are the ids of leases that no agent has answered for. `unreachable` names the agents of these leases,
-    and the agents that the backend could not ask.
+    `unanswered` are the ids of leases that no agent has answered for. `unreachable` names agents.
     """
 
     leases: Sequence[Lease]
@@ -82,10 +81,7 @@ class Reconciler:
         self._timers.later(delay_s, lambda: spawn(self._read_back_or_retry(), self._tasks, log))
 
     async def read(self, *, only_own: bool) -> Reading:
-        """Read all leases, or only this scheduler's, and ask their agents for the processes in them.
-
-        Each agent is asked once: leases with the same agent address share the answer.
-        """
+        """Read all leases, or only this scheduler's, and ask each of their agents once for the processes in them."""
         reading = await self._cluster.backend.leases()
         leases = [lease for lease in reading.leases if not only_own or self._table.is_own(lease)]
         answers, unanswered = await self._ask_each_agent(leases, lambda agent: agent.holdings())

@@ -131,7 +131,6 @@ class Scheduler:
         return self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, reason)
 
     async def signal(self, kernel_id: str, signum: int) -> None:
-        """Send a signal to a running kernel's process group."""
         await self._cluster.call(self._lease_of(kernel_id), lambda agent: agent.signal(kernel_id, signum))
 
     async def logs(self, kernel_id: str, tail_bytes: int) -> str:
@@ -146,7 +145,6 @@ class Scheduler:
         return [record.view(self._queue) for record in self._table.records.values()]
 
     async def kernels_with_use(self) -> list[Kernel]:
-        """Return all kernels, with the CPU and memory that they use."""
         leases = [record.lease for record in self._table.records.values() if record.runs and record.lease]
         use = await self.reconciler.read_use(leases)
         return [replace(kernel, use=use.get(kernel.id)) for kernel in self.kernels()]
@@ -175,7 +173,6 @@ class Scheduler:
         return record.view(self._queue, with_connection=True)
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """Return all nodes, as JSON values."""
         snapshot = await self._cluster.snapshot()
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
@@ -194,7 +191,6 @@ class Scheduler:
         return document
 
     async def drain(self, node_id: str, on: bool) -> None:
-        """Stop or resume placing on a node."""
         if node_id not in self._cluster.draining and node_id not in await self._cluster.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
         self._cluster.drain(node_id, on)
@@ -214,7 +210,6 @@ class Scheduler:
         await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=asked.argv, env=asked.env)))
 
     async def doctor(self) -> list[Finding]:
-        """Return what disagrees, and what to do about it."""
         return await diagnose(self._cluster, self._table, self.reconciler, self.owners, self.policies)
 
     def is_idle(self) -> bool:

@@ -51,7 +51,6 @@ class StartRunner:
         await asyncio.gather(*(start.abandon() for start in starts))
 
     def begin(self, record: KernelRecord, start: StartKernel) -> StartTask:
-        """Begin a start of this record."""
         record.ask(start)
         record.start = StartTask(lambda task: self._run(record, start, task))
         return record.start

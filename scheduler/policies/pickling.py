@@ -20,10 +20,7 @@ _packing = threading.Lock()
 
 
 def pack_policy(name: str, policy: object) -> str:
-    """Return the policy as text, made by cloudpickle; raises `ConfigError`.
-
-    The text has the code that the service cannot import: `__main__`, and the modules of the policy and its parts.
-    """
+    """Return the policy as text, with the code that the service cannot import; raises `ConfigError`."""
     import cloudpickle
 
     with _packing:

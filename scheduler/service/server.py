@@ -68,7 +68,6 @@ class Service:
         self._watch_idleness()
 
     def greeting(self) -> dict[str, Any]:
-        """Return the version and process of this service, and its cluster."""
         who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
         return {**who, "backend": self._spec.name, "address": self.core.backend.address}
 

@@ -57,7 +57,6 @@ def _read(path: str) -> tuple[list[Arrival], set[int]]:
 
 @contextmanager
 def _open(file: Path) -> Iterator[TextIO]:
-    """Open a file for reading; errors become a `ConfigError`."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             yield opened

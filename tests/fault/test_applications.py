@@ -140,7 +140,7 @@ asyncio.run(main())
 async def until_owner_grace_is_over() -> None:
     """Wait until the grace of every owner that has ended before this call is over.
 
-    An owner that cannot adopt is killed now. Its kernel ends after the same grace, which begins later.
+    It kills a new owner that cannot adopt. When this owner's kernel ends, older graces are over too.
     """
     kit = str(Path(__file__).parent.parent / "kit")
     owner = await asyncio.create_subprocess_exec(

@@ -60,7 +60,6 @@ class AgentPool:
 
     @property
     def connected_nodes(self) -> frozenset[str]:
-        """The ids of the nodes whose agents have reported a status."""
         return frozenset(self._status)
 
     def listen(self, listener: Callable[[str, AgentEvent], None]) -> None:
@@ -130,7 +129,7 @@ class AgentPool:
         await asyncio.gather(*(ask(node_id, known) for node_id, known in self._known.items()))
 
     def status(self, node_id: str, at: float) -> tuple[Node | None, float | None]:
-        """Return the last status of a node, if any, and the age of its metrics at a monotonic time."""
+        """Return a node's last status, if any, and the age of its metrics at the monotonic time `at`."""
         status, arrived_at = self._status.get(node_id, (None, 0.0))
         if status is None or status.metrics_age_s is None:
             return status, None
@@ -153,7 +152,6 @@ class AgentPool:
         return is_new
 
     def put(self, node_id: str, agent: StartedAgent) -> None:
-        """Note the agent of this node."""
         self._doubted.discard(node_id)
         if self._known.get(node_id) != agent:
             self._known[node_id] = agent
@@ -170,7 +168,6 @@ class AgentPool:
                 self._save()
 
     def forget_others(self, cluster: str) -> None:
-        """Forget the agents of every other cluster than this."""
         if self.cluster not in ("", cluster):
             self._known.clear()
         self.cluster = cluster

@@ -20,7 +20,7 @@ N = TypeVar("N", bound="ManagedNode")
 
 
 class Membership(Generic[N]):
-    """`nodes` by id, as last read. `away` is the reason why the manager does not answer, empty while it answers.
+    """A cluster's nodes, as last read. `away` says why the manager does not answer; empty while it answers.
 
     If `join` or `fetch` raise `BackendUnavailable`, the manager is away until it is joined again.
     """
@@ -46,10 +46,7 @@ class Membership(Generic[N]):
         self._on_nodes = on_nodes
 
     async def join(self, address: str) -> str:
-        """Join the cluster, last seen at `address`, and read its nodes. Return its address.
-
-        Raises `BackendUnavailable` or `ConfigError`.
-        """
+        """Join the cluster, last seen at `address`; return its address. Raises `BackendUnavailable`, `ConfigError`."""
         try:
             joined = await self._join(address)
         except BackendUnavailable as problem:

@@ -17,10 +17,7 @@ _ANY_POLICY = get_policy("pack")
 
 
 class NodeTable(Generic[N]):
-    """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date.
-
-    `build_node` gets a node, the leases on it, and the monotonic time of its metrics.
-    """
+    """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date."""
 
     def __init__(self, build_node: Callable[[N, Sequence[Lease], float], Node]) -> None:
         self._build_node = build_node
@@ -33,7 +30,7 @@ class NodeTable(Generic[N]):
         return self._snapshot.older_by(time.monotonic() - self._measured_at)
 
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
-        """Build these nodes again; a node that is not in `nodes` is gone. True if that changed the snapshot."""
+        """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
         held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
         for lease in self.leases.values():
             if lease.node_id in held:
@@ -49,7 +46,7 @@ class NodeTable(Generic[N]):
         return True
 
     def update_metrics(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> None:
-        """Build these nodes again, because new metrics of them are known."""
+        """Rebuild these nodes of the snapshot, because their metrics are new."""
         self._measured_at = time.monotonic()
         self.update(nodes, node_ids)
 
@@ -67,10 +64,7 @@ class NodeTable(Generic[N]):
 
 
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:
-    """Return a device with the figures of `seen`, the devices as the node's agent sees them.
-
-    A manager names a device by its id, or by its number among the devices that the agent sees.
-    """
+    """Return the device called `name`: an id, or a number among the devices `seen` by the node's agent."""
     found = next((device for device in seen if device.id == name), None)
     if found is None and name.isdigit() and int(name) < len(seen):
         found = seen[int(name)]

@@ -26,10 +26,7 @@ _MISSES = 3
 
 @dataclass
 class OutageRecovery(Generic[N]):
-    """Restores leases after an outage. A node is expected back for `grace_s`.
-
-    `lose(lease, reason)` reports a lost lease. `end(lease)` has the lease's agent end its kernel.
-    """
+    """Restores leases after an outage. A node is expected back for `grace_s`. `end` has the agent end the kernel."""
 
     manager: ClusterManager[N]
     table: NodeTable[N]
@@ -46,7 +43,6 @@ class OutageRecovery(Generic[N]):
         return frozenset(self._expected)
 
     def expect(self, node_id: str) -> None:
-        """Wait for this node, or for its new daemon."""
         self._expected.setdefault(node_id, time.monotonic() + self.grace_s)
 
     async def restore_returned(self) -> bool:

@@ -29,9 +29,8 @@ _TLS = (
 
 
 async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
-    """Become a client of the cluster that the settings name, else Dask's configuration, else `fallback`.
+    """Become a client of the cluster of the settings, of Dask's configuration, or `fallback`; also return its address.
 
-    Returns an asynchronous `distributed.Client`, which belongs to this event loop, and the cluster's address.
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
     if importlib.util.find_spec("distributed") is None:

@@ -72,11 +72,9 @@ def build_node(
     metrics_age_s: float | None,
     used: Mapping[str, float] | None,
 ) -> Node:
-    """Return the node for placement.
+    """Return the node for placement. GPUs that tasks hold are known only as a sum (`gpus_promised`).
 
-    Promises come from the ledger and the workers. Real use comes from the agent. If the agent is not connected, it is
-    the use by the workers (`used`: cpus, memory_bytes), without the kernels. GPUs that tasks hold are known only as a
-    sum (`gpus_promised`), because Dask does not report their devices.
+    Real use comes from the agent, else from the workers (`used`: cpus, memory_bytes), without the kernels.
     """
     promised = {name: max(0.0, total - node.free.get(name, 0.0)) for name, total in node.resources.items()}
     seen = node.seen if status is None else status.devices

@@ -124,7 +124,7 @@ class Api:
                     f"Kubernetes at {configuration.host} does not answer ({_short(problem)})"
                 ) from None
             if response.status == 401 and attempt == 1:
-                self._forget()  # the credentials have expired: read them again
+                self.close()  # the credentials have expired: read them again
                 continue
             if response.status == 429 and attempt < _ATTEMPTS:
                 time.sleep(min(float(response.headers.get("Retry-After", 1)), _PAUSE_S))
@@ -147,11 +147,15 @@ class Api:
         """Use new connections from now on: if one has fallen silent, the idle ones probably have too."""
         with self._lock:
             if self._loaded is not None:
-                configuration, _ = self._loaded
+                configuration, pool = self._loaded
+                pool.clear()
                 self._loaded = configuration, _build_pool(configuration)
 
-    def _forget(self) -> None:
+    def close(self) -> None:
+        """Close the idle connections. A later call reads the configuration and connects again."""
         with self._lock:
+            if self._loaded is not None:
+                self._loaded[1].clear()
             self._loaded = None
 
 

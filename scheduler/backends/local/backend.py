@@ -34,7 +34,6 @@ _GIVE_UP_S = 10.0  # an attempt that cannot start the agent may take longer than
 
 
 def create(settings: RoostLocalBackend, context: BackendContext) -> LocalBackend:
-    """Return the backend."""
     return LocalBackend(settings, context)
 
 

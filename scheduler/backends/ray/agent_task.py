@@ -33,7 +33,6 @@ def start_on(
 
 
 def build_task_on(node: RayNode, function: Any) -> Any:
-    """Return `build_task`, bound to that node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node.daemon, soft=False)

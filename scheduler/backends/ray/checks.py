@@ -38,8 +38,6 @@ _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayletAddress:
-    """The address of a live node's raylet."""
-
     id: str
     host: str
     port: int

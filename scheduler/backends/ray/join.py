@@ -141,11 +141,7 @@ def _stop_error_listener() -> None:
 
 @contextmanager
 def _keep_signals() -> Iterator[None]:
-    """Restore the handlers of SIGTERM and SIGINT at the end.
-
-    A driver sets a C handler that prints a stack trace. `ray.shutdown` sets the default, so that the next SIGTERM would
-    end the process. Python sees neither, and can set handlers in its main thread only.
-    """
+    """Restore the handlers of SIGTERM and SIGINT at the end: Ray replaces them in C, which Python does not see."""
     libc = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(256) for number in (signal.SIGTERM, signal.SIGINT)}
     for number, action in kept.items():  # struct sigaction: 152 bytes on Linux

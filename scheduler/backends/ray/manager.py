@@ -47,10 +47,7 @@ _ASK_AGAIN_S = 0.1
 
 
 class RayCalls:
-    """A pool of threads for Ray's functions, which block, some of them for a minute if Ray's head is gone.
-
-    After its deadline a call is left to end by itself.
-    """
+    """A pool of threads for Ray's functions, which block. After its deadline a call is left to end by itself."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
@@ -198,11 +195,10 @@ class RayManager:
         return await self._calls.ask(question, *arguments, **named)
 
     async def _claim_devices(self, lease: Lease, node: RayNode) -> tuple[str, ...]:
-        """Claim exactly the devices of a live kernel.
+        """Claim exactly the devices of a live kernel. Ray grants the first free device.
 
-        Ray grants the first free device. If that is another device, further groups hold such devices until one of them
-        has ours. That group is then removed, and the lease's own group takes the device. If the service is killed
-        meanwhile, `claims` shows the further groups as leases of an earlier start of the kernel, which are released.
+        Further groups hold other devices until one of them has ours, and makes room for the lease's own group. If the
+        service is killed meanwhile, `claims` shows them as leases of an earlier start, which are released.
         """
         name = _name_group(lease)
         names = (_name_group(lease, f"~{number}") for number in itertools.count(1))

@@ -60,9 +60,8 @@ class RayNode:
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     """Return all live nodes. Blocks for about 0.4 ms; raises Ray's own errors if its GCS does not answer.
 
-    `known` are the nodes of an earlier reading. They save work, because a raylet keeps its labels and the names of its
-    resources. Ray lists a killed raylet for another 13 s, beside the next one at its address. A raylet whose port is
-    closed is therefore left out, so that the next one gets its id at once.
+    The nodes of an earlier reading (`known`) save work. Ray lists a killed raylet for another 13 s, beside the next one
+    at its address: a raylet whose port is closed is left out, so that the next one gets its id at once.
     """
     import ray
 
@@ -132,7 +131,6 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
 
 
 def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
-    """Return the nodes of `ray.nodes()`."""
     return tuple(
         RayNode(
             id=node["NodeManagerAddress"],
@@ -163,11 +161,7 @@ def find_custom_resources(resources: Iterable[str]) -> list[str]:
 def build_node(
     node: RayNode, leases: Iterable[Lease], status: Node | None, metrics_age_s: float | None
 ) -> Node:
-    """Return the node for placement.
-
-    Totals and promises are Ray's, shares of devices come from roost's own leases, and real use comes from the agent.
-    GPUs that others hold are known only as a sum (`gpus_promised`), because Ray does not report their devices.
-    """
+    """Return the node for placement. GPUs that others hold are known only as a sum (`gpus_promised`)."""
     held = list(leases)
     total, free = node.total, node.free
     gpus = int(total.get("GPU", 0.0))

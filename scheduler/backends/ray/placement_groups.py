@@ -53,7 +53,6 @@ class Group:
 
 
 def name_group(lease_id: str, user: str) -> str:
-    """Return the name of the group that holds this lease."""
     return f"{lease_id}{_FOR}{user}"
 
 
@@ -87,7 +86,7 @@ def create(name: str, request: Request, node: RayNode) -> Group:
 
 
 def remove(name: str) -> None:
-    """Give the slice back. May be repeated, also without such a group."""
+    """Remove the group of that name, if there is one. May be repeated."""
     from ray.util.placement_group import remove_placement_group
 
     handle = _handle(name)
@@ -96,7 +95,6 @@ def remove(name: str) -> None:
 
 
 def find(name: str) -> Group | None:
-    """Return the group of that name, if there is one."""
     handle = _handle(name)
     return None if handle is None else _group(_table(handle))
 
@@ -109,7 +107,6 @@ def read_groups() -> list[Group]:
 
 
 def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
-    """Return the resources that a group asks Ray for."""
     amounts = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory_bytes)}
     asked = {name: amount for name, amount in amounts.items() if amount}
     return {**request.resources, **asked, f"{_NODE}{node.address}": _SHARE_OF_ADDRESS}

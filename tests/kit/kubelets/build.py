@@ -132,7 +132,7 @@ def _compile(program: Path) -> None:
 
 
 def _unpack(root: Path) -> None:
-    """Let a containerd of its own unpack the images."""
+    """Unpack the images with a temporary containerd."""
     with tempfile.TemporaryDirectory(prefix="kubelets-") as folder:
         image.write_pause(Path(folder, "pause.tar"))
         image.write_python(Path(folder, "python.tar"))

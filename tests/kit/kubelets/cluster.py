@@ -113,7 +113,7 @@ class Kubelets:
 
 
 def write_kubeconfig(folder: Path, user: str, groups: Sequence[str] = ()) -> Path:
-    """Write a kubeconfig file for a user of the cluster in `folder`."""
+    """Write a user's kubeconfig file into a cluster's `folder`."""
     admin = json.loads((folder / "admin.kubeconfig").read_text())
     authority = Authority(folder / "control-plane")
     return authority.write_kubeconfig(
@@ -210,7 +210,7 @@ def clusters() -> Path:
 
 
 def is_pause(pid: int) -> bool:
-    """True if a process is the first container of a pod, or has ended."""
+    """True if a process is a pod's pause container, or has ended."""
     try:
         return psutil.Process(pid).cmdline() == PAUSE_COMMAND
     except psutil.NoSuchProcess:

@@ -28,10 +28,9 @@ class Refused(Exception):
 
 @dataclass(kw_only=True)
 class Slot:
-    """The place of a worker, whose address is `worker`.
+    """The place of a worker. `free` are the amounts that neither tasks nor leases hold.
 
-    `resources` are the worker's declared amounts, and `free` are those that neither tasks nor leases hold. `devices`
-    are the ids of its GPUs. `is_ready` once the worker has reported these, and holds back the leased amounts.
+    `is_ready` once the worker has reported its `resources` and `devices`, and holds back the leased amounts.
     """
 
     name: str
@@ -89,7 +88,7 @@ class SlotLedger:
         return parts
 
     def ready_slots(self, machine: str) -> list[Slot]:
-        """Return the slots of a machine whose workers are ready."""
+        """Return a machine's slots whose workers are ready."""
         return [slot for slot in self.slots.values() if slot.machine == machine and slot.is_ready]
 
     def leases_on(self, machine: str) -> list[SlotLease]:
@@ -100,7 +99,6 @@ class SlotLedger:
         return {held.lease_id: held.claims[slot] for held in self.leases.values() if held.claims.get(slot)}
 
     def leased(self, slot: str) -> dict[str, float]:
-        """Return the sum of all claims on this slot."""
         return _sum(self.claims_of(slot).values())
 
     def shares(self, machine: str) -> dict[str, float]:

@@ -174,3 +174,22 @@ async def test_timers_use_the_running_loop_by_default() -> None:
     called = asyncio.Event()
     Timers().later(0.0, called.set)
     await asyncio.wait_for(called.wait(), 10)
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_cancellation_beside_the_end_of_the_work_is_not_lost(steps: int) -> None:
+    go, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        go.wait(10)
+        ended.set()
+
+    waiting = asyncio.ensure_future(in_thread(work, deadline_s=10.0))
+    await asyncio.sleep(0.01)
+    go.set()
+    ended.wait(10)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    if waiting.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await waiting

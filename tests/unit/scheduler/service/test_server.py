@@ -255,7 +255,9 @@ def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch
     """Its name comes from a kernelspec."""
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "run"))
     for ask in (lambda: service_folder("../../x", {}), lambda: connect("../../x")):
-        with pytest.raises(ConfigError, match=r"no backend '\.\./\.\./x'; known are dask, local, ray"):
+        with pytest.raises(
+            ConfigError, match=r"no backend '\.\./\.\./x'; known are dask, kubernetes, local, ray"
+        ):
             ask()
     assert not (tmp_path / "run").exists()
 

@@ -83,7 +83,7 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def api(server: FakeServer, tmp_path: Path) -> Api:
+def api(server: FakeServer, tmp_path: Path) -> Iterator[Api]:
     host = f"http://127.0.0.1:{server.server_port}"
     config = {
         "clusters": [{"name": "c", "cluster": {"server": host}}],
@@ -93,7 +93,9 @@ def api(server: FakeServer, tmp_path: Path) -> Api:
     }
     file = tmp_path / "config"
     file.write_text(json.dumps(config))
-    return Api(str(file), "")
+    api = Api(str(file), "")
+    yield api
+    api.close()
 
 
 class Following:

@@ -152,7 +152,7 @@ async def test_a_lease_reduces_the_resources_of_tasks_until_it_is_released() -> 
 
 
 async def test_a_task_waits_for_a_kernels_resources_and_runs_when_they_are_free() -> None:
-    """`bulk_schedule_unrunnable_after_adding_worker`: the scheduler keeps a task for which no worker had room."""
+    """`bulk_schedule_unrunnable_after_adding_worker` schedules a task for which no worker had room."""
     async with started(MANY) as cluster:
         await cluster.lease(resources={"licence": 1})
         task = cluster.submit("x", licence=1)
