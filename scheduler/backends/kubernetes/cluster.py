@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -11,15 +13,25 @@ from typing import Any, NoReturn
 import zmq
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
-from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
+from roost.launchers.protocol.messages import Assignment, Launch, Lease, Owner, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
-from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, LeaseConflict, NoNodeEver
 
 from .api import MERGE, Api, ApiError, JsonObject
 from .identity import load_identity
-from .names import LEASE_ANNOTATION, LEASE_LABEL, SERVICE_LABEL, digest, name_pod
+from .names import (
+    CREATOR_ANNOTATION,
+    GATE,
+    KEY_ANNOTATION,
+    LEASE_ANNOTATION,
+    LEASE_LABEL,
+    SERVICE_LABEL,
+    SIGNATURE_ANNOTATION,
+    digest,
+    name_pod,
+)
 from .nodes import PodUse, read_node, read_use, with_promises
 from .pod_spec import GRACE_S, PodTemplate
 from .pod_state import (
@@ -47,6 +59,8 @@ _EVENTS_AFTER_S = 2.0
 _NODES_AFTER_S = 0.02
 """How long changes of nodes are collected before they are reported."""
 _MAX_ATTEMPTS = 20
+_LONGEST = 1000
+"""At most this many characters of a refusal are reported. It may repeat a value of any length."""
 
 
 class KubernetesCluster(PodCluster):
@@ -59,6 +73,10 @@ class KubernetesCluster(PodCluster):
         self._template = PodTemplate(settings)
         self._identity = load_identity(settings.identity_file)
         self._api = Api(settings.address, settings.context)
+        self._user = ""
+        """The Kubernetes user of this service. Empty until the first join, and if Kubernetes does not tell it."""
+        self._is_checked = False
+        """True once the API server has accepted a pod of the operator's template."""
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -75,7 +93,8 @@ class KubernetesCluster(PodCluster):
 
     async def join(self) -> str:
         await self._stop()
-        await self._call("GET", "/version")
+        await self._read_user()
+        await self._check_template()
         settings = self._settings
         self._nodes = self._reflect(
             "/api/v1/nodes", lambda raw: read_node(raw, settings.gpu_resource), self._on_node
@@ -83,7 +102,10 @@ class KubernetesCluster(PodCluster):
         selector = {"labelSelector": f"{SERVICE_LABEL}={self._identity.label}"}
         self._pods = {
             namespace: self._reflect(
-                f"/api/v1/namespaces/{namespace}/pods", lambda raw: raw, self._on_pod, selector
+                f"/api/v1/namespaces/{namespace}/pods",
+                lambda raw: raw if self._is_ours(raw) else None,
+                self._on_pod,
+                selector,
             )
             for namespace in self._namespaces()
         }
@@ -148,7 +170,7 @@ class KubernetesCluster(PodCluster):
             selector = f"{SERVICE_LABEL}={self._identity.label},{LEASE_LABEL}={digest(lease_id)}"
             found = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
             for raw in found["items"]:
-                if not is_ending(raw):
+                if not is_ending(raw) and self._is_ours(raw):
                     await self._delete_pod(raw)
         # From now on the resources of the pod count as those of an ending pod.
         for pods in self._pods.values():
@@ -165,9 +187,12 @@ class KubernetesCluster(PodCluster):
         stored = read_lease(raw)
         assert stored is not None
         text = dump_lease(replace(stored, owner=lease.owner))
-        await self._call(
-            "PATCH", _path(raw), {"metadata": {"annotations": {LEASE_ANNOTATION: text}}}, content_type=MERGE
-        )
+        metadata = {
+            **raw["metadata"],
+            "annotations": {**raw["metadata"]["annotations"], LEASE_ANNOTATION: text},
+        }
+        annotations = {LEASE_ANNOTATION: text, SIGNATURE_ANNOTATION: self._sign(metadata)}
+        await self._call("PATCH", _path(raw), {"metadata": {"annotations": annotations}}, content_type=MERGE)
 
     async def pods(self) -> Sequence[Pod]:
         found: list[Pod] = []
@@ -199,8 +224,8 @@ class KubernetesCluster(PodCluster):
             launch=launch,
         )
         for attempt in range(1, _MAX_ATTEMPTS):
-            name = name_pod(lease.owner.user, lease.id, attempt)
-            pod = self._template.build_pod(lease, name, self._identity.label, public)
+            name = name_pod(self._user or lease.owner.user, lease.id, attempt)
+            pod = self._build_pod(lease, name, public)
             try:
                 raw = await self._api.call("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
                 break
@@ -221,7 +246,8 @@ class KubernetesCluster(PodCluster):
             path = _path(raw)
             stored = self._template.build_secret(name, raw, assignment)
             await self._call("POST", f"/api/v1/namespaces/{namespace}/secrets", stored)
-            raw = await self._call("PATCH", path, {"spec": {"schedulingGates": None}}, content_type=MERGE)
+            others = [gate for gate in raw["spec"]["schedulingGates"] if gate["name"] != GATE]
+            raw = await self._call("PATCH", path, {"spec": {"schedulingGates": others}}, content_type=MERGE)
             raw = await self._await_decision(uid, raw)
             refusal = "" if is_bound(raw) or not lease.node_id else describe_refusal(raw)
             if "persistentvolumeclaim" in refusal and "not found" in refusal:
@@ -237,6 +263,55 @@ class KubernetesCluster(PodCluster):
         view = self._view(raw)
         assert view is not None
         return view
+
+    def _build_pod(self, lease: Lease, name: str, agent_public: str) -> JsonObject:
+        pod = self._template.build_pod(lease, name, self._identity.label, agent_public)
+        annotations = pod["metadata"]["annotations"]
+        annotations[SIGNATURE_ANNOTATION] = self._sign(pod["metadata"])
+        if self._user:
+            annotations[CREATOR_ANNOTATION] = self._user
+        return pod
+
+    def _sign(self, metadata: JsonObject) -> str:
+        annotations = metadata["annotations"]
+        return self._identity.sign(
+            metadata["name"], annotations[LEASE_ANNOTATION], annotations[KEY_ANNOTATION]
+        )
+
+    def _is_ours(self, raw: JsonObject) -> bool:
+        """True if this service made the pod. Others can copy its labels, but not its signature."""
+        metadata = raw["metadata"]
+        try:
+            return hmac.compare_digest(metadata["annotations"][SIGNATURE_ANNOTATION], self._sign(metadata))
+        except (KeyError, TypeError):
+            return False
+
+    async def _read_user(self) -> None:
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        try:
+            review = await self._api.call("POST", path, {})
+        except ApiError as problem:  # an older Kubernetes, or a cluster that took this right away
+            log.info("Kubernetes does not name roost's user: %s", problem.message)
+        else:
+            self._user = review["status"]["userInfo"]["username"]
+
+    async def _check_template(self) -> None:
+        """Let the API server check a pod of the operator's template once. Raises `ConfigError`."""
+        lease = Lease(id="", kernel_id="", owner=Owner(user="roost"), request=Request(), node_id="")
+        namespace = self._template.namespace_of(lease.request, self._api.namespace)
+        pod = self._build_pod(lease, name_pod(self._user, "", 1), self._identity.public)
+        if self._is_checked or not pod["spec"]["containers"][0].get("image"):
+            return
+        try:
+            path = f"/api/v1/namespaces/{namespace}/pods"
+            await self._api.call("POST", path, pod, dryRun="All", fieldValidation="Strict")
+        except ApiError as problem:
+            if not _depends_on_request(problem):
+                raise ConfigError(
+                    f"no kernel could start with these c.RoostKubernetesBackend settings and pod template: "
+                    f"{_explain_refusal(problem, namespace)}"
+                ) from None
+        self._is_checked = True
 
     async def _await_decision(self, uid: str, raw: JsonObject) -> JsonObject:
         """Wait until the scheduler has bound or refused the pod, for `_DECIDED_S` at most."""
@@ -357,6 +432,8 @@ class KubernetesCluster(PodCluster):
             self._changes.put_nowait(PodChange(kind="pod", pod=pod))
 
     def _view(self, raw: JsonObject) -> Pod | None:
+        if not self._is_ours(raw):
+            return None
         pod = read_pod(raw, self._identity, self._news.get(raw["metadata"]["uid"]))
         if pod is not None and is_gated(raw) and pod.lease.id not in self._creating:
             reason = "the service that created its pod ended meanwhile"
@@ -394,13 +471,19 @@ class KubernetesCluster(PodCluster):
         return None
 
     def _read_use(self, raw: JsonObject) -> PodUse | None:
-        is_ours = raw["metadata"].get("labels", {}).get(SERVICE_LABEL) == self._identity.label
+        labels = raw["metadata"].get("labels", {})
+        is_ours = labels.get(SERVICE_LABEL) == self._identity.label and self._is_ours(raw)
         return read_use(raw, self._settings.gpu_resource, is_ours)
 
 
 def _path(raw: JsonObject) -> str:
     metadata = raw["metadata"]
     return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+
+
+def _depends_on_request(problem: ApiError) -> bool:
+    """True if another request may be accepted: quotas and limit ranges refuse amounts, and amounts that are missing."""
+    return problem.status == 403 and re.search("quota|usage per", problem.message) is not None
 
 
 def _explain_refusal(problem: ApiError, namespace: str) -> Exception:
@@ -410,4 +493,6 @@ def _explain_refusal(problem: ApiError, namespace: str) -> Exception:
         return NoNodeEver(text) if is_final else LeaseConflict(text, is_everywhere=True)
     if problem.status == 404:
         return LaunchError(f"Kubernetes has no namespace {namespace}: create it, or name another one.")
-    return LaunchError(f"Kubernetes refuses the pod: {problem.message.rstrip('.')}.")
+    return LaunchError(
+        f"Kubernetes refuses the pod: {' '.join(problem.message.split()).rstrip('.')[:_LONGEST]}."
+    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,10 @@ class Identity:
     def label(self) -> str:
         """A digest of the public key, for the label by which a service finds its pods."""
         return hashlib.sha256(self.public.encode()).hexdigest()[:16]
+
+    def sign(self, *texts: str) -> str:
+        """Return a signature of these texts that only this service can make."""
+        return hmac.new(self.secret.encode(), json.dumps(texts).encode(), hashlib.sha256).hexdigest()
 
     def keys_for(self, agent_public: str) -> ClientKeys:
         """Return the keys of a connection to the agent with this public key."""

@@ -18,6 +18,10 @@ LEASE_ANNOTATION = "roost/lease"
 KEY_ANNOTATION = "roost/agent-key"
 """The agent's public key."""
 PORT_ANNOTATION = "roost/agent-port"
+CREATOR_ANNOTATION = "roost/created-by"
+"""The Kubernetes user that created the pod. An admission policy compares it with the user of each request."""
+SIGNATURE_ANNOTATION = "roost/signature"
+"""The service's signature, so that nobody else can pass a pod off as this service's."""
 GATE = "roost/secret"
 """The scheduling gate of a pod whose Secret is not stored yet."""
 
@@ -39,7 +43,14 @@ def to_label(text: str) -> str:
     return f"{readable}-{digest(text)[:10]}".lstrip("-")
 
 
-def name_pod(user: str, lease_id: str, attempt: int) -> str:
-    """Return the name of a lease's pod. A pod that is still being deleted keeps its name: then use a next attempt."""
-    suffix = f"-{attempt}" if attempt > 1 else ""
-    return f"roost-{to_label(user)[:30].rstrip('-')}-{digest(lease_id)}{suffix}"
+def name_pod(creator: str, lease_id: str, attempt: int) -> str:
+    """Return the name of a lease's pod, with the last part of the Kubernetes user that creates it.
+
+    A pod that is still being deleted keeps its name: then use a next attempt. manifests/own-pods/policy.yaml computes
+    the same name, so that nobody creates a pod with the name (and the Secret) of another user's earlier pod.
+
+    >>> name_pod("system:serviceaccount:hub:jupyter-ada", "k1", 1)
+    'roost-jupyter-ada-6ab9f1eb8f7d3388f4f9'
+    """
+    account = re.sub(r"[^a-z0-9]", "-", creator.rpartition(":")[2].lower())[:200]
+    return f"roost-{account}-{digest(lease_id)}" + (f"-{attempt}" if attempt > 1 else "")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,7 @@ class PodTemplate:
     def __init__(self, settings: RoostKubernetesBackend) -> None:
         self._settings = settings
         self._base = merge(_DEFAULTS, _read_template(settings.pod_template))
+        _check_mounts(_container(self._base).get("volumeMounts", ()), "the pod template")
 
     def check(self, request: Request) -> None:
         """Raise `ConfigError` for options that the operator does not allow, and for shares of a GPU."""
@@ -112,12 +115,16 @@ class PodTemplate:
             raise ConfigError(
                 "no image is set: name one (option image, KERNEL_IMAGE) or set c.RoostKubernetesBackend.image."
             )
-        _check_allowed(
-            "namespace", options.get("namespace"), [*settings.allowed_namespaces, settings.namespace]
-        )
+        namespace = options.get("namespace")
+        if namespace and namespace not in (*settings.allowed_namespaces, settings.namespace):
+            raise _not_allowed("namespace", namespace, [*settings.allowed_namespaces, settings.namespace])
         _check_allowed("service_account", options.get("service_account"), settings.allowed_service_accounts)
         for claim, _, _ in _parse_volumes(options.get("volumes", "")):
             _check_allowed("volumes", claim, settings.allowed_volumes)
+        for name, amount in request.resources.items():
+            if amount != int(amount) or name == settings.gpu_resource:
+                wanted = "ask for it with gpus" if name == settings.gpu_resource else "ask for a whole number"
+                raise ConfigError(f"Kubernetes gives no {amount:g} {name!r:.80}: {wanted}.")
 
     def build_pod(self, lease: Lease, name: str, service: str, agent_public: str) -> JsonObject:
         """Return the pod of a lease, with a gate. `service` is the label of the service, `agent_public` a key."""
@@ -136,6 +143,8 @@ class PodTemplate:
         }
         container: JsonObject = {
             "name": CONTAINER,
+            "restartPolicy": None,  # the agent ends with its kernel, and begins no second one
+            "restartPolicyRules": None,
             "command": [settings.python, *_COMMAND, self._agent_settings()],
             "args": [],
             "env": [
@@ -168,7 +177,7 @@ class PodTemplate:
         if account := options.get("service_account"):
             spec["serviceAccountName"] = account
         pod: JsonObject = merge(
-            self._base,
+            deepcopy(self._base),
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
@@ -248,7 +257,8 @@ def merge(base: Any, change: Any) -> Any:
     if isinstance(base, list) and isinstance(change, list) and _is_named(base) and _is_named(change):
         by_key = {_key(item): item for item in base}
         for item in change:
-            by_key[_key(item)] = merge(by_key.get(_key(item)), item)
+            is_variable = "value" in item or "valueFrom" in item  # it has one of the two
+            by_key[_key(item)] = item if is_variable else merge(by_key.get(_key(item)), item)
         return list(by_key.values())
     return change
 
@@ -266,16 +276,43 @@ def _read_template(path: str) -> JsonObject:
     if not path:
         return {}
     try:
-        template = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as problem:
+        template = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as problem:
         raise ConfigError(
-            f"the pod template {path} cannot be read: {' '.join(str(problem).split())}."
+            f"the pod template {path} cannot be read: {' '.join(str(problem).split())[:500]}."
         ) from None
+    if mistake := _find_mistake(template):
+        raise ConfigError(f"the pod template {path} {mistake}.")
+    return dict(template)
+
+
+def _find_mistake(template: Any) -> str:
+    """Return what is wrong with a template, as a predicate; empty if the rest is for the API server to judge."""
     if not isinstance(template, dict) or template.get("kind", "Pod") != "Pod" or template.keys() - {
         "apiVersion", "kind", "metadata", "spec",
     }:  # fmt: skip
-        raise ConfigError(f"the pod template {path} must be one Pod, with metadata and spec.")
-    return template
+        return "must be one Pod, with metadata and spec"
+    metadata, spec = template.get("metadata", {}), template.get("spec", {})
+    for name, value in (("metadata", metadata), ("spec", spec)):
+        if not isinstance(value, dict):
+            return f"must have a mapping as {name}"
+    for name in ("labels", "annotations"):
+        if not isinstance(metadata.get(name, {}), dict):
+            return f"must have a mapping as metadata.{name}"
+    if "finalizers" in metadata:
+        return "must not have finalizers: its pods would never be gone"
+    if not isinstance(spec.get("tolerations", []), list):
+        return "must have a list as spec.tolerations"
+    for name in ("containers", "volumes"):
+        if not isinstance(items := spec.get(name, []), list) or not _is_named(items):
+            return f"must have a list of things with names as spec.{name}"
+    if any(volume["name"] == _SECRET for volume in spec.get("volumes", ())):
+        return f"must not change the volume {_SECRET}: it has roost's own files"
+    for container in spec.get("containers", ()):
+        for name in ("env", "volumeMounts"):
+            if not isinstance(items := container.get(name, []), list) or not _is_named(items):
+                return f"must have a list of things with names as {name} of each container"
+    return ""
 
 
 def _container(pod: JsonObject) -> JsonObject:
@@ -284,8 +321,20 @@ def _container(pod: JsonObject) -> JsonObject:
 
 def _check_allowed(option: str, value: str | None, patterns: list[str]) -> None:
     if value and not any(fnmatchcase(value, pattern) for pattern in patterns if pattern):
-        allowed = ", ".join(filter(None, patterns)) or "none"
-        raise ConfigError(f"{option} = {value!r:.80} is not allowed here; the operator allows {allowed}.")
+        raise _not_allowed(option, value, patterns)
+
+
+def _not_allowed(option: str, value: str, allowed: list[str]) -> ConfigError:
+    names = ", ".join(filter(None, allowed)) or "none"
+    return ConfigError(f"{option} = {value!r:.80} is not allowed here; the operator allows {names}.")
+
+
+def _check_mounts(mounts: Iterable[Mapping[str, Any]], place: str) -> None:
+    """Raise `ConfigError` for a mount that could hide roost's own files."""
+    for mount in mounts:
+        path = posixpath.normpath("/" + str(mount.get("mountPath", "")).lstrip("/"))
+        if path == "/" or (path + "/").startswith("/roost/"):
+            raise ConfigError(f"{place} must not mount anything at {path}: roost's own files are in /roost.")
 
 
 def _parse_volumes(text: str) -> list[tuple[str, str, bool]]:
@@ -298,6 +347,7 @@ def _parse_volumes(text: str) -> list[tuple[str, str, bool]]:
             raise ConfigError(
                 f"volumes = {text!r:.80} must be claims with paths: data:/data,models:/models:ro."
             )
+        _check_mounts([{"mountPath": path}], "volumes")
         volumes.append((claim, path, mode == "ro"))
     return volumes
 

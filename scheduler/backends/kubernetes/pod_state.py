@@ -12,7 +12,7 @@ from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
 
 from .api import JsonObject
 from .identity import Identity
-from .names import CONTAINER, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION
+from .names import CONTAINER, GATE, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION
 
 _NEVER_FOUND = re.compile(
     r"not found|manifest unknown|does not exist|unauthorized|access denied|authentication required|forbidden"
@@ -97,7 +97,7 @@ def is_waiting(raw: JsonObject) -> bool:
 
 def is_gated(raw: JsonObject) -> bool:
     """True if the pod still waits for its Secret."""
-    return bool(raw["spec"].get("schedulingGates"))
+    return any(gate["name"] == GATE for gate in raw["spec"].get("schedulingGates", ()))
 
 
 def is_ending(raw: JsonObject) -> bool:
