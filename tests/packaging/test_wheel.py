@@ -29,7 +29,8 @@ PROVISIONERS = "jupyter_client.kernel_provisioners"
 # setuptools takes every .py beside __init__.py, so a stray module at the root of the tree would be in the wheel.
 # Allowed are modules of listed packages, the marker for type checkers, metadata, and __init__.py at the root.
 ALLOWED = re.compile(
-    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py)"
+    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
+    r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
@@ -101,7 +102,7 @@ def check_installed(site: Path) -> Path:
     versions, home, provisioner, backends, roost, jupyter_roost = shown.splitlines()
     assert len(set(versions.split())) == 1
     assert provisioner == "RoostProvisioner"
-    assert backends == "dask local ray"
+    assert backends == "dask kubernetes local ray"
     assert roost == jupyter_roost == "roost.scheduler.cli.main:main"
     assert sorted(path.name for path in (site.parents[2] / "bin").iterdir()) == ["jupyter-roost", "roost"]
     return Path(home).parent
@@ -131,6 +132,10 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
     expected = {f"roost/{path}".replace("//", "/") for path in _modules(tree)}
     assert {name for name in names if name.endswith(".py")} == expected
     assert "roost/py.typed" in names
+    manifests = "scheduler/backends/kubernetes/manifests"
+    assert {name for name in names if name.endswith(".yaml")} == {
+        f"roost/{path.relative_to(ROOT)}" for path in (ROOT / manifests).rglob("*.yaml")
+    }
     assert dict(points["console_scripts"]) == {
         "roost": "roost.scheduler.cli.main:main",
         "jupyter-roost": "roost.scheduler.cli.main:main",
