@@ -18,7 +18,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, Lease, Owner, Reserve
-from roost.placement import Request, Snapshot
+from roost.placement import Node, Request, Snapshot
 from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
@@ -63,8 +63,11 @@ class AgentPerKernelBackend(Backend):
         """Leases whose pods have ended. A reading shows them with the reason, until they are released."""
         self._releasing: set[str] = set()
         self._noting: dict[str, asyncio.Task[Any]] = {}
-        self._base = Snapshot.of([])
-        self._snapshot: Snapshot | None = None
+        self._nodes: dict[str, Node] = {}
+        """The nodes without roost's pods."""
+        self._snapshot = Snapshot.of([])
+        self._differs: set[str] = set()
+        """The nodes that differ from the snapshot."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
 
@@ -85,12 +88,13 @@ class AgentPerKernelBackend(Backend):
     async def snapshot(self) -> Snapshot:
         if self._away:
             raise BackendUnavailable(f"{self.name} is away, its kernels live on: {self._away}")
-        if self._snapshot is None:
-            nodes = {node.id: node for node in (self._base.node(name) for name in self._base.nodes)}
+        if self._differs:
+            nodes = {name: self._nodes[name] for name in self._differs & self._nodes.keys()}
             for lease in (pod.lease for pod in self._pods.values()):
                 if lease.node_id in nodes and lease.state != "lost":
                     nodes[lease.node_id] = nodes[lease.node_id].with_kernel(lease.request, lease.device_ids)
-            self._snapshot = Snapshot.of(nodes.values())
+            self._snapshot = self._snapshot.apply(nodes.values(), self._differs - nodes.keys())
+            self._differs.clear()
         return self._snapshot
 
     async def events(self) -> AsyncIterator[BackendEvent]:
@@ -198,8 +202,9 @@ class AgentPerKernelBackend(Backend):
             self._events.put_nowait(BackendEvent(kind="resync"))
 
     async def _read_nodes(self) -> None:
-        self._base = Snapshot.of(await self._cluster.nodes())
-        self._redraw()
+        before, self._nodes = self._nodes, {node.id: node for node in await self._cluster.nodes()}
+        differ = {name for name, node in self._nodes.items() if before.get(name) is not node}
+        self._redraw(*differ, *(before.keys() - self._nodes.keys()))
 
     async def _read_pods(self) -> None:
         """Read all pods. Pods that another scheduler created are noted too."""
@@ -222,7 +227,7 @@ class AgentPerKernelBackend(Backend):
         before = self._lease(known) if known is not None else None
         self._pods[lease.id] = pod
         if known is None or known.lease.node_id != lease.node_id:
-            self._redraw()
+            self._redraw(lease.node_id, *([known.lease.node_id] if known else ()))
         if pod.address is None or (known is None and lease.state == "pending"):
             self._starting.add(lease.id)
         if pod.address is not None and lease.id in self._starting and lease.id not in self._noting:
@@ -274,11 +279,11 @@ class AgentPerKernelBackend(Backend):
     def _forget(self, lease_id: str) -> None:
         self._starting.discard(lease_id)
         self._lost.pop(lease_id, None)
-        if self._pods.pop(lease_id, None) is not None:
-            self._redraw()
+        if (pod := self._pods.pop(lease_id, None)) is not None:
+            self._redraw(pod.lease.node_id)
 
-    def _redraw(self) -> None:
-        self._snapshot = None
+    def _redraw(self, *node_ids: str) -> None:
+        self._differs |= set(node_ids)
         self._events.put_nowait(BackendEvent(kind="nodes"))
 
     # The agents
@@ -302,7 +307,5 @@ class AgentPerKernelBackend(Backend):
     async def _delete(self, lease_id: str) -> None:
         self._releasing.add(lease_id)
         await self._cluster.delete(lease_id)
-        self._base = Snapshot.of(
-            await self._cluster.nodes()
-        )  # a pod that ends keeps its resources for a while
+        await self._read_nodes()  # a pod that ends keeps its resources for a while
         self._forget(lease_id)

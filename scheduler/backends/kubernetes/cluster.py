@@ -32,7 +32,7 @@ from .names import (
     digest,
     name_pod,
 )
-from .nodes import PodUse, read_node, read_use, with_promises
+from .nodes import NodeBook, PodUse, read_node, read_use
 from .pod_spec import GRACE_S, PodTemplate
 from .pod_state import (
     News,
@@ -51,7 +51,8 @@ from .watch import Reflector
 
 log = logging.getLogger(__name__)
 
-_JOIN_S = 60.0
+_JOIN_S = 300.0
+"""How long the first reading of the cluster may take. Each page has its own, shorter deadline."""
 _DECIDED_S = 2.0
 """How long a claim waits for Kubernetes' scheduler. After that the lease is pending."""
 _EVENTS_AFTER_S = 2.0
@@ -80,9 +81,11 @@ class KubernetesCluster(PodCluster):
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._nodes: Reflector[Node] | None = None
         self._uses: Reflector[PodUse | None] | None = None
         self._pods: dict[str, Reflector[JsonObject]] = {}
+        self._book = NodeBook()
+        self._ending: dict[str, PodUse] = {}
+        """By uid: what roost's ending pods take, as the book has it."""
         self._decided: dict[str, asyncio.Event] = {}
         """By uid: set when a pod that is being created changes."""
         self._creating: dict[str, asyncio.Task[Pod]] = {}
@@ -96,7 +99,8 @@ class KubernetesCluster(PodCluster):
         await self._read_user()
         await self._check_template()
         settings = self._settings
-        self._nodes = self._reflect(
+        self._book, self._ending = NodeBook(), {}
+        nodes = self._reflect(
             "/api/v1/nodes", lambda raw: read_node(raw, settings.gpu_resource), self._on_node
         )
         selector = {"labelSelector": f"{SERVICE_LABEL}={self._identity.label}"}
@@ -114,7 +118,7 @@ class KubernetesCluster(PodCluster):
             active = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
             self._uses = self._reflect("/api/v1/pods", self._read_use, self._on_use, active)
         reflectors: list[Reflector[Any]] = [
-            self._nodes,
+            nodes,
             *self._pods.values(),
             *([self._uses] if self._uses else []),
         ]
@@ -141,16 +145,19 @@ class KubernetesCluster(PodCluster):
         self._api.close()
 
     async def nodes(self) -> Sequence[Node]:
-        nodes = self._nodes.items.values() if self._nodes else ()
         # A pod that roost has deleted keeps its resources until it is gone.
-        ending = [
-            self._read_use(raw)
+        ending = {
+            uid: use
             for pods in self._pods.values()
-            for raw in pods.items.values()
-            if is_ending(raw)
-        ]
-        others = [use for use in self._uses.items.values() if use and not use.is_ours] if self._uses else []
-        return with_promises(nodes, [*others, *filter(None, ending)])
+            for uid, raw in pods.items.items()
+            if is_ending(raw) and (use := self._read_use(raw))
+        }
+        for uid in self._ending.keys() - ending.keys():
+            self._book.add(self._ending[uid], -1)
+        for uid in ending.keys() - self._ending.keys():
+            self._book.add(ending[uid])
+        self._ending = {uid: self._ending.get(uid, use) for uid, use in ending.items()}
+        return self._book.nodes()
 
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError` for what this cluster or its operator does not give."""
@@ -389,12 +396,16 @@ class KubernetesCluster(PodCluster):
 
     def _on_node(self, uid: str, before: Node | None, after: Node | None) -> None:
         if before != after:
+            self._book.set_node(before, after)
             self._report_nodes()
 
     def _on_use(self, uid: str, before: PodUse | None, after: PodUse | None) -> None:
-        use = after or before
-        if before != after and use is not None and not use.is_ours:
-            self._report_nodes()
+        if before == after:
+            return
+        for use, sign in ((before, -1), (after, 1)):
+            if use is not None and not use.is_ours:
+                self._book.add(use, sign)
+                self._report_nodes()
 
     def _report_nodes(self) -> None:
         if "nodes" not in self._timers:

@@ -1,8 +1,9 @@
-"""From the API's nodes and pods to placement's nodes. Pure functions."""
+"""From the API's nodes and pods to placement's nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ _OWN_TAINTS = (
     "node.kubernetes.io/unreachable",
 )
 """Taints for what the node's status says too."""
+_MILLION = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,8 @@ def read_use(raw: JsonObject, gpu_resource: str, is_ours: bool) -> PodUse | None
     if not spec.get("nodeName") or raw.get("status", {}).get("phase") in ("Succeeded", "Failed"):
         return None
     cpus, memory, gpus = (sum_requests(spec, name) for name in ("cpu", "memory", gpu_resource))
-    return PodUse(node_id=spec["nodeName"], cpus=cpus, memory_bytes=int(memory), gpus=gpus, is_ours=is_ours)
+    node_id = sys.intern(spec["nodeName"])  # many pods share it
+    return PodUse(node_id=node_id, cpus=cpus, memory_bytes=int(memory), gpus=gpus, is_ours=is_ours)
 
 
 def sum_requests(spec: Mapping[str, Any], resource: str) -> float:
@@ -105,25 +108,55 @@ def sum_requests(spec: Mapping[str, Any], resource: str) -> float:
     return max(running + sidecars, largest) + overhead
 
 
-def with_promises(nodes: Iterable[Node], uses: Iterable[PodUse]) -> list[Node]:
-    """Return the nodes with what pods take from them. A node may be promised too much by others."""
-    sums: dict[str, list[float]] = {}
-    for use in uses:
-        total = sums.setdefault(use.node_id, [0.0, 0.0, 0.0])
-        total[0] += use.cpus
-        total[1] += use.memory_bytes
-        total[2] += use.gpus
-    return [
-        replace(
-            node,
-            cpus_promised=round(sums[node.id][0], 6),
-            memory_promised_bytes=int(sums[node.id][1]),
-            gpus_promised=sums[node.id][2],
-        )
-        if node.id in sums
-        else node
-        for node in nodes
-    ]
+class NodeBook:
+    """The nodes with what pods take from them, kept up to date one change at a time.
+
+    `nodes` rebuilds only the nodes that differ. A node may be promised too much by others.
+    """
+
+    def __init__(self) -> None:
+        self._bare: dict[str, Node] = {}
+        self._sums: dict[str, list[int]] = {}
+        """By node: the CPUs in millionths, the bytes, the GPUs in millionths. Whole numbers add up exactly."""
+        self._built: dict[str, Node] = {}
+        self._differs: set[str] = set()
+
+    def set_node(self, before: Node | None, after: Node | None) -> None:
+        """Note that a node is new, differs, or is gone."""
+        if before is not None:
+            self._bare.pop(before.id, None)
+            self._differs.add(before.id)
+        if after is not None:
+            self._bare[after.id] = after
+            self._differs.add(after.id)
+
+    def add(self, use: PodUse, sign: int = 1) -> None:
+        """Count what a pod takes from its node; no more with a `sign` of -1."""
+        total = self._sums.setdefault(use.node_id, [0, 0, 0])
+        total[0] += sign * round(use.cpus * _MILLION)
+        total[1] += sign * use.memory_bytes
+        total[2] += sign * round(use.gpus * _MILLION)
+        if not any(total):
+            del self._sums[use.node_id]
+        self._differs.add(use.node_id)
+
+    def nodes(self) -> list[Node]:
+        """Return all nodes. A node that does not differ is the same object as the last time."""
+        for name in self._differs:
+            bare, total = self._bare.get(name), self._sums.get(name)
+            if bare is None:
+                self._built.pop(name, None)
+            elif total is None:
+                self._built[name] = bare
+            else:
+                self._built[name] = replace(
+                    bare,
+                    cpus_promised=total[0] / _MILLION,
+                    memory_promised_bytes=total[1],
+                    gpus_promised=total[2] / _MILLION,
+                )
+        self._differs.clear()
+        return list(self._built.values())
 
 
 def _describe_trouble(status: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from roost.scheduler.backends.kubernetes.nodes import PodUse, read_node, read_use, sum_requests, with_promises
+from roost.scheduler.backends.kubernetes.nodes import NodeBook, PodUse, read_node, read_use, sum_requests
 from roost.scheduler.backends.kubernetes.quantity import format_cpus, parse_quantity
 
 GPU = "nvidia.com/gpu"
@@ -78,12 +78,22 @@ def test_a_pod_takes_what_its_containers_request() -> None:
     assert read_use({"spec": {"containers": []}}, GPU, False) is None
 
 
-def test_promises_are_summed_by_node() -> None:
-    use = PodUse(node_id="n1", cpus=0.5, memory_bytes=1 << 30, gpus=1, is_ours=False)
-    elsewhere = PodUse(node_id="n2", cpus=9, memory_bytes=0, gpus=0, is_ours=False)
-    (found,) = with_promises([read_node(node(), GPU)], [use, use, elsewhere])
-    assert (found.cpus_promised, found.memory_promised_bytes, found.gpus_promised) == (1.0, 2 << 30, 2)
-    assert found.gpus_free == 0
+def test_promises_are_summed_by_node_and_taken_back_exactly() -> None:
+    book, bare = NodeBook(), read_node(node(), GPU)
+    use = PodUse(node_id="n1", cpus=0.1, memory_bytes=1 << 30, gpus=1, is_ours=False)
+    book.add(use)  # a pod may be known before its node
+    book.add(PodUse(node_id="n2", cpus=9, memory_bytes=0, gpus=0, is_ours=False))
+    book.set_node(None, bare)
+    book.add(use)
+    book.add(use)
+    (found,) = book.nodes()
+    assert (found.cpus_promised, found.memory_promised_bytes, found.gpus_promised) == (0.3, 3 << 30, 3)
+    assert book.nodes()[0] is found, "nothing differs"
+    for _ in range(3):
+        book.add(use, -1)
+    assert book.nodes() == [bare]
+    book.set_node(bare, None)
+    assert book.nodes() == []
 
 
 @pytest.mark.parametrize(
