@@ -158,9 +158,8 @@ class Decision(_Explained):
             can_change = group.when == "now" or group.filter not in _AMOUNTS
             if can_change and group.alone and group.examples:
                 nearest = group.examples[0]
-                would = (
-                    f"{format_count(group.alone, 'node')} would do but {self._describe(group, group.alone)}"
-                )
+                count = format_count(group.alone, "node")
+                would = f"{count} would do but {self._describe(group, group.alone)}"
                 if group.filter != "avoid" and group.examples[0].reason != BY_OPERATOR:
                     would += f"; nearest {nearest.node_id}: {nearest.reason}"
                 advice = self._advise(group)
@@ -169,9 +168,8 @@ class Decision(_Explained):
         if self.is_never:
             advices = dict.fromkeys(self._advise(group) for group in groups)
             left = [advice for advice in advices if advice not in advised]
-            remedies.append(
-                f"waiting does not help: {'; or '.join(left)}" if left else "waiting does not help"
-            )
+            instead = f": {'; or '.join(left)}" if left else ""
+            remedies.append(f"waiting does not help{instead}")
         elif not remedies:
             remedies.append("more than one thing is short on every node that could hold it")
         return remedies

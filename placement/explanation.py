@@ -91,7 +91,6 @@ class Explanation:
         return tuple(self.iterate_refusals())
 
     def iterate_refusals(self) -> Iterator[Refusal]:
-        """Yield the refusals. A caller that needs only some of them saves time."""
         for row in np.flatnonzero(self._refused.any(axis=0)).tolist():
             for i in np.flatnonzero(self._refused[:, row]):
                 yield self._refusal(int(i), row)

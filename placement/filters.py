@@ -89,9 +89,8 @@ class HasGpus:
             return f"{needs}, {format_amount(max(node.gpus_free, 0))} free"
         if request.gpus <= 1:
             most = max(device.free for device in accepted)
-            return f"{needs}, {format_amount(max(most, 0))} free" + (
-                " on the freest" if len(accepted) > 1 else ""
-            )
+            where = " on the freest" if len(accepted) > 1 else ""
+            return f"{needs}, {format_amount(max(most, 0))} free{where}"
         return f"{needs}, {len(node.fitting_devices(request))} wholly free"
 
 

@@ -1,8 +1,4 @@
-"""The scorers that keep room for later requests. `Packing` combines them.
-
-With the weights of `balanced`, it allocates more GPUs than FGD (Weng et al., ATC '23) on the trace of that paper
-(`benchmarks/placement.py`).
-"""
+"""The scorers that keep room for later requests, in GPUs. `Packing` combines them (`benchmarks/placement.py`)."""
 
 from __future__ import annotations
 
@@ -172,9 +168,7 @@ class _Tables(NamedTuple):
 
     fragments: FragmentTables
     cpus: FloatArray  # (typical classes,) the CPUs that suffice for the first k classes
-    potential: (
-        FloatArray  # the part of the score of a device, by its model and free share; a kernel changes it
-    )
+    potential: FloatArray  # the part of a device's score that a kernel changes, by model and free share
     start: IntArray  # (typical classes + 1,) the index in `potential` of the first `Columns.device_cell` of k
     served_by: FloatArray  # (3, classes, 1) GPUs of each typical class served per CPU, byte and GPU
     per_cpu: FloatArray  # () the score of each CPU left over

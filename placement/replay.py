@@ -91,9 +91,7 @@ def replay(
     """
     capacity = float(getattr(snapshot.columns, resource).sum())
     if not capacity:
-        raise ValueError(
-            f"the cluster has no {RESOURCE_NAMES[resource]}, so demand cannot be counted in them."
-        )
+        raise ValueError(f"the cluster has no {RESOURCE_NAMES[resource]}, in which demand is counted.")
     held = capacity - float(np.maximum(getattr(snapshot.columns, _FREE[resource]), 0).sum())
     requests = placed_requests = 0
     arrived = placed = 0.0
@@ -159,9 +157,7 @@ def draw_arrivals_to_demand(
     Random requests are left out or drawn again. Raises ``ValueError`` if no request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
-        raise ValueError(
-            f"the trace asks for no {RESOURCE_NAMES[resource]}, so its demand cannot be counted in them."
-        )
+        raise ValueError(f"the trace asks for no {RESOURCE_NAMES[resource]}, in which demand is counted.")
     source = random.Random(seed)
     stream = list(requests)
     source.shuffle(stream)

@@ -252,9 +252,7 @@ class Snapshot:
     def from_dict(cls, data: Any) -> Snapshot:
         """Return the snapshot of saved nodes (``Node.to_dict``). Raises ``ValueError`` for other data."""
         if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
-            raise ValueError(
-                "a saved snapshot is an object with a list of nodes; `roost nodes --json` writes one."
-            )
+            raise ValueError("a saved snapshot has a list of nodes; `roost nodes --json` writes one.")
         return cls.of(Node.from_dict(node) for node in data["nodes"])
 
     def _copy(self, **changed: Any) -> Snapshot:
@@ -290,9 +288,8 @@ class Snapshot:
         kept = [row for row, i in enumerate(self._ids) if i not in gone and i not in new]
         nodes = [self._pages[row // _PAGE][row % _PAGE] for row in kept] + list(new.values())
         order = np.array(sorted(range(len(nodes)), key=lambda place: nodes[place].id), dtype=np.int64)
-        columns = cols.reshape_columns(
-            self.columns, kept, cols.build_columns(list(new.values()), models), order
-        )
+        added = cols.build_columns(list(new.values()), models)
+        columns = cols.reshape_columns(self.columns, kept, added, order)
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
         history = self._continue_history(Change(tuple(np.flatnonzero(source < 0).tolist()), source))
         return Snapshot([nodes[place] for place in order], columns, models, self.version + 1, history)

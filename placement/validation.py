@@ -91,9 +91,8 @@ def check_keys(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of the data. Raises ``ValueError`` for a key that is no field of the class."""
     known = {f.name for f in fields(cls)}
     if unknown := sorted(map(str, set(data) - known)):
-        raise ValueError(
-            f"unknown {cls.__name__.lower()} key {unknown[0]!r}; known are {', '.join(sorted(known))}."
-        )
+        names = ", ".join(sorted(known))
+        raise ValueError(f"unknown {cls.__name__.lower()} key {unknown[0]!r}; known are {names}.")
     return dict(data)
 
 

@@ -93,7 +93,6 @@ class ExitWatch:
             self._unlisten = None
 
     def mark_unknown(self, ending: KernelExit) -> None:
-        """End the launch: the service does not know the kernel."""
         self._end(ending, None, "roost does not know the kernel any more")
 
     def read(self, ending: KernelExit, kernel: Kernel) -> None:

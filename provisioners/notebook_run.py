@@ -1,8 +1,4 @@
-"""Executes a notebook for `roost run`: on a kernel that roost places, cell by cell, through nbclient.
-
-Progress goes to stderr: one line per cell, and a status line on a terminal. In every case the kernel is stopped and
-the executed cells are written.
-"""
+"""Executes a notebook for `roost run` through nbclient, on a kernel that roost places. Progress goes to stderr."""
 
 from __future__ import annotations
 
@@ -201,5 +197,4 @@ class _NotebookRun:
             self._show(f"starting on {kernel.node_id}")
 
     def _show(self, text: str) -> None:
-        """Show the current step on the status line, which only a terminal has."""
         self._status.update(Text(text))

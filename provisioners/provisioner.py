@@ -1,10 +1,7 @@
 """RoostProvisioner: jupyter_client starts, restarts, signals, watches and stops one kernel through it.
 
-It differs in three ways from a provisioner that owns a process:
-- The launch binds the ports and reports them. A restart asks for the same ports.
-- The service pushes the exit (`Client.listen`), so `poll` and `wait` ask nobody. If the service or the agent is
-  unreachable, the kernel counts as alive.
-- The kernel has a lease. A restart keeps the lease; only `cleanup(restart=False)` gives it back.
+The launch reports the ports that it binds. A restart asks for the same ports, and keeps the kernel's lease. The service
+pushes the exit, so `poll` and `wait` ask nobody. A kernel that cannot be reached counts as alive.
 """
 
 from __future__ import annotations

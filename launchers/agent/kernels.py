@@ -99,7 +99,6 @@ class Kernels:
         return signal_group(kernel.process.pid, signum)
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess | None:
-        """Stop a kernel and wait until it has ended. Return None if there is no such kernel."""
         kernel = self._kernels.get(kernel_id)
         if kernel is not None:
             await self._end(kernel, grace_s)

@@ -71,7 +71,6 @@ class LeaseLedger:
         return True
 
     def transfer(self, lease_id: str, owner: Owner) -> None:
-        """Give a lease to another owner. Does nothing if there is no lease with this id."""
         known = self._entries.get(lease_id)
         if known is not None and known.lease.owner != owner:
             self._write(replace(known, lease=replace(known.lease, owner=owner)))

@@ -75,7 +75,6 @@ class NodeMetrics:
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
     def status(self, ledger: LeaseLedger, *, kernels: int) -> Node:
-        """Return this machine, with the amounts that `ledger` has promised."""
         now = time.monotonic()
         if now - self._read_at >= self._max_age_s:
             self._read_at = now

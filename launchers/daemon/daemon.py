@@ -1,8 +1,7 @@
 """Daemons: background processes, at most one per folder. The first caller starts one, and later callers find it.
 
-A daemon holds `lock` in its private folder while it runs. Nothing else shows that it is running. The process that
-starts a daemon holds `start.lock`. `ready.json` has the daemon's announcement, such as its address. `log.old` is the
-log of the daemon before.
+A daemon holds `lock` in its private folder while it runs: nothing else shows that it is running. Its starter holds
+`start.lock`. `ready.json` has its announcement, such as its address. `log.old` is the log of the daemon before.
 """
 
 from __future__ import annotations

@@ -41,10 +41,6 @@ class AgentClient:
         self._on_event = on_event
         self._client = RpcClient(endpoint, keys=keys, on_event=self._receive, on_lost=on_lost)
 
-    @property
-    def is_lost(self) -> bool:
-        return self._client.is_lost
-
     async def connect(self, timeout_s: float = 5.0) -> None:
         """Connect and subscribe to events. If that fails, nothing stays open."""
         await self._client.connect(timeout_s=timeout_s)

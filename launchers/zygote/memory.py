@@ -1,8 +1,7 @@
 """How forked kernels share a zygote's memory, and get their own pages before they are launched.
 
-A forked child shares each page with its parent until one of them writes to it. Python writes to an object's page even
-when it only uses the object. A kernel writes to about 4,000 pages while it starts. Each write costs 2 to 4 µs, half of
-a kernel's start. These pages are all of a kernel's size.
+A child shares each page with its parent until one of them writes to it, also to use a Python object. A kernel writes
+to about 4,000 pages while it starts. At 2 to 4 µs each, that takes half of its start.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """The scores of nodes for one class of requests.
 
-Filters and scorers have these methods:
-
-    passes, score      required; called for each part of a snapshot that is scored
-    applies(request)   optional; False if the filter or scorer has no effect on such requests
-    least(request)     optional, of a filter; the amounts that must be free. One comparison then serves all such filters
-
-``applies`` and ``least`` count only if the class that defines them also defines ``passes`` or ``score``.
+A filter or scorer may have ``applies(request)``, False if it has no effect on such requests. A filter may have
+``least(request)``, the amounts that must be free: one comparison serves all such filters. Both count only if their
+class also defines ``passes`` or ``score``.
 """
 
 from __future__ import annotations

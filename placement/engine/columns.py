@@ -149,9 +149,8 @@ class Table(Columns):
 
     def part(self, rows: IntArray | slice) -> Table:
         """Return a copy of these rows, in that order. For a slice, return a view."""
-        return Table(
-            self._ints[rows] if isinstance(rows, slice) else self._ints.take(rows, axis=0), self._layout
-        )
+        part = self._ints[rows] if isinstance(rows, slice) else self._ints.take(rows, axis=0)
+        return Table(part, self._layout)
 
     def put(self, rows: Iterable[int], values: Table) -> None:
         """Replace these rows by the rows of ``values``, in that order."""
@@ -275,7 +274,6 @@ def empty_columns(columns: Columns) -> Columns:
 
 
 def forget_metrics(columns: Columns, where: BoolArray) -> Columns:
-    """Return the columns with unknown real use in these rows."""
     return columns.replace(
         cpus_used=np.where(where, np.nan, columns.cpus_used),
         memory_used_bytes=np.where(where, np.nan, columns.memory_used_bytes),

@@ -94,9 +94,7 @@ class ScoreCache:
         self.lock = threading.Lock()
         self._max_bytes = max_bytes
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._table: Table | None = (
-            None  # of the newest snapshot; the parts that are scored are copied from it
-        )
+        self._table: Table | None = None  # of the newest snapshot, to copy the parts that are scored from
         self._history: History | None = None
         self._version = 0
 

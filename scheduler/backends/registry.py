@@ -1,7 +1,6 @@
-"""The installed backends, found by the entry point group `roost.backends`. Cheap to import, like `spec`.
+"""The installed backends: the entry points of the group `roost.backends`. Cheap to import, like `spec`.
 
-An entry point's name is the backend's name, and its value is the backend's `BackendSpec`
-(`roost.scheduler.backends.ray:SPEC`). Each process reads the installed packages once.
+Their values are `BackendSpec`s (`roost.scheduler.backends.ray:SPEC`). Each process reads them once.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ def get_spec(name: str) -> BackendSpec:
     points = found[name]
     if len(points) > 1:
         packages = sorted({package.metadata["Name"] for package in points.values()})
-        raise ConfigError(
-            f"{' and '.join(packages)} provide several backends {name!r}: uninstall all but one of them."
-        )
+        raise ConfigError(f"{' and '.join(packages)} provide several backends {name!r}: keep only one.")
     ((reference, package),) = points.items()
     spec = load_object(reference, f"the backend {name!r}")
     if not isinstance(spec, BackendSpec) or spec.name != name:

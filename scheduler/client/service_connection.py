@@ -130,9 +130,7 @@ class ServiceConnection:
         if protocol == PROTOCOL and parse_version(version) >= parse_version(VERSION):
             return True
         if protocol > PROTOCOL:
-            raise BackendUnavailable(
-                f"The service ({version}) is newer than this client ({VERSION}): upgrade."
-            )
+            raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
         log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
         try:
             await connection.call("leave", {}, timeout_s=_GREETING_S)

@@ -68,17 +68,16 @@ class Agents:
 
     async def client(self, address: AgentAddress) -> AgentClient:
         """Return the connection to that agent; raise `BackendUnavailable` if the agent does not answer in seconds."""
-        if (client := self.connected(address.endpoint)) is not None:
+        endpoint = address.endpoint
+        if (client := self.connected(endpoint)) is not None:
             return client
-        task = self._clients.get(address.endpoint)
+        task = self._clients.get(endpoint)
         if task is None or task.done():
-            task = self._clients[address.endpoint] = start_shared(self._connect(address))
+            task = self._clients[endpoint] = start_shared(self._connect(address))
         try:
             return await asyncio.shield(task)
         except (RpcError, asyncio.TimeoutError, OSError) as problem:
-            raise BackendUnavailable(
-                f"the agent at {address.endpoint} does not answer: {problem}"
-            ) from problem
+            raise BackendUnavailable(f"the agent at {endpoint} does not answer: {problem}") from problem
 
     def connected(self, endpoint: str) -> AgentClient | None:
         """Return the live connection to that endpoint, if there is one."""
@@ -156,7 +155,6 @@ class AgentCaller:
             except RemoteError as refusal:
                 raise _ERRORS.get(refusal.kind, LaunchError)(refusal.message, **refusal.fields) from None
             except (RpcError, asyncio.TimeoutError) as late:
-                raise BackendUnavailable(
-                    f"{self.name} does not answer: {str(late) or 'no answer in time'}"
-                ) from late
+                reason = str(late) or "no answer in time"
+                raise BackendUnavailable(f"{self.name} does not answer: {reason}") from late
         raise BackendUnavailable(f"{self.name} cannot be reached: {problem}") from problem

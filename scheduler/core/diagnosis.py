@@ -61,7 +61,6 @@ async def diagnose(
     for name, problem in sorted(policies.failed.items()):
         do = f"correct it: until then {FALLBACK} ranks the nodes"
         report("warning", f"policy {name} {problem}", do)
-    agree = (
-        f"{len(table.records)} kernels, {len(lease_ids)} leases and {len(reading.processes)} processes agree"
-    )
+    kernels, processes = len(table.records), len(reading.processes)
+    agree = f"{kernels} kernels, {len(lease_ids)} leases and {processes} processes agree"
     return found or [{"level": "ok", "what": agree, "do": ""}]

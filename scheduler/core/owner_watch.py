@@ -1,7 +1,7 @@
 """Owners: whether the applications that hold kernels still live, and the rules for the kernels of an ended one.
 
-A pid and a start time, which agents record too, name an application's process. All clients come over a Unix socket, so
-they are on this machine, whatever its host name is. An owner without a pid cannot be watched and counts as alive.
+Clients come over a Unix socket, so their pid and start time are this machine's. Without a pid, an owner counts as
+alive.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The queue: which starts wait for room, in which order, and for which reason.
 
-Requests for the same amounts under the same policy form a line, first come first served. Only the head of a line is
-placed: when it becomes the head, and on every change of the cluster. Lines do not wait for each other: a request for a
-GPU does not delay a request for a CPU. The heads try in the order of their arrival. A node is reserved for a request
-that waits long (`NodeHold`), so that small requests cannot starve a large one.
+Requests for the same amounts under the same policy form a line, first come first served. The heads of all lines try
+in the order of their arrival, and on every change of the cluster. A node is reserved for a request that waits long
+(`NodeHold`), so that small requests cannot starve a large one.
 """
 
 from __future__ import annotations
@@ -97,7 +96,6 @@ class Queue:
         return sorted((tickets[0] for tickets in self._lines.values()), key=lambda ticket: ticket.joined_at)
 
     def retry(self, ticket: Ticket, delay_s: float) -> None:
-        """Have the ticket's request placed again after this time."""
         self._timers.later(delay_s, ticket.event.set)
 
     def explain(self, ticket: Ticket, waits_for: str) -> None:

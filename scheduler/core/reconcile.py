@@ -178,7 +178,6 @@ class Reconciler:
             self._timers.later(self._claim_grace_s, lambda: self._end_unclaimed(record))
 
     def _drop_lost(self, before: dict[int, Lease | None], found: set[str]) -> None:
-        """Drop the records whose leases the reading does not have."""
         for record in list(self._table.records.values()):
             lease = before.get(id(record))
             if lease is None or lease is not record.lease or lease.id in found:

@@ -141,7 +141,6 @@ class Scheduler:
         return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
     def kernels(self) -> list[Kernel]:
-        """Return all kernels that hold a lease or wait for one."""
         return [record.view(self._queue) for record in self._table.records.values()]
 
     async def kernels_with_use(self) -> list[Kernel]:

@@ -60,9 +60,7 @@ class PolicyCatalog:
                 "c.RoostScheduler.policies."
             )
         if self._spec(name) not in SHIPPED and name not in self._others:
-            raise self._problems.get(name) or ConfigError(
-                f"policy {name!r:.80} is not loaded yet; try again."
-            )
+            raise self._problems.get(name) or ConfigError(f"policy {name!r:.80} is still loading; try again.")
 
     async def find_problems(self, names: Iterable[str]) -> dict[str, str]:
         """Return the unusable policies among `names`, each with the reason."""
@@ -171,9 +169,7 @@ class PolicyCatalog:
         task = self._loading[key]
         done, _ = await asyncio.wait([task], timeout=_LOAD_S)
         if not done:
-            return ConfigError(
-                f"the placement policy {name} did not load within {_LOAD_S:g} s; choose another."
-            )
+            return ConfigError(f"policy {name} did not load within {_LOAD_S:g} s; choose another.")
         return task.result()
 
     async def _load_in_thread(self, name: str, load: Callable[[], object], token: str) -> ConfigError | None:

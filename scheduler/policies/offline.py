@@ -40,9 +40,7 @@ def read_snapshot(path: str) -> Snapshot:
         raise ConfigError(f"{path} is not a saved snapshot: {problem}") from None
     except (TypeError, AttributeError):
         pass
-    raise ConfigError(
-        f"{path} is not a saved snapshot: each node and each device must be an object with an id."
-    )
+    raise ConfigError(f"{path} is not a saved snapshot: each node and device must be an object with an id.")
 
 
 async def _decide(request: Request, snapshot: Snapshot, settings: Settings) -> Decision:

@@ -53,13 +53,10 @@ class SandboxedPolicy:
         async with self._turn:
             if not await self._has_answered():  # a cancelled caller may have left its call behind
                 waited_s = time.monotonic() - self._asked_at
-                raise PolicyFailed(
-                    f"has not answered for {waited_s:.0f} s and is not asked again until it does"
-                )
+                raise PolicyFailed(f"has not answered for {waited_s:.0f} s and is not asked until it does")
             self._asked_at = time.monotonic()
-            self.call = asyncio.ensure_future(
-                in_thread(lambda: self._ask(request, snapshot, avoid, workload))
-            )
+            answering = in_thread(lambda: self._ask(request, snapshot, avoid, workload))
+            self.call = asyncio.ensure_future(answering)
             if not await self._has_answered():
                 log.error("policy=%s did not answer within %g s", self.name, self._timeout_s)
                 raise PolicyFailed(f"did not answer within {self._timeout_s:g} s")
@@ -82,9 +79,8 @@ class SandboxedPolicy:
         try:
             if self._learns and workload is not self._workload:
                 self._policy, self._workload = build_policy(self._found, self.name, workload), workload
-            return check_decision(
-                self._policy.place(request, snapshot, avoid=avoid), request, snapshot, avoid
-            )
+            decision = self._policy.place(request, snapshot, avoid=avoid)
+            return check_decision(decision, request, snapshot, avoid)
         except BaseException as problem:  # foreign code may even raise SystemExit
             text = format_error(problem)
             if text != self._last_error:  # the policy's author needs the traceback, once
@@ -135,9 +131,7 @@ def check_placement(answer: Any, request: Request, snapshot: Snapshot, avoid: Ma
     free = {device.id for device in node.fitting_devices(request)} if request.gpus else set()
     for device_id in ids:
         if device_id not in free:
-            raise ValueError(
-                f"it chose device {device_id!r:.80} of {node_id}, which does not exist or is not free"
-            )
+            raise ValueError(f"it chose device {device_id!r:.80} of {node_id}, which is missing or not free")
     if len(set(ids)) != len(ids) or len(ids) not in (0, request.gpu_count):
         raise ValueError(f"it chose {len(ids)} devices ({', '.join(ids):.80}) for {request.describe()}")
     if not all(math.isfinite(number) for number in (placement.score, *placement.terms.values())):

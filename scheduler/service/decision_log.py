@@ -31,7 +31,6 @@ _PATH = re.compile(r"(?<![\w.])~?/[^\s'\",;:)]+")
 
 
 def older_file(path: Path) -> Path:
-    """Return the path of the older lines; the file may be missing."""
     return path.with_name(f"{path.name}.old")
 
 

@@ -1,8 +1,4 @@
-"""The operations of the scheduler service.
-
-Each class has the arguments of one operation (`server.OPERATIONS`) as they cross the socket, and names the answer.
-Errors cross the socket as the class name of a `RoostError` (`errors.from_remote`).
-"""
+"""The operations of the scheduler service (`server.OPERATIONS`): the arguments of each, and its answer."""
 
 from __future__ import annotations
 

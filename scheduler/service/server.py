@@ -1,8 +1,7 @@
 """The scheduler as a process of its own: `python -m roost.scheduler.service.server --backend local --folder DIR`.
 
-It serves `OPERATIONS` on a Unix socket in its private folder, which only this user can enter. The first client starts
-it. It leaves after a while without clients and kernels, or on request (`leave`, SIGTERM). Kernels, leases and starts
-under way then stay, and the next service reads them back.
+It serves `OPERATIONS` on a Unix socket in its private folder. The first client starts it. It leaves after a while
+without clients and kernels, or on request (`leave`, SIGTERM). All kernels and starts stay for the next service.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ class Service:
         self._calls = 0
         self._timers = Timers()
         self.left = asyncio.Event()
-        self.server = RpcServer(
-            {name: Operation(call.arguments, self._guard(call)) for name, call in OPERATIONS.items()}
-        )
+        handlers = {name: Operation(call.arguments, self._guard(call)) for name, call in OPERATIONS.items()}
+        self.server = RpcServer(handlers)
         self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
 

@@ -100,9 +100,8 @@ def compare(
         for name in runs:
             for seed, stream in streams.items():
                 progress.update(bar, description=f"{name}, seed {seed}")
-                timed = TimedPolicy(
-                    make(name), name, advance, is_checked=known[name] is not SHIPPED.get(name)
-                )
+                is_foreign = known[name] is not SHIPPED.get(name)
+                timed = TimedPolicy(make(name), name, advance, is_checked=is_foreign)
                 done = replay(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
                 runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
     return runs
@@ -156,9 +155,7 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
     if arguments.trace:
         return read_trace(arguments.trace), ""
     if not arguments.live:
-        raise ConfigError(
-            "no trace: name a file. Only --live uses the scheduler's own decision log by default."
-        )
+        raise ConfigError("no trace: name a file. Only --live uses the scheduler's decision log by default.")
     path = service_folder(arguments.backend, connect_scheduler(arguments).options) / FILE_NAME
     if not path.exists():
         raise ConfigError("the scheduler has made no decision yet: name a trace.")
@@ -166,9 +163,7 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
         return read_trace(str(path)), ""
     tasks, running = read_ended(str(path))
     if not tasks:
-        raise ConfigError(
-            "all kernels in the scheduler's decision log still run: give --empty, or name a trace."
-        )
+        raise ConfigError("all kernels in the decision log still run: give --empty, or name a trace.")
     note = f"{format_count(running, 'kernel')} left out, still running on the nodes (--empty includes them)."
     return tasks, note if running else ""
 

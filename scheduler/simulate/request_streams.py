@@ -67,9 +67,7 @@ def build_streams(
     for stream in streams.values():
         requested = _sum(stream, resource)
         if not (requested or arguments.departures):
-            raise ConfigError(
-                f"a demand of {arguments.demand:g} leaves no request of the trace: give a greater --demand."
-            )
+            raise ConfigError(f"--demand {arguments.demand:g} leaves no request of the trace: give more.")
         if requested > _MOST_TIMES * capacity:
             raise ConfigError(
                 f"the requests exceed the nodes' resources more than {_MOST_TIMES:,} times: request less, or add nodes."

@@ -153,13 +153,10 @@ def _node(row: Mapping[str, str]) -> Node:
 def _task(row: Mapping[str, str]) -> Arrival:
     count, milli = _whole(row, "num_gpu"), _whole(row, "gpu_milli")
     if count > 1 and milli not in (0, 1000):
-        raise ValueError(
-            f"{count} GPUs of {milli / 1000:g} each are not possible: a share is a part of one GPU."
-        )
+        raise ValueError(f"{count} GPUs of {milli / 1000:g} each are impossible: a share is part of one GPU.")
     gpus = milli / 1000 if count == 1 else float(count)
-    models = (
-        tuple(name.strip() for name in row.get("gpu_spec", "").split("|") if name.strip()) if gpus else ()
-    )
+    names = row.get("gpu_spec", "").split("|") if gpus else ()
+    models = tuple(name.strip() for name in names if name.strip())
     request = Request(
         cpus=_number(row, "cpu_milli") / 1000,
         memory_bytes=_whole(row, "memory_mib") * _MIB,

@@ -81,7 +81,7 @@ async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backen
     assert not refused.is_never
     assert "1 has too little of a resource free now" in refused.reason
     assert f"nearest {having}: needs 1 licence, 0.5 free" in refused.remedies[0]
-    with pytest.raises(LeaseConflict, match=f"Ray has no room for it on {having} now"):
+    with pytest.raises(LeaseConflict, match=f"Ray has no room for it on {having} "):
         await take(backend, late, "k2")  # placed before the first was taken
 
     await backend.release(lease)

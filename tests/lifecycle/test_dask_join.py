@@ -224,7 +224,7 @@ def test_tls_to_a_plain_cluster_and_the_reverse(
     files = tls_files(dask_tls_cluster)
     problem = refused(dask_cluster.address.replace("tcp:", "tls:"), **files)
     says = (
-        "does not speak TLS: is it the tcp:// address",
+        "does not speak TLS: is its address a tcp:// one?",
         "a Dask scheduler: is its address a tcp:// one, or",
     )
     assert any(one in str(problem) for one in says)  # by what comes first, Dask's greeting or its hanging up
@@ -236,7 +236,7 @@ def test_encryption_is_required(dask_cluster: DaskMachines) -> None:
     with dask.config.set({"distributed.comm.require-encryption": True}):
         problem = refused(dask_cluster.address)
     assert isinstance(problem, ConfigError)
-    assert str(problem).endswith("has none: give the cluster's tls:// address")
+    assert str(problem).endswith("has none: give its tls:// address")
 
 
 def test_another_python(dask_cluster: DaskMachines, monkeypatch: pytest.MonkeyPatch) -> None:

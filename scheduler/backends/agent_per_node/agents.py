@@ -47,7 +47,7 @@ class AgentPool:
         self._start_agent = start_agent
         self._known: dict[str, StartedAgent] = {}
         self._status: dict[str, tuple[Node, float]] = {}  # and when it arrived (monotonic)
-        self._ended_daemons: set[str] = set()
+        self.ended_daemons: set[str] = set()  # as agents report, maybe seconds before the manager
         self._doubted: set[str] = set()  # start or find these again before the next call
         self._unreachable: set[str] = set()
         self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
@@ -71,7 +71,7 @@ class AgentPool:
                 self._doubt(node_id)
                 return
             if event.kind == "lost" and not event.lease_id and node_id:
-                self._ended_daemons.add(self._known[node_id].daemon)
+                self.ended_daemons.add(self._known[node_id].daemon)
             listener(node_id, event)
 
         self._agents.listen(on_agent)
@@ -124,7 +124,7 @@ class AgentPool:
                     status = await client.status()
                     self._status[node_id] = status, time.monotonic()
                     if status.is_draining:
-                        self._ended_daemons.add(known.daemon)
+                        self.ended_daemons.add(known.daemon)
 
         await asyncio.gather(*(ask(node_id, known) for node_id, known in self._known.items()))
 
@@ -134,14 +134,6 @@ class AgentPool:
         if status is None or status.metrics_age_s is None:
             return status, None
         return status, status.metrics_age_s + max(0.0, at - arrived_at)
-
-    def has_ended(self, daemon: str) -> bool:
-        """True if an agent reports that this daemon has ended, maybe seconds before the manager does."""
-        return daemon in self._ended_daemons
-
-    def keep_daemons(self, daemons: Collection[str]) -> None:
-        """Forget that daemons other than these have ended."""
-        self._ended_daemons &= set(daemons)
 
     def check(self, node: ManagedNode) -> bool:
         """True if a new daemon runs on the node. Its agent is then found again, so that it learns of the daemon."""

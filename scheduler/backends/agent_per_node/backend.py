@@ -1,8 +1,4 @@
-"""The backend for cluster managers with one agent per node.
-
-Leases live in the manager's own accounting, kernels with their agents. The backend can read everything back from these
-two, apart from the agents' addresses (`agents.json`).
-"""
+"""The backend for cluster managers with one agent per node. The manager has the leases, the agents the kernels."""
 
 from __future__ import annotations
 
@@ -228,7 +224,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     def _build_node(self, node: N, leases: Sequence[Lease], at: float) -> Node:
         built = self._manager.build_node(node, leases, *self._pool.status(node.id, at))
-        if not self._pool.has_ended(node.daemon):
+        if node.daemon not in self._pool.ended_daemons:
             return built
         # The manager still shows the node for some seconds.
         return replace(built, is_draining=True, drains_because=f"its {self._manager.daemon} has ended")
@@ -241,7 +237,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 self._pool.put(node_id, node.started_agent)
             if self._pool.check(node):
                 self._recovery.expect(node_id)  # so that its agent learns of the new daemon
-        self._pool.keep_daemons({node.daemon for node in nodes.values()})
+        self._pool.ended_daemons &= {node.daemon for node in nodes.values()}
         self._update([*changed, *gone])
 
     def _update(self, node_ids: Collection[str]) -> None:
@@ -271,7 +267,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             log.warning("lease=%s its kernel is not ended yet: %s", lease.id, problem)
 
     async def _release_expired(self, lease: Lease) -> None:
-        """Give back the claim of a lease that its agent has let go."""
         try:
             await self._release_claim(lease)
         except RoostError as problem:

@@ -36,13 +36,12 @@ class NodeTable(Generic[N]):
             if lease.node_id in held:
                 held[lease.node_id].append(lease)
         built = [self._build_node(nodes[name], leases, self._measured_at) for name, leases in held.items()]
-        changed = [
-            node for node in built if node.id not in self._snapshot or self._snapshot.node(node.id) != node
-        ]
-        gone = [name for name in node_ids if name not in nodes and name in self._snapshot]
+        before = self._snapshot
+        changed = [node for node in built if node.id not in before or before.node(node.id) != node]
+        gone = [name for name in node_ids if name not in nodes and name in before]
         if not changed and not gone:
             return False
-        self._snapshot = self._snapshot.apply(changed, removed=gone)
+        self._snapshot = before.apply(changed, removed=gone)
         return True
 
     def update_metrics(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> None:

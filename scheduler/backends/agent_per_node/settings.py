@@ -17,6 +17,4 @@ class AgentPerNodeSettings(Section):
     )
     preload = List(Unicode(), help="Modules that are imported before kernels are forked.")
     manager_grace_s = Float(300.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
-    agent_idle_exit_s = Float(
-        3600.0, min=0.0, help="Agents leave their nodes after this time without leases."
-    )
+    agent_idle_exit_s = Float(3600.0, min=0.0, help="Agents leave after this time without leases.")

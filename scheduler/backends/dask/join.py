@@ -106,9 +106,7 @@ def _build_security(settings: RoostDaskBackend, address: str) -> Any:
     security = Security(**{name: value for name, value in given.items() if value})
     if not address.startswith("tls://"):
         if security.require_encryption:
-            raise ConfigError(
-                f"encryption is required, and {address} has none: give the cluster's tls:// address"
-            )
+            raise ConfigError(f"encryption is required, and {address} has none: give its tls:// address")
         return security
     for name in given:
         value = getattr(security, name)
@@ -175,9 +173,7 @@ def _explain(address: str, problem: Exception) -> BackendUnavailable | ConfigErr
             f"the Dask cluster at {address} and roost do not accept each other's certificates: set {_TLS}"
         )
     if address.startswith("tls://") and "FatalCommClosedError" in text:
-        return ConfigError(
-            f"what listens at {address} does not speak TLS: is it the tcp:// address of a Dask scheduler?"
-        )
+        return ConfigError(f"what listens at {address} does not speak TLS: is its address a tcp:// one?")
     hint = "is its address a tls:// one?"
     if address.startswith("tls://"):  # if it refuses a certificate, it closes the connection without a word
         hint = f"is its address a tcp:// one, or does it refuse roost's certificate? Set {_TLS}"

@@ -105,10 +105,8 @@ class DaskManager:
             "gpus": request.gpus,
             "resources": dict(request.resources),
         }
-        devices = list(lease.device_ids)
-        answer = await self.ask(
-            "roost_lease", _CLAIM_S, held=held, device_ids=devices, again=again, wait_s=_WAIT_S
-        )
+        asked = {"held": held, "device_ids": list(lease.device_ids), "again": again, "wait_s": _WAIT_S}
+        answer = await self.ask("roost_lease", _CLAIM_S, **asked)
         if "refused" in answer:
             raise LeaseConflict(answer["refused"])
         return tuple(answer["device_ids"])
@@ -162,10 +160,9 @@ class DaskManager:
 
     async def _see(self, wait_s: float) -> Iterable[DaskNode]:
         """Return the nodes. With `wait_s`, wait for a change of them instead, and return none."""
-        since, known = self._version, self._incarnation
-        answer = await self.ask(
-            "roost_nodes", _CALL_S + wait_s, since=since, incarnation=known, wait_s=wait_s
-        )
+        known = self._incarnation
+        asked = {"since": self._version, "incarnation": known, "wait_s": wait_s}
+        answer = await self.ask("roost_nodes", _CALL_S + wait_s, **asked)
         if wait_s:
             return ()  # the caller reads them then
         found = dict(self.membership.nodes) if answer["incarnation"] == known else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from roost.launchers.protocol.json_codec import decode
@@ -49,21 +49,13 @@ class DaskNode:
     @classmethod
     def of(cls, name: str, described: Mapping[str, Any]) -> DaskNode:
         """Build the node from the plugin's description of a machine."""
-        return cls(
-            id=name,
-            threads=float(described["threads"]),
-            memory_bytes=int(described["memory_bytes"]),
-            resources=dict(described["resources"]),
-            free=dict(described["free"]),
-            devices=tuple(described["devices"]),
-            shares=dict(described["shares"]),
-            cpus_promised=float(described["cpus_promised"]),
-            memory_promised_bytes=int(described["memory_promised_bytes"]),
-            leases=frozenset(described["leases"]),
-            drains_because=_explain_drain(described),
-            agent=dict(described["agent"]),
-            seen=tuple(map(_decode_device, described["agent"].get("devices", ()))),
-        )
+        unused = {"used": None, "memory_used_bytes": None}  # the figures of the agent's start are old by now
+        derived = {
+            "id": name,
+            "drains_because": _explain_drain(described),
+            "seen": [{**device, **unused} for device in described["agent"].get("devices", ())],
+        }
+        return decode(cls, {**described, **derived}, ignore_unknown=True)
 
 
 def build_node(
@@ -104,8 +96,3 @@ def _explain_drain(described: Mapping[str, Any]) -> str:
         return "Dask is retiring its workers"
     problem = described["agent"].get("problem", "")
     return f"no agent of roost runs there: {problem}" if problem else ""
-
-
-def _decode_device(seen: Mapping[str, Any]) -> Device:
-    """Return a GPU that an agent saw when it was started, without the figures that are old by now."""
-    return replace(decode(Device, seen, ignore_unknown=True), used=None, memory_used_bytes=None)

@@ -26,7 +26,5 @@ class RoostLocalBackend(Section):
     def _check_names(self, proposal: Any) -> Any:
         if not all(name.strip() for name in proposal["value"]):
             what = proposal["trait"].name.removesuffix("s")
-            raise TraitError(
-                f"a {what} of c.RoostLocalBackend has no name: give the {what} a name, or leave it out."
-            )
+            raise TraitError(f"a {what} of c.RoostLocalBackend has no name: give it one, or leave it out.")
         return proposal["value"]

@@ -67,7 +67,6 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
 
 
 def get_cluster_id() -> str:
-    """Return Ray's id of the cluster that was joined last. A cluster that lost its state has a new id."""
     return _cluster_id
 
 
@@ -119,9 +118,7 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
     outcome = start_thread(work, name="roost-ray-join", undo=undo)
     concurrent.futures.wait([outcome], max(1.0, give_up_at - time.monotonic()))
     if outcome.cancel():
-        raise BackendUnavailable(
-            f"the Ray cluster at {gcs} answers, and ray.init hangs: is its raylet here healthy?"
-        )
+        raise BackendUnavailable(f"the Ray cluster at {gcs} answers, and ray.init hangs: is its raylet well?")
     try:
         outcome.result()
     except Exception as problem:

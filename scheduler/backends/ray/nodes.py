@@ -78,12 +78,10 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     if len(at) == len(nodes):
         return nodes
     ports = {node["NodeID"]: node["NodeManagerPort"] for node in ray.nodes()}
-    alive = [
-        node for node in nodes if at[node.address] == 1 or not _refuses(node.address, ports[node.daemon])
-    ]
-    left = Counter(node.address for node in alive)
+    live = [node for node in nodes if at[node.address] == 1 or not _refuses(node.address, ports[node.daemon])]
+    left = Counter(node.address for node in live)
     found = []
-    for node in alive:
+    for node in live:
         if left[node.address] < at[node.address]:
             node = replace(node, is_held_up=True, drains_because=_HELD_UP)
         if left[node.address] > 1:  # several live raylets share an address in tests of Ray itself

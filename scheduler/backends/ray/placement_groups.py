@@ -79,9 +79,7 @@ def create(name: str, request: Request, node: RayNode) -> Group:
             return group
         if group is None or state in _REFUSED or time.monotonic() - asked_at > _DECIDES_S:
             remove(name)
-            raise LeaseConflict(
-                f"Ray has no room for it on {node.address} now ({state.lower() or 'removed'})"
-            )
+            raise LeaseConflict(f"Ray has no room for it on {node.address} ({state.lower() or 'removed'})")
         time.sleep(_LOOK_S)
 
 

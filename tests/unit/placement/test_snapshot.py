@@ -252,5 +252,5 @@ def test_a_saved_snapshot_is_read_back() -> None:
     assert [after.node(i) for i in after.nodes] == [before.node(i) for i in before.nodes]
     assert after.node("b").metrics_age_s == 5.0
     for wrong in ([], {"nodes": {}}, {"placements": []}, None):
-        with pytest.raises(ValueError, match="a saved snapshot is an object with a list of nodes"):
+        with pytest.raises(ValueError, match="a saved snapshot has a list of nodes"):
             Snapshot.from_dict(wrong)

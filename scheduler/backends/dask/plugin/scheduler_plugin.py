@@ -2,10 +2,9 @@
 
 The plugins arrive pickled by value, and need only distributed and the standard library. Messages are builtin values.
 
-First the ledger in Dask's scheduler grants a lease; it knows kernels alone. Then the workers grant it; they know
-tasks. A worker subtracts the claimed amounts from the resources that it gives to tasks. It does so before its first
-task, so that a worker that is started again cannot give a kernel's resources to a task. If a task still holds them,
-the claim waits for the end of that task, ahead of all waiting tasks.
+The ledger in Dask's scheduler, which knows kernels, grants a lease first. Then the workers, which know tasks, grant
+it. A worker subtracts claims from the resources for tasks before its first task, so a new worker cannot give a
+kernel's resources away. If a task holds them, the claim waits for its end, ahead of all waiting tasks.
 """
 
 from __future__ import annotations

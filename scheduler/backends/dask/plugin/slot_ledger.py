@@ -1,8 +1,7 @@
 """The ledger of roost's leases on a Dask cluster. It lives in Dask's own scheduler, and grants or refuses at once.
 
-A slot is the place of one worker. Its name is the address of the worker's nanny, which stays the same when the worker
-is started again. A lease claims abstract resources (`dask worker --resources "GPU=2"`) of the slots of one machine.
-The workers then hold them back from tasks (`worker_plugin`).
+A slot is the place of one worker, named by the address of its nanny, which outlives the worker. A lease claims
+abstract resources (`dask worker --resources "GPU=2"`) of one machine's slots, which the workers hold back from tasks.
 """
 
 from __future__ import annotations

@@ -166,11 +166,9 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
                 left[name] -= amount
         for task in list(self.worker.state.constrained):
             if any(amount > left[name] + CRUMB for name, amount in task.resource_restrictions.items()):
-                stimulus = f"roost-{time.time()}"
-                self.worker.handle_stimulus(CancelComputeEvent(key=task.key, stimulus_id=stimulus))
-                self.worker.batched_stream.send(
-                    {"op": "reschedule", "key": task.key, "stimulus_id": stimulus}
-                )
+                cause = f"roost-{time.time()}"
+                self.worker.handle_stimulus(CancelComputeEvent(key=task.key, stimulus_id=cause))
+                self.worker.batched_stream.send({"op": "reschedule", "key": task.key, "stimulus_id": cause})
 
     def _read_devices(self) -> list[str] | None:
         """Return the ids of the GPUs that tasks use: the first of CUDA_VISIBLE_DEVICES; None if it is not set."""

@@ -154,7 +154,7 @@ async def test_a_client_leaves_an_agent_that_takes_no_subscribers() -> None:
         client = AgentClient(server.endpoint, CLIENT_KEYS)
         with pytest.raises(RemoteError):
             await client.connect()
-        assert client.is_lost
+        assert client._client.is_lost
 
 
 async def test_unknown_fields_in_answers_and_events_are_ignored() -> None:

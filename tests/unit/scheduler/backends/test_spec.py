@@ -137,7 +137,7 @@ def test_a_package_can_bring_a_backend(packages: Path) -> None:
         (
             "local = cloudy:SPEC",
             CLOUD,
-            "cloudy and roost provide several backends 'local': uninstall all but one",
+            "cloudy and roost provide several backends 'local': keep only one",
         ),
     ],
 )

@@ -101,8 +101,8 @@ def test_a_policy_that_fails_is_named(saved: str, tmp_path: Path, capsys: pytest
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ([], "an object with a list of nodes"),
-        ({"nodes": {}}, "an object with a list of nodes"),
+        ([], "has a list of nodes"),
+        ({"nodes": {}}, "has a list of nodes"),
         ({"nodes": [3]}, "an object with an id"),
         ({"nodes": [{}]}, "an object with an id"),
         ({"nodes": [{"id": 3}]}, "an object with an id"),

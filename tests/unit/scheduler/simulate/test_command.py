@@ -281,7 +281,7 @@ def test_without_matplotlib_only_the_picture_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "no trace: name a file. Only --live uses the scheduler's own decision log by default."),
+        ((), "no trace: name a file. Only --live uses the scheduler's decision log by default."),
         (("none.csv",), "none.csv cannot be read: No such file or directory."),
         (("nodes.csv",), "nodes.csv is not a list of tasks: it has no column name (needed: name"),
         (("tasks.csv", "--add", "quite a few"), "--add 'quite a few' must be a number and a node"),
@@ -308,7 +308,7 @@ def test_without_matplotlib_only_the_picture_is_missing(
         (("tasks.csv", "--departures", "--load", "1e7"), "that would be more than 1,000,000 arrivals"),
         (("tasks.csv", "--departures", "--arrivals", "9" * 500), "that would be more than 1,000,000 arrivals"),
         (("many.csv", "--recorded"), "the requests exceed the nodes' resources more than 10,000 times"),
-        (("tasks.csv", "--demand", "0.01"), "a demand of 0.01 leaves no request of the trace: give"),
+        (("tasks.csv", "--demand", "0.01"), "--demand 0.01 leaves no request of the trace: give"),
         (("tasks.csv", "--json", "no/folder.json"), "--json no/folder.json: there is no folder no."),
         (("tasks.csv", "--nodes", "twice.csv"), "twice.csv: two nodes have the id 'n1'; give each its own."),
         (("nothing.csv",), "the trace requests no resource that the nodes have."),

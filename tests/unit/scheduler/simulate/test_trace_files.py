@@ -71,7 +71,7 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
         (f"{TASKS}a,1,1.5,1,1000\n", "line 2: memory_mib must be a whole number, 0 or more; got '1.5'."),
         (
             f"{TASKS}a,1,1,2,500\n",
-            "line 2: 2 GPUs of 0.5 each are not possible: a share is a part of one GPU.",
+            "line 2: 2 GPUs of 0.5 each are impossible: a share is part of one GPU.",
         ),
         (
             f"{TASKS}a,1,1,1,1500\n",
