@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import random
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -60,8 +61,14 @@ _EVENTS_AFTER_S = 2.0
 _NODES_AFTER_S = 0.02
 """How long changes of nodes are collected before they are reported."""
 _MAX_ATTEMPTS = 20
+_QUOTA_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""The longest pauses between attempts to create a pod whose quota others change at the same moment."""
 _LONGEST = 1000
 """At most this many characters of a refusal are reported. It may repeat a value of any length."""
+
+
+class _SecretExists(Exception):
+    """The Secret of an earlier pod with the same name is not removed yet."""
 
 
 class KubernetesCluster(PodCluster):
@@ -234,25 +241,40 @@ class KubernetesCluster(PodCluster):
             name = name_pod(self._user or lease.owner.user, lease.id, attempt)
             pod = self._build_pod(lease, name, public)
             try:
-                raw = await self._api.call("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
-                break
+                raw = await self._post(f"/api/v1/namespaces/{namespace}/pods", pod)
             except ApiError as problem:
                 if problem.reason != "AlreadyExists":
                     raise _explain_refusal(problem, namespace) from None
-            existing = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+            else:
+                try:
+                    return await self._complete(raw, lease, assignment)
+                except _SecretExists:
+                    continue
+            try:
+                existing = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+            except ApiError as problem:
+                if problem.status != 404:
+                    raise BackendUnavailable(f"Kubernetes refuses roost: {problem.message}") from None
+                continue  # it has just been removed
             view = self._view(existing)
             if view is not None and view.lease.state != "lost" and not is_gated(existing):
                 return view
-        else:
-            raise LaunchError(
-                f"{_MAX_ATTEMPTS} pods of this kernel are still being deleted: try again later."
-            )
+        raise LaunchError(f"{_MAX_ATTEMPTS} pods of this kernel are still being deleted: try again later.")
+
+    async def _complete(self, raw: JsonObject, lease: Lease, assignment: Assignment) -> Pod:
+        """Store the Secret of a new pod, and wait until Kubernetes' scheduler decides. An error deletes the pod."""
         uid = raw["metadata"]["uid"]
         self._decided[uid] = asyncio.Event()
         try:
             path = _path(raw)
+            name, namespace = raw["metadata"]["name"], raw["metadata"]["namespace"]
             stored = self._template.build_secret(name, raw, assignment)
-            await self._call("POST", f"/api/v1/namespaces/{namespace}/secrets", stored)
+            try:
+                await self._post(f"/api/v1/namespaces/{namespace}/secrets", stored)
+            except ApiError as problem:
+                if problem.reason == "AlreadyExists":
+                    raise _SecretExists from None
+                raise BackendUnavailable(f"Kubernetes refuses roost: {problem.message}") from None
             others = [gate for gate in raw["spec"]["schedulingGates"] if gate["name"] != GATE]
             raw = await self._call("PATCH", path, {"spec": {"schedulingGates": others}}, content_type=MERGE)
             raw = await self._await_decision(uid, raw)
@@ -343,6 +365,17 @@ class KubernetesCluster(PodCluster):
             if problem.status not in (404, 409):  # 409: another pod has the name by now
                 raise BackendUnavailable(f"Kubernetes does not delete a pod: {problem.message}") from None
 
+    async def _post(self, path: str, body: JsonObject) -> JsonObject:
+        """Create an object, again if the namespace's quota was changed at the same moment. Raises `ApiError`."""
+        for pause_s in _QUOTA_PAUSES_S:
+            try:
+                return await self._api.call("POST", path, body)
+            except ApiError as problem:
+                if problem.reason != "Conflict":
+                    raise
+                await asyncio.sleep(random.uniform(0, pause_s))
+        return await self._api.call("POST", path, body)
+
     async def _call(
         self, method: str, path: str, body: JsonObject | None = None, **options: Any
     ) -> JsonObject:
@@ -417,6 +450,9 @@ class KubernetesCluster(PodCluster):
         if (waiting := self._decided.get(uid)) is not None:
             waiting.set()
             return  # `_create` reports it
+        shown = read_lease(after or before or {})
+        if uid not in self._reported and shown is not None and shown.id in self._creating:
+            return  # `_create` reports or deletes it
         if after is None or not is_waiting(after):
             self._news.pop(uid, None)
             self._timers.cancel(("events", uid))
