@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +30,17 @@ SCHEDULERS, EACH = 3, 20
 T = TypeVar("T")
 
 
-async def ask(backend: str, shares: Sequence[float], *, hold_s: float, policy: Any = None) -> dict[str, Any]:
+async def ask(
+    backend: str,
+    shares: Sequence[float],
+    *,
+    hold_s: float,
+    policy: Any = None,
+    hold: Callable[..., Awaitable[list[Any]]] | None = None,
+) -> dict[str, Any]:
     """Join, start a kernel for each share, all at once, and stop each one `hold_s` later.
 
+    `hold` starts, uses and stops one kernel, and returns its use; by default `_hold` does.
     The optional `policy` decides. It finds the number of the request in `near`.
     """
     client, conflicts = roost.connect(backend), Counter[str]()
@@ -46,7 +54,7 @@ async def ask(backend: str, shares: Sequence[float], *, hold_s: float, policy: A
     async def one(number: int, share: float) -> list[Any]:
         # no node has this label, so it only tells the policy which request it is
         wishes = {} if policy is None else {"near": {"number": str(number)}, "policy": policy.name}
-        return await _hold(client, share, hold_s, wishes)
+        return await (hold or _hold)(client, share, hold_s, wishes)
 
     held = await asyncio.gather(*(one(*asked) for asked in enumerate(shares)))
     left = [kernel.id for kernel in await client.kernels()]

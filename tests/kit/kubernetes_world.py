@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kubelets import PYTHON, Kubelets, Machine, Refused
+from kubelets import PYTHON, Api, Kubelets, Machine, Refused
 from kubernetes_nodes import NAMESPACE, cluster_settings, create_namespace
 from managers import IPYKERNEL, kernelspecs
 from notebook import Notebook
@@ -189,14 +189,6 @@ class World:
         """Delete a pod as `kubectl delete pod` does."""
         self.api.call("DELETE", f"{PODS}/{pod['metadata']['name']}")
 
-    def left(self) -> list[str]:
-        """Return the names of roost's pods and Secrets, those that are being deleted too."""
-        return [
-            f"{kind} {item['metadata']['name']}"
-            for kind, path in (("pod", PODS), ("Secret", SECRETS))
-            for item in self.api.call("GET", path + OURS)["items"]
-        ]
-
     async def close(self) -> None:
         """Close all notebooks. Afterwards no kernel, pod or Secret is left, and nothing is promised."""
         for notebook in self.opened:
@@ -204,8 +196,8 @@ class World:
                 await notebook.close()
         assert await service().kernels() == []
         began = time.monotonic()
-        while left := [*self.left(), *await promised()]:
-            assert time.monotonic() - began < CLEAN_S, left
+        while found := [*left(self.api), *await promised()]:
+            assert time.monotonic() - began < CLEAN_S, found
             await asyncio.sleep(0.1)
         say("all removed after", began)
 
@@ -252,6 +244,15 @@ def prepare(cluster: Kubelets) -> None:
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": USER}
         binding = {"metadata": {"name": USER}, "roleRef": role, "subjects": [subject, account]}
         cluster.api.call("POST", f"{path}/{kind.lower()}bindings", binding)
+
+
+def left(api: Api) -> list[str]:
+    """Return the names of roost's pods and Secrets, those that are being deleted too."""
+    return [
+        f"{kind} {item['metadata']['name']}"
+        for kind, path in (("pod", PODS), ("Secret", SECRETS))
+        for item in api.call("GET", path + OURS)["items"]
+    ]
 
 
 async def promised() -> list[str]:
