@@ -22,6 +22,7 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError,
 
 from .api import MERGE, Api, ApiError, JsonObject
 from .identity import load_identity
+from .metrics import MetricsReader, Use
 from .names import (
     CREATOR_ANNOTATION,
     GATE,
@@ -120,6 +121,8 @@ class KubernetesCluster(PodCluster):
             )
             for namespace in self._namespaces()
         }
+        metrics = MetricsReader(self._api, self._on_metrics)
+        spawn(metrics.run(), self._tasks, log)
         self._uses = None
         if settings.read_all_pods:
             active = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
@@ -439,6 +442,10 @@ class KubernetesCluster(PodCluster):
             if use is not None and not use.is_ours:
                 self._book.add(use, sign)
                 self._report_nodes()
+
+    def _on_metrics(self, uses: Mapping[str, Use]) -> None:
+        self._book.set_uses(uses)
+        self._report_nodes()
 
     def _report_nodes(self) -> None:
         if "nodes" not in self._timers:

@@ -10,6 +10,7 @@ from typing import Any
 from roost.placement.model import Device, Node
 
 from .api import JsonObject
+from .metrics import Use
 from .quantity import parse_quantity
 
 _MODEL_LABELS = (
@@ -119,6 +120,7 @@ class NodeBook:
         self._sums: dict[str, list[int]] = {}
         """By node: the CPUs in millionths, the bytes, the GPUs in millionths. Whole numbers add up exactly."""
         self._built: dict[str, Node] = {}
+        self._uses: Mapping[str, Use] = {}
         self._differs: set[str] = set()
 
     def set_node(self, before: Node | None, after: Node | None) -> None:
@@ -140,21 +142,27 @@ class NodeBook:
             del self._sums[use.node_id]
         self._differs.add(use.node_id)
 
+    def set_uses(self, uses: Mapping[str, Use]) -> None:
+        """Note the real use of the nodes, by name."""
+        self._differs |= self._uses.keys() | uses.keys()
+        self._uses = uses
+
     def nodes(self) -> list[Node]:
         """Return all nodes. A node that does not differ is the same object as the last time."""
         for name in self._differs:
             bare, total = self._bare.get(name), self._sums.get(name)
             if bare is None:
                 self._built.pop(name, None)
-            elif total is None:
-                self._built[name] = bare
-            else:
-                self._built[name] = replace(
+                continue
+            if total is not None:
+                bare = replace(
                     bare,
                     cpus_promised=total[0] / _MILLION,
                     memory_promised_bytes=total[1],
                     gpus_promised=total[2] / _MILLION,
                 )
+            use = self._uses.get(name)
+            self._built[name] = bare if use is None else use.add_to(bare)
         self._differs.clear()
         return list(self._built.values())
 
