@@ -177,6 +177,8 @@ def written_cluster(nodes: int, pods: int) -> Iterator[Path]:
             local.api.call("POST", path, item)
             name = item["metadata"]["name"]
             local.api.call("PATCH", f"{path}/{name}/status", {"status": item["status"]})
+            if path == "/api/v1/nodes":  # a new node has a taint, which the controllers would remove
+                local.api.call("PATCH", f"{path}/{name}", {"spec": {"taints": None}})
 
         def write_pod(number: int) -> None:
             pod = describe_pod(f"web-{number:06}", names[number % nodes], "100m")
