@@ -14,6 +14,7 @@ from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 _FIRST_PORT = 15_000
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PROBE_TIMEOUT_S = 0.05
 _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python kernel listens soon
 
 
@@ -40,17 +41,25 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
 async def until_listening(connection: Connection) -> None:
     """Return once the kernel accepts connections on its shell port. Polls, as not every kernel reports its ports."""
     for attempt in itertools.count():
-        try:
-            if connection.transport == "ipc":
-                _, writer = await asyncio.open_unix_connection(f"{connection.ip}-{connection.shell_port}")
-            else:
-                host = "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
-                _, writer = await asyncio.open_connection(host, connection.shell_port)
-        except OSError:
-            await asyncio.sleep(_PROBE_INTERVALS_S[min(attempt, len(_PROBE_INTERVALS_S) - 1)])
-        else:
-            writer.close()
+        if _is_listening(connection):
             return
+        await asyncio.sleep(_PROBE_INTERVALS_S[min(attempt, len(_PROBE_INTERVALS_S) - 1)])
+
+
+def _is_listening(connection: Connection) -> bool:
+    """True if the shell port accepts a connection. It is on this machine, so the answer takes microseconds."""
+    if connection.transport == "ipc":
+        family, address = socket.AF_UNIX, f"{connection.ip}-{connection.shell_port}"
+    else:
+        host = "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
+        family, address = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, connection.shell_port)  # type: ignore[assignment]
+    with socket.socket(family) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(address)
+        except OSError:
+            return False
+    return True
 
 
 def _candidates() -> range:
