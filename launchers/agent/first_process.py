@@ -9,8 +9,9 @@ from ARCHIVE. The child becomes the kernel and never has a module of roost. FOLD
 
 from __future__ import annotations
 
-import asyncio  # noqa: F401 - for the kernel and the agent
+import asyncio  # noqa: F401 - for the kernel and the agent, as all that is imported without being used here
 import ctypes
+import dataclasses  # noqa: F401
 import hashlib
 import json
 import os
@@ -19,13 +20,13 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile  # noqa: F401
 import time
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import psutil  # noqa: F401 - for the kernel and the agent
-import zmq  # noqa: F401 - for the kernel and the agent
+import zmq.asyncio  # noqa: F401
 
 _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _MODULE = ["-m", "ipykernel_launcher"]
