@@ -28,6 +28,7 @@ from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.kubernetes.backend import create
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.identity import load_identity
+from roost.scheduler.backends.kubernetes.names import name_pod
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import ConfigError, LaunchError
@@ -339,6 +340,20 @@ async def test_users_of_one_namespace_cannot_touch_each_others_pods(
         await bobs.release(second)
         assert [one.kernel_id for one in (await client.holdings()).kernels] == ["k"]
         await backend.release(lease)
+
+
+@pytest.mark.parametrize(
+    "user", ["system:serviceaccount:hub:jupyter-dora", "oidc:Dora.D@example.org", "d_o+ra"]
+)
+def test_the_policy_computes_the_names_of_pods_as_roost_does(
+    users: dict[str, Api], kubernetes_cluster: Kubelets, user: str
+) -> None:
+    api = Api(kubernetes_cluster.write_kubeconfig(user, ["roost-users"]))
+    for number in (1, 2, 20):
+        own = pod("", created_by=user, name=name_pod(user, "k", number))
+        assert attempt(api, "POST", pods(SHARED), own) == ""
+    for name in (name_pod("alice", "k", 1), name_pod(user + "-x", "k", 1), f"roost-{user[-4:]}-{'0' * 20}x"):
+        assert attempt(api, "POST", pods(SHARED), pod("", created_by=user, name=name.lower()))
 
 
 TEMPLATES = {
