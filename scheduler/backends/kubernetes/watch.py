@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from roost.launchers.daemon.tasks import in_thread, start_thread
 from roost.scheduler.errors import BackendUnavailable
 
-from .api import Api, ApiError, JsonObject
+from .api import Api, ApiError, JsonObject, Watch
 
 log = logging.getLogger(__name__)
 
@@ -107,32 +109,32 @@ class Reflector(Generic[T]):
     async def _watch(self, version: str) -> str:
         """Follow one watch to its end, and return the version where the next one begins."""
         loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[tuple[str, Any, Any] | BackendUnavailable | None] = asyncio.Queue()
+        arrived: asyncio.Queue[tuple[str, Any, Any] | Exception | None] = asyncio.Queue()
+        opened: list[Watch] = []
+        is_over = threading.Event()
 
-        def put(item: tuple[str, Any, Any] | BackendUnavailable | None) -> None:
-            if not loop.is_closed():
+        def put(item: tuple[str, Any, Any] | Exception | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-        query = {
-            **self._query,
-            "resourceVersion": version,
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": max(1, round(self._timeout_s)),
-        }
-        stream = await in_thread(
-            lambda: self._api.watch(self._path, query, self._timeout_s + _LATE_S),
-            deadline_s=self._timeout_s + _LATE_S,
-            name="kubernetes-watch",
-        )
-
         def follow() -> None:
+            query = {
+                **self._query,
+                "resourceVersion": version,
+                "allowWatchBookmarks": "true",
+                "timeoutSeconds": max(1, round(self._timeout_s)),
+            }
             try:
+                stream = self._api.watch(self._path, query, self._timeout_s + _LATE_S)
+                opened.append(stream)
+                if is_over.is_set():  # nobody has seen `opened`
+                    stream.close()
                 for event in stream:
                     item = event["object"]
                     is_change = event["type"] in ("ADDED", "MODIFIED")
                     put((event["type"], item, self._read(item) if is_change else None))
                 put(None)
-            except BackendUnavailable as problem:
+            except (BackendUnavailable, ApiError) as problem:
                 put(problem)
             except Exception as problem:  # noqa: BLE001 - the thread must not end without a word
                 put(BackendUnavailable(f"a watch of Kubernetes cannot be read ({problem})"))
@@ -142,7 +144,7 @@ class Reflector(Generic[T]):
         start_thread(follow, name="kubernetes-watch")
         try:
             while (event := await arrived.get()) is not None:
-                if isinstance(event, BackendUnavailable):
+                if isinstance(event, Exception):
                     raise event
                 kind, item, value = event
                 if kind == "ERROR":
@@ -155,7 +157,9 @@ class Reflector(Generic[T]):
             return version
         finally:
             alarm.cancel()
-            stream.close()
+            is_over.set()
+            for stream in opened:
+                stream.close()
 
     def _set(self, uid: str, value: T | None) -> None:
         before = self.items.get(uid)
