@@ -99,6 +99,8 @@ class KubernetesCluster(PodCluster):
         self._creating: dict[str, asyncio.Task[Pod]] = {}
         self._news: dict[str, News] = {}
         """What the events of waiting pods say, by uid."""
+        self._is_new = True
+        """True until the pods are read for the first time. Pods that end then belong to an earlier service."""
         self._reported: set[str] = set()
         """Uids of the pods that were reported as live."""
 
@@ -217,10 +219,11 @@ class KubernetesCluster(PodCluster):
         for namespace in self._namespaces():
             answer = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
             for raw in answer["items"]:
-                uid = raw["metadata"]["uid"]
-                if (pod := self._view(raw)) is not None and (not is_ending(raw) or uid in self._reported):
+                is_shown = not is_ending(raw) or raw["metadata"]["uid"] in self._reported or self._is_new
+                if is_shown and (pod := self._view(raw)) is not None:
                     found.append(pod)
-        return found
+        self._is_new = False
+        return sorted(found, key=lambda pod: pod.lease.state != "lost")  # the last one of a lease counts
 
     async def changes(self) -> AsyncIterator[PodChange]:
         yield PodChange(kind="resync")
