@@ -111,7 +111,7 @@ async def test_the_service_while_a_pod_is_pending(world: World) -> None:
         lease = (await service().kernels())[0].lease_id
         for _ in range(2):
             world.kill_service()
-            await asyncio.sleep(1)
+            assert len(await service().kernels()) == 1
     finally:
         world.cluster.resume("n2/kubelet")
     await opening
@@ -144,6 +144,20 @@ async def test_a_pod_deleted_by_hand(world: World) -> None:
     say(f"{reason!r} after", deleted_at)
     assert "its pod was deleted" in reason
     assert wait_gone(kernel.pid, 10)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+@pytest.mark.fault_long
+async def test_a_pod_deleted_while_the_service_restarts(world: World) -> None:
+    notebook = await world.open()
+    pod = await world.pod(notebook)
+    world.kill_service()
+    deleted_at = time.monotonic()
+    world.delete_pod(pod)
+    reason = await world.ended(notebook, 10)
+    say(f"{reason!r} after", deleted_at)
+    assert "its pod was deleted" in reason
     await world.restart(notebook)
     await world.lives(notebook)
 

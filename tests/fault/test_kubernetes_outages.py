@@ -30,7 +30,7 @@ from notebook import Notebook
 from world import settle
 
 from roost.scheduler.client.client import disconnect
-from roost.scheduler.errors import RoostError
+from roost.scheduler.errors import RoostError, UnknownKernel
 
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))
 SEED = int(os.environ.get("ROOST_OUTAGES_SEED") or random.randrange(10_000))
@@ -89,7 +89,7 @@ class Outages:
             must_end = (notebook is victim and set(faults) & set(_ENDS[:3])) or (
                 is_on_spare and "node off" in faults
             )
-            await (self._has_ended(notebook) if must_end else self._is_kept(notebook))
+            await (self._has_ended(notebook, faults) if must_end else self._is_kept(notebook))
         if starting and opening:
             await self._outcome(starting, opening)
         await self.world.has_room(labels=SPARE, within_s=BACK_S)
@@ -130,10 +130,15 @@ class Outages:
     async def _is_kept(self, notebook: Notebook) -> None:
         assert await notebook.value("mine") == "42"
 
-    async def _has_ended(self, notebook: Notebook) -> None:
+    async def _has_ended(self, notebook: Notebook, faults: list[str]) -> None:
         """Wait until the owner reads why the kernel has ended, and restart it."""
         began = time.monotonic()
-        reason = await self.world.ended(notebook, BACK_S)
+        try:
+            reason = await self.world.ended(notebook, BACK_S)
+        except UnknownKernel as problem:  # the service was away until the pod was gone
+            if "service" not in faults:
+                raise
+            reason = problem.user_message
         say(f"{reason!r} after", began)
         config = {"labels": SPARE} if notebook is self.notebooks[1] else {"gpus": 1}
         await self.world.has_room(within_s=BACK_S, **config)

@@ -122,7 +122,8 @@ class World:
         await notebook.run("mine = 42")
 
     def kill_service(self) -> None:
-        kill(*daemon_pids(self.home, "scheduler"))
+        for pid in daemon_pids(self.home, "scheduler"):
+            kill(pid)
 
     async def has_room(self, within_s: float = 30.0, **asked: Any) -> float:
         """Wait until the service has room for such a request. Return how long that took."""
