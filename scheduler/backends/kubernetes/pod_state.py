@@ -167,6 +167,8 @@ def describe_end(raw: JsonObject) -> News | None:
             return News(cause or "its node has lost it, for example because the node was restarted")
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):
             return News(f"its container cannot start: {_last(ended.get('message', ''))}", is_final=True)
+        if is_ending(raw) and ended.get("exitCode") == 0:  # the agent heeds SIGTERM
+            return News(cause or "its pod was deleted")
         return News(cause or f"its agent ended with exit code {ended.get('exitCode')}")
     if status.get("phase") in ("Failed", "Succeeded"):
         if status.get("reason") == "Evicted":
