@@ -1,7 +1,7 @@
 """Kernels in pods of a Kubernetes cluster: the pod is the lease, and roost's agent is its first process.
 
-    KubernetesCluster ──→ Api (REST)          create, delete, annotate pods and their Secrets
-        │  ↑ changes ──── Watch (list+watch)  roost's pods, nodes, and all pods if the operator allows it
+    KubernetesCluster ──→ PodCreator ──→ Api  creates, signs and deletes pods and their Secrets
+        │  ↑ changes ──── Reflector ───→ Api  list+watch of roost's pods, nodes, and all pods if the operator allows it
         ├── pod_spec      lease, launch, template → the pod and its Secret
         ├── pod_state     the pod as the API shows it → lease state and one plain reason
         └── nodes         the API's nodes and pods → placement's nodes

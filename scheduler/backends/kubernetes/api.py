@@ -82,6 +82,15 @@ class Api:
         except asyncio.TimeoutError:
             raise BackendUnavailable(f"Kubernetes does not answer: {method} {path}") from None
 
+    async def demand(
+        self, method: str, path: str, body: JsonObject | None = None, **options: Any
+    ) -> JsonObject:
+        """Do as `call` does where a refusal means that roost lacks a right: raise `BackendUnavailable`."""
+        try:
+            return await self.call(method, path, body, **options)
+        except ApiError as problem:
+            raise BackendUnavailable(f"Kubernetes refuses roost: {problem.message}") from None
+
     def request(
         self,
         method: str,
