@@ -184,38 +184,6 @@ async def test_a_watch_that_falls_silent(world: World) -> None:
 
 
 @pytest.mark.fault_long
-@pytest.mark.parametrize("away_s", [3, 20])
-async def test_the_api_server(world: World, away_s: float) -> None:
-    kept, stopped = await world.open(gpus=1), await world.open()
-    before = held_by(await kernel_of(kept))
-    world.cluster.kill("apiserver")
-    killed_at = time.monotonic()
-    assert "Kubernetes is away, its kernels live on" in await world.refusal(cpus=0.1)
-    say("known to be away after", killed_at)
-    with pytest.raises(BackendUnavailable) as refused:
-        await world.notebook().open()
-    assert_plain(refused.value.user_message)
-    assert await kept.value("mine") == "42"
-    await kept.interrupt()
-    ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
-    await asyncio.sleep(killed_at + away_s - time.monotonic())
-    assert await kept.value("mine") == "42"
-    world.cluster.start("apiserver")
-    say("back after", killed_at)
-    back_at = time.monotonic()
-    await world.has_room(cpus=0.1, within_s=120)  # Kubernetes' own nodes need a minute after 20 s
-    say("room again after", back_at)
-    with contextlib.suppress(RoostError):
-        await ending
-    await until(lambda: len(world.pods()) == 1, "the pod of the stopped kernel stays")
-    say("the stopped kernel's pod is gone after", back_at)
-    world.opened.remove(stopped)
-    assert held_by(await kernel_of(kept)) == before
-    await world.lives(kept)
-    await world.restart(kept)
-
-
-@pytest.mark.fault_long
 async def test_the_kubelet(world: World) -> None:
     notebook = await world.open(labels=SPARE)
     world.cluster.kill("n2/kubelet")
@@ -492,3 +460,36 @@ async def test_a_slow_image(world: World, is_late: bool) -> None:
     say("started after", tagged_at)
     await notebook.run("mine = 42")
     await world.lives(notebook)
+
+
+@pytest.mark.fault_long
+@pytest.mark.parametrize("away_s", [3, 20])
+async def test_the_api_server(world: World, away_s: float) -> None:
+    """The last test: Kubernetes' own parts need a minute afterwards."""
+    kept, stopped = await world.open(gpus=1), await world.open()
+    before = held_by(await kernel_of(kept))
+    world.cluster.kill("apiserver")
+    killed_at = time.monotonic()
+    assert "Kubernetes is away, its kernels live on" in await world.refusal(cpus=0.1)
+    say("known to be away after", killed_at)
+    with pytest.raises(BackendUnavailable) as refused:
+        await world.notebook().open()
+    assert_plain(refused.value.user_message)
+    assert await kept.value("mine") == "42"
+    await kept.interrupt()
+    ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
+    await asyncio.sleep(killed_at + away_s - time.monotonic())
+    assert await kept.value("mine") == "42"
+    world.cluster.start("apiserver")
+    say("back after", killed_at)
+    back_at = time.monotonic()
+    await world.has_room(cpus=0.1, within_s=120)  # Kubernetes' own nodes need a minute after 20 s
+    say("room again after", back_at)
+    with contextlib.suppress(RoostError):
+        await ending
+    await until(lambda: len(world.pods()) == 1, "the pod of the stopped kernel stays")
+    say("the stopped kernel's pod is gone after", back_at)
+    world.opened.remove(stopped)
+    assert held_by(await kernel_of(kept)) == before
+    await world.lives(kept)
+    await world.restart(kept)

@@ -138,7 +138,7 @@ class World:
             assert time.monotonic() - began < within_s, problem
             await asyncio.sleep(0.1)
 
-    async def refusal(self, within_s: float = 15.0, **asked: Any) -> str:
+    async def refusal(self, within_s: float = 30.0, **asked: Any) -> str:
         """Wait until the service refuses such a request for now. Return the reason."""
         deadline = time.monotonic() + within_s
         while True:
