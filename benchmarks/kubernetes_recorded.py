@@ -122,6 +122,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if url.path.startswith("/apis/"):  # no metrics
+            self.send_error(404)
+            return
         if "watch" in query:
             self.watch(url.path, int(query["resourceVersion"]), float(query["timeoutSeconds"]))
             return
@@ -159,7 +162,9 @@ class Handler(BaseHTTPRequestHandler):
         content = self.body()
         if self.path == "/expire":
             self.state.expire()
-        elif self.path == PODS:
+        elif self.path.endswith("/selfsubjectreviews"):
+            content["status"] = {"userInfo": {"username": "roost"}}
+        elif urlsplit(self.path).path == PODS and "dryRun" not in self.path:
             metadata = {"uid": content["metadata"]["name"], "namespace": "default", "resourceVersion": "1"}
             content["metadata"].update(metadata)
             self.state.own[content["metadata"]["name"]] = content
