@@ -212,7 +212,7 @@ class Reconciler:
             if event.kind == "lease_pending":
                 self._table.publish("queued", record, event.reason)
         elif event.kind == "lease_lost":
-            self._ender.stop_soon(record, _taken_back(event.reason))
+            self._ender.stop_soon(record, _describe_loss(event.reason))
         elif event.lease is not None and record.start is None:
             record.lease = event.lease
             self.soon()  # its agent answers now, and may have a kernel
@@ -230,7 +230,7 @@ class Reconciler:
             if record is None or record.start is not None:
                 return
             if event.kind == "lost":  # the exit that follows has this reason
-                record.reason = record.reason or _taken_back(event.reason)
+                record.reason = record.reason or _describe_loss(event.reason)
             else:
                 self._table.drop(record, "its lease was given back")
 
@@ -253,5 +253,5 @@ async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
         return None
 
 
-def _taken_back(reason: str) -> str:
-    return f"the cluster took its lease back: {reason}"
+def _describe_loss(reason: str) -> str:
+    return f"its lease is lost: {reason}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, 
 from roost.placement import Node, Request, Snapshot
 from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
+from roost.scheduler.core.kernel_table import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from .pods import Pod, PodChange, PodCluster
@@ -59,9 +59,9 @@ class AgentPerKernelBackend(Backend):
         self._pods: dict[str, Pod] = {}
         self._starting: set[str] = set()
         """Leases whose agents have not noted them yet, as far as this process has seen."""
-        self._lost: OrderedDict[str, Lease] = OrderedDict()
+        self._lost = LastEntries[str, Lease](_REMEMBERED)
         """Leases whose pods have ended. A reading shows them with the reason, until they are released."""
-        self._releasing: set[str] = set()
+        self._releasing = LastEntries[str, None](_REMEMBERED)
         self._noting: dict[str, asyncio.Task[Any]] = {}
         self._nodes: dict[str, Node] = {}
         """The nodes without roost's pods."""
@@ -105,7 +105,7 @@ class AgentPerKernelBackend(Backend):
         known = self._pods.get(lease.id)
         if known is not None:
             return self._lease(known)
-        self._releasing.discard(lease.id)
+        self._releasing.pop(lease.id, None)
         try:
             pod = await self._cluster.create(lease, launch)
         except LeaseConflict:
@@ -115,7 +115,7 @@ class AgentPerKernelBackend(Backend):
         return self._lease(self._note(pod))
 
     async def release(self, lease: Lease) -> None:
-        self._releasing.add(lease.id)
+        self._releasing[lease.id] = None
         pod = self._pods.get(lease.id)
         if pod is not None and pod.address is not None:
             # The agent interrupts its kernel's children too, and writes the last lines. A manager only kills.
@@ -193,7 +193,7 @@ class AgentPerKernelBackend(Backend):
         elif change.kind == "gone":
             if (pod := self._pods.get(change.lease_id)) is not None:
                 self._lose(replace(pod.lease, state="lost", reason=change.reason))
-            self._releasing.discard(change.lease_id)
+            self._releasing.pop(change.lease_id, None)
         elif change.kind == "nodes":
             await self._read_nodes()
         else:
@@ -273,8 +273,6 @@ class AgentPerKernelBackend(Backend):
         self._forget(lost.id)
         if lost.id not in self._releasing:
             self._lost[lost.id] = lost
-            while len(self._lost) > _REMEMBERED:
-                self._lost.popitem(last=False)
 
     def _forget(self, lease_id: str) -> None:
         self._starting.discard(lease_id)
@@ -305,7 +303,7 @@ class AgentPerKernelBackend(Backend):
             spawn(self._delete(event.lease_id), self._tasks, log)  # released by the agent's own rules
 
     async def _delete(self, lease_id: str) -> None:
-        self._releasing.add(lease_id)
+        self._releasing[lease_id] = None
         await self._cluster.delete(lease_id)
         await self._read_nodes()  # a pod that ends keeps its resources for a while
         self._forget(lease_id)

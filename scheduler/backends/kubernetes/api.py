@@ -22,11 +22,21 @@ from urllib.parse import urlencode
 import urllib3
 from kubernetes import client
 from kubernetes import config as kubernetes_config
+from urllib3.connection import HTTPConnection
 
 from roost.launchers.daemon.tasks import in_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 JsonObject = dict[str, Any]
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    ),
+]
+"""An idle connection whose peer is gone is noticed within 11 s. Load balancers keep a connection that is used."""
 MERGE = "application/merge-patch+json"
 _CALL_S = 15.0
 _CONNECT_S = 5.0
@@ -236,6 +246,7 @@ def _build_pool(configuration: client.Configuration) -> urllib3.PoolManager:
         "cert_file": configuration.cert_file,
         "key_file": configuration.key_file,
         "cert_reqs": "CERT_REQUIRED" if configuration.verify_ssl else "CERT_NONE",
+        "socket_options": [*HTTPConnection.default_socket_options, *_KEEPALIVE],
     }
     if name := getattr(configuration, "tls_server_name", None):
         options["server_hostname"] = name

@@ -217,7 +217,7 @@ async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> N
         w.agent.end("k", -15)
         w.agent.give_back("roost:k:s/1")
         await w.told("released")
-        assert w.kernel("k").reason == "the cluster took its lease back: its node has left"
+        assert w.kernel("k").reason == "its lease is lost: its node has left"
         told = [event.kernel.reason for event in w.events if event.kind == "exited" and event.kernel]
         assert told == [w.kernel("k").reason]
 
