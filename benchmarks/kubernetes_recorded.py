@@ -98,8 +98,12 @@ class Handler(BaseHTTPRequestHandler):
         self.state = state
         super().__init__(*arguments)
 
-    def finish(self) -> None:
+    def handle(self) -> None:
         with suppress(OSError):  # the reader has gone
+            super().handle()
+
+    def finish(self) -> None:
+        with suppress(OSError):
             super().finish()
 
     def log_message(self, *_: object) -> None:
@@ -177,7 +181,8 @@ class Handler(BaseHTTPRequestHandler):
         pod = self.state.own[self.path.rpartition("/")[2]]
         affinity = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         node = affinity["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
-        pod["spec"] = {**pod["spec"], "schedulingGates": None, "nodeName": node}
+        rest = {name: value for name, value in pod["spec"].items() if name != "schedulingGates"}
+        pod["spec"] = {**rest, "nodeName": node}
         self.state.publish(PODS, "MODIFIED", pod)
         self.answer(pod)
 
