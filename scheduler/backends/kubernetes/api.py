@@ -221,6 +221,11 @@ def _read_configuration(configuration: client.Configuration, file: str, context:
     named = file or os.environ.get("KUBECONFIG", "")
     default = os.path.expanduser("~/.kube/config")
     reader: Any = kubernetes_config  # without types
+    if named and os.pathsep not in named and not os.path.exists(named):
+        raise ConfigError(
+            f"there is no kubeconfig file {named}: correct "
+            f"{'the address of the backend' if file else 'KUBECONFIG'}."
+        )
     try:
         if not named and not os.path.exists(default) and _NAMESPACE_FILE.exists():
             reader.load_incluster_config(client_configuration=configuration)

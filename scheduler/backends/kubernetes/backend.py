@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
+from roost.scheduler.errors import ConfigError
 
-from .cluster import KubernetesCluster
 from .settings import RoostKubernetesBackend
 
 
 def create(settings: RoostKubernetesBackend, context: BackendContext) -> Backend:
-    """Return the backend."""
+    """Return the backend. Raises `ConfigError` if the package `kubernetes` is missing."""
+    try:
+        from .cluster import KubernetesCluster
+    except ModuleNotFoundError as problem:
+        raise ConfigError(
+            f"the Kubernetes backend needs the package {problem.name}: install roost with the extra `kubernetes` "
+            "(in a checkout: pip install '.[kubernetes]')."
+        ) from None
     cluster = KubernetesCluster(settings)
     return AgentPerKernelBackend(
         cluster, context.agents, linger_s=context.restart_grace_s, adds_nodes=settings.autoscale
