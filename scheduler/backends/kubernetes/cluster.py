@@ -21,6 +21,7 @@ from .metrics import MetricsReader, Use
 from .names import (
     LEASE_ANNOTATION,
     LEASE_LABEL,
+    RELEASED_ANNOTATION,
     SERVICE_LABEL,
     SIGNATURE_ANNOTATION,
     digest,
@@ -204,7 +205,9 @@ class KubernetesCluster(PodCluster):
                 "GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector
             )
             for raw in answer["items"]:
-                is_shown = not is_ending(raw) or raw["metadata"]["uid"] in self._reported or self._is_new
+                is_released = RELEASED_ANNOTATION in raw["metadata"].get("annotations", {})
+                is_news = raw["metadata"]["uid"] in self._reported or (self._is_new and not is_released)
+                is_shown = not is_ending(raw) or is_news
                 if is_shown and (pod := self._view(raw)) is not None:
                     found.append(pod)
         self._is_new = False

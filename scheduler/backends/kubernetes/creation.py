@@ -23,7 +23,15 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError,
 
 from .api import MERGE, Api, ApiError, JsonObject
 from .identity import Identity
-from .names import CREATOR_ANNOTATION, GATE, KEY_ANNOTATION, LEASE_ANNOTATION, SIGNATURE_ANNOTATION, name_pod
+from .names import (
+    CREATOR_ANNOTATION,
+    GATE,
+    KEY_ANNOTATION,
+    LEASE_ANNOTATION,
+    RELEASED_ANNOTATION,
+    SIGNATURE_ANNOTATION,
+    name_pod,
+)
 from .pod_spec import GRACE_S, PodTemplate
 from .pod_state import describe_refusal, is_bound, is_gated, read_pod
 from .quota import describe_quota
@@ -213,7 +221,9 @@ class PodCreator:
     async def delete(self, raw: JsonObject) -> None:
         """Delete this very pod. May be repeated."""
         options = {"gracePeriodSeconds": GRACE_S, "preconditions": {"uid": raw["metadata"]["uid"]}}
+        released = {"metadata": {"annotations": {RELEASED_ANNOTATION: "true"}}}
         try:
+            await self._api.call("PATCH", path_of(raw), released, content_type=MERGE)
             await self._api.call("DELETE", path_of(raw), options)
         except ApiError as problem:
             if problem.status not in (404, 409):  # 409: another pod has the name by now

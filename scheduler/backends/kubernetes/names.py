@@ -22,6 +22,8 @@ CREATOR_ANNOTATION = "roost/created-by"
 """The Kubernetes user that created the pod. An admission policy compares it with the user of each request."""
 SIGNATURE_ANNOTATION = "roost/signature"
 """The service's signature, so that nobody else can pass a pod off as this service's."""
+RELEASED_ANNOTATION = "roost/released"
+"""Set before roost deletes a pod. A pod that is being deleted without it was deleted by somebody else."""
 GATE = "roost/secret"
 """The scheduling gate of a pod whose Secret is not stored yet."""
 
