@@ -64,6 +64,6 @@ def _bring_up(
     with open(f"/proc/{raylet}/environ", "rb") as file:
         lines = file.read().decode(errors="surrogateescape").split("\0")
     env = dict(line.split("=", 1) for line in lines if "=" in line)
-    for name in [name for name in env if name.startswith("RAY_") and not name.startswith("RAY_AUTH_")]:
-        del env[name]
+    for variable in [key for key in env if key.startswith("RAY_") and not key.startswith("RAY_AUTH_")]:
+        del env[variable]
     return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, python, env)
