@@ -240,9 +240,7 @@ class KubernetesCluster(PodCluster):
                 log.exception("%s cannot be read", path)
                 self._changes.put_nowait(BackendUnavailable(f"{path} cannot be read ({problem})"))
 
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        spawn(run(), self._tasks, log)
         return reflector
 
     async def _fail(self) -> NoReturn:
