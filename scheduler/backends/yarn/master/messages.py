@@ -1,0 +1,168 @@
+"""The messages between roost's service and its application master, which is an `RpcServer`.
+
+    hello()               → MasterStatus
+    put_archive(Archive)  → Nothing              keep the code of containers, by its digest
+    ask(Ask)              → Container            at once, `asked`; events report what becomes of it
+    widen(Widen)          → Container            let a waiting ask go to other nodes too
+    update(Update)        → Container            keep another lease text
+    release(Numbered)     → Nothing              withdraw the ask, or stop and release the container
+    containers()          → tuple of Container   all that the master knows
+    finish()              → Nothing              end the application, if it has no asks and no containers
+    subscribe()           → Nothing              from then on MasterEvents
+
+Errors (`RemoteError.kind`): `unknown_archive` (call `put_archive` and repeat), `too_large` (more than the cluster's
+maximum, with field `maximum`), `unknown_container`, `not_empty` (of `finish`), `ending`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+PROTOCOL = 1
+"""The version of this protocol. A master and a service must have the same one."""
+
+CODE_ALIAS = "roost"
+"""The name of the secret, in the credentials of a container, that holds the zip archive which Python runs."""
+SETTINGS_ENTRY = "settings.json"
+"""The file in the master's own archive that holds its `MasterSettings`."""
+ASSIGNMENT_ENTRY = "assignment.json"
+"""The file in a container's archive that holds `Ask.assignment_base64`, decoded. `__main__.py` reads it there."""
+
+State = Literal["asked", "granted", "started", "ended"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """Amounts of memory in MiB, of virtual cores, and of other resource types: `{"yarn.io/gpu": 2}`."""
+
+    memory_mb: int
+    vcores: int
+    others: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterStatus:
+    """The state of a master. `archives` are the digests of the archives that it has.
+
+    `maximum` is the largest container of the cluster. `headroom` is what the queue and the user's limit still allow.
+    It is None before the first answer of the ResourceManager. `is_away`: the ResourceManager does not answer.
+    """
+
+    protocol: int
+    application_id: str
+    attempt: int
+    queue: str
+    maximum: Resources
+    headroom: Resources | None = None
+    archives: tuple[str, ...] = ()
+    is_away: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A zip archive that Python can run, for containers. `digest` is chosen by the service."""
+
+    digest: str
+    data_base64: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request for one container, which the master starts as soon as it is granted. Repeated by `number`.
+
+    `number` is at most 63 bits. `nodes` are hosts of NodeManagers; without any, every node may take it. `racks` has the
+    rack of each host. `command` is run by bash, unescaped; its `$HADOOP_TOKEN_FILE_LOCATION` is the file that holds the
+    archive. `assignment_base64` becomes a file of the archive.
+    """
+
+    number: int
+    lease: str
+    resources: Resources
+    nodes: tuple[str, ...] = ()
+    racks: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
+    command: str
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    archive: str
+    assignment_base64: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widen:
+    """A request to let a waiting ask go to any of these nodes; to every node if there are none. May be repeated."""
+
+    number: int
+    nodes: tuple[str, ...] = ()
+    racks: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """A request to keep another lease text with an ask or container."""
+
+    number: int
+    lease: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbered:
+    """A request about the ask or container with this number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """An ask, and the container that it was granted.
+
+    `lease` is empty for containers of earlier attempts. `node` is the host of its NodeManager. `resources` are those
+    granted, or those asked for. `exit_status` is YARN's (-100 lost, -102 preempted), and None before `ended`. An ended
+    container is reported until it is released, or for ten minutes. `asked_at` is in seconds since the epoch, 0 if
+    unknown.
+    """
+
+    number: int
+    lease: str
+    state: State
+    resources: Resources
+    node: str = ""
+    container_id: str = ""
+    exit_status: int | None = None
+    diagnostics: str = ""
+    asked_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterEvent:
+    """An event, which goes to all subscribers.
+
+    `container`: `container` has another state. `preempt`: YARN takes `container` back soon (`text` is "strict"), or
+    would like to (`text` is "contract"). `away`, `back`: of the ResourceManager. `nodes`: the state of nodes has
+    changed; `text` names them.
+    """
+
+    kind: Literal["container", "away", "back", "preempt", "nodes"]
+    container: Container | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterSettings:
+    """The settings of a master, in a file of its archive. Only the user's own processes can read them.
+
+    `schedulers` are `host:port` of the ResourceManagers' scheduler addresses. The keys are CURVE keys (Z85 text);
+    `clients` are those that may call. The master leaves once it has had
+    no subscribers, asks and containers for `idle_exit_s`.
+    It also leaves when its token has been invalid for `grace_s`. `address` is the host where it listens and that it
+    registers; empty is the NodeManager's host.
+    """
+
+    schedulers: tuple[str, ...]
+    public_key: str
+    secret_key: str = field(repr=False)
+    clients: tuple[str, ...]
+    address: str = ""
+    idle_exit_s: float = 600.0
+    grace_s: float = 300.0
