@@ -24,10 +24,10 @@ from roost.launchers.protocol.messages import Connection, Launch, Lease
 from roost.launchers.protocol.rpc import Unauthorized
 from roost.placement import Request
 from roost.scheduler.backends import kubernetes
+from roost.scheduler.backends.agent_per_kernel.identity import load_identity
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.kubernetes.backend import create
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
-from roost.scheduler.backends.kubernetes.identity import load_identity
 from roost.scheduler.backends.kubernetes.names import name_pod
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.core.agent_calls import Agents
@@ -322,7 +322,7 @@ async def test_users_of_one_namespace_cannot_touch_each_others_pods(
         copy["metadata"]["annotations"] = {
             **found["metadata"]["annotations"],
             "roost/created-by": "bob",
-            "roost/agent-key": load_identity(str(tmp_path / "bobs.json")).public,
+            "roost/agent-key": load_identity(str(tmp_path / "bobs.json"), name="", section="").public,
         }
         users["bob"].call("POST", pods(SHARED), copy)
         assert [one.id for one in (await backend.leases()).leases] == [lease.id]

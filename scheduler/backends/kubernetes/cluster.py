@@ -12,11 +12,11 @@ from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
+from roost.scheduler.backends.agent_per_kernel.identity import load_identity
 from roost.scheduler.errors import BackendUnavailable
 
 from .api import MERGE, Api, ApiError, JsonObject
 from .creation import PodCreator, path_of
-from .identity import load_identity
 from .metrics import MetricsReader, Use
 from .names import (
     LEASE_ANNOTATION,
@@ -58,7 +58,9 @@ class KubernetesCluster(PodCluster):
     def __init__(self, settings: RoostKubernetesBackend) -> None:
         self._settings = settings
         self._template = PodTemplate(settings)
-        self._identity = load_identity(settings.identity_file)
+        self._identity = load_identity(
+            settings.identity_file, name="kubernetes", section="RoostKubernetesBackend"
+        )
         self._api = Api(settings.address, settings.context)
         self._creator = PodCreator(self._api, self._template, self._identity, self._raw)
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()

@@ -19,10 +19,10 @@ from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Owner, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel.identity import Identity
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, LeaseConflict, NoNodeEver
 
 from .api import MERGE, Api, ApiError, JsonObject
-from .identity import Identity
 from .names import (
     CREATOR_ANNOTATION,
     GATE,

@@ -1,4 +1,4 @@
-"""The service's key pair for the agents in pods. Pods get the public half; the pods' own public keys are annotations.
+"""The service's key pair for the agents in pods, and the keys and ports that are derived from it.
 
 A service that starts again reads the pair from its file, and so reaches the pods of the earlier one. No secret has to
 be read from the cluster.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import itertools
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+import zmq.utils.z85
 
 from roost.launchers.daemon.private_files import FolderError, private_folder, read_json, write_private_json
-from roost.launchers.protocol.rpc import ClientKeys
+from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.scheduler.errors import ConfigError
 
 
@@ -35,17 +37,42 @@ class Identity:
 
     def sign(self, *texts: str) -> str:
         """Return a signature of these texts that only this service can make."""
-        return hmac.new(self.secret.encode(), json.dumps(texts).encode(), hashlib.sha256).hexdigest()
+        return self._derive(*texts).hex()
 
     def keys_for(self, agent_public: str) -> ClientKeys:
         """Return the keys of a connection to the agent with this public key."""
         return ClientKeys(server=agent_public, public=self.public, secret=self.secret)
 
+    def derive_server(self, purpose: str) -> ServerKeys:
+        """Return the keys of a server that only this service may call. The same purpose gives the same keys."""
+        secret = zmq.utils.z85.encode(self._derive("server", purpose))
+        return ServerKeys(
+            public=zmq.curve_public(secret).decode(), secret=secret.decode(), clients=frozenset([self.public])
+        )
 
-def load_identity(path: str) -> Identity:
-    """Read the pair in this file, or make one. Empty is the default file. Raises `ConfigError`."""
+    def derive_ports(self, purpose: str, lowest: int, highest: int, count: int) -> tuple[int, ...]:
+        """Return `count` different ports in `lowest..highest`. The same purpose gives the same ports."""
+        span = highest - lowest + 1
+        numbers = (
+            int.from_bytes(self._derive("port", purpose, str(attempt)), "big") % span
+            for attempt in itertools.count()
+        )
+        chosen: dict[int, None] = {}
+        while len(chosen) < min(count, span):
+            chosen[lowest + next(numbers)] = None
+        return tuple(chosen)
+
+    def _derive(self, *texts: str) -> bytes:
+        return hmac.new(self.secret.encode(), json.dumps(texts).encode(), hashlib.sha256).digest()
+
+
+def load_identity(path: str, *, name: str, section: str) -> Identity:
+    """Read the pair in this file, or make one. Raises `ConfigError`.
+
+    An empty path is the default file of the backend `name`. `section` is the backend's section of the configuration.
+    """
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    file = Path(path) if path else Path(state) / "roost" / "kubernetes-identity.json"
+    file = Path(path) if path else Path(state) / "roost" / f"{name}-identity.json"
     try:
         private_folder(file.parent)
         if (found := read_json(file)) is None:
@@ -59,6 +86,6 @@ def load_identity(path: str) -> Identity:
         return Identity(found["public"], found["secret"])
     except (FolderError, OSError, KeyError, TypeError) as problem:
         raise ConfigError(
-            f"the key pair {file} cannot be read or made ({problem}): set c.RoostKubernetesBackend.identity_file "
+            f"the key pair {file} cannot be read or made ({problem}): set c.{section}.identity_file "
             "to a file in a folder of yours with mode 0700."
         ) from None
