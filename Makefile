@@ -15,7 +15,7 @@ WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test check kubernetes conformance bench docs fault format clean
+.PHONY: help run lab test check kubernetes yarn conformance bench docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -25,6 +25,7 @@ help:
 	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
+	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
 	@echo 'make bench        every benchmark'
 	@echo 'make docs         the documentation as a site, in build/docs; a warning or a broken link is an error'
@@ -68,6 +69,9 @@ fault: $(READY)
 
 kubernetes: $(READY)
 	PYTHONPATH=tests/kit $(PY) -m kubelets build
+
+yarn: $(READY)
+	PYTHONPATH=tests/kit:docs/examples $(PY) -m hadoop_nodes build
 
 conformance: $(READY)
 	$(PY) tests/conformance/run.py $(SUITES)

@@ -112,6 +112,11 @@ def why_no_cluster(module: str, name: str) -> str | None:
     """Return why no cluster of the manager `name`, from `module`, can start here, or None."""
     if importlib.util.find_spec(module) is None:
         return f"{name} is not installed: pip install 'roost[{name.lower()}]'"
+    return why_no_address()
+
+
+def why_no_address() -> str | None:
+    """Return why a cluster's machines cannot have addresses of their own here, or None."""
     try:
         with socket.socket() as probe:
             probe.bind(("127.0.1.2", 0))
