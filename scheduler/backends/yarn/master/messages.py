@@ -11,7 +11,7 @@
     subscribe()           → Nothing              from then on MasterEvents
 
 Errors (`RemoteError.kind`): `unknown_archive` (call `put_archive` and repeat), `too_large` (more than the cluster's
-maximum, with field `maximum`), `unknown_container`, `not_empty` (of `finish`), `ending`.
+maximum, with field `maximum`), `unknown_container`, `ending` (of `ask`), `not_empty` and `away` (of `finish`).
 """
 
 from __future__ import annotations
@@ -140,10 +140,10 @@ class MasterEvent:
 
     `container`: `container` has another state. `preempt`: YARN takes `container` back soon (`text` is "strict"), or
     would like to (`text` is "contract"). `away`, `back`: of the ResourceManager. `nodes`: the state of nodes has
-    changed; `text` names them.
+    changed; `text` names them. `idle`: there are no asks and no containers; the master leaves if nobody gets this.
     """
 
-    kind: Literal["container", "away", "back", "preempt", "nodes"]
+    kind: Literal["container", "away", "back", "preempt", "nodes", "idle"]
     container: Container | None = None
     text: str = ""
 
@@ -153,16 +153,14 @@ class MasterSettings:
     """The settings of a master, in a file of its archive. Only the user's own processes can read them.
 
     `schedulers` are `host:port` of the ResourceManagers' scheduler addresses. The keys are CURVE keys (Z85 text);
-    `clients` are those that may call. The master leaves once it has had
-    no subscribers, asks and containers for `idle_exit_s`.
-    It also leaves when its token has been invalid for `grace_s`. `address` is the host where it listens and that it
-    registers; empty is the NodeManager's host.
+    `clients` are those that may call. The master listens on the first free one of `ports`; 0 is any free port. It
+    leaves after `idle_exit_s` without subscribers, asks and containers, or once its token was invalid for `grace_s`.
     """
 
     schedulers: tuple[str, ...]
     public_key: str
     secret_key: str = field(repr=False)
     clients: tuple[str, ...]
-    address: str = ""
+    ports: tuple[int, ...] = (0,)
     idle_exit_s: float = 600.0
     grace_s: float = 300.0

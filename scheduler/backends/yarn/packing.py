@@ -1,0 +1,46 @@
+"""Packs the code of the application master as one zip archive, which travels in the credentials of its submission."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import roost
+from roost.launchers.protocol.json_codec import encode
+
+from .master.messages import SETTINGS_ENTRY, MasterSettings
+
+_MODULES = (
+    "__init__.py",
+    "launchers/__init__.py",
+    "launchers/daemon/__init__.py",
+    "launchers/daemon/tasks.py",
+    "launchers/protocol/__init__.py",
+    "launchers/protocol/json_codec.py",
+    "launchers/protocol/rpc.py",
+    "launchers/protocol/rpc_server.py",
+    "launchers/protocol/shared_values.py",
+)
+_EMPTY = ("scheduler", "scheduler/backends", "scheduler/backends/yarn")
+"""Packages above the master's. The master has them without their content."""
+_MASTER = "scheduler/backends/yarn/master"
+_PROGRAM = f"""\
+from roost.{_MASTER.replace("/", ".")}.main import main
+main()
+"""
+
+
+def pack_master(settings: MasterSettings) -> bytes:
+    """Return an archive that Python can run. It has the master's keys, so that only its user may read it."""
+    root = Path(roost.__file__).parent
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in (*(root / name for name in _MODULES), *sorted((root / _MASTER).glob("*.py"))):
+            archive.writestr(f"roost/{path.relative_to(root)}", path.read_bytes())
+        for package in _EMPTY:
+            archive.writestr(f"roost/{package}/__init__.py", b"")
+        archive.writestr("__main__.py", _PROGRAM)
+        archive.writestr(SETTINGS_ENTRY, json.dumps(encode(settings)))
+    return content.getvalue()
