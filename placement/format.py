@@ -16,6 +16,6 @@ def format_bytes(value: float) -> str:
     return f"{value:.0f} bytes"
 
 
-def format_count(count: float, word: str) -> str:
-    """Return ``1 GPU``, ``0.5 GPU``, ``2 GPUs`` or ``0 GPUs``."""
-    return f"{format_amount(count)} {word}" if 0 < count <= 1 else f"{format_amount(count)} {word}s"
+def format_count(count: float, word: str, plural: str = "") -> str:
+    """Return ``1 GPU``, ``0.5 GPU``, ``2 GPUs`` or ``0 GPUs``; `plural` is for words that do not just add an s."""
+    return f"{format_amount(count)} {word if 0 < count <= 1 else plural or f'{word}s'}"

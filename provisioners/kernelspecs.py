@@ -20,7 +20,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
-from roost.scheduler.client.policy_check import check_policy
+from roost.scheduler.client.service_checks import check_policy, find_refusal
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .kernel_environment import check_patterns
@@ -155,7 +155,9 @@ def find_problem(spec: RoostKernelspec) -> str:
         _check_policy(spec.config)
     except RoostError as error:
         return error.user_message
-    return probe(spec.argv, fill_environment(spec.env)).problem
+    request = read_start_options(spec.config, {}).request
+    problem = probe(spec.argv, fill_environment(spec.env)).problem
+    return problem or find_refusal(request, *_find_scheduler(spec.config))
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -166,8 +168,12 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_policy(config: Mapping[str, Any]) -> None:
-    options = config.get("backend_options", {})
-    check_policy(config.get("policy") or "", config.get("backend", DEFAULT_BACKEND), options)
+    check_policy(config.get("policy") or "", *_find_scheduler(config))
+
+
+def _find_scheduler(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the backend and its options, as `roost.connect` takes them."""
+    return config.get("backend", DEFAULT_BACKEND), config.get("backend_options", {})
 
 
 def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:

@@ -91,6 +91,7 @@ class _NotebookRun:
         self._path = path
         self._err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
         self._status = self._err.status("placing the kernel")
+        self._state = ""
 
     async def main(self) -> None:
         """Start the kernel, execute the cells, stop the kernel. Raises CancelledError after a signal (`signum`)."""
@@ -189,12 +190,18 @@ class _NotebookRun:
         kernel = event.kernel
         if kernel is None or kernel.id != self.kernel_id:
             return
-        if kernel.is_pending:
-            self._show(f"pending: {kernel.waits_for}")
-        elif kernel.state == "queued" and kernel.waits_for:
-            self._show(f"queued at position {kernel.position}: {kernel.waits_for}")
+        if kernel.state == "queued" and kernel.waits_for:
+            state = "pending" if kernel.is_pending else f"queued at position {kernel.position}"
+            self._show_state(f"{state}: {kernel.waits_for}")
         elif kernel.state == "starting" and kernel.node_id:
-            self._show(f"starting on {kernel.node_id}")
+            self._show_state(f"starting on {kernel.node_id}")
+
+    def _show_state(self, text: str) -> None:
+        """Show a state of the start. Outside a terminal there is no status line, so each new state gets a line."""
+        if not self._err.is_terminal and text != self._state:
+            self.report(text)
+        self._state = text
+        self._show(text)
 
     def _show(self, text: str) -> None:
         self._status.update(Text(text))

@@ -24,6 +24,7 @@ from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Call, Client, connect
 from roost.scheduler.client.identity import this_owner
+from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
 from roost.scheduler.service.messages import Connection, Kernel, StartKernel
 
@@ -73,7 +74,7 @@ class RoostProvisioner(KernelProvisionerBase):
             try:
                 super().__init__(**kwargs)
             except TraitError as problem:
-                raise ConfigError(f"{problem}") from None
+                raise ConfigError(describe_refusal(problem, type(self), kwargs)) from None
             if own:
                 check_backend_options(self.backend, own)
                 self.backend_options = {**self.backend_options, **own}

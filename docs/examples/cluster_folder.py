@@ -111,7 +111,7 @@ class DaemonCluster(ABC):
 def why_no_cluster(module: str, name: str) -> str | None:
     """Return why no cluster of the manager `name`, from `module`, can start here, or None."""
     if importlib.util.find_spec(module) is None:
-        return f"{name} is not installed: pip install 'roost[{name.lower()}]'"
+        return f"{name} is not installed: pip install '.[{name.lower()}]'"
     return why_no_address()
 
 

@@ -111,6 +111,12 @@ def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"there is no {what} named {str(name)[:40]}: {guess}"
 
 
+def describe_missing(backend: str, package: str) -> str:
+    """Return one sentence about a missing package of a backend. The backend's extra has the same name."""
+    needs = f"the backend {backend} needs the package {package}"
+    return f"{needs}: install roost with the extra `{backend}` (in a checkout: pip install '.[{backend}]')."
+
+
 def _error(sentence: str) -> Exception:
     from roost.scheduler.errors import (
         ConfigError,  # late: errors import zmq, which `roost --help` does not need

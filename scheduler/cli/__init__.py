@@ -1,6 +1,7 @@
 """The `roost` command (also `jupyter roost`).
 
-    main.py         reads the command line and turns errors into exit codes
+    main.py         runs a command and turns errors into exit codes
+    commands.py     the commands and their arguments
     options.py      options that several subcommands share
     nodes.py        roost nodes, drain, up
     kernels.py      roost kernels, logs, stop

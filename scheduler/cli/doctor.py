@@ -28,17 +28,18 @@ def diagnose(arguments: argparse.Namespace) -> int:
     """Print the findings about Jupyter's side and the scheduler's; 1 if one of them is an error."""
     from roost.provisioners import kernelspecs
 
-    findings: list[Finding] = list(kernelspecs.find_problems())
+    findings: list[Finding] = []
     try:
         client = connect_scheduler(arguments)
-        service, reported = wait_for(client.service()), wait_for(client.doctor())
-        findings += reported
+        service = wait_for(client.service())
+        findings += wait_for(client.doctor())
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"
         if pid := getattr(error, "fields", {}).get("pid"):
             do = f"read this log; if the service hangs, `kill -9 {pid}` ends it, and the next command starts another"
         findings.append({"level": "error", "what": str(error), "do": do})
+    findings += kernelspecs.find_problems()  # last, because the scheduler that runs now checks their requests
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
 

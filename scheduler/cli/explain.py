@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from roost.placement.format import format_count
 from roost.placement.request import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.call import wait_for
@@ -60,7 +61,7 @@ def show_decision(decision: Mapping[str, Any]) -> None:
             print_table(out, table)
     total = sum(group["count"] for group in groups)
     if (more := total - _SHOWN_NODES) > 0:
-        out.print(f"… and {more} more node{'s' * (more > 1)} (--json has the first 1,000 reasons).")
+        out.print(f"… and {format_count(more, 'more node')} (--json has the first 1,000 reasons).")
     # One node that is merely full needs no remedy: the refusal above says everything.
     is_full = all(group["filter"] in ("gpu", "memory", "cpu", "avoid") for group in groups)
     if decision["remedies"] and (total > 1 or decision["is_never"] or not is_full):

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from roost.placement.format import format_amount, format_bytes
+from roost.placement.format import format_amount, format_bytes, format_count
 from roost.scheduler.client.call import wait_for
 
 from .options import connect_scheduler, print_answer
@@ -36,7 +36,7 @@ def drain(arguments: argparse.Namespace) -> int:
 
 def start_agents(arguments: argparse.Namespace) -> int:
     count = wait_for(connect_scheduler(arguments).up(), _UP_S)
-    text = f"roost's agents run on {count} node{'' if count == 1 else 's'} of {arguments.backend}."
+    text = f"roost's agents run on {format_count(count, 'node')} of {arguments.backend}."
     return print_answer(arguments, {"nodes": count}, lambda: print(text))
 
 

@@ -5,7 +5,7 @@ service_connection.py  finds or starts the service, and connects again after a l
 call.py                one call that is under way
 identity.py            the owner that this process is
 interpreter_probe.py   what a kernelspec's Python can do
-policy_check.py        whether the scheduler knows a policy
+service_checks.py      whether the scheduler would refuse a policy or a request
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
     if executable is None:
         return ProbeResult(problem=f"{argv[0]} is no executable here: install it, or correct argv.")
     if parse_ipykernel_command(argv) is None:
-        return ProbeResult(executable=executable)
+        return ProbeResult(executable=executable, problem=_find_missing_module(executable, argv, env))
     try:
         done = subprocess.run(
             [executable, "-c", _PROBE],
@@ -62,3 +63,22 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
     except (OSError, ValueError, TypeError) as error:
         problem = f"{executable} does not run as a Python interpreter ({error})."
     return ProbeResult(executable=executable, is_ipykernel=True, problem=problem)
+
+
+def _find_missing_module(executable: str, argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """Return a sentence if the command is `python -m MODULE` without that module; empty if not, or if in doubt."""
+    if not os.path.basename(executable).startswith("python") or tuple(argv[1:2]) != ("-m",) or len(argv) < 3:
+        return ""
+    module = argv[2].partition(".")[0]
+    script = (
+        "import importlib.util, sys; sys.exit(77 if importlib.util.find_spec(sys.argv[1]) is None else 0)"
+    )
+    try:
+        done = subprocess.run(
+            [executable, "-c", script, module], env=dict(env), cwd="/", capture_output=True, timeout=PROBE_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (
+        f"{executable} has no module {module}: install it, or correct argv." if done.returncode == 77 else ""
+    )

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
+from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
-from roost.scheduler.errors import BackendUnavailable, from_remote
+from roost.scheduler.errors import BackendUnavailable, ConfigError, from_remote
 from roost.scheduler.service.launch import PROTOCOL, service_command, service_folder
 
 from .identity import this_owner
@@ -114,6 +115,8 @@ class ServiceConnection:
             folder = service_folder(self._backend, self._options)
             argv, env = service_command(self._backend, folder, self._options)
             ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
+        except FolderError as problem:
+            raise ConfigError(f"{problem}.") from None
         except (DaemonError, OSError) as problem:
             if isinstance(problem, DaemonError) and problem.kind:
                 raise from_remote(rpc.RemoteError(problem.kind, str(problem))) from None

@@ -17,6 +17,7 @@ from roost.scheduler.errors import ConfigError
 
 from .section import Memory, Section
 from .settings import Settings
+from .trait_errors import describe_refusal
 
 CONFIG_NAME = "jupyter_roost_config"
 
@@ -44,12 +45,19 @@ def load_settings(
             if name not in (known := classes[section].class_traits(config=True)):
                 raise ConfigError(describe_unknown(f"option of c.{section}", name, known))
     config.merge(Config({own.__name__: _to_values(backend, own, options)}))
-    try:
-        settings = Settings(config=config)
-        sections = {section: build(config=config) for section, build in classes.items()}
-    except TraitError as problem:
-        raise ConfigError(f"a setting is wrong: {' '.join(str(problem).split())}") from None
+    sections = {name: _build(section, config) for name, section in classes.items()}
+    settings = sections[Settings.__name__]
+    assert isinstance(settings, Settings)
     return settings, sections[own.__name__]
+
+
+def _build(section: type[Section], config: Config) -> Section:
+    name = section.__name__
+    try:
+        return section(config=config)
+    except TraitError as problem:
+        wrong = describe_refusal(problem, section, config.get(name, {}))
+        raise ConfigError(f"a setting of c.{name} is wrong: {wrong}") from None
 
 
 def _load_section(backend: str) -> type[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from roost.placement.format import format_count
 from roost.scheduler.errors import BackendUnavailable
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.service.messages import Finding
@@ -61,6 +62,6 @@ async def diagnose(
     for name, problem in sorted(policies.failed.items()):
         do = f"correct it: until then {FALLBACK} ranks the nodes"
         report("warning", f"policy {name} {problem}", do)
-    kernels, processes = len(table.records), len(reading.processes)
-    agree = f"{kernels} kernels, {len(lease_ids)} leases and {processes} processes agree"
-    return found or [{"level": "ok", "what": agree, "do": ""}]
+    kernels, leases = format_count(len(table.records), "kernel"), format_count(len(lease_ids), "lease")
+    processes = format_count(len(reading.processes), "process", "processes")
+    return found or [{"level": "ok", "what": f"{kernels}, {leases} and {processes} agree", "do": ""}]

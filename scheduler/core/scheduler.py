@@ -182,6 +182,7 @@ class Scheduler:
         snapshot = await self._cluster.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
+        document["is_never"] &= not self.backend.adds_nodes
         if decision.placement is None and not decision.is_never:
             leases = (await self.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}
@@ -234,8 +235,11 @@ class Scheduler:
 
     def _lease_of(self, kernel_id: str) -> Lease:
         record = self._table.get(kernel_id)
-        if record is None or record.lease is None or record.lease.state == "pending":
+        if record is None:
             raise self._unknown(kernel_id, f"there is no running kernel {kernel_id}.")
+        if record.lease is None or record.lease.state == "pending":
+            waits_for = record.view(self._queue).waits_for or "it is being placed"
+            raise UnknownKernel(f"kernel {kernel_id} has not started yet: {waits_for}.", kernel_id=kernel_id)
         return record.lease
 
     def _ended(self, kernel_id: str) -> Kernel:

@@ -24,7 +24,7 @@ from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'roost[dask]'")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
 HALF = Request(gpus=0.5, resources={"T4": 0.5})
 BOTH = Request(gpus=2, resources={"T4": 2})

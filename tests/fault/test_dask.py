@@ -27,7 +27,7 @@ from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'roost[dask]'")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 

@@ -162,7 +162,7 @@ class FakeService:
         return {"nodes": [{"id": "here"}]}
 
     def _explain(self, _: Any) -> dict[str, Any]:
-        return {"decision": {"placement": None}}
+        return {"decision": {"placement": None, "is_never": False}}
 
     def _logs(self, _: Any) -> dict[str, Any]:
         return {"text": "said"}

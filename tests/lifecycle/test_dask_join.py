@@ -25,7 +25,7 @@ from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 
-dask = pytest.importorskip("dask", reason="Dask is not installed: pip install 'roost[dask]'")
+dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -250,7 +250,7 @@ def test_another_python(dask_cluster: DaskMachines, monkeypatch: pytest.MonkeyPa
 
 def test_without_dask_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'roost[dask]'" in str(refused("127.0.0.1:1"))
+    assert "pip install '.[dask]'" in str(refused("127.0.0.1:1"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from cluster_folder import processes, wait_until
 from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'roost[dask]'")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

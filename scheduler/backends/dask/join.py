@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from roost.scheduler.backends.spec import describe_missing
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .settings import RoostDaskBackend
@@ -34,7 +35,7 @@ async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
     if importlib.util.find_spec("distributed") is None:
-        raise ConfigError("the Dask backend needs distributed: pip install 'roost[dask]'")
+        raise ConfigError(describe_missing("dask", "distributed"))
     try:
         await asyncio.to_thread(importlib.import_module, "distributed")  # 0.8 s
     except ImportError as problem:

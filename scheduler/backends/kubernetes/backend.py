@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
+from roost.scheduler.backends.spec import describe_missing
 from roost.scheduler.errors import ConfigError
 
 from .settings import RoostKubernetesBackend
@@ -14,10 +15,7 @@ def create(settings: RoostKubernetesBackend, context: BackendContext) -> Backend
     try:
         from .cluster import KubernetesCluster
     except ModuleNotFoundError as problem:
-        raise ConfigError(
-            f"the Kubernetes backend needs the package {problem.name}: install roost with the extra `kubernetes` "
-            "(in a checkout: pip install '.[kubernetes]')."
-        ) from None
+        raise ConfigError(describe_missing("kubernetes", str(problem.name))) from None
     cluster = KubernetesCluster(settings)
     return AgentPerKernelBackend(
         cluster, context.agents, linger_s=context.restart_grace_s, adds_nodes=settings.autoscale

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from roost.launchers.daemon.tasks import start_thread
+from roost.scheduler.backends.spec import describe_missing
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from . import checks
@@ -40,7 +41,7 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     """
     global _cluster_id
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("the Ray backend needs ray: pip install 'roost[ray]'")
+        raise ConfigError(describe_missing("ray", "ray"))
     give_up_at = time.monotonic() + deadline_s
     gcs = checks.resolve(address)
     checks.greet(gcs)

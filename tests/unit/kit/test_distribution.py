@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("xdist", reason="pytest-xdist is not installed: pip install 'roost[test]'")
+pytest.importorskip("xdist", reason="pytest-xdist is not installed: pip install '.[test]'")
 
 from distribution import ALONE, group_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.cli import main
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.client.interpreter_probe import probe
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, LimitExceeded
 
 Make = Callable[..., Path]
 
@@ -77,7 +78,7 @@ def test_install_copies_the_python_kernelspec_and_reports_its_features(kernels: 
 
 
 def test_encryption_is_declared_only_if_ipykernel_has_it(make: Make, kernels: Path) -> None:
-    argv = [sys.executable, "-m", "other_kernel", "{connection_file}"]
+    argv = [sys.executable, "-m", "json.tool", "{connection_file}"]
     make("other", argv, metadata={"supported_encryption": ["curve"], "mine": 1}, env={"A": "${HOME}/a"})
     _, found = kernelspecs.install("other", name="r-other", config={})
     assert found is not None
@@ -202,10 +203,10 @@ def test_install_and_doctor_refuse_the_same(
         "option": ({"backend_options": {"gpus": 1}}, ["--backend-option", "gpus=1"], "'gpus'"),
     }
     for name, (config, given, said) in wrong.items():
-        make(name, [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(**config))
+        make(name, [sys.executable, "-m", "json.tool", "{connection_file}"], metadata=ours(**config))
         assert main.main(["kernelspec", "install", "--name", f"new-{name}", *given]) == 2
         assert said in capsys.readouterr().err
-    make("shipped", [sys.executable, "-m", "other", "{connection_file}"], metadata=ours(policy="pack"))
+    make("shipped", [sys.executable, "-m", "json.tool", "{connection_file}"], metadata=ours(policy="pack"))
     found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.find_problems()}
     for name, (_, _, said) in wrong.items():
         assert said in found[f"kernelspec {name}"]["what"]
@@ -290,7 +291,7 @@ def test_every_command_reports_a_malformed_kernelspec(
     [
         ({"memroy": "1GiB"}, "memroy"),
         ({"memory": "lots"}, "memory"),
-        ({"encrypt": "maybe"}, "encrypt"),
+        ({"encrypt": "maybe"}, "encrypt = 'maybe' is not possible: give one of auto, never, required"),
         ({"fork": "no"}, "fork"),
         ({"backend": "mars"}, "mars"),
         ({"backend": []}, "backend"),
@@ -310,6 +311,41 @@ def test_install_refuses_options_that_a_start_would_refuse(
     assert said in listed["problem"]
     assert main.main(["run", notebook(tmp_path), "--kernel", "typo"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, fake: FakeService) -> None:
+    """The scheduler that runs is asked. A kernelspec for another scheduler, which does not run, is ready."""
+    make("greedy", ["sh", "{connection_file}"], metadata=ours(gpus=8))
+    make("far", ["sh", "{connection_file}"], metadata=ours(gpus=8, backend="ray"))
+    decision = {"reason": "no node could ever hold 8 GPUs", "is_never": True}
+    fake.answers["explain"] = lambda _: {"decision": decision}
+    by_name = {spec.name: spec for spec in kernelspecs.list_kernelspecs()}
+    assert kernelspecs.find_problem(by_name["greedy"]) == "no node could ever hold 8 GPUs."
+    assert kernelspecs.find_problem(by_name["far"]) == ""
+    decision["is_never"] = False  # kernels wait in the queue
+    assert kernelspecs.find_problem(by_name["greedy"]) == ""
+    fake.answers["explain"] = LimitExceeded("one kernel asks for 8 GPUs")
+    assert kernelspecs.find_problem(by_name["greedy"]) == "one kernel asks for 8 GPUs"
+    assert [asked.request.gpus for asked in fake.called("explain")] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["/no/such/R"], "/no/such/R is no executable here"),
+        (
+            [sys.executable, "-m", "no_such_kernel"],
+            "has no module no_such_kernel: install it, or correct argv.",
+        ),
+        ([sys.executable, "-m", "json.tool"], ""),
+        ([sys.executable, "kernel.py"], ""),
+        (["sh", "-m", "no_such_kernel"], ""),
+    ],
+)
+def test_a_command_that_cannot_be_run_is_a_problem(argv: list[str], problem: str) -> None:
+    found = probe([*argv, "{connection_file}"], {**os.environ}).problem
+    assert problem in found
+    assert bool(problem) == bool(found)
 
 
 def test_a_folder_cannot_be_the_output(

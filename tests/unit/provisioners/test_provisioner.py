@@ -336,7 +336,7 @@ async def test_info_attaches_another_provisioner(service: FakeService, tmp_path:
         ({"gpu": 1}, "named gpu: did you mean"),
         ({"gpus": 1.5}, "gpus must be"),
         ({"fork": "perhaps"}, "fork"),
-        ({"encrypt": "maybe"}, "encrypt"),
+        ({"encrypt": "maybe"}, "encrypt = 'maybe' is not possible: give one of auto, never, required"),
         ({"backend_options": {"gpus": 8}}, "'gpus': for local, a kernelspec can set nothing"),
         ({"backend": "ray", "backend_options": {"config_file": "/x"}}, "can set only the address"),
         ({"backend": "ray", "backend_options": {"address": 7}}, "address = 7 is not a text"),

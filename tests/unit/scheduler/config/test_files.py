@@ -53,10 +53,16 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
     [
         ("c.RoostScheduler.max_gpu_per_kernel = 1", "did you mean max_gpus_per_kernel"),
         ("c.RoostSheduler.max_gpus_per_kernel = 1", "did you mean c.RoostScheduler"),
-        ("c.RoostScheduler.max_gpus_per_kernel = 'many'", "a setting is wrong"),
-        ("c.RoostScheduler.max_gpus_per_kernel = -1", "a setting is wrong"),
+        (
+            "c.RoostScheduler.max_gpus_per_kernel = 'many'",
+            "c.RoostScheduler is wrong: max_gpus_per_kernel = 'many' is not possible: give a number, 0 or more",
+        ),
+        ("c.RoostScheduler.max_gpus_per_kernel = -1", "= -1 is not possible: give a number, 0 or more"),
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
-        ("c.RoostLocalBackend.labels = {'zone': 1}", "a setting is wrong"),
+        ("c.RoostScheduler.allow_client_policies = 'no'", "= 'no' is not possible: give true or false"),
+        ("c.RoostScheduler.allowed_users = [1]", "= .1. is not possible: give a list of texts"),
+        ("c.RoostScheduler.default_memory = 1.5", "give an amount of memory such as '8GiB'"),
+        ("c.RoostLocalBackend.labels = {'zone': 1}", "give a table of names and texts"),
         (
             "c.RoostScheduler.policies = {'balanced': 'm:P'}",
             "'balanced' .* the name of a shipped one: give it",
@@ -86,8 +92,8 @@ def test_options_overrule_the_file_and_are_checked_too(tmp_path: Path) -> None:
     assert load_settings("local", {"config_file": file}, path=[])[1] == RoostLocalBackend(gpus=1)
     for wrong, said in (
         ({"gpu": 2}, "did you mean gpus"),
-        ({"gpus": -1}, "a setting is wrong"),
-        ({"gpus": 1.5}, "a setting is wrong"),
+        ({"gpus": -1}, "gpus = -1 is not possible: give a whole number, 0 or more"),
+        ({"gpus": 1.5}, "gpus = 1.5 is not possible"),
         ({"config_file": str(tmp_path / "none.py")}, "there is no configuration file"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -353,8 +353,9 @@ async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None
 
 async def test_doctor_finds_and_mends(tmp_path: Path) -> None:
     async with world(tmp_path, settings=SOON) as w:
-        assert (await w.scheduler.doctor())[0]["level"] == "ok"
+        assert (await w.scheduler.doctor())[0]["what"] == "0 kernels, 0 leases and 0 processes agree"
         await w.start("k", cpus=1)
+        assert (await w.scheduler.doctor())[0]["what"] == "1 kernel, 1 lease and 1 process agree"
         w.agent.ledger.release("roost:k:s/1")  # behind everybody's back
         assert "has lost its lease" in (await w.scheduler.doctor())[0]["what"]
         await w.told("released", "k")

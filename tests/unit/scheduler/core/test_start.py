@@ -107,85 +107,6 @@ async def test_a_launch_that_fails_gives_the_lease_back(
         assert w.count("failed") == 1
 
 
-@pytest.mark.parametrize("stage", ["reserve", "launch"])
-async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -> None:
-    async with world(tmp_path) as w:
-        release = w.agent.hold(stage)
-        start = w.start("k", cpus=1)
-        await w.agent.called(stage)
-        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
-        with pytest.raises(Cancelled):
-            await start
-        release.set()
-        await cancel
-        await w.until(lambda: w.leases() == []) if w.leases() else None
-        assert w.scheduler.kernels() == []
-        with pytest.raises(Cancelled):
-            await w.start("k")
-
-
-async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        start = w.start("k", cpus=1)
-        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
-        outcomes = await asyncio.gather(start, cancel, return_exceptions=True)
-        assert isinstance(outcomes[0], Cancelled)
-        assert w.scheduler.kernels() == []
-        assert w.agent.launched == []
-
-
-async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        w.agent.hold("launch")
-        release = w.agent.hold("release")
-        start = w.start("k", cpus=1)
-        await w.agent.called("launch")
-        cancels = [asyncio.ensure_future(w.scheduler.cancel("k")) for _ in range(2)]
-        await w.agent.called("release")
-        stop = asyncio.ensure_future(w.scheduler.stop("k", 0))
-        await w.scheduler.nodes()
-        release.set()
-        await asyncio.gather(*cancels, stop)
-        with pytest.raises(Cancelled):
-            await start
-        assert w.scheduler.kernels() == []
-        assert w.leases() == []
-
-
-async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("roost.scheduler.core.ender.RETRY_S", 0.05)
-    monkeypatch.setattr("roost.scheduler.backends.local.backend._PAUSES_S", (0.0,))
-    async with world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        await w.agent.close()
-        with pytest.raises(BackendUnavailable):
-            await w.scheduler.stop("k", 0)
-        await asyncio.sleep(0.01)
-        w.agent._begin()
-        await w.told("released", "k")
-        assert w.leases() == []
-
-
-async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        await w.scheduler.cancel("k", "1")
-        with pytest.raises(Cancelled):
-            await w.start("k")
-        assert (await w.start("k", "2")).state == "running"
-
-
-async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        await w.start("k")
-        await w.scheduler.cancel("k", "1")
-        assert w.leases() == []
-        await w.start("other")
-        await w.scheduler.cancel("other")
-        assert w.kernel("other").state == "running"
-
-
 async def test_a_conflict_is_placed_elsewhere(tmp_path: Path) -> None:
     async with world(tmp_path, nodes=("a", "b"), cpus=4) as w:
         w.fakes[0].ledger.cpus = 0.0  # its agent knows better than the picture
@@ -345,6 +266,20 @@ async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
             await w.scheduler.signal("k", 2)
 
 
+async def test_a_kernel_that_waits_has_no_log_yet_and_says_why(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=1) as w:
+        await w.start("k", cpus=1)
+        waiting = w.start("w", cpus=1)
+        await w.until(lambda: any(kernel.waits_for for kernel in w.scheduler.kernels()))
+        with pytest.raises(
+            UnknownKernel, match="kernel w has not started yet: no node has room now for 1 CPU"
+        ):
+            await w.scheduler.logs("w", 100)
+        await w.scheduler.cancel("w")
+        with pytest.raises(Cancelled):
+            await waiting
+
+
 async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
     async with world(tmp_path, nodes=("a", "b")) as w:
         await w.scheduler.drain("a", True)
@@ -377,23 +312,6 @@ async def test_the_log_of_an_ended_kernel_is_found_by_the_beginning_of_its_id(tm
             await w.scheduler.logs("", 100)
 
 
-async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
-    """The launch fails, and so does giving the lease back: it is released once the agent can be asked again."""
-    agent = FakeAgent(tmp_path)
-    async with scheduler_on([agent], Settings(claim_grace_s=0.1)) as w:
-        agent.fail("launch", "kernel_died")
-        agent.fail("release")
-        with pytest.raises(KernelDied):
-            await w.start("k", cpus=1)
-        agent.failures.clear()
-        agent.calls.clear()
-        w.scheduler.reconciler.soon()
-        await agent.called("release")
-        assert not w.leases()
-        assert not w.scheduler.kernels()
-    await agent.close()
-
-
 async def test_a_start_after_reading_back_asks_for_its_own_policy(tmp_path: Path) -> None:
     """The lease carries the whole request, so that it can be placed again if the lease is gone by now."""
     agent = FakeAgent(tmp_path)
@@ -408,20 +326,6 @@ async def test_a_start_after_reading_back_asks_for_its_own_policy(tmp_path: Path
         kernel = await w.start("k", cpus=1, policy="pack")
         assert (kernel.state, kernel.request.policy) == ("running", "pack")
     await agent.close()
-
-
-async def test_a_defect_in_a_start_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("a defect")
-
-    monkeypatch.setattr("roost.scheduler.core.lease_claim.held_for_elders", fail)
-    async with world(tmp_path) as w:
-        with pytest.raises(LaunchError, match="ZeroDivisionError: a defect"):
-            await w.start("k", cpus=1)
-        assert w.scheduler.kernels() == []
-        assert w.leases() == []
 
 
 async def test_restarts_that_fail_again_and_again_keep_the_lease(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from roost.scheduler.backends.dask.join import resolve
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
-dask = pytest.importorskip("dask", reason="Dask is not installed: pip install 'roost[dask]'")
+dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip(
-    "yaml", reason="the package `kubernetes` is not installed: pip install 'roost[kubernetes]'"
-)
+pytest.importorskip("yaml", reason="the package `kubernetes` is not installed: pip install '.[kubernetes]'")
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request

@@ -219,7 +219,7 @@ def test_this_machines_addresses_are_recognised(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'roost\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '.\[ray\]'"):
         join.join(GCS, namespace="roost")
 
 

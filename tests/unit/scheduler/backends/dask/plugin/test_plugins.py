@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-dask = pytest.importorskip("dask", reason="Dask is not installed: pip install 'roost[dask]'")
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'roost[dask]'")
+dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
 from roost.scheduler.backends.dask.plugin import scheduler_plugin, worker_plugin  # noqa: E402 - they import distributed
 

@@ -1,0 +1,149 @@
+"""The commands of `roost` and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, cast
+
+import roost
+
+from .options import add_request, add_scheduler, parse_amount, parse_seconds
+
+Action = Callable[[argparse.Namespace], int]
+Subparsers = Any  # argparse's own type is private
+
+
+def find_action(name: str) -> Action:
+    """Import and return the function behind a command. `--help` imports none of them."""
+    module, _, function = name.partition(":")
+    return cast(Action, getattr(import_module(f"roost.scheduler.{module}"), function))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `action` in its result names the function of the chosen one."""
+    parser = argparse.ArgumentParser(
+        prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
+        description="Show where Jupyter kernels run and why, and manage them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_cluster_commands(commands)
+    _add_simulate(commands)
+    _add_kernelspec(commands)
+    _add_run(commands)
+    add_scheduler(_add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and their remedies"))
+    what = "show the versions of roost and of the packages it works with"
+    _add_command(commands, "version", "cli.doctor:print_versions", what)
+    return parser
+
+
+def _add_cluster_commands(commands: Subparsers) -> None:
+    what = "list nodes with their promised and used resources"
+    nodes = _add_command(commands, "nodes", "cli.nodes:list_nodes", what)
+    what = "show where a kernel would be placed, and why"
+    explain = _add_command(commands, "explain", "cli.explain:explain", what)
+    what = "use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME"
+    explain.add_argument("--snapshot", metavar="FILE", help=what)
+    what = "list all kernels, with the CPU and memory that they use"
+    kernels = _add_command(commands, "kernels", "cli.kernels:list_kernels", what)
+    what = "list only queued and pending kernels, with the reason"
+    kernels.add_argument("--pending", action="store_true", help=what)
+    what = "print the log of a kernel (its stdout and stderr)"
+    logs = _add_command(commands, "logs", "cli.kernels:print_log", what)
+    logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
+    logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
+    stop = _add_command(commands, "stop", "cli.kernels:stop", "stop kernels, or remove them from the queue")
+    stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="a kernel's id, or the beginning of it")
+    what = "wait this long before killing (5)"
+    stop.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
+    drain = _add_command(commands, "drain", "cli.nodes:drain", "place no more kernels on a node")
+    drain.add_argument("node", metavar="NODE", help="the node's id")
+    drain.add_argument("--off", action="store_true", help="place kernels on the node again")
+    what = "start the agents of all nodes before a kernel needs them"
+    up = _add_command(commands, "up", "cli.nodes:start_agents", what)
+    for parser in (nodes, explain, kernels, logs, stop, drain, up):
+        add_scheduler(parser)
+    add_request(explain)
+
+
+def _add_simulate(commands: Subparsers) -> None:
+    what = "replay a trace of requests under several policies"
+    simulate = _add_command(commands, "simulate", "simulate.command:simulate", what, has_json=False)
+    what = "a CSV file in openb's form, or one of roost's decision logs"
+    simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
+    cluster = simulate.add_argument_group("nodes")
+    which = cluster.add_mutually_exclusive_group(required=True)
+    which.add_argument("--nodes", metavar="FILE", help="read nodes from a CSV file in openb's form")
+    which.add_argument("--snapshot", metavar="FILE", help="use nodes saved with `roost nodes --json`")
+    which.add_argument("--live", action="store_true", help="use the scheduler's nodes as they are now")
+    what = "add nodes: 4x96cpus,384GiB,8xA100, or 4xNODE for empty copies of a node"
+    cluster.add_argument("--add", metavar="NODES", action="append", default=[], help=what)
+    cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
+    add_scheduler(simulate)
+    how = simulate.add_argument_group("replay")
+    what = "compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies"
+    how.add_argument("--policy", metavar="NAME", action="append", help=what)
+    what = "requested multiple of the resources (1.3)"
+    how.add_argument("--demand", metavar="RATIO", type=parse_amount, help=what)
+    kinds = how.add_mutually_exclusive_group()
+    kinds.add_argument("--departures", action="store_true", help="random arrivals that end after their time")
+    kinds.add_argument("--recorded", action="store_true", help="let kernels arrive and end as recorded")
+    how.add_argument("--load", metavar="RATIO", type=parse_amount, help="mean load, with --departures (1.05)")
+    how.add_argument("--arrivals", metavar="N", type=int, help="with --departures: number (the trace's)")
+    how.add_argument("--seeds", metavar="N", type=int, help="repeat with this many random orders (3)")
+    simulate.add_argument("--json", metavar="FILE", help="write all results as JSON (- prints only them)")
+    simulate.add_argument("--plot", metavar="FILE", help="draw a PNG, SVG or PDF file; needs matplotlib")
+
+
+def _add_kernelspec(commands: Subparsers) -> None:
+    what = "install, list and remove roost's kernelspecs"
+    parent = commands.add_parser("kernelspec", help=what, description=f"{what.capitalize()}.")
+    actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
+    what = "copy a kernelspec so that its kernels start through roost"
+    install = _add_command(actions, "install", "cli.jupyter:install", what)
+    what = "the kernelspec to copy (python3)"
+    install.add_argument("--from", dest="source", metavar="NAME", default="python3", help=what)
+    install.add_argument("--name", metavar="NAME", help="name of the copy (roost-…)")
+    install.add_argument("--display-name", metavar="TEXT", default="", help="name shown in the launcher")
+    install.add_argument("--replace", action="store_true", help="replace a kernelspec of the same name")
+    what = "do not run the kernelspec's Python on this machine to test it"
+    install.add_argument("--no-check", action="store_true", help=what)
+    add_scheduler(install)
+    add_request(install)
+    where = install.add_argument_group("folder").add_mutually_exclusive_group()
+    where.add_argument("--user", action="store_true", help="your own Jupyter folder (default)")
+    where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
+    where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
+    what = "list roost's kernelspecs, and test whether they can start kernels"
+    _add_command(actions, "list", "cli.jupyter:list_all", what)
+    remove = _add_command(actions, "remove", "cli.jupyter:remove", "remove kernelspecs of roost")
+    remove.add_argument("names", metavar="NAME", nargs="+")
+
+
+def _add_run(commands: Subparsers) -> None:
+    run = _add_command(commands, "run", "cli.jupyter:run", "execute a notebook on a kernel that roost places")
+    run.add_argument("notebook", metavar="NOTEBOOK")
+    run.add_argument("--output", metavar="FILE", help="write the executed notebook here (NOTEBOOK.out.ipynb)")
+    run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
+    what = "at most this long for each cell"
+    run.add_argument("--timeout", metavar="SECONDS", type=parse_seconds, help=what)
+    add_scheduler(run, default="")
+    add_request(run)
+
+
+def _add_command(
+    commands: Subparsers, name: str, action: str, what: str, *, has_json: bool = True
+) -> argparse.ArgumentParser:
+    """Add a command, whose function `find_action` finds by `action`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
+    )
+    if has_json:
+        parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")
+    parser.set_defaults(action=action)
+    return parser

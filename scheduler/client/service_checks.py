@@ -1,0 +1,37 @@
+"""Checks of a policy and of a request by the scheduler that would get them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import roost
+from roost.launchers.daemon.daemon import read_announcement
+from roost.placement.request import Request
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+from roost.scheduler.service.launch import service_folder, with_address
+
+from .call import wait_for
+
+
+def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a policy that this scheduler would refuse. Only a policy that is not shipped is sent."""
+    from roost.placement.shipped_policies import SHIPPED  # here, because it imports numpy
+
+    if not policy or policy in SHIPPED:
+        return
+    if problem := wait_for(roost.connect(backend, **options).check_policies([policy])).get(policy):
+        raise ConfigError(problem)
+
+
+def find_refusal(request: Request, backend: str, options: Mapping[str, Any]) -> str:
+    """Return why this scheduler would refuse the request for good; empty if it would not, or if it does not run."""
+    if read_announcement(service_folder(backend, with_address(backend, options))) is None:
+        return ""
+    try:
+        decision = wait_for(roost.connect(backend, **options).explain(request))
+    except BackendUnavailable:
+        return ""  # `roost doctor` reports it
+    except RoostError as refusal:
+        return refusal.user_message
+    return f"{decision['reason']}." if decision["is_never"] else ""

@@ -1,0 +1,36 @@
+"""Sentences for people about values that traitlets refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, List, TraitError, Unicode
+
+_KINDS: Mapping[type, str] = {
+    Unicode: "text",
+    Bool: "true or false",
+    Int: "a whole number",
+    Float: "a number",
+    List: "a list of texts",
+    Dict: "a table of names and texts",
+}
+
+
+def describe_refusal(problem: TraitError, owner: type[HasTraits], values: Mapping[str, Any]) -> str:
+    """Return in one sentence which of `values` a trait of `owner` refuses, and what the trait allows."""
+    named = re.search(r"'(\w+)' trait", str(problem))
+    if named is None:  # from a check of our own
+        return " ".join(str(problem).split())
+    name, trait = named[1], owner.class_traits()[named[1]]
+    if isinstance(trait, Enum):
+        allowed = f"one of {', '.join(map(str, trait.values))}"
+    else:
+        allowed = _KINDS.get(type(trait), trait.info_text)
+    least = getattr(trait, "min", None)
+    allowed += f", {least:g} or more" if least is not None else ""
+    value = (
+        f" = {values[name]!r:.60}" if name in values else ""
+    )  # else it comes from the application's configuration
+    return f"{name}{value} is not possible: give {allowed}."

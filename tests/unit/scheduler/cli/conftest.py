@@ -1,0 +1,18 @@
+"""The `roost` command with a stub client."""
+
+from __future__ import annotations
+
+import pytest
+from stub_client import StubClient
+
+import roost
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
+    """A stub that `roost.connect` returns; the terminal has 80 columns."""
+    stub = StubClient()
+    monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
+    monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", list)
+    monkeypatch.setenv("COLUMNS", "80")
+    return stub

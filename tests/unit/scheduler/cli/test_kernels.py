@@ -1,0 +1,101 @@
+"""`roost kernels`, `roost logs` and `roost stop`, with a stub client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from stub_client import QUEUED, RUNNING, StubClient, build_kernel, document, run
+
+from roost.launchers.protocol.shared_values import KernelUse
+
+
+def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "kernels")
+    assert code == 0
+    assert "aaaaaaaa-1" in out  # eight characters would name two kernels
+    assert "0.25 GPU, 8 GiB, 2 CPU" in out
+    assert max(map(len, out.splitlines())) <= 80
+    listed = document(capsys, "kernels")["kernels"]
+    assert [known["id"] for known in listed] == [known.id for known in client.known]
+    assert listed[0]["process"]["connection"] is None
+
+
+def test_kernels_show_what_they_use(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    use = KernelUse(kernel_id=RUNNING.id, processes=2, cpu_percent=150.0, rss_bytes=180 << 20)
+    client.known[0] = replace(RUNNING, use=use)
+    first, second, queued = run(capsys, "kernels")[1].splitlines()[1:]
+    assert "180 MiB, 1.5 CPU" in first
+    assert "unknown" in second
+    assert "unknown" not in queued
+    assert document(capsys, "kernels")["kernels"][0]["use"]["rss_bytes"] == 180 << 20
+
+
+def test_pending_kernels_say_what_they_wait_for(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(capsys, "kernels", "--pending")
+    assert "0.25 GPU on big: 0 free" in out
+    assert "aaaaaaaa" not in out
+    assert [known["position"] for known in document(capsys, "kernels", "--pending")["kernels"]] == [1]
+    client.known = []
+    assert run(capsys, "kernels", "--pending")[1] == "No kernel is queued.\n"
+    assert run(capsys, "kernels")[1] == "There are no kernels.\n"
+
+
+def test_a_kernel_is_named_by_the_beginning_of_its_id(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "logs", "b", "--tail", "1k") == (0, "log of bbbb-1\n", "")
+    assert client.asked[-1] == ("logs", "bbbb-1", 1024)
+    assert document(capsys, "logs", "b") == {"kernel": "bbbb-1", "text": "log of bbbb-1\n"}
+    code, _, err = run(capsys, "logs", "aaaa")
+    assert code == 2
+    assert "2 kernels begin with 'aaaa'" in err
+    assert run(capsys, "logs", "ended") == (0, "log of ended\n", "")
+    code, _, err = run(capsys, "stop", "zz")
+    assert code == 1
+    assert "There is no kernel 'zz'" in err
+
+
+def test_stop_takes_several_kernels_and_ended_ones(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "stop", "aaaaaaaa-1", "aaaaaaaa-2", "bb", "bbbb", "--grace", "2")
+    assert code == 0
+    assert out.splitlines() == [
+        "aaaaaaaa-1 stopped",
+        "aaaaaaaa-2 had ended already",
+        "bbbb-1 removed from the queue",
+    ]
+    stops = [asked for asked in client.asked if asked[0] == "stop"]
+    assert stops == [("stop", id_, 2.0) for id_ in ("aaaaaaaa-1", "aaaaaaaa-2", "bbbb-1")]
+    assert document(capsys, "stop", "bb") == {
+        "stopped": [{"id": "bbbb-1", "outcome": "removed from the queue"}]
+    }
+
+
+def test_stop_reports_what_the_service_did(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    """A queued kernel may get a lease, or run, between the list and the stop."""
+    client.ended = replace(QUEUED, lease_id="lease")
+    assert run(capsys, "stop", "bb")[1] == "bbbb-1 removed while it was starting\n"
+    client.ended = replace(RUNNING, id=QUEUED.id, state="exited")
+    assert run(capsys, "stop", "bb")[1] == "bbbb-1 stopped\n"
+
+
+def test_a_pending_lease_is_shown_with_its_reason(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "its agent is starting"
+    client.known = [
+        build_kernel("cccc", state="queued", lease_id="l", node_id="big", position=1, waits_for=reason)
+    ]
+    _, out, _ = run(capsys, "kernels")
+    assert out.splitlines()[1].split()[:4] == ["cccc", "pending", "ada", "big"]
+    assert out.splitlines()[-1] == "cccc is pending: its agent is starting"
+    _, out, _ = run(capsys, "kernels", "--pending")
+    assert out.splitlines()[1].split()[0] == "pending"
+    assert reason in out

@@ -1,0 +1,61 @@
+"""`roost nodes` and `roost drain`, with a stub client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from stub_client import NODES, StubClient, document, run
+
+import roost
+
+
+def test_a_scheduler_with_options_can_be_named(
+    capsys: pytest.CaptureFixture[str], client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(roost, "connect", lambda backend, **options: asked.append(options) or client)
+    assert run(capsys, "nodes", "--backend-option", "gpus=2", "--backend-option", "gpu_model=H200")[0] == 0
+    assert asked == [{"gpus": 2, "gpu_model": "H200"}]
+    assert run(capsys, "nodes", "--backend-option", "gpus")[0] == 2
+
+
+def test_nodes_show_promises_and_devices(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "nodes")
+    assert code == 0
+    assert "2.5 of 64" in out
+    assert "8 GiB of 512 GiB" in out
+    assert "draining" in out
+    assert "H200" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert [node["id"] for node in document(capsys, "nodes")["nodes"]] == ["big", "small"]
+
+
+def test_resources_labels_taints_and_warm_interpreters_are_shown(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not {"TAINTS", "RESOURCES"} & set(run(capsys, "nodes")[1].split())
+    traits = {"labels": {"zone": "a", "disk": "ssd"}, "warm": (f"/home/ada/{'deep/' * 20}bin/python",)}
+    traits |= {"resources": {"licence": 2}, "resources_promised": {"licence": 0.5}}
+    client.cluster[0] = replace(NODES[0], **traits)
+    out = run(capsys, "nodes")[1]
+    assert "LABELS" in out
+    assert "disk=ssd" in out
+    assert "WARM" in out
+    assert "0.5 of 2 licence" in out
+    assert "TAINTS" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_drain(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "drain", "big")[0] == 0
+    assert client.asked[-1] == ("drain", "big", True)
+    assert document(capsys, "drain", "big", "--off") == {"node": "big", "is_draining": False}
+
+
+def test_the_cluster_is_named(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    where = "ray at 192.0.2.1:6379"
+    assert f"Cluster: {where}." in " ".join(run(capsys, "nodes")[1].split())
+    assert document(capsys, "nodes")["cluster"] == {"backend": "ray", "address": "192.0.2.1:6379"}
+    assert f"the cluster is {where}" in run(capsys, "doctor")[1]

@@ -1,0 +1,127 @@
+"""The way back from each step of a start, and repeated undoing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, scheduler_on, world
+
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    Cancelled,
+    KernelDied,
+    LaunchError,
+)
+
+
+@pytest.mark.parametrize("stage", ["reserve", "launch"])
+async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -> None:
+    async with world(tmp_path) as w:
+        release = w.agent.hold(stage)
+        start = w.start("k", cpus=1)
+        await w.agent.called(stage)
+        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
+        with pytest.raises(Cancelled):
+            await start
+        release.set()
+        await cancel
+        await w.until(lambda: w.leases() == []) if w.leases() else None
+        assert w.scheduler.kernels() == []
+        with pytest.raises(Cancelled):
+            await w.start("k")
+
+
+async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        start = w.start("k", cpus=1)
+        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
+        outcomes = await asyncio.gather(start, cancel, return_exceptions=True)
+        assert isinstance(outcomes[0], Cancelled)
+        assert w.scheduler.kernels() == []
+        assert w.agent.launched == []
+
+
+async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.agent.hold("launch")
+        release = w.agent.hold("release")
+        start = w.start("k", cpus=1)
+        await w.agent.called("launch")
+        cancels = [asyncio.ensure_future(w.scheduler.cancel("k")) for _ in range(2)]
+        await w.agent.called("release")
+        stop = asyncio.ensure_future(w.scheduler.stop("k", 0))
+        await w.scheduler.nodes()
+        release.set()
+        await asyncio.gather(*cancels, stop)
+        with pytest.raises(Cancelled):
+            await start
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
+
+
+async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.core.ender.RETRY_S", 0.05)
+    monkeypatch.setattr("roost.scheduler.backends.local.backend._PAUSES_S", (0.0,))
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        await w.agent.close()
+        with pytest.raises(BackendUnavailable):
+            await w.scheduler.stop("k", 0)
+        await asyncio.sleep(0.01)
+        w.agent._begin()
+        await w.told("released", "k")
+        assert w.leases() == []
+
+
+async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.scheduler.cancel("k", "1")
+        with pytest.raises(Cancelled):
+            await w.start("k")
+        assert (await w.start("k", "2")).state == "running"
+
+
+async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        await w.scheduler.cancel("k", "1")
+        assert w.leases() == []
+        await w.start("other")
+        await w.scheduler.cancel("other")
+        assert w.kernel("other").state == "running"
+
+
+async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
+    """The launch fails, and so does giving the lease back: it is released once the agent can be asked again."""
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent], Settings(claim_grace_s=0.1)) as w:
+        agent.fail("launch", "kernel_died")
+        agent.fail("release")
+        with pytest.raises(KernelDied):
+            await w.start("k", cpus=1)
+        agent.failures.clear()
+        agent.calls.clear()
+        w.scheduler.reconciler.soon()
+        await agent.called("release")
+        assert not w.leases()
+        assert not w.scheduler.kernels()
+    await agent.close()
+
+
+async def test_a_defect_in_a_start_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("roost.scheduler.core.lease_claim.held_for_elders", fail)
+    async with world(tmp_path) as w:
+        with pytest.raises(LaunchError, match="ZeroDivisionError: a defect"):
+            await w.start("k", cpus=1)
+        assert w.scheduler.kernels() == []
+        assert w.leases() == []
