@@ -31,8 +31,8 @@ def diagnose(arguments: argparse.Namespace) -> int:
     findings: list[Finding] = []
     try:
         client = connect_scheduler(arguments)
-        service = wait_for(client.service())
-        findings += wait_for(client.doctor())
+        service, reported = wait_for(client.service()), wait_for(client.doctor())
+        findings += reported
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"

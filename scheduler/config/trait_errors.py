@@ -25,7 +25,7 @@ def describe_refusal(problem: TraitError, owner: type[HasTraits], values: Mappin
         return " ".join(str(problem).split())
     name, trait = named[1], owner.class_traits()[named[1]]
     if isinstance(trait, Enum):
-        allowed = f"one of {', '.join(map(str, trait.values))}"
+        allowed = f"one of {', '.join(map(str, trait.values or ()))}"
     else:
         allowed = _KINDS.get(type(trait), trait.info_text)
     least = getattr(trait, "min", None)

@@ -52,7 +52,7 @@ def test_calls_from_a_thread_without_a_loop(service: FakeService, client: Client
     assert [kernel.id for kernel in client.kernels().result(5)] == ["k"]
     assert client.kernel("k").result(5).state == "running"
     assert client.nodes().result(5) == [{"id": "here"}]
-    assert client.explain(Request(cpus=1)).result(5) == {"placement": None}
+    assert client.explain(Request(cpus=1)).result(5)["placement"] is None
     assert client.logs("k").result(5) == "said"
     assert client.doctor().result(5) == []
     assert client.check_policies(["gone"]).result(5) == {"gone": "is not known"}
