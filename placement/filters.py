@@ -161,7 +161,7 @@ def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
     if request.gpu_models:
         fitting = fitting & snapshot.accepted_devices(request)
     if request.gpu_memory_bytes:
-        for row in fitting.any(axis=1).nonzero()[0].tolist():  # the nodes that could fit are read one by one
+        for row in np.flatnonzero(fitting.any(axis=1)).tolist():  # the nodes that could fit
             devices = snapshot.at(row).devices
             fitting[row, : len(devices)] &= [d.memory_bytes >= request.gpu_memory_bytes for d in devices]
     return fitting
