@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from .sessions import OwnSession, Session
+
 _REMEMBERED = 1024
 _REMEMBERED_S = 5.0  # a forked kernel may end before the agent reads its pid
 
 
 class Reaper:
-    """A collector of exit codes at SIGCHLD. `others` gets the pid and status of children that nobody waits for."""
+    """A collector of exit codes at SIGCHLD. `others` gets the pid and status of children that nobody waits for.
 
-    def __init__(self, *, others: Callable[[int, int], object], remembered_s: float = _REMEMBERED_S) -> None:
+    It sweeps the session of a child that ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        others: Callable[[int, int], object],
+        session: Session | None = None,
+        remembered_s: float = _REMEMBERED_S,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._others = others
+        self._session = session or OwnSession()
         self._remembered_s = remembered_s
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._ended: OrderedDict[int, tuple[int, float]] = OrderedDict()
@@ -35,7 +46,7 @@ class Reaper:
         if is_ours or time.monotonic() - ended_at > self._remembered_s:
             self._waiting[pid] = future
         else:
-            sweep_group(pid)
+            self._session.sweep(pid)
             future.set_result(code)
         return future
 
@@ -62,21 +73,15 @@ class Reaper:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def _next(self) -> tuple[int, int]:
-        """Reap one child as `os.waitpid` does. Kill its group first, while nobody else can get its pid."""
+        """Reap one child as `os.waitpid` does. Kill what it leaves behind first, while nobody else can get its pid."""
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in self._waiting:
-                sweep_group(pid)
+                self._session.sweep(pid)
             return pid, status
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             return 0, 0
         if ended.si_pid in self._waiting:
-            sweep_group(ended.si_pid)
+            self._session.sweep(ended.si_pid)
         return os.waitpid(ended.si_pid, os.WNOHANG)
-
-
-def sweep_group(pid: int) -> None:
-    """Kill the rest of the process group that `pid` led. The number stays taken while the group has members."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)

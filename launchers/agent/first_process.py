@@ -1,10 +1,15 @@
-"""The first process of a pod: it forks the kernel, and then becomes the agent.
+"""The first process of a pod or container: it forks the kernel, and then becomes the agent.
 
-    python first_process.py ARCHIVE FOLDER SETTINGS
+    python ARCHIVE FOLDER LABEL
+
+ARCHIVE has this file as its `__main__`, roost's part of a node, and `start.json` (see `start_archive.py`). FOLDER, the
+agent's folder, is made in the working directory unless it is absolute. `$NAME` in the settings' texts is a variable of
+the environment, such as this node's address. LABEL tells people which kernel this is. The kernel's own command line is
+shown in the room that these arguments take, so LABEL should be long.
 
 Kernel and agent need the same libraries. This process imports the libraries once and forks before it imports roost
-from ARCHIVE. The child becomes the kernel and never has a module of roost. FOLDER and SETTINGS are those of
-`agent/main.py`. Without a launch that can be forked, the agent starts the kernel as usual.
+from ARCHIVE. The child becomes the kernel and never has a module of roost. Without a launch that can be forked, the
+agent starts the kernel as usual.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import sys
 import tempfile  # noqa: F401
 import time
 import types
+import zipimport
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,27 +44,41 @@ _OOM_SCORE = "500"
 def main() -> int:
     # The system ignores SIGTERM for the first process of a pod until it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
-    archive, folder, text = sys.argv[1:]
-    del sys.path[0]  # the folder of this file
-    forked, become_kernel = fork_kernel(folder, json.loads(text))
+    archive, folder = sys.argv[0], os.path.abspath(sys.argv[1])
+    start = json.loads(zipimport.zipimporter(archive).get_data("start.json"))
+    settings = fill_in(start["settings"])
+    del sys.path[0]  # the archive
+    forked, become_kernel = fork_kernel(folder, settings, start["assignment"].get("launch"))
     if become_kernel is not None:
         become_kernel()
         return 0
     sys.path.insert(0, archive)
     from roost.launchers.agent.main import main as run_agent
 
-    return run_agent([folder, text], forked=forked)
+    return run_agent([folder, json.dumps(settings)], assigned=start["assignment"], forked=forked)
+
+
+def fill_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the values of variables, and with an IP address instead of a host's name."""
+    filled = {
+        name: os.path.expandvars(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+    if address := filled["address"]:
+        try:
+            filled["address"] = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
+        except OSError as problem:
+            sys.exit(f"this node's own address {address} is unknown here: {problem}")
+    return filled
 
 
 def fork_kernel(
-    folder: str, settings: Mapping[str, Any]
+    folder: str, settings: Mapping[str, Any], launch: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
     """Fork the assigned kernel if possible.
 
     Return the fields of `fork_report.PodKernel` for the agent. In the child, return a function that runs the kernel.
     """
-    with open(settings["assignment"]) as file:
-        launch = json.load(file).get("launch")
     env = {**os.environ, **launch["env"]} if launch else {}
     if launch is None or not may_fork(launch, env):
         return None, None
@@ -76,10 +96,12 @@ def fork_kernel(
     with open(os.open(connection_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         json.dump({key: value for key, value in connection.items() if value is not None}, file)
     argv = [part.replace("{connection_file}", connection_file) for part in launch["argv"]] + [_NO_PARENT]
-    cwd = launch["cwd"] if os.path.isdir(launch["cwd"]) else os.path.expanduser("~")
+    cwd = next(filter(os.path.isdir, (launch["cwd"], os.path.expanduser("~"))), os.getcwd())
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
+        if not settings["shares_session"]:
+            os.setsid()
         return None, lambda: run_kernel(argv, env, cwd, log_fd, parent)
     os.close(log_fd)
     ports = {name: connection[name] for name in _PORT_NAMES}
@@ -118,7 +140,6 @@ def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
 
 def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, parent: int) -> None:
     """Be a process like a fresh one that runs `argv`. Return when the kernel has ended."""
-    os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

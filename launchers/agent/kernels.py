@@ -19,8 +19,9 @@ from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 
-from .child_reaper import Reaper, sweep_group
+from .child_reaper import Reaper
 from .fork_report import PodKernel
+from .sessions import OwnSession, Session
 from .start import DIES_S, LOG_TAIL_BYTES, Starter
 from .zygote_pool import ZygotePool
 
@@ -57,6 +58,7 @@ class Kernels:
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
         is_per_kernel: bool = False,
+        session: Session | None = None,
         pod_kernel: PodKernel | None = None,
     ) -> None:
         self._folder = folder
@@ -64,8 +66,11 @@ class Kernels:
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
         self._timers = Timers()
-        self._reaper = Reaper(others=zygotes.on_reaped)
-        self._starter = Starter(zygotes, self._reaper, self._on_started, is_per_kernel, pod_kernel)
+        self._session = session or OwnSession()
+        self._reaper = Reaper(others=zygotes.on_reaped, session=self._session)
+        self._starter = Starter(
+            zygotes, self._reaper, self._on_started, self._session, is_per_kernel, pod_kernel
+        )
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
@@ -96,7 +101,7 @@ class Kernels:
             return False
         if signum in (signal.SIGTERM, signal.SIGKILL):
             kernel.was_signalled = True
-        return signal_group(kernel.process.pid, signum)
+        return self._session.signal(kernel.process.pid, signum)
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess | None:
         kernel = self._kernels.get(kernel_id)
@@ -234,7 +239,7 @@ class Kernels:
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
 
         def end() -> None:
-            sweep_group(process.pid)
+            self._session.sweep(process.pid)
             self._on_end(kernel, None)
 
         kernel.watch = Watch(process.pid, process.process_started_at, end)

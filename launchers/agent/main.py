@@ -36,6 +36,7 @@ from .kernels import Kernels
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
 from .node_metrics import AgentSettings, NodeMetrics, UsageMeter
+from .sessions import OwnSession, SharedSession
 from .start import writing
 from .zygote_pool import ZygotePool
 
@@ -43,13 +44,20 @@ log = logging.getLogger(__name__)
 
 UNUSED_LEASE_S = 30.0
 """How long a lease may be without a kernel. The scheduler that asked for it may have died."""
+NO_PORT_EXIT = 98
+"""The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
 _STOP_GRACE_S = 2.0
+_TAKEN_GRACE_S = 0.1  # a manager that ends a session may kill it 0.25 s after SIGTERM
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
     "Start {0} without that"
 )
+
+
+class NoFreePort(Exception):
+    """None of the agent's ports is free. The text names them."""
 
 
 class Agent:
@@ -65,7 +73,8 @@ class Agent:
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
-        self._usage = UsageMeter()
+        session = SharedSession() if settings.shares_session else OwnSession()
+        self._usage = UsageMeter(session)
         self._zygotes = ZygotePool(preload=settings.preload, output=folder / "zygote.log")
         self._kernels = Kernels(
             folder / "kernels",
@@ -73,6 +82,7 @@ class Agent:
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             is_per_kernel=settings.is_per_kernel,
+            session=session,
             pod_kernel=pod_kernel,
         )
         self._managed = ManagerWatch(
@@ -222,7 +232,7 @@ class Agent:
         if self._settings.address and connection.transport == "tcp":
             connection = replace(connection, ip=self._settings.address)
         if self._settings.is_remote:
-            cwd = cwd if os.path.isdir(cwd) else os.path.expanduser("~")
+            cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())
             env = {**build_node_environment(), **env}
         has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
         if has_bus_ids or self._settings.gpu_visibility == "manager":
@@ -241,19 +251,19 @@ class Agent:
             self._expire_later(process.lease_id, entry.linger_s)
         self._publish("exited", lease_id=process.lease_id, kernel=process)
 
-    async def _release_lease(self, lease_id: str) -> None:
+    async def _release_lease(self, lease_id: str, grace_s: float = _STOP_GRACE_S) -> None:
         task = self._releases.get(lease_id)
         if task is None:
-            task = self._releases[lease_id] = start_shared(self._end_lease(lease_id))
+            task = self._releases[lease_id] = start_shared(self._end_lease(lease_id, grace_s))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
         await asyncio.shield(task)  # all callers share one release, which goes on if they give up
 
-    async def _end_lease(self, lease_id: str) -> None:
+    async def _end_lease(self, lease_id: str, grace_s: float) -> None:
         if lease_id not in self._ledger:
             return
-        await self._kernels.release(lease_id, _STOP_GRACE_S)  # first, because the lease covers the kernel
+        await self._kernels.release(lease_id, grace_s)  # first, because the lease covers the kernel
         self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
         log.info("lease=%s released", lease_id)
@@ -262,8 +272,10 @@ class Agent:
             asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
         self._watch_idleness()
 
-    async def end_all(self) -> None:
-        await asyncio.gather(*(self._release_lease(entry.lease.id) for entry in self._ledger.entries()))
+    async def end_all(self, grace_s: float = _STOP_GRACE_S) -> None:
+        await asyncio.gather(
+            *(self._release_lease(entry.lease.id, grace_s) for entry in self._ledger.entries())
+        )
 
     async def _lose_all(self, reason: str) -> None:
         for entry in self._ledger.entries():  # first, so that no scheduler starts a kernel in a lost lease
@@ -299,11 +311,17 @@ def build_node_environment() -> dict[str, str]:
     return {**env, "PYTHONPATH": os.pathsep.join(paths)} if paths else env
 
 
-async def serve(folder: Path, settings: AgentSettings, pod_kernel: PodKernel | None = None) -> None:
-    """Be the agent of `folder` until it is idle, asked to leave or terminated. Raises `AlreadyRunning`."""
+async def serve(
+    folder: Path,
+    settings: AgentSettings,
+    assignment: messages.Assignment | None = None,
+    pod_kernel: PodKernel | None = None,
+) -> None:
+    """Be the agent of `folder` until it is idle, asked to leave or terminated.
+
+    Without an assignment, it makes its own keys and waits for a lease. Raises `AlreadyRunning` and `NoFreePort`.
+    """
     with hold(folder):
-        path = settings.assignment
-        assignment = decode(messages.Assignment, json.loads(Path(path).read_bytes())) if path else None
         public, secret = (key.decode() for key in zmq.curve_keypair())
         client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
         client_keys = {"server": public, "public": client_public, "secret": client_secret}
@@ -319,27 +337,40 @@ async def serve(folder: Path, settings: AgentSettings, pod_kernel: PodKernel | N
                 agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
-            endpoint = agent.server.start(f"tcp://{settings.address or '127.0.0.1'}:{settings.port or '*'}")
+            endpoint = listen(agent.server, settings)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announce(folder, {**announced, "settings": encode(settings)})
             await agent.left.wait()
             if settings.is_per_kernel:
-                await agent.end_all()
+                await agent.end_all(_TAKEN_GRACE_S if settings.shares_session else _STOP_GRACE_S)
         finally:
             await agent.close()
 
 
-def main(arguments: list[str], forked: dict[str, Any] | None = None) -> int:
-    """Run the agent. `forked` has the fields of a `PodKernel`."""
+def listen(server: RpcServer, settings: AgentSettings) -> str:
+    """Bind the first free port of the settings, and return the endpoint. Raises `NoFreePort`."""
+    host = f"tcp://{settings.address or '127.0.0.1'}"
+    try:
+        return server.start(*(f"{host}:{port}" for port in settings.ports or ("*",)))
+    except zmq.ZMQError as problem:
+        ports = ", ".join(map(str, settings.ports))
+        raise NoFreePort(f"the agent cannot listen at {host}, on port {ports or 'any'}: {problem}") from None
+
+
+def main(
+    arguments: list[str], assigned: dict[str, Any] | None = None, forked: dict[str, Any] | None = None
+) -> int:
+    """Run the agent. `assigned` has the fields of an `Assignment`, and `forked` those of a `PodKernel`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    assignment = decode(messages.Assignment, assigned) if assigned else None
     try:
-        asyncio.run(serve(folder, settings, PodKernel(**forked) if forked else None))
-    except AlreadyRunning as problem:
+        asyncio.run(serve(folder, settings, assignment, PodKernel(**forked) if forked else None))
+    except (AlreadyRunning, NoFreePort) as problem:
         print(problem, file=sys.stderr)
-        return 1
+        return NO_PORT_EXIT if isinstance(problem, NoFreePort) else 1
     return 0
 
 

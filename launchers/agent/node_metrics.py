@@ -19,6 +19,7 @@ from roost.placement.model import Node
 
 from .gpus import DeviceReader
 from .ledger import LeaseLedger
+from .sessions import OwnSession, Session
 
 _METRICS_MAX_AGE_S = 1.0  # CPU use over a shorter time is noise
 
@@ -33,8 +34,9 @@ class AgentSettings:
     `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
     `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod.
     `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is executed, not
-    forked, and ends with the agent. The agent leaves with its lease. `port`: where the agent listens; 0 is any free
-    port. `assignment`: a file with an `Assignment`; if empty, the agent makes its own keys and waits for a lease.
+    forked, and ends with the agent. The agent leaves with its lease. `shares_session`: that kernel stays in the session
+    and process group of the agent, because its container's manager ends that group alone. `ports`: the agent listens on
+    the first that is free; if empty, on any free port.
     """
 
     cpus: float | None = None
@@ -47,8 +49,8 @@ class AgentSettings:
     is_remote: bool = False
     gpu_visibility: Literal["bus", "manager", "inherit"] = "bus"
     is_per_kernel: bool = False
-    port: int = 0
-    assignment: str = ""
+    shares_session: bool = False
+    ports: tuple[int, ...] = ()
 
 
 class NodeMetrics:
@@ -104,9 +106,10 @@ class NodeMetrics:
 
 
 class UsageMeter:
-    """A meter of the kernels' use. All processes in a session count, at one system call per process of the machine."""
+    """A meter of the kernels' use. All processes of a kernel's session count."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session | None = None) -> None:
+        self._session = session or OwnSession()
         self._read_at = 0.0
         self._known: dict[int, KernelUse] = {}
 
@@ -122,19 +125,16 @@ class UsageMeter:
     def _measure(self, kernels: Mapping[int, str], elapsed_s: float) -> dict[int, KernelUse]:
         processes, rss_bytes = dict.fromkeys(kernels, 0), dict.fromkeys(kernels, 0)
         cpu_s, age_s = dict.fromkeys(kernels, 0.0), dict.fromkeys(kernels, 0.0)
-        for pid in psutil.pids() if kernels else ():
-            with contextlib.suppress(OSError, psutil.Error):
-                session = os.getsid(pid)
-                if session not in kernels:
-                    continue
+        for pid, kernel in self._session.find_members(kernels):
+            with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
-                processes[session] += 1
+                processes[kernel] += 1
                 with process.oneshot():
                     times = process.cpu_times()
-                    cpu_s[session] += times.user + times.system
-                    rss_bytes[session] += process.memory_info().rss
-                    if pid == session:
-                        age_s[session] = time.time() - process.create_time()
+                    cpu_s[kernel] += times.user + times.system
+                    rss_bytes[kernel] += process.memory_info().rss
+                    if pid == kernel:
+                        age_s[kernel] = time.time() - process.create_time()
         found = {}
         for pid, kernel_id in kernels.items():
             before = self._known.get(pid)

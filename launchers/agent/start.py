@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.private_files import tail, write_private_json
-from roost.launchers.daemon.process import describe_exit, signal_group, start_time
+from roost.launchers.daemon.process import describe_exit, start_time
 from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
@@ -31,6 +31,7 @@ from . import ports
 from .child_reaper import Reaper
 from .fingerprint import parse_ipykernel_command
 from .fork_report import ForkedKernel, KernelDiedEarly, PodKernel
+from .sessions import Session
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class _Child:
 
     folder: Path
     reaper: Reaper
+    session: Session
     pid: int = 0
     started_at: float = 0.0
     code: asyncio.Future[int] | None = None
@@ -65,7 +67,7 @@ class _Child:
     async def end(self) -> int | None:
         """Kill the process and return its exit code. Return None if there is no process, or it does not die."""
         if self.code is not None and not self.code.done():
-            signal_group(self.pid, signal.SIGKILL)
+            self.session.signal(self.pid, signal.SIGKILL)
             await asyncio.wait([self.code], timeout=DIES_S)
             if not self.code.done():
                 log.error("pid=%d does not die: it hangs in the operating system", self.pid)
@@ -82,6 +84,7 @@ class Starter:
     zygotes: ZygotePool
     reaper: Reaper
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
+    session: Session
     is_per_kernel: bool = False
     pod_kernel: PodKernel | None = None
     used_ports: dict[str, set[int]] = field(default_factory=dict)
@@ -107,7 +110,7 @@ class Starter:
             os.close(log_fd)
 
     async def _start(self, folder: Path, request: Launch, log_fd: int) -> KernelProcess:
-        child = _Child(folder, self.reaper)
+        child = _Child(folder, self.reaper, self.session)
         try:
             forked = await self._fork(child, request, log_fd)
             if forked is not None:
@@ -168,7 +171,13 @@ class Starter:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self.used_ports.values()))
         connection_file = _write_connection(child.folder, connection)
-        pid = spawn_kernel(request, connection_file, log_fd, ends_with_parent=self.is_per_kernel)
+        pid = spawn_kernel(
+            request,
+            connection_file,
+            log_fd,
+            ends_with_parent=self.is_per_kernel,
+            shares_session=self.session.is_shared,
+        )
         code = child.record(pid, is_ours=True)
         if connection.transport == "tcp":
             self.used_ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
@@ -185,7 +194,12 @@ def _end_with_parent() -> None:
 
 
 def spawn_kernel(
-    request: Launch, connection_file: Path, log_fd: int, *, ends_with_parent: bool = False
+    request: Launch,
+    connection_file: Path,
+    log_fd: int,
+    *,
+    ends_with_parent: bool = False,
+    shares_session: bool = False,
 ) -> int:
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     if parse_ipykernel_command(argv) is not None:
@@ -203,7 +217,7 @@ def spawn_kernel(
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
-            start_new_session=True,
+            start_new_session=not shares_session,
             preexec_fn=_end_with_parent if ends_with_parent else None,
         )
     except OSError as error:

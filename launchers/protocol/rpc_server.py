@@ -49,8 +49,11 @@ class RpcServer:
         self._authenticator: AsyncioAuthenticator | None = None
         self.endpoint = ""
 
-    def start(self, address: str) -> str:
-        """Bind `address` (`tcp://127.0.0.1:*`, `ipc:///path`) and return the endpoint. Raises `zmq.ZMQError`."""
+    def start(self, *addresses: str) -> str:
+        """Bind the first free address (`tcp://127.0.0.1:*`, `ipc:///path`) and return its endpoint.
+
+        Raises `zmq.ZMQError` if none is free.
+        """
         socket = self._socket
         socket.setsockopt(zmq.LINGER, 200)
         set_limits(socket)
@@ -59,7 +62,13 @@ class RpcServer:
         socket.setsockopt(zmq.SNDHWM, 20_000)
         if self._keys is not None:
             self._require_keys(self._keys)
-        socket.bind(address)
+        for address in addresses:
+            try:
+                socket.bind(address)
+                break
+            except zmq.ZMQError as problem:
+                if problem.errno != zmq.EADDRINUSE or address == addresses[-1]:
+                    raise
         self.endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
         spawn(self._serve(), self._tasks, log)
         return self.endpoint

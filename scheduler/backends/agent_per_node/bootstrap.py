@@ -10,11 +10,16 @@ import functools
 import hashlib
 import importlib.util
 import io
+import json
 import marshal
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.json_codec import encode
+from roost.launchers.protocol.messages import Assignment
 
 Answer = dict[str, Any]
 """{"endpoint", "keys", "devices"} of an agent, with the GPUs that it sees, or {"problem"} with a sentence."""
@@ -41,8 +46,8 @@ def find_noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, st
 def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
     """Return roost's part of a node as a zip archive, and a digest of its content.
 
-    `is_imported`: the node imports the archive itself, and starts no zygote. The archive then also holds bytecode,
-    which saves 0.1 s of processor time. A Python of another version reads the sources.
+    `is_imported`: the node runs the archive itself (see `start_archive`), and starts no zygote. The archive then also
+    holds bytecode, which saves 0.1 s of processor time. A Python of another version reads the sources.
     """
     import roost
 
@@ -53,10 +58,15 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
             root / "placement" / name
             for name in ("__init__.py", "format.py", "model.py", "request.py", "validation.py")
         ]
-        for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py"))):
-            if is_imported and path.parent.name == "zygote":
-                continue
-            name, source = f"roost/{path.relative_to(root)}", path.read_bytes()
+        files = {
+            f"roost/{path.relative_to(root)}": path
+            for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py")))
+            if not is_imported or path.parent.name != "zygote"
+        }
+        if is_imported:
+            files["__main__.py"] = root / "launchers/agent/first_process.py"
+        for name, path in files.items():
+            source = path.read_bytes()
             # Without dates: the same code gives the same archive.
             archive.writestr(zipfile.ZipInfo(name), source, zipfile.ZIP_DEFLATED)
             if is_imported:
@@ -64,11 +74,9 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
     return content.getvalue(), hashlib.sha256(content.getvalue()).hexdigest()[:12]
 
 
-def read_first_process() -> bytes:
-    """Return the program of a pod's first process."""
-    import roost
-
-    return (Path(roost.__file__).parent / "launchers/agent/first_process.py").read_bytes()
+def dump_start(settings: AgentSettings, assignment: Assignment) -> bytes:
+    """Return what `start_archive.add_start` adds to an archive. It has the agent's keys, so it is secret."""
+    return json.dumps({"settings": encode(settings), "assignment": encode(assignment)}).encode()
 
 
 def _compile(source: bytes, name: str) -> bytes:

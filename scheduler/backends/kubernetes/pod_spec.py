@@ -7,7 +7,6 @@ merged by name.
 from __future__ import annotations
 
 import base64
-import json
 import posixpath
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -18,11 +17,11 @@ from typing import Any
 import yaml
 
 from roost.launchers.agent.node_metrics import AgentSettings
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Assignment, Lease
+from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
-from roost.scheduler.backends.agent_per_node.bootstrap import pack, read_first_process
+from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
 from roost.scheduler.errors import ConfigError
 
 from .api import JsonObject
@@ -48,7 +47,7 @@ _IDLE_EXIT_S = 60.0
 _START = "/roost/start"
 _RUN = "/roost/run"
 _HOME = "/home/roost"
-_COMMAND = (f"{_START}/first_process.py", f"{_START}/node.zip", f"{_RUN}/agent")
+_ARCHIVE = "start.zip"
 _SCRATCH = "roost-scratch"
 _SECRET = "roost-start"
 _FOREVER = [
@@ -145,7 +144,7 @@ class PodTemplate:
             "name": CONTAINER,
             "restartPolicy": None,  # the agent ends with its kernel, and begins no second one
             "restartPolicyRules": None,
-            "command": [settings.python, *_COMMAND, self._agent_settings()],
+            "command": [settings.python, f"{_START}/{_ARCHIVE}", f"{_RUN}/agent", lease.id],
             "args": [],
             "env": [
                 {"name": "ROOST_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -192,11 +191,7 @@ class PodTemplate:
     def build_secret(self, name: str, pod: JsonObject, assignment: Assignment) -> JsonObject:
         """Return the Secret that the pod mounts: what its agent does, and the agent's code. The pod owns it."""
         metadata = pod["metadata"]
-        files = {
-            "assignment.json": json.dumps(encode(assignment)).encode(),
-            "first_process.py": read_first_process(),
-            "node.zip": pack(is_imported=True)[0],
-        }
+        archive = add_start(pack(is_imported=True)[0], dump_start(self._agent_settings(), assignment))
         return {
             "apiVersion": "v1",
             "kind": "Secret",
@@ -209,24 +204,22 @@ class PodTemplate:
                     {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
                 ],
             },
-            "data": {file: base64.b64encode(content).decode() for file, content in files.items()},
+            "data": {_ARCHIVE: base64.b64encode(archive).decode()},
         }
 
     def namespace_of(self, request: Request, default: str) -> str:
         """Return the namespace of a request's pod."""
         return str(request.options.get("namespace") or self._settings.namespace or default)
 
-    def _agent_settings(self) -> str:
-        settings = AgentSettings(
-            address="$(ROOST_POD_IP)",  # Kubernetes expands it
-            port=self._settings.agent_port,
+    def _agent_settings(self) -> AgentSettings:
+        return AgentSettings(
+            address="$ROOST_POD_IP",
+            ports=(self._settings.agent_port,),
             idle_exit_s=_IDLE_EXIT_S,
             is_remote=True,
             gpu_visibility="inherit",
             is_per_kernel=True,
-            assignment=f"{_START}/assignment.json",
         )
-        return json.dumps(encode(settings))
 
     def _resources(self, request: Request) -> JsonObject:
         requests: dict[str, str] = {}

@@ -1,116 +1,47 @@
-"""An agent that gets its keys, its lease and its first launch in a file, as in a pod."""
+"""An agent that gets its keys, its lease and its first launch in its archive, as in a pod or container."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import json
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import zmq
+from assigned_agents import LEASE, a_launch, assigned_agent, free_port, start_archive
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from world import TINY_ARGV
 
+from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
-from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.json_codec import encode
-from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
-from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
-from roost.placement import Request
-from roost.scheduler.backends.agent_per_node.bootstrap import pack, read_first_process
-
-LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def assigned_agent(
-    folder: Path, launch: Launch, program: tuple[str, ...] = ("-m", "roost.launchers.agent.main")
-) -> AsyncIterator[AgentClient]:
-    """Run an agent with an assignment, and connect to it once it listens."""
-    public, secret = (key.decode() for key in zmq.curve_keypair())
-    mine = [key.decode() for key in zmq.curve_keypair()]
-    keys = ServerKeys(public=public, secret=secret, clients=frozenset([mine[0]]))
-    file, port = folder / "assignment.json", free_port()
-    assignment = Assignment(keys=keys, reserve=Reserve(lease=LEASE, is_granted=True), launch=launch)
-    file.write_text(json.dumps(encode(assignment)))
-    settings = AgentSettings(is_per_kernel=True, port=port, assignment=str(file), cpus=2, memory_bytes=1000)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *program,
-        str(folder / "agent"),
-        json.dumps(encode(settings)),
-    )
-    client_keys = ClientKeys(server=public, public=mine[0], secret=mine[1])
-    try:
-        yield await connect(f"tcp://127.0.0.1:{port}", client_keys)
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
-
-
-async def connect(endpoint: str, keys: ClientKeys) -> AgentClient:
-    deadline = time.monotonic() + 10
-    while True:
-        client = AgentClient(endpoint, keys)
-        try:
-            await client.connect()
-            return client
-        except RpcError:
-            assert time.monotonic() < deadline, "the agent does not listen"
-            await asyncio.sleep(0.02)
-
-
-def a_launch(argv: tuple[str, ...] = TINY_ARGV) -> Launch:
-    return Launch(
-        launch_id="first",
-        lease_id=LEASE.id,
-        kernel_id="k",
-        argv=argv,
-        env={"PATH": os.environ["PATH"], "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
-        cwd="/",
-        connection=Connection(key="k"),
-    )
+from roost.launchers.protocol.messages import Assignment, Connection, Reserve
+from roost.launchers.protocol.rpc import RpcError, ServerKeys
 
 
 async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) -> None:
-    async with assigned_agent(runtime_dir, a_launch()) as client:
+    async with assigned_agent(runtime_dir, a_launch()) as agent:
         deadline = time.monotonic() + 10
-        while not (kernels := (await client.holdings()).kernels):
+        while not (kernels := (await agent.client.holdings()).kernels):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
-        assert (await client.holdings()).leases == (LEASE,)
-        joined = await client.launch(a_launch())
+        assert (await agent.client.holdings()).leases == (LEASE,)
+        joined = await agent.client.launch(a_launch())
         assert joined.pid == kernels[0].pid, "who asks for the launch later joins it"
         assert read_json(runtime_dir / "agent" / "ready.json")["keys"] == {}, "the client's secret stays away"
-        await client.close()
 
 
 async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(runtime_dir: Path) -> None:
-    program, archive = runtime_dir / "first_process.py", runtime_dir / "node.zip"
-    program.write_bytes(read_first_process())
-    archive.write_bytes(pack(is_imported=True)[0])
     launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
-    async with assigned_agent(runtime_dir, launch, (str(program), str(archive))) as client:
-        process = await client.launch(launch)
+    async with assigned_agent(runtime_dir, launch, before=b"HDTS" * 100, after=b"x" * 60_000) as agent:
+        process = await agent.client.launch(launch)
         assert process.how == "forked"
         assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "ipykernel_launcher"]
         assert os.getsid(process.pid) == process.pid
@@ -122,7 +53,6 @@ async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(run
         assert not [module for module in modules if module.startswith("roost")]
         assert not [path for path in paths if str(runtime_dir) in path]
         assert environment["ROOST_RUNTIME_DIR"] == launch.env["ROOST_RUNTIME_DIR"]
-        await client.close()
     assert not psutil.pid_exists(process.pid)
 
 
@@ -145,18 +75,49 @@ async def evaluate(connection: Connection, expression: str) -> Any:
 async def test_the_first_process_leaves_other_kernels_to_the_agent(
     runtime_dir: Path, changes: dict[str, Any]
 ) -> None:
-    program, archive = runtime_dir / "first_process.py", runtime_dir / "node.zip"
-    program.write_bytes(read_first_process())
-    archive.write_bytes(pack(is_imported=True)[0])
     launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
     launch = replace(launch, **{**changes, "env": {**launch.env, **changes.get("env", {})}})
-    async with assigned_agent(runtime_dir, launch, (str(program), str(archive))) as client:
-        assert (await client.launch(launch)).how == "exec"
-        await client.close()
+    async with assigned_agent(runtime_dir, launch) as agent:
+        assert (await agent.client.launch(launch)).how == "exec"
 
 
 async def test_a_failed_assignment_answers_whoever_asks_for_it(runtime_dir: Path) -> None:
-    async with assigned_agent(runtime_dir, a_launch(("no-such-program",))) as client:
+    async with assigned_agent(runtime_dir, a_launch(("no-such-program",))) as agent:
         with pytest.raises(RpcError, match="'no-such-program' was not found"):
-            await client.launch(a_launch(("no-such-program",)))
-        await client.close()
+            await agent.client.launch(a_launch(("no-such-program",)))
+
+
+async def test_the_first_free_port_is_taken(runtime_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = (taken.getsockname()[1], free_port())
+        async with assigned_agent(runtime_dir, a_launch(), ports=ports) as agent:
+            assert (await agent.client.holdings()).leases == (LEASE,)
+
+
+async def test_an_agent_without_a_free_port_ends_and_says_so(runtime_dir: Path) -> None:
+    launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
+    assignment = Assignment(
+        keys=ServerKeys(public="", secret="", clients=frozenset()),
+        reserve=Reserve(lease=LEASE, is_granted=True),
+        launch=launch,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = AgentSettings(is_per_kernel=True, ports=(port,), cpus=2, memory_bytes=1000)
+        process = await start_archive(runtime_dir, settings, assignment, stderr=asyncio.subprocess.PIPE)
+        _, log = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == NO_PORT_EXIT
+    assert (
+        log.decode()
+        .splitlines()[-1]
+        .startswith(f"the agent cannot listen at tcp://127.0.0.1, on port {port}")
+    )
+
+
+async def test_the_settings_name_variables_of_the_environment(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_TEST_HOST", "localhost")
+    async with assigned_agent(runtime_dir, a_launch(), address="$ROOST_TEST_HOST") as agent:
+        process = await agent.client.launch(a_launch())
+        assert process.connection.ip == "127.0.0.1", "names become addresses"

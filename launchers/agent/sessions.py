@@ -1,0 +1,99 @@
+"""The processes of a kernel: those of a session of its own, or the descendants of an agent that shares its session."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+import psutil
+
+from roost.launchers.daemon.process import signal_group
+
+log = logging.getLogger(__name__)
+
+_SWEEPS = 20  # a process may fork while the others are killed
+
+
+class Session(Protocol):
+    """Where kernels run. `is_shared`: in the session and process group of the agent."""
+
+    is_shared: bool
+
+    def signal(self, pid: int, signum: int) -> bool:
+        """Signal a kernel and the processes in its group. Return False if there is no such process."""
+
+    def sweep(self, pid: int) -> None:
+        """Kill what is left of a kernel that has ended. It has not been reaped, so its number is still taken."""
+
+    def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
+        """Yield each process of the running kernels, with the pid of its kernel."""
+
+
+class OwnSession:
+    """Each kernel leads a session and a process group of its own."""
+
+    is_shared = False
+
+    def signal(self, pid: int, signum: int) -> bool:
+        return signal_group(pid, signum)
+
+    def sweep(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+    def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
+        for pid in psutil.pids() if kernels else ():
+            with contextlib.suppress(OSError):
+                session = os.getsid(pid)
+                if session in kernels:
+                    yield pid, session
+
+
+class SharedSession:
+    """The only kernel of an agent shares its session and process group, which the agent itself must not signal.
+
+    The agent is a subreaper, so all that the kernel leaves behind becomes its child. Everything below the agent belongs
+    to the kernel, whatever session it is in.
+    """
+
+    is_shared = True
+
+    def signal(self, pid: int, signum: int) -> bool:
+        group, is_there = os.getpgrp(), False
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            kernel = psutil.Process(pid)
+            for process in (kernel, *kernel.children(recursive=True)):
+                with contextlib.suppress(psutil.Error, ProcessLookupError):
+                    if process is kernel or os.getpgid(process.pid) == group:
+                        process.send_signal(signum)
+                        is_there = True
+        return is_there
+
+    def sweep(self, pid: int) -> None:
+        killed: set[int] = set()
+        for _ in range(_SWEEPS):
+            if not (fresh := [process for process in _find_descendants() if process.pid not in killed]):
+                return
+            for process in fresh:
+                killed.add(process.pid)
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        log.error("pid=%d has left processes that fork faster than they can be killed", pid)
+
+    def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
+        for pid in kernels:
+            yield from ((process.pid, pid) for process in _find_descendants())
+
+
+def _find_descendants() -> list[psutil.Process]:
+    """Return the processes below this one that have not ended."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

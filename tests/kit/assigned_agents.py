@@ -1,0 +1,122 @@
+"""Agents that get their keys, their lease and their first launch in their archive, as in a pod or container."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import zmq
+from world import TINY_ARGV
+
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
+from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
+from roost.launchers.protocol.start_archive import add_start
+from roost.placement import Request
+from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
+
+LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
+
+
+@dataclass(frozen=True)
+class AssignedAgent:
+    """A process that leads a session, as a container's first process does, and a connection to it."""
+
+    process: asyncio.subprocess.Process
+    client: AgentClient
+
+
+@asynccontextmanager
+async def assigned_agent(
+    folder: Path,
+    launch: Launch,
+    *,
+    lease: Lease = LEASE,
+    before: bytes = b"",
+    after: bytes = b"",
+    **changes: Any,
+) -> AsyncIterator[AssignedAgent]:
+    """Run an agent, and connect to it once it listens. At the end it is terminated, unless it has ended.
+
+    `before` and `after` are other bytes in its archive's file. `changes` are other settings.
+    """
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    mine = [key.decode() for key in zmq.curve_keypair()]
+    settings = AgentSettings(is_per_kernel=True, ports=(free_port(),), cpus=2, memory_bytes=1000)
+    settings = replace(settings, **changes)
+    assignment = Assignment(
+        keys=ServerKeys(public=public, secret=secret, clients=frozenset([mine[0]])),
+        reserve=Reserve(lease=lease, is_granted=True),
+        launch=launch,
+    )
+    process = await start_archive(folder, settings, assignment, before=before, after=after)
+    keys = ClientKeys(server=public, public=mine[0], secret=mine[1])
+    try:
+        client = await connect(f"tcp://127.0.0.1:{settings.ports[-1]}", keys)
+        try:
+            yield AssignedAgent(process, client)
+        finally:
+            await client.close()
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def start_archive(
+    folder: Path,
+    settings: AgentSettings,
+    assignment: Assignment,
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+    **options: Any,
+) -> asyncio.subprocess.Process:
+    """Start an agent from an archive in a private file of `folder`."""
+    archive = add_start(pack(is_imported=True)[0], dump_start(settings, assignment))
+    file = folder / "private"
+    file.touch(mode=0o600)
+    file.write_bytes(before + archive + after)
+    return await asyncio.create_subprocess_exec(
+        sys.executable, str(file), "agent", "label" * 20, cwd=folder, start_new_session=True, **options
+    )
+
+
+async def connect(endpoint: str, keys: ClientKeys) -> AgentClient:
+    deadline = time.monotonic() + 10
+    while True:
+        client = AgentClient(endpoint, keys)
+        try:
+            await client.connect()
+            return client
+        except RpcError:
+            assert time.monotonic() < deadline, "the agent does not listen"
+            await asyncio.sleep(0.02)
+
+
+def a_launch(argv: tuple[str, ...] = TINY_ARGV) -> Launch:
+    return Launch(
+        launch_id="first",
+        lease_id=LEASE.id,
+        kernel_id="k",
+        argv=argv,
+        env={"PATH": os.environ["PATH"], "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
+        cwd="/",
+        connection=Connection(key="k"),
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
