@@ -12,6 +12,7 @@ from dask_nodes import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
 from kubernetes_nodes import kubernetes_cluster  # noqa: F401 - a fixture
 from leftovers import private_runtime_dir
 from ray_nodes import ray_cluster  # noqa: F401 - a fixture
+from yarn_nodes import yarn_cluster  # noqa: F401 - a fixture
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -53,9 +53,13 @@ class DaemonCluster(ABC):
     def _start(self) -> None:
         """Start the cluster in the empty `folder`. If this raises, the caller ends the started processes."""
 
+    def _is_free(self, network: str) -> bool:
+        """True if no process listens where the cluster will. (Clusters with random ports need no check.)"""
+        return True
+
     def __enter__(self: AnyCluster) -> AnyCluster:
         if not self._network:
-            self._network, self._claim = claim_network()
+            self._network, self._claim = claim_network(self._is_free)
         self.folder, self._watcher = make_folder(self._prefix)
         try:
             self._start()
@@ -125,15 +129,18 @@ def why_no_address() -> str | None:
     return None
 
 
-def claim_network() -> tuple[str, socket.socket]:
-    """Draw a loopback network that no other cluster has claimed. The claim lasts until the socket closes."""
+def claim_network(is_free: Callable[[str], bool] = bool) -> tuple[str, socket.socket]:
+    """Draw a free loopback network that no other cluster has claimed. The claim lasts until the socket closes."""
     for _ in range(1000):
         network, claim = f"127.0.{random.randint(1, 254)}", socket.socket()
         try:
             claim.bind((f"{network}.1", CLAIM_PORT))
-            return network, claim
         except OSError:
             claim.close()
+            continue
+        if is_free(network):
+            return network, claim
+        claim.close()
     raise RuntimeError("every network from 127.0.1 to 127.0.254 has a cluster")
 
 

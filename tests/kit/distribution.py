@@ -22,7 +22,7 @@ ALONE = {
 """Prefixes of the ids of tests that no other test may disturb, and the reasons."""
 
 _ON_A_CLUSTER = re.compile(
-    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray)(?![a-z])"
+    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray|yarn)(?![a-z])"
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from .settings import GPU, PARTITION, Layout, Machine, Settings
 
 START_TIMEOUT_S = 120.0
 ADMIN_TIMEOUT_S = 60.0
-_NOT_INHERITED = ("HADOOP_", "YARN_", "PYTEST_", "JAVA_TOOL_OPTIONS", "CUDA_VISIBLE_DEVICES")
+_NOT_INHERITED = ("HADOOP_", "YARN_", "PYTEST_", "ROOST_", "JAVA_TOOL_OPTIONS", "CUDA_VISIBLE_DEVICES")
 _SERVER = "org.apache.hadoop.yarn.server"
 _MAIN = {
     "rm": ("-Xmx384m", f"{_SERVER}.resourcemanager.ResourceManager"),
@@ -37,7 +38,8 @@ class HadoopNodes(DaemonCluster):
 
     Its daemons are the ResourceManager `rm1`, and the NodeManagers `nm1`, `nm2` and so on. YARN names a node by its
     address. `settings` are Hadoop's own, and win. With `has_standby` there is a second ResourceManager, `rm2`, which
-    takes over by `fail_over`. Daemons and containers have `environment` and this process's own environment.
+    takes over by `fail_over`. Daemons have `environment` and this process's own environment, without ROOST_*.
+    Containers inherit `environment` only, as YARN has it.
     """
 
     def __init__(
@@ -57,12 +59,7 @@ class HadoopNodes(DaemonCluster):
 
     @property
     def layout(self) -> Layout:
-        return Layout(
-            folder=self.folder,
-            network=self._network,
-            resource_managers=self.resource_managers,
-            machines=self.machines,
-        )
+        return self._layout_in(self._network)
 
     @property
     def configuration(self) -> Path:
@@ -126,7 +123,7 @@ class HadoopNodes(DaemonCluster):
         (old,) = [name for name in self.resource_managers if name != to]
         if self._daemons[old].poll() is None:
             self.admin("-transitionToStandby", old)
-        self.admin("-transitionToActive", to)
+        self.admin("-transitionToActive", "--forceactive", to)  # it does not ask a dead one first
         self._active = to
         self._await("the new active ResourceManager", lambda: self._is_active(to))
 
@@ -194,11 +191,29 @@ class HadoopNodes(DaemonCluster):
 
     # The start
 
+    def _layout_in(self, network: str) -> Layout:
+        return Layout(
+            folder=self.folder,
+            network=network,
+            resource_managers=self.resource_managers,
+            machines=self.machines,
+        )
+
+    def _is_free(self, network: str) -> bool:
+        for address in self._layout_in(network).ports():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(address)
+                except OSError:
+                    return False
+        return True
+
     def _start(self) -> None:
         inherited = (FOLDER, *self.environment)
         settings.write(self.layout, self._settings, inherited)
-        for folder in ("labels", "attributes", "store"):
-            (self.folder / folder).mkdir()
+        for path in ("labels", "attributes", "store", *(f"{name}/home" for name in self.machines)):
+            (self.folder / path).mkdir(parents=True)
         for name in (*self.resource_managers, *self.machines):
             self.start(name)
         self.address = self.rest.address
@@ -217,8 +232,8 @@ class HadoopNodes(DaemonCluster):
         assert all(self.machines[name].label == PARTITION for name in chosen), f"the one label is {PARTITION}"
         label = {"nodeLabelInfo": [{"name": PARTITION, "exclusivity": True}]}
         self.rest.call("POST", "/ws/v1/cluster/add-node-labels", label)
-        rows = [{"nodeId": f"{self.address_of(name)}:8041", "nodeLabelName": [PARTITION]} for name in chosen]
-        self.rest.call("POST", "/ws/v1/cluster/replace-node-to-labels", {"nodeToLabelsInfo": rows})
+        rows = [{"nodeId": f"{self.address_of(name)}:8041", "labels": [PARTITION]} for name in chosen]
+        self.rest.call("POST", "/ws/v1/cluster/replace-node-to-labels", {"nodeToLabels": rows})
         wait = f"the label {PARTITION}"
         self._await(wait, lambda: all(self.nodes()[name].get("nodeLabels") for name in chosen))
 
@@ -238,20 +253,25 @@ class HadoopNodes(DaemonCluster):
     def _await(self, what: str, is_true: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until something is true. A daemon that does not answer counts as no.
 
-        Raise RuntimeError with the end of a log if a daemon has died meanwhile, or after `timeout_s`.
+        Raise RuntimeError with the ends of logs if a daemon has died meanwhile, or after `timeout_s`.
         """
         expected = [name for name, program in self._daemons.items() if program.poll() is None]
 
         def is_done() -> bool:
             for name in expected:
                 if self._daemons[name].poll() is not None:
-                    raise RuntimeError(f"{name} has ended:\n{tail(self.log(name))}")
+                    raise RuntimeError(f"{name} has ended in the wait for {what}")
             try:
                 return is_true()
             except (Refused, OSError, ValueError):
                 return False
 
-        wait_until(is_done, f"waited for {what} in vain: see {self.folder}/*.log", timeout_s=timeout_s)
+        try:
+            wait_until(is_done, f"waited for {what} in vain", timeout_s=timeout_s)
+        except RuntimeError as error:
+            ended = [name for name in expected if self._daemons[name].poll() is not None]
+            logs = "\n".join(f"{name}: {tail(self.log(name))}" for name in ended or self._daemons)
+            raise RuntimeError(f"{error}\n{logs}") from None
 
 
 def gpus_of(row: Mapping[str, Any], kind: str = "totalResource") -> int:

@@ -51,5 +51,5 @@ class Rest:
             raise
 
     def get(self, path: str) -> Any:
-        """Return what is at a path."""
+        """Return the reply to a GET."""
         return self.call("GET", path)

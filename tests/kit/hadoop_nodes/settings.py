@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -41,6 +41,10 @@ class Machine:
         return {**({"gpu-model": self.gpu_model} if self.gpu_model else {}), **self.attributes}
 
 
+PORTS = {"rm": (8030, 8031, 8032, 8033, 8088), "nm": (8040, 8041, 8042, 8048)}
+"""The ports of the daemons, each at the daemon's own address."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The addresses and files of a cluster. The daemons are `rm1` (and `rm2`), and `nm1`, `nm2` and so on."""
@@ -53,6 +57,11 @@ class Layout:
     def address(self, name: str) -> str:
         """Return the address of a daemon. It is the name of a node in YARN."""
         return f"{self.network}.{int(name[2:]) + (10 if name.startswith('nm') else 1)}"
+
+    def ports(self) -> Iterator[tuple[str, int]]:
+        """Yield each address and port at which a daemon listens."""
+        for name in (*self.resource_managers, *self.machines):
+            yield from ((self.address(name), port) for port in PORTS[name[:2]])
 
     def configuration(self, name: str) -> Path:
         """Return the HADOOP_CONF_DIR of a daemon, or of `client`."""
@@ -156,6 +165,7 @@ def _node(layout: Layout, name: str, machine: Machine, inherited: Sequence[str])
         "yarn.nodemanager.bind-host": address,
         "yarn.nodemanager.local-dirs": home / "local",
         "yarn.nodemanager.log-dirs": home / "logs",
+        "yarn.nodemanager.user-home-dir": home / "home",
         "yarn.nodemanager.env-whitelist": ",".join(
             ["JAVA_HOME", "HADOOP_CONF_DIR", "PATH", "LANG", "TZ", *inherited]
         ),

@@ -1,0 +1,71 @@
+"""A YARN cluster for the whole run, started by the first test that asks for it.
+
+All tests share its nodes and leave them as they found them. A test that kills something starts its own `HadoopNodes`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
+
+FREED_S = 15.0
+"""How long YARN may take to free what an ended application had."""
+
+
+def cluster_settings(cluster: HadoopNodes, folder: Path) -> dict[str, Any]:
+    """Return the settings of a backend on this cluster. It keeps its files in `folder`."""
+    return {
+        "address": str(cluster.configuration),
+        "python": sys.executable,
+        "identity_file": str(folder / "identity.json"),
+    }
+
+
+def container_of(pid: int) -> str:
+    """Return the id of the YARN container that has a process: its own, or that of an ancestor."""
+    process = psutil.Process(pid)
+    for each in (process, *process.parents()):
+        if container := each.environ().get("CONTAINER_ID"):
+            return container
+    raise AssertionError(f"process {pid} is in no container")
+
+
+def left(cluster: HadoopNodes) -> list[str]:
+    """Return a line for each application, container, promise and process in a container."""
+    return [
+        *(f"application {row['id']} {row['state']}" for row in cluster.applications()),
+        *(f"container {row['id']}" for node in cluster.machines for row in cluster.containers(node)),
+        *(
+            f"{node} promises {row['usedMemoryMB']} MB and {gpus_of(row, 'usedResource')} GPUs"
+            for node, row in cluster.nodes().items()
+            if row["numContainers"] or row["usedMemoryMB"] or gpus_of(row, "usedResource")
+        ),
+        *(f"process {each.pid} {' '.join(each.cmdline())[:160]}" for each in cluster.container_processes()),
+    ]
+
+
+def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None:
+    """Check that no application, container or process is left, at the latest after this time."""
+    deadline = time.monotonic() + within_s
+    while found := left(cluster):
+        assert time.monotonic() < deadline, "left behind in YARN:\n" + "\n".join(found)
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def yarn_cluster(private_environment: None) -> Iterator[HadoopNodes]:
+    """Start three nodes of 8 GiB: nm1 with 4 vcores, nm2 with 4 and 2 T4, nm3 with 8, 4 A100 and zone=b."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with HadoopNodes(*MACHINES) as cluster:
+        yield cluster
+        folder = cluster.folder
+    assert not cluster.processes()
+    assert not folder.exists()

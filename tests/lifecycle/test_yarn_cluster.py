@@ -1,0 +1,202 @@
+"""The YARN cluster of the tests: containers run, daemons die and come back, and nothing of it stays on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster_folder import processes, wait_until
+from hadoop_nodes import MACHINES, PARTITION, HadoopNodes, Machine, Refused, Rest, gpus_of, why_not
+from yarn_nodes import assert_nothing_left, container_of, left
+
+pytestmark = [
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.timeout(300),
+]
+
+LONG_S = 60.0
+SLEEPS = "exec sleep 1000"
+DETACHES = "cd /; exec setsid --fork sleep 1000"
+OWNER = """
+import sys
+from hadoop_nodes import HadoopNodes, Machine
+with HadoopNodes(Machine()) as cluster:
+    print(cluster.folder, cluster.address, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[HadoopNodes]:
+    settings = {"yarn.nm.liveness-monitor.expiry-interval-ms": 5000}
+    with HadoopNodes(*MACHINES, Machine(label=PARTITION), settings=settings) as cluster:
+        yield cluster
+        folder = cluster.folder
+    assert not cluster.processes()
+    assert not folder.exists()
+
+
+def run(rest: Rest, command: str, **context: Any) -> str:
+    """Submit an application of one container. Return its id."""
+    new = rest.call("POST", "/ws/v1/cluster/apps/new-application")["application-id"]
+    context = {
+        "application-id": new,
+        "application-name": "test",
+        "resource": {"memory": 256, "vCores": 1},
+        "am-container-spec": {"commands": {"command": command}},
+        **context,
+    }
+    rest.call("POST", "/ws/v1/cluster/apps", context)
+    return str(new)
+
+
+def end(rest: Rest, application: str) -> None:
+    """End an application. It may have ended."""
+    with contextlib.suppress(Refused):
+        rest.call("PUT", f"/ws/v1/cluster/apps/{application}/state", {"state": "KILLED"})
+
+
+def sleeping(folder: Path) -> list[psutil.Process]:
+    """Return the processes in containers that sleep."""
+    return [each for each in processes(folder) if each.name() == "sleep"]
+
+
+def await_process(cluster: HadoopNodes) -> psutil.Process:
+    wait_until(lambda: len(sleeping(cluster.folder)) == 1, "the container does not run", timeout_s=LONG_S)
+    return sleeping(cluster.folder)[0]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_nodes_have_gpus_attributes_and_the_partition(cluster: HadoopNodes) -> None:
+    nodes = cluster.nodes()
+    assert {name: gpus_of(row) for name, row in nodes.items()} == {"nm1": 0, "nm2": 2, "nm3": 4, "nm4": 0}
+    assert {name: row.get("nodeLabels") for name, row in nodes.items()} == {
+        "nm1": None, "nm2": None, "nm3": None, "nm4": [PARTITION],
+    }  # fmt: skip
+    assert {name: attributes_of(row) for name, row in nodes.items()} == {
+        "nm1": {}, "nm2": {"gpu-model": "T4"}, "nm3": {"gpu-model": "A100", "zone": "b"}, "nm4": {},
+    }  # fmt: skip
+    queues = cluster.rest.get("/ws/v1/cluster/scheduler")["scheduler"]["schedulerInfo"]["queues"]["queue"]
+    assert {queue["queueName"] for queue in queues} == {"default", "batch"}
+
+
+def attributes_of(row: dict[str, Any]) -> dict[str, str]:
+    found = (row["nodeAttributesInfo"] or {}).get("nodeAttributeInfo", [])
+    return {each["name"]: each["value"] for each in found}
+
+
+def test_each_setting_can_be_changed(cluster: HadoopNodes) -> None:
+    found = cluster.rest.get("/conf?format=json&name=yarn.nm.liveness-monitor.expiry-interval-ms")
+    assert found["property"]["value"] == "5000"
+
+
+def test_a_container_runs_and_a_process_that_leaves_it_is_found_and_ended(cluster: HadoopNodes) -> None:
+    application = run(cluster.rest, DETACHES, **{"max-app-attempts": 1})
+    detached = await_process(cluster)
+    assert detached.cwd() == "/"
+    container = container_of(detached.pid)
+    assert cluster.container_processes(container=container) == [detached]
+    end(cluster.rest, application)
+    with pytest.raises(AssertionError, match=f"process {detached.pid} "):
+        assert_nothing_left(cluster, within_s=3)
+    detached.kill()
+    assert_nothing_left(cluster)
+
+
+def test_a_container_in_the_partition_runs_on_its_node(cluster: HadoopNodes) -> None:
+    application = run(cluster.rest, SLEEPS, **{"am-container-node-label-expression": PARTITION})
+    process = await_process(cluster)
+    assert cluster.container_processes("nm4", container_of(process.pid))
+    assert [len(cluster.containers(node)) for node in cluster.machines] == [0, 0, 0, 1]
+    assert cluster.nodes()["nm4"]["numContainers"] == 1
+    end(cluster.rest, application)
+    assert_nothing_left(cluster)
+
+
+def test_a_container_outlives_both_daemons(cluster: HadoopNodes) -> None:
+    application = run(cluster.rest, SLEEPS, **{"am-container-node-label-expression": PARTITION})
+    process = await_process(cluster)
+    cluster.kill("nm4")
+    cluster.await_node("nm4", "LOST")
+    cluster.start("nm4")
+    cluster.await_node("nm4")
+    wait_until(lambda: not is_alive(process), "a container survives its lost lease", timeout_s=LONG_S)
+    end(cluster.rest, application)
+    assert_nothing_left(cluster)
+
+    application = run(cluster.rest, SLEEPS)
+    process = await_process(cluster)
+    (node,) = [node for node in cluster.machines if cluster.containers(node)]
+    cluster.kill("rm1")
+    cluster.kill(node)
+    cluster.start("rm1")
+    cluster.start(node)
+    cluster.await_up()
+    assert is_alive(process)
+    end(cluster.rest, application)
+    assert_nothing_left(cluster)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_paused_or_loses_power_comes_back(cluster: HadoopNodes) -> None:
+    cluster.pause("nm1")
+    cluster.await_node("nm1", "LOST")
+    cluster.resume("nm1")
+    cluster.await_node("nm1")
+    application = run(cluster.rest, DETACHES, **{"am-container-node-label-expression": PARTITION})
+    await_process(cluster)
+    cluster.power_off("nm4")
+    assert not cluster.container_processes()
+    end(cluster.rest, application)
+    cluster.await_node("nm4", "LOST")
+    cluster.start("nm4")
+    cluster.await_up()
+    assert_nothing_left(cluster)
+
+
+@pytest.mark.slow
+def test_the_standby_takes_over_with_all_applications() -> None:
+    with HadoopNodes(Machine(), has_standby=True) as cluster:
+        application = run(cluster.rest, SLEEPS)
+        process = await_process(cluster)
+        cluster.fail_over("rm2")
+        cluster.await_up()
+        assert [row["id"] for row in cluster.applications()] == [application]
+        cluster.kill("rm2")
+        cluster.fail_over("rm1")
+        cluster.await_up()
+        assert [row["id"] for row in cluster.applications()] == [application]
+        assert is_alive(process)
+        assert left(cluster)
+    assert not is_alive(process)
+
+
+def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(cluster: HadoopNodes) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as owner:  # fmt: skip
+        assert owner.stdout is not None
+        name, address = owner.stdout.readline().split()
+        folder = Path(name)
+        assert address.rpartition(".")[0] != cluster.address.rpartition(".")[0]
+        run(Rest(address), DETACHES, **{"max-app-attempts": 1})
+        wait_until(lambda: bool(sleeping(folder)), "the container does not run", timeout_s=LONG_S)
+        owner.kill()
+        wait_until(lambda: not folder.exists(), "the cluster outlives its owner")
+        assert processes(folder) == []
+    assert len(cluster.nodes()) == 4
+    assert_nothing_left(cluster)
