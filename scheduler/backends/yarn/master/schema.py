@@ -268,17 +268,17 @@ class ContainerLaunchContext:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartContainerRequest:
     container_launch_context: Annotated[ContainerLaunchContext, 1]
-    container_token: Annotated[Token | None, 2]
+    container_token: Annotated[Token | None, 2] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartContainersRequest:
-    start_container_request: Annotated[tuple[StartContainerRequest, ...], 1]
+    start_container_request: Annotated[tuple[StartContainerRequest, ...], 1] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopContainersRequest:
-    container_id: Annotated[tuple[ContainerId, ...], 1]
+    container_id: Annotated[tuple[ContainerId, ...], 1] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
