@@ -22,6 +22,7 @@ _MODULES = (
     "launchers/protocol/rpc.py",
     "launchers/protocol/rpc_server.py",
     "launchers/protocol/shared_values.py",
+    "launchers/protocol/start_archive.py",
 )
 _EMPTY = ("scheduler", "scheduler/backends", "scheduler/backends/yarn")
 """Packages above the master's. The master has them without their content."""

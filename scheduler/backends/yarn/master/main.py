@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import zmq
-
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
@@ -67,15 +65,7 @@ class Service:
 
     def listen(self) -> int:
         """Listen on the first free port of the settings and return it. Raises `zmq.ZMQError`."""
-        for port in self._ports[:-1]:
-            try:
-                return self._bind(port)
-            except zmq.ZMQError as problem:
-                log.info("port %d is not free: %s", port, problem)
-        return self._bind(self._ports[-1])
-
-    def _bind(self, port: int) -> int:
-        endpoint = self.server.start(f"tcp://*:{port or '*'}")
+        endpoint = self.server.start(*(f"tcp://*:{port or '*'}" for port in self._ports))
         return int(endpoint.rpartition(":")[2])
 
     def serve(self, master: Master) -> None:

@@ -27,8 +27,6 @@ CODE_ALIAS = "roost"
 """The name of the secret, in the credentials of a container, that holds the zip archive which Python runs."""
 SETTINGS_ENTRY = "settings.json"
 """The file in the master's own archive that holds its `MasterSettings`."""
-ASSIGNMENT_ENTRY = "assignment.json"
-"""The file in a container's archive that holds `Ask.assignment_base64`, decoded. `__main__.py` reads it there."""
 
 State = Literal["asked", "granted", "started", "ended"]
 
@@ -74,7 +72,7 @@ class Ask:
 
     `number` is at most 63 bits. `nodes` are hosts of NodeManagers; without any, every node may take it. `racks` has the
     rack of each host. `command` is run by bash, unescaped; its `$HADOOP_TOKEN_FILE_LOCATION` is the file that holds the
-    archive. `assignment_base64` becomes a file of the archive.
+    archive. `start_archive.add_start` adds `assignment_base64` to the archive, decoded.
     """
 
     number: int

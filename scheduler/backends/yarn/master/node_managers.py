@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import logging
-import zipfile
 from collections.abc import Iterable
 
 from roost.launchers.daemon.tasks import backoff
+from roost.launchers.protocol.start_archive import add_start
 
 from .hadoop_rpc import CallRefused, ConnectionLost, HadoopConnection
-from .messages import ASSIGNMENT_ENTRY, CODE_ALIAS, Ask
+from .messages import CODE_ALIAS, Ask
 from .sasl import SaslError
 from .schema import (
     Container,
@@ -111,10 +110,8 @@ def build_context(ask: Ask, archive: bytes) -> ContainerLaunchContext:
 
     The NodeManager writes the credentials to a private file. Python finds a zip archive within a file.
     """
-    content = io.BytesIO(archive)
-    with zipfile.ZipFile(content, "a") as file:
-        file.writestr(zipfile.ZipInfo(ASSIGNMENT_ENTRY), base64.b64decode(ask.assignment_base64))
-    credentials = Credentials(secrets={CODE_ALIAS: content.getvalue()})
+    code = add_start(archive, base64.b64decode(ask.assignment_base64))
+    credentials = Credentials(secrets={CODE_ALIAS: code})
     return ContainerLaunchContext(
         tokens=write_credentials(credentials),
         environment=tuple(StringStringMap(key=key, value=value) for key, value in ask.environment.items()),
