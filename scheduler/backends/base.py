@@ -134,3 +134,7 @@ class Backend(ABC):
         Called before a request queues. The service has already checked the names and types by the `BackendSpec`.
         """
         return
+
+    def to_placement(self, request: Request) -> Request:
+        """Return the request with the labels and taints that its options stand for. Called after `check_request`."""
+        return request

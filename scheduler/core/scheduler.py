@@ -228,7 +228,7 @@ class Scheduler:
         self.backend.check_request(request)
         if not has_lease:  # a restart keeps its lease, and needs no policy
             self.policies.check(request.policy)
-        return request
+        return self.backend.to_placement(request)
 
     async def _load_policy(self, request: Request) -> None:
         await self.policies.load(request.policy or self._settings.default_policy)

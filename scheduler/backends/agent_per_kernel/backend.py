@@ -160,6 +160,9 @@ class AgentPerKernelBackend(Backend):
     def check_request(self, request: Request) -> None:
         self._cluster.check_request(request)
 
+    def to_placement(self, request: Request) -> Request:
+        return self._cluster.to_placement(request)
+
     # The cluster
 
     async def _join(self) -> None:

@@ -106,6 +106,10 @@ class PodCluster(ABC):
         """Raise `ConfigError` for a request that this cluster can never serve. Called before the request queues."""
         return
 
+    def to_placement(self, request: Request) -> Request:
+        """Return the request with the labels and taints that its options stand for. Called after `check_request`."""
+        return request
+
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that a kernel in this lease gets besides those of its start."""
         return {}

@@ -6,3 +6,36 @@
 
 A claim asks for a container on the chosen node. YARN's own scheduler decides.
 """
+
+from __future__ import annotations
+
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
+
+SPEC = BackendSpec(
+    name="yarn",
+    settings="roost.scheduler.backends.yarn.settings:RoostYarnBackend",
+    create="roost.scheduler.backends.yarn.backend:create",
+    address_variable="HADOOP_CONF_DIR",
+    has_agent_per_kernel=True,
+    request_options=(
+        RequestOption(name="queue", kind=str, help="the queue of the kernel", variable="KERNEL_QUEUE"),
+        RequestOption(
+            name="priority",
+            kind=int,
+            help="the priority of the kernel in its queue; a higher number goes first",
+            variable="KERNEL_PRIORITY",
+        ),
+        RequestOption(
+            name="label",
+            kind=str,
+            help="the node label (partition) where the kernel runs",
+            variable="KERNEL_NODE_LABEL",
+        ),
+        RequestOption(
+            name="python",
+            kind=str,
+            help="the Python on the nodes that runs roost's agent; it needs ipykernel",
+            variable="KERNEL_PYTHON",
+        ),
+    ),
+)

@@ -1,0 +1,264 @@
+"""roost's applications in YARN, and the connections to their masters.
+
+`Applications` finds the applications of this service by their tags, and submits one on demand for each queue and
+priority. A `MasterLine` follows one application until that ends: its master may be started again by YARN on another
+node, with the same keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
+
+from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
+from roost.launchers.protocol.json_codec import decode
+from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
+from roost.launchers.protocol.rpc_client import RpcClient
+from roost.scheduler.errors import BackendUnavailable, LaunchError
+
+from .derived_keys import DerivedKeys
+from .master.messages import PROTOCOL, Container, MasterEvent, MasterSettings, MasterStatus
+from .reasons import describe_application, explain_failure
+from .rest import JsonObject, Rest, RestError
+from .settings import RoostYarnBackend
+from .submission import TAG, build_context
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LOOKS_S = (0.1, 2.0)
+"""First and longest pause between two readings of an application without a connection to its master."""
+_CONNECT_S = 3.0
+_CALL_S = 10.0
+_ENDED = ("FINISHED", "FAILED", "KILLED")
+
+
+class Listener(Protocol):
+    """The receiver of news about masters."""
+
+    def on_connected(self, line: MasterLine) -> None:
+        """The master answers, and `line.containers` are read."""
+
+    def on_event(self, line: MasterLine, event: MasterEvent) -> None:
+        """The master reports an event. `line.containers` has it already."""
+
+    def on_ended(self, line: MasterLine, reason: str) -> None:
+        """The application has ended, with all its containers."""
+
+
+class MasterLine:
+    """One application of roost, and the connection to its master while that answers.
+
+    `reason` is a clause that says why the master does not serve. `failure` is a sentence once the application has
+    ended. `containers` are those that the master reported, by number.
+    """
+
+    def __init__(
+        self, application_id: str, key: str, queue: str, rest: Rest, keys: ClientKeys, listener: Listener
+    ) -> None:
+        self.application_id, self.key, self.queue = application_id, key, queue
+        self.reason = f"roost's application master starts in queue {queue}"
+        self.failure = ""
+        self.containers: dict[int, Container] = {}
+        self.status: MasterStatus | None = None
+        self._rest, self._keys, self._listener = rest, keys, listener
+        self._client: RpcClient | None = None
+        self._changed = asyncio.Event()
+        """Set when the master answers, and when the application ends."""
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client is not None
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until the master answers; return whether it does. Raises `LaunchError` if the application has ended."""
+        if not self._changed.is_set():
+            try:
+                await asyncio.wait_for(self._changed.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                return False
+        if self.failure:
+            raise LaunchError(self.failure)
+        return self.is_connected
+
+    async def call(self, kind: type[T], op: str, arguments: Any = None) -> T:
+        """Call the master. Raises `RemoteError`, and `BackendUnavailable` if the master does not answer."""
+        if self._client is None:
+            raise BackendUnavailable(self.failure or f"{self.reason}.")
+        try:
+            answer = await self._client.call(op, arguments, timeout_s=_CALL_S)
+        except RemoteError:
+            raise
+        except (RpcError, asyncio.TimeoutError) as problem:
+            raise BackendUnavailable(
+                f"roost's application master in queue {self.queue} does not answer: {str(problem) or 'too late'}."
+            ) from None
+        return decode(kind, answer or {}, ignore_unknown=True)
+
+    async def run(self) -> None:
+        """Follow the application until it has ended."""
+        pauses = backoff(*_LOOKS_S)
+        while not self.failure:
+            try:
+                application = await self._rest.application(self.application_id)
+            except RestError as problem:
+                if problem.status == 404:
+                    self._end(f"YARN does not know roost's application in queue {self.queue} any more.")
+                    return
+                application = {}
+            except BackendUnavailable:
+                application = {}
+            if application.get("state") in _ENDED:
+                log.info("application=%s has ended (%s)", self.application_id, application["state"])
+                self._end(explain_failure(application))
+                return
+            if application:
+                self.reason = describe_application(application)
+            address = application.get("amRPCAddress", "")
+            if application.get("state") == "RUNNING" and ":" in address and not address.endswith(":-1"):
+                try:
+                    await self._follow(f"tcp://{address}")
+                    pauses = backoff(*_LOOKS_S)
+                except (RpcError, asyncio.TimeoutError, ValueError) as problem:
+                    log.debug("application=%s its master does not answer: %s", self.application_id, problem)
+            await asyncio.sleep(next(pauses))
+
+    async def _follow(self, endpoint: str) -> None:
+        """Connect to the master and return once the connection is lost. Raises `RpcError`."""
+        lost = asyncio.Event()
+        client = RpcClient(endpoint, keys=self._keys, on_event=self._on_event, on_lost=lost.set)
+        await client.connect(timeout_s=_CONNECT_S)
+        try:
+            self.status = decode(
+                MasterStatus, await client.call("hello", timeout_s=_CALL_S), ignore_unknown=True
+            )
+            if self.status.protocol != PROTOCOL:
+                self.reason = (
+                    f"roost's application master in queue {self.queue} is of another version of roost"
+                )
+                await lost.wait()
+                return
+            await client.call("subscribe", timeout_s=_CALL_S)
+            self._client = client
+            self.containers = await self._read_containers()
+            self._changed.set()
+            log.info("application=%s master=%s answers", self.application_id, endpoint)
+            self._listener.on_connected(self)
+            await lost.wait()
+        finally:
+            self._client = None
+            if not self.failure:
+                self._changed.clear()
+            await client.close()
+
+    async def _read_containers(self) -> dict[int, Container]:
+        assert self._client is not None
+        found = await self._client.call("containers", timeout_s=_CALL_S)
+        containers = [decode(Container, one, ignore_unknown=True) for one in found]
+        return {container.number: container for container in containers}
+
+    def _on_event(self, raw: JsonObject) -> None:
+        event = decode(MasterEvent, raw, ignore_unknown=True)
+        if event.container is not None and event.kind == "container":
+            self.containers[event.container.number] = event.container
+        if self._changed.is_set():
+            self._listener.on_event(self, event)
+
+    def _end(self, failure: str) -> None:
+        self.failure = failure
+        self._changed.set()
+        self._listener.on_ended(self, failure.rstrip("."))
+
+
+class Applications:
+    """The applications of the service with this identity."""
+
+    def __init__(
+        self,
+        rest: Rest,
+        keys: DerivedKeys,
+        settings: RoostYarnBackend,
+        idle_exit_s: float,
+        listener: Listener,
+    ) -> None:
+        self._rest, self._keys, self._settings = rest, keys, settings
+        self._idle_exit_s = idle_exit_s
+        self._listener = listener
+        self._lines: dict[str, MasterLine] = {}
+        self._submitting: dict[str, asyncio.Task[MasterLine]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.schedulers: tuple[str, ...] = ()
+        """`host:port` of the ResourceManagers' scheduler addresses."""
+
+    @property
+    def lines(self) -> Iterable[MasterLine]:
+        """The applications that have not ended, as far as is known."""
+        return [line for line in self._lines.values() if not line.failure]
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+        self._lines.clear()
+
+    async def find(self) -> None:
+        """Find the applications that this service has in YARN, whichever process submitted them."""
+        for application in await self._rest.applications(self._service_tag):
+            tags = set(str(application.get("applicationTags", "")).split(","))
+            key = next((tag for tag in tags if tag.startswith(f"{TAG}-for-")), "")
+            if application["id"] not in self._lines and self._service_tag in tags:
+                self._add(application["id"], key, application["queue"])
+
+    async def line(self, queue: str, priority: int | None) -> MasterLine:
+        """Return the application for this queue and priority; submit it if there is none."""
+        key = _key(queue, priority)
+        for line in sorted(self.lines, key=lambda line: line.application_id):
+            if line.key == key:
+                return line
+        task = self._submitting.get(key)
+        if task is None:
+            task = self._submitting[key] = start_shared(self._submit(key, queue, priority))
+            task.add_done_callback(lambda _: self._submitting.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _submit(self, key: str, queue: str, priority: int | None) -> MasterLine:
+        application_id, _ = await self._rest.new_application()
+        keys = self._keys.keys(application_id)
+        master = MasterSettings(
+            schedulers=self.schedulers,
+            public_key=keys.public,
+            secret_key=keys.secret,
+            clients=tuple(keys.clients),
+            ports=self._keys.ports(application_id),
+            idle_exit_s=self._idle_exit_s,
+        )
+        tags = (self._service_tag, key)
+        context = build_context(
+            application_id, self._settings, master, tags=tags, queue=queue, priority=priority
+        )
+        try:
+            await self._rest.submit(context)
+        except RestError as problem:
+            raise LaunchError(f"YARN refuses roost's application in queue {queue}: {problem.text}.") from None
+        log.info("application=%s submitted to queue %s", application_id, queue)
+        return self._add(application_id, key, queue)
+
+    def _add(self, application_id: str, key: str, queue: str) -> MasterLine:
+        client = self._keys.client_keys(application_id)
+        line = MasterLine(application_id, key, queue, self._rest, client, self._listener)
+        self._lines[application_id] = line
+        spawn(line.run(), self._tasks, log)
+        return line
+
+    @property
+    def _service_tag(self) -> str:
+        return f"{TAG}-{self._keys.label}"
+
+
+def _key(queue: str, priority: int | None) -> str:
+    """Return the tag for a queue and a priority. YARN may report both in another form than they were asked for."""
+    text = json.dumps([queue, priority])
+    return f"{TAG}-for-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

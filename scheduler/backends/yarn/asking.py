@@ -1,0 +1,92 @@
+"""From a lease to the ask for its container: resources, command, environment, and the work of its agent."""
+
+from __future__ import annotations
+
+import base64
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
+from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel import dump_lease
+from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
+from roost.scheduler.errors import ConfigError
+
+from .derived_keys import DerivedKeys
+from .master.messages import Archive, Ask, Resources
+from .settings import RoostYarnBackend
+
+_IDLE_EXIT_S = 60.0
+_FOLDER = "roost"
+"""The agent's folder, in the working directory of the container, which YARN makes private and removes."""
+
+
+def build_ask(
+    lease: Lease,
+    launch: Launch | None,
+    settings: RoostYarnBackend,
+    keys: DerivedKeys,
+    nodes: tuple[str, ...],
+    racks: Mapping[str, str],
+) -> Ask:
+    """Return the ask for a lease's container on one of these nodes. Each ask has a number of its own."""
+    number = secrets.randbits(63)
+    agent = AgentSettings(
+        address="$NM_HOST",
+        ports=keys.ports(number),
+        idle_exit_s=_IDLE_EXIT_S,
+        is_remote=True,
+        gpu_visibility="inherit",
+        is_per_kernel=True,
+        shares_session=True,
+    )
+    reserve = Reserve(lease=replace(lease, state="held"), is_granted=True)
+    start = dump_start(agent, Assignment(keys=keys.keys(number), reserve=reserve, launch=launch))
+    python = find_python(lease.request, settings)
+    return Ask(
+        number=number,
+        lease=dump_lease(lease),
+        resources=count_resources(lease.request, settings),
+        nodes=nodes,
+        racks=racks,
+        label=lease.request.options.get("label", ""),
+        command=(
+            f'exec {python} "$HADOOP_TOKEN_FILE_LOCATION" {_FOLDER} 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr'
+        ),
+        environment={"PYTHONDONTWRITEBYTECODE": "1"},
+        archive=pack(is_imported=True)[1],
+        assignment_base64=base64.b64encode(start).decode(),
+    )
+
+
+def build_archive() -> Archive:
+    """Return the code of containers, which a master keeps."""
+    content, digest = pack(is_imported=True)
+    return Archive(digest=digest, data_base64=base64.b64encode(content).decode())
+
+
+def find_python(request: Request, settings: RoostYarnBackend) -> str:
+    """Return the Python on the nodes that runs the agent of a request. Raises `ConfigError`.
+
+    YARN gives the command to a shell, so a path of plain characters is asked for.
+    """
+    python = str(request.options.get("python") or settings.python)
+    if not all(character.isalnum() or character in "/._-+" for character in python):
+        raise ConfigError(
+            f"python = {python!r:.80} must be a path of letters, digits and the characters / . _ - +."
+        )
+    return python
+
+
+def count_resources(request: Request, settings: RoostYarnBackend) -> Resources:
+    """Return the resources of a request's container. YARN rounds them up to its own steps."""
+    others = {name: int(amount) for name, amount in request.resources.items()}
+    if request.gpus:
+        others[settings.gpu_resource] = int(request.gpus)
+    memory_bytes = request.memory_bytes or settings.memory
+    return Resources(
+        memory_mb=math.ceil(memory_bytes / 2**20), vcores=max(1, math.ceil(request.cpus)), others=others
+    )

@@ -1,0 +1,301 @@
+"""`YarnCluster`: the containers of one service in a YARN cluster, for `AgentPerKernelBackend`."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from roost.launchers.daemon.tasks import cancel_all, spawn, start_shared
+from roost.launchers.protocol.messages import Launch, Lease, Nothing
+from roost.placement import Node, Request
+from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease, load_lease
+from roost.scheduler.backends.agent_per_kernel.identity import load_identity
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    ConfigError,
+    LaunchError,
+    LeaseConflict,
+    NoNodeEver,
+    NotAllowed,
+)
+
+from .applications import Applications, MasterLine
+from .asking import find_python
+from .container_agents import ContainerAgents
+from .creation import ContainerCreator
+from .derived_keys import DerivedKeys
+from .hadoop_conf import Conf, scheduler_addresses
+from .held import Held
+from .master.messages import Container, MasterEvent, Numbered, Update
+from .node_reader import NodeReader
+from .nodes import to_placement
+from .queues import Queues
+from .reasons import is_node_lost
+from .rest import Rest
+from .settings import RoostYarnBackend
+
+log = logging.getLogger(__name__)
+
+_JOIN_MASTER_S = 5.0
+"""How long a service that starts waits for the masters of an earlier one."""
+_DELETE_S = 15.0
+"""How long a release waits for a master that was started again."""
+
+
+class YarnCluster(PodCluster):
+    """Asks for, releases and follows the containers of the applications whose tag names this service's key pair."""
+
+    name = "YARN"
+
+    def __init__(self, settings: RoostYarnBackend, idle_exit_s: float) -> None:
+        self._settings = settings
+        identity = load_identity(settings.identity_file, name="yarn", section="RoostYarnBackend")
+        self._keys = DerivedKeys(identity, settings.agent_ports)
+        self._rest = Rest(settings)
+        self._queues = Queues(settings)
+        self._applications = Applications(self._rest, self._keys, settings, idle_exit_s, self)
+        self._nodes = NodeReader(self._rest, settings, self._queues, self._granted)
+        self._agents = ContainerAgents(self._keys)
+        self._creator = ContainerCreator(
+            settings, self._keys, self._rest, self._queues, self._applications, self._nodes
+        )
+        self._held: dict[int, Held] = {}
+        """By number: the leases of this service that are not released, also those of its other processes."""
+        self._creating: dict[str, asyncio.Task[Pod]] = {}
+        self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reader: set[asyncio.Task[Any]] = set()
+        self._is_joined = False
+
+    async def join(self) -> str:
+        await cancel_all(self._reader)
+        self._changes = asyncio.Queue()
+        await self._rest.info()
+        conf = await self._rest.conf()
+        self._creator.heartbeat_s = read_heartbeat_s(conf)
+        self._applications.schedulers = self._find_schedulers(conf)
+        await self._queues.read(self._rest)
+        await self._applications.find()
+        if not self._is_joined:
+            await asyncio.gather(
+                *(line.wait(_JOIN_MASTER_S) for line in self._applications.lines), return_exceptions=True
+            )
+        await self._nodes.read()
+        spawn(self._follow_nodes(), self._reader, log)
+        self._is_joined = True
+        return self._rest.address
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._creating.values(), return_exceptions=True)
+        await cancel_all(self._reader)
+        await cancel_all(self._tasks)
+        await self._applications.close()
+        self._rest.close()
+
+    async def nodes(self) -> Sequence[Node]:
+        return self._nodes.nodes(self._held.keys())
+
+    def check_request(self, request: Request) -> None:
+        """Raise `ConfigError`, `NoNodeEver` or `NotAllowed` for what this cluster or its operator does not give."""
+        if request.owner and request.owner not in (self._rest.user, getpass.getuser()):
+            raise NotAllowed(
+                f"containers run as {self._rest.user} here, so KERNEL_USERNAME = {request.owner!r:.80} is refused: "
+                "leave it out, or let that user run a service of their own."
+            )
+        find_python(request, self._settings)
+        self._queues.check(request)
+
+    def to_placement(self, request: Request) -> Request:
+        return to_placement(request)
+
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        if (held := self._find(lease.id)) is not None and lease.id not in self._creating:
+            return self._view(held)
+        task = self._creating.get(lease.id)
+        if task is None:
+            task = self._creating[lease.id] = start_shared(self._create(lease, launch))
+            task.add_done_callback(lambda _: self._creating.pop(lease.id, None))
+        return await asyncio.shield(task)  # a creation ends as a whole, so that `delete` finds what there is
+
+    async def _create(self, lease: Lease, launch: Launch | None) -> Pod:
+        held = await self._creator.prepare(lease, launch)
+        self._held[held.number] = held
+        try:
+            await self._creator.create(held)
+        except BaseException:
+            self._held.pop(held.number, None)
+            self._nodes.read_soon()
+            raise
+        self._search(held)
+        return self._view(held)
+
+    async def delete(self, lease_id: str) -> None:
+        if (creating := self._creating.get(lease_id)) is not None:
+            await asyncio.wait([creating])
+        for held in [held for held in self._held.values() if held.lease.id == lease_id]:
+            if not held.line.failure:
+                if not await held.line.wait(_DELETE_S):
+                    raise BackendUnavailable(f"{held.line.reason}.")
+                await held.line.call(Nothing, "release", Numbered(number=held.number))
+            self._held.pop(held.number, None)
+            self._nodes.read_soon()
+
+    async def update(self, lease: Lease) -> None:
+        held = self._find(lease.id)
+        if held is None:
+            return
+        held.lease = replace(held.lease, owner=lease.owner)
+        await held.line.call(Nothing, "update", Update(number=held.number, lease=dump_lease(held.lease)))
+
+    async def pods(self) -> Sequence[Pod]:
+        await self._applications.find()
+        for line in self._applications.lines:
+            self._adopt(line)
+        return [self._view(held) for held in self._held.values() if held.lease.id not in self._creating]
+
+    async def changes(self) -> AsyncIterator[PodChange]:
+        yield PodChange(kind="resync")
+        while True:
+            change = await self._changes.get()
+            if isinstance(change, Exception):
+                raise change
+            yield change
+
+    # News from the masters
+
+    def on_connected(self, line: MasterLine) -> None:
+        """Compare the leases with the containers of a master that answers, perhaps a new attempt."""
+        for held in [held for held in self._held.values() if held.line is line]:
+            container = line.containers.get(held.number)
+            if container is not None:
+                self._note(held, container)
+            elif held.is_granted:
+                self._lose(held, "its container ended while roost's application master started again")
+            elif held.ask is not None and held.lease.id not in self._creating:
+                spawn(self._ask_again(held), self._tasks, log)
+        self._adopt(line)
+        if self._is_joined:
+            self._changes.put_nowait(PodChange(kind="resync"))
+
+    def on_event(self, line: MasterLine, event: MasterEvent) -> None:
+        if event.kind == "container" and event.container is not None:
+            held = self._held.get(event.container.number)
+            if held is not None:
+                self._note(held, event.container)
+            else:
+                self._adopt(line)
+        elif event.kind == "nodes":
+            self._nodes.read_soon()
+
+    def on_ended(self, line: MasterLine, reason: str) -> None:
+        for held in [held for held in self._held.values() if held.line is line]:
+            self._lose(held, reason)
+
+    def _note(self, held: Held, container: Container) -> None:
+        """Note the state of a container, and report it."""
+        before, held.container = held.container, container
+        held.changed.set()
+        if before is None or before.state != container.state:
+            self._nodes.read_soon()
+        if held.lease.id in self._creating:
+            return  # `_create` reports it
+        if container.state == "ended" and is_node_lost(container):
+            spawn(self._agents.end_stray(held), self._tasks, log)
+        self._search(held)
+        self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+
+    def _adopt(self, line: MasterLine) -> None:
+        """Note the containers that other processes of this service asked for, or an earlier one."""
+        for container in line.containers.values():
+            if container.number in self._held or container.state == "ended":
+                continue
+            if container.lease:
+                held = Held(load_lease(container.lease), container.number, line, None, container)
+                self._held[container.number] = held
+                self._search(held)
+                self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+            else:
+                spawn(self._identify(line, container), self._tasks, log)
+
+    async def _identify(self, line: MasterLine, container: Container) -> None:
+        """Note a container of an earlier attempt of its master. Its agent knows the lease."""
+        found = await self._agents.read_lease(container)
+        if found is None or container.number in self._held:
+            return
+        lease, address = found
+        self._held[container.number] = Held(lease, container.number, line, None, container, address=address)
+        self._changes.put_nowait(PodChange(kind="resync"))
+        await line.call(Nothing, "update", Update(number=container.number, lease=dump_lease(lease)))
+
+    async def _ask_again(self, held: Held) -> None:
+        """Ask a master that has just begun to serve. The lease is pending already, so a refusal is its loss."""
+        try:
+            await self._creator.ask(held)
+        except (LaunchError, NoNodeEver, LeaseConflict) as problem:
+            self._lose(held, str(problem).rstrip("."), is_final=not isinstance(problem, LeaseConflict))
+        except BackendUnavailable as problem:  # `on_connected` comes here again
+            held.reason = str(problem).rstrip(".")
+        else:
+            self._search(held)
+            self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+
+    def _lose(self, held: Held, reason: str, *, is_final: bool = False) -> None:
+        self._held.pop(held.number, None)
+        lost = replace(held.lease, state="lost", reason=reason, is_final=is_final)
+        self._changes.put_nowait(PodChange(kind="pod", pod=Pod(lease=lost)))
+        self._nodes.read_soon()
+
+    def _search(self, held: Held) -> None:
+        """Look for the agent of a container until it is found, once."""
+        if held.is_granted and held.address is None and not held.is_searched:
+            held.is_searched = True
+            spawn(self._find_agent(held), self._tasks, log)
+
+    async def _find_agent(self, held: Held) -> None:
+        if await self._agents.find(held, lambda: self._held.get(held.number) is held and held.is_granted):
+            self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+
+    # Reading
+
+    def _view(self, held: Held) -> Pod:
+        return held.view(find_python(held.lease.request, self._settings))
+
+    def _find(self, lease_id: str) -> Held | None:
+        return next((held for held in self._held.values() if held.lease.id == lease_id), None)
+
+    def _granted(self) -> dict[int, Lease]:
+        return {
+            number: replace(held.lease, node_id=held.container.node)
+            for number, held in self._held.items()
+            if held.container is not None and held.is_granted
+        }
+
+    def _find_schedulers(self, conf: Conf) -> tuple[str, ...]:
+        found = tuple(self._settings.schedulers) or scheduler_addresses(conf)
+        if not found:
+            raise ConfigError(
+                "the scheduler address of the ResourceManager is unknown: set c.RoostYarnBackend.schedulers to "
+                "host:port (yarn.resourcemanager.scheduler.address)."
+            )
+        return found
+
+    async def _follow_nodes(self) -> None:
+        try:
+            await self._nodes.follow(lambda: self._changes.put_nowait(PodChange(kind="nodes")))
+        except BackendUnavailable as problem:
+            self._changes.put_nowait(problem)
+        except Exception as problem:
+            log.exception("the nodes of YARN cannot be read")
+            self._changes.put_nowait(BackendUnavailable(f"the nodes of YARN cannot be read ({problem})"))
+
+
+def read_heartbeat_s(conf: Conf) -> float:
+    """Return how often NodeManagers report, which is how often YARN grants containers on a node."""
+    if conf.get("yarn.scheduler.capacity.schedule-asynchronously.enable") == "true":
+        return 0.5
+    text = conf.get("yarn.resourcemanager.nodemanagers.heartbeat-interval-ms", "")
+    return int(text) / 1000 if text.isdigit() else 1.0

@@ -1,0 +1,161 @@
+"""Asks for the containers of leases, and waits for YARN's decision."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from roost.launchers.protocol.messages import Launch, Lease, Nothing
+from roost.launchers.protocol.rpc import RemoteError
+from roost.placement import Request, Snapshot, get_policy
+from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver
+
+from .applications import Applications, MasterLine
+from .asking import build_archive, build_ask
+from .derived_keys import DerivedKeys
+from .held import Held
+from .master.messages import Ask, Container, MasterStatus, Numbered, Widen
+from .node_reader import NodeReader
+from .nodes import to_placement
+from .queues import Queues
+from .reasons import describe_wait, find_short
+from .rest import Rest
+from .settings import RoostYarnBackend
+
+log = logging.getLogger(__name__)
+
+_MASTER_S = 5.0
+"""How long a claim waits for a master. After that the lease is pending."""
+_MARGIN_S = 0.5
+"""How much longer than a heartbeat of the NodeManagers a claim waits for its container."""
+
+
+class ContainerCreator:
+    """Asks the masters for containers. `heartbeat_s` is how often a NodeManager reports, and YARN grants there."""
+
+    def __init__(
+        self,
+        settings: RoostYarnBackend,
+        keys: DerivedKeys,
+        rest: Rest,
+        queues: Queues,
+        applications: Applications,
+        nodes: NodeReader,
+    ) -> None:
+        self._settings, self._keys, self._rest = settings, keys, rest
+        self._queues, self._applications, self._nodes = queues, applications, nodes
+        self.heartbeat_s = 1.0
+
+    async def prepare(self, lease: Lease, launch: Launch | None) -> Held:
+        """Return the lease with its ask, for the application of its queue. Raises `NoNodeEver` and `LaunchError`."""
+        nodes = (lease.node_id,) if lease.node_id else self._find_hosts(lease.request)
+        priority = lease.request.options.get("priority")
+        line = await self._applications.line(self._queues.queue_of(lease.request), priority)
+        ask = build_ask(lease, launch, self._settings, self._keys, nodes, self._nodes.book.racks(nodes))
+        return Held(lease, ask.number, line, ask, reason=line.reason)
+
+    async def create(self, held: Held) -> None:
+        """Ask for the container, and wait for a while until YARN grants it.
+
+        Raises `LeaseConflict`, `NoNodeEver`, `LaunchError` and `BackendUnavailable`. The ask is withdrawn then.
+        """
+        try:
+            if await self._is_served(held.line):
+                await self.ask(held)
+        except BaseException:
+            await asyncio.shield(self._withdraw(held))
+            raise
+
+    async def ask(self, held: Held) -> None:
+        """Ask a master that answers. May be repeated. Raises as `create` does."""
+        assert held.ask is not None
+        held.reason = "YARN chooses its node"
+        try:
+            container = await self._send(held.line, held.ask)
+        except RemoteError as problem:
+            if problem.kind == "ending":
+                raise _ended() from None
+            kind = NoNodeEver if problem.kind == "too_large" else LaunchError
+            raise kind(f"roost's application master refuses the request: {problem.message}") from None
+        if held.container is None:  # else an event was faster
+            held.container = container
+        if held.lease.node_id:
+            await self._await_grant(held, held.ask)
+        else:
+            await self._explain(held, held.ask, await held.line.call(MasterStatus, "hello"))
+
+    async def _is_served(self, line: MasterLine) -> bool:
+        """Wait until the master answers. Raises `LaunchError` if YARN has refused the application."""
+        try:
+            return await line.wait(_MASTER_S)
+        except LaunchError:
+            if line.status is None:
+                raise
+            raise _ended() from None
+
+    async def _send(self, line: MasterLine, ask: Ask) -> Container:
+        try:
+            return await line.call(Container, "ask", ask)
+        except RemoteError as problem:
+            if problem.kind != "unknown_archive":
+                raise
+        await line.call(Nothing, "put_archive", build_archive())
+        return await line.call(Container, "ask", ask)
+
+    async def _await_grant(self, held: Held, ask: Ask) -> None:
+        """Wait until YARN has granted the chosen node, for one heartbeat of its NodeManager.
+
+        Without a grant: if the queue or the user has reached a limit, any node may take the ask from then on, so that
+        YARN's own queues see it. Otherwise the node has no room, which raises `LeaseConflict`.
+        """
+        deadline = time.monotonic() + self.heartbeat_s + _MARGIN_S
+        while not (held.is_granted or held.is_ended):
+            held.changed.clear()
+            try:
+                await asyncio.wait_for(held.changed.wait(), deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                break
+        else:
+            return
+        status = await held.line.call(MasterStatus, "hello")
+        await self._nodes.read()
+        if not find_short(ask.resources, status.headroom) and not self._has_room(held.lease):
+            raise LeaseConflict(f"{held.lease.node_id} has no room for it any more, as YARN reports")
+        hosts = self._find_hosts(held.lease.request)
+        widen = Widen(number=held.number, nodes=hosts, racks=self._nodes.book.racks(hosts))
+        await held.line.call(Container, "widen", widen)
+        await self._explain(held, ask, status)
+
+    async def _explain(self, held: Held, ask: Ask, status: MasterStatus) -> None:
+        await self._queues.read_queues(self._rest)
+        queue = self._queues.find(held.line.queue)
+        held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
+
+    async def _withdraw(self, held: Held) -> None:
+        """Withdraw an ask, or give back a container whose grant crosses that."""
+        try:
+            if held.line.is_connected:
+                await held.line.call(Nothing, "release", Numbered(number=held.number))
+        except (BackendUnavailable, RemoteError) as problem:
+            log.warning("lease=%s cannot be given back now: %s", held.lease.id, problem)
+
+    def _has_room(self, lease: Lease) -> bool:
+        nodes = [node for node in self._nodes.nodes(()) if node.id == lease.node_id]
+        decision = get_policy("balanced").place(to_placement(lease.request), Snapshot.of(nodes))
+        return decision.placement is not None
+
+    def _find_hosts(self, request: Request) -> tuple[str, ...]:
+        """Return the nodes that could take a request if they were empty; none if all can. Raises `NoNodeEver`."""
+        nodes = [node.as_empty() for node in self._nodes.nodes(())]
+        decision = get_policy("balanced").place(to_placement(request), Snapshot.of(nodes))
+        if decision.placement is None:
+            raise NoNodeEver(f"{decision.reason}.", decision=decision.to_dict())
+        refused = {refusal.node_id for refusal in decision.first_refusals(None)}
+        hosts = tuple(node.id for node in nodes if node.id not in refused)
+        return () if len(hosts) == len(nodes) else hosts
+
+
+def _ended() -> LeaseConflict:
+    """Return the refusal of a master that ended because it was idle. The next claim starts another one."""
+    return LeaseConflict("roost's application master has just ended", is_everywhere=True)

@@ -1,0 +1,92 @@
+"""Hadoop's configuration, from yarn-site.xml or from a ResourceManager."""
+
+from __future__ import annotations
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+
+from roost.scheduler.errors import ConfigError
+
+Conf = Mapping[str, str]
+
+_DEFAULT_FOLDER = "/etc/hadoop/conf"
+_RM = "yarn.resourcemanager"
+_MISSING = (
+    "no YARN cluster is named: set HADOOP_CONF_DIR to a folder with yarn-site.xml, or c.RoostYarnBackend.address to "
+    "the web addresses of the ResourceManagers (http://rm1:8088,http://rm2:8088)."
+)
+
+
+def find_web_addresses(address: str) -> tuple[str, ...]:
+    """Return the web addresses of the ResourceManagers that an address of the settings names. Raises `ConfigError`."""
+    folder = address or os.environ.get("HADOOP_CONF_DIR", "") or _DEFAULT_FOLDER
+    if address and not os.path.isdir(address):
+        return tuple(_complete(part.strip()) for part in address.split(",") if part.strip())
+    conf = read_site(folder)
+    if not conf and not address:
+        raise ConfigError(_MISSING)
+    found = web_addresses(conf)
+    if not found:
+        raise ConfigError(
+            f"{folder}/yarn-site.xml names no ResourceManager: set yarn.resourcemanager.hostname there, or "
+            "c.RoostYarnBackend.address."
+        )
+    return found
+
+
+def read_site(folder: str) -> Conf:
+    """Return the values in yarn-site.xml of a folder; none if there is no such file. Raises `ConfigError`."""
+    path = Path(folder) / "yarn-site.xml"
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ElementTree.ParseError) as problem:
+        raise ConfigError(f"{path} cannot be read: {problem}.") from None
+    return {
+        (one.findtext("name") or "").strip(): (one.findtext("value") or "").strip()
+        for one in root.iter("property")
+    }
+
+
+def web_addresses(conf: Conf) -> tuple[str, ...]:
+    """Return the web addresses of the ResourceManagers."""
+    is_https = _get(conf, "yarn.http.policy") == "HTTPS_ONLY"
+    scheme, name, port = ("https", "webapp.https", 8090) if is_https else ("http", "webapp", 8088)
+    return tuple(f"{scheme}://{address}" for address in _addresses(conf, name, port))
+
+
+def scheduler_addresses(conf: Conf) -> tuple[str, ...]:
+    """Return `host:port` of the ResourceManagers' scheduler addresses, for application masters."""
+    return _addresses(conf, "scheduler", 8030)
+
+
+def _addresses(conf: Conf, name: str, port: int) -> tuple[str, ...]:
+    found = []
+    is_ha = _get(conf, f"{_RM}.ha.enabled") == "true"
+    ids = _get(conf, f"{_RM}.ha.rm-ids").split(",") if is_ha else [""]
+    for suffix in (f".{one.strip()}" if one.strip() else "" for one in ids):
+        host = _get(conf, f"{_RM}.hostname{suffix}")
+        address = _get(conf, f"{_RM}.{name}.address{suffix}") or (f"{host}:{port}" if host else "")
+        if address and not address.startswith("0.0.0.0"):
+            found.append(address)
+        elif address and host and host != "0.0.0.0":
+            found.append(f"{host}:{address.rpartition(':')[2]}")
+    return tuple(dict.fromkeys(found))
+
+
+def _get(conf: Conf, name: str) -> str:
+    """Return a value, in which `${name}` stands for another one."""
+    value = conf.get(name, "")
+    for _ in range(5):
+        value, count = re.subn(r"\$\{([^}]+)\}", lambda found: conf.get(found[1], ""), value)
+        if not count:
+            break
+    return value
+
+
+def _complete(address: str) -> str:
+    return (address if "://" in address else f"http://{address}").rstrip("/")

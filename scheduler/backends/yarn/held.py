@@ -1,0 +1,51 @@
+"""`Held`: one lease with its ask and its container."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from roost.launchers.protocol.messages import AgentAddress, Lease
+from roost.scheduler.backends.agent_per_kernel import Pod
+
+from .applications import MasterLine
+from .master.messages import Ask, Container
+from .reasons import describe_end
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A lease with its ask and its container. `ask` is None if another process asked.
+
+    `reason` says why an ask waits. `changed` is set at each change of the container.
+    """
+
+    lease: Lease
+    number: int
+    line: MasterLine
+    ask: Ask | None = None
+    container: Container | None = None
+    reason: str = ""
+    address: AgentAddress | None = None
+    is_searched: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_granted(self) -> bool:
+        return self.container is not None and self.container.state in ("granted", "started")
+
+    @property
+    def is_ended(self) -> bool:
+        return self.container is not None and self.container.state == "ended"
+
+    def view(self, python: str) -> Pod:
+        """Return the container and its lease as the scheduler sees them. `python` runs the agent."""
+        lease, container = self.lease, self.container
+        if container is None or container.state == "asked":
+            reason = self.reason if self.line.is_connected else self.line.reason
+            return Pod(lease=replace(lease, state="pending", reason=reason))
+        lease = replace(lease, node_id=container.node or lease.node_id)
+        if container.state == "ended":
+            reason, is_final = describe_end(container, python)
+            return Pod(lease=replace(lease, state="lost", reason=reason, is_final=is_final))
+        return Pod(lease=replace(lease, state="held", reason=""), address=self.address)

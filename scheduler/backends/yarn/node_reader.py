@@ -1,0 +1,66 @@
+"""`NodeReader`: reads the nodes again and again, soon after changes of roost's own containers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+
+from roost.launchers.protocol.messages import Lease
+from roost.placement import Node
+
+from .nodes import NodeBook
+from .queues import Queues
+from .rest import Rest
+from .settings import RoostYarnBackend
+
+_SHARE = 20.0
+"""Readings take at most this part of the time: 5 %."""
+_SOON_SHARE = 2.0
+"""Readings after a change of roost's own take at most this part of the time."""
+_SOON_S = 0.05
+
+
+class NodeReader:
+    """The nodes of the cluster. `counted` returns the leases with a container, by number."""
+
+    def __init__(
+        self,
+        rest: Rest,
+        settings: RoostYarnBackend,
+        queues: Queues,
+        counted: Callable[[], Mapping[int, Lease]],
+    ) -> None:
+        self._rest, self._settings, self._queues, self._counted = rest, settings, queues, counted
+        self.book = NodeBook(settings)
+        self._soon = asyncio.Event()
+        self._took_s = 0.0
+
+    async def read(self) -> bool:
+        """Read the nodes; return True if they differ. Raises `BackendUnavailable`."""
+        began = time.monotonic()
+        raws = await self._rest.nodes()
+        differs = self.book.set(raws, self._queues.exclusive_labels, self._counted())
+        self._took_s = time.monotonic() - began
+        return differs
+
+    def nodes(self, live: Collection[int]) -> list[Node]:
+        """Return the nodes as last read, without the containers with these numbers."""
+        return self.book.nodes(live)
+
+    def read_soon(self) -> None:
+        """Read before the next turn: a container of roost's has changed."""
+        self._soon.set()
+
+    async def follow(self, on_change: Callable[[], object]) -> None:
+        """Read until cancelled, and call `on_change` when the nodes differ. Raises `BackendUnavailable`."""
+        while True:
+            pause_s = max(self._settings.read_nodes_every_s, self._took_s * _SHARE)
+            try:
+                await asyncio.wait_for(self._soon.wait(), pause_s)
+                await asyncio.sleep(max(_SOON_S, self._took_s * _SOON_SHARE))
+            except asyncio.TimeoutError:
+                pass
+            self._soon.clear()
+            if await self.read():
+                on_change()

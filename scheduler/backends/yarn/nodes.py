@@ -1,0 +1,196 @@
+"""From the ResourceManager's nodes to placement's nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from roost.launchers.protocol.messages import Lease
+from roost.placement.model import Device, Node, Request
+
+from .rest import JsonObject
+from .settings import RoostYarnBackend
+
+PARTITION = "partition"
+"""The label, and the taint, of a node with a node label of YARN (which YARN's documents also call a partition)."""
+RACK = "rack"
+_TAKES_NOTHING = {
+    "NEW": "is being added",
+    "UNHEALTHY": "is unhealthy",
+    "DECOMMISSIONING": "is being decommissioned",
+}
+"""States of nodes that are shown, but take no containers now. Other states but RUNNING are those of nodes that left."""
+_BASIC = ("memory-mb", "vcores")
+_USE_STEP_BYTES = 64 << 20
+
+
+def taint_of(partition: str) -> str:
+    """Return the taint of the nodes of an exclusive partition, which a request with that label tolerates."""
+    return f"{PARTITION}={partition}"
+
+
+def to_placement(request: Request) -> Request:
+    """Return the request with the labels and taints that its option `label` stands for."""
+    label = request.options.get("label", "")
+    if not label:
+        return request
+    return replace(
+        request,
+        labels={**request.labels, PARTITION: label},
+        tolerates=tuple(dict.fromkeys((*request.tolerates, taint_of(label)))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """CPUs, memory and other resources by the names of YARN's resource types."""
+
+    cpus: int = 0
+    memory_bytes: int = 0
+    others: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """The facts about a node that matter to roost, as the ResourceManager reports them."""
+
+    host: str
+    address: str
+    rack: str
+    state: str
+    trouble: str
+    partition: str
+    attributes: tuple[tuple[str, str], ...]
+    total: Amounts
+    used: Amounts
+    cpus_used: float | None
+    memory_used_bytes: int | None
+
+
+def read_facts(raw: JsonObject) -> NodeFacts | None:
+    """Return the facts about a node; None for a node that has left."""
+    state = raw["state"]
+    if state != "RUNNING" and state not in _TAKES_NOTHING:
+        return None
+    use = raw.get("resourceUtilization") or {}
+    infos = (raw.get("nodeAttributesInfo") or {}).get("nodeAttributeInfo", ())
+    total = _read_amounts(raw.get("totalResource"))
+    if total == Amounts():  # Hadoop before 3.0 has no resource types
+        memory, cpus = raw["usedMemoryMB"], raw["usedVirtualCores"]
+        total = Amounts(cpus + raw["availableVirtualCores"], (memory + raw["availMemoryMB"]) << 20)
+        used = Amounts(cpus, memory << 20)
+    else:
+        used = _read_amounts(raw.get("usedResource"))
+    return NodeFacts(
+        host=raw["nodeHostName"],
+        address=raw["id"].rpartition(":")[0],
+        rack=raw.get("rack", ""),
+        state=state,
+        trouble=" ".join(str(raw.get("healthReport", "")).split())[:200],
+        partition=next(iter(raw.get("nodeLabels") or ()), ""),
+        attributes=tuple((info["name"], info["value"]) for info in infos),
+        total=total,
+        used=used,
+        # Rounded, so that idle nodes do not differ at each reading.
+        cpus_used=round(use["nodeCPUUsage"], 1) if use else None,
+        memory_used_bytes=_round(use["nodePhysicalMemoryMB"] << 20) if use else None,
+    )
+
+
+class NodeBook:
+    """The nodes as YARN reported them last, without the containers of this service.
+
+    YARN's figures contain every container. The promises of roost's own are subtracted, because roost adds them. A
+    container that has ended in the meantime stays a promise until YARN's figures are without it. A container is
+    larger than its request if YARN has rounded it up: the rest stays a promise too.
+    """
+
+    def __init__(self, settings: RoostYarnBackend) -> None:
+        self._settings = settings
+        self._facts: dict[str, NodeFacts] = {}
+        self._exclusive: frozenset[str] = frozenset()
+        self._counted: Mapping[int, Lease] = {}
+        self._built: dict[str, tuple[tuple[object, ...], Node]] = {}
+
+    def set(
+        self, raws: Sequence[JsonObject], exclusive: Collection[str], counted: Mapping[int, Lease]
+    ) -> bool:
+        """Note a reading; return True if it differs. `counted` are the leases whose containers it contains."""
+        facts = {fact.host: fact for raw in raws if (fact := read_facts(raw)) is not None}
+        differs = facts != self._facts or counted.keys() != self._counted.keys()
+        self._facts, self._exclusive, self._counted = facts, frozenset(exclusive), dict(counted)
+        return differs
+
+    def racks(self, hosts: Collection[str]) -> dict[str, str]:
+        """Return the rack of each of these hosts that YARN knows."""
+        return {host: self._facts[host].rack for host in hosts if host in self._facts}
+
+    def has_label(self, label: str) -> bool:
+        """True if a node has this label."""
+        return any(facts.partition == label for facts in self._facts.values())
+
+    def nodes(self, live: Collection[int]) -> list[Node]:
+        """Return all nodes, without the containers with these numbers. An unchanged node is the same object."""
+        own: dict[str, tuple[Request, ...]] = {}
+        for number, lease in self._counted.items():
+            if number in live:
+                own[lease.node_id] = (*own.get(lease.node_id, ()), lease.request)
+        built = {}
+        for host, facts in self._facts.items():
+            is_exclusive = facts.partition in self._exclusive
+            key = (facts, is_exclusive, own.get(host, ()))
+            known = self._built.get(host)
+            built[host] = known if known and known[0] == key else (key, self._build(*key))
+        self._built = built
+        return [node for _, node in built.values()]
+
+    def _build(self, facts: NodeFacts, is_exclusive: bool, own: tuple[Request, ...]) -> Node:
+        gpu = self._settings.gpu_resource
+        total, used = dict(facts.total.others), dict(facts.used.others)
+        attributes = dict(facts.attributes)
+        promised = {
+            name: max(0.0, amount - sum(request.resources.get(name, 0.0) for request in own))
+            for name, amount in used.items()
+            if name != gpu and amount
+        }
+        trouble = _TAKES_NOTHING.get(facts.state, "")
+        labels = {RACK: facts.rack, **({PARTITION: facts.partition} if facts.partition else {})}
+        return Node(
+            id=facts.host,
+            address=facts.address,
+            labels={**attributes, **labels},
+            cpus=float(facts.total.cpus),
+            memory_bytes=facts.total.memory_bytes,
+            devices=_devices(total.get(gpu, 0), attributes.get(self._settings.gpu_model_attribute, "")),
+            cpus_promised=max(0.0, round(facts.used.cpus - sum(request.cpus for request in own), 9)),
+            memory_promised_bytes=max(
+                0, facts.used.memory_bytes - sum(request.memory_bytes for request in own)
+            ),
+            gpus_promised=max(0.0, used.get(gpu, 0) - sum(request.gpus for request in own)),
+            resources={name: float(amount) for name, amount in total.items() if name != gpu and amount},
+            resources_promised={name: amount for name, amount in promised.items() if amount},
+            cpus_used=facts.cpus_used,
+            memory_used_bytes=facts.memory_used_bytes,
+            metrics_age_s=None if facts.cpus_used is None else 0.0,
+            taints=(taint_of(facts.partition),) if is_exclusive else (),
+            is_draining=bool(trouble),
+            drains_because=f"{trouble} ({facts.trouble})" if trouble and facts.trouble else trouble,
+        )
+
+
+@cache
+def _devices(count: int, model: str) -> tuple[Device, ...]:
+    return tuple(Device(id=str(number), model=model) for number in range(count))
+
+
+def _read_amounts(raw: JsonObject | None) -> Amounts:
+    if not raw:
+        return Amounts()
+    infos = (raw.get("resourceInformations") or {}).get("resourceInformation", ())
+    others = tuple((info["name"], info["value"]) for info in infos if info["name"] not in _BASIC)
+    return Amounts(raw["vCores"], raw["memory"] << 20, others)
+
+
+def _round(size_bytes: int) -> int:
+    return size_bytes // _USE_STEP_BYTES * _USE_STEP_BYTES

@@ -1,0 +1,135 @@
+"""Plain reasons: why a container ended, why an ask waits, why an application does not serve. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from .master.messages import Container, Resources
+from .rest import JsonObject
+
+_ENDS = {
+    -100: "YARN took its container back",
+    -101: "the disks of its node failed",
+    -102: "YARN gave its resources to others (preemption)",
+    -103: "its container ran out of virtual memory, which YARN limits (yarn.nodemanager.vmem-check-enabled)",
+    -104: "its container ran out of memory",
+    -105: "roost's application master ended its container",
+    -106: "the ResourceManager ended its container",
+    -107: "roost's application has ended",
+    -108: "its node ended it in favour of others",
+    -109: "its container wrote too many logs",
+    137: "its container was killed",
+    143: "its container was ended",
+    154: "its NodeManager has lost it",
+}
+"""Reasons by the exit status of a container (Hadoop's ContainerExitStatus; 154 is a container that was lost)."""
+_FINAL = {126, 127}
+"""Exit statuses of a shell that cannot run the command. A retry on another node would need another command."""
+_AM_SHARE = re.compile(r"AM resource limit|AM Resource limit|not yet activated", re.IGNORECASE)
+_NOISE = ("[", "Last 4096", "Container exited", "at ", "For more detailed", ". Failing", "Error file")
+"""Beginnings of lines that YARN adds to what a container wrote."""
+_LONGEST = 300
+
+
+def describe_end(container: Container, python: str) -> tuple[str, bool]:
+    """Return why a container ended, and whether a retry is useless."""
+    status = container.exit_status
+    if is_node_lost(container):
+        return f"{container.node} does not answer YARN any more, or has left", False
+    if status in _FINAL:
+        return f"{python} cannot be run on {container.node}: set the option python", True
+    if status in _ENDS:
+        return _ENDS[status], False
+    said = _find_cause(container.diagnostics)
+    return f"its agent ended with exit status {status}" + (f" ({said})" if said else ""), False
+
+
+def is_node_lost(container: Container) -> bool:
+    """True if YARN has given up the node of a container. Its processes may live on."""
+    return container.exit_status == -100 and "lost" in container.diagnostics
+
+
+def describe_wait(asked: Resources, headroom: Resources | None, queue: JsonObject | None, user: str) -> str:
+    """Return why YARN has not granted an ask yet: a clause that names the queue and the limit, where known."""
+    name = (queue or {}).get("queueName", "") or "its queue"
+    short = find_short(asked, headroom)
+    if not short:
+        return "no node has room for it now"
+    limit = "its limit"
+    if queue is not None:
+        used, largest = queue.get("absoluteUsedCapacity", 0.0), queue.get("absoluteMaxCapacity", 100.0)
+        if used >= largest - 0.5:
+            limit = f"the queue's maximum of {largest:.0f} % of the cluster"
+        elif _is_user_limited(queue, user):
+            limit = f"the limit of each user (user-limit-factor {queue.get('userLimitFactor', 1.0):g})"
+        else:
+            limit = "the room that other queues leave it"
+    return f"queue {name} is full: {', '.join(short)} more than {limit} allows now"
+
+
+def find_short(asked: Resources, limit: Resources | None) -> list[str]:
+    """Return the amounts that exceed a limit, for people; none if the limit is unknown.
+
+    >>> find_short(Resources(memory_mb=2048, vcores=1), Resources(memory_mb=1024, vcores=4))
+    ['1024 MiB memory']
+    """
+    if limit is None:
+        return []
+    short = []
+    if asked.memory_mb > limit.memory_mb:
+        short.append(f"{asked.memory_mb - max(0, limit.memory_mb)} MiB memory")
+    if asked.vcores > limit.vcores:
+        short.append(_count(asked.vcores - max(0, limit.vcores), "CPU"))
+    for name, amount in asked.others.items():
+        if amount > limit.others.get(name, 0):
+            short.append(f"{amount - max(0, limit.others.get(name, 0))} {name}")
+    return short
+
+
+def describe_application(application: Mapping[str, object]) -> str:
+    """Return why an application does not serve yet."""
+    queue = application.get("queue", "")
+    said = str(application.get("diagnostics", ""))
+    state = application.get("state", "")
+    if _AM_SHARE.search(said):
+        return (
+            f"queue {queue} has no room for roost's application master: the applications there use their share "
+            "(maximum-am-resource-percent)"
+        )
+    if state == "ACCEPTED":
+        return f"roost's application master waits for room in queue {queue}"
+    return f"roost's application master starts in queue {queue}"
+
+
+def explain_failure(application: Mapping[str, object]) -> str:
+    """Return one sentence about an application that YARN has refused after it accepted the submission."""
+    said = str(application.get("diagnostics", ""))
+    queue = application.get("queue", "")
+    cause = _find_cause(said)
+    if "unknown queue" in said or "does not exist" in said:
+        return f"YARN has no queue {queue}: name another one (option queue)."
+    if "cannot submit" in said or "AccessControl" in said or "does not have permission" in said:
+        return f"YARN does not let this user submit to queue {queue}: {cause}."
+    return f"YARN has ended roost's application in queue {queue}: {cause or 'it gives no reason'}."
+
+
+def _is_user_limited(queue: JsonObject, user: str) -> bool:
+    for one in (queue.get("users") or {}).get("user", ()):
+        if one.get("username") == user:
+            used, most = one.get("resourcesUsed", {}), one.get("userResourceLimit", {})
+            return bool(most) and any(
+                used.get(name, 0) >= 0.9 * most.get(name, 0) > 0 for name in ("memory", "vCores")
+            )
+    return False
+
+
+def _count(amount: int, thing: str) -> str:
+    return f"{amount} {thing}" + ("" if amount == 1 else "s")
+
+
+def _find_cause(diagnostics: str) -> str:
+    """Return the last line that a container wrote to `stderr`, else the last one that says something."""
+    lines = [line.strip() for line in diagnostics.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    return kept[-1][:_LONGEST].rstrip(".") if kept else ""

@@ -1,0 +1,237 @@
+"""`Rest`: the ResourceManager's REST API by `yarn-api-client`, in threads and with deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from yarn_api_client.base import BaseYarnAPI
+from yarn_api_client.resource_manager import ResourceManager
+
+from roost.launchers.daemon.tasks import in_thread
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+from .hadoop_conf import Conf, find_web_addresses
+from .settings import RoostYarnBackend
+
+log = logging.getLogger(__name__)
+
+JsonObject = dict[str, Any]
+
+_CONNECT_S = 4.0
+_ANSWER_S = 20.0
+"""How long one ResourceManager may take for an answer. The nodes of a large cluster take a second."""
+_LONGEST = 300
+_STATES = ["NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING"]
+"""The states of applications that have not ended."""
+
+
+class RestError(Exception):
+    """The ResourceManager refuses a call. `text` is its own message, without the names of Java classes."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status, self.text = status, text
+
+
+class _Standby(Exception):
+    """Another ResourceManager is the active one."""
+
+
+class _Api(ResourceManager):  # type: ignore[misc,unused-ignore]
+    """The ResourceManager at one address. An address with a path stands for `/ws`, as at a gateway."""
+
+    def __init__(self, address: str, session: requests.Session) -> None:
+        # The constructor of ResourceManager would read the HTML page of the cluster from each address.
+        BaseYarnAPI.__init__(self, address, (_CONNECT_S, _ANSWER_S))
+        self.address, self.session = address, session
+
+    def request(self, api_path: str, method: str = "GET", **kwargs: Any) -> Any:
+        path = urlsplit(self.address).path
+        url = self.address + (api_path.removeprefix("/ws") if path else api_path)
+        kwargs.setdefault("headers", {"Accept": "application/json"})
+        answer = self.session.request(method, url, timeout=self.timeout, allow_redirects=False, **kwargs)
+        text = answer.text
+        if answer.is_redirect or "This is standby RM" in text[:200]:
+            raise _Standby(answer.headers.get("Location", ""))
+        if answer.status_code in (401, 403) and "RemoteException" not in text:
+            raise BackendUnavailable(_describe_refusal(self.address, answer.status_code))
+        try:
+            content = json.loads(text) if text else {}
+        except ValueError:
+            raise BackendUnavailable(
+                f"{self.address} answers with a page instead of YARN's REST API: correct "
+                "c.RoostYarnBackend.address, or the proxy between."
+            ) from None
+        if answer.status_code >= 400:
+            problem = content.get("RemoteException", {}) if isinstance(content, dict) else {}
+            raise RestError(answer.status_code, _simplify(problem.get("message", "")) or answer.reason)
+        return content
+
+
+class Rest:
+    """Calls to the active ResourceManager. Every call raises `BackendUnavailable` if none answers.
+
+    `address` is the address that answered last.
+    """
+
+    def __init__(self, settings: RoostYarnBackend) -> None:
+        self.user = settings.user or getpass.getuser()
+        session = _open_session(settings, self.user)
+        self._session = session
+        self._apis = [_Api(address, session) for address in find_web_addresses(settings.address)]
+        self.address = self._apis[0].address
+
+    def close(self) -> None:
+        self._session.close()
+
+    async def info(self) -> JsonObject:
+        """Return the facts about the cluster. Its `id` is another one once the cluster was set up again."""
+        return dict((await self.call(lambda api: api.cluster_information()))["clusterInfo"])
+
+    async def nodes(self) -> list[JsonObject]:
+        """Return all nodes, also those that have left."""
+        answer = await self.call(lambda api: api.cluster_nodes())
+        return list((answer["nodes"] or {}).get("node", []))
+
+    async def queues(self) -> JsonObject:
+        """Return the root queue with its children."""
+        answer = await self.call(lambda api: api.cluster_scheduler())
+        return dict(answer["scheduler"]["schedulerInfo"])
+
+    async def labels(self) -> dict[str, bool]:
+        """Return the node labels by name, and whether only containers with that label may run there."""
+        answer = await self.call(lambda api: api.request("/ws/v1/cluster/get-node-labels"))
+        infos = answer.get("nodeLabelInfo") or ()
+        infos = [infos] if isinstance(infos, dict) else infos
+        return {one["name"]: one.get("exclusivity", True) in (True, "true") for one in infos if one["name"]}
+
+    async def conf(self) -> Conf:
+        """Return the ResourceManager's configuration; empty where a gateway does not show it."""
+        try:
+            answer = await self.call(lambda api: api.request("/conf"))
+        except (RestError, BackendUnavailable) as problem:
+            log.info("the ResourceManager does not show its configuration: %s", problem)
+            return {}
+        return {one["key"]: one["value"] for one in answer.get("properties", ())}
+
+    async def applications(self, tag: str) -> list[JsonObject]:
+        """Return the applications with this tag that have not ended."""
+        answer = await self.call(lambda api: api.cluster_applications(states=_STATES, application_tags=[tag]))
+        return list((answer["apps"] or {}).get("app", []))
+
+    async def application(self, application_id: str) -> JsonObject:
+        """Return one application. Raises `RestError` if YARN does not know it."""
+        return dict((await self.call(lambda api: api.cluster_application(application_id)))["app"])
+
+    async def new_application(self) -> tuple[str, JsonObject]:
+        """Return a new application id, and the largest container of the cluster."""
+        answer = await self.call(lambda api: api.cluster_new_application())
+        return answer["application-id"], answer["maximum-resource-capability"]
+
+    async def submit(self, context: Mapping[str, Any]) -> None:
+        """Submit an application. YARN accepts unknown queues too: read the application's state afterwards."""
+        await self.call(lambda api: api.cluster_submit_application(context))
+
+    async def kill(self, application_id: str) -> None:
+        """End an application, with all its containers. May be repeated."""
+        await self.call(lambda api: api.cluster_application_kill(application_id))
+
+    async def call(self, ask: Callable[[_Api], Any]) -> Any:
+        """Return the answer of the active ResourceManager."""
+        deadline_s = (_CONNECT_S + _ANSWER_S) * len(self._apis)
+        try:
+            return await in_thread(lambda: self._ask_each(ask), deadline_s=deadline_s, name="roost-yarn")
+        except asyncio.TimeoutError:
+            raise BackendUnavailable(f"YARN's ResourceManager at {self.address} does not answer.") from None
+
+    def _ask_each(self, ask: Callable[[_Api], Any]) -> Any:
+        problems = []
+        for api in sorted(self._apis, key=lambda api: api.address != self.address):
+            try:
+                answer = ask(api)
+            except _Standby:
+                problems.append(f"{api.address} is in standby")
+            except requests.exceptions.SSLError as problem:
+                raise BackendUnavailable(
+                    f"the certificate of {api.address} is not trusted: set c.RoostYarnBackend.ca_file "
+                    f"({_shorten(problem)})."
+                ) from None
+            except requests.Timeout:
+                problems.append(f"{api.address} does not answer")
+            except requests.ConnectionError as problem:
+                refused = "refused" in str(problem)
+                reason = "refuses connections" if refused else f"cannot be reached ({_shorten(problem)})"
+                problems.append(f"{api.address} {reason}")
+            except requests.RequestException as problem:
+                raise BackendUnavailable(f"{api.address} cannot be asked: {_shorten(problem)}.") from None
+            else:
+                self.address = api.address
+                return answer
+        raise BackendUnavailable(f"YARN has no active ResourceManager: {', '.join(problems)}.")
+
+
+def _open_session(settings: RoostYarnBackend, user: str) -> requests.Session:
+    session = requests.Session()
+    session.verify = settings.ca_file or True
+    if settings.authentication == "simple":
+        session.params = {"user.name": user}
+    elif settings.authentication == "kerberos":
+        session.auth = _kerberos()
+    else:
+        session.auth = (user, _read_password(settings.password_file))
+    return session
+
+
+def _kerberos() -> Any:
+    try:
+        from requests_gssapi import OPTIONAL, HTTPSPNEGOAuth
+    except ModuleNotFoundError:
+        raise ConfigError(
+            'c.RoostYarnBackend.authentication = "kerberos" needs the package requests-gssapi: install it into the '
+            "environment of roost."
+        ) from None
+    return HTTPSPNEGOAuth(mutual_authentication=OPTIONAL, opportunistic_auth=True)
+
+
+def _read_password(path: str) -> str:
+    try:
+        if Path(path).stat().st_mode & 0o077:
+            raise ConfigError(f"{path} can be read by other users; run: chmod 600 {path}")
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as problem:
+        raise ConfigError(
+            f"c.RoostYarnBackend.password_file = {path!r} cannot be read: {problem.strerror}."
+        ) from None
+
+
+def _describe_refusal(address: str, status: int) -> str:
+    if status == 401:
+        return (
+            f"{address} does not accept how roost shows who it is: set c.RoostYarnBackend.authentication, and with "
+            "kerberos run kinit."
+        )
+    return f"{address} forbids this user to use YARN's REST API: ask the cluster's administrator."
+
+
+def _simplify(message: str) -> str:
+    """Return a message without the names of Java classes.
+
+    >>> _simplify("java.lang.Exception: app with id: application_1_1 not found")
+    'app with id: application_1_1 not found'
+    """
+    text = " ".join(message.split())
+    while (head := text.partition(": "))[0].startswith(("java.", "org.apache.")):
+        text = head[2]
+    return text[:_LONGEST].rstrip(".")
+
+
+def _shorten(problem: Exception) -> str:
+    return str(problem).rpartition("] ")[2].strip("')(\" ")[:_LONGEST]

@@ -1,0 +1,58 @@
+"""`c.RoostYarnBackend`."""
+
+from __future__ import annotations
+
+from traitlets import Enum, Float, Int, List, Unicode
+
+from roost.scheduler.config.section import Memory, Section
+
+
+class RoostYarnBackend(Section):
+    """`c.RoostYarnBackend`: the YARN cluster, and what users may ask of their containers."""
+
+    address = Unicode(
+        "",
+        help="Web addresses of the ResourceManagers, separated by commas (http://rm1:8088,http://rm2:8088), or a "
+        "folder with yarn-site.xml; empty: HADOOP_CONF_DIR, else /etc/hadoop/conf. An address with a path stands "
+        "for /ws, as at a Knox gateway: https://knox:8443/gateway/default/resourcemanager.",
+    )
+    schedulers = List(
+        Unicode(),
+        help="host:port of the ResourceManagers' scheduler addresses; empty: as yarn-site.xml or the ResourceManager "
+        "says.",
+    )
+    authentication = Enum(
+        ["simple", "kerberos", "basic"],
+        "simple",
+        help="How roost shows who it is: by name alone, by a Kerberos ticket (kinit), or by name and password.",
+    )
+    user = Unicode("", help="The user of YARN, for simple and basic; empty: the user of this service.")
+    password_file = Unicode("", help="A file that only you can read, with the password for basic.")
+    ca_file = Unicode(
+        "", help="A file with the certificate authority of https addresses; empty: the system's."
+    )
+    queue = Unicode("default", help="The queue of kernels that name none.")
+    allowed_queues = List(Unicode(), ["*"], help="Patterns of the queues that kernels may name (fnmatch).")
+    python = Unicode(
+        "python3", help="The Python on the nodes that runs roost's agent and application master."
+    )
+    memory = Memory("1GiB", help="The memory of kernels that ask for none.")
+    gpu_resource = Unicode("yarn.io/gpu", help="The name of the GPUs' resource.")
+    gpu_model_attribute = Unicode(
+        "gpu-model", help="The node attribute that names the model of a node's GPUs."
+    )
+    agent_ports = Unicode("20000-30000", help="The ports of the agents on the nodes, lowest-highest.")
+    master_memory = Memory("256MiB", help="The memory of roost's application master.")
+    max_attempts = Int(
+        10,
+        min=1,
+        help="How often the application master may fail within a minute. YARN has a limit of its own.",
+    )
+    identity_file = Unicode(
+        "",
+        help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "
+        "survive restarts. Empty: roost/yarn-identity.json in XDG_STATE_HOME.",
+    )
+    read_nodes_every_s = Float(
+        1.0, min=0.05, help="How often the nodes are read. Large clusters are read less often."
+    )
