@@ -48,7 +48,7 @@ def main() -> int:
     start = json.loads(zipimport.zipimporter(archive).get_data("start.json"))
     settings = fill_in(start["settings"])
     del sys.path[0]  # the archive
-    forked, become_kernel = fork_kernel(folder, settings, start["assignment"].get("launch"))
+    forked, become_kernel = fork_kernel(folder, settings, start["assignment"])
     if become_kernel is not None:
         become_kernel()
         return 0
@@ -73,14 +73,16 @@ def fill_in(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fork_kernel(
-    folder: str, settings: Mapping[str, Any], launch: Mapping[str, Any] | None
+    folder: str, settings: Mapping[str, Any], assignment: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
     """Fork the assigned kernel if possible.
 
     Return the fields of `fork_report.PodKernel` for the agent. In the child, return a function that runs the kernel.
     """
+    launch, request = assignment["launch"], assignment["reserve"]["lease"]["request"]
     env = {**os.environ, **launch["env"]} if launch else {}
-    if launch is None or not may_fork(launch, env):
+    must_lock = settings["gpu_visibility"] == "locks" and request["gpus"]  # the agent chooses devices first
+    if launch is None or must_lock or not may_fork(launch, env):
         return None, None
     began = time.perf_counter()
     connection = choose_ports(

@@ -84,13 +84,13 @@ class Kernels:
         kernel = self._in_lease(lease_id)
         return kernel is not None and not kernel.ended.is_set()
 
-    async def launch(self, request: Launch) -> KernelProcess:
+    async def launch(self, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
         """Start a kernel. Repeated with the same launch id, the call joins the first one and returns the same."""
         known = self._kernels.get(request.kernel_id)
         if known is None or known.launch_id != request.launch_id:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
-            known = self._begin(request)
+            known = self._begin(request, device_ids)
         return await asyncio.shield(known.started)  # a caller that gives up must not cancel the others' start
 
     def signal(self, kernel_id: str, signum: int) -> bool:
@@ -171,7 +171,7 @@ class Kernels:
         self._timers.close()
         self._reaper.close()
 
-    def _begin(self, request: Launch) -> _TrackedKernel:
+    def _begin(self, request: Launch, device_ids: tuple[str, ...]) -> _TrackedKernel:
         earlier = self._kernels.pop(request.kernel_id, None)
         folder = self._folder / hashlib.sha256(request.kernel_id.encode()).hexdigest()[:32]
         if earlier is not None:  # after a crash, the old record must not hide that this start is unfinished
@@ -181,7 +181,7 @@ class Kernels:
             launch_id=request.launch_id,
             lease_id=request.lease_id,
             folder=folder,
-            started=asyncio.get_running_loop().create_task(self._starter.start(folder, request)),
+            started=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
             ended=asyncio.Event(),
         )
         self._kernels[request.kernel_id] = kernel

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -30,12 +29,16 @@ from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model import Node
 
+from .address_watch import watch_address
 from .fingerprint import parse_ipykernel_command
 from .fork_report import PodKernel
+from .gpu_locks import GpuLocks
 from .kernels import Kernels
+from .launch_changes import adapt, build_node_environment
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
 from .node_metrics import AgentSettings, NodeMetrics, UsageMeter
+from .nvml import list_gpus
 from .sessions import OwnSession, SharedSession
 from .start import writing
 from .zygote_pool import ZygotePool
@@ -88,6 +91,7 @@ class Agent:
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
         )
+        self._gpu_locks = GpuLocks(settings.node)
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle_exit_s = settings.idle_exit_s
@@ -128,6 +132,12 @@ class Agent:
         await self._reserve(b"", assignment.reserve)
         if assignment.launch is not None:
             spawn(self._launch(b"", assignment.launch), self._tasks, log)
+        settings = self._settings
+        if settings.daemon_address:
+            watch = watch_address(
+                settings.daemon_address, settings.daemon_name, settings.daemon_grace_s, self._lose_all
+            )
+            spawn(watch, self._tasks, log)
 
     async def close(self) -> None:
         self._publish("leaving")
@@ -138,6 +148,7 @@ class Agent:
         await self._zygotes.close()
         await self.server.close()
         self._machine.devices.close()
+        self._gpu_locks.close()
 
     async def _subscribe(self, peer: bytes, _: Nothing) -> None:
         self.server.subscribers.add(peer)
@@ -181,7 +192,11 @@ class Agent:
             raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
         self._timers.cancel(request.lease_id)
         try:
-            return await self._kernels.launch(self._at_home(request, entry.lease))
+            device_ids = await self._devices_of(entry.lease)
+            has_locks = self._gpu_locks.is_held
+            has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
+            changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
+            return await self._kernels.launch(changed, device_ids)
         finally:
             # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
             if not self._kernels.runs_in(request.lease_id):
@@ -226,20 +241,16 @@ class Agent:
     async def _leave(self, peer: bytes, _: Nothing) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
-    def _at_home(self, request: messages.Launch, lease: Lease) -> messages.Launch:
-        """Return the launch with the changes that `AgentSettings` lists."""
-        connection, cwd, env = request.connection, request.cwd, dict(request.env)
-        if self._settings.address and connection.transport == "tcp":
-            connection = replace(connection, ip=self._settings.address)
-        if self._settings.is_remote:
-            cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())
-            env = {**build_node_environment(), **env}
-        has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
-        if has_bus_ids or self._settings.gpu_visibility == "manager":
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(lease.device_ids)
-        if has_bus_ids:  # NVML numbers devices in PCI order, but CUDA's default order puts the fastest first
-            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        return replace(request, connection=connection, cwd=cwd, env=env)
+    async def _devices_of(self, lease: Lease) -> tuple[str, ...]:
+        """Return the ids of the devices that a kernel in this lease may use. Raises `RemoteError`."""
+        if self._settings.gpu_visibility != "locks" or not lease.request.gpus:
+            return lease.device_ids
+        visible, count = self._machine.devices.read(), lease.request.gpu_count
+        if not visible:
+            visible = await list_gpus()
+        if len(visible) <= count:  # the manager lets this process see its own alone
+            return tuple(device.id for device in visible)
+        return await self._gpu_locks.hold(visible, count)
 
     def _on_launched(self, process: KernelProcess) -> None:
         self._timers.cancel(process.lease_id)
@@ -300,15 +311,6 @@ class Agent:
 
     def _publish(self, kind: Any, **fields: Any) -> None:
         self.server.publish(messages.AgentEvent(kind=kind, **fields))
-
-
-def build_node_environment() -> dict[str, str]:
-    """Return the agent's environment, without roost's own code, which may have been sent here for the agent alone."""
-    home = Path(__file__).resolve().parents[3]
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [path for path in entries if path and Path(path).resolve() != home]
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**env, "PYTHONPATH": os.pathsep.join(paths)} if paths else env
 
 
 async def serve(

@@ -97,7 +97,7 @@ class ManagerWatch:
 
 async def _cluster_answers(manager: Manager) -> bool:
     """True if the manager answers and is not known to be another one."""
-    if manager.is_gone or not await _answers(manager.address):
+    if manager.is_gone or not await answers(manager.address):
         return False
     return not manager.probe or await asyncio.to_thread(_read_cluster_id, manager) in ("", manager.cluster_id)
 
@@ -114,7 +114,8 @@ def _read_cluster_id(manager: Manager) -> str:
     return result.stdout.strip()
 
 
-async def _answers(address: str) -> bool:
+async def answers(address: str) -> bool:
+    """True if something accepts connections at `host:port` within seconds."""
     host, _, port = address.rpartition(":")
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _CONNECT_S)

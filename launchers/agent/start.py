@@ -89,8 +89,11 @@ class Starter:
     pod_kernel: PodKernel | None = None
     used_ports: dict[str, set[int]] = field(default_factory=dict)
 
-    async def start(self, folder: Path, request: Launch) -> KernelProcess:
-        """Start a kernel in `folder`. Raises `RemoteError`; then no process is left behind."""
+    async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
+        """Start a kernel in `folder`. `device_ids` are for its record.
+
+        Raises `RemoteError`; then no process is left behind.
+        """
         if not os.path.isdir(request.cwd):
             problem = f"the working directory {request.cwd} does not exist on this machine"
             raise RemoteError("bad_command", problem)
@@ -101,7 +104,9 @@ class Starter:
             folder.mkdir(mode=0o700, exist_ok=True)
             log_fd = os.open(folder / "log", flags, 0o600)
         try:
-            return await asyncio.wait_for(self._start(folder, request, log_fd), request.deadline_s)
+            return await asyncio.wait_for(
+                self._start(folder, request, device_ids, log_fd), request.deadline_s
+            )
         except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
             problem = f"the kernel did not open its ports within {request.deadline_s:g} s"
             last = tail(folder / "log", LOG_TAIL_BYTES)
@@ -109,7 +114,9 @@ class Starter:
         finally:
             os.close(log_fd)
 
-    async def _start(self, folder: Path, request: Launch, log_fd: int) -> KernelProcess:
+    async def _start(
+        self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
+    ) -> KernelProcess:
         child = _Child(folder, self.reaper, self.session)
         try:
             forked = await self._fork(child, request, log_fd)
@@ -127,6 +134,7 @@ class Starter:
                 connection=connection,
                 launched_at=time.time(),
                 timing_ms=timing_ms,
+                device_ids=device_ids,
             )
             with writing(folder):
                 write_private_json(folder / "record.json", encode(process))

@@ -65,6 +65,7 @@ class KernelProcess:
     """The process of a kernel, as its agent knows it. `connection` is None in lists, because it has the keys.
 
     `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
+    `device_ids` are those of its lease, or those that the agent chose for it.
     """
 
     kernel_id: str
@@ -76,6 +77,7 @@ class KernelProcess:
     connection: Connection | None
     launched_at: float
     timing_ms: Mapping[str, float] = field(default_factory=dict)
+    device_ids: tuple[str, ...] = ()
     is_running: bool = True
     exit_code: int | None = None
     reason: str = ""

@@ -190,7 +190,7 @@ class KernelRecord:
             request=self.request,
             node_id=lease.node_id if lease else "",
             lease_id=lease.id if lease else "",
-            device_ids=lease.device_ids if lease else (),
+            device_ids=(process.device_ids if process else ()) or (lease.device_ids if lease else ()),
             process=process,
             created_at=self.created_at,
             timing_ms={**self.timing_ms, **(process.timing_ms if process else {})},

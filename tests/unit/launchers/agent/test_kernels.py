@@ -29,7 +29,7 @@ class CancelledAtTheEnd:
     def __init__(self, _: ZygotePool, reaper: Reaper, on_started: Callable[..., None], *__: Any) -> None:
         self.reaper, self.on_started = reaper, on_started
 
-    async def start(self, folder: Path, request: Launch) -> KernelProcess:
+    async def start(self, folder: Path, request: Launch, _: object) -> KernelProcess:
         child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - the reaper waits for it
         child.returncode = 0
         process = KernelProcess(

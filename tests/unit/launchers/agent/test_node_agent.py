@@ -20,7 +20,7 @@ import pytest
 from agents import Session, agent_pid, agent_session, alive, end_agent
 from world import TINY_ARGV, TINY_KERNEL, kill
 
-from roost.launchers.agent import main as module
+from roost.launchers.agent import launch_changes as module
 from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError

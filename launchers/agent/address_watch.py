@@ -1,0 +1,41 @@
+"""The agent's watch on a daemon of the cluster manager that it knows by its address alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from .manager_watch import answers
+
+log = logging.getLogger(__name__)
+
+_MAX_INTERVAL_S = 30.0
+
+
+async def watch_address(
+    address: str,
+    name: str,
+    grace_s: float,
+    on_lost: Callable[[str], Awaitable[None]],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
+    """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call `on_lost`.
+
+    `on_lost` gets the reason, which has the daemon's name.
+    """
+    interval_s = min(grace_s / 10, _MAX_INTERVAL_S)
+    answered_at = clock()
+    while True:
+        is_there, now = await answers(address), clock()
+        if is_there:
+            answered_at = now
+        elif now - answered_at >= grace_s:
+            break
+        await sleep(interval_s)
+    reason = f"the {name} of its node has not answered for {grace_s:g} s"
+    log.warning("all leases are lost: %s", reason)
+    await on_lost(reason)
