@@ -141,9 +141,8 @@ class Kernels:
     def adopt(self, lease_ids: Container[str]) -> None:
         """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
         for folder in sorted(self._folder.iterdir()):
-            starting = read_json(folder / "starting.json") or {"pid": 0, "started_at": 0.0}
-            pid = starting["pid"]
-            lives = is_running(pid, starting["started_at"])
+            pid, started_at = read_starting(folder / "starting.json")
+            lives = is_running(pid, started_at)
             has_record = (folder / "record.json").exists()
             try:
                 process = decode(KernelProcess, read_json(folder / "record.json"), ignore_unknown=True)
@@ -253,6 +252,15 @@ class Kernels:
         for kernel in self._kernels.values():
             shorten(kernel.folder / "log", over_bytes=_LOG_MAX_BYTES, keep_bytes=_LOG_KEPT_BYTES)
         self._watch_logs()
+
+
+def read_starting(file: Path) -> tuple[int, float]:
+    """Return the pid and start time that a start has noted; zeros if the file is missing or damaged."""
+    try:
+        noted = read_json(file)
+        return int(noted["pid"]), float(noted["started_at"])
+    except (KeyError, TypeError, ValueError):
+        return 0, 0.0
 
 
 async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from cluster_world import show_logs
 from contention import SCHEDULERS
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from kubelets import Kubelets, why_not
+from kubernetes_world import MACHINES, World, prepare
 from leftovers import private_runtime_dir
 from world import settle
 
 import roost
-from roost.scheduler.client.client import Client
+from roost.scheduler.client.client import Client, disconnect
 
 OWNER_GRACE_S = 1.0
 """How long the service of `short_owner_grace` waits for an owner that has ended."""
@@ -65,3 +68,28 @@ def homes() -> Iterator[list[str]]:
         yield folders
         for folder in folders:
             settle(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def kubelets(private_environment: None) -> Iterator[Kubelets]:
+    """Start the cluster of this module, whose tests kill its parts."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with private_runtime_dir(), Kubelets(*MACHINES) as started:
+        prepare(started)
+        yield started
+
+
+@pytest.fixture
+async def kubernetes_world(
+    runtime_dir: Path, kubelets: Kubelets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    world = World(kubelets, runtime_dir, tmp_path, monkeypatch)
+    with world.proxy:
+        yield world
+        try:
+            with show_logs(runtime_dir):
+                await world.close()
+        finally:
+            disconnect()
+            settle(runtime_dir)

@@ -15,10 +15,10 @@ import dask_books
 import psutil
 import pytest
 from cluster_folder import answers, wait_until
+from cluster_world import ClusterWorld
 from dask_books import Slow, hold, most_at_once, sweep, whole
 from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE
-from managers import kernelspecs
 from notebook import Notebook, held_by
 from world import daemon_pids, kill, settle, wait_gone
 
@@ -36,34 +36,17 @@ PAIR = Machine(cpus=2, gpus=2)
 SPLIT = Machine(cpus=2, gpus=2, is_split=True)
 
 
-class World:
+class World(ClusterWorld):
     """A cluster, its operator (`dask`, a client) and its notebooks."""
 
     def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
-        self.home = home
+        super().__init__("dask", home, folder)
         self.cluster = cluster
         self.dask: Any
-        self.opened: list[Notebook] = []
-        self._folder = folder
-
-    async def open(self, **config: object) -> Notebook:
-        """Open a notebook with this configuration. Its variable `mine` is 42."""
-        config = {"backend": "dask", **config}
-        notebook = Notebook("roosted")
-        notebook.manager.kernel_spec_manager = kernelspecs(
-            self._folder / str(len(self.opened)), config=config
-        )
-        await notebook.open()
-        self.opened.append(notebook)
-        await notebook.run("import os, time; mine = 42")
-        return notebook
 
     async def lives(self, *notebooks: Notebook) -> None:
         """Check that these kernels run, keep their variables and are the only ones with leases in any ledger."""
-        for notebook in notebooks:
-            assert await notebook.value("mine") == "42"
-        kernels = [await kernel_of(notebook) for notebook in notebooks]
-        assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
+        kernels = await self.running(*notebooks)
         said = await whole(self.dask, self.home / "node", [kernel.lease_id for kernel in kernels])
         for kernel in kernels:
             machine, device_ids, _ = said["leases"][kernel.lease_id]

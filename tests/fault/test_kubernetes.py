@@ -5,88 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kubelets import Api, Kubelets, Refused, why_not
+from kubelets import Api, Kubelets, Refused
 from kubernetes_nodes import NAMESPACE
 from kubernetes_world import (
-    MACHINES,
     PODS,
     SECRETS,
     SPARE,
     USER,
     World,
     assert_plain,
-    containerd_pid,
     kernel_of,
-    prepare,
     say,
     service,
-    tag_image,
     until,
 )
-from leftovers import private_runtime_dir
 from notebook import held_by
-from world import settle, wait_gone
+from world import wait_gone
 
-from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import BackendUnavailable, RoostError
-
-REGISTRY = """
-from http.server import BaseHTTPRequestHandler, HTTPServer
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(404)
-        self.end_headers()
-    do_HEAD = do_GET
-server = HTTPServer(("127.0.0.1", 5000), Handler)
-print("ready", flush=True)
-server.serve_forever()
-"""
-
-OWN_SECRET = """
-  volumes: [{name: own, secret: {secretName: none}}]
-  containers: [{name: kernel, volumeMounts: [{name: own, mountPath: /own}]}]
-"""
-OWN_VARIABLE = """
-  containers: [{name: kernel, env: [{name: A, valueFrom: {secretKeyRef: {name: none, key: a}}}]}]
-"""
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def cluster(private_environment: None) -> Iterator[Kubelets]:
-    """Start the cluster of this module, whose tests kill its parts."""
-    if reason := why_not():
-        pytest.skip(reason)
-    with private_runtime_dir(), Kubelets(*MACHINES) as started:
-        prepare(started)
-        yield started
+def cluster(kubelets: Kubelets) -> Kubelets:
+    return kubelets
 
 
 @pytest.fixture
-async def world(
-    runtime_dir: Path, cluster: Kubelets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    world = World(cluster, runtime_dir, tmp_path, monkeypatch)
-    with world.proxy:
-        yield world
-        try:
-            await world.close()
-        except BaseException:
-            for log in runtime_dir.glob("scheduler*/log*"):
-                print(f"--- {log}", *log.read_text().splitlines()[-80:], sep="\n")
-            raise
-        finally:
-            disconnect()
-            settle(runtime_dir)
+async def world(kubernetes_world: World) -> World:
+    return kubernetes_world
 
 
 async def test_the_scheduler_service(world: World) -> None:
@@ -395,71 +348,6 @@ def create_token(api: Api, name: str, file: Path) -> None:
     path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{USER}/token"
     answer = api.call("POST", path, {"spec": {"boundObjectRef": bound, "expirationSeconds": 600}})
     file.write_text(answer["status"]["token"])
-
-
-@pytest.fixture
-def registry(cluster: Kubelets) -> Iterator[None]:
-    """Run a registry without images on the node n2, at localhost:5000."""
-    command = ["nsenter", "--net", "--target", str(containerd_pid(cluster, "n2"))]
-    with subprocess.Popen([*command, sys.executable, "-S", "-c", REGISTRY], stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        server.stdout.readline()
-        yield
-        server.kill()
-
-
-@pytest.mark.fault_long
-@pytest.mark.parametrize(
-    ("options", "template", "reason"),
-    [
-        ({"image": "localhost:5000/none:1"}, "", "its image cannot be pulled: .*not found"),
-        ({"image": "Not An Image"}, "", "its image cannot be used"),
-        ({"volumes": "none:/data"}, "", 'persistentvolumeclaim "none" not found'),
-        ({}, OWN_SECRET, 'secret "none" not found'),
-        (
-            {},
-            OWN_VARIABLE,
-            'secret "none" not found',
-        ),
-    ],
-    ids=["image", "name", "claim", "volume", "variable"],
-)
-async def test_a_pod_that_can_never_start(
-    world: World, options: dict[str, str], template: str, reason: str, registry: None
-) -> None:
-    template_file = world.folder / "pod.yaml"
-    template_file.write_text(f"spec:\n  securityContext: {{runAsUser: 12345}}{template}")
-    world.configure(allowed_volumes=["*"])
-    began = time.monotonic()
-    with pytest.raises(RoostError, match=reason) as refused:
-        await world.notebook(options=options, labels=SPARE).open()
-    say(f"{refused.value.user_message!r} after", began)
-    assert_plain(refused.value.user_message)
-    assert time.monotonic() - began < 20
-
-
-@pytest.mark.fault_long
-@pytest.mark.parametrize("is_late", [False, True], ids=["in time", "too late"])
-async def test_a_slow_image(world: World, is_late: bool) -> None:
-    """No registry answers. The image comes to the node later, or the start's time runs out."""
-    image = f"registry.example/late:{is_late:d}"
-    notebook = world.notebook(options={"image": image}, labels=SPARE, launch_timeout=15 if is_late else 60)
-    began = time.monotonic()
-    opening = asyncio.create_task(notebook.open())
-    say(await world.waits_for("its image cannot be pulled yet"))
-    if is_late:
-        with pytest.raises(RoostError, match="its image") as refused:
-            await opening
-        say(f"{refused.value.user_message!r} after", began)
-        assert_plain(refused.value.user_message)
-        return
-    world.kill_service()
-    tag_image(world.cluster, "n2", image)
-    tagged_at = time.monotonic()
-    await opening
-    say("started after", tagged_at)
-    await notebook.run("mine = 42")
-    await world.lives(notebook)
 
 
 @pytest.mark.fault_long

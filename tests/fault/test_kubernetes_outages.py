@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cluster_world import show_logs
 from kubelets import Kubelets, why_not
 from kubernetes_world import (
     MACHINES,
@@ -177,15 +178,12 @@ async def test_outages(
         world = World(cluster, runtime_dir, tmp_path, monkeypatch, watch_timeout_s=5.0)
         with world.proxy:
             try:
-                outages = Outages(world)
-                await outages.begin()
-                for number in range(ROUNDS):
-                    await outages.round(number + 1)
-                await world.close()
-            except BaseException:
-                for log in runtime_dir.glob("scheduler*/log*"):
-                    print(f"--- {log}", *log.read_text().splitlines()[-80:], sep="\n")
-                raise
+                with show_logs(runtime_dir):
+                    outages = Outages(world)
+                    await outages.begin()
+                    for number in range(ROUNDS):
+                        await outages.round(number + 1)
+                    await world.close()
             finally:
                 disconnect()
                 settle(runtime_dir)

@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
+from cluster_world import ClusterWorld
 from kubelets import PYTHON, Api, Kubelets, Machine, Refused
 from kubernetes_nodes import NAMESPACE, cluster_settings, create_namespace
-from managers import IPYKERNEL, kernelspecs
+from managers import IPYKERNEL
 from notebook import Notebook
 from tcp_proxy import TcpProxy
 from world import daemon_pids, kill
@@ -43,7 +44,7 @@ CLEAN_S = 90.0
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
-class World:
+class World(ClusterWorld):
     """A cluster with roost's service in the runtime folder `home`, and its notebooks.
 
     The service reaches the API server through `proxy`.
@@ -52,12 +53,10 @@ class World:
     def __init__(
         self, cluster: Kubelets, home: Path, folder: Path, patch: pytest.MonkeyPatch, **settings: Any
     ) -> None:
+        super().__init__("kubernetes", home, folder, ["python3", *IPYKERNEL[1:]], cpus=0.1)
         folder.chmod(0o700)
         self.cluster = cluster
-        self.home = home
-        self.folder = folder
         self.api = cluster.api
-        self.opened: list[Notebook] = []
         config = json.loads(cluster.write_kubeconfig(USER).read_text())
         server = config["clusters"][0]["cluster"]["server"]
         host, _, port = server.removeprefix("https://").partition(":")
@@ -78,29 +77,9 @@ class World:
 
     # Kernels
 
-    def notebook(self, **config: Any) -> Notebook:
-        """Return a notebook that is not open yet."""
-        notebook = Notebook("roosted")
-        config = {"backend": "kubernetes", "cpus": 0.1, **config}
-        notebook.manager.kernel_spec_manager = kernelspecs(
-            self.folder / str(len(self.opened)), config=config, argv=["python3", *IPYKERNEL[1:]]
-        )
-        self.opened.append(notebook)
-        return notebook
-
-    async def open(self, **config: Any) -> Notebook:
-        """Open a notebook with this configuration. Its variable `mine` is 42."""
-        notebook = self.notebook(**config)
-        await notebook.open()
-        await notebook.run("import os, time; mine = 42")
-        return notebook
-
     async def lives(self, *notebooks: Notebook) -> None:
         """Check that these kernels run, keep their variables, and are the only ones with pods."""
-        for notebook in notebooks:
-            assert await notebook.value("mine") == "42"
-        kernels = [await kernel_of(notebook) for notebook in notebooks]
-        assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
+        kernels = await self.running(*notebooks)
         pods = {pod["metadata"]["annotations"]["roost/lease"]: pod["spec"]["nodeName"] for pod in self.pods()}
         held = {json.loads(lease)["id"]: node for lease, node in pods.items()}
         assert held == {kernel.lease_id: kernel.node_id for kernel in kernels}

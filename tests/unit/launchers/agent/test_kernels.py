@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,28 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         assert [process.pid for process in exited] == [launched[0].pid]
     finally:
         held.close()
+
+
+@pytest.mark.parametrize(
+    "damaged", ["[]", "7", '"x"', "{}", '{"pid": "x", "started_at": 1}', '{"pid": 7}', "{"]
+)
+async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged: str) -> None:
+    """The next folder's unfinished start is still found and ended."""
+    folder = tmp_path / "kernels"
+    (folder / "1").mkdir(parents=True)
+    (folder / "2").mkdir()
+    (folder / "1" / "starting.json").write_text(damaged)
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    noted = {"pid": child.pid, "started_at": start_time(child.pid)}
+    (folder / "2" / "starting.json").write_text(json.dumps(noted))
+    held = Kernels(folder, ZygotePool(), on_launched=lambda _: None, on_exited=lambda _: None)
+    try:
+        held.adopt([])
+        assert child.wait(5) == -signal.SIGKILL
+        assert list(folder.iterdir()) == []
+    finally:
+        held.close()
+        child.kill()
 
 
 @pytest.mark.parametrize("steps", range(6))

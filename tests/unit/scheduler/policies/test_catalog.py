@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from importlib.metadata import EntryPoint
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_cluster import world
+from given_policies import CLUSTER, HALF, Always, fallback_of, given, placed, policies
 
 from roost.placement import (
-    NOWHERE,
     Decision,
-    Device,
-    Node,
     Pipeline,
     Placement,
     Refusal,
@@ -31,94 +25,9 @@ from roost.placement import (
     get_policy,
 )
 from roost.placement.scorers import FewKernels
-from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import ConfigError, NotAllowed
-from roost.scheduler.policies import catalog as module
 from roost.scheduler.policies.catalog import PolicyCatalog
-from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from roost.scheduler.policies.recent_requests import RecentRequests
-from roost.scheduler.service.operations import AddPolicy
-
-GIB = 1 << 30
-
-
-def node(name: str, cpus: float, *free: float, **more: Any) -> Node:
-    """Return a node with a GPU for each free share."""
-    devices = tuple(Device(id=str(i), promised=1 - share) for i, share in enumerate(free))
-    return Node(id=name, cpus=cpus, memory_bytes=8 * GIB, devices=devices, metrics_age_s=1, **more)
-
-
-CLUSTER = Snapshot.of([node("big", 64, 1, 0.5), node("full", 8, 0, cpus_promised=8), node("small", 8, 1)])
-HALF = Request(cpus=1, gpus=0.5)
-
-
-class Always:
-    """A policy that always gives the same answer."""
-
-    name = "always"
-
-    def __init__(self, answer: Callable[[Request, Snapshot], Any]) -> None:
-        self.answer = answer
-        self.asked = 0
-
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        self.asked += 1
-        return self.answer(request, snapshot)  # type: ignore[no-any-return]
-
-
-def placed(node_id: str, *device_ids: Any, score: float = 1.0, **more: Any) -> Always:
-    where = Placement(node_id=node_id, device_ids=device_ids, score=score)
-    return Always(lambda request, _: Decision(request=request, policy="x", placement=where, **more))
-
-
-@asynccontextmanager
-async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[PolicyCatalog]:
-    """Return a catalog to which a client has added these objects."""
-    made = PolicyCatalog(
-        settings or Settings(policy_timeout_s=20), RecentRequests(None, clock=time.monotonic)
-    )
-    try:
-        for name, other in others.items():
-            await made.add(given(name, other))
-        yield made
-    finally:
-        await made.close()
-
-
-def given(name: str, other: object, token: str = "") -> AddPolicy:
-    """Return a client's message that unpickles to this same object, so that the test can inspect it."""
-    _OBJECTS.append(other)
-    there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
-    return AddPolicy(
-        name=name, pickled=pack_policy(name, Reference(there)), python=PYTHON, token=token or there
-    )
-
-
-class Reference:
-    """An object that is pickled as an expression."""
-
-    def __init__(self, expression: str) -> None:
-        self.expression = expression
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return eval, (self.expression,)
-
-
-_OBJECTS: list[object] = []
-
-
-async def fallback_of(found: PolicyCatalog, name: str = "mine", request: Request = HALF) -> str:
-    decision = await found.decide(name, request, CLUSTER)
-    expected = get_policy("balanced").place(request, CLUSTER)
-    assert decision.policy == name
-    assert decision.placement is not None
-    assert expected.placement is not None
-    assert decision.placement.node_id == expected.placement.node_id
-    assert decision.placement.device_ids == expected.placement.device_ids
-    assert decision.fallback is not None
-    assert decision.fallback in decision.reason
-    return decision.fallback
 
 
 async def test_a_good_policy_decides_and_is_named() -> None:
@@ -329,131 +238,6 @@ async def test_a_function_gets_the_workload() -> None:
         assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
     assert [workload.is_useful for workload in seen][-2:] == [False, True]
     await found.close()
-
-
-PARTS = """
-from __future__ import annotations
-from dataclasses import dataclass
-from roost.placement import Pipeline
-from roost.placement.scorers import FewKernels
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    name: str = "values"
-
-MINE = Pipeline(name="mine", scorers=((FewKernels(), 1.0),))
-NOT = 7
-class Needs:
-    def __init__(self, one): ...
-"""
-
-
-async def test_only_the_operator_names_a_file(tmp_path: Path) -> None:
-    (tmp_path / "policies").mkdir()
-    (tmp_path / "policies" / "mine.py").write_text(PARTS)
-    (tmp_path / "config.py").write_text(
-        "c.RoostScheduler.policies = {'mine': 'policies/mine.py:MINE', 'not': 'policies/mine.py:NOT',\n"
-        "  'none': 'policies/mine.py:NONE', 'gone': 'gone.py:X', 'needs': 'policies/mine.py:Needs', 'p': 'pack'}\n"
-        "c.RoostScheduler.default_policy = 'policies/mine.py:MINE'\n"
-    )
-    settings, _ = load_settings("local", {"config_file": str(tmp_path / "config.py")})
-    modules, path = set(sys.modules), list(sys.path)
-    async with policies(settings) as found:
-        for name in ("mine", settings.default_policy, "p"):
-            await found.load(name)
-            found.check(name)
-            assert (await found.decide(name, HALF, CLUSTER)).fallback is None
-        for name, says in {
-            "not": "not is not a policy: it needs a name and place",
-            "none": "mine.py has no 'NONE'",
-            "gone": r"gone cannot be loaded \(FileNotFoundError",
-            "needs": r"needs cannot be loaded \(TypeError",
-            "unheard": "unknown policy 'unheard'; known are balanced, pack",
-        }.items():
-            await found.load(name)
-            with pytest.raises(ConfigError, match=says):
-                found.check(name)
-    assert sys.path == path
-    assert {name[:13] for name in set(sys.modules) - modules} == {"_roost_policy"}
-    assert not list(tmp_path.rglob("__pycache__"))
-
-
-async def test_a_fixed_file_is_loaded(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text("MINE = ")
-    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
-        await found.load("mine")
-        with pytest.raises(ConfigError, match=r"mine cannot be loaded \(SyntaxError"):
-            found.check("mine")
-        file.write_text(PARTS)
-        await found.load("mine")
-        found.check("mine")
-
-
-async def test_a_policy_that_loads_too_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, loads = threading.Event(), []
-
-    def find_slowly(name: str, *_: object) -> object:
-        loads.append(name)
-        release.wait(20)
-        return get_policy("pack")
-
-    monkeypatch.setattr(module, "_LOAD_S", 0.05)
-    monkeypatch.setattr(module, "find_policy", find_slowly)
-    async with policies(Settings(policies={"mine": "slow:X"})) as found:
-        await asyncio.gather(found.load("mine"), found.load("mine"))
-        with pytest.raises(ConfigError, match=r"mine did not load within 0\.05 s"):
-            found.check("mine")
-        assert loads == ["mine"]
-        monkeypatch.setattr(module, "_LOAD_S", 20)
-        release.set()
-        await found.load("mine")
-        found.check("mine")
-
-
-async def test_which_policies_clients_may_add() -> None:
-    mine = placed("small", "0")
-    async with policies(Settings(allow_client_policies=False)) as found:
-        with pytest.raises(NotAllowed, match="allow_client_policies"):
-            await found.add(given("mine", mine))
-    async with policies(Settings(policies={"taken": "pack"})) as found:
-        for name, wrong in {
-            "balanced": "a shipped policy has this name",
-            "taken": "the operator's configuration uses this name",
-            "a:b": "a colon is only for",
-            "": "a name is needed",
-            " ": "a name is needed",
-        }.items():
-            with pytest.raises(ConfigError, match=f"needs another name: .*{wrong}"):
-                await found.add(given(name, mine))
-        with pytest.raises(ConfigError, match=r"cannot load a policy from Python 2\.7"):
-            await found.add(replace(given("mine", mine), python="2.7"))
-        with pytest.raises(ConfigError, match="mine cannot be loaded"):
-            await found.add(replace(given("mine", mine), pickled="AAAA"))
-        with pytest.raises(ConfigError, match="mine is not a policy"):
-            await found.add(given("mine", 7))
-        await found.load("mine")
-        with pytest.raises(ConfigError, match="unknown policy 'mine'"):
-            found.check("mine")
-        once = given("mine", mine)
-        await asyncio.gather(found.add(once), found.add(once))
-        kept = found.get("mine")
-        await found.add(once)
-        assert found.get("mine") is kept
-        await found.add(given("mine", mine))
-        assert found.get("mine") is not kept
-
-
-async def test_installed_policies_are_found_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [EntryPoint("theirs", f"{__name__}:SPREAD", "roost.policies")]
-    monkeypatch.setattr("roost.placement.shipped_policies.entry_points", lambda group: points)
-    async with policies() as found:
-        await found.load("theirs")
-        assert (await found.decide("theirs", HALF, CLUSTER)).fallback is None
-        with pytest.raises(
-            ConfigError, match="needs another name: a policy of an installed package has this name"
-        ):
-            await found.add(given("theirs", placed("small", "0")))
 
 
 async def test_a_start_falls_back_and_says_so(tmp_path: Path) -> None:
