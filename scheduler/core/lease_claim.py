@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.launchers.protocol.messages import Launch
@@ -28,8 +28,6 @@ _SKIP_S = (1.0, 30.0)
 figures may be ahead of the resources that it can grant."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
-ANYWHERE = ""
-"""The node of a claim that leaves the choice to the manager, and the key of a refusal that concerns all nodes."""
 
 
 def build_launch(start: StartKernel, deadline_s: float) -> Launch:
@@ -58,12 +56,12 @@ class LeaseClaimer:
 
     async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`."""
-        avoid: dict[str, _Skipped] = {}
+        skipped = _Skipped()
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
             record.lease = await self.cluster.backend.claim(record.lease)
         while True:
             if record.lease is None:
-                await self._queue_and_claim(record, start, deadline, avoid)
+                await self._queue_and_claim(record, start, deadline, skipped)
             try:
                 assert record.lease is not None
                 if record.lease.state == "pending":
@@ -75,7 +73,7 @@ class LeaseClaimer:
                 self._refuse(record, str(problem))
 
     async def _queue_and_claim(
-        self, record: KernelRecord, start: StartKernel, deadline: float, avoid: dict[str, _Skipped]
+        self, record: KernelRecord, start: StartKernel, deadline: float, skipped: _Skipped
     ) -> None:
         """Wait for room and claim it. On return the record has a lease, held or pending."""
         environment = start.argv[0] if start.may_fork and start.argv else ""
@@ -103,9 +101,13 @@ class LeaseClaimer:
                     queue.retry(ticket, _AWAY_S)
                     continue
                 looked = time.monotonic()
-                if ANYWHERE in avoid and avoid[ANYWHERE].holds(snapshot, looked):
+                if skipped.everywhere is not None and skipped.everywhere.holds(snapshot, looked):
                     continue
-                reasons = {name: _REFUSED for name, skip in avoid.items() if skip.holds(snapshot, looked)}
+                reasons = {
+                    name: _REFUSED
+                    for name, refusal in skipped.nodes.items()
+                    if refusal.holds(snapshot, looked)
+                }
                 held = held_for_elders(
                     ticket, request, queue.heads(), now=looked, after_s=self.reserve_after_s
                 )
@@ -124,15 +126,15 @@ class LeaseClaimer:
                 if conflict is None:
                     record.timing_ms["leased"] = (time.monotonic() - placed) * 1e3
                     return
-                node_id = decision.placement.node_id if decision.placement else ANYWHERE
-                node = snapshot.node(node_id) if node_id in snapshot else None
-                node_id = ANYWHERE if conflict.is_everywhere else node_id
-                avoid[node_id] = skip = _Skipped.after(avoid.get(node_id), node)
-                queue.retry(ticket, skip.for_s)
-                if node_id == ANYWHERE:
+                placement = decision.placement
+                node = snapshot.node(placement.node_id) if placement else None
+                if node is None or conflict.is_everywhere:
+                    skip = skipped.everywhere = _Refusal.after(skipped.everywhere, node)
                     queue.explain(ticket, str(conflict))
                 else:
+                    skip = skipped.nodes[node.id] = _Refusal.after(skipped.nodes.get(node.id), node)
                     ticket.event.set()
+                queue.retry(ticket, skip.for_s)
         finally:
             queue.leave(ticket)
             record.ticket = None
@@ -143,7 +145,7 @@ class LeaseClaimer:
         wanted = Lease(
             id=self.table.lease_id(record.kernel_id, record.launch_id),
             kernel_id=record.kernel_id,
-            node_id=placement.node_id if placement else ANYWHERE,
+            node_id=placement.node_id if placement else "",
             device_ids=placement.device_ids if placement else (),
             request=record.request,
             owner=record.owner,
@@ -196,15 +198,15 @@ class LeaseClaimer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Skipped:
-    """A node that refused (None: every node). It is skipped for a while, or until its resources change."""
+class _Refusal:
+    """A refusal by `node`, which counts for a while, or until the node's resources change. None: by the manager."""
 
     node: Node | None
     for_s: float
     until: float
 
     @classmethod
-    def after(cls, earlier: _Skipped | None, node: Node | None) -> _Skipped:
+    def after(cls, earlier: _Refusal | None, node: Node | None) -> _Refusal:
         """Skip twice as long as the last time, with jitter, so that schedulers do not retry together."""
         first_s, longest_s = _SKIP_S
         for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
@@ -212,10 +214,18 @@ class _Skipped:
         return cls(node=node, for_s=for_s, until=time.monotonic() + for_s)
 
     def holds(self, snapshot: Snapshot, now: float) -> bool:
-        """True while the node would refuse again."""
+        """True while the same claim would be refused again."""
         if now >= self.until or self.node is None:
             return now < self.until
         return self.node.id in snapshot and _promised(snapshot.node(self.node.id)) == _promised(self.node)
+
+
+@dataclass(slots=True)
+class _Skipped:
+    """The refusals that one start has got: by single nodes, and of a claim anywhere, if there was one."""
+
+    nodes: dict[str, _Refusal] = field(default_factory=dict)
+    everywhere: _Refusal | None = None
 
 
 def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[str, Any] | None) -> NoNodeNow:

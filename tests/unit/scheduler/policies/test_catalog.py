@@ -24,7 +24,6 @@ from roost.placement import (
     Workload,
     get_policy,
 )
-from roost.placement.scorers import FewKernels
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
@@ -257,7 +256,6 @@ def _refuse(*_: object) -> Any:
 
 
 BROKEN = Always(_refuse)
-SPREAD = Pipeline(name="spread", scorers=((FewKernels(), 1.0),))
 
 
 async def test_no_policy_over_commits(tmp_path: Path) -> None:

@@ -13,13 +13,16 @@ import pytest
 from given_policies import CLUSTER, HALF, given, placed, policies
 
 from roost.placement import (
+    Pipeline,
     get_policy,
 )
+from roost.placement.scorers import FewKernels
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.policies import catalog as module
 
+SPREAD = Pipeline(name="spread", scorers=((FewKernels(), 1.0),))
 PARTS = """
 from __future__ import annotations
 from dataclasses import dataclass
