@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -40,6 +41,22 @@ def decode(cls: type[T], value: Any, *, ignore_unknown: bool = False) -> T:
     Requests stay strict: roost must not ignore a wish that it does not know.
     """
     return typing.cast(T, _decode(cls, value, cls.__name__, ignore_unknown))
+
+
+def build_arguments(function: Callable[..., Any]) -> type:
+    """Return a dataclass whose fields are the parameters of `function`, without `self`."""
+    hints = typing.get_type_hints(function)
+    missing = inspect.Parameter.empty
+    fields = [
+        (
+            name,
+            hints[name],
+            dataclasses.field(**({} if each.default is missing else {"default": each.default})),
+        )
+        for name, each in inspect.signature(function).parameters.items()
+        if name in hints
+    ]
+    return dataclasses.make_dataclass(function.__name__, fields, frozen=True, kw_only=True, repr=False)
 
 
 @functools.lru_cache(maxsize=256)

@@ -49,6 +49,6 @@ class EventStream:
 
         return stop
 
-    def recent(self, limit: int) -> list[Event]:
+    def recent(self, limit: int = 100) -> list[Event]:
         """Return the last `limit` events, oldest first."""
         return list(self._history)[-limit:] if limit > 0 else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.messages import Finding, Kernel, StartKernel
-from roost.scheduler.service.operations import WarmUp
 
 from .agent_calls import Agents
 from .cluster import Cluster
@@ -125,7 +125,7 @@ class Scheduler:
             error = Cancelled(f"the start of {kernel_id} was taken back.")
             self._starts.failed[kernel_id, launch_id] = error
 
-    async def stop(self, kernel_id: str, grace_s: float, reason: str = "stopped") -> Kernel:
+    async def stop(self, kernel_id: str, grace_s: float = 5.0, reason: str = "stopped") -> Kernel:
         """End a kernel or its start and release its lease. Raises if the agent is unreachable, and then tries again."""
         record = self._table.get(kernel_id)
         return self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, reason)
@@ -133,7 +133,7 @@ class Scheduler:
     async def signal(self, kernel_id: str, signum: int) -> None:
         await self._cluster.call(self._lease_of(kernel_id), lambda agent: agent.signal(kernel_id, signum))
 
-    async def logs(self, kernel_id: str, tail_bytes: int) -> str:
+    async def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> str:
         """Return the end of a kernel's log (stdout and stderr); of an ended kernel, the part that was kept."""
         if self._table.get(kernel_id) is None:
             return self._ended(self._table.ended_id(kernel_id)).log_tail
@@ -190,24 +190,24 @@ class Scheduler:
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
         return document
 
-    async def drain(self, node_id: str, on: bool) -> None:
+    async def drain(self, node_id: str, on: bool = True) -> None:
+        """Stop placing on a node, or resume. Kernels on the node go on."""
         if node_id not in self._cluster.draining and node_id not in await self._cluster.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
         self._cluster.drain(node_id, on)
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
 
-    async def warm(self, asked: WarmUp) -> None:
+    async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
         """Prepare fast starts on the node where such a kernel would go now."""
-        request = with_defaults(asked.request, self._settings)
-        request = replace(request, owner="", environment=asked.argv[0] if asked.argv else "")
+        request = with_defaults(Request(environment=argv[0] if argv else ""), self._settings)
         await self._load_policy(request)
         decision = await self.policies.decide(request.policy, request, await self._cluster.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
-        await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=asked.argv, env=asked.env)))
+        await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=argv, env=env)))
 
     async def doctor(self) -> list[Finding]:
         return await diagnose(self._cluster, self._table, self.reconciler, self.owners, self.policies)

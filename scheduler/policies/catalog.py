@@ -6,14 +6,13 @@ Shipped policies are built again when the workload changes. Foreign policies run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from roost.launchers.daemon.tasks import in_thread
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, list_installed
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
-from roost.scheduler.service.operations import AddPolicy
 
 from .loader import find_policy, load_policy
 from .pickling import PYTHON, unpack_policy
@@ -62,7 +61,7 @@ class PolicyCatalog:
         if self._spec(name) not in SHIPPED and name not in self._others:
             raise self._problems.get(name) or ConfigError(f"policy {name!r:.80} is still loading; try again.")
 
-    async def find_problems(self, names: Iterable[str]) -> dict[str, str]:
+    async def find_problems(self, names: list[str]) -> dict[str, str]:
         """Return the unusable policies among `names`, each with the reason."""
         wanted = sorted(set(names))
         await asyncio.gather(*map(self.load, wanted))
@@ -78,25 +77,28 @@ class PolicyCatalog:
         """Return the unusable policies that the configuration names, by setting."""
         named = {f"c.RoostScheduler.policies[{name!r}]": name for name in self._settings.policies}
         named = {"c.RoostScheduler.default_policy": self._settings.default_policy, **named}
-        problems = await self.find_problems(named.values())
+        problems = await self.find_problems(list(named.values()))
         return {setting: problems[name] for setting, name in named.items() if name in problems}
 
-    async def add(self, given: AddPolicy) -> None:
-        """Add a client's policy; raises `ConfigError` or `NotAllowed`. A call may be repeated with its token."""
+    async def add(self, name: str, pickled: str, python: str, token: str) -> None:
+        """Add a client's policy, which `pickling` packed under the version `python`.
+
+        Raises `ConfigError` or `NotAllowed`. A call may be repeated with its token.
+        """
         if not self._settings.allow_client_policies:
             raise NotAllowed(
                 "policies from programs are not allowed here (c.RoostScheduler.allow_client_policies): "
                 "ask the operator to add it."
             )
-        if given.python != PYTHON:
+        if python != PYTHON:
             raise ConfigError(
-                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {given.python}."
+                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}."
             )
-        if self._given.get(given.name) == given.token:
+        if self._given.get(name) == token:
             return
-        if wrong := self._wrong_name(given.name):
-            raise ConfigError(f"policy {given.name!r:.80} needs another name: {wrong}.")
-        problem = await self._load(given.name, lambda: unpack_policy(given.pickled), given.token)
+        if wrong := self._wrong_name(name):
+            raise ConfigError(f"policy {name!r:.80} needs another name: {wrong}.")
+        problem = await self._load(name, lambda: unpack_policy(pickled), token)
         if problem is not None:
             raise problem
 

@@ -19,27 +19,31 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, announce, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.messages import Logs, Nothing, Signal, Stop
+from roost.launchers.protocol.json_codec import build_arguments
+from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
-from roost.scheduler.backends.base import BackendContext
+from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.core.events import EventStream
+from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.policies.catalog import PolicyCatalog
 
-from . import operations as ops
 from .decision_log import DecisionLog
 from .launch import OPTIONS_VARIABLE, PROTOCOL
 from .messages import Event, Kernel, StartKernel
@@ -65,7 +69,8 @@ class Service:
         self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
 
-    def greeting(self) -> dict[str, Any]:
+    def greet(self, protocol: int = PROTOCOL, version: str = "") -> dict[str, Any]:
+        """Describe the service and its cluster to a client of that version, which decides if they fit."""
         who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
         return {**who, "backend": self._spec.name, "address": self.core.backend.address}
 
@@ -80,10 +85,10 @@ class Service:
         async def answer(peer: bytes, arguments: Any) -> Any:
             self._calls += 1
             try:
-                if isinstance(arguments, (StartKernel, ops.Explain)):
-                    self._spec.check_options(arguments.request.options)
+                if request := getattr(arguments, "request", None):
+                    self._spec.check_options(request.options)
                 value = call.answer(self, arguments)
-                if call.arguments is ops.Subscribe:
+                if call is OPERATIONS["subscribe"]:
                     self.server.subscribers.add(peer)
                 if inspect.isawaitable(value):
                     value = await value
@@ -98,7 +103,7 @@ class Service:
 
         return answer
 
-    def list_kernels(self, with_use: bool) -> list[Kernel] | Awaitable[list[Kernel]]:
+    def list_kernels(self, with_use: bool = False) -> list[Kernel] | Awaitable[list[Kernel]]:
         return self.core.kernels_with_use() if with_use else self.core.kernels()
 
     def leave(self) -> None:
@@ -125,34 +130,34 @@ class Call:
     answer: Callable[[Service, Any], Any]
     key: str = ""
 
+    @classmethod
+    def of(cls, part: str, method: Callable[..., Any], key: str = "") -> Call:
+        """Return the call of a method of `service.<part>`. Its arguments are the method's parameters."""
+        find = attrgetter(f"{part}.{method.__name__}".lstrip("."))
+        return cls(build_arguments(method), lambda service, asked: find(service)(**vars(asked)), key)
+
 
 OPERATIONS: Mapping[str, Call] = {
-    "hello": Call(ops.Hello, lambda service, _: service.greeting()),
-    "subscribe": Call(ops.Subscribe, lambda service, asked: service.core.owners.watch(asked.owner)),
-    "start": Call(StartKernel, lambda service, asked: service.core.start(asked)),
-    "cancel": Call(ops.Cancel, lambda service, asked: service.core.cancel(asked.kernel_id, asked.launch_id)),
-    "stop": Call(Stop, lambda service, asked: service.core.stop(asked.kernel_id, asked.grace_s)),
-    "signal": Call(Signal, lambda service, asked: service.core.signal(asked.kernel_id, asked.signum)),
-    "kernels": Call(ops.ListKernels, lambda service, asked: service.list_kernels(asked.with_use), "kernels"),
-    "kernel": Call(ops.OneKernel, lambda service, asked: service.core.kernel(asked.kernel_id)),
-    "nodes": Call(Nothing, lambda service, _: service.core.nodes(), "nodes"),
-    "adopt": Call(ops.AdoptKernel, lambda service, asked: service.core.adopt(asked.kernel_id, asked.owner)),
-    "explain": Call(
-        ops.Explain, lambda service, asked: service.core.explain(asked.request, asked.owner), "decision"
-    ),
-    "logs": Call(Logs, lambda service, asked: service.core.logs(asked.kernel_id, asked.tail_bytes), "text"),
-    "drain": Call(ops.Drain, lambda service, asked: service.core.drain(asked.node_id, asked.on)),
-    "warm": Call(ops.WarmUp, lambda service, asked: service.core.warm(asked)),
-    "up": Call(Nothing, lambda service, _: service.core.backend.warm_up(), "nodes"),
-    "add_policy": Call(ops.AddPolicy, lambda service, asked: service.core.policies.add(asked)),
-    "check_policies": Call(
-        ops.CheckPolicies, lambda service, asked: service.core.policies.find_problems(asked.names), "problems"
-    ),
-    "doctor": Call(Nothing, lambda service, _: service.core.doctor(), "findings"),
-    "events": Call(
-        ops.RecentEvents, lambda service, asked: service.core.events.recent(asked.limit), "events"
-    ),
-    "leave": Call(Nothing, lambda service, _: service.leave()),
+    "hello": Call.of("", Service.greet),
+    "subscribe": Call.of("core.owners", OwnerWatch.watch),
+    "start": Call(StartKernel, lambda service, start: service.core.start(start)),
+    "cancel": Call.of("core", Scheduler.cancel),
+    "stop": Call.of("core", Scheduler.stop),
+    "signal": Call.of("core", Scheduler.signal),
+    "kernels": Call.of("", Service.list_kernels, "kernels"),
+    "kernel": Call.of("core", Scheduler.kernel),
+    "nodes": Call.of("core", Scheduler.nodes, "nodes"),
+    "adopt": Call.of("core", Scheduler.adopt),
+    "explain": Call.of("core", Scheduler.explain, "decision"),
+    "logs": Call.of("core", Scheduler.logs, "text"),
+    "drain": Call.of("core", Scheduler.drain),
+    "warm": Call.of("core", Scheduler.warm),
+    "up": Call.of("core.backend", Backend.warm_up, "nodes"),
+    "add_policy": Call.of("core.policies", PolicyCatalog.add),
+    "check_policies": Call.of("core.policies", PolicyCatalog.find_problems, "problems"),
+    "doctor": Call.of("core", Scheduler.doctor, "findings"),
+    "events": Call.of("core.events", EventStream.recent, "events"),
+    "leave": Call.of("", Service.leave),
 }
 
 
@@ -184,7 +189,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             await scheduler.open()
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
-            announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greeting()})
+            announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()})
             await service.left.wait()
         finally:
             await service.close()

@@ -21,7 +21,6 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from roost.scheduler.policies.recent_requests import RecentRequests
-from roost.scheduler.service.operations import AddPolicy
 
 GIB = 1 << 30
 
@@ -65,19 +64,22 @@ async def policies(settings: Settings | None = None, **others: object) -> AsyncI
     )
     try:
         for name, other in others.items():
-            await made.add(given(name, other))
+            await made.add(**given(name, other))
         yield made
     finally:
         await made.close()
 
 
-def given(name: str, other: object, token: str = "") -> AddPolicy:
+def given(name: str, other: object, token: str = "") -> dict[str, str]:
     """Return a client's message that unpickles to this same object, so that the test can inspect it."""
     _OBJECTS.append(other)
     there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
-    return AddPolicy(
-        name=name, pickled=pack_policy(name, Reference(there)), python=PYTHON, token=token or there
-    )
+    return {
+        "name": name,
+        "pickled": pack_policy(name, Reference(there)),
+        "python": PYTHON,
+        "token": token or there,
+    }
 
 
 class Reference:

@@ -212,7 +212,7 @@ def test_install_and_doctor_refuse_the_same(
         assert said in found[f"kernelspec {name}"]["what"]
         assert found[f"kernelspec {name}"]["level"] == "error"
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
-    assert [asked.names for asked in fake.called("check_policies")] == [("gone",), ("gone",)]
+    assert [asked.names for asked in fake.called("check_policies")] == [["gone"], ["gone"]]
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 
 

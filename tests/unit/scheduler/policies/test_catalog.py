@@ -166,7 +166,7 @@ async def test_a_hanging_policy_is_asked_once_until_it_is_added_again() -> None:
         for _ in range(5):
             await fallback_of(found)
         assert hangs.asked == 1
-        await found.add(given("mine", once))
+        await found.add(**given("mine", once))
         while (await found.decide("mine", HALF, CLUSTER)).fallback:
             assert hangs.asked == 1  # on a busy machine, the first call has not ended yet
         assert once.asked >= 1
@@ -229,7 +229,7 @@ async def test_a_function_gets_the_workload() -> None:
 
     recent = RecentRequests(None, clock=lambda: 0.0)
     found = PolicyCatalog(Settings(), recent)
-    await found.add(given("mine", mine))
+    await found.add(**given("mine", mine))
     await found.decide("mine", HALF, CLUSTER)
     for _ in range(20):
         recent.note(HALF)
@@ -266,7 +266,7 @@ async def test_no_policy_over_commits(tmp_path: Path) -> None:
         )
     )
     async with world(tmp_path, gpus=2, settings=Settings(policy_timeout_s=20)) as w:
-        await w.scheduler.policies.add(given("mine", insists))
+        await w.scheduler.policies.add(**given("mine", insists))
         first, second = [await w.start(f"k{i}", gpus=1, policy="mine") for i in range(2)]
         assert (first.device_ids, second.device_ids) == (("0",), ("1",))
         assert first.decision is not None

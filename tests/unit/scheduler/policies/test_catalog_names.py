@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -107,7 +106,7 @@ async def test_which_policies_clients_may_add() -> None:
     mine = placed("small", "0")
     async with policies(Settings(allow_client_policies=False)) as found:
         with pytest.raises(NotAllowed, match="allow_client_policies"):
-            await found.add(given("mine", mine))
+            await found.add(**given("mine", mine))
     async with policies(Settings(policies={"taken": "pack"})) as found:
         for name, wrong in {
             "balanced": "a shipped policy has this name",
@@ -117,22 +116,22 @@ async def test_which_policies_clients_may_add() -> None:
             " ": "a name is needed",
         }.items():
             with pytest.raises(ConfigError, match=f"needs another name: .*{wrong}"):
-                await found.add(given(name, mine))
+                await found.add(**given(name, mine))
         with pytest.raises(ConfigError, match=r"cannot load a policy from Python 2\.7"):
-            await found.add(replace(given("mine", mine), python="2.7"))
+            await found.add(**{**given("mine", mine), "python": "2.7"})
         with pytest.raises(ConfigError, match="mine cannot be loaded"):
-            await found.add(replace(given("mine", mine), pickled="AAAA"))
+            await found.add(**{**given("mine", mine), "pickled": "AAAA"})
         with pytest.raises(ConfigError, match="mine is not a policy"):
-            await found.add(given("mine", 7))
+            await found.add(**given("mine", 7))
         await found.load("mine")
         with pytest.raises(ConfigError, match="unknown policy 'mine'"):
             found.check("mine")
         once = given("mine", mine)
-        await asyncio.gather(found.add(once), found.add(once))
+        await asyncio.gather(found.add(**once), found.add(**once))
         kept = found.get("mine")
-        await found.add(once)
+        await found.add(**once)
         assert found.get("mine") is kept
-        await found.add(given("mine", mine))
+        await found.add(**given("mine", mine))
         assert found.get("mine") is not kept
 
 
@@ -145,4 +144,4 @@ async def test_installed_policies_are_found_and_keep_their_names(monkeypatch: py
         with pytest.raises(
             ConfigError, match="needs another name: a policy of an installed package has this name"
         ):
-            await found.add(given("theirs", placed("small", "0")))
+            await found.add(**given("theirs", placed("small", "0")))

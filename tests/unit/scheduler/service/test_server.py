@@ -263,7 +263,7 @@ def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch
 
 
 def test_nothing_of_a_cluster_is_imported_by_clients() -> None:
-    code = "import sys, roost.scheduler.service.operations; print('numpy' in sys.modules)"
+    code = "import sys, roost.scheduler.service.launch; print('numpy' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
 
