@@ -19,7 +19,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
-	@echo '                  where each went and why (BACKEND=dask or kubernetes: on such a cluster; BACKEND=local: on this machine alone)'
+	@echo '                  where each went and why (BACKEND=dask, kubernetes or yarn: on such a cluster; BACKEND=local: on this machine alone)'
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make check        format, lint, types, unit tests'
 	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'

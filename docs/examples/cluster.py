@@ -1,4 +1,4 @@
-"""The tour's cluster of three machines: real daemons of Ray, Dask or Kubernetes here, and checks at its end.
+"""The tour's cluster of three machines: real daemons of Ray, Dask, Kubernetes or YARN here, and checks at its end.
 
 Only the checks know roost. They look for its leases in the cluster itself.
 """
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask_machines
+import hadoop_cluster
 import kubelets_cluster
 import raylets
 from cluster_folder import DaemonCluster, processes
 from dask_machines import DaskMachines
+from hadoop_cluster import HadoopCluster
 from kubelets_cluster import KubeletsCluster
 from proof import Check
 from raylets import Raylets
@@ -40,7 +42,9 @@ DASK_MACHINES = (
 Dask knows no GPU models, and an agent without a driver sees none. A resource therefore stands for each model.
 """
 
-AnyCluster = DaemonCluster | KubeletsCluster
+PodCluster = KubeletsCluster | HadoopCluster
+"""A cluster in which each kernel has a pod or container of its own."""
+AnyCluster = DaemonCluster | PodCluster
 
 ASK_TIMEOUT_S = 60.0
 
@@ -116,6 +120,19 @@ def _kubernetes_rows(cluster: KubeletsCluster) -> list[str]:
     ]
 
 
+def _yarn_rows(cluster: HadoopCluster) -> list[str]:
+    return [
+        _row(
+            address,
+            f"{machine.vcores:>2} vcores",
+            machine.memory_mb << 20,
+            f"{machine.gpus} × {machine.gpu_model}" if machine.gpus else "no GPU",
+            ", ".join(f"{name}={value}" for name, value in machine.attributes.items()),
+        )
+        for address, machine in zip(cluster.addresses, cluster.machines, strict=True)
+    ]
+
+
 def _row(address: str, cpus: str, memory_bytes: int, gpus: str, rest: str) -> str:
     return f"{address:<12} {cpus}, {memory_bytes >> 30:>2} GiB, {gpus:<8}  {rest}"
 
@@ -150,6 +167,16 @@ KINDS: Mapping[str, Kind] = {
         ask=kubelets_cluster.ASK,
         nothing="no pod and no Secret in the namespace",
         why_not=kubelets_cluster.why_not,
+    ),
+    "yarn": Kind(
+        name="YARN",
+        takes="10 to 20 s",
+        starting="a ResourceManager and three NodeManagers",
+        make=HadoopCluster,
+        rows=_yarn_rows,
+        ask=hadoop_cluster.ASK,
+        nothing="no container of a kernel in YARN",
+        why_not=hadoop_cluster.why_not,
     ),
 }
 
@@ -193,11 +220,14 @@ async def end_cluster(kind: Kind, cluster: AnyCluster) -> Check:
     """End the cluster, and report what is still there."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:
+        left = (
+            await asyncio.to_thread(cluster.await_applications) if isinstance(cluster, HadoopCluster) else []
+        )
         await asyncio.to_thread(cluster.close)
-        if isinstance(cluster, KubeletsCluster):
-            left = cluster.leftovers()
+        if isinstance(cluster, PodCluster):
+            left += cluster.leftovers()
         else:
-            left = [str(process.pid) for process in processes(cluster.folder)]
+            left += [str(process.pid) for process in processes(cluster.folder)]
     except RuntimeError as problem:
         left = [str(problem)]
     left += [str(cluster.folder)] if cluster.folder.exists() else []

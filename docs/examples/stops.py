@@ -101,7 +101,30 @@ STOPS: Mapping[str, tuple[TourStop, ...]] = {
         ),
         NOT_FORKED,
     ),
+    "yarn": (
+        ANYWHERE,
+        TourStop(
+            name="roost-t4",
+            title="Python, a T4",
+            notebook="container.ipynb",
+            asks={"gpus": 1, "gpu_models": ["T4"]},
+        ),
+        TourStop(
+            name="roost-a100",
+            title="Python, two A100 and 1 CPU, in the queue batch",
+            notebook="container.ipynb",
+            asks={"cpus": 1, "gpus": 2, "gpu_models": ["A100"], "options": {"queue": "batch"}},
+        ),
+        TourStop(
+            name="roost-zone-b",
+            title="Python, 1 CPU and 512 MiB in zone b",
+            notebook="container.ipynb",
+            asks={"cpus": 1, "memory": "512MiB", "labels": {"zone": "b"}},
+        ),
+        NOT_FORKED,
+    ),
 }
+HALF_A_GPU = TourStop(name="roost-half-gpu", title="Half a GPU", notebook="", asks={"gpus": 0.5})
 TOO_BIG = TourStop(
     name="roost-too-big",
     title="A request that no node can ever run: 64 TiB of memory",
@@ -112,7 +135,7 @@ REFUSED: Mapping[str, tuple[TourStop, ...]] = {
     **dict.fromkeys(STOPS, (TOO_BIG,)),
     "kubernetes": (
         TOO_BIG,
-        TourStop(name="roost-half-gpu", title="Half a GPU", notebook="", asks={"gpus": 0.5}),
+        HALF_A_GPU,
         TourStop(
             name="roost-quota",
             title="3.5 CPUs, which a node has, but the namespace's quota of 3 has not",
@@ -124,6 +147,16 @@ REFUSED: Mapping[str, tuple[TourStop, ...]] = {
             title="An image whose name is wrong",
             notebook="",
             asks={"options": {"image": "No Such Image"}},
+        ),
+    ),
+    "yarn": (
+        TOO_BIG,
+        HALF_A_GPU,
+        TourStop(
+            name="roost-queue",
+            title="A queue that does not exist",
+            notebook="",
+            asks={"options": {"queue": "night"}},
         ),
     ),
 }

@@ -4,6 +4,7 @@
     python docs/examples/tour.py --backend ray      on a Ray cluster of three nodes, which it starts: `make run`
     python docs/examples/tour.py --backend dask     on a Dask cluster of three machines: `make run BACKEND=dask`
     python docs/examples/tour.py --backend kubernetes    on a Kubernetes cluster of three nodes, a pod for each kernel
+    python docs/examples/tour.py --backend yarn     on a YARN cluster of three nodes, a container for each kernel
     python docs/examples/tour.py --lab              the same kernelspecs in JupyterLab, until Ctrl-C
 
 Folders, port, token, cluster, service and agents are private to the tour. The exit status is 1 if a notebook fails, if
@@ -29,9 +30,8 @@ from types import MappingProxyType
 from typing import Any
 
 import psutil
-from cluster import KINDS, AnyCluster, end_cluster, find_leases, run_cluster
+from cluster import KINDS, AnyCluster, PodCluster, end_cluster, find_leases, run_cluster
 from dask_waits import wait_for_kernel
-from kubelets_cluster import KubeletsCluster
 from proof import RUNTIME, Check, Footprint, check_left, end, find_footprint
 from rich.console import Console
 from rich.padding import Padding
@@ -85,7 +85,7 @@ def private_world(backend: str) -> Iterator[World]:
     for name in [
         name
         for name in os.environ
-        if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_", "KUBECONFIG"))
+        if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_", "HADOOP_", "KUBECONFIG"))
     ]:
         del os.environ[name]
     os.environ.update({name: str(folder) for name, folder in folders.items()})
@@ -159,7 +159,7 @@ async def warm(backend: str) -> str:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
             what = "agent and zygote for this Python"
-        elif backend == "kubernetes":
+        elif backend in ("kubernetes", "yarn"):
             what = f"which sees {len(await asyncio.wait_for(client.nodes(), WARM_TIMEOUT_S))} nodes,"
         else:
             what = f"agents on {await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)} nodes"
@@ -291,13 +291,16 @@ async def stop_kernels(server: JupyterServer) -> list[str]:
 
 async def leases_left(backend: str) -> Check:
     """Ask the scheduler for kernels and promises. A cluster shows a release some seconds later, so ask again."""
+    amounts = ["gpus_promised", "kernels"]
+    if backend != "yarn":  # its application master leaves later
+        amounts += ["cpus_promised", "memory_promised_bytes"]
     give_up_at = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
         kernels = [kernel["id"] for kernel in (await roost("kernels", backend=backend))["kernels"]]
         promised = [
             f"{node['id']}: {name} {node[name]}"
             for node in await nodes(backend)
-            for name in ("cpus_promised", "memory_promised_bytes", "gpus_promised", "kernels")
+            for name in amounts
             if node[name]
         ]
         if backend == "local" or not (kernels or promised) or time.monotonic() > give_up_at:
@@ -338,9 +341,9 @@ async def run_nodes(backend: str, world: World) -> AsyncIterator[AnyCluster | No
     kind = KINDS[backend]
     async with run_cluster(kind, out) as cluster:
         settings = {"agent_idle_exit_s": AGENT_IDLE_EXIT_S, "address": cluster.address}
-        if isinstance(cluster, KubeletsCluster):
+        if isinstance(cluster, PodCluster):
             settings = cluster.settings(world.root)
-        configure(world.config, kind.name, settings)
+        configure(world.config, kind.name.capitalize(), settings)
         yield cluster
 
 
@@ -373,7 +376,7 @@ async def visit_all(backend: str, world: World, cluster: AnyCluster | None) -> b
         if not is_good:
             out.print(Text("\n".join(server.log[-30:]), style="dim"))
         before = find_footprint(world.runtime, cluster and cluster.folder)
-        inside = cluster.pod_processes() if isinstance(cluster, KubeletsCluster) else []
+        inside = cluster.pod_processes() if isinstance(cluster, PodCluster) else []
         out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
         left = await stop_kernels(server)
         checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
@@ -381,7 +384,9 @@ async def visit_all(backend: str, world: World, cluster: AnyCluster | None) -> b
             checks.append(await find_leases(KINDS[backend], cluster))
         if inside:
             left = [str(process.pid) for process in inside if process.is_running()]
-            checks.append(Check(what=f"{len(inside)} processes in pods ended", left=tuple(left)))
+            checks.append(
+                Check(what=f"{len(inside)} processes in pods or containers ended", left=tuple(left))
+            )
     return await prove(checks, before, world, kernel_ids, backend, cluster) and is_good
 
 
