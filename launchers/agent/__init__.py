@@ -2,12 +2,14 @@
 
     scheduler ── one encrypted port ──> main (Agent) ── ledger            leases, as files
                                          │   ├──────── manager_watch     has the node left its cluster?
-                                         │   └──────── node_metrics, gpus
+                                         │   │         address_watch
+                                         │   └──────── node_metrics, gpus, nvml, gpu_locks
                                          ▼
                                       kernels ──> start ──> zygote_pool ──> zygote ── fork ──> kernel
                                          │          │       (fingerprint, fork_report)
                                          │          └─────> exec of the kernelspec's argv ───> kernel (ports)
-                                         └─ child_reaper    exit codes
+                                         └─ child_reaper    exit codes, and what kernels leave behind (sessions)
 
-`find_or_start` finds the agent of a user and machine, or starts it.
+`find_or_start` finds the agent of a user and machine, or starts it. `first_process` is the agent's program in a pod or
+container.
 """

@@ -19,7 +19,7 @@ async def list_gpus() -> tuple[Device, ...]:
     try:
         uuids = await asyncio.wait_for(asyncio.to_thread(_list_uuids), _WAIT_S)
     except (OSError, AttributeError) as problem:
-        log.info("no GPU is known here: %s", problem)
+        log.warning("no GPU is known here: %s", problem)
         return ()
     except asyncio.TimeoutError:
         log.warning("the GPUs have not answered within %g s", _WAIT_S)
