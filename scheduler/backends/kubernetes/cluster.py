@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
-from roost.scheduler.backends.agent_per_kernel.identity import load_identity
+from roost.scheduler.backends.agent_per_kernel.identity import Identity, load_identity
 from roost.scheduler.errors import BackendUnavailable
 
 from .api import MERGE, Api, ApiError, JsonObject
@@ -58,11 +59,8 @@ class KubernetesCluster(PodCluster):
     def __init__(self, settings: RoostKubernetesBackend) -> None:
         self._settings = settings
         self._template = PodTemplate(settings)
-        self._identity = load_identity(
-            settings.identity_file, name="kubernetes", section="RoostKubernetesBackend"
-        )
         self._api = Api(settings.address, settings.context)
-        self._creator = PodCreator(self._api, self._template, self._identity, self._raw)
+        self._creator = PodCreator(self._api, self._template, lambda: self._identity, self._raw)
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -78,6 +76,12 @@ class KubernetesCluster(PodCluster):
         """True until the pods are read for the first time. Pods that end then belong to an earlier service."""
         self._reported: set[str] = set()
         """Uids of the pods that were reported as live."""
+
+    @cached_property
+    def _identity(self) -> Identity:
+        """The service's key pair. Nobody reads it before the cluster has answered: a wrong address leaves no file."""
+        file = self._settings.identity_file
+        return load_identity(file, name="kubernetes", section="RoostKubernetesBackend")
 
     async def join(self) -> str:
         await self._stop()

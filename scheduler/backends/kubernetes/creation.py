@@ -52,7 +52,7 @@ class _SecretExists(Exception):
 
 
 class PodCreator:
-    """Creates, signs and deletes pods. `find` returns a watched pod by its uid.
+    """Creates, signs and deletes pods. `find` returns a watched pod by its uid, `identity` the key pair.
 
     `user` is the Kubernetes user of this service. It is empty until `read_user`, and if Kubernetes does not tell it.
     """
@@ -61,7 +61,7 @@ class PodCreator:
         self,
         api: Api,
         template: PodTemplate,
-        identity: Identity,
+        identity: Callable[[], Identity],
         find: Callable[[str], JsonObject | None],
     ) -> None:
         self._api = api
@@ -80,7 +80,7 @@ class PodCreator:
         public, secret = (key.decode() for key in zmq.curve_keypair())
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
         assignment = Assignment(
-            keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._identity.public])),
+            keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._identity().public])),
             reserve=Reserve(lease=replace(lease, state="held"), is_granted=True),
             launch=launch,
         )
@@ -103,7 +103,7 @@ class PodCreator:
                 if problem.status != 404:
                     raise BackendUnavailable(f"Kubernetes refuses roost: {problem.message}") from None
                 continue  # it has just been removed
-            view = read_pod(existing, self._identity) if self.is_ours(existing) else None
+            view = read_pod(existing, self._identity()) if self.is_ours(existing) else None
             if view is not None and view.lease.state != "lost" and not is_gated(existing):
                 return existing
         raise LaunchError(f"{_MAX_ATTEMPTS} pods of this kernel are still being deleted: try again later.")
@@ -140,7 +140,7 @@ class PodCreator:
         return raw
 
     def _build_pod(self, lease: Lease, name: str, agent_public: str) -> JsonObject:
-        pod = self._template.build_pod(lease, name, self._identity.label, agent_public)
+        pod = self._template.build_pod(lease, name, self._identity().label, agent_public)
         annotations = pod["metadata"]["annotations"]
         annotations[SIGNATURE_ANNOTATION] = self.sign(pod["metadata"])
         if self.user:
@@ -150,7 +150,7 @@ class PodCreator:
     def sign(self, metadata: JsonObject) -> str:
         """Return the signature of a pod with this metadata."""
         annotations = metadata["annotations"]
-        return self._identity.sign(
+        return self._identity().sign(
             metadata["name"], annotations[LEASE_ANNOTATION], annotations[KEY_ANNOTATION]
         )
 
@@ -189,7 +189,7 @@ class PodCreator:
         """Let the API server check a pod of the operator's template once. Raises `ConfigError`."""
         lease = Lease(id="", kernel_id="", owner=Owner(user="roost"), request=Request(), node_id="")
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
-        pod = self._build_pod(lease, name_pod(self.user, "", 1), self._identity.public)
+        pod = self._build_pod(lease, name_pod(self.user, "", 1), self._identity().public)
         if self._is_checked or not pod["spec"]["containers"][0].get("image"):
             return
         try:
