@@ -169,8 +169,8 @@ class Starter:
     async def _take_over(self, kernel: PodKernel, child: _Child, request: Launch) -> ForkedKernel:
         """Wait for the kernel that was forked before this agent started."""
         started = time.perf_counter() - kernel.spawned_ms / 1e3
-        code = child.record(kernel.pid, is_ours=True)
-        self.reaper.reap()  # the kernel may have ended before the reaper saw signals
+        code = child.record(kernel.pid)  # its end may be known already
+        self.reaper.reap()  # it may have ended before the reaper saw signals
         await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
         return ForkedKernel(pid=kernel.pid, ports=kernel.ports, timing_ms=timing_ms)

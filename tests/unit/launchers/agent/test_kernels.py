@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from assigned_agents import a_launch
 
 from roost.launchers.agent import kernels
 from roost.launchers.agent.child_reaper import Reaper
-from roost.launchers.agent.fork_report import read_report
+from roost.launchers.agent.fork_report import PodKernel, read_report
 from roost.launchers.agent.kernels import Kernels
 from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.messages import Connection, KernelProcess, Launch
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch
+from roost.launchers.protocol.rpc import RemoteError
 
 SLEEP = ("sleep", "60")
 
@@ -122,3 +124,25 @@ async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> 
         child.wait()
         os.close(report)
         os.close(report_in)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
+    runtime_dir: Path, is_known: bool
+) -> None:
+    child = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    child.returncode = 0
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it ends at once
+    launch = a_launch()
+    ports = dict.fromkeys(PORT_NAMES, 1)
+    kernel = PodKernel(launch_id=launch.launch_id, pid=child.pid, ports=ports, spawned_ms=0)
+    held = Kernels(
+        runtime_dir / "kernels", ZygotePool(), on_launched=print, on_exited=print, pod_kernel=kernel
+    )
+    try:
+        if is_known:
+            held._reaper.reap()
+        with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
+            await asyncio.wait_for(held.launch(launch), 10)
+    finally:
+        held.close()
