@@ -9,7 +9,9 @@ Names load on first use (PEP 562), so that `import roost` costs nothing:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False
+"""True for type checkers, which know the name. The import of `typing` takes longer than all the rest of this module."""
 
 if TYPE_CHECKING:
     from roost.provisioners.kernel_object import start_kernel as start_kernel
