@@ -5,6 +5,7 @@ Each cluster has a node with at least 2 CPUs and exactly 2 T4, all free. A test 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from dask_nodes import tls_files
 from kubernetes_nodes import cluster_settings
+from yarn_nodes import cluster_settings as yarn_settings
 
 from roost.launchers.daemon import daemon
 from roost.placement import Request
@@ -28,6 +30,8 @@ from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray import manager as ray
 from roost.scheduler.backends.ray.settings import RoostRayBackend
+from roost.scheduler.backends.yarn.backend import create as create_yarn
+from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import ConfigError
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import Opener
@@ -40,7 +44,13 @@ def end_local(runtime_dir: Path) -> None:
     os.kill(announced["pid"], signal.SIGTERM)
 
 
-@pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes"], scope="module")
+async def start_master(opener: Opener) -> None:
+    """Start YARN's application master, which takes a CPU from a node."""
+    async with opener() as (backend, _):
+        await backend.warm_up()
+
+
+@pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes", "yarn"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     """Return the name of the backend and cluster."""
     return str(request.param)
@@ -70,6 +80,12 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
             open_backend, lambda agents: create_kubernetes(at_kubernetes, backend_context(agents, folder))
         )
         return
+    if kind == "yarn":
+        at_yarn = RoostYarnBackend(**yarn_settings(cluster, folder))
+        opener = partial(open_backend, lambda agents: create_yarn(at_yarn, backend_context(agents, folder)))
+        asyncio.run(start_master(opener))
+        yield opener
+        return
     at_dask = RoostDaskBackend(address=cluster.address, **tls_files(cluster))
     yield partial(open_backend, lambda agents: dask.create(at_dask, backend_context(agents, folder)))
 
@@ -79,7 +95,7 @@ def t4(kind: str) -> T4:
     """Return a function that makes a request for T4s. Dask knows no models: there T4 is a declared resource."""
 
     def ask(gpus: float, **more: Any) -> Request:
-        if kind in ("local", "ray", "kubernetes"):
+        if kind in ("local", "ray", "kubernetes", "yarn"):
             return Request(gpus=gpus, gpu_models=("T4",), **more)
         return Request(gpus=gpus, resources={"T4": gpus}, **more)
 
@@ -99,7 +115,7 @@ class TestBackend(BackendContract):
 
     async def test_a_share_of_a_gpu_is_granted_once(self, kind: str, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):
-            if kind == "kubernetes":
+            if kind in ("kubernetes", "yarn"):
                 with pytest.raises(ConfigError, match="whole GPUs only"):
                     backend.check_request(t4(0.6))
                 return

@@ -152,6 +152,7 @@ class AgentPerKernelBackend(Backend):
         return pod.address
 
     async def warm_up(self) -> int:
+        await self._cluster.warm_up()
         return 0
 
     def environment(self, lease: Lease) -> Mapping[str, str]:

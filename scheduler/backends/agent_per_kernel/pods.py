@@ -102,6 +102,10 @@ class PodCluster(ABC):
         iterates again.
         """
 
+    async def warm_up(self) -> None:
+        """Start whatever the first pod would have to wait for."""
+        return
+
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError` for a request that this cluster can never serve. Called before the request queues."""
         return

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _JOIN_MASTER_S = 5.0
 """How long a service that starts waits for the masters of an earlier one."""
+_WARM_S = 30.0
 _DELETE_S = 15.0
 """How long a release waits for a master that was started again."""
 
@@ -108,6 +109,12 @@ class YarnCluster(PodCluster):
             )
         find_python(request, self._settings)
         self._queues.check(request)
+
+    async def warm_up(self) -> None:
+        """Start the application master of the default queue. Raises `LaunchError` if YARN refuses it."""
+        line = await self._applications.line(self._queues.queue_of(Request()), None)
+        await line.wait(_WARM_S)
+        self._nodes.read_soon()
 
     def to_placement(self, request: Request) -> Request:
         return to_placement(request)

@@ -19,7 +19,7 @@ from .master.messages import Ask, Container, MasterStatus, Numbered, Widen
 from .node_reader import NodeReader
 from .nodes import to_placement
 from .queues import Queues
-from .reasons import describe_wait, find_short
+from .reasons import describe_wait
 from .rest import Rest
 from .settings import RoostYarnBackend
 
@@ -106,8 +106,8 @@ class ContainerCreator:
     async def _await_grant(self, held: Held, ask: Ask) -> None:
         """Wait until YARN has granted the chosen node, for one heartbeat of its NodeManager.
 
-        Without a grant: if the queue or the user has reached a limit, any node may take the ask from then on, so that
-        YARN's own queues see it. Otherwise the node has no room, which raises `LeaseConflict`.
+        Raises `LeaseConflict` if the node has no room any more. If it has, the queue or the user has reached a limit:
+        then any node may take the ask, so that YARN's own queues see it.
         """
         deadline = time.monotonic() + self.heartbeat_s + _MARGIN_S
         while not (held.is_granted or held.is_ended):
@@ -120,7 +120,7 @@ class ContainerCreator:
             return
         status = await held.line.call(MasterStatus, "hello")
         await self._nodes.read()
-        if not find_short(ask.resources, status.headroom) and not self._has_room(held.lease):
+        if not self._has_room(held.lease.request, held.lease.node_id):
             raise LeaseConflict(f"{held.lease.node_id} has no room for it any more, as YARN reports")
         hosts = self._find_hosts(held.lease.request)
         widen = Widen(number=held.number, nodes=hosts, racks=self._nodes.book.racks(hosts))
@@ -128,6 +128,9 @@ class ContainerCreator:
         await self._explain(held, ask, status)
 
     async def _explain(self, held: Held, ask: Ask, status: MasterStatus) -> None:
+        if not self._has_room(held.lease.request):
+            held.reason = "no node has room for it now"
+            return
         await self._queues.read_queues(self._rest)
         queue = self._queues.find(held.line.queue)
         held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
@@ -140,9 +143,10 @@ class ContainerCreator:
         except (BackendUnavailable, RemoteError) as problem:
             log.warning("lease=%s cannot be given back now: %s", held.lease.id, problem)
 
-    def _has_room(self, lease: Lease) -> bool:
-        nodes = [node for node in self._nodes.nodes(()) if node.id == lease.node_id]
-        decision = get_policy("balanced").place(to_placement(lease.request), Snapshot.of(nodes))
+    def _has_room(self, request: Request, node_id: str = "") -> bool:
+        """True if this node, or else any node, has room by the last reading."""
+        nodes = [node for node in self._nodes.nodes(()) if node_id in ("", node.id)]
+        decision = get_policy("balanced").place(to_placement(request), Snapshot.of(nodes))
         return decision.placement is not None
 
     def _find_hosts(self, request: Request) -> tuple[str, ...]:

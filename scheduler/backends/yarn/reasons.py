@@ -51,21 +51,22 @@ def is_node_lost(container: Container) -> bool:
 
 
 def describe_wait(asked: Resources, headroom: Resources | None, queue: JsonObject | None, user: str) -> str:
-    """Return why YARN has not granted an ask yet: a clause that names the queue and the limit, where known."""
+    """Return why YARN does not grant an ask that a node has room for, in a clause that names the queue.
+
+    The headroom may be too low: a user's limit grows with the use of the queue.
+    """
     name = (queue or {}).get("queueName", "") or "its queue"
-    short = find_short(asked, headroom)
-    if not short:
-        return "no node has room for it now"
-    limit = "its limit"
+    short = ", ".join(find_short(asked, headroom))
     if queue is not None:
         used, largest = queue.get("absoluteUsedCapacity", 0.0), queue.get("absoluteMaxCapacity", 100.0)
         if used >= largest - 0.5:
-            limit = f"the queue's maximum of {largest:.0f} % of the cluster"
-        elif _is_user_limited(queue, user):
-            limit = f"the limit of each user (user-limit-factor {queue.get('userLimitFactor', 1.0):g})"
-        else:
-            limit = "the room that other queues leave it"
-    return f"queue {name} is full: {', '.join(short)} more than {limit} allows now"
+            return f"queue {name} is full: it uses its {largest:.0f} % of the cluster"
+        if _is_user_limited(queue, user):
+            factor = queue.get("userLimitFactor", 1.0)
+            return f"queue {name} gives {user} no more now: user-limit-factor is {factor:g}"
+    if short:
+        return f"queue {name} is full: {short} too few are left for it"
+    return f"other applications of queue {name} go first"
 
 
 def find_short(asked: Resources, limit: Resources | None) -> list[str]:
