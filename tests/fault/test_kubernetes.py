@@ -10,20 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_world import assert_plain, say, until
 from kubelets import Api, Kubelets, Refused
 from kubernetes_nodes import NAMESPACE
-from kubernetes_world import (
-    PODS,
-    SECRETS,
-    SPARE,
-    USER,
-    World,
-    assert_plain,
-    kernel_of,
-    say,
-    service,
-    until,
-)
+from kubernetes_world import PODS, SECRETS, SPARE, USER, World
 from notebook import held_by
 from world import wait_gone
 
@@ -44,33 +34,33 @@ async def world(kubernetes_world: World) -> World:
 
 async def test_the_scheduler_service(world: World) -> None:
     notebook = await world.open(gpus=1)
-    before = held_by(await kernel_of(notebook))
+    before = held_by(await world.kernel_of(notebook))
     world.kill_service()
     killed_at = time.monotonic()
     await world.lives(notebook)
     say("found again after", killed_at)
-    assert held_by(await kernel_of(notebook)) == before
+    assert held_by(await world.kernel_of(notebook)) == before
     await notebook.interrupt()
     await world.lives(notebook)
 
 
 async def test_the_service_while_a_pod_is_pending(world: World) -> None:
-    await service().up()
+    await world.service().up()
     world.cluster.pause("n2/kubelet")
     notebook = world.notebook(labels=SPARE)
     try:
         opening = asyncio.create_task(notebook.open())
         say(await world.waits_for("its"))
-        lease = (await service().kernels())[0].lease_id
+        lease = (await world.service().kernels())[0].lease_id
         for _ in range(2):
             world.kill_service()
-            assert len(await service().kernels()) == 1
+            assert len(await world.service().kernels()) == 1
     finally:
         world.cluster.resume("n2/kubelet")
     await opening
     await notebook.run("mine = 42")
     await world.lives(notebook)
-    assert (await kernel_of(notebook)).lease_id == lease
+    assert (await world.kernel_of(notebook)).lease_id == lease
 
 
 async def test_the_agent(world: World) -> None:
@@ -109,7 +99,7 @@ async def test_a_pod_deleted_while_the_service_restarts(world: World) -> None:
         world.delete_pod(await world.pod(notebook))
         world.kill_service()
         killed_at = time.monotonic()
-        assert await service().kernels() == []
+        assert await world.service().kernels() == []
         reason = await world.ended(notebook, 10)
         say(f"{reason!r} after", killed_at)
         assert "its pod was deleted" in reason
@@ -183,11 +173,11 @@ async def test_a_node_that_is_cut_off(world: World) -> None:
         refusal = await world.refusal(labels=SPARE)
         say(f"{refusal!r} after", cut_at)
         with pytest.raises(RoostError) as refused:
-            await service().stop(stopped.manager.kernel_id, grace_s=0)
+            await world.service().stop(stopped.manager.kernel_id, grace_s=0)
         say(refused.value.user_message)
         assert_plain(refused.value.user_message)
         await asyncio.sleep(max(0.0, cut_at + 20 - time.monotonic()))
-        assert (await kernel_of(notebook)).state == "running"
+        assert (await world.kernel_of(notebook)).state == "running"
         assert len(world.pods()) == 2
     finally:
         world.cluster.reconnect("n2")
@@ -209,7 +199,7 @@ async def test_a_node_that_loses_power(world: World) -> None:
         refusal = await world.refusal(labels=SPARE)
         say(f"{refusal!r} after", off_at)
         await asyncio.sleep(max(0.0, off_at + 15 - time.monotonic()))
-        assert (await kernel_of(notebook)).state == "running", "unknown is not ended"
+        assert (await world.kernel_of(notebook)).state == "running", "unknown is not ended"
         assert len(world.pods()) == 1
     finally:
         world.cluster.power_on("n2")
@@ -355,7 +345,7 @@ def create_token(api: Api, name: str, file: Path) -> None:
 async def test_the_api_server(world: World, away_s: float) -> None:
     """The last test: Kubernetes' own parts need a minute afterwards."""
     kept, stopped = await world.open(gpus=1), await world.open()
-    before = held_by(await kernel_of(kept))
+    before = held_by(await world.kernel_of(kept))
     world.cluster.kill("apiserver")
     killed_at = time.monotonic()
     assert "Kubernetes is away, its kernels live on" in await world.refusal(cpus=0.1)
@@ -378,6 +368,6 @@ async def test_the_api_server(world: World, away_s: float) -> None:
     await until(lambda: len(world.pods()) == 1, "the pod of the stopped kernel stays")
     say("the stopped kernel's pod is gone after", back_at)
     world.opened.remove(stopped)
-    assert held_by(await kernel_of(kept)) == before
+    assert held_by(await world.kernel_of(kept)) == before
     await world.lives(kept)
     await world.restart(kept)

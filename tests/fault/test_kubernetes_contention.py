@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_world import say
 from contention import EACH, SCHEDULERS, contend, most_at_once
 from kubelets import Kubelets, Machine, why_not
 from kubernetes_nodes import cluster_settings
-from kubernetes_world import CLEAN_S, USER, left, prepare, say
+from kubernetes_world import CLEAN_S, USER, left, prepare
 
 SHARES = (1.0, 1.0, 2.0, 1.0)
 GPU_NODES = (Machine(cpus=4, gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),) * 3

@@ -15,18 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_world import show_logs
+from cluster_world import assert_plain, say, show_logs, until
 from kubelets import Kubelets, why_not
-from kubernetes_world import (
-    MACHINES,
-    SPARE,
-    World,
-    assert_plain,
-    kernel_of,
-    prepare,
-    say,
-    until,
-)
+from kubernetes_world import MACHINES, SPARE, World, prepare
 from notebook import Notebook
 from world import settle
 
@@ -157,7 +148,7 @@ class Outages:
         self.world.opened.remove(starting)
 
     async def _is_kept_or_ended(self, notebook: Notebook) -> None:
-        kernel = await kernel_of(notebook)
+        kernel = await self.world.kernel_of(notebook)
         if kernel.state == "exited":
             assert_plain(kernel.reason)
         else:

@@ -9,15 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from cluster_world import assert_plain, say
 from kubelets import Kubelets
-from kubernetes_world import (
-    SPARE,
-    World,
-    assert_plain,
-    containerd_pid,
-    say,
-    tag_image,
-)
+from kubernetes_world import SPARE, World, containerd_pid, tag_image
 
 from roost.scheduler.errors import RoostError
 

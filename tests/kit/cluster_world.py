@@ -1,21 +1,34 @@
-"""Notebooks on a cluster whose parts fail: what the worlds of all cluster managers share."""
+"""Notebooks on a cluster whose parts fail, and the checks after each fault: what the worlds of all managers share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from managers import kernelspecs
 from notebook import Notebook
+from world import daemon_pids, kill
 
+from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect
+from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
 
 class ClusterWorld:
-    """Notebooks of `backend` with roost's service in the runtime folder `home`. `options` are those of all kernels."""
+    """Notebooks of `backend` with roost's service in the runtime folder `home`. `options` are those of all kernels.
+
+    The World of a cluster manager overrides `lives` and `close`, or else `held`, `key_of` and `left`.
+    """
+
+    clean_s = 30.0
+    """How long the cluster manager may take to remove what an ended kernel had."""
 
     def __init__(
         self, backend: str, home: Path, folder: Path, argv: Sequence[str] = (), **options: Any
@@ -25,6 +38,25 @@ class ClusterWorld:
         self.opened: list[Notebook] = []
         self._config = {"backend": backend, **options}
         self._argv = {"argv": list(argv)} if argv else {}
+        self._settings: dict[str, Any] = {}
+
+    def held(self) -> dict[str, str]:
+        """Return the node of each pod or container of a kernel. The key is what `key_of` returns."""
+        raise NotImplementedError
+
+    def key_of(self, notebook: Notebook, kernel: Kernel) -> str:
+        """Return what tells the pod or container of this kernel from others."""
+        raise NotImplementedError
+
+    def left(self) -> list[str]:
+        """Return a line for each thing that ended kernels have left in the cluster manager."""
+        raise NotImplementedError
+
+    def configure(self, **changes: Any) -> None:
+        """Write the settings of the backend into `folder`. The service reads them when it starts."""
+        self._settings |= changes
+        section = f"Roost{self._config['backend'].title()}Backend"
+        (self.folder / "jupyter_roost_config.json").write_text(json.dumps({section: self._settings}))
 
     def service(self) -> Client:
         return connect(self._config["backend"])
@@ -45,13 +77,103 @@ class ClusterWorld:
         await notebook.run("import os, time; mine = 42")
         return notebook
 
+    async def kernel_of(self, notebook: Notebook) -> Kernel:
+        return await self.service().kernel(notebook.manager.kernel_id)
+
     async def running(self, *notebooks: Notebook) -> list[Kernel]:
         """Check that these kernels run and keep their variables. Return them as the service knows them."""
         for notebook in notebooks:
             assert await notebook.value("mine") == "42"
-        kernels = [await self.service().kernel(notebook.manager.kernel_id) for notebook in notebooks]
+        kernels = [await self.kernel_of(notebook) for notebook in notebooks]
         assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
         return kernels
+
+    async def lives(self, *notebooks: Notebook) -> None:
+        """Check that these kernels run, keep their variables, and are the only ones that hold something."""
+        kernels = await self.running(*notebooks)
+        pairs = zip(notebooks, kernels, strict=True)
+        assert self.held() == {self.key_of(notebook, kernel): kernel.node_id for notebook, kernel in pairs}
+
+    async def ended(self, notebook: Notebook, within_s: float) -> str:
+        """Wait until the owner knows that the kernel has ended. Return the reason, which is one plain sentence."""
+        reason = await notebook.ended(self.service(), within_s)
+        assert_plain(reason)
+        return reason
+
+    async def restart(self, notebook: Notebook) -> None:
+        """Restart a kernel, perhaps in a new pod or container, whose address differs."""
+        notebook.client.stop_channels()
+        await notebook.manager.restart_kernel()
+        notebook.client = notebook.manager.client()
+        notebook.client.start_channels()
+        await notebook._until_ready()
+        assert (await notebook.run("mine"))["ename"] == "NameError"
+        await notebook.run("mine = 42")
+
+    def kill_service(self) -> None:
+        for pid in daemon_pids(self.home, "scheduler"):
+            kill(pid)
+
+    async def has_room(self, within_s: float = 30.0, **asked: Any) -> float:
+        """Wait until the service has room for such a request. Return how long that took."""
+        began = time.monotonic()
+        while True:
+            try:
+                if (await self.service().explain(Request(**asked)))["placement"]:
+                    return time.monotonic() - began
+                problem = "there is no room"
+            except RoostError as error:
+                problem = str(error)
+            assert time.monotonic() - began < within_s, problem
+            await asyncio.sleep(0.1)
+
+    async def refusal(self, within_s: float = 30.0, **asked: Any) -> str:
+        """Wait until the service refuses such a request for now. Return the reason."""
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                decision = await self.service().explain(Request(**asked))
+            except RoostError as error:
+                assert_plain(error.user_message)
+                return error.user_message
+            if not decision["placement"]:
+                assert not decision["is_never"]
+                return f"{decision['reason']} {decision['refusals']}"
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+    async def waits_for(self, text: str, within_s: float = 20.0) -> str:
+        """Wait until a kernel waits for a reason with this text. Return the whole reason."""
+        deadline = time.monotonic() + within_s
+        while True:
+            reasons = [kernel.waits_for for kernel in await self.service().kernels()]
+            if found := [reason for reason in reasons if text in reason]:
+                assert_plain(found[0])
+                return found[0]
+            assert time.monotonic() < deadline, reasons
+            await asyncio.sleep(0.1)
+
+    async def promised(self) -> list[str]:
+        """Return what roost shows as promised on the nodes."""
+        try:
+            nodes = await self.service().nodes()
+        except RoostError as problem:
+            return [str(problem)]
+        return [
+            f"{node['id']} promises {node['cpus_promised']} CPUs" for node in nodes if node["cpus_promised"]
+        ]
+
+    async def close(self) -> None:
+        """Close all notebooks. Afterwards no kernel and nothing of one is left, and nothing is promised."""
+        for notebook in self.opened:
+            if hasattr(notebook, "client"):
+                await notebook.close()
+        assert await self.service().kernels() == []
+        began = time.monotonic()
+        while found := [*self.left(), *await self.promised()]:
+            assert time.monotonic() - began < self.clean_s, found
+            await asyncio.sleep(0.1)
+        say("all removed after", began)
 
 
 @contextmanager
@@ -63,3 +185,27 @@ def show_logs(home: Path) -> Iterator[None]:
         for log in home.glob("scheduler*/log*"):
             print(f"--- {log}", *log.read_text().splitlines()[-80:], sep="\n")
         raise
+
+
+def assert_plain(reason: str) -> None:
+    """Check that a reason is one sentence or clause for people, not a dump."""
+    assert reason
+    assert len(reason) < 300, reason
+    assert not set("{}\n\\") & set(reason), reason
+    assert reason.count(". ") == 0 or reason.endswith("."), reason
+
+
+async def until(is_true: Callable[[], Any], what: str, within_s: float = 30.0) -> None:
+    """Wait until something is true. A cluster manager that refuses or is away counts as no."""
+    deadline = time.monotonic() + within_s
+    while True:
+        with contextlib.suppress(OSError):
+            if await asyncio.to_thread(is_true):
+                return
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.1)
+
+
+def say(text: str, since: float | None = None) -> None:
+    """Print a line about the test, with the seconds since then."""
+    print(f"    {text}" + (f" {time.monotonic() - since:.1f} s" if since is not None else ""), flush=True)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
+from leftovers import describe
 
 FREED_S = 15.0
 """How long YARN may take to free what an ended application had."""
@@ -33,21 +35,31 @@ def container_of(pid: int) -> str:
     process = psutil.Process(pid)
     for each in (process, *process.parents()):
         if container := each.environ().get("CONTAINER_ID"):
-            return container
+            return str(container)
     raise AssertionError(f"process {pid} is in no container")
+
+
+def in_use(cluster: HadoopNodes, but: Collection[str] = ()) -> list[str]:
+    """Return a line for each container, promise of a node, and process in a container, except in those of `but`."""
+    running = {row["id"]: node for node in cluster.machines for row in cluster.containers(node)}
+    expected = Counter(node for container, node in running.items() if container in but)
+    kept = {process.pid for container in but for process in cluster.container_processes(container=container)}
+    return [
+        *(f"container {container} on {node}" for container, node in running.items() if container not in but),
+        *(
+            f"{node} promises {row['numContainers']} containers and {gpus_of(row, 'usedResource')} GPUs"
+            for node, row in cluster.nodes().items()
+            if row["numContainers"] != expected[node]
+        ),
+        *(f"process {describe(each)}" for each in cluster.container_processes() if each.pid not in kept),
+    ]
 
 
 def left(cluster: HadoopNodes) -> list[str]:
     """Return a line for each application, container, promise and process in a container."""
     return [
         *(f"application {row['id']} {row['state']}" for row in cluster.applications()),
-        *(f"container {row['id']}" for node in cluster.machines for row in cluster.containers(node)),
-        *(
-            f"{node} promises {row['usedMemoryMB']} MB and {gpus_of(row, 'usedResource')} GPUs"
-            for node, row in cluster.nodes().items()
-            if row["numContainers"] or row["usedMemoryMB"] or gpus_of(row, "usedResource")
-        ),
-        *(f"process {each.pid} {' '.join(each.cmdline())[:160]}" for each in cluster.container_processes()),
+        *in_use(cluster),
     ]
 
 

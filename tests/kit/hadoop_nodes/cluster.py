@@ -16,7 +16,7 @@ from cluster_folder import FOLDER, DaemonCluster, inherit_environment, tail, wai
 
 from . import settings
 from .build import jars, java, java_home
-from .rest import Refused, Rest
+from .rest import Rest
 from .settings import GPU, PARTITION, Layout, Machine, Settings
 
 START_TIMEOUT_S = 120.0
@@ -156,7 +156,9 @@ class HadoopNodes(DaemonCluster):
         return list(found.get("app", []))
 
     def containers(self, node: str) -> list[dict[str, Any]]:
-        """Return the containers that a NodeManager runs, as it reports them itself."""
+        """Return the containers that a NodeManager runs, as it reports them itself; none if it is dead."""
+        if self._daemons[node].poll() is not None:
+            return []
         found = self.rest_of(node).get("/ws/v1/node/containers")["containers"] or {}
         return [row for row in found.get("container", []) if row["state"] not in ("DONE", "COMPLETE")]
 
@@ -263,7 +265,7 @@ class HadoopNodes(DaemonCluster):
                     raise RuntimeError(f"{name} has ended in the wait for {what}")
             try:
                 return is_true()
-            except (Refused, OSError, ValueError):
+            except (OSError, ValueError):
                 return False
 
         try:

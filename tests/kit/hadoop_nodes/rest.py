@@ -10,7 +10,7 @@ from typing import Any
 TIMEOUT_S = 10.0
 
 
-class Refused(Exception):
+class Refused(OSError):
     """A reply with a status of 400 or more."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import urllib3
 
 
-class Refused(Exception):
+class Refused(OSError):
     """A reply of the API server with a status of 400 or more."""
 
     def __init__(self, status: int, message: str) -> None:

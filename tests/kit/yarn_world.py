@@ -1,0 +1,112 @@
+"""Kernels on a YARN cluster whose daemons fail, and the checks that follow each fault."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster_world import ClusterWorld
+from hadoop_nodes import PARTITION, HadoopNodes, Machine
+from notebook import Notebook
+from tcp_proxy import TcpProxy
+from yarn_nodes import FREED_S, cluster_settings, container_of, in_use
+
+from roost.scheduler.service.messages import Kernel
+
+MACHINES = (
+    Machine(vcores=4, gpus=2, gpu_model="T4"),
+    Machine(vcores=4),
+    Machine(vcores=2, label=PARTITION),
+)
+"""The nodes of a cluster whose daemons tests kill."""
+TYPE = "roost"
+"""The type of roost's applications in YARN."""
+
+
+class World(ClusterWorld):
+    """A YARN cluster with roost's service, and its notebooks. The service reaches the web addresses by `proxies`.
+
+    Use it in a `with` block, which opens and closes the proxies.
+    """
+
+    clean_s = FREED_S
+
+    def __init__(
+        self, cluster: HadoopNodes, home: Path, folder: Path, patch: pytest.MonkeyPatch, **settings: Any
+    ) -> None:
+        super().__init__("yarn", home, folder, cpus=0.1)
+        folder.chmod(0o700)
+        self.cluster = cluster
+        hosts = {name: cluster.address_of(name) for name in cluster.resource_managers}
+        self.proxies = {name: TcpProxy(host, 8088) for name, host in hosts.items()}
+        self._open = ExitStack()
+        patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+        self.configure(**cluster_settings(cluster, folder))
+        addresses = ",".join(f"http://127.0.0.1:{proxy.port}" for proxy in self.proxies.values())
+        schedulers = [f"{host}:8030" for host in hosts.values()]
+        self.configure(address=addresses, schedulers=schedulers, **settings)
+
+    def __enter__(self) -> World:
+        for proxy in self.proxies.values():
+            self._open.enter_context(proxy)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def held(self) -> dict[str, str]:
+        """Return the node of each container of a kernel."""
+        masters = {master["container"] for master in self.masters()}
+        return {
+            row["id"]: self.cluster.address_of(node)
+            for node in self.cluster.machines
+            for row in self.cluster.containers(node)
+            if row["id"] not in masters
+        }
+
+    def key_of(self, notebook: Notebook, kernel: Kernel) -> str:
+        return container_of(notebook.pid)
+
+    def left(self) -> list[str]:
+        """Return a line for each thing that ended kernels have left. Masters stay while the service runs."""
+        return in_use(self.cluster, but=[master["container"] for master in self.masters()])
+
+    def masters(self) -> list[dict[str, Any]]:
+        """Return roost's running applications, each with the id of its master's `container`."""
+        found = [row for row in self.cluster.applications() if row["applicationType"] == TYPE]
+        return [
+            {**row, "container": row["amContainerLogs"].split("/")[-2]}
+            for row in found
+            if row.get("amContainerLogs")
+        ]
+
+    def processes(self, notebook: Notebook) -> list[psutil.Process]:
+        """Return the processes in a kernel's container, the agent first."""
+        return self._processes_in(container_of(notebook.pid))
+
+    def master_processes(self) -> list[psutil.Process]:
+        """Return the processes of all masters."""
+        return [process for master in self.masters() for process in self._processes_in(master["container"])]
+
+    def end_container(self, notebook: Notebook) -> None:
+        """End a kernel's container as an operator does with `yarn container -signal`."""
+        container = container_of(notebook.pid)
+        path = f"/ws/v1/cluster/containers/{container}/signal/FORCEFUL_SHUTDOWN"
+        self.cluster.rest.call("POST", path)
+
+    def end_application(self, application: str) -> None:
+        """End an application as an operator does with `yarn application -kill`."""
+        path = f"/ws/v1/cluster/apps/{application}/state"
+        self.cluster.rest.call("PUT", path, {"state": "KILLED"})
+
+    def _processes_in(self, container: str) -> list[psutil.Process]:
+        """Return the processes of a container without the shell that waits for them, the oldest first."""
+        found = [
+            process
+            for process in self.cluster.container_processes(container=container)
+            if process.name() != "bash"
+        ]
+        return sorted(found, key=lambda process: process.create_time())
