@@ -14,9 +14,8 @@ agent starts the kernel as usual.
 
 from __future__ import annotations
 
-import asyncio  # noqa: F401 - for the kernel and the agent, as all that is imported without being used here
 import ctypes
-import dataclasses  # noqa: F401
+import gc
 import hashlib
 import json
 import os
@@ -25,25 +24,26 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile  # noqa: F401
 import time
 import types
 import zipimport
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import zmq.asyncio  # noqa: F401
-
 _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _MODULE = ["-m", "ipykernel_launcher"]
 _NO_PARENT = "--IPKernelApp.parent_handle=1"  # as in start.py
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = "500"
+_OBJECTS_AT_START = 200_000
+"""More objects than a starting kernel makes."""
 
 
 def main() -> int:
     # The system ignores SIGTERM for the first process of a pod until it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    delay_collections()
+    import_libraries()
     archive, folder = sys.argv[0], os.path.abspath(sys.argv[1])
     start = json.loads(zipimport.zipimporter(archive).get_data("start.json"))
     settings = fill_in(start["settings"])
@@ -56,6 +56,30 @@ def main() -> int:
     from roost.launchers.agent.main import main as run_agent
 
     return run_agent([folder, json.dumps(settings)], assigned=start["assignment"], forked=forked)
+
+
+def delay_collections() -> None:
+    """Collect no garbage while libraries are loaded: this saves a seventh of a kernel's processor time at its start.
+
+    The first collection brings the usual thresholds back, in the kernel and in the agent.
+    """
+    usual = gc.get_threshold()
+
+    def restore(phase: str, info: object) -> None:
+        gc.callbacks.remove(restore)
+        gc.set_threshold(*usual)
+
+    gc.callbacks.append(restore)
+    gc.set_threshold(_OBJECTS_AT_START, *usual[1:])
+
+
+def import_libraries() -> None:
+    """Import what the kernel and the agent need, for both."""
+    import asyncio  # noqa: F401
+    import dataclasses  # noqa: F401
+    import tempfile  # noqa: F401
+
+    import zmq.asyncio  # noqa: F401
 
 
 def fill_in(settings: Mapping[str, Any]) -> dict[str, Any]:

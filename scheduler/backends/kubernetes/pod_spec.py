@@ -216,6 +216,7 @@ class PodTemplate:
             address="$ROOST_POD_IP",
             ports=(self._settings.agent_port,),
             idle_exit_s=_IDLE_EXIT_S,
+            gpus=0,  # Kubernetes knows them; reading them again delays the start
             is_remote=True,
             gpu_visibility="inherit",
             is_per_kernel=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -53,6 +54,10 @@ async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(run
         assert not [module for module in modules if module.startswith("roost")]
         assert not [path for path in paths if str(runtime_dir) in path]
         assert environment["ROOST_RUNTIME_DIR"] == launch.env["ROOST_RUNTIME_DIR"]
+        collector = "(gc := __import__('gc')).get_threshold()[0], gc.collect(), gc.get_threshold()"
+        at_start, _, afterwards = await evaluate(process.connection, collector)
+        assert at_start > afterwards[0]
+        assert afterwards == gc.get_threshold()
     assert not psutil.pid_exists(process.pid)
 
 
