@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -73,22 +74,14 @@ class Api:
         path: str,
         body: JsonObject | None = None,
         *,
-        content_type: str = "application/json",
         timeout_s: float = _CALL_S,
-        **query: Any,
+        **options: Any,
     ) -> JsonObject:
-        """Return the answer. Raises `ApiError` for a refusal, and `BackendUnavailable`.
-
-        A call that is cancelled may still be carried out.
-        """
-
-        def work() -> JsonObject:
-            return self.request(method, path, body, content_type=content_type, timeout_s=timeout_s, **query)
-
+        """Do as `request` does, in a thread. A call that is cancelled may still be carried out."""
+        work = partial(self.request, method, path, body, timeout_s=timeout_s, **options)
+        deadline_s = timeout_s + _CONNECT_S + _ATTEMPTS * _PAUSE_S
         try:
-            return await in_thread(
-                work, deadline_s=timeout_s + _CONNECT_S + _ATTEMPTS * _PAUSE_S, name="kubernetes-call"
-            )
+            return await in_thread(work, deadline_s=deadline_s, name="kubernetes-call")
         except asyncio.TimeoutError:
             raise BackendUnavailable(f"Kubernetes does not answer: {method} {path}") from None
 
@@ -111,7 +104,7 @@ class Api:
         timeout_s: float = _CALL_S,
         **query: Any,
     ) -> JsonObject:
-        """Do as `call` does, but block."""
+        """Return the answer. Raises `ApiError` for a refusal, and `BackendUnavailable`. Blocks."""
         response = self._send(
             method,
             path,
