@@ -93,7 +93,7 @@ class ExitWatch:
             self._unlisten = None
 
     def mark_unknown(self, ending: KernelExit) -> None:
-        self._end(ending, None, "roost does not know the kernel any more")
+        self._end(ending, None, "it ended while no service of roost was running, so nobody saw the cause")
 
     def read(self, ending: KernelExit, kernel: Kernel) -> None:
         """End the launch if the service reports that its kernel has ended."""

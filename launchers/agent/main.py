@@ -283,6 +283,13 @@ class Agent:
             asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
         self._watch_idleness()
 
+    def terminate(self) -> None:
+        """Leave, because the machine or the cluster manager says so. Without its agent, a pod's kernel ends too."""
+        if self._settings.is_per_kernel:
+            for entry in self._ledger.entries():  # the manager may know a better reason, and tell it first
+                self._publish("lost", lease_id=entry.lease.id, reason="its pod or container was ended")
+        self.left.set()
+
     async def end_all(self, grace_s: float = _STOP_GRACE_S) -> None:
         await asyncio.gather(
             *(self._release_lease(entry.lease.id, grace_s) for entry in self._ledger.entries())
@@ -333,7 +340,7 @@ async def serve(
         agent = Agent(folder, settings, keys, pod_kernel)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(signum, agent.left.set)
+            loop.add_signal_handler(signum, agent.terminate)
         try:
             if pod_kernel is None:  # else its unfinished start would be ended
                 agent.adopt()

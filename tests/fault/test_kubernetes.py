@@ -110,6 +110,32 @@ async def test_a_pod_deleted_while_the_service_restarts(world: World) -> None:
     await world.lives(notebook)
 
 
+async def test_a_pod_that_is_gone_before_the_next_service_looks(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    notebook = await world.open()
+    pod = await world.pod(notebook)
+    world.kill_service()
+    world.delete_pod(pod)
+    await until(lambda: not world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
+    assert await service().kernels() == []
+    await asyncio.wait_for(notebook.manager.provisioner.wait(), 10)
+    assert "ended while no service of roost was running" in caplog.text
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+async def test_a_pod_deleted_while_the_watch_is_silent(world: World) -> None:
+    """The agent says that its pod was ended, before the next watch can say why."""
+    notebook = await world.open()
+    world.proxy.swallow()
+    world.delete_pod(await world.pod(notebook))
+    reason = await world.ended(notebook, 10)
+    say(reason)
+    assert "its pod or container was ended" in reason
+    world.configure(watch_timeout_s=60.0)
+
+
 async def test_a_watch_that_falls_silent(world: World) -> None:
     """A proxy swallows what the open connections carry. New connections work."""
     world.configure(watch_timeout_s=2.0)
