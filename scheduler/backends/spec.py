@@ -57,7 +57,9 @@ class BackendSpec:
     settings and a `BackendContext` to get the `Backend`. `address_variable` is the environment variable that names the
     cluster if the setting `address` is empty; a backend without that setting has none. `runs_on_this_machine` means
     that kernels share the application's files and network interfaces. `has_agent_per_kernel` means that each kernel has
-    an agent of its own, so that no kernel is forked from a warm process.
+    an agent of its own, so that no kernel is forked from a warm process. `check`, if any, names a function as
+    `module:function`, for a new kernelspec. It takes the settings and a request and blocks for seconds at most. It
+    raises `ConfigError` if the cluster would start no such kernel, and `BackendUnavailable` if it does not answer.
 
     >>> spec = BackendSpec(name="demo", settings="demo.settings:RoostDemoBackend", create="demo.backend:create")
     >>> spec.section
@@ -70,6 +72,7 @@ class BackendSpec:
     address_variable: str = ""
     runs_on_this_machine: bool = False
     has_agent_per_kernel: bool = False
+    check: str = ""
     request_options: tuple[RequestOption, ...] = ()
 
     @property

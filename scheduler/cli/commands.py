@@ -111,7 +111,7 @@ def _add_kernelspec(commands: Subparsers) -> None:
     install.add_argument("--name", metavar="NAME", help="name of the copy (roost-…)")
     install.add_argument("--display-name", metavar="TEXT", default="", help="name shown in the launcher")
     install.add_argument("--replace", action="store_true", help="replace a kernelspec of the same name")
-    what = "do not run the kernelspec's Python on this machine to test it"
+    what = "do not test the kernelspec's Python on this machine, nor its kernels' settings on the cluster"
     install.add_argument("--no-check", action="store_true", help=what)
     add_scheduler(install)
     add_request(install)

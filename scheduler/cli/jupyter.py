@@ -15,6 +15,7 @@ from roost.provisioners.request_options import read_start_options
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult
+from roost.scheduler.client.service_checks import check_cluster
 from roost.scheduler.errors import ConfigError
 
 from .options import print_answer, request_config, scheduler_options
@@ -24,10 +25,13 @@ from .tables import build_table, format_request, open_console, print_table
 def install(arguments: argparse.Namespace) -> int:
     options = scheduler_options(arguments)
     which = {"backend": arguments.backend, **({"backend_options": options} if options else {})}
+    config = {**which, **request_config(arguments)}
+    request = read_start_options(config, {}).request
+    note = "" if arguments.no_check else check_cluster(request, arguments.backend, options)
     spec, probed = kernelspecs.install(
         arguments.source,
         name=arguments.name or f"roost-{arguments.source}",
-        config={**which, **request_config(arguments)},
+        config=config,
         display_name=arguments.display_name,
         prefix=sys.prefix if arguments.sys_prefix else arguments.prefix,
         may_replace=arguments.replace,
@@ -39,6 +43,8 @@ def install(arguments: argparse.Namespace) -> int:
         for name, text in {"folder": spec.folder, **_describe_start(spec, probed)}.items():
             print(f"  {name:11} {text}")
 
+    if note:
+        print(note, file=sys.stderr)
     document = {"kernelspec": asdict(spec), "environment": asdict(probed) if probed else None}
     return print_answer(arguments, document, show)
 

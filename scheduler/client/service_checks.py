@@ -8,6 +8,8 @@ from typing import Any
 import roost
 from roost.launchers.daemon.daemon import read_announcement
 from roost.placement.request import Request
+from roost.scheduler.backends.registry import get_spec, load_object
+from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.service.launch import service_folder, with_address
 
@@ -22,6 +24,18 @@ def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
         return
     if problem := wait_for(roost.connect(backend, **options).check_policies([policy])).get(policy):
         raise ConfigError(problem)
+
+
+def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) -> str:
+    """Raise `ConfigError` if the cluster would start no such kernel. Return a note if it does not answer, else ""."""
+    if not (reference := get_spec(backend).check):
+        return ""
+    _, settings = load_settings(backend, with_address(backend, options))
+    try:
+        load_object(reference, f"the check of the backend {backend}")(settings, request)
+    except BackendUnavailable as problem:
+        return f"The cluster has not checked these kernels: {problem.user_message}"
+    return ""
 
 
 def find_refusal(request: Request, backend: str, options: Mapping[str, Any]) -> str:

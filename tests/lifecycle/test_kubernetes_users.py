@@ -26,7 +26,7 @@ from roost.placement import Request
 from roost.scheduler.backends import kubernetes
 from roost.scheduler.backends.agent_per_kernel.identity import load_identity
 from roost.scheduler.backends.base import Backend
-from roost.scheduler.backends.kubernetes.backend import create
+from roost.scheduler.backends.kubernetes.backend import check, create
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.names import name_pod
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
@@ -393,6 +393,20 @@ async def test_a_template_that_the_api_server_refuses_is_reported_at_the_start(
         assert "\n" not in message
         assert message.endswith(".")
         await cluster.close()
+        settings = settings_of("alice", "alice", pod_template=str(template), **changes)
+        with pytest.raises(ConfigError, match=word):
+            await asyncio.to_thread(check, settings, Request(cpus=0.1))
+
+
+async def test_an_accepted_template_is_checked_without_a_pod(
+    kubernetes_cluster: Kubelets, settings_of: Callable[..., RoostKubernetesBackend]
+) -> None:
+    before = kubernetes_cluster.api.call("GET", "/api/v1/pods")["items"]
+    await asyncio.to_thread(check, settings_of("alice", "alice"), Request(cpus=0.1))
+    request = Request(cpus=0.1, options={"volumes": "data:/data"})
+    with pytest.raises(ConfigError, match="'data' is not allowed"):
+        await asyncio.to_thread(check, settings_of("alice", "alice"), request)
+    assert len(kubernetes_cluster.api.call("GET", "/api/v1/pods")["items"]) <= len(before)
 
 
 async def test_the_api_server_refuses_hostile_values_in_one_sentence(

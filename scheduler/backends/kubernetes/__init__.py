@@ -19,6 +19,7 @@ SPEC = BackendSpec(
     create="roost.scheduler.backends.kubernetes.backend:create",
     address_variable="KUBECONFIG",
     has_agent_per_kernel=True,
+    check="roost.scheduler.backends.kubernetes.backend:check",
     request_options=(
         RequestOption(
             name="image",

@@ -86,7 +86,7 @@ class KubernetesCluster(PodCluster):
     async def join(self) -> str:
         await self._stop()
         await self._creator.read_user()
-        await self._creator.check_template()
+        await self._creator.check_template(Request())
         settings = self._settings
         self._book, self._ending = NodeBook(), {}
         nodes = self._reflect(
@@ -136,23 +136,17 @@ class KubernetesCluster(PodCluster):
         self._api.close()
 
     async def nodes(self) -> Sequence[Node]:
-        # A pod that roost has deleted keeps its resources until it is gone.
-        ending = {
-            uid: use
-            for pods in self._pods.values()
-            for uid, raw in pods.items.items()
-            if is_ending(raw) and (use := self._read_use(raw))
-        }
-        for uid in self._ending.keys() - ending.keys():
-            self._book.add(self._ending[uid], -1)
-        for uid in ending.keys() - self._ending.keys():
-            self._book.add(ending[uid])
-        self._ending = {uid: self._ending.get(uid, use) for uid, use in ending.items()}
         return self._book.nodes()
 
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError` for what this cluster or its operator does not give."""
         self._template.check(request)
+
+    async def check_pod(self, request: Request) -> None:
+        """Raise `ConfigError` if this cluster or its operator would not take a pod of such a request."""
+        self.check_request(request)
+        await self._creator.read_user()
+        await self._creator.check_template(request)
 
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         task = self._creating.get(lease.id)
@@ -171,24 +165,17 @@ class KubernetesCluster(PodCluster):
     async def delete(self, lease_id: str) -> None:
         if (creating := self._creating.get(lease_id)) is not None:
             await asyncio.wait([creating])
-        for namespace in self._namespaces():
-            selector = f"{SERVICE_LABEL}={self._identity.label},{LEASE_LABEL}={digest(lease_id)}"
-            found = await self._api.demand(
-                "GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector
-            )
-            for raw in found["items"]:
-                if not is_ending(raw) and self._creator.is_ours(raw):
-                    await self._creator.delete(raw)
+        for raw in await self._list(f"{LEASE_LABEL}={digest(lease_id)}"):
+            if not is_ending(raw) and self._creator.is_ours(raw):
+                await self._creator.delete(raw)
         # From now on the resources of the pod count as those of an ending pod.
-        for pods in self._pods.values():
-            for uid, raw in pods.items.items():
-                lease = read_lease(raw)
-                if lease is not None and lease.id == lease_id:
-                    self._reported.discard(uid)
-                    raw["metadata"].setdefault("deletionTimestamp", "")
+        for uid, raw in self._watched(lease_id):
+            self._reported.discard(uid)
+            raw["metadata"].setdefault("deletionTimestamp", "")
+            self._count_ending(uid, raw)
 
     async def update(self, lease: Lease) -> None:
-        raw = self._find(lease.id)
+        raw = next((raw for _, raw in self._watched(lease.id) if not is_ending(raw)), None)
         if raw is None:
             return
         stored = read_lease(raw)
@@ -205,17 +192,12 @@ class KubernetesCluster(PodCluster):
 
     async def pods(self) -> Sequence[Pod]:
         found: list[Pod] = []
-        selector = f"{SERVICE_LABEL}={self._identity.label}"
-        for namespace in self._namespaces():
-            answer = await self._api.demand(
-                "GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector
-            )
-            for raw in answer["items"]:
-                is_released = RELEASED_ANNOTATION in raw["metadata"].get("annotations", {})
-                is_news = raw["metadata"]["uid"] in self._reported or (self._is_new and not is_released)
-                is_shown = not is_ending(raw) or is_news
-                if is_shown and (pod := self._view(raw)) is not None:
-                    found.append(pod)
+        for raw in await self._list():
+            is_released = RELEASED_ANNOTATION in raw["metadata"].get("annotations", {})
+            is_news = raw["metadata"]["uid"] in self._reported or (self._is_new and not is_released)
+            is_shown = not is_ending(raw) or is_news
+            if is_shown and (pod := self._view(raw)) is not None:
+                found.append(pod)
         self._is_new = False
         return sorted(found, key=lambda pod: pod.lease.state != "lost")  # the last one of a lease counts
 
@@ -262,6 +244,15 @@ class KubernetesCluster(PodCluster):
         self._creator.give_up()
         self._changes = asyncio.Queue()
 
+    async def _list(self, *selectors: str) -> list[JsonObject]:
+        """Ask Kubernetes for the pods of this service that fit the selectors."""
+        selector = ",".join([f"{SERVICE_LABEL}={self._identity.label}", *selectors])
+        answers = [
+            await self._api.demand("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
+            for namespace in self._namespaces()
+        ]
+        return [raw for answer in answers for raw in answer["items"]]
+
     def _namespaces(self) -> list[str]:
         main = self._settings.namespace or self._api.namespace
         return list(dict.fromkeys([main, *self._settings.allowed_namespaces]))
@@ -290,6 +281,7 @@ class KubernetesCluster(PodCluster):
             )
 
     def _on_pod(self, uid: str, before: JsonObject | None, after: JsonObject | None) -> None:
+        self._count_ending(uid, after)
         if self._creator.note_change(uid):
             return  # `_create` reports it
         shown = read_lease(after or before or {})
@@ -352,12 +344,20 @@ class KubernetesCluster(PodCluster):
     def _raw(self, uid: str) -> JsonObject | None:
         return next((pods.items[uid] for pods in self._pods.values() if uid in pods.items), None)
 
-    def _find(self, lease_id: str) -> JsonObject | None:
-        for pods in self._pods.values():
-            for raw in pods.items.values():
-                if not is_ending(raw) and raw["metadata"]["labels"].get(LEASE_LABEL) == digest(lease_id):
-                    return raw
-        return None
+    def _watched(self, lease_id: str) -> list[tuple[str, JsonObject]]:
+        """Return uid and pod of each pod of this lease that the watches know."""
+        known = [item for pods in self._pods.values() for item in pods.items.items()]
+        return [
+            (uid, raw) for uid, raw in known if raw["metadata"]["labels"].get(LEASE_LABEL) == digest(lease_id)
+        ]
+
+    def _count_ending(self, uid: str, raw: JsonObject | None) -> None:
+        """Count what a pod takes while it is being deleted: it keeps its resources until it is gone."""
+        if (use := self._ending.pop(uid, None)) is not None:
+            self._book.add(use, -1)
+        if raw is not None and is_ending(raw) and (use := self._read_use(raw)) is not None:
+            self._ending[uid] = use
+            self._book.add(use)
 
     def _read_use(self, raw: JsonObject) -> PodUse | None:
         labels = raw["metadata"].get("labels", {})

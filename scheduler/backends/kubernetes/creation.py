@@ -185,9 +185,9 @@ class PodCreator:
         else:
             self.user = review["status"]["userInfo"]["username"]
 
-    async def check_template(self) -> None:
+    async def check_template(self, request: Request) -> None:
         """Let the API server check a pod of the operator's template once. Raises `ConfigError`."""
-        lease = Lease(id="", kernel_id="", owner=Owner(user="roost"), request=Request(), node_id="")
+        lease = Lease(id="", kernel_id="", owner=Owner(user="roost"), request=request, node_id="")
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
         pod = self._build_pod(lease, name_pod(self.user, "", 1), self._identity().public)
         if self._is_checked or not pod["spec"]["containers"][0].get("image"):

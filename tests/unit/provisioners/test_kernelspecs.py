@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,14 @@ from fake_service import FakeService, fake_service
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from roost.placement import Request
 from roost.provisioners import kernelspecs
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.cli import main
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.client.interpreter_probe import probe
-from roost.scheduler.errors import ConfigError, LimitExceeded
+from roost.scheduler.config.section import Section
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded
 
 Make = Callable[..., Path]
 
@@ -214,6 +217,44 @@ def test_install_and_doctor_refuse_the_same(
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
     assert [asked.names for asked in fake.called("check_policies")] == [["gone"], ["gone"]]
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        (None, 0, ""),
+        (ConfigError("the pod template has no image."), 2, "the pod template has no image."),
+        (
+            BackendUnavailable("nobody answers"),
+            0,
+            "The cluster has not checked these kernels: nobody answers",
+        ),
+    ],
+)
+def test_install_asks_the_cluster(
+    kernels: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Exception | None,
+    status: int,
+    said: str,
+) -> None:
+    asked = []
+
+    def check(settings: Section, request: Request) -> None:
+        asked.append(request.cpus)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setitem(sys.modules, "a_cluster", SimpleNamespace(check=check))
+    spec = replace(get_spec("local"), check="a_cluster:check")
+    monkeypatch.setattr("roost.scheduler.client.service_checks.get_spec", lambda _: spec)
+    assert main.main(["kernelspec", "install", "--name", "ours", "--cpus", "3"]) == status
+    assert asked == [3]
+    assert said in capsys.readouterr().err
+    assert [spec.name for spec in kernelspecs.list_kernelspecs()] == ["ours"] * (not status)
+    assert main.main(["kernelspec", "install", "--name", "unchecked", "--no-check"]) == 0
+    assert len(asked) == 1
 
 
 def test_only_an_agent_of_many_kernels_forks_them(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from roost.placement import Request
 from roost.scheduler.backends.kubernetes import backend
 from roost.scheduler.backends.kubernetes.api import Api
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
@@ -40,17 +43,36 @@ def test_a_kubeconfig_file_that_is_not_there_is_named(
         Api("", "").request("GET", "/version")
 
 
-async def test_a_cluster_that_does_not_answer_leaves_no_key_pair(tmp_path: Path) -> None:
-    server = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
+def write_kubeconfig(folder: Path, server: str) -> str:
     context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    user = {"name": "u", "user": {"token": "t"}}
-    config = {"current-context": "c", "clusters": [server], "contexts": [context], "users": [user]}
-    kubeconfig, pair = tmp_path / "config", tmp_path / "state" / "pair.json"
-    kubeconfig.write_text(json.dumps(config))
-    cluster = KubernetesCluster(RoostKubernetesBackend(address=str(kubeconfig), identity_file=str(pair)))
+    config = {
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "contexts": [context],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    (folder / "config").write_text(json.dumps(config))
+    return str(folder / "config")
+
+
+async def test_a_cluster_that_does_not_answer_leaves_no_key_pair(tmp_path: Path) -> None:
+    kubeconfig, pair = write_kubeconfig(tmp_path, "https://127.0.0.1:1"), tmp_path / "state" / "pair.json"
+    cluster = KubernetesCluster(RoostKubernetesBackend(address=kubeconfig, identity_file=str(pair)))
     try:
         with pytest.raises(BackendUnavailable):
             await cluster.join()
     finally:
         await cluster.close()
+    assert not pair.parent.exists()
+
+
+def test_a_check_of_pods_waits_a_short_time_for_a_silent_cluster(tmp_path: Path) -> None:
+    pair = tmp_path / "state" / "pair.json"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        kubeconfig = write_kubeconfig(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        settings = RoostKubernetesBackend(address=kubeconfig, image="a", identity_file=str(pair))
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="does not answer"):
+            backend.check(settings, Request())
+        assert time.monotonic() - began < 10
     assert not pair.parent.exists()
