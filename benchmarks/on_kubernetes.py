@@ -1,26 +1,34 @@
 """Kernels in pods of a Kubernetes cluster of three nodes, all on this machine: time from nothing to the first reply.
 
-Each start makes a new pod. The image is on the nodes. Five cases are interleaved:
+Each start makes a new pod. The image is on the nodes. Six cases are interleaved. Each begins at a random moment,
+because a kubelet looks at its containers only once a second:
 
 plain              plain Jupyter on this machine, without a pod
 roost, gateway     a pod of roost, and a pod whose command is the kernel. Neither has a CPU limit
 roost-limited, gateway-limited    the same with a CPU limit of 0.5
+gateway-default    the gateway's pod, created and awaited as Gateway Provisioners 0.5 and Enterprise Gateway do it
 
-A gateway's pod is what Enterprise Gateway makes: create the pod, watch it until it has an IP, connect, send a request.
-Its ports and key are on the command line. All pods request 0.5 CPUs, and 512 MiB, which is also their limit.
+A gateway's pod: create it, watch it until it has an IP, connect, send a request. Its ports and key are on the command
+line. All pods request 0.5 CPUs, and 512 MiB, which is also their limit.
+
+By their defaults, those gateways request and limit nothing. A Python process of its own imports the package
+`kubernetes` and creates the pod. Every 0.5 s the gateway lists the pod, until it is Running. Left out here: a namespace
+for each kernel, a shell and RSA in the pod, and the kernel's report of its ports.
 
 start      start_kernel() called, or the pod is being created → first execute_reply
 stages     of roost: placed, leased (created and bound), granted (→ the agent has answered), launched (→ the kernel's
            ports are open). Of the gateway: created, address (→ the watch shows the IP), reply
 
 Claims (medians): roost ≤ 1.15 × gateway, without a CPU limit and with one; roost by its defaults ≤ 0.6 × the gateway
-by its own, which limit the CPU to the request. Without a cluster the script prints a note and exits with 77.
+by its own. Without a cluster the script prints a note and exits with 77.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import sys
 import time
 import uuid
@@ -50,9 +58,19 @@ OPEN, LIMITED = "kernels", "kernels-limited"
 """The namespaces. In the second one, Kubernetes gives each container without a CPU limit a limit of 0.5."""
 USER = 12345
 REST_S = 1.0
-"""Pause after each case, so that the end of a pod does not count for the next case."""
+"""The shortest pause after each case, so that the end of a pod does not count for the next case."""
+LOOK_S = 1.0
+"""How often a kubelet looks at its containers."""
+POLL_S = 0.5
+"""How often a gateway looks at its pod, by default."""
+CREATE = """
+import json, os, sys
+import jinja2, urllib3, yaml
+from kubernetes import client, config
+config.load_kube_config(sys.argv[1])
+client.CoreV1Api().create_namespaced_pod(body=json.load(sys.stdin), namespace=sys.argv[2])
+"""
 GONE_S = 60.0
-CASES = ("roost", "gateway", "roost-limited", "gateway-limited")
 CONFIG = f"""
 c.RoostKubernetesBackend.namespace = "{OPEN}"
 c.RoostKubernetesBackend.allowed_namespaces = ["{LIMITED}"]
@@ -115,13 +133,20 @@ async def roost_life(name: str, namespace: str, api: Api) -> dict[str, float]:
         await rest(api, namespace)
 
 
-async def gateway_life(namespace: str, cpu_limit: float | None, api: Api) -> dict[str, float]:
+async def gateway_life(
+    namespace: str, cpu_limit: float | None, cluster: Kubelets, *, is_default: bool = False
+) -> dict[str, float]:
     """Run one kernel as the command of a pod. Return stage → milliseconds."""
     name, key = f"gateway-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
-    pods = f"/api/v1/namespaces/{namespace}/pods"
+    api, pods = cluster.api, f"/api/v1/namespaces/{namespace}/pods"
+    pod = gateway_pod(name, key, cpu_limit)
     began = time.perf_counter()
     try:
-        took, address = await asyncio.to_thread(create, api, pods, gateway_pod(name, key, cpu_limit))
+        if is_default:
+            pod["spec"]["containers"][0]["resources"] = {}
+            took, address = await create_by_default(cluster, namespace, pod)
+        else:
+            took, address = await asyncio.to_thread(create, api, pods, pod)
         client = AsyncKernelClient()
         client.load_connection_info({"ip": address, "transport": "tcp", "key": key.encode(), **PORTS})
         client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
@@ -147,6 +172,27 @@ def create(api: Api, pods: str, pod: Mapping[str, Any]) -> tuple[dict[str, float
         if address := event["object"]["status"].get("podIP"):
             return {**took, "stage address": elapsed_ms(began)}, address
     raise RuntimeError(f"{metadata['name']} got no address")
+
+
+async def create_by_default(
+    cluster: Kubelets, namespace: str, pod: Mapping[str, Any]
+) -> tuple[dict[str, float], str]:
+    """Create a gateway's pod as gateways do it by default. Return stage → milliseconds, and the address."""
+    began = time.perf_counter()
+    creating = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CREATE, str(cluster.kubeconfig), namespace, stdin=asyncio.subprocess.PIPE
+    )
+    assert creating.stdin is not None
+    creating.stdin.write(json.dumps(pod).encode())
+    creating.stdin.close()
+    while True:
+        await asyncio.sleep(POLL_S)
+        found = await asyncio.to_thread(cluster.api.call, "GET", f"/api/v1/namespaces/{namespace}/pods")
+        if status := next(
+            (item["status"] for item in found["items"] if item["status"]["phase"] == "Running"), None
+        ):
+            await creating.wait()
+            return {"stage address": elapsed_ms(began)}, status["podIP"]
 
 
 def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:
@@ -184,13 +230,13 @@ def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:
 
 
 async def rest(api: Api, namespace: str) -> None:
-    """Wait until no pod is left, and a moment longer."""
+    """Wait until no pod is left, and longer, until a random moment of the kubelet's second."""
     end = time.monotonic() + GONE_S
     while (await asyncio.to_thread(api.call, "GET", f"/api/v1/namespaces/{namespace}/pods"))["items"]:
         if time.monotonic() > end:
             raise RuntimeError(f"a pod of {namespace} does not end")
         await asyncio.sleep(0.2)
-    await asyncio.sleep(REST_S)
+    await asyncio.sleep(random.uniform(REST_S, REST_S + LOOK_S))
 
 
 async def measure(arguments: Namespace, cluster: Kubelets) -> Report:
@@ -200,15 +246,16 @@ async def measure(arguments: Namespace, cluster: Kubelets) -> Report:
     lives = {
         "plain": plain_life,
         "roost": partial(roost_life, "roost", OPEN, api),
-        "gateway": partial(gateway_life, OPEN, None, api),
+        "gateway": partial(gateway_life, OPEN, None, cluster),
         "roost-limited": partial(roost_life, "roost-limited", LIMITED, api),
-        "gateway-limited": partial(gateway_life, LIMITED, CPUS, api),
+        "gateway-limited": partial(gateway_life, LIMITED, CPUS, cluster),
+        "gateway-default": partial(gateway_life, OPEN, None, cluster, is_default=True),
     }
     await interleave(report, lives, rounds=rounds)
     for above, below, bound in (
         ("roost", "gateway", 1.15),
         ("roost-limited", "gateway-limited", 1.15),
-        ("roost", "gateway-limited", 0.6),
+        ("roost", "gateway-default", 0.6),
     ):
         ratio = report.ratio(f"start: {above} ÷ {below}", f"start/{above}", f"start/{below}")
         report.claim(f"start, {above} ÷ {below}", ratio.of_medians, at_most=bound)
