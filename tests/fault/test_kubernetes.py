@@ -127,13 +127,13 @@ async def test_a_pod_that_is_gone_before_the_next_service_looks(
 
 async def test_a_pod_deleted_while_the_watch_is_silent(world: World) -> None:
     """The agent says that its pod was ended, before the next watch can say why."""
+    world.configure(watch_timeout_s=5.0)
     notebook = await world.open()
     world.proxy.swallow()
     world.delete_pod(await world.pod(notebook))
     reason = await world.ended(notebook, 10)
     say(reason)
     assert "its pod or container was ended" in reason
-    world.configure(watch_timeout_s=60.0)
 
 
 async def test_a_watch_that_falls_silent(world: World) -> None:
