@@ -9,7 +9,6 @@ import roost
 from roost.launchers.daemon.daemon import read_announcement
 from roost.placement.request import Request
 from roost.scheduler.backends.registry import get_spec, load_object
-from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.service.launch import service_folder, with_address
 
@@ -28,6 +27,10 @@ def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
 
 def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) -> str:
     """Raise `ConfigError` if the cluster would start no such kernel. Return a note if it does not answer, else ""."""
+    from roost.scheduler.config.files import (
+        load_settings,
+    )  # here, because Jupyter needs no settings of the service
+
     if not (reference := get_spec(backend).check):
         return ""
     _, settings = load_settings(backend, with_address(backend, options))
