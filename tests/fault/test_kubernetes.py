@@ -118,7 +118,7 @@ async def test_a_pod_that_is_gone_before_the_next_service_looks(
     world.kill_service()
     world.delete_pod(pod)
     await until(lambda: not world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
-    assert await service().kernels() == []
+    assert await world.service().kernels() == []
     await asyncio.wait_for(notebook.manager.provisioner.wait(), 10)
     assert "ended while no service of roost was running" in caplog.text
     await world.restart(notebook)
