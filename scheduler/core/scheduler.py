@@ -120,15 +120,17 @@ class Scheduler:
                 await record.start.take_back()
                 return
             if launch_id and record.runs:
-                await self.stop(kernel_id, 0.0, "its start was taken back")
+                await self._ender.stop(record, 0.0, "its start was taken back")
         if launch_id:
             error = Cancelled(f"the start of {kernel_id} was taken back.")
             self._starts.failed[kernel_id, launch_id] = error
 
-    async def stop(self, kernel_id: str, grace_s: float = 5.0, reason: str = "stopped") -> Kernel:
+    async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
         """End a kernel or its start and release its lease. Raises if the agent is unreachable, and then tries again."""
         record = self._table.get(kernel_id)
-        return self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, reason)
+        return (
+            self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, "stopped")
+        )
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         await self._cluster.call(self._lease_of(kernel_id), lambda agent: agent.signal(kernel_id, signum))
