@@ -36,12 +36,12 @@ main()
 def pack_master(settings: MasterSettings) -> bytes:
     """Return an archive that Python can run. It has the master's keys, so that only its user may read it."""
     root = Path(roost.__file__).parent
+    sources = (*(root / name for name in _MODULES), *sorted((root / _MASTER).glob("*.py")))
+    files = {f"roost/{path.relative_to(root)}": path.read_bytes() for path in sources}
+    files |= {f"roost/{package}/__init__.py": b"" for package in _EMPTY}
+    files |= {"__main__.py": _PROGRAM.encode(), SETTINGS_ENTRY: json.dumps(encode(settings)).encode()}
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in (*(root / name for name in _MODULES), *sorted((root / _MASTER).glob("*.py"))):
-            archive.writestr(f"roost/{path.relative_to(root)}", path.read_bytes())
-        for package in _EMPTY:
-            archive.writestr(f"roost/{package}/__init__.py", b"")
-        archive.writestr("__main__.py", _PROGRAM)
-        archive.writestr(SETTINGS_ENTRY, json.dumps(encode(settings)))
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # without dates
     return content.getvalue()
