@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import zmq
 from world import TINY_ARGV
 
@@ -26,6 +27,24 @@ from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
+
+
+PARENT_KERNEL = """
+import json, os, signal, socket, subprocess, sys
+SLEEP = ["sleep", "300"]
+signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+deaf = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.signal(15, 1); signal.pause()"])
+here = subprocess.Popen(SLEEP)
+away = subprocess.Popen(SLEEP, start_new_session=True)
+shell = subprocess.run(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True)
+print(here.pid, away.pid, int(shell.stdout), deaf.pid, flush=True)
+connection = json.load(open(sys.argv[1]))
+server = socket.create_server((connection["ip"], connection["shell_port"]))
+while True:
+    signal.pause()
+"""
+"""A kernel that does not end at SIGTERM. Its children: in its group, in a session of their own, and a daemon."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,12 @@ async def start_archive(
     return await asyncio.create_subprocess_exec(
         sys.executable, str(file), "agent", "label" * 20, cwd=folder, start_new_session=True, **options
     )
+
+
+async def find_children(client: AgentClient) -> list[psutil.Process]:
+    """Return the processes that a kernel with the program `PARENT_KERNEL` has started last."""
+    text = await client.logs("k", 1000)
+    return [psutil.Process(int(pid)) for pid in text.split()[-4:]]
 
 
 async def connect(endpoint: str, keys: ClientKeys) -> AgentClient:

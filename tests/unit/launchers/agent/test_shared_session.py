@@ -13,38 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from assigned_agents import AssignedAgent, a_launch, assigned_agent
+from assigned_agents import PARENT_KERNEL, AssignedAgent, a_launch, assigned_agent, find_children
 
 from roost.launchers.protocol.messages import KernelProcess, Launch
-
-PARENT_KERNEL = """
-import json, os, signal, socket, subprocess, sys
-SLEEP = ["sleep", "300"]
-signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-deaf = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.signal(15, 1); signal.pause()"])
-here = subprocess.Popen(SLEEP)
-away = subprocess.Popen(SLEEP, start_new_session=True)
-shell = subprocess.run(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True)
-print(here.pid, away.pid, int(shell.stdout), deaf.pid, flush=True)
-connection = json.load(open(sys.argv[1]))
-server = socket.create_server((connection["ip"], connection["shell_port"]))
-while True:
-    signal.pause()
-"""
-"""A kernel that does not end at SIGTERM. Its children: in its group, in a session of their own, and a daemon."""
 
 
 @pytest.fixture
 def launch(runtime_dir: Path) -> Launch:
     """Return a launch of such a kernel."""
     return a_launch((sys.executable, "-S", "-c", PARENT_KERNEL, "{connection_file}"))
-
-
-async def find_children(agent: AssignedAgent) -> list[psutil.Process]:
-    """Return the processes that the kernel has started."""
-    text = await agent.client.logs("k", 1000)
-    return [psutil.Process(int(pid)) for pid in text.split()[:4]]
 
 
 async def wait_until_ended(*processes: psutil.Process, within_s: float = 10) -> None:
@@ -88,7 +65,7 @@ async def test_the_kernel_is_in_the_group_of_its_agent_and_ends_with_it(runtime_
 async def test_nothing_of_the_old_kernel_is_left_at_a_restart(runtime_dir: Path, launch: Launch) -> None:
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         first = await agent.client.launch(launch)
-        children = await find_children(agent)
+        children = await find_children(agent.client)
         assert all(map(lives, children))
         (use,) = await agent.client.stats()
         assert use.processes == 1 + len(children)
@@ -103,7 +80,7 @@ async def test_nothing_of_the_old_kernel_is_left_at_a_restart(runtime_dir: Path,
 async def test_a_kernel_that_exits_leaves_nothing_behind(runtime_dir: Path, launch: Launch) -> None:
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         process = await agent.client.launch(launch)
-        children = await find_children(agent)
+        children = await find_children(agent.client)
         os.kill(process.pid, signal.SIGKILL)
         await wait_until_ended(*children)
         assert (await ended_kernel(agent)).exit_code == -signal.SIGKILL
@@ -123,7 +100,7 @@ async def test_signals_reach_the_kernel_and_its_group_but_not_the_agent(
 ) -> None:
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         process = await agent.client.launch(launch)
-        here, away, daemon, deaf = await find_children(agent)
+        here, away, daemon, deaf = await find_children(agent.client)
         assert await agent.client.signal("k", signal.SIGINT)
         await wait_until_ended(here, deaf)
         assert "interrupted" in await agent.client.logs("k", 1000)
@@ -136,7 +113,7 @@ async def test_a_terminated_container_leaves_nothing_behind_within_its_short_gra
 ) -> None:
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         process = psutil.Process((await agent.client.launch(launch)).pid)
-        children = await find_children(agent)
+        children = await find_children(agent.client)
         began = time.monotonic()
         os.killpg(agent.process.pid, signal.SIGTERM)
         await agent.process.wait()
@@ -149,7 +126,7 @@ async def test_the_manager_ends_all_of_the_group_of_a_killed_agent(
 ) -> None:
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         process = psutil.Process((await agent.client.launch(launch)).pid)
-        here, away, daemon, deaf = await find_children(agent)
+        here, away, daemon, deaf = await find_children(agent.client)
         killed += [away, daemon]  # in other sessions: not even the manager finds these
         agent.process.kill()
         await agent.process.wait()
