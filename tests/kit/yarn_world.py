@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ class World(ClusterWorld):
     def left(self) -> list[str]:
         """Return a line for each thing that ended kernels have left. Masters stay while the service runs."""
         return in_use(self.cluster, but=[master["container"] for master in self.masters()])
+
+    def cpus_of_backend(self) -> dict[str, float]:
+        """Return the virtual cores of masters on each node: each has one."""
+        return dict(Counter(row["amHostHttpAddress"].partition(":")[0] for row in self.masters()))
 
     def masters(self) -> list[dict[str, Any]]:
         """Return roost's running applications, each with the id of its master's `container`."""
