@@ -13,7 +13,7 @@ from cluster_world import ClusterWorld
 from hadoop_nodes import PARTITION, HadoopNodes, Machine
 from notebook import Notebook
 from tcp_proxy import TcpProxy
-from yarn_nodes import FREED_S, cluster_settings, container_of, in_use
+from yarn_nodes import FREED_S, assert_nothing_left, cluster_settings, container_of, in_use
 
 from roost.scheduler.service.messages import Kernel
 
@@ -106,6 +106,12 @@ class World(ClusterWorld):
         """End an application as an operator does with `yarn application -kill`."""
         path = f"/ws/v1/cluster/apps/{application}/state"
         self.cluster.rest.call("PUT", path, {"state": "KILLED"})
+
+    def end_all(self) -> None:
+        """End all masters, whose service has ended. Nothing of roost may be left in YARN afterwards."""
+        for master in self.masters():
+            self.end_application(master["id"])
+        assert_nothing_left(self.cluster)
 
     def _processes_in(self, container: str) -> list[psutil.Process]:
         """Return the processes of a container without the shell that waits for them, the oldest first."""
