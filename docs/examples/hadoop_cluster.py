@@ -64,6 +64,7 @@ class HadoopCluster:
         return {
             "address": self.address,
             "python": sys.executable,
+            "gpus_per_node": max(machine.gpus for machine in self.machines),  # none is real
             "identity_file": str(folder / "keys" / "identity.json"),
         }
 

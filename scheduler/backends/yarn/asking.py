@@ -20,6 +20,8 @@ from .master.messages import Archive, Ask, Resources
 from .settings import RoostYarnBackend
 
 _IDLE_EXIT_S = 60.0
+_AFTER_EXPIRY_S = 60.0
+"""How much longer than YARN an agent waits for its NodeManager before it takes the node for lost."""
 _FOLDER = "roost"
 """The agent's folder, in the working directory of the container, which YARN makes private and removes."""
 
@@ -31,17 +33,27 @@ def build_ask(
     keys: DerivedKeys,
     nodes: tuple[str, ...],
     racks: Mapping[str, str],
+    *,
+    expiry_s: float,
 ) -> Ask:
-    """Return the ask for a lease's container on one of these nodes. Each ask has a number of its own."""
+    """Return the ask for a lease's container on one of these nodes. Each ask has a number of its own.
+
+    `expiry_s` is how long YARN waits for a NodeManager before it takes the node for lost.
+    """
     number = secrets.randbits(63)
     agent = AgentSettings(
         address="$NM_HOST",
         ports=keys.ports(number),
         idle_exit_s=_IDLE_EXIT_S,
         is_remote=True,
-        gpu_visibility="inherit",
+        gpus=settings.gpus_per_node,
+        gpu_visibility="locks",
         is_per_kernel=True,
         shares_session=True,
+        daemon_address="$NM_HOST:$NM_PORT",
+        daemon_name="NodeManager",
+        daemon_grace_s=expiry_s + _AFTER_EXPIRY_S,
+        node="$NM_HOST",
     )
     reserve = Reserve(lease=replace(lease, state="held"), is_granted=True)
     start = dump_start(agent, Assignment(keys=keys.keys(number), reserve=reserve, launch=launch))

@@ -77,7 +77,7 @@ class YarnCluster(PodCluster):
         self._changes = asyncio.Queue()
         await self._rest.info()
         conf = await self._rest.conf()
-        self._creator.heartbeat_s = read_heartbeat_s(conf)
+        self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
         self._applications.schedulers = self._find_schedulers(conf)
         await self._queues.read(self._rest)
         await self._applications.find()
@@ -304,5 +304,14 @@ def read_heartbeat_s(conf: Conf) -> float:
     """Return how often NodeManagers report, which is how often YARN grants containers on a node."""
     if conf.get("yarn.scheduler.capacity.schedule-asynchronously.enable") == "true":
         return 0.5
-    text = conf.get("yarn.resourcemanager.nodemanagers.heartbeat-interval-ms", "")
-    return int(text) / 1000 if text.isdigit() else 1.0
+    return _read_s(conf, "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms", 1.0)
+
+
+def read_expiry_s(conf: Conf) -> float:
+    """Return how long YARN waits for a NodeManager that does not report before it takes the node for lost."""
+    return _read_s(conf, "yarn.nm.liveness-monitor.expiry-interval-ms", 600.0)
+
+
+def _read_s(conf: Conf, name: str, default_s: float) -> float:
+    text = conf.get(name, "")
+    return int(text) / 1000 if text.isdigit() else default_s

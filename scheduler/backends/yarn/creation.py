@@ -32,7 +32,10 @@ _MARGIN_S = 0.5
 
 
 class ContainerCreator:
-    """Asks the masters for containers. `heartbeat_s` is how often a NodeManager reports, and YARN grants there."""
+    """Asks the masters for containers. `heartbeat_s` is how often a NodeManager reports, and YARN grants there.
+
+    `expiry_s` is how long YARN waits for a NodeManager before it takes the node for lost.
+    """
 
     def __init__(
         self,
@@ -45,14 +48,15 @@ class ContainerCreator:
     ) -> None:
         self._settings, self._keys, self._rest = settings, keys, rest
         self._queues, self._applications, self._nodes = queues, applications, nodes
-        self.heartbeat_s = 1.0
+        self.heartbeat_s, self.expiry_s = 1.0, 600.0
 
     async def prepare(self, lease: Lease, launch: Launch | None) -> Held:
         """Return the lease with its ask, for the application of its queue. Raises `NoNodeEver` and `LaunchError`."""
         nodes = (lease.node_id,) if lease.node_id else self._find_hosts(lease.request)
         priority = lease.request.options.get("priority")
         line = await self._applications.line(self._queues.queue_of(lease.request), priority)
-        ask = build_ask(lease, launch, self._settings, self._keys, nodes, self._nodes.book.racks(nodes))
+        racks = self._nodes.book.racks(nodes)
+        ask = build_ask(lease, launch, self._settings, self._keys, nodes, racks, expiry_s=self.expiry_s)
         return Held(lease, ask.number, line, ask, reason=line.reason)
 
     async def create(self, held: Held) -> None:

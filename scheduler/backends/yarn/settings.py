@@ -41,6 +41,12 @@ class RoostYarnBackend(Section):
     gpu_model_attribute = Unicode(
         "gpu-model", help="The node attribute that names the model of a node's GPUs."
     )
+    gpus_per_node = Int(
+        None,
+        allow_none=True,
+        min=0,
+        help="The number of GPUs of each node, for nodes without NVIDIA's driver; None: as the driver says.",
+    )
     agent_ports = Unicode("20000-30000", help="The ports of the agents on the nodes, lowest-highest.")
     master_memory = Memory("256MiB", help="The memory of roost's application master.")
     max_attempts = Int(
