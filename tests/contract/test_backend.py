@@ -81,7 +81,7 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         )
         return
     if kind == "yarn":
-        at_yarn = RoostYarnBackend(**yarn_settings(cluster, folder))
+        at_yarn = RoostYarnBackend(**yarn_settings(cluster, cluster.folder))
         opener = partial(open_backend, lambda agents: create_yarn(at_yarn, backend_context(agents, folder)))
         asyncio.run(start_master(opener))
         yield opener

@@ -153,6 +153,7 @@ class AgentPerKernelBackend(Backend):
 
     async def warm_up(self) -> int:
         await self._cluster.warm_up()
+        await self._read_nodes()
         return 0
 
     def environment(self, lease: Lease) -> Mapping[str, str]:

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _JOIN_MASTER_S = 5.0
 """How long a service that starts waits for the masters of an earlier one."""
+_SEARCH_S = 3.0
+"""How long a reading waits for the addresses of agents."""
 _WARM_S = 30.0
 _DELETE_S = 15.0
 """How long a release waits for a master that was started again."""
@@ -114,7 +116,7 @@ class YarnCluster(PodCluster):
         """Start the application master of the default queue. Raises `LaunchError` if YARN refuses it."""
         line = await self._applications.line(self._queues.queue_of(Request()), None)
         await line.wait(_WARM_S)
-        self._nodes.read_soon()
+        await self._nodes.read()
 
     def to_placement(self, request: Request) -> Request:
         return to_placement(request)
@@ -162,6 +164,12 @@ class YarnCluster(PodCluster):
         await self._applications.find()
         for line in self._applications.lines:
             self._adopt(line)
+        # The agents of another process's containers listen already. Without their addresses, no kernel is known there.
+        searches = [
+            held.search for held in self._held.values() if held.ask is None and held.search is not None
+        ]
+        if searches:
+            await asyncio.wait(searches, timeout=_SEARCH_S)
         return [self._view(held) for held in self._held.values() if held.lease.id not in self._creating]
 
     async def changes(self) -> AsyncIterator[PodChange]:
@@ -258,9 +266,8 @@ class YarnCluster(PodCluster):
 
     def _search(self, held: Held) -> None:
         """Look for the agent of a container until it is found, once."""
-        if held.is_granted and held.address is None and not held.is_searched:
-            held.is_searched = True
-            spawn(self._find_agent(held), self._tasks, log)
+        if held.is_granted and held.address is None and held.search is None:
+            held.search = spawn(self._find_agent(held), self._tasks, log)
 
     async def _find_agent(self, held: Held) -> None:
         if await self._agents.find(held, lambda: self._held.get(held.number) is held and held.is_granted):

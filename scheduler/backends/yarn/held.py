@@ -17,7 +17,7 @@ from .reasons import describe_end
 class Held:
     """A lease with its ask and its container. `ask` is None if another process asked.
 
-    `reason` says why an ask waits. `changed` is set at each change of the container.
+    `reason` says why an ask waits. `changed` is set at each change of the container. `search` looks for its agent.
     """
 
     lease: Lease
@@ -27,7 +27,7 @@ class Held:
     container: Container | None = None
     reason: str = ""
     address: AgentAddress | None = None
-    is_searched: bool = False
+    search: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
