@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -145,7 +146,9 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
     await asyncio.sleep(KNOWN_S)
     master.cluster.pause(node)
     try:
+        began = time.monotonic()
         await master.release(ask)
+        assert time.monotonic() - began < 2.0
         await ends(master, ask.number)
     finally:
         master.cluster.resume(node)

@@ -77,13 +77,13 @@ class HadoopConnection:
             if self._calls == 0:  # the login was refused
                 self.close()
             raise
-        except (OSError, EOFError, WireFormatError) as problem:
-            self.close()
-            text = str(problem) or "the connection was closed"
-            raise ConnectionLost(f"{self._name()}: {text}") from problem
-        except asyncio.TimeoutError:
+        except asyncio.TimeoutError:  # first, because Python >= 3.11 has it among the OSErrors
             self.close()
             raise ConnectionLost(f"{self._name()} does not answer within {timeout_s:g} s") from None
+        except (OSError, EOFError, WireFormatError) as problem:
+            self.close()
+            text = "the connection was closed" if isinstance(problem, EOFError) else problem
+            raise ConnectionLost(f"{self._name()}: {text}") from problem
         except BaseException:
             self.close()
             raise

@@ -12,7 +12,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.rpc import RemoteError
 
-from .allocation import Allocation, Entry, read_resource
+from .allocation import Allocation, Entry, name_container, read_resource
 from .hadoop_rpc import CallRefused
 from .messages import (
     PROTOCOL,
@@ -29,6 +29,7 @@ from .messages import (
 )
 from .node_managers import NodeError, NodeManagers, build_context
 from .resource_manager import Away, ResourceManager
+from .schema import Container as Grant
 
 log = logging.getLogger(__name__)
 
@@ -146,13 +147,18 @@ class Master:
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sent.append(sent)
         self._wakeup.set()
+        ways: list[asyncio.Future[None]] = [sent]
         if entry is not None and entry.grant is not None:
-            try:
-                await self._nodes.stop(entry.grant)
-                return
-            except NodeError as problem:
-                log.warning("number=%d: it is not stopped at once: %s", request.number, problem)
-        await asyncio.wait([sent], timeout=_SENT_S)
+            ways.append(spawn(self._stop(entry.grant, sent), self._tasks, log))
+        await asyncio.wait(ways, timeout=_SENT_S, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _stop(self, grant: Grant, sent: asyncio.Future[None]) -> None:
+        """Stop a container at its NodeManager, which is sooner than by the ResourceManager."""
+        try:
+            await self._nodes.stop(grant)
+        except NodeError as problem:
+            log.warning("container=%s is not stopped at once: %s", name_container(grant.id), problem)
+            await asyncio.wait([sent])
 
     def containers(self) -> tuple[Container, ...]:
         return tuple(entry.describe() for entry in self._allocation.entries.values())
@@ -271,6 +277,8 @@ class Master:
     async def _start(self, entry: Entry) -> None:
         assert entry.ask is not None
         assert entry.grant is not None
+        if entry.is_released:
+            return
         try:
             context = build_context(entry.ask, self._archives[entry.ask.archive])
             await self._nodes.start(entry.grant, context)
