@@ -74,6 +74,7 @@ class Master:
         self._queue = ""
         self._maximum = Resources(memory_mb=0, vcores=0)
         self._is_registered = False
+        self._is_ending = False
         self._finishers: list[asyncio.Future[None]] = []
         self._away_since: float | None = None
         self._distrusted_since: float | None = None
@@ -106,7 +107,7 @@ class Master:
 
     def ask(self, ask: Ask) -> Container:
         """Ask for a container with the next heartbeat, which is sent at once. May be repeated."""
-        if self._finishers:
+        if self._is_ending or self._finishers:
             raise RemoteError("ending", "this application master is about to end; submit another application")
         if ask.number not in self._allocation.entries:
             if ask.archive not in self._archives:
@@ -247,7 +248,7 @@ class Master:
         self._distrusted_since = None if problem.is_trusted else self._distrusted_since or now
         if self._distrusted_since is not None and now - self._distrusted_since > self._settings.grace_s:
             raise Ended(f"the token is invalid: {problem}")
-
+        self._is_ending = False
         finishers, self._finishers = self._finishers, []
         for finished in finishers:
             if not finished.done():
@@ -290,7 +291,8 @@ class Master:
 
     async def _is_over(self) -> bool:
         """End the application if the service wants that, or if nobody has needed it for long. True if it has ended."""
-        if not self._finishers and not self._is_left():
+        self._is_ending = bool(self._finishers) or self._is_left()
+        if not self._is_ending:
             return False
         for pause_s in backoff(0.05, 0.5):
             if await self._manager.finish():
