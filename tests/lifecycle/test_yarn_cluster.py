@@ -65,7 +65,11 @@ def end(rest: Rest, application: str) -> None:
 
 def sleeping(folder: Path) -> list[psutil.Process]:
     """Return the processes in containers that sleep."""
-    return [each for each in processes(folder) if each.name() == "sleep"]
+    found = []
+    for each in processes(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a shell that has ended meanwhile
+            found += [each] if each.name() == "sleep" else []
+    return found
 
 
 def await_process(cluster: HadoopNodes) -> psutil.Process:
@@ -196,7 +200,7 @@ def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(cluster:
         run(Rest(address), DETACHES, **{"max-app-attempts": 1})
         wait_until(lambda: bool(sleeping(folder)), "the container does not run", timeout_s=LONG_S)
         owner.kill()
-        wait_until(lambda: not folder.exists(), "the cluster outlives its owner")
+        wait_until(lambda: not folder.exists(), "the cluster outlives its owner", timeout_s=LONG_S)
         assert processes(folder) == []
     assert len(cluster.nodes()) == 4
     assert_nothing_left(cluster)
