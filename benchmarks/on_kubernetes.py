@@ -57,7 +57,7 @@ PORTS = {
 OPEN, LIMITED = "kernels", "kernels-limited"
 """The namespaces. In the second one, Kubernetes gives each container without a CPU limit a limit of 0.5."""
 USER = 12345
-REST_S = 1.0
+REST_S = 0.3
 """The shortest pause after each case, so that the end of a pod does not count for the next case."""
 LOOK_S = 1.0
 """How often a kubelet looks at its containers."""

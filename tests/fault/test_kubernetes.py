@@ -99,7 +99,7 @@ async def test_a_pod_deleted_while_the_service_restarts(world: World) -> None:
         world.delete_pod(await world.pod(notebook))
         world.kill_service()
         killed_at = time.monotonic()
-        assert await world.service().kernels() == []
+        assert all(kernel.state == "exited" for kernel in await world.service().kernels())
         reason = await world.ended(notebook, 10)
         say(f"{reason!r} after", killed_at)
         assert "its pod was deleted" in reason
