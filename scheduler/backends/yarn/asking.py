@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,12 +66,30 @@ def build_ask(
         nodes=nodes,
         racks=racks,
         label=lease.request.options.get("label", ""),
-        command=(
-            f'exec {python} "$HADOOP_TOKEN_FILE_LOCATION" {_FOLDER} 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr'
-        ),
-        environment={"PYTHONDONTWRITEBYTECODE": "1"},
+        command=_build_command(python),
+        environment=_find_python_variables(launch),
         archive=pack(is_imported=True)[1],
         assignment_base64=base64.b64encode(start).decode(),
+    )
+
+
+def _find_python_variables(launch: Launch | None) -> dict[str, str]:
+    """Return the kernel's variables that Python reads at its start. If the agent has them too, the kernel is forked."""
+    given = launch.env.items() if launch else ()
+    return {name: value for name, value in given if name.startswith("PYTHON")}
+
+
+def _build_command(python: str) -> str:
+    """Return the command of the container, which YARN puts between double quotes. It ends up as the agent itself.
+
+    The folder of the agent's Python comes first in PATH, so that `python` in a kernelspec is that one.
+    """
+    folder = os.path.dirname(python)
+    if folder:
+        folder = folder if os.path.isabs(folder) else f"$PWD/{folder}"
+    path = f"PATH='{folder}:$PATH' " if folder else ""
+    return (
+        f"{path}exec {python} '$HADOOP_TOKEN_FILE_LOCATION' {_FOLDER} 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr"
     )
 
 
