@@ -146,6 +146,7 @@ async def test_grants_that_cross_a_withdrawal_are_given_back(master: YarnMaster)
         await master.release(ask)
     await until(lambda: master.report()["runningContainers"] == 1)
     await until(lambda: len(master.cluster.container_processes()) <= 2)  # the master, and its shell
+    await asyncio.sleep(2 * HEARTBEAT_S)  # until the master knows it too
     assert await master.containers() == []
 
 
