@@ -17,6 +17,7 @@ from roost.launchers.protocol.messages import Launch as Launch
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
 from roost.placement import Request, Snapshot
+from roost.scheduler.service.messages import Finding as Finding
 
 if TYPE_CHECKING:
     from roost.scheduler.core.agent_calls import Agents
@@ -138,3 +139,7 @@ class Backend(ABC):
     def to_placement(self, request: Request) -> Request:
         """Return the request with the labels and taints that its options stand for. Called after `check_request`."""
         return request
+
+    async def diagnose(self) -> list[Finding]:
+        """Return what `roost doctor` should say about this cluster. Raises `BackendUnavailable`."""
+        return []

@@ -52,6 +52,7 @@ async def diagnose(
             report("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
     try:
         await cluster.snapshot()
+        found += await cluster.backend.diagnose()
     except BackendUnavailable as away:
         report("error", away.user_message, "look at the cluster: no kernel starts until it is back")
     for name in sorted(reading.unreachable):
@@ -64,4 +65,6 @@ async def diagnose(
         report("warning", f"policy {name} {problem}", do)
     kernels, leases = format_count(len(table.records), "kernel"), format_count(len(lease_ids), "lease")
     processes = format_count(len(reading.processes), "process", "processes")
-    return found or [{"level": "ok", "what": f"{kernels}, {leases} and {processes} agree", "do": ""}]
+    if all(finding["level"] == "ok" for finding in found):
+        report("ok", f"{kernels}, {leases} and {processes} agree", "")
+    return found

@@ -18,7 +18,7 @@ from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, Lease, Owner, Reserve
 from roost.placement import Node, Request, Snapshot
-from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
+from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.core.kernel_table import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
@@ -155,6 +155,9 @@ class AgentPerKernelBackend(Backend):
         await self._cluster.warm_up()
         await self._read_nodes()
         return 0
+
+    async def diagnose(self) -> list[Finding]:
+        return await self._cluster.diagnose()
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._cluster.environment(lease)

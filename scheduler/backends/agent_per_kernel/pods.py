@@ -15,6 +15,7 @@ from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.model import Node, Request
+from roost.scheduler.backends.base import Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,10 @@ class PodCluster(ABC):
     async def warm_up(self) -> None:
         """Start whatever the first pod would have to wait for."""
         return
+
+    async def diagnose(self) -> list[Finding]:
+        """Return what `roost doctor` should say about this cluster."""
+        return []
 
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError` for a request that this cluster can never serve. Called before the request queues."""

@@ -55,7 +55,7 @@ class MasterLine:
     """One application of roost, and the connection to its master while that answers.
 
     `reason` is a clause that says why the master does not serve. `failure` is a sentence once the application has
-    ended. `containers` are those that the master reported, by number.
+    ended. `containers` are the containers that the master reported, by number.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class DerivedKeys:
         return self._identity.keys_for(self.keys(name).public)
 
     def ports(self, name: object) -> tuple[int, ...]:
-        """Return the ports of which the agent or master takes the first free one."""
+        """Return the candidate ports. The agent or master takes the first free one."""
         return self._identity.derive_ports(f"yarn {name}", *self._range, _CANDIDATES)
 
     async def find_agent(self, host: str, number: int) -> AgentAddress | None:

@@ -33,7 +33,7 @@ class Queues:
         self._maximum = read_resources(maximum)
 
     async def read_queues(self, rest: Rest) -> None:
-        """Read the queues again, with what they use now."""
+        """Read the queues again, with their present use."""
         self._root = await rest.queues()
 
     @property

@@ -130,7 +130,7 @@ def _count(amount: int, thing: str) -> str:
 
 
 def _find_cause(diagnostics: str) -> str:
-    """Return the last line that a container wrote to `stderr`, else the last one that says something."""
+    """Return the last line that is not YARN's own: often the last one that the container wrote to `stderr`."""
     lines = [line.strip() for line in diagnostics.splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
     return kept[-1][:_LONGEST].rstrip(".") if kept else ""

@@ -97,7 +97,7 @@ class Rest:
         return dict((await self.call(lambda api: api.cluster_information()))["clusterInfo"])
 
     async def nodes(self) -> list[JsonObject]:
-        """Return all nodes, also those that have left."""
+        """Return all nodes, also nodes that have left."""
         answer = await self.call(lambda api: api.cluster_nodes())
         return list((answer["nodes"] or {}).get("node", []))
 

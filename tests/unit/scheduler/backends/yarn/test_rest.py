@@ -1,0 +1,154 @@
+"""Each answer that is not YARN's becomes one sentence, and the active ResourceManager is found."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from roost.scheduler.backends.yarn.hadoop_conf import find_web_addresses, read_site, scheduler_addresses
+from roost.scheduler.backends.yarn.rest import Rest, RestError
+from roost.scheduler.backends.yarn.settings import RoostYarnBackend
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+
+Answer = tuple[int, str, dict[str, str]]
+INFO: Answer = (200, json.dumps({"clusterInfo": {"id": 7}}), {})
+STANDBY: Answer = (
+    307,
+    "This is standby RM. The redirect url is: http://active:8088",
+    {"Location": "http://active:8088"},
+)
+
+
+@contextmanager
+def serve(answer: Answer, seen: list[str]) -> Iterator[str]:
+    """Give every request this answer. Note the path and the `Authorization` of each."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path + " " + self.headers.get("Authorization", ""))
+            status, text, headers = answer
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(text))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def seen() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def at(seen: list[str]) -> Iterator[Callable[[Answer], str]]:
+    with ExitStack() as servers:
+        yield lambda answer: servers.enter_context(serve(answer, seen))
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+async def ask(address: str, **settings: str) -> object:
+    rest = Rest(RoostYarnBackend(address=address, **settings))
+    try:
+        return (await rest.info())["id"]
+    finally:
+        rest.close()
+
+
+async def test_the_active_one_of_several_is_asked(at: Callable[[Answer], str], seen: list[str]) -> None:
+    addresses = ",".join([free_address(), at(STANDBY), at(INFO)])
+    assert await ask(addresses, user="ada") == 7
+    assert seen == ["/ws/v1/cluster/info?user.name=ada "] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (STANDBY, "is in standby"),
+        ((401, "<html>Authentication required</html>", {}), "run kinit"),
+        ((403, "<html>Forbidden</html>", {}), "forbids this user"),
+        ((200, "<html>A proxy's page</html>", {}), "correct c.RoostYarnBackend.address"),
+    ],
+)
+async def test_other_answers_become_sentences(
+    at: Callable[[Answer], str], answer: Answer, words: str
+) -> None:
+    with pytest.raises(BackendUnavailable, match=words):
+        await ask(at(answer))
+
+
+async def test_a_refused_connection_is_named() -> None:
+    with pytest.raises(BackendUnavailable, match=r"no active ResourceManager.*refuses connections"):
+        await ask(free_address())
+
+
+async def test_yarns_own_refusals_keep_their_text(at: Callable[[Answer], str]) -> None:
+    problem = {"RemoteException": {"message": "java.lang.Exception: app with id: a_1 not found."}}
+    with pytest.raises(RestError) as raised:
+        await ask(at((404, json.dumps(problem), {})))
+    assert (raised.value.status, raised.value.text) == (404, "app with id: a_1 not found")
+
+
+async def test_a_gateway_stands_for_ws_and_gets_the_password(
+    at: Callable[[Answer], str], seen: list[str], tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    password.write_text("secret\n")
+    address = f"{at(INFO)}/gateway/default/resourcemanager"
+    settings = {"authentication": "basic", "user": "ada", "password_file": str(password)}
+    assert await ask(address, **settings) == 7
+    assert seen == ["/gateway/default/resourcemanager/v1/cluster/info Basic YWRhOnNlY3JldA=="]
+    password.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        await ask(address, **settings)
+
+
+SITE = """<configuration>
+<property><name>yarn.resourcemanager.ha.enabled</name><value>true</value></property>
+<property><name>yarn.resourcemanager.ha.rm-ids</name><value>rm1, rm2</value></property>
+<property><name>yarn.resourcemanager.hostname.rm1</name><value>a.example.org</value></property>
+<property><name>yarn.resourcemanager.hostname.rm2</name><value>b.example.org</value></property>
+<property><name>yarn.resourcemanager.webapp.address.rm2</name>
+  <value>${yarn.resourcemanager.hostname.rm2}:9088</value></property>
+</configuration>"""
+
+
+def test_a_folder_with_yarn_site_names_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yarn-site.xml").write_text(SITE)
+    webs = ("http://a.example.org:8088", "http://b.example.org:9088")
+    assert find_web_addresses(str(tmp_path)) == webs
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+    assert find_web_addresses("") == webs
+    assert scheduler_addresses(read_site(str(tmp_path))) == ("a.example.org:8030", "b.example.org:8030")
+    assert find_web_addresses("rm:8088, https://rm2:8090/") == ("http://rm:8088", "https://rm2:8090")
+
+
+def test_no_cluster_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="no YARN cluster is named"):
+        find_web_addresses("")
+    (tmp_path / "yarn-site.xml").write_text("<configuration>")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_web_addresses("")
