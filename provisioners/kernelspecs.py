@@ -26,6 +26,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from .kernel_environment import check_patterns
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
+from .spark_mode import check_deploy_mode
 
 PROVISIONER = "roost"
 """The name under which jupyter_client knows RoostProvisioner."""
@@ -72,6 +73,7 @@ def install(
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
     if provisioner not in _PLAIN:
         raise ConfigError(f"Kernelspec {source!r} uses the provisioner {provisioner!r}: choose a plain one.")
+    check_deploy_mode(spec.argv, spec.env)
     data = Path(prefix).absolute() / "share" / "jupyter" if prefix else Path(jupyter_data_dir())
     folder = data / "kernels" / name
     there = specs.find_kernel_specs().get(name) or (str(folder) if folder.exists() else "")
@@ -152,6 +154,7 @@ def find_problem(spec: RoostKernelspec) -> str:
         return spec.malformed
     try:
         check_config(spec.config)
+        check_deploy_mode(spec.argv, spec.env)
         _check_policy(spec.config)
     except RoostError as error:
         return error.user_message

@@ -34,6 +34,7 @@ from .exit_watch import ExitWatch, KernelExit
 from .kernel_connection import build_connection, choose_address, format_command, to_jupyter
 from .kernel_environment import build_environment, check_patterns, choose_directory
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
+from .spark_mode import check_deploy_mode
 
 _NO_ANSWER_S = 10.0
 """How long a shutdown, or the undoing of a start, waits for a service that does not answer."""
@@ -275,6 +276,8 @@ class RoostProvisioner(KernelProvisionerBase):
             may_fork=self.fork,
             launch_timeout_s=options.launch_timeout_s,
         )
+        if not is_local:
+            check_deploy_mode(start.argv, start.env)
         if self._stopping is not None:
             self._stopping.cancel()  # or it could stop the kernel that is started now
         watched = self._exits.begin(self._id, start.launch_id)

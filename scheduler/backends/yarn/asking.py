@@ -23,6 +23,9 @@ from .settings import RoostYarnBackend
 _IDLE_EXIT_S = 60.0
 _AFTER_EXPIRY_S = 60.0
 """How much longer than YARN an agent waits for its NodeManager before it takes the node for lost."""
+_CREDENTIALS = "HADOOP_TOKEN_FILE_LOCATION"
+"""The variable with the path of the private file that holds the agent's code and keys. The kernel does not get it:
+Spark would send the content of that file to its own containers."""
 _FOLDER = "roost"
 """The agent's folder, in the working directory of the container, which YARN makes private and removes."""
 
@@ -89,7 +92,8 @@ def _build_command(python: str) -> str:
         folder = folder if os.path.isabs(folder) else f"$PWD/{folder}"
     path = f"PATH='{folder}:$PATH' " if folder else ""
     return (
-        f"{path}exec {python} '$HADOOP_TOKEN_FILE_LOCATION' {_FOLDER} 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr"
+        f"{path}exec env -u {_CREDENTIALS} {python} '${_CREDENTIALS}' {_FOLDER} "
+        "1><LOG_DIR>/stdout 2><LOG_DIR>/stderr"
     )
 
 

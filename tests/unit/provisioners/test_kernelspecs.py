@@ -150,11 +150,13 @@ def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> 
         ("python3", "..", "not a valid kernel name"),
         ("absent", "a", "not installed"),
         ("taken", "a", "'elsewhere'"),
+        ("driver-elsewhere", "a", "use --deploy-mode client"),
     ],
 )
 def test_refusals(make: Make, monkeypatch: pytest.MonkeyPatch, source: str, name: str, said: str) -> None:
     make("absent", ["sh"], metadata={"kernel_provisioner": {"provisioner_name": "yarn"}})
     make("taken", ["sh"], metadata={"kernel_provisioner": {"provisioner_name": "elsewhere"}})
+    make("driver-elsewhere", ["spark-submit", "--deploy-mode", "cluster", "launch_ipykernel.py"])
     monkeypatch.setattr(KernelProvisionerFactory, "is_provisioner_available", _is_installed)
     with pytest.raises(ConfigError, match=said):
         kernelspecs.install(source, name=name, config={})

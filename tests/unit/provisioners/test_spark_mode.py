@@ -1,0 +1,52 @@
+"""Spark's cluster mode is refused in every form in which kernelspecs ask for it, and client mode is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_service import FakeService
+from provisioned import manager
+
+from roost.provisioners.spark_mode import check_deploy_mode
+from roost.scheduler.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("argv", "env"),
+    [
+        (["spark-submit", "--deploy-mode", "cluster", "kernel.py"], {}),
+        (["spark-submit", "--deploy-mode=cluster", "kernel.py"], {}),
+        (["spark-submit", "--conf", "spark.submit.deployMode=cluster"], {}),
+        (["run.sh"], {"SPARK_OPTS": "--master yarn --deploy-mode cluster --name k"}),
+        (["run.sh"], {"SPARK_OPTS": "--master yarn", "KERNEL_EXTRA_SPARK_OPTS": "--deploy-mode  'cluster'"}),
+        (["python"], {"PYSPARK_SUBMIT_ARGS": "--master yarn-cluster pyspark-shell"}),
+    ],
+)
+def test_cluster_mode_is_refused(argv: list[str], env: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="use --deploy-mode client") as refusal:
+        check_deploy_mode(argv, env)
+    assert "does not lease" in refusal.value.user_message
+
+
+@pytest.mark.parametrize(
+    ("argv", "env"),
+    [
+        (["/kernels/yarn-cluster/run.sh", "cluster"], {"SPARK_OPTS": "--deploy-mode client --name cluster"}),
+        (["python"], {"PYSPARK_SUBMIT_ARGS": "--master yarn --deploy-mode client pyspark-shell"}),
+        (["python"], {"OTHER": "--deploy-mode cluster"}),
+    ],
+)
+def test_everything_else_is_not(argv: list[str], env: dict[str, str]) -> None:
+    check_deploy_mode(argv, env)
+
+
+@pytest.mark.parametrize("backend", ["yarn", "kubernetes", "ray"])
+async def test_a_kernelspec_for_cluster_mode_starts_nothing(
+    service: FakeService, tmp_path: Path, backend: str
+) -> None:
+    env = {"PYSPARK_SUBMIT_ARGS": "--master yarn --deploy-mode cluster pyspark-shell"}
+    km = manager(tmp_path, config={"backend": backend}, env=env)
+    with pytest.raises(ConfigError, match="Spark's cluster mode"):
+        await km.start_kernel()
+    assert not service.calls
