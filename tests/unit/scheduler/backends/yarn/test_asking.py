@@ -12,7 +12,7 @@ def test_a_kernelspecs_python_is_the_agents(tmp_path: Path, is_relative: bool) -
     folder = tmp_path / "environment" / "bin"
     folder.mkdir(parents=True)
     python = folder / "python"
-    python.write_text('#!/bin/sh\ncommand -v python; echo "$@"\n')
+    python.write_text('#!/bin/sh\ncommand -v python; echo "$@"; env | grep HADOOP || echo "no token"\n')
     python.chmod(0o700)
     named = "environment/bin/python" if is_relative else str(python)
     command = _build_command(named).replace("<LOG_DIR>", str(tmp_path))
@@ -23,6 +23,7 @@ def test_a_kernelspecs_python_is_the_agents(tmp_path: Path, is_relative: bool) -
     script = f'exec /bin/bash -c "{command}"'
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True)
 
-    found, arguments = (tmp_path / "stdout").read_text().splitlines()
+    found, arguments, token = (tmp_path / "stdout").read_text().splitlines()
     assert (tmp_path / found).samefile(python)
     assert arguments == f"{token_file} roost"
+    assert token == "no token"  # a Hadoop client in the kernel would send the file to its own containers
