@@ -59,14 +59,21 @@ class MasterLine:
     """
 
     def __init__(
-        self, application_id: str, key: str, queue: str, rest: Rest, keys: ClientKeys, listener: Listener
+        self,
+        application_id: str,
+        key: str,
+        queue: str,
+        rest: Rest,
+        keys: ClientKeys,
+        python: str,
+        listener: Listener,
     ) -> None:
         self.application_id, self.key, self.queue = application_id, key, queue
         self.reason = f"roost's application master starts in queue {queue}"
         self.failure = ""
         self.containers: dict[int, Container] = {}
         self.status: MasterStatus | None = None
-        self._rest, self._keys, self._listener = rest, keys, listener
+        self._rest, self._keys, self._python, self._listener = rest, keys, python, listener
         self._client: RpcClient | None = None
         self._changed = asyncio.Event()
         """Set when the master answers, and when the application ends."""
@@ -115,7 +122,7 @@ class MasterLine:
                 application = {}
             if application.get("state") in _ENDED:
                 log.info("application=%s has ended (%s)", self.application_id, application["state"])
-                self._end(explain_failure(application))
+                self._end(explain_failure(application, self._python))
                 return
             if application:
                 self.reason = describe_application(application)
@@ -248,7 +255,8 @@ class Applications:
 
     def _add(self, application_id: str, key: str, queue: str) -> MasterLine:
         client = self._keys.client_keys(application_id)
-        line = MasterLine(application_id, key, queue, self._rest, client, self._listener)
+        python = self._settings.python
+        line = MasterLine(application_id, key, queue, self._rest, client, python, self._listener)
         self._lines[application_id] = line
         spawn(line.run(), self._tasks, log)
         return line

@@ -23,6 +23,8 @@ _MISSING = (
 def find_web_addresses(address: str) -> tuple[str, ...]:
     """Return the web addresses of the ResourceManagers that an address of the settings names. Raises `ConfigError`."""
     folder = address or os.environ.get("HADOOP_CONF_DIR", "") or _DEFAULT_FOLDER
+    if address.startswith(("/", ".", "~")) and not os.path.isdir(address):
+        raise ConfigError(f"{address} is no folder: name the folder of yarn-site.xml, or http://rm:8088.")
     if address and not os.path.isdir(address):
         return tuple(_complete(part.strip()) for part in address.split(",") if part.strip())
     conf = read_site(folder)

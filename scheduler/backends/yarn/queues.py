@@ -69,7 +69,7 @@ class Queues:
         if label and label not in self._labels:
             known = ", ".join(sorted(self._labels)) or "none"
             raise ConfigError(f"label = {label!r:.80} is no node label of this cluster; it has {known}.")
-        if label and queue is not None and not {label, "*"} & set(queue.get("nodeLabels", [label])):
+        if label and queue is not None and not _may_use(queue, label):
             raise ConfigError(
                 f"queue {name} may not use the node label {label}: name another queue or label."
             )
@@ -78,11 +78,16 @@ class Queues:
         gpu = self._settings.gpu_resource
         if request.gpus != int(request.gpus):
             raise ConfigError(f"YARN gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}.")
+        known = self._maximum.others if self._maximum is not None else request.resources
         for name, amount in request.resources.items():
             if name == gpu:
                 raise ConfigError(f"YARN gives no {amount:g} {name}: ask for it with gpus.")
             if amount != int(amount):
                 raise ConfigError(f"YARN gives no {amount:g} {name!r:.80}: ask for a whole number.")
+            if name not in known:
+                raise ConfigError(
+                    f"this cluster has no {name!r:.80}: it has {', '.join(sorted(known)) or 'none'}."
+                )
         if self._maximum is None:
             return
         for short in find_short(count_resources(request, self._settings), self._maximum):
@@ -97,6 +102,16 @@ def read_resources(raw: JsonObject) -> Resources:
     infos = (raw.get("resourceInformations") or {}).get("resourceInformation", ())
     others = {one["name"]: one["value"] for one in infos if one["name"] not in ("memory-mb", "vcores")}
     return Resources(memory_mb=raw["memory"], vcores=raw["vCores"], others=others)
+
+
+def _may_use(queue: JsonObject, label: str) -> bool:
+    """True if a queue may use a node label, and has a share of its nodes."""
+    if not {label, "*"} & set(queue.get("nodeLabels", [label])):
+        return False
+    shares = (queue.get("capacities") or {}).get("queueCapacitiesByPartition", ())
+    return not shares or any(
+        one.get("partitionName") == label and one.get("absoluteMaxCapacity", 100.0) > 0 for one in shares
+    )
 
 
 def walk(queue: JsonObject) -> Iterator[JsonObject]:

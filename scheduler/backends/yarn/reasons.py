@@ -27,8 +27,19 @@ _ENDS = {
 _FINAL = {126, 127}
 """Exit statuses of a shell that cannot run the command. A retry on another node would need another command."""
 _AM_SHARE = re.compile(r"AM resource limit|AM Resource limit|not yet activated", re.IGNORECASE)
-_NOISE = ("[", "Last 4096", "Container exited", "at ", "For more detailed", ". Failing", "Error file")
-"""Beginnings of lines that YARN adds to what a container wrote."""
+_NOISE = re.compile(
+    r"\[|Last 4096|Container (exited|id)|at |For more detailed|\. Failing|Error file|Failing this attempt|Exit code"
+    r"|Application application_\S+ failed"
+)
+"""The beginning of a line that YARN adds to what a container wrote."""
+_PYTHON_FAILS = (
+    "No module named",
+    "No such file or directory",
+    "Permission denied",
+    "SyntaxError",
+    "not found",
+)
+"""Parts of what a shell or a Python writes that cannot run roost's code."""
 _LONGEST = 300
 
 
@@ -42,6 +53,8 @@ def describe_end(container: Container, python: str) -> tuple[str, bool]:
     if status in _ENDS:
         return _ENDS[status], False
     said = _find_cause(container.diagnostics)
+    if _is_python_problem(said):
+        return f"{python} on {container.node} cannot run roost's agent ({said}): set the option python", True
     return f"its agent ended with exit status {status}" + (f" ({said})" if said else ""), False
 
 
@@ -103,8 +116,8 @@ def describe_application(application: Mapping[str, object]) -> str:
     return f"roost's application master starts in queue {queue}"
 
 
-def explain_failure(application: Mapping[str, object]) -> str:
-    """Return one sentence about an application that YARN has refused after it accepted the submission."""
+def explain_failure(application: Mapping[str, object], python: str) -> str:
+    """Return one sentence about an application that has ended. `python` is the one that runs its master."""
     said = str(application.get("diagnostics", ""))
     queue = application.get("queue", "")
     cause = _find_cause(said)
@@ -112,6 +125,17 @@ def explain_failure(application: Mapping[str, object]) -> str:
         return f"YARN has no queue {queue}: name another one (option queue)."
     if "cannot submit" in said or "AccessControl" in said or "does not have permission" in said:
         return f"YARN does not let this user submit to queue {queue}: {cause}."
+    if _is_python_problem(cause):
+        return (
+            f"{python} on the nodes cannot run roost's application master ({cause}): set c.RoostYarnBackend.python to "
+            "a Python with ipykernel."
+        )
+    if not cause and application.get("state") == "FAILED":
+        return (
+            f"roost's application master in queue {queue} has ended without a message: check that "
+            f"c.RoostYarnBackend.python = {python!r} is a Python, and read `yarn logs -applicationId "
+            f"{application.get('id', '')}`."
+        )
     return f"YARN has ended roost's application in queue {queue}: {cause or 'it gives no reason'}."
 
 
@@ -125,6 +149,10 @@ def _is_user_limited(queue: JsonObject, user: str) -> bool:
     return False
 
 
+def _is_python_problem(said: str) -> bool:
+    return any(part in said for part in _PYTHON_FAILS)
+
+
 def _count(amount: int, thing: str) -> str:
     return f"{amount} {thing}" + ("" if amount == 1 else "s")
 
@@ -132,5 +160,5 @@ def _count(amount: int, thing: str) -> str:
 def _find_cause(diagnostics: str) -> str:
     """Return the last line that is not YARN's own: often the last one that the container wrote to `stderr`."""
     lines = [line.strip() for line in diagnostics.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    kept = [line for line in lines if line and not _NOISE.match(line)]
     return kept[-1][:_LONGEST].rstrip(".") if kept else ""

@@ -19,6 +19,15 @@ ROOT = {
             {"queueName": "default", "queuePath": "root.default", "state": "RUNNING", "nodeLabels": ["vip"]},
             {"queueName": "old", "queuePath": "root.old", "state": "STOPPED", "nodeLabels": ["*"]},
             {"queueName": "lab", "queuePath": "root.lab", "state": "RUNNING", "nodeLabels": []},
+            {  # as a queue whose accessible-node-labels are empty, in Hadoop 3.4.2
+                "queueName": "batch",
+                "queuePath": "root.batch",
+                "state": "RUNNING",
+                "nodeLabels": ["*"],
+                "capacities": {
+                    "queueCapacitiesByPartition": [{"partitionName": "", "absoluteMaxCapacity": 100.0}]
+                },
+            },
         ]
     },
 }
@@ -54,13 +63,15 @@ async def queues(**settings: Any) -> Queues:
         (Request(gpus=5), NoNodeEver, "1 yarn.io/gpu larger than the largest container"),
         (Request(memory_bytes=9 << 30), NoNodeEver, "1024 MiB memory larger"),
         (Request(options={"queue": "old"}), ConfigError, "is stopped"),
-        (Request(options={"queue": "secret"}), ConfigError, "the operator allows default, lab, old"),
+        (Request(options={"queue": "secret"}), ConfigError, "the operator allows batch, default, lab, old"),
         (Request(options={"label": "nosuch"}), ConfigError, "it has shared, vip"),
         (Request(options={"label": "vip", "queue": "lab"}), ConfigError, "may not use the node label vip"),
+        (Request(options={"label": "vip", "queue": "batch"}), ConfigError, "may not use the node label vip"),
+        (Request(resources={"licence": 1}), ConfigError, "has no 'licence': it has yarn.io/gpu"),
     ],
 )
 async def test_refusals(request_: Request, error: type[Exception], words: str) -> None:
-    found = await queues(allowed_queues=["default", "lab", "old"])
+    found = await queues(allowed_queues=["batch", "default", "lab", "old"])
     with pytest.raises(error, match=words):
         found.check(request_)
 

@@ -45,7 +45,13 @@ def ended(status: int, diagnostics: str = "") -> Container:
         (-102, "Container preempted by scheduler", "YARN gave its resources to others (preemption)", False),
         (-104, "running beyond physical memory limits", "its container ran out of memory", False),
         (127, "", "/opt/python cannot be run on n1: set the option python", True),
-        (1, FAILED, "its agent ended with exit status 1 (ModuleNotFoundError: No module named 'zmq')", False),
+        (
+            1,
+            "No module named 'zmq'",
+            "/opt/python on n1 cannot run roost's agent (No module named 'zmq'): set the option python",
+            True,
+        ),
+        (3, "Exit code: 3\nRuntimeError: no", "its agent ended with exit status 3 (RuntimeError: no)", False),
     ],
 )
 def test_the_end_of_a_container(status: int, diagnostics: str, reason: str, is_final: bool) -> None:
@@ -58,14 +64,33 @@ def test_a_released_container_is_not_on_a_lost_node() -> None:
 
 def test_an_application_that_fails_names_its_own_last_words() -> None:
     failed = {"queue": "lab", "state": "FAILED", "diagnostics": FAILED}
-    assert explain_failure(failed) == (
-        "YARN has ended roost's application in queue lab: ModuleNotFoundError: No module named 'zmq'."
+    assert explain_failure(failed, "/opt/python") == (
+        "/opt/python on the nodes cannot run roost's application master (ModuleNotFoundError: No module named 'zmq'): "
+        "set c.RoostYarnBackend.python to a Python with ipykernel."
+    )
+
+
+def test_an_application_that_fails_without_a_word_names_its_log() -> None:
+    said = "\n".join(line for line in FAILED.splitlines() if "Error" not in line or "Error file" in line)
+    said = said.replace("Traceback (most recent call last):\n", "")
+    failed = {"id": "application_1_0002", "queue": "lab", "state": "FAILED", "diagnostics": said}
+    assert "yarn logs -applicationId application_1_0002" in explain_failure(failed, "/opt/python")
+
+
+def test_an_application_that_was_killed_names_the_user() -> None:
+    killed = {
+        "queue": "lab",
+        "state": "KILLED",
+        "diagnostics": "Application application_1_2 was killed by user ada",
+    }
+    assert explain_failure(killed, "python3") == (
+        "YARN has ended roost's application in queue lab: Application application_1_2 was killed by user ada."
     )
 
 
 def test_an_unknown_queue_is_named() -> None:
     said = "Application application_1_0003 submitted by user root to unknown queue: nosuch"
-    assert explain_failure({"queue": "nosuch", "state": "FAILED", "diagnostics": said}) == (
+    assert explain_failure({"queue": "nosuch", "state": "FAILED", "diagnostics": said}, "python3") == (
         "YARN has no queue nosuch: name another one (option queue)."
     )
 

@@ -152,3 +152,5 @@ def test_no_cluster_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "yarn-site.xml").write_text("<configuration>")
     with pytest.raises(ConfigError, match="cannot be read"):
         find_web_addresses("")
+    with pytest.raises(ConfigError, match="is no folder"):
+        find_web_addresses("/no/such/folder")

@@ -67,7 +67,7 @@ def test_an_ask_has_the_node_the_label_and_no_secret_outside_its_assignment(keys
     ask = build_ask(lease, None, RoostYarnBackend(), keys, ("n1",), {"n1": "/r"}, expiry_s=600.0)
     assert ask.resources == Resources(memory_mb=1024, vcores=1, others={"yarn.io/gpu": 2, "fpga": 1})
     assert (ask.nodes, ask.racks, ask.label) == (("n1",), {"n1": "/r"}, "vip")
-    assert ask.command.startswith("exec /py ")
+    assert " /py '$HADOOP_TOKEN_FILE_LOCATION' " in ask.command
     start = json.loads(base64.b64decode(ask.assignment_base64))
     assert start["assignment"]["keys"]["secret"] == keys.keys(ask.number).secret
     assert start["settings"]["ports"] == list(keys.ports(ask.number))
