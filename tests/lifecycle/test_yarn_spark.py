@@ -103,6 +103,10 @@ async def shut_down(notebook: Notebook, _: HadoopNodes) -> None:
     await notebook.close()
 
 
+async def restart(notebook: Notebook, _: HadoopNodes) -> None:
+    await notebook.restart()
+
+
 async def kill(notebook: Notebook, _: HadoopNodes) -> None:
     os.kill(notebook.pid, signal.SIGKILL)
 
@@ -124,7 +128,7 @@ def spark_containers(cluster: HadoopNodes, application: str) -> list[psutil.Proc
     return [each for each in cluster.container_processes() if part in each.environ()["CONTAINER_ID"]]
 
 
-@pytest.mark.parametrize("end", [shut_down, kill, kill_containers])
+@pytest.mark.parametrize("end", [shut_down, restart, kill, kill_containers])
 async def test_pi_on_two_executors_that_end_with_the_kernel(
     end: End, specs: KernelSpecManager, yarn_cluster: HadoopNodes
 ) -> None:

@@ -26,7 +26,11 @@ class RoostYarnBackend(Section):
         "simple",
         help="How roost shows who it is: by name alone, by a Kerberos ticket (kinit), or by name and password.",
     )
-    user = Unicode("", help="The user of YARN, for simple and basic; empty: the user of this service.")
+    user = Unicode(
+        "",
+        help="The user of YARN; empty: the user of this service. With kerberos the ticket decides: set this only if "
+        "YARN knows the ticket by another name than that of this service's user.",
+    )
     password_file = Unicode("", help="A file that only you can read, with the password for basic.")
     ca_file = Unicode(
         "", help="A file with the certificate authority of https addresses; empty: the system's."

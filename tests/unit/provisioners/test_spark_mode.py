@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from provisioned import manager
 
 from roost.provisioners.spark_mode import check_deploy_mode
 from roost.scheduler.errors import ConfigError
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,14 @@ def test_cluster_mode_is_refused(argv: list[str], env: dict[str, str]) -> None:
 )
 def test_everything_else_is_not(argv: list[str], env: dict[str, str]) -> None:
     check_deploy_mode(argv, env)
+
+
+def test_the_kernelspec_of_the_documentation_is_not_refused() -> None:
+    text = (DOCS / "examples/spark/kernel.json").read_text()
+    assert text in (DOCS / "yarn.md").read_text()
+    spec = json.loads(text)
+    assert "--deploy-mode client" in spec["env"]["PYSPARK_SUBMIT_ARGS"]
+    check_deploy_mode(spec["argv"], spec["env"])
 
 
 @pytest.mark.parametrize("backend", ["yarn", "kubernetes", "ray"])

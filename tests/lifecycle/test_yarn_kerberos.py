@@ -1,0 +1,138 @@
+"""Kernels on a YARN cluster with Kerberos: tickets (SPNEGO) for the REST interface, tokens for everything else.
+
+These tests need Debian's krb5-kdc, krb5-admin-server and krb5-user, and the Python package requests-gssapi (which needs
+libkrb5-dev and a C compiler). They take a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hadoop_nodes
+import kerberos
+import pytest
+from kerberos import Realm, SecureNodes, secure_cluster
+from managers import kernelspecs
+from notebook import Notebook
+from world import settle
+from yarn_nodes import assert_nothing_left, cluster_settings
+
+from roost.scheduler.client.client import connect, disconnect
+from roost.scheduler.errors import RoostError
+
+USER = "ada"
+AWAY_S = 30.0
+"""How long the service may take to see that tickets are gone, or back."""
+REASON = hadoop_nodes.why_not() or kerberos.why_not()
+
+pytestmark = [
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture(scope="module")
+def secure(private_environment: None) -> Iterator[tuple[SecureNodes, Realm]]:
+    with secure_cluster(USER) as both:
+        yield both
+
+
+@pytest.fixture
+def notebook(
+    secure: tuple[SecureNodes, Realm],
+    runtime_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Notebook]:
+    """Return a notebook on the secure cluster, with a service of its own."""
+    cluster, realm = secure
+    realm.log_in(USER)
+    tmp_path.chmod(0o700)
+    settings = {
+        **cluster_settings(cluster, tmp_path),
+        "authentication": getattr(request, "param", "kerberos"),
+    }
+    config = {"RoostYarnBackend": settings, "RoostScheduler": {"idle_exit_s": 3}}
+    (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    notebook = Notebook("roosted")
+    notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, backend="yarn")
+    yield notebook
+    disconnect()
+    settle(runtime_dir)
+    realm.log_in(USER)
+    assert_nothing_left(cluster, within_s=30)
+
+
+async def test_a_kernel_of_the_user_of_the_ticket(
+    secure: tuple[SecureNodes, Realm], notebook: Notebook
+) -> None:
+    cluster, _ = secure
+    await notebook.open()
+    assert await notebook.value("6 * 7") == "42"
+    (application,) = cluster.applications()
+    assert application["user"] == USER
+    await notebook.close()
+
+
+async def test_a_kernel_outlives_its_owners_ticket(
+    secure: tuple[SecureNodes, Realm], notebook: Notebook
+) -> None:
+    """Without a ticket nothing starts. With a new one the same service goes on."""
+    _, realm = secure
+    await notebook.open()
+    realm.log_out()
+    await until(lambda problem: "kinit" in problem)
+    assert await notebook.value("6 * 7") == "42"
+    realm.log_in(USER)
+    await until(lambda problem: not problem)
+    second = Notebook("roosted")
+    second.manager.kernel_spec_manager = notebook.manager.kernel_spec_manager
+    await second.open()
+    await second.close()
+    assert await notebook.value("6 * 7") == "42"
+    await notebook.close()
+
+
+async def until(is_right: Callable[[str], bool]) -> None:
+    """Wait for a problem of the service with its cluster, or for none."""
+    deadline = time.monotonic() + AWAY_S
+    while not is_right(problem := await read_problem()):
+        assert time.monotonic() < deadline, problem
+        await asyncio.sleep(0.5)
+
+
+async def read_problem() -> str:
+    """Return why the service cannot read its cluster, or nothing."""
+    try:
+        await connect("yarn").nodes()
+    except RoostError as problem:
+        return str(problem)
+    return ""
+
+
+async def test_without_a_ticket_no_kernel_starts_until_there_is_one(
+    secure: tuple[SecureNodes, Realm], notebook: Notebook
+) -> None:
+    _, realm = secure
+    realm.log_out()
+    with pytest.raises(RoostError, match="kinit"):
+        await notebook.open()
+    realm.log_in(USER)
+    await notebook.open()
+    assert await notebook.value("6 * 7") == "42"
+    await notebook.close()
+
+
+@pytest.mark.parametrize("notebook", ["simple"], indirect=True)
+async def test_a_name_alone_is_refused(notebook: Notebook) -> None:
+    with pytest.raises(
+        RoostError, match=r"set c\.RoostYarnBackend\.authentication, and with kerberos run kinit"
+    ):
+        await notebook.open()
