@@ -103,11 +103,18 @@ class Kernels:
             kernel.was_signalled = True
         return self._session.signal(kernel.process.pid, signum)
 
-    async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess | None:
-        kernel = self._kernels.get(kernel_id)
-        if kernel is not None:
-            await self._end(kernel, grace_s)
-        return kernel.process if kernel is not None else None
+    async def stop(self, kernel_id: str, grace_s: float = 5.0) -> KernelProcess:
+        """Stop a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Return when it has ended."""
+        kernel = self._find(kernel_id)
+        await self._end(kernel, grace_s)
+        if kernel.process is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {kernel_id}")
+        return kernel.process
+
+    def _find(self, kernel_id: str) -> _TrackedKernel:
+        if (kernel := self._kernels.get(kernel_id)) is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {kernel_id}")
+        return kernel
 
     async def _end(self, kernel: _TrackedKernel, grace_s: float) -> None:
         if kernel.process is None:
@@ -125,9 +132,8 @@ class Kernels:
     def _in_lease(self, lease_id: str) -> _TrackedKernel | None:
         return next((kernel for kernel in self._kernels.values() if kernel.lease_id == lease_id), None)
 
-    def log_text(self, kernel_id: str, tail_bytes: int) -> str | None:
-        kernel = self._kernels.get(kernel_id)
-        return None if kernel is None else tail(kernel.folder / "log", tail_bytes)
+    def log_text(self, kernel_id: str, tail_bytes: int) -> str:
+        return tail(self._find(kernel_id).folder / "log", tail_bytes)
 
     async def release(self, lease_id: str, grace_s: float) -> None:
         kernel = self._in_lease(lease_id)

@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.json_codec import decode, encode
-from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease, Nothing
+from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -99,20 +100,19 @@ class Agent:
         self.left = asyncio.Event()
         self.server = RpcServer(
             {
-                "subscribe": Operation(Nothing, self._subscribe),
-                "reserve": Operation(messages.Reserve, self._reserve),
-                "release": Operation(messages.Release, self._release),
-                "transfer": Operation(messages.Transfer, self._transfer),
-                "manage": Operation(messages.Manager, self._manage),
-                "launch": Operation(messages.Launch, self._launch),
-                "signal": Operation(messages.Signal, self._signal),
-                "stop": Operation(messages.Stop, self._stop),
-                "list": Operation(Nothing, self._list),
-                "logs": Operation(messages.Logs, self._logs),
-                "status": Operation(Nothing, self._status),
-                "stats": Operation(Nothing, self._stats),
-                "warm": Operation(messages.Warm, self._warm),
-                "leave": Operation(Nothing, self._leave),
+                "reserve": Operation(self._reserve, messages.Reserve),
+                "release": Operation(self._release),
+                "transfer": Operation(self._ledger.transfer),
+                "manage": Operation(self._manage, messages.Manager),
+                "launch": Operation(self._launch, messages.Launch),
+                "signal": Operation(self._signal),
+                "stop": Operation(self._kernels.stop),
+                "list": Operation(self._list),
+                "logs": Operation(self._logs),
+                "status": Operation(self._status),
+                "stats": Operation(self._stats),
+                "warm": Operation(self._warm),
+                "leave": Operation(self._leave),
             },
             keys=keys,
         )
@@ -129,9 +129,9 @@ class Agent:
         """Note the assigned lease and begin its launch, unless the lease is here already. Raises `RemoteError`."""
         if assignment.reserve.lease.id in self._ledger:
             return
-        await self._reserve(b"", assignment.reserve)
+        self._reserve(assignment.reserve)
         if assignment.launch is not None:
-            spawn(self._launch(b"", assignment.launch), self._tasks, log)
+            spawn(self._launch(assignment.launch), self._tasks, log)
         settings = self._settings
         if settings.daemon_address:
             watch = watch_address(
@@ -150,10 +150,7 @@ class Agent:
         self._machine.devices.close()
         self._gpu_locks.close()
 
-    async def _subscribe(self, peer: bytes, _: Nothing) -> None:
-        self.server.subscribers.add(peer)
-
-    async def _reserve(self, peer: bytes, request: messages.Reserve) -> Lease:
+    def _reserve(self, request: messages.Reserve) -> Lease:
         is_new = self._ledger.get(request.lease.id) is None
         try:
             with writing(self._folder):
@@ -167,13 +164,11 @@ class Agent:
             self._publish("reserved", lease_id=lease.id)
         return lease
 
-    async def _release(self, peer: bytes, request: messages.Release) -> None:
-        await self._release_lease(request.lease_id)
+    async def _release(self, lease_id: str) -> None:
+        """Give a lease back and stop its kernel."""
+        await self._release_lease(lease_id)
 
-    async def _transfer(self, peer: bytes, request: messages.Transfer) -> None:
-        self._ledger.transfer(request.lease_id, request.owner)
-
-    async def _manage(self, peer: bytes, manager: messages.Manager) -> None:
+    def _manage(self, manager: messages.Manager) -> None:
         if not is_running(manager.pid, manager.process_started_at):
             raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
         # This agent is a child of the manager, or of a job of it (then Ray's workers are subreapers, too).
@@ -184,7 +179,7 @@ class Agent:
         self._idle_exit_s = self._settings.idle_exit_s
         self._watch_idleness()
 
-    async def _launch(self, peer: bytes, request: messages.Launch) -> KernelProcess:
+    async def _launch(self, request: messages.Launch) -> KernelProcess:
         entry = self._ledger.get(request.lease_id)
         if entry is None or entry.lease.kernel_id != request.kernel_id:
             raise RemoteError("no_lease", f"there is no lease {request.lease_id} for this kernel")
@@ -202,43 +197,36 @@ class Agent:
             if not self._kernels.runs_in(request.lease_id):
                 self._expire_later(request.lease_id, entry.linger_s)
 
-    async def _signal(self, peer: bytes, request: messages.Signal) -> dict[str, bool]:
-        if not 0 <= request.signum < signal.NSIG:
-            raise RemoteError("bad_request", f"{request.signum} is no signal")
-        return {"delivered": self._kernels.signal(request.kernel_id, request.signum)}
+    def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
+        if not 0 <= signum < signal.NSIG:
+            raise RemoteError("bad_request", f"{signum} is no signal")
+        return {"delivered": self._kernels.signal(kernel_id, signum)}
 
-    async def _stop(self, peer: bytes, request: messages.Stop) -> KernelProcess:
-        process = await self._kernels.stop(request.kernel_id, request.grace_s)
-        if process is None:
-            raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
-        return process
-
-    async def _list(self, peer: bytes, _: Nothing) -> messages.Holdings:
+    def _list(self) -> messages.Holdings:
         leases = tuple(entry.lease for entry in self._ledger.entries())
         return messages.Holdings(leases=leases, kernels=self._kernels.list())
 
-    async def _logs(self, peer: bytes, request: messages.Logs) -> dict[str, str]:
-        text = self._kernels.log_text(request.kernel_id, min(request.tail_bytes, 1 << 20))
-        if text is None:
-            raise RemoteError("unknown_kernel", f"this agent has no kernel {request.kernel_id}")
-        return {"text": text}
+    def _logs(self, kernel_id: str, tail_bytes: int = 65_536) -> dict[str, str]:
+        return {"text": self._kernels.log_text(kernel_id, min(tail_bytes, 1 << 20))}
 
-    async def _status(self, peer: bytes, _: Nothing) -> Node:
+    def _status(self) -> Node:
         status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
 
-    async def _stats(self, peer: bytes, _: Nothing) -> tuple[KernelUse, ...]:
+    def _stats(self) -> tuple[KernelUse, ...]:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
         return self._usage.read(running)
 
-    async def _warm(self, peer: bytes, request: messages.Warm) -> None:
-        command = parse_ipykernel_command(request.argv)
+    async def _warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
+        """Prepare fast starts of kernels with this command and environment."""
+        command = parse_ipykernel_command(argv)
         if command is not None:
-            env = {**build_node_environment(), **request.env} if self._settings.is_remote else request.env
-            await self._zygotes.warm(command, env)
+            await self._zygotes.warm(
+                command, {**build_node_environment(), **env} if self._settings.is_remote else env
+            )
 
-    async def _leave(self, peer: bytes, _: Nothing) -> None:
+    def _leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
     async def _devices_of(self, lease: Lease) -> tuple[str, ...]:

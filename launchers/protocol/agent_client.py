@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from roost.placement.model import Node
 
-from . import messages
 from .json_codec import decode
-from .messages import AgentEvent, Holdings, KernelProcess, Launch, Lease, Manager, Owner, Reserve
+from .messages import AgentEvent, Holdings, KernelProcess, KernelUse, Launch, Lease, Manager, Owner, Reserve
 from .rpc import ClientKeys
 from .rpc_client import RpcClient
 
@@ -57,11 +56,10 @@ class AgentClient:
         return await self._call(Lease, "reserve", request)
 
     async def release(self, lease_id: str) -> None:
-        await self._client.call("release", messages.Release(lease_id=lease_id), timeout_s=_ENDS_S)
+        await self._client.call("release", {"lease_id": lease_id}, timeout_s=_ENDS_S)
 
     async def transfer(self, lease_id: str, owner: Owner) -> None:
-        request = messages.Transfer(lease_id=lease_id, owner=owner)
-        await self._client.call("transfer", request, timeout_s=_QUICK_S)
+        await self._client.call("transfer", {"lease_id": lease_id, "owner": owner}, timeout_s=_QUICK_S)
 
     async def manage(self, manager: Manager) -> None:
         await self._client.call("manage", manager, timeout_s=_QUICK_S)
@@ -71,33 +69,33 @@ class AgentClient:
 
     async def signal(self, kernel_id: str, signum: int) -> bool:
         """Send a signal to a kernel. Return False if the kernel has ended."""
-        request = messages.Signal(kernel_id=kernel_id, signum=signum)
-        answer = await self._client.call("signal", request, timeout_s=_QUICK_S)
+        arguments = {"kernel_id": kernel_id, "signum": signum}
+        answer = await self._client.call("signal", arguments, timeout_s=_QUICK_S)
         return bool(answer["delivered"])
 
     async def stop(self, kernel_id: str, grace_s: float) -> KernelProcess:
-        request = messages.Stop(kernel_id=kernel_id, grace_s=grace_s)
-        return await self._call(KernelProcess, "stop", request, timeout_s=grace_s + _ENDS_S)
+        arguments = {"kernel_id": kernel_id, "grace_s": grace_s}
+        return await self._call(KernelProcess, "stop", arguments, timeout_s=grace_s + _ENDS_S)
 
     async def holdings(self) -> Holdings:
         return await self._call(Holdings, "list")
 
     async def logs(self, kernel_id: str, tail_bytes: int) -> str:
-        request = messages.Logs(kernel_id=kernel_id, tail_bytes=tail_bytes)
-        answer = await self._client.call("logs", request, timeout_s=_QUICK_S)
+        arguments = {"kernel_id": kernel_id, "tail_bytes": tail_bytes}
+        answer = await self._client.call("logs", arguments, timeout_s=_QUICK_S)
         return str(answer["text"])
 
     async def status(self) -> Node:
         """Return the agent's node. It is draining if the cluster manager's last daemon there has ended."""
         return await self._call(Node, "status")
 
-    async def stats(self) -> list[messages.KernelUse]:
+    async def stats(self) -> list[KernelUse]:
         answer = await self._client.call("stats", timeout_s=_QUICK_S)
-        return [decode(messages.KernelUse, use, ignore_unknown=True) for use in answer]
+        return [decode(KernelUse, use, ignore_unknown=True) for use in answer]
 
-    async def warm(self, request: messages.Warm) -> None:
+    async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
         """Prepare fast starts. Returns when they are ready, or known to be impossible."""
-        await self._client.call("warm", request, timeout_s=90.0)
+        await self._client.call("warm", {"argv": argv, "env": env}, timeout_s=90.0)
 
     async def leave(self) -> None:
         """Have the agent leave. Its kernels and leases stay for the next agent."""

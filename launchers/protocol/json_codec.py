@@ -43,30 +43,19 @@ def decode(cls: type[T], value: Any, *, ignore_unknown: bool = False) -> T:
     return typing.cast(T, _decode(cls, value, cls.__name__, ignore_unknown))
 
 
-def build_arguments(function: Callable[..., Any]) -> type:
-    """Return a dataclass whose fields are the parameters of `function`, without `self`."""
-    hints = typing.get_type_hints(function)
-    missing = inspect.Parameter.empty
-    fields = [
-        (
-            name,
-            hints[name],
-            dataclasses.field(**({} if each.default is missing else {"default": each.default})),
-        )
-        for name, each in inspect.signature(function).parameters.items()
-        if name in hints
-    ]
-    return dataclasses.make_dataclass(function.__name__, fields, frozen=True, kw_only=True, repr=False)
+def decode_arguments(function: Callable[..., Any], value: Any, where: str) -> dict[str, Any]:
+    """Return the arguments for a function from JSON values, or raise `WireError` with one sentence about `where`."""
+    return _decode_fields(function, value, where, False)
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Return the type of each field of a dataclass, and whether it is required."""
-    hints = typing.get_type_hints(cls)
-    missing = dataclasses.MISSING
+def _plan(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+    """Return the type of each field of a dataclass or parameter of a function, and whether it is required."""
+    hints = typing.get_type_hints(target)
     return {
-        field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
-        for field in dataclasses.fields(cls)
+        name: (hints[name], each.default is inspect.Parameter.empty)
+        for name, each in inspect.signature(target).parameters.items()
+        if name in hints  # `self` is not
     }
 
 
@@ -109,9 +98,17 @@ def _decode_union(options: tuple[Any, ...], value: Any, where: str, lax: bool) -
 
 
 def _decode_dataclass(cls: type, value: Any, where: str, lax: bool) -> Any:
+    values = _decode_fields(cls, value, where, lax)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as problem:
+        raise WireError(f"{where}: {problem}") from problem
+
+
+def _decode_fields(target: Callable[..., Any], value: Any, where: str, lax: bool) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise WireError(f"{where} must be an object, not {type(value).__name__}")
-    plan = _plan(cls)
+    plan = _plan(target)
     values = {}
     for name, item in value.items():
         if name not in plan:
@@ -122,10 +119,7 @@ def _decode_dataclass(cls: type, value: Any, where: str, lax: bool) -> Any:
     for name, (_, is_required) in plan.items():
         if is_required and name not in values:
             raise WireError(f"{where} lacks the field {name!r}")
-    try:
-        return cls(**values)
-    except (TypeError, ValueError) as problem:
-        raise WireError(f"{where}: {problem}") from problem
+    return values
 
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:

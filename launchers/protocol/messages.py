@@ -1,4 +1,4 @@
-"""The messages of the agent's protocol: requests, answers and events.
+"""The messages of the agent's protocol: answers, events, and the requests that are kept or have many fields.
 
 Every message crosses a socket as JSON (`json_codec`). CPUs and GPUs are in units (0.25 is a quarter), memory is in
 bytes, durations are in seconds. `*_at` are seconds since the epoch (UTC), for people and never for waiting.
@@ -72,21 +72,6 @@ class Reserve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """A request to give a lease back and stop its kernel. May be repeated."""
-
-    lease_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """A request to give a lease to another owner, if the agent has that lease. May be repeated."""
-
-    lease_id: str
-    owner: Owner
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manager:
     """A daemon of the cluster manager on the agent's node, which the agent watches.
 
@@ -134,34 +119,6 @@ class Assignment:
     keys: ServerKeys
     reserve: Reserve
     launch: Launch | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    kernel_id: str
-    signum: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """A request to stop a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Answered when it has ended."""
-
-    kernel_id: str
-    grace_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logs:
-    kernel_id: str
-    tail_bytes: int = 65_536
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warm:
-    """A request to prepare fast starts of kernels with this `argv` and environment."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
 
-from .json_codec import WireError, decode, encode
+from .json_codec import WireError, decode, decode_arguments, encode
 from .rpc import RemoteError, ServerKeys, set_limits
 
 log = logging.getLogger(__name__)
@@ -26,21 +27,32 @@ _ZAP_DOMAIN = b"roost"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation of a server: the dataclass of its arguments, and the coroutine that carries it out."""
+    """An operation of a server, which the function or coroutine `handler` carries out.
 
-    arguments: type
-    handler: Callable[[bytes, Any], Awaitable[Any]]
+    The arguments of a call are the parameters of the handler, or the fields of the `message` that it takes alone.
+    """
+
+    handler: Callable[..., Any]
+    message: type | None = None
+
+    async def answer(self, name: str, arguments: Any) -> Any:
+        """Return the answer to a call. Raises `WireError` for arguments of another form."""
+        if self.message is not None:
+            result = self.handler(decode(self.message, arguments))
+        else:
+            result = self.handler(**decode_arguments(self.handler, arguments, name))
+        return await result if inspect.isawaitable(result) else result
 
 
 class RpcServer:
     """A server for calls and events. Each call has its own task, so that no call delays another.
 
-    A handler gets the peer's identity and the decoded arguments. It raises `RemoteError` for the caller. A peer in
-    `subscribers` gets all events, until it disconnects.
+    An operation raises `RemoteError` for its caller. After a peer has called `subscribe`, it is one of the
+    `subscribers`, which get all events until they disconnect.
     """
 
     def __init__(self, operations: Mapping[str, Operation], *, keys: ServerKeys | None = None) -> None:
-        self._operations = operations
+        self._operations = {"subscribe": Operation(lambda: None), **operations}
         self._keys = keys
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -114,8 +126,9 @@ class RpcServer:
             operation = self._operations.get(name)
             if operation is None:
                 raise RemoteError("unknown_operation", f"there is no operation {name!r:.60}")
-            result = await operation.handler(peer, decode(operation.arguments, arguments))
-            answer = {"id": number, "ok": encode(result)}
+            answer = {"id": number, "ok": encode(await operation.answer(name, arguments))}
+            if name == "subscribe":
+                self.subscribers.add(peer)
         except RemoteError as problem:
             answer = _encode_failure(number, problem.kind, problem.message, problem.fields)
         except WireError as problem:

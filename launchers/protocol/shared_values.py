@@ -19,7 +19,7 @@ def parse_version(version: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
-    """No arguments."""
+    """The answer to a request that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all
-from roost.launchers.protocol.messages import Owner, Warm
+from roost.launchers.protocol.messages import Owner
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
@@ -209,7 +209,7 @@ class Scheduler:
             raise no_node(decision)
         node_id = decision.placement.node_id
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
-        await self._cluster.call(lease, lambda agent: agent.warm(Warm(argv=argv, env=env)))
+        await self._cluster.call(lease, lambda agent: agent.warm(argv, env))
 
     async def doctor(self) -> list[Finding]:
         return await diagnose(self._cluster, self._table, self.reconciler, self.owners, self.policies)

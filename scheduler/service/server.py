@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, announce, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.json_codec import build_arguments
-from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -64,8 +63,9 @@ class Service:
         self._calls = 0
         self._timers = Timers()
         self.left = asyncio.Event()
-        handlers = {name: Operation(call.arguments, self._guard(call)) for name, call in OPERATIONS.items()}
-        self.server = RpcServer(handlers)
+        self.server = RpcServer(
+            {name: Operation(self._guard(call), call.message) for name, call in OPERATIONS.items()}
+        )
         self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
 
@@ -79,22 +79,20 @@ class Service:
         self._timers.close()
         await self.server.close()
 
-    def _guard(self, call: Call) -> Callable[[bytes, Any], Awaitable[Any]]:
+    def _guard(self, call: Call) -> Callable[..., Awaitable[Any]]:
         """Return a handler that counts its calls, and raises errors that can cross the socket."""
+        method = attrgetter(f"{call.part}.{call.method.__name__}".lstrip("."))(self)
 
-        async def answer(peer: bytes, arguments: Any) -> Any:
+        @wraps(call.method)
+        async def answer(*message: Any, **arguments: Any) -> Any:
             self._calls += 1
             try:
-                if request := getattr(arguments, "request", None):
+                if request := message[0].request if message else arguments.get("request"):
                     self._spec.check_options(request.options)
-                value = call.answer(self, arguments)
-                if call is OPERATIONS["subscribe"]:
-                    self.server.subscribers.add(peer)
+                value = method(*message, **arguments)
                 if inspect.isawaitable(value):
                     value = await value
-                if call.key:
-                    return {call.key: value}
-                return Nothing() if value is None else value
+                return {call.key: value} if call.key else value
             except RoostError as problem:
                 raise problem.to_remote() from None
             finally:
@@ -124,40 +122,38 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that clients make: its arguments, and its answer (or an awaitable), sent under `key` if there is one."""
+    """A call that clients make: the method of `service.<part>` that answers it, and the `key` of its answer, if any.
 
-    arguments: type
-    answer: Callable[[Service, Any], Any]
+    Its arguments are the method's parameters, or the fields of the `message` that the method takes.
+    """
+
+    part: str
+    method: Callable[..., Any]
     key: str = ""
-
-    @classmethod
-    def of(cls, part: str, method: Callable[..., Any], key: str = "") -> Call:
-        """Return the call of a method of `service.<part>`. Its arguments are the method's parameters."""
-        find = attrgetter(f"{part}.{method.__name__}".lstrip("."))
-        return cls(build_arguments(method), lambda service, asked: find(service)(**vars(asked)), key)
+    message: type | None = None
 
 
 OPERATIONS: Mapping[str, Call] = {
-    "hello": Call.of("", Service.greet),
-    "subscribe": Call.of("core.owners", OwnerWatch.watch),
-    "start": Call(StartKernel, lambda service, start: service.core.start(start)),
-    "cancel": Call.of("core", Scheduler.cancel),
-    "stop": Call.of("core", Scheduler.stop),
-    "signal": Call.of("core", Scheduler.signal),
-    "kernels": Call.of("", Service.list_kernels, "kernels"),
-    "kernel": Call.of("core", Scheduler.kernel),
-    "nodes": Call.of("core", Scheduler.nodes, "nodes"),
-    "adopt": Call.of("core", Scheduler.adopt),
-    "explain": Call.of("core", Scheduler.explain, "decision"),
-    "logs": Call.of("core", Scheduler.logs, "text"),
-    "drain": Call.of("core", Scheduler.drain),
-    "warm": Call.of("core", Scheduler.warm),
-    "up": Call.of("core.backend", Backend.warm_up, "nodes"),
-    "add_policy": Call.of("core.policies", PolicyCatalog.add),
-    "check_policies": Call.of("core.policies", PolicyCatalog.find_problems, "problems"),
-    "doctor": Call.of("core", Scheduler.doctor, "findings"),
-    "events": Call.of("core.events", EventStream.recent, "events"),
-    "leave": Call.of("", Service.leave),
+    "hello": Call("", Service.greet),
+    "subscribe": Call("core.owners", OwnerWatch.watch),
+    "start": Call("core", Scheduler.start, message=StartKernel),
+    "cancel": Call("core", Scheduler.cancel),
+    "stop": Call("core", Scheduler.stop),
+    "signal": Call("core", Scheduler.signal),
+    "kernels": Call("", Service.list_kernels, "kernels"),
+    "kernel": Call("core", Scheduler.kernel),
+    "nodes": Call("core", Scheduler.nodes, "nodes"),
+    "adopt": Call("core", Scheduler.adopt),
+    "explain": Call("core", Scheduler.explain, "decision"),
+    "logs": Call("core", Scheduler.logs, "text"),
+    "drain": Call("core", Scheduler.drain),
+    "warm": Call("core", Scheduler.warm),
+    "up": Call("core.backend", Backend.warm_up, "nodes"),
+    "add_policy": Call("core.policies", PolicyCatalog.add),
+    "check_policies": Call("core.policies", PolicyCatalog.find_problems, "problems"),
+    "doctor": Call("core", Scheduler.doctor, "findings"),
+    "events": Call("core.events", EventStream.recent, "events"),
+    "leave": Call("", Service.leave),
 }
 
 

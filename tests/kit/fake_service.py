@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
@@ -74,7 +76,7 @@ class FakeService:
 
     async def _serve(self) -> None:
         server = RpcServer(
-            {op: Operation(each.arguments, self._handler(op)) for op, each in OPERATIONS.items()}
+            {op: Operation(self._handler(op, each.method), each.message) for op, each in OPERATIONS.items()}
         )
         (self.folder / "socket").unlink(missing_ok=True)
         server.start(f"ipc://{self.folder}/socket")
@@ -83,16 +85,15 @@ class FakeService:
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    def _handler(self, op: str) -> Callable[[bytes, Any], Any]:
-        async def handle(peer: bytes, arguments: Any) -> Any:
+    def _handler(self, op: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        async def handle(*message: Any, **given: Any) -> Any:
+            arguments = message[0] if message else SimpleNamespace(**given)
             self.calls.append((op, arguments))
             try:
                 answer = self.answers.get(op, getattr(self, f"_{op}", lambda _: {}))
                 if isinstance(answer, BaseException):
                     raise answer
-                if op == "subscribe":
-                    assert self._server is not None
-                    self._server.subscribers.add(peer)
                 result = answer(arguments)
                 return await result if asyncio.iscoroutine(result) else result
             except RoostError as problem:

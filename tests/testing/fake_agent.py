@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,7 @@ from roost.launchers.protocol.messages import (
     KernelProcess,
     Launch,
     Lease,
-    Logs,
-    Nothing,
-    Release,
     Reserve,
-    Signal,
-    Stop,
-    Transfer,
 )
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
@@ -69,41 +64,38 @@ class FakeAgent:
         self.ledger = LeaseLedger(
             self.folder / "leases", cpus=cpus, memory_bytes=memory_bytes, devices=devices
         )
-        operations: dict[str, tuple[type, Callable[[Any], Any]]] = {
-            "subscribe": (Nothing, lambda _: {}),
-            "reserve": (Reserve, self._reserve),
-            "release": (Release, self._release),
-            "transfer": (Transfer, self._transfer),
-            "launch": (Launch, self._launch),
-            "signal": (Signal, self._signal),
-            "stop": (Stop, self._stop),
-            "list": (Nothing, self._list),
-            "logs": (Logs, lambda _: {"text": "log"}),
-            "status": (Nothing, self._status),
+        operations: dict[str, Callable[..., Any]] = {
+            "subscribe": lambda: None,
+            "reserve": self._reserve,
+            "release": self._release,
+            "transfer": self.ledger.transfer,
+            "launch": self._launch,
+            "signal": self._signal,
+            "stop": self._stop,
+            "list": self._list,
+            "logs": self._logs,
+            "status": self._status,
         }
+        messages = {"reserve": Reserve, "launch": Launch}
         public, secret, client_public, client_secret = self._keys
         self._server = RpcServer(
-            {
-                name: Operation(arguments, self._handler(name, do))
-                for name, (arguments, do) in operations.items()
-            },
+            {name: Operation(self._handler(name, do), messages.get(name)) for name, do in operations.items()},
             keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public])),
         )
         endpoint = self._server.start("tcp://127.0.0.1:*")
         keys = ClientKeys(server=public, public=client_public, secret=client_secret)
         self.address = AgentAddress(endpoint=endpoint, keys=keys)
 
-    def _handler(self, name: str, do: Callable[[Any], Any]) -> Callable[[bytes, Any], Awaitable[Any]]:
-        async def handle(peer: bytes, arguments: Any) -> Any:
+    def _handler(self, name: str, do: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        @functools.wraps(do)
+        async def handle(*message: Any, **arguments: Any) -> Any:
             self.calls.append(name)
             self._called.set()
-            if name == "subscribe":
-                self._server.subscribers.add(peer)
             if name in self.held:
                 await self.held[name].wait()
             if name in self.failures:
                 raise self.failures[name]
-            return do(arguments)
+            return do(*message, **arguments)
 
         return handle
 
@@ -135,7 +127,7 @@ class FakeAgent:
 
     def give_back(self, lease_id: str) -> None:
         """The reservation expires."""
-        self._release(Release(lease_id=lease_id))
+        self._release(lease_id)
 
     def held_leases(self) -> list[str]:
         return [entry.lease.id for entry in self.ledger.entries()]
@@ -161,20 +153,15 @@ class FakeAgent:
             self.report(AgentEvent(kind="reserved", lease_id=lease.id))
         return lease
 
-    def _release(self, request: Release) -> Nothing:
-        entry = self.ledger.get(request.lease_id)
+    def _release(self, lease_id: str) -> None:
+        entry = self.ledger.get(lease_id)
         if entry is not None:
             process = self.kernels.get(entry.lease.kernel_id)
             if process is not None and process.is_running:
                 self.end(process.kernel_id, -15)
             self.kernels.pop(entry.lease.kernel_id, None)
-            self.ledger.release(request.lease_id)
-            self.report(AgentEvent(kind="released", lease_id=request.lease_id))
-        return Nothing()
-
-    def _transfer(self, request: Transfer) -> Nothing:
-        self.ledger.transfer(request.lease_id, request.owner)
-        return Nothing()
+            self.ledger.release(lease_id)
+            self.report(AgentEvent(kind="released", lease_id=lease_id))
 
     def _launch(self, request: Launch) -> KernelProcess:
         entry = self.ledger.get(request.lease_id)
@@ -200,22 +187,25 @@ class FakeAgent:
         self.report(AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process))
         return process
 
-    def _signal(self, request: Signal) -> dict[str, bool]:
-        self.signals.append((request.kernel_id, request.signum))
-        return {"delivered": request.kernel_id in self.kernels}
+    def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
+        self.signals.append((kernel_id, signum))
+        return {"delivered": kernel_id in self.kernels}
 
-    def _stop(self, request: Stop) -> KernelProcess:
-        if request.kernel_id not in self.kernels:
+    def _stop(self, kernel_id: str, grace_s: float) -> KernelProcess:
+        if kernel_id not in self.kernels:
             raise RemoteError("unknown_kernel", "there is no such kernel")
-        if self.kernels[request.kernel_id].is_running:
-            self.end(request.kernel_id, -15)
-        return self.kernels[request.kernel_id]
+        if self.kernels[kernel_id].is_running:
+            self.end(kernel_id, -15)
+        return self.kernels[kernel_id]
 
-    def _list(self, _: Nothing) -> Holdings:
+    def _logs(self, kernel_id: str, tail_bytes: int) -> dict[str, str]:
+        return {"text": "log"}
+
+    def _list(self) -> Holdings:
         leases = tuple(entry.lease for entry in self.ledger.entries())
         return Holdings(leases=leases, kernels=tuple(self.kernels.values()))
 
-    def _status(self, _: Nothing) -> Node:
+    def _status(self) -> Node:
         promised = self.ledger.promised_by_device()
         return Node(
             id=self.name,

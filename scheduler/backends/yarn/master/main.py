@@ -13,26 +13,25 @@ if "asyncio" not in sys.modules:
     sys.modules["ssl"] = None  # type: ignore[assignment] # asyncio does without it, which saves memory
 
 import asyncio
+import inspect
 import json
 import logging
 import os
 import re
 import signal
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.launchers.protocol.shared_values import Nothing
 
 from .master import Ended, Master
 from .messages import SETTINGS_ENTRY, Archive, Ask, MasterSettings, Numbered, Update, Widen
 from .resource_manager import ResourceManager
 from .tokens import AMRM_KIND, read_credentials
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +49,14 @@ class Service:
         self._master: Master | None = None
         self.server = RpcServer(
             {
-                "hello": self._operation(Nothing, lambda master, _: master.hello()),
-                "put_archive": self._operation(Archive, Master.put_archive),
-                "ask": self._operation(Ask, Master.ask),
-                "widen": self._operation(Widen, Master.widen),
-                "update": self._operation(Update, Master.update),
-                "release": Operation(Numbered, self._release),
-                "containers": self._operation(Nothing, lambda master, _: master.containers()),
-                "finish": Operation(Nothing, self._finish),
-                "subscribe": Operation(Nothing, self._subscribe),
+                "hello": self._operation(Master.hello),
+                "put_archive": self._operation(Master.put_archive, Archive),
+                "ask": self._operation(Master.ask, Ask),
+                "widen": self._operation(Master.widen, Widen),
+                "update": self._operation(Master.update, Update),
+                "release": self._operation(Master.release, Numbered),
+                "containers": self._operation(Master.containers),
+                "finish": self._operation(Master.finish),
             },
             keys=keys,
         )
@@ -71,26 +69,17 @@ class Service:
     def serve(self, master: Master) -> None:
         self._master = master
 
-    async def _ready(self) -> Master:
-        """Return the master once it is registered."""
-        assert self._master is not None
-        await self._master.registered.wait()
-        return self._master
+    def _operation(self, operate: Callable[..., Any], message: type | None = None) -> Operation:
+        """Return the operation of a method of the master, which answers once the master is registered."""
 
-    def _operation(self, arguments: type[T], operate: Callable[[Master, T], object]) -> Operation:
-        async def handle(_: bytes, value: Any) -> object:
-            return operate(await self._ready(), value)
+        @wraps(operate)
+        async def handle(*asked: Any) -> object:
+            assert self._master is not None
+            await self._master.registered.wait()
+            result = operate(self._master, *asked)
+            return await result if inspect.isawaitable(result) else result
 
-        return Operation(arguments, handle)
-
-    async def _release(self, _: bytes, request: Numbered) -> None:
-        await (await self._ready()).release(request)
-
-    async def _subscribe(self, peer: bytes, _: Nothing) -> None:
-        self.server.subscribers.add(peer)
-
-    async def _finish(self, _: bytes, __: Nothing) -> None:
-        await (await self._ready()).finish()
+        return Operation(handle, message)
 
 
 async def run(settings: MasterSettings, credentials: bytes) -> int:

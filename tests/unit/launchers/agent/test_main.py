@@ -24,7 +24,7 @@ from roost.launchers.agent import kernels, start
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.daemon.process import is_running, start_time
-from roost.launchers.protocol.messages import Connection, Launch, Reserve, Warm
+from roost.launchers.protocol.messages import Connection, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError
 
 
@@ -286,7 +286,7 @@ async def test_the_use_of_kernels(agent: Session) -> None:
 async def test_the_status_lists_the_warm_interpreters(agent: Session) -> None:
     assert (await agent.client.status()).warm == ()
     argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
-    await agent.client.warm(Warm(argv=argv, env=dict(os.environ)))
+    await agent.client.warm(argv, dict(os.environ))
     assert (await agent.client.status()).warm == (sys.executable,)
 
 

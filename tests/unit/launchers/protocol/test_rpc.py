@@ -16,7 +16,7 @@ import zmq
 import zmq.asyncio
 
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent, Holdings, Nothing
+from roost.launchers.protocol.messages import AgentEvent, Holdings
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected, RemoteError, ServerKeys, Unauthorized
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
@@ -38,30 +38,22 @@ CLIENT_KEYS = ClientKeys(server=SERVER[0], public=CLIENT[0], secret=CLIENT[1])
 
 
 @asynccontextmanager
-async def serving(
-    address: str = "tcp://127.0.0.1:*", *, takes_subscribers: bool = True, **others: Operation
-) -> AsyncIterator[RpcServer]:
-    async def add(peer: bytes, request: Add) -> dict[str, int]:
+async def serving(address: str = "tcp://127.0.0.1:*", **others: Operation) -> AsyncIterator[RpcServer]:
+    async def add(request: Add) -> dict[str, int]:
         return {"sum": request.a + request.b}
 
-    async def wait(peer: bytes, request: Nothing) -> None:
+    async def wait() -> None:
         await asyncio.Event().wait()
 
-    async def fail(peer: bytes, request: Nothing) -> None:
+    async def fail() -> None:
         raise RemoteError("conflict", "no", {"free": 1})
 
-    async def subscribe(peer: bytes, request: Nothing) -> Nothing:
-        server.subscribers.add(peer)
-        return Nothing()
-
     operations = {
-        "add": Operation(Add, add),
-        "wait": Operation(Nothing, wait),
-        "fail": Operation(Nothing, fail),
+        "add": Operation(add, Add),
+        "wait": Operation(wait),
+        "fail": Operation(fail),
         **others,
     }
-    if takes_subscribers:
-        operations["subscribe"] = Operation(Nothing, subscribe)
     keys = ServerKeys(public=SERVER[0], secret=SERVER[1], clients=frozenset([CLIENT[0]]))
     server = RpcServer(operations, keys=keys if address.startswith("tcp") else None)
     server.start(address)
@@ -150,7 +142,10 @@ async def test_a_client_leaves_a_server_that_sends_invalid_json(
 
 
 async def test_a_client_leaves_an_agent_that_takes_no_subscribers() -> None:
-    async with serving(takes_subscribers=False) as server:
+    async def refuse() -> None:
+        raise RemoteError("conflict", "no")
+
+    async with serving(subscribe=Operation(refuse)) as server:
         client = AgentClient(server.endpoint, CLIENT_KEYS)
         with pytest.raises(RemoteError):
             await client.connect()
@@ -160,10 +155,10 @@ async def test_a_client_leaves_an_agent_that_takes_no_subscribers() -> None:
 async def test_unknown_fields_in_answers_and_events_are_ignored() -> None:
     events: asyncio.Queue[AgentEvent] = asyncio.Queue()
 
-    async def list_holdings(peer: bytes, request: Nothing) -> dict[str, Any]:
+    def list_holdings() -> dict[str, Any]:
         return {"leases": [], "kernels": [], "new": {"a": 1}}
 
-    async with serving(list=Operation(Nothing, list_holdings)) as server:
+    async with serving(list=Operation(list_holdings)) as server:
         client = AgentClient(server.endpoint, CLIENT_KEYS, on_event=events.put_nowait)
         await client.connect()
         assert await client.holdings() == Holdings(leases=(), kernels=())

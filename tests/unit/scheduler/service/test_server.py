@@ -30,7 +30,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.service.launch import service_command, service_folder
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
-from roost.scheduler.service.server import OPERATIONS, Service
+from roost.scheduler.service.server import Service
 
 ME = Owner(
     user="ada",
@@ -66,7 +66,7 @@ class Caller:
         await self._client.connect(timeout_s=5)
 
     async def __call__(self, op: str, **arguments: Any) -> Any:
-        return await self._client.call(op, OPERATIONS[op].arguments(**arguments), timeout_s=10)
+        return await self._client.call(op, arguments, timeout_s=10)
 
     async def start(self, start: StartKernel) -> Kernel:
         return decode(Kernel, await self._client.call("start", start, timeout_s=10))
