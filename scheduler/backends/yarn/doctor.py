@@ -16,6 +16,7 @@ _HEARTBEAT = "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms"
 _EXPIRY = "yarn.nm.liveness-monitor.expiry-interval-ms"
 _MINIMUM = "yarn.scheduler.minimum-allocation-mb"
 _NM = "yarn.nodemanager"
+_ENFORCED = f"{_NM}.resource.memory.enforced"
 _DISK = f"{_NM}.disk-health-checker"
 _LARGE_MINIMUM_MB = 1024
 _FEW_MASTERS = 3
@@ -86,12 +87,20 @@ def _find_small(conf: Conf, queue: JsonObject, settings: RoostYarnBackend) -> It
 
 
 def _find_ends(conf: Conf, queue: JsonObject | None) -> Iterator[Finding]:
-    if conf and conf.get(f"{_NM}.vmem-check-enabled", "true") == "true":
+    # With `enforced`, the default of Hadoop 3.4, only cgroups limit memory, and YARN's own checks do nothing.
+    are_checked = conf.get(_ENFORCED, "false") != "true"
+    if conf and are_checked and conf.get(f"{_NM}.vmem-check-enabled", "true") == "true":
         ratio = conf.get(f"{_NM}.vmem-pmem-ratio", "2.1")
         yield _warn(
             f"YARN ends a kernel that has {ratio} times its memory as virtual memory. CUDA and numpy exceed that",
             f"set {_NM}.vmem-check-enabled=false",
         )
+    if not are_checked and conf.get(f"{_NM}.resource.memory.enabled") != "true":
+        yield {
+            "level": "ok",
+            "what": f"YARN does not limit the memory of containers ({_NM}.resource.memory.enabled is not true)",
+            "do": "",
+        }
     lifetimes = [
         (queue or {}).get(key, -1) for key in ("maxApplicationLifetime", "defaultApplicationLifetime")
     ]

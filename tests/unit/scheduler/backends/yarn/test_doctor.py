@@ -44,6 +44,13 @@ def test_each_setting_has_a_finding() -> None:
         ({"yarn.nm.liveness-monitor.expiry-interval-ms": "600000"}, "lost after 600 s"),
         ({"yarn.scheduler.minimum-allocation-mb": "1024"}, "takes 1024 MiB or more"),
         ({"yarn.nodemanager.vmem-check-enabled": "true"}, "2.1 times its memory"),
+        (
+            {
+                "yarn.nodemanager.vmem-check-enabled": "true",
+                "yarn.nodemanager.resource.memory.enforced": "true",
+            },
+            "does not limit the memory",
+        ),
         ({"yarn.resourcemanager.recovery.enabled": "false"}, "restart of the ResourceManager ends"),
         ({"yarn.nodemanager.recovery.enabled": "false"}, "restart of a NodeManager ends"),
         ({"yarn.nodemanager.disk-health-checker.enable": "true"}, "90 % full"),
