@@ -11,6 +11,7 @@ import logging
 import time
 from dataclasses import replace
 
+from roost.launchers.daemon.tasks import backoff
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.scheduler.backends.base import Lease
@@ -26,6 +27,8 @@ from .reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 
+_LEASE_GONE_S = (0.05, 5.0)
+"""First and longest pause before a request is placed again whose agent does not know its lease."""
 _REMEMBERED = 1_000
 """At most this many failed starts are remembered."""
 
@@ -88,7 +91,7 @@ class StartRunner:
                 self._table.exited(record, task.late_exit)
 
     async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
-        while True:
+        for pause_s in backoff(*_LEASE_GONE_S):
             if record.lease is None or record.lease.state == "pending":
                 await self._claimer.take(record, start, deadline)
             assert record.lease is not None
@@ -99,11 +102,15 @@ class StartRunner:
             began = time.monotonic()
             try:
                 process = await self._launch(record.lease, start, deadline)
-            except LeaseGone:
+            except LeaseGone as problem:
+                await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
                 record.refuse()
+                self._table.publish("conflict", record, str(problem))
+                await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
                 continue
             record.timing_ms["launched"] = (time.monotonic() - began) * 1e3
             return process
+        raise AssertionError("pauses never end")
 
     async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
         """Launch in the lease, again if the connection to the agent is lost meanwhile."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,6 +34,8 @@ _AGENT_S = 5.0
 _LISTENS_S = (*[0.03] * 60, *[0.2] * 50)
 """Pauses between attempts to reach the agent of a new pod. It listens soon, unless its image is being pulled."""
 _LISTENS_LATE_S = 1.0
+_ANSWERS_S = 1.0
+"""How long a reading of all pods waits for the agents of pods that it has found."""
 _CLOSE_S = 5.0
 _REMEMBERED = 500
 """At most this many lost leases are remembered until they are released."""
@@ -222,6 +224,18 @@ class AgentPerKernelBackend(Backend):
             self._lose(replace(self._pods[lease_id].lease, state="lost", reason="its pod is gone"))
         for pod in found.values():
             self._note(pod)
+        await self._reserve_again(pod for pod in found.values() if pod.lease.id not in before)
+
+    async def _reserve_again(self, pods: Iterable[Pod]) -> None:
+        """Wait until the agents of pods that were just found have noted their leases.
+
+        Their agents may have started while no scheduler ran. An agent that does not answer may have a kernel: its lease
+        stays held.
+        """
+        held = [pod.lease.id for pod in pods if pod.address is not None and pod.lease.state == "held"]
+        if noting := [self._noting[lease_id] for lease_id in held if lease_id in self._noting]:
+            await asyncio.wait(noting, timeout=_ANSWERS_S)
+        self._starting.difference_update(held)
 
     def _note(self, pod: Pod) -> Pod:
         """Note a pod that the cluster reports, and publish the news about its lease."""
@@ -236,7 +250,7 @@ class AgentPerKernelBackend(Backend):
         self._pods[lease.id] = pod
         if known is None or known.lease.node_id != lease.node_id:
             self._redraw(lease.node_id, *([known.lease.node_id] if known else ()))
-        if pod.address is None or (known is None and lease.state == "pending"):
+        if pod.address is None or known is None:
             self._starting.add(lease.id)
         if pod.address is not None and lease.id in self._starting and lease.id not in self._noting:
             self._noting[lease.id] = spawn(self._reserve(pod), self._tasks, log)
@@ -251,7 +265,7 @@ class AgentPerKernelBackend(Backend):
         lease_id = pod.lease.id
         pauses = itertools.chain(_LISTENS_S, itertools.repeat(_LISTENS_LATE_S))
         try:
-            while lease_id in self._pods:
+            while lease_id in self._pods and lease_id in self._starting:
                 lease = replace(self._pods[lease_id].lease, state="held", reason="")
                 asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
                 try:
@@ -262,7 +276,7 @@ class AgentPerKernelBackend(Backend):
                     await asyncio.sleep(next(pauses))
         finally:
             self._noting.pop(lease_id, None)
-        if lease_id in self._pods:
+        if lease_id in self._pods and lease_id in self._starting:
             self._starting.discard(lease_id)
             held = self._lease(self._pods[lease_id])
             self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease_id, lease=held))

@@ -99,6 +99,22 @@ async def test_a_pending_start_ends_at_its_timeout_with_the_reason(cluster: Fake
     assert not await cluster.pods()
 
 
+async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(cluster: FakePodCluster) -> None:
+    """Its agent listens, but has not noted the lease. The next scheduler must not take it for a held one."""
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    cluster.grant_all()
+    (before,) = await cluster.pods()
+    async with scheduler_on([], pods=cluster) as w:
+        assert (await w.start("k", cpus=1)).state == "running"
+        (after,) = await cluster.pods()
+        assert after.address == before.address
+
+
 async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(cluster: FakePodCluster) -> None:
     """The client repeats its call, and the next scheduler waits for the same pod."""
     cluster.pending_reason = PULLING
