@@ -71,6 +71,8 @@ class YarnCluster(PodCluster):
         self._held: dict[int, Held] = {}
         """By number: the leases of this service that are not released, also those of its other processes."""
         self._creating: dict[str, asyncio.Task[Pod]] = {}
+        self._identifying: dict[int, asyncio.Task[None]] = {}
+        """By number: containers of which only their agents know the lease."""
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: set[asyncio.Task[Any]] = set()
@@ -152,7 +154,7 @@ class YarnCluster(PodCluster):
         if (creating := self._creating.get(lease_id)) is not None:
             await asyncio.wait([creating])
         for held in [held for held in self._held.values() if held.lease.id == lease_id]:
-            if not held.line.failure:
+            if not held.line.failure and (held.is_asked or held.ask is None):
                 if not await held.line.wait(_DELETE_S):
                     raise BackendUnavailable(f"{held.line.reason}.")
                 await held.line.call(Nothing, "release", Numbered(number=held.number))
@@ -170,12 +172,12 @@ class YarnCluster(PodCluster):
         await self._applications.find()
         for line in self._applications.lines:
             self._adopt(line)
-        # The agents of another process's containers listen already. Without their addresses, no kernel is known there.
+        # The agents of another process's containers listen already. Without them, no kernel is known there.
         searches = [
             held.search for held in self._held.values() if held.ask is None and held.search is not None
         ]
-        if searches:
-            await asyncio.wait(searches, timeout=_SEARCH_S)
+        if tasks := (*searches, *self._identifying.values()):
+            await asyncio.wait(tasks, timeout=_SEARCH_S)
         return [self._view(held) for held in self._held.values() if held.lease.id not in self._creating]
 
     async def changes(self) -> AsyncIterator[PodChange]:
@@ -209,6 +211,7 @@ class YarnCluster(PodCluster):
                 self._note(held, event.container)
             else:
                 self._adopt(line)
+                self._nodes.read_soon()  # a released container has ended, or another process has one more
         elif event.kind == "nodes":
             self._nodes.read_soon()
 
@@ -228,6 +231,8 @@ class YarnCluster(PodCluster):
             spawn(self._agents.end_stray(held), self._tasks, log)
         self._search(held)
         self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+        if container.state == "ended" and held.ask is None:  # perhaps another process has released it
+            self._held.pop(held.number, None)
 
     def _adopt(self, line: MasterLine) -> None:
         """Note the containers that other processes of this service asked for, or an earlier one."""
@@ -239,12 +244,16 @@ class YarnCluster(PodCluster):
                 self._held[container.number] = held
                 self._search(held)
                 self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
-            else:
-                spawn(self._identify(line, container), self._tasks, log)
+            elif container.number not in self._identifying:
+                identify = self._identify(line, container)
+                self._identifying[container.number] = spawn(identify, self._tasks, log)
 
     async def _identify(self, line: MasterLine, container: Container) -> None:
         """Note a container of an earlier attempt of its master. Its agent knows the lease."""
-        found = await self._agents.read_lease(container)
+        try:
+            found = await self._agents.read_lease(container)
+        finally:
+            self._identifying.pop(container.number, None)
         if found is None or container.number in self._held:
             return
         lease, address = found

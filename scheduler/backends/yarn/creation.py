@@ -74,20 +74,21 @@ class ContainerCreator:
     async def ask(self, held: Held) -> None:
         """Ask a master that answers. May be repeated. Raises as `create` does."""
         assert held.ask is not None
-        held.reason = "YARN chooses its node"
+        held.reason, held.is_asked = "YARN chooses its node", True
         try:
             container = await self._send(held.line, held.ask)
+            if held.container is None:  # else an event was faster
+                held.container = container
+            if held.lease.node_id:
+                await self._await_grant(held, held.ask)
+            else:
+                await self._nodes.read()
+                await self._explain(held, held.ask, await held.line.call(MasterStatus, "hello"))
         except RemoteError as problem:
-            if problem.kind == "ending":
+            if problem.kind in ("ending", "unknown_container"):  # it ends, or it has been started again
                 raise _ended() from None
             kind = NoNodeEver if problem.kind == "too_large" else LaunchError
             raise kind(f"roost's application master refuses the request: {problem.message}") from None
-        if held.container is None:  # else an event was faster
-            held.container = container
-        if held.lease.node_id:
-            await self._await_grant(held, held.ask)
-        else:
-            await self._explain(held, held.ask, await held.line.call(MasterStatus, "hello"))
 
     async def _is_served(self, line: MasterLine) -> bool:
         """Wait until the master answers. Raises `LaunchError` if YARN has refused the application."""
@@ -165,5 +166,5 @@ class ContainerCreator:
 
 
 def _ended() -> LeaseConflict:
-    """Return the refusal of a master that ended because it was idle. The next claim starts another one."""
+    """Return the refusal of a master that has ended, or was started again. The next claim finds or starts one."""
     return LeaseConflict("roost's application master has just ended", is_everywhere=True)

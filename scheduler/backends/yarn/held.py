@@ -17,7 +17,8 @@ from .reasons import describe_end
 class Held:
     """A lease with its ask and its container. `ask` is None if another process asked.
 
-    `reason` says why an ask waits. `changed` is set at each change of the container. `search` looks for its agent.
+    `is_asked`: the ask may have reached the master. `reason` says why an ask waits. `changed` is set at each change of
+    the container. `search` looks for its agent.
     """
 
     lease: Lease
@@ -26,6 +27,7 @@ class Held:
     ask: Ask | None = None
     container: Container | None = None
     reason: str = ""
+    is_asked: bool = False
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
