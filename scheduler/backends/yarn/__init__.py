@@ -37,5 +37,12 @@ SPEC = BackendSpec(
             help="the Python on the nodes that runs roost's agent; it needs ipykernel",
             variable="KERNEL_PYTHON",
         ),
+        RequestOption(
+            name="archive",
+            kind=str,
+            help="an archive with the kernel's Python (venv-pack, conda-pack), which YARN copies to the node: "
+            "webhdfs://namenode:9870/… or file:///…",
+            variable="KERNEL_ARCHIVE",
+        ),
     ),
 )

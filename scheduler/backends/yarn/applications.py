@@ -12,15 +12,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
 from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
+from roost.placement import Request
 from roost.scheduler.errors import BackendUnavailable, LaunchError
 
 from .derived_keys import DerivedKeys
+from .environment import Archives, find_python
 from .master.messages import PROTOCOL, Container, MasterEvent, MasterSettings, MasterStatus
 from .reasons import describe_application, explain_failure
 from .rest import JsonObject, Rest, RestError
@@ -98,7 +101,7 @@ class MasterLine:
         if self._client is None:
             raise BackendUnavailable(self.failure or f"{self.reason}.")
         try:
-            answer = await self._client.call(op, arguments, timeout_s=_CALL_S)
+            answer = await self._client.call(op, without_defaults(arguments), timeout_s=_CALL_S)
         except RemoteError:
             raise
         except (RpcError, asyncio.TimeoutError) as problem:
@@ -189,11 +192,12 @@ class Applications:
         self,
         rest: Rest,
         keys: DerivedKeys,
+        archives: Archives,
         settings: RoostYarnBackend,
         idle_exit_s: float,
         listener: Listener,
     ) -> None:
-        self._rest, self._keys, self._settings = rest, keys, settings
+        self._rest, self._keys, self._archives, self._settings = rest, keys, archives, settings
         self._idle_exit_s = idle_exit_s
         self._listener = listener
         self._lines: dict[str, MasterLine] = {}
@@ -244,7 +248,13 @@ class Applications:
         )
         tags = (self._service_tag, key)
         context = build_context(
-            application_id, self._settings, master, tags=tags, queue=queue, priority=priority
+            application_id,
+            self._settings,
+            master,
+            tags=tags,
+            queue=queue,
+            priority=priority,
+            unpacked=await self._archives.find(Request()),
         )
         try:
             await self._rest.submit(context)
@@ -255,7 +265,7 @@ class Applications:
 
     def _add(self, application_id: str, key: str, queue: str) -> MasterLine:
         client = self._keys.client_keys(application_id)
-        python = self._settings.python
+        python = find_python(Request(), self._settings)
         line = MasterLine(application_id, key, queue, self._rest, client, python, self._listener)
         self._lines[application_id] = line
         spawn(line.run(), self._tasks, log)
@@ -270,3 +280,14 @@ def _key(queue: str, priority: int | None) -> str:
     """Return the tag for a queue and a priority. YARN may report both in another form than they were asked for."""
     text = json.dumps([queue, priority])
     return f"{TAG}-for-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def without_defaults(arguments: Any) -> dict[str, Any]:
+    """Return the fields of a request that differ from their defaults. An older master refuses fields that are new."""
+    given = {} if arguments is None else arguments
+    return {
+        field.name: value
+        for field in (fields(given) if is_dataclass(given) else ())
+        if (value := getattr(given, field.name)) != field.default
+        and (value or field.default_factory is MISSING)
+    }

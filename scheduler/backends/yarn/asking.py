@@ -14,10 +14,10 @@ from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
-from roost.scheduler.errors import ConfigError
 
 from .derived_keys import DerivedKeys
-from .master.messages import Archive, Ask, Resources
+from .environment import find_python
+from .master.messages import Archive, Ask, Resources, Unpacked
 from .settings import RoostYarnBackend
 
 _IDLE_EXIT_S = 60.0
@@ -38,11 +38,13 @@ def build_ask(
     nodes: tuple[str, ...],
     racks: Mapping[str, str],
     *,
+    unpacked: tuple[Unpacked, ...] = (),
     expiry_s: float,
 ) -> Ask:
     """Return the ask for a lease's container on one of these nodes. Each ask has a number of its own.
 
-    `expiry_s` is how long YARN waits for a NodeManager before it takes the node for lost.
+    `unpacked` is the archive with its Python, if it has one. `expiry_s` is how long YARN waits for a NodeManager before
+    it takes the node for lost.
     """
     number = secrets.randbits(63)
     agent = AgentSettings(
@@ -71,6 +73,7 @@ def build_ask(
         label=lease.request.options.get("label", ""),
         command=_build_command(python),
         environment=_find_python_variables(launch),
+        unpacked=unpacked,
         archive=pack(is_imported=True)[1],
         assignment_base64=base64.b64encode(start).decode(),
     )
@@ -101,19 +104,6 @@ def build_archive() -> Archive:
     """Return the code of containers, which a master keeps."""
     content, digest = pack(is_imported=True)
     return Archive(digest=digest, data_base64=base64.b64encode(content).decode())
-
-
-def find_python(request: Request, settings: RoostYarnBackend) -> str:
-    """Return the Python on the nodes that runs the agent of a request. Raises `ConfigError`.
-
-    YARN gives the command to a shell, so a path of plain characters is asked for.
-    """
-    python = str(request.options.get("python") or settings.python)
-    if not all(character.isalnum() or character in "/._-+" for character in python):
-        raise ConfigError(
-            f"python = {python!r:.80} must be a path of letters, digits and the characters / . _ - +."
-        )
-    return python
 
 
 def count_resources(request: Request, settings: RoostYarnBackend) -> Resources:

@@ -25,11 +25,11 @@ from roost.scheduler.errors import (
 )
 
 from .applications import Applications, MasterLine
-from .asking import find_python
 from .container_agents import ContainerAgents
 from .creation import ContainerCreator
 from .derived_keys import DerivedKeys
 from .doctor import find_settings
+from .environment import Archives, find_python
 from .hadoop_conf import Conf, scheduler_addresses
 from .held import Held
 from .master.messages import Container, MasterEvent, Numbered, Update
@@ -62,17 +62,18 @@ class YarnCluster(PodCluster):
         self._keys = DerivedKeys(identity, settings.agent_ports)
         self._rest = Rest(settings)
         self._queues = Queues(settings)
-        self._applications = Applications(self._rest, self._keys, settings, idle_exit_s, self)
+        archives = Archives(self._rest, settings)
+        self._applications = Applications(self._rest, self._keys, archives, settings, idle_exit_s, self)
         self._nodes = NodeReader(self._rest, settings, self._queues, self._granted)
         self._agents = ContainerAgents(self._keys)
         self._creator = ContainerCreator(
-            settings, self._keys, self._rest, self._queues, self._applications, self._nodes
+            settings, self._keys, self._rest, self._queues, self._applications, self._nodes, archives
         )
         self._held: dict[int, Held] = {}
         """By number: the leases of this service that are not released, also those of its other processes."""
         self._creating: dict[str, asyncio.Task[Pod]] = {}
         self._identifying: dict[int, asyncio.Task[None]] = {}
-        """By number: containers of which only their agents know the lease."""
+        """By number: containers whose leases only their agents know."""
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: set[asyncio.Task[Any]] = set()

@@ -14,6 +14,7 @@ from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflic
 from .applications import Applications, MasterLine
 from .asking import build_archive, build_ask
 from .derived_keys import DerivedKeys
+from .environment import Archives
 from .held import Held
 from .master.messages import Ask, Container, MasterStatus, Numbered, Widen
 from .node_reader import NodeReader
@@ -45,9 +46,11 @@ class ContainerCreator:
         queues: Queues,
         applications: Applications,
         nodes: NodeReader,
+        archives: Archives,
     ) -> None:
         self._settings, self._keys, self._rest = settings, keys, rest
         self._queues, self._applications, self._nodes = queues, applications, nodes
+        self._archives = archives
         self.heartbeat_s, self.expiry_s = 1.0, 600.0
 
     async def prepare(self, lease: Lease, launch: Launch | None) -> Held:
@@ -56,7 +59,16 @@ class ContainerCreator:
         priority = lease.request.options.get("priority")
         line = await self._applications.line(self._queues.queue_of(lease.request), priority)
         racks = self._nodes.book.racks(nodes)
-        ask = build_ask(lease, launch, self._settings, self._keys, nodes, racks, expiry_s=self.expiry_s)
+        ask = build_ask(
+            lease,
+            launch,
+            self._settings,
+            self._keys,
+            nodes,
+            racks,
+            unpacked=await self._archives.find(lease.request),
+            expiry_s=self.expiry_s,
+        )
         return Held(lease, ask.number, line, ask, reason=line.reason)
 
     async def create(self, held: Held) -> None:

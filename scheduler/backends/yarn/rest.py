@@ -144,6 +144,18 @@ class Rest:
         """End an application, with all its containers. May be repeated."""
         await self.call(lambda api: api.cluster_application_kill(application_id))
 
+    async def get(self, url: str, **query: str) -> JsonObject:
+        """Return the answer of another of the cluster's services, empty if it is an error."""
+
+        def ask() -> JsonObject:
+            answer = self._session.get(url, params=query, timeout=(_CONNECT_S, _ANSWER_S))
+            return dict(answer.json()) if answer.ok else {}
+
+        try:
+            return await in_thread(ask, deadline_s=_CONNECT_S + _ANSWER_S, name="roost-yarn")
+        except (asyncio.TimeoutError, ValueError, requests.RequestException) as problem:
+            raise BackendUnavailable(f"{url} does not answer: {_shorten(problem) or 'too late'}.") from None
+
     async def call(self, ask: Callable[[_Api], Any]) -> Any:
         """Return the answer of the active ResourceManager."""
         deadline_s = (_CONNECT_S + _ANSWER_S) * len(self._apis)

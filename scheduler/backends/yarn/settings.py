@@ -40,6 +40,11 @@ class RoostYarnBackend(Section):
     python = Unicode(
         "python3", help="The Python on the nodes that runs roost's agent and application master."
     )
+    archive = Unicode(
+        "",
+        help="An archive with Python and ipykernel (venv-pack, conda-pack), which YARN copies to the nodes. Its "
+        "bin/python then takes the place of `python`. webhdfs://namenode:9870/…, or file:///… on a shared disk.",
+    )
     memory = Memory("1GiB", help="The memory of kernels that ask for none.")
     gpu_resource = Unicode("yarn.io/gpu", help="The name of the GPUs' resource.")
     gpu_model_attribute = Unicode(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from .master.messages import CODE_ALIAS, MasterSettings
+from roost.placement import Request
+
+from .environment import find_python
+from .master.messages import CODE_ALIAS, MasterSettings, Unpacked
 from .packing import pack_master
 from .settings import RoostYarnBackend
 
@@ -24,6 +27,7 @@ def build_context(
     tags: tuple[str, ...],
     queue: str,
     priority: int | None,
+    unpacked: tuple[Unpacked, ...] = (),
 ) -> dict[str, Any]:
     """Return the submission of a master, for the REST API.
 
@@ -31,7 +35,8 @@ def build_context(
     keeps a submission of 1 MB at most in ZooKeeper; the archive has 60 KB. A failed attempt reports the end of its
     file `stderr`.
     """
-    command = f'exec {settings.python} "$HADOOP_TOKEN_FILE_LOCATION" 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr'
+    python = find_python(Request(), settings)
+    command = f'exec {python} "$HADOOP_TOKEN_FILE_LOCATION" 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr'
     code = base64.b64encode(pack_master(master)).decode()
     context: dict[str, Any] = {
         "application-id": application_id,
@@ -45,6 +50,7 @@ def build_context(
         "resource": {"memory": settings.master_memory >> 20, "vCores": 1},
         "am-container-spec": {
             "commands": {"command": command},
+            "local-resources": {"entry": [_describe(archive) for archive in unpacked]},
             "environment": {"entry": [{"key": "PYTHONDONTWRITEBYTECODE", "value": "1"}]},
             "credentials": {"tokens": {}, "secrets": {"entry": [{"key": CODE_ALIAS, "value": code}]}},
         },
@@ -52,3 +58,16 @@ def build_context(
     if priority is not None:
         context["priority"] = priority
     return context
+
+
+def _describe(archive: Unpacked) -> dict[str, Any]:
+    return {
+        "key": archive.name,
+        "value": {
+            "resource": archive.url,
+            "type": "ARCHIVE",
+            "visibility": "PRIVATE",
+            "size": archive.size_bytes,
+            "timestamp": archive.modified_ms,
+        },
+    }

@@ -67,6 +67,19 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """An archive that the NodeManager copies and unpacks into the folder `name` of a container.
+
+    Its size and its time of modification (in ms) must be right, or the NodeManager refuses it.
+    """
+
+    name: str
+    url: str
+    size_bytes: int
+    modified_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """A request for one container, which the master starts as soon as it is granted. Repeated by `number`.
 
@@ -83,6 +96,7 @@ class Ask:
     label: str = ""
     command: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unpacked: tuple[Unpacked, ...] = ()
     archive: str
     assignment_base64: str = field(default="", repr=False)
 

@@ -6,16 +6,19 @@ import asyncio
 import base64
 import logging
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from roost.launchers.daemon.tasks import backoff
 from roost.launchers.protocol.start_archive import add_start
 
 from .hadoop_rpc import CallRefused, ConnectionLost, HadoopConnection
-from .messages import CODE_ALIAS, Ask
+from .messages import CODE_ALIAS, Ask, Unpacked
 from .sasl import SaslError
 from .schema import (
+    URL,
     Container,
     ContainerLaunchContext,
+    LocalResource,
     NMToken,
     NodeId,
     StartContainerRequest,
@@ -23,6 +26,7 @@ from .schema import (
     StartContainersResponse,
     StopContainersRequest,
     StopContainersResponse,
+    StringLocalResourceMap,
     StringStringMap,
     Token,
 )
@@ -32,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _PROTOCOL = "org.apache.hadoop.yarn.api.ContainerManagementProtocolPB"
 _CALL_S = 5.0
+_ARCHIVE, _PRIVATE = 1, 2  # of LocalResourceTypeProto and LocalResourceVisibilityProto
 _START_S = 15.0
 """How long the master tries to start a container. A NodeManager that has just been started refuses at first."""
 
@@ -113,7 +118,22 @@ def build_context(ask: Ask, archive: bytes) -> ContainerLaunchContext:
     code = add_start(archive, base64.b64decode(ask.assignment_base64))
     credentials = Credentials(secrets={CODE_ALIAS: code})
     return ContainerLaunchContext(
+        local_resources=tuple(
+            StringLocalResourceMap(key=each.name, value=_describe(each)) for each in ask.unpacked
+        ),
         tokens=write_credentials(credentials),
         environment=tuple(StringStringMap(key=key, value=value) for key, value in ask.environment.items()),
         command=(ask.command,),
+    )
+
+
+def _describe(archive: Unpacked) -> LocalResource:
+    """Return an archive in YARN's words. All containers of the user share one copy on a node."""
+    url = urlsplit(archive.url)
+    return LocalResource(
+        resource=URL(scheme=url.scheme, host=url.hostname or "", port=url.port or -1, file=url.path),
+        size=archive.size_bytes,
+        timestamp=archive.modified_ms,
+        type=_ARCHIVE,
+        visibility=_PRIVATE,
     )

@@ -259,7 +259,31 @@ class FinishApplicationMasterResponse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class URL:
+    scheme: Annotated[str, 1]
+    host: Annotated[str, 2] = ""
+    port: Annotated[int, 3] = 0
+    file: Annotated[str, 4] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalResource:
+    resource: Annotated[URL, 1]
+    size: Annotated[int, 2]
+    timestamp: Annotated[int, 3]
+    type: Annotated[int, 4]
+    visibility: Annotated[int, 5]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StringLocalResourceMap:
+    key: Annotated[str, 1]
+    value: Annotated[LocalResource, 2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerLaunchContext:
+    local_resources: Annotated[tuple[StringLocalResourceMap, ...], 1] = ()
     tokens: Annotated[bytes, 2] = b""
     environment: Annotated[tuple[StringStringMap, ...], 4] = ()
     command: Annotated[tuple[str, ...], 5] = ()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,14 @@ import zmq
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel.identity import load_identity
-from roost.scheduler.backends.yarn.asking import build_ask, count_resources, find_python
+from roost.scheduler.backends.yarn.applications import without_defaults
+from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys
-from roost.scheduler.backends.yarn.master.messages import CODE_ALIAS, MasterSettings, Resources
+from roost.scheduler.backends.yarn.environment import Archives, find_python
+from roost.scheduler.backends.yarn.master.messages import CODE_ALIAS, Ask, MasterSettings, Resources, Unpacked
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.backends.yarn.submission import build_context
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, LaunchError
 
 MASTER = MasterSettings(schedulers=("rm:8030",), public_key="p", secret_key="hidden", clients=("c",))
 
@@ -84,3 +88,62 @@ def test_memory_is_rounded_up_to_whole_mebibytes() -> None:
 def test_a_shell_never_gets_more_than_a_path(python: str) -> None:
     with pytest.raises(ConfigError, match="must be a path"):
         find_python(Request(options={"python": python}), RoostYarnBackend())
+
+
+class FakeHdfs:
+    """WebHDFS, which knows one archive."""
+
+    asked = 0
+
+    async def get(self, url: str, **query: str) -> dict[str, object]:
+        self.asked += 1
+        if url == "http://namenode:9870/webhdfs/v1/envs/lab.tar.gz":
+            return {"FileStatus": {"length": 7, "modificationTime": 1700000000123}}
+        return {}
+
+
+async def test_an_archive_is_described_as_yarn_compares_it(tmp_path: Path) -> None:
+    hdfs = FakeHdfs()
+    archives = Archives(hdfs, RoostYarnBackend())  # type: ignore[arg-type]
+    file = tmp_path / "env.tgz"
+    file.write_bytes(bytes(9))
+    os.utime(file, ns=(0, 1_700_000_000_456_789_000))
+    (local,) = await archives.find(Request(options={"archive": f"file://{file}"}))
+    assert (local.size_bytes, local.modified_ms) == (9, 1_700_000_000_456)
+    remote = Request(options={"archive": "webhdfs://namenode:9870/envs/lab.tar.gz"})
+    for _ in range(2):
+        (found,) = await archives.find(remote)
+    assert (found.size_bytes, found.modified_ms, hdfs.asked) == (7, 1_700_000_000_123, 1)
+    assert await archives.find(Request()) == ()
+    with pytest.raises(LaunchError, match="HDFS has no archive"):
+        await archives.find(Request(options={"archive": "webhdfs://namenode:9870/no.zip"}))
+    with pytest.raises(LaunchError, match="No such file"):
+        await archives.find(Request(options={"archive": "file:///no/such.zip"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "python"),
+    [
+        ({}, "/opt/python"),
+        ({"python": "/py"}, "/py"),
+        ({"archive": "file:///e.zip"}, "environment/bin/python"),
+        ({"archive": "file:///e.zip", "python": "bin/pypy"}, "environment/bin/pypy"),
+    ],
+)
+def test_the_python_is_on_the_nodes_or_in_the_archive(options: dict[str, str], python: str) -> None:
+    assert find_python(Request(options=options), RoostYarnBackend(python="/opt/python")) == python
+
+
+@pytest.mark.parametrize("url", ["hdfs://namenode/e.zip", "e.zip", "file://host", "file:///e.rar"])
+def test_other_archives_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="archive = "):
+        find_python(Request(options={"archive": url}), RoostYarnBackend())
+
+
+def test_an_older_master_gets_only_fields_that_matter() -> None:
+    unusual = Unpacked(name="e", url="file:///e.zip", size_bytes=1, modified_ms=2)
+    ask = Ask(number=1, lease="l", resources=Resources(memory_mb=1, vcores=1), command="c", archive="a")
+    usual = {"number", "lease", "resources", "command", "archive"}
+    assert without_defaults(ask).keys() == usual
+    assert without_defaults(replace(ask, unpacked=(unusual,))).keys() == {*usual, "unpacked"}
+    assert without_defaults(None) == {}
