@@ -30,6 +30,7 @@ from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model import Node
 
+from .address_report import report_address
 from .address_watch import watch_address
 from .fingerprint import parse_ipykernel_command
 from .fork_report import PodKernel
@@ -138,6 +139,11 @@ class Agent:
                 settings.daemon_address, settings.daemon_name, settings.daemon_grace_s, self._lose_all
             )
             spawn(watch, self._tasks, log)
+
+    def report(self, assignment: messages.Assignment, endpoint: str) -> None:
+        """Report to the service that this agent listens at `endpoint`."""
+        port = int(endpoint.rpartition(":")[2])
+        spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
 
     async def close(self) -> None:
         self._publish("leaving")
@@ -335,6 +341,8 @@ async def serve(
             if assignment is not None:
                 await agent.begin(assignment)
             endpoint = listen(agent.server, settings)
+            if assignment is not None and assignment.report_to:
+                agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announce(folder, {**announced, "settings": encode(settings)})
             await agent.left.wait()

@@ -114,11 +114,16 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """The work of an agent from its start: its keys, a lease to note, and a launch to begin. Later calls join it."""
+    """The work of an agent from its start: its keys, a lease to note, and a launch to begin. Later calls join it.
+
+    `report_to`: the endpoint where the agent reports its address once it listens. The server there has
+    the key of the agent's one client.
+    """
 
     keys: ServerKeys
     reserve: Reserve
     launch: Launch | None = None
+    report_to: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

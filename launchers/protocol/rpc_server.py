@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,8 @@ from .rpc import RemoteError, ServerKeys, set_limits
 log = logging.getLogger(__name__)
 
 _ZAP_DOMAIN = b"roost"
+CALLER: ContextVar[str] = ContextVar("CALLER")
+"""The public key of the client whose call is being answered, at a server with keys."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,12 +51,20 @@ class RpcServer:
     """A server for calls and events. Each call has its own task, so that no call delays another.
 
     An operation raises `RemoteError` for its caller. After a peer has called `subscribe`, it is one of the
-    `subscribers`, which get all events until they disconnect.
+    `subscribers`, which get all events until they disconnect. `accepts` is asked for the key of each client that
+    connects. Without it, the server accepts the clients of `keys`.
     """
 
-    def __init__(self, operations: Mapping[str, Operation], *, keys: ServerKeys | None = None) -> None:
+    def __init__(
+        self,
+        operations: Mapping[str, Operation],
+        *,
+        keys: ServerKeys | None = None,
+        accepts: Callable[[str], bool] | None = None,
+    ) -> None:
         self._operations = {"subscribe": Operation(lambda: None), **operations}
         self._keys = keys
+        self._accepts = accepts
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self.subscribers: set[bytes] = set()
@@ -88,7 +99,8 @@ class RpcServer:
     def _require_keys(self, keys: ServerKeys) -> None:
         self._authenticator = AsyncioAuthenticator(self._context)
         self._authenticator.start()
-        check = SimpleNamespace(callback=lambda domain, key: key.decode() in keys.clients)
+        accepts = self._accepts or keys.clients.__contains__
+        check = SimpleNamespace(callback=lambda domain, key: accepts(key.decode()))
         self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), check)
         self._socket.curve_secretkey = keys.secret.encode()
         self._socket.curve_publickey = keys.public.encode()
@@ -111,13 +123,15 @@ class RpcServer:
 
     async def _serve(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart()
+            frames = await self._socket.recv_multipart(copy=False)
             if len(frames) != 2:
                 log.warning("dropped a message of %d frames", len(frames))
                 continue
-            spawn(self._answer(frames[0], frames[1]), self._tasks, log)
+            key = frames[1].get("User-Id") if self._keys is not None else ""
+            spawn(self._answer(frames[0].bytes, frames[1].bytes, str(key)), self._tasks, log)
 
-    async def _answer(self, peer: bytes, payload: bytes) -> None:
+    async def _answer(self, peer: bytes, payload: bytes, key: str) -> None:
+        CALLER.set(key)  # for this task alone
         number: Any = None
         try:
             request = json.loads(payload)

@@ -95,7 +95,7 @@ def users(kubernetes_cluster: Kubelets) -> Iterator[dict[str, Api]]:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         admin.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace, "labels": labels}})
         write(admin, "role.yaml", namespace, user)
-    for file in ("nodes.yaml", "priority-class.yaml", "network-policy.yaml"):
+    for file in ("nodes.yaml", "priority-class.yaml", "network-policy.yaml", "report-policy.yaml"):
         write(admin, file, SHARED)
     for file in ("own-pods/rules.yaml", "own-pods/policy.yaml"):
         write(admin, file, SHARED)

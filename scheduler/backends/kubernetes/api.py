@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import urllib3
 from kubernetes import client
@@ -163,6 +163,13 @@ class Api:
                 configuration, pool = self._loaded
                 pool.clear()
                 self._loaded = configuration, _build_pool(configuration)
+
+    def find_own_address(self) -> str:
+        """Return the IPv4 address of this machine or pod on the way to the API server. Blocks; raises `OSError`."""
+        server = urlsplit(self.server)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
+            probe.connect((server.hostname or "", server.port or 443))
+            return str(probe.getsockname()[0])
 
     def close(self) -> None:
         """Close the idle connections. A later call reads the configuration and connects again."""

@@ -7,17 +7,19 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from ipaddress import ip_address
 from typing import Any, NoReturn
 
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn, start_shared
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
+from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
 from roost.scheduler.backends.agent_per_kernel.identity import Identity, load_identity
 from roost.scheduler.errors import BackendUnavailable
 
 from .api import MERGE, Api, ApiError, JsonObject
-from .creation import PodCreator, path_of
+from .creation import PodCreator, agent_key, path_of
 from .metrics import MetricsReader, Use
 from .names import (
     LEASE_ANNOTATION,
@@ -47,6 +49,8 @@ _JOIN_S = 300.0
 """How long the first reading of the cluster may take. Each page has its own, shorter deadline."""
 _EVENTS_AFTER_S = 2.0
 """How long a pod waits before its events are read, again and again."""
+_OWN_ADDRESS_S = 5.0
+"""How long the API server's name may take to be resolved."""
 _NODES_AFTER_S = 0.02
 """How long changes of nodes are collected before they are reported."""
 
@@ -60,7 +64,10 @@ class KubernetesCluster(PodCluster):
         self._settings = settings
         self._template = PodTemplate(settings)
         self._api = Api(settings.address, settings.context)
-        self._creator = PodCreator(self._api, self._template, lambda: self._identity, self._raw)
+        self._reports = AddressReports(self._on_report)
+        self._creator = PodCreator(
+            self._api, self._template, lambda: self._identity, self._raw, self._reports
+        )
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -127,12 +134,14 @@ class KubernetesCluster(PodCluster):
         finally:
             for task in (*listed, waiting, failed):
                 task.cancel()
+        await self._open_reports()
         note = "" if settings.read_all_pods else ", other people's pods not counted"
         return self._api.server + note
 
     async def close(self) -> None:
         await asyncio.gather(*self._creating.values(), return_exceptions=True)
         await self._stop()
+        await self._reports.close()
         self._api.close()
 
     async def nodes(self) -> Sequence[Node]:
@@ -231,6 +240,25 @@ class KubernetesCluster(PodCluster):
         spawn(run(), self._tasks, log)
         return reflector
 
+    async def _open_reports(self) -> None:
+        """Open the port where agents report their addresses, unless it is open or switched off."""
+        address = self._settings.report_address
+        if self._reports.endpoint or not address:
+            return
+        if address == "auto":
+            try:
+                address = await in_thread(self._api.find_own_address, deadline_s=_OWN_ADDRESS_S)
+            except (OSError, asyncio.TimeoutError) as problem:
+                log.info("agents cannot report their addresses: %s", str(problem) or "no answer in time")
+                return
+            if ip_address(address).is_loopback:  # of a proxy
+                return
+        await self._reports.open(self._identity, address, self._settings.report_port)
+
+    def _on_report(self, lease_id: str) -> None:
+        for uid, raw in self._watched(lease_id):
+            self._on_pod(uid, raw, raw)
+
     async def _fail(self) -> NoReturn:
         """Return never, but raise the first failure of a reflector."""
         while True:
@@ -282,6 +310,8 @@ class KubernetesCluster(PodCluster):
 
     def _on_pod(self, uid: str, before: JsonObject | None, after: JsonObject | None) -> None:
         self._count_ending(uid, after)
+        if before is not None and (after is None or after.get("status", {}).get("podIP")):
+            self._reports.forget(agent_key(before))
         if self._creator.note_change(uid):
             return  # `_create` reports it
         shown = read_lease(after or before or {})
@@ -319,6 +349,8 @@ class KubernetesCluster(PodCluster):
         if pod is not None and is_gated(raw) and pod.lease.id not in self._creating:
             reason = "the service that created its pod ended meanwhile"
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
+        if pod is not None and pod.address is None and pod.lease.state != "lost":
+            return replace(pod, address=self._reports.address_of(agent_key(raw)))
         return pod
 
     async def _read_events(self, uid: str) -> None:

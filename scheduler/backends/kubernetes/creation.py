@@ -19,6 +19,7 @@ from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Owner, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
 from roost.scheduler.backends.agent_per_kernel.identity import Identity
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, LeaseConflict, NoNodeEver
 
@@ -28,6 +29,7 @@ from .names import (
     GATE,
     KEY_ANNOTATION,
     LEASE_ANNOTATION,
+    PORT_ANNOTATION,
     RELEASED_ANNOTATION,
     SIGNATURE_ANNOTATION,
     name_pod,
@@ -54,6 +56,7 @@ class _SecretExists(Exception):
 class PodCreator:
     """Creates, signs and deletes pods. `find` returns a watched pod by its uid, `identity` the key pair.
 
+    `reports` expects the agents of the pods that are created here, until they are deleted.
     `user` is the Kubernetes user of this service. It is empty until `read_user`, and if Kubernetes does not tell it.
     """
 
@@ -63,11 +66,13 @@ class PodCreator:
         template: PodTemplate,
         identity: Callable[[], Identity],
         find: Callable[[str], JsonObject | None],
+        reports: AddressReports,
     ) -> None:
         self._api = api
         self._template = template
         self._identity = identity
         self._find = find
+        self._reports = reports
         self.user = ""
         self._is_checked = False
         """True once the API server has accepted a pod of the operator's template."""
@@ -83,6 +88,7 @@ class PodCreator:
             keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._identity().public])),
             reserve=Reserve(lease=replace(lease, state="held"), is_granted=True),
             launch=launch,
+            report_to=self._reports.endpoint,
         )
         for attempt in range(1, _MAX_ATTEMPTS):
             name = name_pod(self.user or lease.owner.user, lease.id, attempt)
@@ -112,6 +118,8 @@ class PodCreator:
         """Store the Secret of a new pod, and wait until Kubernetes' scheduler decides. An error deletes the pod."""
         uid = raw["metadata"]["uid"]
         self._decided[uid] = asyncio.Event()
+        port = int(raw["metadata"]["annotations"][PORT_ANNOTATION])
+        self._reports.expect(assignment.keys.public, lease.id, [port])
         try:
             path = path_of(raw)
             name, namespace = raw["metadata"]["name"], raw["metadata"]["namespace"]
@@ -220,6 +228,7 @@ class PodCreator:
 
     async def delete(self, raw: JsonObject) -> None:
         """Delete this very pod. May be repeated."""
+        self._reports.forget(agent_key(raw))
         options = {"gracePeriodSeconds": GRACE_S, "preconditions": {"uid": raw["metadata"]["uid"]}}
         released = {"metadata": {"annotations": {RELEASED_ANNOTATION: "true"}}}
         try:
@@ -245,6 +254,11 @@ def path_of(raw: JsonObject) -> str:
     """Return the path of a pod in the API."""
     metadata = raw["metadata"]
     return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+
+
+def agent_key(raw: JsonObject) -> str:
+    """Return the public key of a pod's agent."""
+    return str(raw["metadata"]["annotations"][KEY_ANNOTATION])
 
 
 def _depends_on_request(problem: ApiError) -> bool:
