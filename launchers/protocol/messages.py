@@ -116,8 +116,8 @@ class Launch:
 class Assignment:
     """The work of an agent from its start: its keys, a lease to note, and a launch to begin. Later calls join it.
 
-    `report_to`: the endpoint where the agent reports its address once it listens. The server there has
-    the key of the agent's one client.
+    `report_to`: the endpoint where the agent reports its address once it listens. The server there has the key
+    of the agent's one client.
     """
 
     keys: ServerKeys

@@ -310,7 +310,7 @@ class KubernetesCluster(PodCluster):
 
     def _on_pod(self, uid: str, before: JsonObject | None, after: JsonObject | None) -> None:
         self._count_ending(uid, after)
-        if before is not None and (after is None or after.get("status", {}).get("podIP")):
+        if before is not None and after is None:
             self._reports.forget(agent_key(before))
         if self._creator.note_change(uid):
             return  # `_create` reports it
@@ -349,8 +349,11 @@ class KubernetesCluster(PodCluster):
         if pod is not None and is_gated(raw) and pod.lease.id not in self._creating:
             reason = "the service that created its pod ended meanwhile"
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
-        if pod is not None and pod.address is None and pod.lease.state != "lost":
+        if pod is None or pod.lease.state == "lost":
+            return pod
+        if pod.address is None:
             return replace(pod, address=self._reports.address_of(agent_key(raw)))
+        self._reports.forget(agent_key(raw))  # Kubernetes reports the address by now
         return pod
 
     async def _read_events(self, uid: str) -> None:
