@@ -43,10 +43,11 @@ class BackendEvent:
 
     `nodes`: the next snapshot differs. `lease_held`: a pending lease was granted; `lease` is that lease.
     `lease_pending`: a pending lease waits for another reason; `lease` has it. `lease_lost`: the manager took back the
-    lease `lease_id`, for `reason`. `resync`: events may be missing, so all leases must be read again.
+    lease `lease_id`, for `reason`. `lease_warned`: the manager will take that lease back soon, for `reason`. `resync`:
+    events may be missing, so all leases must be read again.
     """
 
-    kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "resync"]
+    kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "lease_warned", "resync"]
     lease_id: str = ""
     reason: str = ""
     lease: Lease | None = None

@@ -13,7 +13,7 @@ from roost.scheduler.service.messages import Event, Kernel
 log = logging.getLogger(__name__)
 
 HISTORY = 1_000
-_WARNINGS = frozenset({"conflict", "failed", "cull"})
+_WARNINGS = frozenset({"conflict", "failed", "cull", "warned"})
 
 
 class EventStream:

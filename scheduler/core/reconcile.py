@@ -207,7 +207,9 @@ class Reconciler:
         record = self._table.with_lease(event.lease_id)
         if record is None or record.lease is None:
             return
-        if record.phase in (Phase.CLAIMING, Phase.PENDING) and record.start is not None:
+        if event.kind == "lease_warned":
+            self._table.publish("warned", record, event.reason)
+        elif record.phase in (Phase.CLAIMING, Phase.PENDING) and record.start is not None:
             record.update_lease(event.lease or replace(record.lease, state="lost", reason=event.reason))
             if event.kind == "lease_pending":
                 self._table.publish("queued", record, event.reason)

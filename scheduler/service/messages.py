@@ -108,8 +108,8 @@ class Kernel:
 class Event:
     """One change of state, as every reader of the stream gets it. `at` is in seconds since the epoch, UTC.
 
-    `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, nodes, idle (the
-    service is about to leave). On the client's side also resync: events may be missing.
+    `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, warned, nodes, idle
+    (the service is about to leave). On the client's side also resync: events may be missing.
     """
 
     kind: str

@@ -182,6 +182,10 @@ class FakePodCluster(PodCluster):
         pod = self._pods[lease_id]
         self._put(replace(pod, lease=replace(pod.lease, reason=reason)))
 
+    def warn(self, lease_id: str, reason: str) -> None:
+        """Report that a pod will end soon."""
+        self._report(PodChange(kind="warning", lease_id=lease_id, reason=reason))
+
     async def end(self, lease_id: str, reason: str, *, is_final: bool = False) -> None:
         """End a pod without roost's doing: it is evicted, deleted by hand, or can never start."""
         pod = self._pods.pop(lease_id)

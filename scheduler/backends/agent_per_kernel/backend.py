@@ -204,6 +204,10 @@ class AgentPerKernelBackend(Backend):
             if (pod := self._pods.get(change.lease_id)) is not None:
                 self._lose(replace(pod.lease, state="lost", reason=change.reason))
             self._releasing.pop(change.lease_id, None)
+        elif change.kind == "warning":
+            if change.lease_id in self._pods and change.lease_id not in self._releasing:
+                event = BackendEvent(kind="lease_warned", lease_id=change.lease_id, reason=change.reason)
+                self._events.put_nowait(event)
         elif change.kind == "nodes":
             await self._read_nodes()
         else:

@@ -37,11 +37,12 @@ class Pod:
 class PodChange:
     """A change that the cluster reports.
 
-    `pod`: `pod` is new or differs. `gone`: the pod of `lease_id` exists no more, for `reason`. `nodes`: the nodes
-    differ. `resync`: changes may be missing, so everything is read again.
+    `pod`: `pod` is new or differs. `gone`: the pod of `lease_id` exists no more, for `reason`. `warning`: the manager
+    will end that pod soon, for `reason`. `nodes`: the nodes differ. `resync`: changes may be missing, so everything is
+    read again.
     """
 
-    kind: Literal["pod", "gone", "nodes", "resync"]
+    kind: Literal["pod", "gone", "warning", "nodes", "resync"]
     pod: Pod | None = None
     lease_id: str = ""
     reason: str = ""

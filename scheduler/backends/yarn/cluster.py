@@ -36,7 +36,7 @@ from .master.messages import Container, MasterEvent, Numbered, Update
 from .node_reader import NodeReader
 from .nodes import to_placement
 from .queues import Queues
-from .reasons import is_node_lost
+from .reasons import describe_preemption, is_node_lost
 from .rest import Rest
 from .settings import RoostYarnBackend
 
@@ -213,6 +213,8 @@ class YarnCluster(PodCluster):
             else:
                 self._adopt(line)
                 self._nodes.read_soon()  # a released container has ended, or another process has one more
+        elif event.kind == "preempt" and event.container is not None:
+            self._warn(event.container, event.text)
         elif event.kind == "nodes":
             self._nodes.read_soon()
 
@@ -234,6 +236,14 @@ class YarnCluster(PodCluster):
         self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
         if container.state == "ended" and held.ask is None:  # perhaps another process has released it
             self._held.pop(held.number, None)
+
+    def _warn(self, container: Container, contract: str) -> None:
+        """Report a container that YARN takes back soon. YARN repeats this at each heartbeat until it does."""
+        held = self._held.get(container.number)
+        reason = describe_preemption(contract)
+        if held is not None and held.warning != reason:
+            held.warning = reason
+            self._changes.put_nowait(PodChange(kind="warning", lease_id=held.lease.id, reason=reason))
 
     def _adopt(self, line: MasterLine) -> None:
         """Note the containers that other processes of this service asked for, or an earlier one."""

@@ -18,7 +18,7 @@ class Held:
     """A lease with its ask and its container. `ask` is None if another process asked.
 
     `is_asked`: the ask may have reached the master. `reason` says why an ask waits. `changed` is set at each change of
-    the container. `search` looks for its agent.
+    the container. `search` looks for its agent. `warning` was reported, if YARN preempts the container.
     """
 
     lease: Lease
@@ -30,6 +30,7 @@ class Held:
     is_asked: bool = False
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
+    warning: str = ""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -63,6 +63,13 @@ def is_node_lost(container: Container) -> bool:
     return container.exit_status == -100 and "lost" in container.diagnostics
 
 
+def describe_preemption(contract: str) -> str:
+    """Return what YARN is about to do with a container. `contract` is `strict` or `contract`."""
+    if contract == "strict":
+        return "YARN takes its resources back within seconds, for others (preemption): save your work"
+    return "YARN will take its resources back unless others become free (preemption): save your work"
+
+
 def describe_wait(asked: Resources, headroom: Resources | None, queue: JsonObject | None, user: str) -> str:
     """Return why YARN does not grant an ask that a node has room for, in a clause that names the queue.
 

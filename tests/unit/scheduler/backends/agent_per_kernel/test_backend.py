@@ -178,6 +178,15 @@ async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(cluster: F
         assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
 
 
+async def test_an_owner_is_warned_before_a_pod_ends(cluster: FakePodCluster) -> None:
+    async with scheduler_on([], pods=cluster) as w:
+        await w.start("k", cpus=1)
+        cluster.warn("roost:k:s/1", "it is preempted")
+        await w.told("warned", "k")
+        assert [event.detail for event in w.events if event.kind == "warned"] == ["it is preempted"]
+        assert w.kernel("k").state == "running"
+
+
 async def test_a_lease_that_its_agent_releases_takes_its_pod_along(cluster: FakePodCluster) -> None:
     async with scheduler_on([], pods=cluster) as w:
         await w.start("k", cpus=1)
