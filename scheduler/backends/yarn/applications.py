@@ -141,7 +141,12 @@ class MasterLine:
     async def _follow(self, endpoint: str) -> None:
         """Connect to the master and return once the connection is lost. Raises `RpcError`."""
         lost = asyncio.Event()
-        client = RpcClient(endpoint, keys=self._keys, on_event=self._on_event, on_lost=lost.set)
+
+        def on_lost() -> None:
+            self._disconnect()
+            lost.set()
+
+        client = RpcClient(endpoint, keys=self._keys, on_event=self._on_event, on_lost=on_lost)
         await client.connect(timeout_s=_CONNECT_S)
         try:
             self.status = decode(
@@ -161,10 +166,13 @@ class MasterLine:
             self._listener.on_connected(self)
             await lost.wait()
         finally:
-            self._client = None
-            if not self.failure:
-                self._changed.clear()
+            self._disconnect()
             await client.close()
+
+    def _disconnect(self) -> None:
+        self._client = None
+        if not self.failure:
+            self._changed.clear()
 
     async def _read_containers(self) -> dict[int, Container]:
         assert self._client is not None
@@ -245,6 +253,7 @@ class Applications:
             clients=tuple(keys.clients),
             ports=self._keys.ports(application_id),
             idle_exit_s=self._idle_exit_s,
+            grace_s=self._settings.manager_grace_s,
         )
         tags = (self._service_tag, key)
         context = build_context(

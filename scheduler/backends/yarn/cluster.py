@@ -71,17 +71,17 @@ class YarnCluster(PodCluster):
         )
         self._held: dict[int, Held] = {}
         """By number: the leases of this service that are not released, also those of its other processes."""
-        self._creating: dict[str, asyncio.Task[Pod]] = {}
+        self._creating: dict[str, asyncio.Task[Held]] = {}
         self._identifying: dict[int, asyncio.Task[None]] = {}
         """By number: containers whose leases only their agents know."""
-        self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
+        self._changes: asyncio.Queue[Held | PodChange | Exception] = asyncio.Queue()
+        """Leases are read when they are taken from here, so that an older state never follows a newer one."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: set[asyncio.Task[Any]] = set()
         self._is_joined = False
 
     async def join(self) -> str:
         await cancel_all(self._reader)
-        self._changes = asyncio.Queue()
         await self._rest.info()
         conf = await self._rest.conf()
         self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
@@ -105,7 +105,7 @@ class YarnCluster(PodCluster):
         self._rest.close()
 
     async def nodes(self) -> Sequence[Node]:
-        return self._nodes.nodes(self._held.keys())
+        return self._nodes.nodes({held.number for held in self._held.values() if held.loss is None})
 
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError`, `NoNodeEver` or `NotAllowed` for what this cluster or its operator does not give."""
@@ -137,9 +137,10 @@ class YarnCluster(PodCluster):
         if task is None:
             task = self._creating[lease.id] = start_shared(self._create(lease, launch))
             task.add_done_callback(lambda _: self._creating.pop(lease.id, None))
-        return await asyncio.shield(task)  # a creation ends as a whole, so that `delete` finds what there is
+        held = await asyncio.shield(task)  # a creation ends as a whole, so that `delete` finds what there is
+        return self._view(held)  # events may have come since the task ended
 
-    async def _create(self, lease: Lease, launch: Launch | None) -> Pod:
+    async def _create(self, lease: Lease, launch: Launch | None) -> Held:
         held = await self._creator.prepare(lease, launch)
         self._held[held.number] = held
         try:
@@ -149,13 +150,13 @@ class YarnCluster(PodCluster):
             self._nodes.read_soon()
             raise
         self._search(held)
-        return self._view(held)
+        return held
 
     async def delete(self, lease_id: str) -> None:
         if (creating := self._creating.get(lease_id)) is not None:
             await asyncio.wait([creating])
         for held in [held for held in self._held.values() if held.lease.id == lease_id]:
-            if not held.line.failure and (held.is_asked or held.ask is None):
+            if held.loss is None and not held.line.failure and (held.is_asked or held.ask is None):
                 if not await held.line.wait(_DELETE_S):
                     raise BackendUnavailable(f"{held.line.reason}.")
                 await held.line.call(Nothing, "release", Numbered(number=held.number))
@@ -187,19 +188,26 @@ class YarnCluster(PodCluster):
             change = await self._changes.get()
             if isinstance(change, Exception):
                 raise change
-            yield change
+            if isinstance(change, PodChange):
+                yield change
+                continue
+            yield PodChange(kind="pod", pod=self._view(change))
+            if change.is_ended and (change.loss is not None or change.ask is None):
+                self._held.pop(change.number, None)  # known by now; perhaps another process has released it
 
     # News from the masters
 
     def on_connected(self, line: MasterLine) -> None:
         """Compare the leases with the containers of a master that answers, perhaps a new attempt."""
-        for held in [held for held in self._held.values() if held.line is line]:
+        for held in self._held_by(line):
             container = line.containers.get(held.number)
             if container is not None:
                 self._note(held, container)
             elif held.is_granted:
                 self._lose(held, "its container ended while roost's application master started again")
-            elif held.ask is not None and held.lease.id not in self._creating:
+            elif held.ask is None:
+                self._lose(held, "roost's application master was started again")
+            elif not held.is_creating:
                 spawn(self._ask_again(held), self._tasks, log)
         self._adopt(line)
         if self._is_joined:
@@ -219,7 +227,7 @@ class YarnCluster(PodCluster):
             self._nodes.read_soon()
 
     def on_ended(self, line: MasterLine, reason: str) -> None:
-        for held in [held for held in self._held.values() if held.line is line]:
+        for held in self._held_by(line):
             self._lose(held, reason)
 
     def _note(self, held: Held, container: Container) -> None:
@@ -233,9 +241,7 @@ class YarnCluster(PodCluster):
         if container.state == "ended" and is_node_lost(container):
             spawn(self._agents.end_stray(held), self._tasks, log)
         self._search(held)
-        self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
-        if container.state == "ended" and held.ask is None:  # perhaps another process has released it
-            self._held.pop(held.number, None)
+        self._changes.put_nowait(held)
 
     def _warn(self, container: Container, contract: str) -> None:
         """Report a container that YARN takes back soon. YARN repeats this at each heartbeat until it does."""
@@ -254,7 +260,7 @@ class YarnCluster(PodCluster):
                 held = Held(load_lease(container.lease), container.number, line, None, container)
                 self._held[container.number] = held
                 self._search(held)
-                self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+                self._changes.put_nowait(held)
             elif container.number not in self._identifying:
                 identify = self._identify(line, container)
                 self._identifying[container.number] = spawn(identify, self._tasks, log)
@@ -282,12 +288,14 @@ class YarnCluster(PodCluster):
             held.reason = str(problem).rstrip(".")
         else:
             self._search(held)
-            self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+            self._changes.put_nowait(held)
 
     def _lose(self, held: Held, reason: str, *, is_final: bool = False) -> None:
-        self._held.pop(held.number, None)
-        lost = replace(held.lease, state="lost", reason=reason, is_final=is_final)
-        self._changes.put_nowait(PodChange(kind="pod", pod=Pod(lease=lost)))
+        if held.is_granted:
+            spawn(self._agents.end_stray(held), self._tasks, log)
+        held.loss = replace(held.lease, state="lost", reason=reason, is_final=is_final)
+        held.changed.set()
+        self._changes.put_nowait(held)
         self._nodes.read_soon()
 
     def _search(self, held: Held) -> None:
@@ -297,12 +305,15 @@ class YarnCluster(PodCluster):
 
     async def _find_agent(self, held: Held) -> None:
         if await self._agents.find(held, lambda: self._held.get(held.number) is held and held.is_granted):
-            self._changes.put_nowait(PodChange(kind="pod", pod=self._view(held)))
+            self._changes.put_nowait(held)
 
     # Reading
 
     def _view(self, held: Held) -> Pod:
         return held.view(find_python(held.lease.request, self._settings))
+
+    def _held_by(self, line: MasterLine) -> list[Held]:
+        return [held for held in self._held.values() if held.line is line and held.loss is None]
 
     def _find(self, lease_id: str) -> Held | None:
         return next((held for held in self._held.values() if held.lease.id == lease_id), None)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from roost.launchers.daemon.tasks import backoff
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.launchers.protocol.rpc import RpcError
@@ -26,6 +27,7 @@ _LISTENS_S = (*[0.03] * 60, *[0.2] * 50)
 _LISTENS_LATE_S = 1.0
 _STRAY_S = 600.0
 """How long roost tries to end a kernel on a node that YARN has given up."""
+_STRAY_LATE_S = 10.0
 
 
 class ContainerAgents:
@@ -60,6 +62,7 @@ class ContainerAgents:
     async def end_stray(self, held: Held) -> None:
         """End the kernel on a node that YARN has given up. The node may come back with it."""
         deadline = time.monotonic() + _STRAY_S
+        pauses = backoff(_LISTENS_LATE_S, _STRAY_LATE_S)
         while held.container is not None and time.monotonic() < deadline:
             address = await self._keys.find_agent(held.container.node, held.number)
             if address is not None:
@@ -70,7 +73,7 @@ class ContainerAgents:
                 else:
                     log.warning("lease=%s its kernel has outlived its container and is ended", held.lease.id)
                     return
-            await asyncio.sleep(_LISTENS_LATE_S)
+            await asyncio.sleep(next(pauses))
 
 
 async def _call(address: AgentAddress, call: Callable[[AgentClient], Awaitable[T]]) -> T:

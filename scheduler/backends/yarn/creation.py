@@ -74,14 +74,23 @@ class ContainerCreator:
     async def create(self, held: Held) -> None:
         """Ask for the container, and wait for a while until YARN grants it.
 
-        Raises `LeaseConflict`, `NoNodeEver`, `LaunchError` and `BackendUnavailable`. The ask is withdrawn then.
+        A master that does not answer may be started again, and the lease is pending until then. Raises `LeaseConflict`,
+        `NoNodeEver`, `LaunchError` and `BackendUnavailable`. The ask is withdrawn then.
         """
+        deadline = time.monotonic() + _MASTER_S
+        held.is_creating = True
         try:
-            if await self._is_served(held.line):
-                await self.ask(held)
+            while await self._is_served(held.line, deadline - time.monotonic()):
+                try:
+                    return await self.ask(held)
+                except BackendUnavailable:
+                    if held.line.is_connected:
+                        raise
         except BaseException:
             await asyncio.shield(self._withdraw(held))
             raise
+        finally:
+            held.is_creating = False
 
     async def ask(self, held: Held) -> None:
         """Ask a master that answers. May be repeated. Raises as `create` does."""
@@ -102,10 +111,10 @@ class ContainerCreator:
             kind = NoNodeEver if problem.kind == "too_large" else LaunchError
             raise kind(f"roost's application master refuses the request: {problem.message}") from None
 
-    async def _is_served(self, line: MasterLine) -> bool:
+    async def _is_served(self, line: MasterLine, timeout_s: float) -> bool:
         """Wait until the master answers. Raises `LaunchError` if YARN has refused the application."""
         try:
-            return await line.wait(_MASTER_S)
+            return await line.wait(timeout_s)
         except LaunchError:
             if line.status is None:
                 raise

@@ -17,8 +17,9 @@ from .reasons import describe_end
 class Held:
     """A lease with its ask and its container. `ask` is None if another process asked.
 
-    `is_asked`: the ask may have reached the master. `reason` says why an ask waits. `changed` is set at each change of
-    the container. `search` looks for its agent. `warning` was reported, if YARN preempts the container.
+    `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
+    says why an ask waits. `loss` is the lost lease, if the container ended without a report. `changed` is set at each
+    change. `search` looks for its agent. `warning` was reported, if YARN preempts the container.
     """
 
     lease: Lease
@@ -28,6 +29,8 @@ class Held:
     container: Container | None = None
     reason: str = ""
     is_asked: bool = False
+    is_creating: bool = False
+    loss: Lease | None = None
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
     warning: str = ""
@@ -35,15 +38,18 @@ class Held:
 
     @property
     def is_granted(self) -> bool:
-        return self.container is not None and self.container.state in ("granted", "started")
+        is_granted = self.container is not None and self.container.state in ("granted", "started")
+        return is_granted and self.loss is None
 
     @property
     def is_ended(self) -> bool:
-        return self.container is not None and self.container.state == "ended"
+        return self.loss is not None or (self.container is not None and self.container.state == "ended")
 
     def view(self, python: str) -> Pod:
         """Return the container and its lease as the scheduler sees them. `python` runs the agent."""
         lease, container = self.lease, self.container
+        if self.loss is not None:
+            return Pod(lease=self.loss)
         if container is None or container.state == "asked":
             reason = self.reason if self.line.is_connected else self.line.reason
             return Pod(lease=replace(lease, state="pending", reason=reason))

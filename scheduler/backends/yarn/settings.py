@@ -63,6 +63,12 @@ class RoostYarnBackend(Section):
         min=1,
         help="How often the application master may fail within a minute. YARN has a limit of its own.",
     )
+    manager_grace_s = Float(
+        300.0,
+        min=0.0,
+        help="How long the application master lives on when the ResourceManagers do not know it: another cluster has "
+        "their addresses.",
+    )
     identity_file = Unicode(
         "",
         help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "
