@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 from cluster_world import show_logs
 from contention import SCHEDULERS
+from hadoop_nodes import HadoopNodes
+from hadoop_nodes import why_not as why_no_yarn
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from kubelets import Kubelets, why_not
 from kubernetes_world import MACHINES, World, prepare
 from leftovers import private_runtime_dir
 from world import settle
+from yarn_world import MACHINES as YARN_MACHINES
+from yarn_world import World as YarnWorld
+from yarn_world import fault_settings, opened
 
 import roost
 from roost.scheduler.client.client import Client, disconnect
@@ -93,3 +98,21 @@ async def kubernetes_world(
         finally:
             disconnect()
             settle(runtime_dir)
+
+
+@pytest.fixture(scope="module")
+def hadoop(private_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HadoopNodes]:
+    """Start the YARN cluster of this module, whose tests kill its parts."""
+    if reason := why_no_yarn():
+        pytest.skip(reason)
+    settings = fault_settings(tmp_path_factory.mktemp("hadoop"))
+    with private_runtime_dir(), HadoopNodes(*YARN_MACHINES, settings=settings) as started:
+        yield started
+
+
+@pytest.fixture
+async def yarn_world(
+    runtime_dir: Path, hadoop: HadoopNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[YarnWorld]:
+    async with opened(YarnWorld(hadoop, runtime_dir, tmp_path, monkeypatch)) as world:
+        yield world

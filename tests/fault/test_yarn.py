@@ -1,62 +1,167 @@
-"""Faults under kernels in YARN's containers: which kernels live on, which end, and for which reason."""
+"""kill -9 of each part under kernels in YARN's containers: which kernels live on, which end, and for which reason."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
-from cluster_world import say, show_logs
-from hadoop_nodes import HadoopNodes, why_not
+from cluster_world import say, until
+from hadoop_nodes import HadoopNodes
 from notebook import held_by
-from world import settle
-from yarn_world import MACHINES, World
+from world import wait_gone
+from yarn_nodes import container_of
+from yarn_world import EXPIRY_S, SPARE, World
 
-from roost.scheduler.client.client import disconnect
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+LATE_S = 30.0
+"""How long a busy machine may need for what takes a few seconds."""
+LOST_S = EXPIRY_S * 4 / 3 + LATE_S
+"""How long the loss of a node may take: YARN looks every third of the expiry."""
 
 
 @pytest.fixture(scope="module")
-def cluster(private_environment: None) -> Iterator[HadoopNodes]:
-    """Start the cluster of this module, whose tests kill its parts."""
-    if reason := why_not():
-        pytest.skip(reason)
-    with HadoopNodes(*MACHINES) as started:
-        yield started
+def cluster(hadoop: HadoopNodes) -> HadoopNodes:
+    return hadoop
 
 
 @pytest.fixture
-async def world(
-    runtime_dir: Path, cluster: HadoopNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    with World(cluster, runtime_dir, tmp_path, monkeypatch) as world:
-        yield world
-        try:
-            with show_logs(runtime_dir):
-                await world.close()
-        finally:
-            disconnect()
-            settle(runtime_dir)
-            world.end_all()
+async def world(yarn_world: World) -> World:
+    return yarn_world
 
 
 async def test_the_scheduler_service(world: World) -> None:
     notebook = await world.open(gpus=1)
     before = held_by(await world.kernel_of(notebook))
     world.kill_service()
-    began = time.monotonic()
+    killed_at = time.monotonic()
     await world.lives(notebook)
-    say("read back after", began)
+    say("found again after", killed_at)
     assert held_by(await world.kernel_of(notebook)) == before
+    await notebook.interrupt()
+    await world.lives(notebook)
 
 
-async def test_a_container_ended_by_its_operator(world: World) -> None:
+async def test_the_service_and_a_master_while_a_container_is_pending(world: World) -> None:
+    kept = await world.open()
+    await world.until_known(kept)
+    world.cluster.pause("nm3")
+    notebook = world.notebook(**SPARE)
+    try:
+        opening = asyncio.create_task(notebook.open())
+        say(await world.waits_for("queue"))
+        (lease,) = [kernel.lease_id for kernel in await world.service().kernels() if kernel.is_pending]
+        for _ in range(2):
+            world.kill_service()
+            kernels = await world.service().kernels()
+            assert {kernel.state for kernel in kernels} == {"running", "queued"}
+        (again,) = [kernel.lease_id for kernel in kernels if kernel.is_pending]
+        assert again == lease
+        world.kill_masters()
+        world.kill_service()  # now only the notebook knows of the start, and repeats it
+        await world.running(kept)
+    finally:
+        world.cluster.resume("nm3")
+    resumed_at = time.monotonic()
+    await opening
+    say("the pending kernel runs after", resumed_at)
+    await notebook.run("mine = 42")
+    await world.lives(kept, notebook)
+
+
+async def test_the_agent(world: World) -> None:
+    notebook = await world.open()
+    agent, *others = world.processes(notebook)
+    before = container_of(notebook.pid)
+    killed_at = time.monotonic()
+    agent.kill()
+    assert all(wait_gone(process.pid, 5) for process in others)
+    reason = await world.ended(notebook, LATE_S)
+    say(f"{reason!r} after", killed_at)
+    assert "its container was killed" in reason
+    await world.restart(notebook)
+    assert container_of(notebook.pid) != before
+    await world.lives(notebook)
+
+
+async def test_a_container_ended_by_hand(world: World) -> None:
     ended, kept = await world.open(), await world.open()
-    began = time.monotonic()
+    kernel = world.processes(ended)[-1]
+    ended_at = time.monotonic()
     world.end_container(ended)
-    reason = await world.ended(ended, within_s=20)
-    say(f"{reason!r} after", began)
+    reason = await world.ended(ended, LATE_S)
+    say(f"{reason!r} after", ended_at)
     assert "container was killed" in reason
-    await world.lives(kept)
+    assert wait_gone(kernel.pid, 10)
+    await world.restart(ended)
+    await world.lives(ended, kept)
+
+
+@pytest.mark.fault_long
+async def test_the_application_ended_by_hand(world: World) -> None:
+    """All its kernels end. The next start submits another application."""
+    notebooks = [await world.open(), await world.open()]
+    (before,) = [master["id"] for master in world.masters()]
+    ended_at = time.monotonic()
+    world.end_application(before)
+    for notebook in notebooks:
+        reason = await world.ended(notebook, LATE_S)
+        say(f"{reason!r} after", ended_at)
+        assert "roost's application" in reason
+    restarted_at = time.monotonic()
+    for notebook in notebooks:
+        await world.restart(notebook)
+    say("both run again after", restarted_at)
+    assert before not in [master["id"] for master in world.masters()]
+    await world.lives(*notebooks)
+
+
+async def test_the_master(world: World) -> None:
+    """Kernels live, the next attempt takes over, and starts go on; also if the service dies at the same time."""
+    notebooks = [await world.open(gpus=1)]
+    await world.until_known(*notebooks)
+    for is_service_killed in (False, True):
+        world.kill_masters()
+        killed_at = time.monotonic()
+        if is_service_killed:
+            world.kill_service()
+        notebooks.append(await world.open())
+        say("next kernel after", killed_at)
+        await world.lives(*notebooks)
+        await world.until_known(*notebooks)
+    stopped = notebooks.pop(0)
+    await stopped.close()
+    world.opened.remove(stopped)
+    await until(lambda: len(world.held()) == 2, "the container of a stopped kernel stays")
+    await world.lives(*notebooks)
+
+
+@pytest.mark.fault_long
+async def test_the_master_with_a_new_kernel(world: World) -> None:
+    """YARN ends a container that it knows less than a heartbeat. Its owner reads that, or the kernel lives."""
+    notebook = await world.open()
+    world.kill_masters()
+    killed_at = time.monotonic()
+    other = await world.open()
+    say("next kernel after", killed_at)
+    if (await world.kernel_of(notebook)).state == "exited":
+        reason = await world.ended(notebook, LATE_S)
+        say(f"{reason!r} after", killed_at)
+        await world.restart(notebook)
+    await world.lives(notebook, other)
+
+
+@pytest.mark.fault_long
+async def test_an_idle_master_leaves(world: World) -> None:
+    """A master without kernels ends `idle_exit_s` after its service."""
+    world.configure_service(idle_exit_s=5.0)
+    notebook = await world.open()
+    await notebook.close()
+    world.opened.remove(notebook)
+    world.kill_service()
+    killed_at = time.monotonic()
+    await until(lambda: not world.masters(), "the master stays", LATE_S)
+    say("the master has left after", killed_at)
+    await world.open()
+    assert len(world.masters()) == 1

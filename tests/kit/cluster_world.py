@@ -38,7 +38,7 @@ class ClusterWorld:
         self.opened: list[Notebook] = []
         self._config = {"backend": backend, **options}
         self._argv = {"argv": list(argv)} if argv else {}
-        self._settings: dict[str, Any] = {}
+        self._settings: dict[str, dict[str, Any]] = {}
 
     def held(self) -> dict[str, str]:
         """Return the node of each pod or container of a kernel. The key is what `key_of` returns."""
@@ -54,9 +54,15 @@ class ClusterWorld:
 
     def configure(self, **changes: Any) -> None:
         """Write the settings of the backend into `folder`. The service reads them when it starts."""
-        self._settings |= changes
-        section = f"Roost{self._config['backend'].title()}Backend"
-        (self.folder / "jupyter_roost_config.json").write_text(json.dumps({section: self._settings}))
+        self._configure(f"Roost{self._config['backend'].title()}Backend", changes)
+
+    def configure_service(self, **changes: Any) -> None:
+        """Write the settings of the service itself."""
+        self._configure("RoostScheduler", changes)
+
+    def _configure(self, section: str, changes: dict[str, Any]) -> None:
+        self._settings[section] = {**self._settings.get(section, {}), **changes}
+        (self.folder / "jupyter_roost_config.json").write_text(json.dumps(self._settings))
 
     def service(self) -> Client:
         return connect(self._config["backend"])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from cluster_world import ClusterWorld
+from cluster_world import ClusterWorld, show_logs, until
 from hadoop_nodes import PARTITION, HadoopNodes, Machine
 from notebook import Notebook
 from tcp_proxy import TcpProxy
-from yarn_nodes import FREED_S, assert_nothing_left, cluster_settings, container_of, in_use
+from world import settle
+from yarn_nodes import assert_nothing_left, cluster_settings, container_of, in_use
 
+from roost.scheduler.client.client import disconnect
 from roost.scheduler.service.messages import Kernel
 
 MACHINES = (
@@ -23,8 +26,38 @@ MACHINES = (
     Machine(vcores=2, label=PARTITION),
 )
 """The nodes of a cluster whose daemons tests kill."""
+SPARE = {"options": {"label": PARTITION}}
+"""The request of kernels for `nm3`, whose daemon tests kill. Masters run on the other nodes."""
+EXPIRY_S = 15.0
+"""The ResourceManager takes a node for lost after this time without a heartbeat."""
 TYPE = "roost"
 """The type of roost's applications in YARN."""
+
+_PREEMPTION = "yarn.resourcemanager.monitor.capacity.preemption"
+_HEALTH = "yarn.nodemanager.health-checker"
+
+
+def fault_settings(folder: Path) -> dict[str, object]:
+    """Return the settings of a cluster for faults. Tests write the names of nodes into `exclude` in `folder`.
+
+    A node whose configuration has a file `unhealthy` reports that within a second.
+    """
+    exclude, script = folder / "exclude", folder / "health"
+    exclude.touch()
+    script.write_text('#!/bin/sh\ntest ! -e "$HADOOP_CONF_DIR/unhealthy" || echo "ERROR the disk is full"\n')
+    script.chmod(0o755)
+    return {
+        "yarn.nm.liveness-monitor.expiry-interval-ms": int(EXPIRY_S * 1000),
+        "yarn.resourcemanager.am.max-attempts": 10,
+        f"{_PREEMPTION}.monitoring_interval": 1000,
+        f"{_PREEMPTION}.max_wait_before_kill": 5000,
+        f"{_PREEMPTION}.total_preemption_per_round": 1.0,
+        f"{_PREEMPTION}.natural_termination_factor": 1.0,
+        "yarn.resourcemanager.nodes.exclude-path": exclude,
+        f"{_HEALTH}.script.path": script,
+        f"{_HEALTH}.interval-ms": 1000,
+        f"{_HEALTH}.script.interval-ms": 1000,
+    }
 
 
 class World(ClusterWorld):
@@ -33,7 +66,8 @@ class World(ClusterWorld):
     Use it in a `with` block, which opens and closes the proxies.
     """
 
-    clean_s = FREED_S
+    clean_s = 60.0
+    """YARN frees what a lost node had only once the node has expired or is back."""
 
     def __init__(
         self, cluster: HadoopNodes, home: Path, folder: Path, patch: pytest.MonkeyPatch, **settings: Any
@@ -96,6 +130,32 @@ class World(ClusterWorld):
         """Return the processes of all masters."""
         return [process for master in self.masters() for process in self._processes_in(master["container"])]
 
+    async def until_known(self, *notebooks: Notebook) -> None:
+        """Wait until the ResourceManager knows that these kernels run. Others end together with their master."""
+        expected = {container_of(notebook.pid) for notebook in notebooks}
+        await until(lambda: expected <= self._known(), "YARN does not know that a container runs")
+
+    def _known(self) -> set[str]:
+        """Return the containers that run, as the ResourceManager knows them."""
+        found = set()
+        for master in self.masters():
+            path = f"/ws/v1/cluster/apps/{master['id']}/appattempts"
+            attempts = self.cluster.rest.get(path)["appAttempts"]["appAttempt"]
+            newest = max(attempts, key=lambda attempt: int(attempt["id"]))["appAttemptId"]
+            rows = (self.cluster.rest.get(f"{path}/{newest}/containers") or {}).get("container", [])
+            found |= {row["containerId"] for row in rows if row["containerState"] == "RUNNING"}
+        return found
+
+    def kill_masters(self) -> None:
+        for process in self.master_processes():
+            process.kill()
+
+    def set(self, daemon: str, key: str, value: object) -> None:
+        """Set a value in the configuration of a daemon, which reads it at its next start."""
+        file = self.cluster.layout.configuration(daemon) / "yarn-site.xml"
+        row = f"<property><name>{key}</name><value>{value}</value></property>\n</configuration>"
+        file.write_text(file.read_text().replace("</configuration>", row))
+
     def end_container(self, notebook: Notebook) -> None:
         """End a kernel's container as an operator does with `yarn container -signal`."""
         container = container_of(notebook.pid)
@@ -121,3 +181,17 @@ class World(ClusterWorld):
             if process.name() != "bash"
         ]
         return sorted(found, key=lambda process: process.create_time())
+
+
+@asynccontextmanager
+async def opened(world: World) -> AsyncIterator[World]:
+    """Open a world. At the end its notebooks are closed, and nothing of roost is left in YARN."""
+    with world:
+        try:
+            with show_logs(world.home):
+                yield world
+                await world.close()
+        finally:
+            disconnect()
+            settle(world.home)
+            world.end_all()
