@@ -104,6 +104,8 @@ class ExitWatch:
         ending = self.current
         if event.kernel is not None:
             if event.kernel.id == self._kernel_id:
+                if event.kind == "warned":
+                    self._log.warning("kernel=%s %s", self._kernel_id, event.detail)
                 self.read(ending, event.kernel)
         elif event.kind == "resync" and not self.is_launching and ending.code is None:
             client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
