@@ -124,7 +124,7 @@ def describe_application(application: Mapping[str, object]) -> str:
 
 
 def explain_failure(application: Mapping[str, object], python: str) -> str:
-    """Return one sentence about an application that has ended. `python` is the one that runs its master."""
+    """Return one sentence about an application that has ended. `python` runs its master."""
     said = str(application.get("diagnostics", ""))
     queue = application.get("queue", "")
     cause = _find_cause(said)

@@ -136,7 +136,7 @@ class Allocation:
         return entry
 
     def release(self, number: int) -> Entry | None:
-        """Withdraw an ask, or release its container. Return the entry if a container is to be stopped."""
+        """Withdraw an ask, or release its container. Return the entry if the caller has to stop a container."""
         entry = self.entries.get(number)
         if entry is None:
             return None
@@ -161,9 +161,9 @@ class Allocation:
             self._end(entry, None, reason)
 
     def next_request(self) -> AllocateRequest:
-        """Return the next heartbeat. A heartbeat without an answer is repeated unchanged.
+        """Return the next heartbeat. If the last one has no answer yet, return the same heartbeat again.
 
-        The ResourceManager answers a repeated one from memory, and would ignore what has been added to it.
+        The ResourceManager answers a repeated heartbeat from memory, and ignores additions to it.
         """
         if self._unanswered is None:
             count = 1 if self._singly else len(self._parts)
@@ -176,9 +176,9 @@ class Allocation:
         )
 
     def refuse(self, problem: CallRefused) -> bool:
-        """Note that the last heartbeat was refused as a whole. Return False if it carried nothing to refuse.
+        """Note that the last heartbeat was refused as a whole. Return False if it had no parts.
 
-        Its parts are sent one by one from then on, and the part that is refused alone fails.
+        From then on the parts are sent one by one, and only the refused part fails.
         """
         parts, self._unanswered = self._unanswered or [], None
         if len(parts) > 1:
@@ -203,7 +203,7 @@ class Allocation:
                 self._parts.append(_Part(entry.number, released=entry.grant.id))
 
     def take(self, answer: AllocateResponse) -> list[Entry]:
-        """Apply an answer. Return the entries with a new container, which are to be started."""
+        """Apply an answer. Return the entries with a new container. The caller starts these."""
         self._unanswered, self._response_id = None, answer.response_id
         if answer.limit is not None:
             self.headroom = read_resource(answer.limit)

@@ -42,7 +42,7 @@ _START_S = 15.0
 
 
 class NodeError(Exception):
-    """A NodeManager does not do what it was asked. The text is a sentence for users."""
+    """A NodeManager refuses or fails. The text is a sentence for users."""
 
 
 class NodeManagers:
