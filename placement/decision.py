@@ -8,9 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .format import format_count
+from .json_codec import decode, encode
 from .model import Request
 from .refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
-from .validation import to_plain
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -219,12 +219,12 @@ class Decision(_Explained):
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,
-            "placement": to_plain(self.placement),
-            "runners_up": to_plain(self.runners_up),
-            "refusals": to_plain(self.first_refusals(SHOWN_REFUSALS)),
+            "placement": encode(self.placement),
+            "runners_up": encode(self.runners_up),
+            "refusals": encode(self.first_refusals(SHOWN_REFUSALS)),
             "refused": [
                 {
-                    **to_plain(group),
+                    **encode(group),
                     "text": f"{format_count(group.count, 'node')} {self._describe(group, group.count)}",
                 }
                 for group in self._groups()
@@ -240,18 +240,7 @@ class Decision(_Explained):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Decision:
         """Return the decision that ``to_dict`` wrote, also after a round trip through JSON."""
-        placement = data["placement"]
-        return cls(
-            request=Request.from_dict(data["request"]),
-            policy=data["policy"],
-            placement=None if placement is None else _read_placement(placement),
-            runners_up=tuple(map(_read_placement, data["runners_up"])),
-            refusals=tuple(Refusal(**refusal) for refusal in data["refusals"]),
-            refused=tuple(map(_read_group, data["refused"])),
-            fallback=data["fallback"],
-            metrics_age_s=data["metrics_age_s"],
-            snapshot_version=data["snapshot_version"],
-        )
+        return decode(cls, data, ignore_unknown=True)
 
     def _groups(self) -> Sequence[RefusalGroup]:
         return self.refused or group_refusals(self.refusals)
@@ -260,12 +249,3 @@ class Decision(_Explained):
 def _format_terms(placement: Placement) -> str:
     terms = ", ".join(f"{name} {value:.4g}" for name, value in placement.terms.items())
     return f" ({terms})" if terms else ""
-
-
-def _read_placement(data: Mapping[str, Any]) -> Placement:
-    return Placement(**{**data, "device_ids": tuple(data["device_ids"])})
-
-
-def _read_group(data: Mapping[str, Any]) -> RefusalGroup:
-    examples = tuple(Refusal(**refusal) for refusal in data["examples"])
-    return RefusalGroup(**{**{k: v for k, v in data.items() if k != "text"}, "examples": examples})

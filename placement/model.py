@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .json_codec import decode, encode
 from .request import Request as Request
 from .validation import (
     NOTHING,
     check_amounts,
-    check_keys,
     check_labels,
     check_names,
     check_number,
     check_optional,
     check_whole,
     set_fields,
-    to_plain,
 )
 
 EPSILON = 1e-6
@@ -200,13 +199,12 @@ class Node:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the node as JSON types; ``from_dict`` is the inverse."""
-        return to_plain(self)  # type: ignore[no-any-return]
+        return encode(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Node:
         """Return the value that ``to_dict`` wrote. Raises ``ValueError`` for unknown keys and wrong values."""
-        devices = tuple(Device(**check_keys(Device, device)) for device in data.get("devices", ()))
-        return cls(**{**check_keys(cls, data), "devices": devices})
+        return decode(cls, data)
 
     def _add(self, request: Request, device_ids: frozenset[str], sign: int) -> Node:
         def plus(held: float, asked: float) -> float:

@@ -10,16 +10,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .format import format_amount, format_bytes, format_count
+from .json_codec import decode, encode
 from .validation import (
     NOTHING,
-    check_keys,
     check_labels,
     check_names,
     check_number,
     check_resources,
     check_whole,
     set_fields,
-    to_plain,
 )
 
 if TYPE_CHECKING:
@@ -140,12 +139,12 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON types; ``from_dict`` is the inverse."""
-        return to_plain(self)  # type: ignore[no-any-return]
+        return encode(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Request:
         """Return the value that ``to_dict`` wrote. Raises ``ValueError`` for unknown keys and wrong values."""
-        return cls(**check_keys(cls, data))
+        return decode(cls, data)
 
 
 @lru_cache(maxsize=4096)

@@ -1,11 +1,10 @@
-"""Checks of the fields of requests, nodes and devices, and their JSON. Errors are sentences for users."""
+"""Checks of the fields of requests, nodes and devices. Errors are sentences for users."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .format import format_amount
@@ -85,21 +84,3 @@ def check_resources(value: object) -> dict[str, float]:
         if not number:
             raise ValueError(f"resources {name} must be above 0; leave it out to ask for none.")
     return amounts
-
-
-def check_keys(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the data. Raises ``ValueError`` for a key that is no field of the class."""
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(map(str, set(data) - known)):
-        names = ", ".join(sorted(known))
-        raise ValueError(f"unknown {cls.__name__.lower()} key {unknown[0]!r}; known are {names}.")
-    return dict(data)
-
-
-def to_plain(value: Any) -> Any:
-    """Return dataclasses, mappings and sequences as JSON types."""
-    if is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    return [to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

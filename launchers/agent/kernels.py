@@ -15,9 +15,9 @@ from pathlib import Path
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
 from .fork_report import PodKernel

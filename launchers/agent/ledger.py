@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
-from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.json_codec import WireError, decode, encode
 from roost.placement.model import EPSILON, Device, Request
 
 log = logging.getLogger(__name__)

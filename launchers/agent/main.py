@@ -23,11 +23,11 @@ from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol import messages
-from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
+from roost.placement.json_codec import decode, encode
 from roost.placement.model import Node
 
 from .address_report import report_address

@@ -23,9 +23,9 @@ from typing import Any
 
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.json_codec import encode
 
 from . import ports
 from .child_reaper import Reaper

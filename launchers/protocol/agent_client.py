@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from roost.placement.json_codec import decode
 from roost.placement.model import Node
 
-from .json_codec import decode
 from .messages import AgentEvent, Holdings, KernelProcess, KernelUse, Launch, Lease, Manager, Owner, Reserve
 from .rpc import ClientKeys
 from .rpc_client import RpcClient

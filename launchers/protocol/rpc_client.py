@@ -14,8 +14,8 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.placement.json_codec import encode
 
-from .json_codec import encode
 from .rpc import ClientKeys, Disconnected, RemoteError, RpcError, Unauthorized, set_limits
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.placement.json_codec import WireError, decode, decode_arguments, encode
 
-from .json_codec import WireError, decode, decode_arguments, encode
 from .rpc import RemoteError, ServerKeys, set_limits
 
 log = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 from roost.launchers.daemon.private_files import private_folder, runtime_dir
 from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, Owner
+from roost.placement.json_codec import decode
 from roost.placement.request import Request
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote

@@ -29,18 +29,13 @@ def explain_saved(path: str, request: Request, settings: Settings | None = None)
 def read_snapshot(path: str) -> Snapshot:
     """Read the nodes that `roost nodes --json` printed; raises `ConfigError`."""
     try:
-        snapshot = Snapshot.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        if all(isinstance(node_id, str) for node_id in snapshot.nodes):
-            return snapshot
+        return Snapshot.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as problem:
         raise ConfigError(f"{path} cannot be read: {problem.strerror}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise ConfigError(f"{path} is not JSON: {problem}.") from None
     except ValueError as problem:
-        raise ConfigError(f"{path} is not a saved snapshot: {problem}") from None
-    except (TypeError, AttributeError):
-        pass
-    raise ConfigError(f"{path} is not a saved snapshot: each node and device must be an object with an id.")
+        raise ConfigError(f"{path} is not a saved snapshot: {str(problem).rstrip('.')}.") from None
 
 
 async def _decide(request: Request, snapshot: Snapshot, settings: Settings) -> Decision:

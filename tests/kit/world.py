@@ -13,9 +13,9 @@ from pathlib import Path
 from roost.launchers.daemon.daemon import is_alive
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Connection
 from roost.launchers.protocol.rpc import ClientKeys
+from roost.placement.json_codec import decode
 from roost.placement.model import Request
 from roost.scheduler.client.identity import this_owner
 from roost.scheduler.service.messages import StartKernel

@@ -27,7 +27,7 @@ HEAVY = CLUSTER_LIBRARIES | {
 
 SHARED_MODEL = {
     "roost.placement",
-    *(f"roost.placement.{name}" for name in ("format", "model", "request", "validation")),
+    *(f"roost.placement.{name}" for name in ("format", "json_codec", "model", "request", "validation")),
 }
 """The model that every part shares. These modules need the standard library only."""
 

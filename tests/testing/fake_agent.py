@@ -12,7 +12,6 @@ from typing import Any
 import zmq
 
 from roost.launchers.agent.ledger import Conflict, LeaseLedger
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import (
     AgentEvent,
     Holdings,
@@ -24,6 +23,7 @@ from roost.launchers.protocol.messages import (
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement import Device, Node
+from roost.placement.json_codec import encode
 from roost.scheduler.backends.base import AgentAddress
 
 

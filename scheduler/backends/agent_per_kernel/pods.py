@@ -11,9 +11,9 @@ from typing import Literal
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
-from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease
 from roost.launchers.protocol.rpc import ClientKeys
+from roost.placement.json_codec import decode, encode
 from roost.placement.model import Node, Request
 from roost.scheduler.backends.base import Finding
 

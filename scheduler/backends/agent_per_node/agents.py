@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import AgentEvent
 from roost.launchers.protocol.rpc import RpcError
 from roost.placement import Node
+from roost.placement.json_codec import WireError, decode, encode
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.errors import BackendUnavailable, RoostError

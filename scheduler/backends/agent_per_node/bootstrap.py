@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.agent.node_metrics import AgentSettings
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Assignment
+from roost.placement.json_codec import encode
 
 Answer = dict[str, Any]
 """{"endpoint", "keys", "devices"} of an agent, with the GPUs that it sees, or {"problem"} with a sentence."""
@@ -56,7 +56,14 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         model = [
             root / "placement" / name
-            for name in ("__init__.py", "format.py", "model.py", "request.py", "validation.py")
+            for name in (
+                "__init__.py",
+                "format.py",
+                "json_codec.py",
+                "model.py",
+                "request.py",
+                "validation.py",
+            )
         ]
         files = {
             f"roost/{path.relative_to(root)}": path

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Request
+from roost.placement.json_codec import decode
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.errors import BackendUnavailable
 

@@ -12,8 +12,8 @@ import cloudpickle
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon import tasks
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.shared_values import VERSION, parse_version
+from roost.placement.json_codec import encode
 from roost.scheduler.backends.agent_per_node import bootstrap
 from roost.scheduler.backends.agent_per_node.manager import shorten_error
 from roost.scheduler.errors import BackendUnavailable, ConfigError

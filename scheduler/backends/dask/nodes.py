@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from roost.launchers.protocol.json_codec import decode
 from roost.placement import Device, Node
+from roost.placement.json_codec import decode
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent, decode_agent
 from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from roost.launchers.agent.node_metrics import AgentSettings
-from roost.launchers.protocol.json_codec import encode
+from roost.placement.json_codec import encode
 from roost.scheduler.backends.agent_per_node import bootstrap
 from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, pack
 

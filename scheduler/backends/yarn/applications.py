@@ -16,10 +16,10 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement import Request
+from roost.placement.json_codec import decode
 from roost.scheduler.errors import BackendUnavailable, LaunchError
 
 from .derived_keys import DerivedKeys

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import roost
-from roost.launchers.protocol.json_codec import encode
+from roost.placement.json_codec import encode
 
 from .master.messages import SETTINGS_ENTRY, MasterSettings
 
@@ -18,7 +18,8 @@ _MODULES = (
     "launchers/daemon/__init__.py",
     "launchers/daemon/tasks.py",
     "launchers/protocol/__init__.py",
-    "launchers/protocol/json_codec.py",
+    "placement/__init__.py",
+    "placement/json_codec.py",
     "launchers/protocol/rpc.py",
     "launchers/protocol/rpc_server.py",
     "launchers/protocol/shared_values.py",

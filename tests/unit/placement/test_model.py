@@ -168,7 +168,7 @@ def test_request_and_node_survive_json() -> None:
 def test_unknown_keys_are_named() -> None:
     with pytest.raises(
         ValueError,
-        match="unknown request key 'gpu'; known are cpus, environment, gpu_memory_bytes, gpu_models, gpus",
+        match="Request has no field 'gpu'; it has cpus, memory_bytes, gpus, gpu_models",
     ):
         Request.from_dict({"gpu": 1})
 

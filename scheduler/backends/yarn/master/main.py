@@ -24,9 +24,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.placement.json_codec import decode
 
 from .master import Ended, Master
 from .messages import SETTINGS_ENTRY, Archive, Ask, MasterSettings, Numbered, Update, Widen

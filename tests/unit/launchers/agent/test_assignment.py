@@ -22,9 +22,9 @@ from world import TINY_ARGV
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Assignment, Connection, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys
+from roost.placement.json_codec import encode
 
 
 async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) -> None:

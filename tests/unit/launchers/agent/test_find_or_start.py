@@ -14,8 +14,8 @@ from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.json_codec import WireError
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.json_codec import WireError
 from roost.placement.model import Request
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from roost.launchers.agent.ledger import Conflict, LeaseLedger
-from roost.launchers.protocol.json_codec import WireError, decode, encode
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.json_codec import WireError, decode, encode
 from roost.placement.model import Device, Request
 
 OWNER = Owner(user="ada")

@@ -27,9 +27,9 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.json_codec import decode, encode
 from roost.launchers.protocol.messages import Connection, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError
+from roost.placement.json_codec import decode, encode
 
 AT = AgentSettings(
     cpus=4,

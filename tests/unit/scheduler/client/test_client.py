@@ -13,9 +13,9 @@ import pytest
 from fake_service import FakeService, fake_service
 
 import roost
-from roost.launchers.protocol.json_codec import encode
 from roost.launchers.protocol.messages import Connection
 from roost.launchers.protocol.rpc_client import RpcClient
+from roost.placement.json_codec import encode
 from roost.placement.model import Request
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect

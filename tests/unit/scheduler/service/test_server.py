@@ -19,10 +19,10 @@ from fake_cluster import World, world
 
 from roost.launchers.daemon import daemon
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.json_codec import decode
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
 from roost.launchers.protocol.rpc_client import RpcClient
+from roost.placement.json_codec import decode
 from roost.placement.model import Request
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from roost.launchers.protocol.json_codec import encode
 from roost.placement import Device, Node
+from roost.placement.json_codec import encode
 from roost.scheduler.backends.dask.nodes import DaskNode, build_node
 
 A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)

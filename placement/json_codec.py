@@ -11,10 +11,12 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class WireError(ValueError):
@@ -69,11 +71,12 @@ def _decode(kind: Any, value: Any, where: str, lax: bool) -> Any:
         if value in typing.get_args(kind):
             return value
         raise WireError(f"{where} must be one of {list(typing.get_args(kind))}, not {value!r:.80}")
-    if origin in (tuple, list, frozenset):
+    if origin in (tuple, list, frozenset, Sequence):
         if not isinstance(value, (list, tuple)):
             raise WireError(f"{where} must be a list, not {type(value).__name__}")
         item = typing.get_args(kind)[0]
-        return origin(_decode(item, element, f"{where}[{i}]", lax) for i, element in enumerate(value))
+        collect = tuple if origin is Sequence else origin
+        return collect(_decode(item, element, f"{where}[{i}]", lax) for i, element in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise WireError(f"{where} must be an object, not {type(value).__name__}")
@@ -125,8 +128,10 @@ def _decode_fields(target: Callable[..., Any], value: Any, where: str, lax: bool
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    elif kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has one kind of numbers
     if type(value) is not kind:
-        raise WireError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
+        raise WireError(f"{where} must be {_KINDS.get(kind, kind)}, not {type(value).__name__}")
     if kind is float and not math.isfinite(value):
         raise WireError(f"{where} must be a finite number, not {value}")
     return value

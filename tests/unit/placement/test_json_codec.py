@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from roost.launchers.protocol.json_codec import WireError, decode, encode
+from roost.placement.json_codec import WireError, decode, encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,14 @@ def test_round_trip_through_json() -> None:
         ({"kind": "a"}, "lacks the field 'count'"),
         ({"kind": "a", "count": 1, "more": 1}, "has no field 'more'"),
         ({"kind": "c", "count": 1}, "kind must be one of"),
-        ({"kind": "a", "count": "1"}, "count must be int"),
-        ({"kind": "a", "count": True}, "count must be int, not bool"),
-        ({"kind": "a", "count": 1, "flag": 1}, "flag must be bool"),
+        ({"kind": "a", "count": "1"}, "count must be a whole number, not str"),
+        ({"kind": "a", "count": 1.5}, "count must be a whole number, not float"),
+        ({"kind": "a", "count": True}, "count must be a whole number, not bool"),
+        ({"kind": "a", "count": 1, "flag": 1}, "flag must be true or false"),
         ({"kind": "a", "count": 1, "inner": {"name": "x", "share": float("nan")}}, "finite number"),
-        ({"kind": "a", "count": 1, "inner": {"name": 3}}, "Outer.inner.name must be str"),
+        ({"kind": "a", "count": 1, "inner": {"name": 3}}, "Outer.inner.name must be text"),
         ({"kind": "a", "count": 1, "items": {"name": "x"}}, "items must be a list"),
-        ({"kind": "a", "count": 1, "labels": {"k": 1}}, "labels.k must be str"),
+        ({"kind": "a", "count": 1, "labels": {"k": 1}}, "labels.k must be text"),
         ([], "must be an object"),
         (None, "must be an object"),
     ],
