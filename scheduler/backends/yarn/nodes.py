@@ -117,8 +117,13 @@ class NodeBook:
         self, raws: Sequence[JsonObject], exclusive: Collection[str], counted: Mapping[int, Lease]
     ) -> bool:
         """Note a reading; return True if it differs. `counted` are the leases whose containers it contains."""
-        facts = {fact.host: fact for raw in raws if (fact := read_facts(raw)) is not None}
-        differs = facts != self._facts or counted.keys() != self._counted.keys()
+        facts = {}
+        for raw in raws:
+            if (fact := read_facts(raw)) is not None:
+                known = self._facts.get(fact.host)
+                facts[fact.host] = known if known == fact else fact  # the same object compares quickly
+        has_changed = any(fact is not self._facts.get(host) for host, fact in facts.items())
+        differs = has_changed or len(facts) != len(self._facts) or counted.keys() != self._counted.keys()
         self._facts, self._exclusive, self._counted = facts, frozenset(exclusive), dict(counted)
         return differs
 
