@@ -16,15 +16,17 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
+from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement import Request
 from roost.placement.json_codec import decode
+from roost.scheduler.core.kernel_table import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LaunchError
 
 from .derived_keys import DerivedKeys
 from .environment import Archives, find_python
-from .master.messages import PROTOCOL, Container, MasterEvent, MasterSettings, MasterStatus
+from .master.messages import PROTOCOL, Container, MasterEvent, MasterSettings, MasterStatus, Numbered
 from .reasons import describe_application, explain_failure
 from .rest import JsonObject, Rest, RestError
 from .settings import RoostYarnBackend
@@ -38,6 +40,8 @@ _LOOKS_S = (0.1, 2.0)
 """First and longest pause between two readings of an application without a connection to its master."""
 _CONNECT_S = 3.0
 _CALL_S = 10.0
+_REMEMBERED = 10_000
+"""At most this many released numbers are remembered."""
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -78,6 +82,8 @@ class MasterLine:
         self.status: MasterStatus | None = None
         self._rest, self._keys, self._python, self._listener = rest, keys, python, listener
         self._client: RpcClient | None = None
+        self._released = LastEntries[int, None](_REMEMBERED)
+        """Numbers that this service does not want any more. The master may still report them."""
         self._changed = asyncio.Event()
         """Set when the master answers, and when the application ends."""
 
@@ -109,6 +115,12 @@ class MasterLine:
                 f"roost's application master in queue {self.queue} does not answer: {str(problem) or 'too late'}."
             ) from None
         return decode(kind, answer or {}, ignore_unknown=True)
+
+    async def release(self, number: int) -> None:
+        """Withdraw an ask, or end its container. Raises as `call` does: then it is repeated when the master is back."""
+        self._released[number] = None
+        self.containers.pop(number, None)
+        await self.call(Nothing, "release", Numbered(number=number))
 
     async def run(self) -> None:
         """Follow the application until it has ended."""
@@ -178,12 +190,18 @@ class MasterLine:
         assert self._client is not None
         found = await self._client.call("containers", timeout_s=_CALL_S)
         containers = [decode(Container, one, ignore_unknown=True) for one in found]
-        return {container.number: container for container in containers}
+        for container in containers:
+            if container.number in self._released:
+                await self._client.call("release", Numbered(number=container.number), timeout_s=_CALL_S)
+        return {
+            container.number: container for container in containers if container.number not in self._released
+        }
 
     def _on_event(self, raw: JsonObject) -> None:
         event = decode(MasterEvent, raw, ignore_unknown=True)
-        if event.container is not None and event.kind == "container":
-            self.containers[event.container.number] = event.container
+        container = event.container
+        if container is not None and event.kind == "container" and container.number not in self._released:
+            self.containers[container.number] = container
         if self._changed.is_set():
             self._listener.on_event(self, event)
 

@@ -32,7 +32,7 @@ from .doctor import find_settings
 from .environment import Archives, find_python
 from .hadoop_conf import Conf, scheduler_addresses
 from .held import Held
-from .master.messages import Container, MasterEvent, Numbered, Update
+from .master.messages import Container, MasterEvent, Update
 from .node_reader import NodeReader
 from .nodes import to_placement
 from .queues import Queues
@@ -159,7 +159,7 @@ class YarnCluster(PodCluster):
             if held.loss is None and not held.line.failure and (held.is_asked or held.ask is None):
                 if not await held.line.wait(_DELETE_S):
                     raise BackendUnavailable(f"{held.line.reason}.")
-                await held.line.call(Nothing, "release", Numbered(number=held.number))
+                await held.line.release(held.number)
             self._held.pop(held.number, None)
             self._nodes.read_soon()
 
@@ -228,7 +228,7 @@ class YarnCluster(PodCluster):
 
     def on_ended(self, line: MasterLine, reason: str) -> None:
         for held in self._held_by(line):
-            self._lose(held, reason)
+            self._lose(held, reason, is_final=line.status is None)  # YARN refused the application
 
     def _note(self, held: Held, container: Container) -> None:
         """Note the state of a container, and report it."""
@@ -283,6 +283,7 @@ class YarnCluster(PodCluster):
         try:
             await self._creator.ask(held)
         except (LaunchError, NoNodeEver, LeaseConflict) as problem:
+            await self._creator.withdraw(held)
             self._lose(held, str(problem).rstrip("."), is_final=not isinstance(problem, LeaseConflict))
         except BackendUnavailable as problem:  # `on_connected` comes here again
             held.reason = str(problem).rstrip(".")

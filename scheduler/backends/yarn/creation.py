@@ -16,7 +16,7 @@ from .asking import build_archive, build_ask
 from .derived_keys import DerivedKeys
 from .environment import Archives
 from .held import Held
-from .master.messages import Ask, Container, MasterStatus, Numbered, Widen
+from .master.messages import Ask, Container, MasterStatus, Widen
 from .node_reader import NodeReader
 from .nodes import to_placement
 from .queues import Queues
@@ -87,7 +87,7 @@ class ContainerCreator:
                     if held.line.is_connected:
                         raise
         except BaseException:
-            await asyncio.shield(self._withdraw(held))
+            await asyncio.shield(self.withdraw(held))
             raise
         finally:
             held.is_creating = False
@@ -161,13 +161,13 @@ class ContainerCreator:
         queue = self._queues.find(held.line.queue)
         held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
 
-    async def _withdraw(self, held: Held) -> None:
+    async def withdraw(self, held: Held) -> None:
         """Withdraw an ask, or give back a container whose grant crosses that."""
         try:
-            if held.line.is_connected:
-                await held.line.call(Nothing, "release", Numbered(number=held.number))
+            if held.is_asked:
+                await held.line.release(held.number)
         except (BackendUnavailable, RemoteError) as problem:
-            log.warning("lease=%s cannot be given back now: %s", held.lease.id, problem)
+            log.warning("lease=%s is given back later: %s", held.lease.id, problem)
 
     def _has_room(self, request: Request, node_id: str = "") -> bool:
         """True if this node, or else any node, has room by the last reading."""
