@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,13 @@ def left(cluster: HadoopNodes) -> list[str]:
 
 def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None:
     """Check that no application, container or process is left, at the latest after this time."""
+    await_nothing(lambda: left(cluster), within_s)
+
+
+def await_nothing(look: Callable[[], list[str]], within_s: float = FREED_S) -> None:
+    """Wait until a look finds nothing left behind, and fail with what it finds after this time."""
     deadline = time.monotonic() + within_s
-    while found := left(cluster):
+    while found := look():
         assert time.monotonic() < deadline, "left behind in YARN:\n" + "\n".join(found)
         time.sleep(0.1)
 

@@ -9,6 +9,7 @@ countable resource, and none is real. `python -m hadoop_nodes` builds and starts
 
 from .build import jars, why_not
 from .cluster import HadoopNodes, gpus_of
+from .distributed_shell import shell_settings, start_shell
 from .rest import Refused, Rest
 from .settings import GPU, PARTITION, Machine
 
@@ -20,5 +21,6 @@ MACHINES = (
 """The nodes of the cluster that the tests share, and of `python -m hadoop_nodes up`. All have 8 GiB."""
 
 __all__ = [
-    "GPU", "MACHINES", "PARTITION", "HadoopNodes", "Machine", "Refused", "Rest", "gpus_of", "jars", "why_not",
+    "GPU", "MACHINES", "PARTITION", "HadoopNodes", "Machine", "Refused", "Rest", "gpus_of", "jars", "shell_settings",
+    "start_shell", "why_not",
 ]  # fmt: skip

@@ -131,8 +131,8 @@ class HadoopNodes(DaemonCluster):
         """Run `yarn rmadmin`, and return its output. It takes 2 s. Raise RuntimeError if it fails."""
         main = "org.apache.hadoop.yarn.client.cli.RMAdminCLI"
         done = subprocess.run(
-            [*_command(self.configuration, "-Xmx96m"), main, *arguments],
-            env=_environment(self.folder, self.configuration, self.environment),
+            [*java_command(self.configuration, "-Xmx96m"), main, *arguments],
+            env=java_environment(self.folder, self.configuration, self.environment),
             cwd=self.folder, capture_output=True, text=True, timeout=ADMIN_TIMEOUT_S,
         )  # fmt: skip
         if done.returncode:
@@ -288,8 +288,8 @@ def start_daemon(folder: Path, name: str, environment: Mapping[str, str]) -> sub
     configuration = folder / "conf" / name
     with open(folder / f"{name}.log", "ab") as log:
         program = subprocess.Popen(
-            [*_command(configuration, heap), main],
-            env=_environment(folder, configuration, environment),
+            [*java_command(configuration, heap), main],
+            env=java_environment(folder, configuration, environment),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -300,13 +300,15 @@ def start_daemon(folder: Path, name: str, environment: Mapping[str, str]) -> sub
     return program
 
 
-def _command(configuration: Path, heap: str) -> list[str]:
+def java_command(configuration: Path, *options: str) -> list[str]:
+    """Return the beginning of a command that runs a class of Hadoop, with options of Java."""
     program = java()
     assert program is not None, "Java is missing"
-    return [program, heap, *_JVM, "-cp", f"{configuration}{os.pathsep}{jars()}/*"]
+    return [program, *options, *_JVM, "-cp", f"{configuration}{os.pathsep}{jars()}/*"]
 
 
-def _environment(folder: Path, configuration: Path, more: Mapping[str, str]) -> dict[str, str]:
+def java_environment(folder: Path, configuration: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of such a program. `folder` shows to whom the process belongs."""
     return {
         **inherit_environment(*_NOT_INHERITED),
         **more,
