@@ -1,0 +1,253 @@
+"""Kernels in containers of a YARN cluster of three nodes, all on this machine: time from nothing to the first reply.
+
+Each start makes a new container. roost's application master runs. Three cases are interleaved. Each begins at a random
+moment, because YARN grants containers when a NodeManager reports, once a second:
+
+plain      plain Jupyter on this machine, without YARN
+roost      a container of roost
+gateway    an application whose first container is the kernel: the least that a gateway does which runs one application
+           for each kernel. The kernel's ports and key are on its command line. The gateway reads the application every
+           20 ms until it has a node, and connects. Gateway Provisioners 0.5 and Enterprise Gateway 3.3 run spark-submit
+           instead, which starts a JVM and copies Spark, and read the application every 0.5 s
+
+The cases run on two clusters: one with YARN's defaults, and one with asynchronous scheduling.
+
+start      start_kernel() called, or the application is being submitted → first execute_reply
+stages     of roost: placed, leased (asked → granted), granted (→ the agent has answered), launched (→ the kernel's
+           ports are open). Of the gateway: submitted, address (→ the application has a node), reply
+master     of the application master: memory, and processor time while nothing happens for a minute
+read       the ResourceManager's answer with 1,000 nodes, over HTTP from another process → roost's nodes
+
+Claims (medians): start ≤ 1.5 s, with asynchronous scheduling ≤ 1.0 s; the master takes ≤ 30 MiB, and ≤ 1 % of a core;
+read ≤ 100 ms. Without a cluster the script prints a note and exits with 77.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import sys
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from harness import Report, interleave, parser
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+from place import PLAIN, ROOST, elapsed_ms, execute, first_reply, private_world, write_kernelspec
+from recorded_yarn import NODES, time_readings
+
+import roost
+
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/kit", "docs/examples")]
+
+from hadoop_nodes import MACHINES, HadoopNodes, why_not
+
+CPUS, MEMORY_BYTES = 1, 512 << 20
+KERNELSPEC = "roost"
+ASYNCHRONOUS = {"yarn.scheduler.capacity.schedule-asynchronously.enable": True}
+BOUNDS_MS = {"default": 1500.0, "asynchronous": 1000.0}
+PORTS = {
+    f"{name}_port": 50_001 + number
+    for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
+}
+REST_S = 0.3
+"""The shortest pause after each case, so that the end of a container does not count for the next case."""
+BEAT_S = 1.0
+"""How often a NodeManager reports."""
+LOOK_S = 0.02
+GONE_S = 60.0
+IDLE_S = 60.0
+MIB = 1 << 20
+STAGES = ("placed", "leased", "granted", "launched")
+
+
+@contextlib.contextmanager
+def cluster(settings: Mapping[str, object]) -> Iterator[HadoopNodes]:
+    """Start a cluster, and a private world with roost's configuration and kernelspecs for it."""
+    with HadoopNodes(*MACHINES, settings=settings) as started, private_world({"plain": PLAIN}) as root:
+        folder = Path(os.environ["JUPYTER_CONFIG_DIR"])
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = root / "identity"
+        identity.mkdir(mode=0o700)
+        backend = {
+            "address": str(started.configuration),
+            "python": sys.executable,
+            "identity_file": str(identity / "keys.json"),
+        }
+        (folder / "jupyter_roost_config.json").write_text(json.dumps({"RoostYarnBackend": backend}))
+        asks = {"backend": "yarn", "cpus": CPUS, "memory": MEMORY_BYTES}
+        write_kernelspec(root / "jupyter_path" / "kernels" / KERNELSPEC, ROOST, asks, python="python")
+        yield started
+
+
+async def plain_life() -> dict[str, float]:
+    """Run one kernel on this machine, and return the time to its first reply."""
+    manager = AsyncKernelManager(kernel_name="plain")
+    try:
+        return {"start": (await first_reply(manager))["start"]}
+    finally:
+        await manager.shutdown_kernel()
+
+
+async def roost_life(yarn: HadoopNodes, report: Report) -> dict[str, float]:
+    """Run one kernel in a container of roost. Return stage → milliseconds."""
+    manager = AsyncKernelManager(kernel_name=KERNELSPEC)
+    try:
+        took = await first_reply(manager)
+        kernel = await roost.connect("yarn").kernel(manager.kernel_id)
+        if kernel.how != "forked":
+            report.notes.append(f"A kernel was not forked ({kernel.how}).")
+        stages = {f"stage {stage}": kernel.timing_ms.get(stage, 0.0) for stage in STAGES}
+        connected = took["start"] - took["start_kernel returned"]
+        return {"start": took["start"], **stages, "stage reply": connected}
+    finally:
+        await manager.shutdown_kernel(now=True)
+        await rest(yarn, but=1)
+
+
+async def gateway_life(yarn: HadoopNodes) -> dict[str, float]:
+    """Run one kernel as the first container of an application. Return stage → milliseconds."""
+    key, application = uuid.uuid4().hex, ""
+    began = time.perf_counter()
+    try:
+        application = await asyncio.to_thread(submit, yarn, key)
+        took = {"stage submitted": elapsed_ms(began)}
+        asked = time.perf_counter()
+        address = await asyncio.to_thread(await_address, yarn, application)
+        took["stage address"] = elapsed_ms(asked)
+        client = AsyncKernelClient()
+        client.load_connection_info({"ip": address, "transport": "tcp", "key": key.encode(), **PORTS})
+        client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+        connected = time.perf_counter()
+        try:
+            await execute(client)
+        finally:
+            client.stop_channels()
+        return {"start": elapsed_ms(began), **took, "stage reply": elapsed_ms(connected)}
+    finally:
+        path = f"/ws/v1/cluster/apps/{application}/state"
+        await asyncio.to_thread(yarn.rest.call, "PUT", path, {"state": "KILLED"})
+        await rest(yarn, but=1)
+
+
+def submit(yarn: HadoopNodes, key: str) -> str:
+    """Submit an application whose first container is a kernel, and return its id."""
+    options = [f"--{port.removesuffix('_port')}={number}" for port, number in PORTS.items()]
+    kernel = [sys.executable, "-m", "ipykernel_launcher", "--ip=0.0.0.0", f"--Session.key={key}", *options]
+    application = str(yarn.rest.call("POST", "/ws/v1/cluster/apps/new-application")["application-id"])
+    context = {
+        "application-id": application,
+        "application-name": "gateway",
+        "application-type": "gateway",
+        "max-app-attempts": 1,
+        "resource": {"memory": MEMORY_BYTES // MIB, "vCores": CPUS},
+        "am-container-spec": {
+            "commands": {"command": f"exec {' '.join(kernel)} 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr"}
+        },
+    }
+    yarn.rest.call("POST", "/ws/v1/cluster/apps", context)
+    return application
+
+
+def await_address(yarn: HadoopNodes, application: str) -> str:
+    """Wait until an application has a node, and return the address."""
+    end = time.monotonic() + GONE_S
+    while time.monotonic() < end:
+        row = yarn.rest.get(f"/ws/v1/cluster/apps/{application}")["app"]
+        if address := row.get("amHostHttpAddress"):
+            return str(address).partition(":")[0]
+        time.sleep(LOOK_S)
+    raise RuntimeError(f"{application} got no node")
+
+
+async def rest(yarn: HadoopNodes, *, but: int) -> None:
+    """Wait until only `but` containers are left, and longer, until a random moment of the NodeManagers' second."""
+    end = time.monotonic() + GONE_S
+
+    def count() -> int:
+        return sum(int(row["numContainers"]) for row in yarn.nodes().values())
+
+    while await asyncio.to_thread(count) > but:
+        if time.monotonic() > end:
+            raise RuntimeError("a container does not end")
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(random.uniform(REST_S, REST_S + BEAT_S))
+
+
+def watch_master(yarn: HadoopNodes, report: Report, idle_s: float) -> None:
+    """Measure the memory of roost's application master, and its processor time while nothing happens."""
+    (row,) = (row for row in yarn.applications() if row["applicationType"] == "roost")
+    container = row["amContainerLogs"].split("/")[-2]
+    (master,) = (each for each in yarn.container_processes(container=container) if each.name() != "bash")
+
+    def used_s() -> float:
+        times = master.cpu_times()
+        return float(times.user + times.system)
+
+    used, began = used_s(), time.monotonic()
+    time.sleep(idle_s)
+    share = (used_s() - used) / (time.monotonic() - began)
+    memory = master.memory_full_info()
+    report.add("memory, RSS/master", memory.rss / MIB, "MiB")
+    report.add("memory, PSS/master", memory.pss / MIB, "MiB")
+    report.add("idle/master", share * 100, "% of a core")
+
+
+async def measure(arguments: Namespace, name: str, yarn: HadoopNodes, report: Report) -> None:
+    """Measure all starts on one cluster."""
+    rounds = arguments.rounds or (2 if arguments.quick else 20)
+    await roost.connect("yarn").up()
+    lives = {
+        "plain": plain_life,
+        "roost": partial(roost_life, yarn, report),
+        "gateway": partial(gateway_life, yarn),
+    }
+    await interleave(
+        report, {f"{case}, {name}": life for case, life in lives.items()}, rounds=rounds, warm_up=2
+    )
+    start = f"start/roost, {name}"
+    report.claim(f"start, {name}, ms", report.figure(start).median, at_most=BOUNDS_MS[name])
+    for other in ("plain", "gateway"):
+        report.ratio(f"start, {name}: roost ÷ {other}", start, f"start/{other}, {name}")
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, help="repetitions of each case (default 20, quick 2)")
+    options.add_argument("--only", choices=[*BOUNDS_MS, "read"], help="measure one cluster, or the reading")
+    arguments = options.parse_args()
+    if reason := why_not():
+        print(reason, file=sys.stderr)
+        return 77  # the usual exit status for a skipped test
+    report = Report("on YARN", rounds=arguments.rounds, cpus=CPUS, memory_bytes=MEMORY_BYTES, nodes=NODES)
+    for name, settings in (("default", {}), ("asynchronous", ASYNCHRONOUS)):
+        if arguments.only not in (None, name, *(["read"] if name == "default" else [])):
+            continue
+        with cluster(settings) as yarn:
+            if name == "default":
+                for took in time_readings(
+                    yarn.rest.get("/ws/v1/cluster/nodes"), 5 if arguments.quick else 50
+                ):
+                    report.add(f"read/roost, {NODES} nodes", took, "ms")
+            if arguments.only == "read":
+                continue
+            asyncio.run(measure(arguments, name, yarn, report))
+            if name == "default":
+                watch_master(yarn, report, 5.0 if arguments.quick else IDLE_S)
+    for figure, bound in (
+        ("memory, RSS/master", 30.0), ("idle/master", 1.0), (f"read/roost, {NODES} nodes", 100.0)
+    ):  # fmt: skip
+        if figure in report.samples:
+            report.claim(f"{figure}, {report.units[figure]}", report.figure(figure).median, at_most=bound)
+    return report.finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
