@@ -113,6 +113,8 @@ class KernelRecord:
     decision: Mapping[str, Any] | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    warning: str = ""
+    """Why the manager was about to take the lease back, if it has warned."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property

@@ -208,6 +208,7 @@ class Reconciler:
         if record is None or record.lease is None:
             return
         if event.kind == "lease_warned":
+            record.warning = event.reason
             self._table.publish("warned", record, event.reason)
         elif record.phase in (Phase.CLAIMING, Phase.PENDING) and record.start is not None:
             record.update_lease(event.lease or replace(record.lease, state="lost", reason=event.reason))
@@ -232,7 +233,7 @@ class Reconciler:
             if record is None or record.start is not None:
                 return
             if event.kind == "lost":  # the exit that follows has this reason
-                record.reason = record.reason or _describe_loss(event.reason)
+                record.reason = record.reason or _describe_loss(record.warning or event.reason)
             else:
                 self._table.drop(record, "its lease was given back")
 

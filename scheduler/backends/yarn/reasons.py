@@ -66,8 +66,8 @@ def is_node_lost(container: Container) -> bool:
 def describe_preemption(contract: str) -> str:
     """Return what YARN is about to do with a container. `contract` is `strict` or `contract`."""
     if contract == "strict":
-        return "YARN takes its resources back within seconds, for others (preemption): save your work"
-    return "YARN will take its resources back unless others become free (preemption): save your work"
+        return "YARN takes its resources back for others, within seconds (preemption)"
+    return "YARN wants its resources back for others (preemption)"
 
 
 def describe_wait(asked: Resources, headroom: Resources | None, queue: JsonObject | None, user: str) -> str:

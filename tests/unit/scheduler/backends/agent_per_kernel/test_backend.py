@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import scheduler_on
 
+from roost.launchers.protocol.messages import AgentEvent
 from roost.placement import Device, Node
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import Cancelled, LaunchError, NoNodeNow
@@ -178,13 +179,20 @@ async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(cluster: F
         assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
 
 
-async def test_an_owner_is_warned_before_a_pod_ends(cluster: FakePodCluster) -> None:
+async def test_an_owner_is_warned_before_a_pod_ends_and_reads_the_reason_afterwards(
+    cluster: FakePodCluster,
+) -> None:
     async with scheduler_on([], pods=cluster) as w:
         await w.start("k", cpus=1)
         cluster.warn("roost:k:s/1", "it is preempted")
         await w.told("warned", "k")
         assert [event.detail for event in w.events if event.kind == "warned"] == ["it is preempted"]
         assert w.kernel("k").state == "running"
+        agent = cluster.agents["roost:k:s/1"]
+        agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its pod was ended"))
+        agent.give_back("roost:k:s/1")
+        await w.told("released")
+        assert w.kernel("k").reason == "its lease is lost: it is preempted"
 
 
 async def test_a_lease_that_its_agent_releases_takes_its_pod_along(cluster: FakePodCluster) -> None:
