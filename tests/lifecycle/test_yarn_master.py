@@ -37,7 +37,7 @@ async def master(yarn_cluster: HadoopNodes, tmp_path: Path) -> AsyncIterator[Yar
 async def test_a_container_on_the_chosen_node(master: YarnMaster) -> None:
     status = await master.hello()
     assert status.application_id == master.application
-    assert (status.attempt, status.queue) == (1, "root.default")
+    assert (status.attempt, status.queue.removeprefix("root.")) == (1, "default")  # 3.3 has no path
     assert status.maximum.memory_mb == 8192
     for node in ("nm2", "nm3"):
         ask = await master.ask(node, resources=Resources(memory_mb=300, vcores=2, others={GPU: 2}))
