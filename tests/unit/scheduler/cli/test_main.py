@@ -185,6 +185,7 @@ def test_run_overrides_the_kernelspecs_options(
 def test_ctrl_c_while_the_command_is_imported(runtime_dir: Path, module: str, err: str) -> None:
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
