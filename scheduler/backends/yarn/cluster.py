@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -240,7 +241,17 @@ class YarnCluster(PodCluster):
             return  # `_create` reports it
         if container.state == "ended" and is_node_lost(container):
             spawn(self._agents.end_stray(held), self._tasks, log)
+            spawn(self._explain_loss(held, container.node), self._tasks, log)
+            return
         self._search(held)
+        self._changes.put_nowait(held)
+
+    async def _explain_loss(self, held: Held, node: str) -> None:
+        """Report a container on a lost node. YARN may know what is wrong with that node."""
+        with contextlib.suppress(BackendUnavailable):
+            await self._nodes.read()
+            self._changes.put_nowait(PodChange(kind="nodes"))
+        held.node_trouble = self._nodes.book.trouble(node)
         self._changes.put_nowait(held)
 
     def _warn(self, container: Container, contract: str) -> None:

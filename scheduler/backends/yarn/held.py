@@ -18,8 +18,9 @@ class Held:
     """A lease with its ask and its container. `ask` is None if another process asked.
 
     `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
-    says why an ask waits. `loss` is the lost lease, if the container ended without a report. `changed` is set at each
-    change. `search` looks for its agent. `warning` was reported, if YARN preempts the container.
+    says why an ask waits. `loss` is the lost lease, if the container ended without a report. `node_trouble` is that of
+    its lost node. `changed` is set at each change. `search` looks for its agent. `warning` was reported, if YARN
+    preempts the container.
     """
 
     lease: Lease
@@ -31,6 +32,7 @@ class Held:
     is_asked: bool = False
     is_creating: bool = False
     loss: Lease | None = None
+    node_trouble: str = ""
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
     warning: str = ""
@@ -55,6 +57,6 @@ class Held:
             return Pod(lease=replace(lease, state="pending", reason=reason))
         lease = replace(lease, node_id=container.node or lease.node_id)
         if container.state == "ended":
-            reason, is_final = describe_end(container, python)
+            reason, is_final = describe_end(container, python, self.node_trouble)
             return Pod(lease=replace(lease, state="lost", reason=reason, is_final=is_final))
         return Pod(lease=replace(lease, state="held", reason=""), address=self.address)

@@ -74,6 +74,9 @@ def read_facts(raw: JsonObject) -> NodeFacts | None:
     if state != "RUNNING" and state not in _TAKES_NOTHING:
         return None
     use = raw.get("resourceUtilization") or {}
+    is_measured = (
+        use.get("nodeCPUUsage", -1) >= 0
+    )  # a NodeManager that has just been started has no figures yet
     infos = (raw.get("nodeAttributesInfo") or {}).get("nodeAttributeInfo", ())
     total = _read_amounts(raw.get("totalResource"))
     if total == Amounts():  # Hadoop before 3.0 has no resource types
@@ -93,8 +96,8 @@ def read_facts(raw: JsonObject) -> NodeFacts | None:
         total=total,
         used=used,
         # Rounded, so that idle nodes do not differ at each reading.
-        cpus_used=round(use["nodeCPUUsage"], 1) if use else None,
-        memory_used_bytes=_round(use["nodePhysicalMemoryMB"] << 20) if use else None,
+        cpus_used=round(use["nodeCPUUsage"], 1) if is_measured else None,
+        memory_used_bytes=_round(use["nodePhysicalMemoryMB"] << 20) if is_measured else None,
     )
 
 
@@ -131,6 +134,11 @@ class NodeBook:
         """Return the rack of each of these hosts that YARN knows."""
         return {host: self._facts[host].rack for host in hosts if host in self._facts}
 
+    def trouble(self, host: str) -> str:
+        """Return why a node takes no containers now, such as "is unhealthy"; empty if it does or has left."""
+        facts = self._facts.get(host)
+        return _describe_trouble(facts) if facts is not None else ""
+
     def has_label(self, label: str) -> bool:
         """True if a node has this label."""
         return any(facts.partition == label for facts in self._facts.values())
@@ -159,7 +167,7 @@ class NodeBook:
             for name, amount in used.items()
             if name != gpu and amount
         }
-        trouble = _TAKES_NOTHING.get(facts.state, "")
+        trouble = _describe_trouble(facts)
         labels = {RACK: facts.rack, **({PARTITION: facts.partition} if facts.partition else {})}
         return Node(
             id=facts.host,
@@ -180,8 +188,13 @@ class NodeBook:
             metrics_age_s=None if facts.cpus_used is None else 0.0,
             taints=(taint_of(facts.partition),) if is_exclusive else (),
             is_draining=bool(trouble),
-            drains_because=f"{trouble} ({facts.trouble})" if trouble and facts.trouble else trouble,
+            drains_because=trouble,
         )
+
+
+def _describe_trouble(facts: NodeFacts) -> str:
+    trouble = _TAKES_NOTHING.get(facts.state, "")
+    return f"{trouble} ({facts.trouble})" if trouble and facts.trouble else trouble
 
 
 @cache

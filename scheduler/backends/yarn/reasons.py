@@ -43,10 +43,12 @@ _PYTHON_FAILS = (
 _LONGEST = 300
 
 
-def describe_end(container: Container, python: str) -> tuple[str, bool]:
-    """Return why a container ended, and whether a retry is useless."""
+def describe_end(container: Container, python: str, node_trouble: str = "") -> tuple[str, bool]:
+    """Return why a container ended, and whether a retry is useless. `node_trouble` is that of a lost node, if known."""
     status = container.exit_status
     if is_node_lost(container):
+        if node_trouble:
+            return f"{container.node} {node_trouble}", False
         return f"{container.node} does not answer YARN any more, or has left", False
     if status in _FINAL:
         return f"{python} cannot be run on {container.node}: set the option python", True

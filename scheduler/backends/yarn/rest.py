@@ -179,9 +179,7 @@ class Rest:
             except requests.Timeout:
                 problems.append(f"{api.address} does not answer")
             except requests.ConnectionError as problem:
-                refused = "refused" in str(problem)
-                reason = "refuses connections" if refused else f"cannot be reached ({_shorten(problem)})"
-                problems.append(f"{api.address} {reason}")
+                problems.append(f"{api.address} {_describe_failure(problem)}")
             except requests.RequestException as problem:
                 raise BackendUnavailable(f"{api.address} cannot be asked: {_shorten(problem)}.") from None
             else:
@@ -243,6 +241,15 @@ def _simplify(message: str) -> str:
     while (head := text.partition(": "))[0].startswith(("java.", "org.apache.")):
         text = head[2]
     return text[:_LONGEST].rstrip(".")
+
+
+def _describe_failure(problem: requests.ConnectionError) -> str:
+    text = str(problem)
+    if "refused" in text:
+        return "refuses connections"
+    if "Connection aborted" in text:
+        return "closes connections without an answer"
+    return f"cannot be reached ({_shorten(problem)})"
 
 
 def _shorten(problem: Exception) -> str:

@@ -47,6 +47,15 @@ def lease(host: str, **amounts: Any) -> Lease:
     return Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(**amounts), node_id=host)
 
 
+def test_a_node_manager_that_has_just_been_started_has_measured_nothing(
+    book: NodeBook, raws: list[dict[str, Any]]
+) -> None:
+    find(raws, A100)["resourceUtilization"] |= {"nodeCPUUsage": -1.0, "nodePhysicalMemoryMB": 0}
+    book.set(raws, (), {})
+    node = next(node for node in book.nodes(()) if node.id == A100)
+    assert (node.cpus_used, node.memory_used_bytes, node.metrics_age_s) == (None, None, None)
+
+
 def test_a_node_has_its_resources_labels_and_real_use(book: NodeBook, raws: list[dict[str, Any]]) -> None:
     book.set(raws, (), {})
     node = next(node for node in book.nodes(()) if node.id == A100)

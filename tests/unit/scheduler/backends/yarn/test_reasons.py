@@ -58,6 +58,11 @@ def test_the_end_of_a_container(status: int, diagnostics: str, reason: str, is_f
     assert describe_end(ended(status, diagnostics), "/opt/python") == (reason, is_final)
 
 
+def test_a_node_that_is_lost_because_of_its_trouble() -> None:
+    lost = ended(-100, "Container released on a *lost* node")
+    assert describe_end(lost, "python3", "is unhealthy") == (f"{lost.node} is unhealthy", False)
+
+
 def test_a_released_container_is_not_on_a_lost_node() -> None:
     assert not is_node_lost(ended(-100, "Container released by application"))
 
