@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
-from cluster_world import say, until
+from cluster_world import assert_plain, say, until
 from hadoop_nodes import HadoopNodes
 from notebook import held_by
 from world import wait_gone
 from yarn_nodes import container_of
-from yarn_world import EXPIRY_S, SPARE, World
+from yarn_world import SPARE, World
+
+from roost.scheduler.errors import BackendUnavailable, RoostError
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
+AWAY_S = 3.0
+"""How long the ResourceManager is away."""
 LATE_S = 30.0
 """How long a busy machine may need for what takes a few seconds."""
-LOST_S = EXPIRY_S * 4 / 3 + LATE_S
-"""How long the loss of a node may take: YARN looks every third of the expiry."""
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,59 @@ async def test_the_master_with_a_new_kernel(world: World) -> None:
         say(f"{reason!r} after", killed_at)
         await world.restart(notebook)
     await world.lives(notebook, other)
+
+
+@pytest.mark.fault_long
+async def test_the_resource_manager(world: World) -> None:
+    kept, stopped = await world.open(gpus=1), await world.open()
+    await world.until_known(kept, stopped)
+    before = held_by(await world.kernel_of(kept))
+    world.cluster.kill("rm1")
+    killed_at = time.monotonic()
+    try:
+        assert "YARN is away, its kernels live on" in await world.refusal(cpus=0.1)
+        say("known to be away after", killed_at)
+        with pytest.raises(BackendUnavailable) as refused:
+            await world.notebook().open()
+        assert_plain(refused.value.user_message)
+        assert await kept.value("mine") == "42"
+        await kept.interrupt()
+        ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
+        await asyncio.sleep(killed_at + AWAY_S - time.monotonic())
+        assert await kept.value("mine") == "42"
+    finally:
+        world.cluster.start("rm1")
+    back_at = time.monotonic()
+    await world.has_room(cpus=0.1, within_s=120)
+    say("room again after", back_at)
+    with contextlib.suppress(RoostError):
+        await ending
+    await until(lambda: len(world.held()) == 1, "the container of the stopped kernel stays")
+    world.opened.remove(stopped)
+    assert held_by(await world.kernel_of(kept)) == before
+    other = await world.open()
+    say("next kernel after", back_at)
+    await world.lives(kept, other)
+    await world.restart(kept)
+
+
+@pytest.mark.fault_long
+async def test_a_node_manager_with_recovery(world: World) -> None:
+    notebook = await world.open(**SPARE)
+    before = held_by(await world.kernel_of(notebook))
+    await world.until_known(notebook)
+    world.cluster.kill("nm3")
+    try:
+        await asyncio.sleep(3)
+        assert await notebook.value("mine") == "42"
+        await notebook.interrupt()
+    finally:
+        world.cluster.start("nm3")
+    started_at = time.monotonic()
+    other = await world.open(**SPARE)
+    say("next kernel after", started_at)
+    await world.lives(notebook, other)
+    assert held_by(await world.kernel_of(notebook)) == before
 
 
 @pytest.mark.fault_long

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 
-from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, KernelExit
+import pytest
+
+from roost.placement import Request
+from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit
+from roost.scheduler.service.messages import Event, Kernel, Owner
 
 
 def test_an_exit_code_is_set_once() -> None:
@@ -58,3 +65,18 @@ def test_a_closed_loop_does_not_disturb_the_others() -> None:
     loop.close()
     ending.set(1)
     assert ending.code == 1
+
+
+def test_a_warning_is_written_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    listeners: list[Callable[[Event], None]] = []
+    client = SimpleNamespace(listen=lambda listener: listeners.append(listener) or (lambda: None))
+    watch = ExitWatch(logging.getLogger("test"), lambda: False)
+    watch.begin("k1", "l1")
+    watch.follow(client)  # type: ignore[arg-type]
+    for kernel_id in ("k1", "k2"):
+        kernel = Kernel(
+            id=kernel_id, launch_id="l1", state="running", owner=Owner(user="ada"), request=Request()
+        )
+        listeners[0](Event(kind="warned", at=0.0, kernel=kernel, detail="save your work"))
+    assert [record.getMessage() for record in caplog.records] == ["kernel=k1 save your work"]
+    assert watch.current.code is None

@@ -1,0 +1,101 @@
+"""Leases on YARN after a master was started again, or its application has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from roost.launchers.protocol.messages import AgentAddress, Lease, Owner
+from roost.launchers.protocol.rpc import ClientKeys
+from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel import Pod, dump_lease
+from roost.scheduler.backends.yarn.cluster import YarnCluster
+from roost.scheduler.backends.yarn.master.messages import Container, Resources
+from roost.scheduler.backends.yarn.settings import RoostYarnBackend
+
+LEASE = Lease(id="a", kernel_id="k", node_id="", request=Request(), owner=Owner(user="ada"))
+ASKED = Container(
+    number=7, lease=dump_lease(LEASE), state="asked", resources=Resources(memory_mb=1024, vcores=1)
+)
+STARTED = replace(ASKED, state="started", node="127.0.0.1", container_id="container_1")
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[YarnCluster]:
+    """Return a cluster without a manager. No agent listens."""
+    settings = RoostYarnBackend(address="http://127.0.0.1:9", identity_file=str(tmp_path / "identity"))
+    cluster = YarnCluster(settings, idle_exit_s=1.0)
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(cluster._agents, "find", nothing)
+    monkeypatch.setattr(cluster._agents, "end_stray", nothing)
+    yield cluster
+    await cluster.close()
+
+
+def line(*containers: Container) -> Any:
+    known = {container.number: container for container in containers}
+    return SimpleNamespace(containers=known, is_connected=True, reason="", failure="", status=None)
+
+
+async def take(cluster: YarnCluster) -> Pod:
+    """Return the pod of the next change of a lease."""
+    async for change in cluster.changes():
+        if change.kind == "pod":
+            assert change.pod is not None
+            return change.pod
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("container", "reason"),
+    [
+        (ASKED, "roost's application master was started again"),
+        (STARTED, "its container ended while roost's application master started again"),
+    ],
+)
+async def test_a_container_that_the_next_attempt_does_not_have(
+    cluster: YarnCluster, container: Container, reason: str
+) -> None:
+    master = line(container)
+    cluster.on_connected(master)
+    await take(cluster)
+    master.containers.clear()
+    cluster.on_connected(master)
+    assert [cluster._view(held).lease.state for held in cluster._held.values()] == ["lost"]
+    pod = await asyncio.wait_for(take(cluster), 5)
+    assert (pod.lease.state, pod.lease.reason) == ("lost", reason)
+
+
+async def test_a_change_shows_the_lease_as_it_is_when_it_is_taken(cluster: YarnCluster) -> None:
+    cluster.on_connected(line(STARTED))
+    keys = ClientKeys(server="", public="", secret="")
+    cluster._held[7].address = AgentAddress(endpoint="tcp://127.0.0.1:9", keys=keys)
+    assert (await take(cluster)).address == cluster._held[7].address
+
+
+async def test_a_lost_lease_is_kept_until_its_loss_was_reported(cluster: YarnCluster) -> None:
+    master = line(STARTED)
+    cluster.on_connected(master)
+    await take(cluster)
+    cluster.on_ended(master, "an operator ended the application")
+    cluster.on_connected(master)  # changes nothing
+    assert len(cluster._held) == 1
+    changes = cluster.changes()
+    reasons = [
+        change.pod.lease.reason
+        for change in [await anext(changes) for _ in range(2)]
+        if change.pod is not None
+    ]
+    assert reasons == ["an operator ended the application"]
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(anext(changes), 0.05)
+    assert not cluster._held
