@@ -120,6 +120,7 @@ async def test_the_application_ended_by_hand(world: World) -> None:
     await world.lives(*notebooks)
 
 
+@pytest.mark.fault_long
 async def test_the_master(world: World) -> None:
     """Kernels live, the next attempt takes over, and starts go on; also if the service dies at the same time."""
     notebooks = [await world.open(gpus=1)]

@@ -64,6 +64,13 @@ def left(cluster: HadoopNodes) -> list[str]:
     ]
 
 
+def end_applications(cluster: HadoopNodes) -> None:
+    """End the applications of earlier tests. roost's masters stay for a while after their services."""
+    for row in cluster.applications():
+        cluster.rest.call("PUT", f"/ws/v1/cluster/apps/{row['id']}/state", {"state": "KILLED"})
+    assert_nothing_left(cluster)
+
+
 def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None:
     """Check that no application, container or process is left, at the latest after this time."""
     await_nothing(lambda: left(cluster), within_s)

@@ -17,7 +17,7 @@ import zmq
 from assigned_agents import LEASE, PARENT_KERNEL, a_launch, connect, find_children, free_port
 from hadoop_nodes import GPU, HadoopNodes, why_not
 from yarn_master import YarnMaster, live, running_master, until
-from yarn_nodes import assert_nothing_left
+from yarn_nodes import assert_nothing_left, end_applications
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
@@ -36,6 +36,11 @@ COMMAND = (
     f'exec {shlex.quote(sys.executable)} "$HADOOP_TOKEN_FILE_LOCATION" agent '
     "1><LOG_DIR>/stdout 2><LOG_DIR>/stderr"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_applications(yarn_cluster: HadoopNodes) -> None:
+    end_applications(yarn_cluster)
 
 
 @pytest.fixture

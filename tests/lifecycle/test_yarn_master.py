@@ -12,7 +12,7 @@ import pytest
 import zmq
 from hadoop_nodes import GPU, HadoopNodes, why_not
 from yarn_master import YarnMaster, kill, live, running_master, until
-from yarn_nodes import assert_nothing_left
+from yarn_nodes import assert_nothing_left, end_applications
 
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -25,6 +25,11 @@ pytestmark = [
 
 HEARTBEAT_S = 1.0
 """YARN's default interval of a NodeManager's heartbeats, with which grants come."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_applications(yarn_cluster: HadoopNodes) -> None:
+    end_applications(yarn_cluster)
 
 
 @pytest.fixture
