@@ -120,7 +120,11 @@ async def test_a_pod_that_is_gone_before_the_next_service_looks(
     await until(lambda: not world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
     assert await world.service().kernels() == []
     await asyncio.wait_for(notebook.manager.provisioner.wait(), 10)
-    assert "ended while no service of roost was running" in caplog.text
+    reasons = (
+        "ended while no service of roost was running",
+        "its pod was deleted",
+    )  # the watch may have seen it
+    assert any(reason in caplog.text for reason in reasons)
     await world.restart(notebook)
     await world.lives(notebook)
 

@@ -156,6 +156,7 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
     master.cluster.await_node(node)
 
 
+@pytest.mark.fault_long
 async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
     """The queue `batch` takes more than its share. YARN warns, and then takes it back."""
     (tmp_path / "batch").mkdir()
