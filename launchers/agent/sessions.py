@@ -90,7 +90,7 @@ class SharedSession:
 
 
 def _find_descendants() -> list[psutil.Process]:
-    """Return the processes below this one that have not ended."""
+    """Return the live processes below this one."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):

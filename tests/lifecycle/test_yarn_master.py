@@ -1,4 +1,4 @@
-"""The application master on a real YARN cluster: asks, grants, starts, ends, and what it refuses."""
+"""The application master on a real YARN cluster: asks, grants, starts, ends and refusals."""
 
 from __future__ import annotations
 

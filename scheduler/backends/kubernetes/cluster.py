@@ -78,7 +78,7 @@ class KubernetesCluster(PodCluster):
         """By uid: what roost's ending pods take, as the book has it."""
         self._creating: dict[str, asyncio.Task[Pod]] = {}
         self._news: dict[str, News] = {}
-        """What the events of waiting pods say, by uid."""
+        """The news from the events of waiting pods, by uid."""
         self._is_new = True
         """True until the pods are read for the first time. Pods that end then belong to an earlier service."""
         self._reported: set[str] = set()

@@ -165,7 +165,7 @@ class MasterSettings:
     """The settings of a master, in a file of its archive. Only the user's own processes can read them.
 
     `schedulers` are `host:port` of the ResourceManagers' scheduler addresses. The keys are CURVE keys (Z85 text);
-    `clients` are those that may call. The master listens on the first free one of `ports`; 0 is any free port. It
+    `clients` are the public keys of callers. The master listens on the first free of `ports`; 0 is any free port. It
     leaves after `idle_exit_s` without subscribers, asks and containers, or once its token was invalid for `grace_s`.
     """
 

@@ -1,4 +1,4 @@
-"""What people read when the Kubernetes backend cannot begin."""
+"""The sentences for people when the Kubernetes backend cannot begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What heartbeats carry, and what refusals, lost answers and restarts do to it."""
+"""The content of heartbeats, also after refusals, lost answers and restarts."""
 
 from __future__ import annotations
 
