@@ -39,9 +39,17 @@ from pathlib import Path
 from typing import Any
 
 from harness import Report, interleave, parser
-from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
-from place import PLAIN, ROOST, elapsed_ms, execute, first_reply, private_world, write_kernelspec
+from place import (
+    GATEWAY_OPTIONS,
+    PLAIN,
+    ROOST,
+    elapsed_ms,
+    first_reply,
+    private_world,
+    reply_of_gateway,
+    write_kernelspec,
+)
 
 import roost
 
@@ -50,10 +58,6 @@ sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
 from kubelets import MACHINES, PYTHON, Api, Kubelets, why_not
 
 CPUS, MEMORY_BYTES = 0.5, 512 << 20
-PORTS = {
-    f"{name}_port": 50_001 + number
-    for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
-}
 OPEN, LIMITED = "kernels", "kernels-limited"
 """The namespaces. In the second one, Kubernetes gives each container without a CPU limit a limit of 0.5."""
 USER = 12345
@@ -147,15 +151,8 @@ async def gateway_life(
             took, address = await create_by_default(cluster, namespace, pod)
         else:
             took, address = await asyncio.to_thread(create, api, pods, pod)
-        client = AsyncKernelClient()
-        client.load_connection_info({"ip": address, "transport": "tcp", "key": key.encode(), **PORTS})
-        client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
-        connected = time.perf_counter()
-        try:
-            await execute(client)
-        finally:
-            client.stop_channels()
-        return {"start": elapsed_ms(began), **took, "stage reply": elapsed_ms(connected)}
+        reply_ms = await reply_of_gateway(address, key)
+        return {"start": elapsed_ms(began), **took, "stage reply": reply_ms}
     finally:
         await asyncio.to_thread(api.call, "DELETE", f"{pods}/{name}", {"gracePeriodSeconds": 1})
         await rest(api, namespace)
@@ -197,10 +194,9 @@ async def create_by_default(
 
 def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:
     """Return a pod whose command is the kernel, with the same requests, memory limit and security as roost's."""
-    options = [f"--{port.removesuffix('_port')}={number}" for port, number in PORTS.items()]
     requests = {"cpu": f"{CPUS:g}", "memory": str(MEMORY_BYTES)}
     limits = {"memory": str(MEMORY_BYTES), **({"cpu": f"{cpu_limit:g}"} if cpu_limit else {})}
-    command = ["python3", "-m", "ipykernel_launcher", "--ip=0.0.0.0", f"--Session.key=b'{key}'", *options]
+    command = ["python3", "-m", "ipykernel_launcher", f"--Session.key=b'{key}'", *GATEWAY_OPTIONS]
     container = {
         "name": "kernel",
         "image": PYTHON,

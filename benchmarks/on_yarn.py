@@ -38,9 +38,17 @@ from functools import partial
 from pathlib import Path
 
 from harness import Report, interleave, parser
-from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
-from place import PLAIN, ROOST, elapsed_ms, execute, first_reply, private_world, write_kernelspec
+from place import (
+    GATEWAY_OPTIONS,
+    PLAIN,
+    ROOST,
+    elapsed_ms,
+    first_reply,
+    private_world,
+    reply_of_gateway,
+    write_kernelspec,
+)
 from recorded_yarn import NODES, time_readings
 
 import roost
@@ -53,10 +61,6 @@ CPUS, MEMORY_BYTES = 1, 512 << 20
 KERNELSPEC = "roost"
 ASYNCHRONOUS = {"yarn.scheduler.capacity.schedule-asynchronously.enable": True}
 BOUNDS_MS = {"default": 1500.0, "asynchronous": 1000.0}
-PORTS = {
-    f"{name}_port": 50_001 + number
-    for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
-}
 REST_S = 0.3
 """The shortest pause after each case, so that the end of a container does not count for the next case."""
 BEAT_S = 1.0
@@ -122,15 +126,8 @@ async def gateway_life(yarn: HadoopNodes) -> dict[str, float]:
         asked = time.perf_counter()
         address = await asyncio.to_thread(await_address, yarn, application)
         took["stage address"] = elapsed_ms(asked)
-        client = AsyncKernelClient()
-        client.load_connection_info({"ip": address, "transport": "tcp", "key": key.encode(), **PORTS})
-        client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
-        connected = time.perf_counter()
-        try:
-            await execute(client)
-        finally:
-            client.stop_channels()
-        return {"start": elapsed_ms(began), **took, "stage reply": elapsed_ms(connected)}
+        reply_ms = await reply_of_gateway(address, key)
+        return {"start": elapsed_ms(began), **took, "stage reply": reply_ms}
     finally:
         path = f"/ws/v1/cluster/apps/{application}/state"
         await asyncio.to_thread(yarn.rest.call, "PUT", path, {"state": "KILLED"})
@@ -139,8 +136,7 @@ async def gateway_life(yarn: HadoopNodes) -> dict[str, float]:
 
 def submit(yarn: HadoopNodes, key: str) -> str:
     """Submit an application whose first container is a kernel, and return its id."""
-    options = [f"--{port.removesuffix('_port')}={number}" for port, number in PORTS.items()]
-    kernel = [sys.executable, "-m", "ipykernel_launcher", "--ip=0.0.0.0", f"--Session.key={key}", *options]
+    kernel = [sys.executable, "-m", "ipykernel_launcher", f"--Session.key={key}", *GATEWAY_OPTIONS]
     application = str(yarn.rest.call("POST", "/ws/v1/cluster/apps/new-application")["application-id"])
     context = {
         "application-id": application,

@@ -104,3 +104,11 @@ def _promised(service: Client) -> dict[str, float]:
 def specs(specs_of: Callable[..., KernelSpecManager]) -> KernelSpecManager:
     """Return kernelspecs with `roosted`, an ipykernel."""
     return specs_of()
+
+
+@pytest.fixture
+def on_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder for notebooks, where the kernelspec `roosted` asks for an A100."""
+    specs_of(config={"gpus": 1, "gpu_models": ["A100"]})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    return tmp_path

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
-import papermill
 import pytest
-from nbclient import NotebookClient
+from notebook_runs import run_nbclient, run_papermill
 
 WITHIN = """
 import os
@@ -19,24 +16,8 @@ print([name for name in os.environ if name.startswith(("JPY_", "JUPYTER_"))])
 pytestmark = pytest.mark.backends("kubernetes", why="looks at the variables of pods")
 
 
-@pytest.fixture
-def on_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder for notebooks, where the kernelspec `roosted` asks for an A100."""
-    specs_of(config={"gpus": 1, "gpu_models": ["A100"]})
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    return tmp_path
-
-
-def a_notebook() -> nbformat.NotebookNode:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WITHIN)])
-    notebook.metadata["kernelspec"] = {"name": "roosted", "display_name": "roosted", "language": "python"}
-    return notebook
-
-
-def check(notebook: nbformat.NotebookNode) -> None:
+def check(printed: str) -> None:
     """The kernel had one GPU, another user id, a pod named after its user, and nothing of Jupyter's environment."""
-    (cell,) = notebook.cells
-    printed = "".join(output.text for output in cell.outputs if output.name == "stdout")
     (device, uid, pod), variables = printed.splitlines()[0].split(), printed.splitlines()[1]
     assert device.startswith("GPU-")
     assert uid == "12345"
@@ -45,13 +26,8 @@ def check(notebook: nbformat.NotebookNode) -> None:
 
 
 def test_papermill(on_an_a100: Path) -> None:
-    source, result = on_an_a100 / "notebook.ipynb", on_an_a100 / "out.ipynb"
-    nbformat.write(a_notebook(), source)
-    papermill.execute_notebook(str(source), str(result), progress_bar=False)
-    check(nbformat.read(result, as_version=4))
+    check(run_papermill(WITHIN, on_an_a100))
 
 
 def test_nbclient(on_an_a100: Path) -> None:
-    notebook = a_notebook()
-    NotebookClient(notebook, timeout=100, kernel_name="roosted").execute()
-    check(notebook)
+    check(run_nbclient(WITHIN))
