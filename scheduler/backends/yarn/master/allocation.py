@@ -107,6 +107,11 @@ class Allocation:
         return max(waiting, default=None)
 
     @property
+    def wanted(self) -> list[Entry]:
+        """All entries except those that the service has released. These are about to end: nobody may take them over."""
+        return [entry for entry in self.entries.values() if not entry.is_released]
+
+    @property
     def is_empty(self) -> bool:
         """True if there are neither asks nor containers that run."""
         return all(entry.state == "ended" for entry in self.entries.values())
@@ -150,7 +155,7 @@ class Allocation:
         return None
 
     def set_started(self, entry: Entry) -> None:
-        if entry.state == "granted":
+        if entry.state == "granted" and not entry.is_released:
             self._change(entry, "started")
 
     def fail(self, entry: Entry, reason: str) -> None:

@@ -162,7 +162,7 @@ class Master:
             await asyncio.wait([sent])
 
     def containers(self) -> tuple[Container, ...]:
-        return tuple(entry.describe() for entry in self._allocation.entries.values())
+        return tuple(entry.describe() for entry in self._allocation.wanted)
 
     async def finish(self) -> None:
         """End the application."""

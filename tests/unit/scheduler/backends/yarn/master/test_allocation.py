@@ -189,6 +189,17 @@ def test_a_release(world: World) -> None:
     assert world.allocation.release(1) is None
 
 
+def test_nobody_takes_over_a_container_that_was_released_and_still_runs(world: World) -> None:
+    """A service that has just begun would hold it for a lease, and lose that when the container ends."""
+    for number in (1, 2):
+        world.allocation.ask(make_ask(number))
+    _, (entry, _) = world.beat(allocated_containers=(make_grant(1, 5), make_grant(2, 6)))
+    world.allocation.release(1)
+    world.allocation.set_started(entry)
+    assert world.states == [(1, "granted"), (2, "granted")]
+    assert [each.number for each in world.allocation.wanted] == [2]
+
+
 def test_a_container_that_ends_is_kept_until_it_is_released(world: World) -> None:
     world.allocation.ask(make_ask(1))
     world.beat(allocated_containers=(make_grant(1, 5),))
