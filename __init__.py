@@ -73,3 +73,8 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    """Return where Jupyter Server finds roost's extension."""
+    return [{"module": "roost.provisioners.server_extension", "name": "roost"}]

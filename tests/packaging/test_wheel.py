@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ PROVISIONERS = "jupyter_client.kernel_provisioners"
 ALLOWED = re.compile(
     r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml)"
+    r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
@@ -136,6 +138,7 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
     assert {name for name in names if name.endswith(".yaml")} == {
         f"roost/{path.relative_to(ROOT)}" for path in (ROOT / manifests).rglob("*.yaml")
     }
+    assert any(name.endswith(".data/data/etc/jupyter/jupyter_server_config.d/roost.json") for name in names)
     assert dict(points["console_scripts"]) == {
         "roost": "roost.scheduler.cli.main:main",
         "jupyter-roost": "roost.scheduler.cli.main:main",
@@ -160,6 +163,8 @@ def test_no_package_is_forgotten() -> None:
 def test_installed_from_a_wheel(tree: Path) -> None:
     site = install(tree, ".")
     assert check_installed(site) == site / "roost"
+    enabled = site.parents[2] / "etc" / "jupyter" / "jupyter_server_config.d" / "roost.json"  # wheels only
+    assert json.loads(enabled.read_text()) == {"ServerApp": {"jpserver_extensions": {"roost": True}}}
 
 
 def test_installed_editable(tree: Path) -> None:
