@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, cast
 
+import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import is_local_ip
 
@@ -18,6 +19,17 @@ DEFAULT_IPC_IP = "kernel-ipc"
 """jupyter_client's default address: socket files in the application's working directory."""
 _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 """How long a Unix socket's path may be, without the port number."""
+
+_RECONNECT_MS = 5
+"""A socket's first pause before it connects again. ZeroMQ's default of 100 ms is longer than a restart."""
+_LONGEST_RECONNECT_MS = 1_000
+"""The pauses double up to this, so that the sockets of a dead kernel do not spin."""
+
+
+def reconnect_soon(context: zmq.Context[Any]) -> None:
+    """Have all sockets that `context` creates from now on connect again soon after a kernel's restart."""
+    context.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    context.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
 
 
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:

@@ -14,7 +14,9 @@ agent starts the kernel as usual.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import gc
 import hashlib
 import json
@@ -33,6 +35,7 @@ from typing import Any
 _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _MODULE = ["-m", "ipykernel_launcher"]
 _NO_PARENT = "--IPKernelApp.parent_handle=1"  # as in start.py
+_DESCRIPTORS = 256
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = "500"
 _OBJECTS_AT_START = 200_000
@@ -171,6 +174,8 @@ def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, p
         os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(OSError):  # see `enlarge_descriptor_table` in zygote/kernel.py
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS - 1))
     with open(os.devnull, "rb") as null:
         for source, target in ((null.fileno(), 0), (log_fd, 1), (log_fd, 2)):
             os.dup2(source, target)

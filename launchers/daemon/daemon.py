@@ -26,6 +26,7 @@ _LOOK_AGAIN_S = 0.02
 _LOCK_RETRY_S = 0.01
 _PROBE_S = 0.25
 """How long a daemon waits for its lock: each call of `is_alive` holds the lock for microseconds."""
+_HIGH_DESCRIPTOR = 255
 # Variables of the application. A daemon outlives the application, and passes its environment on to kernels.
 _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTER_TOKEN", "PYTHONSTARTUP")
 
@@ -193,6 +194,7 @@ def hold(folder: Path) -> Iterator[None]:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        descriptor = _move_up(descriptor)
         if not _lock(descriptor, _PROBE_S):
             raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
@@ -201,6 +203,20 @@ def hold(folder: Path) -> Iterator[None]:
             (folder / "ready.json").unlink(missing_ok=True)
     finally:
         _unlock(descriptor)
+
+
+def _move_up(descriptor: int) -> int:
+    """Move a descriptor so far up that the tables of this process and of its children have room for 256.
+
+    Linux enlarges the table of a process with threads after a grace period of 10 to 20 ms (`expand_fdtable`). A child
+    inherits the table's size, also through exec.
+    """
+    try:
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
+    except OSError:  # the limit of open files is lower
+        return descriptor
+    os.close(descriptor)
+    return moved
 
 
 @contextmanager

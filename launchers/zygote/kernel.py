@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import fcntl
 import importlib.util
 import json
 import os
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 from .memory import ModuleFiles, find_madvise
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+_DESCRIPTORS = 256
+"""How many descriptors a kernel gets room for before its threads start."""
 
 
 class WarmState:
@@ -93,6 +96,7 @@ class KernelChild(NamedTuple):
         """Reset session, descriptors, environment, folder, signals and random numbers, as in a fresh process."""
         if not self.is_spare:
             os.setsid()  # a spare already leads its session
+        enlarge_descriptor_table()
         self.report({"pid": os.getpid()})
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (self.log_fd, 1), (self.log_fd, 2)):
@@ -123,6 +127,16 @@ class KernelChild(NamedTuple):
 
     def report(self, message: dict[str, Any]) -> None:
         os.write(self.report_fd, json.dumps(message).encode() + b"\n")
+
+
+def enlarge_descriptor_table() -> None:
+    """Make room for descriptors while this process has one thread.
+
+    Linux enlarges the table of a process with threads after a grace period of 10 to 20 ms (`expand_fdtable`). The
+    fifth channel of a client takes descriptor 64, and would wait for that.
+    """
+    with contextlib.suppress(OSError):  # the limit of open files is lower
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS - 1))
 
 
 def hook_ports(app: Any, report: Any) -> None:

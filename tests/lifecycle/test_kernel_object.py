@@ -158,6 +158,8 @@ def test_a_client_of_its_own() -> None:
         clients = [kernel.client() for _ in range(2)]
         for client in clients:
             assert client.execute("y = 5", reply=True, timeout=30)["content"]["status"] == "ok"
+            socket = client.shell_channel.socket
+            assert (socket.reconnect_ivl, socket.reconnect_ivl_max) == (5, 1_000)
         assert kernel.execute("y").text == "5"
 
 

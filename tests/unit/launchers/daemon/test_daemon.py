@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import select
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -139,6 +141,20 @@ def test_a_lock_is_released_even_if_a_fork_has_its_file_open(
     assert not is_alive(folder)
     for copy in copies:
         os.close(copy)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the size of the table")
+def test_a_daemon_and_its_children_have_room_for_descriptors(runtime_dir: Path) -> None:
+    sizes = f"""
+import subprocess, sys
+from pathlib import Path
+from roost.launchers.daemon.daemon import hold
+with hold(Path({str(runtime_dir / "d")!r})):
+    print(Path("/proc/self/status").read_text())
+    subprocess.run(["cat", "/proc/self/status"], stdout=sys.stdout.fileno())
+"""
+    done = subprocess.run([sys.executable, "-u", "-c", sizes], capture_output=True, text=True, check=True)
+    assert re.findall(r"FDSize:\s*(\d+)", done.stdout) == ["256", "256"]
 
 
 def test_a_daemon_starts_while_others_call_is_alive(
