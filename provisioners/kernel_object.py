@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import queue
 import threading
 import uuid
 from collections.abc import Coroutine, Generator, Mapping
@@ -184,17 +183,8 @@ class AsyncKernel(_KernelFacts):
             self._answered = launch_id
 
     async def _wait_for_answer(self, client: AsyncKernelClient) -> None:
-        """Wait for an output message: it shows that the client receives all later outputs."""
-
-        async def ask() -> None:
-            while True:
-                client.kernel_info()
-                with suppress(queue.Empty):
-                    await client.get_iopub_msg(timeout=_ASK_AGAIN_S)
-                    return
-
         late = LaunchTimeout(f"The kernel did not answer within {_ANSWER_S:g} s.")
-        await self._unless_it_ends(ask(), _ANSWER_S, late)
+        await self._unless_it_ends(await_answer(client), _ANSWER_S, late)
 
     async def _unless_it_ends(
         self, work: Coroutine[Any, Any, T], timeout_s: float | None, late: Exception
@@ -274,6 +264,23 @@ class BlockingKernel(_KernelFacts):
 
     async def __aexit__(self, *_: object) -> None:
         await self._kernel.stop()
+
+
+async def await_answer(client: AsyncKernelClient) -> None:
+    """Wait for an output message that answers this client: it shows that the client receives all later outputs.
+
+    Other messages show nothing. They may be the last ones of the process before a restart.
+    """
+    asked: set[str] = set()
+
+    async def read_answer() -> None:
+        while (await client.get_iopub_msg())["parent_header"].get("msg_id") not in asked:
+            pass
+
+    while True:
+        asked.add(client.kernel_info())
+        with suppress(asyncio.TimeoutError):
+            return await asyncio.wait_for(read_answer(), _ASK_AGAIN_S)
 
 
 def start_kernel(

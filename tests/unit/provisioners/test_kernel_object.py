@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fake_service import FakeService, fake_service
@@ -14,6 +15,7 @@ from managers import kernelspecs
 
 import roost
 from roost.provisioners.execution import add_output, build_result
+from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.service.messages import StartKernel
 
@@ -147,3 +149,27 @@ def test_an_error_is_part_of_the_result() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert (again.name, again.fields) == (error.name, error.fields)
     assert build_result([], {"status": "aborted"}).error is not None
+
+
+class Restarted:
+    """A client of a kernel that was restarted. The first request is lost, and old output is unread."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.outputs: asyncio.Queue[str] = asyncio.Queue()
+        self.outputs.put_nowait("of the old process")
+
+    def kernel_info(self) -> str:
+        self.asked += 1
+        if self.asked > 1:
+            self.outputs.put_nowait(str(self.asked))
+        return str(self.asked)
+
+    async def get_iopub_msg(self) -> dict[str, Any]:
+        return {"parent_header": {"msg_id": await self.outputs.get()}}
+
+
+async def test_output_of_the_process_before_a_restart_is_no_answer() -> None:
+    client = Restarted()
+    await asyncio.wait_for(await_answer(cast("Any", client)), 10)
+    assert client.asked > 1
