@@ -1,6 +1,8 @@
 """roost's Jupyter Server extension. Everything works without it, with less comfort.
 
 extension.py        RoostExtension: its settings, and what it turns on in one server
+fast_channels.py    channels without pauses
+warm_up.py          the service, the agent and warm processes, ready before anyone asks
 jupyter_config/     enables the extension on install
 
 Jupyter Server calls the two functions below: the first once all extensions are linked, before the server listens; the

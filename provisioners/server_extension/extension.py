@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from traitlets import Bool
 from traitlets.config import LoggingConfigurable
+
+from .warm_up import start_warm_up
 
 
 class RoostExtension(LoggingConfigurable):
@@ -12,6 +15,12 @@ class RoostExtension(LoggingConfigurable):
 
     `off` has a sentence for each part that is turned off in this server.
     """
+
+    warm_up = Bool(
+        True,
+        config=True,
+        help="Bring up the service, the agent and warm processes for roost's kernels when the server starts.",
+    )
 
     def __init__(self, *, parent: Any) -> None:
         super().__init__(parent=parent)
@@ -30,6 +39,8 @@ class RoostExtension(LoggingConfigurable):
         """Begin the work that needs the server's event loop. The server listens by now."""
         if self._has_gateway_client():
             return
+        if self.warm_up:
+            start_warm_up(self.serverapp.kernel_manager, self.log)
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

@@ -1,0 +1,95 @@
+"""Kernels that start fast from the first one: at a server's start, roost gets ready for the installed kernelspecs.
+
+One thread does this in the background, one kernelspec after the other. It brings up the service, and, where kernels are
+forked, the agent and a zygote. On a cluster this uses the nodes that are there: it never asks for new ones. A start
+that a user asks for meanwhile waits for nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from traitlets.config import Config
+
+from roost.provisioners.kernel_environment import build_environment
+from roost.provisioners.kernelspecs import PROVISIONER
+from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.client.client import Client
+
+_MOST = 4
+"""At most this many kernelspecs are prepared, the default one first. An agent keeps as many zygotes."""
+
+
+def start_warm_up(kernel_manager: Any, log: logging.Logger) -> threading.Thread:
+    """Prepare roost's kernelspecs in a thread. `kernel_manager` is the server's. The log gets a line per problem."""
+    warm_up = _WarmUp(kernel_manager.kernel_spec_manager, kernel_manager.config, log)
+    first = kernel_manager.default_kernel_name
+    thread = threading.Thread(
+        target=lambda: asyncio.run(warm_up.run(first)), name="roost-warm-up", daemon=True
+    )
+    thread.start()
+    return thread
+
+
+class _WarmUp:
+    """The kernelspecs of one server, and the services that could not be brought up for them."""
+
+    def __init__(self, kernelspecs: KernelSpecManager, config: Config, log: logging.Logger) -> None:
+        self._kernelspecs = kernelspecs
+        self._config = config
+        self._log = log
+        self._failed: set[Client] = set()
+
+    async def run(self, first: str) -> None:
+        try:
+            names = self._choose(first)
+            for name in names[:_MOST]:
+                await self._prepare(name)
+        except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
+            self._log.warning("roost: kernels could not be prepared: %s", problem)
+
+    def _choose(self, first: str) -> list[str]:
+        """Return the names of roost's kernelspecs, with `first` first."""
+        default = KernelProvisionerFactory.instance(config=self._config).default_provisioner_name
+        found = []
+        for name, description in self._kernelspecs.get_all_specs().items():
+            own: Mapping[str, Any] = description["spec"].get("metadata", {}).get("kernel_provisioner", {})
+            if own.get("provisioner_name", default) == PROVISIONER:
+                found.append(name)
+        return sorted(found, key=lambda name: (name != first, name))
+
+    async def _prepare(self, name: str) -> None:
+        """Do for a kernelspec what its first start would do, without a kernel. A failed service is not asked again."""
+        manager = AsyncKernelManager(
+            kernel_name=name, kernel_spec_manager=self._kernelspecs, config=self._config
+        )
+        service = None
+        try:
+            command, launch = await manager.pre_start_kernel()
+            provisioner = manager.provisioner
+            assert isinstance(provisioner, RoostProvisioner)
+            service = provisioner.service
+            if service in self._failed:
+                return
+            await service.service()
+            spec = get_spec(provisioner.backend)
+            if provisioner.fork and not spec.has_agent_per_kernel:
+                env = build_environment(
+                    launch["env"],
+                    provisioner.kernel_spec.env,
+                    is_local=spec.runs_on_this_machine,
+                    also=provisioner.environment,
+                )
+                await service.warm(command, env)
+        except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
+            if service is not None:
+                self._failed.add(service)
+            self._log.warning("roost: kernels of %s are not prepared: %s", name, problem)
