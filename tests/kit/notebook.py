@@ -9,6 +9,7 @@ from typing import Any
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
+from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import Client
 from roost.scheduler.service.messages import Kernel
 
@@ -77,7 +78,7 @@ class Notebook:
         await self._until_ready()
 
     async def _until_ready(self) -> None:
-        await self.client.wait_for_ready(timeout=60)
+        await asyncio.wait_for(await_answer(self.client), 60)
         self.pid = (await self.manager.provisioner.get_provisioner_info())["pid"]  # type: ignore[union-attr]
 
     async def close(self) -> None:
