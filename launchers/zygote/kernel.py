@@ -18,6 +18,7 @@ import time
 import types
 from typing import Any, NamedTuple
 
+from .ending import end_process
 from .memory import ModuleFiles, find_madvise
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -36,6 +37,7 @@ class WarmState:
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
         self.launcher = find_launcher()
+        self.module_names: frozenset[str] = frozenset()
         self.app: Any = IPKernelApp.instance()
         self.app.parent_handle = 1  # watch no parent, and log no advice about Ctrl-C
         try:
@@ -69,7 +71,7 @@ class WarmState:
 
 
 class KernelChild(NamedTuple):
-    """A forked child that becomes a kernel. `run` returns when the kernel has ended."""
+    """A forked child that becomes a kernel. `run` returns if the kernel ended without a zygote's memory."""
 
     request: dict[str, Any]
     report_fd: int
@@ -91,6 +93,8 @@ class KernelChild(NamedTuple):
         finally:
             ipkernel.sys = sys
         app.start()
+        if self.warm:
+            end_process(self.warm.module_names)
 
     def take_over_process(self) -> None:
         """Reset session, descriptors, environment, folder, signals and random numbers, as in a fresh process."""

@@ -177,6 +177,7 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     gc.collect()
     fill_heap()
     gather_module_names()
+    warm.module_names = frozenset(sys.modules)
     gc.freeze()
     warm.pages = rehearse(warm).pages
     return warm, packet

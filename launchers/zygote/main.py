@@ -15,8 +15,8 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
 The zygote never has a second thread, a ZeroMQ context or an event loop, because these do not survive a fork. It ends
 when the agent closes the socket. A kernel is forked twice, so that the agent (a child subreaper) becomes its parent.
 
-A forked kernel runs the unmodified `IPKernelApp`. It ends like a plain kernel: it reaches the end of this script.
-Therefore exit handlers, threads and exit codes work as usual.
+A forked kernel runs the unmodified `IPKernelApp`. It ends like a plain kernel (`ending.py`): exit handlers, threads and
+exit codes work as usual.
 """
 
 from __future__ import annotations

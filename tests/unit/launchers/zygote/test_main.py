@@ -299,6 +299,38 @@ def test_a_forked_kernel_ends_like_a_plain_one(agent: Agent, tmp_path: Path) -> 
     assert killed.wait() == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("is_forked", [True, False])
+def test_a_kernel_frees_what_its_user_made_before_it_ends(
+    agent: Agent, tmp_path: Path, is_forked: bool
+) -> None:
+    ended = tmp_path / "ended"
+    (tmp_path / "own_module.py").write_text(f"""
+file = open({str(tmp_path / "unflushed")!r}, "w")
+file.write("kept")
+class Freed:
+    def __init__(self, name): self.name = name
+    def __del__(self, path={str(ended)!r}, open=open):
+        with open(path, "a") as log: log.write(self.name + " ")
+of_module = Freed("module")
+of_module.cycle = of_module
+""")
+    kernel = agent.start() if is_forked else agent.start_plain(cwd=tmp_path)
+    code = f"""
+import sys, threading, time; sys.path.insert(0, {str(tmp_path)!r})
+import own_module
+variable = own_module.Freed("variable")
+def work():
+    time.sleep(0.3)
+    own_module.Freed("thread")
+threading.Thread(target=work).start()
+"""
+    assert kernel.run(code)["status"] == "ok"
+    kernel.client.shutdown()
+    assert kernel.wait() == 0
+    assert ended.read_text().split() == ["thread", "variable", "module"]
+    assert (tmp_path / "unflushed").read_text() == "kept"
+
+
 def test_a_failed_start_is_reported_with_its_exit_status(agent: Agent) -> None:
     with pytest.raises(KernelDiedEarly) as caught:
         agent.start("--IPKernelApp.no_such_option=1", "--IPKernelApp.kernel_class=no.such.Class")

@@ -1,0 +1,41 @@
+"""The end of a forked kernel: as the interpreter ends a process, without the work that only frees shared memory.
+
+The interpreter takes all modules apart before a process ends. That writes to almost every page that a kernel shares
+with its zygote. The copies take 50 of the 70 ms that a kernel needs to end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import sys
+import threading
+import types
+from collections.abc import Container
+from typing import Any, NoReturn
+
+
+def end_process(known: Container[str]) -> NoReturn:
+    """End this process with code 0. The zygote's modules, which are `known` by name, stay as they are.
+
+    First come the interpreter's own steps: other threads end, then exit handlers run. In one of them IPython frees the
+    user's variables. Modules that the kernel itself has imported are taken apart, the latest one first.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        private: Any = threading
+        private._shutdown()
+    atexit._run_exitfuncs()
+    own = [sys.modules.pop(name) for name in reversed(list(sys.modules)) if name not in known]
+    gc.collect()
+    for module in own:
+        if isinstance(module, types.ModuleType):
+            vars(module).clear()
+    gc.collect()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            stream.flush()
+    # The interpreter's lock stays with this thread, so that no daemon thread runs while C libraries end.
+    ctypes.PyDLL(None).exit(0)
+    raise SystemExit  # not reached
