@@ -38,6 +38,12 @@ def is_in_jupyter_server(km: Any) -> bool:
     return "jupyter_server.MappingKernelManager" in names
 
 
+def find_queue_timeout_s(km: Any) -> float | None:
+    """Return how long a start may wait in the queue where people see it wait, or None elsewhere."""
+    timeout_s = getattr(getattr(km, "parent", None), "queue_timeout_s", None)
+    return timeout_s if isinstance(timeout_s, float) else None
+
+
 def forget_failed_start(km: Any) -> None:
     """Make the multi-kernel manager forget a failed start of `km`. Otherwise a stopping server waits for it (8.10)."""
     pending: dict[str, Any] = getattr(getattr(km, "parent", None), "_pending_kernels", {})
@@ -51,6 +57,17 @@ def forget_failed_start(km: Any) -> None:
         task.add_done_callback(forget)
 
 
+def _show(status: int, sentence: str) -> Exception:
+    """Return an HTTPError. Jupyter Server answers `POST /api/sessions` with its text, which is the sentence alone."""
+    from tornado.web import HTTPError
+
+    class ShownError(HTTPError):
+        def __str__(self) -> str:
+            return sentence
+
+    return ShownError(status, sentence)
+
+
 @contextmanager
 def show_errors_in_jupyter(km: Any) -> Iterator[None]:
     """Turn roost's errors into HTTPErrors: Jupyter Server shows their text to the user, but no other error's."""
@@ -59,10 +76,8 @@ def show_errors_in_jupyter(km: Any) -> Iterator[None]:
     except RoostError as problem:
         if not is_in_jupyter_server(km) or "tornado.web" not in sys.modules:
             raise
-        from tornado.web import HTTPError
-
         # `from None`: Jupyter then logs the sentence, not our traceback.
-        raise HTTPError(_STATUSES.get(type(problem), 500), problem.user_message) from None
+        raise _show(_STATUSES.get(type(problem), 500), problem.user_message) from None
 
 
 _STATUSES: dict[type[RoostError], int] = {

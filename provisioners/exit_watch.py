@@ -1,4 +1,7 @@
-"""Waits for the end of a kernel: one thread receives the event, and any event loop can wait for it."""
+"""Waits for the end of a kernel: one thread receives the event, and any event loop can wait for it.
+
+The same thread receives what a start waits for.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ class KernelExit:
         self._lock = threading.Lock()
         self._waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self.code: int | None = None
+        self.reason = ""
+        """Why the kernel has ended, as `roost kernels` shows it; empty if nobody knows."""
 
     def set(self, code: int | None) -> None:
         """Set the code (None: unknown) and wake all waiters, if it is not set yet. Any thread may call this."""
@@ -60,12 +65,16 @@ class ExitWatch:
     """
 
     def __init__(
-        self, log: logging.Logger | logging.LoggerAdapter[Any], is_expected: Callable[[], bool]
+        self,
+        log: logging.Logger | logging.LoggerAdapter[Any],
+        is_expected: Callable[[], bool],
+        on_waiting: Callable[[Kernel], None] = lambda _: None,
     ) -> None:
         self.current = KernelExit()
         self.is_launching = False
         self._log = log
         self._is_expected = is_expected
+        self._on_waiting = on_waiting
         self._kernel_id = ""
         self._unlisten: weakref.finalize[[], ExitWatch] | None = None
 
@@ -106,6 +115,8 @@ class ExitWatch:
             if event.kernel.id == self._kernel_id:
                 if event.kind == "warned":
                     self._log.warning("kernel=%s %s", self._kernel_id, event.detail)
+                if self.is_launching and event.kernel.launch_id == ending.launch_id:
+                    self._on_waiting(event.kernel)
                 self.read(ending, event.kernel)
         elif event.kind == "resync" and not self.is_launching and ending.code is None:
             client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
@@ -123,6 +134,7 @@ class ExitWatch:
     def _end(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
         if ending.code is not None:
             return
+        ending.reason = reason
         shown = UNKNOWN_EXIT_CODE if code is None else code
         if self._is_expected():
             self._log.debug("kernel=%s ended with exit code %s", self._kernel_id, shown)
@@ -131,3 +143,11 @@ class ExitWatch:
             why = f"({reason or 'no reason known'}){tail}"
             self._log.warning("kernel=%s ended with exit code %s %s", self._kernel_id, shown, why)
         ending.set(code)
+
+
+def describe_wait(kernel: Kernel) -> str:
+    """Return what the start of a kernel waits for, as a sentence."""
+    if kernel.state != "queued":
+        return f"Starting on {kernel.node_id}." if kernel.node_id else "Starting."
+    reason = f": {kernel.waits_for.rstrip('.')}." if kernel.waits_for else "."
+    return f"Position {kernel.position or 1} in the queue{reason}"

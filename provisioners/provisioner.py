@@ -7,12 +7,14 @@ pushes the exit, so `poll` and `wait` ask nobody. A kernel that cannot be reache
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import pathlib
 import shutil
 import signal
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -28,9 +30,15 @@ from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
 from roost.scheduler.service.messages import Connection, Kernel, StartKernel
 
-from .application import CommandNotFound, describe_application, forget_failed_start, show_errors_in_jupyter
+from .application import (
+    CommandNotFound,
+    describe_application,
+    find_queue_timeout_s,
+    forget_failed_start,
+    show_errors_in_jupyter,
+)
 from .encryption import WISHES, protect_channels
-from .exit_watch import ExitWatch, KernelExit
+from .exit_watch import ExitWatch, KernelExit, describe_wait
 from .kernel_connection import build_connection, choose_address, format_command, to_jupyter
 from .kernel_environment import build_environment, check_patterns, choose_directory
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
@@ -42,6 +50,8 @@ _REPEAT_STOP_S = 300.0
 """How long the client repeats the stop in the background."""
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit. After that, jupyter_client polls every 0.1 s."""
+_LOG_WAIT_S = 10.0
+"""A queued start is logged at most this often."""
 _FAILED_START = 1
 """Exit code after a failed restart, if the kernel itself has none."""
 
@@ -84,7 +94,12 @@ class RoostProvisioner(KernelProvisionerBase):
         self._options: StartOptions | None = None
         self._connection = Connection()
         self._exit: KernelExit | None = None  # of the latest launch, for `poll` and `wait`
-        self._exits = ExitWatch(self.log, self._is_end_expected)  # set by events
+        self._exits = ExitWatch(self.log, self._is_end_expected, self._note_waiting)  # set by events
+        self.waiting: Kernel | None = None
+        """The kernel as the service last described it, while its start runs."""
+        self.on_waiting: Callable[[], None] = lambda: None
+        """Called on the client's thread after each change of `waiting`."""
+        self._logged_wait: tuple[float, str] = (-math.inf, "")
         self._stopping: Call[Kernel] | None = None
         self._has_lease = False
         self._is_ending = False
@@ -275,6 +290,7 @@ class RoostProvisioner(KernelProvisionerBase):
             connection=self._connection,
             may_fork=self.fork,
             launch_timeout_s=options.launch_timeout_s,
+            queue_timeout_s=find_queue_timeout_s(self.parent),
         )
         if not is_local:
             check_deploy_mode(start.argv, start.env)
@@ -301,7 +317,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 raise CommandNotFound(problem.user_message, **problem.fields) from None
             raise
         finally:
-            self._exits.is_launching = False
+            self._exits.is_launching, self.waiting = False, None
         self._started(kernel)
         return self.connection_info
 
@@ -319,6 +335,21 @@ class RoostProvisioner(KernelProvisionerBase):
                 "kernel=%s node=%s %s as pid %d %s", self._id, kernel.node_id, kernel.how, kernel.pid,
                 " ".join(f"{stage}={ms:.0f}ms" for stage, ms in kernel.timing_ms.items()),
             )  # fmt: skip
+
+    def _note_waiting(self, kernel: Kernel) -> None:
+        """Log what a start waits for, but not every change: positions in a long queue change often."""
+        self.waiting = kernel
+        self.on_waiting()
+        logged_at, logged = self._logged_wait
+        told = describe_wait(kernel)
+        if kernel.state == "queued" and told != logged and time.monotonic() - logged_at >= _LOG_WAIT_S:
+            self._logged_wait = time.monotonic(), told
+            self.log.info("kernel=%s %s", self._id, told)
+
+    @property
+    def end_reason(self) -> str:
+        """Why the kernel has ended, as `roost kernels` shows it; empty while it lives."""
+        return self._exits.current.reason
 
     async def _undo(self, launch_id: str) -> None:
         """Cancel this launch only: a kernel of the same id may belong to another application."""

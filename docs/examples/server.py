@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -172,7 +173,9 @@ async def jupyter_server(
         if not port:
             raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-20:]))
         reader = asyncio.create_task(_read(process.stdout, log))
-        yield JupyterServer(pid=process.pid, port=port, token=token, log=log)
+        server = JupyterServer(pid=process.pid, port=port, token=token, log=log)
+        await _until_it_listens(server)
+        yield server
     finally:
         await _stop(process)
         if reader is not None:
@@ -187,6 +190,19 @@ async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: b
         if until_serving and (match := _SERVING.search(line)):
             return int(match[1])
     return 0
+
+
+async def _until_it_listens(server: JupyterServer) -> None:
+    """Wait until the server answers. It logs its address a moment before it listens."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            await server.api("GET", "status")
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.02)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -1,6 +1,12 @@
 """roost's Jupyter Server extension. Everything works without it, with less comfort.
 
 extension.py        RoostExtension: its settings, and what it turns on in one server
+pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
+pending_start.py    one such start, the messages held for its kernel, and the connections of its clients
+held_messages.py    the messages that clients have sent to a waiting kernel
+connection.py       the websocket of a client, which speaks for a waiting kernel
+waiting_report.py   what a start waits for, and what would make room soonest
+waiting_line.py     the line with that report in the first held cell
 fast_channels.py    channels without pauses
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
 jupyter_config/     enables the extension on install

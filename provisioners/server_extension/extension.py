@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool
+from traitlets import Bool, Float
 from traitlets.config import LoggingConfigurable
 
 from .warm_up import start_warm_up
@@ -21,6 +21,9 @@ class RoostExtension(LoggingConfigurable):
         config=True,
         help="Bring up the service, the agent and warm processes for roost's kernels when the server starts.",
     )
+    queue_timeout_s = Float(
+        3600.0, min=0.0, config=True, help="Seconds that a start may wait in the queue for its resources."
+    )
 
     def __init__(self, *, parent: Any) -> None:
         super().__init__(parent=parent)
@@ -32,6 +35,7 @@ class RoostExtension(LoggingConfigurable):
         if self._has_gateway_client():
             self.log.info("roost: this server's kernels run behind a gateway, so the extension does nothing.")
             return
+        self._add_pending_starts()
         if self.off:
             self.log.info("roost: %s", " ".join(self.off))
 
@@ -41,6 +45,25 @@ class RoostExtension(LoggingConfigurable):
             return
         if self.warm_up:
             start_warm_up(self.serverapp.kernel_manager, self.log)
+
+    def _add_pending_starts(self) -> None:
+        from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+        from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+
+        from .connection import RoostConnection
+        from .pending_starts import add_pending_starts
+
+        server = self.serverapp
+        connections, kernels = server.kernel_websocket_connection_class, server.kernel_manager
+        if connections is not ZMQChannelsWebsocketConnection:
+            self.off.append(f"Kernels do not wait in the background: {connections.__name__} is in the way.")
+        elif not isinstance(kernels, AsyncMappingKernelManager):
+            self.off.append(f"Kernels do not wait in the background: {type(kernels).__name__} is in the way.")
+        else:
+            kernels.__class__ = add_pending_starts(type(kernels))
+            kernels.begin(self.queue_timeout_s)
+            server.kernel_websocket_connection_class = RoostConnection
+            server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

@@ -269,8 +269,8 @@ class Client:
             if "launch_timeout_s" in arguments:  # a repeated start has only the rest of its time
                 now = time.monotonic()
                 sent_at = sent_at or now
-                rest_s = arguments["launch_timeout_s"] - (now - sent_at)
-                message = {**arguments, "launch_timeout_s": max(0.1, rest_s)}
+                bound = "launch_timeout_s" if arguments["queue_timeout_s"] is None else "queue_timeout_s"
+                message = {**arguments, bound: max(0.1, arguments[bound] - (now - sent_at))}
             try:
                 await self._send_policy(connection, arguments.get("request"), deadline)
                 return await connection.call(op, message, timeout_s=max(0.01, deadline - time.monotonic()))
@@ -293,7 +293,8 @@ class Client:
     async def _start(self, start: StartKernel) -> Kernel:
         try:
             arguments = {each.name: getattr(start, each.name) for each in fields(start)}
-            return _to_kernel(await self._call("start", arguments, start.launch_timeout_s + CALL_DEADLINE_S))
+            deadline_s = start.launch_timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
+            return _to_kernel(await self._call("start", arguments, deadline_s))
         except (asyncio.CancelledError, BackendUnavailable):
             spawn(self._cancel_start(start), self._tasks, log)
             raise

@@ -87,7 +87,7 @@ class LeaseClaimer:
                     await queue.turn(ticket, deadline)
                 except asyncio.TimeoutError:
                     position, waits_for = queue.place(ticket)
-                    waited = f"{start.launch_timeout_s:g} s at position {position}"
+                    waited = f"{start.wait_s:g} s at position {position}"
                     document = decision.to_dict() if decision else None
                     raise _out_of_time(waited, waits_for, position, document) from None
                 record.check_wanted()
@@ -122,7 +122,9 @@ class LeaseClaimer:
                 placed = time.monotonic()
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
-                conflict = await self._claim(record, decision, build_launch(start, deadline - placed))
+                conflict = await self._claim(
+                    record, decision, build_launch(start, min(deadline - placed, start.launch_timeout_s))
+                )
                 if conflict is None:
                     record.timing_ms["leased"] = (time.monotonic() - placed) * 1e3
                     return
@@ -179,7 +181,7 @@ class LeaseClaimer:
             try:
                 await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
-                waited = f"{start.launch_timeout_s:g} s"
+                waited = f"{start.wait_s:g} s"
                 raise _out_of_time(waited, record.lease.reason, 1, record.decision) from None
             record.check_wanted()
         if record.lease.state == "lost":

@@ -61,7 +61,7 @@ class StartRunner:
     async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
         lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
         is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
-        deadline = time.monotonic() + start.launch_timeout_s
+        deadline = time.monotonic() + start.wait_s
         try:
             try:
                 record.check_wanted()
@@ -97,11 +97,14 @@ class StartRunner:
             assert record.lease is not None
             record.launch(record.lease)
             record.check_wanted()
+            launch_by = (
+                deadline if start.queue_timeout_s is None else time.monotonic() + start.launch_timeout_s
+            )
             if record.lease.owner != record.owner:  # a restart by another application
                 record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
-                process = await self._launch(record.lease, start, deadline)
+                process = await self._launch(record.lease, start, launch_by)
             except LeaseGone as problem:
                 await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
                 record.refuse()

@@ -24,6 +24,7 @@ class StartKernel:
     """Starts a kernel, or starts it again in its lease. Repeated with the same `launch_id`, it gets the same answer.
 
     `argv` keeps `{connection_file}` as a placeholder. `launch_timeout_s` bounds queue and launch together.
+    With `queue_timeout_s`, which bounds the queue, it bounds the launch alone.
     """
 
     kernel_id: str
@@ -36,6 +37,12 @@ class StartKernel:
     connection: Connection
     may_fork: bool = True
     launch_timeout_s: float = DEFAULT_LAUNCH_TIMEOUT_S
+    queue_timeout_s: float | None = None
+
+    @property
+    def wait_s(self) -> float:
+        """How long the start may wait for its lease."""
+        return self.launch_timeout_s if self.queue_timeout_s is None else self.queue_timeout_s
 
 
 KernelState = Literal["queued", "starting", "running", "exited"]

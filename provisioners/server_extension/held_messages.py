@@ -1,0 +1,68 @@
+"""The messages that the clients of a waiting kernel have sent. They belong to the kernel, not to a connection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_MESSAGES = 1_000
+"""At most this many messages are held for one kernel."""
+MOST_BYTES = 16 * 2**20
+"""At most this many bytes of messages are held for one kernel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldMessage:
+    """A message to the kernel. `sender` is the connection that got it, and `raw` the message as it came."""
+
+    sender: Any
+    raw: Any = field(repr=False)
+    channel: str
+    parts: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return dict(json.loads(self.parts[0]))
+
+    @property
+    def is_cell(self) -> bool:
+        """True if the message asks the kernel to execute code."""
+        return self.channel == "shell" and self.header.get("msg_type") == "execute_request"
+
+    @property
+    def is_of_notebook(self) -> bool:
+        """True if the code is a notebook's cell: then its sender can show outputs in the cell."""
+        metadata: Mapping[str, Any] = json.loads(self.parts[2])
+        return self.is_cell and "cellId" in metadata
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(map(len, self.parts))
+
+
+class HeldMessages:
+    """The messages of one kernel in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._messages: list[HeldMessage] = []
+        self._n_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def add(self, message: HeldMessage) -> bool:
+        """Hold `message` and return True, or return False if there is no more room."""
+        if len(self._messages) >= MOST_MESSAGES or self._n_bytes + message.n_bytes > MOST_BYTES:
+            return False
+        self._messages.append(message)
+        self._n_bytes += message.n_bytes
+        return True
+
+    def take(self, wanted: Callable[[HeldMessage], bool] = lambda _: True) -> list[HeldMessage]:
+        """Remove the messages that are `wanted`, and return them in order."""
+        taken = [message for message in self._messages if wanted(message)]
+        self._messages = [message for message in self._messages if message not in taken]
+        self._n_bytes = sum(message.n_bytes for message in self._messages)
+        return taken

@@ -1,0 +1,122 @@
+"""One start that waits, the messages held for its kernel, and the connections of the kernel's clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jupyter_client.session import Session
+
+from .held_messages import HeldMessage, HeldMessages
+from .waiting_line import WaitingLine
+
+_FULL = "Too many messages wait for this kernel: run the cell again once the kernel has started."
+_ERROR_NAME = "KernelNotStarted"
+_LINGER_MS = 10_000
+"""How long ZeroMQ tries to deliver a cell that no client waits for any more."""
+
+
+class PendingStart:
+    """A start whose kernel is listed before it is there.
+
+    `state` is `waiting` until the start has ended, then `opening` while the connections of clients are opened to the
+    kernel, and `over` once they are. After a failure it is `failed`, until the kernel is deleted or restarted.
+    """
+
+    def __init__(
+        self, kernel_id: str, arguments: Mapping[str, Any], log: logging.Logger | logging.LoggerAdapter[Any]
+    ) -> None:
+        self.kernel_id = kernel_id
+        self.arguments = arguments
+        self.km: Any = None
+        self.made = asyncio.Event()
+        """Set once `km` is, which happens when the start has just begun."""
+        self.task: asyncio.Task[str]
+        self.following: asyncio.Task[None] | None = None
+        self.is_listed = False
+        self.state: Literal["waiting", "opening", "over", "failed"] = "waiting"
+        self.problem = ""
+        """The sentence that ends the held cells, once it is known."""
+        self.held = HeldMessages()
+        self.connections: list[Any] = []
+        self.line = WaitingLine(self.send)
+        self._log = log
+
+    @property
+    def has_kernel(self) -> bool:
+        """True if the start has ended with a kernel."""
+        return self.state in ("opening", "over")
+
+    def hold(self, message: HeldMessage) -> None:
+        """Hold a message for the kernel. A cell that cannot be held ends with a sentence."""
+        if self.state == "failed":
+            self.end([message], self.problem)
+        elif not self.held.add(message):
+            self._log.warning("kernel=%s a message was dropped: %s", self.kernel_id, _FULL)
+            self.end([message], _FULL)
+        elif not self.line.is_shown and message.is_of_notebook:
+            self.line.begin(message.header)
+
+    def send(self, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
+        """Send a message to all clients as the kernel would send it on IOPub."""
+        for connection in list(self.connections):
+            connection.speak("iopub", kind, content, parent)
+
+    def end_cells(self, sentence: str) -> None:
+        """End the held cells with `sentence` as their error. Other messages stay."""
+        self.line.clear()
+        self.end(self.held.take(lambda message: message.is_cell), sentence)
+
+    def end(self, messages: list[HeldMessage], sentence: str) -> None:
+        error = {"ename": _ERROR_NAME, "evalue": sentence, "traceback": [f"{_ERROR_NAME}: {sentence}"]}
+        for message in messages:
+            if message.is_cell:
+                self.send("error", error, message.header)
+                reply = {**error, "status": "error", "execution_count": 0, "user_expressions": {}}
+                message.sender.speak("shell", "execute_reply", reply, message.header)
+                self.send("status", {"execution_state": "idle"}, message.header)
+
+    def fail(self, sentence: str) -> None:
+        """Note that there will be no kernel, and end the held cells."""
+        self.state, self.problem = "failed", sentence
+        self.km.execution_state, self.km.reason = "dead", sentence
+        self.end_cells(sentence)
+        self.held.take()
+
+    def abort(self, sentence: str) -> None:
+        """End the held cells, because the kernel is stopped while the clients are connected with it."""
+        if self.following is not None:
+            self.following.cancel()
+        self.end_cells(sentence)
+        self.held.take()
+        for connection in self.connections:
+            connection.release()
+
+    async def open(self) -> None:
+        """Connect the clients with the kernel, then send the held messages in order."""
+        self.state = "opening"
+        opened: set[Any] = set()
+        while new := [each for each in self.connections if each not in opened]:
+            await asyncio.gather(*(each.open_channels() for each in new))
+            opened.update(new)
+        self.state = "over"
+        self.line.clear()
+        connections, self.connections = [each for each in self.connections if each.is_open], []
+        for message in self.held.take():
+            self._deliver(message, connections)
+        for connection in opened:
+            connection.release()
+
+    def _deliver(self, message: HeldMessage, connections: list[Any]) -> None:
+        """Send a held message to the kernel. If its connection was closed meanwhile, another connection sends it."""
+        if message.sender in connections:
+            message.sender.deliver(message.raw)
+        elif connections:
+            connections[-1].forward(message.channel, message.parts)
+        elif message.is_cell:
+            channel = self.km.connect_shell()
+            session = Session(config=self.km.session.config, key=self.km.session.key)
+            session.send_raw(channel.socket, list(message.parts))  # the stream would send it later
+            channel.close(linger=_LINGER_MS)

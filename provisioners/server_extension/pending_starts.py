@@ -1,0 +1,237 @@
+"""Pending starts: a kernel of roost's that has to wait is listed at once, and its clients can connect.
+
+`add_pending_starts` makes a subclass of the configured kernel manager class. Starts of other kernels are as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, cast
+
+from jupyter_server._tz import utcnow
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from tornado.web import HTTPError
+
+from roost.provisioners.kernelspecs import PROVISIONER
+from roost.scheduler.errors import LaunchError, RoostError
+
+from .pending_start import PendingStart
+from .waiting_report import WaitingReport
+
+ANSWER_AFTER_S = 0.12
+"""How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
+DEFAULT_QUEUE_TIMEOUT_S = 3600.0
+"""How long a start may wait in the queue, because its notebook shows what it waits for."""
+_WITHDRAWN_WITHIN_S = 3.0
+"""How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
+_DELETED = "The kernel was shut down before it had started."
+_INTERRUPTED = "The start of this kernel was withdrawn by an interrupt: restart the kernel to ask again."
+_RESTARTED = "The kernel was restarted while it waited, and keeps its place: run the cell again."
+_STOPPING = "The Jupyter Server stopped before the kernel had started."
+
+
+class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
+    """A kernel manager whose starts of roost's kernels do not block. `pending` has the starts by kernel id."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.begin(DEFAULT_QUEUE_TIMEOUT_S)
+
+    def begin(self, queue_timeout_s: float) -> None:
+        """Take over from the class that the object had. The provisioner reads `queue_timeout_s` here."""
+        self.pending: dict[str, PendingStart] = {}
+        self.queue_timeout_s = queue_timeout_s
+
+    async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
+        """Start a kernel and return its id. A start that takes longer than `ANSWER_AFTER_S` goes on as pending."""
+        is_there = kernel_id is not None and kernel_id in self
+        if is_there or not self._is_of_roost(kwargs.get("kernel_name")):
+            return cast(str, await super().start_kernel(kernel_id=kernel_id, **kwargs))
+        kernel_id = kernel_id or cast(str, self.new_kernel_id(**kwargs))
+        start = PendingStart(kernel_id, kwargs, self.log)
+        self._begin(start)
+        try:
+            await asyncio.wait([start.task], timeout=ANSWER_AFTER_S)
+            await _until_made(start)
+        except asyncio.CancelledError:
+            start.task.cancel()
+            del self.pending[kernel_id]
+            raise
+        if start.task.done():
+            del self.pending[kernel_id]
+            if start.task.cancelled():
+                raise HTTPError(503, start.problem)
+            return start.task.result()
+        self._list(start)
+        start.is_listed = True
+        start.following = asyncio.create_task(self._follow(start))
+        return kernel_id
+
+    def _begin(self, start: PendingStart) -> None:
+        self.pending[start.kernel_id] = start
+        start.task = asyncio.create_task(super().start_kernel(kernel_id=start.kernel_id, **start.arguments))
+
+    def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
+        km, name, kernel_id = super().pre_start_kernel(kernel_name, kwargs)
+        if kernel_id in self.pending:
+            start = self.pending[kernel_id]
+            start.km = km
+            start.made.set()
+            if start.is_listed:  # it starts again
+                self._list(start)
+        return km, name, kernel_id
+
+    def interrupt_kernel(self, kernel_id: str) -> Any:
+        """Interrupt a kernel. The start of a waiting kernel is withdrawn."""
+        start = self.pending.get(kernel_id)
+        if start is None or start.has_kernel:
+            return super().interrupt_kernel(kernel_id)
+        return self._withdraw(start, _INTERRUPTED)
+
+    async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
+        """Shut a kernel down. The start of a waiting kernel is withdrawn."""
+        start = self.pending.get(kernel_id)
+        if start is None or kernel_id not in self:
+            await super().shutdown_kernel(kernel_id, now=now, restart=restart)
+            return
+        await self._withdraw(start, _DELETED)
+        if start.has_kernel:
+            start.abort(_DELETED)
+            await super().shutdown_kernel(kernel_id, now=now, restart=restart)
+        else:
+            self._forget(start)
+
+    async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:
+        """Restart a kernel. A waiting kernel keeps its place, and its held cells end. A failed start begins again."""
+        start = self.pending.get(kernel_id)
+        if start is None or start.has_kernel:
+            return await super().restart_kernel(kernel_id, now=now)
+        if start.state == "waiting":
+            start.end_cells(_RESTARTED)
+        else:
+            await self._start_again(start)
+        return None
+
+    async def cull_kernel_if_idle(self, kernel_id: str) -> None:
+        """Cull a kernel if it is idle. A waiting kernel is not."""
+        start = self.pending.get(kernel_id)
+        if start is None or start.state != "waiting":
+            await super().cull_kernel_if_idle(kernel_id)
+
+    async def shutdown_all(self, now: bool = False) -> None:
+        """Withdraw the waiting starts, then shut all kernels down."""
+        starts = list(self.pending.values())
+        await asyncio.gather(*(self._withdraw(start, _STOPPING) for start in starts))
+        for start in starts:
+            if not start.has_kernel:
+                self._forget(start)
+        await super().shutdown_all(now=now)
+
+    def _is_of_roost(self, kernel_name: str | None) -> bool:
+        """True if kernels of this kernelspec start through roost."""
+        spec = self.kernel_spec_manager.get_kernel_spec(kernel_name or self.default_kernel_name)
+        provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
+        default = os.environ.get("JUPYTER_DEFAULT_PROVISIONER_NAME", "")
+        return (provisioner or default) == PROVISIONER
+
+    def _list(self, start: PendingStart) -> None:
+        km = start.km
+        self._kernels[start.kernel_id] = km
+        self._kernel_connections.setdefault(start.kernel_id, 0)
+        for connection in start.connections:
+            connection.parent = km
+            connection.attach(start)
+        km.execution_state, km.reason, km.last_activity = "starting", "", utcnow()
+
+        def refuse(**_: Any) -> None:
+            raise LaunchError(f"Kernel {start.kernel_id} has not started yet: wait for its `ready`.")
+
+        km.client = refuse
+
+    async def _follow(self, start: PendingStart) -> None:
+        """Wait for the end of a pending start, and connect the kernel's clients or tell them the problem."""
+        reporting = asyncio.create_task(self._report(start))
+        await asyncio.wait([start.task])
+        reporting.cancel()
+        start.km.__dict__.pop("client", None)
+        if start.task.cancelled() or start.task.exception() is not None or start.problem:
+            await self._clean_up(start)
+            start.fail(start.problem or describe(start.task.exception()))
+            return
+        self._kernel_connections[start.kernel_id] = 0  # each connection is counted when it opens its channels
+        try:
+            await start.open()
+        finally:
+            if self.pending.get(start.kernel_id) is start:
+                del self.pending[start.kernel_id]
+
+    async def _clean_up(self, start: PendingStart) -> None:
+        """Remove what a failed start has left. A start can be withdrawn when its kernel has just begun to run."""
+        km = start.km
+        self._pending_kernels.pop(start.kernel_id, None)
+        if km.has_kernel:
+            self.stop_watching_activity(start.kernel_id)
+            await km.shutdown_kernel(now=True)
+        if not km.ready.done():
+            km.ready.cancel()  # other extensions may wait for it
+
+    async def _start_again(self, failed: PendingStart) -> None:
+        """Begin a failed start again, for the same clients."""
+        start = PendingStart(failed.kernel_id, failed.arguments, self.log)
+        start.connections = failed.connections
+        self.remove_kernel(start.kernel_id)
+        start.is_listed = True
+        self._begin(start)
+        await _until_made(start)
+        if start.task.done():
+            del self.pending[start.kernel_id]
+            start.task.result()
+        start.following = asyncio.create_task(self._follow(start))
+
+    async def _report(self, start: PendingStart) -> None:
+        """Show what the start waits for, and keep the kernel and the server active, so that nothing culls them."""
+
+        def show(text: str) -> None:
+            start.km.reason = text
+            start.km.last_activity = self.last_kernel_activity = utcnow()
+            start.line.change(text)
+
+        await WaitingReport(start.km.provisioner, show).run()
+
+    async def _withdraw(self, start: PendingStart, sentence: str) -> None:
+        """Withdraw a start that waits. May be repeated."""
+        if start.task.done():
+            return
+        start.problem = start.problem or sentence
+        start.task.cancel()
+        ends = [start.task] if start.following is None else [start.following]
+        await asyncio.wait(ends, timeout=_WITHDRAWN_WITHIN_S)
+
+    def _forget(self, start: PendingStart) -> None:
+        self.pending.pop(start.kernel_id, None)
+        self.remove_kernel(start.kernel_id)
+        self._kernel_connections.pop(start.kernel_id, None)
+        start.send("status", {"execution_state": "dead"}, {})
+
+
+async def _until_made(start: PendingStart) -> None:
+    """Wait until the kernel has its manager, or the start has failed before."""
+    made = asyncio.ensure_future(start.made.wait())
+    await asyncio.wait([start.task, made], return_when=asyncio.FIRST_COMPLETED)
+    made.cancel()
+
+
+def describe(problem: BaseException | None) -> str:
+    """Return the sentence that tells a user why a start has failed."""
+    if isinstance(problem, HTTPError):
+        return str(problem.log_message or problem.reason)
+    if isinstance(problem, RoostError):
+        return problem.user_message
+    return str(problem) or type(problem).__name__
+
+
+def add_pending_starts(kind: type[Any]) -> type[Any]:
+    """Return a subclass of the kernel manager class `kind` with pending starts."""
+    bases = (PendingStarts,) if kind is AsyncMappingKernelManager else (PendingStarts, kind)
+    return type(f"Roost{kind.__name__}", bases, {})

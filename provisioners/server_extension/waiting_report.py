@@ -1,0 +1,78 @@
+"""Reports what a start waits for: its place in the queue, the reason, and what would make room soonest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from roost.provisioners.exit_watch import describe_wait
+from roost.scheduler.errors import RoostError
+from roost.scheduler.service.messages import Kernel
+
+_PAUSE_S = 1.0
+"""A report is made at most this often."""
+_AGAIN_S = 10.0
+"""A report is made again after this time, because the kernels that hold the resources may have changed."""
+_EXPLAINED_WITHIN_S = 0.5
+"""How long a report waits for the explanation. Without it, the report has only the place and the reason."""
+
+
+class WaitingReport:
+    """The reports about one start. `show` gets each of them as a text."""
+
+    def __init__(self, provisioner: Any, show: Callable[[str], None]) -> None:
+        self._provisioner = provisioner
+        self._show = show
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Report until the task is cancelled."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:  # on the client's thread
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._changed.set)
+
+        self._provisioner.on_waiting = wake
+        try:
+            while True:
+                self._changed.clear()
+                if (kernel := self._provisioner.waiting) is not None:
+                    self._show(await self._describe(kernel))
+                    await asyncio.sleep(_PAUSE_S)
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), _AGAIN_S)
+        finally:
+            self._provisioner.on_waiting = lambda: None
+
+    async def _describe(self, kernel: Kernel) -> str:
+        text = describe_wait(kernel)
+        if kernel.state != "queued" or kernel.is_pending:
+            return text
+        with suppress(RoostError, asyncio.TimeoutError):
+            explanation = self._provisioner.service.explain(kernel.request)
+            soonest = (await explanation.within(_EXPLAINED_WITHIN_S))["soonest"]
+            if soonest:
+                text = f"{text} {describe_soonest(soonest, time.time())}"
+        return text
+
+
+def describe_soonest(soonest: Mapping[str, Any], now: float) -> str:
+    """Return which kernels would make room if they ended, as a sentence."""
+    kernels, node_id = soonest["kernels"], soonest["node_id"]
+    named = [f"{each['id'][:8]} of {each['user']}{_format_age(each['since'], now)}" for each in kernels[:3]]
+    if len(kernels) == 1:
+        return f"There is room on {node_id} when kernel {named[0]} ends."
+    more = f" and {len(kernels) - 3} more" if len(kernels) > 3 else ""
+    return f"There is room on {node_id} when these kernels end: {', '.join(named)}{more}."
+
+
+def _format_age(since: float | None, now: float) -> str:
+    """Return how long a kernel has run, in minutes or hours; empty if nobody knows."""
+    if since is None:
+        return ""
+    minutes = max(0.0, now - since) / 60
+    return f" (running for {minutes / 60:.0f} h)" if minutes >= 120 else f" (running for {minutes:.0f} min)"

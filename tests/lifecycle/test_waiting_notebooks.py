@@ -1,0 +1,312 @@
+"""Notebooks whose kernels wait for a GPU, in a real Jupyter Server over HTTP and websockets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import managers
+import pytest
+from front_end import errors, front_end, texts
+from server import JupyterServer, jupyter_server
+from world import settle
+
+from roost.scheduler.client.client import connect, disconnect
+
+OPTIONS = ("--ServerApp.jpserver_extensions={'roost': True}",)
+ANSWER_S = 1.0
+"""The limit of the tests for an answer to POST, which takes 0.15 s on a machine that does nothing else."""
+
+
+@pytest.fixture(scope="module")
+def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder for notebooks, on a machine with one GPU and a kernelspec `gpu` that asks for it."""
+    folder = tmp_path_factory.mktemp("waiting")
+    settings = {
+        "RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"},
+        "RoostScheduler": {"restart_grace_s": 0.5},
+    }
+    (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+        patch.setenv("JUPYTER_PATH", str(folder))
+        managers.kernelspecs(folder, "gpu", config={"gpus": 1})
+        plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
+        managers.kernelspecs(folder, "plain", **plain)
+        connect("local").up().result(60)
+        yield folder
+        disconnect()
+        settle(module_runtime_dir)
+
+
+@pytest.fixture
+async def server(one_gpu: Path) -> AsyncIterator[JupyterServer]:
+    async with run_server(one_gpu) as running:
+        yield running
+    assert await connect("local").kernels() == []
+
+
+@asynccontextmanager
+async def run_server(folder: Path, *options: str) -> AsyncIterator[JupyterServer]:
+    async with jupyter_server(folder, options=(*OPTIONS, *options)) as running:
+        try:
+            yield running
+        except BaseException:
+            print("\n".join(running.log))
+            raise
+
+
+async def start(server: JupyterServer, name: str = "gpu") -> str:
+    status, kernel = await server.api("POST", "kernels", {"name": name})
+    assert status == 201, kernel
+    return str(kernel["id"])
+
+
+async def until_queued(kernel_id: str, position: int = 1) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        kernels = {kernel.id: kernel for kernel in await connect("local").kernels()}
+        if kernel_id in kernels and kernels[kernel_id].position == position:
+            return
+        assert time.monotonic() < deadline, kernels
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def held_gpu(server: JupyterServer) -> AsyncIterator[str]:
+    """Let a kernel hold the GPU."""
+    kernel_id = await start(server)
+    async with front_end(server, kernel_id) as front:
+        await front.ended(await front.run("1"))
+    yield kernel_id
+
+
+async def test_cells_of_a_waiting_kernel_run_once_and_in_order(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        began = time.monotonic()
+        waiting = await start(server)
+        assert time.monotonic() - began < ANSWER_S
+        async with front_end(server, waiting) as front:
+            cells = [await front.run(f"print({number})") for number in range(5)]
+            await front.until(lambda: "Position 1 in the queue" in front.line(cells[0]), 5)
+            line = front.line(cells[0])
+            assert f"There is room on vm when kernel {holder[:8]}".split(" vm ")[0] in line
+            assert "needs 1 GPU, 0 free" in line
+            _, model = await server.api("GET", f"kernels/{waiting}")
+            assert model["execution_state"] == "starting"
+            assert model["connections"] == 1
+            assert model["reason"] == line
+            await server.api("DELETE", f"kernels/{holder}")
+            ended = [await front.ended(cell) for cell in cells]
+            assert [texts(messages) for messages in ended] == [f"{number}\n" for number in range(5)]
+            kinds = [message["msg_type"] for message in ended[0]]
+            assert kinds.index("clear_output") < kinds.index("stream")
+            counts = [
+                m["content"]["execution_count"] for m in front.messages if m["msg_type"] == "execute_input"
+            ]
+            assert counts == [1, 2, 3, 4, 5]
+            _, model = await server.api("GET", f"kernels/{waiting}")
+            assert model["execution_state"] == "idle"
+            assert "reason" not in model
+
+
+async def test_only_a_cell_of_a_notebook_shows_the_line(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        waiting = await start(server)
+        async with front_end(server, waiting) as front:
+            script = await front.run("print('script')", is_cell=False)
+            cell = await front.run("print('cell')")
+            other = await front.run("print('other')")
+            await front.until(lambda: front.line(cell), 5)
+            assert front.about(script) == front.about(other) == []
+            await server.api("DELETE", f"kernels/{holder}")
+            assert texts(await front.ended(other)) == "other\n"
+
+
+async def test_the_line_changes_with_the_position(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        first = await start(server)
+        await until_queued(first)
+        second = await start(server)
+        async with front_end(server, second) as front:
+            cell = await front.run("1")
+            await front.until(lambda: "Position 2 in the queue" in front.line(cell), 5)
+            await server.api("DELETE", f"kernels/{first}")
+            await front.until(lambda: "Position 1 in the queue" in front.line(cell), 5)
+            times = [
+                message["at"] for message in front.about(cell) if message["msg_type"] == "update_display_data"
+            ]
+            assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
+            await server.api("DELETE", f"kernels/{holder}")
+            await front.ended(cell)
+
+
+async def test_an_interrupt_withdraws_the_start_and_a_restart_asks_again(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        waiting = await start(server)
+        async with front_end(server, waiting) as front:
+            cell = await front.run("1")
+            await until_queued(waiting)
+            assert (await server.api("POST", f"kernels/{waiting}/interrupt", {}))[0] == 204
+            (sentence,) = errors(await front.ended(cell))
+            assert "interrupt" in sentence
+            (reply,) = [m["content"] for m in front.about(cell) if m["channel"] == "shell"]
+            assert (reply["status"], reply["evalue"]) == ("error", sentence)
+            assert [kernel.id for kernel in await connect("local").kernels()] == [holder]
+            _, model = await server.api("GET", f"kernels/{waiting}")
+            assert (model["execution_state"], model["reason"]) == ("dead", sentence)
+            assert errors(await front.ended(await front.run("2"))) == [sentence]
+
+            assert (await server.api("POST", f"kernels/{waiting}/restart", {}))[0] == 200
+            cell = await front.run("print('again')")
+            await until_queued(waiting)
+            await server.api("DELETE", f"kernels/{holder}")
+            assert texts(await front.ended(cell)) == "again\n"
+
+
+async def test_a_restart_keeps_the_place_and_ends_held_cells(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        waiting, later = await start(server), await start(server)
+        await until_queued(later, 2)
+        async with front_end(server, waiting) as front:
+            cell = await front.run("print('never')")
+            assert (await server.api("POST", f"kernels/{waiting}/restart", {}))[0] == 200
+            assert "run the cell again" in errors(await front.ended(cell))[0]
+            await until_queued(waiting, 1)
+            cell = await front.run("print('after')")
+            await server.api("DELETE", f"kernels/{later}")
+            await server.api("DELETE", f"kernels/{holder}")
+            assert texts(await front.ended(cell)) == "after\n"
+            assert not [message for message in front.messages if "never" in str(message["content"])]
+
+
+async def test_deleting_a_waiting_kernel_withdraws_its_start(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        waiting = await start(server)
+        async with front_end(server, waiting) as front:
+            cell = await front.run("1")
+            await until_queued(waiting)
+            assert (await server.api("DELETE", f"kernels/{waiting}"))[0] == 204
+            assert "shut down" in errors(await front.ended(cell))[0]
+            assert [kernel.id for kernel in await connect("local").kernels()] == [holder]
+            assert [kernel["id"] for kernel in (await server.api("GET", "kernels"))[1]] == [holder]
+
+
+async def test_cells_outlive_their_page(server: JupyterServer) -> None:
+    """A page that is loaded again has another websocket session. Its cells run after the held ones."""
+    async with held_gpu(server) as holder:
+        waiting = await start(server)
+        async with front_end(server, waiting) as front:
+            cell = await front.run("x = ['before']")
+            await front.until(lambda: front.line(cell), 5)
+        async with front_end(server, waiting) as front:
+            cell = await front.run("x.append('after'); print(x)")
+            await server.api("DELETE", f"kernels/{holder}")
+            assert texts(await front.ended(cell)) == "['before', 'after']\n"
+
+
+async def test_a_cell_runs_although_its_page_was_closed(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        waiting = await start(server)
+        async with front_end(server, waiting) as front:
+            cell = await front.run("x = 'ran'")
+            await front.until(lambda: front.line(cell), 5)
+        await server.api("DELETE", f"kernels/{holder}")
+        for _ in range(200):
+            if any(kernel.state == "running" for kernel in await connect("local").kernels()):
+                break
+            await asyncio.sleep(0.05)
+        async with front_end(server, waiting) as front:
+            assert texts(await front.ended(await front.run("print(x)"))) == "ran\n"
+
+
+async def test_a_start_that_waits_too_long_ends_its_cells(one_gpu: Path) -> None:
+    async with run_server(one_gpu, "--RoostExtension.queue_timeout_s=1") as server, held_gpu(server):
+        waiting = await start(server)
+        async with front_end(server, waiting) as front:
+            (sentence,) = errors(await front.ended(await front.run("1")))
+            assert "waited 1 s at position 1" in sentence
+            _, model = await server.api("GET", f"kernels/{waiting}")
+            assert (model["execution_state"], model["reason"]) == ("dead", sentence)
+            assert (await server.api("DELETE", f"kernels/{waiting}"))[0] == 204
+
+
+async def test_a_server_that_stops_withdraws_its_waiting_starts_first(one_gpu: Path) -> None:
+    async with run_server(one_gpu) as server, AsyncExitStack() as stack:
+        holder = await stack.enter_async_context(held_gpu(server))
+        waiting = await asyncio.gather(*(start(server) for _ in range(10)))
+        for kernel_id in waiting:
+            front = await stack.enter_async_context(front_end(server, kernel_id))
+            await front.run("1")
+        await until_queued(waiting[-1], 10) if False else None
+        assert len(await connect("local").kernels()) == 11, holder
+        began = time.monotonic()
+        os.kill(server.pid, signal.SIGTERM)
+        while "Shutting down 11 kernels" not in "".join(server.log):
+            await asyncio.sleep(0.02)
+            assert time.monotonic() - began < 5
+        await _until_gone(server.pid, began + 5)
+    assert await connect("local").kernels() == []
+
+
+async def _until_gone(pid: int, deadline: float) -> None:
+    while (
+        Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
+    ):
+        await asyncio.sleep(0.02)
+        assert time.monotonic() < deadline
+
+
+async def test_a_waiting_kernel_is_not_culled(one_gpu: Path) -> None:
+    culling = [
+        f"--MappingKernelManager.{name}"
+        for name in ("cull_idle_timeout=1", "cull_interval=1", "cull_busy=True")
+    ]
+    async with run_server(one_gpu, *culling) as server:
+        held = await connect("local").explain(await _request())
+        assert held["placement"]
+        waiting: list[Any] = []
+        async with held_gpu(server) as holder, front_end(server, holder):  # a client is connected: not culled
+            waiting.append(await start(server))
+            await asyncio.sleep(4)
+            _, models = await server.api("GET", "kernels")
+            assert {model["id"] for model in models} == {holder, *waiting}
+
+
+async def _request() -> Any:
+    from roost.placement import Request
+
+    return Request(gpus=1)
+
+
+async def test_a_refusal_is_still_the_answer_to_post(server: JupyterServer, one_gpu: Path) -> None:
+    managers.kernelspecs(one_gpu, "huge", config={"gpus": 64})
+    status, answer = await server.api("POST", "kernels", {"name": "huge"})
+    assert (status, "64 GPUs" in answer["message"]) == (400, True)
+    session = {"path": "a.ipynb", "type": "notebook", "name": "", "kernel": {"name": "huge"}}
+    status, answer = await server.api("POST", "sessions", session)
+    assert (status, "64 GPUs" in answer["message"]) == (500, True)
+    assert not answer["message"].startswith("HTTP")
+
+
+async def test_a_session_of_a_waiting_kernel(server: JupyterServer) -> None:
+    async with held_gpu(server) as holder:
+        session = {"path": "a.ipynb", "type": "notebook", "name": "", "kernel": {"name": "gpu"}}
+        began = time.monotonic()
+        status, answer = await server.api("POST", "sessions", session)
+        assert status == 201
+        assert time.monotonic() - began < ANSWER_S
+        assert answer["kernel"]["execution_state"] == "starting"
+        async with front_end(server, answer["kernel"]["id"]) as front:
+            cell = await front.run("print(1)")
+            await server.api("DELETE", f"kernels/{holder}")
+            assert texts(await front.ended(cell)) == "1\n"
+        assert (await server.api("DELETE", f"sessions/{answer['id']}"))[0] == 204
