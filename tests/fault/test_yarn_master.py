@@ -20,8 +20,6 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 
-KNOWN_S = 2.0
-"""The ResourceManager knows within this time that a container runs. It kills containers that it does not know yet."""
 EXPIRY_S = 5.0
 SETTINGS = {
     "yarn.nm.liveness-monitor.expiry-interval-ms": int(EXPIRY_S * 1000),
@@ -73,7 +71,7 @@ async def test_the_master_is_killed(master: YarnMaster) -> None:
     """The next attempt has the containers, by their numbers, and can stop them."""
     asks = [await master.ask("nm1"), await master.ask("nm2")]
     pids = [await master.await_pid(ask) for ask in asks]
-    await asyncio.sleep(KNOWN_S)
+    await master.await_known(*asks)
     for attempt in (2, 3):
         master.process().kill()
         await master.connect(attempt=attempt)
@@ -98,7 +96,7 @@ async def test_the_resource_manager_is_killed(master: YarnMaster) -> None:
     kept, released = await master.ask("nm1"), await master.ask("nm2")
     pids = [await master.await_pid(ask) for ask in (kept, released)]
     large = await master.ask("nm2", resources=Resources(memory_mb=8000, vcores=1))  # too large, as yet
-    await asyncio.sleep(KNOWN_S)
+    await master.await_known(kept, released)
     master.cluster.kill("rm1")
     await master.await_event("away")
     assert (await master.hello()).is_away
@@ -126,7 +124,7 @@ async def test_a_node_is_lost(master: YarnMaster) -> None:
     node = other_node(master)
     ask = await master.ask(node)
     pid = await master.await_pid(ask)
-    await asyncio.sleep(KNOWN_S)
+    await master.await_known(ask)
     master.cluster.kill(node)
     ended = await ends(master, ask.number)
     assert ended.exit_status == -100
@@ -143,7 +141,7 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
     node = other_node(master)
     ask = await master.ask(node)
     pid = await master.await_pid(ask)
-    await asyncio.sleep(KNOWN_S)
+    await master.await_known(ask)
     master.cluster.pause(node)
     try:
         began = time.monotonic()
@@ -165,7 +163,7 @@ async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
         asks = [await batch.ask(resources=large) for _ in range(6)]
         for ask in asks:
             await batch.await_state(ask, "started")
-        await asyncio.sleep(KNOWN_S)
+        await batch.await_known(*asks)
         wanted = [await master.ask(resources=large) for _ in range(2)]
         warning = await batch.await_event("preempt")
         assert warning.text in ("contract", "strict")
@@ -210,7 +208,7 @@ async def test_the_standby_takes_over(tmp_path: Path) -> None:
         async with running_master(cluster, tmp_path) as master:
             first = await master.ask()
             pid = await master.await_pid(first)
-            await asyncio.sleep(KNOWN_S)
+            await master.await_known(first)
             cluster.kill("rm1")
             cluster.fail_over("rm2")
             second = await master.ask()

@@ -200,6 +200,11 @@ class YarnMaster:
         await until(lambda: state in self.states(ask), self.log)
         return next(each for each in self.reports(ask) if each.state == state)
 
+    async def await_known(self, *asks: Ask) -> None:
+        """Wait until the ResourceManager knows that these containers run. Others end together with their master."""
+        expected = {(await self.await_state(ask, "started")).container_id for ask in asks}
+        await until(lambda: expected <= self.cluster.launched(), self.log)
+
     async def await_event(self, kind: str) -> MasterEvent:
         await until(lambda: any(event.kind == kind for event in self.events), self.log)
         return next(event for event in self.events if event.kind == kind)

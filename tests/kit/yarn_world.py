@@ -133,18 +133,7 @@ class World(ClusterWorld):
     async def until_known(self, *notebooks: Notebook) -> None:
         """Wait until the ResourceManager knows that these kernels run. Others end together with their master."""
         expected = {container_of(notebook.pid) for notebook in notebooks}
-        await until(lambda: expected <= self._known(), "YARN does not know that a container runs")
-
-    def _known(self) -> set[str]:
-        """Return the containers that run, as the ResourceManager knows them."""
-        found = set()
-        for master in self.masters():
-            path = f"/ws/v1/cluster/apps/{master['id']}/appattempts"
-            attempts = self.cluster.rest.get(path)["appAttempts"]["appAttempt"]
-            newest = max(attempts, key=lambda attempt: int(attempt["id"]))["appAttemptId"]
-            rows = (self.cluster.rest.get(f"{path}/{newest}/containers") or {}).get("container", [])
-            found |= {row["containerId"] for row in rows if row["containerState"] == "RUNNING"}
-        return found
+        await until(lambda: expected <= self.cluster.launched(), "YARN does not know that a container runs")
 
     def kill_masters(self) -> None:
         for process in self.master_processes():

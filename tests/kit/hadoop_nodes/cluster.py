@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ _MAIN = {
     "rm": ("-Xmx384m", f"{_SERVER}.resourcemanager.ResourceManager"),
     "nm": ("-Xmx192m", f"{_SERVER}.nodemanager.NodeManager"),
 }
+_LAUNCHED = re.compile(r"(container_\w+) Container Transitioned from \w+ to RUNNING")
 _JVM = (
     "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.net.preferIPv4Stack=true",
     "--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
@@ -161,6 +163,14 @@ class HadoopNodes(DaemonCluster):
             return []
         found = self.rest_of(node).get("/ws/v1/node/containers")["containers"] or {}
         return [row for row in found.get("container", []) if row["state"] not in ("DONE", "COMPLETE")]
+
+    def launched(self) -> set[str]:
+        """Return the containers that a ResourceManager has ever known to run. The others end with their master.
+
+        Only its log tells: REST reports every granted container as running.
+        """
+        logs = (self.log(name).read_text(errors="replace") for name in self.resource_managers)
+        return {container for log in logs for container in _LAUNCHED.findall(log)}
 
     def container_processes(self, node: str | None = None, container: str = "") -> list[psutil.Process]:
         """Return the live processes in the containers of one node or all, or in one container."""
