@@ -33,6 +33,8 @@ class KernelEnder:
         self._table = table
         self._timers = timers
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._releasing: set[str] = set()
+        """The ids of leases that `release_soon` releases now."""
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -56,8 +58,10 @@ class KernelEnder:
             log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
 
     def release_soon(self, lease: Lease) -> None:
-        """Release a lease that no kernel comes back for: a reading still shows it."""
-        spawn(self._release(lease), self._tasks, log)
+        """Release a lease that no kernel comes back for: a reading still shows it. May be repeated."""
+        if lease.id not in self._releasing:
+            self._releasing.add(lease.id)
+            spawn(self._release(lease), self._tasks, log)
 
     async def _stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
         try:
@@ -93,4 +97,6 @@ class KernelEnder:
             await self._cluster.backend.release(lease)
         except RoostError as problem:
             log.warning("lease=%s is not released yet, trying again: %s", lease.id, problem)
-            self._timers.later(RETRY_S, lambda: self.release_soon(lease))
+            self._timers.later(RETRY_S, lambda: self.release_soon(lease), key=f"release {lease.id}")
+        finally:
+            self._releasing.discard(lease.id)
