@@ -20,6 +20,15 @@ pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(900)]
 
 LATE_S = 60.0
 """How long a busy machine may need for what takes a few seconds."""
+ROLLS = 4
+"""How often the keys of tokens roll before they are used again. A server knows the last two keys only."""
+_TOKENS = "yarn.resourcemanager.{}.master-key-rolling-interval-secs"
+ROLLING = {
+    **{_TOKENS.format(kind): 50 for kind in ("am-rm-tokens", "container-tokens", "nm-tokens")},
+    "yarn.nm.liveness-monitor.expiry-interval-ms": 10_000,
+    "yarn.am.liveness-monitor.expiry-interval-ms": 10_000,
+}
+"""The settings of a cluster whose keys roll as soon as YARN allows for these expiries."""
 OpenWorld = Callable[..., AbstractAsyncContextManager[World]]
 
 
@@ -67,6 +76,65 @@ async def test_another_cluster_at_the_address(open_world: OpenWorld) -> None:
         await world.has_room(cpus=0.1, within_s=120)
         await world.restart(notebook)
         await world.lives(notebook)
+
+
+async def test_a_resource_manager_that_does_not_recover_containers(open_world: OpenWorld) -> None:
+    """YARN ends all containers. Owners read why, nothing is left, and starts go on."""
+    settings = {"yarn.resourcemanager.work-preserving-recovery.enabled": False}
+    async with open_world(settings) as world:
+        notebooks = [await world.open(), await world.open()]
+        await world.until_known(*notebooks)
+        processes = [process for notebook in notebooks for process in world.processes(notebook)]
+        world.cluster.kill("rm1")
+        world.cluster.start("rm1")
+        started_at = time.monotonic()
+        for notebook in notebooks:
+            reason = await world.ended(notebook, LATE_S)
+            say(f"{reason!r} after", started_at)
+        assert all(wait_gone(process.pid, LATE_S) for process in processes)
+        await world.has_room(cpus=0.1, within_s=120)
+        say("room again after", started_at)
+        for notebook in notebooks:
+            await world.restart(notebook)
+        say("both run again after", started_at)
+        await world.lives(*notebooks)
+
+
+async def test_keys_of_tokens_that_roll(open_world: OpenWorld) -> None:
+    """Kernels start and stop, and the master joins a ResourceManager that was started again."""
+    async with open_world(ROLLING) as world:
+        kept, stopped = await world.open(), await world.open()
+        began = time.monotonic()
+        await until(lambda: min(count_rolls(world)) > ROLLS, "the keys do not roll", 400.0)
+        say(f"rolls {count_rolls(world)} after", began)
+        began = time.monotonic()
+        late = await world.open()
+        say("a kernel starts in", began)
+        began = time.monotonic()
+        await stopped.close()
+        world.opened.remove(stopped)
+        await until(lambda: len(world.held()) == 2, "the container of the stopped kernel stays", 5.0)
+        say("an old kernel stops in", began)
+        await world.lives(kept, late)
+        await world.until_known(kept, late)
+        world.cluster.kill("rm1")
+        assert "away" in await world.refusal(cpus=0.1)
+        world.cluster.start("rm1")
+        began = time.monotonic()
+        latest = await open_soon(world)
+        say("next kernel after", began)
+        await world.lives(kept, late, latest)
+        (master,) = world.masters()
+        assert master["container"].split("_")[-2] == "01", "the first attempt has ended"
+
+
+def count_rolls(world: World) -> list[int]:
+    """Return how often the keys of each kind of token have rolled. The start of the ResourceManager may count too."""
+    log = world.cluster.log("rm1").read_text(errors="replace")
+    return [
+        log.count(f"Rolling master-key for {kind}")
+        for kind in ("amrm-tokens", "container-tokens", "nm-tokens")
+    ]
 
 
 async def test_failover(open_world: OpenWorld) -> None:

@@ -231,6 +231,8 @@ class Applications:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.schedulers: tuple[str, ...] = ()
         """`host:port` of the ResourceManagers' scheduler addresses."""
+        self.keeps_containers = True
+        """Whether containers of new applications outlive a master that fails."""
 
     @property
     def lines(self) -> Iterable[MasterLine]:
@@ -281,6 +283,7 @@ class Applications:
             tags=tags,
             queue=queue,
             priority=priority,
+            keeps_containers=self.keeps_containers,
             unpacked=await self._archives.find(Request()),
         )
         try:

@@ -31,7 +31,7 @@ from .creation import ContainerCreator
 from .derived_keys import DerivedKeys
 from .doctor import find_settings
 from .environment import Archives, find_python
-from .hadoop_conf import Conf, scheduler_addresses
+from .hadoop_conf import Conf, keeps_containers, scheduler_addresses
 from .held import Held
 from .master.messages import Container, MasterEvent, Update
 from .node_reader import NodeReader
@@ -87,6 +87,7 @@ class YarnCluster(PodCluster):
         conf = await self._rest.conf()
         self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
         self._applications.schedulers = self._find_schedulers(conf)
+        self._applications.keeps_containers = keeps_containers(conf)
         await self._queues.read(self._rest)
         await self._applications.find()
         if not self._is_joined:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from roost.scheduler.backends.base import Finding
 
-from .hadoop_conf import Conf
+from .hadoop_conf import Conf, keeps_containers
 from .queues import walk
 from .rest import JsonObject
 from .settings import RoostYarnBackend
@@ -114,6 +114,11 @@ def _find_ends(conf: Conf, queue: JsonObject | None) -> Iterator[Finding]:
         yield _warn(
             "a restart of the ResourceManager ends all kernels",
             "set yarn.resourcemanager.recovery.enabled=true",
+        )
+    if not keeps_containers(conf):
+        yield _warn(
+            "a restart of the ResourceManager ends all kernels, and so does a failure of roost's application master",
+            "set yarn.resourcemanager.work-preserving-recovery.enabled=true",
         )
     if conf and conf.get(f"{_NM}.recovery.enabled") != "true":
         yield _warn(

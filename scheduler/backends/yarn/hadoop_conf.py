@@ -66,6 +66,16 @@ def scheduler_addresses(conf: Conf) -> tuple[str, ...]:
     return _addresses(conf, "scheduler", 8030)
 
 
+def keeps_containers(conf: Conf) -> bool:
+    """Return whether an application may keep its containers when its master fails.
+
+    A ResourceManager that recovers applications without their containers fails at each start while one has that right
+    (a NullPointerException in the Capacity Scheduler of Hadoop 3.4.2).
+    """
+    is_recovering = _get(conf, f"{_RM}.recovery.enabled") == "true"
+    return not (is_recovering and _get(conf, f"{_RM}.work-preserving-recovery.enabled") == "false")
+
+
 def _addresses(conf: Conf, name: str, port: int) -> tuple[str, ...]:
     found = []
     is_ha = _get(conf, f"{_RM}.ha.enabled") == "true"

@@ -27,6 +27,7 @@ def build_context(
     tags: tuple[str, ...],
     queue: str,
     priority: int | None,
+    keeps_containers: bool,
     unpacked: tuple[Unpacked, ...] = (),
 ) -> dict[str, Any]:
     """Return the submission of a master, for the REST API.
@@ -46,7 +47,7 @@ def build_context(
         "queue": queue,
         "max-app-attempts": settings.max_attempts,
         "attempt-failures-validity-interval": _FAILURES_COUNT_MS,
-        "keep-containers-across-application-attempts": True,
+        "keep-containers-across-application-attempts": keeps_containers,
         "resource": {"memory": settings.master_memory >> 20, "vCores": 1},
         "am-container-spec": {
             "commands": {"command": command},

@@ -52,6 +52,10 @@ def test_each_setting_has_a_finding() -> None:
             "does not limit the memory",
         ),
         ({"yarn.resourcemanager.recovery.enabled": "false"}, "restart of the ResourceManager ends"),
+        (
+            {"yarn.resourcemanager.work-preserving-recovery.enabled": "false"},
+            "so does a failure of roost's application master",
+        ),
         ({"yarn.nodemanager.recovery.enabled": "false"}, "restart of a NodeManager ends"),
         ({"yarn.nodemanager.disk-health-checker.enable": "true"}, "90 % full"),
     ):

@@ -20,6 +20,7 @@ from roost.scheduler.backends.yarn.applications import without_defaults
 from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys
 from roost.scheduler.backends.yarn.environment import Archives, find_python
+from roost.scheduler.backends.yarn.hadoop_conf import keeps_containers
 from roost.scheduler.backends.yarn.master.messages import CODE_ALIAS, Ask, MasterSettings, Resources, Unpacked
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.backends.yarn.submission import build_context
@@ -37,7 +38,15 @@ def keys(tmp_path: Path) -> DerivedKeys:
 
 def test_the_code_and_the_keys_travel_in_the_credentials_alone() -> None:
     settings = RoostYarnBackend(python="/opt/python3")
-    context = build_context("application_1_1", settings, MASTER, tags=("roost-x",), queue="lab", priority=3)
+    context = build_context(
+        "application_1_1",
+        settings,
+        MASTER,
+        tags=("roost-x",),
+        queue="lab",
+        priority=3,
+        keeps_containers=True,
+    )
     (entry,) = context["am-container-spec"].pop("credentials")["secrets"]["entry"]
     assert entry["key"] == CODE_ALIAS
     archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(entry["value"])))
@@ -47,6 +56,26 @@ def test_the_code_and_the_keys_travel_in_the_credentials_alone() -> None:
     assert (context["queue"], context["priority"]) == ("lab", 3)
     assert context["application-tags"] == {"tag": ["roost", "roost-x"]}
     assert context["am-container-spec"]["commands"]["command"].startswith("exec /opt/python3 ")
+
+
+@pytest.mark.parametrize(
+    ("recovery", "preserves_work", "keeps"),
+    [("true", "true", True), ("true", "false", False), ("false", "false", True)],
+)
+def test_containers_are_kept_only_if_the_resource_manager_survives_that(
+    recovery: str, preserves_work: str, keeps: bool
+) -> None:
+    manager = "yarn.resourcemanager"
+    conf = {
+        f"{manager}.recovery.enabled": recovery,
+        f"{manager}.work-preserving-recovery.enabled": preserves_work,
+    }
+    assert keeps_containers(conf) == keeps
+    assert keeps_containers({}), "as a gateway shows it that hides the configuration"
+    context = build_context(
+        "a", RoostYarnBackend(), MASTER, tags=(), queue="q", priority=None, keeps_containers=keeps
+    )
+    assert context["keep-containers-across-application-attempts"] == keeps
 
 
 def test_another_process_of_the_service_derives_the_same_keys(tmp_path: Path, keys: DerivedKeys) -> None:
