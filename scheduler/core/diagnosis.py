@@ -50,12 +50,14 @@ async def diagnose(
         if not owners.is_alive(record.owner):
             what = f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}"
             report("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
+    unreachable = set(reading.unreachable)
     try:
         await cluster.snapshot()
         found += await cluster.backend.diagnose()
     except BackendUnavailable as away:
         report("error", away.user_message, "look at the cluster: no kernel starts until it is back")
-    for name in sorted(reading.unreachable):
+        unreachable.discard(cluster.backend.name)
+    for name in sorted(unreachable):
         what = f"the agent on {name} does not answer"
         report("error", what, "look at that machine; its kernels may be well")
     for node_id in sorted(cluster.draining):

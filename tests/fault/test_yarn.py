@@ -157,8 +157,13 @@ async def test_the_master_with_a_new_kernel(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_the_resource_manager(world: World) -> None:
-    kept, stopped = await world.open(gpus=1), await world.open()
+@pytest.mark.parametrize("away_s", [3.0, 20.0])
+async def test_the_resource_manager(world: World, away_s: float) -> None:
+    """Kernels live. New starts are refused, and starts that wait go on once the ResourceManager is back."""
+    kept, stopped = await world.open(gpus=1), await world.open(**SPARE, cpus=2)
+    waiting = world.notebook(**SPARE, launch_timeout=200)
+    opening = asyncio.create_task(waiting.open())
+    say(await world.waits_for("room"))
     await world.until_known(kept, stopped)
     before = held_by(await world.kernel_of(kept))
     world.cluster.kill("rm1")
@@ -166,13 +171,17 @@ async def test_the_resource_manager(world: World) -> None:
     try:
         assert "YARN is away, its kernels live on" in await world.refusal(cpus=0.1)
         say("known to be away after", killed_at)
+        say(await world.waits_for("YARN is away"))
+        findings = [found["what"] for found in await world.service().doctor() if found["level"] == "error"]
+        assert len(findings) == 1, findings
+        assert_plain(findings[0])
         with pytest.raises(BackendUnavailable) as refused:
             await world.notebook().open()
         assert_plain(refused.value.user_message)
         assert await kept.value("mine") == "42"
         await kept.interrupt()
         ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
-        await asyncio.sleep(killed_at + AWAY_S - time.monotonic())
+        await asyncio.sleep(killed_at + away_s - time.monotonic())
         assert await kept.value("mine") == "42"
     finally:
         world.cluster.start("rm1")
@@ -181,12 +190,15 @@ async def test_the_resource_manager(world: World) -> None:
     say("room again after", back_at)
     with contextlib.suppress(RoostError):
         await ending
-    await until(lambda: len(world.held()) == 1, "the container of the stopped kernel stays")
     world.opened.remove(stopped)
+    await opening
+    say("the start that waited runs after", back_at)
+    await waiting.run("mine = 42")
     assert held_by(await world.kernel_of(kept)) == before
     other = await world.open()
     say("next kernel after", back_at)
-    await world.lives(kept, other)
+    await until(lambda: len(world.held()) == 3, "the container of the stopped kernel stays")
+    await world.lives(kept, waiting, other)
     await world.restart(kept)
 
 

@@ -17,7 +17,7 @@ from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.agent_calls import Agents
-from roost.scheduler.errors import LeaseConflict, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict, UnknownKernel
 
 from .contexts import backend_context
 from .fake_agent import FakeAgent
@@ -108,6 +108,7 @@ class FakePodCluster(PodCluster):
 
     New pods are pending with `pending_reason` until `grant` or `grant_all`; an empty reason grants them at once. While
     `quota_reason` is set, every pod is refused. With `adds_nodes`, a pod without a node waits for `add_node`.
+    From `leave` on, the cluster is away until `away_reason` is empty.
     """
 
     name = "fake_pods"
@@ -117,14 +118,17 @@ class FakePodCluster(PodCluster):
     ) -> None:
         self.pending_reason = pending_reason
         self.quota_reason = ""
+        self.away_reason = ""
         self.adds_nodes = adds_nodes
         self.agents: dict[str, FakeAgent] = {}
         self._folder = folder
         self._nodes = {node.id: node for node in nodes}
         self._pods: dict[str, Pod] = {}
-        self._watches: list[asyncio.Queue[PodChange]] = []
+        self._watches: list[asyncio.Queue[PodChange | None]] = []
 
     async def join(self) -> str:
+        if self.away_reason:
+            raise BackendUnavailable(self.away_reason)
         return "in this process"
 
     async def close(self) -> None:
@@ -186,6 +190,11 @@ class FakePodCluster(PodCluster):
         """Report that a pod will end soon."""
         self._report(PodChange(kind="warning", lease_id=lease_id, reason=reason))
 
+    def leave(self, reason: str) -> None:
+        """Let the cluster be away for this reason. Its pods go on."""
+        self.away_reason = reason
+        self._report(None)
+
     async def end(self, lease_id: str, reason: str, *, is_final: bool = False) -> None:
         """End a pod without roost's doing: it is evicted, deleted by hand, or can never start."""
         pod = self._pods.pop(lease_id)
@@ -206,12 +215,13 @@ class FakePodCluster(PodCluster):
         return list(self._pods.values())
 
     async def changes(self) -> AsyncIterator[PodChange]:
-        watch: asyncio.Queue[PodChange] = asyncio.Queue()
+        watch: asyncio.Queue[PodChange | None] = asyncio.Queue()
         self._watches.append(watch)
         try:
             yield PodChange(kind="resync")
-            while True:
-                yield await watch.get()
+            while (change := await watch.get()) is not None:
+                yield change
+            raise BackendUnavailable(self.away_reason)
         finally:
             self._watches.remove(watch)
 
@@ -228,7 +238,7 @@ class FakePodCluster(PodCluster):
         self._report(PodChange(kind="pod", pod=pod))
         return pod
 
-    def _report(self, change: PodChange) -> None:
+    def _report(self, change: PodChange | None) -> None:
         for watch in self._watches:
             watch.put_nowait(change)
 

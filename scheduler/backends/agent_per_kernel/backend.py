@@ -89,7 +89,7 @@ class AgentPerKernelBackend(Backend):
 
     async def snapshot(self) -> Snapshot:
         if self._away:
-            raise BackendUnavailable(f"{self.name} is away, its kernels live on: {self._away}")
+            raise BackendUnavailable(self._describe_away())
         if self._differs:
             nodes = {name: self._nodes[name] for name in self._differs & self._nodes.keys()}
             for lease in (pod.lease for pod in self._pods.values()):
@@ -186,6 +186,7 @@ class AgentPerKernelBackend(Backend):
                 if self._away:
                     await self._join()
                     pauses = backoff(*_REJOIN_S)
+                    self._publish_pending()
                     self._events.put_nowait(BackendEvent(kind="resync"))
                 async for change in self._cluster.changes():
                     await self._on_change(change)
@@ -194,8 +195,23 @@ class AgentPerKernelBackend(Backend):
                     log.exception("%s: its changes cannot be followed", self.name)
                 elif not self._away:
                     log.warning("%s is away: %s", self.name, problem)
-                self._away = str(problem)
+                before, self._away = self._away, str(problem)
+                if self._away != before:
+                    self._publish_pending()
                 await asyncio.sleep(next(pauses))
+
+    def _describe_away(self) -> str:
+        return f"{self.name} is away, its kernels live on: {self._away}"
+
+    def _publish_pending(self) -> None:
+        """Publish why leases are pending, because the manager is away or back."""
+        for pod in self._pods.values():
+            if pod.lease.state == "pending":
+                self._publish_reason(self._lease(pod))
+
+    def _publish_reason(self, lease: Lease) -> None:
+        event = BackendEvent(kind="lease_pending", lease_id=lease.id, reason=lease.reason, lease=lease)
+        self._events.put_nowait(event)
 
     async def _on_change(self, change: PodChange) -> None:
         if change.kind == "pod" and change.pod is not None:
@@ -260,8 +276,7 @@ class AgentPerKernelBackend(Backend):
             self._noting[lease.id] = spawn(self._reserve(pod), self._tasks, log)
         now = self._lease(pod)
         if before is not None and now.state == "pending" and now.reason != before.reason:
-            event = BackendEvent(kind="lease_pending", lease_id=lease.id, reason=now.reason, lease=now)
-            self._events.put_nowait(event)
+            self._publish_reason(now)
         return pod
 
     async def _reserve(self, pod: Pod) -> None:
@@ -287,6 +302,8 @@ class AgentPerKernelBackend(Backend):
 
     def _lease(self, pod: Pod) -> Lease:
         """Return the pod's lease as the scheduler sees it: held once the agent has noted it."""
+        if pod.lease.state == "pending" and self._away:
+            return replace(pod.lease, reason=self._describe_away())
         if pod.lease.id in self._starting:
             return replace(pod.lease, state="pending", reason=pod.lease.reason or _STARTING)
         return replace(pod.lease, state="held", reason="") if pod.address is not None else pod.lease

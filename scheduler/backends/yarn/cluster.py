@@ -97,6 +97,7 @@ class YarnCluster(PodCluster):
         await self._nodes.read()
         spawn(self._follow_nodes(), self._reader, log)
         self._is_joined = True
+        self._explain_again()
         return self._rest.address
 
     async def close(self) -> None:
@@ -227,6 +228,8 @@ class YarnCluster(PodCluster):
             self._warn(event.container, event.text)
         elif event.kind == "nodes":
             self._nodes.read_soon()
+        elif event.kind in ("away", "back"):
+            self._explain_again()
 
     def on_ended(self, line: MasterLine, reason: str) -> None:
         for held in self._held_by(line):
@@ -254,6 +257,17 @@ class YarnCluster(PodCluster):
             self._changes.put_nowait(PodChange(kind="nodes"))
         held.node_trouble = self._nodes.book.trouble(node)
         self._changes.put_nowait(held)
+
+    def _explain_again(self) -> None:
+        """Find again why asks wait: the ResourceManager is away, or back."""
+        for held in self._held.values():
+            if held.is_waiting:
+                spawn(self._explain(held), self._tasks, log)
+
+    async def _explain(self, held: Held) -> None:
+        with contextlib.suppress(BackendUnavailable):  # `_ask_again` explains it to the next attempt
+            await self._creator.explain(held)
+            self._changes.put_nowait(held)
 
     def _warn(self, container: Container, contract: str) -> None:
         """Report a container that YARN takes back soon. YARN repeats this at each heartbeat until it does."""

@@ -103,8 +103,7 @@ class ContainerCreator:
             if held.lease.node_id:
                 await self._await_grant(held, held.ask)
             else:
-                await self._nodes.read()
-                await self._explain(held, held.ask, await held.line.call(MasterStatus, "hello"))
+                await self.explain(held)
         except RemoteError as problem:
             if problem.kind in ("ending", "unknown_container"):  # it ends, or it has been started again
                 raise _ended() from None
@@ -144,22 +143,38 @@ class ContainerCreator:
                 break
         else:
             return
-        status = await held.line.call(MasterStatus, "hello")
-        await self._nodes.read()
-        if not self._has_room(held.lease.request, held.lease.node_id):
+        status = await self._read_cluster(held.line)
+        if status is not None and not self._has_room(held.lease.request, held.lease.node_id):
             raise LeaseConflict(f"{held.lease.node_id} has no room for it any more, as YARN reports")
         hosts = self._find_hosts(held.lease.request)
         widen = Widen(number=held.number, nodes=hosts, racks=self._nodes.book.racks(hosts))
         await held.line.call(Container, "widen", widen)
-        await self._explain(held, ask, status)
+        self._describe(held, ask, status)
 
-    async def _explain(self, held: Held, ask: Ask, status: MasterStatus) -> None:
-        if not self._has_room(held.lease.request):
+    async def explain(self, held: Held) -> None:
+        """Note why an ask of this service waits. Raises `BackendUnavailable` if its master does not answer."""
+        assert held.ask is not None
+        self._describe(held, held.ask, await self._read_cluster(held.line))
+
+    async def _read_cluster(self, line: MasterLine) -> MasterStatus | None:
+        """Read nodes and queues. Return the master's status, or None while the ResourceManager is away."""
+        status = await line.call(MasterStatus, "hello")
+        try:
+            await self._nodes.read()
+            await self._queues.read_queues(self._rest)
+        except BackendUnavailable as problem:
+            log.info("application=%s waits: %s", line.application_id, problem)
+            return None
+        return None if status.is_away else status
+
+    def _describe(self, held: Held, ask: Ask, status: MasterStatus | None) -> None:
+        if status is None:
+            held.reason = "YARN's ResourceManager is away"
+        elif not self._has_room(held.lease.request):
             held.reason = "no node has room for it now"
-            return
-        await self._queues.read_queues(self._rest)
-        queue = self._queues.find(held.line.queue)
-        held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
+        else:
+            queue = self._queues.find(held.line.queue)
+            held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
 
     async def withdraw(self, held: Held) -> None:
         """Withdraw an ask, or give back a container whose grant crosses that."""

@@ -47,6 +47,15 @@ class Held:
     def is_ended(self) -> bool:
         return self.loss is not None or (self.container is not None and self.container.state == "ended")
 
+    @property
+    def is_waiting(self) -> bool:
+        """True if a master has this service's ask, and YARN has not granted it. No claim waits for that any more."""
+        return (
+            self.ask is not None
+            and self.is_asked
+            and not (self.is_creating or self.is_granted or self.is_ended)
+        )
+
     def view(self, python: str) -> Pod:
         """Return the container and its lease as the scheduler sees them. `python` runs the agent."""
         lease, container = self.lease, self.container

@@ -13,6 +13,7 @@ from fake_cluster import scheduler_on
 
 from roost.launchers.protocol.messages import AgentEvent
 from roost.placement import Device, Node
+from roost.scheduler.backends.agent_per_kernel import backend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import Cancelled, LaunchError, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
@@ -66,6 +67,27 @@ async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(clus
         assert (kernel.state, kernel.position) == ("queued", 1)
         cluster.explain(kernel.lease_id, "its volume is being mounted")
         await w.until(lambda: w.kernel("k").waits_for == "its volume is being mounted")
+        cluster.grant_all()
+        assert (await start).state == "running"
+
+
+async def test_a_pending_start_shows_that_the_manager_is_away(
+    cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_REJOIN_S", (0.01, 0.01))
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        cluster.leave("it refuses connections")
+        away = "fake_pods is away, its kernels live on: it refuses connections"
+        await w.until(lambda: w.kernel("k").waits_for == away)
+        findings = [found["what"] for found in await w.scheduler.doctor() if found["level"] == "error"]
+        assert findings == [away]
+        cluster.away_reason = ""
+        await w.until(lambda: w.kernel("k").waits_for == PULLING)
+        details = [event.detail for event in w.events if event.kind == "queued"]
+        assert details[-2:] == [away, PULLING]
         cluster.grant_all()
         assert (await start).state == "running"
 
