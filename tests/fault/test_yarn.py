@@ -180,7 +180,7 @@ async def test_the_resource_manager(world: World, away_s: float) -> None:
         assert_plain(refused.value.user_message)
         assert await kept.value("mine") == "42"
         await kept.interrupt()
-        ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
+        ending = asyncio.create_task(stopped.close())
         await asyncio.sleep(killed_at + away_s - time.monotonic())
         assert await kept.value("mine") == "42"
     finally:
