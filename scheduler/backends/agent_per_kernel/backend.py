@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
+from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, Lease, Owner, Reserve
 from roost.placement import Node, Request, Snapshot
@@ -58,6 +58,8 @@ class AgentPerKernelBackend(Backend):
         self._agents = agents
         self._linger_s = linger_s
         self._away = "it has not been joined yet"
+        self._creating: dict[str, asyncio.Task[Lease]] = {}
+        cluster.creating = self._creating.keys()
         self._pods: dict[str, Pod] = {}
         self._starting: set[str] = set()
         """Leases whose agents have not noted them yet, as far as this process has seen."""
@@ -79,6 +81,7 @@ class AgentPerKernelBackend(Backend):
         spawn(self._follow(), self._tasks, log)
 
     async def close(self) -> None:
+        await asyncio.gather(*self._creating.values(), return_exceptions=True)
         try:
             # At the timeout the tasks are cancelled again: `changes` may have lost the first cancellation.
             await asyncio.wait_for(cancel_all(self._tasks), _CLOSE_S)
@@ -108,11 +111,21 @@ class AgentPerKernelBackend(Backend):
         if known is not None:
             return self._lease(known)
         self._releasing.pop(lease.id, None)
+        creating = self._creating.get(lease.id)
+        if creating is None:
+            creating = self._creating[lease.id] = start_shared(self._create(lease, launch))
+        return await asyncio.shield(
+            creating
+        )  # a creation ends as a whole, so that a deletion finds what there is
+
+    async def _create(self, lease: Lease, launch: Launch | None) -> Lease:
         try:
             pod = await self._cluster.create(lease, launch)
         except LeaseConflict:
             await self._read_nodes()
             raise
+        finally:
+            del self._creating[lease.id]
         self._starting.add(lease.id)
         return self._lease(self._note(pod))
 
@@ -347,6 +360,8 @@ class AgentPerKernelBackend(Backend):
 
     async def _delete(self, lease_id: str) -> None:
         self._releasing[lease_id] = None
+        if (creating := self._creating.get(lease_id)) is not None:
+            await asyncio.wait([creating])
         await self._cluster.delete(lease_id)
         await self._read_nodes()  # a pod that ends keeps its resources for a while
         self._forget(lease_id)

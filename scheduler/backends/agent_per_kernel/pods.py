@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,11 +51,14 @@ class PodChange:
 class PodCluster(ABC):
     """A cluster manager that runs pods.
 
-    Every method raises `BackendUnavailable` if the manager does not answer. A call can be cancelled at any moment, and
-    `delete` may follow at once. `name` is the manager's name for people, such as "Kubernetes".
+    Every method raises `BackendUnavailable` if the manager does not answer. A call can be cancelled at any moment.
+    `create` is the exception: roost lets it end, and only then calls `create`, `delete` or `close` for that lease.
+    `name` is the manager's name for people, such as "Kubernetes".
     """
 
     name: str
+    creating: Collection[str] = ()
+    """The ids of the leases whose `create` has not ended. roost keeps it. `changes` and `pods` leave their pods out."""
 
     @abstractmethod
     async def join(self) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from ipaddress import ip_address
 from typing import Any, NoReturn
 
-from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
@@ -36,6 +36,7 @@ from .pod_state import (
     is_ending,
     is_gated,
     is_waiting,
+    latest,
     read_events,
     read_lease,
     read_pod,
@@ -76,7 +77,6 @@ class KubernetesCluster(PodCluster):
         self._book = NodeBook()
         self._ending: dict[str, PodUse] = {}
         """By uid: what roost's ending pods take, as the book has it."""
-        self._creating: dict[str, asyncio.Task[Pod]] = {}
         self._news: dict[str, News] = {}
         """The news from the events of waiting pods, by uid."""
         self._is_new = True
@@ -139,7 +139,6 @@ class KubernetesCluster(PodCluster):
         return self._api.server + note
 
     async def close(self) -> None:
-        await asyncio.gather(*self._creating.values(), return_exceptions=True)
         await self._stop()
         await self._reports.close()
         self._api.close()
@@ -158,13 +157,6 @@ class KubernetesCluster(PodCluster):
         await self._creator.check_template(request)
 
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
-        task = self._creating.get(lease.id)
-        if task is None:
-            task = self._creating[lease.id] = start_shared(self._create(lease, launch))
-            task.add_done_callback(lambda _: self._creating.pop(lease.id, None))
-        return await asyncio.shield(task)  # a creation ends as a whole, so that `delete` finds what there is
-
-    async def _create(self, lease: Lease, launch: Launch | None) -> Pod:
         raw = await self._creator.create(lease, launch)
         self._reported.add(raw["metadata"]["uid"])
         pod = self._view(raw)
@@ -172,8 +164,6 @@ class KubernetesCluster(PodCluster):
         return pod
 
     async def delete(self, lease_id: str) -> None:
-        if (creating := self._creating.get(lease_id)) is not None:
-            await asyncio.wait([creating])
         for raw in await self._list(f"{LEASE_LABEL}={digest(lease_id)}"):
             if not is_ending(raw) and self._creator.is_ours(raw):
                 await self._creator.delete(raw)
@@ -201,11 +191,15 @@ class KubernetesCluster(PodCluster):
 
     async def pods(self) -> Sequence[Pod]:
         found: list[Pod] = []
-        for raw in await self._list():
+        creating, reported = set(self.creating), set(self._reported)
+        for listed in await self._list():
+            uid = listed["metadata"]["uid"]
+            raw = latest(listed, self._raw(uid))  # the watch may have seen more by now
+            is_removed = uid in reported - self._reported
             is_released = RELEASED_ANNOTATION in raw["metadata"].get("annotations", {})
-            is_news = raw["metadata"]["uid"] in self._reported or (self._is_new and not is_released)
-            is_shown = not is_ending(raw) or is_news
-            if is_shown and (pod := self._view(raw)) is not None:
+            is_news = uid in self._reported or (self._is_new and not is_released)
+            pod = self._view(raw) if not is_removed and (is_news or not is_ending(raw)) else None
+            if pod is not None and pod.lease.id not in creating | set(self.creating):
                 found.append(pod)
         self._is_new = False
         return sorted(found, key=lambda pod: pod.lease.state != "lost")  # the last one of a lease counts
@@ -313,10 +307,10 @@ class KubernetesCluster(PodCluster):
         if before is not None and after is None:
             self._reports.forget(agent_key(before))
         if self._creator.note_change(uid):
-            return  # `_create` reports it
+            return  # `create` reports it
         shown = read_lease(after or before or {})
-        if uid not in self._reported and shown is not None and shown.id in self._creating:
-            return  # `_create` reports or deletes it
+        if uid not in self._reported and shown is not None and shown.id in self.creating:
+            return  # `create` reports or deletes it
         if after is None or not is_waiting(after):
             self._news.pop(uid, None)
             self._timers.cancel(("events", uid))
@@ -345,8 +339,9 @@ class KubernetesCluster(PodCluster):
     def _view(self, raw: JsonObject) -> Pod | None:
         if not self._creator.is_ours(raw):
             return None
-        pod = read_pod(raw, self._identity, self._news.get(raw["metadata"]["uid"]))
-        if pod is not None and is_gated(raw) and pod.lease.id not in self._creating:
+        uid = raw["metadata"]["uid"]
+        pod = read_pod(raw, self._identity, self._news.get(uid))
+        if pod is not None and is_gated(raw) and uid not in self._reported:
             reason = "the service that created its pod ended meanwhile"
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
         if pod is None or pod.lease.state == "lost":

@@ -86,6 +86,14 @@ def read_pod(raw: JsonObject, identity: Identity, news: News | None = None) -> P
     return Pod(lease=lease, address=_read_address(raw, identity))
 
 
+def latest(raw: JsonObject, other: JsonObject | None) -> JsonObject:
+    """Return the later of two states of a pod. Resource versions are decimal numbers that grow."""
+    if other is None:
+        return raw
+    version, other_version = (each["metadata"]["resourceVersion"] for each in (raw, other))
+    return other if (len(other_version), other_version) > (len(version), version) else raw
+
+
 def is_waiting(raw: JsonObject) -> bool:
     """True if the pod waits, and its events may say for what."""
     return (

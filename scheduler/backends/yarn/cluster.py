@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from roost.launchers.daemon.tasks import cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Launch, Lease, Nothing
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease, load_lease
@@ -72,7 +72,6 @@ class YarnCluster(PodCluster):
         )
         self._held: dict[int, Held] = {}
         """By number: the leases of this service that are not released, also those of its other processes."""
-        self._creating: dict[str, asyncio.Task[Held]] = {}
         self._identifying: dict[int, asyncio.Task[None]] = {}
         """By number: containers whose leases only their agents know."""
         self._changes: asyncio.Queue[Held | PodChange | Exception] = asyncio.Queue()
@@ -101,7 +100,6 @@ class YarnCluster(PodCluster):
         return self._rest.address
 
     async def close(self) -> None:
-        await asyncio.gather(*self._creating.values(), return_exceptions=True)
         await cancel_all(self._reader)
         await cancel_all(self._tasks)
         await self._applications.close()
@@ -134,16 +132,8 @@ class YarnCluster(PodCluster):
         return to_placement(request)
 
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
-        if (held := self._find(lease.id)) is not None and lease.id not in self._creating:
+        if (held := self._find(lease.id)) is not None:
             return self._view(held)
-        task = self._creating.get(lease.id)
-        if task is None:
-            task = self._creating[lease.id] = start_shared(self._create(lease, launch))
-            task.add_done_callback(lambda _: self._creating.pop(lease.id, None))
-        held = await asyncio.shield(task)  # a creation ends as a whole, so that `delete` finds what there is
-        return self._view(held)  # events may have come since the task ended
-
-    async def _create(self, lease: Lease, launch: Launch | None) -> Held:
         held = await self._creator.prepare(lease, launch)
         self._held[held.number] = held
         try:
@@ -153,11 +143,9 @@ class YarnCluster(PodCluster):
             self._nodes.read_soon()
             raise
         self._search(held)
-        return held
+        return self._view(held)
 
     async def delete(self, lease_id: str) -> None:
-        if (creating := self._creating.get(lease_id)) is not None:
-            await asyncio.wait([creating])
         for held in [held for held in self._held.values() if held.lease.id == lease_id]:
             if held.loss is None and not held.line.failure and (held.is_asked or held.ask is None):
                 if not await held.line.wait(_DELETE_S):
@@ -183,7 +171,7 @@ class YarnCluster(PodCluster):
         ]
         if tasks := (*searches, *self._identifying.values()):
             await asyncio.wait(tasks, timeout=_SEARCH_S)
-        return [self._view(held) for held in self._held.values() if held.lease.id not in self._creating]
+        return [self._view(held) for held in self._held.values() if held.lease.id not in self.creating]
 
     async def changes(self) -> AsyncIterator[PodChange]:
         yield PodChange(kind="resync")
@@ -241,8 +229,8 @@ class YarnCluster(PodCluster):
         held.changed.set()
         if before is None or before.state != container.state:
             self._nodes.read_soon()
-        if held.lease.id in self._creating:
-            return  # `_create` reports it
+        if held.lease.id in self.creating:
+            return  # `create` reports it
         if container.state == "ended" and is_node_lost(container):
             spawn(self._agents.end_stray(held), self._tasks, log)
             spawn(self._explain_loss(held, container.node), self._tasks, log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fake_cluster import scheduler_on
 
-from roost.launchers.protocol.messages import AgentEvent
-from roost.placement import Device, Node
-from roost.scheduler.backends.agent_per_kernel import backend
+from roost.launchers.protocol.messages import AgentEvent, Launch, Lease, Owner
+from roost.placement import Device, Node, Request
+from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import Cancelled, LaunchError, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
@@ -247,4 +247,59 @@ async def test_a_request_that_no_node_can_take_waits_for_a_node_that_the_cluster
         cluster.add_node(replace(node("big"), cpus=32))
         assert (await start).node_id == "big"
         await w.scheduler.stop("k", 0)
+    await cluster.shut_down()
+
+
+class SlowCluster(FakePodCluster):
+    """A cluster whose pods are created once `may_create` is set. It notes its calls."""
+
+    def __init__(self, folder: Path, nodes: Sequence[Node]) -> None:
+        super().__init__(folder, nodes)
+        self.calls: list[str] = []
+        self.began = asyncio.Event()
+        self.may_create = asyncio.Event()
+
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        self.calls.append("create")
+        assert lease.id in self.creating
+        self.began.set()
+        await self.may_create.wait()
+        return await super().create(lease, launch)
+
+    async def delete(self, lease_id: str) -> None:
+        self.calls.append("delete")
+        assert lease_id not in self.creating
+        await super().delete(lease_id)
+
+
+async def test_a_creation_is_shared_and_ends_before_the_deletion(tmp_path: Path) -> None:
+    cluster = SlowCluster(tmp_path, [node("a")])
+    lease = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="a")
+    async with open_backend(partial(pod_backend, cluster)) as (backend, _):
+        cancelled, other = (asyncio.ensure_future(backend.claim(lease)) for _ in range(2))
+        await cluster.began.wait()
+        cancelled.cancel()
+        releasing = asyncio.ensure_future(backend.release(lease))
+        await asyncio.sleep(0.05)
+        assert cluster.calls == ["create"]
+        cluster.may_create.set()
+        assert (await other).id == "l"
+        await releasing
+        assert cluster.calls == ["create", "delete"]
+        assert (await backend.leases()).leases == ()
+    assert await cluster.pods() == []
+
+
+async def test_a_backend_closes_once_its_creations_have_ended(tmp_path: Path) -> None:
+    cluster = SlowCluster(tmp_path, [node("a")])
+    lease = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="a")
+    async with open_backend(partial(pod_backend, cluster)) as (backend, _):
+        claiming = asyncio.ensure_future(backend.claim(lease))
+        await cluster.began.wait()
+        closing = asyncio.ensure_future(backend.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        cluster.may_create.set()
+        assert (await claiming).id == "l"
+        await closing
     await cluster.shut_down()
