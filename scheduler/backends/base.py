@@ -126,6 +126,13 @@ class Backend(ABC):
     async def warm_up(self) -> int:
         """Start the agents of all nodes before they are needed; return their number (0 for an agent per kernel)."""
 
+    async def explain_loss(self, lease: Lease) -> str:
+        """Return why the manager ends this lease, as a clause; empty if it does not say.
+
+        Called once the lease's agent has reported that it is being ended. The agent does not know the cause.
+        """
+        return ""
+
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that a kernel in this lease gets besides those of its start."""
         return {}

@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import Any
 
 from roost.launchers.daemon.tasks import start_shared
-from roost.launchers.protocol.messages import KernelProcess, Lease, Owner
+from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease, Owner
 from roost.placement.model import Request
 from roost.scheduler.service.messages import Kernel, KernelState, StartKernel
 
@@ -115,6 +115,8 @@ class KernelRecord:
     reason: str = ""
     warning: str = ""
     """Why the manager was about to take the lease back, if it has warned."""
+    held_back: list[AgentEvent] | None = None
+    """The events of its agent that wait until the manager has said why it ends the lease."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property

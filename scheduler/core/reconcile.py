@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _ANSWER_S = 5.0
 """How long one agent may take to list its kernels. A slow agent delays nobody else's kernels."""
+_REASON_S = 3.0
+"""How long the manager may take to say why it ends a lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,18 +226,38 @@ class Reconciler:
         if event is None:
             if self._table.records:
                 self.soon()
+        else:
+            self._on_event(event)
+
+    def _on_event(self, event: AgentEvent) -> None:
+        kernel_id = event.kernel.kernel_id if event.kernel else ""
+        record = self._table.get(kernel_id) or self._table.with_lease(event.lease_id)
+        if record is not None and record.held_back is not None:
+            record.held_back.append(event)
         elif event.kernel is not None:
             self._on_process(event.kernel)
-        elif event.kind in ("lost", "released"):
-            record = self._table.with_lease(event.lease_id)
-            if event.kind == "released":
-                self._table.released[event.lease_id] = None
-            if record is None or record.start is not None:
-                return
-            if event.kind == "lost":  # the exit that follows has this reason
-                record.reason = record.reason or _describe_loss(record.warning or event.reason)
-            else:
+        elif event.kind == "released":
+            self._table.released[event.lease_id] = None
+            if record is not None and record.start is None:
                 self._table.drop(record, "its lease was given back")
+        elif event.kind == "lost" and record is not None and record.start is None:
+            record.held_back = []
+            spawn(self._read_loss(record, event.reason), self._tasks, log)
+
+    async def _read_loss(self, record: KernelRecord, reason: str) -> None:
+        """Note why a lease is lost, before the exit that follows. The manager may know more than the agent."""
+        assert record.lease is not None
+        try:
+            asked = self._cluster.backend.explain_loss(record.lease)
+            reason = await asyncio.wait_for(asked, _REASON_S) or record.warning or reason
+        except (RoostError, asyncio.TimeoutError) as problem:
+            log.info("lease=%s the manager does not say why it is lost: %r", record.lease.id, problem)
+            reason = record.warning or reason
+        if record.start is None:
+            record.reason = record.reason or _describe_loss(reason)
+        events, record.held_back = record.held_back or [], None
+        for event in events:
+            self._on_event(event)
 
     def _on_process(self, process: KernelProcess) -> None:
         record = self._table.get(process.kernel_id)

@@ -119,6 +119,8 @@ class FakePodCluster(PodCluster):
         self.pending_reason = pending_reason
         self.quota_reason = ""
         self.away_reason = ""
+        self.end_reasons: dict[str, str] = {}
+        """By lease id: why pods end, for a scheduler that asks."""
         self.adds_nodes = adds_nodes
         self.agents: dict[str, FakeAgent] = {}
         self._folder = folder
@@ -206,6 +208,9 @@ class FakePodCluster(PodCluster):
         if self._pods.pop(lease_id, None) is not None:
             self._report(PodChange(kind="gone", lease_id=lease_id, reason="it was deleted"))
             await self._close_agent(lease_id)
+
+    async def explain_end(self, lease_id: str) -> str:
+        return self.end_reasons.get(lease_id, "")
 
     async def update(self, lease: Lease) -> None:
         if lease.id in self._pods:

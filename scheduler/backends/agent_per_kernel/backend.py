@@ -166,6 +166,9 @@ class AgentPerKernelBackend(Backend):
             )
         return pod.address
 
+    async def explain_loss(self, lease: Lease) -> str:
+        return await self._cluster.explain_end(lease.id)
+
     async def warm_up(self) -> int:
         await self._cluster.warm_up()
         await self._read_nodes()

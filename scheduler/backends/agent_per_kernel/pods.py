@@ -107,6 +107,10 @@ class PodCluster(ABC):
         iterates again.
         """
 
+    async def explain_end(self, lease_id: str) -> str:
+        """Return why the manager ends this pod, as a clause; empty if it does not say. Its agent ends just now."""
+        return ""
+
     async def warm_up(self) -> None:
         """Start whatever the first pod would have to wait for."""
         return

@@ -30,8 +30,10 @@ from .names import (
     digest,
 )
 from .nodes import NodeBook, PodUse, read_node, read_use
+from .pod_end import explain_end
 from .pod_spec import PodTemplate
 from .pod_state import (
+    DELETED,
     News,
     is_ending,
     is_gated,
@@ -204,6 +206,10 @@ class KubernetesCluster(PodCluster):
         self._is_new = False
         return sorted(found, key=lambda pod: pod.lease.state != "lost")  # the last one of a lease counts
 
+    async def explain_end(self, lease_id: str) -> str:
+        _, raw = next(iter(self._watched(lease_id)), ("", None))
+        return await explain_end(self._api, raw) if raw else DELETED
+
     async def changes(self) -> AsyncIterator[PodChange]:
         yield PodChange(kind="resync")
         while True:
@@ -323,8 +329,7 @@ class KubernetesCluster(PodCluster):
             lease = read_lease(before) if before else None
             if lease is not None and uid in self._reported:
                 self._reported.discard(uid)
-                reason = "its pod was deleted"
-                self._changes.put_nowait(PodChange(kind="gone", lease_id=lease.id, reason=reason))
+                self._changes.put_nowait(PodChange(kind="gone", lease_id=lease.id, reason=DELETED))
             return
         if is_ending(after):
             self._report_nodes()

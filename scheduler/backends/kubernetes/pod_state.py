@@ -22,6 +22,7 @@ _NEVER_FOUND = re.compile(
 """Answers of a registry that no repetition changes."""
 _STEPS = re.compile(r'^(?:(?:failed to \w[^":]*|Head|Get)(?: ?"[^"]*")?: )+')
 """The steps at the head of an error chain, such as `failed to resolve reference "a:1": Head "https://...": `."""
+DELETED = "its pod was deleted"
 _DISRUPTIONS = {
     "PreemptionByScheduler": "a pod of higher priority took its place",
     "DeletionByTaintManager": "its node was tainted or did not answer",
@@ -176,7 +177,7 @@ def describe_end(raw: JsonObject) -> News | None:
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):
             return News(f"its container cannot start: {_last(ended.get('message', ''))}", is_final=True)
         if is_ending(raw) and ended.get("exitCode") == 0:  # the agent heeds SIGTERM
-            return News(cause or "its pod was deleted")
+            return News(cause or DELETED)
         return News(cause or f"its agent ended with exit code {ended.get('exitCode')}")
     if status.get("phase") in ("Failed", "Succeeded"):
         if status.get("reason") == "Evicted":
@@ -185,7 +186,7 @@ def describe_end(raw: JsonObject) -> News | None:
             return News(f"its node refused it ({status['reason']})")
         return News(cause or f"it ended ({status.get('reason') or status['phase']})")
     if is_ending(raw):
-        return News(cause or "its pod was deleted")
+        return News(cause or DELETED)
     waiting = state.get("waiting", {})
     message = waiting.get("message", "")
     match waiting.get("reason", ""):

@@ -217,6 +217,20 @@ async def test_an_owner_is_warned_before_a_pod_ends_and_reads_the_reason_afterwa
         assert w.kernel("k").reason == "its lease is lost: it is preempted"
 
 
+async def test_the_exit_of_a_pod_that_is_ended_has_the_reason_of_its_manager(cluster: FakePodCluster) -> None:
+    """The agent reports the end before the manager does. Owners read the first reason that is published."""
+    async with scheduler_on([], pods=cluster) as w:
+        for name, reason in (("one", "it was evicted"), ("two", "")):
+            await w.start(name, cpus=1)
+            cluster.end_reasons[f"roost:{name}:s/1"] = reason
+            agent = cluster.agents[f"roost:{name}:s/1"]
+            agent.report(AgentEvent(kind="lost", lease_id=f"roost:{name}:s/1", reason="its pod was ended"))
+            agent.end(name, -15)
+            await w.told("exited", name)
+            assert w.kernel(name).reason == f"its lease is lost: {reason or 'its pod was ended'}"
+            assert w.kernel(name).exit_code == -15
+
+
 async def test_a_lease_that_its_agent_releases_takes_its_pod_along(cluster: FakePodCluster) -> None:
     async with scheduler_on([], pods=cluster) as w:
         await w.start("k", cpus=1)
