@@ -43,6 +43,8 @@ FAULTS = {
 """The faults, and how often each is chosen."""
 _ENDS = ("agent", "pod", "all processes", "node off")
 """The faults that end their kernel."""
+_OF_NODE = ("kubelet", "containerd", "node cut off")
+"""The faults of a node that is on."""
 
 
 class Outages:
@@ -61,6 +63,8 @@ class Outages:
         """Let one or two things fail at once, perhaps while a kernel starts, and check the recovery."""
         dice = self.dice
         faults = dice.sample(list(FAULTS), counts=list(FAULTS.values()), k=dice.choice((1, 1, 2)))
+        if "node off" in faults:
+            faults = [fault for fault in faults if fault not in _OF_NODE]
         # First the faults that need the API server.
         faults = sorted(dict.fromkeys(faults), key=lambda fault: fault != "pod")
         is_starting = dice.random() < 0.5
@@ -97,10 +101,8 @@ class Outages:
         world, cluster = self.world, self.world.cluster
         if fault == "service":
             world.kill_service()
-        elif fault == "agent":
-            processes[0].kill()
-        elif fault == "all processes":
-            for process in processes:
+        elif fault in ("agent", "all processes"):
+            for process in processes[:1] if fault == "agent" else processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         elif fault == "pod":

@@ -35,15 +35,7 @@ async def world(yarn_world: World) -> World:
 
 
 async def test_the_scheduler_service(world: World) -> None:
-    notebook = await world.open(gpus=1)
-    before = held_by(await world.kernel_of(notebook))
-    world.kill_service()
-    killed_at = time.monotonic()
-    await world.lives(notebook)
-    say("found again after", killed_at)
-    assert held_by(await world.kernel_of(notebook)) == before
-    await notebook.interrupt()
-    await world.lives(notebook)
+    await world.outlives_service(gpus=1)
 
 
 async def test_the_service_and_a_master_while_a_container_is_pending(world: World) -> None:
@@ -190,7 +182,7 @@ async def test_the_resource_manager(world: World, away_s: float) -> None:
     say("room again after", back_at)
     with contextlib.suppress(RoostError):
         await ending
-    world.opened.remove(stopped)
+    await world.close_stopped(stopped)
     await opening
     say("the start that waited runs after", back_at)
     await waiting.run("mine = 42")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from managers import kernelspecs
-from notebook import Notebook
+from notebook import Notebook, held_by
 from world import daemon_pids, kill
 
 from roost.placement.model import Request
@@ -83,6 +85,11 @@ class ClusterWorld:
         await notebook.run("import os, time; mine = 42")
         return notebook
 
+    async def close_stopped(self, notebook: Notebook) -> None:
+        """Close a notebook whose kernel was stopped before."""
+        await notebook.close()
+        self.opened.remove(notebook)
+
     async def kernel_of(self, notebook: Notebook) -> Kernel:
         return await self.service().kernel(notebook.manager.kernel_id)
 
@@ -119,6 +126,23 @@ class ClusterWorld:
     def kill_service(self) -> None:
         for pid in daemon_pids(self.home, "scheduler"):
             kill(pid)
+
+    def pause_service(self) -> None:
+        """Stop the service with SIGSTOP, until it is killed. No other service starts meanwhile."""
+        for pid in daemon_pids(self.home, "scheduler"):
+            os.kill(pid, signal.SIGSTOP)
+
+    async def outlives_service(self, **config: Any) -> None:
+        """Check that a kernel with this configuration lives, in the same place, while its service is killed."""
+        notebook = await self.open(**config)
+        before = held_by(await self.kernel_of(notebook))
+        self.kill_service()
+        killed_at = time.monotonic()
+        await self.lives(notebook)
+        say("found again after", killed_at)
+        assert held_by(await self.kernel_of(notebook)) == before
+        await notebook.interrupt()
+        await self.lives(notebook)
 
     async def has_room(self, within_s: float = 30.0, **asked: Any) -> float:
         """Wait until the service has room for such a request. Return how long that took."""
