@@ -15,6 +15,9 @@ from jupyter_server.services.kernels.connection.base import (
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from tornado.websocket import WebSocketClosedError
 
+from roost.provisioners.provisioner import RoostProvisioner
+
+from .fast_channels import send_at_once
 from .held_messages import HeldMessage
 from .pending_start import PendingStart
 
@@ -40,6 +43,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     async def connect(self) -> None:
         """Connect with the kernel, or with its pending start."""
+        if isinstance(self.kernel_manager.provisioner, RoostProvisioner):
+            send_at_once(self.websocket_handler)
         start = self._find_start() if self._start is not None else None
         if start is not None:
             self.attach(start)
