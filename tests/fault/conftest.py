@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster_world import show_logs
 from contention import SCHEDULERS
-from hadoop_nodes import HadoopNodes
+from hadoop_nodes import HadoopNodes, Machine
 from hadoop_nodes import why_not as why_no_yarn
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from kubelets import Kubelets, why_not
@@ -18,8 +19,8 @@ from kubernetes_world import MACHINES, World, prepare
 from leftovers import private_runtime_dir
 from world import settle
 from yarn_world import MACHINES as YARN_MACHINES
+from yarn_world import OpenYarnWorld, fault_settings, opened
 from yarn_world import World as YarnWorld
-from yarn_world import fault_settings, opened
 
 import roost
 from roost.scheduler.client.client import Client, disconnect
@@ -116,3 +117,24 @@ async def yarn_world(
 ) -> AsyncIterator[YarnWorld]:
     async with opened(YarnWorld(hadoop, runtime_dir, tmp_path, monkeypatch)) as world:
         yield world
+
+
+@pytest.fixture
+def open_yarn_world(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_environment: None
+) -> OpenYarnWorld:
+    """Start a cluster of these machines (two without arguments) with these settings of Hadoop, and roost on it."""
+    if reason := why_no_yarn():
+        pytest.skip(reason)
+
+    @asynccontextmanager
+    async def start(
+        settings: dict[str, object], *machines: Machine, has_standby: bool = False, **own: Any
+    ) -> AsyncIterator[YarnWorld]:
+        changes = {**fault_settings(tmp_path), **settings}
+        nodes = machines or (Machine(vcores=4), Machine(vcores=4))
+        with HadoopNodes(*nodes, settings=changes, has_standby=has_standby) as cluster:
+            async with opened(YarnWorld(cluster, runtime_dir, tmp_path, monkeypatch, **own)) as world:
+                yield world
+
+    return start

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_world import assert_plain, say, until
-from hadoop_nodes import HadoopNodes, Machine, why_not
 from world import wait_gone
-from yarn_world import World, fault_settings, opened
+from yarn_world import OpenYarnWorld, World
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(900)]
 
@@ -29,33 +25,11 @@ ROLLING = {
     "yarn.am.liveness-monitor.expiry-interval-ms": 10_000,
 }
 """The settings of a cluster whose keys roll as soon as YARN allows for these expiries."""
-OpenWorld = Callable[..., AbstractAsyncContextManager[World]]
 
 
-@pytest.fixture
-def open_world(
-    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_environment: None
-) -> OpenWorld:
-    """Start a cluster of two nodes with these settings of Hadoop, and roost on it."""
-    if reason := why_not():
-        pytest.skip(reason)
-
-    @asynccontextmanager
-    async def start(
-        settings: dict[str, object], *, has_standby: bool = False, **own: Any
-    ) -> AsyncIterator[World]:
-        changes = {**fault_settings(tmp_path), **settings}
-        machines = Machine(vcores=4), Machine(vcores=4)
-        with HadoopNodes(*machines, settings=changes, has_standby=has_standby) as cluster:
-            async with opened(World(cluster, runtime_dir, tmp_path, monkeypatch, **own)) as world:
-                yield world
-
-    return start
-
-
-async def test_another_cluster_at_the_address(open_world: OpenWorld) -> None:
+async def test_another_cluster_at_the_address(open_yarn_world: OpenYarnWorld) -> None:
     """The ResourceManager has lost its state. The old master ends after its grace, and owners read why."""
-    async with open_world({}, manager_grace_s=3.0) as world:
+    async with open_yarn_world({}, manager_grace_s=3.0) as world:
         notebook = await world.open()
         (master,) = world.master_processes()
         processes = world.processes(notebook)
@@ -78,10 +52,10 @@ async def test_another_cluster_at_the_address(open_world: OpenWorld) -> None:
         await world.lives(notebook)
 
 
-async def test_a_resource_manager_that_does_not_recover_containers(open_world: OpenWorld) -> None:
+async def test_a_resource_manager_that_does_not_recover_containers(open_yarn_world: OpenYarnWorld) -> None:
     """YARN ends all containers. Owners read why, nothing is left, and starts go on."""
     settings = {"yarn.resourcemanager.work-preserving-recovery.enabled": False}
-    async with open_world(settings) as world:
+    async with open_yarn_world(settings) as world:
         notebooks = [await world.open(), await world.open()]
         await world.until_known(*notebooks)
         processes = [process for notebook in notebooks for process in world.processes(notebook)]
@@ -100,9 +74,9 @@ async def test_a_resource_manager_that_does_not_recover_containers(open_world: O
         await world.lives(*notebooks)
 
 
-async def test_keys_of_tokens_that_roll(open_world: OpenWorld) -> None:
+async def test_keys_of_tokens_that_roll(open_yarn_world: OpenYarnWorld) -> None:
     """Kernels start and stop, and the master joins a ResourceManager that was started again."""
-    async with open_world(ROLLING) as world:
+    async with open_yarn_world(ROLLING) as world:
         kept, stopped = await world.open(), await world.open()
         began = time.monotonic()
         await until(lambda: min(count_rolls(world)) > ROLLS, "the keys do not roll", 400.0)
@@ -137,9 +111,9 @@ def count_rolls(world: World) -> list[int]:
     ]
 
 
-async def test_failover(open_world: OpenWorld) -> None:
+async def test_failover(open_yarn_world: OpenYarnWorld) -> None:
     """Kernels live, starts go on, and the next service finds the active ResourceManager too."""
-    async with open_world({}, has_standby=True) as world:
+    async with open_yarn_world({}, has_standby=True) as world:
         notebooks = [await world.open()]
         await world.until_known(*notebooks)
         began = time.monotonic()

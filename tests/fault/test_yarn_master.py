@@ -155,15 +155,20 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
 
 @pytest.mark.fault_long
 async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
-    """The queue `batch` takes more than its share. YARN warns, and then takes it back."""
+    """The queue `batch` has all that is free. YARN warns, and then takes back what the other queue has a right to.
+
+    Containers of one core leave no gaps. YARN does not preempt for a request that finds too little on each node, but
+    enough on all nodes together.
+    """
     (tmp_path / "batch").mkdir()
     async with running_master(master.cluster, tmp_path / "batch", queue="batch") as batch:
-        large = Resources(memory_mb=2048, vcores=1)
-        asks = [await batch.ask(resources=large) for _ in range(6)]
+        one = Resources(memory_mb=128, vcores=1)
+        free = sum(machine.vcores for machine in master.cluster.machines.values()) - 2  # one for each master
+        asks = [await batch.ask(resources=one) for _ in range(free)]
         for ask in asks:
             await batch.await_state(ask, "started")
         await batch.await_known(*asks)
-        wanted = [await master.ask(resources=large) for _ in range(2)]
+        wanted = [await master.ask(resources=one) for _ in range(2)]
         warning = await batch.await_event("preempt")
         assert warning.text in ("contract", "strict")
         assert warning.container is not None
@@ -171,7 +176,7 @@ async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
         for ask in wanted:
             await master.await_state(ask, "started")
         ended = [each for each in await batch.containers() if each.state == "ended"]
-        assert ended
+        assert len(ended) >= len(wanted)
         assert {each.exit_status for each in ended} == {-102}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +184,7 @@ async def opened(world: World) -> AsyncIterator[World]:
             disconnect()
             settle(world.home)
             world.end_all()
+
+
+OpenYarnWorld = Callable[..., AbstractAsyncContextManager[World]]
+"""The fixture `open_yarn_world`: starts a cluster of its own with these machines and settings of Hadoop."""
