@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from .manager_watch import answers
 
@@ -17,6 +18,7 @@ _MAX_INTERVAL_S = 30.0
 async def watch_address(
     address: str,
     name: str,
+    folder: Path,
     grace_s: float,
     on_lost: Callable[[str], Awaitable[None]],
     *,
@@ -25,17 +27,21 @@ async def watch_address(
 ) -> None:
     """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call `on_lost`.
 
-    `on_lost` gets the reason, which has the daemon's name.
+    `on_lost` gets the reason, which has the daemon's name. A daemon that was started again may have forgotten this
+    agent. It then removes `folder`, which is in its own folder, and `on_lost` is called too.
     """
     interval_s = min(grace_s / 10, _MAX_INTERVAL_S)
     answered_at = clock()
     while True:
         is_there, now = await answers(address), clock()
+        if not folder.exists():
+            reason = f"the {name} of its node was started again and has forgotten it"
+            break
         if is_there:
             answered_at = now
         elif now - answered_at >= grace_s:
+            reason = f"the {name} of its node has not answered for {grace_s:g} s"
             break
         await sleep(interval_s)
-    reason = f"the {name} of its node has not answered for {grace_s:g} s"
     log.warning("all leases are lost: %s", reason)
     await on_lost(reason)

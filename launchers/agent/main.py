@@ -136,7 +136,11 @@ class Agent:
         settings = self._settings
         if settings.daemon_address:
             watch = watch_address(
-                settings.daemon_address, settings.daemon_name, settings.daemon_grace_s, self._lose_all
+                settings.daemon_address,
+                settings.daemon_name,
+                self._folder,
+                settings.daemon_grace_s,
+                self._lose_all,
             )
             spawn(watch, self._tasks, log)
 
