@@ -16,7 +16,7 @@ from yarn_nodes import assert_nothing_left, end_applications
 
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.scheduler.backends.yarn.master.messages import Numbered, Resources, Update, Widen
+from roost.scheduler.backends.yarn.master.messages import Numbered, Probe, Resources, Update, Widen
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
@@ -153,6 +153,12 @@ async def test_grants_that_cross_a_withdrawal_are_given_back(master: YarnMaster)
     await until(lambda: len(master.cluster.container_processes()) <= 2)  # the master, and its shell
     await asyncio.sleep(2 * HEARTBEAT_S)  # until the master knows it too
     assert await master.containers() == []
+
+
+async def test_node_managers_are_probed(master: YarnMaster) -> None:
+    host = master.cluster.address_of("nm1")
+    assert await master.call("probe", Probe(address=f"{host}:8041")) == {"answers": True}
+    assert await master.call("probe", Probe(address=f"{host}:1")) == {"answers": False}
 
 
 async def test_an_ask_that_yarn_refuses_harms_no_other(master: YarnMaster) -> None:

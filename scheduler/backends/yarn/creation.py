@@ -16,7 +16,7 @@ from .asking import build_archive, build_ask
 from .derived_keys import DerivedKeys
 from .environment import Archives
 from .held import Held
-from .master.messages import Ask, Container, MasterStatus, Widen
+from .master.messages import Ask, Container, MasterStatus, Probe, Probed, Widen
 from .node_reader import NodeReader
 from .nodes import to_placement
 from .queues import Queues
@@ -144,17 +144,17 @@ class ContainerCreator:
         else:
             return
         status = await self._read_cluster(held.line)
-        if status is not None and not self._has_room(held.lease.request, held.lease.node_id):
+        if status is not None and not self._find_room(held.lease.request, held.lease.node_id):
             raise LeaseConflict(f"{held.lease.node_id} has no room for it any more, as YARN reports")
         hosts = self._find_hosts(held.lease.request)
         widen = Widen(number=held.number, nodes=hosts, racks=self._nodes.book.racks(hosts))
         await held.line.call(Container, "widen", widen)
-        self._describe(held, ask, status)
+        await self._describe(held, ask, status)
 
     async def explain(self, held: Held) -> None:
         """Note why an ask of this service waits. Raises `BackendUnavailable` if its master does not answer."""
         assert held.ask is not None
-        self._describe(held, held.ask, await self._read_cluster(held.line))
+        await self._describe(held, held.ask, await self._read_cluster(held.line))
 
     async def _read_cluster(self, line: MasterLine) -> MasterStatus | None:
         """Read nodes and queues. Return the master's status, or None while the ResourceManager is away."""
@@ -167,11 +167,16 @@ class ContainerCreator:
             return None
         return None if status.is_away else status
 
-    def _describe(self, held: Held, ask: Ask, status: MasterStatus | None) -> None:
+    async def _describe(self, held: Held, ask: Ask, status: MasterStatus | None) -> None:
+        """Note why YARN does not grant an ask. YARN itself gives no reason."""
+        request = held.lease.request
+        node = self._find_room(request, held.lease.node_id) or self._find_room(request)
         if status is None:
             held.reason = "YARN's ResourceManager is away"
-        elif not self._has_room(held.lease.request):
+        elif not node:
             held.reason = "no node has room for it now"
+        elif not await self._answers(held.line, node):
+            held.reason = f"the NodeManager of {node} does not answer"
         else:
             queue = self._queues.find(held.line.queue)
             held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
@@ -184,11 +189,20 @@ class ContainerCreator:
         except (BackendUnavailable, RemoteError) as problem:
             log.warning("lease=%s is given back later: %s", held.lease.id, problem)
 
-    def _has_room(self, request: Request, node_id: str = "") -> bool:
-        """True if this node, or else any node, has room by the last reading."""
+    async def _answers(self, line: MasterLine, node: str) -> bool:
+        """True if the NodeManager of a node answers the master. YARN notices the contrary only after its expiry."""
+        try:
+            probed = await line.call(Probed, "probe", Probe(address=self._nodes.book.daemon(node)))
+        except RemoteError as problem:  # a master of an earlier version, or a node that has left
+            log.info("node=%s is not probed: %s", node, problem)
+            return True
+        return probed.answers
+
+    def _find_room(self, request: Request, node_id: str = "") -> str:
+        """Return a node that has room by the last reading, this one if it is given; empty if there is none."""
         nodes = [node for node in self._nodes.nodes(()) if node_id in ("", node.id)]
         decision = get_policy("balanced").place(to_placement(request), Snapshot.of(nodes))
-        return decision.placement is not None
+        return decision.placement.node_id if decision.placement is not None else ""
 
     def _find_hosts(self, request: Request) -> tuple[str, ...]:
         """Return the nodes that could take a request if they were empty; none if all can. Raises `NoNodeEver`."""

@@ -53,10 +53,13 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """The facts about a node that matter to roost, as the ResourceManager reports them."""
+    """The facts about a node that matter to roost, as the ResourceManager reports them.
+
+    `daemon` is the address of its NodeManager, `host:port`.
+    """
 
     host: str
-    address: str
+    daemon: str
     rack: str
     state: str
     trouble: str
@@ -87,7 +90,7 @@ def read_facts(raw: JsonObject) -> NodeFacts | None:
         used = _read_amounts(raw.get("usedResource"))
     return NodeFacts(
         host=raw["nodeHostName"],
-        address=raw["id"].rpartition(":")[0],
+        daemon=raw["id"],
         rack=raw.get("rack", ""),
         state=state,
         trouble=" ".join(str(raw.get("healthReport", "")).split())[:200],
@@ -134,6 +137,11 @@ class NodeBook:
         """Return the rack of each of these hosts that YARN knows."""
         return {host: self._facts[host].rack for host in hosts if host in self._facts}
 
+    def daemon(self, host: str) -> str:
+        """Return `host:port` of the NodeManager of a node; empty if the node has left."""
+        facts = self._facts.get(host)
+        return facts.daemon if facts is not None else ""
+
     def trouble(self, host: str) -> str:
         """Return why a node takes no containers now, such as "is unhealthy"; empty if it does or has left."""
         facts = self._facts.get(host)
@@ -171,7 +179,7 @@ class NodeBook:
         labels = {RACK: facts.rack, **({PARTITION: facts.partition} if facts.partition else {})}
         return Node(
             id=facts.host,
-            address=facts.address,
+            address=facts.daemon.rpartition(":")[0],
             labels={**attributes, **labels},
             cpus=float(facts.total.cpus),
             memory_bytes=facts.total.memory_bytes,

@@ -75,20 +75,21 @@ def describe_preemption(contract: str) -> str:
 def describe_wait(asked: Resources, headroom: Resources | None, queue: JsonObject | None, user: str) -> str:
     """Return why YARN does not grant an ask that a node has room for, in a clause that names the queue.
 
-    The headroom may be too low: a user's limit grows with the use of the queue.
+    The headroom is what the limits of the queue and of the user leave. It may be too low, but not too high: a user's
+    limit grows with the use of the queue.
     """
-    name = (queue or {}).get("queueName", "") or "its queue"
+    name = f"queue {queue['queueName']}" if queue is not None else "its queue"
     short = ", ".join(find_short(asked, headroom))
     if queue is not None:
         used, largest = queue.get("absoluteUsedCapacity", 0.0), queue.get("absoluteMaxCapacity", 100.0)
         if used >= largest - 0.5:
-            return f"queue {name} is full: it uses its {largest:.0f} % of the cluster"
-        if _is_user_limited(queue, user):
+            return f"{name} is full: it uses its {largest:.0f} % of the cluster"
+        if (short or headroom is None) and _is_user_limited(queue, user):
             factor = queue.get("userLimitFactor", 1.0)
-            return f"queue {name} gives {user} no more now: user-limit-factor is {factor:g}"
+            return f"{name} gives {user} no more now: user-limit-factor is {factor:g}"
     if short:
-        return f"queue {name} is full: {short} too few are left for it"
-    return f"other applications of queue {name} go first"
+        return f"{name} is full: {short} too few are left for it"
+    return f"other applications of {name} go first"
 
 
 def find_short(asked: Resources, limit: Resources | None) -> list[str]:

@@ -88,6 +88,18 @@ class HadoopConnection:
             self.close()
             raise
 
+    async def answers(self, within_s: float) -> bool:
+        """True if a server answers the first message of a login in time. Closes the connection."""
+        try:
+            await asyncio.wait_for(self._greet(), within_s)
+        except (CallRefused, SaslError):
+            return True
+        except (OSError, EOFError, WireFormatError, asyncio.TimeoutError):
+            return False
+        finally:
+            self.close()
+        return True
+
     def close(self) -> None:
         """Close the connection. May be repeated; a later call connects again."""
         if self._writer is not None:
@@ -112,16 +124,19 @@ class HadoopConnection:
                 return decode(answer, content)
 
     async def _connect(self) -> None:
-        self._seal, self._unread, self._calls = None, b"", 0
-        self._reader, self._writer = await asyncio.open_connection(*self._address)
-        self._writer.write(_PREAMBLE)
-        seal = await self._log_in()
+        seal = await self._log_in(await self._greet())
         self._seal = seal
         await self._send(_CONTEXT_CALL, IpcConnectionContext(protocol=self._protocol))
 
-    async def _log_in(self) -> Seal | None:
+    async def _greet(self) -> RpcSasl:
+        """Connect, and return the logins that the server offers."""
+        self._seal, self._unread, self._calls = None, b"", 0
+        self._reader, self._writer = await asyncio.open_connection(*self._address)
+        self._writer.write(_PREAMBLE)
         await self._send(_SASL_CALL, RpcSasl(state=_NEGOTIATE))
-        offer = await self._receive_sasl(_NEGOTIATE)
+        return await self._receive_sasl(_NEGOTIATE)
+
+    async def _log_in(self, offer: RpcSasl) -> Seal | None:
         method = next((auth for auth in offer.auths if auth.method == "TOKEN"), None)
         if method is None or method.mechanism != "DIGEST-MD5":
             offered = ", ".join(f"{auth.method} by {auth.mechanism}" for auth in offer.auths)

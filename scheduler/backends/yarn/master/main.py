@@ -29,7 +29,7 @@ from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement.json_codec import decode
 
 from .master import Ended, Master
-from .messages import SETTINGS_ENTRY, Archive, Ask, MasterSettings, Numbered, Update, Widen
+from .messages import SETTINGS_ENTRY, Archive, Ask, MasterSettings, Numbered, Probe, Update, Widen
 from .resource_manager import ResourceManager
 from .tokens import AMRM_KIND, read_credentials
 
@@ -54,6 +54,7 @@ class Service:
                 "ask": self._operation(Master.ask, Ask),
                 "widen": self._operation(Master.widen, Widen),
                 "update": self._operation(Master.update, Update),
+                "probe": self._operation(Master.probe, Probe),
                 "release": self._operation(Master.release, Numbered),
                 "containers": self._operation(Master.containers),
                 "finish": self._operation(Master.finish),

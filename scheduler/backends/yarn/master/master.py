@@ -23,6 +23,8 @@ from .messages import (
     MasterSettings,
     MasterStatus,
     Numbered,
+    Probe,
+    Probed,
     Resources,
     Update,
     Widen,
@@ -141,6 +143,10 @@ class Master:
         if entry is None:
             raise RemoteError("unknown_container", f"there is no ask with number {number}")
         return entry
+
+    async def probe(self, probe: Probe) -> Probed:
+        """Return whether a NodeManager answers. The ResourceManager itself notices only after its expiry."""
+        return Probed(answers=await self._nodes.answers(probe.address))
 
     async def release(self, request: Numbered) -> None:
         """Withdraw an ask, or stop its container. Return once that was sent, or will be when YARN is back."""

@@ -5,6 +5,7 @@
     ask(Ask)              → Container            at once, `asked`; events report what becomes of it
     widen(Widen)          → Container            let a waiting ask go to other nodes too
     update(Update)        → Container            keep another lease text
+    probe(Probe)          → Probed               does this NodeManager answer?
     release(Numbered)     → Nothing              withdraw the ask, or stop and release the container
     containers()          → tuple of Container   all that the master knows
     finish()              → Nothing              end the application, if it has no asks and no containers
@@ -116,6 +117,20 @@ class Update:
 
     number: int
     lease: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A question to a NodeManager at `host:port`."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """The answer to a `Probe`: whether the NodeManager has answered within a second."""
+
+    answers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ _CALL_S = 5.0
 _ARCHIVE, _PRIVATE = 1, 2  # of LocalResourceTypeProto and LocalResourceVisibilityProto
 _START_S = 15.0
 """How long the master tries to start a container. A NodeManager that has just been started refuses at first."""
+_PROBE_S = 1.0
+_NO_TOKEN = Token(identifier=b"", password=b"", kind="", service="")
 
 
 class NodeError(Exception):
@@ -102,6 +104,11 @@ class NodeManagers:
                 await connection.call("stopContainers", request, StopContainersResponse, timeout_s=_CALL_S)
         except (ConnectionLost, CallRefused, SaslError) as problem:
             raise NodeError(f"{container.node_id.host}: {problem}") from problem
+
+    async def answers(self, address: str) -> bool:
+        """True if the NodeManager at `host:port` answers within a second. Needs no token."""
+        host, _, port = address.rpartition(":")
+        return await HadoopConnection(host, int(port), protocol=_PROTOCOL, token=_NO_TOKEN).answers(_PROBE_S)
 
     def _connect(self, node: NodeId) -> HadoopConnection:
         token = self._tokens.get(node)

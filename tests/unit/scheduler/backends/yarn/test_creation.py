@@ -12,7 +12,14 @@ from roost.placement import Node, Request
 from roost.scheduler.backends.yarn import creation
 from roost.scheduler.backends.yarn.creation import ContainerCreator
 from roost.scheduler.backends.yarn.held import Held
-from roost.scheduler.backends.yarn.master.messages import Ask, Container, MasterStatus, Numbered, Resources
+from roost.scheduler.backends.yarn.master.messages import (
+    Ask,
+    Container,
+    MasterStatus,
+    Numbered,
+    Probed,
+    Resources,
+)
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
@@ -24,9 +31,11 @@ class World:
     """A full node, a master that grants nothing, and a lease with its ask. `called` are the master's operations."""
 
     def __init__(self) -> None:
-        self.is_away = self.is_rest_away = False
+        self.is_away = self.is_rest_away = self.is_node_silent = False
+        self.cpus_promised = 4
         self.called: list[str] = []
-        self.book = SimpleNamespace(racks=lambda hosts: {})
+        self.book = SimpleNamespace(racks=lambda hosts: {}, daemon=lambda host: f"{host}:8041")
+        self.user = "ada"
         self.queue, self.is_connected, self.application_id = "default", True, "application_1"
         everything: Any = self
         self.creator = ContainerCreator(RoostYarnBackend(), *[everything] * 6)
@@ -37,11 +46,14 @@ class World:
         if self.is_rest_away:
             raise BackendUnavailable("it refuses connections")
 
+    def find(self, queue: str) -> None:
+        return None
+
     async def read_queues(self, rest: object) -> None:
         await self.read()
 
     def nodes(self, live: object) -> list[Node]:
-        return [Node(id="n", cpus=4, cpus_promised=4)]
+        return [Node(id="n", cpus=4, cpus_promised=self.cpus_promised)]
 
     async def wait(self, timeout_s: float) -> bool:
         return True
@@ -55,6 +67,8 @@ class World:
             return MasterStatus(
                 protocol=1, application_id="", attempt=1, queue="", maximum=AMOUNTS, is_away=self.is_away
             )
+        if kind is Probed:
+            return Probed(answers=not self.is_node_silent)
         return Container(number=1, lease="", state="asked", resources=AMOUNTS)
 
 
@@ -82,3 +96,14 @@ async def test_a_claim_waits_while_the_resource_manager_is_away(world: World, wh
     setattr(world, who, False)
     await world.creator.explain(world.held)
     assert world.held.reason == "no node has room for it now"
+
+
+async def test_a_claim_on_a_silent_node_says_so(world: World) -> None:
+    """YARN still shows such a node as running, with room."""
+    world.cpus_promised, world.is_node_silent = 0, True
+    await world.creator.create(world.held)
+    assert world.called == ["ask", "hello", "widen", "probe"]
+    assert world.held.reason == "the NodeManager of n does not answer"
+    world.is_node_silent = False
+    await world.creator.explain(world.held)
+    assert world.held.reason == "other applications of its queue go first"

@@ -116,22 +116,22 @@ QUEUE = {
     "userLimitFactor": 1.0,
 }
 ASKED = Resources(memory_mb=1024, vcores=1)
+LIMITED = {
+    "username": "ada",
+    "resourcesUsed": {"memory": 900, "vCores": 1},
+    "userResourceLimit": {"memory": 1000, "vCores": 9},
+}
+ENOUGH = Resources(memory_mb=4096, vcores=4)
 
 
 @pytest.mark.parametrize(
     ("changes", "headroom", "reason"),
     [
         ({"absoluteUsedCapacity": 100.0}, None, "queue lab is full: it uses its 100 % of the cluster"),
-        (
-            {"users": {"user": [{
-                "username": "ada", "resourcesUsed": {"memory": 900, "vCores": 1},
-                "userResourceLimit": {"memory": 1000, "vCores": 9},
-            }]}},
-            None,
-            "queue lab gives ada no more now: user-limit-factor is 1",
-        ),
+        ({"users": {"user": [LIMITED]}}, None, "queue lab gives ada no more now: user-limit-factor is 1"),
+        ({"users": {"user": [LIMITED]}}, ENOUGH, "other applications of queue lab go first"),
         ({}, Resources(memory_mb=512, vcores=0), "queue lab is full: 512 MiB memory, 1 CPU too few are left for it"),
-        ({}, Resources(memory_mb=4096, vcores=4), "other applications of queue lab go first"),
+        ({}, ENOUGH, "other applications of queue lab go first"),
     ],
 )  # fmt: skip
 def test_why_an_ask_waits(changes: dict[str, object], headroom: Resources | None, reason: str) -> None:

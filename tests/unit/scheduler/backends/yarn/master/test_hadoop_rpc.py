@@ -202,3 +202,26 @@ async def test_a_connection_that_was_lost_is_made_again() -> None:
         with pytest.raises(ConnectionLost, match="closed"):
             await call(connection)
         assert (await call(connection)).response_id == 5
+
+
+async def test_a_server_answers_if_it_offers_logins_or_refuses_in_words() -> None:
+    async def offer(peer: Peer) -> None:
+        assert await peer.reader.readexactly(7) == b"hrpc\x09\x00\xdf"
+        await peer.receive()
+        peer.send(RpcResponseHeader(call_id=0, status=0), RpcSasl(state=_NEGOTIATE, auths=(AUTH,)))
+        await peer.reader.read()
+
+    async def refuse(peer: Peer) -> None:
+        peer.send(RpcResponseHeader(call_id=0, status=2, exception_class_name="a.Bad", error_msg="no"))
+        await peer.reader.read()
+
+    async def fall_silent(peer: Peer) -> None:
+        await peer.reader.read()
+
+    async def hang_up(peer: Peer) -> None:
+        return
+
+    for behave, answers in ((offer, True), (refuse, True), (fall_silent, False), (hang_up, False)):
+        async with server(behave) as connection:
+            assert await connection.answers(0.3) is answers, behave
+    assert not await HadoopConnection("127.0.0.1", 1, protocol="p", token=TOKEN).answers(0.3)
