@@ -35,7 +35,7 @@ async def watch_address(
     while True:
         is_there, now = await answers(address), clock()
         if not folder.exists():
-            reason = f"the {name} of its node was started again and has forgotten it"
+            reason = f"the {name} of its node was started again and has forgotten its container"
             break
         if is_there:
             answered_at = now

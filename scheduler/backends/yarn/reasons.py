@@ -40,12 +40,16 @@ _PYTHON_FAILS = (
     "not found",
 )
 """Parts of what a shell or a Python writes that cannot run roost's code."""
+_FORGOTTEN = "was running but not reported"
+"""What the ResourceManager writes of the containers of a NodeManager that was started again without recovery."""
 _LONGEST = 300
 
 
 def describe_end(container: Container, python: str, node_trouble: str = "") -> tuple[str, bool]:
     """Return why a container ended, and whether a retry is useless. `node_trouble` is that of a lost node, if known."""
     status = container.exit_status
+    if _FORGOTTEN in container.diagnostics:
+        return f"the NodeManager of {container.node} was started again and has forgotten its container", False
     if is_node_lost(container):
         if node_trouble:
             return f"{container.node} {node_trouble}", False
@@ -61,8 +65,9 @@ def describe_end(container: Container, python: str, node_trouble: str = "") -> t
 
 
 def is_node_lost(container: Container) -> bool:
-    """True if YARN has given up the node of a container. Its processes may live on."""
-    return container.exit_status == -100 and "lost" in container.diagnostics
+    """True if YARN or a NodeManager has given up a container that it cannot reach. Its processes may live on."""
+    said = container.diagnostics
+    return container.exit_status == -100 and ("lost" in said or _FORGOTTEN in said)
 
 
 def describe_preemption(contract: str) -> str:

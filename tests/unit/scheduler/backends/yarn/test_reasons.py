@@ -30,6 +30,10 @@ For more detailed output, check the application tracking page: http://rm:8088/cl
 """Of Hadoop 3.4.2."""
 
 
+FORGOTTEN = "Container container_1_0002_01_000002 was running but not reported from n1:8041"
+"""Of Hadoop 3.4.2, whose NodeManager was started again without recovery."""
+
+
 def ended(status: int, diagnostics: str = "") -> Container:
     resources = Resources(memory_mb=1024, vcores=1)
     return Container(
@@ -42,6 +46,7 @@ def ended(status: int, diagnostics: str = "") -> Container:
     ("status", "diagnostics", "reason", "is_final"),
     [
         (-100, "Container released on a *lost* node", "n1 does not answer YARN any more, or has left", False),
+        (-100, FORGOTTEN, "the NodeManager of n1 was started again and has forgotten its container", False),
         (-102, "Container preempted by scheduler", "YARN gave its resources to others (preemption)", False),
         (-104, "running beyond physical memory limits", "its container ran out of memory", False),
         (127, "", "/opt/python cannot be run on n1: set the option python", True),
@@ -65,6 +70,10 @@ def test_a_node_that_is_lost_because_of_its_trouble() -> None:
 
 def test_a_released_container_is_not_on_a_lost_node() -> None:
     assert not is_node_lost(ended(-100, "Container released by application"))
+
+
+def test_the_processes_of_a_forgotten_container_may_live_on() -> None:
+    assert is_node_lost(ended(-100, FORGOTTEN))
 
 
 def test_an_application_that_fails_names_its_own_last_words() -> None:
