@@ -195,25 +195,6 @@ async def test_the_resource_manager(world: World, away_s: float) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_node_manager_with_recovery(world: World) -> None:
-    notebook = await world.open(**SPARE)
-    before = held_by(await world.kernel_of(notebook))
-    await world.until_known(notebook)
-    world.cluster.kill("nm3")
-    try:
-        await asyncio.sleep(3)
-        assert await notebook.value("mine") == "42"
-        await notebook.interrupt()
-    finally:
-        world.cluster.start("nm3")
-    started_at = time.monotonic()
-    other = await world.open(**SPARE)
-    say("next kernel after", started_at)
-    await world.lives(notebook, other)
-    assert held_by(await world.kernel_of(notebook)) == before
-
-
-@pytest.mark.fault_long
 async def test_an_idle_master_leaves(world: World) -> None:
     """A master without kernels ends `idle_exit_s` after its service."""
     world.configure_service(idle_exit_s=5.0)

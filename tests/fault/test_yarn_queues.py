@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 
 import pytest
 from cluster_world import say, until
 from hadoop_nodes import Machine
-from yarn_world import OpenYarnWorld, World
+from yarn_world import OpenYarnWorld, World, signal_all
 
 from roost.scheduler.service.messages import Event
 
@@ -88,17 +89,15 @@ async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) ->
             opening = asyncio.create_task(withdrawn.open())
             await world.waits_for("no node has room")
             await until(lambda: asks(world) == 1, "YARN does not know the ask")
-            (master,) = world.master_processes()
-            kept_processes = world.processes(kept)
-            master.suspend()
+            masters, processes = world.master_processes(), world.processes(kept)
+            signal_all(masters, signal.SIGSTOP)
             try:
-                for process in kept_processes:
-                    process.kill()
+                signal_all(processes, signal.SIGKILL)
                 await until(lambda: cores(world) == 1 + 4, "YARN does not grant the container", LATE_S)
                 opening.cancel()
                 await asyncio.sleep(1)
             finally:
-                master.resume()
+                signal_all(masters, signal.SIGCONT)
             resumed_at = time.monotonic()
             await asyncio.wait([opening], timeout=LATE_S)
             await world.ended(kept, LATE_S)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +37,12 @@ TYPE = "roost"
 """The type of roost's applications in YARN."""
 
 _PREEMPTION = "yarn.resourcemanager.monitor.capacity.preemption"
+_EXCLUDE = "yarn.resourcemanager.nodes.exclude-path"
 _HEALTH = "yarn.nodemanager.health-checker"
 
 
 def fault_settings(folder: Path) -> dict[str, object]:
-    """Return the settings of a cluster for faults. Tests write the names of nodes into `exclude` in `folder`.
+    """Return the settings of a cluster for faults. `World.exclude` writes the names of nodes into a file in `folder`.
 
     A node whose configuration has a file `unhealthy` reports that within a second.
     """
@@ -53,7 +57,7 @@ def fault_settings(folder: Path) -> dict[str, object]:
         f"{_PREEMPTION}.max_wait_before_kill": 5000,
         f"{_PREEMPTION}.total_preemption_per_round": 1.0,
         f"{_PREEMPTION}.natural_termination_factor": 1.0,
-        "yarn.resourcemanager.nodes.exclude-path": exclude,
+        _EXCLUDE: exclude,
         f"{_HEALTH}.script.path": script,
         f"{_HEALTH}.interval-ms": 1000,
         f"{_HEALTH}.script.interval-ms": 1000,
@@ -136,14 +140,18 @@ class World(ClusterWorld):
         await until(lambda: expected <= self.cluster.launched(), "YARN does not know that a container runs")
 
     def kill_masters(self) -> None:
-        for process in self.master_processes():
-            process.kill()
+        signal_all(self.master_processes(), signal.SIGKILL)
 
     def set(self, daemon: str, key: str, value: object) -> None:
         """Set a value in the configuration of a daemon, which reads it at its next start."""
         file = self.cluster.layout.configuration(daemon) / "yarn-site.xml"
         row = f"<property><name>{key}</name><value>{value}</value></property>\n</configuration>"
         file.write_text(file.read_text().replace("</configuration>", row))
+
+    def exclude(self, *nodes: str) -> None:
+        """Write the nodes that YARN should decommission. `yarn rmadmin -refreshNodes` reads them."""
+        file = Path(str(self.cluster.settings[_EXCLUDE]))
+        file.write_text("".join(f"{self.cluster.address_of(node)}\n" for node in nodes))
 
     def end_container(self, notebook: Notebook) -> None:
         """End a kernel's container as an operator does with `yarn container -signal`."""
@@ -170,6 +178,13 @@ class World(ClusterWorld):
             if process.name() != "bash"
         ]
         return sorted(found, key=lambda process: process.create_time())
+
+
+def signal_all(processes: Sequence[psutil.Process], signum: int) -> None:
+    """Send a signal to all processes that live. psutil refuses if the machine's clock has jumped since their start."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signum)
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ class HadoopNodes(DaemonCluster):
         super().__init__("hn-", network, environment)
         self.machines = {f"nm{index}": machine for index, machine in enumerate(machines, 1)}
         self.resource_managers = ("rm1", "rm2") if has_standby else ("rm1",)
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._active = "rm1"
 
@@ -83,10 +83,13 @@ class HadoopNodes(DaemonCluster):
 
     # Daemons
 
+    def runs(self, name: str) -> bool:
+        """True if the process of a daemon lives."""
+        return name in self._daemons and self._daemons[name].poll() is None
+
     def start(self, name: str) -> None:
         """Start a daemon that does not run, on its old files."""
-        running = self._daemons.get(name)
-        assert running is None or running.poll() is not None, f"{name} runs"
+        assert not self.runs(name), f"{name} runs"
         self._daemons[name] = program = start_daemon(self.folder, name, self.environment)
         self._programs.append(program)
 
@@ -123,7 +126,7 @@ class HadoopNodes(DaemonCluster):
     def fail_over(self, to: str) -> None:
         """Make the other ResourceManager the active one. The old one may be dead."""
         (old,) = [name for name in self.resource_managers if name != to]
-        if self._daemons[old].poll() is None:
+        if self.runs(old):
             self.admin("-transitionToStandby", old)
         self.admin("-transitionToActive", "--forceactive", to)  # it does not ask a dead one first
         self._active = to
@@ -159,7 +162,7 @@ class HadoopNodes(DaemonCluster):
 
     def containers(self, node: str) -> list[dict[str, Any]]:
         """Return the containers that a NodeManager runs, as it reports them itself; none if it is dead."""
-        if self._daemons[node].poll() is not None:
+        if not self.runs(node):
             return []
         found = self.rest_of(node).get("/ws/v1/node/containers")["containers"] or {}
         return [row for row in found.get("container", []) if row["state"] not in ("DONE", "COMPLETE")]
@@ -192,6 +195,10 @@ class HadoopNodes(DaemonCluster):
 
         self._await(f"{node} to be {state}", has_state, timeout_s)
 
+    def await_answer(self, node: str) -> None:
+        """Wait until a NodeManager that was started again answers."""
+        self._await(node, lambda: bool(self.rest_of(node).get("/ws/v1/node/info")))
+
     def await_up(self) -> None:
         """Wait until all daemons answer, all nodes run, and their GPUs are known."""
         self._await("the ResourceManager", lambda: self._is_active(self._active))
@@ -223,7 +230,7 @@ class HadoopNodes(DaemonCluster):
 
     def _start(self) -> None:
         inherited = (FOLDER, *self.environment)
-        settings.write(self.layout, self._settings, inherited)
+        settings.write(self.layout, self.settings, inherited)
         for path in ("labels", "attributes", "store", *(f"{name}/home" for name in self.machines)):
             (self.folder / path).mkdir(parents=True)
         for name in (*self.resource_managers, *self.machines):

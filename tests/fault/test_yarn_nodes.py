@@ -1,0 +1,238 @@
+"""NodeManagers that die, fall silent, are unhealthy or are decommissioned under kernels in YARN's containers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from cluster_world import say
+from hadoop_nodes import HadoopNodes
+from notebook import Notebook, held_by
+from world import wait_gone
+from yarn_world import EXPIRY_S, SPARE, World, signal_all
+
+pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(600)]
+
+LATE_S = 60.0
+"""How long a busy machine may need for what takes a few seconds."""
+LOST_S = EXPIRY_S + LATE_S
+DECOMMISSION_S = 15
+"""How long YARN waits for the containers of a node that is being decommissioned."""
+
+
+@pytest.fixture(scope="module")
+def cluster(hadoop: HadoopNodes) -> HadoopNodes:
+    return hadoop
+
+
+@pytest.fixture
+async def world(yarn_world: World) -> World:
+    return yarn_world
+
+
+async def test_a_node_manager_with_recovery(world: World) -> None:
+    notebook = await world.open(**SPARE)
+    before = held_by(await world.kernel_of(notebook))
+    await world.until_known(notebook)
+    world.cluster.kill("nm3")
+    try:
+        await asyncio.sleep(3)
+        assert await notebook.value("mine") == "42"
+        await notebook.interrupt()
+    finally:
+        world.cluster.start("nm3")
+    started_at = time.monotonic()
+    other = await world.open(**SPARE)
+    say("next kernel after", started_at)
+    await world.lives(notebook, other)
+    assert held_by(await world.kernel_of(notebook)) == before
+
+
+@pytest.mark.parametrize("is_service_away", [False, True])
+async def test_a_node_manager_without_recovery(world: World, is_service_away: bool) -> None:
+    """YARN gives up its containers when it is back. Its new process knows none, so roost ends the kernels."""
+    with no_recovery(world, "nm3"):
+        notebook, kept = await world.open(**SPARE), await world.open()
+        await world.until_known(notebook, kept)
+        processes = world.processes(notebook)
+        world.cluster.kill("nm3")
+        await asyncio.sleep(2)
+        assert await notebook.value("mine") == "42"
+        if is_service_away:
+            world.kill_service()
+        world.cluster.start("nm3")
+        started_at = time.monotonic()
+        await asyncio.to_thread(world.cluster.await_node, "nm3")
+        await gone(processes)
+        say("its processes are gone after", started_at)
+        if not is_service_away:
+            reason = await world.ended(notebook, LATE_S)
+            say(f"{reason!r} after", started_at)
+            assert "does not answer YARN" in reason or "has forgotten its container" in reason
+        await world.has_room(**SPARE, within_s=LATE_S)
+        await world.restart(notebook)
+        await world.lives(notebook, kept)
+        await world.close()  # before the daemon forgets its containers again
+        world.opened.clear()
+
+
+async def test_a_frozen_node(world: World) -> None:
+    """The machine answers nobody until YARN has given it up. Its old kernels end when it is back."""
+    notebook = await world.open(**SPARE)
+    kept = await world.open()
+    await world.until_known(notebook, kept)
+    processes = world.processes(notebook)
+    with frozen(world, "nm3", processes):
+        frozen_at = time.monotonic()
+        reason = await world.ended(notebook, LOST_S)
+        say(f"{reason!r} after", frozen_at)
+        assert "does not answer YARN" in reason
+        assert await kept.value("mine") == "42"
+    back_at = time.monotonic()
+    await gone(processes)
+    say("its old processes are gone after", back_at)
+    await world.has_room(**SPARE, within_s=LATE_S)
+    await world.restart(notebook)
+    say("the next kernel runs there after", back_at)
+    await world.lives(notebook, kept)
+
+
+async def test_a_silent_node_manager(world: World) -> None:
+    """Only YARN's daemon is silent: roost ends the kernel once YARN has given it up."""
+    notebook = await world.open(**SPARE)
+    await world.until_known(notebook)
+    processes = world.processes(notebook)
+    world.cluster.pause("nm3")
+    paused_at = time.monotonic()
+    try:
+        reason = await world.ended(notebook, LOST_S)
+        say(f"{reason!r} after", paused_at)
+        assert "does not answer YARN" in reason
+        await gone(processes)
+        say("its processes are gone after", paused_at)
+    finally:
+        world.cluster.resume("nm3")
+    await world.has_room(**SPARE, within_s=LATE_S)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: World) -> None:
+    """The process on the frozen node is never taken for the new one."""
+    notebooks = await open_away_from_masters(world)
+    notebook = notebooks[-1]
+    host, processes = (await world.kernel_of(notebook)).node_id, world.processes(notebook)
+    (node,) = [name for name in world.cluster.machines if world.cluster.address_of(name) == host]
+    await world.until_known(*notebooks)
+    with frozen(world, node, processes):
+        await world.ended(notebook, LOST_S)
+        await world.restart(notebook)
+        lease = held_by(await world.kernel_of(notebook))
+        assert host not in lease
+    await gone(processes)
+    await asyncio.to_thread(world.cluster.await_node, node)
+    await world.lives(*notebooks)
+    assert held_by(await world.kernel_of(notebook)) == lease
+
+
+async def test_an_unhealthy_node(world: World) -> None:
+    notebook, kept = await world.open(**SPARE), await world.open()
+    await world.until_known(notebook, kept)
+    processes = world.processes(notebook)
+    mark = world.cluster.layout.configuration("nm3") / "unhealthy"
+    mark.touch()
+    marked_at = time.monotonic()
+    try:
+        reason = await world.ended(notebook, LATE_S)
+        say(f"{reason!r} after", marked_at)
+        assert "is unhealthy" in reason
+        assert "the disk is full" in reason
+        await gone(processes)
+        refusal = await world.refusal(**SPARE)
+        say(refusal)
+        assert "is unhealthy" in refusal
+    finally:
+        mark.unlink()
+    healthy_at = time.monotonic()
+    await world.has_room(**SPARE, within_s=LATE_S)
+    say("room again after", healthy_at)
+    await world.restart(notebook)
+    await world.lives(notebook, kept)
+
+
+async def test_a_node_that_is_decommissioned(world: World) -> None:
+    """The node takes no new kernels. Its kernels go on until YARN ends them with the node."""
+    notebook = await world.open(**SPARE)
+    await world.until_known(notebook)
+    processes = world.processes(notebook)
+    world.exclude("nm3")
+    try:
+        refresh = ("-refreshNodes", "-g", str(DECOMMISSION_S), "-server")
+        await asyncio.to_thread(world.cluster.admin, *refresh)
+        drained_at = time.monotonic()
+        refusal = await world.refusal(**SPARE)
+        say(refusal)
+        assert "is being decommissioned" in refusal
+        assert await notebook.value("mine") == "42"
+        reason = await world.ended(notebook, DECOMMISSION_S + LATE_S)
+        say(f"{reason!r} after", drained_at)
+        await gone(processes)
+    finally:
+        world.exclude()
+        await asyncio.to_thread(world.cluster.admin, "-refreshNodes")
+        world.cluster.kill("nm3")  # it may have left by itself
+        world.cluster.start("nm3")
+        await asyncio.to_thread(world.cluster.await_answer, "nm3")
+    await world.has_room(**SPARE, within_s=LATE_S)
+    await world.restart(notebook)
+    await world.lives(notebook)
+
+
+async def open_away_from_masters(world: World) -> list[Notebook]:
+    """Open kernels until one is on a node without a master, and return them. That one is the last."""
+    notebooks: list[Notebook] = []
+    while len(notebooks) < 4:
+        notebooks.append(await world.open())
+        if (await world.kernel_of(notebooks[-1])).node_id not in world.cpus_of_backend():
+            return notebooks
+    raise AssertionError("all kernels are on nodes with masters")
+
+
+@contextmanager
+def frozen(world: World, node: str, processes: list[psutil.Process]) -> Iterator[None]:
+    """Stop a node's daemon and these processes in its containers for a while."""
+    world.cluster.pause(node)
+    signal_all(processes, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        signal_all(processes, signal.SIGCONT)
+        world.cluster.resume(node)
+
+
+@contextmanager
+def no_recovery(world: World, node: str) -> Iterator[None]:
+    """Let a NodeManager forget its containers when it is started again."""
+    start_again(world, node, is_recovering="false")
+    try:
+        yield
+    finally:
+        start_again(world, node, is_recovering="true")
+
+
+def start_again(world: World, node: str, *, is_recovering: str) -> None:
+    world.set(node, "yarn.nodemanager.recovery.enabled", is_recovering)
+    world.cluster.kill(node)
+    world.cluster.start(node)
+    world.cluster.await_answer(node)
+
+
+async def gone(processes: list[psutil.Process]) -> None:
+    """Check that these processes end."""
+    for process in processes:
+        assert await asyncio.to_thread(wait_gone, process.pid, LATE_S), process
