@@ -48,6 +48,8 @@ _JOIN_MASTER_S = 5.0
 _SEARCH_S = 3.0
 """How long a reading waits for the addresses of agents."""
 _WARM_S = 30.0
+_CAUSE_S = 2.5
+"""How long YARN may take to report the end of a container: a heartbeat of its node, and one of the master."""
 _DELETE_S = 15.0
 """How long a release waits for a master that was started again."""
 
@@ -82,7 +84,8 @@ class YarnCluster(PodCluster):
 
     async def join(self) -> str:
         await cancel_all(self._reader)
-        await self._rest.info()
+        if (state := (await self._rest.info()).get("haState", "ACTIVE")) != "ACTIVE":  # its labels come last
+            raise BackendUnavailable(f"YARN's ResourceManager at {self._rest.address} is {state.lower()}.")
         conf = await self._rest.conf()
         self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
         self._applications.schedulers = self._find_schedulers(conf)
@@ -147,6 +150,8 @@ class YarnCluster(PodCluster):
 
     async def delete(self, lease_id: str) -> None:
         for held in [held for held in self._held.values() if held.lease.id == lease_id]:
+            if held.cause is not None:  # YARN does not report the ends of released containers
+                await asyncio.wait([held.cause])
             if held.loss is None and not held.line.failure and (held.is_asked or held.ask is None):
                 if not await held.line.wait(_DELETE_S):
                     raise BackendUnavailable(f"{held.line.reason}.")
@@ -172,6 +177,14 @@ class YarnCluster(PodCluster):
         if tasks := (*searches, *self._identifying.values()):
             await asyncio.wait(tasks, timeout=_SEARCH_S)
         return [self._view(held) for held in self._held.values() if held.lease.id not in self.creating]
+
+    async def explain_end(self, lease_id: str) -> str:
+        held = self._find(lease_id)
+        if held is None:
+            return ""
+        if held.cause is None:
+            held.cause = spawn(held.wait_ended(_CAUSE_S), self._tasks, log)
+        return self._view(held).lease.reason if await asyncio.shield(held.cause) else ""
 
     async def changes(self) -> AsyncIterator[PodChange]:
         yield PodChange(kind="resync")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 
 from roost.launchers.protocol.messages import AgentAddress, Lease
@@ -20,7 +21,7 @@ class Held:
     `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
     says why an ask waits. `loss` is the lost lease, if the container ended without a report. `node_trouble` is that of
     its lost node. `changed` is set at each change. `search` looks for its agent. `warning` was reported, if YARN
-    preempts the container.
+    preempts the container. `cause` waits for YARN's reason, after the agent has reported its end.
     """
 
     lease: Lease
@@ -36,6 +37,7 @@ class Held:
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
     warning: str = ""
+    cause: asyncio.Task[bool] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -55,6 +57,17 @@ class Held:
             and self.is_asked
             and not (self.is_creating or self.is_granted or self.is_ended)
         )
+
+    async def wait_ended(self, timeout_s: float) -> bool:
+        """Wait until YARN reports the end of the container; return whether it does in time."""
+        deadline = time.monotonic() + timeout_s
+        while not self.is_ended:
+            self.changed.clear()
+            try:
+                await asyncio.wait_for(self.changed.wait(), deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                break
+        return self.is_ended
 
     def view(self, python: str) -> Pod:
         """Return the container and its lease as the scheduler sees them. `python` runs the agent."""

@@ -16,8 +16,9 @@ from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import Pod, dump_lease
 from roost.scheduler.backends.yarn.cluster import YarnCluster
-from roost.scheduler.backends.yarn.master.messages import Container, Resources
+from roost.scheduler.backends.yarn.master.messages import Container, MasterEvent, Resources
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
+from roost.scheduler.errors import BackendUnavailable
 
 LEASE = Lease(id="a", kernel_id="k", node_id="", request=Request(), owner=Owner(user="ada"))
 ASKED = Container(
@@ -99,3 +100,54 @@ async def test_a_lost_lease_is_kept_until_its_loss_was_reported(cluster: YarnClu
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(anext(changes), 0.05)
     assert not cluster._held
+
+
+async def test_the_end_of_an_agent_is_explained_by_yarn(
+    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container is released only afterwards: YARN reports no end of a released one."""
+    monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.5)
+    released: list[int] = []
+    master = line(STARTED)
+
+    async def release(number: int) -> None:
+        released.append(number)
+
+    async def wait(timeout_s: float) -> bool:
+        return True
+
+    master.release, master.wait = release, wait
+    cluster.on_connected(master)
+    explaining = asyncio.ensure_future(cluster.explain_end("a"))
+    await asyncio.sleep(0.05)
+    deleting = asyncio.ensure_future(cluster.delete("a"))
+    await asyncio.sleep(0.05)
+    assert not explaining.done()
+    assert not released
+    ended = replace(STARTED, state="ended", exit_status=-102)
+    cluster.on_event(master, MasterEvent(kind="container", container=ended))
+    assert await explaining == "YARN gave its resources to others (preemption)"
+    await deleting
+    assert released == [7]
+    assert await cluster.explain_end("a") == ""  # it is unknown by now
+
+
+async def test_yarn_does_not_report_the_end_of_a_container_in_time(
+    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.1)
+    cluster.on_connected(line(STARTED))
+    assert await cluster.explain_end("a") == ""
+
+
+async def test_a_resource_manager_that_starts_is_away(
+    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its web pages answer before it has read its node labels."""
+
+    async def info() -> dict[str, str]:
+        return {"haState": "INITIALIZING"}
+
+    monkeypatch.setattr(cluster._rest, "info", info)
+    with pytest.raises(BackendUnavailable, match="is initializing"):
+        await cluster.join()
