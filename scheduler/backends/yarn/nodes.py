@@ -115,6 +115,7 @@ class NodeBook:
     def __init__(self, settings: RoostYarnBackend) -> None:
         self._settings = settings
         self._facts: dict[str, NodeFacts] = {}
+        self._decommissioned: frozenset[str] = frozenset()
         self._exclusive: frozenset[str] = frozenset()
         self._counted: Mapping[int, Lease] = {}
         self._built: dict[str, tuple[tuple[object, ...], Node]] = {}
@@ -124,10 +125,12 @@ class NodeBook:
     ) -> bool:
         """Note a reading; return True if it differs. `counted` are the leases whose containers it contains."""
         facts = {}
+        left = {raw["nodeHostName"] for raw in raws if raw["state"] == "DECOMMISSIONED"}
         for raw in raws:
             if (fact := read_facts(raw)) is not None:
                 known = self._facts.get(fact.host)
                 facts[fact.host] = known if known == fact else fact  # the same object compares quickly
+        self._decommissioned = frozenset(left - facts.keys())
         has_changed = any(fact is not self._facts.get(host) for host, fact in facts.items())
         differs = has_changed or len(facts) != len(self._facts) or counted.keys() != self._counted.keys()
         self._facts, self._exclusive, self._counted = facts, frozenset(exclusive), dict(counted)
@@ -143,7 +146,9 @@ class NodeBook:
         return facts.daemon if facts is not None else ""
 
     def trouble(self, host: str) -> str:
-        """Return why a node takes no containers now, such as "is unhealthy"; empty if it does or has left."""
+        """Return why a node takes no containers now, such as "is unhealthy"; empty if it does, or if it is lost."""
+        if host in self._decommissioned:
+            return "was decommissioned"
         facts = self._facts.get(host)
         return _describe_trouble(facts) if facts is not None else ""
 

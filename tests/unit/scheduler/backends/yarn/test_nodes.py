@@ -156,3 +156,13 @@ def test_a_thousand_nodes_are_read_in_a_tenth_of_a_second(raws: list[dict[str, A
         assert len(book.nodes(())) == 1000
         took_s.append(time.process_time() - began)
     assert min(took_s) < 0.1
+
+
+def test_a_decommissioned_node_has_left_for_that_reason(book: NodeBook, raws: list[dict[str, Any]]) -> None:
+    left = find(raws, T4)
+    left["state"] = "DECOMMISSIONED"
+    book.set(raws, (), {})
+    assert T4 not in [node.id for node in book.nodes(())]
+    assert book.trouble(T4) == "was decommissioned"
+    book.set([left, {**left, "state": "RUNNING"}], (), {})  # it is back, and both rows are there
+    assert book.trouble(T4) == ""
