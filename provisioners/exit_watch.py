@@ -29,8 +29,6 @@ class KernelExit:
         self._lock = threading.Lock()
         self._waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self.code: int | None = None
-        self.reason = ""
-        """Why the kernel has ended, as `roost kernels` shows it; empty if nobody knows."""
 
     def set(self, code: int | None) -> None:
         """Set the code (None: unknown) and wake all waiters, if it is not set yet. Any thread may call this."""
@@ -72,6 +70,8 @@ class ExitWatch:
     ) -> None:
         self.current = KernelExit()
         self.is_launching = False
+        self.last_reason = ""
+        """Why the latest launch that has ended did so, as `roost kernels` shows it."""
         self._log = log
         self._is_expected = is_expected
         self._on_waiting = on_waiting
@@ -134,7 +134,7 @@ class ExitWatch:
     def _end(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
         if ending.code is not None:
             return
-        ending.reason = reason
+        self.last_reason = reason or "nobody knows why"
         shown = UNKNOWN_EXIT_CODE if code is None else code
         if self._is_expected():
             self._log.debug("kernel=%s ended with exit code %s", self._kernel_id, shown)

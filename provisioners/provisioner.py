@@ -305,7 +305,7 @@ class RoostProvisioner(KernelProvisionerBase):
         except BaseException as problem:
             if is_restart:
                 code = problem.fields.get("exit_code") if isinstance(problem, RoostError) else None
-                self._exit = watched
+                self._exit, self._exits.last_reason = watched, f"the kernel could not be restarted: {problem}"
                 self._exit.set(_FAILED_START if code is None else code)
                 if not isinstance(problem, RoostError):
                     raise
@@ -348,8 +348,8 @@ class RoostProvisioner(KernelProvisionerBase):
 
     @property
     def end_reason(self) -> str:
-        """Why the kernel has ended, as `roost kernels` shows it; empty while it lives."""
-        return self._exits.current.reason
+        """Why the kernel has last ended, or could not be restarted, as `roost kernels` shows it."""
+        return self._exits.last_reason
 
     async def _undo(self, launch_id: str) -> None:
         """Cancel this launch only: a kernel of the same id may belong to another application."""

@@ -10,6 +10,7 @@ waiting_line.py     the line with that report in the first held cell
 fast_channels.py    channels without pauses
 quick_manager.py    starts and shutdowns without jupyter_client's pauses
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
+kernel_gateway.py   the same for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
 
 Jupyter Server calls the two functions below: the first once all extensions are linked, before the server listens; the

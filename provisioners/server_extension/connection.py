@@ -20,6 +20,7 @@ from roost.provisioners.provisioner import RoostProvisioner
 from .fast_channels import send_at_once
 from .held_messages import HeldMessage
 from .pending_start import PendingStart
+from .pending_starts import describe_end
 
 _V1 = "v1.kernel.websocket.jupyter.org"
 
@@ -28,10 +29,20 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     """A connection between a client and a kernel. While the kernel waits, its messages go to the `PendingStart`."""
 
     _start: PendingStart | None = None
+    _cells: dict[str, dict[str, Any]]
+    """The headers of the client's cells that a kernel of roost's has not answered yet, by message id."""
     _is_closed = False
     _is_broken = False
     is_open = False
     """True once the kernel's channels are open, after a wait. Otherwise it has no meaning."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._cells = {}
+
+    @property
+    def _is_of_roost(self) -> bool:
+        return isinstance(getattr(self.kernel_manager, "provisioner", None), RoostProvisioner)
 
     async def prepare(self) -> None:
         """Prepare the connection before the websocket opens. A waiting kernel's websocket opens at once."""
@@ -43,7 +54,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     async def connect(self) -> None:
         """Connect with the kernel, or with its pending start."""
-        if isinstance(self.kernel_manager.provisioner, RoostProvisioner):
+        if self._is_of_roost:
             send_at_once(self.websocket_handler)
         start = self._find_start() if self._start is not None else None
         if start is not None:
@@ -82,7 +93,11 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self.disconnect()
 
     def deliver(self, message: Any) -> None:
-        """Send a held message of this client to the kernel."""
+        """Send a message of this client to the kernel."""
+        if self._is_of_roost:
+            held = self._read(message)
+            if held.is_cell:
+                self._cells[held.header["msg_id"]] = held.header
         super().handle_incoming_message(message)
 
     def disconnect(self) -> None:
@@ -106,13 +121,37 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """Send a message of the client to the kernel, or hold it while the kernel waits."""
         if self._start is None:
-            super().handle_incoming_message(incoming_msg)
+            self.deliver(incoming_msg)
             return
-        channel, parts = self._split(incoming_msg)
-        message = HeldMessage(sender=self, raw=incoming_msg, channel=channel, parts=parts)
+        message = self._read(incoming_msg)
         allowed = self.multi_kernel_manager.allowed_message_types
         if not allowed or message.header.get("msg_type") in allowed:
             self._start.hold(message)
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        """Send a message of the kernel to the client."""
+        if self._cells and getattr(stream, "channel", "") == "shell":
+            _, parts = self.session.feed_identities(outgoing_msg)
+            self._cells.pop(self.session.unpack(parts[2]).get("msg_id"), None)
+        super().handle_outgoing_message(stream, outgoing_msg)
+
+    def on_kernel_restarted(self) -> None:
+        """Show why the kernel has ended. It is started again."""
+        self._show_end()
+        super().on_kernel_restarted()
+
+    def on_restart_failed(self) -> None:
+        """Show why the kernel has ended. It is not started again."""
+        self._show_end()
+        super().on_restart_failed()
+
+    def _show_end(self) -> None:
+        """Show in the cell that ran why the kernel has ended."""
+        sentence = describe_end(self.kernel_manager)
+        for header in [*self._cells.values()][:1] if sentence else ():
+            error = {"ename": "KernelDied", "evalue": sentence, "traceback": [f"KernelDied: {sentence}"]}
+            self.speak("iopub", "error", error, header)
+        self._cells.clear()
 
     def speak(self, channel: str, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
         """Send a message to the client as if the kernel had sent it."""
@@ -133,12 +172,13 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         start: PendingStart | None = self.multi_kernel_manager.pending.get(self.kernel_id)
         return start
 
-    def _split(self, message: Any) -> tuple[str, tuple[bytes, ...]]:
-        """Return the channel of a message, and its parts as they go to the kernel."""
+    def _read(self, message: Any) -> HeldMessage:
+        """Return a message of the client with its channel and its parts as they go to the kernel."""
         if self.subprotocol == _V1:
             channel, parts = deserialize_msg_from_ws_v1(message)
-            return channel, tuple(parts)
-        read = deserialize_binary_message(message) if isinstance(message, bytes) else json.loads(message)
-        names = ("header", "parent_header", "metadata", "content")
-        packed = [self.session.pack(read.get(name) or {}) for name in names]
-        return read.get("channel") or "shell", (*packed, *(read.get("buffers") or ()))
+        else:
+            read = deserialize_binary_message(message) if isinstance(message, bytes) else json.loads(message)
+            names = ("header", "parent_header", "metadata", "content")
+            parts = [self.session.pack(read.get(name) or {}) for name in names] + (read.get("buffers") or [])
+            channel = read.get("channel") or "shell"
+        return HeldMessage(sender=self, raw=message, channel=channel, parts=tuple(parts))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import Any, cast
 
 from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 
+from roost.provisioners import RoostProvisioner
 from roost.provisioners.kernelspecs import PROVISIONER
 from roost.scheduler.errors import LaunchError, RoostError
 
@@ -23,10 +25,10 @@ from .waiting_report import WaitingReport
 
 ANSWER_AFTER_S = 0.12
 """How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
-DEFAULT_QUEUE_TIMEOUT_S = 3600.0
-"""How long a start may wait in the queue, because its notebook shows what it waits for."""
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
+_RESTARTED_WITHIN_S = 10.0
+"""How long a shutdown waits for a restart."""
 _DELETED = "The kernel was shut down before it had started."
 _INTERRUPTED = "The start of this kernel was withdrawn by an interrupt: restart the kernel to ask again."
 _RESTARTED = "The kernel was restarted while it waited, and keeps its place: run the cell again."
@@ -37,8 +39,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     """A kernel manager whose starts of roost's kernels do not block. `pending` has the starts by kernel id."""
 
     def __init__(self, **kwargs: Any) -> None:
+        from .extension import RoostExtension  # which imports this module
+
         super().__init__(**kwargs)
-        self.begin(DEFAULT_QUEUE_TIMEOUT_S)
+        self.begin(RoostExtension(parent=self.parent).queue_timeout_s)
 
     def begin(self, queue_timeout_s: float) -> None:
         """Take over from the class that the object had. The provisioner reads `queue_timeout_s` here."""
@@ -97,6 +101,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         """Shut a kernel down. The start of a waiting kernel is withdrawn."""
         start = self.pending.get(kernel_id)
         if start is None or kernel_id not in self:
+            await self._until_restarted(kernel_id)
             await super().shutdown_kernel(kernel_id, now=now, restart=restart)
             return
         await self._withdraw(start, _DELETED)
@@ -130,7 +135,17 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         for start in starts:
             if not start.has_kernel:
                 self._forget(start)
+        await asyncio.gather(*map(self._until_restarted, self.list_kernel_ids()))
         await super().shutdown_all(now=now)
+
+    async def _until_restarted(self, kernel_id: str) -> None:
+        """Wait until a restart that is under way has ended. A shutdown in between would leave its kernel running."""
+        km = self._kernels.get(kernel_id)
+        began = time.monotonic()
+        while isinstance(getattr(km, "provisioner", None), RoostProvisioner) and not km.ready.done():
+            await asyncio.wait([km.ready], timeout=_RESTARTED_WITHIN_S)
+            if time.monotonic() - began >= _RESTARTED_WITHIN_S:
+                return
 
     def _is_of_roost(self, kernel_name: str | None) -> bool:
         """True if kernels of this kernelspec start through roost."""
@@ -148,10 +163,22 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             connection.attach(start)
         km.execution_state, km.reason, km.last_activity = "starting", "", utcnow()
 
-        def refuse(**_: Any) -> None:
-            raise LaunchError(f"Kernel {start.kernel_id} has not started yet: wait for its `ready`.")
+        def client(**options: Any) -> Any:
+            if not km.ready.done():
+                raise LaunchError(f"Kernel {start.kernel_id} has not started yet: wait for its `ready`.")
+            return type(km).client(km, **options)
 
-        km.client = refuse
+        km.client = client
+
+    async def _finish_kernel_start(self, kernel_id: str) -> None:
+        """Watch a kernel that has started. The REST model shows why it ended, if it ends by itself."""
+        await super()._finish_kernel_start(kernel_id)
+        km = self.get_kernel(kernel_id)
+
+        def note_end() -> None:
+            km.reason = describe_end(km) or km.reason
+
+        self.add_restart_callback(kernel_id, note_end)
 
     async def _follow(self, start: PendingStart) -> None:
         """Wait for the end of a pending start, and connect the kernel's clients or tell them the problem."""
@@ -224,6 +251,12 @@ async def _until_made(start: PendingStart) -> None:
     made = asyncio.ensure_future(start.made.wait())
     await asyncio.wait([start.task, made], return_when=asyncio.FIRST_COMPLETED)
     made.cancel()
+
+
+def describe_end(km: Any) -> str:
+    """Return why a kernel of roost's has ended, as a sentence; empty for other kernels."""
+    reason = getattr(km.provisioner, "end_reason", "")
+    return f"{reason[0].upper()}{reason[1:].rstrip('.')}." if reason else ""
 
 
 def describe(problem: BaseException | None) -> str:

@@ -15,13 +15,12 @@ from typing import Any
 
 import managers
 import pytest
-from front_end import errors, front_end, texts
+from front_end import FrontEnd, errors, front_end, texts
 from server import JupyterServer, jupyter_server
 from world import settle
 
 from roost.scheduler.client.client import connect, disconnect
 
-OPTIONS = ("--ServerApp.jpserver_extensions={'roost': True}",)
 ANSWER_S = 1.0
 """The limit of the tests for an answer to POST, which takes 0.15 s on a machine that does nothing else."""
 
@@ -55,8 +54,9 @@ async def server(one_gpu: Path) -> AsyncIterator[JupyterServer]:
 
 
 @asynccontextmanager
-async def run_server(folder: Path, *options: str) -> AsyncIterator[JupyterServer]:
-    async with jupyter_server(folder, options=(*OPTIONS, *options)) as running:
+async def run_server(folder: Path, *options: str, is_on: bool = True) -> AsyncIterator[JupyterServer]:
+    extensions = f"--ServerApp.jpserver_extensions={{'roost': {is_on}}}"
+    async with jupyter_server(folder, options=(extensions, *options)) as running:
         try:
             yield running
         except BaseException:
@@ -266,35 +266,31 @@ async def _until_gone(pid: int, deadline: float) -> None:
 
 
 async def test_a_waiting_kernel_is_not_culled(one_gpu: Path) -> None:
-    culling = [
-        f"--MappingKernelManager.{name}"
-        for name in ("cull_idle_timeout=1", "cull_interval=1", "cull_busy=True")
-    ]
-    async with run_server(one_gpu, *culling) as server:
-        held = await connect("local").explain(await _request())
-        assert held["placement"]
-        waiting: list[Any] = []
-        async with held_gpu(server) as holder, front_end(server, holder):  # a client is connected: not culled
-            waiting.append(await start(server))
-            await asyncio.sleep(4)
-            _, models = await server.api("GET", "kernels")
-            assert {model["id"] for model in models} == {holder, *waiting}
+    culling = (f"--MappingKernelManager.{name}" for name in ("cull_idle_timeout=1", "cull_interval=1"))
+    async with run_server(one_gpu, *culling) as server, AsyncExitStack() as stack:
+        holder = await stack.enter_async_context(held_gpu(server))
+        await stack.enter_async_context(front_end(server, holder))  # a kernel with a client is not culled
+        waiting = await start(server)
+        await asyncio.sleep(4)
+        _, models = await server.api("GET", "kernels")
+        assert {model["id"] for model in models} == {holder, waiting}
 
 
-async def _request() -> Any:
-    from roost.placement import Request
-
-    return Request(gpus=1)
-
-
-async def test_a_refusal_is_still_the_answer_to_post(server: JupyterServer, one_gpu: Path) -> None:
+@pytest.mark.parametrize("what", ["kernels", "sessions"])
+async def test_a_refusal_says_why(server: JupyterServer, one_gpu: Path, what: str) -> None:
     managers.kernelspecs(one_gpu, "huge", config={"gpus": 64})
-    status, answer = await server.api("POST", "kernels", {"name": "huge"})
-    assert (status, "64 GPUs" in answer["message"]) == (400, True)
     session = {"path": "a.ipynb", "type": "notebook", "name": "", "kernel": {"name": "huge"}}
-    status, answer = await server.api("POST", "sessions", session)
-    assert (status, "64 GPUs" in answer["message"]) == (500, True)
-    assert not answer["message"].startswith("HTTP")
+    status, answer = await server.api("POST", what, {"name": "huge"} if what == "kernels" else session)
+    if status == 201:  # on a busy machine the refusal comes after the answer
+        kernel_id = answer["id"] if what == "kernels" else answer["kernel"]["id"]
+        async with front_end(server, kernel_id) as front:
+            (sentence,) = errors(await front.ended(await front.run("1")))
+        await server.api("DELETE", f"kernels/{kernel_id}")
+    else:
+        assert status == (400 if what == "kernels" else 500)
+        sentence = answer["message"]
+    assert "64 GPUs" in sentence
+    assert not sentence.startswith("HTTP")
 
 
 async def test_a_session_of_a_waiting_kernel(server: JupyterServer) -> None:
@@ -323,3 +319,61 @@ async def test_no_message_waits_for_an_acknowledgement(server: JupyterServer) ->
             trips.append(time.monotonic() - began)
     assert min(trips) < 0.03
     await server.api("DELETE", f"kernels/{kernel_id}")
+
+
+async def test_a_cell_shows_why_its_kernel_ended(server: JupyterServer) -> None:
+    kernel_id = await start(server)
+    async with front_end(server, kernel_id) as front:
+        await front.ended(await front.run("1"))
+        cell = await front.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        await front.until(lambda: errors(front.about(cell)))
+        (sentence,) = errors(front.about(cell))
+        assert "SIGKILL" in sentence
+        await front.until(lambda: "restarting" in _states(front))
+        _, model = await server.api("GET", f"kernels/{kernel_id}")
+        assert model["reason"] == sentence
+    async with front_end(server, kernel_id) as front:
+        await front.ended(await front.run("1"))  # the kernel was started again
+
+
+def _states(front: FrontEnd) -> list[str]:
+    return [m["content"]["execution_state"] for m in front.messages if m["msg_type"] == "status"]
+
+
+async def test_other_kernels_get_the_messages_of_a_stock_server(one_gpu: Path) -> None:
+    compared = []
+    for is_on in (False, True):
+        async with run_server(one_gpu, is_on=is_on) as server:
+            assert any("roost | extension was successfully loaded" in line for line in server.log) == is_on
+            compared.append(await _exchange(server))
+    assert compared[0] == compared[1]
+    assert len(compared[0]) > 10
+
+
+async def _exchange(server: JupyterServer) -> list[tuple[str, str, str, str]]:
+    """Return what a plain kernel answers to five requests: per channel, without what differs from run to run."""
+    found = []
+    async with front_end(server, await start(server, "plain")) as front:
+        for code in ("print('text')", "1 / 0", "from IPython.display import display; display(2)"):
+            found += await front.ended(await front.run(code))
+        for kind in ("kernel_info_request", "comm_info_request"):
+            request = await front.send(kind, {})
+            await front.until(lambda request=request: len(front.about(request)) == 3)  # type: ignore[misc]
+            found += front.about(request)
+    found.sort(key=lambda message: message["channel"])  # the channels are not in step
+    return [
+        (
+            message["channel"],
+            message["msg_type"],
+            str(message["metadata"].keys()),
+            _lasting(message["content"]),
+        )
+        for message in found
+    ]
+
+
+def _lasting(content: dict[str, Any]) -> str:
+    return str({key: value for key, value in content.items() if key not in _CHANGING})
+
+
+_CHANGING = ("traceback", "execution_count", "engine_info", "banner")
