@@ -7,8 +7,7 @@ held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which speaks for a waiting kernel
 waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
-fast_channels.py    channels without pauses
-quick_manager.py    starts and shutdowns without jupyter_client's pauses
+quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
 kernel_gateway.py   the same for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install

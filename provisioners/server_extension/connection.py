@@ -17,7 +17,6 @@ from tornado.websocket import WebSocketClosedError
 
 from roost.provisioners.provisioner import RoostProvisioner
 
-from .fast_channels import send_at_once
 from .held_messages import HeldMessage
 from .pending_start import PendingStart
 from .pending_starts import describe_end
@@ -55,7 +54,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     async def connect(self) -> None:
         """Connect with the kernel, or with its pending start."""
         if self._is_of_roost:
-            send_at_once(self.websocket_handler)
+            # With Nagle's algorithm, a round trip takes 44 ms instead of 5.
+            self.websocket_handler.set_nodelay(True)
         start = self._find_start() if self._start is not None else None
         if start is not None:
             self.attach(start)

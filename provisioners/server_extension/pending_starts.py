@@ -18,9 +18,8 @@ from roost.provisioners import RoostProvisioner
 from roost.provisioners.kernelspecs import PROVISIONER
 from roost.scheduler.errors import LaunchError, RoostError
 
-from .fast_channels import connect_again_soon
 from .pending_start import PendingStart
-from .quick_manager import skip_pauses
+from .quick_manager import make_quick
 from .waiting_report import WaitingReport
 
 ANSWER_AFTER_S = 0.12
@@ -83,8 +82,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         if kernel_id in self.pending:
             start = self.pending[kernel_id]
             start.km = km
-            connect_again_soon(km)
-            skip_pauses(km)
+            make_quick(km)
             start.made.set()
             if start.is_listed:  # it starts again
                 self._list(start)

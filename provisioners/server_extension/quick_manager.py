@@ -1,41 +1,35 @@
-"""Starts and shutdowns without jupyter_client's pause: it waits 10 ms after each, so that its own tests see the state.
+"""A kernel's manager that makes no pauses. Only roost's kernels get it; the managers of other kernels stay as they are.
 
-A restart is a shutdown and a start. The managers of other kernels stay as they are.
+jupyter_client waits 10 ms after each start and shutdown, so that its own tests see the state in between. A restart is
+a shutdown and a start. ZeroMQ's sockets wait 100 ms or longer before they connect to a restarted kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
-_PAUSED = {"_async_start_kernel": "start_kernel", "_async_shutdown_kernel": "shutdown_kernel"}
-"""The methods with a pause, and the names under which others call them."""
+from roost.provisioners.kernel_connection import reconnect_soon
+
+Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
-def skip_pauses(km: Any) -> None:
-    """Leave the pauses out for one kernel. A class that has changed these methods keeps its own."""
-    for name, public in _PAUSED.items():
-        stock = getattr(AsyncKernelManager, name)
-        kind = type(km)
-        if hasattr(stock, "__wrapped__") and getattr(kind, name) is getattr(kind, public) is stock:
-            quick = _build_method(km, stock.__wrapped__)
-            setattr(km, name, quick)
-            setattr(km, public, quick)
+def _without_pause(method: Method) -> Method:
+    """Return a method of jupyter_client with what its `in_pending_state` adds, apart from the pause."""
+    plain: Method | None = getattr(method, "__wrapped__", None)
+    if plain is None:
+        return method
 
-
-def _build_method(
-    km: Any, method: Callable[..., Coroutine[Any, Any, Any]]
-) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return `method` of `km` with what jupyter_client's `in_pending_state` does, apart from its pause."""
-
-    async def run(*arguments: Any, **options: Any) -> Any:
+    @functools.wraps(plain)
+    async def run(km: Any, *arguments: Any, **options: Any) -> Any:
         if km._attempted_start or not km._ready:
             km._ready = asyncio.get_running_loop().create_future()
         try:
-            result = await method(km, *arguments, **options)
+            result = await plain(km, *arguments, **options)
         except Exception as problem:
             km._ready.set_exception(problem)
             km.log.exception(km._ready.exception())
@@ -45,3 +39,31 @@ def _build_method(
         return result
 
     return run
+
+
+class QuickManager(AsyncKernelManager):
+    """The changes. They come after the methods of a server's own class, which may call them by `super()`."""
+
+    _async_start_kernel = start_kernel = _without_pause(AsyncKernelManager._async_start_kernel)
+    _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager._async_shutdown_kernel)
+
+    def _create_connected_socket(self, *arguments: Any, **options: Any) -> Any:
+        """Create a socket that connects again soon after a restart. All kernels of a server share one context."""
+        usual = self.context.sockopts
+        self.context.sockopts = dict(usual)
+        reconnect_soon(self.context)
+        try:
+            return super()._create_connected_socket(*arguments, **options)
+        finally:
+            self.context.sockopts = usual
+
+
+def make_quick(km: Any) -> None:
+    """Give a kernel's manager these changes."""
+    if isinstance(km, AsyncKernelManager):
+        km.__class__ = _combine(type(km))
+
+
+@functools.cache
+def _combine(kind: type[AsyncKernelManager]) -> type[AsyncKernelManager]:
+    return type(f"Quick{kind.__name__}", (kind, QuickManager), {})

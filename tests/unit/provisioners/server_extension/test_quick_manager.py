@@ -1,4 +1,4 @@
-"""The steps of a kernel's manager without jupyter_client's pauses, with a fake service."""
+"""A kernel's manager without pauses, with a fake service."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq.asyncio
 from fake_service import FakeService
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 from provisioned import manager
 
-from roost.provisioners.server_extension.quick_manager import skip_pauses
+from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.scheduler.errors import NoNodeNow
 
 
@@ -32,8 +33,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def test_a_kernel_starts_restarts_and_ends_without_a_pause(
     service: FakeService, tmp_path: Path, pauses: list[float]
 ) -> None:
-    usual, quick = manager(tmp_path), manager(tmp_path)
-    skip_pauses(quick)
+    usual, quick = manager(tmp_path, ServerKernelManager), manager(tmp_path, ServerKernelManager)
+    make_quick(quick)
     for km, expected in ((usual, 4), (quick, 0)):
         await km.start_kernel()
         assert km.ready.result() is None
@@ -47,19 +48,41 @@ async def test_a_kernel_starts_restarts_and_ends_without_a_pause(
 
 
 async def test_a_failed_start_is_seen_by_those_who_wait(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    skip_pauses(km)
+    km = manager(tmp_path, ServerKernelManager)
+    make_quick(km)
     service.answers["start"] = NoNodeNow("All GPUs are taken.")
     with pytest.raises(NoNodeNow):
         await km.start_kernel()
     assert isinstance(km.ready.exception(), NoNodeNow)
 
 
-def test_a_class_with_its_own_start_keeps_it(tmp_path: Path) -> None:
-    class Own(AsyncKernelManager):
+async def test_a_class_with_its_own_start_keeps_it(
+    service: FakeService, tmp_path: Path, pauses: list[float]
+) -> None:
+    class Own(ServerKernelManager):  # type: ignore[misc]
+        has_started = False
+
         async def start_kernel(self, **options: Any) -> None:
             await super().start_kernel(**options)
+            self.has_started = True
 
     km = manager(tmp_path, Own)
-    skip_pauses(km)
-    assert km.start_kernel.__func__ is Own.start_kernel
+    make_quick(km)
+    await km.start_kernel()
+    assert km.has_started
+    assert 0.01 not in pauses
+    await km.shutdown_kernel(now=True)
+
+
+async def test_only_the_sockets_of_one_kernel_connect_again_soon() -> None:
+    with zmq.asyncio.Context() as context:
+        quick, usual = (
+            ServerKernelManager(context=context, shell_port=50_001, iopub_port=50_002) for _ in range(2)
+        )
+        make_quick(quick)
+        with context.socket(zmq.DEALER) as socket:
+            default = socket.reconnect_ivl, socket.reconnect_ivl_max
+        for km, expected in ((quick, (5, 1_000)), (usual, default)):
+            for stream in (km.connect_shell(), km.connect_iopub()):
+                assert (stream.socket.reconnect_ivl, stream.socket.reconnect_ivl_max) == expected
+                stream.close(linger=0)
