@@ -51,7 +51,7 @@ class PodFirewall:
 
     def packets(self, uid: str, port: int) -> int:
         """Return how many packets the rules for this port have accepted since they were made."""
-        shown = self._in_pod(uid, "iptables", "-nvxL", "INPUT")
+        shown = self._in_pod(uid, "iptables", "-nvxL", "INPUT").stdout
         return sum(int(line.split()[0]) for line in shown.splitlines() if re.search(rf"dpt:{port}\b", line))
 
     def _run(self) -> None:
@@ -69,24 +69,19 @@ class PodFirewall:
         pods = api.call("GET", "/api/v1/pods")["items"]
         for pod in pods:
             uid, rules = pod["metadata"]["uid"], build_rules(pod, policies, pods, labels)
-            if rules != self.rules(uid) and self._cluster.pids(uid):
+            if rules != self.rules(uid):
                 self._apply(uid, rules)
 
     def _apply(self, uid: str, rules: str) -> None:
+        """Give a pod these rules. A pod that has not begun, or just ends, gets none: the next look tries again."""
         policy = "DROP" if rules else "ACCEPT"
-        try:
-            self._in_pod(uid, "iptables-restore", text=f"*filter\n:INPUT {policy} [0:0]\n{rules}COMMIT\n")
-        except (IndexError, subprocess.CalledProcessError):
-            if self._cluster.pids(uid):
-                raise
-        else:
+        text = f"*filter\n:INPUT {policy} [0:0]\n{rules}COMMIT\n"
+        if self._in_pod(uid, "iptables-restore", text=text).returncode == 0:
             self._rules = {**self._rules, uid: rules}
 
-    def _in_pod(self, uid: str, *command: str, text: str = "") -> str:
-        pid = self._cluster.pids(uid)[0]
-        enter = ["nsenter", "--net", "--target", str(pid)]
-        done = subprocess.run([*enter, *command], input=text, check=True, stdout=subprocess.PIPE, text=True)
-        return done.stdout
+    def _in_pod(self, uid: str, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", "--net", "--target", str(self._cluster.pause_pid(uid) or "none")]
+        return subprocess.run([*enter, *command], input=text, capture_output=True, text=True)
 
 
 def build_rules(

@@ -76,7 +76,6 @@ class Pods:
         path = f"/api/v1/namespaces/{namespace}/pods"
         pod = {"metadata": {"name": name, "labels": labels}, "spec": spec}
         uid: str = self._cluster.api.call("POST", path, pod)["metadata"]["uid"]
-        wait_for(lambda: self._cluster.pids(uid), f"{name} does not run")
         wait_for(lambda: self.read(path, name)["status"].get("podIP"), f"{name} has no address")
         return uid
 
@@ -85,7 +84,7 @@ class Pods:
 
     def enter(self, uid: str) -> list[str]:
         """Return the head of a command that runs in the network of a pod."""
-        return ["nsenter", "--net", "--target", str(self._cluster.pids(uid)[0])]
+        return ["nsenter", "--net", "--target", str(self._cluster.pause_pid(uid))]
 
     def connects(self, uid: str, ip: str, port: int) -> bool:
         """True if a program in the network of this pod can connect."""
@@ -131,6 +130,7 @@ def kernel_pod(api: Api) -> str:
     return str(uid)
 
 
+@pytest.mark.fault_long
 @pytest.mark.parametrize("may_report", [True, False], ids=["reports", "no reports"])
 def test_only_jupyter_reaches_its_kernels(
     kubernetes_cluster: Kubelets, pods: Pods, runtime_dir: Path, tmp_path: Path, may_report: bool

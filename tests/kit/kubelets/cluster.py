@@ -76,10 +76,16 @@ class Kubelets:
 
     def pids(self, uid: str) -> list[int]:
         """Return the pids of all processes in the containers of a pod, as this machine sees them."""
+        return [pid for pid in self._all_pids(uid) if not is_pause(pid)]
+
+    def pause_pid(self, uid: str) -> int | None:
+        """Return the process that holds the namespaces of a pod from its beginning to its end."""
+        return next(filter(is_pause, self._all_pids(uid)), None)
+
+    def _all_pids(self, uid: str) -> list[int]:
         groups = keeper.cgroups(keeper.network_of(self.folder).cgroup)
         pods = [group for group in groups if group.parent.name == f"pod{uid}"]
-        pids = {int(pid) for group in pods for pid in (group / "cgroup.procs").read_text().split()}
-        return sorted(pid for pid in pids if not is_pause(pid))
+        return sorted({int(pid) for group in pods for pid in (group / "cgroup.procs").read_text().split()})
 
     def kill(self, part: str) -> None:
         """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
