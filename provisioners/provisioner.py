@@ -342,7 +342,12 @@ class RoostProvisioner(KernelProvisionerBase):
         self.on_waiting()
         logged_at, logged = self._logged_wait
         told = describe_wait(kernel)
-        if kernel.state == "queued" and told != logged and time.monotonic() - logged_at >= _LOG_WAIT_S:
+        if (
+            kernel.state == "queued"
+            and kernel.waits_for
+            and told != logged
+            and time.monotonic() - logged_at >= _LOG_WAIT_S
+        ):
             self._logged_wait = time.monotonic(), told
             self.log.info("kernel=%s %s", self._id, told)
 

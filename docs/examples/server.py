@@ -174,7 +174,7 @@ async def jupyter_server(
             raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-20:]))
         reader = asyncio.create_task(_read(process.stdout, log))
         server = JupyterServer(pid=process.pid, port=port, token=token, log=log)
-        await _until_it_listens(server)
+        await until_it_listens(server)
         yield server
     finally:
         await _stop(process)
@@ -192,7 +192,7 @@ async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: b
     return 0
 
 
-async def _until_it_listens(server: JupyterServer) -> None:
+async def until_it_listens(server: JupyterServer) -> None:
     """Wait until the server answers. It logs its address a moment before it listens."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:

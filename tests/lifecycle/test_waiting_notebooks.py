@@ -7,6 +7,9 @@ import itertools
 import json
 import os
 import signal
+import socket
+import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +19,7 @@ from typing import Any
 import managers
 import pytest
 from front_end import FrontEnd, errors, front_end, texts
-from server import JupyterServer, jupyter_server
+from server import JupyterServer, jupyter_server, until_it_listens
 from world import settle
 
 from roost.scheduler.client.client import connect, disconnect
@@ -377,3 +380,65 @@ def _lasting(content: dict[str, Any]) -> str:
 
 
 _CHANGING = ("traceback", "execution_count", "engine_info", "banner")
+
+
+@asynccontextmanager
+async def run_gateway(folder: Path) -> AsyncIterator[JupyterServer]:
+    """Start a Kernel Gateway with roost's two lines of configuration, and stop it at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    package = "roost.provisioners.server_extension"
+    settings = {
+        "ip": "127.0.0.1",
+        "port": port,
+        "kernel_manager_class": f"{package}.kernel_gateway.PendingKernels",
+        "kernel_websocket_connection_class": f"{package}.connection.RoostConnection",
+    }
+    config = folder / "gateway.json"
+    config.write_text(json.dumps({"KernelGatewayApp": settings}))
+    with (folder / "gateway.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "kernel_gateway", f"--config={config}", stdin=asyncio.subprocess.DEVNULL,
+            stdout=log, stderr=log, env={**os.environ, "KG_AUTH_TOKEN": "only-here"}, start_new_session=True,
+        )  # fmt: skip
+    gateway = JupyterServer(pid=process.pid, port=port, token="only-here", log=[])
+    try:
+        await until_it_listens(gateway)
+        yield gateway
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), 20)
+
+
+async def test_kernels_of_kernel_gateway_wait_as_well(one_gpu: Path) -> None:
+    pytest.importorskip("kernel_gateway", reason="Jupyter Kernel Gateway is not installed here")
+    async with run_gateway(one_gpu) as gateway, held_gpu(gateway) as holder:
+        waiting = await start(gateway)
+        async with front_end(gateway, waiting) as front:
+            cell = await front.run("print('ran')")
+            await front.until(lambda: "Position 1 in the queue" in front.line(cell), 5)
+            await gateway.api("DELETE", f"kernels/{holder}")
+            assert texts(await front.ended(cell)) == "ran\n"
+        await start(gateway)  # it waits when the gateway is stopped
+    assert await connect("local").kernels() == []
+
+
+@pytest.mark.fault_long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("may_fork", [True, False], ids=["forked", "executed"])
+async def test_no_cell_is_lost_in_200_tries(server: JupyterServer, one_gpu: Path, may_fork: bool) -> None:
+    """Each cell is sent as soon as POST has answered. A kernel that is not forked takes longer than the answer."""
+    managers.kernelspecs(one_gpu, "quick", config={"fork": may_fork})
+    answers = []
+
+    async def try_once(number: int) -> None:
+        began = time.monotonic()
+        kernel_id = await start(server, "quick")
+        answers.append(time.monotonic() - began)
+        async with front_end(server, kernel_id) as front:
+            assert texts(await front.ended(await front.run(f"print({number})"), 60)) == f"{number}\n"
+        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+
+    for first in range(0, 100, 2):
+        await asyncio.gather(*(try_once(number) for number in range(first, first + 2)))
+    print(f"POST answered after {statistics.median(answers):.3f} s (median), {max(answers):.3f} s (worst)")
