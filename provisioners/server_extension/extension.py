@@ -21,6 +21,11 @@ class RoostExtension(LoggingConfigurable):
         config=True,
         help="Bring up the service, the agent and warm processes for roost's kernels when the server starts.",
     )
+    pending_starts = Bool(
+        True,
+        config=True,
+        help="Let notebooks work while their kernels wait, instead of blocking their start.",
+    )
     queue_timeout_s = Float(
         3600.0, min=0.0, config=True, help="Seconds that a start may wait in the queue for its resources."
     )
@@ -47,6 +52,7 @@ class RoostExtension(LoggingConfigurable):
             start_warm_up(self.serverapp.kernel_manager, self.log)
 
     def _add_pending_starts(self) -> None:
+        """Let starts wait without blocking, if nobody has changed the parts of the server that this needs."""
         from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
         from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
@@ -55,15 +61,22 @@ class RoostExtension(LoggingConfigurable):
 
         server = self.serverapp
         connections, kernels = server.kernel_websocket_connection_class, server.kernel_manager
-        if connections is not ZMQChannelsWebsocketConnection:
-            self.off.append(f"Kernels do not wait in the background: {connections.__name__} is in the way.")
+        obstacle = ""
+        if not self.pending_starts:
+            obstacle = "c.RoostExtension.pending_starts is False"
+        elif connections is not ZMQChannelsWebsocketConnection:
+            obstacle = f"{connections.__module__}.{connections.__name__} serves the websockets"
         elif not isinstance(kernels, AsyncMappingKernelManager):
-            self.off.append(f"Kernels do not wait in the background: {type(kernels).__name__} is in the way.")
-        else:
-            kernels.__class__ = add_pending_starts(type(kernels))
-            kernels.begin(self.queue_timeout_s)
-            server.kernel_websocket_connection_class = RoostConnection
-            server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
+            obstacle = f"{type(kernels).__module__}.{type(kernels).__name__} manages the kernels"
+        elif getattr(kernels, "use_pending_kernels", False):
+            obstacle = "use_pending_kernels is set"
+        if obstacle:
+            self.off.append(f"Starts block until their kernel is there, because {obstacle}.")
+            return
+        kernels.__class__ = add_pending_starts(type(kernels))
+        kernels.begin(self.queue_timeout_s)
+        server.kernel_websocket_connection_class = RoostConnection
+        server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

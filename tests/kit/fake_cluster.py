@@ -49,7 +49,11 @@ class World:
 
     def start(self, kernel_id: str, launch_id: str = "1", **asked: Any) -> asyncio.Task[Kernel]:
         """Ask for a kernel; `asked` are fields of the request, of `StartKernel`, or `user`."""
-        own = {name: asked.pop(name) for name in ("owner", "launch_timeout_s") if name in asked}
+        own = {
+            name: asked.pop(name)
+            for name in ("owner", "launch_timeout_s", "queue_timeout_s")
+            if name in asked
+        }
         owner = own.pop("owner", None) or Owner(user=asked.pop("user", "ada"))
         start = StartKernel(
             kernel_id=kernel_id,

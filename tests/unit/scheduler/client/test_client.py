@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,25 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
     first, second = service.called("start")
     assert first.launch_id == second.launch_id == "l"
     assert first.launch_timeout_s == a_start().launch_timeout_s > second.launch_timeout_s > 50
+
+
+def test_a_repeated_start_has_the_rest_of_its_time_in_the_queue(service: FakeService, client: Client) -> None:
+    begun = threading.Event()
+
+    async def hang(_: object) -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
+    service.answers["start"] = hang
+    call = client.start(replace(a_start(), queue_timeout_s=3600.0))
+    assert begun.wait(5)
+    del service.answers["start"]
+    service.close()
+    service.serve()
+    assert call.result(10).id == "k"
+    first, second = service.called("start")
+    assert first.queue_timeout_s == 3600.0 > second.queue_timeout_s > 3590.0
+    assert first.launch_timeout_s == second.launch_timeout_s == a_start().launch_timeout_s
 
 
 def test_unknown_fields_of_a_newer_service_are_ignored(service: FakeService, client: Client) -> None:

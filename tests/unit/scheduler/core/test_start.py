@@ -180,6 +180,17 @@ async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path
         assert len(w.leases()) == 1
 
 
+async def test_the_queue_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=1) as w:
+        await w.start("first", cpus=1)
+        waiting = w.start("second", cpus=1, launch_timeout_s=5.0, queue_timeout_s=30.0)
+        with pytest.raises(NoNodeNow, match=r"waited 0\.2 s at position 2"):
+            await w.start("third", cpus=1, queue_timeout_s=0.2)
+        await w.scheduler.stop("first", 0.0)
+        assert (await waiting).state == "running"
+        assert w.agent.launched[-1].deadline_s <= 5.0
+
+
 async def test_the_agent_is_killed_between_lease_and_launch(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.agent.hold("launch")

@@ -1,0 +1,94 @@
+"""The messages that are held for a waiting kernel, and how their cells end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from roost.provisioners.server_extension import held_messages
+from roost.provisioners.server_extension.held_messages import HeldMessage, HeldMessages
+from roost.provisioners.server_extension.pending_start import PendingStart
+
+
+class Client:
+    """A connection that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, Mapping[str, Any], str]] = []
+
+    def speak(self, channel: str, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
+        self.told.append((channel, kind, content, parent.get("msg_id", "")))
+
+
+def a_message(
+    name: str,
+    sender: object = None,
+    *,
+    kind: str = "execute_request",
+    metadata: Mapping[str, str] | None = None,
+) -> HeldMessage:
+    parts = ({"msg_id": name, "msg_type": kind}, {}, metadata or {}, {"code": name})
+    return HeldMessage(
+        sender=sender, raw=name, channel="shell", parts=tuple(json.dumps(part).encode() for part in parts)
+    )
+
+
+def test_messages_stay_in_order_and_are_taken_once() -> None:
+    held = HeldMessages()
+    for name in "abc":
+        assert held.add(a_message(name, kind="comm_msg" if name == "b" else "execute_request"))
+    assert [message.raw for message in held.take(lambda message: message.is_cell)] == ["a", "c"]
+    assert [message.raw for message in held.take()] == ["b"]
+    assert held.take() == []
+
+
+def test_there_is_a_limit_in_messages_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = HeldMessages()
+    assert all(held.add(a_message("x")) for _ in range(held_messages.MOST_MESSAGES))
+    assert not held.add(a_message("x"))
+    held.take()
+    monkeypatch.setattr(held_messages, "MOST_BYTES", 2 * a_message("x").n_bytes)
+    assert [held.add(a_message("x")) for _ in range(3)] == [True, True, False]
+    held.take()
+    assert held.add(a_message("x"))
+
+
+def test_a_cell_that_cannot_be_held_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_messages, "MOST_MESSAGES", 1)
+    client = Client()
+    start = PendingStart("k", {}, logging.getLogger())
+    start.connections.append(client)
+    start.hold(a_message("first", client))
+    start.hold(a_message("second", client))
+    assert [(channel, kind, about) for channel, kind, _, about in client.told] == [
+        ("iopub", "error", "second"),
+        ("shell", "execute_reply", "second"),
+        ("iopub", "status", "second"),
+    ]
+    assert "Too many messages" in client.told[0][2]["evalue"]
+    assert client.told[1][2]["status"] == "error"
+
+
+def test_the_line_is_in_the_first_cell_of_a_notebook_alone() -> None:
+    client = Client()
+    start = PendingStart("k", {}, logging.getLogger())
+    start.connections.append(client)
+    start.hold(a_message("script", client))
+    start.line.change("Position 2.")
+    assert client.told == []
+    for name in ("cell", "other"):
+        start.hold(a_message(name, client, metadata={"cellId": name}))
+    start.line.change("Position 1.")
+    start.line.change("Position 1.")
+    start.end_cells("No room.")
+    shown = [(kind, about) for _, kind, _, about in client.told]
+    assert shown[:3] == [("display_data", "cell"), ("update_display_data", "cell"), ("clear_output", "cell")]
+    first, second = (content for _, _, content, _ in client.told[:2])
+    assert first["data"]["text/plain"] == "Position 2."
+    assert second["data"]["text/plain"] == "Position 1."
+    assert first["transient"] == second["transient"]
+    assert [about for kind, about in shown if kind == "error"] == ["script", "cell", "other"]

@@ -1,0 +1,116 @@
+"""When starts may wait without blocking, and what others see of a kernel that waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_service import FakeService
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, MappingKernelManager
+from managers import kernelspecs
+from tornado.web import HTTPError
+
+from roost.provisioners.server_extension import RoostExtension
+from roost.provisioners.server_extension.connection import RoostConnection
+from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
+from roost.scheduler.errors import LaunchError
+from roost.scheduler.service.messages import StartKernel
+
+
+class OtherConnection(BaseKernelWebsocketConnection):
+    pass
+
+
+class SiteKernelManager(AsyncMappingKernelManager):
+    """The kernel manager class of a site."""
+
+    started = ""
+
+    async def start_kernel(self, **options: Any) -> str:
+        self.started = await super().start_kernel(**options)
+        return self.started
+
+
+def a_server(
+    kernels: type[Any] = AsyncMappingKernelManager, connections: type[Any] = ZMQChannelsWebsocketConnection
+) -> Any:
+    server = ServerApp()
+    server.gateway_config = SimpleNamespace(gateway_enabled=False)
+    server.kernel_websocket_connection_class = connections
+    server.kernel_manager = kernels(parent=server)
+    server.web_app = SimpleNamespace(settings={})
+    return server
+
+
+def test_the_configured_kernel_manager_is_wrapped() -> None:
+    server = a_server(SiteKernelManager)
+    extension = RoostExtension(parent=server)
+    extension.load()
+    assert isinstance(server.kernel_manager, SiteKernelManager)
+    assert isinstance(server.kernel_manager, PendingStarts)
+    assert server.kernel_manager.queue_timeout_s == 3600.0
+    assert server.kernel_websocket_connection_class is RoostConnection
+    assert server.web_app.settings["kernel_websocket_connection_class"] is RoostConnection
+    assert extension.off == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"connections": OtherConnection}, r"OtherConnection serves the websockets"),
+        ({"kernels": MappingKernelManager}, r"MappingKernelManager manages the kernels"),
+    ],
+)
+def test_other_classes_stay_and_turn_pending_starts_off(options: dict[str, Any], reason: str) -> None:
+    server = a_server(**options)
+    before = type(server.kernel_manager), server.kernel_websocket_connection_class
+    extension = RoostExtension(parent=server)
+    extension.load()
+    assert (type(server.kernel_manager), server.kernel_websocket_connection_class) == before
+    (off,) = extension.off
+    assert reason in off
+
+
+@pytest.fixture
+def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
+    """Return a site's kernel manager with pending starts. The service never answers a start."""
+
+    async def wait(_: StartKernel) -> None:
+        await asyncio.sleep(30)
+
+    service.answers["start"] = wait
+    specs = kernelspecs(tmp_path)
+    made = add_pending_starts(SiteKernelManager)(kernel_spec_manager=specs, parent=ServerApp())
+    yield made
+    made.context.destroy(linger=0)
+
+
+async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, service: FakeService) -> None:
+    kernel_id = await kernels.start_kernel(kernel_name="roosted")
+    assert kernels.kernel_model(kernel_id)["execution_state"] == "starting"
+    assert kernels.started == ""
+    with pytest.raises(LaunchError, match="has not started yet"):
+        kernels.get_kernel(kernel_id).client()
+    assert service.called("start")[0].queue_timeout_s == 3600.0
+    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 10)
+    assert kernel_id not in kernels
+    assert service.called("cancel")[0].kernel_id == kernel_id
+
+
+async def test_a_manager_that_stops_withdraws_its_waiting_starts(kernels: Any, service: FakeService) -> None:
+    listed = await kernels.start_kernel(kernel_name="roosted")
+    posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))  # is still within its 0.12 s
+    await asyncio.sleep(0)
+    await asyncio.wait_for(kernels.shutdown_all(), 5)
+    with pytest.raises(HTTPError, match="stopped before the kernel had started"):
+        await posting
+    assert kernels.list_kernel_ids() == []
+    assert kernels.pending == {}
+    assert listed in {call.kernel_id for call in service.called("cancel")}
