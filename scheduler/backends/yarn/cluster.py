@@ -288,6 +288,8 @@ class YarnCluster(PodCluster):
                 self._held[container.number] = held
                 self._search(held)
                 self._changes.put_nowait(held)
+                if held.is_waiting:
+                    spawn(self._explain(held), self._tasks, log)
             elif container.number not in self._identifying:
                 identify = self._identify(line, container)
                 self._identifying[container.number] = spawn(identify, self._tasks, log)

@@ -101,7 +101,7 @@ class ContainerCreator:
             if held.container is None:  # else an event was faster
                 held.container = container
             if held.lease.node_id:
-                await self._await_grant(held, held.ask)
+                await self._await_grant(held)
             else:
                 await self.explain(held)
         except RemoteError as problem:
@@ -128,7 +128,7 @@ class ContainerCreator:
         await line.call(Nothing, "put_archive", build_archive())
         return await line.call(Container, "ask", ask)
 
-    async def _await_grant(self, held: Held, ask: Ask) -> None:
+    async def _await_grant(self, held: Held) -> None:
         """Wait until YARN has granted the chosen node, for one heartbeat of its NodeManager.
 
         Raises `LeaseConflict` if the node has no room any more. If it has, the queue or the user has reached a limit:
@@ -149,26 +149,28 @@ class ContainerCreator:
         hosts = self._find_hosts(held.lease.request)
         widen = Widen(number=held.number, nodes=hosts, racks=self._nodes.book.racks(hosts))
         await held.line.call(Container, "widen", widen)
-        await self._describe(held, ask, status)
+        await self._describe(held, status)
 
     async def explain(self, held: Held) -> None:
-        """Note why an ask of this service waits. Raises `BackendUnavailable` if its master does not answer."""
-        assert held.ask is not None
-        await self._describe(held, held.ask, await self._read_cluster(held.line))
+        """Note why an ask waits. Raises `BackendUnavailable` if its master does not answer."""
+        await self._describe(held, await self._read_cluster(held.line))
 
     async def _read_cluster(self, line: MasterLine) -> MasterStatus | None:
         """Read nodes and queues. Return the master's status, or None while the ResourceManager is away."""
         status = await line.call(MasterStatus, "hello")
+        if status.is_away:
+            return None
         try:
             await self._nodes.read()
             await self._queues.read_queues(self._rest)
         except BackendUnavailable as problem:
             log.info("application=%s waits: %s", line.application_id, problem)
             return None
-        return None if status.is_away else status
+        return status
 
-    async def _describe(self, held: Held, ask: Ask, status: MasterStatus | None) -> None:
+    async def _describe(self, held: Held, status: MasterStatus | None) -> None:
         """Note why YARN does not grant an ask. YARN itself gives no reason."""
+        assert held.container is not None
         request = held.lease.request
         node = self._find_room(request, held.lease.node_id) or self._find_room(request)
         if status is None:
@@ -179,7 +181,7 @@ class ContainerCreator:
             held.reason = f"the NodeManager of {node} does not answer"
         else:
             queue = self._queues.find(held.line.queue)
-            held.reason = describe_wait(ask.resources, status.headroom, queue, self._rest.user)
+            held.reason = describe_wait(held.container.resources, status.headroom, queue, self._rest.user)
 
     async def withdraw(self, held: Held) -> None:
         """Withdraw an ask, or give back a container whose grant crosses that."""

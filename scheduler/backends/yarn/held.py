@@ -51,12 +51,9 @@ class Held:
 
     @property
     def is_waiting(self) -> bool:
-        """True if a master has this service's ask, and YARN has not granted it. No claim waits for that any more."""
-        return (
-            self.ask is not None
-            and self.is_asked
-            and not (self.is_creating or self.is_granted or self.is_ended)
-        )
+        """True if YARN has not granted an ask that no claim waits for any more."""
+        is_asked = self.container is not None and self.container.state == "asked"
+        return is_asked and not self.is_creating and self.loss is None
 
     async def wait_ended(self, timeout_s: float) -> bool:
         """Wait until YARN reports the end of the container; return whether it does in time."""

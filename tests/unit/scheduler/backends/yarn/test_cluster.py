@@ -16,6 +16,7 @@ from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import Pod, dump_lease
 from roost.scheduler.backends.yarn.cluster import YarnCluster
+from roost.scheduler.backends.yarn.held import Held
 from roost.scheduler.backends.yarn.master.messages import Container, MasterEvent, Resources
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import BackendUnavailable
@@ -74,6 +75,23 @@ async def test_a_container_that_the_next_attempt_does_not_have(
     assert [cluster._view(held).lease.state for held in cluster._held.values()] == ["lost"]
     pod = await asyncio.wait_for(take(cluster), 5)
     assert (pod.lease.state, pod.lease.reason) == ("lost", reason)
+
+
+async def test_an_ask_of_an_earlier_service_shows_why_it_waits(
+    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = iter(["queue default is full", "YARN's ResourceManager is away"])
+
+    async def explain(held: Held) -> None:
+        held.reason = next(reasons)
+
+    monkeypatch.setattr(cluster._creator, "explain", explain)
+    master = line(ASKED)
+    cluster.on_connected(master)
+    await take(cluster)
+    assert (await take(cluster)).lease.reason == "queue default is full"
+    cluster.on_event(master, MasterEvent(kind="away"))
+    assert (await take(cluster)).lease.reason == "YARN's ResourceManager is away"
 
 
 async def test_a_change_shows_the_lease_as_it_is_when_it_is_taken(cluster: YarnCluster) -> None:
