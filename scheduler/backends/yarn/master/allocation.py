@@ -344,7 +344,7 @@ def name_container(container: ContainerId) -> str:
     """Return the container's name as YARN writes it. The upper bits of its number count the starts of YARN."""
     attempt, epoch = container.app_attempt_id, container.id >> 40
     application = attempt.application_id
-    start = f"e{epoch}_" if epoch else ""
+    start = f"e{epoch:02d}_" if epoch else ""
     number = container.id & (1 << 40) - 1
     return (
         f"container_{start}{application.cluster_timestamp}_{application.id:04d}"

@@ -293,7 +293,7 @@ def test_events(world: World) -> None:
 
 def test_names_of_containers() -> None:
     assert name_container(ContainerId(app_attempt_id=ATTEMPT, id=(3 << 40) + 12)).startswith(
-        "container_e3_1700000_"
+        "container_e03_1700000_"
     )
     large = dataclasses.replace(
         ATTEMPT, application_id=ApplicationId(id=12_345, cluster_timestamp=1), attempt_id=1
