@@ -84,8 +84,7 @@ class YarnCluster(PodCluster):
 
     async def join(self) -> str:
         await cancel_all(self._reader)
-        if (state := (await self._rest.info()).get("haState", "ACTIVE")) != "ACTIVE":  # its labels come last
-            raise BackendUnavailable(f"YARN's ResourceManager at {self._rest.address} is {state.lower()}.")
+        await self._rest.check_active()
         conf = await self._rest.conf()
         self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
         self._applications.schedulers = self._find_schedulers(conf)

@@ -96,6 +96,14 @@ class Rest:
         """Return the facts about the cluster. Its `id` is another one once the cluster was set up again."""
         return dict((await self.call(lambda api: api.cluster_information()))["clusterInfo"])
 
+    async def check_active(self) -> None:
+        """Raise `BackendUnavailable` while the ResourceManager starts.
+
+        It answers already, but knows neither its applications nor its labels yet.
+        """
+        if (state := (await self.info()).get("haState", "ACTIVE")) != "ACTIVE":
+            raise BackendUnavailable(f"YARN's ResourceManager at {self.address} is {state.lower()}.")
+
     async def nodes(self) -> list[JsonObject]:
         """Return all nodes, also nodes that have left."""
         answer = await self.call(lambda api: api.cluster_nodes())
@@ -129,6 +137,15 @@ class Rest:
 
     async def application(self, application_id: str) -> JsonObject:
         """Return one application. Raises `RestError` if YARN does not know it."""
+        try:
+            return await self._application(application_id)
+        except RestError as problem:
+            if problem.status != 404:
+                raise
+        await self.check_active()
+        return await self._application(application_id)
+
+    async def _application(self, application_id: str) -> JsonObject:
         return dict((await self.call(lambda api: api.cluster_application(application_id)))["app"])
 
     async def new_application(self) -> tuple[str, JsonObject]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -154,3 +156,28 @@ def test_no_cluster_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         find_web_addresses("")
     with pytest.raises(ConfigError, match="is no folder"):
         find_web_addresses("/no/such/folder")
+
+
+async def test_an_application_is_unknown_only_to_a_resource_manager_that_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A ResourceManager that starts answers before it has read its applications."""
+    rest = Rest(RoostYarnBackend(address="http://127.0.0.1:9"))
+    state, found = "INITIALIZING", RestError(404, "app with id: application_1 not found")
+
+    async def call(ask: Callable[[Any], Any]) -> Any:
+        return ask(SimpleNamespace(cluster_application=refuse, cluster_information=lambda: info()))
+
+    def refuse(_: str) -> None:
+        raise found
+
+    def info() -> dict[str, Any]:
+        return {"clusterInfo": {"haState": state}}
+
+    monkeypatch.setattr(rest, "call", call)
+    with pytest.raises(BackendUnavailable, match="is initializing"):
+        await rest.application("application_1")
+    state = "ACTIVE"
+    with pytest.raises(RestError):
+        await rest.application("application_1")
+    rest.close()
