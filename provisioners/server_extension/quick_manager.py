@@ -32,7 +32,7 @@ def _without_pause(method: Method) -> Method:
             result = await plain(km, *arguments, **options)
         except Exception as problem:
             km._ready.set_exception(problem)
-            km.log.exception(km._ready.exception())
+            km._ready.exception()  # or asyncio logs it if nobody waits; the caller logs it anyway
             raise
         if km.owns_kernel:
             km._ready.set_result(None)
