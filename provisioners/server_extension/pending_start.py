@@ -42,6 +42,8 @@ class PendingStart:
         self.held = HeldMessages()
         self.connections: list[Any] = []
         self.line = WaitingLine(self.send)
+        self._line_in: Any = None
+        """The connection whose cell shows the line. After a page was loaded again, that is another one."""
         self._log = log
 
     @property
@@ -56,8 +58,9 @@ class PendingStart:
         elif not self.held.add(message):
             self._log.warning("kernel=%s a message was dropped: %s", self.kernel_id, _FULL)
             self.end([message], _FULL)
-        elif not self.line.is_shown and message.is_of_notebook:
+        elif self._line_in not in self.connections and message.is_of_notebook:
             self.line.begin(message.header)
+            self._line_in = message.sender
 
     def send(self, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
         """Send a message to all clients as the kernel would send it on IOPub."""
@@ -67,6 +70,7 @@ class PendingStart:
     def end_cells(self, sentence: str) -> None:
         """End the held cells with `sentence` as their error. Other messages stay."""
         self.line.clear()
+        self._line_in = None
         self.end(self.held.take(lambda message: message.is_cell), sentence)
 
     def end(self, messages: list[HeldMessage], sentence: str) -> None:

@@ -233,6 +233,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         if start.task.done():
             return
         start.problem = start.problem or sentence
+        if start.km is not None:
+            start.km.shutting_down = True  # or the provisioner would warn of the end
         start.task.cancel()
         ends = [start.task] if start.following is None else [start.following]
         await asyncio.wait(ends, timeout=_WITHDRAWN_WITHIN_S)

@@ -185,6 +185,7 @@ async def test_a_restart_keeps_the_place_and_ends_held_cells(server: JupyterServ
             assert "run the cell again" in errors(await front.ended(cell))[0]
             await until_queued(waiting, 1)
             cell = await front.run("print('after')")
+            await front.until(lambda: front.line(cell), 5)
             await server.api("DELETE", f"kernels/{later}")
             await server.api("DELETE", f"kernels/{holder}")
             assert texts(await front.ended(cell)) == "after\n"
@@ -212,6 +213,7 @@ async def test_cells_outlive_their_page(server: JupyterServer) -> None:
             await front.until(lambda: front.line(cell), 5)
         async with front_end(server, waiting) as front:
             cell = await front.run("x.append('after'); print(x)")
+            await front.until(lambda: front.line(cell), 5)
             await server.api("DELETE", f"kernels/{holder}")
             assert texts(await front.ended(cell)) == "['before', 'after']\n"
 
