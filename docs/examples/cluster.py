@@ -217,7 +217,7 @@ async def find_leases(kind: Kind, cluster: AnyCluster) -> Check:
 
 
 async def end_cluster(kind: Kind, cluster: AnyCluster) -> Check:
-    """End the cluster, and report what is still there."""
+    """End the cluster, and report its remains."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:
         left = (

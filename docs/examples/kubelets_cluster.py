@@ -112,7 +112,7 @@ class KubeletsCluster:
         return found
 
     def leftovers(self) -> list[str]:
-        """Return what is left of the cluster after its end: folders, cgroups, network devices, mounts, processes."""
+        """Return the cluster's remains after its end: folders, cgroups, network devices, mounts, processes."""
         from kubelets import leftovers
 
         return leftovers(self.folder)

@@ -316,7 +316,7 @@ async def prove(
     backend: str,
     cluster: AnyCluster | None,
 ) -> bool:
-    """Wait until all processes have left by themselves, and print what is left. True if nothing is left."""
+    """Wait until all processes have left by themselves, and print the others. True if nothing is left."""
     began = time.monotonic()
     await asyncio.to_thread(psutil.wait_procs, before.processes, timeout=LEAVE_TIMEOUT_S)
     waited_s = time.monotonic() - began

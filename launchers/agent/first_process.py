@@ -168,7 +168,7 @@ def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, parent: int) -> None:
-    """Be a process like a fresh one that runs `argv`. Return when the kernel has ended."""
+    """Become like a fresh process that runs `argv`. Return when the kernel has ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

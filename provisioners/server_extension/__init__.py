@@ -1,6 +1,6 @@
 """roost's Jupyter Server extension. Everything works without it, with less comfort.
 
-extension.py        RoostExtension: its settings, and what it turns on in one server
+extension.py        RoostExtension: its settings, and its parts in one server
 pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
 pending_start.py    one such start, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel

@@ -1,4 +1,4 @@
-"""The settings of the extension, and what it turns on in one Jupyter Server."""
+"""The settings of the extension, and its parts in one Jupyter Server."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class PolicyCatalog:
         self._loading: dict[str, asyncio.Task[ConfigError | None]] = {}  # by a client's token, else by name
 
     async def load(self, name: str) -> None:
-        """Load the policy of that name unless it is known. `check` reports what is wrong with it."""
+        """Load the policy of that name unless it is known. `check` reports its faults."""
         spec = self._spec(name)
         if spec not in SHIPPED and name not in self._others and self._may_ask(name):
             if len(self._problems) > _MAX_PROBLEMS:

@@ -1,4 +1,4 @@
-"""What `roost explain` adds to a decision: warnings about metrics, and the kernels that hold scarce resources."""
+"""The additions of `roost explain` to a decision: warnings about metrics, and the holders of scarce resources."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _until_ready(process: subprocess.Popen[str]) -> None:
 
 
 def _result(process: subprocess.Popen[str], within_s: float) -> dict[str, Any]:
-    """End the input of the process, and return what it prints."""
+    """End the input of the process, and return its output."""
     printed, _ = process.communicate(timeout=within_s)
     assert process.returncode == 0
     result: dict[str, Any] = json.loads(printed.splitlines()[-1])

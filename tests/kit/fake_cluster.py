@@ -1,4 +1,4 @@
-"""A scheduler on fake nodes or fake pods (`roost.testing`), and what it reports."""
+"""A scheduler on fake nodes or fake pods (`roost.testing`), and its reports."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def build_notebook(code: str) -> nbformat.NotebookNode:
 
 
 def run_papermill(code: str, folder: Path) -> str:
-    """Run a notebook with this code by Papermill, with its files in `folder`. Return what it printed."""
+    """Run a notebook with this code by Papermill, with its files in `folder`. Return its output."""
     source, result = folder / "notebook.ipynb", folder / "out.ipynb"
     nbformat.write(build_notebook(code), source)
     papermill.execute_notebook(str(source), str(result), progress_bar=False)
@@ -25,7 +25,7 @@ def run_papermill(code: str, folder: Path) -> str:
 
 
 def run_nbclient(code: str) -> str:
-    """Run a notebook with this code by nbclient. Return what it printed."""
+    """Run a notebook with this code by nbclient. Return its output."""
     notebook = build_notebook(code)
     NotebookClient(notebook, timeout=100, kernel_name="roosted").execute()
     return _read_stdout(notebook)

@@ -281,7 +281,7 @@ def _read_template(path: str) -> JsonObject:
 
 
 def _find_mistake(template: Any) -> str:
-    """Return what is wrong with a template, as a predicate; empty if the rest is for the API server to judge."""
+    """Return the fault of a template, as a predicate; empty if the API server is to judge the rest."""
     if not isinstance(template, dict) or template.get("kind", "Pod") != "Pod" or template.keys() - {
         "apiVersion", "kind", "metadata", "spec",
     }:  # fmt: skip

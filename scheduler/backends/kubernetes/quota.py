@@ -1,4 +1,4 @@
-"""What the API server says when a pod exceeds a ResourceQuota."""
+"""The API server's answer to a pod that exceeds a ResourceQuota."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ class YarnCluster(PodCluster):
         self._changes.put_nowait(held)
 
     async def _explain_loss(self, held: Held, node: str) -> None:
-        """Report a container on a lost node. YARN may know what is wrong with that node."""
+        """Report a container on a lost node. YARN may know the trouble of that node."""
         with contextlib.suppress(BackendUnavailable):
             await self._nodes.read()
             self._changes.put_nowait(PodChange(kind="nodes"))

@@ -41,7 +41,7 @@ _PYTHON_FAILS = (
 )
 """Parts of what a shell or a Python writes that cannot run roost's code."""
 _FORGOTTEN = "was running but not reported"
-"""What the ResourceManager writes of the containers of a NodeManager that was started again without recovery."""
+"""The ResourceManager's text about the containers of a NodeManager that was started again without recovery."""
 _LONGEST = 300
 
 
@@ -173,7 +173,7 @@ def _count(amount: int, thing: str) -> str:
 
 
 def _find_cause(diagnostics: str) -> str:
-    """Return the last line that is not YARN's own: often the last one that the container wrote to `stderr`."""
+    """Return the last line that is not YARN's own. Often the container wrote it to `stderr`."""
     lines = [line.strip() for line in diagnostics.splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     return kept[-1][:_LONGEST].rstrip(".") if kept else ""

@@ -52,7 +52,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             spawn(self._starter.start(worker), self._tasks, log)
 
     async def report(self) -> bool:
-        """Report this worker's resources, and hold back those that are leased."""
+        """Report this worker's resources without the leased ones."""
         from distributed.system import MEMORY_LIMIT  # here, because it is this machine's
 
         worker = self.worker

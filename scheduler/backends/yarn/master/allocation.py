@@ -108,7 +108,7 @@ class Allocation:
 
     @property
     def wanted(self) -> list[Entry]:
-        """All entries except those that the service has released. These are about to end: nobody may take them over."""
+        """All entries without the released ones. Those are about to end: nobody may take them over."""
         return [entry for entry in self.entries.values() if not entry.is_released]
 
     @property

@@ -15,7 +15,7 @@ from roost.provisioners.server_extension.pending_start import PendingStart
 
 
 class Client:
-    """A connection that notes what it is told."""
+    """A connection that notes its messages."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, Mapping[str, Any], str]] = []

@@ -1,4 +1,4 @@
-"""When starts may wait without blocking, and what others see of a kernel that waits."""
+"""Starts that wait without blocking, and the view of others on a kernel that waits."""
 
 from __future__ import annotations
 

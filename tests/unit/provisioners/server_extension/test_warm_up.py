@@ -1,4 +1,4 @@
-"""What the extension prepares for the first kernels of a server, with a fake service."""
+"""The preparation of a server's first kernels, with a fake service."""
 
 from __future__ import annotations
 

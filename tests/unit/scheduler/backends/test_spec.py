@@ -1,4 +1,4 @@
-"""What a backend declares of itself, and how the declarations are found."""
+"""The declarations of backends, and the search for them."""
 
 from __future__ import annotations
 
