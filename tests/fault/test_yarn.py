@@ -45,7 +45,7 @@ async def test_the_service_and_a_master_while_a_container_is_pending(world: Worl
     notebook = world.notebook(**SPARE)
     try:
         opening = asyncio.create_task(notebook.open())
-        say(await world.waits_for("queue"))
+        say(await world.waits_for("does not answer"))
         (lease,) = [kernel.lease_id for kernel in await world.service().kernels() if kernel.is_pending]
         for _ in range(2):
             world.kill_service()
