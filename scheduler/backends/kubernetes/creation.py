@@ -35,7 +35,7 @@ from .names import (
     name_pod,
 )
 from .pod_spec import GRACE_S, PodTemplate
-from .pod_state import describe_refusal, is_bound, is_gated, read_pod
+from .pod_state import DELETED, describe_refusal, is_bound, is_gated, read_pod
 from .quota import describe_quota
 
 log = logging.getLogger(__name__)
@@ -215,9 +215,12 @@ class PodCreator:
         """Wait until the scheduler has bound or refused the pod, for `_DECIDED_S` at most."""
         changed = self._decided[uid]
         self._timers.later(_DECIDED_S, changed.set, key=("decided", uid))
-        is_late = False
+        is_late = is_shown = False
         while not is_late:
-            known = self._find(uid) or raw
+            shown = self._find(uid)
+            if is_shown and shown is None:  # by hand
+                raise LeaseConflict(DELETED)
+            is_shown, known = shown is not None, shown or raw
             if is_bound(known) or describe_refusal(known):
                 self._timers.cancel(("decided", uid))
                 return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from roost.placement import Request
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.backends.kubernetes.watch import Reflector
+from roost.scheduler.errors import LeaseConflict
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="n1")
 STATE = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
@@ -96,3 +98,16 @@ async def test_a_pod_that_is_being_created_is_no_remains(watched: Watched) -> No
     assert await watched.list_leases(gated) == []
     watched.cluster._reported.add("1")  # as `create` does at its end
     assert [state for state, _ in await watched.list_leases(gated)] == ["pending"]
+
+
+async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(watched: Watched) -> None:
+    """Its request is placed again. The deletion is not seen later, because the creation reports the pod."""
+    creator, pod = watched.cluster._creator, watched.pod("9")
+    del pod["spec"]["nodeName"]
+    creator._decided["1"] = asyncio.Event()
+    deciding = asyncio.ensure_future(creator._await_decision("1", pod))
+    for shown in (pod, None):
+        await asyncio.sleep(0)
+        watched.show(shown)
+    with pytest.raises(LeaseConflict, match="its pod was deleted"):
+        await asyncio.wait_for(deciding, 1)
