@@ -43,6 +43,10 @@ _CALL_S = 15.0
 _CONNECT_S = 5.0
 _ATTEMPTS = 4
 """How often a call is sent if the API server is overloaded."""
+_SILENT_S, _SILENT_SHARE = 3.0, 0.2
+"""How long the first attempt waits for an answer: at least this time, or this share of the whole time. A connection
+that was idle may have fallen silent. The next attempt uses a new one, so all calls must be repeatable.
+"""
 _PAUSE_S = 2.0
 """The longest pause between two attempts, whatever the server asks for."""
 _LONG = 1 << 20
@@ -111,16 +115,18 @@ class Api:
             query,
             body=None if body is None else json.dumps(body),
             headers={"Content-Type": content_type},
-            timeout=urllib3.Timeout(connect=_CONNECT_S, read=timeout_s),
+            read_s=timeout_s,
         )
         return _parse(response.data)
 
     def watch(self, path: str, query: Mapping[str, Any], read_s: float) -> Watch:
         """Open a watch. It fails if nothing arrives for `read_s`. Blocks; raises as `request` does."""
-        timeout = urllib3.Timeout(connect=_CONNECT_S, read=read_s)
-        return Watch(self._send("GET", path, {"watch": "1", **query}, timeout=timeout, preload_content=False))
+        return Watch(self._send("GET", path, {"watch": "1", **query}, read_s=read_s, preload_content=False))
 
-    def _send(self, method: str, path: str, query: Mapping[str, Any], **options: Any) -> Any:
+    def _send(
+        self, method: str, path: str, query: Mapping[str, Any], *, read_s: float, **options: Any
+    ) -> Any:
+        may_be_silent = "preload_content" not in options  # a watch is silent for long
         for attempt in range(1, _ATTEMPTS + 1):
             configuration, pool = self._load()
             headers = {"Accept": "application/json", **options.get("headers", {})}
@@ -129,13 +135,20 @@ class Api:
             url = configuration.host + path
             if query:
                 url += "?" + urlencode(query)
+            wait_s = min(read_s, max(_SILENT_S, _SILENT_SHARE * read_s)) if may_be_silent else read_s
+            timeout = urllib3.Timeout(connect=_CONNECT_S, read=wait_s)
             try:
-                response = pool.request(method, url, **{**options, "headers": headers})
+                response = pool.request(method, url, **{**options, "headers": headers, "timeout": timeout})
             except urllib3.exceptions.HTTPError as problem:
                 self.forget_connections()
+                cause = getattr(problem, "reason", problem)
+                if may_be_silent and isinstance(cause, urllib3.exceptions.ReadTimeoutError):
+                    may_be_silent = False
+                    continue
                 raise BackendUnavailable(
                     f"Kubernetes at {configuration.host} does not answer ({_short(problem)})"
                 ) from None
+            may_be_silent = False
             if response.status == 401 and attempt == 1:
                 self.close()  # the credentials have expired: read them again
                 continue

@@ -98,20 +98,22 @@ class PodCreator:
             except ApiError as problem:
                 if problem.reason != "AlreadyExists":
                     raise _explain_refusal(problem, namespace) from None
-            else:
+                try:
+                    raw = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+                except ApiError as unread:
+                    if unread.status != 404:
+                        raise BackendUnavailable(f"Kubernetes refuses roost: {unread.message}") from None
+                    continue  # it has just been removed
+            if (
+                raw["metadata"].get("annotations", {}).get(KEY_ANNOTATION) == public
+            ):  # else it is an earlier pod
                 try:
                     return await self._complete(raw, lease, assignment)
                 except _SecretExists:
                     continue
-            try:
-                existing = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
-            except ApiError as problem:
-                if problem.status != 404:
-                    raise BackendUnavailable(f"Kubernetes refuses roost: {problem.message}") from None
-                continue  # it has just been removed
-            view = read_pod(existing, self._identity()) if self.is_ours(existing) else None
-            if view is not None and view.lease.state != "lost" and not is_gated(existing):
-                return existing
+            view = read_pod(raw, self._identity()) if self.is_ours(raw) else None
+            if view is not None and view.lease.state != "lost" and not is_gated(raw):
+                return raw
         raise LaunchError(f"{_MAX_ATTEMPTS} pods of this kernel are still being deleted: try again later.")
 
     async def _complete(self, raw: JsonObject, lease: Lease, assignment: Assignment) -> JsonObject:

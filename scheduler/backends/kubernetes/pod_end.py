@@ -9,21 +9,18 @@ from .creation import path_of
 from .pod_state import DELETED, describe_end
 
 _ATTEMPT_S = 1.0
-_ATTEMPTS = 2
-"""The second attempt uses a new connection, because an idle one may have fallen silent."""
+"""How long each of the two attempts of the call may take."""
 
 
 async def explain_end(api: Api, raw: JsonObject) -> str:
     """Return why this pod ends, as a clause; empty if Kubernetes does not say or does not answer."""
-    for _ in range(_ATTEMPTS):
-        try:
-            now = await api.call("GET", path_of(raw), timeout_s=_ATTEMPT_S)
-        except BackendUnavailable:
-            continue
-        except ApiError as problem:
-            return DELETED if problem.status == 404 else ""
-        if now["metadata"]["uid"] != raw["metadata"]["uid"]:
-            return DELETED
-        ended = describe_end(now)
-        return ended.reason if ended else ""
-    return ""
+    try:
+        now = await api.call("GET", path_of(raw), timeout_s=_ATTEMPT_S)
+    except BackendUnavailable:
+        return ""
+    except ApiError as problem:
+        return DELETED if problem.status == 404 else ""
+    if now["metadata"]["uid"] != raw["metadata"]["uid"]:
+        return DELETED
+    ended = describe_end(now)
+    return ended.reason if ended else ""

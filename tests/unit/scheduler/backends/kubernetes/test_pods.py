@@ -13,6 +13,7 @@ import pytest
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
+from roost.scheduler.backends.kubernetes.api import ApiError
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.backends.kubernetes.watch import Reflector
@@ -111,3 +112,28 @@ async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(watched:
         watched.show(shown)
     with pytest.raises(LeaseConflict, match="its pod was deleted"):
         await asyncio.wait_for(deciding, 1)
+
+
+async def test_a_pod_whose_creation_got_no_answer_is_completed(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call is repeated on another connection. It then finds the pod of the first attempt."""
+    calls: list[tuple[str, str]] = []
+    created: dict[str, Any] = {}
+
+    async def call(method: str, path: str, body: Any = None, **_: object) -> Any:
+        calls.append((method, path.rpartition("/")[2]))
+        if calls[-1] == ("POST", "pods"):
+            body["metadata"] |= {"uid": "1", "namespace": "kernels"}
+            created.update(body)
+            raise ApiError(409, "AlreadyExists", "it is there already")
+        return created
+
+    async def demand(method: str, path: str, body: Any, **_: object) -> Any:
+        return {**created, "spec": {**created["spec"], **body["spec"], "nodeName": "n1"}}
+
+    creator = watched.cluster._creator
+    monkeypatch.setattr(creator._api, "call", call)
+    monkeypatch.setattr(creator._api, "demand", demand)
+    assert (await creator.create(LEASE, None))["spec"]["schedulingGates"] == []
+    assert calls == [("POST", "pods"), ("GET", created["metadata"]["name"]), ("POST", "secrets")]

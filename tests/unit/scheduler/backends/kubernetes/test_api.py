@@ -1,0 +1,97 @@
+"""Calls to an API server whose connections fall silent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from roost.scheduler.backends.kubernetes import api
+from roost.scheduler.backends.kubernetes.api import Api
+from roost.scheduler.errors import BackendUnavailable
+
+
+class SilentServer(ThreadingHTTPServer):
+    """A server that answers `{}` on all connections but those in `silent`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[tuple[str, int]] = []
+        """Method and the client's port."""
+        self.silent: set[int] = set()
+        self.is_over = threading.Event()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: SilentServer
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        port = self.client_address[1]
+        self.server.requests.append((self.command, port))
+        if port in self.server.silent:
+            self.server.is_over.wait()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def server() -> Iterator[SilentServer]:
+    with SilentServer() as made:
+        serving = threading.Thread(target=made.serve_forever)
+        serving.start()
+        yield made
+        made.is_over.set()
+        made.shutdown()
+        serving.join()
+
+
+@pytest.fixture
+def client(server: SilentServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    config = {
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
+    monkeypatch.setattr(api, "_SILENT_S", 0.2)
+    made = Api(str(tmp_path / "config"), "")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_call_on_a_silent_connection_is_repeated_on_a_new_one(
+    client: Api, server: SilentServer, method: str
+) -> None:
+    client.request("GET", "/version")
+    server.silent = {port for _, port in server.requests}
+    began = time.monotonic()
+    assert client.request(method, "/version", timeout_s=1.0) == {}
+    assert time.monotonic() - began < 0.9
+    assert [sent for sent, _ in server.requests] == ["GET", method, method]
+    assert len({port for _, port in server.requests}) == 2
+
+
+def test_a_server_that_is_silent_is_away_after_two_attempts(client: Api, server: SilentServer) -> None:
+    server.silent = set(range(1 << 16))
+    with pytest.raises(BackendUnavailable, match="does not answer"):
+        client.request("GET", "/version", timeout_s=0.3)
+    assert len(server.requests) == 2
