@@ -158,7 +158,7 @@ def describe_wait(raw: JsonObject) -> str:
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in ("ErrImagePull", "ImagePullBackOff"):
         return f"its image cannot be pulled yet ({_last(message)})"
-    if reason in ("ContainerCreating", "PodInitializing"):
+    if reason in ("", "ContainerCreating", "PodInitializing"):  # empty after its node was restarted
         return "its container is being prepared"
     return f"its container does not start ({reason}: {_last(message)})"
 

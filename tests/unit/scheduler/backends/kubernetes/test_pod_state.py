@@ -66,6 +66,7 @@ def test_the_agent_may_be_asked_before_kubernetes_reports_that_it_runs() -> None
     [
         (None, "its container is being prepared"),
         (waiting("ContainerCreating"), "its container is being prepared"),
+        (waiting(""), "its container is being prepared"),
         (
             waiting(
                 "ImagePullBackOff", "rpc error: code = Unknown desc = dial tcp 10.1.1.1:443: i/o timeout"
