@@ -113,7 +113,11 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         """Restart a kernel. A waiting kernel keeps its place, and its held cells end. A failed start begins again."""
         start = self.pending.get(kernel_id)
         if start is None or start.has_kernel:
-            return await super().restart_kernel(kernel_id, now=now)
+            answer = await super().restart_kernel(kernel_id, now=now)
+            km = self.get_kernel(kernel_id)
+            if not await km.is_alive():  # Jupyter's restarter tries again
+                km.reason = describe_end(km) or km.reason
+            return answer
         if start.state == "waiting":
             start.end_cells(_RESTARTED)
         else:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from roost.scheduler.errors import (
     KernelDied,
     NoNodeEver,
 )
-from roost.scheduler.service.messages import StartKernel
+from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 
 async def test_a_start_sends_the_kernelspecs_options(
@@ -194,6 +195,7 @@ async def test_poll_reports_a_failed_restart(
     assert await km.provisioner.poll() == 7
     assert not await km.is_alive()
     assert "It died." in caplog.text
+    assert km.provisioner.end_reason == "the kernel could not be restarted: It died."
     del service.answers["start"]
     await km.restart_kernel(now=True)
     assert await km.is_alive()
@@ -255,6 +257,42 @@ async def test_a_stop_is_repeated_after_the_shutdown(
     service.serve()
     assert await asyncio.to_thread(stopped.wait, 10)
     await km.shutdown_kernel(now=True)
+
+
+async def test_the_log_shows_what_a_start_waits_for(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = threading.Event()
+
+    async def wait(_: object) -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
+    service.answers["start"] = wait
+    km = manager(tmp_path)
+    starting = asyncio.ensure_future(km.start_kernel())
+    assert await asyncio.to_thread(begun.wait, 10)
+    start = the_start(service)
+    assert start.queue_timeout_s is None  # nobody sees it wait here
+    waiting = Kernel(
+        id=start.kernel_id, launch_id=start.launch_id, state="queued", owner=start.owner, request=start.request,
+        position=3, waits_for="no GPU is free",
+    )  # fmt: skip
+    changed = threading.Event()
+    km.provisioner.on_waiting = changed.set
+    with caplog.at_level(logging.INFO):
+        for position in (3, 2):  # the second change comes too soon for the log
+            service.push(Event(kind="queued", at=0.0, kernel=replace(waiting, position=position)))
+            assert await asyncio.to_thread(changed.wait, 10)
+            changed.clear()
+    assert [record.message for record in caplog.records if "Position" in record.message] == [
+        f"kernel={start.kernel_id} Position 3 in the queue: no GPU is free."
+    ]
+    assert km.provisioner.waiting.position == 2
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert km.provisioner.waiting is None
 
 
 async def test_a_late_exit_does_not_end_a_new_launch(service: FakeService) -> None:
