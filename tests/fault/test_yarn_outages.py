@@ -40,7 +40,7 @@ class Outages(ClusterOutages):
     }
     ends_victim = ("agent", "container ended by hand", "all processes")
     ends_spare = ("node lost", "node off")
-    first = ("container ended by hand", "queue full")
+    first = ("container ended by hand", "master", "queue full")
     covers = {
         # A ResourceManager that is started again does not know the node.
         "node lost": ("ResourceManager", "NodeManager", "node frozen", "node off"),
