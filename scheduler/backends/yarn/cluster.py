@@ -244,6 +244,7 @@ class YarnCluster(PodCluster):
         if held.lease.id in self.creating:
             return  # `create` reports it
         if container.state == "ended" and is_node_lost(container):
+            held.is_explained = False
             spawn(self._agents.end_stray(held), self._tasks, log)
             spawn(self._explain_loss(held, container.node), self._tasks, log)
             return
@@ -252,11 +253,14 @@ class YarnCluster(PodCluster):
 
     async def _explain_loss(self, held: Held, node: str) -> None:
         """Report a container on a lost node. YARN may know the trouble of that node."""
-        with contextlib.suppress(BackendUnavailable):
-            await self._nodes.read()
-            self._changes.put_nowait(PodChange(kind="nodes"))
-        held.node_trouble = self._nodes.book.trouble(node)
-        self._changes.put_nowait(held)
+        try:
+            with contextlib.suppress(BackendUnavailable):
+                await self._nodes.read()
+                self._changes.put_nowait(PodChange(kind="nodes"))
+        finally:
+            held.node_trouble, held.is_explained = self._nodes.book.trouble(node), True
+            held.changed.set()
+            self._changes.put_nowait(held)
 
     def _explain_again(self) -> None:
         """Find again why asks wait: the ResourceManager is away, or back."""

@@ -20,8 +20,9 @@ class Held:
 
     `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
     says why an ask waits. `loss` is the lost lease, if the container ended without a report. `node_trouble` is that of
-    its lost node. `changed` is set at each change. `search` looks for its agent. `warning` was reported, if YARN
-    preempts the container. `cause` waits for YARN's reason, after the agent has reported its end.
+    its lost node; `is_explained` is false until YARN was asked for it. `changed` is set at each change. `search` looks
+    for its agent. `warning` was reported, if YARN preempts the container. `cause` waits for YARN's reason, after the
+    agent has reported its end.
     """
 
     lease: Lease
@@ -36,6 +37,7 @@ class Held:
     node_trouble: str = ""
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
+    is_explained: bool = True
     warning: str = ""
     cause: asyncio.Task[bool] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,7 +49,8 @@ class Held:
 
     @property
     def is_ended(self) -> bool:
-        return self.loss is not None or (self.container is not None and self.container.state == "ended")
+        has_ended = self.container is not None and self.container.state == "ended" and self.is_explained
+        return self.loss is not None or has_ended
 
     @property
     def is_waiting(self) -> bool:
@@ -75,7 +78,7 @@ class Held:
             reason = self.reason if self.line.is_connected else self.line.reason
             return Pod(lease=replace(lease, state="pending", reason=reason))
         lease = replace(lease, node_id=container.node or lease.node_id)
-        if container.state == "ended":
+        if self.is_ended:
             reason, is_final = describe_end(container, python, self.node_trouble)
             return Pod(lease=replace(lease, state="lost", reason=reason, is_final=is_final))
         return Pod(lease=replace(lease, state="held", reason=""), address=self.address)

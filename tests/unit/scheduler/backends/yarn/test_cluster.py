@@ -169,3 +169,28 @@ async def test_a_resource_manager_that_starts_is_away(
     monkeypatch.setattr(cluster._rest, "info", info)
     with pytest.raises(BackendUnavailable, match="is initializing"):
         await cluster.join()
+
+
+async def test_a_lost_node_is_explained_before_the_lease_is_lost(
+    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading in between must not show another reason."""
+    master, asked = line(STARTED), asyncio.Event()
+
+    async def read() -> None:
+        await asked.wait()
+
+    monkeypatch.setattr(cluster._nodes, "read", read)
+    monkeypatch.setattr(cluster._nodes.book, "trouble", lambda host: "was decommissioned")
+    cluster.on_connected(master)
+    await take(cluster)
+    lost = replace(
+        STARTED, state="ended", exit_status=-100, diagnostics="Container released on a *lost* node"
+    )
+    cluster.on_event(master, MasterEvent(kind="container", container=lost))
+    await asyncio.sleep(0.05)
+    (held,) = cluster._held.values()
+    assert cluster._view(held).lease.state == "held"
+    asked.set()
+    pod = await asyncio.wait_for(take(cluster), 5)
+    assert (pod.lease.state, pod.lease.reason) == ("lost", "127.0.0.1 was decommissioned")
