@@ -180,7 +180,6 @@ async def test_a_node_that_is_decommissioned(world: World) -> None:
         assert await notebook.value("mine") == "42"
         reason = await world.ended(notebook, DECOMMISSION_S + LATE_S)
         say(f"{reason!r} after", drained_at)
-        say(str({name: row["state"] for name, row in world.cluster.nodes().items()}))
         assert "was decommissioned" in reason
         await gone(processes)
     finally:

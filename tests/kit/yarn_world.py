@@ -31,8 +31,8 @@ MACHINES = (
 """The nodes of a cluster whose daemons tests kill."""
 SPARE = {"options": {"label": PARTITION}}
 """The request of kernels for `nm3`, whose daemon tests kill. Masters run on the other nodes."""
-EXPIRY_S = 15.0
-"""The ResourceManager takes a node for lost after this time without a heartbeat."""
+EXPIRY_S = 30.0
+"""The ResourceManager takes a node for lost after this time. A restarted NodeManager may need 20 s."""
 TYPE = "roost"
 """The type of roost's applications in YARN."""
 
