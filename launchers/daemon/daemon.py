@@ -173,7 +173,8 @@ def announce_failure(kind: str, message: str) -> None:
 def _report_to_starter(announcement: Mapping[str, Any]) -> None:
     descriptor = os.environ.pop(_READY_FD, None)
     if descriptor is not None:
-        os.write(int(descriptor), json.dumps(announcement).encode() + b"\n")
+        with suppress(BrokenPipeError):  # the starter has ended: others find `ready.json`
+            os.write(int(descriptor), json.dumps(announcement).encode() + b"\n")
         os.close(int(descriptor))
 
 

@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 
 from roost.launchers.daemon import private_files
-from roost.launchers.daemon.daemon import AlreadyRunning, DaemonError, ensure, hold, is_alive
+from roost.launchers.daemon.daemon import (
+    AlreadyRunning,
+    DaemonError,
+    announce,
+    ensure,
+    hold,
+    is_alive,
+)
 from roost.launchers.daemon.private_files import FolderError, private_folder, tail, write_private
 from roost.launchers.daemon.private_files import runtime_dir as find_runtime_dir
 from roost.launchers.daemon.process import Watch, is_running, signal_group, start_time
@@ -97,6 +104,18 @@ def test_a_folder_with_other_files_is_kept_after_a_failure(runtime_dir: Path) ->
     with pytest.raises(DaemonError, match="no such option"):
         ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
     assert (folder / "log").exists()
+
+
+def test_a_daemon_serves_though_its_starter_has_ended(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setenv("ROOST_READY_FD", str(writing))
+    announce(private_folder(runtime_dir / "x"), {"hello": 1})
+    assert (runtime_dir / "x" / "ready.json").exists()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writing)
 
 
 def test_a_start_has_a_deadline(runtime_dir: Path) -> None:
