@@ -290,7 +290,7 @@ class RoostProvisioner(KernelProvisionerBase):
             connection=self._connection,
             may_fork=self.fork,
             launch_timeout_s=options.launch_timeout_s,
-            queue_timeout_s=find_queue_timeout_s(self.parent),
+            queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )
         if not is_local:
             check_deploy_mode(start.argv, start.env)

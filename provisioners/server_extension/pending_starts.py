@@ -143,11 +143,14 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     async def _until_restarted(self, kernel_id: str) -> None:
         """Wait until a restart that is under way has ended. A shutdown in between would leave its kernel running."""
         km = self._kernels.get(kernel_id)
+        provisioner = getattr(km, "provisioner", None)
+        if not isinstance(provisioner, RoostProvisioner):
+            return
         began = time.monotonic()
-        while isinstance(getattr(km, "provisioner", None), RoostProvisioner) and not km.ready.done():
+        while not km.ready.done() and time.monotonic() - began < _RESTARTED_WITHIN_S:
+            if provisioner.waiting is not None and provisioner.waiting.state == "queued":
+                provisioner.service.cancel(kernel_id)  # it could wait for a minute
             await asyncio.wait([km.ready], timeout=_RESTARTED_WITHIN_S)
-            if time.monotonic() - began >= _RESTARTED_WITHIN_S:
-                return
 
     def _is_of_roost(self, kernel_name: str | None) -> bool:
         """True if kernels of this kernelspec start through roost."""

@@ -17,6 +17,7 @@ import pytest
 from fake_service import FakeService, exited
 from jupyter_client.manager import KernelManager
 from provisioned import a_start, ended, manager, the_start
+from traitlets.config import Configurable
 
 from roost.launchers.protocol.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
@@ -256,6 +257,24 @@ async def test_a_stop_is_repeated_after_the_shutdown(
     service.answers["stop"] = lambda arguments: (stopped.set(), service._stop(arguments))[1]
     service.serve()
     assert await asyncio.to_thread(stopped.wait, 10)
+    await km.shutdown_kernel(now=True)
+
+
+class ManyKernels(Configurable):
+    """A manager of many kernels, whose users see how they wait."""
+
+    queue_timeout_s = 3600.0
+
+
+async def test_only_a_first_start_waits_longer_where_people_see_it(
+    service: FakeService, tmp_path: Path
+) -> None:
+    km = manager(tmp_path)
+    km.parent = ManyKernels()
+    await km.start_kernel()
+    await km.restart_kernel(now=True)
+    first, again = service.called("start")
+    assert (first.queue_timeout_s, again.queue_timeout_s) == (3600.0, None)
     await km.shutdown_kernel(now=True)
 
 
