@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from cluster_world import say
+from cluster_world import say, until
 from hadoop_nodes import HadoopNodes
 from notebook import Notebook, held_by
 from world import wait_gone
@@ -135,6 +135,7 @@ async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: World) ->
         assert host not in lease
     await gone(processes)
     await asyncio.to_thread(world.cluster.await_node, node)
+    await until(lambda: len(world.held()) == 1, "the old container stays", LATE_S)
     await world.lives(notebook)
     assert held_by(await world.kernel_of(notebook)) == lease
 
