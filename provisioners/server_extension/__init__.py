@@ -9,6 +9,7 @@ waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
+cluster_page.py     `/roost`: the clusters live, with its files in page/
 kernel_gateway.py   the same for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
 

@@ -41,6 +41,7 @@ class RoostExtension(LoggingConfigurable):
             self.log.info("roost: this server's kernels run behind a gateway, so the extension does nothing.")
             return
         self._add_pending_starts()
+        self._add_cluster_page()
         if self.off:
             self.log.info("roost: %s", " ".join(self.off))
 
@@ -77,6 +78,12 @@ class RoostExtension(LoggingConfigurable):
         kernels.begin(self.queue_timeout_s)
         server.kernel_websocket_connection_class = RoostConnection
         server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
+
+    def _add_cluster_page(self) -> None:
+        """Add the page `/roost`."""
+        from .cluster_page import add_cluster_page
+
+        add_cluster_page(self.serverapp.web_app)
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from rich.text import Text
 
 import roost
-from roost.launchers.daemon.daemon import DaemonError, read_announcement
-from roost.launchers.daemon.private_files import runtime_dir
+from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.running_services import find_services
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Finding
 
@@ -62,7 +62,7 @@ def print_versions(arguments: argparse.Namespace) -> int:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = ""
-    services = _find_services()
+    services = [{**asdict(service), "folder": service.folder.name} for service in find_services()]
 
     def show() -> None:
         for name, installed in versions.items():
@@ -72,13 +72,3 @@ def print_versions(arguments: argparse.Namespace) -> int:
             print(f"scheduler       {service['version']} for {where}")
 
     return print_answer(arguments, {**versions, "schedulers": services}, show)
-
-
-def _find_services() -> list[dict[str, Any]]:
-    """Return what each of this user's running scheduler services reports about itself, with its folder."""
-    found = []
-    for folder in sorted(runtime_dir().glob("scheduler-*")):
-        if report := read_announcement(folder):
-            facts = {name: report.get(name, "") for name in ("version", "pid", "backend", "address")}
-            found.append({"folder": folder.name, **facts})
-    return found

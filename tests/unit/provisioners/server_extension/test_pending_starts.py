@@ -15,7 +15,7 @@ from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketC
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, MappingKernelManager
 from managers import kernelspecs
-from tornado.web import HTTPError
+from tornado.web import Application, HTTPError
 
 from roost.provisioners.server_extension import RoostExtension
 from roost.provisioners.server_extension.connection import RoostConnection
@@ -45,7 +45,7 @@ def a_server(
     server.gateway_config = SimpleNamespace(gateway_enabled=False)
     server.kernel_websocket_connection_class = connections
     server.kernel_manager = kernels(parent=server)
-    server.web_app = SimpleNamespace(settings={})
+    server.web_app = Application(base_url="/")
     return server
 
 

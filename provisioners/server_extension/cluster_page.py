@@ -1,0 +1,119 @@
+"""`/roost`: a page that shows the clusters of roost's services live, to the users of this server.
+
+The page reads the services that run. It never starts one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from jupyter_server.utils import url_path_join
+from tornado import web
+
+from roost.placement.json_codec import decode
+from roost.scheduler.client.running_services import RunningService, ask_service, find_services
+from roost.scheduler.errors import RoostError
+from roost.scheduler.service.messages import Kernel
+
+_FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_FOLDER = Path(__file__).with_name("page")
+_NODE_FIELDS = (
+    "id",
+    "cpus",
+    "cpus_promised",
+    "cpus_used",
+    "memory_bytes",
+    "memory_promised_bytes",
+    "memory_used_bytes",
+    "kernels",
+    "is_draining",
+    "drains_because",
+)
+_DEVICE_FIELDS = ("id", "model", "promised", "used")
+
+
+class PageHandler(JupyterHandler):  # type: ignore[misc]
+    """The page and its two files."""
+
+    auth_resource = "kernels"
+
+    @web.authenticated
+    @authorized  # type: ignore[untyped-decorator]
+    def get(self, name: str = "") -> None:
+        if not name and not self.request.path.endswith("/"):
+            self.redirect(f"{self.request.path}/")  # the page names its files without a folder
+            return
+        file = _FOLDER / _FILES[name or ""]
+        self.set_header("Content-Type", f"{_TYPES[file.suffix]}; charset=UTF-8")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(file.read_bytes())
+
+
+class ClusterHandler(APIHandler):  # type: ignore[misc]
+    """The state of all clusters, as JSON."""
+
+    auth_resource = "kernels"
+
+    @web.authenticated
+    @authorized  # type: ignore[untyped-decorator]
+    async def get(self) -> None:
+        clusters = await asyncio.gather(*map(read_cluster, find_services()))
+        self.finish(json.dumps({"clusters": clusters, "at": time.time()}))
+
+
+async def read_cluster(service: RunningService) -> dict[str, Any]:
+    """Return the nodes and the kernels of a service, or its `problem`."""
+    about = {"backend": service.backend, "address": service.address}
+    try:
+        nodes, kernels = await ask_service(service, [("nodes", {}), ("kernels", {"with_use": True})])
+    except RoostError as problem:
+        return {**about, "problem": problem.user_message, "nodes": [], "kernels": []}
+    read = [decode(Kernel, kernel, ignore_unknown=True) for kernel in kernels["kernels"]]
+    return {
+        **about,
+        "problem": "",
+        "nodes": [_describe_node(node) for node in nodes["nodes"]],
+        "kernels": [_describe_kernel(kernel) for kernel in read if kernel.state != "exited"],
+    }
+
+
+def _describe_node(node: Mapping[str, Any]) -> dict[str, Any]:
+    devices = [{name: device[name] for name in _DEVICE_FIELDS} for device in node["devices"]]
+    return {**{name: node[name] for name in _NODE_FIELDS}, "devices": devices}
+
+
+def _describe_kernel(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "id": kernel.id,
+        "state": "pending" if kernel.is_pending else kernel.state,
+        "owner": kernel.owner.user,
+        "node": kernel.node_id,
+        "devices": kernel.device_ids,
+        "request": kernel.request.describe(),
+        "memory_bytes": kernel.use.rss_bytes if kernel.use else None,
+        "position": kernel.position,
+        "waits_for": kernel.waits_for,
+        "age_s": max(0.0, time.time() - kernel.created_at),
+    }
+
+
+def add_cluster_page(web_app: Any) -> None:
+    """Add the page to a server, below its base URL."""
+    base = url_path_join(web_app.settings["base_url"], "roost")
+    names = "|".join(name.replace(".", r"\.") for name in _FILES if name)
+    web_app.add_handlers(
+        ".*$",
+        [
+            (f"{base}/?", PageHandler),
+            (f"{base}/({names})", PageHandler),
+            (f"{base}/api/clusters", ClusterHandler),
+        ],
+    )
