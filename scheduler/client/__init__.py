@@ -1,6 +1,7 @@
 """The client of the scheduler service. Every application and the `roost` command use it.
 
 client.py              `connect` and `Client`: all calls, from any thread or event loop
+running_services.py    the services that run, found without starting one
 service_connection.py  finds or starts the service, and connects again after a loss
 call.py                one call that is under way
 identity.py            the owner that this process is

@@ -48,6 +48,7 @@ CLIENT_SIDE = {
     "client.client",
     "client.identity",
     "client.interpreter_probe",
+    "client.running_services",
     "client.service_checks",
     "config.memory_size",
     "config.trait_errors",

@@ -31,7 +31,8 @@ PROVISIONERS = "jupyter_client.kernel_provisioners"
 # Allowed are modules of listed packages, the marker for type checkers, metadata, and __init__.py at the root.
 ALLOWED = re.compile(
     r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
-    r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml)"
+    r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
+    r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
@@ -139,6 +140,7 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
         f"roost/{path.relative_to(ROOT)}" for path in (ROOT / manifests).rglob("*.yaml")
     }
     assert any(name.endswith(".data/data/etc/jupyter/jupyter_server_config.d/roost.json") for name in names)
+    assert len([name for name in names if "/server_extension/page/" in name]) == 3
     assert dict(points["console_scripts"]) == {
         "roost": "roost.scheduler.cli.main:main",
         "jupyter-roost": "roost.scheduler.cli.main:main",
