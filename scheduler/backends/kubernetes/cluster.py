@@ -160,7 +160,8 @@ class KubernetesCluster(PodCluster):
 
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         raw = await self._creator.create(lease, launch)
-        self._reported.add(raw["metadata"]["uid"])
+        self._reported.add(uid := raw["metadata"]["uid"])
+        self._on_pod(uid, raw, raw)  # the watch may show no further change; the events say what it waits for
         pod = self._view(raw)
         assert pod is not None
         return pod
@@ -197,10 +198,9 @@ class KubernetesCluster(PodCluster):
         for listed in await self._list():
             uid = listed["metadata"]["uid"]
             raw = latest(listed, self._raw(uid))  # the watch may have seen more by now
-            is_removed = uid in reported - self._reported
             is_released = RELEASED_ANNOTATION in raw["metadata"].get("annotations", {})
-            is_news = uid in self._reported or (self._is_new and not is_released)
-            pod = self._view(raw) if not is_removed and (is_news or not is_ending(raw)) else None
+            is_shown = uid in self._reported or (self._is_new and not is_released) or not is_ending(raw)
+            pod = self._view(raw) if is_shown and uid not in reported - self._reported else None
             if pod is not None and pod.lease.id not in creating | set(self.creating):
                 found.append(pod)
         self._is_new = False

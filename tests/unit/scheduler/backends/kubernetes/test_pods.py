@@ -137,3 +137,17 @@ async def test_a_pod_whose_creation_got_no_answer_is_completed(
     monkeypatch.setattr(creator._api, "demand", demand)
     assert (await creator.create(LEASE, None))["spec"]["schedulingGates"] == []
     assert calls == [("POST", "pods"), ("GET", created["metadata"]["name"]), ("POST", "secrets")]
+
+
+async def test_the_events_of_a_new_pod_are_read_even_if_it_does_not_change(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod whose volume is missing changes for the last time while it is being created."""
+
+    async def create(*_: object) -> dict[str, Any]:
+        return watched.pod("9")
+
+    monkeypatch.setattr(watched.cluster._creator, "create", create)
+    await watched.cluster.create(LEASE)
+    assert ("events", "1") in watched.cluster._timers
+    watched.cluster._timers.close()
