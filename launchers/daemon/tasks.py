@@ -28,12 +28,29 @@ def spawn(
     return task
 
 
-async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended. A task may close its own owner: the current task is left out."""
-    others = [task for task in tasks if task is not asyncio.current_task()]
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+async def cancel_all(tasks: set[asyncio.Task[Any]], again_s: float = 5.0) -> None:
+    """Cancel tasks and wait until they have ended. A task may close its own owner: the current task is left out.
+
+    Tasks that live on are cancelled again: `asyncio.wait_for` may have lost the cancellation (see `wait_until_set`).
+    """
+    others = {task for task in tasks if task is not asyncio.current_task()}
+    while others:
+        for task in others:
+            task.cancel()
+        _, others = await asyncio.wait(others, timeout=again_s)
+
+
+async def wait_until_set(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until an event is set; return False after `timeout_s`. For loops that are cancelled one day.
+
+    `asyncio.wait_for` loses a cancellation on Python <= 3.11 if the event is set in the same step.
+    """
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting], timeout=timeout_s)
+    finally:
+        waiting.cancel()
+    return event.is_set()
 
 
 def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -43,8 +43,10 @@ class WaitingReport:
                 if (kernel := self._provisioner.waiting) is not None:
                     self._show(await self._describe(kernel))
                     await asyncio.sleep(_PAUSE_S)
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), _AGAIN_S)
+                # `asyncio.wait_for` loses a cancellation on Python <= 3.11 if the event is set in the same step.
+                waiting = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait([waiting], timeout=_AGAIN_S)
+                waiting.cancel()
         finally:
             self._provisioner.on_waiting = lambda: None
 

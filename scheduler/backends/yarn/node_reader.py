@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from roost.launchers.daemon.tasks import wait_until_set
 from roost.launchers.protocol.messages import Lease
 from roost.placement import Node
 
@@ -56,11 +57,8 @@ class NodeReader:
         """Read until cancelled, and call `on_change` when the nodes differ. Raises `BackendUnavailable`."""
         while True:
             pause_s = max(self._settings.read_nodes_every_s, self._took_s * _SHARE)
-            try:
-                await asyncio.wait_for(self._soon.wait(), pause_s)
+            if await wait_until_set(self._soon, pause_s):
                 await asyncio.sleep(max(_SOON_S, self._took_s * _SOON_SHARE))
-            except asyncio.TimeoutError:
-                pass
             self._soon.clear()
             if await self.read():
                 on_change()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
+from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, wait_until_set
 from roost.launchers.protocol.rpc import RemoteError
 
 from .allocation import Allocation, Entry, name_container, read_resource
@@ -275,10 +275,7 @@ class Master:
             pause_s = min(max(age_s / _BEATS_PER_AGE, _SHORTEST_BEAT_S), _LONGEST_BEAT_S)
         if self._allocation.has_parts:
             return
-        try:
-            await asyncio.wait_for(self._wakeup.wait(), pause_s)
-        except asyncio.TimeoutError:
-            pass
+        await wait_until_set(self._wakeup, pause_s)
         self._wakeup.clear()
 
     async def _start(self, entry: Entry) -> None:

@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ from roost.launchers.daemon.tasks import (
     spawn,
     start_shared,
     start_thread,
+    wait_until_set,
 )
 
 log = logging.getLogger("test")
@@ -46,6 +48,42 @@ async def test_the_error_of_a_spawned_task_is_logged(caplog: pytest.LogCaptureFi
     await asyncio.sleep(0)
     assert "broken" in caplog.text
     assert not tasks
+
+
+async def test_a_task_that_loses_its_cancellation_is_cancelled_again() -> None:
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(cancel_all({task}, again_s=0.01), 5)
+    assert task.cancelled()
+
+
+async def test_a_wait_for_an_event_ends_with_its_task_although_the_event_is_set_in_the_same_step() -> None:
+    event = asyncio.Event()
+
+    async def follow() -> None:
+        while True:
+            await wait_until_set(event, 60)
+            event.clear()
+
+    task = asyncio.ensure_future(follow())
+    await asyncio.sleep(0.01)
+    event.set()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+
+
+async def test_a_wait_for_an_event_says_whether_it_was_set() -> None:
+    event = asyncio.Event()
+    assert not await wait_until_set(event, 0.001)
+    event.set()
+    assert await wait_until_set(event, 60)
 
 
 async def test_cancel_all_waits_for_the_tasks_and_spares_the_current_one() -> None:
