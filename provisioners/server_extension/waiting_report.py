@@ -43,12 +43,17 @@ class WaitingReport:
                 if (kernel := self._provisioner.waiting) is not None:
                     self._show(await self._describe(kernel))
                     await asyncio.sleep(_PAUSE_S)
-                # `asyncio.wait_for` loses a cancellation on Python <= 3.11 if the event is set in the same step.
-                waiting = asyncio.ensure_future(self._changed.wait())
-                await asyncio.wait([waiting], timeout=_AGAIN_S)
-                waiting.cancel()
+                await self._wait_for_change()
         finally:
             self._provisioner.on_waiting = lambda: None
+
+    async def _wait_for_change(self) -> None:
+        """Wait for a change. `asyncio.wait_for` may lose a cancellation on Python <= 3.11, and this would go on."""
+        change = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait([change], timeout=_AGAIN_S)
+        finally:
+            change.cancel()
 
     async def _describe(self, kernel: Kernel) -> str:
         text = describe_wait(kernel)
