@@ -7,6 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 LAB_READY := $(VENV)/.ready-lab
+BROWSER_READY := $(VENV)/.ready-browser
 DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
 PYTEST := $(PY) -m pytest -q
@@ -15,7 +16,7 @@ WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test check kubernetes yarn conformance bench docs fault format clean
+.PHONY: help run lab test check browser kubernetes yarn conformance bench docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -23,6 +24,7 @@ help:
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make check        format, lint, types, unit tests'
 	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
+	@echo "make browser      roost's kernels in a real JupyterLab (Debian's chromium)"
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
@@ -45,6 +47,10 @@ $(LAB_READY): $(READY)
 	$(PY) -m pip install --quiet 'jupyterlab>=4.2'
 	@touch $@
 
+$(BROWSER_READY): $(READY)
+	$(PY) -m pip install --quiet --editable '.[browser]'
+	@touch $@
+
 $(DOCS_READY): $(READY)
 	$(PY) -m pip install --quiet --editable '.[docs]'
 	@touch $@
@@ -63,6 +69,9 @@ check: $(READY)
 
 test: $(READY)
 	$(PYTEST) tests -m 'not slow and not fault_long and not soak' $(SIDE_BY_SIDE)
+
+browser: $(BROWSER_READY)
+	$(PYTEST) tests/browser
 
 fault: $(READY)
 	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800

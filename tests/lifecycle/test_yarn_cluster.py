@@ -197,8 +197,12 @@ def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(cluster:
         name, address = owner.stdout.readline().split()
         folder = Path(name)
         assert address.rpartition(".")[0] != cluster.address.rpartition(".")[0]
-        run(Rest(address), DETACHES, **{"max-app-attempts": 1})
-        wait_until(lambda: bool(sleeping(folder)), "the container does not run", timeout_s=LONG_S)
+        application = run(Rest(address), DETACHES, **{"max-app-attempts": 1})
+        try:
+            wait_until(lambda: bool(sleeping(folder)), "the container does not run", timeout_s=LONG_S)
+        except RuntimeError:
+            print(Rest(address).get(f"/ws/v1/cluster/apps/{application}"))
+            raise
         owner.kill()
         wait_until(lambda: not folder.exists(), "the cluster outlives its owner", timeout_s=LONG_S)
         assert processes(folder) == []

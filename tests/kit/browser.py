@@ -1,0 +1,151 @@
+"""The real JupyterLab in headless Chromium, as a person uses it: open a notebook, run cells, read their outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server import JupyterServer, jupyter_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+OPEN_S = 60.0
+"""How long the Lab may take to load, and a server to start or to end."""
+CELL_S = 30.0
+_PERSON_MS = 500
+"""How long a person looks at a new notebook before the first cell runs."""
+_QUIET = (
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+
+
+def why_not() -> str:
+    """Return why no browser test can run here; empty if they can."""
+    if _chromium() is None:
+        return "Chromium is missing: apt-get install chromium"
+    missing = [name for name in ("jupyterlab", "playwright") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} must be installed: pip install 'roost[browser]'" if missing else ""
+
+
+def _chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def running_server(
+    notebooks: Path, *, program: str = "jupyterlab", options: Sequence[str] = ()
+) -> Iterator[JupyterServer]:
+    """Start a Jupyter application on a thread's event loop, and stop it at the end."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="server-of-the-browser", daemon=True)
+    thread.start()
+
+    def wait_for(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(OPEN_S)
+
+    context = jupyter_server(notebooks, program=program, options=options)
+    try:
+        yield wait_for(context.__aenter__())
+    finally:
+        with suppress(RuntimeError):  # it did not start
+            wait_for(context.__aexit__(None, None, None))
+        wait_for(loop.shutdown_asyncgens())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(OPEN_S)
+        loop.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start headless Chromium, and end it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_chromium(), args=_QUIET)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Lab:
+    """One page with the Lab. Cells and outputs are counted from 0."""
+
+    def __init__(self, page: Page, server: JupyterServer) -> None:
+        self.page = page
+        self._at = f"http://127.0.0.1:{server.port}"
+        self._token = server.token
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Send one REST request under /api, and return the decoded answer."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"token {self._token}"}
+        request = urllib.request.Request(f"{self._at}/api/{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=CELL_S) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def visit(self, path: str) -> None:
+        """Open a page of the server, authenticated by its token."""
+        mark = "&" if "?" in path else "?"
+        self.page.goto(f"{self._at}/{path}{mark}token={self._token}")
+
+    def open(self, notebook: str = "") -> None:
+        """Open the Lab with its launcher, or with a notebook."""
+        self.visit(f"lab/tree/{notebook}?reset" if notebook else "lab?reset")
+        shown = ".jp-NotebookPanel" if notebook else ".jp-Launcher"
+        self.page.locator(shown).first.wait_for(timeout=OPEN_S * 1000)
+
+    def create_notebook(self, kernel: str) -> None:
+        """Click the launcher's card of a kernel, by its display name."""
+        self.page.locator(f'.jp-LauncherCard[data-category="Notebook"][title="{kernel}"]').click()
+        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+        deadline = time.monotonic() + OPEN_S
+        while not self.api("GET", "sessions"):  # before that, the Lab drops each cell, with any kernel
+            assert time.monotonic() < deadline, "the notebook has no session"
+            time.sleep(0.05)
+        self.page.wait_for_timeout(_PERSON_MS)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def reload(self) -> None:
+        """Load the page again, and wait until the notebook is in sight."""
+        self.page.reload()
+        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+
+    def cell(self, index: int) -> Locator:
+        """Return a code cell of the notebook in sight."""
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").nth(index)
+
+    def run(self, index: int, code: str) -> None:
+        """Type code into a cell and press Shift+Enter. This does not wait for the kernel."""
+        editor = self.cell(index).locator(".cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Shift+Enter")
+
+    def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
+        """Return the text of a cell's outputs, once it holds a text."""
+        area = self.cell(index).locator(".jp-Cell-outputArea")
+        area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(timeout=within_s * 1000)
+        return area.inner_text()
