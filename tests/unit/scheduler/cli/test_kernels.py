@@ -10,10 +10,7 @@ from stub_client import QUEUED, RUNNING, StubClient, build_kernel, document, run
 from roost.launchers.protocol.shared_values import KernelUse
 
 
-def test_kernels(
-    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "kernels")
     assert code == 0
     assert "aaaaaaaa-1" in out  # eight characters would name two kernels
