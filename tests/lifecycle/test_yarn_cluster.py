@@ -23,7 +23,8 @@ pytestmark = [
 
 LONG_S = 60.0
 SLEEPS = "exec sleep 1000"
-DETACHES = "cd /; exec setsid --fork sleep 1000"
+DETACHES = "cd /; setsid --fork sleep 1000; timeout 1 tail -f /dev/null"
+"""A container whose process leaves its group. The shell waits: at its end YARN kills all that is in the group still."""
 OWNER = """
 import sys
 from hadoop_nodes import HadoopNodes, Machine
@@ -112,7 +113,7 @@ def test_a_container_runs_and_a_process_that_leaves_it_is_found_and_ended(cluste
     detached = await_process(cluster)
     assert detached.cwd() == "/"
     container = container_of(detached.pid)
-    assert cluster.container_processes(container=container) == [detached]
+    wait_until(lambda: cluster.container_processes(container=container) == [detached], "its shell lives on")
     end(cluster.rest, application)
     with pytest.raises(AssertionError, match=f"process {detached.pid} "):
         assert_nothing_left(cluster, within_s=3)
