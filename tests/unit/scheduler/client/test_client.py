@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from fake_service import FakeService, fake_service
 
 import roost
 from roost.launchers.protocol.messages import Connection
-from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement.json_codec import encode
 from roost.placement.model import Request
 from roost.scheduler.client import service_connection
@@ -315,31 +313,3 @@ def test_a_cancelled_start_raises_cancelled(service: FakeService, client: Client
     service.answers["start"] = Cancelled("It was taken back.")
     with pytest.raises(Cancelled):
         client.start(a_start()).result(5)
-
-
-@pytest.mark.slow
-def test_overhead_over_the_raw_call(service: FakeService, client: Client) -> None:
-    """The way to the client's thread and back takes less than 0.3 ms in the median."""
-
-    async def raw() -> list[float]:
-        connection = RpcClient(f"ipc://{service.folder}/socket")
-        await connection.connect(timeout_s=5)
-        try:
-            return [await timed(connection) for _ in range(300)]
-        finally:
-            await connection.close()
-
-    async def timed(connection: RpcClient) -> float:
-        started = time.perf_counter()
-        await connection.call("nodes", {}, timeout_s=5)
-        return time.perf_counter() - started
-
-    def hopped() -> float:
-        started = time.perf_counter()
-        client.nodes().result(5)
-        return time.perf_counter() - started
-
-    hopped()
-    calls = sorted(hopped() for _ in range(300))
-    bare = sorted(asyncio.run(raw()))
-    assert calls[150] - bare[150] < 0.0003

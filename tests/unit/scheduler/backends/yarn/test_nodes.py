@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -144,18 +143,6 @@ def test_hadoop_2_has_no_resource_types(book: NodeBook, raws: list[dict[str, Any
     )  # fmt: skip
     assert node.cpus_used is None
     assert node.metrics_age_s is None
-
-
-def test_a_thousand_nodes_are_read_in_a_tenth_of_a_second(raws: list[dict[str, Any]]) -> None:
-    """The least of several readings of 2.6 MB counts, in processor time, because the machine may be busy."""
-    many = [{**raws[n % 3], "nodeHostName": f"n{n}", "id": f"n{n}:8041"} for n in range(1000)]
-    text, took_s = json.dumps({"nodes": {"node": many}}), []
-    for _ in range(5):
-        book, began = NodeBook(RoostYarnBackend()), time.process_time()
-        book.set(json.loads(text)["nodes"]["node"], (), {})
-        assert len(book.nodes(())) == 1000
-        took_s.append(time.process_time() - began)
-    assert min(took_s) < 0.1
 
 
 def test_a_decommissioned_node_has_left_for_that_reason(book: NodeBook, raws: list[dict[str, Any]]) -> None:
