@@ -19,3 +19,11 @@ def format_bytes(value: float) -> str:
 def format_count(count: float, word: str, plural: str = "") -> str:
     """Return ``1 GPU``, ``0.5 GPU``, ``2 GPUs`` or ``0 GPUs``; `plural` is for words that do not just add an s."""
     return f"{format_amount(count)} {word if 0 < count <= 1 else plural or f'{word}s'}"
+
+
+def format_age(seconds: float) -> str:
+    """Return an age in one unit: ``90 s``, ``12 min``, ``3 h`` or ``2 d``. It is never rounded up."""
+    for unit, length_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds // length_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -10,6 +10,8 @@ waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
 cluster_page.py     `/roost`: the clusters live, with its files in page/
+kernel_status.py    where a kernel runs and what it uses, for JupyterLab and Notebook
+labextension/       shows that in JupyterLab and Notebook
 kernel_gateway.py   the same for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
 

@@ -41,7 +41,7 @@ class RoostExtension(LoggingConfigurable):
             self.log.info("roost: this server's kernels run behind a gateway, so the extension does nothing.")
             return
         self._add_pending_starts()
-        self._add_cluster_page()
+        self._add_pages()
         if self.off:
             self.log.info("roost: %s", " ".join(self.off))
 
@@ -79,11 +79,13 @@ class RoostExtension(LoggingConfigurable):
         server.kernel_websocket_connection_class = RoostConnection
         server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
 
-    def _add_cluster_page(self) -> None:
-        """Add the page `/roost`."""
+    def _add_pages(self) -> None:
+        """Add the page `/roost`, and what JupyterLab asks about kernels."""
         from .cluster_page import add_cluster_page
+        from .kernel_status import add_kernel_status
 
         add_cluster_page(self.serverapp.web_app)
+        add_kernel_status(self.serverapp.web_app)
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

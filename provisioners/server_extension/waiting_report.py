@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from roost.placement.format import format_age
 from roost.provisioners.exit_watch import describe_wait
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
@@ -70,16 +71,14 @@ class WaitingReport:
 def describe_soonest(soonest: Mapping[str, Any], now: float) -> str:
     """Return which kernels would make room if they ended, as a sentence."""
     kernels, node_id = soonest["kernels"], soonest["node_id"]
-    named = [f"{each['id'][:8]} of {each['user']}{_format_age(each['since'], now)}" for each in kernels[:3]]
+    named = [_describe_holder(each, now) for each in kernels[:3]]
     if len(kernels) == 1:
         return f"There is room on {node_id} when kernel {named[0]} ends."
     more = f" and {len(kernels) - 3} more" if len(kernels) > 3 else ""
     return f"There is room on {node_id} when these kernels end: {', '.join(named)}{more}."
 
 
-def _format_age(since: float | None, now: float) -> str:
-    """Return how long a kernel has run, in minutes or hours; empty if nobody knows."""
-    if since is None:
-        return ""
-    minutes = max(0.0, now - since) / 60
-    return f" (running for {minutes / 60:.0f} h)" if minutes >= 120 else f" (running for {minutes:.0f} min)"
+def _describe_holder(kernel: Mapping[str, Any], now: float) -> str:
+    since = kernel["since"]
+    age = "" if since is None else f" (running for {format_age(now - since)})"
+    return f"{kernel['id'][:8]} of {kernel['user']}{age}"

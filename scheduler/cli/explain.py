@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from roost.placement.format import format_count
+from roost.placement.format import format_age, format_count
 from roost.placement.request import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.call import wait_for
 
 from .options import connect_scheduler, print_answer, request_config, scheduler_options
-from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
+from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _SHOWN_NODES = 10
 """At most this many nodes are shown with each of their refusals."""
@@ -119,6 +120,6 @@ def _show_soonest(out: Console, soonest: Mapping[str, Any]) -> None:
             kernel["application"] or "-",
             format_request(Request(**{name: kernel[name] for name in amounts})),
             ", ".join(kernel["device_ids"]) or "-",
-            "unknown" if kernel["since"] is None else format_age(kernel["since"]),
+            "unknown" if kernel["since"] is None else format_age(time.time() - kernel["since"]),
         )
     print_table(out, table)

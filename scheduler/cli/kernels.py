@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
-from roost.placement.format import format_amount, format_bytes
+from roost.placement.format import format_age, format_amount, format_bytes
 from roost.placement.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
@@ -17,7 +18,7 @@ from roost.scheduler.errors import ConfigError, UnknownKernel
 from roost.scheduler.service.messages import Kernel
 
 from .options import connect_scheduler, print_answer
-from .tables import build_table, format_age, format_request, open_console, print_table, shorten_ids
+from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red"}
 
@@ -104,7 +105,7 @@ def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
             ", ".join(kernel.device_ids) or "-",
             format_request(kernel.request),
             _format_use(kernel),
-            format_age(kernel.created_at),
+            format_age(time.time() - kernel.created_at),
         )
     return table
 
@@ -120,6 +121,6 @@ def _build_queue(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
     table = build_table("POSITION", "KERNEL", "OWNER", "AGE", "WAITS FOR", right=("POSITION", "AGE"))
     for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
         position = "pending" if kernel.is_pending else str(kernel.position or "-")
-        age, waits_for = format_age(kernel.created_at), kernel.waits_for or "-"
+        age, waits_for = format_age(time.time() - kernel.created_at), kernel.waits_for or "-"
         table.add_row(position, short[kernel.id], kernel.owner.user, age, waits_for)
     return table

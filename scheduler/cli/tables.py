@@ -1,10 +1,9 @@
-"""How the `roost` command shows tables, amounts and ages."""
+"""How the `roost` command shows tables and requests."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -39,15 +38,6 @@ def build_table(*columns: str, right: Sequence[str] = ()) -> Table:
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table
-
-
-def format_age(at: float, now: float | None = None) -> str:
-    """Return how long ago `at` (seconds since the epoch) was, in one unit."""
-    passed = max(0.0, (time.time() if now is None else now) - at)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if passed >= 2 * length:
-            return f"{passed // length:.0f} {unit}"
-    return f"{passed:.0f} s"
 
 
 def format_request(request: Request) -> str:

@@ -100,9 +100,10 @@ class Client:
         """
         return self._ask("kernels", lambda answer: [*map(_to_kernel, answer["kernels"])], with_use=with_use)
 
-    def kernel(self, kernel_id: str) -> Call[Kernel]:
-        """Return one kernel with its connection; raises `UnknownKernel`."""
-        return self._ask("kernel", _to_kernel, kernel_id=kernel_id)
+    def kernel(self, kernel_id: str, *, with_use: bool = False) -> Call[Kernel]:
+        """Return one kernel with its connection; raises `UnknownKernel`. `with_use` is as in `kernels`."""
+        also = {"with_use": True} if with_use else {}  # older services do not know it
+        return self._ask("kernel", _to_kernel, kernel_id=kernel_id, **also)
 
     def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
         """Adopt a kernel of another application, and return it with its connection; raises `UnknownKernel`.

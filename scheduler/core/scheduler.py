@@ -155,6 +155,12 @@ class Scheduler:
         record = self._table.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
+    async def kernel_with_use(self, kernel_id: str) -> Kernel:
+        record = self._table.get(kernel_id)
+        leases = [record.lease] if record and record.runs and record.lease else []
+        use = await self.reconciler.read_use(leases)
+        return replace(self.kernel(kernel_id), use=use.get(kernel_id))
+
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
         """Let another application hold a kernel; return the kernel with its connection."""
         record = self._table.get(kernel_id)

@@ -104,6 +104,9 @@ class Service:
     def list_kernels(self, with_use: bool = False) -> list[Kernel] | Awaitable[list[Kernel]]:
         return self.core.kernels_with_use() if with_use else self.core.kernels()
 
+    def read_kernel(self, kernel_id: str, with_use: bool = False) -> Kernel | Awaitable[Kernel]:
+        return self.core.kernel_with_use(kernel_id) if with_use else self.core.kernel(kernel_id)
+
     def leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
@@ -141,7 +144,7 @@ OPERATIONS: Mapping[str, Call] = {
     "stop": Call("core", Scheduler.stop),
     "signal": Call("core", Scheduler.signal),
     "kernels": Call("", Service.list_kernels, "kernels"),
-    "kernel": Call("core", Scheduler.kernel),
+    "kernel": Call("", Service.read_kernel),
     "nodes": Call("core", Scheduler.nodes, "nodes"),
     "adopt": Call("core", Scheduler.adopt),
     "explain": Call("core", Scheduler.explain, "decision"),

@@ -1,4 +1,7 @@
-"""One JupyterLab with roost's kernels on a machine with one GPU. ROOST_SCREENSHOTS names a folder for pictures."""
+"""JupyterLab with roost's kernels, on one machine with one GPU and on a Ray cluster.
+
+On Ray most tests have the marker `slow`. ROOST_SCREENSHOTS names a folder for pictures.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +17,59 @@ from world import settle
 
 from roost.scheduler.client.client import connect, disconnect
 
+QUICK_ON_RAY = ("test_a_waiting_cell_shows_its_place", "test_the_status_and_the_launcher")
+GPUS = {"local": {"gpus": 1}, "ray": {"gpus": 4, "gpu_models": ["A100"]}}
+"""All GPUs of a model, by backend."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lab" in metafunc.fixturenames:
+        metafunc.parametrize("server", ["local", "ray"], indirect=True, scope="module")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if reason := kit.why_not():
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
+    reason = kit.why_not()
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        item.add_marker("browser")
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if "[ray]" in item.name and not item.name.startswith(QUICK_ON_RAY):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="module")
-def server(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.JupyterServer]:
-    """Return a JupyterLab with a kernelspec `gpu` that asks for the machine's GPU, and a kernelspec `plain`."""
-    folder = tmp_path_factory.mktemp("lab")
+def server(
+    request: pytest.FixtureRequest, module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kit.JupyterServer]:
+    """Return a JupyterLab with three kernelspecs: `gpu` asks for all GPUs, `huge` for more than any node has, and
+    `plain` is not roost's.
+    """
+    backend, folder = request.param, tmp_path_factory.mktemp("lab")
     settings = {"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"}}
     (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    kit.prepare_lab(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
         patch.setenv("JUPYTER_PATH", str(folder))
-        managers.kernelspecs(folder, "gpu", config={"gpus": 1})
+        if backend == "ray":
+            patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
+        managers.kernelspecs(folder, "gpu", backend=backend, config={**GPUS[backend], "memory": "1GiB"})
+        managers.kernelspecs(folder, "huge", backend=backend, config={"gpus": 64})
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
         managers.kernelspecs(folder, "plain", **plain)
-        connect("local").up().result(60)
-        options = ["--ServerApp.jpserver_extensions={'roost': True}", "--LabApp.news_url=None"]
-        with kit.running_server(folder, options=options) as server:
+        connect(backend).up().result(100)
+        extension = "--ServerApp.jpserver_extensions={'roost': True}"
+        with kit.running_server(folder, options=[extension]) as server:
             yield server
         disconnect()
         settle(module_runtime_dir)
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[kit.Browser]:
+def chromium(server: kit.JupyterServer) -> Iterator[kit.Browser]:
+    """Return Chromium. It ends before the server, because it keeps an event loop in this thread."""
     with kit.chromium() as running:
         yield running
 
@@ -62,11 +88,11 @@ def lab(server: kit.JupyterServer, chromium: kit.Browser) -> Iterator[kit.Lab]:
 
 
 @pytest.fixture
-def take(lab: kit.Lab) -> Callable[[str], None]:
+def take(lab: kit.Lab, request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Return a function that takes a screenshot, if screenshots are wanted."""
 
     def take(name: str) -> None:
         if folder := os.environ.get("ROOST_SCREENSHOTS"):
-            lab.page.screenshot(path=Path(folder) / f"{name}.png")
+            lab.page.screenshot(path=Path(folder) / f"{name}-{request.node.callspec.params['server']}.png")
 
     return take

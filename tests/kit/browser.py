@@ -9,12 +9,15 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import debian
 from server import JupyterServer, jupyter_server
+
+from roost.provisioners import server_extension
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -36,6 +39,12 @@ _QUIET = (
 )
 
 
+def install() -> None:
+    """Install Chromium, unless it is there."""
+    if _chromium() is None:
+        debian.install("chromium")
+
+
 def why_not() -> str:
     """Return why no browser test can run here; empty if they can."""
     if _chromium() is None:
@@ -46,6 +55,25 @@ def why_not() -> str:
 
 def _chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def until(is_so: Callable[[], bool], within_s: float) -> None:
+    """Wait until something is so; raises `AssertionError` after a time."""
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"it is not so after {within_s:g} s"
+        time.sleep(0.05)
+
+
+def prepare_lab(folder: Path) -> None:
+    """Write what the Lab needs into a folder of JUPYTER_CONFIG_DIR and JUPYTER_PATH: roost's part of the Lab, which
+    editable installations do not have elsewhere, and a setting that keeps the Lab from asking about news.
+    """
+    (folder / "labextensions").mkdir()
+    (folder / "labextensions" / "roost").symlink_to(Path(server_extension.__file__).with_name("labextension"))
+    settings = folder / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
 
 
 @contextmanager
@@ -95,9 +123,16 @@ class Lab:
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Send one REST request under /api, and return the decoded answer."""
+        return self._ask(method, f"api/{path}", body)
+
+    def get(self, path: str) -> Any:
+        """Return the decoded answer to GET of any path."""
+        return self._ask("GET", path)
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"token {self._token}"}
-        request = urllib.request.Request(f"{self._at}/api/{path}", data, headers, method=method)
+        request = urllib.request.Request(f"{self._at}/{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=CELL_S) as answer:
             content = answer.read()
         return json.loads(content) if content else None
@@ -113,15 +148,30 @@ class Lab:
         shown = ".jp-NotebookPanel" if notebook else ".jp-Launcher"
         self.page.locator(shown).first.wait_for(timeout=OPEN_S * 1000)
 
+    def open_launcher(self) -> None:
+        """Open another launcher."""
+        self.page.locator('.jp-FileBrowser [data-command="launcher:create"]').click()
+        self.page.locator(".jp-Launcher:visible").wait_for(timeout=OPEN_S * 1000)
+
+    def card(self, kernel: str) -> Locator:
+        """Return the launcher's card for notebooks with a kernel, by its display name."""
+        cards = self.page.locator(f'.jp-LauncherCard[data-category="Notebook"][title="{kernel}"]:visible')
+        return cards.first
+
     def create_notebook(self, kernel: str) -> None:
-        """Click the launcher's card of a kernel, by its display name."""
-        self.page.locator(f'.jp-LauncherCard[data-category="Notebook"][title="{kernel}"]').click()
+        """Click the card of a kernel. Wait until the notebook has a session, and as long as a person looks at it."""
+        before = len(self.api("GET", "sessions"))
+        self.card(kernel).click()
         self.cell(0).wait_for(timeout=OPEN_S * 1000)
-        deadline = time.monotonic() + OPEN_S
-        while not self.api("GET", "sessions"):  # before that, the Lab drops each cell, with any kernel
-            assert time.monotonic() < deadline, "the notebook has no session"
-            time.sleep(0.05)
+        # Before that, the Lab drops each cell, with any kernel.
+        until(lambda: len(self.api("GET", "sessions")) > before, OPEN_S)
         self.page.wait_for_timeout(_PERSON_MS)
+
+    def status(self, holds: str = "") -> Locator:
+        """Return the kernel's status, once it holds a text."""
+        status = self.page.locator(".roost-status")
+        status.filter(has_text=holds).wait_for(timeout=CELL_S * 1000, state="attached")
+        return status
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -144,8 +194,17 @@ class Lab:
         self.page.keyboard.insert_text(code)
         self.page.keyboard.press("Shift+Enter")
 
+    def prompt(self, index: int, text: str) -> None:
+        """Wait until a cell has a prompt, such as `[1]:`."""
+        prompt = self.cell(index).locator(".jp-InputPrompt")
+        prompt.filter(has_text=text).wait_for(timeout=CELL_S * 1000)
+
     def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
         """Return the text of a cell's outputs, once it holds a text."""
         area = self.cell(index).locator(".jp-Cell-outputArea")
         area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(timeout=within_s * 1000)
         return area.inner_text()
+
+
+if __name__ == "__main__":
+    install()

@@ -17,7 +17,6 @@ ALONE = {
     "tests/fault/": "kills processes, and measures how soon that is noticed",
     "tests/lifecycle/test_dask_join.py": "measures how soon a join fails",
     "tests/lifecycle/test_ray_join.py": "measures how soon a join fails",
-    "tests/packaging/test_public.py::test_importing": "measures what an import costs",
 }
 """Prefixes of the ids of tests that no other test may disturb, and the reasons."""
 

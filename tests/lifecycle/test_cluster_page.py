@@ -1,4 +1,4 @@
-"""The page `/roost` of a real Jupyter Server."""
+"""The page `/roost` of a real Jupyter Server, and what JupyterLab asks about kernels."""
 
 from __future__ import annotations
 
@@ -86,6 +86,38 @@ async def test_only_users_of_the_server_see_the_page_and_its_files(folder: Path)
         assert (await get(server, "roost/other.js")).code == 404
         assert (await get(server, "roost/api/clusters", has_token=False)).code == 403
         assert b"page.js" not in (await get(server, "roost/", has_token=False)).body
+
+
+async def test_the_status_of_kernels(folder: Path) -> None:
+    managers.kernelspecs(
+        folder, "plain", metadata={"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    )
+    async with jupyter_server(folder, options=(EXTENSION, QUIET)) as server:
+
+        async def read_status(kernel_id: str) -> Any:
+            answer = await get(server, f"roost/api/kernels/{kernel_id}")
+            assert answer.code == 200, "\n".join(server.log)
+            return json.loads(answer.body)
+
+        names = ("gpu", "gpu", "plain")
+        holder, waiting, plain = [
+            (await server.api("POST", "kernels", {"name": name}))[1]["id"] for name in names
+        ]
+        deadline = time.monotonic() + 30
+        while "1 GPU" not in (await read_status(holder))["text"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        while "position 1" not in (await read_status(waiting))["text"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert await read_status(plain) == {"text": "", "detail": ""}
+        assert (await get(server, "roost/api/kernels/none")).code == 404
+        assert (await get(server, f"roost/api/kernels/{holder}", has_token=False)).code == 403
+        assert (await get(server, "roost/api/cards", has_token=False)).code == 403
+        cards = json.loads((await get(server, "roost/api/cards")).body)["cards"]
+        assert cards == [{"title": "gpu", "text": "1 GPU"}]
+        for kernel_id in (waiting, holder, plain):
+            await server.api("DELETE", f"kernels/{kernel_id}")
 
 
 async def test_a_service_that_does_not_answer_is_one_sentence(folder: Path) -> None:

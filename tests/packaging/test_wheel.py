@@ -34,6 +34,7 @@ ALLOWED = re.compile(
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"
+    r"|roost-[^/]+\.data/data/share/jupyter/labextensions/roost/((package|install)\.json|static/remoteEntry\.js)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
@@ -167,6 +168,10 @@ def test_installed_from_a_wheel(tree: Path) -> None:
     assert check_installed(site) == site / "roost"
     enabled = site.parents[2] / "etc" / "jupyter" / "jupyter_server_config.d" / "roost.json"  # wheels only
     assert json.loads(enabled.read_text()) == {"ServerApp": {"jpserver_extensions": {"roost": True}}}
+    shown = site.parents[2] / "share" / "jupyter" / "labextensions" / "roost"
+    about = json.loads((shown / "package.json").read_text())
+    assert (shown / about["jupyterlab"]["_build"]["load"]).is_file()
+    assert json.loads((shown / "install.json").read_text())["packageName"] == "roost"
 
 
 def test_installed_editable(tree: Path) -> None:

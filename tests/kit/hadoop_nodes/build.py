@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import debian
 from cluster_folder import why_no_address
 
 VERSION = "3.4.2"
@@ -77,13 +78,9 @@ def why_not() -> str | None:
 
 
 def install() -> None:
-    """Install the Debian packages if they are missing, and if this is root on Debian."""
-    is_there = java() is not None and (jars().exists() or shutil.which("mvn") is not None)
-    if is_there or os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        subprocess.run(["apt-get", "--quiet", *command], env=environment, check=True)
+    """Install the Debian packages, unless they are there."""
+    if java() is None or not (jars().exists() or shutil.which("mvn")):
+        debian.install(*PACKAGES)
 
 
 def build(report: Callable[[str], object] = print) -> None:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import debian
+
 from . import containerd, image
 
 VERSION = "1.35.4"
@@ -70,11 +72,8 @@ def why_not() -> str | None:
 
 def install() -> None:
     """Install the Debian packages, unless they are there."""
-    if _are_packages_there():
-        return
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        subprocess.run(["apt-get", "--quiet", *command], env=environment, check=True)
+    if not _are_packages_there():
+        debian.install(*PACKAGES)
 
 
 def _are_packages_there() -> bool:

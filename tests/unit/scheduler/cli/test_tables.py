@@ -25,10 +25,7 @@ def test_the_request_names_the_gpus_model_and_memory() -> None:
     assert tables.format_request(Request()) == "-"
 
 
-def test_ages_and_ids() -> None:
-    assert [tables.format_age(0, now) for now in (-5, 59, 119, 120, 7200, 172_800)] == [
-        "0 s", "59 s", "119 s", "2 min", "2 h", "2 d",
-    ]  # fmt: skip
+def test_ids_are_cut_where_they_differ() -> None:
     assert tables.shorten_ids(["abcdefghij", "abcdefghik", "x"]) == {
         "abcdefghij": "abcdefghij",
         "abcdefghik": "abcdefghik",
