@@ -13,7 +13,7 @@ import platform
 import re
 import statistics
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -233,14 +233,21 @@ async def interleave(
 
     Samples are named `<stage>/<case>`. The samples of the first `warm_up` rounds are dropped.
     """
-    names = list(cases)
-    for number in track(range(warm_up + rounds), description=report.name, console=Console(stderr=True)):
+    for name, is_warm in take_turns(report.name, list(cases), rounds=rounds, warm_up=warm_up):
+        values = await cases[name]()
+        if is_warm:
+            for stage, value in values.items():
+                report.add(f"{stage}/{name}", value, unit)
+
+
+def take_turns(
+    description: str, names: Sequence[str], *, rounds: int, warm_up: int = 1
+) -> Iterator[tuple[str, bool]]:
+    """Yield each name once per round, and whether the warm-up is over. The order rotates."""
+    for number in track(range(warm_up + rounds), description=description, console=Console(stderr=True)):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            values = await cases[name]()
-            if number >= warm_up:
-                for stage, value in values.items():
-                    report.add(f"{stage}/{name}", value, unit)
+        for name in (*names[turn:], *names[:turn]):
+            yield name, number >= warm_up
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

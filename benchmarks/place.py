@@ -73,12 +73,13 @@ def write_kernelspec(
     config: Mapping[str, object] | None = None,
     *,
     python: str = sys.executable,
+    display_name: str = "",
 ) -> None:
     """Write a kernelspec for the ipykernel of `python`, with `provisioner` and its `config`."""
     folder.mkdir(parents=True)
     spec = {
         "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": f"Python ({provisioner})",
+        "display_name": display_name or f"Python ({provisioner})",
         "language": "python",
         "metadata": {
             "debugger": True,

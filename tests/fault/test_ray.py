@@ -15,10 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from front_end import errors, front_end
 from leftovers import VARIABLE, private_runtime_dir
 from managers import kernelspecs
 from notebook import Notebook, held_by
 from raylets import Machine, Raylets, why_not
+from server import jupyter_server
 from world import daemon_pids, kill, settle, wait_gone
 
 from roost.placement.model import Request
@@ -163,6 +165,28 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
     assert "its node has left the Ray cluster" in await notebook.ended(service(), 10)
     assert wait_gone(pid, 10)
     assert time.monotonic() - killed_at < 10
+
+
+async def test_a_cell_shows_that_its_node_was_lost(
+    world: Path, cluster: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a real Jupyter Server with roost's extension, over its websocket."""
+    node = cluster.add_node(Machine(cpus=2, labels={"shown": "yes"}))
+    kernelspecs(tmp_path, config={"backend": "ray", "labels": {"shown": "yes"}})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(
+        tmp_path, options=["--ServerApp.jpserver_extensions={'roost': True}"]
+    ) as server:
+        _, kernel = await server.api("POST", "kernels", {"name": "roosted"})
+        async with front_end(server, kernel["id"]) as front:
+            await front.ended(await front.run("mine = 42"))
+            cell = await front.run("import time; time.sleep(100)")
+            cluster.kill_raylet(node.address)
+            await front.until(lambda: errors(front.about(cell)))
+            (sentence,) = errors(front.about(cell))
+        assert "its node has left the Ray cluster" in sentence[0].lower() + sentence[1:]
+        await server.api("DELETE", f"kernels/{kernel['id']}")
+    assert await service().kernels() == []
 
 
 async def test_a_node_that_is_stopped(notebooks: Callable[..., object], cluster: Raylets) -> None:

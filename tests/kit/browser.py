@@ -199,11 +199,19 @@ class Lab:
         prompt = self.cell(index).locator(".jp-InputPrompt")
         prompt.filter(has_text=text).wait_for(timeout=CELL_S * 1000)
 
+    def prompt_of(self, index: int) -> str:
+        """Return a cell's prompt as it is now."""
+        return self.cell(index).locator(".jp-InputPrompt").inner_text()
+
+    def text(self, index: int) -> str:
+        """Return the text of a cell's outputs as it is now."""
+        return self.cell(index).locator(".jp-Cell-outputArea").inner_text()
+
     def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
         """Return the text of a cell's outputs, once it holds a text."""
         area = self.cell(index).locator(".jp-Cell-outputArea")
         area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(timeout=within_s * 1000)
-        return area.inner_text()
+        return self.text(index)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from .node_reader import NodeReader
 from .nodes import to_placement
 from .queues import Queues
 from .reasons import describe_preemption, is_node_lost
-from .rest import Rest
+from .rest import Rest, RestError
 from .settings import RoostYarnBackend
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ _JOIN_MASTER_S = 5.0
 """How long a service that starts waits for the masters of an earlier one."""
 _SEARCH_S = 3.0
 """How long a reading waits for the addresses of agents."""
+_READ_QUEUES_S = 10.0
+"""How long a change of queues or node labels may go unnoticed."""
 _WARM_S = 30.0
 _CAUSE_S = 2.5
 """How long YARN may take to report the end of a container: a heartbeat of its node, and one of the master."""
@@ -97,6 +99,7 @@ class YarnCluster(PodCluster):
             )
         await self._nodes.read()
         spawn(self._follow_nodes(), self._reader, log)
+        spawn(self._follow_queues(), self._reader, log)
         self._is_joined = True
         self._explain_again()
         return self._rest.address
@@ -375,6 +378,15 @@ class YarnCluster(PodCluster):
         except Exception as problem:
             log.exception("the nodes of YARN cannot be read")
             self._changes.put_nowait(BackendUnavailable(f"the nodes of YARN cannot be read ({problem})"))
+
+    async def _follow_queues(self) -> None:
+        """Read queues and node labels until cancelled, because operators change them."""
+        while True:
+            await asyncio.sleep(_READ_QUEUES_S)
+            try:
+                await self._queues.read_queues(self._rest)
+            except (RestError, BackendUnavailable) as problem:  # the reader of the nodes reports it
+                log.debug("the queues cannot be read: %s", problem)
 
 
 def read_heartbeat_s(conf: Conf) -> float:

@@ -28,13 +28,13 @@ class Queues:
     async def read(self, rest: Rest) -> None:
         """Read all again. Costs three calls."""
         await self.read_queues(rest)
-        self._labels = await rest.labels()
         _, maximum = await rest.new_application()
         self._maximum = read_resources(maximum)
 
     async def read_queues(self, rest: Rest) -> None:
-        """Read the queues again, with their present use."""
+        """Read the queues again, with their present use, and the node labels. Costs two calls."""
         self._root = await rest.queues()
+        self._labels = await rest.labels()
 
     @property
     def exclusive_labels(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ from roost.scheduler.backends.agent_per_kernel import Pod, dump_lease
 from roost.scheduler.backends.yarn.cluster import YarnCluster
 from roost.scheduler.backends.yarn.held import Held
 from roost.scheduler.backends.yarn.master.messages import Container, MasterEvent, Resources
+from roost.scheduler.backends.yarn.rest import RestError
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import BackendUnavailable
 
@@ -92,6 +93,24 @@ async def test_an_ask_of_an_earlier_service_shows_why_it_waits(
     assert (await take(cluster)).lease.reason == "queue default is full"
     cluster.on_event(master, MasterEvent(kind="away"))
     assert (await take(cluster)).lease.reason == "YARN's ResourceManager is away"
+
+
+async def test_queues_and_node_labels_are_read_again(
+    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._READ_QUEUES_S", 0.01)
+    read = asyncio.Event()
+    problems: list[Exception] = [RestError(500, "not now"), BackendUnavailable("away")]
+
+    async def read_queues(rest: object) -> None:
+        if problems:
+            raise problems.pop()
+        read.set()
+
+    monkeypatch.setattr(cluster._queues, "read_queues", read_queues)
+    following = asyncio.create_task(cluster._follow_queues())
+    await asyncio.wait_for(read.wait(), 5)
+    following.cancel()
 
 
 async def test_a_change_shows_the_lease_as_it_is_when_it_is_taken(cluster: YarnCluster) -> None:

@@ -1,0 +1,181 @@
+"""A notebook in the real JupyterLab, in headless Chromium, as a person uses it: plain kernels against roost's.
+
+first          in a new server, with the launcher in sight: card clicked → result of a cell that is run at once
+half a second  a cell that is run half a second after the notebook is in sight: is it lost?
+at once        a cell that is run as soon as the notebook is in sight: is it lost?
+shown          a cell is run while another kernel holds the GPU → its line with place and reason is in sight
+released       the GPU's holder is shut down → the waiting cell's result is in sight
+
+JupyterLab drops a cell that is run before POST /api/sessions has answered, with any kernel. Such a cell counts as lost,
+and is run again for `first`, as a person would do it. The servers of `first` are new, and for roost the service and the
+agent too. Claims: first ≤ 1 × plain, in the median; of `half a second` none is lost with roost; of `at once` no
+more than with plain kernels; shown and released ≤ 1 s, in the median.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness import Report, parser, take_turns
+from place import PLAIN, ROOST, RUNTIME, elapsed_ms, end_processes, private_world, write_kernelspec
+
+sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
+sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
+
+import browser
+
+from roost.scheduler.client.client import disconnect
+
+SKIPPED = 77
+HALF_A_SECOND_MS = 500
+LOST_AFTER_S = 5.0
+"""How long a cell that shows no sign of running may still begin to run."""
+CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
+GPU_CARD = "GPU"
+
+
+@contextmanager
+def open_lab(chromium: browser.Browser, root: Path, name: str) -> Iterator[browser.Lab]:
+    """Start a JupyterLab, for roost with its extensions, and open the launcher."""
+    options = [f"--ServerApp.jpserver_extensions=roost={name == 'roost'}"]
+    if name == "roost":
+        options.append(f"--LabApp.extra_labextensions_path={root / 'jupyter_config_dir/labextensions'}")
+    with browser.running_server(root / "notebooks", options=options) as server:
+        context = chromium.new_context(viewport={"width": 1280, "height": 800})
+        try:
+            lab = browser.Lab(context.new_page(), server)
+            lab.open()
+            yield lab
+        finally:
+            context.close()
+            end_kernels(lab)
+
+
+def end_kernels(lab: browser.Lab) -> None:
+    for session in lab.api("GET", "sessions"):
+        lab.api("DELETE", f"sessions/{session['id']}")
+    for kernel in lab.api("GET", "kernels"):
+        lab.api("DELETE", f"kernels/{kernel['id']}")
+
+
+def click_and_run(lab: browser.Lab, card: str, pause_ms: float) -> tuple[float, bool]:
+    """Click a card and run a cell. Return the milliseconds until its result, and whether it was lost at first."""
+    began, is_lost = time.perf_counter(), False
+    lab.card(card).click()
+    lab.cell(0).wait_for(timeout=browser.OPEN_S * 1000)
+    if pause_ms:
+        lab.page.wait_for_timeout(pause_ms)
+    while True:
+        lab.run(0, "40 + 2")
+        ran_at = time.perf_counter()
+        while time.perf_counter() - ran_at < LOST_AFTER_S or lab.prompt_of(0) == "[*]:":
+            if "42" in lab.text(0):
+                return elapsed_ms(began), is_lost
+            lab.page.wait_for_timeout(10)
+        is_lost = True
+
+
+def measure_first(report: Report, chromium: browser.Browser, root: Path, rounds: int) -> None:
+    before = os.environ[RUNTIME]
+    for name, is_warm in take_turns("first", list(CARDS), rounds=rounds):
+        with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as folder:
+            os.environ[RUNTIME] = folder
+            try:
+                with open_lab(chromium, root, name) as lab:
+                    took_ms, is_lost = click_and_run(lab, CARDS[name], 0)
+            finally:
+                os.environ[RUNTIME] = before
+                end_processes(folder)
+        if is_warm:
+            report.add(f"first/{name}", took_ms, "ms")
+            report.add(f"first: lost/{name}", is_lost, "lost")
+
+
+def measure_losses(report: Report, lab: browser.Lab, stage: str, pause_ms: float, rounds: int) -> None:
+    for name, is_warm in take_turns(stage, list(CARDS), rounds=rounds):
+        lab.open()
+        took_ms, is_lost = click_and_run(lab, CARDS[name], pause_ms)
+        end_kernels(lab)
+        if is_warm:
+            report.add(f"{stage}/{name}", took_ms, "ms")
+            report.add(f"{stage}: lost/{name}", is_lost, "lost")
+
+
+def measure_waiting(report: Report, lab: browser.Lab, rounds: int) -> None:
+    for _, is_warm in take_turns("waiting", ["roost"], rounds=rounds):
+        holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
+        browser.until(lambda id_=holder: "GPU" in lab.get(f"roost/api/kernels/{id_}")["text"], browser.CELL_S)  # type: ignore[misc]
+        lab.open()
+        lab.create_notebook(GPU_CARD)
+        began = time.perf_counter()
+        lab.run(0, "40 + 2")
+        lab.output(0, "Position 1 in the queue")
+        shown_ms = elapsed_ms(began)
+        lab.page.wait_for_timeout(1500)
+        began = time.perf_counter()
+        lab.api("DELETE", f"kernels/{holder}")
+        lab.output(0, "42")
+        released_ms = elapsed_ms(began)
+        end_kernels(lab)
+        if is_warm:
+            report.add("shown/roost", shown_ms, "ms")
+            report.add("released/roost", released_ms, "ms")
+
+
+def measure(arguments: Namespace, root: Path) -> Report:
+    rounds = arguments.rounds or (2 if arguments.quick else 20)
+    firsts = arguments.rounds or (2 if arguments.quick else 10)
+    report = Report("in_browser", rounds=rounds, firsts=firsts)
+    with browser.chromium() as chromium:
+        measure_first(report, chromium, root, firsts)
+        with open_lab(chromium, root, "roost") as lab:
+            measure_losses(report, lab, "half a second", HALF_A_SECOND_MS, rounds)
+            measure_losses(report, lab, "at once", 0, rounds)
+            measure_waiting(report, lab, firsts)
+    lost = {name: sum(samples) for name, samples in report.samples.items() if ": lost/" in name}
+    for name, count in lost.items():
+        report.notes.append(
+            f"{name.replace(': lost/', ', ')}: {count:.0f} of {len(report.samples[name])} lost"
+        )
+    ratio = report.ratio("first: roost ÷ plain", "first/roost", "first/plain")
+    report.claim("first, roost ÷ plain", ratio.of_medians, at_most=1.0)
+    report.claim("half a second, cells lost", lost["half a second: lost/roost"], at_most=0.0)
+    at_most = lost["at once: lost/plain"]
+    report.claim("at once, cells lost", lost["at once: lost/roost"], at_most=at_most)
+    for stage in ("shown", "released"):
+        report.claim(f"{stage}, ms", report.figure(f"{stage}/roost").median, at_most=1000.0)
+    return report
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, help="repetitions (default 20, 10 for new servers; quick 2)")
+    arguments = options.parse_args()
+    if reason := browser.why_not():
+        print(reason)
+        return SKIPPED
+    with private_world({"plain": PLAIN, "roost": ROOST}) as root:
+        (root / "notebooks").mkdir()
+        config = root / "jupyter_config_dir"
+        config.mkdir(exist_ok=True)
+        browser.prepare_lab(config)
+        (config / "jupyter_roost_config.json").write_text(
+            '{"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4"}}'
+        )
+        write_kernelspec(root / "jupyter_path/kernels/gpu", ROOST, {"gpus": 1}, display_name=GPU_CARD)
+        try:
+            report = measure(arguments, root)
+        finally:
+            disconnect()
+    return report.finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
