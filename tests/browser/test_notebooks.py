@@ -145,6 +145,19 @@ def test_the_status_and_the_launcher_show_what_a_kernel_asks_for_and_uses(lab: L
     take("status")
 
 
+def test_notebook_7_shows_the_status_too(lab: Lab, take: Take) -> None:
+    content = {
+        "cells": [],
+        "metadata": {"kernelspec": {"name": "gpu", "display_name": "gpu", "language": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    lab.api("PUT", "contents/seven.ipynb", {"type": "notebook", "content": content})
+    lab.visit("notebooks/seven.ipynb")
+    lab.status("MiB of 1 GiB")
+    take("notebook-7")
+
+
 def test_the_page_of_the_clusters(lab: Lab, take: Take) -> None:
     hold_gpus(lab)
     lab.api("POST", "kernels", {"name": "gpu"})
