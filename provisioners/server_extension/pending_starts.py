@@ -22,8 +22,9 @@ from .pending_start import PendingStart
 from .quick_manager import make_quick
 from .waiting_report import WaitingReport
 
-ANSWER_AFTER_S = 0.12
-"""How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
+ANSWER_AFTER_S = 0.05
+"""How long a start may take before its kernel is listed as starting. A refusal needs less. JupyterLab drops the cells
+that are run before the answer, and a plain kernel's start is answered as soon as it has a process."""
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 _RESTARTED_WITHIN_S = 10.0

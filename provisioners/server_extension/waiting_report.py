@@ -13,6 +13,8 @@ from roost.provisioners.exit_watch import describe_wait
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
+_FIRST_AFTER_S = 0.3
+"""A start that ends earlier makes no report: nobody could read it."""
 _PAUSE_S = 1.0
 """A report is made at most this often."""
 _AGAIN_S = 10.0
@@ -39,6 +41,7 @@ class WaitingReport:
 
         self._provisioner.on_waiting = wake
         try:
+            await asyncio.sleep(_FIRST_AFTER_S)
             while True:
                 self._changed.clear()
                 if (kernel := self._provisioner.waiting) is not None:

@@ -49,7 +49,9 @@ def why_not() -> str:
     """Return why no browser test can run here; empty if they can."""
     if _chromium() is None:
         return "Chromium is missing: apt-get install chromium"
-    missing = [name for name in ("jupyterlab", "notebook", "playwright") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("jupyterlab", "notebook", "playwright") if importlib.util.find_spec(name) is None
+    ]
     return f"{', '.join(missing)} must be installed: pip install 'roost[browser]'" if missing else ""
 
 

@@ -26,7 +26,7 @@ from world import settle
 from roost.scheduler.client.client import connect, disconnect
 
 ANSWER_S = 5.0
-"""The tests' limit for an answer to POST. It takes 0.13 s on a machine that does nothing else."""
+"""The tests' limit for an answer to POST. It takes 0.06 s on a machine that does nothing else."""
 STOPPED_WITHIN_S = 10.0
 """The tests' limit for the end of a server. It takes 1 s on a machine that does nothing else."""
 

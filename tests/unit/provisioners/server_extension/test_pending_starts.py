@@ -106,7 +106,9 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
 
 async def test_a_manager_that_stops_withdraws_its_waiting_starts(kernels: Any, service: FakeService) -> None:
     listed = await kernels.start_kernel(kernel_name="roosted")
-    posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))  # is still within its 0.12 s
+    posting = asyncio.ensure_future(
+        kernels.start_kernel(kernel_name="roosted")
+    )  # is still within `ANSWER_AFTER_S`
     await asyncio.sleep(0)
     await asyncio.wait_for(kernels.shutdown_all(), 5)
     with pytest.raises(HTTPError, match="stopped before the kernel had started"):
