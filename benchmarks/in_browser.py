@@ -35,7 +35,7 @@ from roost.scheduler.client.client import disconnect
 
 SKIPPED = 77
 HALF_A_SECOND_MS = 500
-LOST_AFTER_S = 5.0
+LOST_AFTER_S = 4.0
 """How long a cell that shows no sign of running may still begin to run."""
 CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
 GPU_CARD = "GPU"

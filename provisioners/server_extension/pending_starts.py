@@ -22,7 +22,7 @@ from .pending_start import PendingStart
 from .quick_manager import make_quick
 from .waiting_report import WaitingReport
 
-ANSWER_AFTER_S = 0.05
+ANSWER_AFTER_S = 0.025
 """How long a start may take before its kernel is listed as starting. A refusal needs less. JupyterLab drops the cells
 that are run before the answer, and a plain kernel's start is answered as soon as it has a process."""
 _WITHDRAWN_WITHIN_S = 3.0
