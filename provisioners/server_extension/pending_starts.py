@@ -22,9 +22,9 @@ from .pending_start import PendingStart
 from .quick_manager import make_quick
 from .waiting_report import WaitingReport
 
-ANSWER_AFTER_S = 0.025
-"""How long a start may take before its kernel is listed as starting. A refusal needs less. JupyterLab drops the cells
-that are run before the answer, and a plain kernel's start is answered as soon as it has a process."""
+ANSWER_AFTER_S = 0.12
+"""How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
+_LOOK_S = 0.003
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 _RESTARTED_WITHIN_S = 10.0
@@ -50,7 +50,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.queue_timeout_s = queue_timeout_s
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
-        """Start a kernel and return its id. A start that takes longer than `ANSWER_AFTER_S` goes on as pending."""
+        """Start a kernel and return its id. The start goes on as pending once it has a lease or has to wait, and after
+        `ANSWER_AFTER_S` in any case. Until then a refusal raises.
+        """
         is_there = kernel_id is not None and kernel_id in self
         if is_there or not self._is_of_roost(kwargs.get("kernel_name")):
             return cast(str, await super().start_kernel(kernel_id=kernel_id, **kwargs))
@@ -58,7 +60,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         start = PendingStart(kernel_id, kwargs, self.log)
         self._begin(start)
         try:
-            await asyncio.wait([start.task], timeout=ANSWER_AFTER_S)
+            await _until_admitted(start)
             await _until_made(start)
         except asyncio.CancelledError:
             start.task.cancel()
@@ -252,6 +254,16 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.remove_kernel(start.kernel_id)
         self._kernel_connections.pop(start.kernel_id, None)
         start.send("status", {"execution_state": "dead"}, {})
+
+
+async def _until_admitted(start: PendingStart) -> None:
+    """Wait until the start has ended, has a lease or has to wait, but at most for `ANSWER_AFTER_S`."""
+    deadline = time.monotonic() + ANSWER_AFTER_S
+    while not start.task.done() and time.monotonic() < deadline:
+        kernel = getattr(getattr(start.km, "provisioner", None), "waiting", None)
+        if kernel is not None and (kernel.state == "starting" or kernel.waits_for):
+            return
+        await asyncio.wait([start.task], timeout=_LOOK_S)
 
 
 async def _until_made(start: PendingStart) -> None:
