@@ -7,9 +7,9 @@ shown          a cell is run while another kernel holds the GPU → its line wit
 released       the GPU's holder is shut down → the waiting cell's result is in sight
 
 JupyterLab drops a cell that is run before POST /api/sessions has answered, with any kernel. Such a cell counts as lost,
-and is run again half a second later, as a person would do it. The servers of `first` are new, and for roost the service and the
-agent too. Claims: first ≤ 1 × plain, in the median; of `half a second` none is lost with roost; of `at once` no
-more than with plain kernels; shown and released ≤ 1 s, in the median.
+and is run again half a second later, as a person would do it. The servers of `first` are new, and for roost the
+service and the agent too. Claims: first ≤ 1 × plain, in the median; of `half a second` none is lost with roost; of
+`at once` no more than with plain kernels; shown and released ≤ 1 s, in the median.
 """
 
 from __future__ import annotations
