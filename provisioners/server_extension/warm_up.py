@@ -24,6 +24,8 @@ from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import Client
 
+_BEGIN_AFTER_S = 0.3
+"""A server that has just started answers its first requests before this begins."""
 _MOST = 4
 """At most this many kernelspecs are prepared, the default one first. An agent keeps as many zygotes."""
 
@@ -49,6 +51,7 @@ class _WarmUp:
         self._failed: set[Client] = set()
 
     async def run(self, first: str) -> None:
+        await asyncio.sleep(_BEGIN_AFTER_S)
         try:
             names = self._choose(first)
             for name in names[:_MOST]:
