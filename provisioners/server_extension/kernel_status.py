@@ -55,16 +55,19 @@ async def read_status(km: Any) -> dict[str, str]:
     provisioner = km.provisioner
     if not isinstance(provisioner, RoostProvisioner):
         return _NOT_OURS
+    reason = getattr(km, "reason", "")  # a waiting or failed start has one
+    if getattr(km, "execution_state", "") == "dead":
+        return {"text": "not running", "detail": reason}
     try:
         kernel = await provisioner.service.kernel(km.kernel_id, with_use=True).within(_ANSWER_S)
     except UnknownKernel:
-        reason = getattr(km, "reason", "")
         return {"text": "not running" if reason else "starting", "detail": reason}
     except RoostError as problem:
         return {"text": "scheduler out of reach", "detail": problem.user_message}
     except asyncio.TimeoutError:
         return {"text": "scheduler out of reach", "detail": f"It has not answered within {_ANSWER_S:g} s."}
-    return describe_status(kernel)
+    status = describe_status(kernel)
+    return {**status, "detail": reason or status["detail"]} if kernel.state == "queued" else status
 
 
 def describe_status(kernel: Kernel) -> dict[str, str]:
@@ -98,12 +101,12 @@ def list_cards() -> list[dict[str, str]]:
     """Return the title of each kernelspec of roost's, and a `text` that says what its kernels ask for."""
     cards = []
     for spec in list_kernelspecs():
-        try:
-            request = read_start_options(spec.config, spec.env).request
-        except RoostError as problem:
-            text = problem.user_message
-        else:
-            text = request.describe()
+        text = spec.malformed
+        if not text:
+            try:
+                text = read_start_options(spec.config, spec.env).request.describe()
+            except RoostError as problem:
+                text = problem.user_message
         cards.append({"title": spec.display_name, "text": text})
     return cards
 

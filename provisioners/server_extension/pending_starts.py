@@ -78,7 +78,15 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
     def _begin(self, start: PendingStart) -> None:
         self.pending[start.kernel_id] = start
-        start.task = asyncio.create_task(super().start_kernel(kernel_id=start.kernel_id, **start.arguments))
+        start.task = asyncio.create_task(self._start(start))
+
+    async def _start(self, start: PendingStart) -> str:
+        try:
+            return cast(str, await super().start_kernel(kernel_id=start.kernel_id, **start.arguments))
+        except BaseException:
+            # jupyter_client would keep it, and `shutdown_all` would then stop at a kernel that does not exist.
+            self._pending_kernels.pop(start.kernel_id, None)
+            raise
 
     def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
         km, name, kernel_id = super().pre_start_kernel(kernel_name, kwargs)
@@ -236,6 +244,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             start.km.last_activity = self.last_kernel_activity = utcnow()
             start.line.change(text)
 
+        while start.km.provisioner is None:
+            await asyncio.wait([start.task], timeout=_LOOK_S)
         await WaitingReport(start.km.provisioner, show).run()
 
     async def _withdraw(self, start: PendingStart, sentence: str) -> None:

@@ -15,32 +15,32 @@ class WaitingLine:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._text = "Waiting for a place to run."
+        self._text = ""
         self._header: Mapping[str, Any] = {}
         self._display_id = ""
-
-    @property
-    def is_shown(self) -> bool:
-        return bool(self._header)
+        self._is_shown = False
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Show the line in the cell whose request has `header`."""
-        self._header, self._display_id = header, uuid.uuid4().hex
-        self._show("display_data")
+        """Show the line in the cell whose request has `header`, once there is a text."""
+        self._header, self._display_id, self._is_shown = header, uuid.uuid4().hex, False
+        if self._text:
+            self._show()
 
     def change(self, text: str) -> None:
         if text != self._text:
             self._text = text
-            if self.is_shown:
-                self._show("update_display_data")
+            if self._header:
+                self._show()
 
     def clear(self) -> None:
         """Remove the line from its cell. May be repeated."""
-        if self.is_shown:
+        if self._is_shown:
             self._send("clear_output", {"wait": False}, self._header)
-            self._header = {}
+        self._header, self._is_shown = {}, False
 
-    def _show(self, kind: str) -> None:
+    def _show(self) -> None:
+        kind = "update_display_data" if self._is_shown else "display_data"
+        self._is_shown = True
         transient = {"display_id": self._display_id}
         self._send(
             kind, {"data": {"text/plain": self._text}, "metadata": {}, "transient": transient}, self._header

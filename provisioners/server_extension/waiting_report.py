@@ -42,6 +42,8 @@ class WaitingReport:
         self._provisioner.on_waiting = wake
         try:
             await asyncio.sleep(_FIRST_AFTER_S)
+            if self._provisioner.waiting is None:
+                self._show("Waiting for a place to run.")
             while True:
                 self._changed.clear()
                 if (kernel := self._provisioner.waiting) is not None:

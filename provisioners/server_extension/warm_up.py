@@ -53,9 +53,11 @@ class _WarmUp:
     async def run(self, first: str) -> None:
         await asyncio.sleep(_BEGIN_AFTER_S)
         try:
-            names = self._choose(first)
-            for name in names[:_MOST]:
-                await self._prepare(name)
+            prepared = 0
+            for name in self._choose(first):
+                prepared += await self._prepare(name)
+                if prepared == _MOST:
+                    break
         except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
             self._log.warning("roost: kernels could not be prepared: %s", problem)
 
@@ -64,13 +66,16 @@ class _WarmUp:
         default = KernelProvisionerFactory.instance(config=self._config).default_provisioner_name
         found = []
         for name, description in self._kernelspecs.get_all_specs().items():
-            own: Mapping[str, Any] = description["spec"].get("metadata", {}).get("kernel_provisioner", {})
-            if own.get("provisioner_name", default) == PROVISIONER:
+            own = (description["spec"].get("metadata") or {}).get("kernel_provisioner", {})
+            if isinstance(own, Mapping) and own.get("provisioner_name", default) == PROVISIONER:
                 found.append(name)
         return sorted(found, key=lambda name: (name != first, name))
 
-    async def _prepare(self, name: str) -> None:
-        """Do for a kernelspec what its first start would do, without a kernel. A failed service is not asked again."""
+    async def _prepare(self, name: str) -> bool:
+        """Do for a kernelspec what its first start would do, without a kernel. Return True if that worked.
+
+        A failed service is not asked again.
+        """
         manager = AsyncKernelManager(
             kernel_name=name, kernel_spec_manager=self._kernelspecs, config=self._config
         )
@@ -81,7 +86,7 @@ class _WarmUp:
             assert isinstance(provisioner, RoostProvisioner)
             service = provisioner.service
             if service in self._failed:
-                return
+                return False
             await service.service()
             spec = get_spec(provisioner.backend)
             if provisioner.fork and not spec.has_agent_per_kernel:
@@ -96,3 +101,5 @@ class _WarmUp:
             if service is not None:
                 self._failed.add(service)
             self._log.warning("roost: kernels of %s are not prepared: %s", name, problem)
+            return False
+        return True

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import roost
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -170,6 +172,7 @@ def test_installed_from_a_wheel(tree: Path) -> None:
     assert json.loads(enabled.read_text()) == {"ServerApp": {"jpserver_extensions": {"roost": True}}}
     shown = site.parents[2] / "share" / "jupyter" / "labextensions" / "roost"
     about = json.loads((shown / "package.json").read_text())
+    assert about["version"] == roost.__version__
     assert (shown / about["jupyterlab"]["_build"]["load"]).is_file()
     assert json.loads((shown / "install.json").read_text())["packageName"] == "roost"
 

@@ -116,3 +116,10 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(kernels: Any, s
     assert kernels.list_kernel_ids() == []
     assert kernels.pending == {}
     assert listed in {call.kernel_id for call in service.called("cancel")}
+
+
+async def test_a_refused_start_does_not_keep_the_manager_from_stopping(kernels: Any, tmp_path: Path) -> None:
+    kernelspecs(tmp_path, "refused", config={"gpus": -1})
+    with pytest.raises(HTTPError, match="gpus"):
+        await kernels.start_kernel(kernel_name="refused")
+    await asyncio.wait_for(kernels.shutdown_all(), 5)
