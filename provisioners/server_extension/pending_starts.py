@@ -64,10 +64,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             await _until_made(start)
         except asyncio.CancelledError:
             start.task.cancel()
-            del self.pending[kernel_id]
+            self.pending.pop(kernel_id, None)
             raise
         if start.task.done():
-            del self.pending[kernel_id]
+            self.pending.pop(kernel_id, None)  # a stop of the server forgets it as well
             if start.task.cancelled():
                 raise HTTPError(503, start.problem)
             return start.task.result()
