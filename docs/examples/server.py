@@ -59,8 +59,15 @@ class JupyterServer:
 
     async def api(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Send one REST request under /api. Return the status and the decoded answer (None if there is none)."""
+        return await self._ask(method, f"api/{path}", body)
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Return the status of any path, and its decoded JSON."""
+        return await self._ask("GET", path)
+
+    async def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         request = HTTPRequest(
-            f"http://127.0.0.1:{self.port}/api/{path}",
+            f"http://127.0.0.1:{self.port}/{path}",
             method=method,
             headers={"Authorization": f"token {self.token}"},
             body=None if body is None else json.dumps(body),

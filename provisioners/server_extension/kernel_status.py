@@ -34,6 +34,10 @@ class StatusHandler(APIHandler):  # type: ignore[misc]
     @web.authenticated
     @authorized  # type: ignore[untyped-decorator]
     async def get(self, kernel_id: str) -> None:
+        culled = getattr(self.kernel_manager, "culled", {})
+        if kernel_id in culled:
+            self.finish(json.dumps({"text": "not running", "detail": culled[kernel_id]}))
+            return
         if kernel_id not in self.kernel_manager:
             raise web.HTTPError(404, f"There is no kernel {kernel_id}.")
         self.finish(json.dumps(await read_status(self.kernel_manager.get_kernel(kernel_id))))

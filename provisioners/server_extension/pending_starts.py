@@ -14,6 +14,7 @@ from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 
+from roost.placement.format import format_age
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.kernelspecs import PROVISIONER
 from roost.scheduler.errors import LaunchError, RoostError
@@ -25,6 +26,8 @@ from .waiting_report import WaitingReport
 ANSWER_AFTER_S = 0.12
 """How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
 _LOOK_S = 0.003
+_CULLED = 1_000
+"""So many reasons of culled kernels are kept."""
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 _RESTARTED_WITHIN_S = 10.0
@@ -47,6 +50,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     def begin(self, queue_timeout_s: float) -> None:
         """Take over from the class that the object had. The provisioner reads `queue_timeout_s` here."""
         self.pending: dict[str, PendingStart] = {}
+        self.culled: dict[str, str] = {}
+        """Why kernels that were culled have ended, as sentences."""
         self.queue_timeout_s = queue_timeout_s
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
@@ -138,8 +143,17 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     async def cull_kernel_if_idle(self, kernel_id: str) -> None:
         """Cull a kernel if it is idle. A waiting kernel is not."""
         start = self.pending.get(kernel_id)
-        if start is None or start.state != "waiting":
-            await super().cull_kernel_if_idle(kernel_id)
+        if start is not None and start.state == "waiting":
+            return
+        km = self.get_kernel(kernel_id)
+        await super().cull_kernel_if_idle(kernel_id)
+        if kernel_id not in self and isinstance(km.provisioner, RoostProvisioner):
+            idle = format_age((utcnow() - km.last_activity).total_seconds())
+            self.culled[kernel_id] = (
+                f"Jupyter Server ended the kernel, because nobody had used it for {idle}."
+            )
+            if len(self.culled) > _CULLED:
+                del self.culled[next(iter(self.culled))]
 
     async def shutdown_all(self, now: bool = False) -> None:
         """Withdraw the waiting starts, then shut all kernels down."""
@@ -195,6 +209,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             km.reason = describe_end(km) or km.reason
 
         self.add_restart_callback(kernel_id, note_end)
+        restarter = getattr(km, "_restarter", None)
+        if restarter is not None and isinstance(km.provisioner, RoostProvisioner):
+            # With new ports, as Jupyter takes them for a kernel that dies soon, open notebooks would get no answers.
+            restarter.random_ports_until_alive = False
 
     async def _follow(self, start: PendingStart) -> None:
         """Wait for the end of a pending start, and connect the kernel's clients or tell them the problem."""

@@ -21,6 +21,7 @@
   function makeReader(ServerConnection, settings) {
     return async (path) => {
       const answer = await ServerConnection.makeRequest(`${settings.baseUrl}roost/api/${path}`, {}, settings);
+      if (answer.status === 404) return { text: "", detail: "" }; // the kernel was shut down
       if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
       return answer.json();
     };
@@ -56,7 +57,8 @@
     }
 
     async update() {
-      const id = this.session?.session?.kernel?.id;
+      const id = this.session?.session?.kernel?.id ?? this.session?.kernelSeenByRoost; // a culled kernel has a reason
+      if (this.session) this.session.kernelSeenByRoost = id;
       const own = ++this.newest;
       let status = { text: "", detail: "" };
       if (id) {
