@@ -104,7 +104,7 @@
       activate: (app) => {
         const style = document.head.appendChild(document.createElement("style"));
         const draw = async () => {
-          const { cards } = await read(app)("cards");
+          const { cards = [] } = await read(app)("cards");
           style.textContent = cards
             .map(({ title, text }) => `.jp-LauncherCard[title="${CSS.escape(title)}"]::after {
               content: "${CSS.escape(text)}"; display: block; padding: 0 4px 4px; text-align: center;
