@@ -55,14 +55,7 @@ def open_lab(chromium: browser.Browser, root: Path, name: str) -> Iterator[brows
             yield lab
         finally:
             context.close()
-            end_kernels(lab)
-
-
-def end_kernels(lab: browser.Lab) -> None:
-    for session in lab.api("GET", "sessions"):
-        lab.api("DELETE", f"sessions/{session['id']}")
-    for kernel in lab.api("GET", "kernels"):
-        lab.api("DELETE", f"kernels/{kernel['id']}")
+            lab.end_kernels()
 
 
 def click_and_run(lab: browser.Lab, card: str, pause_ms: float) -> tuple[float, bool]:
@@ -102,7 +95,7 @@ def measure_losses(report: Report, lab: browser.Lab, stage: str, pause_ms: float
     for name, is_warm in take_turns(stage, list(CARDS), rounds=rounds):
         lab.open()
         took_ms, is_lost = click_and_run(lab, CARDS[name], pause_ms)
-        end_kernels(lab)
+        lab.end_kernels()
         if is_warm:
             report.add(f"{stage}/{name}", took_ms, "ms")
             report.add(f"{stage}: lost/{name}", is_lost, "lost")
@@ -123,7 +116,7 @@ def measure_waiting(report: Report, lab: browser.Lab, rounds: int) -> None:
         lab.api("DELETE", f"kernels/{holder}")
         lab.output(0, "42")
         released_ms = elapsed_ms(began)
-        end_kernels(lab)
+        lab.end_kernels()
         if is_warm:
             report.add("shown/roost", shown_ms, "ms")
             report.add("released/roost", released_ms, "ms")

@@ -81,10 +81,7 @@ def lab(server: kit.JupyterServer, chromium: kit.Browser) -> Iterator[kit.Lab]:
     lab = kit.Lab(context.new_page(), server)
     yield lab
     context.close()
-    for session in lab.api("GET", "sessions"):
-        lab.api("DELETE", f"sessions/{session['id']}")
-    for kernel in lab.api("GET", "kernels"):
-        lab.api("DELETE", f"kernels/{kernel['id']}")
+    lab.end_kernels()
 
 
 @pytest.fixture

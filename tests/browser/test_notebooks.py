@@ -19,38 +19,36 @@ def hold_gpus(lab: Lab) -> str:
     return kernel_id
 
 
+def wait_in_queue(lab: Lab, code: str) -> str:
+    """Open a notebook that waits for the GPUs and has run a cell. Return the id of the kernel that holds them."""
+    holder = hold_gpus(lab)
+    lab.open()
+    lab.create_notebook("gpu")
+    lab.run(0, code)
+    assert "Position 1 in the queue" in lab.output(0, "Position", SHOWN_S)
+    return holder
+
+
 def until_it_runs(lab: Lab, kernel_id: str) -> None:
     until(lambda: " GPU" in lab.get(f"roost/api/kernels/{kernel_id}")["text"], SHOWN_S)
 
 
 def test_a_waiting_cell_shows_its_place_and_runs_when_the_gpus_are_free(lab: Lab, take: Take) -> None:
-    holder = hold_gpus(lab)
-    lab.open()
-    lab.create_notebook("gpu")
-    lab.run(0, "print('on', 40 + 2)")
-    assert "Position 1 in the queue" in lab.output(0, "Position", SHOWN_S)
+    holder = wait_in_queue(lab, "print('on', 40 + 2)")
     take("waiting")
     lab.api("DELETE", f"kernels/{holder}")
     assert lab.output(0, "on 42", SHOWN_S).strip() == "on 42"
 
 
 def test_an_interrupt_takes_the_notebook_out_of_the_queue(lab: Lab, take: Take) -> None:
-    hold_gpus(lab)
-    lab.open()
-    lab.create_notebook("gpu")
-    lab.run(0, "print(1)")
-    lab.output(0, "Position", SHOWN_S)
+    wait_in_queue(lab, "print(1)")
     lab.press("Escape", "i", "i")
     assert "withdrawn" in lab.output(0, "withdrawn", SHOWN_S)
     take("interrupted")
 
 
 def test_a_restart_while_waiting_ends_the_cells_and_keeps_the_place(lab: Lab, take: Take) -> None:
-    holder = hold_gpus(lab)
-    lab.open()
-    lab.create_notebook("gpu")
-    lab.run(0, "print('first')")
-    lab.output(0, "Position", SHOWN_S)
+    holder = wait_in_queue(lab, "print('first')")
     lab.press("Escape", "0", "0")
     lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
     lab.prompt(0, "[ ]:")  # the Lab itself lets go of the cell, and shows no message about it any more
@@ -92,11 +90,7 @@ def test_three_notebooks_wait_and_move_up(lab: Lab, take: Take) -> None:
 
 
 def test_a_cell_that_waits_outlives_a_reload_and_runs_once(lab: Lab, take: Take) -> None:
-    holder = hold_gpus(lab)
-    lab.open()
-    lab.create_notebook("gpu")
-    lab.run(0, "print('ran'); open('ran', 'a').write('x')")
-    lab.output(0, "Position", SHOWN_S)
+    holder = wait_in_queue(lab, "print('ran'); open('ran', 'a').write('x')")
     lab.reload()
     lab.api("DELETE", f"kernels/{holder}")
     (session,) = lab.api("GET", "sessions")

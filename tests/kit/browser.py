@@ -139,6 +139,13 @@ class Lab:
             content = answer.read()
         return json.loads(content) if content else None
 
+    def end_kernels(self) -> None:
+        """End all sessions and kernels of the server."""
+        for session in self.api("GET", "sessions"):
+            self.api("DELETE", f"sessions/{session['id']}")
+        for kernel in self.api("GET", "kernels"):
+            self.api("DELETE", f"kernels/{kernel['id']}")
+
     def visit(self, path: str) -> None:
         """Open a page of the server, authenticated by its token."""
         mark = "&" if "?" in path else "?"

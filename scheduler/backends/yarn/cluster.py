@@ -385,6 +385,7 @@ class YarnCluster(PodCluster):
             await asyncio.sleep(_READ_QUEUES_S)
             try:
                 await self._queues.read_queues(self._rest)
+                await self._queues.read_labels(self._rest)
             except (RestError, BackendUnavailable) as problem:  # the reader of the nodes reports it
                 log.debug("the queues cannot be read: %s", problem)
 

@@ -28,12 +28,16 @@ class Queues:
     async def read(self, rest: Rest) -> None:
         """Read all again. Costs three calls."""
         await self.read_queues(rest)
+        await self.read_labels(rest)
         _, maximum = await rest.new_application()
         self._maximum = read_resources(maximum)
 
     async def read_queues(self, rest: Rest) -> None:
-        """Read the queues again, with their present use, and the node labels. Costs two calls."""
+        """Read the queues again, with their present use."""
         self._root = await rest.queues()
+
+    async def read_labels(self, rest: Rest) -> None:
+        """Read the node labels again."""
         self._labels = await rest.labels()
 
     @property
