@@ -12,15 +12,18 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import zmq.asyncio
+
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.messages import KernelProcess, Launch
+from roost.launchers.protocol.messages import JournalPage, KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
 from .fork_report import PodKernel
+from .journal import Journal
 from .sessions import OwnSession, Session
 from .start import DIES_S, LOG_TAIL_BYTES, Starter
 from .zygote_pool import ZygotePool
@@ -42,6 +45,7 @@ class _TrackedKernel:
     folder: Path
     started: asyncio.Future[KernelProcess]
     ended: asyncio.Event
+    journal: Journal
     process: KernelProcess | None = None
     watch: Watch | None = None
     was_signalled: bool = False
@@ -60,8 +64,11 @@ class Kernels:
         is_per_kernel: bool = False,
         session: Session | None = None,
         pod_kernel: PodKernel | None = None,
+        journal_bytes: int = 16 << 20,
     ) -> None:
         self._folder = folder
+        self._journal_bytes = journal_bytes
+        self._context: zmq.asyncio.Context | None = None  # of all journals
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
@@ -135,6 +142,18 @@ class Kernels:
     def log_text(self, kernel_id: str, tail_bytes: int) -> str:
         return tail(self._find(kernel_id).folder / "log", tail_bytes)
 
+    def journal(
+        self, kernel_id: str, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
+    ) -> JournalPage:
+        """Return a part of a kernel's journal, as `Journal.read` chooses it."""
+        journal = self._find(kernel_id).journal
+        return journal.read(after=after, offset=offset, session=session, since_s=since_s)
+
+    def activity(self, kernel_id: str) -> tuple[str, float]:
+        """Return a kernel's execution state, and for how long it has done nothing."""
+        kernel = self._kernels.get(kernel_id)
+        return (kernel.journal.state, kernel.journal.idle_s) if kernel is not None else ("", 0.0)
+
     async def release(self, lease_id: str, grace_s: float) -> None:
         kernel = self._in_lease(lease_id)
         if kernel is not None:
@@ -143,6 +162,7 @@ class Kernels:
             if self._kernels.get(kernel.kernel_id) is kernel:
                 del self._kernels[kernel.kernel_id]
                 shutil.rmtree(kernel.folder, ignore_errors=True)
+                await kernel.journal.close()
 
     def adopt(self, lease_ids: Container[str]) -> None:
         """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
@@ -168,11 +188,14 @@ class Kernels:
                 signal_group(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for kernel in self._kernels.values():
             kernel.started.cancel()
+            await kernel.journal.close()
             if kernel.watch is not None:
                 kernel.watch.close()
+        if self._context is not None:
+            self._context.term()
         self._timers.close()
         self._reaper.close()
 
@@ -188,6 +211,7 @@ class Kernels:
             folder=folder,
             started=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
             ended=asyncio.Event(),
+            journal=Journal(self._journal_bytes) if earlier is None else earlier.journal,
         )
         self._kernels[request.kernel_id] = kernel
         kernel.started.add_done_callback(lambda task: self._on_start_done(kernel, task))
@@ -203,6 +227,7 @@ class Kernels:
     def _on_started(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
         kernel = self._kernels[process.kernel_id]
         kernel.process = process
+        self._follow(kernel, process)
         log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
         self._on_launched(process)
         code.add_done_callback(lambda future: self._on_end(kernel, future.result()))
@@ -233,6 +258,7 @@ class Kernels:
             folder=folder,
             started=asyncio.get_running_loop().create_future(),
             ended=asyncio.Event(),
+            journal=Journal(self._journal_bytes),
             process=process,
         )
         kernel.started.set_result(process)
@@ -241,6 +267,7 @@ class Kernels:
             kernel.ended.set()
             return
         self._watch_logs()
+        self._follow(kernel, process)
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
 
         def end() -> None:
@@ -248,6 +275,11 @@ class Kernels:
             self._on_end(kernel, None)
 
         kernel.watch = Watch(process.pid, process.process_started_at, end)
+
+    def _follow(self, kernel: _TrackedKernel, process: KernelProcess) -> None:
+        if process.connection is not None:
+            self._context = self._context or zmq.asyncio.Context()
+            kernel.journal.follow(process.connection, self._context)
 
     def _watch_logs(self) -> None:
         """Check the sizes of the logs while kernels run, because logs often lie in memory (tmpfs)."""

@@ -53,6 +53,7 @@ NO_PORT_EXIT = 98
 """The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
 _STOP_GRACE_S = 2.0
 _TAKEN_GRACE_S = 0.1  # a manager that ends a session may kill it 0.25 s after SIGTERM
+_SAME_SIGNAL_S = 0.05
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
@@ -89,6 +90,7 @@ class Agent:
             is_per_kernel=settings.is_per_kernel,
             session=session,
             pod_kernel=pod_kernel,
+            journal_bytes=settings.journal_bytes,
         )
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
@@ -110,6 +112,7 @@ class Agent:
                 "stop": Operation(self._kernels.stop),
                 "list": Operation(self._list),
                 "logs": Operation(self._logs),
+                "journal": Operation(self._kernels.journal),
                 "status": Operation(self._status),
                 "stats": Operation(self._stats),
                 "warm": Operation(self._warm),
@@ -154,7 +157,7 @@ class Agent:
         self._timers.close()
         await cancel_all(self._tasks)
         self._managed.close()
-        self._kernels.close()
+        await self._kernels.close()
         await self._zygotes.close()
         await self.server.close()
         self._machine.devices.close()
@@ -226,7 +229,11 @@ class Agent:
 
     def _stats(self) -> tuple[KernelUse, ...]:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
-        return self._usage.read(running)
+        return tuple(map(self._with_activity, self._usage.read(running)))
+
+    def _with_activity(self, use: KernelUse) -> KernelUse:
+        state, idle_s = self._kernels.activity(use.kernel_id)
+        return replace(use, execution_state=state, idle_s=idle_s)
 
     async def _warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
         """Prepare fast starts of kernels with this command and environment."""
@@ -258,6 +265,15 @@ class Agent:
         entry = self._ledger.get(process.lease_id)
         if entry is not None and process.lease_id not in self._releases:
             self._expire_later(process.lease_id, entry.linger_s)
+        was_ended_with_group = self._settings.shares_session and process.exit_code == -signal.SIGTERM
+        if was_ended_with_group and not self.left.is_set():
+            # The manager of the container ends this agent by the same signal. That it does so is said first.
+            loop = asyncio.get_running_loop()
+            loop.call_later(_SAME_SIGNAL_S, lambda: self._publish_exit(process))
+        else:
+            self._publish_exit(process)
+
+    def _publish_exit(self, process: KernelProcess) -> None:
         self._publish("exited", lease_id=process.lease_id, kernel=process)
 
     async def _release_lease(self, lease_id: str, grace_s: float = _STOP_GRACE_S) -> None:

@@ -135,6 +135,7 @@ class Starter:
                 launched_at=time.time(),
                 timing_ms=timing_ms,
                 device_ids=device_ids,
+                cwd=request.cwd,
             )
             with writing(folder):
                 write_private_json(folder / "record.json", encode(process))

@@ -8,7 +8,18 @@ from typing import Any, TypeVar
 from roost.placement.json_codec import decode
 from roost.placement.model import Node
 
-from .messages import AgentEvent, Holdings, KernelProcess, KernelUse, Launch, Lease, Manager, Owner, Reserve
+from .messages import (
+    AgentEvent,
+    Holdings,
+    JournalPage,
+    KernelProcess,
+    KernelUse,
+    Launch,
+    Lease,
+    Manager,
+    Owner,
+    Reserve,
+)
 from .rpc import ClientKeys
 from .rpc_client import RpcClient
 
@@ -84,6 +95,10 @@ class AgentClient:
         arguments = {"kernel_id": kernel_id, "tail_bytes": tail_bytes}
         answer = await self._client.call("logs", arguments, timeout_s=_QUICK_S)
         return str(answer["text"])
+
+    async def journal(self, kernel_id: str, **choice: Any) -> JournalPage:
+        """Return a part of what a kernel has published; `Journal.read` describes the `choice`."""
+        return await self._call(JournalPage, "journal", {"kernel_id": kernel_id, **choice})
 
     async def status(self) -> Node:
         """Return the agent's node. It is draining if the cluster manager's last daemon there has ended."""

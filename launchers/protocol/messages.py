@@ -15,12 +15,14 @@ from roost.placement.model import Request
 from .rpc import ClientKeys, ServerKeys
 from .shared_values import PORT_NAMES as PORT_NAMES
 from .shared_values import Connection as Connection
+from .shared_values import JournalEntry as JournalEntry
+from .shared_values import JournalPage as JournalPage
 from .shared_values import KernelProcess as KernelProcess
 from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 5
+PROTOCOL = 6
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new

@@ -27,6 +27,7 @@ class Owner:
     """The user whom a kernel is for, and the application that holds it: a process on `host`.
 
     `process_started_at` is from `process.start_time`. `can_adopt`: it takes its kernels back after its own restart.
+    `server` is the name of the Jupyter Server, which the next server of that name has too; empty for other programs.
     """
 
     user: str
@@ -35,6 +36,7 @@ class Owner:
     pid: int = 0
     process_started_at: float = 0.0
     can_adopt: bool = False
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class KernelProcess:
     """The process of a kernel, as its agent knows it. `connection` is None in lists, because it has the keys.
 
     `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
-    `device_ids` are those of its lease, or those that the agent chose for it.
+    `device_ids` are those of its lease, or those that the agent chose for it. `cwd` is its working directory.
     """
 
     kernel_id: str
@@ -82,6 +84,7 @@ class KernelProcess:
     exit_code: int | None = None
     reason: str = ""
     log_tail: str = ""
+    cwd: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ class KernelUse:
     """The CPU and memory that a kernel and all processes started by it use, without processes that have ended.
 
     `cpu_percent` of one CPU since the previous measurement. `rss_bytes` counts shared memory once for each process.
+    `execution_state` is `busy` or `idle`, or empty if that is not known. `idle_s`: it has done nothing for so long.
     """
 
     kernel_id: str
@@ -96,3 +100,48 @@ class KernelUse:
     cpu_s: float = 0.0
     cpu_percent: float = 0.0
     rss_bytes: int = 0
+    execution_state: str = ""
+    idle_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """A message that a kernel has published on IOPub, or a piece of it.
+
+    `data` is the text of its parts from `offset` on: header, parent header, metadata, content, and buffers in base64.
+    `lengths` are those of the parts, in characters. `is_cut`: earlier messages for the same request are gone.
+    """
+
+    number: int
+    lengths: tuple[int, ...]
+    offset: int
+    data: str
+    is_cut: bool = False
+
+    @property
+    def end(self) -> int:
+        """Where the next piece begins; 0 if this was the last one."""
+        end = self.offset + len(self.data)
+        return end if end < sum(self.lengths) else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalPage:
+    """The chosen entries of a part of a kernel's journal.
+
+    `ids` has the message ids of all entries of that part, chosen or not, and `read` the number of the last of them. The
+    last entry may be a piece, and is then not counted.
+    `first` and `last` are the numbers of the oldest and the newest entry of the journal. `state` is the kernel's.
+    """
+
+    entries: tuple[JournalEntry, ...] = ()
+    ids: tuple[str, ...] = ()
+    first: int = 1
+    read: int = 0
+    last: int = 0
+    state: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        """True if there was nothing more to read."""
+        return self.read >= self.last

@@ -72,7 +72,7 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         await held.release("lease", 1.0)
         assert [process.pid for process in exited] == [launched[0].pid]
     finally:
-        held.close()
+        await held.close()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
         assert child.wait(5) == -signal.SIGKILL
         assert list(folder.iterdir()) == []
     finally:
-        held.close()
+        await held.close()
         child.kill()
 
 
@@ -145,4 +145,4 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
             await asyncio.wait_for(held.launch(launch), 10)
     finally:
-        held.close()
+        await held.close()

@@ -280,7 +280,9 @@ async def test_the_use_of_kernels(agent: Session) -> None:
     assert stats.rss_bytes > psutil.Process(process.pid).memory_info().rss
     assert stats.cpu_s >= 0
     assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
-    assert await agent.client.stats() == [stats], "measured at most once a second"
+    (again,) = await agent.client.stats()
+    assert again.cpu_percent == stats.cpu_percent, "measured at most once a second"
+    assert again.idle_s > stats.idle_s > 0
 
 
 async def test_the_status_lists_the_warm_interpreters(agent: Session) -> None:

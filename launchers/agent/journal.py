@@ -1,0 +1,250 @@
+"""The journal of one kernel: the latest messages that it has published on IOPub, in a ring of bounded size.
+
+A Jupyter Server that comes back reads in it what the kernel has published meanwhile. The journal is one more subscriber
+of the kernel. Requests and replies go straight between the kernel and its clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.launchers.protocol.messages import Connection, JournalEntry, JournalPage
+
+log = logging.getLogger(__name__)
+
+_DELIMITER = b"<IDS|MSG>"
+_PARTS = 5
+"""The parts of a message after the delimiter: signature, header, parent header, metadata, content. Buffers follow."""
+_PAGE_CHARACTERS = 1 << 19
+"""A page has at most this much text. As JSON it may be twelve times longer, and a message has at most 8 MiB."""
+_TURN = 50
+"""After so many messages in a row, other work of the agent gets its turn."""
+_ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "comm_msg", "comm_open"})
+"""Requests that are the work of a person. The others, such as kernel_info_request, are the traffic of programs."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request whose messages are in the ring. `ended_at` is set once the kernel is idle again."""
+
+    session: str
+    kind: str
+    cell_id: str
+    ended_at: float | None = None
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    number: int
+    msg_id: str
+    request_id: str
+    parts: tuple[bytes, ...]
+    size_bytes: int
+    kind: str
+    ends_request: bool
+
+
+class Journal:
+    """The ring. It keeps the latest `limit_bytes` of messages, over all restarts of its kernel.
+
+    `state` is `busy` while the kernel works for a person, and empty before it has published anything.
+    """
+
+    def __init__(self, limit_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_bytes = limit_bytes
+        self._clock = clock
+        self._entries: deque[_Entry] = deque()
+        self._requests: dict[str, _Request] = {}
+        self._size_bytes = 0
+        self._next = 1
+        self._parent: tuple[bytes, str, _Request | None] = (b"", "", None)
+        self._active_at = clock()
+        self._encoded: tuple[int, str, tuple[int, ...]] = (0, "", ())
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.state = ""
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the kernel last worked for a person; 0 while it does."""
+        return 0.0 if self.state == "busy" else self._clock() - self._active_at
+
+    def follow(self, connection: Connection, context: zmq.asyncio.Context) -> None:
+        """Record the kernel at `connection` from now on, instead of an earlier one. Its IOPub port is open."""
+        for task in self._tasks:
+            task.cancel()
+        self.state = ""
+        self._active_at = self._clock()
+        spawn(self._read_messages(_subscribe(context, connection)), self._tasks, log)
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+
+    def read(
+        self, *, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
+    ) -> JournalPage:
+        """Return the entries after number `after`, a page of them. `offset` is where the piece of the first one begins.
+
+        With a `session`, only the messages for requests of that session are returned. With `since_s`, only those for
+        requests that still run, or have ended in the last `since_s` seconds.
+        """
+        cutoff = None if since_s is None else self._clock() - since_s
+        chosen: list[JournalEntry] = []
+        ids = []
+        room = _PAGE_CHARACTERS
+        for entry in self._entries:
+            if entry.number <= after:
+                continue
+            if room <= 0:
+                break
+            request = self._requests.get(entry.request_id)
+            if self._is_chosen(request, session, cutoff):
+                is_cut = request is not None and request.is_cut
+                piece = self._cut_piece(
+                    entry, offset if entry.number == after + 1 else 0, room, is_cut=is_cut
+                )
+                chosen.append(piece)
+                if piece.end:
+                    break
+                room -= len(piece.data)
+            after, offset = entry.number, 0
+            ids.append(entry.msg_id)
+        first = self._entries[0].number if self._entries else self._next
+        return JournalPage(
+            entries=tuple(chosen),
+            ids=tuple(ids),
+            first=first,
+            read=after,
+            last=self._next - 1,
+            state=self.state,
+        )
+
+    def _cut_piece(self, entry: _Entry, offset: int, room: int, *, is_cut: bool) -> JournalEntry:
+        if self._encoded[0] != entry.number:  # a long message is read in many pieces
+            self._encoded = entry.number, *_encode(entry)
+        _, data, lengths = self._encoded
+        piece = data[offset : offset + room]
+        return JournalEntry(number=entry.number, lengths=lengths, offset=offset, data=piece, is_cut=is_cut)
+
+    def _is_chosen(self, request: _Request | None, session: str, cutoff: float | None) -> bool:
+        if not session and cutoff is None:
+            return True
+        if request is None or (session and request.session != session):
+            return False
+        return cutoff is None or request.ended_at is None or request.ended_at >= cutoff
+
+    def add(self, frames: Sequence[bytes]) -> None:
+        """Add a message of the kernel. One that is no message of Jupyter's is left out."""
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            start = frames.index(_DELIMITER) + 1
+            self._add(tuple(frames[start + 1 :]))
+
+    def _add(self, parts: tuple[bytes, ...]) -> None:
+        if len(parts) < _PARTS - 1:
+            return
+        header = json.loads(parts[0])
+        request_id, request = self._find_request(parts[1])
+        ends_request = False
+        kind = header["msg_type"]
+        if kind == "stream" and len(parts[3]) > self._limit_bytes * 3 // 4:
+            parts = self._shorten(parts, request)
+        if kind == "status":
+            state = json.loads(parts[3])["execution_state"]
+            ends_request = state == "idle" and request is not None
+            self._note_state(state, request)
+        elif request is not None and request.kind in _ACTIVE:
+            self._active_at = self._clock()
+        size_bytes = sum(map(len, parts)) + 200  # of the objects around the parts
+        entry = _Entry(self._next, header["msg_id"], request_id, parts, size_bytes, kind, ends_request)
+        self._next += 1
+        self._entries.append(entry)
+        self._size_bytes += size_bytes
+        while self._size_bytes > self._limit_bytes and self._entries:
+            self._drop(self._entries.popleft())
+
+    def _shorten(self, parts: tuple[bytes, ...], request: _Request | None) -> tuple[bytes, ...]:
+        """Return a message with the end of its text, because the whole text has no room in the ring."""
+        content = json.loads(parts[3])
+        content["text"] = content["text"][-self._limit_bytes // 8 :]
+        if request is not None:
+            request.is_cut = True
+        return (*parts[:3], json.dumps(content).encode(), *parts[4:])
+
+    def _find_request(self, parent: bytes) -> tuple[str, _Request | None]:
+        """Return the id and the facts of the request that a message belongs to. Mostly it is the last one's again."""
+        if parent != self._parent[0]:
+            header = json.loads(parent)
+            request_id = str(header.get("msg_id", ""))
+            request = self._requests.get(request_id)
+            if request is None and request_id:
+                request = _Request(
+                    session=str(header.get("session", "")),
+                    kind=str(header.get("msg_type", "")),
+                    cell_id=str(header.get("cellId", "")),
+                )
+                self._requests[request_id] = request
+            self._parent = parent, request_id, request
+        return self._parent[1], self._parent[2]
+
+    def _note_state(self, state: str, request: _Request | None) -> None:
+        if request is not None and state == "idle":
+            request.ended_at = self._clock()
+        if request is not None and request.kind in _ACTIVE:
+            self.state = state
+            self._active_at = self._clock()
+        elif not self.state:
+            self.state = "idle"  # it answers programs
+
+    def _drop(self, entry: _Entry) -> None:
+        self._size_bytes -= entry.size_bytes
+        if entry.ends_request:
+            self._requests.pop(entry.request_id, None)
+        elif entry.kind not in ("status", "execute_input") and entry.request_id in self._requests:
+            self._requests[entry.request_id].is_cut = True
+
+    async def _read_messages(self, socket: zmq.asyncio.Socket) -> None:
+        try:
+            while True:
+                for _ in range(_TURN):
+                    self.add(await socket.recv_multipart())
+                await asyncio.sleep(0)
+        finally:
+            socket.close(linger=0)
+
+
+def _encode(entry: _Entry) -> tuple[str, tuple[int, ...]]:
+    """Return the text of a message's parts, and their lengths."""
+    texts = [part.decode(errors="replace") for part in entry.parts[: _PARTS - 1]]
+    texts += [base64.b64encode(part).decode() for part in entry.parts[_PARTS - 1 :]]
+    return "".join(texts), tuple(map(len, texts))
+
+
+def _subscribe(context: zmq.asyncio.Context, connection: Connection) -> zmq.asyncio.Socket:
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 0)  # the ring is the limit
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    if connection.curve_publickey is not None and connection.curve_secretkey is not None:
+        socket.curve_publickey = socket.curve_serverkey = connection.curve_publickey.encode()
+        socket.curve_secretkey = connection.curve_secretkey.encode()
+    if connection.transport == "ipc":
+        socket.connect(f"ipc://{connection.ip}-{connection.iopub_port}")
+    else:
+        host = "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
+        if ":" in host:
+            socket.setsockopt(zmq.IPV6, 1)
+            host = f"[{host}]"
+        socket.connect(f"tcp://{host}:{connection.iopub_port}")
+    return socket
