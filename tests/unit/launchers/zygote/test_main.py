@@ -104,11 +104,15 @@ class Agent:
         return list(self.zygotes.interpreters())[-1]
 
     def try_start(
-        self, *args: str, cwd: Path | None = None, ports: Mapping[str, int] | None = None
+        self,
+        *args: str,
+        cwd: Path | None = None,
+        ports: Mapping[str, int] | None = None,
+        ip: str = "127.0.0.1",
     ) -> Kernel | None:
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
         info = {
-            "ip": "127.0.0.1",
+            "ip": ip,
             "transport": "tcp",
             "key": uuid.uuid4().hex,
             "signature_scheme": "hmac-sha256",
@@ -389,19 +393,20 @@ def test_each_kernel_runs_the_current_startup_files(agent: Agent, tmp_path: Path
 
 
 def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
-    chosen = choose(Connection())  # outside the range from which the system chooses
+    ip = f"127.99.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF | 1}"  # no other process of the tests listens there
+    chosen = choose(Connection(ip=ip))  # outside the range from which the system chooses
     ports = {name: getattr(chosen, name) for name in PORT_NAMES}
-    first = agent.start(ports=ports)
+    first = agent.start(ports=ports, ip=ip)
     assert first.forked.ports == ports
     first.client.shutdown()
     first.wait()
-    again = agent.start(ports=ports)
+    again = agent.start(ports=ports, ip=ip)
     assert again.forked.ports == ports
     assert again.run("1")["status"] == "ok"
     again.client.shutdown()
     again.wait()
-    with socket.create_server(("127.0.0.1", ports["hb_port"])):
-        moved = agent.start(ports=ports)
+    with socket.create_server((ip, ports["hb_port"])):
+        moved = agent.start(ports=ports, ip=ip)
     assert not set(moved.forked.ports.values()) & set(ports.values())
     assert moved.run("1")["status"] == "ok"
 
