@@ -9,6 +9,7 @@
     ├── NotAllowed               this user may not do that (HTTP 403 in Jupyter Server)
     ├── LeaseConflict            the cluster manager refused the lease
     ├── UnknownKernel            there is no kernel of that id, or it was forgotten
+    ├── HeldElsewhere            another Jupyter Server that lives holds the kernel
     ├── Cancelled                the start was cancelled by its caller
     ├── LaunchError
     │   ├── LaunchTimeout        the kernel did not report its ports in time
@@ -84,6 +85,10 @@ class LeaseConflict(RoostError):
 
 class UnknownKernel(RoostError):
     """There is no kernel of that id, or the scheduler has forgotten it."""
+
+
+class HeldElsewhere(RoostError):
+    """Another Jupyter Server that lives holds the kernel."""
 
 
 class Cancelled(RoostError):

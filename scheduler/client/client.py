@@ -28,7 +28,7 @@ from roost.launchers.daemon.private_files import private_folder, runtime_dir
 from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.launchers.protocol.shared_values import VERSION, Owner
+from roost.launchers.protocol.shared_values import VERSION, JournalPage, Owner
 from roost.placement.json_codec import decode
 from roost.placement.request import Request
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
@@ -106,11 +106,31 @@ class Client:
         return self._ask("kernel", _to_kernel, kernel_id=kernel_id, **also)
 
     def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
-        """Adopt a kernel of another application, and return it with its connection; raises `UnknownKernel`.
+        """Adopt a kernel or a start of another application, and return it; raises `UnknownKernel`.
 
-        The kernel then belongs to this application, as if this application had started it.
+        The kernel then belongs to this application, as if this application had started it. Raises `HeldElsewhere` if
+        both are Jupyter Servers and the other one lives. The kernel has no connection if it does not run yet, or if
+        its agent is unreachable (state `unknown`).
         """
         return self._ask("adopt", _to_kernel, kernel_id=kernel_id, owner=owner or this_owner())
+
+    def journal(
+        self,
+        kernel_id: str,
+        *,
+        after: int = 0,
+        offset: int = 0,
+        session: str = "",
+        since_s: float | None = None,
+    ) -> Call[JournalPage]:
+        """Return a page of what a kernel has published on IOPub, after number `after`.
+
+        `offset` is the `end` of the last entry of the page before. With a `session`, only messages for requests of that
+        session are returned; with `since_s`, only those for requests that still run or have ended in the last
+        `since_s` seconds.
+        """
+        choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
+        return self._ask("journal", _to_page, kernel_id=kernel_id, **choice)
 
     def service(self) -> Call[dict[str, Any]]:
         """Return the service's `version`, `pid`, `backend` and cluster `address` (empty if it has none)."""
@@ -312,6 +332,10 @@ class Client:
 
 def _to_kernel(answer: Any) -> Kernel:
     return decode(Kernel, answer, ignore_unknown=True)
+
+
+def _to_page(answer: Any) -> JournalPage:
+    return decode(JournalPage, answer, ignore_unknown=True)
 
 
 def _to_event(answer: Any) -> Event:

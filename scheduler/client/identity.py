@@ -11,8 +11,11 @@ from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.shared_values import Owner
 
 
-def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -> Owner:
-    """Return this process as an owner. Kernels outlive an application that can adopt them after its restart."""
+def this_owner(user: str = "", application: str = "", can_adopt: bool = False, server: str = "") -> Owner:
+    """Return this process as an owner. Kernels outlive an application that can adopt them after its restart.
+
+    `server` is the name of a Jupyter Server.
+    """
     try:
         user = user or getpass.getuser()
     except (KeyError, OSError):  # a container without names of users
@@ -25,4 +28,5 @@ def this_owner(user: str = "", application: str = "", can_adopt: bool = False) -
         pid=pid,
         process_started_at=start_time(pid),
         can_adopt=can_adopt,
+        server=server,
     )

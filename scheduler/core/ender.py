@@ -1,16 +1,19 @@
 """The end of a kernel: its start is taken back, its process stopped, its lease released.
 
-An end that cannot be carried out, because an agent is unreachable, is tried again until it can.
+An end that cannot be carried out, because an agent is unreachable, is tried again until it can. A file remembers it for
+the next scheduler.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
+from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
-from roost.launchers.protocol.messages import Lease
+from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
@@ -26,15 +29,25 @@ _STOP_GRACE_S = 2.0
 
 
 class KernelEnder:
-    """Ends kernels, each once: calls for the same kernel share one end."""
+    """Ends kernels, each once: calls for the same kernel share one end. `file` remembers ends that must wait."""
 
-    def __init__(self, cluster: Cluster, table: KernelTable, timers: Timers) -> None:
+    def __init__(
+        self, cluster: Cluster, table: KernelTable, timers: Timers, file: Path | None = None
+    ) -> None:
         self._cluster = cluster
         self._table = table
         self._timers = timers
         self._tasks: set[asyncio.Task[Any]] = set()
         self._releasing: set[str] = set()
         """The ids of leases that `release_soon` releases now."""
+        self._file = file
+        known = read_json(file) if file else None
+        self._due: dict[str, str] = known if isinstance(known, dict) else {}
+        """The launch ids of the kernels whose ends must wait, by lease id."""
+
+    def is_due(self, lease: Lease, process: KernelProcess | None) -> bool:
+        """True if this kernel must still be ended: it was not started again since."""
+        return lease.id in self._due and (process is None or process.launch_id == self._due[lease.id])
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -74,13 +87,29 @@ class KernelEnder:
                 if record.runs:
                     record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
                 await self._cluster.backend.release(record.lease)
+                self._note_due(record.lease.id, None)
             self._table.drop(record, reason)
             return self._table.ended[record.kernel_id]
         except RoostError:
+            if record.lease is not None:
+                self._note_due(record.lease.id, record.launch_id)
             self._stop_later(record, reason)
             raise
         finally:
             record.end = None
+
+    def _note_due(self, lease_id: str, launch_id: str | None) -> None:
+        if self._due.get(lease_id) == launch_id:
+            return
+        if launch_id is None:
+            del self._due[lease_id]
+        else:
+            self._due[lease_id] = launch_id
+        if self._file is not None:
+            try:
+                write_private_json(self._file, self._due)
+            except OSError as problem:
+                log.warning("%s cannot be written: %s", self._file, problem.strerror)
 
     def _stop_later(self, record: KernelRecord, reason: str) -> None:
         """Try again later, unless the kernel is started again before."""

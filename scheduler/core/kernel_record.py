@@ -43,7 +43,7 @@ _STATE: Mapping[Phase, KernelState] = {
     Phase.LAUNCHING: "starting",
     Phase.RUNNING: "running",
     Phase.EXITED: "exited",
-    Phase.UNCLAIMED: "starting",
+    Phase.UNCLAIMED: "unknown",
     Phase.ENDING: "exited",
 }
 """The state that users see in each phase."""
@@ -104,6 +104,7 @@ class KernelRecord:
     owner: Owner
     request: Request
     created_at: float
+    kernel_name: str = ""
     phase: Phase = Phase.QUEUED
     lease: Lease | None = None
     process: KernelProcess | None = None
@@ -115,6 +116,12 @@ class KernelRecord:
     reason: str = ""
     warning: str = ""
     """Why the manager was about to take the lease back, if it has warned."""
+    adopted_at: float | None = None
+    unheld_since: float | None = None
+    """When its owner has ended (`time.monotonic`), also after another one has adopted it; -inf if nobody saw it.
+
+    An owner that held it for a short time only does not count: its clients had no time to come back.
+    """
     held_back: list[AgentEvent] | None = None
     """The events of its agent that wait until the manager has said why it ends the lease."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
@@ -134,6 +141,7 @@ class KernelRecord:
     def ask(self, start: StartKernel) -> None:
         """A new start of this kernel was admitted."""
         self.launch_id, self.owner, self.reason, self.process = start.launch_id, start.owner, "", None
+        self.kernel_name = start.connection.kernel_name
 
     def claim(self, lease: Lease, decision: Mapping[str, Any]) -> None:
         """A node was chosen. The lease is noted before it is claimed, so that an undo finds it."""
@@ -183,6 +191,7 @@ class KernelRecord:
     def view(self, queue: Queue, *, with_connection: bool = False) -> Kernel:
         """Return the kernel as users see it."""
         process, lease = self.process, self.lease
+        connection = process.connection if process else None
         position, waits_for = queue.place(self.ticket) if self.ticket else (None, "")
         if self.phase is Phase.PENDING and lease is not None:
             position, waits_for = 1, lease.reason
@@ -192,6 +201,7 @@ class KernelRecord:
             state="running" if self.phase is Phase.ENDING and self.runs else _STATE[self.phase],
             owner=self.owner,
             request=self.request,
+            kernel_name=self.kernel_name or (connection.kernel_name if connection else ""),
             node_id=lease.node_id if lease else "",
             lease_id=lease.id if lease else "",
             device_ids=(process.device_ids if process else ()) or (lease.device_ids if lease else ()),

@@ -7,8 +7,11 @@ alive.
 from __future__ import annotations
 
 import logging
+import math
+import time
+from collections.abc import Callable
 
-from roost.launchers.daemon.process import Watch
+from roost.launchers.daemon.process import Watch, is_running
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Owner
 from roost.scheduler.config.settings import Settings
@@ -19,12 +22,19 @@ from .kernel_table import KernelTable
 
 log = logging.getLogger(__name__)
 
+_SHORT_S = 300.0
+"""The clients of a server that was not there for longer may not have come back to it."""
+
 OwnerKey = tuple[str, int, float]
 """Host, pid and start time: they tell one application process from all others."""
 
 
 class OwnerWatch:
-    """Ends the starts and kernels of an ended owner after `owner_grace_s`, adoptable ones after `orphan_after_s`."""
+    """Ends the starts and kernels of an ended owner after `owner_grace_s`.
+
+    If the owner can adopt them after its restart, starts keep their places for `place_grace_s`, and kernels live on for
+    `orphan_after_s`. `on_orphans` is called when there are such kernels.
+    """
 
     def __init__(self, table: KernelTable, ender: KernelEnder, timers: Timers, settings: Settings) -> None:
         self._table = table
@@ -33,6 +43,7 @@ class OwnerWatch:
         self._settings = settings
         self._watches: dict[OwnerKey, Watch] = {}
         self._ended: set[OwnerKey] = set()
+        self.on_orphans: Callable[[], None] = lambda: None
         table.on_exit = self._on_exit
         table.on_drop = self._on_drop
 
@@ -42,9 +53,11 @@ class OwnerWatch:
         if key in self._watches or not owner.pid:
             return
 
+        was_seen = is_running(owner.pid, owner.process_started_at)
+
         def ended() -> None:
             log.info("owner=%s pid=%d has ended", owner.application or owner.user, owner.pid)
-            self._on_death(key)
+            self._on_death(key, was_seen=was_seen)
 
         self._watches[key] = Watch(owner.pid, owner.process_started_at, ended)
 
@@ -52,17 +65,28 @@ class OwnerWatch:
         """True unless the owner's process is known to have ended."""
         return _key(owner) not in self._ended
 
+    def holds(self, owner: Owner) -> bool:
+        """True unless the owner's process has ended, also if nobody has noticed that yet."""
+        return self.is_alive(owner) and (not owner.pid or is_running(owner.pid, owner.process_started_at))
+
     def close(self) -> None:
         for watch in self._watches.values():
             watch.close()
 
-    def _on_death(self, key: OwnerKey) -> None:
+    def _on_death(self, key: OwnerKey, *, was_seen: bool) -> None:
         self._ended.add(key)
         if self._forget_without_kernels(key):
             return
         settings = self._settings
-        self._timers.later(settings.owner_grace_s, lambda: self._end_starts(key))
+        now = time.monotonic()
+        for record in self._kernels_of(key):
+            was_short = record.adopted_at is not None and now - record.adopted_at < _SHORT_S
+            if record.unheld_since is None or not was_short:
+                record.unheld_since = now if was_seen else -math.inf
+        self._timers.later(settings.owner_grace_s, lambda: self._end_without_heir(key))
+        self._timers.later(settings.place_grace_s, lambda: self._end_starts(key))
         self._timers.later(settings.orphan_after_s, lambda: self._cull(key))
+        self.on_orphans()
 
     def _on_exit(self, record: KernelRecord) -> None:
         if not self.is_alive(record.owner):
@@ -80,12 +104,16 @@ class OwnerWatch:
         self._watches.pop(key).close()
         return True
 
-    def _end_starts(self, key: OwnerKey) -> None:
-        """End what nobody can take over. Starts come first, or they would get the room that the others free."""
+    def _end_without_heir(self, key: OwnerKey) -> None:
+        """End what nobody adopts. Starts come first, or they would get the room that the others free."""
         for record in sorted(self._kernels_of(key), key=lambda record: record.start is None):
-            if record.start is not None or not record.owner.can_adopt:
-                reason = f"its owner {record.owner.application or record.owner.user} has ended"
-                self._ender.stop_soon(record, reason)
+            if not record.owner.can_adopt:
+                self._ender.stop_soon(record, _describe_end(record))
+
+    def _end_starts(self, key: OwnerKey) -> None:
+        for record in self._kernels_of(key):
+            if record.start is not None:
+                self._ender.stop_soon(record, _describe_end(record))
 
     def _cull(self, key: OwnerKey) -> None:
         for record in self._kernels_of(key):
@@ -95,6 +123,10 @@ class OwnerWatch:
 
     def _kernels_of(self, key: OwnerKey) -> list[KernelRecord]:
         return [record for record in self._table.records.values() if _key(record.owner) == key]
+
+
+def _describe_end(record: KernelRecord) -> str:
+    return f"its owner {record.owner.application or record.owner.user} has ended"
 
 
 def _key(owner: Owner) -> OwnerKey:

@@ -159,6 +159,9 @@ class Reconciler:
         if record is None:
             record = self._table.add_found(lease)
             self._owners.watch(lease.owner)
+            if self._ender.is_due(lease, process):
+                self._ender.stop_soon(record, "stopped")
+                return
         elif record.phase is Phase.PENDING and record.lease is not None and record.lease.id == lease.id:
             record.update_lease(lease)
         elif record.start is not None or record.lease is None or record.phase is Phase.ENDING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all
-from roost.launchers.protocol.messages import Owner
+from roost.launchers.protocol.messages import JournalPage, Owner
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import BackendUnavailable, Cancelled, ConfigError, LaunchError, UnknownKernel
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    Cancelled,
+    ConfigError,
+    HeldElsewhere,
+    LaunchError,
+    UnknownKernel,
+)
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
@@ -28,6 +36,7 @@ from .events import EventStream
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, with_defaults
+from .orphans import OrphanCuller
 from .owner_watch import OwnerWatch
 from .queue import Queue
 from .reconcile import Reconciler
@@ -35,7 +44,8 @@ from .start import StartRunner
 
 
 class Scheduler:
-    """`name` marks the leases of this scheduler. `folder` keeps drained nodes and recent requests.
+    """`name` marks the leases of this scheduler. `folder` keeps drained nodes, recent requests and ends that
+    must wait.
 
     The scheduler belongs to the event loop that calls `open`. Every call may be repeated, and raises `RoostError`.
     """
@@ -56,10 +66,14 @@ class Scheduler:
         self._queue = Queue(on_moved=self._on_moved, timers=self._timers)
         self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
         self._table = KernelTable(self._queue, self.events, name=name)
-        self._ender = KernelEnder(self._cluster, self._table, self._timers)
+        due = folder / "ends.json" if folder else None
+        self._ender = KernelEnder(self._cluster, self._table, self._timers, due)
         self.owners = OwnerWatch(self._table, self._ender, self._timers, settings)
         self.reconciler = Reconciler(
             self._cluster, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
+        )
+        self._orphans = OrphanCuller(
+            self._table, self._ender, self.owners, self.reconciler.read_use, self._timers, settings
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
@@ -79,7 +93,7 @@ class Scheduler:
         self._recent.close()
         await self.policies.close()
         self.owners.close()
-        for part in (self._ender, self.reconciler, self.backend, self._cluster.agents):
+        for part in (self._orphans, self._ender, self.reconciler, self.backend, self._cluster.agents):
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
@@ -143,7 +157,10 @@ class Scheduler:
         return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
     def kernels(self) -> list[Kernel]:
-        return [record.view(self._queue) for record in self._table.records.values()]
+        return [
+            replace(record.view(self._queue), is_held=self.owners.is_alive(record.owner))
+            for record in self._table.records.values()
+        ]
 
     async def kernels_with_use(self) -> list[Kernel]:
         leases = [record.lease for record in self._table.records.values() if record.runs and record.lease]
@@ -162,22 +179,41 @@ class Scheduler:
         return replace(self.kernel(kernel_id), use=use.get(kernel_id))
 
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
-        """Let another application hold a kernel; return the kernel with its connection."""
+        """Let another application hold a kernel or its start; return it, with its connection.
+
+        Only one application holds a kernel: its process (host, pid, start time) is the token. A server that lives is
+        not replaced. It stays the owner if a script adopts the kernel; another server gets `HeldElsewhere`.
+        """
         record = self._table.get(kernel_id)
-        if record is not None and record.start is not None:
-            await record.start.ended()
-            record = self._table.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
         self.owners.watch(owner)
-        # A live owner that can adopt (a Jupyter Server) is not replaced by an owner that cannot (a script).
-        is_kept = record.owner.can_adopt and not owner.can_adopt and self.owners.is_alive(record.owner)
-        if not is_kept:
-            record.owner = replace(owner, user=record.owner.user)
-            if (lease := record.lease) is not None:
+        holder = record.owner
+        is_other = (holder.host, holder.pid, holder.process_started_at) != (
+            owner.host, owner.pid, owner.process_started_at
+        )  # fmt: skip
+        has_holder = is_other and holder.can_adopt and self.owners.holds(holder)
+        if has_holder and owner.can_adopt and holder.pid:
+            who = f"{holder.application or holder.user} (pid {holder.pid} on {holder.host})"
+            raise HeldElsewhere(f"kernel {kernel_id} is held by {who}.", kernel_id=kernel_id)
+        if not has_holder or owner.can_adopt:
+            record.adopted_at = time.monotonic()
+            record.owner = replace(owner, user=holder.user)
+            if (lease := record.lease) is not None and lease.state == "held":
                 transferred = await self.backend.transfer(lease, record.owner)
                 record.lease = transferred if record.lease is lease else record.lease
-        return record.view(self._queue, with_connection=True)
+        kernel = record.view(self._queue, with_connection=True)
+        if record.unheld_since is None or record.unheld_since == -math.inf:
+            return kernel
+        return replace(kernel, unheld_s=time.monotonic() - record.unheld_since)
+
+    async def journal(
+        self, kernel_id: str, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
+    ) -> JournalPage:
+        """Return a part of what a kernel has published, as the journal of its agent chooses it."""
+        lease = self._lease_of(kernel_id)
+        choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
+        return await self._cluster.call(lease, lambda agent: agent.journal(kernel_id, **choice))
 
     async def nodes(self) -> list[dict[str, Any]]:
         snapshot = await self._cluster.snapshot()

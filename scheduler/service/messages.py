@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
 from roost.launchers.protocol.shared_values import Connection as Connection
+from roost.launchers.protocol.shared_values import JournalEntry as JournalEntry
+from roost.launchers.protocol.shared_values import JournalPage as JournalPage
 from roost.launchers.protocol.shared_values import KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import Owner as Owner
 from roost.placement.request import Request
@@ -45,7 +47,8 @@ class StartKernel:
         return self.launch_timeout_s if self.queue_timeout_s is None else self.queue_timeout_s
 
 
-KernelState = Literal["queued", "starting", "running", "exited"]
+KernelState = Literal["queued", "starting", "running", "exited", "unknown"]
+"""`unknown`: there is a lease, and its agent has not said yet whether a kernel runs in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,8 @@ class Kernel:
     `queued`, `placed`, `leased`, `granted` if the lease was pending, `launched`, and the agent's own. `decision` is
     `placement.Decision.to_dict()`.
     `process` is the kernel's process as its agent reports it. Its `connection` has the keys, and is None in lists.
-    `use` is set only if the caller asked for it.
+    `kernel_name` is its kernelspec's. `use` is set only if the caller asked for it. `is_held`: its owner lives.
+    `unheld_s` is set in the answer to an adoption: so long ago the last owner ended; None if that is not known.
     """
 
     id: str
@@ -64,6 +68,7 @@ class Kernel:
     state: KernelState
     owner: Owner
     request: Request
+    kernel_name: str = ""
     node_id: str = ""
     lease_id: str = ""
     device_ids: tuple[str, ...] = ()
@@ -75,6 +80,8 @@ class Kernel:
     position: int | None = None
     waits_for: str = ""
     reason: str = ""
+    is_held: bool = True
+    unheld_s: float | None = None
 
     @property
     def pid(self) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, announce, announce_failure, hold
-from roost.launchers.daemon.private_files import FolderError
+from roost.launchers.daemon.private_files import FolderError, read_json, write_private_json
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
@@ -147,6 +147,7 @@ OPERATIONS: Mapping[str, Call] = {
     "kernel": Call("", Service.read_kernel),
     "nodes": Call("core", Scheduler.nodes, "nodes"),
     "adopt": Call("core", Scheduler.adopt),
+    "journal": Call("core", Scheduler.journal),
     "explain": Call("core", Scheduler.explain, "decision"),
     "logs": Call("core", Scheduler.logs, "text"),
     "drain": Call("core", Scheduler.drain),
@@ -197,9 +198,19 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
 
 
 def scheduler_name(folder: Path) -> str:
-    """Return the name that tells this scheduler's leases from those of other schedulers of the cluster."""
-    place = hashlib.sha256(f"{socket.gethostname()} {os.getuid()} {folder}".encode()).hexdigest()[:8]
-    return f"{folder.name}-{place}"
+    """Return the name that tells this scheduler's leases from those of other schedulers of the cluster.
+
+    It is the same after each restart. The folder keeps it. In a new container, JupyterHub's prefix gives the old name.
+    """
+    file = folder / "name.json"
+    known = read_json(file)
+    if isinstance(known, str):
+        return known
+    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "")
+    place = f"hub {prefix}" if prefix else f"{socket.gethostname()} {os.getuid()} {folder}"
+    name = f"{folder.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    write_private_json(file, name)
+    return name
 
 
 def main(arguments: list[str]) -> int:

@@ -28,12 +28,13 @@ class World:
         name: str,
         local: RoostLocalBackend | None = None,
         pods: FakePodCluster | None = None,
+        folder: Path | None = None,
     ) -> None:
         agents = Agents()
         self.settings = settings
         self.fakes = fakes
         self.backend: Any = pod_backend(pods, agents) if pods else FakeBackend(fakes, settings, agents, local)
-        self.scheduler = Scheduler(self.backend, agents, settings, name=name)
+        self.scheduler = Scheduler(self.backend, agents, settings, name=name, folder=folder)
         self.events: list[Event] = []
         self._changed = asyncio.Event()
         self.scheduler.events.listen(self._on_event)
@@ -120,9 +121,10 @@ async def scheduler_on(
     local: RoostLocalBackend | None = None,
     *,
     pods: FakePodCluster | None = None,
+    folder: Path | None = None,
 ) -> AsyncIterator[World]:
     """A scheduler on nodes that are there already: the successor of one that was closed, or killed."""
-    made = World(fakes, settings or Settings(), name, local, pods)
+    made = World(fakes, settings or Settings(), name, local, pods, folder)
     await made.scheduler.open()
     try:
         yield made

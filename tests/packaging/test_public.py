@@ -41,6 +41,7 @@ CLIENT_SIDE = {
     "client.interpreter_probe",
     "client.running_services",
     "client.service_checks",
+    "client.state_folder",
     "config.memory_size",
     "config.trait_errors",
     "errors",

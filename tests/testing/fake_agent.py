@@ -16,6 +16,7 @@ from roost.launchers.protocol.messages import (
     AgentEvent,
     Holdings,
     KernelProcess,
+    KernelUse,
     Launch,
     Lease,
     Reserve,
@@ -46,6 +47,7 @@ class FakeAgent:
         self.name = name
         self.folder = folder
         self._totals = (cpus, memory_bytes, gpus)
+        self.use: dict[str, KernelUse] = {}
         self.failures: dict[str, RemoteError] = {}
         self.held: dict[str, asyncio.Event] = {}
         self.calls: list[str] = []
@@ -75,6 +77,7 @@ class FakeAgent:
             "list": self._list,
             "logs": self._logs,
             "status": self._status,
+            "stats": lambda: tuple(self.use.values()),
         }
         messages = {"reserve": Reserve, "launch": Launch}
         public, secret, client_public, client_secret = self._keys

@@ -96,7 +96,7 @@ async def test_a_lease_that_nobody_claims_is_given_back(tmp_path: Path) -> None:
         await start
     agent.held.clear()
     async with scheduler_on([agent], SOON) as w:
-        assert w.kernel("k").state == "starting"
+        assert w.kernel("k").state == "unknown"
         await w.told("released")
         assert w.leases() == []
         assert w.kernel("k").reason == "its start was not repeated"

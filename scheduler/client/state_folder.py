@@ -1,0 +1,16 @@
+"""Private files of this user that outlive a reboot: `$XDG_STATE_HOME/roost`, else `~/.local/state/roost`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from roost.launchers.daemon.private_files import private_folder
+from roost.launchers.daemon.private_files import read_json as read_json
+from roost.launchers.daemon.private_files import write_private_json as write_private_json
+
+
+def state_folder(*names: str) -> Path:
+    """Return a folder below it, which only this user can enter. Raises `OSError` with the remedy."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return private_folder(Path(base, "roost", *names))

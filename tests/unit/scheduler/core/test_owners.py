@@ -1,0 +1,178 @@
+"""The holder of a kernel, and the end of a kernel without one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from fake_cluster import FakeAgent, World, scheduler_on, world
+
+from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.messages import KernelUse, Owner
+from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import HeldElsewhere, LaunchError
+
+SOON = Settings(
+    owner_grace_s=0.05,
+    place_grace_s=0.3,
+    orphan_after_s=60,
+    orphan_idle_after_s=60,
+    orphan_idle_gpu_after_s=60,
+)
+
+
+@pytest.fixture
+def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Return two processes that stand for Jupyter Servers of one name."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(2):
+            process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            found.append(process)
+        yield found
+
+
+def owner(process: subprocess.Popen[bytes]) -> Owner:
+    return Owner(
+        user="ada",
+        application="jupyter_server",
+        host=socket.gethostname(),
+        pid=process.pid,
+        process_started_at=start_time(process.pid),
+        can_adopt=True,
+        server="ours",
+    )
+
+
+async def end(w: World, process: subprocess.Popen[bytes], known: Owner) -> None:
+    """End a server, and wait until the scheduler has seen it."""
+    process.kill()
+    while w.scheduler.owners.is_alive(known):
+        await w.scheduler.doctor()
+
+
+async def test_a_kernel_is_held_by_one_server_and_passes_on_when_it_has_ended(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    first, second = map(owner, servers)
+    async with world(tmp_path) as w:
+        await w.start("k", owner=first)
+        with pytest.raises(HeldElsewhere, match=f"held by jupyter_server .pid {first.pid} on"):
+            await w.scheduler.adopt("k", second)
+        assert (await w.scheduler.adopt("k", first)).owner == first
+        assert w.scheduler.kernels()[0].is_held
+        await end(w, servers[0], first)
+        assert not w.scheduler.kernels()[0].is_held
+        await asyncio.sleep(0.05)
+        adopted = await w.scheduler.adopt("k", second)
+        assert adopted.owner == second
+        assert adopted.connection is not None
+        assert adopted.unheld_s is not None
+        assert 0.05 <= adopted.unheld_s < 5
+        assert w.scheduler.kernels()[0].is_held
+
+
+async def test_the_time_without_a_server_goes_on_if_the_next_one_ends_at_once(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    first, second = map(owner, servers)
+    async with world(tmp_path) as w:
+        await w.start("k", owner=first)
+        await end(w, servers[0], first)
+        await asyncio.sleep(0.2)
+        await w.scheduler.adopt("k", second)
+        await end(w, servers[1], second)
+        third = Owner(user="ada", host="elsewhere", pid=os.getpid(), process_started_at=0.1, can_adopt=True)
+        adopted = await w.scheduler.adopt("k", third)
+        assert adopted.unheld_s is not None
+        assert adopted.unheld_s >= 0.2
+
+
+async def test_nobody_knows_how_long_a_kernel_was_unheld_that_a_scheduler_finds(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    first, second = map(owner, servers)
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", owner=first)
+    servers[0].kill()
+    servers[0].wait()
+    async with scheduler_on([agent]) as w:
+        assert (await w.scheduler.adopt("k", second)).unheld_s is None
+    await agent.close()
+
+
+async def test_a_queued_start_keeps_its_place_for_the_next_server(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    first, second = map(owner, servers)
+    async with world(tmp_path, settings=SOON, cpus=1) as w:
+        await w.start("holder", cpus=1, owner=first)
+        kept = w.start("kept", cpus=1, owner=first)
+        left = w.start("left", cpus=1, owner=first)
+        await w.told("queued", "left")
+        await end(w, servers[0], first)
+        assert (await w.scheduler.adopt("kept", second)).position == 1
+        await w.told("cancelled", "left")
+        assert w.kernel("kept").state == "queued"
+        assert w.kernel("left").reason.startswith("the start of kernel left was taken back")
+        await w.scheduler.stop("holder", 0)
+        assert (await kept).owner == second
+        await asyncio.wait([left])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "state", "is_ended"), [(0, "idle", False), (1, "idle", True), (1, "busy", False)]
+)
+async def test_an_idle_kernel_that_nobody_holds_ends(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]], gpus: int, state: str, is_ended: bool
+) -> None:
+    settings = SOON.with_values(orphan_idle_gpu_after_s=0.2)
+    first = owner(servers[0])
+    async with world(tmp_path, settings=settings, gpus=1) as w:
+        await w.start("k", gpus=gpus, owner=first)
+        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=30)
+        await asyncio.sleep(0.4)
+        assert w.count("cull") == 0
+        await end(w, servers[0], first)
+        if is_ended:
+            await w.told("released", "k")
+            assert "idle for" in w.kernel("k").reason
+        else:
+            await asyncio.sleep(0.6)
+            assert w.kernel("k").state == "running"
+
+
+async def test_an_adopted_kernel_does_not_end(tmp_path: Path, servers: list[subprocess.Popen[bytes]]) -> None:
+    first, second = map(owner, servers)
+    async with world(tmp_path, settings=SOON.with_values(orphan_idle_after_s=0.3)) as w:
+        await w.start("k", owner=first)
+        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state="idle", idle_s=30)
+        await end(w, servers[0], first)
+        await w.scheduler.adopt("k", second)
+        await asyncio.sleep(0.8)
+        assert w.kernel("k").state == "running"
+
+
+async def test_a_stop_that_had_to_wait_is_carried_out_by_the_next_scheduler(tmp_path: Path) -> None:
+    agent = FakeAgent(tmp_path / "agent")
+    async with scheduler_on([agent], folder=tmp_path) as w:
+        await w.start("k")
+        agent.fail("release")
+        with pytest.raises(LaunchError, match="release fails"):
+            await w.scheduler.stop("k", 0)
+    agent.failures.clear()
+    async with scheduler_on([agent], folder=tmp_path) as w:
+        await w.told("released", "k")
+        assert w.leases() == []
+        assert (tmp_path / "ends.json").read_text() == "{}"
+    await agent.close()
