@@ -14,11 +14,13 @@ TYPE_CHECKING = False
 """True for type checkers, which know the name. The import of `typing` takes longer than all the rest of this module."""
 
 if TYPE_CHECKING:
+    from roost.provisioners.attached_kernel import attach as attach
     from roost.provisioners.kernel_object import start_kernel as start_kernel
     from roost.scheduler.client.client import connect as connect
     from roost.scheduler.errors import BackendUnavailable as BackendUnavailable
     from roost.scheduler.errors import ConfigError as ConfigError
     from roost.scheduler.errors import ExecutionError as ExecutionError
+    from roost.scheduler.errors import HeldElsewhere as HeldElsewhere
     from roost.scheduler.errors import KernelDied as KernelDied
     from roost.scheduler.errors import LaunchError as LaunchError
     from roost.scheduler.errors import LaunchTimeout as LaunchTimeout
@@ -40,12 +42,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "roost.placement": ("Decision", "Node", "Placement", "Policy", "Request", "Snapshot"),
+    "roost.provisioners.attached_kernel": ("attach",),
     "roost.provisioners.kernel_object": ("start_kernel",),
     "roost.scheduler.client.client": ("connect",),
     "roost.scheduler.errors": (
         "BackendUnavailable",
         "ConfigError",
         "ExecutionError",
+        "HeldElsewhere",
         "KernelDied",
         "LaunchError",
         "LaunchTimeout",

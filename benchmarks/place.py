@@ -53,6 +53,7 @@ def private_world(provisioners: Mapping[str, str], *, installed: Sequence[str] =
         "JUPYTER_RUNTIME_DIR",
         "JUPYTER_PATH",
         "IPYTHONDIR",
+        "XDG_STATE_HOME",
     ):
         os.environ[variable] = str(root / variable.lower())
     os.environ[RUNTIME] = str(root / "r")

@@ -25,10 +25,18 @@ class CommandNotFound(LaunchError, FileNotFoundError):
     """The kernelspec's command does not exist. Callers of jupyter_client expect a FileNotFoundError."""
 
 
-def describe_application(km: Any) -> tuple[str, bool]:
-    """Return the name of the application that holds `km`, and whether it adopts its kernels after a restart."""
+def describe_application(km: Any) -> tuple[str, bool, str]:
+    """Return the name of the application that holds `km`, whether it adopts its kernels after a restart, and the name
+    of the Jupyter Server, if it is one that has the extension.
+    """
     is_server = is_in_jupyter_server(km)
-    return ("jupyter_server" if is_server else ""), is_server
+    name = getattr(getattr(km, "parent", None), "server_name", "")
+    return ("jupyter_server" if is_server else ""), is_server, name if isinstance(name, str) else ""
+
+
+def is_adopted(km: Any, kernel_id: str) -> bool:
+    """True if the application takes over a kernel of that id instead of starting one."""
+    return kernel_id in getattr(getattr(km, "parent", None), "adopting", ())
 
 
 def is_in_jupyter_server(km: Any) -> bool:

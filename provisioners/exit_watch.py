@@ -146,7 +146,9 @@ class ExitWatch:
 
 
 def describe_wait(kernel: Kernel) -> str:
-    """Return what the start of a kernel waits for, as a sentence."""
+    """Return what the start or the adoption of a kernel waits for, as a sentence."""
+    if kernel.state == "unknown":
+        return f"The kernel on {kernel.node_id or 'its node'} is out of reach: nobody knows whether it runs."
     if kernel.state != "queued":
         return f"Starting on {kernel.node_id}." if kernel.node_id else "Starting."
     reason = f": {kernel.waits_for.rstrip('.')}." if kernel.waits_for else "."

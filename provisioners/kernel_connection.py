@@ -84,3 +84,11 @@ def to_jupyter(connection: Connection) -> KernelConnectionInfo:
     if connection.curve_publickey is not None and connection.curve_secretkey is not None:
         info.update(curve_publickey=connection.curve_publickey, curve_secretkey=connection.curve_secretkey)
     return cast(KernelConnectionInfo, info)
+
+
+def load_connection(km: Any, info: KernelConnectionInfo) -> None:
+    """Have a manager use the ports and keys of a kernel that it has not started."""
+    for name in PORT_NAMES:
+        setattr(km, name, 0)  # `load_connection_info` leaves a port alone that is set
+    km.curve_publickey = km.curve_secretkey = None
+    km.load_connection_info(info)

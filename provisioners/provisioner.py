@@ -15,6 +15,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -35,11 +36,12 @@ from .application import (
     describe_application,
     find_queue_timeout_s,
     forget_failed_start,
+    is_adopted,
     show_errors_in_jupyter,
 )
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
-from .kernel_connection import build_connection, choose_address, format_command, to_jupyter
+from .kernel_connection import build_connection, choose_address, format_command, load_connection, to_jupyter
 from .kernel_environment import build_environment, check_patterns, choose_directory
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 from .spark_mode import check_deploy_mode
@@ -50,6 +52,8 @@ _REPEAT_STOP_S = 300.0
 """How long the client repeats the stop in the background."""
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit. After that, jupyter_client polls every 0.1 s."""
+_ADOPT_AGAIN_S = 2.0
+"""How long an adoption waits before it asks again for a kernel that is out of reach."""
 _LOG_WAIT_S = 10.0
 """A queued start is logged at most this often."""
 _FAILED_START = 1
@@ -105,6 +109,8 @@ class RoostProvisioner(KernelProvisionerBase):
         self._is_ending = False
         self._cwd: str | None = None
         self._waited_s = 0.0
+        self.unheld_s: float | None = None
+        """For how long nobody had held the kernel when this process adopted it; None if nobody knows."""
 
     # jupyter_client's interface, in the order of a kernel's life
 
@@ -259,6 +265,51 @@ class RoostProvisioner(KernelProvisionerBase):
             found = (pathlib.Path(self._cwd) / found).resolve()
         return found.as_posix() if found.exists() else None
 
+    async def adopt(self, start: StartKernel) -> KernelConnectionInfo:
+        """Take over the kernel of this id, or its start, which goes on. A kernel out of reach is waited for.
+
+        Raises `UnknownKernel` if it has ended, and `HeldElsewhere`. `start` is what a start of that kernel asks for.
+        """
+        self._exits.is_launching, self._is_ending, self._has_lease = True, False, True
+        self._exits.begin(self._id, "")
+        self._exits.follow(self.service)
+        try:
+            kernel = await self._find_adopted(start)
+            if kernel.state == "exited":
+                raise UnknownKernel(kernel.reason or "it has ended", kernel_id=self._id)
+        except BaseException:
+            self._exits.unfollow()
+            self._exit, self._has_lease = None, False
+            raise
+        finally:
+            self._exits.is_launching, self.waiting = False, None
+        self._exits.begin(self._id, kernel.launch_id)
+        self._started(kernel)
+        load_connection(self.parent, self.connection_info)
+        return self.connection_info
+
+    def let_go(self) -> None:
+        """Leave the kernel, or its start, as it is, for another application to adopt."""
+        self._exits.unfollow()
+        self._has_lease = False
+
+    async def _find_adopted(self, start: StartKernel) -> Kernel:
+        while True:
+            try:
+                kernel = await self.service.adopt(self._id, start.owner)
+            except BackendUnavailable as problem:
+                self.log.warning("kernel=%s is out of reach: %s", self._id, problem)
+            else:
+                self.unheld_s = kernel.unheld_s
+                if kernel.state in ("queued", "starting"):
+                    self._exits.begin(self._id, kernel.launch_id)
+                    self._note_waiting(kernel)
+                    return await self.service.start(replace(start, launch_id=kernel.launch_id))
+                if kernel.connection is not None or kernel.state == "exited":
+                    return kernel
+                self._note_waiting(kernel)
+            await asyncio.sleep(_ADOPT_AGAIN_S)
+
     # Launching
 
     @property
@@ -292,6 +343,8 @@ class RoostProvisioner(KernelProvisionerBase):
             launch_timeout_s=options.launch_timeout_s,
             queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )
+        if not is_restart and is_adopted(self.parent, self._id):
+            return await self.adopt(start)
         if not is_local:
             check_deploy_mode(start.argv, start.env)
         if self._stopping is not None:

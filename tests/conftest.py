@@ -32,7 +32,8 @@ def private_environment() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("KERNEL_")]:
             patch.delenv(name)
         patch.delenv("JPY_PARENT_PID", raising=False)
-        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        jupyter = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+        for name in (*jupyter, "XDG_STATE_HOME"):
             patch.setenv(name, f"{folder}/{name.lower()}")
         yield
 

@@ -149,17 +149,24 @@ async def run_notebook(server: JupyterServer, kernel_id: str, path: Path) -> lis
 
 @asynccontextmanager
 async def jupyter_server(
-    notebooks: Path, *, program: str = "jupyter_server", options: Sequence[str] = ()
+    notebooks: Path,
+    *,
+    program: str = "jupyter_server",
+    options: Sequence[str] = (),
+    port: int = 0,
+    token: str = "",
+    within: Sequence[str] = (),
 ) -> AsyncIterator[JupyterServer]:
     """Start a server (or `program="jupyterlab"`) that only this machine can reach, and stop it at the end.
 
-    The server chooses its port and inherits this process's environment. Raise RuntimeError with the end of its log if
-    it ends before it serves.
+    Without a port or a token, it gets one of its own. It inherits this process's environment. `within` is a command
+    that executes the server's. Raise RuntimeError with the end of its log if it ends before it serves.
     """
-    token = secrets.token_urlsafe(24)
+    token = token or secrets.token_urlsafe(24)
     command = [
+        *within,
         *(sys.executable, "-m", program),
-        *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--ServerApp.open_browser=False"),
+        *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.open_browser=False"),
         *(f"--ServerApp.root_dir={notebooks}", *options),
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:

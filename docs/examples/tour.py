@@ -81,6 +81,7 @@ def private_world(backend: str) -> Iterator[World]:
         notebooks=root / "notebooks",
     )
     folders |= {RUNTIME: world.runtime, "JUPYTER_RUNTIME_DIR": world.jupyter_runtime}
+    folders["XDG_STATE_HOME"] = root / "state"
     before = dict(os.environ)
     for name in [
         name

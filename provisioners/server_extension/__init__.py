@@ -5,18 +5,22 @@ pending_starts.py   wraps the kernel manager: a start that waits does not block 
 pending_start.py    one such start, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which speaks for a waiting kernel
+server_state.py     the server's name, and its files for the next server of that name
+adoption.py         finds the kernels of the earlier server of that name
+replay.py           the missed messages of a client, before the live ones
+outputs.py          the missed outputs of a page that was loaded again, by cell
 waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
 cluster_page.py     `/roost`: the clusters live, with its files in page/
-kernel_status.py    where a kernel runs and what it uses, for JupyterLab and Notebook
+kernel_status.py    the node and the use of a kernel, for JupyterLab and Notebook
 labextension/       shows that in JupyterLab and Notebook
 kernel_gateway.py   the same for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
 
-Jupyter Server calls the two functions below: the first once all extensions are linked, before the server listens; the
-second once the server's event loop runs.
+Jupyter Server calls the three functions below: the first while it is configured, the second before it listens, the
+third once its event loop runs.
 """
 
 from __future__ import annotations
@@ -28,11 +32,15 @@ from .extension import RoostExtension as RoostExtension
 __all__ = ["RoostExtension"]
 
 
+def _link_jupyter_server_extension(serverapp: Any) -> None:
+    serverapp.roost = RoostExtension(parent=serverapp)
+    serverapp.roost.link()
+
+
 def _load_jupyter_server_extension(serverapp: Any) -> None:
-    extension = RoostExtension(parent=serverapp)
-    serverapp.web_app.settings["roost"] = extension
-    extension.load()
+    serverapp.web_app.settings["roost"] = serverapp.roost
+    serverapp.roost.load()
 
 
 async def _start_jupyter_server_extension(serverapp: Any) -> None:
-    await serverapp.web_app.settings["roost"].start()
+    await serverapp.roost.start()

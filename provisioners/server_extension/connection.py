@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
@@ -13,14 +16,17 @@ from jupyter_server.services.kernels.connection.base import (
     serialize_msg_to_ws_v1,
 )
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from roost.provisioners.provisioner import RoostProvisioner
 
 from .held_messages import HeldMessage
-from .pending_start import PendingStart
+from .pending_start import PendingStart, build_error, build_reply
 from .pending_starts import describe_end
+from .replay import AWAY_MARGIN_S, Replay, find_away_s
 
+_LOST = "The Jupyter Server was restarted before this cell ran: run it again."
 _V1 = "v1.kernel.websocket.jupyter.org"
 
 
@@ -30,8 +36,12 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     _start: PendingStart | None = None
     _cells: dict[str, dict[str, Any]]
     """The headers of the client's cells that a kernel of roost's has not answered yet, by message id."""
+    _replay: Replay | None = None
+    _replaying: asyncio.Task[None] | None = None
     _is_closed = False
     _is_broken = False
+    _probe: Any = None
+    _written: Any = None
     is_open = False
     """True once the kernel's channels are open, after a wait. Otherwise it has no meaning."""
 
@@ -65,8 +75,49 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         elif self._start is not None:  # the kernel came between `prepare` and now
             await self.open_channels()
             self.release()
-        elif (connected := super().connect()) is not None:
+        else:
+            await self._connect()
+        for header in self.multi_kernel_manager.take_lost_cells(self.kernel_id, self.session.session):
+            self.end_cell(header, _LOST)
+
+    def end_cell(self, header: Mapping[str, Any], sentence: str) -> None:
+        """End a cell that no kernel has run, with a sentence as its error."""
+        error = build_error(sentence)
+        self.speak("iopub", "clear_output", {"wait": False}, header)
+        self.speak("iopub", "error", error, header)
+        self.speak("shell", "execute_reply", build_reply(error), header)
+        self.speak("iopub", "status", {"execution_state": "idle"}, header)
+
+    async def _connect(self) -> None:
+        """Connect with the kernel. A client that was away then gets the missed messages."""
+        replay = self._prepare_replay()
+        self._replay = replay
+        if (connected := super().connect()) is not None:
             await connected
+        if replay is not None and self.channels:
+            kernels = self.multi_kernel_manager
+            self._replaying = asyncio.create_task(replay.run())
+            self._replaying.add_done_callback(lambda _: self.end_probe())
+            kernels.seen_sessions.add(self.session_key)
+
+    def _prepare_replay(self) -> Replay | None:
+        """Return the replay for a client that was away while the kernel ran; None for others.
+
+        Jupyter Server itself keeps the messages for the last client that has gone, while the server lives.
+        """
+        kernels, km = self.multi_kernel_manager, self.kernel_manager
+        buffered = (
+            kernels._kernel_buffers.get(self.kernel_id) if self.kernel_id in kernels._kernel_buffers else None
+        )
+        closed_at = kernels.closed_at.pop(self.session_key, None)
+        if not self._is_of_roost or (buffered and buffered["session_key"] == self.session_key):
+            return None
+        if closed_at is not None:
+            return Replay(self, km.provisioner, time.monotonic() - closed_at + AWAY_MARGIN_S)
+        away_s = find_away_s(km)
+        if away_s is False or self.session_key in kernels.seen_sessions:
+            return None
+        return Replay(self, km.provisioner, away_s)
 
     def attach(self, start: PendingStart) -> None:
         """Let `start` hold the client's messages."""
@@ -78,8 +129,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             del self._open_sessions[self.session_key]  # or `prepare` would take this for an older connection
         try:
             await super().prepare()
-            if (connected := super().connect()) is not None:
-                await connected
+            await self._connect()
             self.is_open = True
         except Exception as problem:  # noqa: BLE001 - the client connects again, as after a lost connection
             self.log.warning("kernel=%s a client could not be connected: %s", self.kernel_id, problem)
@@ -98,10 +148,18 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             held = self._read(message)
             if held.is_cell:
                 self._cells[held.header["msg_id"]] = held.header
+                if held.is_of_notebook and self._may_send(held) and self.channels:
+                    self.forward(held.channel, held.parts_with_cell_id())
+                    return
         super().handle_incoming_message(message)
 
     def disconnect(self) -> None:
         """Close the connection. The messages that it held stay with the kernel."""
+        if self._replaying is not None:
+            self._replaying.cancel()
+        self.end_probe()
+        if self._is_of_roost:
+            self.multi_kernel_manager.note_closed(self.session_key)
         start = self._start
         if start is None and not self._is_broken:
             super().disconnect()
@@ -124,16 +182,72 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self.deliver(incoming_msg)
             return
         message = self._read(incoming_msg)
-        allowed = self.multi_kernel_manager.allowed_message_types
-        if not allowed or message.header.get("msg_type") in allowed:
+        if self._may_send(message):
             self._start.hold(message)
 
+    def _may_send(self, message: HeldMessage) -> bool:
+        allowed = self.multi_kernel_manager.allowed_message_types
+        return not allowed or message.header.get("msg_type") in allowed
+
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
-        """Send a message of the kernel to the client."""
-        if self._cells and getattr(stream, "channel", "") == "shell":
+        """Send a message of the kernel to the client, unless the replay has it or sends it later."""
+        channel = getattr(stream, "channel", "")
+        if self._replay is not None and channel == "iopub" and not self._replay.is_through:
             _, parts = self.session.feed_identities(outgoing_msg)
-            self._cells.pop(self.session.unpack(parts[2]).get("msg_id"), None)
+            if self._replay.hold(self.session.unpack(parts[1]).get("msg_id", ""), outgoing_msg):
+                return
+        if (self._cells or self._replay is not None) and channel == "shell":
+            _, parts = self.session.feed_identities(outgoing_msg)
+            request_id = self.session.unpack(parts[2]).get("msg_id")
+            self._cells.pop(request_id, None)
+            if self._replay is not None and not self._replay.note_reply(request_id):
+                return
         super().handle_outgoing_message(stream, outgoing_msg)
+
+    def send_live(self, message: list[bytes]) -> None:
+        """Send a message of the kernel that the replay has held. The limit of its rate does not apply."""
+        _, parts = self.session.feed_identities(message)
+        self.write_parts("iopub", parts[1:])
+
+    def write_parts(self, channel: str, parts: list[bytes]) -> None:
+        """Send a message that the kernel has published, given by its parts from the header on."""
+        if self.subprotocol == _V1:
+            message: Any = {"header": None, "parent_header": None, "content": None}
+            self._on_error(channel, message, parts)
+            self._write(serialize_msg_to_ws_v1(parts, channel), binary=True)
+            return
+        header, parent, metadata, content = (self.session.unpack(part) for part in parts[:4])
+        message = {
+            "header": header, "msg_id": header["msg_id"], "msg_type": header["msg_type"], "parent_header": parent,
+            "metadata": metadata, "content": content, "buffers": list(parts[4:]),
+        }  # fmt: skip
+        self._on_error(channel, message, parts)
+        written = self._reserialize_reply(message, channel=channel)
+        self._write(written, binary=isinstance(written, bytes))
+
+    def _write(self, message: Any, *, binary: bool) -> None:
+        try:
+            self._written = self.write_message(message, binary=binary)
+        except WebSocketClosedError:
+            self.log.debug("kernel=%s a client has gone", self.kernel_id)
+
+    async def drain(self) -> None:
+        """Wait until the client has read all messages."""
+        written, self._written = self._written, None
+        if written is not None:
+            with suppress(WebSocketClosedError, StreamClosedError):
+                await written
+
+    def probe(self) -> None:
+        """Ask the kernel for a message on IOPub: the first that arrives shows that the subscription works."""
+        if self._probe is None:
+            self._probe = self.kernel_manager.connect_control()
+        self.session.send(self._probe, "kernel_info_request")
+
+    def end_probe(self) -> None:
+        if self._probe is not None and not self._probe.closed():
+            self._probe.close()
+        self._probe = None
 
     def on_kernel_restarted(self) -> None:
         """Show why the kernel has ended. It is started again."""
@@ -156,13 +270,10 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def speak(self, channel: str, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
         """Send a message to the client as if the kernel had sent it."""
         message = self.session.msg(kind, content=dict(content), parent=dict(parent))
-        try:
-            if self.subprotocol == _V1:
-                self.write_message(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
-            else:
-                self.write_message(json.dumps({**message, "channel": channel}, default=json_default))
-        except WebSocketClosedError:
-            self.log.debug("kernel=%s a client has gone", self.kernel_id)
+        if self.subprotocol == _V1:
+            self._write(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
+        else:
+            self._write(json.dumps({**message, "channel": channel}, default=json_default), binary=False)
 
     def forward(self, channel: str, parts: Sequence[bytes]) -> None:
         """Send a message of another connection, which was closed, to the kernel."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from typing import Any
 
-from traitlets import Bool, Float
+from traitlets import Bool, Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
 
+from roost.placement.format import format_count
+from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.backends.registry import get_spec
+
+from .server_state import ServerState, choose_server_name
 from .warm_up import start_warm_up
+
+_BLOCKS = "Starts block until their kernel is there"
+_ADOPT_WITHIN_S = 5.0
+"""A server's start waits at most this long for the adoption of kernels."""
 
 
 class RoostExtension(LoggingConfigurable):
@@ -30,10 +42,51 @@ class RoostExtension(LoggingConfigurable):
         3600.0, min=0.0, config=True, help="Seconds that a start may wait in the queue for its resources."
     )
 
+    server_name = Unicode(
+        config=True,
+        help="The name of this server. The next server of this name adopts its kernels. Default: JupyterHub's service "
+        "prefix, or a digest of base URL, root folder and port.",
+    )
+    on_server_stop = Enum(
+        ("keep", "stop", ""),
+        "",
+        config=True,
+        help="The end of the server: the next server adopts roost's kernels (keep), or they end (stop)."
+        " Default: keep on clusters, stop on this machine (local).",
+    )
+
     def __init__(self, *, parent: Any) -> None:
         super().__init__(parent=parent)
         self.serverapp = parent
         self.off: list[str] = []
+        self.state = ServerState("")
+
+    @default("server_name")
+    def _default_server_name(self) -> str:
+        return choose_server_name(self.serverapp)
+
+    def link(self) -> None:
+        """Keep the server's sessions in a file, unless its configuration says where they are."""
+        if "url" in self.serverapp.config.GatewayClient or "JUPYTER_GATEWAY_URL" in os.environ:
+            return
+        self.state = ServerState(self.server_name)
+        sessions = self.serverapp.config.SessionManager
+        if self.state.has_lock and "database_filepath" not in sessions:
+            sessions.database_filepath = str(self.state.sessions)
+
+    def keeps(self, backend: str) -> bool:
+        """True if the kernels on a backend outlive this server."""
+        if not self.state.has_lock or self.on_server_stop == "stop":
+            return False
+        return self.on_server_stop == "keep" or not get_spec(backend).runs_on_this_machine
+
+    def say_what_is_kept(self, kept: list[RoostProvisioner]) -> None:
+        """Log how many kernels go on without the server, and how to end them."""
+        for backend in sorted({provisioner.backend for provisioner in kept}):
+            count = format_count(sum(provisioner.backend == backend for provisioner in kept), "kernel")
+            command = f"roost stop --backend {backend} --server {self.state.name}"
+            self.log.info("roost: %s kept for the next server of this name; to end: %s", count, command)
+        self.state.close()
 
     def load(self) -> None:
         """Add roost's parts to the server, before the server listens. All extensions are linked by now."""
@@ -42,6 +95,9 @@ class RoostExtension(LoggingConfigurable):
             return
         self._add_pending_starts()
         self._add_pages()
+        if self.state.problem:
+            what = "Sessions are kept in memory, and the next server adopts no kernels"
+            self.off.append(f"{what}: {self.state.problem}.")
         if self.off:
             self.log.info("roost: %s", " ".join(self.off))
 
@@ -63,29 +119,59 @@ class RoostExtension(LoggingConfigurable):
         server = self.serverapp
         connections, kernels = server.kernel_websocket_connection_class, server.kernel_manager
         obstacle = ""
-        if not self.pending_starts:
-            obstacle = "c.RoostExtension.pending_starts is False"
-        elif connections is not ZMQChannelsWebsocketConnection:
-            obstacle = f"{connections.__module__}.{connections.__name__} serves the websockets"
-        elif not isinstance(kernels, AsyncMappingKernelManager):
+        if not isinstance(kernels, AsyncMappingKernelManager):
             obstacle = f"{type(kernels).__module__}.{type(kernels).__name__} manages the kernels"
         elif getattr(kernels, "use_pending_kernels", False):
             obstacle = "use_pending_kernels is set"
         if obstacle:
-            self.off.append(f"Starts block until their kernel is there, because {obstacle}.")
+            self.off.append(f"{_BLOCKS}, and the next server adopts no kernels, because {obstacle}.")
             return
         kernels.__class__ = add_pending_starts(type(kernels))
-        kernels.begin(self.queue_timeout_s)
-        server.kernel_websocket_connection_class = RoostConnection
-        server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
+        kernels.begin(self)
+        if not self.pending_starts:
+            obstacle = "c.RoostExtension.pending_starts is False"
+        elif connections is not ZMQChannelsWebsocketConnection:
+            obstacle = f"{connections.__module__}.{connections.__name__} serves the websockets"
+        if obstacle:
+            self.off.append(f"{_BLOCKS}, and clients do not get missed output, because {obstacle}.")
+        else:
+            server.kernel_websocket_connection_class = RoostConnection
+            server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
+            kernels.may_wait = True
+        if self.state.has_lock:
+            self._adopt(kernels)
+
+    def _adopt(self, kernels: Any) -> None:
+        """List the kernels of the earlier server of this name, before the first request comes."""
+        from .adoption import KernelFinder
+
+        finder = KernelFinder(kernels.kernel_spec_manager, kernels.config, self.state, self.log)
+
+        async def adopt() -> None:
+            began = time.monotonic()
+            found = await finder.find()
+            await kernels.adopt_kernels(found, max(0.1, _ADOPT_WITHIN_S - (time.monotonic() - began)))
+            self._adopting = asyncio.create_task(adopt_late())
+
+        async def adopt_late() -> None:
+            found = [kernel for kernel in await finder.find_late() if kernel.kernel_id not in kernels]
+            await kernels.adopt_kernels(found, _ADOPT_WITHIN_S)
+
+        loop = self.serverapp.io_loop.asyncio_loop
+        if loop.is_running():  # a server inside another program, which cannot wait here
+            self._adopting = loop.create_task(adopt())
+        else:
+            loop.run_until_complete(adopt())
 
     def _add_pages(self) -> None:
         """Add the page `/roost`, and what JupyterLab asks about kernels."""
         from .cluster_page import add_cluster_page
         from .kernel_status import add_kernel_status
+        from .outputs import add_outputs
 
         add_cluster_page(self.serverapp.web_app)
         add_kernel_status(self.serverapp.web_app)
+        add_outputs(self.serverapp.web_app)
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

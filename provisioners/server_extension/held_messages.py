@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,17 +38,24 @@ class HeldMessage:
         metadata: Mapping[str, Any] = json.loads(self.parts[2])
         return self.is_cell and "cellId" in metadata
 
+    def parts_with_cell_id(self) -> tuple[bytes, ...]:
+        """Return the parts with the cell's id in the header. The kernel copies the header to all its answers."""
+        header = {**self.header, "cellId": json.loads(self.parts[2])["cellId"]}
+        return (json.dumps(header).encode(), *self.parts[1:])
+
     @property
     def n_bytes(self) -> int:
         return sum(map(len, self.parts))
 
 
 class HeldMessages:
-    """The messages of one kernel in the order of their arrival."""
+    """The messages of one kernel in the order of their arrival. `on_change` is called after changes, once for many."""
 
     def __init__(self) -> None:
         self._messages: list[HeldMessage] = []
         self._n_bytes = 0
+        self.on_change: Callable[[], None] | None = None
+        self._is_told = True
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -58,11 +66,29 @@ class HeldMessages:
             return False
         self._messages.append(message)
         self._n_bytes += message.n_bytes
+        self._tell_soon()
         return True
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The headers of the held cells."""
+        return [message.header for message in self._messages if message.is_cell]
 
     def take(self, wanted: Callable[[HeldMessage], bool] = lambda _: True) -> list[HeldMessage]:
         """Remove the messages that are `wanted`, and return them in order."""
         taken = [message for message in self._messages if wanted(message)]
         self._messages = [message for message in self._messages if message not in taken]
         self._n_bytes = sum(message.n_bytes for message in self._messages)
+        if taken:
+            self._tell_soon()
         return taken
+
+    def _tell_soon(self) -> None:
+        if self._is_told and self.on_change is not None:
+            self._is_told = False
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_told = True
+        if self.on_change is not None:
+            self.on_change()

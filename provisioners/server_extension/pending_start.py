@@ -30,6 +30,8 @@ class PendingStart:
     ) -> None:
         self.kernel_id = kernel_id
         self.arguments = arguments
+        self.is_adoption = False
+        """True if an earlier server has started the kernel."""
         self.km: Any = None
         self.made = asyncio.Event()
         """Set once `km` is, which happens when the start has just begun."""
@@ -74,12 +76,11 @@ class PendingStart:
         self.end(self.held.take(lambda message: message.is_cell), sentence)
 
     def end(self, messages: list[HeldMessage], sentence: str) -> None:
-        error = {"ename": _ERROR_NAME, "evalue": sentence, "traceback": [f"{_ERROR_NAME}: {sentence}"]}
+        error = build_error(sentence)
         for message in messages:
             if message.is_cell:
                 self.send("error", error, message.header)
-                reply = {**error, "status": "error", "execution_count": 0, "user_expressions": {}}
-                message.sender.speak("shell", "execute_reply", reply, message.header)
+                message.sender.speak("shell", "execute_reply", build_reply(error), message.header)
                 self.send("status", {"execution_state": "idle"}, message.header)
 
     def fail(self, sentence: str) -> None:
@@ -124,3 +125,12 @@ class PendingStart:
             session = Session(config=self.km.session.config, key=self.km.session.key)
             session.send_raw(channel.socket, list(message.parts))  # the stream would send it later
             channel.close(linger=_LINGER_MS)
+
+
+def build_error(sentence: str) -> dict[str, Any]:
+    """Return the error with which a cell ends that no kernel has run."""
+    return {"ename": _ERROR_NAME, "evalue": sentence, "traceback": [f"{_ERROR_NAME}: {sentence}"]}
+
+
+def build_reply(error: Mapping[str, Any]) -> dict[str, Any]:
+    return {**error, "status": "error", "execution_count": 0, "user_expressions": {}}

@@ -6,35 +6,49 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import time
-from typing import Any, cast
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 
-from roost.placement.format import format_age
+from roost.placement.format import format_age, format_count
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.kernelspecs import PROVISIONER
 from roost.scheduler.errors import LaunchError, RoostError
 
+from .adoption import FoundKernel
 from .pending_start import PendingStart
 from .quick_manager import make_quick
 from .waiting_report import WaitingReport
+
+if TYPE_CHECKING:
+    from .extension import RoostExtension
 
 ANSWER_AFTER_S = 0.12
 """How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
 _LOOK_S = 0.003
 _CULLED = 1_000
-"""So many reasons of culled kernels are kept."""
+"""The last reasons are kept, at most this many."""
+_STATE_S = 2.0
+"""How long an adoption waits for the kernel's agent to say what the kernel does."""
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
+_REPEAT_STOP_S = 300.0
+"""How long the stop of a kernel out of reach is repeated, until the scheduler has noted it."""
 _RESTARTED_WITHIN_S = 10.0
 """How long a shutdown waits for a restart."""
 _DELETED = "The kernel was shut down before it had started."
 _INTERRUPTED = "The start of this kernel was withdrawn by an interrupt: restart the kernel to ask again."
 _RESTARTED = "The kernel was restarted while it waited, and keeps its place: run the cell again."
+_OUT_OF_REACH = "The kernel is out of reach: nobody knows whether it runs. Shut it down, or wait."
+_KEPT = "The Jupyter Server stopped. The kernel's start keeps its place for a while: run the cell again."
 _STOPPING = "The Jupyter Server stopped before the kernel had started."
 
 
@@ -45,21 +59,32 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         from .extension import RoostExtension  # which imports this module
 
         super().__init__(**kwargs)
-        self.begin(RoostExtension(parent=self.parent).queue_timeout_s)
+        self.begin(RoostExtension(parent=self.parent))
+        self.may_wait = True
 
-    def begin(self, queue_timeout_s: float) -> None:
-        """Take over from the class that the object had. The provisioner reads `queue_timeout_s` here."""
+    def begin(self, extension: RoostExtension) -> None:
+        """Take over from the class that the object had. The provisioner reads three of these values here."""
+        self.queue_timeout_s = extension.queue_timeout_s
+        self.server_name = extension.state.name if extension.state.has_lock else ""
+        self.may_wait = False
+        """True if starts need not block, because the websockets can speak for a waiting kernel."""
+        self.adopting: set[str] = set()
+        self.closed_at: dict[str, float] = {}
+        """When clients of roost's kernels have gone (`time.monotonic`), by the keys of their sessions."""
+        self.seen_sessions: set[str] = set()
+        """The keys of the sessions that have had their replay after the adoption of their kernels."""
+        self._extension = extension
+        self._kept: set[str] = set()
         self.pending: dict[str, PendingStart] = {}
         self.culled: dict[str, str] = {}
         """Why kernels that were culled have ended, as sentences."""
-        self.queue_timeout_s = queue_timeout_s
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
         """Start a kernel and return its id. The start goes on as pending once it has a lease or has to wait, and after
         `ANSWER_AFTER_S` in any case. Until then a refusal raises.
         """
         is_there = kernel_id is not None and kernel_id in self
-        if is_there or not self._is_of_roost(kwargs.get("kernel_name")):
+        if is_there or not self.may_wait or not self._is_of_roost(kwargs.get("kernel_name")):
             return cast(str, await super().start_kernel(kernel_id=kernel_id, **kwargs))
         kernel_id = kernel_id or cast(str, self.new_kernel_id(**kwargs))
         start = PendingStart(kernel_id, kwargs, self.log)
@@ -81,17 +106,97 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         start.following = asyncio.create_task(self._follow(start))
         return kernel_id
 
+    async def adopt_kernels(self, found: Sequence[FoundKernel], within_s: float) -> None:
+        """List kernels of an earlier server. A kernel that is not adopted in time is listed as unknown until it is.
+
+        A kernel that has ended meanwhile is not listed. `/roost/api/kernels/ID` says why it has ended.
+        """
+        starts = []
+        for kernel in found:
+            environment = {"JPY_SESSION_NAME": kernel.session} if kernel.session else {}
+            arguments = {"kernel_name": kernel.name, "env": {**os.environ, **environment}}
+            if kernel.cwd:
+                arguments["cwd"] = kernel.cwd
+            start = PendingStart(kernel.kernel_id, arguments, self.log)
+            start.is_adoption = True
+            self._begin(start)
+            starts.append(start)
+        deadline = time.monotonic() + within_s
+        while not all(map(_is_settled, starts)) and time.monotonic() < deadline:
+            await asyncio.wait([start.task for start in starts], timeout=_LOOK_S)
+        adopted = 0
+        for start in starts:
+            await _until_made(start)
+            if start.task.done():
+                self.pending.pop(start.kernel_id, None)
+                adopted += self._note_adopted(start)
+            else:
+                self._list(start)
+                start.km.execution_state = "unknown"
+                start.is_listed = True
+                start.following = asyncio.create_task(self._follow(start))
+        if starts:
+            took_s = time.monotonic() - deadline + within_s
+            count = format_count(len(starts), "kernel")
+            self.log.info("roost: adopted %d of %s in %.2f s", adopted, count, took_s)
+
+    def _note_adopted(self, start: PendingStart) -> bool:
+        """Log the outcome of an adoption. Return True if it has succeeded."""
+        problem = None if start.task.cancelled() else start.task.exception()
+        if problem is None:
+            self.log.debug("roost: kernel %s is adopted.", start.kernel_id)
+            return True
+        self.log.warning("roost: kernel %s is not adopted: %s", start.kernel_id, describe(problem))
+        self._extension.state.forget(start.kernel_id)
+        self._keep_reason(start.kernel_id, describe(problem))
+        return False
+
+    async def _read_state(self, kernel_id: str) -> None:
+        """Take over the state of an adopted kernel, and its time of last activity."""
+        km = self.get_kernel(kernel_id)
+        known: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        known.set_result({})
+        km._kernel_info_future = known  # or a websocket waits for the answer of a busy kernel
+        km.adopted_at = time.monotonic()
+        state, idle_s = "idle", 0.0
+        with suppress(RoostError, asyncio.TimeoutError):
+            kernel = await km.provisioner.service.kernel(kernel_id, with_use=True).within(_STATE_S)
+            if kernel.use is not None:
+                state, idle_s = kernel.use.execution_state or state, kernel.use.idle_s
+        km.execution_state = state
+        km.last_activity = utcnow() - timedelta(seconds=idle_s)
+
     def _begin(self, start: PendingStart) -> None:
         self.pending[start.kernel_id] = start
+        state, held = self._extension.state, start.held
+        held.on_change = lambda: state.note_held(start.kernel_id, held.cells)
+        if start.is_adoption:
+            self.adopting.add(start.kernel_id)
         start.task = asyncio.create_task(self._start(start))
 
     async def _start(self, start: PendingStart) -> str:
         try:
-            return cast(str, await super().start_kernel(kernel_id=start.kernel_id, **start.arguments))
+            kernel_id = cast(str, await super().start_kernel(kernel_id=start.kernel_id, **start.arguments))
+            if start.is_adoption:
+                await self._read_state(kernel_id)
+            return kernel_id
         except BaseException:
             # jupyter_client would keep it, and `shutdown_all` would then stop at a kernel that does not exist.
             self._pending_kernels.pop(start.kernel_id, None)
             raise
+        finally:
+            self.adopting.discard(start.kernel_id)
+
+    def _remember(self, km: Any) -> None:
+        """Keep the facts about a kernel on disk, for the next server."""
+        arguments = km._launch_args or {}
+        session = (arguments.get("env") or {}).get("JPY_SESSION_NAME", "")
+        cwd = os.fspath(arguments.get("cwd") or "")
+        self._extension.state.note(km.kernel_id, name=km.kernel_name, cwd=cwd, session=session)
+
+    def remove_kernel(self, kernel_id: str) -> Any:
+        self._extension.state.forget(kernel_id)
+        return super().remove_kernel(kernel_id)
 
     def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
         km, name, kernel_id = super().pre_start_kernel(kernel_name, kwargs)
@@ -109,6 +214,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         start = self.pending.get(kernel_id)
         if start is None or start.has_kernel:
             return super().interrupt_kernel(kernel_id)
+        if start.is_adoption:
+            raise HTTPError(503, _OUT_OF_REACH)
         return self._withdraw(start, _INTERRUPTED)
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
@@ -118,6 +225,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             await self._until_restarted(kernel_id)
             await super().shutdown_kernel(kernel_id, now=now, restart=restart)
             return
+        if start.is_adoption and not start.has_kernel:  # nobody knows whether it runs; the scheduler ends it
+            start.km.provisioner.service.stop(kernel_id, grace_s=1.0, repeat_s=_REPEAT_STOP_S)
         await self._withdraw(start, _DELETED)
         if start.has_kernel:
             start.abort(_DELETED)
@@ -134,6 +243,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             if not await km.is_alive():  # Jupyter's restarter tries again
                 km.reason = describe_end(km) or km.reason
             return answer
+        if start.is_adoption and start.state == "waiting":
+            raise HTTPError(503, _OUT_OF_REACH)
         if start.state == "waiting":
             start.end_cells(_RESTARTED)
         else:
@@ -149,14 +260,28 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         await super().cull_kernel_if_idle(kernel_id)
         if kernel_id not in self and isinstance(km.provisioner, RoostProvisioner):
             idle = format_age((utcnow() - km.last_activity).total_seconds())
-            self.culled[kernel_id] = (
-                f"Jupyter Server ended the kernel, because nobody had used it for {idle}."
+            self._keep_reason(
+                kernel_id, f"Jupyter Server ended the kernel, because nobody had used it for {idle}."
             )
-            if len(self.culled) > _CULLED:
-                del self.culled[next(iter(self.culled))]
+
+    def take_lost_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
+        """Return the headers of a client's cells that an earlier server held. Nobody runs them any more."""
+        return self._extension.state.take_lost_cells(kernel_id, session)
+
+    def note_closed(self, session_key: str) -> None:
+        """Note that a client has gone. When it comes back, it gets a replay."""
+        self.closed_at[session_key] = time.monotonic()
+        if len(self.closed_at) > _CULLED:
+            del self.closed_at[next(iter(self.closed_at))]
+
+    def _keep_reason(self, kernel_id: str, reason: str) -> None:
+        self.culled[kernel_id] = reason
+        if len(self.culled) > _CULLED:
+            del self.culled[next(iter(self.culled))]
 
     async def shutdown_all(self, now: bool = False) -> None:
-        """Withdraw the waiting starts, then shut all kernels down."""
+        """Let go of the kernels that the server keeps. Withdraw the other waiting starts, and shut the rest down."""
+        kept = self._let_go()
         starts = list(self.pending.values())
         await asyncio.gather(*(self._withdraw(start, _STOPPING) for start in starts))
         for start in starts:
@@ -164,6 +289,45 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
                 self._forget(start)
         await asyncio.gather(*map(self._until_restarted, self.list_kernel_ids()))
         await super().shutdown_all(now=now)
+        self._extension.say_what_is_kept(kept)
+
+    def _let_go(self) -> list[RoostProvisioner]:
+        """Leave the kernels that outlive this server to the next one. Return their provisioners."""
+        kept = []
+        for kernel_id in self.list_kernel_ids():
+            km = self.get_kernel(kernel_id)
+            provisioner, start = km.provisioner, self.pending.get(kernel_id)
+            if not isinstance(provisioner, RoostProvisioner) or not self._extension.keeps(
+                provisioner.backend
+            ):
+                continue
+            if start is not None and start.state == "failed":
+                continue
+            if start is not None and not start.has_kernel:
+                start.held.on_change = None  # the next server tells the clients that were away
+                start.end_cells(_KEPT)
+            kept.append(provisioner)
+            self.pending.pop(kernel_id, None)
+            km.stop_restarter()
+            provisioner.let_go()
+            self.stop_watching_activity(kernel_id)
+            self.stop_buffering(kernel_id)
+            km.cleanup_connection_file()
+            self._kept.add(kernel_id)
+        return kept
+
+    def start_buffering(self, kernel_id: str, session_key: str, channels: Any) -> None:
+        """Keep messages for a client that has gone. A server that stops keeps none."""
+        if kernel_id not in self._kept:
+            super().start_buffering(kernel_id, session_key, channels)
+            return
+        for stream in channels.values():
+            stream.close()
+
+    async def _async_shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
+        # A kept kernel stays listed until the end: if it were missing, an open page would take it for dead.
+        if kernel_id not in self._kept:
+            await super()._async_shutdown_kernel(kernel_id, now=now, restart=restart)
 
     async def _until_restarted(self, kernel_id: str) -> None:
         """Wait until a restart that is under way has ended. A shutdown in between would leave its kernel running."""
@@ -209,8 +373,11 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             km.reason = describe_end(km) or km.reason
 
         self.add_restart_callback(kernel_id, note_end)
+        if not isinstance(km.provisioner, RoostProvisioner):
+            return
+        self._remember(km)
         restarter = getattr(km, "_restarter", None)
-        if restarter is not None and isinstance(km.provisioner, RoostProvisioner):
+        if restarter is not None:
             # With new ports, as Jupyter takes them for a kernel that dies soon, open notebooks would get no answers.
             restarter.random_ports_until_alive = False
 
@@ -292,6 +459,11 @@ async def _until_admitted(start: PendingStart) -> None:
         if kernel is not None and (kernel.state == "starting" or kernel.waits_for):
             return
         await asyncio.wait([start.task], timeout=_LOOK_S)
+
+
+def _is_settled(start: PendingStart) -> bool:
+    """True if a kernel is adopted, or is known to wait for something."""
+    return start.task.done() or getattr(getattr(start.km, "provisioner", None), "waiting", None) is not None
 
 
 async def _until_made(start: PendingStart) -> None:

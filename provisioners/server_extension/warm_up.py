@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets.config import Config
 
 from roost.provisioners.kernel_environment import build_environment
-from roost.provisioners.kernelspecs import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import Client
+
+from .adoption import list_roost_kernelspecs
 
 _BEGIN_AFTER_S = 0.3
 """A server that has just started answers its first requests before this begins."""
@@ -54,22 +53,12 @@ class _WarmUp:
         await asyncio.sleep(_BEGIN_AFTER_S)
         try:
             prepared = 0
-            for name in self._choose(first):
+            for name in list_roost_kernelspecs(self._kernelspecs, self._config, first):
                 prepared += await self._prepare(name)
                 if prepared == _MOST:
                     break
         except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
             self._log.warning("roost: kernels could not be prepared: %s", problem)
-
-    def _choose(self, first: str) -> list[str]:
-        """Return the names of roost's kernelspecs, with `first` first."""
-        default = KernelProvisionerFactory.instance(config=self._config).default_provisioner_name
-        found = []
-        for name, description in self._kernelspecs.get_all_specs().items():
-            own = (description["spec"].get("metadata") or {}).get("kernel_provisioner", {})
-            if isinstance(own, Mapping) and own.get("provisioner_name", default) == PROVISIONER:
-                found.append(name)
-        return sorted(found, key=lambda name: (name != first, name))
 
     async def _prepare(self, name: str) -> bool:
         """Do for a kernelspec what its first start would do, without a kernel. Return True if that worked.

@@ -57,8 +57,16 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     logs = _add_command(commands, "logs", "cli.kernels:print_log", what)
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
+    what = "print what the cells of a kernel have put out, as far as its node has kept it"
+    output = _add_command(commands, "output", "cli.attach:print_output", what)
+    what = "open a console on a kernel (needs the extra `console`)"
+    attach = _add_command(commands, "attach", "cli.attach:attach", what, has_json=False)
+    for parser in (output, attach):
+        parser.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     stop = _add_command(commands, "stop", "cli.kernels:stop", "stop kernels, or remove them from the queue")
-    stop.add_argument("kernels", metavar="KERNEL", nargs="+", help="a kernel's id, or the beginning of it")
+    stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
+    what = "stop all kernels of the Jupyter Server of this name"
+    stop.add_argument("--server", metavar="NAME", default="", help=what)
     what = "wait this long before killing (5)"
     stop.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
     drain = _add_command(commands, "drain", "cli.nodes:drain", "place no more kernels on a node")
@@ -66,7 +74,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     drain.add_argument("--off", action="store_true", help="place kernels on the node again")
     what = "start the agents of all nodes before a kernel needs them"
     up = _add_command(commands, "up", "cli.nodes:start_agents", what)
-    for parser in (nodes, explain, kernels, logs, stop, drain, up):
+    for parser in (nodes, explain, kernels, logs, output, attach, stop, drain, up):
         add_scheduler(parser)
     add_request(explain)
 

@@ -20,7 +20,7 @@ from roost.scheduler.service.messages import Kernel
 from .options import connect_scheduler, print_answer
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
-_STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red"}
+_STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red", "unknown": "red"}
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def print_log(arguments: argparse.Namespace) -> int:
     tail_bytes = parse_bytes(arguments.tail)
     client = connect_scheduler(arguments)
     try:
-        kernel_id = _find_kernels(client, [arguments.kernel])[0].id
+        kernel_id = find_kernels(client, [arguments.kernel])[0].id
     except UnknownKernel:
         kernel_id = arguments.kernel  # the scheduler keeps the log of an ended kernel for a while
     text = wait_for(client.logs(kernel_id, tail_bytes=tail_bytes))
@@ -45,7 +45,13 @@ def print_log(arguments: argparse.Namespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
-    kernels = _find_kernels(client, arguments.kernels)
+    if not arguments.kernels and not arguments.server:
+        raise ConfigError(
+            "Which kernels? Give the beginning of an id, or --server: `roost kernels` lists them."
+        )
+    kernels = find_kernels(client, arguments.kernels)
+    if arguments.server:
+        kernels += _find_kernels_of(client, arguments.server)
     calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for kernel in kernels}
     outcomes = []
     for kernel_id, call in calls.items():
@@ -66,7 +72,7 @@ def _describe_end(ended: Kernel) -> str:
     return "removed while it was starting" if ended.lease_id else "removed from the queue"
 
 
-def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
+def find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
     """Return the kernels whose ids begin with a prefix, each once; raises `UnknownKernel` or `ConfigError`."""
     known = wait_for(client.kernels())
     found = {}
@@ -80,6 +86,14 @@ def _find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
             raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
         found[matches[0].id] = matches[0]
     return list(found.values())
+
+
+def _find_kernels_of(client: Client, server: str) -> list[Kernel]:
+    """Return the kernels of a Jupyter Server by its name; raises `UnknownKernel`."""
+    kernels = [kernel for kernel in wait_for(client.kernels()) if kernel.owner.server == server]
+    if not kernels:
+        raise UnknownKernel(f"No kernel here belongs to a Jupyter Server named {server!r}.", server=server)
+    return kernels
 
 
 def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
@@ -99,8 +113,8 @@ def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
     for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
         table.add_row(
             short[kernel.id],
-            Text("pending" if kernel.is_pending else kernel.state, style=_STYLES.get(kernel.state, "")),
-            kernel.owner.user,
+            Text(_format_state(kernel), style=_STYLES.get(kernel.state, "")),
+            _format_owner(kernel),
             kernel.node_id or "-",
             ", ".join(kernel.device_ids) or "-",
             format_request(kernel.request),
@@ -108,6 +122,22 @@ def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
             format_age(time.time() - kernel.created_at),
         )
     return table
+
+
+def _format_state(kernel: Kernel) -> str:
+    """Return the state; of a running kernel, whether it is busy, or for how long it has been idle."""
+    if kernel.is_pending:
+        return "pending"
+    use = kernel.use
+    if kernel.state != "running" or use is None or not use.execution_state:
+        return kernel.state
+    return f"idle {format_age(use.idle_s)}" if use.execution_state == "idle" else use.execution_state
+
+
+def _format_owner(kernel: Kernel) -> str:
+    """Return the user and the application that holds the kernel now. Without one, it is adopted or ends one day."""
+    holder = kernel.owner.application if kernel.is_held else "nobody"
+    return f"{kernel.owner.user}/{holder}" if holder else kernel.owner.user
 
 
 def _format_use(kernel: Kernel) -> str:

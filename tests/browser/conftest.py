@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import browser as kit
@@ -23,8 +24,9 @@ GPUS = {"local": {"gpus": 1}, "ray": {"gpus": 4, "gpu_models": ["A100"]}}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "lab" in metafunc.fixturenames:
-        metafunc.parametrize("server", ["local", "ray"], indirect=True, scope="module")
+    for fixture in ("server", "notebooks"):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, ["local", "ray"], indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,10 +45,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server(
     request: pytest.FixtureRequest, module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[kit.JupyterServer]:
-    """Return a JupyterLab with three kernelspecs: `gpu` asks for all GPUs, `huge` for more than any node has, and
-    `plain` is not roost's.
+    """Return a JupyterLab, with the kernelspecs of `prepared`."""
+    with (
+        prepared(request, module_runtime_dir, tmp_path_factory) as folder,
+        kit.running_server(folder, options=[kit.EXTENSION]) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def notebooks(
+    request: pytest.FixtureRequest, module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Return a folder for notebooks, with the kernelspecs of `prepared`."""
+    with prepared(request, module_runtime_dir, tmp_path_factory) as folder:
+        yield folder
+
+
+@contextmanager
+def prepared(
+    request: pytest.FixtureRequest, runtime_dir: Path, folders: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Prepare a backend with three kernelspecs: `gpu` asks for all GPUs, `huge` for more than any node has, and `plain`
+    is not roost's.
     """
-    backend, folder = request.param, tmp_path_factory.mktemp("lab")
+    backend, folder = request.param, folders.mktemp("lab")
     settings = {"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"}}
     (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
     kit.prepare_lab(folder)
@@ -60,11 +83,9 @@ def server(
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
         managers.kernelspecs(folder, "plain", **plain)
         connect(backend).up().result(100)
-        extension = "--ServerApp.jpserver_extensions={'roost': True}"
-        with kit.running_server(folder, options=[extension]) as server:
-            yield server
+        yield folder
         disconnect()
-        settle(module_runtime_dir)
+        settle(runtime_dir)
 
 
 @pytest.fixture(scope="module")

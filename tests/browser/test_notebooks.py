@@ -140,13 +140,7 @@ def test_the_status_and_the_launcher_show_what_a_kernel_asks_for_and_uses(lab: L
 
 
 def test_notebook_7_shows_the_status_too(lab: Lab, take: Take) -> None:
-    content = {
-        "cells": [],
-        "metadata": {"kernelspec": {"name": "gpu", "display_name": "gpu", "language": "python"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    lab.api("PUT", "contents/seven.ipynb", {"type": "notebook", "content": content})
+    lab.write_notebook("seven.ipynb", "gpu")
     lab.visit("notebooks/seven.ipynb")
     lab.status("MiB of 1 GiB")
     take("notebook-7")

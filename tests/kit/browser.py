@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
+import secrets
 import shutil
+import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,8 @@ OPEN_S = 60.0
 CELL_S = 30.0
 _PERSON_MS = 500
 """How long a person looks at a new notebook before the first cell runs."""
+EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
+"""Turns roost's extension on: an editable installation does not."""
 _QUIET = (
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",
@@ -80,7 +85,12 @@ def prepare_lab(folder: Path) -> None:
 
 @contextmanager
 def running_server(
-    notebooks: Path, *, program: str = "jupyterlab", options: Sequence[str] = ()
+    notebooks: Path,
+    *,
+    program: str = "jupyterlab",
+    options: Sequence[str] = (),
+    port: int = 0,
+    token: str = "",
 ) -> Iterator[JupyterServer]:
     """Start a Jupyter application on a thread's event loop, and stop it at the end."""
     loop = asyncio.new_event_loop()
@@ -90,7 +100,7 @@ def running_server(
     def wait_for(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(OPEN_S)
 
-    context = jupyter_server(notebooks, program=program, options=options)
+    context = jupyter_server(notebooks, program=program, options=options, port=port, token=token)
     try:
         yield wait_for(context.__aenter__())
     finally:
@@ -113,6 +123,41 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+class RestartableLab:
+    """A JupyterLab that ends and comes back on the same port, with the same token. `with` ends it for good."""
+
+    def __init__(self, notebooks: Path, options: Sequence[str] = ()) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = int(free.getsockname()[1])
+        self._notebooks = notebooks
+        self._options = options
+        self._token = secrets.token_urlsafe(16)
+        self._running = ExitStack()
+        self.server = self.start()
+
+    def start(self) -> JupyterServer:
+        server = running_server(self._notebooks, options=self._options, port=self._port, token=self._token)
+        self.server = self._running.enter_context(server)
+        return self.server
+
+    def end(self, signum: int) -> None:
+        """End the server by a signal, and wait until it has ended."""
+        os.kill(self.server.pid, signum)
+        until(lambda: not _runs(self.server.pid), OPEN_S)
+        self._running.close()
+
+    def __enter__(self) -> RestartableLab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+
+def _runs(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and ") Z " not in status.read_text()
 
 
 class Lab:
@@ -161,6 +206,28 @@ class Lab:
         """Open another launcher."""
         self.page.locator('.jp-FileBrowser [data-command="launcher:create"]').click()
         self.page.locator(".jp-Launcher:visible").wait_for(timeout=OPEN_S * 1000)
+
+    def write_notebook(self, path: str, kernel: str, *sources: str) -> None:
+        """Write a notebook with these cells, for a kernel by its name."""
+        cells = [
+            {
+                "cell_type": "code",
+                "id": f"cell-{i}",
+                "source": source,
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            for i, source in enumerate(sources)
+        ]
+        metadata = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
+        content = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+        self.api("PUT", f"contents/{path}", {"type": "notebook", "content": content})
+
+    def run_again(self, index: int) -> None:
+        """Press Shift+Enter in a cell. This does not wait for the kernel."""
+        self.cell(index).locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
 
     def card(self, kernel: str) -> Locator:
         """Return the launcher's card for notebooks with a kernel, by its display name."""

@@ -95,6 +95,27 @@ def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[...
         assert time.monotonic() < deadline, f"promised without a kernel: {held}"
 
 
+@pytest.fixture(scope="module")
+def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder for notebooks, on a machine with one GPU and a kernelspec `gpu` that asks for it."""
+    folder = tmp_path_factory.mktemp("waiting")
+    settings = {
+        "RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"},
+        "RoostScheduler": {"restart_grace_s": 0.5},
+    }
+    (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+        patch.setenv("JUPYTER_PATH", str(folder))
+        managers.kernelspecs(folder, "gpu", config={"gpus": 1})
+        plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
+        managers.kernelspecs(folder, "plain", **plain)
+        connect("local").up().result(60)
+        yield folder
+        disconnect()
+        settle(module_runtime_dir)
+
+
 def _promised(service: Client) -> dict[str, float]:
     """Return the CPUs that each node has promised."""
     return {node["id"]: node["cpus_promised"] for node in service.nodes().result(10)}

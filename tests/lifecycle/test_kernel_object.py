@@ -266,10 +266,11 @@ def test_the_examples_of_the_developers_guide_run(
     page = (ROOT / "docs" / "developers.md").read_text()
     section = page.split("\n## Starting a kernel\n")[1].split("\n## ")[0]
     examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         exec(compile(example, "developers.md", "exec"), {"__name__": "page"})
     shown = capsys.readouterr().out
     assert "2\n" in shown
+    assert "42\n" in shown
     assert "ZeroDivisionError" in shown
     assert os.getcwd() in shown

@@ -22,35 +22,13 @@ import managers
 import pytest
 from front_end import FrontEnd, errors, front_end, texts
 from server import JupyterServer, jupyter_server, until_it_listens
-from world import settle
 
-from roost.scheduler.client.client import connect, disconnect
+from roost.scheduler.client.client import connect
 
 ANSWER_S = 5.0
 """The tests' limit for an answer to POST. It takes 0.06 s on a machine that does nothing else."""
 STOPPED_WITHIN_S = 10.0
 """The tests' limit for the end of a server. It takes 1 s on a machine that does nothing else."""
-
-
-@pytest.fixture(scope="module")
-def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder for notebooks, on a machine with one GPU and a kernelspec `gpu` that asks for it."""
-    folder = tmp_path_factory.mktemp("waiting")
-    settings = {
-        "RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"},
-        "RoostScheduler": {"restart_grace_s": 0.5},
-    }
-    (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
-        patch.setenv("JUPYTER_PATH", str(folder))
-        managers.kernelspecs(folder, "gpu", config={"gpus": 1})
-        plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
-        managers.kernelspecs(folder, "plain", **plain)
-        connect("local").up().result(60)
-        yield folder
-        disconnect()
-        settle(module_runtime_dir)
 
 
 @pytest.fixture(scope="module")

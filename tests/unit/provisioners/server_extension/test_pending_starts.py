@@ -61,21 +61,25 @@ def test_the_configured_kernel_manager_is_wrapped() -> None:
     assert extension.off == []
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"connections": OtherConnection}, r"OtherConnection serves the websockets"),
-        ({"kernels": MappingKernelManager}, r"MappingKernelManager manages the kernels"),
-    ],
-)
-def test_other_classes_stay_and_turn_pending_starts_off(options: dict[str, Any], reason: str) -> None:
-    server = a_server(**options)
+def test_another_kernel_manager_stays_and_turns_everything_off() -> None:
+    server = a_server(kernels=MappingKernelManager)
     before = type(server.kernel_manager), server.kernel_websocket_connection_class
     extension = RoostExtension(parent=server)
     extension.load()
     assert (type(server.kernel_manager), server.kernel_websocket_connection_class) == before
     (off,) = extension.off
-    assert reason in off
+    assert "MappingKernelManager manages the kernels" in off
+
+
+def test_another_connection_class_stays_and_kernels_are_adopted_all_the_same() -> None:
+    server = a_server(connections=OtherConnection)
+    extension = RoostExtension(parent=server)
+    extension.load()
+    assert server.kernel_websocket_connection_class is OtherConnection
+    assert isinstance(server.kernel_manager, PendingStarts)
+    assert not server.kernel_manager.may_wait
+    (off,) = extension.off
+    assert "OtherConnection serves the websockets" in off
 
 
 @pytest.fixture

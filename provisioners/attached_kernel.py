@@ -1,0 +1,128 @@
+"""A kernel that another application has started: `roost.attach`."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import time
+import uuid
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
+from roost.scheduler.client.client import Client, connect
+from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
+from roost.scheduler.service.messages import Connection, Kernel
+
+from .execution import Result, add_output, build_result
+from .kernel_connection import reconnect_soon, to_jupyter
+
+_ANSWER_S = 20.0
+_INTERRUPT = 2
+
+
+class AttachedKernel:
+    """A kernel of another application. It stays with that application: `close` ends only this connection."""
+
+    def __init__(self, service: Client, kernel: Kernel) -> None:
+        self._service = service
+        self._kernel = kernel
+        self._clients: list[BlockingKernelClient] = []
+
+    @property
+    def id(self) -> str:
+        """The kernel's id, as in `roost kernels`."""
+        return self._kernel.id
+
+    @property
+    def node_id(self) -> str:
+        """The node on which the kernel runs."""
+        return self._kernel.node_id
+
+    @property
+    def connection(self) -> Connection:
+        """How to reach the kernel. It has the kernel's keys."""
+        assert self._kernel.connection is not None
+        return self._kernel.connection
+
+    def execute(self, code: str, *, timeout_s: float | None = None, check: bool = False) -> Result:
+        """Execute code once the kernel has done all that was asked before, and return its result.
+
+        An error in the code is in the result; with `check`, this raises it. Raises `TimeoutError` after `timeout_s`.
+        The code then goes on.
+        """
+        if not self._clients:
+            self.client()
+        outputs: list[dict[str, Any]] = []
+        options: dict[str, Any] = {"allow_stdin": False, "stop_on_error": False, "timeout": timeout_s}
+        hook = functools.partial(add_output, outputs)
+        try:
+            reply = self._clients[0].execute_interactive(code, output_hook=hook, **options)
+        except TimeoutError:
+            raise TimeoutError(f"The code did not end within {timeout_s} s. It goes on.") from None
+        result = build_result(outputs, reply["content"])
+        if check and result.error is not None:
+            raise result.error
+        return result
+
+    def client(self) -> BlockingKernelClient:
+        """Return a new jupyter_client that is connected to the kernel. `close` closes it."""
+        client = BlockingKernelClient()
+        client.load_connection_info(to_jupyter(self.connection))
+        client.session.session = uuid.uuid4().hex
+        reconnect_soon(client.context)
+        client.start_channels(hb=False)
+        self._clients.append(client)
+        _wait_until_subscribed(client)
+        return client
+
+    def interrupt(self) -> None:
+        """Interrupt the code that the kernel executes. Another application may have sent it."""
+        self._service.signal(self.id, _INTERRUPT).result()
+
+    def close(self) -> None:
+        """Close the connections. The kernel goes on. May be repeated."""
+        while self._clients:
+            self._clients.pop().stop_channels()
+
+    def __enter__(self) -> AttachedKernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def attach(kernel_id: str, backend: str = DEFAULT_BACKEND, **backend_options: Any) -> AttachedKernel:
+    """Attach to a kernel of another application, such as a notebook's: `roost.attach(kernel_id).execute("x")`.
+
+    `backend` and `backend_options` are those of `roost.connect`. The kernel must run. Raises `UnknownKernel`,
+    `KernelDied` if it has ended, and `BackendUnavailable` if it cannot be reached.
+    """
+    service = connect(backend, **backend_options)
+    kernel = service.kernel(kernel_id).result()
+    if kernel.state == "exited":
+        raise KernelDied(f"Kernel {kernel_id} has ended: {kernel.reason}.", exit_code=kernel.exit_code)
+    if kernel.connection is None:
+        raise BackendUnavailable(
+            f"Kernel {kernel_id} is {kernel.state}: there is nothing to connect with yet."
+        )
+    return AttachedKernel(service, kernel)
+
+
+def _wait_until_subscribed(client: BlockingKernelClient) -> None:
+    """Wait for an output message that answers this client. The control channel answers also while a cell runs."""
+    deadline = time.monotonic() + _ANSWER_S
+    asked = set()
+    while time.monotonic() < deadline:
+        message = client.session.msg("kernel_info_request")
+        asked.add(message["header"]["msg_id"])
+        client.control_channel.send(message)
+        try:
+            while client.get_iopub_msg(timeout=0.2)["parent_header"].get("msg_id") not in asked:
+                pass
+        except queue.Empty:
+            continue
+        return
+    client.stop_channels()
+    raise LaunchTimeout(f"The kernel did not answer within {_ANSWER_S:g} s.")

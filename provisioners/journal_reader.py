@@ -1,0 +1,134 @@
+"""Reads the journal of a kernel: its messages, and the outputs of its cells."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from roost.scheduler.client.client import Client
+from roost.scheduler.service.messages import JournalEntry, JournalPage
+
+from .execution import add_output
+
+_ANSWER_S = 10.0
+_JSON_PARTS = 4
+
+
+class JournalMessage:
+    """A message that a kernel has published. `is_cut`: earlier messages for the same request are gone."""
+
+    def __init__(self, data: str, entry: JournalEntry) -> None:
+        ends = list(itertools.accumulate(entry.lengths))
+        texts = [data[end - length : end] for end, length in zip(ends, entry.lengths, strict=True)]
+        self._content = texts[3]
+        self.parts = [text.encode() for text in texts[:_JSON_PARTS]]
+        self.parts += [base64.b64decode(text) for text in texts[_JSON_PARTS:]]
+        self.header: dict[str, Any] = json.loads(texts[0])
+        self.parent_header: dict[str, Any] = json.loads(texts[1])
+        self.is_cut = entry.is_cut
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        return dict(json.loads(self._content))
+
+
+class JournalReader:
+    """Reads one journal from its beginning."""
+
+    def __init__(self, client: Client, kernel_id: str) -> None:
+        self._client = client
+        self._kernel_id = kernel_id
+        self._after = 0
+        self._offset = 0
+        self._pieces: list[str] = []
+
+    async def read(self, session: str = "", since_s: float | None = None) -> JournalPage:
+        """Return the next page. `Client.journal` describes the choice. Raises `RoostError`, `asyncio.TimeoutError`."""
+        call = self._client.journal(
+            self._kernel_id, after=self._after, offset=self._offset, session=session, since_s=since_s
+        )
+        page = await call.within(_ANSWER_S)
+        self._after = page.read
+        self._offset = page.entries[-1].end if page.entries else 0
+        return page
+
+    def messages(self, page: JournalPage) -> Iterator[JournalMessage]:
+        """Return the messages that end in a page."""
+        for entry in page.entries:
+            if not entry.offset:
+                self._pieces.clear()  # if there are some, the journal has dropped the rest
+            self._pieces.append(entry.data)
+            if not entry.end:
+                data = "".join(self._pieces)
+                self._pieces.clear()
+                if len(data) == sum(entry.lengths):
+                    yield JournalMessage(data, entry)
+
+
+@dataclass(slots=True, kw_only=True)
+class CellRun:
+    """One execution of code, as the journal has it.
+
+    `cell_id` is the notebook's id of the cell; empty for other code. `outputs` are as in nbformat. `is_cut`: the
+    beginning of the output is gone.
+    """
+
+    request_id: str
+    session: str
+    cell_id: str
+    code: str = ""
+    execution_count: int | None = None
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    is_done: bool = False
+    is_cut: bool = False
+    _displays: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    def add(self, message: JournalMessage) -> None:
+        kind, content = message.header["msg_type"], message.content
+        self.is_cut = self.is_cut or message.is_cut
+        if kind == "execute_input":
+            self.code, self.execution_count = content["code"], content["execution_count"]
+        elif kind == "status":
+            self.is_done = content["execution_state"] == "idle"
+        elif kind == "update_display_data":
+            shown = self._displays.get(content["transient"]["display_id"])
+            if shown is not None:
+                shown |= {"data": content["data"], "metadata": content["metadata"]}
+        else:
+            add_output(self.outputs, {"header": message.header, "content": content})
+            name = content.get("transient", {}).get("display_id")
+            if name and self.outputs:
+                self._displays[name] = self.outputs[-1]
+
+
+async def read_runs(
+    client: Client, kernel_id: str, *, session: str = "", since_s: float | None = None
+) -> list[CellRun]:
+    """Return the executions in a kernel's journal in order; `Client.journal` describes the choice.
+
+    Raises `RoostError` and `asyncio.TimeoutError`.
+    """
+    reader = JournalReader(client, kernel_id)
+    runs: dict[str, CellRun] = {}
+    page = JournalPage(last=1)
+    while not page.is_last:
+        page = await reader.read(session, since_s)
+        for message in reader.messages(page):
+            parent = message.parent_header
+            if parent.get("msg_type") != "execute_request":
+                continue
+            run = runs.get(parent["msg_id"])
+            if run is None:
+                run = CellRun(
+                    request_id=parent["msg_id"],
+                    session=parent.get("session", ""),
+                    cell_id=parent.get("cellId", ""),
+                )
+                runs[run.request_id] = run
+            run.add(message)
+    return list(runs.values())

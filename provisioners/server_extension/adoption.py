@@ -1,0 +1,153 @@
+"""Adoption: a server that starts finds the kernels of its predecessor, and lists them under their old ids.
+
+The schedulers know the kernels of each server name. The server's own files (`server_state.py`) name the schedulers to
+ask. They also list the kernels of a scheduler that does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from traitlets.config import Config
+
+from roost.provisioners.kernelspecs import PROVISIONER
+from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.client.client import Client
+from roost.scheduler.client.running_services import find_services
+from roost.scheduler.errors import RoostError
+from roost.scheduler.service.launch import service_folder
+from roost.scheduler.service.messages import Kernel
+
+from .server_state import ServerState
+
+_ANSWER_S = 4.0
+"""How long a scheduler may take to list its kernels, before those of them that the server remembers are listed."""
+
+_TRIES = 10
+_PAUSE_S = 10.0
+"""So often a late scheduler is asked again, after each pause. Each time may take 20 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundKernel:
+    """A kernel of an earlier server. `name` is its kernelspec, and `session` the notebook or session it belongs to."""
+
+    kernel_id: str
+    name: str
+    cwd: str = ""
+    session: str = ""
+
+
+class KernelFinder:
+    """Finds the kernels of a server's name, by the kernelspecs that are installed."""
+
+    def __init__(
+        self, kernelspecs: KernelSpecManager, config: Config, state: ServerState, log: logging.Logger
+    ) -> None:
+        self._kernelspecs = kernelspecs
+        self._config = config
+        self._state = state
+        self._log = log
+        self._late: list[tuple[Client, Sequence[str]]] = []
+
+    async def find_late(self) -> list[FoundKernel]:
+        """Return the kernels of the schedulers that were too late for `find`. This may take minutes."""
+        found = await asyncio.gather(*(self._ask_again(*late) for late in self._late))
+        return [kernel for kernels in found for kernel in kernels]
+
+    async def _ask_again(self, client: Client, names: Sequence[str]) -> list[FoundKernel]:
+        for _ in range(_TRIES):
+            try:
+                kernels = await client.kernels()
+            except RoostError as problem:
+                self._log.warning("roost: the kernels of %s are still unknown: %s", ", ".join(names), problem)
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                own = [kernel for kernel in kernels if kernel.owner.server == self._state.name]
+                return [_describe(kernel.id, kernel, {}, names) for kernel in own]
+        return []
+
+    async def find(self) -> list[FoundKernel]:
+        """Return all kernels to adopt. A kernel is left out if its kernelspec is gone."""
+        names = list_roost_kernelspecs(self._kernelspecs, self._config)
+        services: dict[Client, list[str]] = {}
+        for name in names:
+            try:
+                services.setdefault(self._connect(name), []).append(name)
+            except Exception as problem:  # noqa: BLE001 - the kernels of other kernelspecs are adopted
+                self._log.warning("roost: kernels of %s are not adopted: %s", name, problem)
+        found = await asyncio.gather(*(self._ask(each, given) for each, given in services.items()))
+        kernels = {kernel.kernel_id: kernel for kernels in found for kernel in kernels}
+        lost = [
+            kernel_id
+            for kernel_id, facts in self._state.kernels.items()
+            if kernel_id not in kernels and facts.get("name") not in names
+        ]
+        for kernel_id in lost:
+            self._log.warning("roost: kernel %s is not adopted: its kernelspec is gone.", kernel_id)
+        return list(kernels.values())
+
+    def _connect(self, name: str) -> Client:
+        manager = AsyncKernelManager(
+            kernel_name=name, kernel_spec_manager=self._kernelspecs, config=self._config
+        )
+        factory = KernelProvisionerFactory.instance(config=self._config)
+        provisioner = factory.create_provisioner_instance("", manager.kernel_spec, parent=manager)
+        assert isinstance(provisioner, RoostProvisioner)
+        return provisioner.service
+
+    async def _ask(self, client: Client, names: Sequence[str]) -> list[FoundKernel]:
+        """Return the kernels of one scheduler, which has the kernels of these kernelspecs."""
+        remembered = {
+            kernel_id: facts for kernel_id, facts in self._state.kernels.items() if facts.get("name") in names
+        }
+        # The folder of the sockets of a server in a container is empty after its restart, so a scheduler is started.
+        is_container = bool(os.environ.get("JUPYTERHUB_SERVICE_PREFIX"))
+        if not (remembered or is_container or _runs(client)):
+            return []
+        kernels: list[Kernel] = []
+        try:
+            kernels = await client.kernels().within(_ANSWER_S)
+        except (RoostError, asyncio.TimeoutError) as problem:
+            self._late.append((client, names))
+            reason = str(problem) or f"no answer within {_ANSWER_S:g} s"
+            self._log.warning("roost: the kernels of %s are not known yet: %s", ", ".join(names), reason)
+        own = {kernel.id: kernel for kernel in kernels if kernel.owner.server == self._state.name}
+        found = []
+        for kernel_id in own.keys() | remembered.keys():
+            facts = remembered.get(kernel_id, {})
+            found.append(_describe(kernel_id, own.get(kernel_id), facts, names))
+        return found
+
+
+def _describe(
+    kernel_id: str, kernel: Kernel | None, facts: Mapping[str, str], names: Sequence[str]
+) -> FoundKernel:
+    known = kernel.kernel_name if kernel is not None else ""
+    name = next((each for each in (known, facts.get("name", "")) if each in names), names[0])
+    process = kernel.process if kernel is not None else None
+    cwd = process.cwd if process is not None else facts.get("cwd", "")
+    return FoundKernel(kernel_id=kernel_id, name=name, cwd=cwd, session=facts.get("session", ""))
+
+
+def _runs(client: Client) -> bool:
+    folder = service_folder(client.backend, client.options)
+    return any(service.folder == folder for service in find_services())
+
+
+def list_roost_kernelspecs(kernelspecs: KernelSpecManager, config: Config, first: str = "") -> list[str]:
+    """Return the names of roost's kernelspecs, with `first` first."""
+    default = KernelProvisionerFactory.instance(config=config).default_provisioner_name
+    found = []
+    for name, description in kernelspecs.get_all_specs().items():
+        own = (description["spec"].get("metadata") or {}).get("kernel_provisioner", {})
+        if isinstance(own, Mapping) and own.get("provisioner_name", default) == PROVISIONER:
+            found.append(name)
+    return sorted(found, key=lambda name: (name != first, name))

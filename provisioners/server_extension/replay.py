@@ -1,0 +1,242 @@
+"""The replay for a client that comes back: the missed messages of its kernel, then the live ones.
+
+The missed messages are in the journal of the kernel's agent. A client does not say which messages it has. Therefore
+each of its requests that still runs, or has ended meanwhile, is told again from the beginning. `clear_output` after
+`execute_input` removes the outputs that the client shows already. The reply is lost with the old connection. It is
+made up from the messages.
+
+The kernel's live messages are held until the journal has the first of them. Up to there the client gets the journal,
+from there on the live messages, and none twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from roost.provisioners.journal_reader import JournalMessage, JournalReader
+from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.errors import RoostError
+from roost.scheduler.service.messages import JournalPage
+
+AWAY_MARGIN_S = 10.0
+"""Requests that ended so long before the connection was lost are told again too."""
+_ASK_AGAIN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The pauses between two readings of the journal, until the live messages have joined."""
+_LAG_S = 3.0
+"""The journal may be so late with a message that has come live."""
+_JOINED_BYTES = 1 << 20
+"""Texts of one stream are joined up to this length."""
+_LOST = "[roost: the beginning of this output was not kept, because the journal of the kernel was full]\n"
+
+
+@dataclass(slots=True)
+class _Told:
+    """A cell of the client that is told again."""
+
+    is_cut: bool = False
+    execution_count: int = 0
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class _Text:
+    """Text of one stream and cell that is joined before it is sent."""
+
+    header: Mapping[str, Any]
+    parent: Mapping[str, Any]
+    name: str
+    pieces: list[str] = field(default_factory=list)
+    length: int = 0
+
+
+class Replay:
+    """The replay for one connection. `hold` gets the live messages of IOPub until `is_over`."""
+
+    def __init__(self, connection: Any, provisioner: RoostProvisioner, away_s: float | None) -> None:
+        self._connection = connection
+        self._reader = JournalReader(provisioner.service, connection.kernel_id)
+        self._session = connection.session.session
+        self._away_s = away_s
+        self._held: list[tuple[str, list[bytes]]] = []
+        self._has_live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._known: set[str] = set()
+        self._sent: set[str] = set()
+        self._told: dict[str, _Told] = {}
+        self._replied: set[str] = set()
+        self._text: _Text | None = None
+        self.is_over = False
+
+    @property
+    def is_through(self) -> bool:
+        """True if the client gets no message twice any more."""
+        return self.is_over and not self._sent
+
+    def hold(self, msg_id: str, message: list[bytes]) -> bool:
+        """Take a live message of IOPub. Return False if the caller must send it."""
+        if not self.is_over:
+            self._held.append((msg_id, message))
+            if not self._has_live.done():
+                self._has_live.set_result(None)
+            return True
+        if msg_id in self._sent:
+            return True
+        self._sent.clear()  # both have the same order, so none of the others comes again
+        return False
+
+    def note_reply(self, request_id: str) -> bool:
+        """Note a live reply. Return False if the client has a made-up one already."""
+        is_new = request_id not in self._replied
+        self._replied.add(request_id)
+        return is_new
+
+    async def run(self) -> None:
+        """Send the missed messages, then the held ones."""
+        try:
+            await self._tell()
+        except (RoostError, asyncio.TimeoutError) as problem:
+            self._connection.log.warning(
+                "kernel=%s missed output cannot be read: %s", self._connection.kernel_id, problem
+            )
+        finally:
+            self._flush()
+            self.is_over = True
+            for msg_id, message in self._held:
+                if msg_id not in self._sent:
+                    self._connection.send_live(message)
+            self._held.clear()
+            self._known.clear()
+
+    async def _tell(self) -> None:
+        began = time.monotonic()
+        after, end = 0, math.inf
+        while after < end:
+            since_s = None if self._away_s is None else self._away_s + time.monotonic() - began
+            page = await self._reader.read(session=self._session, since_s=since_s)
+            end = min(end, page.last)
+            after = page.read
+            await self._send(page)
+        await self._join()
+
+    async def _join(self) -> None:
+        """Send the journal's new entries until it has the first live message, or is too late with it."""
+        pauses = iter(_ASK_AGAIN_S)
+        pause_s, late_at = 0.0, math.inf
+        while True:
+            page = await self._reader.read()
+            await self._send(page)
+            if self._held and self._held[0][0] in self._known:
+                return
+            if not page.is_last:
+                continue
+            if self._held:
+                late_at = min(late_at, time.monotonic() + _LAG_S)
+                if time.monotonic() > late_at:
+                    log = self._connection.log
+                    log.warning(
+                        "kernel=%s its journal is late: output may be missing", self._connection.kernel_id
+                    )
+                    return
+                await asyncio.sleep(0.02)
+            else:
+                pause_s = next(pauses, pause_s)
+                self._connection.probe()
+                await asyncio.wait([self._has_live], timeout=pause_s)
+
+    async def _send(self, page: JournalPage) -> None:
+        self._known.update(page.ids)
+        for message in self._reader.messages(page):
+            self._send_message(message)
+        self._flush()
+        await self._connection.drain()
+
+    def _send_message(self, message: JournalMessage) -> None:
+        header, parent = message.header, message.parent_header
+        kind, msg_id = header["msg_type"], header["msg_id"]
+        if msg_id in self._sent:
+            return
+        self._sent.add(msg_id)
+        told = self._find_told(message)
+        if kind == "stream":
+            self._join_text(message)
+            return
+        self._flush()
+        if told is not None and kind == "status" and message.content["execution_state"] == "idle":
+            self._reply(told, parent)
+        self._connection.write_parts("iopub", message.parts)
+        if told is not None and kind == "execute_input":
+            told.execution_count = message.content["execution_count"]
+            self._begin_again(told, parent)
+        elif told is not None and kind == "error":
+            told.error = message.content
+
+    def _find_told(self, message: JournalMessage) -> _Told | None:
+        """Return the cell of this client that the message belongs to, if it does."""
+        parent = message.parent_header
+        if parent.get("session") != self._session or parent.get("msg_type") != "execute_request":
+            return None
+        told = self._told.setdefault(parent["msg_id"], _Told())
+        if message.is_cut and not told.is_cut:
+            told.is_cut = True
+            if message.header["msg_type"] not in ("status", "execute_input"):
+                self._flush()
+                self._begin_again(told, parent)
+        return told
+
+    def _begin_again(self, told: _Told, parent: Mapping[str, Any]) -> None:
+        """Remove what the client shows of a cell, before it is told from the beginning."""
+        self._speak("clear_output", {"wait": False}, parent)
+        if told.is_cut:
+            self._speak("stream", {"name": "stderr", "text": _LOST}, parent)
+
+    def _reply(self, told: _Told, parent: Mapping[str, Any]) -> None:
+        """Send the reply to a cell, unless the live one has come."""
+        if not self.note_reply(parent["msg_id"]):
+            return
+        content: dict[str, Any] = {"status": "ok", "execution_count": told.execution_count}
+        content |= {"user_expressions": {}, "payload": []}
+        if told.error is not None:
+            content |= {"status": "error", **told.error}
+        self._connection.speak("shell", "execute_reply", content, parent)
+
+    def _join_text(self, message: JournalMessage) -> None:
+        """Join the text of a stream with the text before it."""
+        name, text, parent = message.content["name"], message.content["text"], message.parent_header
+        before = self._text
+        if (
+            before is None
+            or (before.parent.get("msg_id"), before.name) != (parent.get("msg_id"), name)
+            or before.length > _JOINED_BYTES
+        ):
+            self._flush()
+            before = self._text = _Text(header=message.header, parent=parent, name=name)
+        before.pieces.append(text)
+        before.length += len(text)
+
+    def _flush(self) -> None:
+        """Send the joined text."""
+        text, self._text = self._text, None
+        if text is not None:
+            content = {"name": text.name, "text": "".join(text.pieces)}
+            parts = [text.header, text.parent, {}, content]
+            self._connection.write_parts("iopub", [json.dumps(part).encode() for part in parts])
+
+    def _speak(self, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
+        self._connection.speak("iopub", kind, content, parent)
+
+
+def find_away_s(km: Any) -> float | Literal[False] | None:
+    """Return for how long the clients of an adopted kernel have been away; None if nobody knows.
+
+    False if this server has started the kernel.
+    """
+    adopted_at = getattr(km, "adopted_at", None)
+    if adopted_at is None:
+        return False
+    unheld_s: float | None = km.provisioner.unheld_s
+    return None if unheld_s is None else unheld_s + time.monotonic() - adopted_at + AWAY_MARGIN_S

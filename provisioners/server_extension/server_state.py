@@ -1,0 +1,120 @@
+"""The name of a Jupyter Server, and its files for the next server of that name.
+
+$XDG_STATE_HOME/roost/servers/<digest of the name>/
+    lock            held by the server that has the name
+    sessions.db     Jupyter Server's sessions: which notebook uses which kernel
+    kernels.json    facts about its kernels, for the time in which a scheduler is out of reach
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roost.scheduler.client.state_folder import read_json, state_folder, write_private_json
+
+
+def choose_server_name(serverapp: Any) -> str:
+    """Return the name that this server has after each restart: JupyterHub's prefix, or a digest of where it serves."""
+    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "")
+    if prefix:
+        return prefix
+    root = os.path.realpath(serverapp.root_dir)
+    place = f"{serverapp.base_url} {root} {serverapp.sock or serverapp.port}"
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
+class ServerState:
+    """The folder of one server name. `has_lock` is False if another server has it, or if it cannot be written."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.problem = ""
+        self._lock: int | None = None
+        self._kernels: dict[str, dict[str, str]] = {}
+        self._held: dict[str, list[dict[str, Any]]] = {}
+        self.lost_cells: dict[str, list[dict[str, Any]]] = {}
+        """By kernel: the headers of cells that an earlier server held. Nobody runs them any more."""
+        if not name:  # a server that adopts nothing
+            return
+        try:
+            self._open()
+        except BlockingIOError:
+            self.problem = f"another server named {name!r} runs; give this one a c.RoostExtension.server_name"
+        except OSError as problem:
+            self.problem = f"nothing can be kept on disk ({problem})"
+
+    def _open(self) -> None:
+        self.folder = state_folder("servers", hashlib.sha256(self.name.encode()).hexdigest()[:16])
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise
+        self._lock = lock
+        known = read_json(self.folder / "kernels.json")
+        self._kernels = known if isinstance(known, dict) else {}
+        held = read_json(self.folder / "held.json")
+        self.lost_cells = held if isinstance(held, dict) else {}
+
+    @property
+    def has_lock(self) -> bool:
+        return self._lock is not None
+
+    @property
+    def kernels(self) -> Mapping[str, Mapping[str, str]]:
+        """The facts about kernels, by id: `name`, `cwd` and `session`."""
+        return self._kernels
+
+    @property
+    def sessions(self) -> Path:
+        return self.folder / "sessions.db"
+
+    def note(self, kernel_id: str, **facts: str) -> None:
+        """Keep facts about a kernel. If that fails, the next server lists it only when its scheduler answers."""
+        self._kernels[kernel_id] = facts
+        self._write("kernels.json", self._kernels)
+
+    def forget(self, kernel_id: str) -> None:
+        if self._kernels.pop(kernel_id, None) is not None:
+            self._write("kernels.json", self._kernels)
+
+    def note_held(self, kernel_id: str, headers: list[dict[str, Any]]) -> None:
+        """Keep the headers of the cells that this server holds for a kernel, instead of those before."""
+        if headers != self._held.get(kernel_id, []):
+            self._held[kernel_id] = headers
+            self._write_held()
+
+    def take_lost_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
+        """Return the headers of a client's cells that an earlier server held, once."""
+        lost = self.lost_cells.get(kernel_id, [])
+        own = [header for header in lost if header.get("session") == session]
+        if own:
+            self.lost_cells[kernel_id] = [header for header in lost if header not in own]
+            self._write_held()
+        return own
+
+    def _write_held(self) -> None:
+        held = {
+            kernel_id: [*self.lost_cells.get(kernel_id, []), *self._held.get(kernel_id, [])]
+            for kernel_id in self.lost_cells.keys() | self._held.keys()
+        }
+        self._write("held.json", {kernel_id: headers for kernel_id, headers in held.items() if headers})
+
+    def close(self) -> None:
+        """Let another server have the name."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _write(self, name: str, value: Any) -> None:
+        if self.has_lock:
+            try:
+                write_private_json(self.folder / name, value)
+            except OSError as problem:
+                self.problem = f"{self.folder} cannot be written: {problem.strerror}"

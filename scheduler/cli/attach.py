@@ -1,0 +1,81 @@
+"""`roost attach` and `roost output`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from roost.provisioners.attached_kernel import attach as attach_kernel
+from roost.provisioners.journal_reader import CellRun, read_runs
+from roost.provisioners.kernel_connection import to_jupyter
+from roost.scheduler.client.client import user_folder
+from roost.scheduler.client.state_folder import write_private_json
+from roost.scheduler.errors import ConfigError
+
+from .kernels import find_kernels
+from .options import connect_scheduler, print_answer, scheduler_options
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def attach(arguments: argparse.Namespace) -> int:
+    """Open Jupyter's console on a kernel. The kernel goes on when the console is closed."""
+    try:
+        from jupyter_console.app import ZMQTerminalIPythonApp
+    except ImportError:
+        raise ConfigError("`roost attach` needs Jupyter's console: pip install 'roost[console]'.") from None
+    (kernel,) = find_kernels(connect_scheduler(arguments), [arguments.kernel])
+    with attach_kernel(kernel.id, arguments.backend, **scheduler_options(arguments)) as attached:
+        connection = to_jupyter(attached.connection)
+        file = user_folder("attach") / f"{kernel.id}-{os.getpid()}.json"
+        write_private_json(file, {name: _to_text_value(value) for name, value in connection.items()})
+        try:
+            ZMQTerminalIPythonApp.launch_instance(argv=["--existing", str(file)])
+        finally:
+            file.unlink(missing_ok=True)
+    return 0
+
+
+def print_output(arguments: argparse.Namespace) -> int:
+    client = connect_scheduler(arguments)
+    (kernel,) = find_kernels(client, [arguments.kernel])
+    runs = asyncio.run(read_runs(client, kernel.id))
+    return print_answer(
+        arguments, {"kernel": kernel.id, "cells": [*map(_to_json, runs)]}, lambda: _show(runs)
+    )
+
+
+def _to_text_value(value: object) -> object:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _to_json(run: CellRun) -> dict[str, Any]:
+    names = ("cell_id", "session", "code", "execution_count", "outputs", "is_done", "is_cut")
+    return {name: getattr(run, name) for name in names}
+
+
+def _show(runs: Sequence[CellRun]) -> None:
+    if not runs:
+        print("The kernel has executed nothing, or its agent has just started.")
+    for run in runs:
+        state = "" if run.is_done else "  (still running)"
+        first, _, rest = run.code.partition("\n")
+        print(f"In [{run.execution_count or '?'}]: {first}{' …' if rest else ''}{state}")
+        if run.is_cut:
+            print("[the beginning of this output was not kept]")
+        for output in run.outputs:
+            text = _to_text(output)
+            print(text, end="" if text.endswith("\n") else "\n")
+
+
+def _to_text(output: dict[str, Any]) -> str:
+    if output["output_type"] == "stream":
+        return str(output["text"])
+    if output["output_type"] == "error":
+        return _ESCAPES.sub("", "\n".join(output["traceback"]))
+    data = output["data"]
+    return str(data.get("text/plain") or f"[{', '.join(data)}]")

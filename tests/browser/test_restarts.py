@@ -1,0 +1,107 @@
+"""A JupyterLab whose server ends in the middle of a cell and comes back."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser as kit
+import pytest
+from browser import EXTENSION, Lab, RestartableLab
+
+COMES_BACK_S = 60.0
+"""How long the Lab may take to connect again. It tries after 1, 2, 4 … seconds."""
+COUNTING = "import time\nfor i in range({0}):\n    print('n', i, flush=True)\n    time.sleep(0.1)\nx = 41"
+OPTIONS = (EXTENSION, "--RoostExtension.on_server_stop=keep")
+
+
+@pytest.fixture
+def restartable(notebooks: Path) -> Iterator[RestartableLab]:
+    with RestartableLab(notebooks, OPTIONS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[kit.Browser]:
+    with kit.chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def lab(restartable: RestartableLab, chromium: kit.Browser) -> Iterator[Lab]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    lab = Lab(context.new_page(), restartable.server)
+    dialog = lab.page.locator(".jp-Dialog").filter(has_text="Server Connection Error")
+    lab.page.add_locator_handler(dialog, lambda shown: shown.get_by_role("button").first.click())
+    yield lab
+    context.close()
+    lab.end_kernels()
+
+
+def lines(number: int) -> list[str]:
+    return [f"n {i}" for i in range(number)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_page_goes_on_when_its_server_is_back(lab: Lab, restartable: RestartableLab, signum: int) -> None:
+    lab.open()
+    lab.create_notebook("gpu")
+    lab.run(0, COUNTING.format(80))
+    lab.output(0, "n 5", kit.CELL_S)
+    restartable.end(signum)
+    restartable.start()
+    lab.output(0, "n 79", COMES_BACK_S)
+    lab.prompt(0, "[1]:")
+    assert lab.text(0).splitlines() == lines(80)
+    lab.run(1, "print(x + 1)")
+    assert lab.output(1, "42").strip() == "42"
+    lab.run(2, COUNTING.format(800))
+    lab.output(2, "n 3")
+    lab.press("Escape", "i", "i")
+    assert "KeyboardInterrupt" in lab.output(2, "KeyboardInterrupt")
+    lab.press("Escape", "0", "0")
+    lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
+    kit.until(lambda: lab.api("GET", "kernels")[0]["execution_state"] == "idle", kit.CELL_S)
+    lab.run(3, "x")
+    assert "NameError" in lab.output(3, "NameError")
+
+
+def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
+    lab: Lab, restartable: RestartableLab, chromium: kit.Browser
+) -> None:
+    lab.write_notebook("long.ipynb", "gpu", COUNTING.format(60), "print(x + 1)")
+    lab.open("long.ipynb")
+    kit.until(lambda: len(lab.api("GET", "sessions")) == 1, kit.CELL_S)
+    lab.status("GPU")
+    lab.run_again(0)
+    lab.output(0, "n 5", kit.CELL_S)
+    (session,) = lab.api("GET", "sessions")
+    restartable.end(signal.SIGKILL)
+    lab.page.close()
+    restartable.start()
+    page = Lab(chromium.new_context(viewport={"width": 1280, "height": 800}).new_page(), restartable.server)
+    page.open(session["path"])
+    page.output(0, "n 59", COMES_BACK_S)
+    page.prompt(0, "[1]:")
+    assert page.text(0).splitlines() == lines(60)
+    page.run_again(1)
+    assert page.output(1, "42").strip() == "42"
+    assert [found["kernel"]["id"] for found in page.api("GET", "sessions")] == [session["kernel"]["id"]]
+    page.page.context.close()
+
+
+def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartable: RestartableLab) -> None:
+    holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
+    kit.until(lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], kit.CELL_S)
+    lab.open()
+    lab.create_notebook("gpu")
+    lab.run(0, "print('never')")
+    assert "Position 1 in the queue" in lab.output(0, "Position")
+    restartable.end(signal.SIGKILL)
+    restartable.start()
+    assert "run it again" in lab.output(0, "run it again", COMES_BACK_S)
+    lab.run(0, "print('second')")
+    assert "Position 1 in the queue" in lab.output(0, "Position")
+    lab.api("DELETE", f"kernels/{holder}")
+    assert lab.output(0, "second").strip() == "second"

@@ -1,0 +1,161 @@
+"""The kernels of a Jupyter Server that ended, in the next server of its name. On this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from front_end import errors, front_end, texts
+from reopened import end, has_begun, listed, replies, serving, shown, start
+
+import roost
+from roost.scheduler.client.client import connect
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(one_gpu: Path) -> Iterator[None]:
+    yield
+    for kernel in connect("local").kernels().result(10):
+        connect("local").stop(kernel.id).result(20)
+
+
+async def test_a_waiting_kernel_keeps_its_place_and_its_cell_ends(one_gpu: Path) -> None:
+    async with serving(one_gpu) as server:
+        holder, waiting = await start(server, "gpu"), await start(server, "gpu")
+        async with front_end(server, waiting, "client") as front:
+            cell = await front.run("print('never')")
+            await front.until(lambda: "Position 1 in the queue" in front.line(cell))
+            await end(server)
+    async with serving(one_gpu) as server:
+        assert (await listed(server)).keys() == {holder, waiting}
+        async with front_end(server, waiting, "client") as front:
+            assert "run it again" in errors(await front.ended(cell))[0]
+            again = await front.run("print('now')")
+            await front.until(lambda: "Position 1 in the queue" in front.line(again))
+            await server.api("DELETE", f"kernels/{holder}")
+            ended = await front.ended(again)
+            assert texts(ended) == "now\n"
+            assert replies(front.about(cell)) == ["error"]
+        async with front_end(server, waiting, "client") as front:
+            await front.ended(await front.run("1"))
+            assert front.about(cell) == []
+
+
+async def test_two_servers_at_once_do_not_share_a_kernel(one_gpu: Path) -> None:
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with serving(one_gpu) as second:
+            assert await listed(second) == {}
+            assert any("another server named 'ours' runs" in line for line in second.log)
+        assert (await listed(server)).keys() == {kernel_id}
+        await end(server)
+    async with AsyncExitStack() as stack:
+        both = await asyncio.gather(*(stack.enter_async_context(serving(one_gpu)) for _ in range(2)))
+        assert sorted([len(await listed(server)) for server in both]) == [0, 1]
+
+
+async def test_a_kernel_that_has_ended_meanwhile_is_not_listed_and_says_why(one_gpu: Path) -> None:
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id) as front:
+            await front.run("import os, time; time.sleep(1); os._exit(7)")
+            await asyncio.sleep(0.3)
+            await end(server)
+    await asyncio.sleep(1.5)
+    async with serving(one_gpu) as server:
+        assert await listed(server) == {}
+        _, status = await server.get(f"roost/api/kernels/{kernel_id}")
+        assert "exited with code 7" in status["detail"], status
+
+
+async def test_much_output_arrives_once_for_each_of_two_clients(one_gpu: Path) -> None:
+    objects = "for i in range(5000): display(i)"
+    text = "for i in range(10): print(('%d' % i) * 1_000_000)"
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id, "one") as one, front_end(server, kernel_id, "two") as two:
+            await one.ended(await one.run("import time; time.sleep(0.01)"))
+            pause = await one.run("time.sleep(1.5)")
+            cells = {one: await one.run(objects), two: await two.run(text)}
+            await one.until(lambda: has_begun(one, pause))
+            await end(server)
+    await asyncio.sleep(3)
+    async with serving(one_gpu) as server:
+        async with front_end(server, kernel_id, "one") as front:
+            ended = await front.ended(cells[one])
+            assert shown(ended) == "".join(f"{i}\n" for i in range(5000))
+            assert replies(ended) == ["ok"]
+            assert replies(await front.ended(pause)) == ["ok"]
+            assert front.about(cells[two]) == []
+        async with front_end(server, kernel_id, "two") as front:
+            ended = await front.ended(cells[two])
+            assert shown(ended) == "".join(f"{i}" * 1_000_000 + "\n" for i in range(10))
+            assert replies(ended) == ["ok"]
+
+
+async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id, "client") as front:
+            cell = await front.run(
+                "import time; time.sleep(1)\nfor i in range(20): print(('%x' % i)[-1] * 1_000_000)"
+            )
+            await front.until(lambda: has_begun(front, cell))
+            await end(server)
+    await asyncio.sleep(2.5)
+    async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
+        text = shown(await front.ended(cell))
+        assert text.startswith("[roost: the beginning of this output was not kept")
+        assert text.endswith("3" * 1_000_000 + "\n")
+
+
+async def test_sessions_are_found_again(one_gpu: Path) -> None:
+    body = {"path": "a.ipynb", "name": "a.ipynb", "type": "notebook", "kernel": {"name": "gpu"}}
+    async with serving(one_gpu) as server:
+        status, session = await server.api("POST", "sessions", body)
+        assert status == 201
+        await end(server)
+    async with serving(one_gpu) as server:
+        _, (found,) = await server.api("GET", "sessions")
+        assert (found["id"], found["kernel"]["id"]) == (session["id"], session["kernel"]["id"])
+        assert (await server.api("DELETE", f"sessions/{session['id']}"))[0] == 204
+        assert await listed(server) == {}
+
+
+async def test_other_programs_attach_to_a_kernel_and_read_its_output(one_gpu: Path) -> None:
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id) as front:
+            await front.ended(await front.run("x = 41\nprint('hello')\nx"))
+            busy = await front.run("import time; time.sleep(2)")
+            await front.until(lambda: has_begun(front, busy))
+            assert await asyncio.to_thread(attach_and_add, kernel_id) == "42"
+        command = (sys.executable, "-m", "roost.scheduler.cli.main")
+        output = await run(*command, "output", kernel_id[:8])
+        assert "In [1]: x = 41 …\nhello\n41\n" in output
+        assert "In [4]: x + 1\n42\n" in output
+        listing = await run(*command, "kernels")
+        assert "/jupyter_server" in listing
+        assert " idle " in listing
+        await end(server)
+        assert "/nobody" in await run(*command, "kernels")
+        assert f"{kernel_id} stopped" in await run(*command, "stop", "--server", "ours")
+
+
+def attach_and_add(kernel_id: str) -> str:
+    with roost.attach(kernel_id) as kernel:
+        assert kernel.execute("1 / 0").error is not None
+        return kernel.execute("x + 1", timeout_s=20).text
+
+
+async def run(*command: str) -> str:
+    """Run a command in a wide terminal. Return its output."""
+    wide = {**os.environ, "COLUMNS": "200"}
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=wide)
+    output, _ = await process.communicate()
+    return output.decode()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
+
+HEADER = {"msg_id": "m", "session": "a client"}
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def server(**changes: Any) -> Any:
+    return SimpleNamespace(**{"base_url": "/", "root_dir": "/tmp", "sock": "", "port": 8888, **changes})
+
+
+def test_the_name_is_where_a_server_serves_or_jupyterhubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        choose_server_name(each)
+        for each in (
+            server(),
+            server(port=8889),
+            server(root_dir="/"),
+            server(base_url="/b/"),
+            server(sock="/s"),
+        )
+    }
+    assert len(names) == 5
+    assert choose_server_name(server()) == choose_server_name(server())
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
+    assert choose_server_name(server()) == "/user/ada/"
+
+
+def test_one_server_has_a_name_at_a_time() -> None:
+    first = ServerState("ours")
+    assert first.has_lock
+    second = ServerState("ours")
+    assert not second.has_lock
+    assert "another server named 'ours' runs" in second.problem
+    assert ServerState("other").has_lock
+    first.close()
+    assert ServerState("ours").has_lock
+
+
+def test_the_next_server_knows_the_kernels() -> None:
+    first = ServerState("ours")
+    first.note("k", name="python3", cwd="/work", session="a.ipynb")
+    first.note("gone", name="python3")
+    first.forget("gone")
+    first.forget("never there")
+    first.close()
+    assert ServerState("ours").kernels == {"k": {"name": "python3", "cwd": "/work", "session": "a.ipynb"}}
+
+
+def test_a_cell_that_was_held_is_told_once_and_to_its_client() -> None:
+    first = ServerState("ours")
+    first.note_held("k", [HEADER, {"msg_id": "n", "session": "another"}])
+    first.close()
+    second = ServerState("ours")
+    assert second.take_lost_cells("other", "a client") == []
+    assert second.take_lost_cells("k", "a client") == [HEADER]
+    assert second.take_lost_cells("k", "a client") == []
+    second.close()
+    third = ServerState("ours")
+    assert third.take_lost_cells("k", "a client") == []
+    assert third.take_lost_cells("k", "another") != []
+
+
+def test_a_cell_that_runs_is_not_told() -> None:
+    first = ServerState("ours")
+    first.note_held("k", [HEADER])
+    first.note_held("k", [])
+    first.close()
+    assert ServerState("ours").lost_cells == {}
+
+
+def test_the_folder_is_private(state_home: Path) -> None:
+    state = ServerState("ours")
+    state.note("k", name="python3")
+    assert state.folder.is_relative_to(state_home)
+    assert os.stat(state.folder).st_mode & 0o077 == 0
+    assert all(os.stat(file).st_mode & 0o077 == 0 for file in state.folder.iterdir())
+
+
+def test_without_a_place_to_write_the_server_starts_all_the_same(
+    state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = state_home / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(file))
+    state = ServerState("ours")
+    assert not state.has_lock
+    assert "nothing can be kept on disk" in state.problem
+    state.note("k", name="python3")
+    state.forget("k")
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{", "7"])
+def test_damaged_files_are_left_aside(damaged: str) -> None:
+    state = ServerState("ours")
+    state.close()
+    for name in ("kernels.json", "held.json"):
+        (state.folder / name).write_text(damaged)
+    state = ServerState("ours")
+    assert (state.kernels, state.lost_cells) == ({}, {})
