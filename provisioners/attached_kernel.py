@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import signal
 import time
 import uuid
 from typing import Any
@@ -19,7 +20,6 @@ from .execution import Result, add_output, build_result
 from .kernel_connection import reconnect_soon, to_jupyter
 
 _ANSWER_S = 20.0
-_INTERRUPT = 2
 
 
 class AttachedKernel:
@@ -79,7 +79,7 @@ class AttachedKernel:
 
     def interrupt(self) -> None:
         """Interrupt the code that the kernel executes. Another application may have sent it."""
-        self._service.signal(self.id, _INTERRUPT).result()
+        self._service.signal(self.id, signal.SIGINT).result()
 
     def close(self) -> None:
         """Close the connections. The kernel goes on. May be repeated."""

@@ -23,6 +23,8 @@ import zmq.asyncio
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Connection, JournalEntry, JournalPage
 
+from .ports import find_host
+
 log = logging.getLogger(__name__)
 
 _DELIMITER = b"<IDS|MSG>"
@@ -42,7 +44,6 @@ class _Request:
 
     session: str
     kind: str
-    cell_id: str
     ended_at: float | None = None
     is_cut: bool = False
 
@@ -193,7 +194,6 @@ class Journal:
                 request = _Request(
                     session=str(header.get("session", "")),
                     kind=str(header.get("msg_type", "")),
-                    cell_id=str(header.get("cellId", "")),
                 )
                 self._requests[request_id] = request
             self._parent = parent, request_id, request
@@ -242,7 +242,7 @@ def _subscribe(context: zmq.asyncio.Context, connection: Connection) -> zmq.asyn
     if connection.transport == "ipc":
         socket.connect(f"ipc://{connection.ip}-{connection.iopub_port}")
     else:
-        host = "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
+        host = find_host(connection)
         if ":" in host:
             socket.setsockopt(zmq.IPV6, 1)
             host = f"[{host}]"

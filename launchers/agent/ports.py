@@ -51,7 +51,7 @@ def _is_listening(connection: Connection) -> bool:
     if connection.transport == "ipc":
         family, address = socket.AF_UNIX, f"{connection.ip}-{connection.shell_port}"
     else:
-        host = "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
+        host = find_host(connection)
         family, address = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, connection.shell_port)  # type: ignore[assignment]
     with socket.socket(family) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
@@ -60,6 +60,11 @@ def _is_listening(connection: Connection) -> bool:
         except OSError:
             return False
     return True
+
+
+def find_host(connection: Connection) -> str:
+    """Return the address at which this machine reaches the kernel."""
+    return "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
 
 
 def _candidates() -> range:

@@ -106,9 +106,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         Jupyter Server itself keeps the messages for the last client that has gone, while the server lives.
         """
         kernels, km = self.multi_kernel_manager, self.kernel_manager
-        buffered = (
-            kernels._kernel_buffers.get(self.kernel_id) if self.kernel_id in kernels._kernel_buffers else None
-        )
+        buffered = kernels._kernel_buffers.get(self.kernel_id)
         closed_at = kernels.closed_at.pop(self.session_key, None)
         if not self._is_of_roost or (buffered and buffered["session_key"] == self.session_key):
             return None

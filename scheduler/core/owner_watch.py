@@ -49,7 +49,7 @@ class OwnerWatch:
 
     def watch(self, owner: Owner) -> None:
         """Watch this owner from now on. May be repeated."""
-        key = _key(owner)
+        key = owner_key(owner)
         if key in self._watches or not owner.pid:
             return
 
@@ -63,7 +63,7 @@ class OwnerWatch:
 
     def is_alive(self, owner: Owner) -> bool:
         """True unless the owner's process is known to have ended."""
-        return _key(owner) not in self._ended
+        return owner_key(owner) not in self._ended
 
     def holds(self, owner: Owner) -> bool:
         """True unless the owner's process has ended, also if nobody has noticed that yet."""
@@ -94,7 +94,7 @@ class OwnerWatch:
 
     def _on_drop(self, record: KernelRecord) -> None:
         if not self.is_alive(record.owner):
-            self._forget_without_kernels(_key(record.owner))
+            self._forget_without_kernels(owner_key(record.owner))
 
     def _forget_without_kernels(self, key: OwnerKey) -> bool:
         """Forget an ended owner that has no kernels left; True if it has none."""
@@ -122,12 +122,12 @@ class OwnerWatch:
             self._ender.stop_soon(record, reason)
 
     def _kernels_of(self, key: OwnerKey) -> list[KernelRecord]:
-        return [record for record in self._table.records.values() if _key(record.owner) == key]
+        return [record for record in self._table.records.values() if owner_key(record.owner) == key]
 
 
 def _describe_end(record: KernelRecord) -> str:
     return f"its owner {record.owner.application or record.owner.user} has ended"
 
 
-def _key(owner: Owner) -> OwnerKey:
+def owner_key(owner: Owner) -> OwnerKey:
     return owner.host, owner.pid, owner.process_started_at

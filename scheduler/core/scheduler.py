@@ -37,7 +37,7 @@ from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, with_defaults
 from .orphans import OrphanCuller
-from .owner_watch import OwnerWatch
+from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
 from .reconcile import Reconciler
 from .start import StartRunner
@@ -189,9 +189,7 @@ class Scheduler:
             return self._ended(kernel_id)
         self.owners.watch(owner)
         holder = record.owner
-        is_other = (holder.host, holder.pid, holder.process_started_at) != (
-            owner.host, owner.pid, owner.process_started_at
-        )  # fmt: skip
+        is_other = owner_key(holder) != owner_key(owner)
         has_holder = is_other and holder.can_adopt and self.owners.holds(holder)
         if has_holder and owner.can_adopt and holder.pid:
             who = f"{holder.application or holder.user} (pid {holder.pid} on {holder.host})"
