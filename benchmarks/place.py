@@ -197,13 +197,13 @@ async def read_pid(client: AsyncKernelClient) -> int:
 
 
 @asynccontextmanager
-async def kernels(name: str, count: int) -> AsyncIterator[list[AsyncKernelManager]]:
-    """Start `count` kernels of one kernelspec, four at a time, and stop them at the end.
+async def kernels(name: str, count: int, **traits: Any) -> AsyncIterator[list[AsyncKernelManager]]:
+    """Start `count` kernels of one kernelspec, four at a time, and stop them at the end. `traits` are the managers'.
 
     Plain Jupyter chooses ports before the kernel binds them. Sometimes another kernel takes such a port first, and the
     kernel never answers. A kernel that does not answer is therefore started again, at most twice.
     """
-    managers = [AsyncKernelManager(kernel_name=name) for _ in range(count)]
+    managers = [AsyncKernelManager(kernel_name=name, **traits) for _ in range(count)]
     gate = asyncio.Semaphore(4)
 
     async def bring_up(manager: AsyncKernelManager) -> None:

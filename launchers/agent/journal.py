@@ -1,4 +1,4 @@
-"""The journal of one kernel: the latest messages that it has published on IOPub, in a ring of bounded size.
+"""The journal of one kernel: the latest messages that it has published on IOPub, in rings of bounded size.
 
 A Jupyter Server that comes back reads in it what the kernel has published meanwhile. The journal is one more subscriber
 of the kernel. Requests and replies go straight between the kernel and its clients.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,9 @@ import zmq
 import zmq.asyncio
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
-from roost.launchers.protocol.messages import Connection, JournalEntry, JournalPage
+from roost.launchers.protocol.messages import Connection, JournalEntry, JournalLimits, JournalPage
 
+from .journal_file import Entry, JournalFile
 from .ports import find_host
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,10 @@ _PARTS = 5
 """The parts of a message after the delimiter: signature, header, parent header, metadata, content. Buffers follow."""
 _PAGE_CHARACTERS = 1 << 19
 """A page has at most this much text. As JSON it may be twelve times longer, and a message has at most 8 MiB."""
+_BLOCK_BYTES = 1 << 20
+"""The size of a block in the file; a quarter of the memory, if that is less."""
+_PAGE_BLOCKS = 8
+"""A page has entries of at most so many blocks, so that reading it does not keep the agent from other work."""
 _TURN = 50
 """After so many messages in a row, other work of the agent gets its turn."""
 _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "comm_msg", "comm_open"})
@@ -48,27 +54,17 @@ class _Request:
     is_cut: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    number: int
-    msg_id: str
-    request_id: str
-    parts: tuple[bytes, ...]
-    size_bytes: int
-    kind: str
-    ends_request: bool
-
-
 class Journal:
-    """The ring. It keeps the latest `limit_bytes` of messages, over all restarts of its kernel.
+    """The rings: the latest messages in memory, and the ones before them in a file, over all restarts of the kernel.
 
     `state` is `busy` while the kernel works for a person, and empty before it has published anything.
     """
 
-    def __init__(self, limit_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self, limits: JournalLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
         self._clock = clock
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[Entry] = deque()
+        self._file = JournalFile(limits.disk_bytes) if limits.disk_bytes else None
         self._requests: dict[str, _Request] = {}
         self._size_bytes = 0
         self._next = 1
@@ -93,6 +89,8 @@ class Journal:
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
+        if self._file is not None:
+            self._file.close()
 
     def read(
         self, *, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
@@ -106,9 +104,7 @@ class Journal:
         chosen: list[JournalEntry] = []
         ids = []
         room = _PAGE_CHARACTERS
-        for entry in self._entries:
-            if entry.number <= after:
-                continue
+        for entry in self._entries_after(after):
             if room <= 0:
                 break
             request = self._requests.get(entry.request_id)
@@ -123,17 +119,33 @@ class Journal:
                 room -= len(piece.data)
             after, offset = entry.number, 0
             ids.append(entry.msg_id)
-        first = self._entries[0].number if self._entries else self._next
         return JournalPage(
             entries=tuple(chosen),
             ids=tuple(ids),
-            first=first,
+            first=self._first,
             read=after,
             last=self._next - 1,
             state=self.state,
         )
 
-    def _cut_piece(self, entry: _Entry, offset: int, room: int, *, is_cut: bool) -> JournalEntry:
+    @property
+    def _first(self) -> int:
+        first = self._file.first if self._file is not None else None
+        if first is None:
+            first = self._entries[0].number if self._entries else self._next
+        return first
+
+    def _entries_after(self, number: int) -> Iterator[Entry]:
+        """Return the entries after a number, or the first of them, if many are in the file."""
+        if self._file is not None:
+            blocks = self._file.blocks_after(number)
+            for block in itertools.islice(blocks, _PAGE_BLOCKS):
+                yield from (entry for entry in block if entry.number > number)
+            if next(blocks, None) is not None:
+                return
+        yield from (entry for entry in self._entries if entry.number > number)
+
+    def _cut_piece(self, entry: Entry, offset: int, room: int, *, is_cut: bool) -> JournalEntry:
         if self._encoded[0] != entry.number:  # a long message is read in many pieces
             self._encoded = entry.number, *_encode(entry)
         _, data, lengths = self._encoded
@@ -160,8 +172,11 @@ class Journal:
         request_id, request = self._find_request(parts[1])
         ends_request = False
         kind = header["msg_type"]
-        if kind == "stream" and len(parts[3]) > self._limit_bytes * 3 // 4:
-            parts = self._shorten(parts, request)
+        limit_bytes = max(self._limits.memory_bytes, self._limits.disk_bytes)
+        if kind == "stream" and len(parts[3]) > limit_bytes * 3 // 4:
+            parts = _shorten(parts, limit_bytes // 8)
+            if request is not None:
+                request.is_cut = True
         if kind == "status":
             state = json.loads(parts[3])["execution_state"]
             ends_request = state == "idle" and request is not None
@@ -169,20 +184,26 @@ class Journal:
         elif request is not None and request.kind in _ACTIVE:
             self._active_at = self._clock()
         size_bytes = sum(map(len, parts)) + 200  # of the objects around the parts
-        entry = _Entry(self._next, header["msg_id"], request_id, parts, size_bytes, kind, ends_request)
+        entry = Entry(self._next, header["msg_id"], request_id, parts, size_bytes, kind, ends_request)
         self._next += 1
         self._entries.append(entry)
         self._size_bytes += size_bytes
-        while self._size_bytes > self._limit_bytes and self._entries:
-            self._drop(self._entries.popleft())
+        while self._size_bytes > self._limits.memory_bytes and self._entries:
+            self._make_room()
 
-    def _shorten(self, parts: tuple[bytes, ...], request: _Request | None) -> tuple[bytes, ...]:
-        """Return a message with the end of its text, because the whole text has no room in the ring."""
-        content = json.loads(parts[3])
-        content["text"] = content["text"][-self._limit_bytes // 8 :]
-        if request is not None:
-            request.is_cut = True
-        return (*parts[:3], json.dumps(content).encode(), *parts[4:])
+    def _make_room(self) -> None:
+        """Move the oldest entries in memory to the file, or drop the oldest one."""
+        if self._file is None:
+            moved = gone = [self._entries.popleft()]
+        else:
+            block_bytes = min(_BLOCK_BYTES, self._limits.memory_bytes // 4)
+            moved = [self._entries.popleft()]
+            while self._entries and sum(entry.size_bytes for entry in moved) < block_bytes:
+                moved.append(self._entries.popleft())
+            gone = self._file.add(moved)
+        self._size_bytes -= sum(entry.size_bytes for entry in moved)
+        for entry in gone:
+            self._forget(entry)
 
     def _find_request(self, parent: bytes) -> tuple[str, _Request | None]:
         """Return the id and the facts of the request that a message belongs to. Mostly it is the last one's again."""
@@ -208,8 +229,7 @@ class Journal:
         elif not self.state:
             self.state = "idle"  # it answers programs
 
-    def _drop(self, entry: _Entry) -> None:
-        self._size_bytes -= entry.size_bytes
+    def _forget(self, entry: Entry) -> None:
         if entry.ends_request:
             self._requests.pop(entry.request_id, None)
         elif entry.kind not in ("status", "execute_input") and entry.request_id in self._requests:
@@ -225,7 +245,14 @@ class Journal:
             socket.close(linger=0)
 
 
-def _encode(entry: _Entry) -> tuple[str, tuple[int, ...]]:
+def _shorten(parts: tuple[bytes, ...], length: int) -> tuple[bytes, ...]:
+    """Return a message with the end of its text, because the whole text has no room."""
+    content = json.loads(parts[3])
+    content["text"] = content["text"][-length:] if length else ""
+    return (*parts[:3], json.dumps(content).encode(), *parts[4:])
+
+
+def _encode(entry: Entry) -> tuple[str, tuple[int, ...]]:
     """Return the text of a message's parts, and their lengths."""
     texts = [part.decode(errors="replace") for part in entry.parts[: _PARTS - 1]]
     texts += [base64.b64encode(part).decode() for part in entry.parts[_PARTS - 1 :]]

@@ -64,10 +64,8 @@ class Kernels:
         is_per_kernel: bool = False,
         session: Session | None = None,
         pod_kernel: PodKernel | None = None,
-        journal_bytes: int = 16 << 20,
     ) -> None:
         self._folder = folder
-        self._journal_bytes = journal_bytes
         self._context: zmq.asyncio.Context | None = None  # of all journals
         self._on_launched = on_launched
         self._on_exited = on_exited
@@ -211,7 +209,7 @@ class Kernels:
             folder=folder,
             started=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
             ended=asyncio.Event(),
-            journal=Journal(self._journal_bytes) if earlier is None else earlier.journal,
+            journal=Journal(request.journal) if earlier is None else earlier.journal,
         )
         self._kernels[request.kernel_id] = kernel
         kernel.started.add_done_callback(lambda task: self._on_start_done(kernel, task))
@@ -258,7 +256,7 @@ class Kernels:
             folder=folder,
             started=asyncio.get_running_loop().create_future(),
             ended=asyncio.Event(),
-            journal=Journal(self._journal_bytes),
+            journal=Journal(process.journal),
             process=process,
         )
         kernel.started.set_result(process)

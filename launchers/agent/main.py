@@ -90,7 +90,6 @@ class Agent:
             is_per_kernel=settings.is_per_kernel,
             session=session,
             pod_kernel=pod_kernel,
-            journal_bytes=settings.journal_bytes,
         )
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)

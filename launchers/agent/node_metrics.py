@@ -39,8 +39,7 @@ class AgentSettings:
     and process group of the agent, because its container's manager ends that group alone. `ports`: the agent listens on
     the first that is free; if empty, on any free port. `daemon_address` (`host:port`): a daemon of the cluster manager
     on this node, called `daemon_name`. If it does not answer for `daemon_grace_s`, the leases are lost. `node` tells
-    nodes on the same machine apart. `journal_bytes`: so much of what each kernel publishes is kept for clients
-    that come back.
+    nodes on the same machine apart.
     """
 
     cpus: float | None = None
@@ -59,7 +58,6 @@ class AgentSettings:
     daemon_name: str = ""
     daemon_grace_s: float = 660.0
     node: str = ""
-    journal_bytes: int = 16 << 20
 
 
 class NodeMetrics:

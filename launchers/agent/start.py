@@ -136,6 +136,7 @@ class Starter:
                 timing_ms=timing_ms,
                 device_ids=device_ids,
                 cwd=request.cwd,
+                journal=request.journal,
             )
             with writing(folder):
                 write_private_json(folder / "record.json", encode(process))

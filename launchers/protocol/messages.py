@@ -16,13 +16,14 @@ from .rpc import ClientKeys, ServerKeys
 from .shared_values import PORT_NAMES as PORT_NAMES
 from .shared_values import Connection as Connection
 from .shared_values import JournalEntry as JournalEntry
+from .shared_values import JournalLimits as JournalLimits
 from .shared_values import JournalPage as JournalPage
 from .shared_values import KernelProcess as KernelProcess
 from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 6
+PROTOCOL = 7
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
@@ -112,6 +113,7 @@ class Launch:
     connection: Connection
     may_fork: bool = True
     deadline_s: float = 60.0
+    journal: JournalLimits = field(default_factory=JournalLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,14 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLimits:
+    """How much of what a kernel publishes its agent keeps: in memory, and older messages in a file."""
+
+    memory_bytes: int = 16 << 20
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProcess:
     """The process of a kernel, as its agent knows it. `connection` is None in lists, because it has the keys.
 
@@ -85,6 +93,7 @@ class KernelProcess:
     reason: str = ""
     log_tail: str = ""
     cwd: str = ""
+    journal: JournalLimits = field(default_factory=JournalLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from roost.launchers.protocol.messages import Launch
+from roost.launchers.protocol.messages import JournalLimits, Launch
 from roost.placement import Decision, Node, Snapshot
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
@@ -30,7 +30,7 @@ _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
 
 
-def build_launch(start: StartKernel, deadline_s: float) -> Launch:
+def build_launch(start: StartKernel, deadline_s: float, journal: JournalLimits) -> Launch:
     """Return the launch of a start, still without its lease."""
     return Launch(
         launch_id=start.launch_id,
@@ -42,6 +42,7 @@ def build_launch(start: StartKernel, deadline_s: float) -> Launch:
         connection=start.connection,
         may_fork=start.may_fork,
         deadline_s=deadline_s,
+        journal=journal,
     )
 
 
@@ -53,6 +54,7 @@ class LeaseClaimer:
     table: KernelTable
     policies: PolicyCatalog
     reserve_after_s: float
+    journal: JournalLimits
 
     async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`."""
@@ -123,7 +125,9 @@ class LeaseClaimer:
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
                 conflict = await self._claim(
-                    record, decision, build_launch(start, min(deadline - placed, start.launch_timeout_s))
+                    record,
+                    decision,
+                    build_launch(start, min(deadline - placed, start.launch_timeout_s), self.journal),
                 )
                 if conflict is None:
                     record.timing_ms["leased"] = (time.monotonic() - placed) * 1e3

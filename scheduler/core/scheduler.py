@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all
-from roost.launchers.protocol.messages import JournalPage, Owner
+from roost.launchers.protocol.messages import JournalLimits, JournalPage, Owner
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
@@ -77,7 +77,8 @@ class Scheduler:
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
-        claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s)
+        journal = JournalLimits(memory_bytes=settings.journal_memory, disk_bytes=settings.journal_disk)
+        claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s, journal)
         self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler)
 
     async def open(self) -> None:

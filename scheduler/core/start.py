@@ -124,7 +124,8 @@ class StartRunner:
                 timeout_s = start.launch_timeout_s
                 raise LaunchTimeout(f"kernel {start.kernel_id} did not start within {timeout_s:g} s.")
             env = {**start.env, **self._cluster.backend.environment(lease)}
-            return await agent.launch(replace(build_launch(start, remaining_s), lease_id=lease.id, env=env))
+            ready = build_launch(start, remaining_s, self._claimer.journal)
+            return await agent.launch(replace(ready, lease_id=lease.id, env=env))
 
         return await self._cluster.call(lease, launch)
 

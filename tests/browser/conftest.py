@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker("browser")
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-        if "[ray]" in item.name and not item.name.startswith(QUICK_ON_RAY):
+        if "[ray" in item.name and not item.name.startswith(QUICK_ON_RAY):
             item.add_marker("slow")
 
 

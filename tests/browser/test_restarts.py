@@ -10,7 +10,6 @@ import browser as kit
 import pytest
 from browser import EXTENSION, Lab, RestartableLab
 
-pytestmark = pytest.mark.slow  # the Lab takes its time to connect again
 COMES_BACK_S = 60.0
 """How long the Lab may take to connect again. It tries after 1, 2, 4 … seconds."""
 COUNTING = "import time\nfor i in range({0}):\n    print('n', i, flush=True)\n    time.sleep(0.1)\nx = 41"

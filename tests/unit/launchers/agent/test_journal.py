@@ -8,7 +8,7 @@ import pytest
 from manual_clock import ManualClock
 
 from roost.launchers.agent.journal import Journal
-from roost.launchers.protocol.messages import JournalEntry, JournalPage
+from roost.launchers.protocol.messages import JournalEntry, JournalLimits, JournalPage
 from roost.placement.json_codec import encode
 
 SIZE_BYTES = 100_000
@@ -17,9 +17,10 @@ SIZE_BYTES = 100_000
 class Publisher:
     """Adds messages to a journal, as a kernel publishes them."""
 
-    def __init__(self, limit_bytes: int = SIZE_BYTES) -> None:
+    def __init__(self, memory_bytes: int = SIZE_BYTES, disk_bytes: int = 0) -> None:
         self.clock = ManualClock()
-        self.journal = Journal(limit_bytes, self.clock.time)
+        limits = JournalLimits(memory_bytes=memory_bytes, disk_bytes=disk_bytes)
+        self.journal = Journal(limits, self.clock.time)
         self._number = 0
 
     def publish(
@@ -64,7 +65,7 @@ def test_messages_are_read_in_order_from_any_number_on() -> None:
 
 
 def test_a_page_is_bounded_and_the_next_one_goes_on() -> None:
-    kernel = Publisher(limit_bytes=10_000_000)
+    kernel = Publisher(memory_bytes=10_000_000)
     published = kernel.run("r1", *("x" * 100_000 for _ in range(20)))
     pages = read_all(kernel.journal)
     assert [msg_id for page in pages for msg_id in page.ids] == published
@@ -73,13 +74,13 @@ def test_a_page_is_bounded_and_the_next_one_goes_on() -> None:
 
 def read_all(journal: Journal) -> list[JournalPage]:
     pages = [journal.read()]
-    while not pages[-1].is_last:
-        pages.append(journal.read(after=pages[-1].read, offset=pages[-1].entries[-1].end))
+    while not (last := pages[-1]).is_last:
+        pages.append(journal.read(after=last.read, offset=last.entries[-1].end if last.entries else 0))
     return pages
 
 
 def test_a_long_message_comes_in_pieces() -> None:
-    kernel = Publisher(limit_bytes=10_000_000)
+    kernel = Publisher(memory_bytes=10_000_000)
     kernel.run("r1", "ab" * 1_000_000, "short")
     pages = read_all(kernel.journal)
     pieces = [entry for page in pages for entry in page.entries if entry.number == 2]
@@ -91,7 +92,7 @@ def test_a_long_message_comes_in_pieces() -> None:
 
 
 def test_a_message_larger_than_the_ring_marks_its_request_as_cut() -> None:
-    kernel = Publisher(limit_bytes=100_000)
+    kernel = Publisher(memory_bytes=100_000)
     cell = {"msg_id": "r1", "session": "s", "msg_type": "execute_request"}
     kernel.publish("display_data", cell, data={"text/plain": "x" * 200_000})
     assert kernel.journal.read().ids == ()
@@ -101,7 +102,7 @@ def test_a_message_larger_than_the_ring_marks_its_request_as_cut() -> None:
 
 
 def test_the_end_of_a_very_long_text_is_kept() -> None:
-    kernel = Publisher(limit_bytes=100_000)
+    kernel = Publisher(memory_bytes=100_000)
     kernel.run("r1", "x" * 200_000 + "end")
     entries = kernel.journal.read().entries
     assert all(entry.is_cut for entry in entries)
@@ -109,7 +110,7 @@ def test_the_end_of_a_very_long_text_is_kept() -> None:
 
 
 def test_the_ring_forgets_the_oldest_messages() -> None:
-    kernel = Publisher(limit_bytes=10_000)
+    kernel = Publisher(memory_bytes=10_000)
     kernel.run("old", "x" * 4_000)
     newest = kernel.run("new", "x" * 7_000)
     page = kernel.journal.read()
@@ -171,6 +172,76 @@ def test_buffers_and_texts_of_all_languages_are_kept() -> None:
     ],
 )
 def test_what_is_no_message_is_left_out(frames: list[bytes]) -> None:
-    journal = Journal(SIZE_BYTES)
+    journal = Journal(JournalLimits())
     journal.add(frames)
     assert journal.read().ids == ()
+
+
+def test_older_messages_are_kept_in_a_file() -> None:
+    kernel = Publisher(memory_bytes=1_000_000, disk_bytes=50_000_000)
+    published = [msg_id for number in range(300) for msg_id in kernel.run(f"r{number}", "x" * 100_000)]
+    assert read_ids(kernel.journal) == published
+    assert not any(entry.is_cut for page in read_all(kernel.journal) for entry in page.entries)
+
+
+def read_ids(journal: Journal) -> list[str]:
+    return [msg_id for page in read_all(journal) for msg_id in page.ids]
+
+
+@pytest.mark.parametrize("length", [300, 40_000, 3_000_000])
+def test_the_file_is_a_ring_as_well(length: int) -> None:
+    kernel = Publisher(memory_bytes=500_000, disk_bytes=4_000_000)
+    published = []
+    for number in range(max(40, 12_000_000 // length)):
+        published += kernel.run(f"r{number}", "x" * (length + 7 * number))
+        if number % 1_000 == 37:
+            kept = read_ids(kernel.journal)
+            assert kept == published[-len(kept) :]
+    first = kernel.journal.read().first
+    assert read_ids(kernel.journal) == published[first - 1 :]
+    kept_bytes = sum(sum(entry.lengths) for page in read_all(kernel.journal) for entry in page.entries)
+    assert length > 1_000_000 or 2_000_000 < kept_bytes < 6_000_000
+
+
+def test_a_request_that_is_partly_gone_from_the_file_is_cut() -> None:
+    kernel = Publisher(memory_bytes=10_000, disk_bytes=3_000_000)
+    cell = {"msg_id": "long", "session": "s", "msg_type": "execute_request"}
+    for _ in range(100):
+        kernel.publish("stream", cell, name="stdout", text="x" * 100_000)
+    assert all(entry.is_cut for page in read_all(kernel.journal) for entry in page.entries)
+
+
+def test_a_page_looks_at_a_part_of_the_file_only() -> None:
+    kernel = Publisher(memory_bytes=1_000_000, disk_bytes=50_000_000)
+    for number in range(300):
+        kernel.run(f"r{number}", "x" * 100_000)
+    pages = [kernel.journal.read(session="other")]
+    while not pages[-1].is_last:
+        pages.append(kernel.journal.read(session="other", after=pages[-1].read))
+    assert len(pages) > 3
+    assert not any(page.entries for page in pages)
+
+
+def test_a_full_disk_costs_messages_that_have_no_room_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = Publisher(memory_bytes=1_000_000, disk_bytes=50_000_000)
+    early = kernel.run("r1", *("x" * 100_000 for _ in range(50)))
+
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", fail)
+    late = kernel.run("r2", *("x" * 100_000 for _ in range(50)))
+    kept = read_ids(kernel.journal)
+    assert "No space left on device" in caplog.text
+    assert kept[:30] == early[:30]
+    assert kept[-5:] == late[-5:]
+    assert len(kept) < len(early) + 15
+
+
+def test_nothing_is_kept_if_nothing_may_be() -> None:
+    kernel = Publisher(memory_bytes=0)
+    kernel.run("r1", "text")
+    assert kernel.journal.read().ids == ()
+    assert kernel.journal.state == "idle"

@@ -1,0 +1,113 @@
+"""The older part of a journal, in a file: a ring of blocks, each with some consecutive entries.
+
+The file has no name, so nothing is left when the agent ends. It lies where temporary files do (`TMPDIR`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message in a journal. `parts` are those after its signature; `number` counts a kernel's messages from 1."""
+
+    number: int
+    msg_id: str
+    request_id: str
+    parts: tuple[bytes, ...]
+    size_bytes: int
+    kind: str
+    ends_request: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    first: int
+    last: int
+    offset: int
+    length: int
+
+
+class JournalFile:
+    """At most `limit_bytes` of entries. The file is made with the first block."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._blocks: deque[_Block] = deque()
+        self._file: int | None = None
+        self._end = 0
+        self._latest: tuple[int, list[Entry]] = (0, [])
+
+    @property
+    def first(self) -> int | None:
+        """The number of the oldest entry; None if there is none."""
+        return self._blocks[0].first if self._blocks else None
+
+    def add(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Write a block. Return the entries that are gone now.
+
+        Mostly these are the oldest ones. If the block is too large, or cannot be written, they are its own.
+        """
+        data = pickle.dumps(entries, protocol=5)
+        if len(data) > self._limit_bytes:
+            return [*self._drop_all(), *entries]
+        gone = []
+        if self._end + len(data) > self._limit_bytes:
+            while self._blocks and self._blocks[0].offset >= self._end:
+                gone += self._load(self._blocks.popleft())
+            self._end = 0
+        end = self._end + len(data)
+        while self._blocks and self._end <= self._blocks[0].offset < end:
+            gone += self._load(self._blocks.popleft())
+        try:
+            self._write(data)
+        except OSError as problem:
+            log.warning("%d messages of a kernel are not kept: %s", len(entries), problem)
+            return [*gone, *entries]
+        self._blocks.append(_Block(entries[0].number, entries[-1].number, self._end, len(data)))
+        self._end = end
+        return gone
+
+    def blocks_after(self, number: int) -> Iterator[list[Entry]]:
+        """Return the blocks that have entries after this number, each of them read from the file."""
+        for block in self._blocks:
+            if block.last > number:
+                yield self._load(block)
+
+    def close(self) -> None:
+        self._blocks.clear()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _drop_all(self) -> list[Entry]:
+        gone = [entry for block in self._blocks for entry in self._load(block)]
+        self._blocks.clear()
+        self._end = 0
+        return gone
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            with tempfile.TemporaryFile() as file:
+                self._file = os.dup(file.fileno())
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file, data[written:], self._end + written)
+
+    def _load(self, block: _Block) -> list[Entry]:
+        if self._latest[0] != block.first:  # a long message is read in many pieces
+            assert self._file is not None
+            data = bytearray()
+            while len(data) < block.length:
+                data += os.pread(self._file, block.length - len(data), block.offset + len(data))
+            self._latest = block.first, pickle.loads(data)
+        return self._latest[1]
