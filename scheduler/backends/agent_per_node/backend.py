@@ -188,9 +188,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._manager.environment(lease, self.address)
 
     async def _join(self) -> None:
-        self.address = await self._membership.join(self.address)
-        self._pool.forget_others(self.address)
-        await self._recovery.restore(self._pool.nodes)
+        with self._recovery.restoring(
+            self._pool.nodes
+        ):  # from the moment in which the manager is not away any more
+            self.address = await self._membership.join(self.address)
+            self._pool.forget_others(self.address)
+            await self._recovery.restore(self._pool.nodes)
 
     async def _keep_up(self) -> None:
         asked_at = 0.0

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -35,12 +37,23 @@ class OutageRecovery(Generic[N]):
     lose: Callable[[str, str], None]
     end: Callable[[Lease], None]
     _expected: dict[str, float] = field(default_factory=dict)  # by node, until when
+    _restoring: Counter[str] = field(default_factory=Counter)
     _misses: dict[str, int] = field(default_factory=dict)
 
     @property
     def expected(self) -> frozenset[str]:
-        """The ids of the nodes that may come back: their leases are neither lost nor complete."""
-        return frozenset(self._expected)
+        """The ids of the nodes that may come back or are being restored: their leases are neither lost nor complete."""
+        return frozenset(self._expected) | frozenset(+self._restoring)
+
+    @contextmanager
+    def restoring(self, node_ids: Iterable[str]) -> Iterator[None]:
+        """Until the end of the block, the manager may not know all leases on these nodes."""
+        nodes = Counter(node_ids)
+        self._restoring += nodes
+        try:
+            yield
+        finally:
+            self._restoring -= nodes
 
     def expect(self, node_id: str) -> None:
         self._expected.setdefault(node_id, time.monotonic() + self.grace_s)
@@ -56,8 +69,12 @@ class OutageRecovery(Generic[N]):
 
     async def restore(self, node_ids: Iterable[str]) -> None:
         """Claim again the leases of live kernels on these nodes. A node that is not in the cluster yet is expected."""
-        claimed = {lease.id for lease in await self.manager.claims() if lease.state == "held"}
         node_ids = list(node_ids)
+        with self.restoring(node_ids):
+            await self._restore(node_ids)
+
+    async def _restore(self, node_ids: Sequence[str]) -> None:
+        claimed = {lease.id for lease in await self.manager.claims() if lease.state == "held"}
         readings = await asyncio.gather(*map(self.pool.held_on, node_ids))
         for node_id, held in zip(node_ids, readings, strict=True):
             node = self.manager.membership.nodes.get(node_id)
@@ -79,7 +96,7 @@ class OutageRecovery(Generic[N]):
         for lease in list(self.table.leases.values()):
             node = self.manager.membership.nodes.get(lease.node_id)
             is_shown = node is not None and self.manager.shows(lease, node)
-            if is_shown or lease.node_id in self._expected:
+            if is_shown or lease.node_id in self.expected:
                 continue
             misses[lease.id] = self._misses.get(lease.id, 0) + 1
             if misses[lease.id] >= _MISSES:

@@ -37,7 +37,8 @@ class FakeNode:
 class FakeManager:
     """A cluster manager with one node of 4 CPUs for each agent.
 
-    `problem`: why it does not answer. `left`: nodes that have left. `refusal`: why it refuses claims.
+    `problem`: why it does not answer. `left`: nodes that have left. `refusal`: why it refuses claims. `hold`: calls of
+    that name wait for an event.
     """
 
     name = "Fake"
@@ -51,6 +52,7 @@ class FakeManager:
         self.refusal = ""
         self.left: set[str] = set()
         self.calls: list[str] = []
+        self.held: dict[str, asyncio.Event] = {}
         self.membership: Membership[FakeNode] = Membership("Fake", join=self._join, fetch=self._fetch)
 
     async def close(self) -> None: ...
@@ -74,7 +76,7 @@ class FakeManager:
     async def claim(
         self, lease: Lease, node: FakeNode, has_room: HasRoom, *, again: bool = False
     ) -> tuple[str, ...]:
-        self._call("claim again" if again else "claim")
+        await self._call_and_wait("claim again" if again else "claim")
         if self.refusal:
             raise LeaseConflict(self.refusal)
         self.granted[lease.id] = lease
@@ -88,7 +90,7 @@ class FakeManager:
         self.granted.pop(lease.id, None)
 
     async def claims(self) -> Sequence[Lease]:
-        self._call("claims")
+        await self._call_and_wait("claims")
         return [
             replace(lease, state="lost", reason="it left") if lease.node_id in self.left else lease
             for lease in self.granted.values()
@@ -105,6 +107,15 @@ class FakeManager:
         if node_id not in self.agents:
             raise BackendUnavailable(f"there is no node {node_id}")
         return StartedAgent(address=self.agents[node_id].address, daemon="1")
+
+    def hold(self, name: str) -> asyncio.Event:
+        self.held[name] = asyncio.Event()
+        return self.held[name]
+
+    async def _call_and_wait(self, name: str) -> None:
+        self._call(name)
+        if name in self.held:
+            await self.held[name].wait()
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -231,6 +242,24 @@ async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> 
     opened.manager.problem = ""
     await opened.event("resync")
     assert opened.manager.calls.count("claim again") == 1
+    assert opened.manager.granted == {LEASE.id: LEASE}
+
+
+@pytest.mark.parametrize("moment", ["claims", "claim again"])
+async def test_no_lease_is_missing_while_an_outage_is_being_repaired(opened: Opened, moment: str) -> None:
+    await opened.backend.claim(LEASE)
+    opened.manager.problem = "it is being upgraded"
+    await until(lambda: bool(opened.manager.membership.away))
+    opened.manager.granted.clear()
+    opened.manager.calls.clear()
+    goes_on = opened.manager.hold(moment)
+    opened.manager.problem = ""
+    await until(lambda: moment in opened.manager.calls)
+    opened.manager.held.clear()  # for the reading here
+    reading = await opened.backend.leases()
+    assert reading.leases == (LEASE,)
+    goes_on.set()
+    await opened.event("resync")
     assert opened.manager.granted == {LEASE.id: LEASE}
 
 
