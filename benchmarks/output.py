@@ -49,7 +49,9 @@ CELLS = {
 IDLE_S = 60.0
 
 
-async def measure_kernel(client: AsyncKernelClient, kernel: psutil.Process, agent: psutil.Process | None) -> dict[str, float]:
+async def measure_kernel(
+    client: AsyncKernelClient, kernel: psutil.Process, agent: psutil.Process | None
+) -> dict[str, float]:
     """Run each cell once. Return milliseconds by stage."""
     took = {"round trip": await round_trip(client)}
     for name, code in CELLS.items():

@@ -10,6 +10,9 @@ shown in the room that these arguments take, so LABEL should be long.
 Kernel and agent need the same libraries. This process imports the libraries once and forks before it imports roost
 from ARCHIVE. The child becomes the kernel and never has a module of roost. Without a launch that can be forked, the
 agent starts the kernel as usual.
+
+This process reports the kernel to the service as soon as the kernel listens, and becomes the agent once the kernel has
+nothing more to do. In a pod with half a CPU, both at once would take twice the time until the first answer.
 """
 
 from __future__ import annotations
@@ -40,6 +43,14 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = "500"
 _OBJECTS_AT_START = 200_000
 """More objects than a starting kernel makes."""
+_LISTENS_S, _LOOK_S = 5.0, 0.01
+"""How long this process waits for its kernel's ports before it becomes the agent, and how often it looks."""
+_TOLD_MS = 500
+"""How long the service may take to answer a report."""
+_USED, _STARTED = slice(11, 13), 19
+"""In `read_stat`: the processor time in ticks, and the start since the boot in ticks."""
+_IDLE_S, _BUSY_S = 0.1, 2.0
+"""A kernel that took no processor time for so long is idle. A busy one is waited for at most so long."""
 
 
 def main() -> int:
@@ -55,10 +66,15 @@ def main() -> int:
     if become_kernel is not None:
         become_kernel()
         return 0
+    assignment = start["assignment"]
+    may_report = assignment["report_to"] and len(settings["ports"]) == 1
+    if forked is not None and may_report and report_kernel(forked, settings, assignment):
+        assignment["report_to"] = ""
+        wait_until_idle(forked["pid"])
     sys.path.insert(0, archive)
     from roost.launchers.agent.main import main as run_agent
 
-    return run_agent([folder, json.dumps(settings)], assigned=start["assignment"], forked=forked)
+    return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked)
 
 
 def delay_collections() -> None:
@@ -104,7 +120,7 @@ def fork_kernel(
 ) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
     """Fork the assigned kernel if possible.
 
-    Return the fields of `fork_report.PodKernel` for the agent. In the child, return a function that runs the kernel.
+    Return the fields of a `PodKernel` for the agent. In the child, return a function that runs the kernel.
     """
     launch, request = assignment["launch"], assignment["reserve"]["lease"]["request"]
     env = {**os.environ, **launch["env"]} if launch else {}
@@ -134,8 +150,80 @@ def fork_kernel(
         return None, lambda: run_kernel(argv, env, cwd, log_fd, parent)
     os.close(log_fd)
     ports = {name: connection[name] for name in _PORT_NAMES}
-    spawned_ms = (time.perf_counter() - began) * 1e3
-    return {"launch_id": launch["launch_id"], "pid": pid, "ports": ports, "spawned_ms": spawned_ms}, None
+    forked = {
+        "launch_id": launch["launch_id"],
+        "pid": pid,
+        "started_at": int(read_stat(pid)[_STARTED]) / os.sysconf("SC_CLK_TCK"),
+        "ip": connection["ip"],
+        "ports": ports,
+        "spawned_ms": (time.perf_counter() - began) * 1e3,
+    }
+    return forked, None
+
+
+def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignment: Mapping[str, Any]) -> bool:
+    """Tell the service about a forked kernel, once it listens. False if the service does not know of it now."""
+    began = time.perf_counter()
+    if not wait_until_listening(kernel["pid"], kernel["ip"], kernel["ports"]["shell_port"]):
+        return False
+    listening_ms = kernel["spawned_ms"] + (time.perf_counter() - began) * 1e3
+    (port,) = settings["ports"]
+    report = {"ip": kernel["ip"], "port": port, "kernel": {**kernel, "listening_ms": listening_ms}}
+    return call_service(assignment, {"id": 1, "op": "listens", "args": report})
+
+
+def call_service(assignment: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
+    """Send a call as `RpcClient` does, which is not imported yet. True if it has succeeded."""
+    import zmq
+
+    keys = assignment["keys"]
+    (service,) = keys["clients"]
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.curve_secretkey, socket.curve_publickey = keys["secret"].encode(), keys["public"].encode()
+        socket.curve_serverkey = service.encode()
+        try:
+            socket.connect(assignment["report_to"])
+            socket.send_json(call, zmq.NOBLOCK)
+            return bool(socket.poll(_TOLD_MS)) and "ok" in json.loads(socket.recv())
+        except zmq.ZMQError as problem:
+            print(f"the service at {assignment['report_to']} cannot be told: {problem}", file=sys.stderr)
+            return False
+
+
+def wait_until_listening(pid: int, ip: str, port: int) -> bool:
+    """Return True as soon as a child listens; False if it has ended, or after `_LISTENS_S`."""
+    until = time.monotonic() + _LISTENS_S
+    while time.monotonic() < until and not has_ended(pid):
+        try:
+            socket.create_connection((ip, port), timeout=1).close()
+            return True
+        except OSError:
+            time.sleep(_LOOK_S)
+    return False
+
+
+def has_ended(pid: int) -> bool:
+    """True if a child has ended. Its exit code is left for the agent."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def read_stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third one on."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def wait_until_idle(pid: int) -> None:
+    """Return once a child takes no processor time, or has ended, or after `_BUSY_S`."""
+    until = time.monotonic() + _BUSY_S
+    before = -1
+    while time.monotonic() < until and not has_ended(pid):
+        used = sum(map(int, read_stat(pid)[_USED]))
+        if used == before:
+            return
+        before = used
+        time.sleep(_IDLE_S)
 
 
 def may_fork(launch: Mapping[str, Any], env: Mapping[str, str]) -> bool:
@@ -200,9 +288,8 @@ def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, p
 def show_command(argv: list[str]) -> None:
     """Show `argv` as this process's command line in `ps`, cut to the room there is."""
     try:
-        with open("/proc/self/stat") as file:
-            # proc(5): fields 48 and 49 are the addresses between which the command line lies.
-            start, stop = (int(field) for field in file.read().rpartition(")")[2].split()[45:47])
+        # proc(5): fields 48 and 49 are the addresses between which the command line lies.
+        start, stop = (int(field) for field in read_stat(os.getpid())[45:47])
     except (OSError, ValueError):
         return
     if 0 < start < stop:

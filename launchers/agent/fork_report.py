@@ -26,16 +26,6 @@ class ForkedKernel:
     timing_ms: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodKernel:
-    """A kernel that `first_process.py` has forked for this launch. It is a child of the agent and may have ended."""
-
-    launch_id: str
-    pid: int
-    ports: dict[str, int]
-    spawned_ms: float
-
-
 async def read_report(
     report: int,
     *,

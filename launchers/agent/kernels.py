@@ -17,12 +17,11 @@ import zmq.asyncio
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.messages import JournalPage, KernelProcess, Launch
+from roost.launchers.protocol.messages import JournalPage, KernelProcess, Launch, PodKernel
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
-from .fork_report import PodKernel
 from .journal import Journal
 from .sessions import OwnSession, Session
 from .start import DIES_S, LOG_TAIL_BYTES, Starter

@@ -23,7 +23,7 @@ from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol import messages
-from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease
+from roost.launchers.protocol.messages import PROTOCOL, KernelProcess, KernelUse, Lease, PodKernel
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -33,7 +33,6 @@ from roost.placement.model import Node
 from .address_report import report_address
 from .address_watch import watch_address
 from .fingerprint import parse_ipykernel_command
-from .fork_report import PodKernel
 from .gpu_locks import GpuLocks
 from .kernels import Kernels
 from .launch_changes import adapt, build_node_environment

@@ -23,14 +23,14 @@ from typing import Any
 
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import encode
 
 from . import ports
 from .child_reaper import Reaper
 from .fingerprint import parse_ipykernel_command
-from .fork_report import ForkedKernel, KernelDiedEarly, PodKernel
+from .fork_report import ForkedKernel, KernelDiedEarly
 from .sessions import Session
 from .zygote_pool import ZygotePool
 
@@ -175,7 +175,7 @@ class Starter:
         self.reaper.reap()  # it may have ended before the reaper saw signals
         await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
-        return ForkedKernel(pid=kernel.pid, ports=kernel.ports, timing_ms=timing_ms)
+        return ForkedKernel(pid=kernel.pid, ports=dict(kernel.ports), timing_ms=timing_ms)
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()

@@ -117,11 +117,27 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PodKernel:
+    """The kernel of a launch, forked by the first process of a pod before that becomes the agent. It may have ended.
+
+    `started_at` is as in `KernelProcess.process_started_at`.
+    """
+
+    launch_id: str
+    pid: int
+    started_at: float
+    ip: str
+    ports: Mapping[str, int]
+    spawned_ms: float
+    listening_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The work of an agent from its start: its keys, a lease to note, and a launch to begin. Later calls join it.
 
-    `report_to`: the endpoint where the agent reports its address once it listens. The server there has the key
-    of the agent's one client.
+    `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens. The
+    server there has the key of the agent's one client.
     """
 
     keys: ServerKeys

@@ -16,6 +16,7 @@ from roost.launchers.protocol.messages import AgentAddress as AgentAddress
 from roost.launchers.protocol.messages import Launch as Launch
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
+from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import Request, Snapshot
 from roost.scheduler.service.messages import Finding as Finding
 
@@ -121,6 +122,10 @@ class Backend(ABC):
         The scheduler groups leases by this address. Raises `UnknownKernel` if the lease's node has left the cluster,
         because then no kernel can run there.
         """
+
+    def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
+        """Return the kernel of this launch if it listens already, although its agent does not answer yet."""
+        return None
 
     @abstractmethod
     async def warm_up(self) -> int:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
+from typing import Any
 
-from roost.launchers.daemon.tasks import backoff
+from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.errors import Cancelled, LaunchError, LaunchTimeout, RoostError
+from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
 from roost.scheduler.service.messages import Kernel, StartKernel
 
 from .agent_calls import LeaseGone
@@ -46,12 +47,14 @@ class StartRunner:
         self.failed = LastEntries[tuple[str, str], RoostError](_REMEMBERED)
         """By kernel and launch id: a repeated start gets the same error and starts nothing."""
         self._is_closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Leave all starts as they are. The next scheduler goes on with repeated starts."""
         self._is_closing = True
         starts = [record.start for record in self._table.records.values() if record.start is not None]
         await asyncio.gather(*(start.abandon() for start in starts))
+        await cancel_all(self._tasks)
 
     def begin(self, record: KernelRecord, start: StartKernel) -> StartTask:
         record.ask(start)
@@ -104,7 +107,11 @@ class StartRunner:
                 record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
-                process = await self._launch(record.lease, start, launch_by)
+                process = self._find_reported(record, start)
+                if process is None:
+                    process = await self._launch(record.lease, start, launch_by)
+                else:
+                    spawn(self._join(record, record.lease, start, launch_by), self._tasks, log)
             except LeaseGone as problem:
                 await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
                 record.refuse()
@@ -114,6 +121,42 @@ class StartRunner:
             record.timing_ms["launched"] = (time.monotonic() - began) * 1e3
             return process
         raise AssertionError("pauses never end")
+
+    def _find_reported(self, record: KernelRecord, start: StartKernel) -> KernelProcess | None:
+        """Return the kernel of this launch if its pod has reported it, and its agent does not answer yet."""
+        assert record.lease is not None
+        kernel = self._cluster.backend.reported_kernel(record.lease, start.launch_id)
+        if kernel is None:
+            return None
+        return KernelProcess(
+            kernel_id=start.kernel_id,
+            launch_id=start.launch_id,
+            lease_id=record.lease.id,
+            pid=kernel.pid,
+            process_started_at=kernel.started_at,
+            how="forked",
+            connection=replace(start.connection, ip=kernel.ip).with_ports(kernel.ports),
+            launched_at=time.time(),
+            timing_ms={"spawned": kernel.spawned_ms, "listening": kernel.listening_ms},
+            device_ids=record.lease.device_ids,
+            cwd=start.cwd,
+            journal=self._claimer.journal,
+        )
+
+    async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel, deadline: float) -> None:
+        """Hear from the agent about a kernel that its pod has reported. It may have ended meanwhile."""
+        try:
+            process = await self._launch(lease, start, deadline)
+        except (BackendUnavailable, LeaseGone) as problem:
+            log.info("kernel=%s its agent does not answer: %s", record.kernel_id, problem)  # its pod ends
+            return
+        except RoostError as problem:
+            if record.process is None or record.process.launch_id != start.launch_id:
+                return
+            code = problem.fields.get("exit_code")
+            process = replace(record.process, is_running=False, reason=str(problem), exit_code=code)
+        if record.lease is not None and record.lease.id == lease.id and record.start is None:
+            self._table.update(record, process)
 
     async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
         """Launch in the lease, again if the connection to the agent is lost meanwhile."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import zmq
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from world import TINY_ARGV
 
 from roost.launchers.agent.node_metrics import AgentSettings
@@ -24,6 +26,7 @@ from roost.launchers.protocol.messages import Assignment, Connection, Launch, Le
 from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
+from roost.placement.json_codec import encode
 from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
@@ -145,3 +148,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def evaluate(connection: Connection, expression: str) -> Any:
+    """Return the value of an expression in a kernel."""
+    client = AsyncKernelClient()
+    client.load_connection_info({**encode(connection), "key": connection.key.encode()})
+    client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+    try:
+        client.execute("import os, sys", user_expressions={"value": expression})
+        reply = await client.get_shell_msg(timeout=30)
+        return ast.literal_eval(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
+    finally:
+        client.stop_channels()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost.launchers.agent.node_metrics import AgentSettings
-from roost.launchers.protocol.messages import Launch, Owner
+from roost.launchers.protocol.messages import Launch, Owner, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange, PodCluster
@@ -168,6 +168,16 @@ class FakePodCluster(PodCluster):
             self._folder / f"pod-{len(self.agents)}", name=pod.lease.node_id
         )
         return self._put(Pod(lease=replace(pod.lease, state="held", reason=""), address=agent.address))
+
+    def report_kernel(self, lease_id: str, kernel: PodKernel) -> FakeAgent:
+        """Report the kernel of a pending pod. Its agent answers when the event `held["reserve"]` is set."""
+        pod = self._pods[lease_id]
+        agent = self.agents[lease_id] = FakeAgent(
+            self._folder / f"pod-{len(self.agents)}", name=pod.lease.node_id
+        )
+        agent.hold("reserve")
+        self._put(replace(pod, address=agent.address, kernel=kernel))
+        return agent
 
     def add_node(self, node: Node) -> None:
         """Add a node, and grant the pods that have none."""

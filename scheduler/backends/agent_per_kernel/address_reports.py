@@ -1,6 +1,6 @@
-"""`AddressReports`: the port where agents of new pods report that they listen.
+"""`AddressReports`: the port where new pods report their kernels, or that their agents listen.
 
-A cluster manager may report the address of a pod long after its agent listens. A report only saves this time. The
+A cluster manager may report the address of a pod long after its kernel listens. A report only saves this time. The
 service connects to the reported address with the agent's key, so a false address is an attempt that fails.
 """
 
@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import zmq
 
-from roost.launchers.protocol.messages import AgentAddress
+from roost.launchers.protocol.messages import PORT_NAMES, AgentAddress, PodKernel
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import CALLER, Operation, RpcServer
 
@@ -33,7 +33,7 @@ class AddressReports:
         self._server: RpcServer | None = None
         self._expected: dict[str, tuple[str, Collection[int]]] = {}
         """By public key: the lease id, and the ports where the agent may listen."""
-        self._addresses: dict[str, AgentAddress] = {}
+        self._reported: dict[str, tuple[AgentAddress, PodKernel | None]] = {}
         self.endpoint = ""
 
     async def open(self, identity: Identity, ip: str, port: int) -> None:
@@ -60,16 +60,16 @@ class AddressReports:
         self._expected[agent_public] = lease_id, ports
 
     def forget(self, agent_public: str) -> None:
-        """Accept no report of this agent from now on, and drop its address."""
+        """Accept no report of this agent from now on, and drop its report."""
         self._expected.pop(agent_public, None)
-        self._addresses.pop(agent_public, None)
+        self._reported.pop(agent_public, None)
 
-    def address_of(self, agent_public: str) -> AgentAddress | None:
-        """Return the address that this agent has reported."""
-        return self._addresses.get(agent_public)
+    def read(self, agent_public: str) -> tuple[AgentAddress | None, PodKernel | None]:
+        """Return the address and the kernel that this agent's pod has reported."""
+        return self._reported.get(agent_public, (None, None))
 
-    def _listens(self, ip: str, port: int) -> None:
-        """Note that the agent that calls listens at this address."""
+    def _listens(self, ip: str, port: int, kernel: PodKernel | None = None) -> None:
+        """Note that the agent that calls listens at this address, or will soon listen there and has this kernel."""
         agent_public = CALLER.get()
         if agent_public not in self._expected:  # it has connected while it was
             raise RemoteError("not_expected", "no report of this agent is expected")
@@ -80,8 +80,10 @@ class AddressReports:
             raise RemoteError("bad_request", f"{ip!r:.60} is no IP address") from None
         if port not in ports:
             raise RemoteError("bad_request", f"{port} is not a port of this agent")
+        if kernel is not None and (kernel.ip != ip or set(kernel.ports) != set(PORT_NAMES)):
+            raise RemoteError("bad_request", "this is no kernel of this pod")
         assert self._identity is not None
         host = f"[{address}]" if address.version == 6 else str(address)
         keys = self._identity.keys_for(agent_public)
-        self._addresses[agent_public] = AgentAddress(endpoint=f"tcp://{host}:{port}", keys=keys)
+        self._reported[agent_public] = AgentAddress(endpoint=f"tcp://{host}:{port}", keys=keys), kernel
         self._on_report(lease_id)

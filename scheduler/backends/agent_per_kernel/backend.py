@@ -16,7 +16,15 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentAddress, AgentEvent, Launch, Lease, Owner, Reserve
+from roost.launchers.protocol.messages import (
+    AgentAddress,
+    AgentEvent,
+    Launch,
+    Lease,
+    Owner,
+    PodKernel,
+    Reserve,
+)
 from roost.placement import Node, Request, Snapshot
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
@@ -164,7 +172,14 @@ class AgentPerKernelBackend(Backend):
             raise BackendUnavailable(
                 f"kernel {lease.kernel_id} has no agent yet: {pod.lease.reason or _STARTING}"
             )
+        if pod.kernel is not None and (noting := self._noting.get(lease.id)) is not None:
+            await asyncio.wait([noting], timeout=_AGENT_S)
         return pod.address
+
+    def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
+        pod = self._pods.get(lease.id)
+        kernel = pod.kernel if pod is not None and lease.id in self._starting else None
+        return kernel if kernel is not None and kernel.launch_id == launch_id else None
 
     async def explain_loss(self, lease: Lease) -> str:
         return await self._cluster.explain_end(lease.id)
@@ -293,6 +308,8 @@ class AgentPerKernelBackend(Backend):
         now = self._lease(pod)
         if before is not None and now.state == "pending" and now.reason != before.reason:
             self._publish_reason(now)
+        if now.state == "held" and lease.id in self._starting and (before is None or before.state != "held"):
+            self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease.id, lease=now))
         return pod
 
     async def _reserve(self, pod: Pod) -> None:
@@ -313,14 +330,15 @@ class AgentPerKernelBackend(Backend):
             self._noting.pop(lease_id, None)
         if lease_id in self._pods and lease_id in self._starting:
             self._starting.discard(lease_id)
-            held = self._lease(self._pods[lease_id])
-            self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease_id, lease=held))
+            if self._pods[lease_id].kernel is None:
+                held = self._lease(self._pods[lease_id])
+                self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease_id, lease=held))
 
     def _lease(self, pod: Pod) -> Lease:
-        """Return the pod's lease as the scheduler sees it: held once the agent has noted it."""
-        if pod.lease.state == "pending" and self._away:
+        """Return the pod's lease as the scheduler sees it: held once its kernel listens, or the agent has noted it."""
+        if pod.lease.state == "pending" and self._away and pod.kernel is None:
             return replace(pod.lease, reason=self._describe_away())
-        if pod.lease.id in self._starting:
+        if pod.lease.id in self._starting and pod.kernel is None:
             return replace(pod.lease, state="pending", reason=pod.lease.reason or _STARTING)
         return replace(pod.lease, state="held", reason="") if pod.address is not None else pod.lease
 
@@ -347,7 +365,10 @@ class AgentPerKernelBackend(Backend):
 
     def _caller(self, pod: Pod) -> AgentCaller:
         async def resolve() -> AgentAddress:
-            return await self.agent(pod.lease)
+            known = self._pods.get(pod.lease.id)
+            if known is None or known.address is None:
+                return await self.agent(pod.lease)  # raises
+            return known.address
 
         async def nothing(_: AgentAddress | None) -> None:
             return None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
-from roost.launchers.protocol.messages import AgentAddress, Launch, Lease
+from roost.launchers.protocol.messages import AgentAddress, Launch, Lease, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.json_codec import decode, encode
 from roost.placement.model import Node, Request
@@ -26,11 +26,13 @@ class Pod:
     until the manager has granted the pod, then `held`. It is `lost` once the pod has ended without roost's doing; roost
     then deletes the pod. `reason` is a clause without a full stop, such as "its image is being pulled". `address`
     may still be None in a held lease, while the agent starts. In a pending one it may be known already: roost then
-    tries to reach the agent, and the lease is held as soon as the agent answers.
+    tries to reach the agent, and the lease is held as soon as the agent answers. `kernel`: the pod has reported that
+    its kernel listens. Its agent will answer soon at `address`.
     """
 
     lease: Lease
     address: AgentAddress | None = None
+    kernel: PodKernel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

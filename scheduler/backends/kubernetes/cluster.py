@@ -351,10 +351,8 @@ class KubernetesCluster(PodCluster):
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
         if pod is None or pod.lease.state == "lost":
             return pod
-        if pod.address is None:
-            return replace(pod, address=self._reports.address_of(agent_key(raw)))
-        self._reports.forget(agent_key(raw))  # Kubernetes reports the address by now
-        return pod
+        address, kernel = self._reports.read(agent_key(raw))
+        return replace(pod, address=pod.address or address, kernel=kernel)
 
     async def _read_events(self, uid: str) -> None:
         """Read what the events of a waiting pod say, and report it."""

@@ -38,7 +38,7 @@ class RoostKubernetesBackend(Section):
     agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each pod.")
     report_address = Unicode(
         "auto",
-        help="The IP address of this machine or pod where agents in pods report that they listen, which saves up to a "
+        help="The IP address of this machine or pod where pods report their kernels, which saves up to a "
         "second for each start. auto: the address that reaches the API server, unless that is loopback. Empty: no "
         "reports.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import gc
 import os
@@ -15,16 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
-from assigned_agents import LEASE, a_launch, assigned_agent, free_port, start_archive
-from jupyter_client.asynchronous.client import AsyncKernelClient
+from assigned_agents import LEASE, a_launch, assigned_agent, evaluate, free_port, start_archive
 from world import TINY_ARGV
 
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.agent.node_metrics import AgentSettings
 from roost.launchers.daemon.private_files import read_json
-from roost.launchers.protocol.messages import Assignment, Connection, Reserve
+from roost.launchers.protocol.messages import Assignment, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys
-from roost.placement.json_codec import encode
 
 
 async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) -> None:
@@ -59,19 +56,6 @@ async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(run
         assert at_start > afterwards[0]
         assert afterwards == gc.get_threshold()
     assert not psutil.pid_exists(process.pid)
-
-
-async def evaluate(connection: Connection, expression: str) -> Any:
-    """Return the value of an expression in a kernel."""
-    client = AsyncKernelClient()
-    client.load_connection_info({**encode(connection), "key": connection.key.encode()})
-    client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
-    try:
-        client.execute("import os, sys", user_expressions={"value": expression})
-        reply = await client.get_shell_msg(timeout=30)
-        return ast.literal_eval(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
-    finally:
-        client.stop_channels()
 
 
 @pytest.mark.parametrize(

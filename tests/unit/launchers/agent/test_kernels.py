@@ -16,11 +16,11 @@ from assigned_agents import a_launch
 
 from roost.launchers.agent import kernels
 from roost.launchers.agent.child_reaper import Reaper
-from roost.launchers.agent.fork_report import PodKernel, read_report
+from roost.launchers.agent.fork_report import read_report
 from roost.launchers.agent.kernels import Kernels
 from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
 from roost.launchers.protocol.rpc import RemoteError
 
 SLEEP = ("sleep", "60")
@@ -135,7 +135,9 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it ends at once
     launch = a_launch()
     ports = dict.fromkeys(PORT_NAMES, 1)
-    kernel = PodKernel(launch_id=launch.launch_id, pid=child.pid, ports=ports, spawned_ms=0)
+    kernel = PodKernel(
+        launch_id=launch.launch_id, pid=child.pid, started_at=0, ip="127.0.0.1", ports=ports, spawned_ms=0
+    )
     held = Kernels(
         runtime_dir / "kernels", ZygotePool(), on_launched=print, on_exited=print, pod_kernel=kernel
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import scheduler_on
 
-from roost.launchers.protocol.messages import AgentEvent, Launch, Lease, Owner
+from roost.launchers.protocol.messages import PORT_NAMES, AgentEvent, Launch, Lease, Owner, PodKernel
 from roost.placement import Device, Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
@@ -56,6 +56,47 @@ async def test_two_kernels_on_one_node_outlive_the_scheduler(cluster: FakePodClu
         for name in ("one", "two"):
             await w.scheduler.stop(name, 0)
     assert not await cluster.pods()
+
+
+PORTS = {name: 50_001 + number for number, name in enumerate(PORT_NAMES)}
+REPORTED = PodKernel(launch_id="1", pid=4711, started_at=1.0, ip="10.0.0.7", ports=PORTS, spawned_ms=1.0)
+
+
+async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        kernel = await start
+        assert (kernel.state, kernel.how) == ("running", "forked")
+        assert kernel.connection is not None
+        assert (kernel.connection.ip, kernel.connection.shell_port) == ("10.0.0.7", PORTS["shell_port"])
+        assert not agent.launched
+        signalled = asyncio.create_task(w.scheduler.signal("k", 2))
+        await asyncio.sleep(0.1)
+        assert not signalled.done(), "it waits for the agent"
+        agent.held["reserve"].set()
+        await asyncio.wait_for(signalled, 5)
+        await w.until(lambda: bool(agent.launched))
+        assert agent.signals == [("k", 2)]
+        assert w.kernel("k").state == "running"
+        assert [event.kind for event in w.events].count("running") == 1
+        agent.end("k")
+        await w.until(lambda: w.kernel("k").state == "exited")
+
+
+async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        assert (await start).state == "running"
+        agent.fail("launch", "kernel_died")
+        agent.held["reserve"].set()
+        await w.until(lambda: w.kernel("k").state == "exited")
+        assert w.kernel("k").reason == "launch fails: kernel_died"
 
 
 async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(cluster: FakePodCluster) -> None:
