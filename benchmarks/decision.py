@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from harness import Report, parser
 from rich.console import Console
 from rich.progress import track
 from trace_data import add_traces, find_folder, read_cluster, read_tasks
 
+from roost.bench.report import Report, parser
 from roost.placement import Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.pipeline import class_key
 from roost.placement.replay import draw_arrivals_to_demand, replay

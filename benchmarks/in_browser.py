@@ -23,8 +23,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import Report, parser, take_turns
-from place import PLAIN, ROOST, RUNTIME, elapsed_ms, end_processes, private_world, write_kernelspec
+from roost.bench.report import Report, parser, take_turns
+from roost.bench.world import (
+    PLAIN,
+    ROOST,
+    RUNTIME,
+    elapsed_ms,
+    end_processes,
+    private_world,
+    write_kernelspec,
+)
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))

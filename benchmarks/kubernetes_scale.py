@@ -36,9 +36,10 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from harness import Report, parser
 from kubernetes_objects import describe_node, describe_pod
-from place import elapsed_ms
+
+from roost.bench.report import Report, parser
+from roost.bench.world import elapsed_ms
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
 

@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from harness import Report, parser
-from place import (
+
+from roost.bench.report import Report, parser
+from roost.bench.world import (
     PLAIN,
     ROOST,
     RUNTIME,

@@ -26,9 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import Report, interleave, parser
 from jupyter_client.manager import AsyncKernelManager
-from place import (
+
+import roost
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import (
     PLAIN,
     ROOST,
     RUNTIME,
@@ -39,8 +41,6 @@ from place import (
     wait_until_forked,
     write_kernelspec,
 )
-
-import roost
 
 NODES = 1_000
 LEASES_PER_NODE = 2

@@ -28,7 +28,7 @@ from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, run, time_calls
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 
-from dask_machines import DaskMachines, Machine, why_not
+from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 
 MACHINES = (Machine(cpus=4, gpus=2), Machine(cpus=4, gpus=4), Machine(cpus=2))
 GPUS = 4

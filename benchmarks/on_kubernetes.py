@@ -38,9 +38,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import Report, interleave, parser
 from jupyter_client.manager import AsyncKernelManager
-from place import (
+
+import roost
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import (
     GATEWAY_OPTIONS,
     PLAIN,
     ROOST,
@@ -50,8 +52,6 @@ from place import (
     reply_of_gateway,
     write_kernelspec,
 )
-
-import roost
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
 

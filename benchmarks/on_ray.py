@@ -22,7 +22,7 @@ from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, run, time_calls
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 
-from raylets import Machine, Raylets, why_not
+from roost.bench.clusters.raylets import Machine, Raylets, why_not
 
 MACHINES = (
     Machine(cpus=4, gpus=2, gpu_model="T4"),

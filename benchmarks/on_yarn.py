@@ -37,9 +37,12 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from harness import Report, interleave, parser
 from jupyter_client.manager import AsyncKernelManager
-from place import (
+from recorded_yarn import NODES, time_readings
+
+import roost
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import (
     GATEWAY_OPTIONS,
     PLAIN,
     ROOST,
@@ -49,9 +52,6 @@ from place import (
     reply_of_gateway,
     write_kernelspec,
 )
-from recorded_yarn import NODES, time_readings
-
-import roost
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/kit", "docs/examples")]
 

@@ -25,9 +25,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import psutil
-from harness import Report, interleave, parser
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from place import (
+
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import (
     PLAIN,
     ROOST,
     RUNTIME,

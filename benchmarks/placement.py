@@ -30,11 +30,11 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from harness import Report, parser
 from rich.console import Console
 from rich.progress import track
 from trace_data import PUBLISHED, add_traces, find_folder, read_cluster, read_tasks
 
+from roost.bench.report import Report, parser
 from roost.placement import (
     NOWHERE,
     Decision,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from place import elapsed_ms
+from roost.bench.world import elapsed_ms
 
 NODES = 1_000
 _SERVER = """

@@ -19,12 +19,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from harness import Report, parser
 from memory import MIB, name_part
-from place import ROOST, RUNTIME, execute, kernels, open_client, private_world, processes, wait_until_forked
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from roost.bench.report import Report, parser
+from roost.bench.world import (
+    ROOST,
+    RUNTIME,
+    execute,
+    kernels,
+    open_client,
+    private_world,
+    processes,
+    wait_until_forked,
+)
 
 WARM_UP = 500
 TOLERANCE = {"fds": 1.5, "threads": 0.75, "processes": 3.0, "files": 1.5, "RSS": 1.0}

@@ -24,9 +24,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from functools import partial
 
-from harness import Report, interleave, parser
 from jupyter_client.manager import AsyncKernelManager
-from place import (
+
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import (
     PLAIN,
     ROOST,
     RUNTIME,

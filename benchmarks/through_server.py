@@ -32,10 +32,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import Report, interleave, parser
-from place import PLAIN, ROOST, RUNTIME, elapsed_ms, end_processes, private_world
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import PLAIN, ROOST, RUNTIME, elapsed_ms, end_processes, private_world
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
 

@@ -14,17 +14,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import dask_machines
 import hadoop_cluster
 import kubelets_cluster
-import raylets
-from cluster_folder import DaemonCluster, processes
-from dask_machines import DaskMachines
 from hadoop_cluster import HadoopCluster
 from kubelets_cluster import KubeletsCluster
 from proof import Check
-from raylets import Raylets
 from rich.console import Console
+
+from roost.bench.clusters import dask_machines, raylets
+from roost.bench.clusters.cluster_folder import DaemonCluster, processes
+from roost.bench.clusters.dask_machines import DaskMachines
+from roost.bench.clusters.raylets import Raylets
 
 RAY_MACHINES = (
     raylets.Machine(cpus=4, memory_bytes=8 << 30, labels={"zone": "a"}),

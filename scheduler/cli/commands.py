@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import roost
 
-from .options import add_request, add_scheduler, parse_amount, parse_seconds
+from .options import add_request, add_scheduler, parse_amount, parse_count, parse_seconds, parse_share
 
 Action = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own type is private
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_kernelspec(commands)
     _add_run(commands)
+    _add_bench(commands)
     add_scheduler(_add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and their remedies"))
     what = "show the versions of roost and of the packages it works with"
     _add_command(commands, "version", "cli.doctor:print_versions", what)
@@ -142,6 +144,55 @@ def _add_run(commands: Subparsers) -> None:
     run.add_argument("--timeout", metavar="SECONDS", type=parse_seconds, help=what)
     add_scheduler(run, default="")
     add_request(run)
+
+
+def _add_bench(commands: Subparsers) -> None:
+    what = "measure how fast kernels start and answer, and how many of them a node holds (needs the extra `bench`)"
+    parent = commands.add_parser("bench", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    actions = parent.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    start = _add_benchmark(actions, "start", "the time from nothing to the first reply, by stage")
+    start.add_argument(
+        "--at-once", metavar="N", type=parse_count, default=5, help="and of N starts at once (5)"
+    )
+    _add_benchmark(actions, "latency", "the round trips of a running kernel, idle and under load")
+    density = _add_benchmark(actions, "density", "how many kernels each node holds, and the memory of one")
+    what = "stop at this many kernels (1000)"
+    density.add_argument("--kernels", metavar="N", type=parse_count, default=1_000, help=what)
+    what = "stop when less than this share of a node's memory is free (0.1)"
+    density.add_argument("--keep-free", metavar="SHARE", type=parse_share, default=0.1, help=what)
+    what = "stop when a start or an answer takes longer (2)"
+    density.add_argument("--latency", metavar="SECONDS", type=parse_seconds, default=2.0, help=what)
+    what = "measure the memory again after these were imported: numpy,pandas"
+    density.add_argument("--packages", metavar="NAMES", default="", help=what)
+    churn = _add_benchmark(actions, "churn", "starts and stops for some time, and leaks")
+    churn.add_argument(
+        "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for so long (60)"
+    )
+    churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="so many at once (1)")
+    what = "show which figures of two results have changed by more than noise"
+    compare = _add_command(actions, "compare", "cli.bench:run", what, has_json=False)
+    compare.set_defaults(command="compare")
+    compare.add_argument("before", metavar="A.json")
+    compare.add_argument("after", metavar="B.json")
+
+
+def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.ArgumentParser:
+    parser = _add_command(actions, name, "cli.bench:run", f"measure {what}", has_json=False)
+    parser.set_defaults(command=name)
+    what = "compare with this: plain (default), none, a kernelspec's name, or roost:KEY=VALUE,... (may be repeated)"
+    parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
+    parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to try it out")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write all samples, the machine and the versions"
+    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a PNG, SVG or PDF file")
+    parser.set_defaults(check=False)
+    what = "start a cluster of three nodes on this machine for the run (ray, dask)"
+    parser.add_argument("--embedded", action="store_true", help=what)
+    add_scheduler(parser)
+    add_request(parser)
+    return parser
 
 
 def _add_command(

@@ -64,6 +64,22 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_count(text: str) -> int:
+    """Return a whole number above 0; raises argparse's usage error."""
+    amount = parse_amount(text)
+    if not amount or not isinstance(amount, int):
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a whole number, 1 or more")
+    return amount
+
+
+def parse_share(text: str) -> float:
+    """Return a number from 0 up to, but without, 1; raises argparse's usage error."""
+    share = parse_amount(text)
+    if share >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a share below 1, such as 0.1")
+    return share
+
+
 def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the given request options under the keys of a kernelspec's config; raises `ConfigError`."""
     from roost.provisioners.request_options import split_pairs

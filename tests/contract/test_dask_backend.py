@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from dask_books import noted
-from dask_machines import DaskMachines, Machine, why_not
 
+from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy

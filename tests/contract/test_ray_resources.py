@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from raylets import Raylets
 
+from roost.bench.clusters.raylets import Raylets
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Decision, Request, get_policy
 from roost.scheduler.backends.base import Backend

@@ -14,14 +14,14 @@ from typing import Any
 import dask_books
 import psutil
 import pytest
-from cluster_folder import answers, wait_until
 from cluster_world import ClusterWorld
 from dask_books import Slow, hold, most_at_once, sweep, whole
-from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE
 from notebook import Notebook, held_by
 from world import daemon_pids, kill, settle, wait_gone
 
+from roost.bench.clusters.cluster_folder import answers, wait_until
+from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError

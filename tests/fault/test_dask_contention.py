@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from contention import EACH, SCHEDULERS, contend, most_at_once
-from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE, private_runtime_dir
+
+from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 
 SHARES = (0.25, 0.5, 1.0, 0.25, 2.0)
 MACHINES = (

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_folder import claim_network
-from dask_machines import why_not
 from leftovers import VARIABLE, end
 from managers import kernelspecs
 from notebook import Notebook
 from world import settle, wait_gone
 
+from roost.bench.clusters.cluster_folder import claim_network
+from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]

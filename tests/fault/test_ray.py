@@ -19,10 +19,10 @@ from front_end import errors, front_end
 from leftovers import VARIABLE, private_runtime_dir
 from managers import kernelspecs
 from notebook import Notebook, held_by
-from raylets import Machine, Raylets, why_not
 from server import jupyter_server
 from world import daemon_pids, kill, settle, wait_gone
 
+from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable

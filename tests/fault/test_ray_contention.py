@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from contention import EACH, SCHEDULERS, contend, most_at_once
-from raylets import Raylets
+
+from roost.bench.clusters.raylets import Raylets
 
 SHARES = (0.25, 0.25, 1.0, 0.25)
 

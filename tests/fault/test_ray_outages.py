@@ -23,9 +23,9 @@ import pytest
 from leftovers import VARIABLE
 from managers import kernelspecs
 from notebook import Notebook
-from raylets import Machine, Raylets, processes, why_not
 from world import daemon_pids, kill, settle, tiny
 
+from roost.bench.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_folder import __file__ as examples
 from cluster_world import assert_plain, say
 from contention import EACH, SCHEDULERS, contend, most_at_once
 from hadoop_nodes import HadoopNodes, Machine, shell_settings, why_not
@@ -83,7 +82,7 @@ print(json.dumps({**answer, "reasons": sorted(reasons), "refusals": refusals}))
 OTHERS = """
 import json, sys, threading, time
 from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
+sys.path.insert(0, sys.argv[1])
 from hadoop_nodes import Rest, start_shell
 
 CONTAINERS = 3
@@ -94,7 +93,7 @@ time.sleep(1)
 with open(f"{sys.argv[1]}/{os.environ['CONTAINER_ID']}", "w") as file:
     print(os.environ["NM_HOST"], began, time.monotonic(), file=file)
 '''
-rest, configuration, folder = Rest(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
+rest, configuration, folder = Rest(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 (folder / "use.py").write_text(USE)
 (folder / "uses").mkdir()
 command = f"{sys.executable} -S {folder}/use.py {folder}/uses"
@@ -169,8 +168,7 @@ def test_sixty_kernels_of_three_services_among_applications_of_others(
             str(Path(cluster_settings.__code__.co_filename).parent),
             f"{cluster.address_of('rm1')}:8088",
         )
-        folders = (kit, str(Path(examples).parent))
-        others = (OTHERS, *folders, manager, str(cluster.configuration), str(tmp_path))
+        others = (OTHERS, kit, manager, str(cluster.configuration), str(tmp_path))
         began = time.monotonic()
         answers, seen = contend(ASKER, shares, homes, others, within_s=WITHIN_S, **environment)
         say(f"{SCHEDULERS * EACH} kernels and {len(seen['held'])} containers of others after", began)

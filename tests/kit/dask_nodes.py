@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE, end
+
+from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 
 MACHINES = (
     Machine(cpus=4, gpus=2, resources={"T4": 2}),

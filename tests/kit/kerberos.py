@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from cluster_folder import claim_network, make_folder, tail, wait_until
 from hadoop_nodes import MACHINES, HadoopNodes, Refused, Rest
+
+from roost.bench.clusters.cluster_folder import claim_network, make_folder, tail, wait_until
 
 REALM = "ROOST.TEST"
 PROGRAMS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit")

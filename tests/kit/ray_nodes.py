@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from leftovers import VARIABLE, end
-from raylets import Machine, Raylets, why_not
+
+from roost.bench.clusters.raylets import Machine, Raylets, why_not
 
 MACHINES = (
     Machine(cpus=4, gpus=2, gpu_model="T4"),

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import cluster_folder
-import dask_machines
 import pytest
-import raylets
-from cluster_folder import DaemonCluster, claim_network, processes, wait_until
+
+from roost.bench.clusters import cluster_folder, dask_machines, raylets
+from roost.bench.clusters.cluster_folder import DaemonCluster, claim_network, processes, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,9 +32,8 @@ with {name}(Machine()) as cluster:
     input()
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(cluster_folder.__file__).parent,
-    ) as program:  # fmt: skip
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
         assert program.stdout is not None
         folder = Path(program.stdout.readline().strip())
         assert processes(folder)

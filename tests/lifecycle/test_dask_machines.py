@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster_folder import processes, wait_until
-from dask_machines import DaskMachines, Machine, why_not
 from leftovers import VARIABLE
+
+from roost.bench.clusters.cluster_folder import processes, wait_until
+from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 

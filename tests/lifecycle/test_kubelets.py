@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_folder import answers, wait_until
 from kubelets import GPUS, Api, Kubelets, Machine, Refused, leftovers, why_not
 from kubelets.cluster import claim
+
+from roost.bench.clusters.cluster_folder import answers, wait_until
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),

@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from raylets import Machine, Raylets, why_not
+
+from roost.bench.clusters.raylets import Machine, Raylets, why_not
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),

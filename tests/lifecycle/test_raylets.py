@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster_folder import processes, wait_until
 from leftovers import VARIABLE
-from raylets import Machine, Raylets, why_not
+
+from roost.bench.clusters.cluster_folder import processes, wait_until
+from roost.bench.clusters.raylets import Machine, Raylets, why_not
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),

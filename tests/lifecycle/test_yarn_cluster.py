@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster_folder import processes, wait_until
 from hadoop_nodes import MACHINES, PARTITION, HadoopNodes, Machine, Refused, Rest, gpus_of, why_not
 from yarn_nodes import assert_nothing_left, container_of, left
+
+from roost.bench.clusters.cluster_folder import processes, wait_until
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP = ("launchers", "placement", "provisioners", "scheduler")
 PACKAGES = {
     "",
+    "bench",  # this one and the next lie in benchmarks
+    "bench/clusters",
     "testing",  # lies in tests/testing
     *(str(init.parent.relative_to(ROOT)) for top in TOP for init in (ROOT / top).rglob("__init__.py")),
 }
@@ -32,7 +34,7 @@ PROVISIONERS = "jupyter_client.kernel_provisioners"
 # setuptools takes every .py beside __init__.py, so a stray module at the root of the tree would be in the wheel.
 # Allowed are modules of listed packages, the marker for type checkers, metadata, and __init__.py at the root.
 ALLOWED = re.compile(
-    r"roost/(__init__\.py|py\.typed|(launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
+    r"roost/(__init__\.py|py\.typed|(bench|launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import debian
-from cluster_folder import why_no_address
+
+from roost.bench.clusters.cluster_folder import why_no_address
 
 VERSION = "3.4.2"
 """The version of Hadoop in pom.xml. The environment variable ROOST_TEST_HADOOP chooses another one."""

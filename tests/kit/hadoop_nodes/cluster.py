@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cluster_folder import FOLDER, DaemonCluster, inherit_environment, tail, wait_until
+
+from roost.bench.clusters.cluster_folder import FOLDER, DaemonCluster, inherit_environment, tail, wait_until
 
 from . import settings
 from .build import jars, java, java_home

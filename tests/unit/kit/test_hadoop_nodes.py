@@ -8,9 +8,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from cluster_folder import claim_network
 from hadoop_nodes import HadoopNodes, Machine, build
 from hadoop_nodes.settings import PORTS, Layout, write
+
+from roost.bench.clusters.cluster_folder import claim_network
 
 MACHINES = {"nm1": Machine(), "nm2": Machine(gpus=2, gpu_model="T4", attributes={"zone": "b"})}
 

@@ -1,4 +1,4 @@
-"""The harness: figures, ratios by round, claims, the rotating order, and the written report."""
+"""The report of a benchmark: figures, ratios by round, claims, the rotating order, and the written report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from harness import Figure, Report, interleave, parser
+
+from roost.bench.report import Figure, Report, interleave, parser
 
 
 def report_of(plain: list[float], roost: list[float]) -> Report:

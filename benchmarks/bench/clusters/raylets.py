@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from cluster_folder import (
+
+from .cluster_folder import (
     FOLDER,
     DaemonCluster,
     answers,

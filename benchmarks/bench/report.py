@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 from rich.console import Console
@@ -37,6 +38,9 @@ PACKAGES = (
     "ray",
     "distributed",
 )
+
+_MOST_FAILURES = 20
+"""A run ends if more kernels of a side fail."""
 
 Case = Callable[[], Awaitable[Mapping[str, float]]]
 """One repetition of one side of a comparison. It returns stage → value, in the unit given to `interleave`."""
@@ -110,6 +114,14 @@ class Report:
         self.ratios: dict[str, Ratio] = {}
         self.claims: list[Bound] = []
         self.notes: list[str] = []
+        self.failures: dict[str, int] = {}
+        """By side: kernels that did not answer."""
+        self.capacity: dict[str, dict[str, object]] = {}
+        """By node: how many kernels it holds, and why not more."""
+        self.series: dict[str, list[float]] = {}
+        """Samples in the order of their kernels, for a picture."""
+        self.conditions: list[Mapping[str, float]] = []
+        """The machine before and after, as `machine.Condition` has it."""
         self.started = datetime.now(timezone.utc)
         self.load_before = os.getloadavg()[0]
 
@@ -138,6 +150,20 @@ class Report:
         )
         return self.ratios[name]
 
+    def compare(self, stage: str, sides: Sequence[str]) -> None:
+        """Add the ratio of the first side to each other one, if all of them have samples of the stage."""
+        first, *others = sides
+        for other in others:
+            numerator, denominator = f"{stage}/{first}", f"{stage}/{other}"
+            if len(self.samples.get(numerator, ())) == len(self.samples.get(denominator, ())) > 0:
+                self.ratio(f"{stage}: {first} ÷ {other}", numerator, denominator)
+
+    def count_failure(self, side: str, what: str) -> None:
+        """Count a kernel of a side that failed. The run goes on."""
+        self.failures[side] = self.failures.get(side, 0) + 1
+        if self.failures[side] > _MOST_FAILURES:
+            raise RuntimeError(f"{self.failures[side]} kernels of {side} failed; the last one: {what}")
+
     def claim(
         self, text: str, value: float, *, at_most: float | None = None, at_least: float | None = None
     ) -> None:
@@ -154,6 +180,10 @@ class Report:
             "figures": {name: asdict(self.figure(name)) for name in self.samples},
             "ratios": {name: asdict(ratio) for name, ratio in self.ratios.items()},
             "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
+            "failures": self.failures,
+            "capacity": self.capacity,
+            "series": self.series,
+            "conditions": self.conditions,
             "notes": self.notes,
             "samples": self.samples,
         }
@@ -189,6 +219,10 @@ class Report:
             bound = f"≤ {claim.at_most:g}" if claim.at_most is not None else f"≥ {claim.at_least:g}"
             mark = "[green]holds[/]" if claim.holds else "[red]fails[/]"
             console.print(f"{mark}  {claim.text}: {claim.value:.3f} (expected {bound})", highlight=False)
+        for side, count in self.failures.items():
+            console.print(
+                f"{count} kernels of {side} did not answer, and were started again.", highlight=False
+            )
         for note in self.notes:
             console.print(note, highlight=False, markup=False)
 
@@ -202,6 +236,8 @@ class Report:
         mpl.use("Agg")
         from matplotlib import pyplot
 
+        if self.series or self.capacity:
+            self._plot_capacity(pyplot, path)
         units = list(dict.fromkeys(self.units.values()))
         panels = [[name for name in self.samples if self.units[name] == unit] for unit in units]
         heights = [len(names) + 1 for names in panels]
@@ -223,6 +259,32 @@ class Report:
         axes[0, 0].set_title(f"{self.name} ({describe_machine()})", fontsize=9)
         figure.tight_layout()
         figure.savefig(path, dpi=130)
+        pyplot.close(figure)
+
+    def _plot_capacity(self, pyplot: Any, path: Path) -> None:
+        """Draw how many kernels each node holds, and how the starts went, in a picture beside `path`."""
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.2))
+        rows = [
+            (f"{node}\n{name}", count)
+            for node, found in self.capacity.items()
+            for name, count in {"started": found["started"], **dict(cast(Any, found["holds"]))}.items()
+        ]
+        for row, (_, count) in enumerate(reversed(rows)):
+            left.barh(row, cast(float, count), color="tab:blue", alpha=0.6)
+            left.annotate(
+                str(count), (cast(float, count), row), (2, -3), textcoords="offset points", fontsize=7
+            )
+        left.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=7)
+        left.set_xlabel("kernels", fontsize=8)
+        for name, values in self.series.items():
+            right.plot(range(1, len(values) + 1), values, ".", markersize=3, label=name)
+        right.set_xlabel("kernel", fontsize=8)
+        right.set_ylabel("ms", fontsize=8)
+        right.set_ylim(bottom=0)
+        right.legend(fontsize=7)
+        figure.suptitle(f"{self.name} ({describe_machine()})", fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path.with_name(f"{path.stem}-capacity{path.suffix}"), dpi=130)
         pyplot.close(figure)
 
 

@@ -33,22 +33,27 @@ RUNTIME = "ROOST_RUNTIME_DIR"
 
 
 @contextmanager
-def private_world(provisioners: Mapping[str, str], *, installed: Sequence[str] = ()) -> Iterator[Path]:
+def private_world(
+    provisioners: Mapping[str, str], *, installed: Sequence[str] = (), keeps_config: bool = False
+) -> Iterator[Path]:
     """Create private folders for Jupyter, IPython and roost, with one kernelspec per (name → provisioner).
 
-    `installed` names kernelspecs of this machine to copy (`KeyError` if one is missing). This process's environment
-    changes until the end. At the end, every process that uses the folder is killed.
+    `installed` names kernelspecs of this machine to copy (`KeyError` if one is missing). With `keeps_config`, the
+    user's configuration files count. This process's environment changes until the end. At the end, every process that
+    uses the folder is killed.
     """
+    known = KernelSpecManager().find_kernel_specs() if installed else {}
+    found = {name: known[name] for name in installed}
     root = Path(tempfile.mkdtemp(prefix="rb-", dir="/tmp"))  # short: a socket's path ends at 107 bytes
     before = dict(os.environ)
-    found = KernelSpecManager().find_kernel_specs() if installed else {}
-    for name in installed:
-        shutil.copytree(found[name], root / "jupyter_path" / "kernels" / name)
+    for name, folder in found.items():
+        shutil.copytree(folder, root / "jupyter_path" / "kernels" / name)
     for name in list(os.environ):
         if name.startswith("KERNEL_") or name in ("PYTHONDONTWRITEBYTECODE", "JPY_PARENT_PID"):
             del os.environ[name]
+    config = [] if keeps_config else ["JUPYTER_CONFIG_DIR"]
     for variable in (
-        "JUPYTER_CONFIG_DIR",
+        *config,
         "JUPYTER_DATA_DIR",
         "JUPYTER_RUNTIME_DIR",
         "JUPYTER_PATH",

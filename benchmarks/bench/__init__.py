@@ -1,0 +1,18 @@
+"""`roost bench`: how fast kernels start and answer on a cluster, and how many of them each node holds.
+
+    command.py ── options → sides and a world of their own; table, JSON file and plots at the end
+        │
+        ├── starts.py      start, restart and stop of kernels
+        ├── latency.py     round trips of a running kernel, idle and under load
+        ├── density.py     kernels per node until a limit, with their memory
+        ├── churn.py       starts and stops for some time, and leaks
+        └── compare.py     two JSON files: the figures that differ by more than noise
+
+    sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec
+    kernel.py    a kernel with all channels open, as a notebook has it
+    world.py     private folders, kernelspecs and processes of a run
+    machine.py   how fast and how quiet the machine is
+    report.py    figures, ratios and claims, as a table, JSON and pictures
+
+The scripts in `benchmarks/` use the same parts.
+"""

@@ -1,0 +1,144 @@
+"""The subcommands of `roost bench`: from their options to the table, the JSON file and the pictures."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from roost.scheduler.cli.options import request_config, scheduler_options
+from roost.scheduler.errors import ConfigError
+
+from . import churn, density, latency, machine, starts
+from . import compare as comparison
+from .embedded import embedded
+from .report import Report
+from .sides import Side, read_sides, world
+from .world import wait_until_forked
+
+Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
+_INTERRUPTED = 130
+_QUICK_ROUNDS, _ROUNDS = 3, 20
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Run `roost bench start`."""
+    rounds = _read_rounds(arguments)
+
+    async def measure(report: Report, sides: Sequence[Side]) -> None:
+        await starts.measure(report, sides, rounds=rounds, at_once=arguments.at_once)
+
+    return _run(arguments, measure, rounds=rounds, at_once=arguments.at_once)
+
+
+def measure_latency(arguments: argparse.Namespace) -> int:
+    """Run `roost bench latency`."""
+    rounds = _read_rounds(arguments)
+
+    async def measure(report: Report, sides: Sequence[Side]) -> None:
+        await latency.measure(report, sides, rounds=rounds)
+
+    return _run(arguments, measure, rounds=rounds)
+
+
+def fill(arguments: argparse.Namespace) -> int:
+    """Run `roost bench density`."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise ConfigError("roost bench density needs Linux: there is no /proc/self/smaps_rollup here.")
+    limits = density.Limits(
+        kernels=arguments.kernels,
+        free=arguments.keep_free,
+        latency_s=arguments.latency,
+        shares_machine=arguments.embedded,
+    )
+    rounds = 1 if arguments.quick else arguments.rounds or 3
+
+    async def measure(report: Report, sides: Sequence[Side]) -> None:
+        packages = [name for name in arguments.packages.split(",") if name]
+        await density.measure(report, sides, rounds=rounds, limits=limits, packages=packages)
+
+    settings = {"kernels": limits.kernels, "keep_free": limits.free, "latency_s": limits.latency_s}
+    return _run(arguments, measure, rounds=rounds, packages=arguments.packages, **settings)
+
+
+def run_churn(arguments: argparse.Namespace) -> int:
+    """Run `roost bench churn`."""
+
+    async def measure(report: Report, sides: Sequence[Side]) -> None:
+        for side in sides:
+            await churn.measure(report, side, for_s=arguments.seconds, at_once=arguments.at_once)
+
+    return _run(arguments, measure, seconds=arguments.seconds, at_once=arguments.at_once)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Run `roost bench compare`. The exit code is 0 whatever has changed."""
+    before, after = comparison.read(arguments.before), comparison.read(arguments.after)
+    if before["benchmark"] != after["benchmark"]:
+        raise ConfigError(
+            f"{arguments.before} is a result of {before['benchmark']}, {arguments.after} one of {after['benchmark']}: "
+            "compare two results of the same kind."
+        )
+    comparison.show(before, after, comparison.compare(before, after))
+    return 0
+
+
+def _read_rounds(arguments: argparse.Namespace) -> int:
+    return arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
+
+
+def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
+    """Measure in a world of its own, then print and write the results. Ctrl-C ends the measurement, not the results."""
+    config = {"backend": arguments.backend, **request_config(arguments)}
+    if options := scheduler_options(arguments):
+        config["backend_options"] = options
+    sides = read_sides(config, arguments.baseline or ["plain"])
+    report = Report(
+        arguments.command, backend=arguments.backend, sides=[side.name for side in sides], **settings
+    )
+    _check_files(arguments)
+    is_complete = True
+    with world(sides) as folder, embedded(arguments.backend, folder) if arguments.embedded else nullcontext():
+        before = machine.measure()
+        try:
+            asyncio.run(_measure(report, sides, measure))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            is_complete = False
+            report.notes.append("Interrupted: these are the results until then.")
+        after = machine.measure()
+    report.conditions = [before.to_dict(), after.to_dict()]
+    report.notes += machine.find_doubts(before, after)
+    if not report.samples:
+        print("roost: interrupted before the first result", file=sys.stderr)
+        return _INTERRUPTED
+    status = report.finish(arguments)
+    return status if is_complete else _INTERRUPTED
+
+
+async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> None:
+    """Measure. An interrupt cancels this once; everything that was started is then stopped."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        for side in sides:
+            if side.is_roost and not await wait_until_forked(side.kernelspec, backend=side.config["backend"]):
+                report.notes.append(
+                    f"No kernel of {side.name} was forked: its kernels start from their command."
+                )
+        await measure(report, sides)
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` now if the results cannot be written later."""
+    for name in (arguments.json, arguments.plot):
+        if name is not None and not name.absolute().parent.is_dir():
+            raise ConfigError(f"{name} cannot be written: there is no folder {name.absolute().parent}.")

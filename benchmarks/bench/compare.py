@@ -1,0 +1,92 @@
+"""`roost bench compare A.json B.json`: which figures have changed by more than noise."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from roost.scheduler.errors import ConfigError
+
+_LEAST = 0.02
+"""A smaller change of a median, as a share of it, is never called a change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A figure in two runs. `ratio` is the new median ÷ the old one. `verdict` is empty for an unchanged figure."""
+
+    name: str
+    unit: str
+    before: float
+    after: float
+    ratio: float
+    verdict: str
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """Return all figures that both runs have.
+
+    A figure has changed if the middle halves of its samples do not overlap and the medians differ by two per cent. With
+    fewer than four samples on a side, all samples must lie apart.
+    """
+    changes = []
+    for name, old in before["samples"].items():
+        new = after["samples"].get(name)
+        if not old or not new:
+            continue
+        first, second = statistics.median(old), statistics.median(new)
+        ratio = second / first if first else float("inf") if second else 1.0
+        (low, high), (new_low, new_high) = _middle(old), _middle(new)
+        is_apart = new_low > high or new_high < low
+        verdict = ("more" if second > first else "less") if is_apart and abs(ratio - 1) > _LEAST else ""
+        unit = after["figures"][name]["unit"]
+        changes.append(Change(name=name, unit=unit, before=first, after=second, ratio=ratio, verdict=verdict))
+    return changes
+
+
+def _middle(samples: Sequence[float]) -> tuple[float, float]:
+    """Return the bounds of the middle half of the samples, or of all if there are few."""
+    if len(samples) < 4:
+        return min(samples), max(samples)
+    low, _, high = statistics.quantiles(samples, n=4)
+    return low, high
+
+
+def read(file: str) -> dict[str, Any]:
+    """Return the content of a JSON file of `roost bench`; raises `ConfigError`."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"{file} cannot be read: {problem}") from None
+    if not isinstance(content, dict) or "samples" not in content or "figures" not in content:
+        raise ConfigError(f"{file} is no result of `roost bench`: give a file that --json has written.")
+    return content
+
+
+def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[Change]) -> None:
+    """Print the figures that have changed, and what differs between the machines."""
+    console = Console()
+    for name in ("cpu", "cores", "memory_bytes", "kernel"):
+        old, new = before["machine"].get(name), after["machine"].get(name)
+        if old != new:
+            console.print(f"The machines differ: {name} is {old} and {new}.", highlight=False)
+    for name in sorted(before["versions"].keys() | after["versions"].keys()):
+        old, new = before["versions"].get(name, "absent"), after["versions"].get(name, "absent")
+        if old != new:
+            console.print(f"{name}: {old} → {new}", highlight=False)
+    changed = [change for change in changes if change.verdict]
+    if changed:
+        table = Table("figure", "before", "after", "after ÷ before", "unit")
+        for change in changed:
+            values = (f"{change.before:.4g}", f"{change.after:.4g}", f"{change.ratio:.2f}")
+            table.add_row(change.name, *values, change.unit)
+        console.print(table)
+    same = len(changes) - len(changed)
+    console.print(f"{len(changed)} figures have changed, {same} have not.", highlight=False)

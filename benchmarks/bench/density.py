@@ -1,0 +1,263 @@
+"""`roost bench density`: how many kernels each node holds until a limit, and the memory of a kernel.
+
+Kernels are started one after the other, and kept. Each limit ends that:
+
+count       as many kernels as were asked for
+memory      less than the stated share of a node's memory is free
+latency     the median of the last ten starts, or of ten answers of earlier kernels, is longer than stated
+placement   no node has room for another kernel, by the scheduler's own accounts
+
+PSS shares each page among the processes that use it, so it falls with the number of kernels. USS and private dirty
+pages are the kernel's alone. Each kernel reads its own memory. Memory is measured once more after each further load: a
+completion, and the import of the given packages.
+
+all in      the PSS of a kernel and its part of roost's own processes on this machine (service, agent, zygotes, spares)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from roost.placement import Request
+from roost.provisioners.request_options import read_start_options
+
+from .kernel import MIB, BenchKernel, Memory, NoAnswer
+from .report import Report, take_turns
+from .sides import Side
+from .world import RUNTIME, processes
+
+FIRST = "1+1"
+COMPLETION = "a completion"
+_WINDOW = 10
+"""The median of so many starts, or answers, is compared with the limit for latency."""
+_SAMPLE = 40
+"""At most so many kernels tell their memory. Each costs a cell."""
+_STOP_AT_ONCE = 8
+_OWN = re.compile(r"(scheduler|launchers)[./](service|agent|zygote)")
+"""The command lines of roost's own processes. A forked kernel shows that of its kernelspec."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """When to stop. `free` is a share of a node's memory. `shares_machine`: all nodes are on this machine."""
+
+    kernels: int
+    free: float
+    latency_s: float
+    shares_machine: bool = False
+
+
+@dataclass(slots=True)
+class Filled:
+    """The kernels of a side, in the order of their starts, and why no more were started.
+
+    `room` is the memory in bytes that each node still had above its limit. `used_before` is that of this machine before
+    the first kernel.
+    """
+
+    kernels: list[BenchKernel] = field(default_factory=list)
+    nodes: dict[BenchKernel, str] = field(default_factory=dict)
+    starts_ms: list[float] = field(default_factory=list)
+    limit: str = ""
+    why: str = ""
+    room: dict[str, float] = field(default_factory=dict)
+
+    def count(self) -> Counter[str]:
+        """Return the number of kernels by node."""
+        return Counter(self.nodes.values())
+
+
+async def measure(
+    report: Report, sides: Sequence[Side], *, rounds: int, limits: Limits, packages: Sequence[str]
+) -> None:
+    """Compare the memory of a few kernels of each side, then fill the nodes with the first side's kernels."""
+    by_name = {side.name: side for side in sides}
+    loads = _build_loads(packages)
+    few = replace(limits, kernels=min(20, limits.kernels))
+    if len(sides) > 1:
+        for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
+            async with _filled(report, by_name[name], few) as filled:
+                for load, code in loads.items():
+                    memory = await _measure_load(filled, code)
+                    _add_memory(report, memory, f"{load}/{name}")
+                    if load == FIRST:
+                        own = _read_fixed_pss() if by_name[name].is_roost else 0.0
+                        mean = statistics.mean(each.pss for each in memory)
+                        report.add(f"all in/{name}", mean + own / len(filled.kernels), "MiB")
+        for stage in (*(f"PSS after {load}" for load in loads), "all in"):
+            report.compare(stage, list(by_name))
+    side = sides[0]
+    async with _filled(report, side, limits) as filled:
+        for number, started_ms in enumerate(filled.starts_ms):
+            report.add(
+                f"start {number // 100 * 100 + 1} to {number // 100 * 100 + 100}/{side.name}",
+                started_ms,
+                "ms",
+            )
+        report.series["start"] = filled.starts_ms
+        memory = {load: await _measure_load(filled, code) for load, code in loads.items()}
+    for load, found in memory.items():
+        _add_memory(report, found, f"{load}, {len(filled.kernels)} kernels/{side.name}")
+    conclude(report, filled, memory)
+
+
+def _build_loads(packages: Sequence[str]) -> dict[str, str]:
+    """Return name → code of the loads, each after the one before. Empty code is the completion."""
+    loads = {FIRST: "1+1", COMPLETION: ""}
+    if packages:
+        loads[f"import {', '.join(packages)}"] = f"import {', '.join(packages)}"
+    return loads
+
+
+@asynccontextmanager
+async def _filled(report: Report, side: Side, limits: Limits) -> AsyncIterator[Filled]:
+    """Start kernels of a side until a limit, and stop them at the end."""
+    filled = Filled()
+    columns = (
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:.0f} kernels, {task.fields[last]}"),
+    )
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            bar = progress.add_task(side.name, total=None, last="")
+            while not filled.limit:
+                kernel = BenchKernel(side)
+                filled.kernels.append(kernel)
+                try:
+                    await _start_one(side, kernel, filled, limits)
+                except NoAnswer as problem:
+                    report.count_failure(side.name, str(problem))
+                    filled.kernels.remove(kernel)
+                    await kernel.stop()
+                    continue
+                last = f"{filled.starts_ms[-1]:.0f} ms" if filled.starts_ms else ""
+                progress.update(bar, completed=len(filled.kernels), last=last)
+        yield filled
+    finally:
+        gate = asyncio.Semaphore(_STOP_AT_ONCE)
+
+        async def stop(kernel: BenchKernel) -> None:
+            async with gate:
+                await kernel.stop()
+
+        await asyncio.gather(*map(stop, filled.kernels))
+
+
+async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
+    """Start one more kernel, or note the limit that is reached."""
+    filled.limit, filled.why = await _find_limit(side, filled, limits)
+    if filled.limit:
+        filled.kernels.remove(kernel)
+        return
+    filled.starts_ms.append((await kernel.start())["start"])
+    if side.is_roost:
+        filled.nodes[kernel] = (await side.connect().kernel(kernel.manager.kernel_id)).node_id
+    else:
+        filled.nodes[kernel] = "this machine"
+
+
+async def _find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
+    """Return the limit that is reached and why; empty texts if none is."""
+    count = len(filled.starts_ms)
+    filled.room = await _read_room(side, limits)
+    if short := [node for node, room in filled.room.items() if room <= 0]:
+        return "memory", f"less than {limits.free:.0%} of the memory of {short[0]} is free"
+    if count >= limits.kernels:
+        return "count", f"{limits.kernels} kernels were asked for"
+    if side.is_roost:
+        decision = await side.connect().explain(_read_request(side))
+        if decision.get("placement") is None:
+            return "placement", str(decision.get("reason") or "no node has room")
+    if count >= _WINDOW and count % _WINDOW == 0:
+        started_s = statistics.median(filled.starts_ms[-_WINDOW:]) / 1e3
+        step = max(1, count // _WINDOW)
+        answered_s = statistics.median([await k.execute("1+1") for k in filled.kernels[:count:step]]) / 1e3
+        if max(started_s, answered_s) > limits.latency_s:
+            what = "a start" if started_s >= answered_s else "an answer"
+            return "latency", f"{what} takes {max(started_s, answered_s):.2f} s"
+    return "", ""
+
+
+def _read_request(side: Side) -> Request:
+    return read_start_options(dict(side.config), {}).request
+
+
+async def _read_room(side: Side, limits: Limits) -> dict[str, float]:
+    """Return the memory in bytes that each node has above its limit."""
+    memory = psutil.virtual_memory()
+    here = memory.available - limits.free * memory.total
+    if not side.is_roost:
+        return {"this machine": here}
+    nodes = await side.connect().nodes()
+    if limits.shares_machine:
+        return {node["id"]: here / len(nodes) for node in nodes}
+    room = {}
+    for node in nodes:
+        used, total = node.get("memory_used_bytes"), node["memory_bytes"]
+        known = total * (1 - limits.free) - used if used is not None and total else here
+        room[node["id"]] = min(known, here) if side.config["backend"] == "local" else known
+    return room
+
+
+async def _measure_load(filled: Filled, code: str) -> list[Memory]:
+    """Run a load in all kernels, and return the memory of some of them after it."""
+    for kernel in filled.kernels:
+        await (kernel.execute(code) if code else kernel.complete())
+    step = max(1, len(filled.kernels) // _SAMPLE)
+    return [await kernel.read_memory() for kernel in filled.kernels[::step]]
+
+
+def _add_memory(report: Report, memory: Sequence[Memory], name: str) -> None:
+    for part, title in (("pss", "PSS"), ("uss", "USS"), ("dirty", "private dirty")):
+        report.add(f"{title} after {name}", statistics.mean(getattr(each, part) for each in memory), "MiB")
+    if any(each.swap for each in memory):
+        swap = statistics.mean(each.swap for each in memory)
+        report.add(f"swapped after {name}", swap, "MiB")
+
+
+def _read_fixed_pss() -> float:
+    """Return the PSS in MiB of roost's own processes here: service, agent, zygotes and spares."""
+    total = 0.0
+    for process in processes(os.environ[RUNTIME]):
+        try:
+            if _OWN.search(" ".join(process.cmdline())):
+                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+                total += (
+                    sum(int(size) for size in re.findall(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)) / 1024
+                )
+        except (OSError, psutil.Error):  # it has just ended
+            continue
+    return total
+
+
+def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memory]]) -> None:
+    """Add the answer for each node: how many kernels it holds, by load, and what limits that."""
+    counts = filled.count()
+    first = statistics.mean(each.pss for each in memory[FIRST]) * MIB
+    for node, room in sorted(filled.room.items()):
+        held = counts[node]
+        holds = {}
+        for load, found in memory.items():
+            size = statistics.mean(each.pss for each in found) * MIB
+            holds[load] = int(max(0.0, (room + held * first) / size)) if size else held
+        report.capacity[node] = {"started": held, "limit": filled.limit, "why": filled.why, "holds": holds}
+        loads = ", ".join(f"{count} after {load}" for load, count in list(holds.items())[1:])
+        if filled.limit == "placement":
+            text = f"{node} holds {held} kernels, limited by their requests ({filled.why})."
+        elif filled.limit == "latency":
+            text = f"{node} holds {held} kernels, limited by latency ({filled.why})."
+        else:
+            text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
+        report.notes.append(f"{text} {held} were started there.")

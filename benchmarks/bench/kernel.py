@@ -1,0 +1,115 @@
+"""A kernel as a notebook has it: with a client whose five channels stay open."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+
+from .sides import Side
+from .world import elapsed_ms, execute, reply_to, start
+
+MIB = 1 << 20
+_READ_MEMORY = """(lambda text: {
+    name: sum(int(line.split()[1]) for line in text.splitlines() if line.split(':')[0] in parts)
+    for name, parts in {
+        'pss': ['Pss'], 'uss': ['Private_Clean', 'Private_Dirty'], 'dirty': ['Private_Dirty'], 'swap': ['SwapPss']
+    }.items()
+})(open('/proc/self/smaps_rollup').read())"""
+_COMPLETED = "import collections; collections.Or"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The memory of one kernel in MiB. `pss` shares each page among the processes that have it; `uss` is its own."""
+
+    pss: float
+    uss: float
+    dirty: float
+    swap: float
+
+
+class NoAnswer(Exception):
+    """A kernel did not answer in time."""
+
+
+class BenchKernel:
+    """A kernel of a side. Used as `async with`, it is started and stopped."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.manager = AsyncKernelManager(kernel_name=side.kernelspec)
+        self._client: AsyncKernelClient | None = None
+
+    async def __aenter__(self) -> BenchKernel:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def client(self) -> AsyncKernelClient:
+        assert self._client is not None, "the kernel is not started"
+        return self._client
+
+    async def start(self) -> dict[str, float]:
+        """Start the kernel and open its channels. Return milliseconds of `start_kernel`, and until the first reply."""
+        began = time.perf_counter()
+        await start(self.manager)
+        returned_ms = elapsed_ms(began)
+        self._client = self.manager.client()
+        self.side.prepare(self._client)
+        self._client.start_channels()
+        await self.execute("1+1")
+        return {"start": elapsed_ms(began), "start_kernel returned": returned_ms}
+
+    async def restart(self) -> float:
+        """Restart the kernel while the channels stay open. Return milliseconds until its first reply."""
+        began = time.perf_counter()
+        await self.manager.restart_kernel()
+        await self.execute("1+1")
+        return elapsed_ms(began)
+
+    async def execute(self, code: str) -> float:
+        """Run code. Return milliseconds until the reply. Raises `NoAnswer`, and `RuntimeError` if the code fails."""
+        began = time.perf_counter()
+        try:
+            await execute(self.client, code)
+        except asyncio.TimeoutError:
+            raise NoAnswer(f"a kernel of {self.side.name} did not answer") from None
+        return elapsed_ms(began)
+
+    async def complete(self, code: str = _COMPLETED) -> float:
+        """Complete the name at the end of `code`. Return milliseconds until the reply."""
+        began = time.perf_counter()
+        await reply_to(self.client, self.client.complete(code))
+        return elapsed_ms(began)
+
+    async def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression in the kernel, which has a literal form."""
+        content = await execute(self.client, "None", user_expressions={"value": expression})
+        return ast.literal_eval(content["user_expressions"]["value"]["data"]["text/plain"])
+
+    async def read_memory(self) -> Memory:
+        """Return the kernel's memory. The kernel reads it itself, so that it may be on any machine with Linux."""
+        found = await self.evaluate(_READ_MEMORY)
+        return Memory(**{name: kib / 1024 for name, kib in found.items()})
+
+    async def stop(self) -> float:
+        """Stop the kernel. Return milliseconds. May be repeated."""
+        began = time.perf_counter()
+        if self._client is not None:
+            self._client.stop_channels()
+            self._client = None
+        if self.manager.has_kernel:
+            await self.manager.shutdown_kernel(now=True)
+        return elapsed_ms(began)

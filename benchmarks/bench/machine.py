@@ -1,0 +1,105 @@
+"""How fast and how quiet the machine is: what a benchmark's figures are worth."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+_TOUCHED_BYTES = 15 << 20
+"""About what a forked kernel touches at its start."""
+_SPINS, _SPIN = 30, 100_000
+NOISY = 0.25
+"""A machine whose speed varies more than this, as a share of the median, is not quiet."""
+BUSY = 0.2
+"""Processor time of other programs from which on a machine is not quiet, as a share of all cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """The machine at one moment.
+
+    `fault_us`: what the first touch of a page of memory costs, in microseconds. `spin_ms` and `spin_spread`: the median
+    time of a fixed piece of work, and the spread of its middle half as a share of it. `busy`: the share of all cores
+    that other programs use.
+    """
+
+    fault_us: float
+    spin_ms: float
+    spin_spread: float
+    busy: float
+
+    def to_dict(self) -> Mapping[str, float]:
+        return {name: round(getattr(self, name), 4) for name in self.__slots__}
+
+
+def measure() -> Condition:
+    """Measure for about half a second."""
+    psutil.cpu_times_percent()
+    own = sum(os.times()[:2])
+    began = time.perf_counter()
+    faults = [_time_faults() for _ in range(3)]
+    spins = sorted(_time_spin() for _ in range(_SPINS))
+    wall_s = time.perf_counter() - began
+    used = 1 - psutil.cpu_times_percent().idle / 100
+    mine = (sum(os.times()[:2]) - own) / wall_s / (psutil.cpu_count() or 1)
+    median = statistics.median(spins)
+    return Condition(
+        fault_us=min(faults),
+        spin_ms=median,
+        spin_spread=(spins[_SPINS * 3 // 4] - spins[_SPINS // 4]) / median,
+        busy=max(0.0, used - mine),
+    )
+
+
+def _time_faults() -> float:
+    with mmap.mmap(-1, _TOUCHED_BYTES) as memory:
+        began = time.perf_counter()
+        for offset in range(0, _TOUCHED_BYTES, mmap.PAGESIZE):
+            memory[offset] = 1
+        return (time.perf_counter() - began) * 1e6 / (_TOUCHED_BYTES // mmap.PAGESIZE)
+
+
+def _time_spin() -> float:
+    began = time.perf_counter()
+    sum(range(_SPIN))
+    return (time.perf_counter() - began) * 1e3
+
+
+@contextmanager
+def watched() -> Iterator[list[Condition]]:
+    """Measure the machine before and after the block. The list has both conditions at the end."""
+    conditions = [measure()]
+    try:
+        yield conditions
+    finally:
+        conditions.append(measure())
+
+
+def find_doubts(before: Condition, after: Condition) -> list[str]:
+    """Return why figures that were measured between these two moments are worth less, in sentences."""
+    doubts = []
+    if max(before.busy, after.busy) > BUSY:
+        share = max(before.busy, after.busy)
+        doubts.append(f"Other programs used {share:.0%} of the processors: repeat this on a quiet machine.")
+    if max(before.spin_spread, after.spin_spread) > NOISY:
+        doubts.append(
+            "The machine's speed varied by more than a quarter within half a second: trust ratios only."
+        )
+    if after.spin_ms > before.spin_ms * (1 + NOISY) or before.spin_ms > after.spin_ms * (1 + NOISY):
+        doubts.append(
+            f"The machine's speed changed during the run ({before.spin_ms:.2f} → {after.spin_ms:.2f} ms for the same "
+            "work): trust ratios only."
+        )
+    if after.fault_us > 2 * before.fault_us or before.fault_us > 2 * after.fault_us:
+        doubts.append(
+            f"The cost of a page fault changed from {before.fault_us:.1f} to {after.fault_us:.1f} µs: do not "
+            "compare the starts of early kernels with those of late ones."
+        )
+    return doubts

@@ -1,0 +1,106 @@
+"""`roost bench` with real kernels: short runs, their files, and a run that is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.backends("local", why="each run starts a scheduler of its own")
+BENCH = (sys.executable, "-m", "roost.scheduler.cli.main", "bench")
+
+
+def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
+    """Run a benchmark and return its JSON. What it prints is in the file `said`."""
+    command = [
+        *BENCH,
+        *options,
+        "--json",
+        str(tmp_path / "result.json"),
+        "--plot",
+        str(tmp_path / "plot.png"),
+    ]
+    with (tmp_path / "said").open("w") as said:
+        done = subprocess.run(
+            command, stdout=said, stderr=subprocess.STDOUT, timeout=110, env={**os.environ, **environment}
+        )
+    assert done.returncode == 0, (tmp_path / "said").read_text()
+    found: dict[str, Any] = json.loads((tmp_path / "result.json").read_text())
+    return found
+
+
+def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
+    found = bench(tmp_path, "start", "--rounds", "1", "--at-once", "2")
+    assert {"start", "again", "restart", "stop", "2 at once"} == {
+        name.split(":")[0] for name in found["ratios"]
+    }
+    assert found["figures"]["stage launched/roost"]["n"] == 1
+    assert len(found["conditions"]) == 2
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_node_is_filled_until_a_limit(tmp_path: Path) -> None:
+    found = bench(
+        tmp_path, "density", "--quick", "--baseline", "none", "--kernels", "3", "--packages", "colorsys"
+    )
+    (node,) = found["capacity"].values()
+    assert (node["started"], node["limit"]) == (3, "count")
+    assert list(node["holds"]) == ["1+1", "a completion", "import colorsys"]
+    assert node["holds"]["1+1"] > node["holds"]["a completion"] > 3
+    assert 5 < found["figures"]["PSS after 1+1, 3 kernels/roost"]["median"] < 60
+    assert (tmp_path / "plot-capacity.png").exists()
+
+
+def test_placement_limits_a_node_too(tmp_path: Path) -> None:
+    settings = {"RoostLocalBackend": {"cpus": 2}}
+    (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    found = bench(
+        tmp_path, "density", "--quick", "--baseline", "none", "--cpus", "1", JUPYTER_CONFIG_DIR=str(tmp_path)
+    )
+    (node,) = found["capacity"].values()
+    assert (node["started"], node["limit"]) == (2, "placement")
+    assert "needs 1 CPU, 0 free" in node["why"]
+
+
+def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [
+        *BENCH,
+        "density",
+        "--baseline",
+        "none",
+        "--kernels",
+        "500",
+        "--json",
+        str(tmp_path / "result.json"),
+    ]
+    marked = {**os.environ, "ROOST_BENCH_TEST": str(tmp_path)}
+    with (tmp_path / "said").open("w") as said:
+        run = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=marked)
+        deadline = time.monotonic() + 60
+        while len(find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130
+    assert "nterrupted" in (tmp_path / "said").read_text()
+    assert not find_marked(tmp_path)
+
+
+def find_marked(tmp_path: Path) -> list[psutil.Process]:
+    """Return the live processes that were started by the run, and the run itself."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ROOST_BENCH_TEST") == str(tmp_path) and process.is_running():
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found

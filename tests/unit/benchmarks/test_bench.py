@@ -1,0 +1,150 @@
+"""`roost bench` without kernels: its sides, the comparison of two results, and what it says about a machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.bench import compare, machine
+from roost.bench.density import Filled, conclude
+from roost.bench.kernel import MIB, BenchKernel, Memory
+from roost.bench.report import Report
+from roost.bench.sides import Side, read_sides, world
+from roost.scheduler.cli.main import main
+from roost.scheduler.errors import ConfigError
+
+CONFIG = {"backend": "local", "cpus": 1}
+QUIET = machine.Condition(fault_us=2.0, spin_ms=1.0, spin_spread=0.01, busy=0.0)
+
+
+def test_each_baseline_is_a_side() -> None:
+    roost, plain, peer, other = read_sides(CONFIG, ["plain", "gateway", "roost:fork=never", "none", "plain"])
+    assert (roost.is_roost, roost.kernelspec, roost.config) == (True, "roost", CONFIG)
+    assert (plain.name, plain.is_roost) == ("plain", False)
+    assert (peer.kernelspec, peer.is_roost) == ("gateway", False)
+    assert (other.name, other.kernelspec) == ("roost:fork=never", "roost-3")
+    assert other.config == {**CONFIG, "fork": "never"}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "problem"),
+    [
+        ("roost", "the measured side itself"),
+        ("roost:fork", "must be KEY=VALUE"),
+        ("roost:", "must be KEY=VALUE"),
+    ],
+)
+def test_a_wrong_baseline_is_refused(baseline: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        read_sides(CONFIG, [baseline])
+
+
+def test_an_unknown_kernelspec_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    before = set(Path("/tmp").glob("rb-*"))
+    with (
+        pytest.raises(ConfigError, match="there is no kernelspec 'no-such'"),
+        world(read_sides(CONFIG, ["no-such"])),
+    ):
+        pass
+    assert set(Path("/tmp").glob("rb-*")) <= before
+
+
+def result(tmp_path: Path, name: str, **samples: list[float]) -> str:
+    report = Report("start")
+    for figure, values in samples.items():
+        for value in values:
+            report.add(figure, value, "ms")
+    file = tmp_path / name
+    file.write_text(json.dumps(report.to_dict()))
+    return str(file)
+
+
+def test_a_figure_has_changed_if_it_lies_apart(tmp_path: Path) -> None:
+    before = compare.read(result(tmp_path, "a", up=[1, 2, 3, 4], noisy=[1, 5, 9, 13], few=[1, 2], old=[1]))
+    after = compare.read(
+        result(tmp_path, "b", up=[11, 12, 13, 14], noisy=[2, 6, 10, 14], few=[2, 3], new=[1])
+    )
+    changes = {change.name: change for change in compare.compare(before, after)}
+    assert {name: change.verdict for name, change in changes.items()} == {
+        "up": "more",
+        "noisy": "",
+        "few": "",
+    }
+    assert changes["up"].ratio == 5
+
+
+def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [result(tmp_path, "a", up=[1, 2, 3, 4]), result(tmp_path, "b", up=[11, 12, 13, 14])]
+    assert main(["bench", "compare", *files]) == 0
+    said = capsys.readouterr().out
+    assert "1 figures have changed, 0 have not." in said
+    assert "5.00" in said
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"samples": {}}'])
+def test_a_file_that_is_no_result_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(content)
+    assert main(["bench", "compare", str(wrong), str(wrong)]) == 2
+    assert str(wrong) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"busy": 0.5}, "Other programs used 50% of the processors"),
+        ({"spin_spread": 0.5}, "varied by more than a quarter"),
+        ({"spin_ms": 2.0}, "1.00 → 2.00 ms"),
+        ({"fault_us": 11.0}, "from 2.0 to 11.0 µs"),
+    ],
+)
+def test_a_machine_that_is_not_quiet_is_doubted(changes: dict[str, float], doubt: str) -> None:
+    (found,) = machine.find_doubts(QUIET, replace(QUIET, **changes))
+    assert doubt in found
+    assert not machine.find_doubts(QUIET, QUIET)
+
+
+def test_the_machine_is_measured() -> None:
+    found = machine.measure()
+    assert found.fault_us > 0
+    assert found.spin_ms > 0
+    assert 0 <= found.busy <= 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "room", "text"),
+    [
+        (
+            "count",
+            100 * MIB,
+            "a holds 12 idle kernels, 3 after a completion, limited by memory. 2 were started there.",
+        ),
+        (
+            "placement",
+            0,
+            "a holds 2 kernels, limited by their requests (no CPU is free). 2 were started there.",
+        ),
+        ("latency", 0, "a holds 2 kernels, limited by latency (no CPU is free). 2 were started there."),
+    ],
+)
+def test_the_answer_says_what_limits_a_node(limit: str, room: float, text: str) -> None:
+    side = Side(name="roost", kernelspec="roost", config=CONFIG)
+    kernels = [BenchKernel(side), BenchKernel(side)]
+    filled = Filled(kernels=kernels, nodes=dict.fromkeys(kernels, "a"), limit=limit, why="no CPU is free")
+    filled.room = {"a": room}
+    report = Report("density")
+    memory = {"1+1": [mib(10)], "a completion": [mib(40)]}
+    conclude(report, filled, memory)
+    assert report.notes == [text]
+    capacity: Any = report.capacity["a"]
+    assert (capacity["started"], capacity["limit"]) == (2, limit)
+
+
+def mib(pss: float) -> Memory:
+    return Memory(pss=pss, uss=pss, dirty=pss, swap=0)
