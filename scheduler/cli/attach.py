@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from roost.provisioners.attached_kernel import AttachedKernel
 from roost.provisioners.attached_kernel import attach as attach_kernel
 from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.provisioners.kernel_connection import to_jupyter
@@ -25,7 +26,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 def attach(arguments: argparse.Namespace) -> int:
     """Open Jupyter's console on a kernel. The kernel goes on when the console is closed."""
     try:
-        from jupyter_console.app import ZMQTerminalIPythonApp
+        import jupyter_console  # noqa: F401
     except ImportError:
         raise ConfigError("`roost attach` needs Jupyter's console: pip install 'roost[console]'.") from None
     (kernel,) = find_kernels(connect_scheduler(arguments), [arguments.kernel])
@@ -34,10 +35,36 @@ def attach(arguments: argparse.Namespace) -> int:
         file = user_folder("attach") / f"{kernel.id}-{os.getpid()}.json"
         write_private_json(file, {name: _to_text_value(value) for name, value in connection.items()})
         try:
-            ZMQTerminalIPythonApp.launch_instance(argv=["--existing", str(file)])
+            _build_console(attached).launch_instance(argv=["--existing", str(file)])
         finally:
             file.unlink(missing_ok=True)
     return 0
+
+
+def _build_console(attached: AttachedKernel) -> Any:
+    """Return the class of a console on a kernel of another program."""
+    from jupyter_console.app import ZMQTerminalIPythonApp
+
+    class Console(ZMQTerminalIPythonApp):  # type: ignore[misc,unused-ignore]
+        def init_kernel_client(self) -> None:
+            """Connect as roost does, because Jupyter's console cannot use the kernel's encryption."""
+            self.kernel_client = attached.client()
+            self.kernel_client.hb_channel.start()
+
+        def init_shell(self) -> None:
+            super().init_shell()
+            run_cell = self.shell.run_cell
+
+            def run_or_leave(code: str, *more: Any, **options: Any) -> None:
+                """Run code. The kernel would obey `exit` and end, but it is another program's."""
+                if code.strip().removesuffix("()") in ("exit", "quit"):
+                    self.shell.ask_exit()
+                else:
+                    run_cell(code, *more, **options)
+
+            self.shell.run_cell = run_or_leave
+
+    return Console
 
 
 def print_output(arguments: argparse.Namespace) -> int:
