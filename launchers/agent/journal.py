@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Connection, JournalEntry, JournalLimits, JournalPage
@@ -40,6 +39,8 @@ _PAGE_BLOCKS = 8
 """A page has entries of at most so many blocks, so that reading it does not keep the agent from other work."""
 _TURN = 50
 """After so many messages in a row, other work of the agent gets its turn."""
+_GATHER_S = 0.02
+"""The pause between a first message and the reading of all that have come by then."""
 _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "comm_msg", "comm_open"})
 """Requests that are the work of a person. The others, such as kernel_info_request, are the traffic of programs."""
 
@@ -79,7 +80,7 @@ class Journal:
         """Seconds since the kernel last worked for a person; 0 while it does."""
         return 0.0 if self.state == "busy" else self._clock() - self._active_at
 
-    def follow(self, connection: Connection, context: zmq.asyncio.Context) -> None:
+    def follow(self, connection: Connection, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Record the kernel at `connection` from now on, instead of an earlier one. Its IOPub port is open."""
         for task in self._tasks:
             task.cancel()
@@ -196,10 +197,11 @@ class Journal:
         if self._file is None:
             moved = gone = [self._entries.popleft()]
         else:
-            block_bytes = min(_BLOCK_BYTES, self._limits.memory_bytes // 4)
-            moved = [self._entries.popleft()]
-            while self._entries and sum(entry.size_bytes for entry in moved) < block_bytes:
+            room_bytes = min(_BLOCK_BYTES, self._limits.memory_bytes // 4)
+            moved = []
+            while self._entries and (room_bytes > 0 or not moved):
                 moved.append(self._entries.popleft())
+                room_bytes -= moved[-1].size_bytes
             gone = self._file.add(moved)
         self._size_bytes -= sum(entry.size_bytes for entry in moved)
         for entry in gone:
@@ -235,14 +237,32 @@ class Journal:
         elif entry.kind not in ("status", "execute_input") and entry.request_id in self._requests:
             self._requests[entry.request_id].is_cut = True
 
-    async def _read_messages(self, socket: zmq.asyncio.Socket) -> None:
+    async def _read_messages(self, socket: zmq.Socket[bytes]) -> None:
+        """Read all that has come, many messages at a time: a kernel that prints fast needs the processor itself."""
+        loop, file = asyncio.get_running_loop(), int(socket.getsockopt(zmq.FD))
         try:
             while True:
-                for _ in range(_TURN):
-                    self.add(await socket.recv_multipart())
-                await asyncio.sleep(0)
+                if self._read_turn(socket):
+                    await asyncio.sleep(0)
+                    continue
+                something = asyncio.Event()
+                loop.add_reader(file, something.set)
+                try:
+                    await something.wait()
+                finally:
+                    loop.remove_reader(file)  # it stays readable until the messages are read
+                await asyncio.sleep(_GATHER_S)
         finally:
             socket.close(linger=0)
+
+    def _read_turn(self, socket: zmq.Socket[bytes]) -> bool:
+        """Add up to `_TURN` messages. False if there are no more: the socket's file then tells of the next one."""
+        try:
+            for _ in range(_TURN):
+                self.add(socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return False
+        return True
 
 
 def _shorten(parts: tuple[bytes, ...], length: int) -> tuple[bytes, ...]:
@@ -259,7 +279,7 @@ def _encode(entry: Entry) -> tuple[str, tuple[int, ...]]:
     return "".join(texts), tuple(map(len, texts))
 
 
-def _subscribe(context: zmq.asyncio.Context, connection: Connection) -> zmq.asyncio.Socket:
+def _subscribe(context: zmq.Context[zmq.Socket[bytes]], connection: Connection) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 0)  # the ring is the limit
     socket.setsockopt(zmq.SUBSCRIBE, b"")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import zmq.asyncio
+import zmq
 
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
@@ -65,7 +65,7 @@ class Kernels:
         pod_kernel: PodKernel | None = None,
     ) -> None:
         self._folder = folder
-        self._context: zmq.asyncio.Context | None = None  # of all journals
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
@@ -275,7 +275,7 @@ class Kernels:
 
     def _follow(self, kernel: _TrackedKernel, process: KernelProcess) -> None:
         if process.connection is not None:
-            self._context = self._context or zmq.asyncio.Context()
+            self._context = self._context or zmq.Context()
             kernel.journal.follow(process.connection, self._context)
 
     def _watch_logs(self) -> None:
