@@ -6,6 +6,7 @@
         ├── latency.py     round trips of a running kernel, idle and under load
         ├── density.py     kernels per node until a limit, with their memory
         ├── churn.py       starts and stops for some time, and leaks
+        ├── queue.py       users who share the cluster, and how long their kernels wait
         └── compare.py     two JSON files: the figures that differ by more than noise
 
     sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, machine, starts
+from . import churn, density, latency, machine, queue, starts
 from . import compare as comparison
 from .embedded import embedded
 from .report import Report
@@ -76,6 +78,22 @@ def run_churn(arguments: argparse.Namespace) -> int:
     return _run(arguments, measure, seconds=arguments.seconds, at_once=arguments.at_once)
 
 
+def share(arguments: argparse.Namespace) -> int:
+    """Run `roost bench queue`."""
+    habits = queue.Habits(
+        users=arguments.users,
+        use_s=arguments.use,
+        pause_s=arguments.pause,
+        for_s=10.0 if arguments.quick else arguments.seconds,
+        seed=random.randrange(10_000) if arguments.seed is None else arguments.seed,
+    )
+
+    async def measure(report: Report, sides: Sequence[Side]) -> None:
+        await queue.measure(report, sides, habits)
+
+    return _run(arguments, measure, **asdict(habits))
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Run `roost bench compare`. The exit code is 0 whatever has changed."""
     before, after = comparison.read(arguments.before), comparison.read(arguments.after)
@@ -128,6 +146,8 @@ async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> N
     loop.add_signal_handler(signal.SIGINT, task.cancel)
     try:
         for side in sides:
+            if side.is_roost:
+                await side.connect().up()  # the agents of all nodes
             if side.is_roost and not await wait_until_forked(side.kernelspec, backend=side.config["backend"]):
                 report.notes.append(
                     f"No kernel of {side.name} was forked: its kernels start from their command."

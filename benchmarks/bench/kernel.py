@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -61,10 +62,11 @@ class BenchKernel:
         assert self._client is not None, "the kernel is not started"
         return self._client
 
-    async def start(self) -> dict[str, float]:
+    async def start(self, user: str = "") -> dict[str, float]:
         """Start the kernel and open its channels. Return milliseconds of `start_kernel`, and until the first reply."""
+        options = {"env": {**os.environ, "KERNEL_USERNAME": user}} if user else {}
         began = time.perf_counter()
-        await start(self.manager)
+        await start(self.manager, **options)
         returned_ms = elapsed_ms(began)
         self._client = self.manager.client()
         self.side.prepare(self._client)

@@ -120,9 +120,9 @@ def end_processes(runtime_dir: str, *, grace_s: float = 5.0) -> None:
         psutil.wait_procs(left, timeout=grace_s)
 
 
-async def start(manager: AsyncKernelManager) -> None:
+async def start(manager: AsyncKernelManager, **options: Any) -> None:
     """Call start_kernel() without the kernel's output. A plain kernel would print to this terminal."""
-    await manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    await manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
 
 
 @asynccontextmanager

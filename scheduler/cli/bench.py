@@ -14,6 +14,7 @@ _FUNCTIONS = {
     "latency": "measure_latency",
     "density": "fill",
     "churn": "run_churn",
+    "queue": "share",
     "compare": "compare",
 }
 

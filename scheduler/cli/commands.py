@@ -169,6 +169,16 @@ def _add_bench(commands: Subparsers) -> None:
         "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for so long (60)"
     )
     churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="so many at once (1)")
+    queue = _add_benchmark(actions, "queue", "how long the kernels of several users wait")
+    queue.add_argument("--users", metavar="N", type=parse_count, default=8, help="number of users (8)")
+    what = "mean time for which a user keeps a kernel (10)"
+    queue.add_argument("--use", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
+    what = "mean pause before a user's next kernel (10)"
+    queue.add_argument("--pause", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
+    queue.add_argument(
+        "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for so long (120)"
+    )
+    queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "cli.bench:run", what, has_json=False)
     compare.set_defaults(command="compare")

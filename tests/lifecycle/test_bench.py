@@ -70,6 +70,30 @@ def test_placement_limits_a_node_too(tmp_path: Path) -> None:
     assert "needs 1 CPU, 0 free" in node["why"]
 
 
+def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
+    settings = {"RoostLocalBackend": {"cpus": 1}}
+    (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    options = (
+        "--users",
+        "3",
+        "--use",
+        "1",
+        "--pause",
+        "1",
+        "--cpus",
+        "1",
+        "--baseline",
+        "none",
+        "--seed",
+        "7",
+    )
+    found = bench(tmp_path, "queue", "--quick", *options, JUPYTER_CONFIG_DIR=str(tmp_path))
+    assert found["settings"]["seed"] == 7
+    assert found["figures"]["queued/roost"]["median"] > 0
+    assert found["figures"]["wait/roost"]["n"] > 3
+    assert not found["failures"]
+
+
 def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(tmp_path: Path) -> None:
     command = [
         *BENCH,
