@@ -22,6 +22,9 @@ from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
+KNOWN_S = 15.0
+"""How long a service may take to ask an agent again that was unreachable."""
+
 
 class ClusterWorld:
     """Notebooks of `backend` with roost's service in the runtime folder `home`. `options` are those of all kernels.
@@ -94,10 +97,18 @@ class ClusterWorld:
         return await self.service().kernel(notebook.manager.kernel_id)
 
     async def running(self, *notebooks: Notebook) -> list[Kernel]:
-        """Check that these kernels run and keep their variables. Return them as the service knows them."""
+        """Check that these kernels run and keep their variables. Return them as the service knows them.
+
+        A kernel whose node was cut off is `unknown` until the service has asked its agent again.
+        """
         for notebook in notebooks:
             assert await notebook.value("mine") == "42"
-        kernels = [await self.kernel_of(notebook) for notebook in notebooks]
+        deadline = time.monotonic() + KNOWN_S
+        while True:
+            kernels = [await self.kernel_of(notebook) for notebook in notebooks]
+            if all(kernel.state != "unknown" for kernel in kernels) or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
         assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
         return kernels
 
