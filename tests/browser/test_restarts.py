@@ -23,7 +23,8 @@ def restartable(notebooks: Path) -> Iterator[RestartableLab]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[kit.Browser]:
+def chromium(notebooks: Path) -> Iterator[kit.Browser]:
+    """Return Chromium. It ends before the backend, because it keeps an event loop in this thread."""
     with kit.chromium() as running:
         yield running
 
