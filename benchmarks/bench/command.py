@@ -132,8 +132,8 @@ def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> in
     report.conditions = [before.to_dict(), after.to_dict()]
     report.notes += machine.find_doubts(before, after)
     if not report.samples:
-        print("roost: interrupted before the first result", file=sys.stderr)
-        return _INTERRUPTED
+        print(f"roost: there is no result. {' '.join(report.notes)}", file=sys.stderr)
+        return 1 if is_complete else _INTERRUPTED
     status = report.finish(arguments)
     return status if is_complete else _INTERRUPTED
 

@@ -32,6 +32,7 @@ from rich.progress import Progress, TextColumn
 
 from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
+from roost.scheduler.errors import RoostError
 
 from .kernel import MIB, BenchKernel, Memory, NoAnswer
 from .report import Report, take_turns
@@ -63,8 +64,7 @@ class Limits:
 class Filled:
     """The kernels of a side, in the order of their starts, and why no more were started.
 
-    `room` is the memory in bytes that each node still had above its limit. `used_before` is that of this machine before
-    the first kernel.
+    `room` is the memory in bytes that each node still had above its limit.
     """
 
     kernels: list[BenchKernel] = field(default_factory=list)
@@ -88,8 +88,8 @@ async def measure(
     few = replace(limits, kernels=min(20, limits.kernels))
     if len(sides) > 1:
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
-            async with _filled(report, by_name[name], few) as filled:
-                for load, code in loads.items():
+            async with _filled(report, by_name[name], few, is_shown=False) as filled:
+                for load, code in loads.items() if filled.kernels else ():
                     memory = await _measure_load(filled, code)
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
@@ -100,6 +100,9 @@ async def measure(
             report.compare(stage, list(by_name))
     side = sides[0]
     async with _filled(report, side, limits) as filled:
+        if not filled.kernels:
+            report.notes.append(f"No kernel was started: {filled.why}.")
+            return
         for number, started_ms in enumerate(filled.starts_ms):
             report.add(
                 f"start {number // 100 * 100 + 1} to {number // 100 * 100 + 100}/{side.name}",
@@ -122,7 +125,9 @@ def _build_loads(packages: Sequence[str]) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _filled(report: Report, side: Side, limits: Limits) -> AsyncIterator[Filled]:
+async def _filled(
+    report: Report, side: Side, limits: Limits, *, is_shown: bool = True
+) -> AsyncIterator[Filled]:
     """Start kernels of a side until a limit, and stop them at the end."""
     filled = Filled()
     columns = (
@@ -130,7 +135,7 @@ async def _filled(report: Report, side: Side, limits: Limits) -> AsyncIterator[F
         TextColumn("{task.completed:.0f} kernels, {task.fields[last]}"),
     )
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*columns, console=Console(stderr=True), disable=not is_shown) as progress:
             bar = progress.add_task(side.name, total=None, last="")
             while not filled.limit:
                 kernel = BenchKernel(side)
@@ -158,10 +163,14 @@ async def _filled(report: Report, side: Side, limits: Limits) -> AsyncIterator[F
 async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
     """Start one more kernel, or note the limit that is reached."""
     filled.limit, filled.why = await _find_limit(side, filled, limits)
+    if not filled.limit:
+        try:
+            filled.starts_ms.append((await kernel.start())["start"])
+        except RoostError as refusal:  # a cap, for example
+            filled.limit, filled.why = "placement", str(refusal).rstrip(".")
     if filled.limit:
         filled.kernels.remove(kernel)
         return
-    filled.starts_ms.append((await kernel.start())["start"])
     if side.is_roost:
         filled.nodes[kernel] = (await side.connect().kernel(kernel.manager.kernel_id)).node_id
     else:

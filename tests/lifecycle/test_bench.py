@@ -70,6 +70,14 @@ def test_placement_limits_a_node_too(tmp_path: Path) -> None:
     assert "needs 1 CPU, 0 free" in node["why"]
 
 
+def test_a_request_that_fits_nowhere_is_one_sentence(tmp_path: Path) -> None:
+    command = [*BENCH, "density", "--quick", "--baseline", "none", "--gpus", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 1
+    assert "64 GPUs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
     settings = {"RoostLocalBackend": {"cpus": 1}}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
