@@ -25,6 +25,7 @@ from .world import wait_until_forked
 
 Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
 _INTERRUPTED = 130
+_PICTURES = (".png", ".svg", ".pdf")
 _QUICK_ROUNDS, _ROUNDS = 3, 20
 
 
@@ -159,6 +160,16 @@ async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> N
 
 def _check_files(arguments: argparse.Namespace) -> None:
     """Raise `ConfigError` now if the results cannot be written later."""
-    for name in (arguments.json, arguments.plot):
-        if name is not None and not name.absolute().parent.is_dir():
-            raise ConfigError(f"{name} cannot be written: there is no folder {name.absolute().parent}.")
+    if arguments.plot is not None and arguments.plot.suffix not in _PICTURES:
+        raise ConfigError(
+            f"--plot {arguments.plot} is not possible: the name must end in {', '.join(_PICTURES)}."
+        )
+    for name in filter(None, (arguments.json, arguments.plot)):
+        is_new = not name.exists()
+        try:
+            with name.open("ab"):
+                pass
+            if is_new:
+                name.unlink()
+        except OSError as problem:
+            raise ConfigError(f"{name} cannot be written: {problem.strerror}.") from None

@@ -17,6 +17,7 @@ all in      the PSS of a kernel and its part of roost's own processes on this ma
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import statistics
@@ -25,6 +26,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -45,7 +47,7 @@ _WINDOW = 10
 """The median of so many starts, or answers, is compared with the limit for latency."""
 _SAMPLE = 40
 """At most so many kernels tell their memory. Each costs a cell."""
-_STOP_AT_ONCE = 8
+_STOP_AT_ONCE, _HUNDRED = 8, 100
 _OWN = re.compile(r"(scheduler|launchers)[./](service|agent|zygote)")
 """The command lines of roost's own processes. A forked kernel shows that of its kernelspec."""
 
@@ -64,7 +66,8 @@ class Limits:
 class Filled:
     """The kernels of a side, in the order of their starts, and why no more were started.
 
-    `room` is the memory in bytes that each node still had above its limit.
+    `room` is the memory in bytes that each node still had above its limit. `slots`: it had the CPUs, memory and GPUs
+    that so many further kernels ask for.
     """
 
     kernels: list[BenchKernel] = field(default_factory=list)
@@ -73,6 +76,7 @@ class Filled:
     limit: str = ""
     why: str = ""
     room: dict[str, float] = field(default_factory=dict)
+    slots: dict[str, float] = field(default_factory=dict)
 
     def count(self) -> Counter[str]:
         """Return the number of kernels by node."""
@@ -103,12 +107,6 @@ async def measure(
         if not filled.kernels:
             report.notes.append(f"No kernel was started: {filled.why}.")
             return
-        for number, started_ms in enumerate(filled.starts_ms):
-            report.add(
-                f"start {number // 100 * 100 + 1} to {number // 100 * 100 + 100}/{side.name}",
-                started_ms,
-                "ms",
-            )
         report.series["start"] = filled.starts_ms
         memory = {load: await _measure_load(filled, code) for load, code in loads.items()}
     for load, found in memory.items():
@@ -147,8 +145,12 @@ async def _filled(
                     filled.kernels.remove(kernel)
                     await kernel.stop()
                     continue
-                last = f"{filled.starts_ms[-1]:.0f} ms" if filled.starts_ms else ""
-                progress.update(bar, completed=len(filled.kernels), last=last)
+                if filled.limit:
+                    break
+                started_ms = filled.starts_ms[-1]
+                if is_shown:
+                    report.add(_name_start(len(filled.starts_ms), side), started_ms, "ms")
+                progress.update(bar, completed=len(filled.kernels), last=f"{started_ms:.0f} ms")
         yield filled
     finally:
         gate = asyncio.Semaphore(_STOP_AT_ONCE)
@@ -158,6 +160,12 @@ async def _filled(
                 await kernel.stop()
 
         await asyncio.gather(*map(stop, filled.kernels))
+
+
+def _name_start(number: int, side: Side) -> str:
+    """Return the figure of a start. The starts of a hundred kernels are one figure."""
+    first = (number - 1) // _HUNDRED * _HUNDRED
+    return f"start of kernels {first + 1} to {first + _HUNDRED}/{side.name}"
 
 
 async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
@@ -186,7 +194,9 @@ async def _find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, 
     if count >= limits.kernels:
         return "count", f"{limits.kernels} kernels were asked for"
     if side.is_roost:
-        decision = await side.connect().explain(_read_request(side))
+        request = _read_request(side)
+        filled.slots = {node["id"]: count_slots(node, request) for node in await side.connect().nodes()}
+        decision = await side.connect().explain(request)
         if decision.get("placement") is None:
             return "placement", str(decision.get("reason") or "no node has room")
     if count >= _WINDOW and count % _WINDOW == 0:
@@ -197,6 +207,20 @@ async def _find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, 
             what = "a start" if started_s >= answered_s else "an answer"
             return "latency", f"{what} takes {max(started_s, answered_s):.2f} s"
     return "", ""
+
+
+def count_slots(node: Mapping[str, Any], request: Request) -> float:
+    """Return for how many more kernels a node has the CPUs, the memory and the GPUs that they ask for."""
+    slots = math.inf
+    if request.cpus:
+        slots = min(slots, (node["cpus"] - node["cpus_promised"]) / request.cpus)
+    if request.memory_bytes:
+        slots = min(slots, (node["memory_bytes"] - node["memory_promised_bytes"]) / request.memory_bytes)
+    if request.gpus:
+        free = [1 - device["promised"] for device in node["devices"]]
+        share = min(1.0, request.gpus)
+        slots = min(slots, sum(int(each / share + 1e-6) for each in free) / max(1.0, request.gpus))
+    return slots if slots == math.inf else int(max(0.0, slots) + 1e-6)
 
 
 def _read_request(side: Side) -> Request:
@@ -260,13 +284,16 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
         holds = {}
         for load, found in memory.items():
             size = statistics.mean(each.pss for each in found) * MIB
-            holds[load] = int(max(0.0, (room + held * first) / size)) if size else held
+            by_memory = int(max(0.0, (room + held * first) / size))
+            holds[load] = int(min(by_memory, held + filled.slots.get(node, math.inf)))
         report.capacity[node] = {"started": held, "limit": filled.limit, "why": filled.why, "holds": holds}
         loads = ", ".join(f"{count} after {load}" for load, count in list(holds.items())[1:])
         if filled.limit == "placement":
             text = f"{node} holds {held} kernels, limited by their requests ({filled.why})."
         elif filled.limit == "latency":
             text = f"{node} holds {held} kernels, limited by latency ({filled.why})."
+        elif len(set(holds.values())) == 1:
+            text = f"{node} holds {holds[FIRST]} kernels, limited by their requests."
         else:
             text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
         report.notes.append(f"{text} {held} were started there.")

@@ -200,9 +200,9 @@ class Report:
     def show(self, console: Console) -> None:
         console.print(f"{self.name} · {describe_machine()}", highlight=False)
         table = Table()
-        table.add_column("figure", no_wrap=True)
+        table.add_column("figure")
         for column in ("median", "min", "max", "n"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         table.add_column("unit")
         for name in self.samples:
             figure = self.figure(name)

@@ -138,7 +138,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         if starts:
             took_s = time.monotonic() - deadline + within_s
             count = format_count(len(starts), "kernel")
-            self.log.info("roost: adopted %d of %s in %.2f s", adopted, count, took_s)
+            name = self._extension.state.name
+            self.log.info("roost: adopted %d of %s in %.2f s, as the server %s", adopted, count, took_s, name)
 
     def _note_adopted(self, start: PendingStart) -> bool:
         """Log the outcome of an adoption. Return True if it has succeeded."""

@@ -90,7 +90,7 @@ def _show(runs: Sequence[CellRun]) -> None:
         print("The kernel has executed nothing, or its agent has just started.")
     for run in runs:
         state = "" if run.is_done else "  (still running)"
-        first, _, rest = run.code.partition("\n")
+        first, _, rest = (run.code or "[its code was not kept]").partition("\n")
         print(f"In [{run.execution_count or '?'}]: {first}{' …' if rest else ''}{state}")
         if run.is_cut:
             print("[the beginning of this output was not kept]")

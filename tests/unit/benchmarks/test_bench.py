@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from roost.bench import compare, machine
-from roost.bench.density import Filled, conclude
+from roost.bench.density import Filled, conclude, count_slots
 from roost.bench.kernel import MIB, BenchKernel, Memory
 from roost.bench.report import Report
 from roost.bench.sides import Side, read_sides, world
+from roost.placement import Request
 from roost.scheduler.cli.main import main
 from roost.scheduler.errors import ConfigError
 
@@ -148,3 +150,26 @@ def test_the_answer_says_what_limits_a_node(limit: str, room: float, text: str) 
 
 def mib(pss: float) -> Memory:
     return Memory(pss=pss, uss=pss, dirty=pss, swap=0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "slots"),
+    [
+        (Request(), math.inf),
+        (Request(cpus=1), 2),
+        (Request(cpus=0.3), 9),
+        (Request(memory_bytes=3 << 30), 1),
+        (Request(gpus=0.25), 5),
+        (Request(gpus=2), 0),
+        (Request(gpus=1, cpus=1), 1),
+    ],
+)
+def test_slots_are_counted_by_what_kernels_ask_for(request_: Request, slots: float) -> None:
+    node = {
+        "cpus": 4.0,
+        "cpus_promised": 1.2,
+        "memory_bytes": 8 << 30,
+        "memory_promised_bytes": 4 << 30,
+        "devices": [{"promised": 0.0}, {"promised": 0.75}],
+    }
+    assert count_slots(node, request_) == slots
