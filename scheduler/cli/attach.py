@@ -87,7 +87,9 @@ def _to_json(run: CellRun) -> dict[str, Any]:
 
 def _show(runs: Sequence[CellRun]) -> None:
     if not runs:
-        print("The kernel has executed nothing, or its agent has just started.")
+        print(
+            "Nothing is kept: the kernel has executed nothing, its agent has just started, or journal_memory is 0."
+        )
     for run in runs:
         state = "" if run.is_done else "  (still running)"
         first, _, rest = (run.code or "[its code was not kept]").partition("\n")
