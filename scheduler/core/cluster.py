@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,9 @@ from .agent_calls import AgentCaller, Agents
 
 T = TypeVar("T")
 
+_JOIN_S = 10.0
+"""How long calls wait for an agent that starts after its kernel."""
+
 
 class Cluster:
     """A backend with the operator's drained nodes (`draining`), which the file `drained` remembers."""
@@ -26,6 +30,7 @@ class Cluster:
     def __init__(self, backend: Backend, agents: Agents, drained: Path | None = None) -> None:
         self.backend = backend
         self.agents = agents
+        self._joining: dict[str, asyncio.Task[None]] = {}
         self._drained = drained
         known = read_json(drained) if drained else None
         self.draining = {str(name) for name in known} if isinstance(known, list) else set[str]()
@@ -47,8 +52,16 @@ class Cluster:
             return snapshot
         return snapshot.apply([replace(node, is_draining=True) for node in draining])
 
+    def wait_for(self, lease: Lease, joining: asyncio.Task[None]) -> None:
+        """Let all other calls to this lease's agent wait until `joining` has ended."""
+        self._joining[lease.id] = joining
+        joining.add_done_callback(lambda _: self._joining.pop(lease.id, None))
+
     async def call(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call the lease's agent, again if the connection is lost. Raises as `AgentCaller.call` does."""
+        joining = self._joining.get(lease.id)
+        if joining is not None and joining is not asyncio.current_task():
+            await asyncio.wait([joining], timeout=_JOIN_S)
         caller = AgentCaller(
             self.agents,
             partial(self.backend.agent, lease),

@@ -111,7 +111,8 @@ class StartRunner:
                 if process is None:
                     process = await self._launch(record.lease, start, launch_by)
                 else:
-                    spawn(self._join(record, record.lease, start, launch_by), self._tasks, log)
+                    joining = self._join(record, record.lease, start, launch_by)
+                    self._cluster.wait_for(record.lease, spawn(joining, self._tasks, log))
             except LeaseGone as problem:
                 await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
                 record.refuse()
@@ -144,7 +145,10 @@ class StartRunner:
         )
 
     async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel, deadline: float) -> None:
-        """Hear from the agent about a kernel that its pod has reported. It may have ended meanwhile."""
+        """Hear from the agent about a kernel that its pod has reported. It may have ended meanwhile.
+
+        Until the agent knows the kernel too, it would ignore a signal.
+        """
         try:
             process = await self._launch(lease, start, deadline)
         except (BackendUnavailable, LeaseGone) as problem:

@@ -155,6 +155,7 @@ class AgentPerKernelBackend(Backend):
             await self._cluster.update(transferred)
             self._pods[lease.id] = replace(pod, lease=replace(pod.lease, owner=owner))
             if pod.address is not None:
+                await self._wait_for_agent(pod)
                 await self._caller(pod).call(lambda agent: agent.transfer(lease.id, owner))
         return transferred
 
@@ -172,8 +173,7 @@ class AgentPerKernelBackend(Backend):
             raise BackendUnavailable(
                 f"kernel {lease.kernel_id} has no agent yet: {pod.lease.reason or _STARTING}"
             )
-        if pod.kernel is not None and (noting := self._noting.get(lease.id)) is not None:
-            await asyncio.wait([noting], timeout=_AGENT_S)
+        await self._wait_for_agent(pod)
         return pod.address
 
     def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
@@ -362,6 +362,11 @@ class AgentPerKernelBackend(Backend):
         self._events.put_nowait(BackendEvent(kind="nodes"))
 
     # The agents
+
+    async def _wait_for_agent(self, pod: Pod) -> None:
+        """Wait until the agent answers whose pod has reported its kernel, for a short time."""
+        if pod.kernel is not None and (noting := self._noting.get(pod.lease.id)) is not None:
+            await asyncio.wait([noting], timeout=_AGENT_S)
 
     def _caller(self, pod: Pod) -> AgentCaller:
         async def resolve() -> AgentAddress:

@@ -76,14 +76,31 @@ async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(cluster: FakePod
         signalled = asyncio.create_task(w.scheduler.signal("k", 2))
         await asyncio.sleep(0.1)
         assert not signalled.done(), "it waits for the agent"
+        launching = agent.hold("launch")
         agent.held["reserve"].set()
+        await agent.called("launch")
+        await asyncio.sleep(0.1)
+        assert not agent.signals, "the agent does not know the kernel yet"
+        launching.set()
         await asyncio.wait_for(signalled, 5)
-        await w.until(lambda: bool(agent.launched))
         assert agent.signals == [("k", 2)]
         assert w.kernel("k").state == "running"
         assert [event.kind for event in w.events].count("running") == 1
         agent.end("k")
         await w.until(lambda: w.kernel("k").state == "exited")
+
+
+async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(cluster: FakePodCluster) -> None:
+    cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        await start
+        adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
+        await asyncio.sleep(0.1)
+        agent.held["reserve"].set()
+        assert (await asyncio.wait_for(adopting, 5)).owner.application == "another"
 
 
 async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: FakePodCluster) -> None:
