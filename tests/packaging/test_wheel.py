@@ -22,11 +22,15 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("launchers", "placement", "provisioners", "scheduler")
+ELSEWHERE = {
+    "bench": "benchmarks/bench",
+    "bench/clusters": "benchmarks/bench/clusters",
+    "testing": "tests/testing",
+}
+"""The folders of packages that have other names there."""
 PACKAGES = {
     "",
-    "bench",  # this one and the next lie in benchmarks
-    "bench/clusters",
-    "testing",  # lies in tests/testing
+    *ELSEWHERE,
     *(str(init.parent.relative_to(ROOT)) for top in TOP for init in (ROOT / top).rglob("__init__.py")),
 }
 PROVISIONERS = "jupyter_client.kernel_provisioners"
@@ -156,7 +160,7 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
 def _modules(tree: Path) -> set[str]:
     found = {"__init__.py"}
     for package in PACKAGES - {""}:
-        folder = tree / "tests" / package if package == "testing" else tree / package
+        folder = tree / ELSEWHERE.get(package, package)
         found |= {f"{package}/{path.name}" for path in folder.glob("*.py")}
     return found
 
