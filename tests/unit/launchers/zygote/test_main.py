@@ -282,6 +282,7 @@ def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent)
         message = kernel.client.get_iopub_msg(timeout=REPLY_S)
         if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
             break
+    time.sleep(0.2)  # until the cell sleeps: ipykernel may hang if it is interrupted while it prints
     os.killpg(kernel.pid, signal.SIGINT)
     reply = kernel.client.get_shell_msg(timeout=REPLY_S)
     assert reply["content"]["ename"] == "KeyboardInterrupt"
