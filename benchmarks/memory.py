@@ -8,60 +8,32 @@ over the kernels. Claim: PSS per kernel ≤ 0.5 × plain at 50 kernels. Linux on
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
-
 from roost.bench.report import Report, parser
 from roost.bench.world import (
+    MIB,
     PLAIN,
     ROOST,
-    RUNTIME,
     execute,
+    fixed_pss_bytes,
     kernels,
     open_client,
     private_world,
-    processes,
+    pss_bytes,
     read_pid,
     wait_until_forked,
 )
 
-MIB = 1024**2
 CODE = {"1+1": "1+1", "numpy": "import numpy; numpy.ones((64, 64)) @ numpy.ones((64, 64))"}
-
-
-def pss_bytes(pid: int) -> int:
-    """Return the proportional set size of one process; `ProcessLookupError` if it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except FileNotFoundError as error:
-        raise ProcessLookupError(pid) from error
-    match = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
-    if match is None:
-        raise ProcessLookupError(pid)
-    return int(match[1]) * 1024
 
 
 def total_pss_bytes(pids: Iterable[int]) -> int:
     return sum(pss_bytes(pid) for pid in pids)
-
-
-def fixed_pss_bytes(kernel_pids: Iterable[int]) -> Counter[str]:
-    """Return the memory of roost's own processes, by part."""
-    used: Counter[str] = Counter()
-    for process in processes(os.environ[RUNTIME]):
-        if process.pid not in kernel_pids:
-            try:
-                used[name_part(process.cmdline())] += pss_bytes(process.pid)
-            except (psutil.Error, ProcessLookupError):  # the process has just ended
-                continue
-    return used
 
 
 async def measure_side(report: Report, name: str, arguments: Namespace, count: int) -> None:
@@ -82,13 +54,6 @@ async def measure_side(report: Report, name: str, arguments: Namespace, count: i
                 async with open_client(manager) as client:
                     await execute(client, CODE["numpy"])
             report.add(f"numpy/{name}", total_pss_bytes(pids) / count / MIB, "MiB per kernel")
-
-
-def name_part(command: list[str]) -> str:
-    """Return the part of roost that a command line starts: service, agent or zygote."""
-    line = " ".join(command)
-    match = re.search(r"(?:scheduler|launchers)[./](service|agent|zygote)", line)
-    return match[1] if match else line[-40:]
 
 
 async def measure(arguments: Namespace) -> Report:

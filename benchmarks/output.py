@@ -32,6 +32,7 @@ from roost.bench.world import (
     PLAIN,
     ROOST,
     RUNTIME,
+    elapsed_ms,
     execute,
     kernels,
     open_client,
@@ -60,7 +61,7 @@ async def measure_kernel(
         began = time.perf_counter()
         wanted = client.execute(code, store_history=False)
         await asyncio.wait_for(wait_until_idle(client, wanted), IDLE_S)
-        took[name] = (time.perf_counter() - began) * 1e3
+        took[name] = elapsed_ms(began)
         await asyncio.sleep(0.2)  # the agent reads the rest
         took[f"kernel CPU, {name}"] = cpu_ms(kernel) - before[0]
         if agent:
@@ -73,7 +74,7 @@ async def round_trip(client: AsyncKernelClient) -> float:
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
         await execute(client)
-        samples.append((time.perf_counter() - began) * 1e3)
+        samples.append(elapsed_ms(began))
     return statistics.median(samples)
 
 

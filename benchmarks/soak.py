@@ -19,17 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from memory import MIB, name_part
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from roost.bench.report import Report, parser
 from roost.bench.world import (
+    MIB,
     ROOST,
     RUNTIME,
     execute,
     kernels,
+    name_part,
     open_client,
     private_world,
     processes,

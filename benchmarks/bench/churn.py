@@ -14,11 +14,9 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.progress import Progress
 
 from .kernel import BenchKernel, NoAnswer
-from .report import Report
+from .report import Report, show_time
 from .sides import Side
 from .world import RUNTIME, processes
 
@@ -48,13 +46,7 @@ async def measure(report: Report, side: Side, *, for_s: float, at_once: int) -> 
             finally:
                 await kernel.stop()
 
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("churn", total=for_s)
-        runners = asyncio.gather(*(run() for _ in range(at_once)))
-        while not runners.done():
-            progress.update(bar, completed=min(for_s, time.monotonic() - began))
-            await asyncio.wait([runners], timeout=0.5)
-        await runners
+    await show_time("churn", asyncio.gather(*(run() for _ in range(at_once))), for_s)
     report.add(f"starts/{side.name}", done / (time.monotonic() - began), "kernels/s")
     after = await _settle()
     for name in sorted(before | after):

@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import re
 import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,10 +33,10 @@ from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import RoostError
 
-from .kernel import MIB, BenchKernel, Memory, NoAnswer
+from .kernel import BenchKernel, Memory, NoAnswer
 from .report import Report, take_turns
 from .sides import Side
-from .world import RUNTIME, processes
+from .world import MIB, OWN_PARTS, fixed_pss_bytes
 
 FIRST = "1+1"
 COMPLETION = "a completion"
@@ -48,8 +45,6 @@ _WINDOW = 10
 _SAMPLE = 40
 """At most so many kernels tell their memory. Each costs a cell."""
 _STOP_AT_ONCE, _HUNDRED = 8, 100
-_OWN = re.compile(r"(scheduler|launchers)[./](service|agent|zygote)")
-"""The command lines of roost's own processes. A forked kernel shows that of its kernelspec."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +92,8 @@ async def measure(
                     memory = await _measure_load(filled, code)
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
-                        own = _read_fixed_pss() if by_name[name].is_roost else 0.0
+                        fixed = fixed_pss_bytes(()) if by_name[name].is_roost else Counter[str]()
+                        own = sum(fixed[part] for part in OWN_PARTS) / MIB
                         mean = statistics.mean(each.pss for each in memory)
                         report.add(f"all in/{name}", mean + own / len(filled.kernels), "MiB")
         for stage in (*(f"PSS after {load}" for load in loads), "all in"):
@@ -188,14 +184,15 @@ async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Li
 async def _find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
     """Return the limit that is reached and why; empty texts if none is."""
     count = len(filled.starts_ms)
-    filled.room = await _read_room(side, limits)
+    nodes = await side.connect().nodes() if side.is_roost else []
+    filled.room = _find_room(side, nodes, limits)
     if short := [node for node, room in filled.room.items() if room <= 0]:
         return "memory", f"less than {limits.free:.0%} of the memory of {short[0]} is free"
     if count >= limits.kernels:
         return "count", f"{limits.kernels} kernels were asked for"
     if side.is_roost:
         request = _read_request(side)
-        filled.slots = {node["id"]: count_slots(node, request) for node in await side.connect().nodes()}
+        filled.slots = {node["id"]: count_slots(node, request) for node in nodes}
         decision = await side.connect().explain(request)
         if decision.get("placement") is None:
             return "placement", str(decision.get("reason") or "no node has room")
@@ -227,13 +224,12 @@ def _read_request(side: Side) -> Request:
     return read_start_options(dict(side.config), {}).request
 
 
-async def _read_room(side: Side, limits: Limits) -> dict[str, float]:
+def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, float]:
     """Return the memory in bytes that each node has above its limit."""
     memory = psutil.virtual_memory()
     here = memory.available - limits.free * memory.total
     if not side.is_roost:
         return {"this machine": here}
-    nodes = await side.connect().nodes()
     if limits.shares_machine:
         return {node["id"]: here / len(nodes) for node in nodes}
     room = {}
@@ -258,21 +254,6 @@ def _add_memory(report: Report, memory: Sequence[Memory], name: str) -> None:
     if any(each.swap for each in memory):
         swap = statistics.mean(each.swap for each in memory)
         report.add(f"swapped after {name}", swap, "MiB")
-
-
-def _read_fixed_pss() -> float:
-    """Return the PSS in MiB of roost's own processes here: service, agent, zygotes and spares."""
-    total = 0.0
-    for process in processes(os.environ[RUNTIME]):
-        try:
-            if _OWN.search(" ".join(process.cmdline())):
-                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-                total += (
-                    sum(int(size) for size in re.findall(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)) / 1024
-                )
-        except (OSError, psutil.Error):  # it has just ended
-            continue
-    return total
 
 
 def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memory]]) -> None:

@@ -16,7 +16,6 @@ from jupyter_client.manager import AsyncKernelManager
 from .sides import Side
 from .world import elapsed_ms, execute, reply_to, start
 
-MIB = 1 << 20
 _READ_MEMORY = """(lambda text: {
     name: sum(int(line.split()[1]) for line in text.splitlines() if line.split(':')[0] in parts)
     for name, parts in {

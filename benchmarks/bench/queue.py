@@ -17,13 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import Progress
-
 from roost.scheduler.errors import RoostError
 
 from .kernel import BenchKernel, NoAnswer
-from .report import Report
+from .report import Report, show_time
 from .sides import Side
 
 _QUEUED_MS = 100.0
@@ -65,12 +62,7 @@ class _Run:
         began = time.monotonic()
         self._ends_at = began + habits.for_s
         users = asyncio.gather(*(self._work(number) for number in range(habits.users)))
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task(side.name, total=habits.for_s)
-            while not users.done():
-                progress.update(bar, completed=min(habits.for_s, time.monotonic() - began))
-                await asyncio.wait([users], timeout=0.5)
-        await users
+        await show_time(side.name, users, habits.for_s)
         if self._done:
             hours = (time.monotonic() - began) / 3600
             self._report.add(f"kernels per hour/{side.name}", self._done / hours, "")

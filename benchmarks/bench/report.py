@@ -7,12 +7,14 @@ A figure is the median with its extremes and n. The JSON file also has the sampl
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import re
 import statistics
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -22,7 +24,7 @@ from typing import Any, cast
 
 import psutil
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 PACKAGES = (
@@ -300,6 +302,17 @@ async def interleave(
         if is_warm:
             for stage, value in values.items():
                 report.add(f"{stage}/{name}", value, unit)
+
+
+async def show_time(description: str, work: asyncio.Future[Any], for_s: float) -> None:
+    """Wait for work that takes about so long, with a bar that shows the time."""
+    began = time.monotonic()
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(description, total=for_s)
+        while not work.done():
+            progress.update(bar, completed=min(for_s, time.monotonic() - began))
+            await asyncio.wait([work], timeout=0.5)
+    await work
 
 
 def take_turns(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ ROOST = "roost"
 REPLY_TIMEOUT_S = 60.0
 FIRST_S = 20.0
 RUNTIME = "ROOST_RUNTIME_DIR"
+MIB = 1 << 20
+OWN_PARTS = ("service", "agent", "zygote")
+_OWN = re.compile(rf"(?:scheduler|launchers)[./]({'|'.join(OWN_PARTS)})")
+"""The command lines of roost's own processes. A forked kernel shows that of its kernelspec."""
 
 
 @contextmanager
@@ -106,6 +112,37 @@ def processes(runtime_dir: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # ended, a zombie, or another user's
             continue
     return found
+
+
+def name_part(command: Sequence[str]) -> str:
+    """Return the part of roost that a command line starts: service, agent or zygote. Else return its end."""
+    line = " ".join(command)
+    match = _OWN.search(line)
+    return match[1] if match else line[-40:]
+
+
+def pss_bytes(pid: int) -> int:
+    """Return the proportional set size of one process; `ProcessLookupError` if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    match = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
+    if match is None:
+        raise ProcessLookupError(pid)
+    return int(match[1]) * 1024
+
+
+def fixed_pss_bytes(kernel_pids: Collection[int]) -> Counter[str]:
+    """Return the memory of the processes of this world apart from these, by part."""
+    used: Counter[str] = Counter()
+    for process in processes(os.environ[RUNTIME]):
+        if process.pid not in kernel_pids:
+            try:
+                used[name_part(process.cmdline())] += pss_bytes(process.pid)
+            except (psutil.Error, ProcessLookupError):  # the process has just ended
+                continue
+    return used
 
 
 def end_processes(runtime_dir: str, *, grace_s: float = 5.0) -> None:

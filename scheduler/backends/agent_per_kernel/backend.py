@@ -244,6 +244,9 @@ class AgentPerKernelBackend(Backend):
         event = BackendEvent(kind="lease_pending", lease_id=lease.id, reason=lease.reason, lease=lease)
         self._events.put_nowait(event)
 
+    def _publish_held(self, lease: Lease) -> None:
+        self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease.id, lease=lease))
+
     async def _on_change(self, change: PodChange) -> None:
         if change.kind == "pod" and change.pod is not None:
             self._note(change.pod)
@@ -309,7 +312,7 @@ class AgentPerKernelBackend(Backend):
         if before is not None and now.state == "pending" and now.reason != before.reason:
             self._publish_reason(now)
         if now.state == "held" and lease.id in self._starting and (before is None or before.state != "held"):
-            self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease.id, lease=now))
+            self._publish_held(now)
         return pod
 
     async def _reserve(self, pod: Pod) -> None:
@@ -331,8 +334,7 @@ class AgentPerKernelBackend(Backend):
         if lease_id in self._pods and lease_id in self._starting:
             self._starting.discard(lease_id)
             if self._pods[lease_id].kernel is None:
-                held = self._lease(self._pods[lease_id])
-                self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease_id, lease=held))
+                self._publish_held(self._lease(self._pods[lease_id]))
 
     def _lease(self, pod: Pod) -> Lease:
         """Return the pod's lease as the scheduler sees it: held once its kernel listens, or the agent has noted it."""

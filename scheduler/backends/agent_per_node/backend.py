@@ -188,9 +188,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._manager.environment(lease, self.address)
 
     async def _join(self) -> None:
-        with self._recovery.restoring(
-            self._pool.nodes
-        ):  # from the moment in which the manager is not away any more
+        # The manager knows no leases yet in the moment in which it is not away any more.
+        with self._recovery.restoring(self._pool.nodes):
             self.address = await self._membership.join(self.address)
             self._pool.forget_others(self.address)
             await self._recovery.restore(self._pool.nodes)

@@ -12,9 +12,10 @@ import pytest
 
 from roost.bench import compare, machine
 from roost.bench.density import Filled, conclude, count_slots
-from roost.bench.kernel import MIB, BenchKernel, Memory
+from roost.bench.kernel import BenchKernel, Memory
 from roost.bench.report import Report
 from roost.bench.sides import Side, read_sides, world
+from roost.bench.world import MIB
 from roost.placement import Request
 from roost.scheduler.cli.main import main
 from roost.scheduler.errors import ConfigError

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from memory import name_part, pss_bytes
 from soak import is_growing, measure_growth
+
+from roost.bench.world import name_part, pss_bytes
 
 
 def test_growth_is_measured_over_the_second_half() -> None:
