@@ -12,7 +12,8 @@ from ARCHIVE. The child becomes the kernel and never has a module of roost. With
 agent starts the kernel as usual.
 
 This process reports the kernel to the service as soon as the kernel listens, and becomes the agent once the kernel has
-nothing more to do. In a pod with half a CPU, both at once would take twice the time until the first answer.
+nothing more to do. In a pod with half a CPU, both at once would take twice the time until the first answer. What the
+kernel publishes meanwhile waits in a subscription, which the agent takes over for its journal.
 """
 
 from __future__ import annotations
@@ -66,15 +67,14 @@ def main() -> int:
     if become_kernel is not None:
         become_kernel()
         return 0
-    assignment = start["assignment"]
-    may_report = assignment["report_to"] and len(settings["ports"]) == 1
-    if forked is not None and may_report and report_kernel(forked, settings, assignment):
-        assignment["report_to"] = ""
-        wait_until_idle(forked["pid"])
     sys.path.insert(0, archive)
+    assignment = start["assignment"]
+    output = None
+    if forked is not None and assignment["report_to"] and len(settings["ports"]) == 1:
+        output = report_kernel(forked, settings, assignment)
     from roost.launchers.agent.main import main as run_agent
 
-    return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked)
+    return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked, output=output)
 
 
 def delay_collections() -> None:
@@ -161,15 +161,28 @@ def fork_kernel(
     return forked, None
 
 
-def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignment: Mapping[str, Any]) -> bool:
-    """Tell the service about a forked kernel, once it listens. False if the service does not know of it now."""
+def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignment: dict[str, Any]) -> Any:
+    """Tell the service about a forked kernel, once it listens. If the service answers, wait until the kernel is idle.
+
+    Return a subscription to all that the kernel publishes meanwhile; None if it does not listen.
+    """
+    import zmq
+
+    from roost.launchers.agent.subscription import subscribe
+
     began = time.perf_counter()
-    if not wait_until_listening(kernel["pid"], kernel["ip"], kernel["ports"]["shell_port"]):
-        return False
+    iopub_port = kernel["ports"]["iopub_port"]  # ipykernel binds shell, stdin and control before it
+    if not wait_until_listening(kernel["pid"], kernel["ip"], iopub_port):
+        return None
     listening_ms = kernel["spawned_ms"] + (time.perf_counter() - began) * 1e3
+    keys = (assignment["launch"]["connection"][f"curve_{name}key"] for name in ("public", "secret"))
+    output = subscribe(zmq.Context(), f"tcp://{kernel['ip']}:{iopub_port}", *keys)
     (port,) = settings["ports"]
     report = {"ip": kernel["ip"], "port": port, "kernel": {**kernel, "listening_ms": listening_ms}}
-    return call_service(assignment, {"id": 1, "op": "listens", "args": report})
+    if call_service(assignment, {"id": 1, "op": "listens", "args": report}):
+        assignment["report_to"] = ""
+        wait_until_idle(kernel["pid"])
+    return output
 
 
 def call_service(assignment: Mapping[str, Any], call: Mapping[str, Any]) -> bool:

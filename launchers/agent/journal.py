@@ -25,6 +25,7 @@ from roost.launchers.protocol.messages import Connection, JournalEntry, JournalL
 
 from .journal_file import Entry, JournalFile
 from .ports import find_host
+from .subscription import subscribe
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ class Journal:
         """Seconds since the kernel last worked for a person; 0 while it does."""
         return 0.0 if self.state == "busy" else self._clock() - self._active_at
 
-    def follow(self, connection: Connection, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Record the kernel at `connection` from now on, instead of an earlier one. Its IOPub port is open."""
+    def follow(self, output: zmq.Socket[bytes]) -> None:
+        """Record the messages of this subscription, instead of an earlier kernel's, and close it at the end."""
         for task in self._tasks:
             task.cancel()
         self.state = ""
         self._active_at = self._clock()
-        spawn(self._read_messages(_subscribe(context, connection)), self._tasks, log)
+        spawn(self._read_messages(output), self._tasks, log)
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -281,19 +282,11 @@ def _encode(entry: Entry) -> tuple[str, tuple[int, ...]]:
     return "".join(texts), tuple(map(len, texts))
 
 
-def _subscribe(context: zmq.Context[zmq.Socket[bytes]], connection: Connection) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, 0)  # the ring is the limit
-    socket.setsockopt(zmq.SUBSCRIBE, b"")
-    if connection.curve_publickey is not None and connection.curve_secretkey is not None:
-        socket.curve_publickey = socket.curve_serverkey = connection.curve_publickey.encode()
-        socket.curve_secretkey = connection.curve_secretkey.encode()
+def subscribe_to(connection: Connection, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Subscribe to a kernel whose IOPub port is open."""
     if connection.transport == "ipc":
-        socket.connect(f"ipc://{connection.ip}-{connection.iopub_port}")
+        endpoint = f"ipc://{connection.ip}-{connection.iopub_port}"
     else:
         host = find_host(connection)
-        if ":" in host:
-            socket.setsockopt(zmq.IPV6, 1)
-            host = f"[{host}]"
-        socket.connect(f"tcp://{host}:{connection.iopub_port}")
-    return socket
+        endpoint = f"tcp://{f'[{host}]' if ':' in host else host}:{connection.iopub_port}"
+    return subscribe(context, endpoint, connection.curve_publickey, connection.curve_secretkey)

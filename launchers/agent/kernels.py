@@ -17,14 +17,14 @@ import zmq
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.messages import JournalPage, KernelProcess, Launch, PodKernel
+from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
-from .journal import Journal
+from .journal import Journal, subscribe_to
 from .sessions import OwnSession, Session
-from .start import DIES_S, LOG_TAIL_BYTES, Starter
+from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -62,10 +62,12 @@ class Kernels:
         on_exited: Callable[[KernelProcess], None],
         is_per_kernel: bool = False,
         session: Session | None = None,
-        pod_kernel: PodKernel | None = None,
+        earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
+        self._earlier_fork = earlier_fork
+        self._output = earlier_fork.output if earlier_fork else None
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
@@ -73,7 +75,12 @@ class Kernels:
         self._session = session or OwnSession()
         self._reaper = Reaper(others=zygotes.on_reaped, session=self._session)
         self._starter = Starter(
-            zygotes, self._reaper, self._on_started, self._session, is_per_kernel, pod_kernel
+            zygotes,
+            self._reaper,
+            self._on_started,
+            self._session,
+            is_per_kernel,
+            earlier_fork,
         )
         folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -191,6 +198,8 @@ class Kernels:
             await kernel.journal.close()
             if kernel.watch is not None:
                 kernel.watch.close()
+        if self._output is not None:
+            self._output.close()
         if self._context is not None:
             self._context.term()
         self._timers.close()
@@ -275,8 +284,19 @@ class Kernels:
 
     def _follow(self, kernel: _TrackedKernel, process: KernelProcess) -> None:
         if process.connection is not None:
-            self._context = self._context or zmq.Context()
-            kernel.journal.follow(process.connection, self._context)
+            kernel.journal.follow(self._take_output(process.pid) or self._subscribe(process.connection))
+
+    def _subscribe(self, connection: Connection) -> zmq.Socket[bytes]:
+        self._context = self._context or zmq.Context()
+        return subscribe_to(connection, self._context)
+
+    def _take_output(self, pid: int) -> zmq.Socket[bytes] | None:
+        """Return the subscription to a kernel that was forked before this agent started, the first time."""
+        earlier, output = self._earlier_fork, self._output
+        if output is None or earlier is None or earlier.kernel.pid != pid:
+            return None
+        self._output = None
+        return output
 
     def _watch_logs(self) -> None:
         """Check the sizes of the logs while kernels run, because logs often lie in memory (tmpfs)."""

@@ -41,7 +41,7 @@ from .manager_watch import ManagerWatch
 from .node_metrics import AgentSettings, NodeMetrics, UsageMeter
 from .nvml import list_gpus
 from .sessions import OwnSession, SharedSession
-from .start import writing
+from .start import EarlierFork, writing
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,11 @@ class Agent:
     """The operations of the agent's protocol, on its ledger and kernels. Runs until `left` is set."""
 
     def __init__(
-        self, folder: Path, settings: AgentSettings, keys: ServerKeys, pod_kernel: PodKernel | None = None
+        self,
+        folder: Path,
+        settings: AgentSettings,
+        keys: ServerKeys,
+        earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
         self._settings = settings
@@ -88,7 +92,7 @@ class Agent:
             on_exited=self._on_exited,
             is_per_kernel=settings.is_per_kernel,
             session=session,
-            pod_kernel=pod_kernel,
+            earlier_fork=earlier_fork,
         )
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
@@ -336,7 +340,7 @@ async def serve(
     folder: Path,
     settings: AgentSettings,
     assignment: messages.Assignment | None = None,
-    pod_kernel: PodKernel | None = None,
+    earlier_fork: EarlierFork | None = None,
 ) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated.
 
@@ -349,12 +353,12 @@ async def serve(
         keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
         if assignment is not None:
             keys, client_keys = assignment.keys, {}
-        agent = Agent(folder, settings, keys, pod_kernel)
+        agent = Agent(folder, settings, keys, earlier_fork)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, agent.terminate)
         try:
-            if pod_kernel is None:  # else its unfinished start would be ended
+            if earlier_fork is None:  # else its unfinished start would be ended
                 agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
@@ -381,16 +385,23 @@ def listen(server: RpcServer, settings: AgentSettings) -> str:
 
 
 def main(
-    arguments: list[str], assigned: dict[str, Any] | None = None, forked: dict[str, Any] | None = None
+    arguments: list[str],
+    assigned: dict[str, Any] | None = None,
+    forked: dict[str, Any] | None = None,
+    output: zmq.Socket[bytes] | None = None,
 ) -> int:
-    """Run the agent. `assigned` has the fields of an `Assignment`, and `forked` those of a `PodKernel`."""
+    """Run the agent.
+
+    `assigned` has the fields of an `Assignment`, `forked` those of a `PodKernel`, whose messages `output` gets.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     assignment = decode(messages.Assignment, assigned) if assigned else None
+    earlier_fork = EarlierFork(PodKernel(**forked), output) if forked else None
     try:
-        asyncio.run(serve(folder, settings, assignment, PodKernel(**forked) if forked else None))
+        asyncio.run(serve(folder, settings, assignment, earlier_fork))
     except (AlreadyRunning, NoFreePort) as problem:
         print(problem, file=sys.stderr)
         return NO_PORT_EXIT if isinstance(problem, NoFreePort) else 1

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zmq
+
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
@@ -74,6 +76,14 @@ class _Child:
         return self.code.result() if self.code is not None and self.code.done() else None
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierFork:
+    """A kernel that was forked before this agent started, and a subscription to all that it has published."""
+
+    kernel: PodKernel
+    output: zmq.Socket[bytes] | None
+
+
 @dataclass(slots=True)
 class Starter:
     """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
@@ -86,7 +96,7 @@ class Starter:
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
     session: Session
     is_per_kernel: bool = False
-    pod_kernel: PodKernel | None = None
+    earlier_fork: EarlierFork | None = None
     used_ports: dict[str, set[int]] = field(default_factory=dict)
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
@@ -152,8 +162,9 @@ class Starter:
         return process
 
     async def _fork(self, child: _Child, request: Launch, log_fd: int) -> ForkedKernel | None:
-        if self.pod_kernel is not None and self.pod_kernel.launch_id == request.launch_id:
-            return await self._take_over(self.pod_kernel, child, request)
+        earlier = self.earlier_fork
+        if earlier is not None and earlier.kernel.launch_id == request.launch_id:
+            return await self._take_over(earlier.kernel, child, request)
         may_fork = request.may_fork and not self.is_per_kernel
         command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:

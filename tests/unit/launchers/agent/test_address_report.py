@@ -93,9 +93,12 @@ async def test_the_service_learns_of_the_kernel_before_there_is_an_agent(runtime
             assert await evaluate(connection, "os.getpid()") == kernel.pid
             client = await connect(address.endpoint, address.keys)
             joined = await client.launch(launch)
-            await client.close()
             assert (joined.pid, joined.connection) == (kernel.pid, connection)
             assert joined.process_started_at == kernel.started_at
+            page = await client.journal(LEASE.kernel_id)
+            await client.close()
+            inputs = [entry for entry in page.entries if "execute_input" in entry.data]
+            assert len(inputs) == 1, "the journal has what was published before there was an agent"
     finally:
         await reports.close()
 

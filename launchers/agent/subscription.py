@@ -1,0 +1,21 @@
+"""A subscription to all that a kernel publishes on IOPub. A pod's first process imports nothing else of roost."""
+
+from __future__ import annotations
+
+import zmq
+
+
+def subscribe(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, public: str | None, secret: str | None
+) -> zmq.Socket[bytes]:
+    """Return a socket that gets all messages from now on. The keys are the kernel's own; None: it has none."""
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 0)  # the journal's ring is the limit
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    if public is not None and secret is not None:
+        socket.curve_publickey = socket.curve_serverkey = public.encode()
+        socket.curve_secretkey = secret.encode()
+    if "[" in endpoint:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(endpoint)
+    return socket
