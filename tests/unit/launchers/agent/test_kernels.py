@@ -18,6 +18,7 @@ from roost.launchers.agent import kernels
 from roost.launchers.agent.child_reaper import Reaper
 from roost.launchers.agent.fork_report import read_report
 from roost.launchers.agent.kernels import Kernels
+from roost.launchers.agent.start import EarlierFork
 from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
@@ -139,7 +140,11 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         launch_id=launch.launch_id, pid=child.pid, started_at=0, ip="127.0.0.1", ports=ports, spawned_ms=0
     )
     held = Kernels(
-        runtime_dir / "kernels", ZygotePool(), on_launched=print, on_exited=print, pod_kernel=kernel
+        runtime_dir / "kernels",
+        ZygotePool(),
+        on_launched=print,
+        on_exited=print,
+        earlier_fork=EarlierFork(kernel, None),
     )
     try:
         if is_known:
