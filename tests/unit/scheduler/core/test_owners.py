@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -164,6 +165,9 @@ async def test_an_adopted_kernel_does_not_end(tmp_path: Path, servers: list[subp
 
 
 async def test_a_stop_that_had_to_wait_is_carried_out_by_the_next_scheduler(tmp_path: Path) -> None:
+    async def read_due() -> object:
+        return json.loads((tmp_path / "ends.json").read_text())
+
     agent = FakeAgent(tmp_path / "agent")
     async with scheduler_on([agent], folder=tmp_path) as w:
         await w.start("k")
@@ -174,5 +178,5 @@ async def test_a_stop_that_had_to_wait_is_carried_out_by_the_next_scheduler(tmp_
     async with scheduler_on([agent], folder=tmp_path) as w:
         await w.told("released", "k")
         assert w.leases() == []
-        assert (tmp_path / "ends.json").read_text() == "{}"
+        await w.until_not(read_due)
     await agent.close()
