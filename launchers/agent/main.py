@@ -53,6 +53,8 @@ NO_PORT_EXIT = 98
 _STOP_GRACE_S = 2.0
 _TAKEN_GRACE_S = 0.1  # a manager that ends a session may kill it 0.25 s after SIGTERM
 _SAME_SIGNAL_S = 0.05
+_SPARE_BYTES = 32 << 20
+"""More memory than a spare with the usual preloads takes."""
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
@@ -176,8 +178,15 @@ class Agent:
             log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
             self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
             self._watch_idleness()
+            self._make_room()
             self._publish("reserved", lease_id=lease.id)
         return lease
+
+    def _make_room(self) -> None:
+        """Let the zygotes keep only as many spares as the memory has room for that is neither promised nor in use."""
+        room_bytes = self._machine.find_free_memory(self._ledger)
+        zygotes = max(1, len(self._zygotes.interpreters()))
+        self._zygotes.limit_spares(room_bytes // _SPARE_BYTES // zygotes)
 
     async def _release(self, lease_id: str) -> None:
         """Give a lease back and stop its kernel."""
@@ -226,6 +235,7 @@ class Agent:
 
     def _status(self) -> Node:
         status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
+        self._make_room()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
 
@@ -293,6 +303,7 @@ class Agent:
         await self._kernels.release(lease_id, grace_s)  # first, because the lease covers the kernel
         self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
+        self._make_room()
         log.info("lease=%s released", lease_id)
         self._publish("released", lease_id=lease_id)
         if self._settings.is_per_kernel:

@@ -84,14 +84,7 @@ class NodeMetrics:
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
     def status(self, ledger: LeaseLedger, *, kernels: int) -> Node:
-        now = time.monotonic()
-        if now - self._read_at >= self._max_age_s:
-            self._read_at = now
-            # psutil reports the whole machine, in percent. In a container, that is limited to the container's size.
-            busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-            self._cpus_used = min(busy, self.cpus)
-            self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
-            self._device_status = self.devices.read()
+        self._measure()
         promised = ledger.promised_by_device()
         return Node(
             id=self.hostname,
@@ -110,6 +103,20 @@ class NodeMetrics:
             kernels=kernels,
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
         )
+
+    def find_free_memory(self, ledger: LeaseLedger) -> int:
+        """Return the bytes of memory that are not promised, and were not in use when the machine was last measured."""
+        return self.memory_bytes - max(ledger.memory_promised_bytes, self._memory_used)
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at >= self._max_age_s:
+            self._read_at = now
+            # psutil reports the whole machine, in percent. In a container, that is limited to the container's size.
+            busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+            self._cpus_used = min(busy, self.cpus)
+            self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
+            self._device_status = self.devices.read()
 
 
 class UsageMeter:

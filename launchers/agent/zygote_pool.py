@@ -7,6 +7,7 @@ it becomes the parent of their kernels. No obstacle to forking makes a start fai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import json
@@ -45,6 +46,8 @@ _REFUSAL_PAUSE_S = 600.0
 _IDLE_S = 600.0
 _MAX_UNUSED = 2
 """At most this many unused zygotes per key. If more would be needed, something differs at every start."""
+MOST_SPARES = 5
+"""At most this many spares wait in a zygote for launches. Fewer kernels lately: fewer spares."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
 """Room for the command line that `ps` shows for a kernel."""
@@ -99,6 +102,7 @@ class ZygotePool:
         self._output = output
         self._script = script
         self._zygotes: list[_Zygote] = []
+        self._most_spares = MOST_SPARES
         self.pids: set[int] = set()  # of the zygotes that have not been reaped, ready or not
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused_until: dict[Key, float] = {}
@@ -167,6 +171,18 @@ class ZygotePool:
         key = self._key(command, env, str(cwd))
         if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
             await asyncio.shield(self._warm_later(key, command, env, delay_s=0.0))
+
+    def limit_spares(self, most: int) -> None:
+        """Set how many spares each zygote may keep. Surplus spares end at once."""
+        most = max(0, min(most, MOST_SPARES))
+        if most != self._most_spares:
+            self._most_spares = most
+            for zygote in self._zygotes:
+                self._limit(zygote)
+
+    def _limit(self, zygote: _Zygote) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            zygote.socket.send(json.dumps({"most_spares": self._most_spares}).encode())
 
     def on_reaped(self, pid: int, status: int) -> bool:
         """Record the end of a child that the agent has reaped. Return True if it was a zygote."""
@@ -244,6 +260,7 @@ class ZygotePool:
         )
         environment = answer["environment"]
         self._zygotes.append(_Zygote(key, pid, ours, environment, fingerprint, used_at=time.monotonic()))
+        self._limit(self._zygotes[-1])  # it may have changed meanwhile
         log.info("zygote=%d ready in %.2f s for %s", pid, time.perf_counter() - started, key[0])
         self._retire_surplus()
 

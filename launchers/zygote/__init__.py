@@ -1,7 +1,7 @@
 """The zygote: a warm process that forks ipykernels. It runs in the kernel's own Python.
 
     agent ── request + 2 descriptors ──> zygote ── forks in advance ──> spare ── becomes ──> kernel
-      ^                                     (main, loop, kernel, ending, memory, rehearsal)     |
+      ^                                     (main, loop, memory, rehearsal)  (standby, kernel, ending)
       └──────────────────────── pid, then ports, on a pipe ─────────────────────────────────────┘
 
 The kernel's environment need not contain roost. Therefore these files import the standard library, what ipykernel

@@ -15,11 +15,14 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import types
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .ending import end_process
 from .memory import ModuleFiles, find_madvise
+from .standby import Standby
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _DESCRIPTORS = 256
@@ -38,6 +41,8 @@ class WarmState:
         self.environment_changes: dict[str, str | None] = {}
         self.launcher = find_launcher()
         self.module_names: frozenset[str] = frozenset()
+        own = __name__.partition(".")[0]
+        self.own_names = [name for name in sys.modules if name.partition(".")[0] == own]
         self.app: Any = IPKernelApp.instance()
         self.app.parent_handle = 1  # watch no parent, and log no advice about Ctrl-C
         try:
@@ -47,6 +52,9 @@ class WarmState:
             self.app = None
         self.modules = ModuleFiles() if hasattr(ipkernel, "sys") else None
         self.madvise = find_madvise()
+        self.builds_standbys = self.app is not None
+        self.config_files: list[str] = []
+        """Files that rule out standbys, if there are any. They are known from the first standby on."""
 
     def touch_pages(self) -> None:
         """Copy now all pages that a kernel will write to. One at a time, these page faults take half of its start."""
@@ -71,66 +79,115 @@ class WarmState:
 
 
 class KernelChild(NamedTuple):
-    """A forked child that becomes a kernel. `run` returns if the kernel ended without a zygote's memory."""
+    """A forked child that becomes a kernel. `run` returns if the kernel ended without a zygote's memory.
+
+    A spare has called `begin_process` already, and it may be a standby.
+    """
 
     request: dict[str, Any]
     report_fd: int
     log_fd: int
     warm: WarmState | None
     is_spare: bool = False
+    standby: Standby | None = None
 
     def run(self) -> None:
-        self.take_over_process()
-        from ipykernel.kernelapp import IPKernelApp
-
-        ipkernel: Any = importlib.import_module("ipykernel.ipkernel")
-        app: Any = self.warm.build_application(self.request["argv"]) if self.warm else IPKernelApp.instance()
-        hook_ports(app, self.report)
-        if self.warm and self.warm.modules:
-            ipkernel.sys = self.warm.modules
-        try:
-            app.initialize()
-        finally:
-            ipkernel.sys = sys
+        if not self.is_spare:
+            begin_process(self.warm)
+        self.report({"pid": os.getpid(), **({"standby": True} if self.standby else {})})
+        if self.standby is None:
+            self.take_over_process()
+            app = self.build_application()
+        else:
+            app = self.adopt(self.standby)
+        for name in self.warm.own_names if self.warm else ():
+            del sys.modules[name]
         app.start()
         if self.warm:
             end_process(self.warm.module_names)
 
-    def take_over_process(self) -> None:
-        """Reset session, descriptors, environment, folder, signals and random numbers, as in a fresh process."""
-        if not self.is_spare:
-            os.setsid()  # a spare already leads its session
-        enlarge_descriptor_table()
-        self.report({"pid": os.getpid()})
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (self.log_fd, 1), (self.log_fd, 2)):
-            os.dup2(source, target)
-        os.close(null)
+    def build_application(self) -> Any:
+        for number in (1, 2):
+            os.dup2(self.log_fd, number)
         os.close(self.log_fd)
-        changes = self.warm.environment_changes if self.warm else {}
-        wanted = {**self.request["env"], **changes, "JPY_PARENT_PID": None}
+        from ipykernel.kernelapp import IPKernelApp
+
+        app: Any = self.warm.build_application(self.request["argv"]) if self.warm else IPKernelApp.instance()
+        hook_ports(app, self.report)
+        with show_modules(self.warm):
+            app.initialize()
+        return app
+
+    def adopt(self, standby: Standby) -> Any:
+        try:
+            standby.redirect(self.log_fd)
+            self.take_over_process()
+            hook_ports(standby.app, self.report)
+            standby.connect(self.request["argv"])
+        except BaseException:  # noqa: BLE001 - it is written to the log
+            os.write(self.log_fd, traceback.format_exc().encode())
+            os._exit(1)  # at once: the end of the context would wait for sockets that no thread serves
+        os.close(self.log_fd)
+        standby.run_startup()
+        return standby.app
+
+    def take_over_process(self) -> None:
+        """Set environment, folder and command line to those of the launch."""
+        wanted = dict(self.request["env"])
+        for changed_by in (self.warm, self.standby):
+            wanted |= changed_by.environment_changes if changed_by else {}
+        wanted["JPY_PARENT_PID"] = None
         os.environ.clear()
         os.environ.update({name: value for name, value in wanted.items() if value is not None})
         time.tzset()
         tempfile.tempdir = None
         os.chdir(self.request["cwd"])
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")  # if memory runs out, the system kills kernels before the agent
-        if "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed()
-        main = types.ModuleType("__main__")
-        main.__file__ = sys.argv[0] = self.warm.launcher if self.warm else find_launcher()
-        sys.modules["__main__"] = main
         sys.argv[1:] = self.request["argv"]
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
         set_title([os.fsencode(part) for part in sys.orig_argv])
 
     def report(self, message: dict[str, Any]) -> None:
         os.write(self.report_fd, json.dumps(message).encode() + b"\n")
+        if "ports" in message:
+            os.close(self.report_fd)
+
+
+def begin_process(warm: WarmState | None) -> None:
+    """Reset session, descriptors, signals and random numbers, as in a fresh process."""
+    os.setsid()
+    enlarge_descriptor_table()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # if memory runs out, the system kills kernels before the agent
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    main = types.ModuleType("__main__")
+    main.__file__ = sys.argv[0] = warm.launcher if warm else find_launcher()
+    sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def show_modules(warm: WarmState | None) -> Iterator[None]:
+    """Show ipykernel the list of modules that `ModuleFiles` describes."""
+    ipkernel: Any = importlib.import_module("ipykernel.ipkernel")
+    if warm and warm.modules:
+        ipkernel.sys = warm.modules
+    try:
+        yield
+    finally:
+        ipkernel.sys = sys
+
+
+def prepare_standby(warm: WarmState) -> Standby:
+    """Return a standby kernel in this process, which has called `begin_process`."""
+    with show_modules(warm):
+        return Standby(warm.build_application(["-f", "connection.json", *warm.args]))
 
 
 def enlarge_descriptor_table() -> None:

@@ -14,66 +14,168 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .kernel import KernelChild, WarmState, set_title
+from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
 from .memory import fill_heap, gather_module_names
 from .rehearsal import rehearse
+from .standby import has_read, is_current, record_environment
 
 _PACKET_BYTES = 1 << 20
-_QUIET_S = 0.2
-"""How long no launch must have come before a spare is forked, so that spares never slow a launch."""
-_SPARES = 5
-"""At most this many spares wait for a launch. Each has its pages ready (about 15 MiB)."""
-_RECENT_S = 60.0
-"""How long a launch counts. The zygote keeps one spare per recent launch: enough for a burst, one when idle."""
+_QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.03, 0.2, 0.02
+"""How long no launch must have come before a spare is forked, so that spares never slow a launch.
+
+After launches that came together (less than the third apart), the pause is longer.
+"""
+_REMEMBERED, _RECENT_S = 32, 60.0
+"""How many launches count, and for how long. The zygote keeps one spare per recent launch, and one when idle."""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
-def serve(agent: socket.socket) -> KernelChild | None:
-    """Serve the agent until it closes the socket, then return None. In a forked child, return its `KernelChild`."""
-    set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
-    warm: WarmState | None = None
-    spares: list[socket.socket] = []
-    launches: collections.deque[float] = collections.deque(maxlen=_SPARES)
-    while True:
-        wanted, timeout_s = plan_spares(launches, len(spares), time.monotonic()) if warm else (0, None)
-        if not select.select([agent], [], [], timeout_s)[0]:
-            assert warm is not None
-            for surplus in spares[wanted:]:
-                surplus.close()
-            del spares[wanted:]
-            if len(spares) == wanted:
-                continue
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for each in (ours, theirs):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
-            if fork_orphan():
-                for mine in (agent, ours, *spares):
-                    mine.close()
-                return wait_as_spare(theirs, warm)
-            theirs.close()
-            spares.append(ours)
-            continue
-        packet, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
-        if not packet:
+class Spare:
+    """A child that was forked in advance and waits for a launch.
+
+    `standby` describes the kernel that it has built; it is empty if there is none, and None while it is being built.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.standby: dict[str, Any] | None = None
+
+    def hear(self) -> None:
+        """Receive the description. If the child has ended, the socket is closed."""
+        packet = self.socket.recv(_PACKET_BYTES)
+        if packet:
+            self.standby = json.loads(packet)
+        else:
+            self.socket.close()
+
+    def hand_over(self, packet: bytes, fds: list[int]) -> bool:
+        """Give it a launch. False if it has ended."""
+        with self.socket, contextlib.suppress(OSError):
+            socket.send_fds(self.socket, [packet], fds)
+            return True
+        return False
+
+
+class Zygote:
+    """The zygote's loop. The methods that fork return the `KernelChild` in the child."""
+
+    def __init__(self, agent: socket.socket) -> None:
+        self._agent = agent
+        self._warm: WarmState | None = None
+        self._spares: list[Spare] = []
+        self._most = 0
+        self._launches: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+
+    def serve(self) -> KernelChild | None:
+        """Serve the agent until it closes the socket, then return None. In a forked child, return its `KernelChild`."""
+        while True:
+            building = [spare for spare in self._spares if spare.standby is None]
+            wanted, timeout_s = 0, None
+            if self._warm is not None:
+                wanted, timeout_s = plan_spares(
+                    self._launches, len(self._spares), self._most, time.monotonic()
+                )
+                if building and len(self._spares) < wanted:
+                    timeout_s = None  # one at a time
+            readable = select.select([self._agent, *(spare.socket for spare in building)], [], [], timeout_s)[
+                0
+            ]
+            for spare in building:
+                if spare.socket in readable:
+                    spare.hear()
+                    self._check(spare)
+            if self._agent in readable:
+                packet, fds, _, _ = socket.recv_fds(self._agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+                if not packet:
+                    return None
+                if (child := self._obey(packet, fds)) is not None:
+                    return child
+            elif not readable and (child := self._adjust(wanted)) is not None:
+                return child
+
+    def _check(self, spare: Spare) -> None:
+        """Drop a spare that has ended: standbys cannot be built here. Drop one with the user's configuration, too."""
+        assert self._warm is not None
+        if spare.socket.fileno() < 0:
+            self._spares.remove(spare)
+            self._warm.builds_standbys = False
+        elif spare.standby:
+            self._warm.config_files = spare.standby["absent"]
+            if not is_current(spare.standby):
+                spare.socket.close()
+                self._spares.remove(spare)
+
+    def _obey(self, packet: bytes, fds: list[int]) -> KernelChild | None:
+        if not fds:
+            self._most = json.loads(packet)["most_spares"]
+            self._drop(self._most)
             return None
         if len(fds) == 1:
             with lower_priority():
-                warm, answer = prepare(json.loads(packet))
+                self._warm, answer = prepare(json.loads(packet))
             with open(fds[0], "wb") as file:
                 file.write(answer)
-            agent.send(b"prepared")
-            del packet, answer, file, fds  # or each child would free them, and so write to their pages
-            continue
-        launches.append(time.monotonic())
-        if not hand_over(spares, packet, fds) and fork_orphan():
-            agent.close()
-            return KernelChild(json.loads(packet), fds[0], fds[1], warm)
+            self._agent.send(b"prepared")
+            return None
+        self._launches.append(time.monotonic())
+        if not self._hand_over(packet, fds) and fork_orphan():
+            self._agent.close()
+            return KernelChild(json.loads(packet), fds[0], fds[1], self._warm)
         for fd in fds:
             os.close(fd)
+        return None
+
+    def _hand_over(self, packet: bytes, fds: list[int]) -> bool:
+        """Give a launch to a spare. False if none can take it."""
+        request = json.loads(packet)
+        for spare in list(self._spares):
+            if spare.standby is None:
+                continue
+            if spare.standby and not is_current(spare.standby):
+                spare.socket.close()
+                self._spares.remove(spare)
+            elif not spare.standby or self._may_serve(spare.standby, request):
+                self._spares.remove(spare)
+                if spare.hand_over(packet, fds):
+                    return True
+        return False
+
+    def _may_serve(self, standby: dict[str, Any], request: dict[str, Any]) -> bool:
+        assert self._warm is not None
+        return request["argv"][2:] == self._warm.args and has_read(standby, request["env"])
+
+    def _adjust(self, wanted: int) -> KernelChild | None:
+        """End the surplus spares, or fork one more."""
+        assert self._warm is not None
+        self._drop(wanted)
+        if len(self._spares) == wanted:
+            return None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for each in (ours, theirs):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
+        if fork_orphan():
+            for mine in (self._agent, ours, *(spare.socket for spare in self._spares)):
+                mine.close()
+            return wait_as_spare(theirs, self._warm)
+        theirs.close()
+        self._spares.append(Spare(ours))
+        return None
+
+    def _drop(self, most: int) -> None:
+        for spare in self._spares[most:]:
+            spare.socket.close()
+        del self._spares[most:]
+
+
+def serve(agent: socket.socket) -> KernelChild | None:
+    """Serve the agent as a `Zygote`."""
+    set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
+    return Zygote(agent).serve()
 
 
 @contextlib.contextmanager
@@ -97,31 +199,35 @@ def lower_priority() -> Iterator[None]:
             os.setpriority(os.PRIO_PROCESS, 0, usual)
 
 
-def hand_over(spares: list[socket.socket], packet: bytes, fds: list[int]) -> bool:
-    """Give a launch to the first live spare. Return False if there is none."""
-    while spares:
-        with spares.pop(0) as spare, contextlib.suppress(OSError):
-            socket.send_fds(spare, [packet], fds)
-            return True
-    return False
-
-
-def plan_spares(launches: Sequence[float], have: int, now: float) -> tuple[int, float | None]:
+def plan_spares(launches: Sequence[float], have: int, most: int, now: float) -> tuple[int, float | None]:
     """Return how many spares to keep, and in how many seconds to adjust their number (None: no need)."""
     recent_s = [now - launch for launch in launches if now - launch < _RECENT_S]
-    wanted = max(1, len(recent_s))
+    wanted = min(most, max(1, len(recent_s)))
     if have != wanted:
-        return wanted, max(0.0, _QUIET_S - min(recent_s, default=_QUIET_S))
+        is_burst = len(recent_s) > 1 and recent_s[-2] - recent_s[-1] < _BURST_GAP_S
+        quiet_s = _BURST_QUIET_S if is_burst else _QUIET_S
+        return wanted, max(0.0, quiet_s - min(recent_s, default=quiet_s))
     return wanted, _RECENT_S - max(recent_s) if recent_s else None
 
 
-def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild | None:
-    """Wait, in a child forked in advance, for a launch. Return None when the zygote has ended."""
-    os.setsid()
-    warm.touch_pages()
-    packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
+    """Wait, in a child forked in advance, for a launch. When the zygote has ended, this process ends."""
+    try:
+        begin_process(warm)
+        warm.touch_pages()
+        may_build = warm.builds_standbys and not any(map(os.path.exists, warm.config_files))
+        standby = prepare_standby(warm) if may_build else None
+        zygote.send(json.dumps(standby.describe() if standby else {}).encode())
+        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+    except BrokenPipeError:
+        packet = b""
+    except BaseException:  # noqa: BLE001 - it is printed
+        traceback.print_exc()
+        os._exit(1)
+    if not packet:
+        os._exit(0)  # at once: the end of a standby's context would wait for sockets that no thread serves
     zygote.close()
-    return KernelChild(json.loads(packet), fds[0], fds[1], warm, is_spare=True) if packet else None
+    return KernelChild(json.loads(packet), fds[0], fds[1], warm, is_spare=True, standby=standby)
 
 
 def fork_orphan() -> bool:
@@ -141,7 +247,7 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to.
     """
     started_ns = time.time_ns()
-    reads: set[str] = set()
+    reads: dict[str, str | None] = {}
     before = dict(os.environ)
     try:
         with record_environment(reads):
@@ -185,24 +291,6 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
 
 def encode_refusal(reason: str, op: str = "refused") -> bytes:
     return json.dumps({"op": op, "reason": reason}).encode()
-
-
-@contextlib.contextmanager
-def record_environment(reads: set[str]) -> Iterator[None]:
-    """Add to `reads` the name of each variable that is looked up in os.environ."""
-    plain = type(os.environ)
-
-    class Recording(plain):  # type: ignore[valid-type, misc]
-        def __getitem__(self, name: str) -> str:
-            if isinstance(name, str):
-                reads.add(name)
-            return str(super().__getitem__(name))
-
-    os.environ.__class__ = Recording
-    try:
-        yield
-    finally:
-        os.environ.__class__ = plain
 
 
 def take_fingerprint() -> dict[str, Any]:

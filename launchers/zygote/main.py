@@ -9,8 +9,12 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
     zygote → agent   "prepared", once the file contains
                      {"op": "ready", "files", "folders", "names", "environment", …}
                      or {"op": "refused" or "failed", "reason"}
+    agent → zygote   {"most_spares": number}                                                        whenever it changes
     agent → zygote   {"argv", "env", "cwd"} + [report_fd, log_fd]                                   once per kernel
     kernel → agent   on report_fd, one line each: {"pid": …}, {"ports": {"shell_port": …, …}}; then end of file
+                     ("standby": true beside the pid if it was one)
+    spare → zygote   what its standby kernel depends on (`standby.describe`), once it is ready
+    zygote → spare   a launch
 
 The zygote never has a second thread, a ZeroMQ context or an event loop, because these do not survive a fork. It ends
 when the agent closes the socket. A kernel is forked twice, so that the agent (a child subreaper) becomes its parent.

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import asyncio
-import contextlib
-import ctypes
-import json
 import os
 import signal
 import site
@@ -14,206 +9,23 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.blocking import BlockingKernelClient
+from forked_kernels import REPLY_S, Agent, command_of
 
-from roost.launchers.agent.fingerprint import KernelCommand, parse_ipykernel_command
-from roost.launchers.agent.fork_report import ForkedKernel, KernelDiedEarly
+from roost.launchers.agent.fork_report import KernelDiedEarly
 from roost.launchers.agent.ports import choose
-from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
-PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-REPLY_S = 20.0
-_PR_SET_CHILD_SUBREAPER = 36
 
-
-class Kernel:
-    """A forked kernel and a client of it."""
-
-    def __init__(self, forked: ForkedKernel, info: Mapping[str, Any], log: Path) -> None:
-        self.forked = forked
-        self.pid = forked.pid
-        self.log = log
-        self.client = BlockingKernelClient()
-        self.client.load_connection_info({**info, **forked.ports})
-        self.client.start_channels(hb=False)
-        self.status: int | None = None
-
-    def run(self, code: str) -> dict[str, Any]:
-        """Execute `code` and return the content of the reply."""
-        reply = self.client.execute(code, reply=True, timeout=REPLY_S)
-        return dict(reply["content"])
-
-    def value(self, expression: str) -> Any:
-        """Return the value of an expression, which must fit into JSON."""
-        code = f"import json as _json; _value = _json.dumps({expression})"
-        reply = self.client.execute(code, user_expressions={"v": "_value"}, reply=True, timeout=REPLY_S)
-        assert reply["content"]["status"] == "ok", reply["content"]
-        text = reply["content"]["user_expressions"]["v"]["data"]["text/plain"]
-        return json.loads(ast.literal_eval(text))
-
-    def wait(self) -> int:
-        """Wait for the end of the kernel and return its exit code."""
-        if self.status is None:
-            _, self.status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(self.status)
-
-    def end(self) -> None:
-        self.client.stop_channels()
-        self.client.context.term()
-        if self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self.wait()
-
-
-@contextlib.contextmanager
-def default_signals() -> Iterator[None]:
-    """Reset signals for the processes started here, because nohup may have started the tests."""
-    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-class Agent:
-    """A stand-in for the agent that starts kernels as the agent does."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.folder = folder
-        self.loop = asyncio.new_event_loop()
-        self.zygotes = ZygotePool(warm_delay_s=0.0, **options)
-        self.command = command_of(sys.executable)
-        self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython")}
-        self.kernels: list[Kernel] = []
-
-    def warm(self) -> int:
-        """Start a zygote and return its pid."""
-        self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
-        return list(self.zygotes.interpreters())[-1]
-
-    def try_start(
-        self,
-        *args: str,
-        cwd: Path | None = None,
-        ports: Mapping[str, int] | None = None,
-        ip: str = "127.0.0.1",
-    ) -> Kernel | None:
-        connection_file = self.folder / f"{uuid.uuid4().hex}.json"
-        info = {
-            "ip": ip,
-            "transport": "tcp",
-            "key": uuid.uuid4().hex,
-            "signature_scheme": "hmac-sha256",
-        }
-        info |= {**dict.fromkeys(PORTS, 0), **(ports or {})}
-        connection_file.touch(0o600)
-        connection_file.write_text(json.dumps(info))
-        log = connection_file.with_suffix(".log")
-        with log.open("ab") as file:
-            forked = self.loop.run_until_complete(
-                self.zygotes.launch(
-                    KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
-                    connection_file=connection_file,
-                    env=self.env,
-                    cwd=cwd or self.folder,
-                    log_fd=file.fileno(),
-                    deadline_s=REPLY_S,
-                )
-            )
-        if forked is None:
-            return None
-        self.kernels.append(Kernel(forked, info, log))
-        return self.kernels[-1]
-
-    def start(self, *args: str, **options: Any) -> Kernel:
-        kernel = self.try_start(*args, **options)
-        assert kernel is not None, "there was no zygote"
-        return kernel
-
-    def start_plain(self, *, cwd: Path) -> Kernel:
-        """Start an exec'ed kernel for comparison. It logs to the same kind of file."""
-        connection_file = self.folder / f"{uuid.uuid4().hex}.json"
-        ports = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-        numbers = {name: server.getsockname()[1] for name, server in zip(PORTS, ports, strict=True)}
-        for server in ports:
-            server.close()
-        info = {
-            "ip": "127.0.0.1",
-            "transport": "tcp",
-            "key": "key",
-            "signature_scheme": "hmac-sha256",
-            **numbers,
-        }
-        connection_file.write_text(json.dumps(info))
-        log = connection_file.with_suffix(".log")
-        argv = [
-            self.command.python,
-            *self.command.flags,
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            str(connection_file),
-        ]
-        env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
-        with log.open("ab") as file, default_signals():
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        process.returncode = 0
-        self.kernels.append(Kernel(ForkedKernel(pid=process.pid, ports=numbers, timing_ms={}), info, log))
-        return self.kernels[-1]
-
-    def end_kernels(self) -> None:
-        while self.kernels:
-            self.kernels.pop().end()
-
-    def close(self) -> None:
-        self.end_kernels()
-        self.loop.run_until_complete(self.zygotes.close())
-        self.loop.close()
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-    def reap(self) -> None:
-        """Wait for the zygotes and spares of all agents. They end with their agent."""
-        while pids := children():
-            self.zygotes.on_reaped(*os.waitpid(pids[0], 0))
-
-
-def children() -> list[int]:
-    """Return the zygotes and spares among the children."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in listed if b"zygote/main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def command_of(python: str) -> KernelCommand:
-    command = parse_ipykernel_command(
-        [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    )
-    assert command is not None
-    return command
-
-
-@pytest.fixture(scope="module")
-def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    agent = Agent(tmp_path_factory.mktemp("agent"))
+@pytest.fixture(scope="module", params=["fork", "standby"])
+def shared_agent(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Agent]:
+    agent = Agent(tmp_path_factory.mktemp("agent"), how=request.param)
     agent.warm()
     yield agent
     agent.close()
@@ -383,7 +195,8 @@ def test_each_kernel_runs_the_current_startup_files(agent: Agent, tmp_path: Path
         for value in (1, 2):
             file.write_text(f"import os; started = [{value}, os.getcwd()]")
             config.write_text(f"get_config().InteractiveShell.cache_size = {100 + value}")
-            kernel = agent.start(cwd=tmp_path)
+            kernel = agent.start(cwd=tmp_path, how="any")
+            assert not kernel.was_standby, "a standby has not loaded this configuration"
             assert kernel.value("[started, get_ipython().cache_size]") == [
                 [value, str(tmp_path)],
                 100 + value,
