@@ -15,6 +15,9 @@ class AgentPerNodeSettings(Section):
         "",
         help="Interpreter of roost's agents on the nodes; empty: that of the cluster manager's processes there.",
     )
-    preload = List(Unicode(), help="Modules that are imported before kernels are forked.")
+    preload = List(
+        Unicode(),
+        help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
+    )
     manager_grace_s = Float(300.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
     agent_idle_exit_s = Float(3600.0, min=0.0, help="Agents leave after this time without leases.")

@@ -16,7 +16,10 @@ class RoostLocalBackend(Section):
     memory = Memory[int | None](None, allow_none=True, help="Memory to give out: '8GiB' or bytes.")
     gpus = Int(None, allow_none=True, min=0, help="GPUs to give out.")
     gpu_model = Unicode("", help="Model of the declared GPUs.")
-    preload = List(Unicode(), help="Modules that are imported before kernels are forked.")
+    preload = List(
+        Unicode(),
+        help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
+    )
     labels = Dict(
         key_trait=Unicode(), value_trait=Unicode(), help="Labels that kernels can ask for: name → text."
     )
