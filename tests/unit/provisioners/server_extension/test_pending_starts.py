@@ -17,7 +17,7 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from managers import kernelspecs
 from tornado.web import Application, HTTPError
 
-from roost.provisioners.server_extension import RoostExtension
+from roost.provisioners.server_extension import RoostExtension, pending_starts
 from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
@@ -102,17 +102,21 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
     assert kernels.started == ""
     with pytest.raises(LaunchError, match="has not started yet"):
         kernels.get_kernel(kernel_id).client()
+    while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
+        await asyncio.sleep(0.01)
     assert service.called("start")[0].queue_timeout_s == 3600.0
     await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 10)
     assert kernel_id not in kernels
     assert service.called("cancel")[0].kernel_id == kernel_id
 
 
-async def test_a_manager_that_stops_withdraws_its_waiting_starts(kernels: Any, service: FakeService) -> None:
+async def test_a_manager_that_stops_withdraws_its_waiting_starts(
+    kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = await kernels.start_kernel(kernel_name="roosted")
-    posting = asyncio.ensure_future(
-        kernels.start_kernel(kernel_name="roosted")
-    )  # is still within `ANSWER_AFTER_S`
+    for wait in ("ANSWER_AFTER_S", "_LOOK_S"):  # the second start is not answered before the manager stops
+        monkeypatch.setattr(pending_starts, wait, 60.0)
+    posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
     await asyncio.wait_for(kernels.shutdown_all(), 5)
     with pytest.raises(HTTPError, match="stopped before the kernel had started"):

