@@ -17,13 +17,15 @@ from collections.abc import Container
 from typing import Any, NoReturn
 
 
-def end_process(known: Container[str]) -> NoReturn:
-    """End this process with code 0. The zygote's modules, which are `known` by name, stay as they are.
+def end_process(app: Any, known: Container[str]) -> NoReturn:
+    """End the process of this `IPKernelApp` with code 0. Modules that are `known` by name, the zygote's, stay.
 
     First come the interpreter's own steps: other threads end, then exit handlers run. In one of them IPython frees the
     user's variables. Modules that the kernel itself has imported are taken apart, the latest one first.
     """
     with contextlib.suppress(KeyboardInterrupt):
+        if app.kernel._shutdown_message is not None:  # its sender, the control thread, ends now
+            app.control_thread.join()  # an exit handler ends the thread that publishes for it, and it would hang
         private: Any = threading
         private._shutdown()
     atexit._run_exitfuncs()

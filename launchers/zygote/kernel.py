@@ -94,8 +94,8 @@ class KernelChild(NamedTuple):
     def run(self) -> None:
         if not self.is_spare:
             begin_process(self.warm)
-        self.report({"pid": os.getpid(), **({"standby": True} if self.standby else {})})
         if self.standby is None:
+            self.report({"pid": os.getpid()})
             self.take_over_process()
             app = self.build_application()
         else:
@@ -104,7 +104,7 @@ class KernelChild(NamedTuple):
             del sys.modules[name]
         app.start()
         if self.warm:
-            end_process(self.warm.module_names)
+            end_process(app, self.warm.module_names)
 
     def build_application(self) -> Any:
         for number in (1, 2):
@@ -120,13 +120,16 @@ class KernelChild(NamedTuple):
 
     def adopt(self, standby: Standby) -> Any:
         try:
+            self.report({"pid": os.getpid(), "standby": True})
             standby.redirect(self.log_fd)
             self.take_over_process()
             hook_ports(standby.app, self.report)
             standby.connect(self.request["argv"])
         except BaseException:  # noqa: BLE001 - it is written to the log
-            os.write(self.log_fd, traceback.format_exc().encode())
-            os._exit(1)  # at once: the end of the context would wait for sockets that no thread serves
+            try:
+                os.write(self.log_fd, traceback.format_exc().encode())
+            finally:
+                os._exit(1)  # at once: the end of the context would wait for sockets that no thread serves
         os.close(self.log_fd)
         standby.run_startup()
         return standby.app

@@ -123,7 +123,7 @@ class Zygote:
             return None
         self._launches.append(time.monotonic())
         if not self._hand_over(packet, fds) and fork_orphan():
-            self._agent.close()
+            self._close_sockets()
             return KernelChild(json.loads(packet), fds[0], fds[1], self._warm)
         for fd in fds:
             os.close(fd)
@@ -159,12 +159,17 @@ class Zygote:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
         if fork_orphan():
-            for mine in (self._agent, ours, *(spare.socket for spare in self._spares)):
-                mine.close()
+            ours.close()
+            self._close_sockets()
             return wait_as_spare(theirs, self._warm)
         theirs.close()
         self._spares.append(Spare(ours))
         return None
+
+    def _close_sockets(self) -> None:
+        """Close the zygote's sockets in a child: a spare ends when nobody holds the other end of its socket."""
+        for each in (self._agent, *(spare.socket for spare in self._spares)):
+            each.close()
 
     def _drop(self, most: int) -> None:
         for spare in self._spares[most:]:
@@ -212,6 +217,7 @@ def plan_spares(launches: Sequence[float], have: int, most: int, now: float) -> 
 
 def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
     """Wait, in a child forked in advance, for a launch. When the zygote has ended, this process ends."""
+    output = os.dup(2)  # the kernel redirects it
     try:
         begin_process(warm)
         warm.touch_pages()
@@ -219,14 +225,17 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
         standby = prepare_standby(warm) if may_build else None
         zygote.send(json.dumps(standby.describe() if standby else {}).encode())
         packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
-    except BrokenPipeError:
+    except ConnectionError:  # the zygote has ended, maybe without having read the description
         packet = b""
-    except BaseException:  # noqa: BLE001 - it is printed
-        traceback.print_exc()
-        os._exit(1)
+    except BaseException:  # noqa: BLE001 - it is written to the zygote's output
+        try:
+            os.write(output, traceback.format_exc().encode())
+        finally:
+            os._exit(1)
     if not packet:
         os._exit(0)  # at once: the end of a standby's context would wait for sockets that no thread serves
     zygote.close()
+    os.close(output)
     return KernelChild(json.loads(packet), fds[0], fds[1], warm, is_spare=True, standby=standby)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_kernels import REPLY_S, Agent, command_of
+from forked_kernels import REPLY_S, Agent, children, command_of
 
+from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent.fork_report import KernelDiedEarly
 from roost.launchers.agent.ports import choose
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
@@ -137,7 +138,7 @@ import sys, threading, time; sys.path.insert(0, {str(tmp_path)!r})
 import own_module
 variable = own_module.Freed("variable")
 def work():
-    time.sleep(0.3)
+    time.sleep(0.1)
     own_module.Freed("thread")
 threading.Thread(target=work).start()
 """
@@ -146,6 +147,26 @@ threading.Thread(target=work).start()
     assert kernel.wait() == 0
     assert ended.read_text().split() == ["thread", "variable", "module"]
     assert (tmp_path / "unflushed").read_text() == "kept"
+
+
+SLOW_CONTROL = """
+import collections, sys, threading, time
+class SlowEvents(collections.deque):
+    def append(self, event):
+        if threading.current_thread().name == "Control":
+            time.sleep(0.1)
+        super().append(event)
+sys.stdout.pub_thread._events = SlowEvents(sys.stdout.pub_thread._events)
+"""
+
+
+def test_a_kernel_ends_when_its_control_thread_has_ended(agent: Agent) -> None:
+    """Its output goes through a thread that the end of the kernel stops. After that, it waits without end."""
+    kernel = agent.start()
+    assert kernel.run(SLOW_CONTROL)["status"] == "ok"
+    kernel.client.shutdown()
+    assert kernel.wait() == 0
+    assert "Error" not in kernel.log.read_text()
 
 
 def test_a_failed_start_is_reported_with_its_exit_status(agent: Agent) -> None:
@@ -242,6 +263,33 @@ def test_a_killed_zygote_is_replaced_and_its_kernels_live_on(agent: Agent) -> No
     assert kernel.wait() == 0
     assert agent.warm() != pid
     assert agent.start().run("1+1")["status"] == "ok"
+
+
+def test_spares_end_with_their_zygote_while_its_kernels_live(tmp_path: Path) -> None:
+    def spares() -> list[int]:
+        return [pid for pid in children() if pid != zygote and has_environment_of(agent, pid)]
+
+    agent = Agent(tmp_path)
+    try:
+        zygote = agent.warm()
+        agent.start(how="standby")  # the first one makes IPython's folder, which ends the spares of before
+        wait_until(lambda: bool(spares()), "no spare waits")
+        kernel = agent.start("--InteractiveShell.xmode=Minimal")
+        assert not kernel.was_standby
+        os.kill(zygote, signal.SIGKILL)
+        assert agent.zygotes.on_reaped(*os.waitpid(zygote, 0))
+        wait_until(lambda: not spares(), "a spare has not ended")
+        assert kernel.run("1+1")["status"] == "ok"
+    finally:
+        agent.close()
+
+
+def has_environment_of(agent: Agent, pid: int) -> bool:
+    """Was this process started by this agent?"""
+    try:
+        return os.fsencode(agent.env["IPYTHONDIR"]) in Path(f"/proc/{pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
