@@ -16,7 +16,7 @@ WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test check browser kubernetes yarn conformance bench docs fault format clean
+.PHONY: help run lab test check browser kubernetes yarn conformance pythons bench docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -29,6 +29,7 @@ help:
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
+	@echo 'make pythons      are forked and standby kernels like fresh ones? (PYTHONS="python3.10 python3.13")'
 	@echo 'make bench        every benchmark'
 	@echo 'make docs         the documentation as a site, in build/docs; a warning or a broken link is an error'
 	@echo 'make format       apply formatting and safe lint fixes'
@@ -85,6 +86,9 @@ yarn: $(READY)
 
 conformance: $(READY)
 	$(PY) tests/conformance/run.py $(SUITES)
+
+pythons: $(READY)
+	$(PY) tests/conformance/pythons.py $(PYTHONS)
 
 bench: $(READY)
 	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(PY) $$script || [ $$? -eq 77 ] || exit 1; done

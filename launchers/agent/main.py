@@ -86,7 +86,11 @@ class Agent:
         )
         session = SharedSession() if settings.shares_session else OwnSession()
         self._usage = UsageMeter(session)
-        self._zygotes = ZygotePool(preload=settings.preload, output=folder / "zygote.log")
+        self._zygotes = ZygotePool(
+            preload=settings.preload,
+            immortal_preloads=settings.immortal_preloads,
+            output=folder / "zygote.log",
+        )
         self._kernels = Kernels(
             folder / "kernels",
             self._zygotes,

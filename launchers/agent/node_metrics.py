@@ -48,6 +48,7 @@ class AgentSettings:
     gpu_model: str = ""
     idle_exit_s: float = 600.0
     preload: tuple[str, ...] = ()
+    immortal_preloads: bool = True
     address: str = ""
     is_remote: bool = False
     gpu_visibility: Literal["bus", "manager", "inherit", "locks"] = "bus"

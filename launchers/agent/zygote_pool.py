@@ -92,12 +92,14 @@ class ZygotePool:
         *,
         max_zygotes: int = 4,
         preload: tuple[str, ...] = (),
+        immortal_preloads: bool = True,
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
         script: Path = _SCRIPT,
     ) -> None:
         self._max_zygotes = max_zygotes
         self._preload = tuple(preload)
+        self._immortal_preloads = immortal_preloads
         self._warm_delay_s = warm_delay_s
         self._output = output
         self._script = script
@@ -261,13 +263,17 @@ class ZygotePool:
         environment = answer["environment"]
         self._zygotes.append(_Zygote(key, pid, ours, environment, fingerprint, used_at=time.monotonic()))
         self._limit(self._zygotes[-1])  # it may have changed meanwhile
-        log.info("zygote=%d ready in %.2f s for %s", pid, time.perf_counter() - started, key[0])
+        mortal = (
+            f"; preloads are not immortal: {answer['mortal_because']}" if answer["mortal_because"] else ""
+        )
+        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], mortal)
         self._retire_surplus()
 
     async def _prepare(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
         """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only."""
         ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
-        request = json.dumps({"preload": self._preload, "args": command.args}).encode()
+        first = {"preload": self._preload, "args": command.args, "immortal": self._immortal_preloads}
+        request = json.dumps(first).encode()
         with tempfile.TemporaryFile() as file:
             try:
                 socket.send_fds(ours, [request], [file.fileno()])

@@ -18,8 +18,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
-from .memory import fill_heap, gather_module_names
+from .memory import fill_heap, fill_pools, gather_module_names
 from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
 
@@ -280,12 +281,14 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
         "op": "ready",
         "environment": {name: before.get(name) for name in sorted(reads)},
         "rehearsed": len(rehearsed),
+        "mortal_because": why_not() if request["immortal"] else "switched off",
         **take_fingerprint(),
     }
     changed = [path for path, at_ns, *_ in answer["files"] if at_ns > started_ns and path.endswith(".py")]
     if changed:  # the process may have imported the old content
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
+    is_immortal = not answer["mortal_because"]
     warm = WarmState(request["args"])
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
@@ -295,6 +298,9 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     fill_heap()
     gather_module_names()
     warm.module_names = frozenset(sys.modules)
+    if is_immortal:
+        make_immortal()
+        fill_pools()
     gc.freeze()
     warm.pages = rehearse(warm).pages
     return warm, packet

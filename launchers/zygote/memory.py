@@ -20,6 +20,9 @@ _POPULATE_READ, _POPULATE_WRITE = 22, 23
 _PAGE_PRESENT = 1 << 63
 _PAGE_OWN = _PAGE_PRESENT | 1 << 56
 """Bits of /proc/PID/pagemap: the page is in memory; no other process maps it."""
+_POOL_BYTES, _POOL_HEADER_BYTES = 16 << 10, 48
+"""From CPython's pycore_obmalloc.h, 3.10 to 3.13, on 64-bit systems."""
+_FRESH_BLOCKS, _MOST_BLOCKS = 4, 20_000
 _MALLINFO2 = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 """The fields of glibc's struct mallinfo2, see mallinfo(3)."""
 
@@ -51,6 +54,28 @@ def fill_heap() -> None:
             continue
         libc.free(chunk)
         size = size * 9 // 10 if size > 1024 else size - 16
+
+
+def fill_pools() -> None:
+    """Allocate the free blocks in the pools of Python's own allocator, and never free them.
+
+    A child that fills a free block copies the block's page. After this, it gets fresh pools.
+    """
+    allocate, free = ctypes.pythonapi.PyObject_Malloc, ctypes.pythonapi.PyObject_Free
+    allocate.restype, allocate.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    free.restype, free.argtypes = None, (ctypes.c_void_p,)
+    for size in range(16, 513, 16):
+        begun: list[int] = []  # blocks in ascending order from the beginning of a pool: it is a fresh one
+        for _ in range(_MOST_BLOCKS):
+            block = allocate(size)
+            if begun and 0 < block - begun[-1] <= 4 * size:  # this code itself takes some between them
+                begun.append(block)
+            else:
+                begun = [block] if block % _POOL_BYTES == _POOL_HEADER_BYTES else []
+            if len(begun) == _FRESH_BLOCKS:
+                break
+        for block in begun:
+            free(block)
 
 
 def gather_module_names() -> None:

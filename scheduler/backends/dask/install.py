@@ -41,6 +41,7 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
     agent_settings = AgentSettings(
         idle_exit_s=settings.agent_idle_exit_s,
         preload=tuple(settings.preload),
+        immortal_preloads=settings.immortal_preloads,
         is_remote=True,
         gpu_visibility="manager",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Dict, Float, Int, List, TraitError, Unicode, validate
+from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, validate
 
 from roost.scheduler.config.section import Memory, Section
 
@@ -19,6 +19,10 @@ class RoostLocalBackend(Section):
     preload = List(
         Unicode(),
         help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
+    )
+    immortal_preloads = Bool(
+        True,
+        help="Python 3.12 and 3.13: count no references to preloaded objects, so that kernels share more memory.",
     )
     labels = Dict(
         key_trait=Unicode(), value_trait=Unicode(), help="Labels that kernels can ask for: name → text."

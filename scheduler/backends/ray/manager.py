@@ -162,6 +162,7 @@ class RayManager:
             memory_bytes=int(node.total.get("memory", 0)),
             idle_exit_s=self._settings.agent_idle_exit_s,
             preload=tuple(self._settings.preload),
+            immortal_preloads=self._settings.immortal_preloads,
             address=node.address,
             is_remote=True,
             gpu_visibility="manager",
