@@ -121,7 +121,7 @@ async def find_children(client: AgentClient) -> list[psutil.Process]:
 
 
 async def connect(endpoint: str, keys: ClientKeys) -> AgentClient:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         client = AgentClient(endpoint, keys)
         try:

@@ -24,6 +24,11 @@ def nothing_stays(one_gpu: Path) -> Iterator[None]:
         connect("local").stop(kernel.id).result(20)
 
 
+def wait_for(file: Path) -> str:
+    """Return code that waits until this file is there."""
+    return f"import os, time\nwhile not os.path.exists({str(file)!r}): time.sleep(0.05)"
+
+
 async def test_a_waiting_kernel_keeps_its_place_and_its_cell_ends(one_gpu: Path) -> None:
     async with serving(one_gpu) as server:
         holder, waiting = await start(server, "gpu"), await start(server, "gpu")
@@ -63,10 +68,12 @@ async def test_a_kernel_that_has_ended_meanwhile_is_not_listed_and_says_why(one_
     async with serving(one_gpu) as server:
         kernel_id = await start(server, "gpu")
         async with front_end(server, kernel_id) as front:
-            await front.run("import os, time; time.sleep(1); os._exit(7)")
-            await asyncio.sleep(0.3)
+            cell = await front.run(f"{wait_for(one_gpu / 'go')}\nos._exit(7)")
+            await front.until(lambda: has_begun(front, cell))
             await end(server)
-    await asyncio.sleep(1.5)
+    (one_gpu / "go").touch()
+    while any(kernel.state == "running" for kernel in await connect("local").kernels()):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
     async with serving(one_gpu) as server:
         assert await listed(server) == {}
         _, status = await server.get(f"roost/api/kernels/{kernel_id}")
@@ -80,10 +87,12 @@ async def test_much_output_arrives_once_for_each_of_two_clients(one_gpu: Path) -
         kernel_id = await start(server, "gpu")
         async with front_end(server, kernel_id, "one") as one, front_end(server, kernel_id, "two") as two:
             await one.ended(await one.run("import time; time.sleep(0.01)"))
-            pause = await one.run("time.sleep(1.5)")
+            pause = await one.run(wait_for(one_gpu / "much"))
             cells = {one: await one.run(objects), two: await two.run(text)}
             await one.until(lambda: has_begun(one, pause))
+            await asyncio.sleep(0.5)  # so that the server has passed on the cells that wait in the kernel
             await end(server)
+    (one_gpu / "much").touch()
     await asyncio.sleep(3)
     async with serving(one_gpu) as server:
         async with front_end(server, kernel_id, "one") as front:
@@ -103,10 +112,11 @@ async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
         kernel_id = await start(server, "gpu")
         async with front_end(server, kernel_id, "client") as front:
             cell = await front.run(
-                "import time; time.sleep(1)\nfor i in range(20): print(('%x' % i)[-1] * 1_000_000)"
+                f"{wait_for(one_gpu / 'beyond')}\nfor i in range(20): print(('%x' % i)[-1] * 1_000_000)"
             )
             await front.until(lambda: has_begun(front, cell))
             await end(server)
+    (one_gpu / "beyond").touch()
     await asyncio.sleep(2.5)
     async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
         text = shown(await front.ended(cell))
