@@ -138,7 +138,7 @@ import sys, threading, time; sys.path.insert(0, {str(tmp_path)!r})
 import own_module
 variable = own_module.Freed("variable")
 def work():
-    time.sleep(0.1)
+    time.sleep(0.3)
     own_module.Freed("thread")
 threading.Thread(target=work).start()
 """
