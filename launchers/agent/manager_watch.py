@@ -1,7 +1,7 @@
 """The agent's watch on the cluster manager's daemons on this node, such as a raylet.
 
-If the manager still answers when the last daemon ends, the node has left the cluster, and its leases are lost. If the
-manager is away too, the kernels live on for a grace, in which the same cluster may come back.
+If the manager answers when the last daemon ends, and a second later, the node has left the cluster, and its leases are
+lost. Otherwise the kernels live on for a grace, in which the same cluster may come back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from roost.placement.json_codec import WireError, decode, encode
 log = logging.getLogger(__name__)
 
 SETTLE_S = 1.0
-"""How long to wait after a daemon's end. If the manager ends at the same time, it may end a little later."""
+"""How long to wait before asking again after a daemon's end: a manager that ends too may end a little later."""
 _CONNECT_S = 2.0
 _PROBE_S = 6.0
 
@@ -84,8 +84,9 @@ class ManagerWatch:
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 
     async def _lose(self, manager: Manager) -> None:
+        was_away = not await answers(manager.address)  # it may be back within `SETTLE_S`
         await self.sleep(SETTLE_S)
-        if await _cluster_answers(manager):
+        if not was_away and await _cluster_answers(manager):
             reason = f"its node has left the {manager.name} cluster"
         else:
             log.warning("the %s cluster is away; kernels stay for %g s", manager.name, manager.grace_s)

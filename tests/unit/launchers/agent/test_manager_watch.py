@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -232,6 +233,22 @@ async def test_a_manager_that_is_away_has_a_grace(
         assert not losses
         grace_is_over.set()
         assert await losses.next() == "the Ray cluster did not come back within 60 s"
+
+
+async def test_a_manager_that_is_back_at_once_was_away(
+    watch: ManagerWatch, losses: Losses, sleeps: Sleeps
+) -> None:
+    """The daemon ended because it missed its manager, which has not removed the node."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        with daemon(f"127.0.0.1:{listener.getsockname()[1]}") as (process, manager):
+            watch.watch(manager)
+            await kill(process, manager)
+            has_settled = await sleeps.begin(SETTLE_S)
+            listener.listen()
+            has_settled.set()
+            await sleeps.end(60.0)
+            assert await losses.next() == "the Ray cluster did not come back within 60 s"
 
 
 async def test_the_same_cluster_comes_back_within_the_grace(
