@@ -157,7 +157,10 @@ class YarnMaster:
 
     async def call(self, op: str, arguments: object = None) -> Any:
         assert self._client is not None
-        return await self._client.call(op, arguments, timeout_s=CALL_S)
+        try:
+            return await self._client.call(op, arguments, timeout_s=CALL_S)
+        except Disconnected as problem:
+            raise Disconnected(f"{problem}\n{self.log()}") from problem
 
     async def hello(self) -> MasterStatus:
         return decode(MasterStatus, await self.call("hello"))

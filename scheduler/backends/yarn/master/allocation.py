@@ -34,8 +34,12 @@ _ANY = "*"
 _DEFAULT_RACK = "/default-rack"
 _KEPT_S = 600.0
 """How long a container that has ended is reported, if the service does not release it."""
-_UNCONFIRMED_S = 60.0
-"""How long a released container may stay without a report of its end. A restarted ResourceManager may not know it."""
+_UNCONFIRMED_S = 30.0
+"""How long to wait for the report that a released container has ended.
+
+A restarted ResourceManager may not know the container. Seldom, one loses the report of a container of an earlier
+attempt: attempts share a list there, and each has a lock of its own.
+"""
 _NODE_STATES = (
     "", "new", "running", "unhealthy", "decommissioned", "lost", "rebooted", "decommissioning", "shutdown"
 )  # fmt: skip
@@ -287,9 +291,10 @@ class Allocation:
     def _forget(self) -> None:
         now = time.monotonic()
         for entry in list(self.entries.values()):
-            kept_s = _UNCONFIRMED_S if entry.is_released else _KEPT_S
-            is_over = entry.state == "ended" and entry.is_released
-            if is_over or ((entry.state == "ended" or entry.is_released) and now - entry.changed_at > kept_s):
+            age_s = now - entry.changed_at
+            if entry.is_released and entry.state != "ended" and age_s > _UNCONFIRMED_S:
+                self._end(entry, None, "it was released, and the ResourceManager has not reported its end")
+            if entry.state == "ended" and (entry.is_released or age_s > _KEPT_S):
                 del self.entries[entry.number]
 
 

@@ -215,14 +215,15 @@ def test_a_container_that_ends_is_kept_until_it_is_released(world: World) -> Non
 
 
 def test_a_release_that_is_never_confirmed(world: World) -> None:
-    """A restarted ResourceManager may not know the container."""
+    """A restarted ResourceManager may not know the container, or lose the report of its end."""
     world.allocation.ask(make_ask(1))
     world.beat(allocated_containers=(make_grant(1, 5),))
     world.allocation.release(1)
     world.beat()
     assert not world.allocation.is_empty
-    world.allocation.entries[1].changed_at -= 61
+    world.allocation.entries[1].changed_at -= 31
     world.beat()
+    assert world.states == [(1, "granted"), (1, "ended")]
     assert world.allocation.is_empty
 
 
