@@ -11,6 +11,7 @@ import numpy as np
 
 from .decision import Placement
 from .engine.class_scores import apply_filters
+from .engine.score_cache import Scores
 from .filters import find_fitting_devices
 from .model import Request
 from .refusals import Refusal, RefusalGroup, When
@@ -50,40 +51,43 @@ class Explanation:
         ranked = sorted(fitting, key=lambda device: -scores[device])[: request.gpu_count]
         return tuple(node.devices[device].id for device in ranked)
 
-    def terms_of(self, row: int) -> dict[str, float]:
-        """Return each scorer's weighted score for a node; of devices, the mean over the preferred ones."""
-        part = self.snapshot.only(row)
-        node = part.at(0)
-        scores = self.pipeline.score(self.request, part, self.scorers)
-        used = set(self.choose_devices(row, int(scores.devices[0])))
-        devices = [at for at, device in enumerate(node.devices) if device.id in used]
-        terms = self.pipeline.terms(self.request, part, _take_apart(self.scorers))
-        return {
-            name: float(term[0] if term.ndim == 1 else term[0, devices].mean()) + 0.0
-            for name, term in terms.items()
-        }
+    @property
+    def terms(self) -> Mapping[str, float]:
+        """Each scorer's weighted score for the chosen node; of devices, the mean over the preferred ones."""
+        return self._ranked[0].terms if self._ranked else {}
 
-    @cached_property
-    def terms(self) -> dict[str, float]:
-        return {} if self.best is None else self.terms_of(self.best)
-
-    @cached_property
+    @property
     def runners_up(self) -> tuple[Placement, ...]:
+        return self._ranked[1:]
+
+    @cached_property
+    def _ranked(self) -> tuple[Placement, ...]:
+        """The chosen node and the next best ones, with their terms."""
         if self.best is None:
             return ()
         scores = self.pipeline.score(self.request, self.snapshot, self.scorers)
-        totals = scores.totals.copy()
-        totals[[self.best, *self.avoided]] = -np.inf
-        rows = np.argsort(-totals, kind="stable")[: self.pipeline.runners_up]
+        order = scores.totals.copy()
+        order[list(self.avoided)] = -np.inf
+        order[self.best] = np.inf  # the first in any case
+        rows = _find_highest(order, 1 + self.pipeline.runners_up)
+        rows = rows[order[rows] > -np.inf]
+        terms = self.pipeline.terms(self.request, self.snapshot.part(rows), _take_apart(self.scorers))
         return tuple(
-            Placement(
-                node_id=self.snapshot.nodes[row],
-                device_ids=self.choose_devices(int(row), int(scores.devices[row])),
-                score=float(totals[row]),
-                terms=self.terms_of(int(row)),
-            )
-            for row in rows
-            if totals[row] > -np.inf
+            self._build_placement(int(row), scores, {name: term[at] for name, term in terms.items()})
+            for at, row in enumerate(rows)
+        )
+
+    def _build_placement(self, row: int, scores: Scores, terms: Mapping[str, FloatArray]) -> Placement:
+        ids = self.choose_devices(row, int(scores.devices[row]))
+        devices = [at for at, device in enumerate(self.snapshot.at(row).devices) if device.id in ids]
+        return Placement(
+            node_id=self.snapshot.nodes[row],
+            device_ids=ids,
+            score=float(scores.totals[row]),
+            terms={
+                name: float(term if term.ndim == 0 else term[devices].mean()) + 0.0
+                for name, term in terms.items()
+            },
         )
 
     @cached_property
@@ -166,6 +170,16 @@ class Explanation:
     def _apply_filters(self, snapshot: Snapshot, avoided: BoolArray) -> BoolArray:
         masks = apply_filters(self.request, snapshot, self.pipeline.filters)
         return np.array([*(np.zeros_like(avoided) if mask is None else ~mask for mask in masks), avoided])
+
+
+def _find_highest(values: FloatArray, count: int) -> IntArray:
+    """Return where the highest values are, the highest first; of equal ones the first. O(n)."""
+    if len(values) <= count:
+        return np.argsort(-values, kind="stable")
+    last = -np.partition(-values, count - 1)[count - 1]
+    higher = np.flatnonzero(values > last)
+    equal = np.flatnonzero(values == last)[: count - len(higher)]
+    return np.concatenate([higher[np.argsort(-values[higher], kind="stable")], equal])
 
 
 def _take_apart(scorers: WeightedScorers) -> WeightedScorers:

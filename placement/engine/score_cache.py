@@ -131,6 +131,23 @@ class ScoreCache:
         self._entries.move_to_end(key)
         return entry.scores
 
+    def find(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray) -> Scores | None:
+        """Return a copy of the scores for the class ``key`` if the cache has those of this very snapshot.
+
+        None also while another thread holds ``lock``: a policy may compute for long.
+        """
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            entry = self._entries.get(key)
+            if entry is None or entry.history is not snapshot.history or entry.version != snapshot.version:
+                return None
+            if entry.scores.uses_metrics and not np.array_equal(entry.fresh, fresh):
+                return None
+            return Scores(entry.scores.totals.copy(), entry.scores.devices.copy(), entry.scores.uses_metrics)
+        finally:
+            self.lock.release()
+
     def _update_table(self, snapshot: Snapshot) -> Table:
         """Return the table of this snapshot, except for the age of metrics."""
         history, changes = snapshot.history, None

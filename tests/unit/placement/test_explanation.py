@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, get_policy
 from roost.placement.shipped_policies import SHIPPED
@@ -73,6 +75,39 @@ def test_the_runner_up_wins_if_the_winner_is_avoided() -> None:
             assert placement is not None
             avoid[placement.node_id] = "seen"
         assert mine.place(request, CLUSTER, avoid=avoid).placement is None
+
+
+class Counting:
+    """Scores nodes by their free CPUs, and notes how many nodes it is given."""
+
+    name, needs_metrics = "counting", False
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def score(self, request: Request, snapshot: Snapshot) -> NDArray[np.float64]:
+        self.counts.append(len(snapshot))
+        return np.asarray(snapshot.columns.cpus_free, dtype=np.float64)
+
+
+def test_the_nodes_are_not_scored_again_to_explain_a_decision() -> None:
+    nodes = Snapshot.of([Node(id=f"{number:03}", cpus=number % 50 + 1) for number in range(200)])
+    scorer = Counting()
+    decision = Pipeline(name="mine", scorers=((scorer, 1.0),)).place(Request(cpus=1), nodes)
+    assert sum(scorer.counts) == 200
+    scorer.counts.clear()
+    ranked = decision.to_dict()
+    assert scorer.counts == [10]
+    assert [placement["node_id"] for placement in (ranked["placement"], *ranked["runners_up"])] == (
+        ["049", "099", "149", "199", "048", "098", "148", "198", "047", "097"]
+    )
+    mine = Pipeline(name="mine", scorers=((scorer, 1.0),))
+    other = mine.place(Request(cpus=1), nodes)
+    with mine.cache.lock:  # another thread computes
+        assert other.to_dict() == ranked
+    later = nodes.apply([Node(id="000", cpus=90)])
+    assert decision.to_dict() == ranked
+    assert mine.place(Request(cpus=1), later).to_dict() != ranked
 
 
 class TestRefused:
