@@ -102,7 +102,7 @@ async def test_a_service_with_other_settings_or_without_all_plugins_installs_the
     async with joined(dask_cluster.address, tmp_path, 300.0 if missing else 77.0) as second:
         assert await leases_of(second) == [lease]
         assert await second.warm_up() == 3
-        give_up_at = time.monotonic() + 10
+        give_up_at = time.monotonic() + 30
         while graces(dask_cluster) != {300.0 if missing else 77.0}:  # nannies send it to the agents
             assert time.monotonic() < give_up_at, graces(dask_cluster)
             await asyncio.sleep(0.05)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ class AgentPool:
         self._agents = agents
         self._start_agent = start_agent
         self._known: dict[str, StartedAgent] = {}
+        self._node_at: dict[str, str] = {}  # by endpoint, as it was once
+        self._saving: asyncio.Handle | None = None
         self._status: dict[str, tuple[Node, float]] = {}  # and when it arrived (monotonic)
         self.ended_daemons: set[str] = set()  # as agents report, maybe seconds before the manager
         self._doubted: set[str] = set()  # start or find these again before the next call
@@ -55,8 +57,9 @@ class AgentPool:
         self._load()
 
     @property
-    def nodes(self) -> frozenset[str]:
-        return frozenset(self._known)
+    def nodes(self) -> KeysView[str]:
+        """The ids of all nodes with a known agent, as they are at any time."""
+        return self._known.keys()
 
     @property
     def connected_nodes(self) -> frozenset[str]:
@@ -79,6 +82,9 @@ class AgentPool:
     def close(self) -> None:
         for task in self._starting.values():
             task.cancel()
+        if self._saving is not None:
+            self._saving.cancel()
+            self._save()
 
     async def address(self, node_id: str) -> AgentAddress:
         """Return where the agent of this node listens, or last listened. Start it if none is known for sure."""
@@ -147,7 +153,8 @@ class AgentPool:
         self._doubted.discard(node_id)
         if self._known.get(node_id) != agent:
             self._known[node_id] = agent
-            self._save()
+            if self._saving is None:  # many agents may come at once
+                self._saving = asyncio.get_running_loop().call_soon(self._save)
 
     def forget_left(self, present: Collection[str], after_s: float) -> None:
         """Forget the agents of nodes that have not been among `present` for `after_s`: they have left for good."""
@@ -165,7 +172,10 @@ class AgentPool:
         self.cluster = cluster
 
     def _find_node(self, endpoint: str) -> str:
-        return next((name for name, known in self._known.items() if known.address.endpoint == endpoint), "")
+        known = self._known.get(self._node_at.get(endpoint, ""))
+        if known is None or known.address.endpoint != endpoint:
+            self._node_at = {known.address.endpoint: name for name, known in self._known.items()}
+        return self._node_at.get(endpoint, "")
 
     def _doubt(self, node_id: str) -> None:
         if node_id:
@@ -193,6 +203,7 @@ class AgentPool:
             log.warning("%s cannot be read: %s", self._file, problem)
 
     def _save(self) -> None:
+        self._saving = None
         try:
             write_private_json(self._file, {"cluster": self.cluster, "agents": encode(self._known)})
         except OSError as problem:

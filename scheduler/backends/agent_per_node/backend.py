@@ -25,7 +25,7 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from .agents import AgentPool
 from .manager import ClusterManager
 from .membership import N
-from .node_table import NodeTable
+from .node_table import Leases, NodeTable
 from .outage import OutageRecovery
 from .settings import AgentPerNodeSettings
 
@@ -140,7 +140,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def leases(self) -> LeaseReading:
         before = set(self._table.leases)
-        agent_nodes = self._pool.nodes
+        agent_nodes = frozenset(self._pool.nodes)
         # The claims are complete for all nodes but these. There, the agents know more than the manager.
         incomplete = agent_nodes if self._membership.away else self._recovery.expected
         claims = {} if self._membership.away else {lease.id: lease for lease in await self._manager.claims()}
@@ -152,7 +152,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         for node_id, held in zip(node_ids, readings, strict=True):
             if held is None:
                 unreachable.add(node_id)
-                held = [lease for lease in self._table.leases.values() if lease.node_id == node_id]
+                held = self._table.leases.on(node_id)
             found.update({lease.id: lease for lease in held if lease.id in claims or node_id in incomplete})
         for claim in claims.values():
             if claim.id in found:
@@ -161,9 +161,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 found[claim.id] = self._table.leases.get(claim.id) or replace(claim, state="held", reason="")
             else:
                 found[claim.id] = replace(claim, node_id="")
-        placed_leases = {lease.id: lease for lease in found.values() if lease.node_id}
-        meanwhile = {lease.id: lease for lease in self._table.leases.values() if lease.id not in before}
-        self._table.leases = {**placed_leases, **meanwhile}
+        placed_leases = [lease for lease in found.values() if lease.node_id]
+        meanwhile = [lease for lease in self._table.leases.values() if lease.id not in before]
+        self._table.leases = Leases([*placed_leases, *meanwhile])
         self._update(list(self._membership.nodes))
         return LeaseReading(leases=tuple(found.values()), unreachable=frozenset(unreachable & incomplete))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Generic
 
@@ -16,12 +16,46 @@ _ANY_POLICY = get_policy("pack")
 """A policy whose filters decide if a request fits. Its ranking does not matter on one node."""
 
 
+class Leases(MutableMapping[str, Lease]):
+    """Leases by id. Those of one node are found without a look at all others."""
+
+    def __init__(self, leases: Iterable[Lease] = ()) -> None:
+        self._by_id: dict[str, Lease] = {}
+        self._by_node: dict[str, dict[str, Lease]] = {}
+        for lease in leases:
+            self[lease.id] = lease
+
+    def on(self, node_id: str) -> list[Lease]:
+        return list(self._by_node.get(node_id, {}).values())
+
+    def __getitem__(self, lease_id: str) -> Lease:
+        return self._by_id[lease_id]
+
+    def __setitem__(self, lease_id: str, lease: Lease) -> None:
+        if lease_id in self._by_id and self._by_id[lease_id].node_id != lease.node_id:
+            del self[lease_id]
+        self._by_id[lease_id] = self._by_node.setdefault(lease.node_id, {})[lease_id] = lease
+
+    def __delitem__(self, lease_id: str) -> None:
+        node_id = self._by_id.pop(lease_id).node_id
+        of_node = self._by_node[node_id]
+        del of_node[lease_id]
+        if not of_node:
+            del self._by_node[node_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+
 class NodeTable(Generic[N]):
     """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date."""
 
     def __init__(self, build_node: Callable[[N, Sequence[Lease], float], Node]) -> None:
         self._build_node = build_node
-        self.leases: dict[str, Lease] = {}
+        self.leases = Leases()
         self._snapshot = Snapshot.of([])
         self._measured_at = 0.0
 
@@ -31,11 +65,11 @@ class NodeTable(Generic[N]):
 
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
-        held: dict[str, list[Lease]] = {name: [] for name in node_ids if name in nodes}
-        for lease in self.leases.values():
-            if lease.node_id in held:
-                held[lease.node_id].append(lease)
-        built = [self._build_node(nodes[name], leases, self._measured_at) for name, leases in held.items()]
+        built = [
+            self._build_node(nodes[name], self.leases.on(name), self._measured_at)
+            for name in dict.fromkeys(node_ids)
+            if name in nodes
+        ]
         before = self._snapshot
         changed = [node for node in built if node.id not in before or before.node(node.id) != node]
         gone = [name for name in node_ids if name not in nodes and name in before]
