@@ -7,26 +7,29 @@ import asyncio
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from roost.scheduler.cli.options import request_config, scheduler_options
+from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, machine, queue, starts
+from . import churn, density, latency, machine, queue, scale, starts
 from . import compare as comparison
 from .embedded import embedded
 from .report import Report
 from .sides import Side, read_sides, world
-from .world import wait_until_forked
+from .world import private_world, wait_until_forked
 
 Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
+Measurement = Callable[[], Awaitable[None]]
 _INTERRUPTED = 130
 _PICTURES = (".png", ".svg", ".pdf")
 _QUICK_ROUNDS, _ROUNDS = 3, 20
+_QUICK_NODES = 20
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -95,6 +98,25 @@ def share(arguments: argparse.Namespace) -> int:
     return _run(arguments, measure, **asdict(habits))
 
 
+def simulate(arguments: argparse.Namespace) -> int:
+    """Run `roost bench scale`."""
+    nodes = min(arguments.nodes, _QUICK_NODES) if arguments.quick else arguments.nodes
+    kernels = arguments.kernels or 10 * nodes
+    size = scale.Size(nodes=nodes, kernels=kernels, at_once=arguments.at_once)
+    scale.check(size)
+    report = Report("scale", **asdict(size))
+
+    @contextmanager
+    def prepare() -> Iterator[Measurement]:
+        with private_world({}) as folder, scale.cluster(folder, size) as agents:
+            try:
+                yield lambda: scale.measure(report, agents, folder, size)
+            finally:
+                disconnect()
+
+    return _report(arguments, report, prepare())
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Run `roost bench compare`. The exit code is 0 whatever has changed."""
     before, after = comparison.read(arguments.before), comparison.read(arguments.after)
@@ -112,7 +134,7 @@ def _read_rounds(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
-    """Measure in a world of its own, then print and write the results. Ctrl-C ends the measurement, not the results."""
+    """Measure in a world of its own, as `_report` does."""
     config = {"backend": arguments.backend, **request_config(arguments)}
     if options := scheduler_options(arguments):
         config["backend_options"] = options
@@ -120,12 +142,28 @@ def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> in
     report = Report(
         arguments.command, backend=arguments.backend, sides=[side.name for side in sides], **settings
     )
+
+    @contextmanager
+    def prepare() -> Iterator[Measurement]:
+        with (
+            world(sides) as folder,
+            embedded(arguments.backend, folder) if arguments.embedded else nullcontext(),
+        ):
+            yield lambda: _measure(report, sides, measure)
+
+    return _report(arguments, report, prepare())
+
+
+def _report(
+    arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]
+) -> int:
+    """Measure, then print and write the results. Ctrl-C ends the measurement, not the results."""
     _check_files(arguments)
     is_complete = True
-    with world(sides) as folder, embedded(arguments.backend, folder) if arguments.embedded else nullcontext():
+    with prepared as measurement:
         before = machine.measure()
         try:
-            asyncio.run(_measure(report, sides, measure))
+            asyncio.run(_until_interrupted(measurement))
         except (KeyboardInterrupt, asyncio.CancelledError):
             is_complete = False
             report.notes.append("Interrupted: these are the results until then.")
@@ -139,23 +177,25 @@ def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> in
     return status if is_complete else _INTERRUPTED
 
 
-async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> None:
+async def _until_interrupted(measurement: Measurement) -> None:
     """Measure. An interrupt cancels this once; everything that was started is then stopped."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, task.cancel)
     try:
-        for side in sides:
-            if side.is_roost:
-                await side.connect().up()  # the agents of all nodes
-            if side.is_roost and not await wait_until_forked(side.kernelspec, backend=side.config["backend"]):
-                report.notes.append(
-                    f"No kernel of {side.name} was forked: its kernels start from their command."
-                )
-        await measure(report, sides)
+        await measurement()
     finally:
         loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> None:
+    for side in sides:
+        if side.is_roost:
+            await side.connect().up()  # the agents of all nodes
+        if side.is_roost and not await wait_until_forked(side.kernelspec, backend=side.config["backend"]):
+            report.notes.append(f"No kernel of {side.name} was forked: its kernels start from their command.")
+    await measure(report, sides)
 
 
 def _check_files(arguments: argparse.Namespace) -> None:

@@ -179,6 +179,15 @@ def _add_bench(commands: Subparsers) -> None:
         "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for so long (120)"
     )
     queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
+    what = "how many starts roost's service manages on a large cluster, which is simulated"
+    scale = _add_command(actions, "scale", "cli.bench:run", f"measure {what}", has_json=False)
+    scale.add_argument(
+        "--nodes", metavar="N", type=parse_count, default=200, help="nodes of the cluster (200)"
+    )
+    what = "kernels to start (ten for each node)"
+    scale.add_argument("--kernels", metavar="N", type=parse_count, default=0, help=what)
+    scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="so many at once (16)")
+    _add_result(scale, "scale", "at most twenty nodes, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "cli.bench:run", what, has_json=False)
     compare.set_defaults(command="compare")
@@ -188,21 +197,25 @@ def _add_bench(commands: Subparsers) -> None:
 
 def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.ArgumentParser:
     parser = _add_command(actions, name, "cli.bench:run", f"measure {what}", has_json=False)
-    parser.set_defaults(command=name)
     what = "compare with this: plain (default), none, a kernelspec's name, or roost:KEY=VALUE,... (may be repeated)"
     parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
     parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")
-    parser.add_argument("--quick", action="store_true", help="few repetitions, to try it out")
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path, help="write all samples, the machine and the versions"
-    )
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a PNG, SVG or PDF file")
-    parser.set_defaults(check=False)
+    _add_result(parser, name, "few repetitions, to try it out")
     what = "start a cluster of three nodes on this machine for the run (ray, dask)"
     parser.add_argument("--embedded", action="store_true", help=what)
     add_scheduler(parser)
     add_request(parser)
     return parser
+
+
+def _add_result(parser: argparse.ArgumentParser, name: str, quick: str) -> None:
+    """Add the options of every benchmark. `quick` says what --quick does."""
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write all samples, the machine and the versions"
+    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a PNG, SVG or PDF file")
+    parser.set_defaults(command=name, check=False)
 
 
 def _add_command(

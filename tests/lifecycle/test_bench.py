@@ -102,6 +102,24 @@ def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
     assert not found["failures"]
 
 
+def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
+    found = bench(tmp_path, "scale", "--nodes", "200", "--kernels", "400")
+    assert found["figures"]["start"]["n"] == 400
+    assert found["figures"]["CPU per start: service"]["median"] > 0
+    assert found["figures"]["read back"]["n"] == 1  # the next service knows all 400
+    assert found["notes"][1].startswith("The limit is the ")
+
+
+def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
+    for options, says in {
+        ("--nodes", "2", "--kernels", "25"): "take at most 24.",
+        ("--nodes", "1000000"): "file descriptors",
+    }.items():
+        done = subprocess.run([*BENCH, "scale", *options], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert says in done.stderr
+
+
 def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(tmp_path: Path) -> None:
     command = [
         *BENCH,

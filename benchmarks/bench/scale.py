@@ -1,0 +1,182 @@
+"""`roost bench scale`: the service on a large simulated cluster. The agents are real servers, but start no kernels.
+
+connect             the service joins the cluster and connects to all agents
+starts              kernels per second that were placed, leased and "launched", `at_once` at the same time
+start               start() called → the agent has answered
+decision            of that, the choice of a node
+CPU per start       of the service, of the process with all agents, and of this process with the client
+memory              of the service, with all kernels
+descriptors         of the service, per node
+read back           the service is killed, and the next one knows all kernels again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from roost.placement import Request
+from roost.scheduler.client.client import Client, connect
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.service.messages import Connection, Owner, StartKernel
+
+from . import simulated
+from .report import Report, show_time
+from .world import MIB, elapsed_ms
+
+_READY_S = 300.0
+_DESCRIPTORS = 12
+"""An agent takes this many in the process with all agents."""
+_REQUESTS = (
+    Request(cpus=1.0, memory_bytes=2 << 30),
+    Request(cpus=1.0, memory_bytes=4 << 30, gpus=0.25),
+    Request(cpus=2.0, memory_bytes=8 << 30, gpus=0.5),
+)
+"""The kernels ask for these at random. A node has room for about twelve of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large the cluster is, and how many kernels start, `at_once` at the same time."""
+
+    nodes: int
+    kernels: int
+    at_once: int
+
+
+def check(size: Size) -> None:
+    """Raise `ConfigError` if this machine cannot hold such a cluster."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needs = size.nodes * _DESCRIPTORS + 1000
+    if hard != resource.RLIM_INFINITY and hard < needs:
+        most = (hard - 1000) // _DESCRIPTORS
+        raise ConfigError(
+            f"--nodes {size.nodes} needs {needs} file descriptors, and a process may have {hard} here: "
+            f"take at most {most} nodes, or raise the limit (ulimit -n)."
+        )
+    if size.kernels > 12 * size.nodes:
+        raise ConfigError(
+            f"--kernels {size.kernels} do not fit on {size.nodes} nodes: take at most {12 * size.nodes}."
+        )
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
+    """Run a simulated cluster, which services find from now on. Yield its process."""
+    own = folder / "cluster"
+    own.mkdir()
+    simulated.install(folder / "packages")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    command = [sys.executable, "-m", "roost.bench.simulated.cluster", str(own), str(size.nodes)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if process.stdout.readline() != b"ready\n":
+            raise RuntimeError("the simulated cluster has ended; its output says why")
+        sys.path.append(str(folder / "packages"))  # for the client in this process
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "packages"), *_python_path()])
+        yield psutil.Process(process.pid)
+    finally:
+        sys.path.remove(str(folder / "packages"))
+        process.stdin.close()
+        process.stdout.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def measure(report: Report, agents: psutil.Process, folder: Path, size: Size) -> None:
+    """Start all kernels, kill the service, and add the figures to the report."""
+    client = connect(simulated.NAME, address=f"ipc://{folder / 'cluster' / 'manager'}")
+    began = time.perf_counter()
+    nodes = await client.up()
+    report.add("connect", elapsed_ms(began), "ms")
+    assert nodes == size.nodes
+    service = psutil.Process((await client.service())["pid"])
+    report.add("descriptors", service.num_fds() / nodes, "per node")
+    await _start_all(report, client, {"service": service, "agents": agents, "client": psutil.Process()}, size)
+    report.add("memory", service.memory_full_info().pss / MIB, "MiB")
+    os.kill(service.pid, signal.SIGKILL)
+    began = time.perf_counter()
+    while len([kernel for kernel in await client.kernels() if kernel.state == "running"]) < size.kernels:
+        if elapsed_ms(began) > _READY_S * 1000:
+            raise RuntimeError("the next service does not know all kernels")
+        await asyncio.sleep(0.1)
+    report.add("read back", elapsed_ms(began), "ms")
+
+
+async def _start_all(
+    report: Report, client: Client, processes: dict[str, psutil.Process], size: Size
+) -> None:
+    dice = random.Random(1)
+    starts = iter([_build_start(dice.choice(_REQUESTS)) for _ in range(size.kernels)])
+    used = {name: _cpu_s(process) for name, process in processes.items()}
+    began = time.monotonic()
+
+    async def work() -> None:
+        for start in starts:
+            asked = time.perf_counter()
+            kernel = await client.start(start)
+            report.add("start", elapsed_ms(asked), "ms")
+            report.add("decision", kernel.timing_ms["placed"], "ms")
+
+    workers = asyncio.gather(*(work() for _ in range(size.at_once)))
+    await show_time("scale", workers, size.kernels / 100)
+    report.add("starts", size.kernels / (time.monotonic() - began), "kernels/s")
+    for name, process in processes.items():
+        spent_ms = (_cpu_s(process) - used[name]) * 1000
+        report.add(f"CPU per start: {name}", spent_ms / size.kernels, "ms")
+    decisions = sorted(report.samples["decision"])
+    p99 = decisions[len(decisions) * 99 // 100]
+    report.notes.append(
+        f"99 % of the decisions took at most {p99:.2f} ms, with up to {size.at_once} starts at the same time."
+    )
+    report.notes.append(_name_limit(report, processes))
+
+
+def _name_limit(report: Report, processes: dict[str, psutil.Process]) -> str:
+    """Return a sentence that names the process that had most to do."""
+    spent = {name: statistics.median(report.samples[f"CPU per start: {name}"]) for name in processes}
+    busiest = max(spent, key=spent.__getitem__)
+    rate = statistics.median(report.samples["starts"])
+    return f"The limit is the {busiest}, which used {spent[busiest] * rate / 10:.0f} % of a core."
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _build_start(request: Request) -> StartKernel:
+    return StartKernel(
+        kernel_id=str(uuid.uuid4()),
+        launch_id=uuid.uuid4().hex,
+        request=request,
+        owner=Owner(user="bench"),
+        argv=(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
+        env={"HOME": "/", "PATH": os.defpath},
+        cwd="/",
+        connection=Connection(key=uuid.uuid4().hex),
+        launch_timeout_s=_READY_S,
+    )
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

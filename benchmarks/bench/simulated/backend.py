@@ -1,0 +1,135 @@
+"""The backend of the simulated cluster. Its manager grants what the service chose, after one message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from traitlets import Unicode
+
+from roost.launchers.protocol.messages import Lease
+from roost.launchers.protocol.rpc import RpcError
+from roost.launchers.protocol.rpc_client import RpcClient
+from roost.placement import Node
+from roost.placement.json_codec import decode
+from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
+from roost.scheduler.backends.agent_per_node.membership import Membership
+from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
+from roost.scheduler.backends.base import BackendContext
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+
+from . import NAME
+
+_ANSWER_S = 60.0
+_READ_AGAIN_S = 1.0
+
+
+class RoostSimulatedBackend(AgentPerNodeSettings):
+    """Settings of the simulated cluster."""
+
+    address = Unicode("", help="The socket of the simulated manager.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedNode:
+    """A node of the simulated cluster: `empty` is the node without kernels."""
+
+    id: str
+    daemon: str
+    empty: Node
+    started_agent: StartedAgent | None
+
+
+class SimulatedManager:
+    """The cluster manager: a process that the benchmark has started."""
+
+    name = "simulated"
+    daemon = "simulated daemon"
+    claim_name = "claim"
+
+    def __init__(self, socket: str) -> None:
+        self.membership: Membership[SimulatedNode] = Membership(self.name, join=self._join, fetch=self._fetch)
+        self._client = RpcClient(socket)
+        self._nodes: list[SimulatedNode] = []
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def wait_until_described(self) -> None:
+        return None
+
+    async def wait_for_change(self) -> None:
+        await asyncio.sleep(_READ_AGAIN_S)
+
+    async def read_metrics(self) -> Collection[str]:
+        return ()
+
+    def build_node(
+        self, node: SimulatedNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
+    ) -> Node:
+        built = node.empty
+        for lease in leases:
+            built = built.with_kernel(lease.request, lease.device_ids)
+        return built
+
+    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+        return {}
+
+    async def claim(
+        self, lease: Lease, node: SimulatedNode, has_room: HasRoom, *, again: bool = False
+    ) -> tuple[str, ...]:
+        if not await self._ask("claim", lease):
+            raise LeaseConflict(f"{node.id} has no room")
+        return lease.device_ids
+
+    def can_take_on(self, node: SimulatedNode) -> bool:
+        return True
+
+    async def release(self, lease: Lease) -> None:
+        await self._ask("release", {"lease_id": lease.id})
+
+    async def claims(self) -> Sequence[Lease]:
+        found: list[Lease] = []
+        while page := await self._ask("claims", {"after": len(found)}):
+            found += [decode(Lease, lease) for lease in page]
+        return found
+
+    def shows(self, lease: Lease, node: SimulatedNode) -> bool:
+        return True
+
+    async def find(self, lease: Lease) -> bool:
+        return bool(await self._ask("has_claim", {"lease_id": lease.id}))
+
+    async def start_agent(self, node_id: str) -> StartedAgent:
+        agent = self.membership.nodes[node_id].started_agent
+        assert agent is not None
+        return agent
+
+    async def _join(self, address: str) -> str:
+        await self._client.connect(timeout_s=_ANSWER_S)
+        while page := await self._ask("nodes", {"after": len(self._nodes)}):
+            for empty, agent in page:
+                node = decode(Node, empty)
+                self._nodes.append(
+                    SimulatedNode(
+                        id=node.id, daemon=node.id, empty=node, started_agent=decode(StartedAgent, agent)
+                    )
+                )
+        return "in the memory of another process"
+
+    async def _fetch(self) -> list[SimulatedNode]:
+        return self._nodes
+
+    async def _ask(self, op: str, arguments: Any) -> Any:
+        try:
+            return await self._client.call(op, arguments, timeout_s=_ANSWER_S)
+        except (RpcError, asyncio.TimeoutError) as problem:
+            raise BackendUnavailable(f"the simulated manager does not answer: {problem}") from problem
+
+
+def create(settings: RoostSimulatedBackend, context: BackendContext) -> AgentPerNodeBackend[SimulatedNode]:
+    """Return the backend."""
+    return AgentPerNodeBackend(NAME, SimulatedManager(settings.address), settings, context)

@@ -1,0 +1,86 @@
+"""The process of a simulated cluster: `python -m roost.bench.simulated.cluster FOLDER NODES`.
+
+It prints a line when all agents listen, and leaves when its standard input is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from roost.launchers.protocol.messages import Lease
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.placement import Device, Node
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent
+from roost.testing import FakeAgent
+
+CPUS, MEMORY_BYTES, GPUS = 32.0, 256 << 30, 4
+_PAGE = 1_000
+"""A message has at most this many nodes or claims."""
+
+
+class SimulatedCluster:
+    """The manager, which knows the claims, and one fake agent per node."""
+
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self._claims: dict[str, Lease] = {}
+        self._agents = [
+            FakeAgent(folder / name, name=name, cpus=CPUS, memory_bytes=MEMORY_BYTES, gpus=GPUS)
+            for name in (f"node-{number:05}" for number in range(nodes))
+        ]
+        self._server = RpcServer(
+            {
+                "nodes": Operation(self._nodes),
+                "claim": Operation(self._claim, Lease),
+                "release": Operation(self._release),
+                "claims": Operation(self._list),
+                "has_claim": Operation(self._has),
+            }
+        )
+
+    def start(self, socket: Path) -> None:
+        self._server.start(f"ipc://{socket}")
+
+    async def close(self) -> None:
+        await self._server.close()
+        for agent in self._agents:
+            await agent.close()
+
+    def _nodes(self, after: int) -> list[tuple[Node, StartedAgent]]:
+        return [
+            (_build_node(agent.name), StartedAgent(address=agent.address, daemon=agent.name))
+            for agent in self._agents[after : after + _PAGE]
+        ]
+
+    def _claim(self, lease: Lease) -> bool:
+        self._claims[lease.id] = replace(lease, state="held", reason="")
+        return True
+
+    def _release(self, lease_id: str) -> None:
+        self._claims.pop(lease_id, None)
+
+    def _list(self, after: int) -> list[Lease]:
+        return list(self._claims.values())[after : after + _PAGE]
+
+    def _has(self, lease_id: str) -> bool:
+        return lease_id in self._claims
+
+
+def _build_node(name: str) -> Node:
+    devices = tuple(Device(id=str(number), model="T4") for number in range(GPUS))
+    return Node(id=name, cpus=CPUS, memory_bytes=MEMORY_BYTES, devices=devices)
+
+
+async def serve(folder: Path, nodes: int) -> None:
+    """Be the cluster until standard input is closed."""
+    cluster = SimulatedCluster(folder, nodes)
+    cluster.start(folder / "manager")
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await cluster.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
