@@ -23,9 +23,11 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("launchers", "placement", "provisioners", "scheduler")
 ELSEWHERE = {
-    "bench": "benchmarks/bench",
-    "bench/clusters": "benchmarks/bench/clusters",
     "testing": "tests/testing",
+    **{
+        str(init.parent.relative_to(ROOT / "benchmarks")): str(init.parent.relative_to(ROOT))
+        for init in (ROOT / "benchmarks" / "bench").rglob("__init__.py")
+    },
 }
 """The folders of packages that have other names there."""
 PACKAGES = {
