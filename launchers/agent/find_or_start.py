@@ -21,7 +21,7 @@ from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.placement.json_codec import WireError, decode, encode
 
-from .node_metrics import AgentSettings
+from .settings import AgentSettings
 
 log = logging.getLogger(__name__)
 

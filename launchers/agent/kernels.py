@@ -87,6 +87,11 @@ class Kernels:
     def list(self) -> tuple[KernelProcess, ...]:
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
 
+    def forked_pids(self) -> tuple[int, ...]:
+        """Return the pids of the forked kernels that run."""
+        running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
+        return tuple(process.pid for process in running if process is not None and process.how == "forked")
+
     @property
     def running_count(self) -> int:
         return sum(not kernel.ended.is_set() for kernel in self._kernels.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from roost.launchers.protocol.messages import Launch
 
-from .node_metrics import AgentSettings
+from .settings import AgentSettings
 
 
 def adapt(

@@ -38,9 +38,11 @@ from .kernels import Kernels
 from .launch_changes import adapt, build_node_environment
 from .ledger import Conflict, LeaseLedger
 from .manager_watch import ManagerWatch
-from .node_metrics import AgentSettings, NodeMetrics, UsageMeter
+from .node_metrics import NodeMetrics, UsageMeter
 from .nvml import list_gpus
+from .page_out import PageOut
 from .sessions import OwnSession, SharedSession
+from .settings import AgentSettings
 from .start import EarlierFork, writing
 from .zygote_pool import ZygotePool
 
@@ -87,8 +89,7 @@ class Agent:
         session = SharedSession() if settings.shares_session else OwnSession()
         self._usage = UsageMeter(session)
         self._zygotes = ZygotePool(
-            preload=settings.preload,
-            immortal_preloads=settings.immortal_preloads,
+            settings.forking,
             output=folder / "zygote.log",
         )
         self._kernels = Kernels(
@@ -136,6 +137,8 @@ class Agent:
                 self._expire_later(entry.lease.id, entry.linger_s)
         self._managed.resume()
         self._watch_idleness()
+        if after_s := self._settings.forking.page_out_after_s:
+            spawn(PageOut(after_s, self._kernels.forked_pids).run(), self._tasks, log)
 
     async def begin(self, assignment: messages.Assignment) -> None:
         """Note the assigned lease and begin its launch, unless the lease is here already. Raises `RemoteError`."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.placement.json_codec import encode
 
 from .fingerprint import (
     Fingerprint,
@@ -34,6 +35,7 @@ from .fingerprint import (
     select_import_environment,
 )
 from .fork_report import ForkedKernel, read_report
+from .settings import Forking
 
 log = logging.getLogger(__name__)
 
@@ -89,17 +91,15 @@ class ZygotePool:
 
     def __init__(
         self,
+        forking: Forking = Forking(),  # noqa: B008 - it cannot change
         *,
         max_zygotes: int = 4,
-        preload: tuple[str, ...] = (),
-        immortal_preloads: bool = True,
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
         script: Path = _SCRIPT,
     ) -> None:
         self._max_zygotes = max_zygotes
-        self._preload = tuple(preload)
-        self._immortal_preloads = immortal_preloads
+        self._forking = forking
         self._warm_delay_s = warm_delay_s
         self._output = output
         self._script = script
@@ -263,17 +263,14 @@ class ZygotePool:
         environment = answer["environment"]
         self._zygotes.append(_Zygote(key, pid, ours, environment, fingerprint, used_at=time.monotonic()))
         self._limit(self._zygotes[-1])  # it may have changed meanwhile
-        mortal = (
-            f"; preloads are not immortal: {answer['mortal_because']}" if answer["mortal_because"] else ""
-        )
-        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], mortal)
+        notes = "".join(f"; {note}" for note in answer["notes"])
+        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], notes)
         self._retire_surplus()
 
     async def _prepare(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
         """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only."""
         ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
-        first = {"preload": self._preload, "args": command.args, "immortal": self._immortal_preloads}
-        request = json.dumps(first).encode()
+        request = json.dumps({"args": command.args, **encode(self._forking)}).encode()
         with tempfile.TemporaryFile() as file:
             try:
                 socket.send_fds(ours, [request], [file.fileno()])

@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Container
 from typing import Any, NoReturn
@@ -41,3 +43,15 @@ def end_process(app: Any, known: Container[str]) -> NoReturn:
     # The interpreter's lock stays with this thread, so that no daemon thread runs while C libraries end.
     ctypes.PyDLL(None).exit(0)
     raise SystemExit  # not reached
+
+
+def end_standby(output: int | None = None) -> NoReturn:
+    """End a standby that was not launched, or failed: write the current error to this descriptor.
+
+    At once, because the end of its context would wait for sockets that no thread serves.
+    """
+    try:
+        if output is not None:
+            os.write(output, traceback.format_exc().encode())
+    finally:
+        os._exit(output is not None)

@@ -15,13 +15,13 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .ending import end_process
+from .ending import end_process, end_standby
 from .memory import ModuleFiles, find_madvise
+from .page_out import page_out_on_signal
 from .standby import Standby
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -32,11 +32,12 @@ _DESCRIPTORS = 256
 class WarmState:
     """The things that a zygote prepares for its kernels. They repeat `environment_changes` of the preloaded modules."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], *, pages_out: bool = False) -> None:
         from ipykernel import ipkernel
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
+        self.pages_out = pages_out
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
         self.launcher = find_launcher()
@@ -126,10 +127,7 @@ class KernelChild(NamedTuple):
             hook_ports(standby.app, self.report)
             standby.connect(self.request["argv"])
         except BaseException:  # noqa: BLE001 - it is written to the log
-            try:
-                os.write(self.log_fd, traceback.format_exc().encode())
-            finally:
-                os._exit(1)  # at once: the end of the context would wait for sockets that no thread serves
+            end_standby(self.log_fd)
         os.close(self.log_fd)
         standby.run_startup()
         return standby.app
@@ -166,6 +164,8 @@ def begin_process(warm: WarmState | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+    if warm and warm.pages_out:
+        page_out_on_signal()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # if memory runs out, the system kills kernels before the agent
     if "numpy.random" in sys.modules:

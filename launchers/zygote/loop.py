@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
+from .ending import end_standby
 from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
-from .memory import fill_heap, fill_pools, gather_module_names
+from .memory import fill_heap, fill_pools, gather_module_names, merge_memory
 from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
 
@@ -229,12 +230,9 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
     except ConnectionError:  # the zygote has ended, maybe without having read the description
         packet = b""
     except BaseException:  # noqa: BLE001 - it is written to the zygote's output
-        try:
-            os.write(output, traceback.format_exc().encode())
-        finally:
-            os._exit(1)
+        end_standby(output)
     if not packet:
-        os._exit(0)  # at once: the end of a standby's context would wait for sockets that no thread serves
+        end_standby()
     zygote.close()
     os.close(output)
     return KernelChild(json.loads(packet), fds[0], fds[1], warm, is_spare=True, standby=standby)
@@ -259,10 +257,18 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     started_ns = time.time_ns()
     reads: dict[str, str | None] = {}
     before = dict(os.environ)
+    notes = []
+    if request["merge_memory"] and (problem := merge_memory()):
+        notes.append(f"equal pages are not merged: {problem}")
     try:
         with record_environment(reads):
-            for name in (*_BASE_PRELOAD, *request["preload"]):
+            for name in _BASE_PRELOAD:
                 importlib.import_module(name)
+            for name in request["preload"]:
+                if find_spec(name.partition(".")[0]) is None:
+                    notes.append(f"{name} is not installed")
+                else:
+                    importlib.import_module(name)
         rehearsed, patterns, _ = rehearse(None)
         with record_environment(reads):
             for name in rehearsed:
@@ -270,35 +276,36 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
                     importlib.import_module(name)
         for pattern, flags in patterns:
             re.compile(pattern, flags)  # into the cache that every child inherits
-        if "jedi" in request["preload"]:
+        if "jedi" in request["preload"] and "jedi" in sys.modules:
             warm_jedi()
     except Exception as error:  # noqa: BLE001 - whatever an import may raise
         return None, encode_refusal(f"{type(error).__name__}: {error}")
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
         return None, encode_refusal(f"a preloaded module started a thread ({names})")
+    if mortal_because := why_not() if request["immortal_preloads"] else "switched off":
+        notes.append(f"preloads are not immortal: {mortal_because}")
     answer = {
         "op": "ready",
         "environment": {name: before.get(name) for name in sorted(reads)},
         "rehearsed": len(rehearsed),
-        "mortal_because": why_not() if request["immortal"] else "switched off",
+        "notes": notes,
         **take_fingerprint(),
     }
     changed = [path for path, at_ns, *_ in answer["files"] if at_ns > started_ns and path.endswith(".py")]
     if changed:  # the process may have imported the old content
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
-    is_immortal = not answer["mortal_because"]
-    warm = WarmState(request["args"])
+    warm = WarmState(request["args"], pages_out=request["page_out_after_s"] > 0)
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
-    del answer, before, reads, rehearsed, patterns, changed
+    del answer, before, reads, rehearsed, patterns, changed, notes
     gc.collect()
     fill_heap()
     gather_module_names()
     warm.module_names = frozenset(sys.modules)
-    if is_immortal:
+    if not mortal_because:
         make_immortal()
         fill_pools()
     gc.freeze()

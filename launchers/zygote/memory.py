@@ -11,12 +11,15 @@ import contextlib
 import ctypes
 import itertools
 import mmap
+import os
 import sys
 import types
 from typing import Any
 
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 """Advice for madvise, from Linux's mman.h (5.14). Older systems answer EINVAL."""
+_SET_MEMORY_MERGE = 67
+"""An option of prctl, from Linux's prctl.h (6.4)."""
 _PAGE_PRESENT = 1 << 63
 _PAGE_OWN = _PAGE_PRESENT | 1 << 56
 """Bits of /proc/PID/pagemap: the page is in memory; no other process maps it."""
@@ -105,6 +108,14 @@ class ModuleFiles:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys, name)
+
+
+def merge_memory() -> str:
+    """Let the system merge equal pages of this process and its children. Return its reason if it refuses, else ""."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0:
+        return ""
+    return os.strerror(ctypes.get_errno())
 
 
 def find_written_pages(pid: int) -> array.array[int]:

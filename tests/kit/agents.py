@@ -12,7 +12,7 @@ from typing import Any
 from world import TINY_ARGV
 
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.daemon.process import is_running

@@ -20,7 +20,7 @@ import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from world import TINY_ARGV
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys

@@ -22,6 +22,7 @@ from jupyter_client.blocking import BlockingKernelClient
 
 from roost.launchers.agent.fingerprint import KernelCommand, parse_ipykernel_command
 from roost.launchers.agent.fork_report import ForkedKernel
+from roost.launchers.agent.settings import Forking
 from roost.launchers.agent.zygote_pool import MOST_SPARES, ZygotePool
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -88,12 +89,12 @@ def default_signals() -> Iterator[None]:
 class Agent:
     """A stand-in for the agent that starts kernels as the agent does."""
 
-    def __init__(self, folder: Path, how: str = "any", **options: Any) -> None:
-        """`how`: kernels are started by `fork`, from a `standby`, or in `any` way."""
+    def __init__(self, folder: Path, how: str = "any", **forking: Any) -> None:
+        """`how`: kernels are started by `fork`, from a `standby`, or in `any` way. `forking`: fields of `Forking`."""
         self.folder = folder
         self.how = how
         self.loop = asyncio.new_event_loop()
-        self.zygotes = ZygotePool(warm_delay_s=0.0, **options)
+        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0)
         self.zygotes.limit_spares(0 if how == "fork" else MOST_SPARES)
         self.command = command_of(sys.executable)
         self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython")}

@@ -19,7 +19,7 @@ from hadoop_nodes import GPU, HadoopNodes, why_not
 from yarn_master import YarnMaster, live, running_master, until
 from yarn_nodes import assert_nothing_left, end_applications
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Assignment, Launch, Reserve
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys

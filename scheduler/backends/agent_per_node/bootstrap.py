@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment
 from roost.placement.json_codec import encode
 

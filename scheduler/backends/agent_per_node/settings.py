@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from traitlets import Bool, Float, List, Unicode
 
+from roost.launchers.agent.settings import Forking
 from roost.scheduler.config.section import Section
 
 
-class AgentPerNodeSettings(Section):
-    """How roost's agents on the nodes behave. Each backend adds its own settings in a subclass."""
+class ForkingSettings(Section):
+    """How kernels are forked on the nodes."""
 
-    address = Unicode("", help="Where the cluster manager listens.")
-    python = Unicode(
-        "",
-        help="Interpreter of roost's agents on the nodes; empty: that of the cluster manager's processes there.",
-    )
     preload = List(
         Unicode(),
         help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
@@ -22,6 +18,34 @@ class AgentPerNodeSettings(Section):
     immortal_preloads = Bool(
         True,
         help="Python 3.12 and 3.13: count no references to preloaded objects, so that kernels share more memory.",
+    )
+    page_out_after_s = Float(
+        0.0,
+        min=0.0,
+        help="Kernels that have done nothing for this time move their memory to the swap, if there is one. 0: never.",
+    )
+    merge_memory = Bool(
+        False,
+        help="Let Linux merge equal pages of kernels, where its administrator has turned that on (KSM).",
+    )
+
+    def forking(self) -> Forking:
+        """Return these settings for the agents."""
+        return Forking(
+            preload=tuple(self.preload),
+            immortal_preloads=self.immortal_preloads,
+            page_out_after_s=self.page_out_after_s,
+            merge_memory=self.merge_memory,
+        )
+
+
+class AgentPerNodeSettings(ForkingSettings):
+    """How roost's agents on the nodes behave. Each backend adds its own settings in a subclass."""
+
+    address = Unicode("", help="Where the cluster manager listens.")
+    python = Unicode(
+        "",
+        help="Interpreter of roost's agents on the nodes; empty: that of the cluster manager's processes there.",
     )
     manager_grace_s = Float(300.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
     agent_idle_exit_s = Float(3600.0, min=0.0, help="Agents leave after this time without leases.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import cloudpickle
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon import tasks
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.placement.json_codec import encode
@@ -40,8 +40,7 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
     archive, digest = bootstrap.pack()
     agent_settings = AgentSettings(
         idle_exit_s=settings.agent_idle_exit_s,
-        preload=tuple(settings.preload),
-        immortal_preloads=settings.immortal_preloads,
+        forking=settings.forking(),
         is_remote=True,
         gpu_visibility="manager",
     )

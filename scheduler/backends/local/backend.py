@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
@@ -143,8 +143,7 @@ class LocalBackend(Backend):
             gpus=self._settings.gpus,
             gpu_model=self._settings.gpu_model,
             idle_exit_s=self._context.idle_exit_s,
-            preload=tuple(self._settings.preload),
-            immortal_preloads=self._settings.immortal_preloads,
+            forking=self._settings.forking(),
         )
         try:
             endpoint, keys = await self._find_agent(settings)

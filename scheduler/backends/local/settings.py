@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, validate
+from traitlets import Dict, Float, Int, List, TraitError, Unicode, validate
 
-from roost.scheduler.config.section import Memory, Section
+from roost.scheduler.backends.agent_per_node.settings import ForkingSettings
+from roost.scheduler.config.section import Memory
 
 
-class RoostLocalBackend(Section):
+class RoostLocalBackend(ForkingSettings):
     """`c.RoostLocalBackend`: the resources of this machine. roost measures the ones that are not set."""
 
     cpus = Float(None, allow_none=True, min=0.0, help="CPUs to give out.")
     memory = Memory[int | None](None, allow_none=True, help="Memory to give out: '8GiB' or bytes.")
     gpus = Int(None, allow_none=True, min=0, help="GPUs to give out.")
     gpu_model = Unicode("", help="Model of the declared GPUs.")
-    preload = List(
-        Unicode(),
-        help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
-    )
-    immortal_preloads = Bool(
-        True,
-        help="Python 3.12 and 3.13: count no references to preloaded objects, so that kernels share more memory.",
-    )
     labels = Dict(
         key_trait=Unicode(), value_trait=Unicode(), help="Labels that kernels can ask for: name → text."
     )

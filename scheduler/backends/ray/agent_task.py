@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.placement.json_codec import encode
 from roost.scheduler.backends.agent_per_node import bootstrap
 from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, pack

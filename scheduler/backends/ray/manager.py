@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
@@ -161,8 +161,7 @@ class RayManager:
             cpus=node.total.get("CPU", 0.0),
             memory_bytes=int(node.total.get("memory", 0)),
             idle_exit_s=self._settings.agent_idle_exit_s,
-            preload=tuple(self._settings.preload),
-            immortal_preloads=self._settings.immortal_preloads,
+            forking=self._settings.forking(),
             address=node.address,
             is_remote=True,
             gpu_visibility="manager",

@@ -16,7 +16,7 @@ import pytest
 import zmq
 from assigned_agents import LEASE, a_launch, connect, evaluate, free_port, start_archive
 
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, Assignment, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys

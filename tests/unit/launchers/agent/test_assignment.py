@@ -18,7 +18,7 @@ from assigned_agents import LEASE, a_launch, assigned_agent, evaluate, free_port
 from world import TINY_ARGV
 
 from roost.launchers.agent.main import NO_PORT_EXIT
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Assignment, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys

@@ -21,7 +21,7 @@ from world import TINY_ARGV as ARGV
 from world import TINY_KERNEL
 
 from roost.launchers.agent import kernels, start
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.daemon.process import is_running, start_time
 from roost.launchers.protocol.messages import Connection, Launch, Reserve

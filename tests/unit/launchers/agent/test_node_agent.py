@@ -22,7 +22,7 @@ from world import TINY_ARGV, TINY_KERNEL, kill
 
 from roost.launchers.agent import launch_changes as module
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.node_metrics import AgentSettings
+from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.daemon.process import start_time

@@ -13,7 +13,8 @@ import pytest
 
 from roost.launchers.agent.gpus import WAIT_S, DeviceReader
 from roost.launchers.agent.ledger import LeaseLedger
-from roost.launchers.agent.node_metrics import AgentSettings, NodeMetrics, find_cgroups, measure_used_memory
+from roost.launchers.agent.node_metrics import NodeMetrics, find_cgroups, measure_used_memory
+from roost.launchers.agent.settings import AgentSettings
 
 FILES = {
     "v2": {

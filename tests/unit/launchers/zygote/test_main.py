@@ -316,6 +316,19 @@ def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
         agent.close()
 
 
+def test_a_preload_that_is_not_installed_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    agent = Agent(tmp_path, preload=("roost_missing.part", "wave"))
+    try:
+        agent.warm()
+        assert "; roost_missing.part is not installed" in caplog.text
+        assert agent.start().value("'wave' in __import__('sys').modules")
+    finally:
+        agent.close()
+
+
 def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,54 @@
+"""Idle kernels whose memory goes to a real swap and comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import swap
+from world import settle
+
+import roost
+from roost.provisioners.kernel_object import BlockingKernel
+from roost.scheduler.client.client import connect
+
+pytestmark = [
+    pytest.mark.backends("local", why="the same agent on every backend"),
+    pytest.mark.skipif(bool(swap.why_not()), reason=swap.why_not()),
+]
+AFTER_S = 1.0
+
+
+@pytest.fixture
+def folder(runtime_dir: Path) -> Iterator[Path]:
+    """The runtime folder, on a machine with swap. All kernels end before the swap is turned off."""
+    with swap.zram():
+        yield runtime_dir
+        settle(runtime_dir)
+
+
+def start(**options: object) -> BlockingKernel:
+    """Start a kernel that is forked: the first ones are executed, while the zygote is made."""
+    deadline = time.monotonic() + 60
+    while True:
+        kernel = roost.start_kernel("python3", backend="local", backend_options=options)
+        if connect("local", **options).kernel(kernel.id).result(10).how == "forked":
+            return kernel
+        kernel.stop()
+        assert time.monotonic() < deadline, "no kernel was forked"
+
+
+def test_an_idle_kernel_is_paged_out_and_its_next_cell_runs(folder: Path) -> None:
+    with start(page_out_after_s=AFTER_S) as kernel:
+        pid = int(kernel.execute("import os; big = list(map(str, range(200_000))); os.getpid()").text)
+        before, _ = swap.read_memory(pid)
+        deadline = time.monotonic() + 20
+        while swap.read_memory(pid)[1] < 10:
+            assert time.monotonic() < deadline, swap.read_memory(pid)
+            time.sleep(0.1)
+        after, swapped = swap.read_memory(pid)
+        assert after < before / 2
+        assert after + swapped > before / 2, "its pages are in the swap"
+        assert kernel.execute("len(big), big[-1]", timeout_s=20).text == "(200000, '199999')"
