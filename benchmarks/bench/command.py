@@ -17,12 +17,12 @@ from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, machine, queue, scale, starts
+from . import churn, density, latency, machine, placement, queue, scale, starts
 from . import compare as comparison
 from .embedded import embedded
 from .report import Report
 from .sides import Side, read_sides, world
-from .world import private_world, wait_until_forked
+from .world import private_world
 
 Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
 Measurement = Callable[[], Awaitable[None]]
@@ -30,6 +30,7 @@ _INTERRUPTED = 130
 _PICTURES = (".png", ".svg", ".pdf")
 _QUICK_ROUNDS, _ROUNDS = 3, 20
 _QUICK_NODES = 20
+_SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -90,12 +91,30 @@ def share(arguments: argparse.Namespace) -> int:
         pause_s=arguments.pause,
         for_s=10.0 if arguments.quick else arguments.seconds,
         seed=random.randrange(10_000) if arguments.seed is None else arguments.seed,
+        trace=arguments.trace,
+        speed=arguments.speed,
     )
+    if habits.trace:
+        habits.read_arrivals()
 
     async def measure(report: Report, sides: Sequence[Side]) -> None:
         await queue.measure(report, sides, habits)
 
     return _run(arguments, measure, **asdict(habits))
+
+
+def decide(arguments: argparse.Namespace) -> int:
+    """Run `roost bench placement`."""
+    plan = placement.Plan(
+        policies=tuple(dict.fromkeys(arguments.policy or ["balanced"])),
+        sizes=tuple(dict.fromkeys(arguments.nodes or _SIZES[: 1 if arguments.quick else None])),
+        rounds=arguments.rounds or (2 if arguments.quick else _PLACEMENT_ROUNDS),
+        decisions=200 if arguments.quick else 2_000,
+    )
+    placement.check(plan)
+    report = Report("placement", **asdict(plan))
+
+    return _report(arguments, report, nullcontext(lambda: placement.measure(report, plan)))
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -136,9 +155,7 @@ def _read_rounds(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
     """Measure in a world of its own, as `_report` does."""
     config = {"backend": arguments.backend, **request_config(arguments)}
-    if options := scheduler_options(arguments):
-        config["backend_options"] = options
-    sides = read_sides(config, arguments.baseline or ["plain"])
+    sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))
     report = Report(
         arguments.command, backend=arguments.backend, sides=[side.name for side in sides], **settings
     )
@@ -178,22 +195,23 @@ def _report(
 
 
 async def _until_interrupted(measurement: Measurement) -> None:
-    """Measure. An interrupt cancels this once; everything that was started is then stopped."""
+    """Measure. SIGINT and SIGTERM cancel this once; everything that was started is then stopped."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for signum in signals:
+        loop.add_signal_handler(signum, task.cancel)
     try:
         await measurement()
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        for signum in signals:
+            loop.remove_signal_handler(signum)
 
 
 async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> None:
     for side in sides:
-        if side.is_roost:
-            await side.connect().up()  # the agents of all nodes
-        if side.is_roost and not await wait_until_forked(side.kernelspec, backend=side.config["backend"]):
+        if side.is_roost and not await side.warm_up():
             report.notes.append(f"No kernel of {side.name} was forked: its kernels start from their command.")
     await measure(report, sides)
 

@@ -9,7 +9,8 @@ placement   no node has room for another kernel, by the scheduler's own accounts
 
 PSS shares each page among the processes that use it, so it falls with the number of kernels. USS and private dirty
 pages are the kernel's alone. Each kernel reads its own memory. Memory is measured once more after each further load: a
-completion, and the import of the given packages.
+completion, and the import of the given packages. If the side has a `page_out_after_s`, memory is measured after that as
+well, from outside and on this machine only, and so are the next answers.
 
 all in      the PSS of a kernel and its part of roost's own processes on this machine (service, agent, zygotes, spares)
 """
@@ -33,6 +34,7 @@ from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import RoostError
 
+from .idle_memory import PAGE_OUT, page_out, wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
 from .report import Report, take_turns
 from .sides import Side
@@ -88,23 +90,27 @@ async def measure(
     if len(sides) > 1:
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:
-                for load, code in loads.items() if filled.kernels else ():
-                    memory = await _measure_load(filled, code)
+                for load, memory in (await _measure_loads(report, by_name[name], filled, loads)).items():
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
                         fixed = fixed_pss_bytes(()) if by_name[name].is_roost else Counter[str]()
                         own = sum(fixed[part] for part in OWN_PARTS) / MIB
                         mean = statistics.mean(each.pss for each in memory)
                         report.add(f"all in/{name}", mean + own / len(filled.kernels), "MiB")
-        for stage in (*(f"PSS after {load}" for load in loads), "all in"):
+        for stage in (*(f"PSS after {load}" for load in (*loads, PAGE_OUT)), "all in"):
             report.compare(stage, list(by_name))
+        paged_out = f"PSS after {PAGE_OUT}/{sides[0].name}"
+        for name in list(by_name)[1:] if paged_out in report.samples else ():
+            if f"PSS after {PAGE_OUT}/{name}" not in report.samples:
+                title = f"PSS after {PAGE_OUT}: {sides[0].name} ÷ {name} after {FIRST}"
+                report.ratio(title, paged_out, f"PSS after {FIRST}/{name}")
     side = sides[0]
     async with _filled(report, side, limits) as filled:
         if not filled.kernels:
             report.notes.append(f"No kernel was started: {filled.why}.")
             return
         report.series["start"] = filled.starts_ms
-        memory = {load: await _measure_load(filled, code) for load, code in loads.items()}
+        memory = await _measure_loads(report, side, filled, loads)
     for load, found in memory.items():
         _add_memory(report, found, f"{load}, {len(filled.kernels)} kernels/{side.name}")
     conclude(report, filled, memory)
@@ -240,10 +246,33 @@ def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -
     return room
 
 
-async def _measure_load(filled: Filled, code: str) -> list[Memory]:
-    """Run a load in all kernels, and return the memory of some of them after it."""
+async def _measure_loads(
+    report: Report, side: Side, filled: Filled, loads: Mapping[str, str]
+) -> dict[str, list[Memory]]:
+    """Run each load in all kernels, and return the memory of some of them after it."""
+    if not filled.kernels:
+        return {}
+    found = {}
+    for load, code in loads.items():
+        if side.options.get("merge_memory"):
+            await _run_load(filled, code)
+            await wait_for_merging(report)
+        found[load] = await _measure_load(filled, code)
+    if (after_s := side.options.get("page_out_after_s", 0.0)) and (
+        memory := await page_out(report, side, filled.kernels, after_s)
+    ):
+        found[PAGE_OUT] = memory
+    return found
+
+
+async def _run_load(filled: Filled, code: str) -> None:
     for kernel in filled.kernels:
         await (kernel.execute(code) if code else kernel.complete())
+
+
+async def _measure_load(filled: Filled, code: str) -> list[Memory]:
+    """Run a load in all kernels, and return the memory of some of them after it."""
+    await _run_load(filled, code)
     step = max(1, len(filled.kernels) // _SAMPLE)
     return [await kernel.read_memory() for kernel in filled.kernels[::step]]
 
@@ -278,3 +307,6 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
         else:
             text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
         report.notes.append(f"{text} {held} were started there.")
+    if PAGE_OUT in memory:
+        swap = statistics.mean(each.swap for each in memory[PAGE_OUT])
+        report.notes.append(f"After page-out, a kernel has {swap:.0f} MiB in the swap.")

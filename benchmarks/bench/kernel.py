@@ -7,21 +7,22 @@ import asyncio
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.manager import AsyncKernelManager
 
 from .sides import Side
-from .world import elapsed_ms, execute, reply_to, start
+from .world import elapsed_ms, execute, make_manager, reply_to, start
 
-_READ_MEMORY = """(lambda text: {
-    name: sum(int(line.split()[1]) for line in text.splitlines() if line.split(':')[0] in parts)
-    for name, parts in {
-        'pss': ['Pss'], 'uss': ['Private_Clean', 'Private_Dirty'], 'dirty': ['Private_Dirty'], 'swap': ['SwapPss']
-    }.items()
-})(open('/proc/self/smaps_rollup').read())"""
+_PARTS = {
+    "pss": ("Pss",),
+    "uss": ("Private_Clean", "Private_Dirty"),
+    "dirty": ("Private_Dirty",),
+    "swap": ("SwapPss",),
+}
+_READ_MEMORY = "open('/proc/self/smaps_rollup').read()"
 _COMPLETED = "import collections; collections.Or"
 
 
@@ -44,7 +45,7 @@ class BenchKernel:
 
     def __init__(self, side: Side) -> None:
         self.side = side
-        self.manager = AsyncKernelManager(kernel_name=side.kernelspec)
+        self.manager = make_manager(side.kernelspec, side.options)
         self._client: AsyncKernelClient | None = None
 
     async def __aenter__(self) -> BenchKernel:
@@ -61,9 +62,12 @@ class BenchKernel:
         assert self._client is not None, "the kernel is not started"
         return self._client
 
-    async def start(self, user: str = "") -> dict[str, float]:
-        """Start the kernel and open its channels. Return milliseconds of `start_kernel`, and until the first reply."""
-        options = {"env": {**os.environ, "KERNEL_USERNAME": user}} if user else {}
+    async def start(self, **variables: str) -> dict[str, float]:
+        """Start the kernel and open its channels. Return milliseconds of `start_kernel`, and until the first reply.
+
+        `variables` are environment variables of the start, such as `KERNEL_GPUS`.
+        """
+        options = {"env": {**os.environ, **variables}} if variables else {}
         began = time.perf_counter()
         await start(self.manager, **options)
         returned_ms = elapsed_ms(began)
@@ -102,8 +106,7 @@ class BenchKernel:
 
     async def read_memory(self) -> Memory:
         """Return the kernel's memory. The kernel reads it itself, so that it may be on any machine with Linux."""
-        found = await self.evaluate(_READ_MEMORY)
-        return Memory(**{name: kib / 1024 for name, kib in found.items()})
+        return _read_rollup(await self.evaluate(_READ_MEMORY))
 
     async def stop(self) -> float:
         """Stop the kernel. Return milliseconds. May be repeated."""
@@ -114,3 +117,16 @@ class BenchKernel:
         if self.manager.has_kernel:
             await self.manager.shutdown_kernel(now=True)
         return elapsed_ms(began)
+
+
+def read_memory_of(pid: int) -> Memory:
+    """Return the memory of a process of this machine without its help: it may be paged out. Raises `OSError`."""
+    return _read_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
+
+
+def _read_rollup(text: str) -> Memory:
+    """Read a file as in proc(5), /proc/PID/smaps_rollup."""
+    kib = {
+        words[0].rstrip(":"): int(words[1]) for line in text.splitlines() if len(words := line.split()) == 3
+    }
+    return Memory(**{name: sum(kib.get(part, 0) for part in parts) / 1024 for name, parts in _PARTS.items()})

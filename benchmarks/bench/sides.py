@@ -12,21 +12,27 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from roost.provisioners.kernel_connection import reconnect_soon
 from roost.provisioners.request_options import split_pairs
+from roost.scheduler.backends.registry import get_spec, load_object
+from roost.scheduler.cli.options import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import ConfigError
 
-from .world import PLAIN, ROOST, private_world, write_kernelspec
+from .world import PLAIN, ROOST, private_world, wait_until_forked, write_kernelspec
 
 NONE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side. `config` is that of roost's kernelspec; it is empty for others. `name` is how figures call the side."""
+    """One side. `config` is that of roost's kernelspec; it is empty for others. `name` is how figures call the side.
+
+    `options` are the settings of roost's backend, as in `roost.connect`.
+    """
 
     name: str
     kernelspec: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_roost(self) -> bool:
@@ -34,7 +40,14 @@ class Side:
 
     def connect(self) -> Client:
         """Return the client of this side's scheduler. Only for sides of roost."""
-        return connect(self.config["backend"], **self.config.get("backend_options", {}))
+        return connect(self.config["backend"], **self.options)
+
+    async def warm_up(self) -> bool:
+        """Start the agents of all nodes and a zygote. False if kernels are not forked. Only for sides of roost."""
+        await self.connect().up()
+        return await wait_until_forked(
+            self.kernelspec, backend=self.config["backend"], options=dict(self.options)
+        )
 
     def prepare(self, client: AsyncKernelClient) -> None:
         """Set up a client before it connects, as roost's own clients are set up."""
@@ -42,12 +55,18 @@ class Side:
             reconnect_soon(client.context)
 
 
-def read_sides(config: Mapping[str, Any], baselines: Sequence[str]) -> list[Side]:
-    """Return the side of roost, and one for each baseline; raises `ConfigError`.
+def read_sides(
+    config: Mapping[str, Any], baselines: Sequence[str], options: Mapping[str, Any] | None = None
+) -> list[Side]:
+    """Return the side of roost, and one for each baseline; raises `ConfigError`. `options` are the backend's settings.
 
-    A baseline is `plain`, the name of an installed kernelspec, or `roost:KEY=VALUE,...` with other settings of roost.
+    A baseline is `plain`, the name of an installed kernelspec, or `roost:KEY=VALUE,...` with other settings of roost's
+    kernelspec or backend.
     """
-    sides = [Side(name="roost", kernelspec="roost", config=config)]
+    options = options or {}
+    sides = [Side(name="roost", kernelspec="roost", config=config, options=options)]
+    section = load_object(get_spec(config["backend"]).settings, "the backend's settings")
+    settings = section.class_traits(config=True)
     for baseline in dict.fromkeys(baselines):
         if baseline == NONE:
             continue
@@ -57,8 +76,15 @@ def read_sides(config: Mapping[str, Any], baselines: Sequence[str]) -> list[Side
             sides.append(Side(name=baseline, kernelspec=baseline))
             continue
         changes = split_pairs("--baseline", baseline.removeprefix("roost:").split(","), "roost:fork=never")
-        name = f"roost-{len(sides)}"
-        sides.append(Side(name=baseline, kernelspec=name, config={**config, **changes}))
+        of_backend = {key: read_json(text) for key, text in changes.items() if key in settings}
+        sides.append(
+            Side(
+                name=baseline,
+                kernelspec=f"roost-{len(sides)}",
+                config={**config, **{key: text for key, text in changes.items() if key not in settings}},
+                options={**options, **of_backend},
+            )
+        )
     return sides
 
 

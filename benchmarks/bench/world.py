@@ -26,6 +26,7 @@ import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
 
 PLAIN = "local-provisioner"
 ROOST = "roost"
@@ -239,13 +240,15 @@ async def read_pid(client: AsyncKernelClient) -> int:
 
 
 @asynccontextmanager
-async def kernels(name: str, count: int, **traits: Any) -> AsyncIterator[list[AsyncKernelManager]]:
+async def kernels(
+    name: str, count: int, *, options: Mapping[str, Any] | None = None, **traits: Any
+) -> AsyncIterator[list[AsyncKernelManager]]:
     """Start `count` kernels of one kernelspec, four at a time, and stop them at the end. `traits` are the managers'.
 
     Plain Jupyter chooses ports before the kernel binds them. Sometimes another kernel takes such a port first, and the
     kernel never answers. A kernel that does not answer is therefore started again, at most twice.
     """
-    managers = [AsyncKernelManager(kernel_name=name, **traits) for _ in range(count)]
+    managers = [make_manager(name, options or {}, **traits) for _ in range(count)]
     gate = asyncio.Semaphore(4)
 
     async def bring_up(manager: AsyncKernelManager) -> None:
@@ -270,14 +273,23 @@ async def kernels(name: str, count: int, **traits: Any) -> AsyncIterator[list[As
         await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in started))
 
 
-async def wait_until_forked(name: str, *, backend: str = "local", within_s: float = 60.0) -> bool:
+def make_manager(name: str, options: Mapping[str, Any], **traits: Any) -> AsyncKernelManager:
+    """Return a manager of a kernelspec. `options` are settings of roost's backend, which a kernelspec cannot have."""
+    config = Config(RoostProvisioner={"backend_options": dict(options)}) if options else Config()
+    return AsyncKernelManager(kernel_name=name, config=config, **traits)
+
+
+async def wait_until_forked(
+    name: str, *, backend: str = "local", within_s: float = 60.0, options: Mapping[str, Any] | None = None
+) -> bool:
     """Start and stop kernels until one is forked, so that its zygote is warm; False if none is."""
     import roost
 
-    client = roost.connect(backend)
+    options = options or {}
+    client = roost.connect(backend, **options)
     end = time.monotonic() + within_s
     while time.monotonic() < end:
-        async with kernels(name, 1) as [manager]:
+        async with kernels(name, 1, options=options) as [manager]:
             async with open_client(manager) as channel:
                 await execute(channel)
             if (await client.kernel(manager.kernel_id)).how == "forked":

@@ -15,6 +15,7 @@ _FUNCTIONS = {
     "density": "fill",
     "churn": "run_churn",
     "queue": "share",
+    "placement": "decide",
     "scale": "simulate",
     "compare": "compare",
 }

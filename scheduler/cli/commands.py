@@ -12,7 +12,15 @@ from typing import Any, cast
 
 import roost
 
-from .options import add_request, add_scheduler, parse_amount, parse_count, parse_seconds, parse_share
+from .options import (
+    add_request,
+    add_scheduler,
+    parse_amount,
+    parse_count,
+    parse_factor,
+    parse_seconds,
+    parse_share,
+)
 
 Action = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own type is private
@@ -179,6 +187,18 @@ def _add_bench(commands: Subparsers) -> None:
         "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for so long (120)"
     )
     queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
+    what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file as for roost simulate"
+    queue.add_argument("--trace", metavar="FILE", default="", help=what)
+    what = "let them arrive so many times as fast (1)"
+    queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)
+    what = "how long a decision takes on a busy cluster, which is drawn"
+    placement = _add_command(actions, "placement", "cli.bench:run", f"measure {what}", has_json=False)
+    what = "nodes of the cluster; may be repeated (1000, 10000, 100000)"
+    placement.add_argument("--nodes", metavar="N", type=parse_count, action="append", default=[], help=what)
+    what = "the policy that decides; may be repeated, to compare policies (balanced)"
+    placement.add_argument("--policy", metavar="NAME", action="append", default=[], help=what)
+    placement.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each (7)")
+    _add_result(placement, "placement", "few decisions on small clusters, to try it out")
     what = "how many starts roost's service manages on a large cluster, which is simulated"
     scale = _add_command(actions, "scale", "cli.bench:run", f"measure {what}", has_json=False)
     scale.add_argument(

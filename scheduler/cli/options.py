@@ -64,6 +64,13 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_factor(text: str) -> float:
+    """Return a number above 0; raises argparse's usage error."""
+    if not (factor := parse_amount(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a number above 0")
+    return factor
+
+
 def parse_count(text: str) -> int:
     """Return a whole number above 0; raises argparse's usage error."""
     amount = parse_amount(text)
@@ -90,7 +97,7 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(arguments, name) for name in names},
         "labels": split_pairs("--label", arguments.labels),
         "near": split_pairs("--near", arguments.near),
-        "resources": {name: _read_json(text) for name, text in resources.items()},
+        "resources": {name: read_json(text) for name, text in resources.items()},
         "options": split_pairs("--option", arguments.options, "name=value"),
     }
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
@@ -108,7 +115,7 @@ def scheduler_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from roost.provisioners.request_options import split_pairs
 
     options = split_pairs("--backend-option", arguments.backend_option, "gpus=2")
-    return {name: _read_json(text) for name, text in options.items()}
+    return {name: read_json(text) for name, text in options.items()}
 
 
 def print_answer(arguments: argparse.Namespace, document: dict[str, Any], show: Callable[[], object]) -> int:
@@ -120,7 +127,7 @@ def print_answer(arguments: argparse.Namespace, document: dict[str, Any], show: 
     return 0
 
 
-def _read_json(text: str) -> Any:
+def read_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:

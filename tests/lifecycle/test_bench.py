@@ -19,7 +19,7 @@ BENCH = (sys.executable, "-m", "roost.scheduler.cli.main", "bench")
 
 
 def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
-    """Run a benchmark and return its JSON. What it prints is in the file `said`."""
+    """Run a benchmark and return its JSON. The file `said` has its prints."""
     command = [
         *BENCH,
         *options,
@@ -102,6 +102,19 @@ def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
     assert not found["failures"]
 
 
+def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
+    """The second one waits for the CPU that the first one has. The third would arrive after the end."""
+    (tmp_path / "jupyter_roost_config.py").write_text("c.RoostLocalBackend.cpus = 1\n")
+    rows = ["name,cpu_milli,memory_mib,num_gpu,gpu_milli,creation_time,deletion_time"]
+    rows += ["a,1000,64,0,0,100,130", "b,1000,64,0,0,105,140", "c,1000,64,0,0,900,910"]
+    (tmp_path / "trace.csv").write_text("\n".join(rows))
+    options = ("--trace", str(tmp_path / "trace.csv"), "--speed", "10", "--baseline", "none")
+    found = bench(tmp_path, "queue", "--quick", *options, JUPYTER_CONFIG_DIR=str(tmp_path))
+    assert found["figures"]["wait/roost"]["n"] == 2
+    assert found["figures"]["wait/roost"]["max"] > 1000
+    assert found["figures"]["queued/roost"]["median"] == 0.5
+
+
 def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
     found = bench(tmp_path, "scale", "--nodes", "200", "--kernels", "400")
     assert found["figures"]["start"]["n"] == 400
@@ -120,7 +133,10 @@ def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
         assert says in done.stderr
 
 
-def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
     command = [
         *BENCH,
         "density",
@@ -138,7 +154,7 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(tmp_path: Path)
         while len(find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(signum)
         assert run.wait(60) == 130
     assert "nterrupted" in (tmp_path / "said").read_text()
     assert not find_marked(tmp_path)

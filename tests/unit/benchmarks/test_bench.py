@@ -1,4 +1,4 @@
-"""`roost bench` without kernels: its sides, the comparison of two results, and what it says about a machine."""
+"""`roost bench` without kernels: sides, decisions, the comparison of two results, doubts about a machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from roost.bench import compare, machine
+from roost.bench import compare, machine, placement
 from roost.bench.density import Filled, conclude, count_slots
 from roost.bench.kernel import BenchKernel, Memory
 from roost.bench.report import Report
@@ -30,7 +30,16 @@ def test_each_baseline_is_a_side() -> None:
     assert (plain.name, plain.is_roost) == ("plain", False)
     assert (peer.kernelspec, peer.is_roost) == ("gateway", False)
     assert (other.name, other.kernelspec) == ("roost:fork=never", "roost-3")
-    assert other.config == {**CONFIG, "fork": "never"}
+    assert (other.config, other.options) == ({**CONFIG, "fork": "never"}, {})
+
+
+def test_a_baseline_may_have_other_settings_of_the_backend() -> None:
+    measured, other = read_sides(CONFIG, ["roost:fork=never,page_out_after_s=2"], {"preload": ["jedi"]})
+    assert (measured.config, measured.options) == (CONFIG, {"preload": ["jedi"]})
+    assert (other.config, other.options) == (
+        {**CONFIG, "fork": "never"},
+        {"preload": ["jedi"], "page_out_after_s": 2},
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,3 +183,31 @@ def test_slots_are_counted_by_what_kernels_ask_for(request_: Request, slots: flo
         "devices": [{"promised": 0.0}, {"promised": 0.75}],
     }
     assert count_slots(node, request_) == slots
+
+
+def test_decisions_are_measured_by_policy_and_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "placement.json"
+    options = ["--nodes", "60", "--nodes", "30", "--policy", "pack", "--policy", "balanced", "--rounds", "1"]
+    assert main(["bench", "placement", "--quick", *options, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())["figures"]
+    for name in ("pack on 60 nodes", "balanced on 30 nodes"):
+        assert 0 < found[f"decision p50/{name}"]["median"] <= found[f"decision p99/{name}"]["median"]
+        assert found[f"never seen/{name}"]["unit"] == "ms"
+
+
+def test_a_cluster_that_is_drawn_is_busy() -> None:
+    requests = placement.draw_requests(seed=1)
+    empty = placement.draw_nodes(100, seed=1)
+    busy = placement.fill_nodes(empty, requests, 0.85)
+    gpus = sum(node.gpus for node in empty)
+    assert gpus > 200
+    assert 0.7 < sum(device.promised for node in busy for device in node.devices) / gpus <= 0.85
+    copies = placement.copy_nodes(busy, 250)
+    assert len({node.id for node in copies}) == 250
+
+
+def test_an_unknown_policy_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "placement", "--policy", "no-such"]) == 2
+    assert "unknown policy 'no-such'; known are balanced" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""What `roost bench density` waits for if idle kernels are paged out, or if Linux merges their equal pages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .kernel import BenchKernel, Memory, read_memory_of
+from .report import Report
+from .sides import Side
+
+PAGE_OUT = "page-out"
+_PAGED_OUT_S = 60.0
+"""How long to wait for page-out beyond `page_out_after_s`."""
+_LEFT = 0.3
+"""A kernel counts as paged out when no more than this part of its memory is left."""
+_SCANS, _MERGED_S = 2, 120.0
+"""Equal pages are merged in the second scan of the memory. How long to wait for that."""
+_SCAN_COUNT = Path("/sys/kernel/mm/ksm/full_scans")
+
+
+async def page_out(
+    report: Report, side: Side, kernels: Sequence[BenchKernel], after_s: float
+) -> list[Memory]:
+    """Wait until the kernels are paged out. Return their memory, and add the times of the next answers.
+
+    Return nothing, with a note in the report, if that does not happen.
+    """
+    client = side.connect()
+    found = [(await client.kernel(each.manager.kernel_id)).process for each in kernels]
+    pids = [process.pid for process in found if process is not None]
+    try:
+
+        def are_out() -> bool:
+            memory = map(read_memory_of, pids)
+            return all(each.pss < _LEFT * (each.pss + each.swap) for each in memory)
+
+        if not await _until(are_out, after_s + _PAGED_OUT_S):
+            report.notes.append(f"{side.name}: kernels were not paged out. The agent's log says why.")
+            return []
+        memory = [read_memory_of(pid) for pid in pids]
+    except OSError:
+        report.notes.append(f"{side.name}: page-out is measured on this machine only.")
+        return []
+    for kernel in kernels:
+        report.add(f"first answer after {PAGE_OUT}/{side.name}", await kernel.execute("1+1"), "ms")
+        report.add(f"the answer after that/{side.name}", await kernel.execute("1+1"), "ms")
+    return memory
+
+
+async def wait_for_merging(report: Report) -> None:
+    """Wait until Linux has looked for equal pages twice, or note that it does not."""
+    try:
+        wanted = int(_SCAN_COUNT.read_text()) + _SCANS
+        if await _until(lambda: int(_SCAN_COUNT.read_text()) >= wanted, _MERGED_S):
+            return
+    except OSError:  # this system knows no merging
+        pass
+    report.notes.append("Linux does not merge pages here: /sys/kernel/mm/ksm/run must be 1.")
+
+
+async def _until(is_true: Callable[[], bool], within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while not is_true():
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.5)
+    return True
