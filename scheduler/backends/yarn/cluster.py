@@ -86,7 +86,7 @@ class YarnCluster(PodCluster):
 
     async def join(self) -> str:
         await cancel_all(self._reader)
-        await self._rest.check_active()
+        await self._rest.info()  # else no ResourceManager is active
         conf = await self._rest.conf()
         self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
         self._applications.schedulers = self._find_schedulers(conf)

@@ -42,7 +42,7 @@ class RestError(Exception):
 
 
 class _Standby(Exception):
-    """Another ResourceManager is the active one."""
+    """Another ResourceManager is the active one, or this one starts. The text is its state."""
 
 
 class _Api(ResourceManager):  # type: ignore[misc,unused-ignore]
@@ -60,7 +60,7 @@ class _Api(ResourceManager):  # type: ignore[misc,unused-ignore]
         answer = self.session.request(method, url, timeout=self.timeout, allow_redirects=False, **kwargs)
         text = answer.text
         if answer.is_redirect or "This is standby RM" in text[:200]:
-            raise _Standby(answer.headers.get("Location", ""))
+            raise _Standby("in standby")
         if answer.status_code in (401, 403) and "RemoteException" not in text:
             raise BackendUnavailable(_describe_refusal(self.address, answer.status_code))
         try:
@@ -93,16 +93,19 @@ class Rest:
         self._session.close()
 
     async def info(self) -> JsonObject:
-        """Return the facts about the cluster. Its `id` is another one once the cluster was set up again."""
-        return dict((await self.call(lambda api: api.cluster_information()))["clusterInfo"])
+        """Return the facts about the cluster. Its `id` is another one once the cluster was set up again.
 
-    async def check_active(self) -> None:
-        """Raise `BackendUnavailable` while the ResourceManager starts.
-
-        It answers already, but knows neither its applications nor its labels yet.
+        Only this call finds the ResourceManager that is active and has started. One in standby redirects other calls,
+        and one that starts answers them although it knows neither its applications nor its labels yet.
         """
-        if (state := (await self.info()).get("haState", "ACTIVE")) != "ACTIVE":
-            raise BackendUnavailable(f"YARN's ResourceManager at {self.address} is {state.lower()}.")
+
+        def read(api: _Api) -> JsonObject:
+            info = dict(api.cluster_information()["clusterInfo"])
+            if (state := info.get("haState", "ACTIVE")) != "ACTIVE":
+                raise _Standby("in standby" if state == "STANDBY" else str(state).lower())
+            return info
+
+        return dict(await self.call(read))
 
     async def nodes(self) -> list[JsonObject]:
         """Return all nodes, also nodes that have left."""
@@ -142,7 +145,7 @@ class Rest:
         except RestError as problem:
             if problem.status != 404:
                 raise
-        await self.check_active()
+        await self.info()  # it may be starting
         return await self._application(application_id)
 
     async def _application(self, application_id: str) -> JsonObject:
@@ -186,8 +189,8 @@ class Rest:
         for api in sorted(self._apis, key=lambda api: api.address != self.address):
             try:
                 answer = ask(api)
-            except _Standby:
-                problems.append(f"{api.address} is in standby")
+            except _Standby as state:
+                problems.append(f"{api.address} is {state}")
             except requests.exceptions.SSLError as problem:
                 raise BackendUnavailable(
                     f"the certificate of {api.address} is not trusted: set c.RoostYarnBackend.ca_file "

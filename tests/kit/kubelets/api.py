@@ -34,12 +34,15 @@ class Api:
         )
 
     def text(self, method: str, path: str, body: object = None) -> str:
-        """Return the body of the reply. Raise Refused if the API server refuses, or an error of urllib3."""
+        """Return the body of the reply. Raise Refused if the API server refuses, or OSError if it does not answer."""
         headers = {
             "Content-Type": "application/merge-patch+json" if method == "PATCH" else "application/json"
         }
         data = None if body is None else json.dumps(body)
-        reply = self._pool.request(method, self._server + path, body=data, headers=headers)
+        try:
+            reply = self._pool.request(method, self._server + path, body=data, headers=headers)
+        except urllib3.exceptions.HTTPError as problem:
+            raise ConnectionError(str(problem)) from problem
         if reply.status >= 400:
             raise Refused(reply.status, reply.data.decode(errors="replace"))
         return reply.data.decode()
@@ -73,5 +76,5 @@ class Api:
         """True if the API server listens and is ready."""
         try:
             return self.text("GET", "/readyz") == "ok"
-        except (Refused, urllib3.exceptions.HTTPError):
+        except (Refused, OSError):
             return False

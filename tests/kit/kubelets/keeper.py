@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import urllib3
-
 from .api import Api, Refused
 from .control_plane import ControlPlane
 from .credentials import ADMINISTRATORS
@@ -164,7 +162,7 @@ class Keeper:
         """Wait until something is there. Raise RuntimeError if a part has ended, or after START_TIMEOUT_S."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            with contextlib.suppress(Refused, urllib3.exceptions.HTTPError):
+            with contextlib.suppress(Refused, OSError):
                 if is_there():
                     return
             ended = [part for part, process in self._processes.items() if process.poll() is not None]

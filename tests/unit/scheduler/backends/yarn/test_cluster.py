@@ -182,10 +182,11 @@ async def test_a_resource_manager_that_starts_is_away(
 ) -> None:
     """Its web pages answer before it has read its node labels."""
 
-    async def info() -> dict[str, str]:
-        return {"haState": "INITIALIZING"}
+    def info() -> dict[str, Any]:
+        return {"clusterInfo": {"haState": "INITIALIZING"}}
 
-    monkeypatch.setattr(cluster._rest, "info", info)
+    starting = SimpleNamespace(address="http://rm:8088", cluster_information=info)
+    monkeypatch.setattr(cluster._rest, "_apis", [starting])
     with pytest.raises(BackendUnavailable, match="is initializing"):
         await cluster.join()
 

@@ -21,6 +21,7 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 Answer = tuple[int, str, dict[str, str]]
 INFO: Answer = (200, json.dumps({"clusterInfo": {"id": 7}}), {})
+INFO_OF_STANDBY: Answer = (200, json.dumps({"clusterInfo": {"id": 7, "haState": "STANDBY"}}), {})
 STANDBY: Answer = (
     307,
     "This is standby RM. The redirect url is: http://active:8088",
@@ -79,15 +80,17 @@ async def ask(address: str, **settings: str) -> object:
 
 
 async def test_the_active_one_of_several_is_asked(at: Callable[[Answer], str], seen: list[str]) -> None:
-    addresses = ",".join([free_address(), at(STANDBY), at(INFO)])
+    """One in standby says so itself when it is asked for its state. It redirects other calls."""
+    addresses = ",".join([free_address(), at(STANDBY), at(INFO_OF_STANDBY), at(INFO)])
     assert await ask(addresses, user="ada") == 7
-    assert seen == ["/ws/v1/cluster/info?user.name=ada "] * 2
+    assert seen == ["/ws/v1/cluster/info?user.name=ada "] * 3
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         (STANDBY, "is in standby"),
+        (INFO_OF_STANDBY, "is in standby"),
         ((401, "<html>Authentication required</html>", {}), "run kinit"),
         ((403, "<html>Forbidden</html>", {}), "forbids this user"),
         ((200, "<html>A proxy's page</html>", {}), "correct c.RoostYarnBackend.address"),
@@ -165,16 +168,16 @@ async def test_an_application_is_unknown_only_to_a_resource_manager_that_has_sta
     rest = Rest(RoostYarnBackend(address="http://127.0.0.1:9"))
     state, found = "INITIALIZING", RestError(404, "app with id: application_1 not found")
 
-    async def call(ask: Callable[[Any], Any]) -> Any:
-        return ask(SimpleNamespace(cluster_application=refuse, cluster_information=lambda: info()))
-
     def refuse(_: str) -> None:
         raise found
 
     def info() -> dict[str, Any]:
         return {"clusterInfo": {"haState": state}}
 
-    monkeypatch.setattr(rest, "call", call)
+    starting = SimpleNamespace(
+        address=rest.address, cluster_application=refuse, cluster_information=lambda: info()
+    )
+    monkeypatch.setattr(rest, "_apis", [starting])
     with pytest.raises(BackendUnavailable, match="is initializing"):
         await rest.application("application_1")
     state = "ACTIVE"
