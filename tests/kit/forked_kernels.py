@@ -60,9 +60,17 @@ class Kernel:
         return json.loads(ast.literal_eval(text))
 
     def wait(self) -> int:
-        """Wait for the end of the kernel and return its exit code."""
-        if self.status is None:
-            _, self.status = os.waitpid(self.pid, 0)
+        """Wait for the end of the kernel and return its exit code.
+
+        It becomes a child of this process only when the process that forked it has ended, maybe after its report.
+        """
+        deadline = time.monotonic() + REPLY_S
+        while self.status is None:
+            try:
+                _, self.status = os.waitpid(self.pid, 0)
+            except ChildProcessError:
+                assert time.monotonic() < deadline, f"{self.pid} is no child"
+                time.sleep(0.01)
         return os.waitstatus_to_exitcode(self.status)
 
     def end(self) -> None:
