@@ -175,9 +175,14 @@ async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
         assert warning.container.number in {ask.number for ask in asks}
         for ask in wanted:
             await master.await_state(ask, "started")
-        ended = [each for each in await batch.containers() if each.state == "ended"]
-        assert len(ended) >= len(wanted)
-        assert {each.exit_status for each in ended} == {-102}
+        numbers = {ask.number for ask in asks}
+
+        def find_ended() -> list[Container]:
+            found = (event.container for event in batch.events if event.container is not None)
+            return [each for each in found if each.state == "ended" and each.number in numbers]
+
+        await until(lambda: len(find_ended()) >= len(wanted), batch.log)  # another master hears of it later
+        assert {each.exit_status for each in find_ended()} == {-102}
 
 
 async def test_another_cluster_takes_the_address(tmp_path: Path) -> None:
