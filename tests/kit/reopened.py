@@ -54,7 +54,10 @@ async def end(server: JupyterServer, signum: int = signal.SIGKILL) -> None:
     os.kill(server.pid, signum)
     status = Path(f"/proc/{server.pid}/stat")
     for _ in range(1_000):
-        if not status.exists() or ") Z " in status.read_text():
+        try:
+            if ") Z " in status.read_text():
+                return
+        except (FileNotFoundError, ProcessLookupError):
             return
         await asyncio.sleep(0.02)
     raise AssertionError(f"the server {server.pid} does not end")
