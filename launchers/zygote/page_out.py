@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from typing import Any
 
 from .memory import find_madvise
 
@@ -23,11 +24,10 @@ def page_out_on_signal() -> None:
     signal.siginterrupt(SIGNAL, False)
 
 
-def page_out(madvise: object) -> None:
+def page_out(madvise: Any) -> None:
     """Move the pages that only this process has to the swap. Without swap, nothing happens."""
-    assert callable(madvise)
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
-        for line in maps:  # at once: each call below changes the list
+        for line in maps.read().splitlines():  # at once: reading on would bring pages back
             addresses, mode = line.split(maxsplit=2)[:2]
             if mode.startswith("rw-p"):
                 start, stop = (int(address, 16) for address in addresses.split("-"))
