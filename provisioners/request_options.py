@@ -73,7 +73,7 @@ def read_seconds(name: str, value: Any) -> float:
     except ValueError:
         seconds = 0.0
     if not seconds:
-        raise ConfigError(f"{name} = {value!r:.40} leaves no time: give seconds above 0.")
+        raise ConfigError(f"{name} = {value!r:.40} is not possible: give seconds above 0.")
     return seconds
 
 

@@ -183,12 +183,14 @@ def _report(
             asyncio.run(_until_interrupted(measurement))
         except (KeyboardInterrupt, asyncio.CancelledError):
             is_complete = False
-            report.notes.append("Interrupted: these are the results until then.")
+            report.notes.append(
+                "Interrupted: these are the results until then." if report.samples else "Interrupted."
+            )
         after = machine.measure()
     report.conditions = [before.to_dict(), after.to_dict()]
     report.notes += machine.find_doubts(before, after)
     if not report.samples:
-        print(f"roost: there is no result. {' '.join(report.notes)}", file=sys.stderr)
+        print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
         return 1 if is_complete else _INTERRUPTED
     status = report.finish(arguments)
     return status if is_complete else _INTERRUPTED

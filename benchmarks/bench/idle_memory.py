@@ -1,4 +1,4 @@
-"""What `roost bench density` waits for if idle kernels are paged out, or if Linux merges their equal pages."""
+"""Waits in `roost bench density` until idle kernels are paged out, or until Linux has merged their equal pages."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .report import Report, take_turns
 KERNELS = 200
 """At most this many of the kernels started in the measurement run at a time. Then the oldest ends first."""
 _DRAWN = 1_000
-"""So many nodes are drawn and filled. A larger cluster has copies of them."""
+"""This many nodes are drawn and filled. A larger cluster has copies of them."""
 _GIB = 1 << 30
 _MACHINES = ((32, 256, 0, ""), (64, 512, 4, "T4"), (96, 768, 8, "A100"), (128, 1024, 8, "H100"))
 _MACHINE_WEIGHTS = (4, 3, 2, 1)
@@ -45,7 +45,7 @@ _WISHES = (
     (32, 256, 8.0),
 )
 _WISH_WEIGHTS = (20, 20, 15, 15, 20, 8, 2)
-"""CPUs, GiB and GPUs of a kernel. Of a hundred kernels, so many ask for each."""
+"""CPUs, GiB and GPUs of a kernel, and how many of a hundred kernels ask for that."""
 _DRAWS = 2_000
 
 

@@ -47,44 +47,60 @@ def add_request(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_amount(text: str) -> float:
-    """Return a number that is not negative; raises argparse's usage error. A whole number has no decimals."""
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = math.nan
-    if not 0 <= amount < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a number, 0 or more")
-    return int(amount) if amount.is_integer() else amount
+    """Return a number that is not negative; raises argparse's usage error."""
+    amount = _read_number(text)
+    if not amount >= 0:
+        raise _refuse(text, "a number, 0 or more")
+    return amount
 
 
 def parse_seconds(text: str) -> float:
     """Return a time above 0; raises argparse's usage error."""
-    if not (seconds := parse_amount(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} leaves no time: give seconds above 0")
-    return seconds
+    return _parse_positive(text, "seconds above 0")
 
 
 def parse_factor(text: str) -> float:
     """Return a number above 0; raises argparse's usage error."""
-    if not (factor := parse_amount(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a number above 0")
-    return factor
+    return _parse_positive(text, "a number above 0")
 
 
 def parse_count(text: str) -> int:
     """Return a whole number above 0; raises argparse's usage error."""
-    amount = parse_amount(text)
-    if not amount or not isinstance(amount, int):
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a whole number, 1 or more")
-    return amount
+    wanted = "a whole number, 1 or more"
+    count = _parse_positive(text, wanted)
+    if not isinstance(count, int):
+        raise _refuse(text, wanted)
+    return count
 
 
 def parse_share(text: str) -> float:
     """Return a number from 0 up to, but without, 1; raises argparse's usage error."""
-    share = parse_amount(text)
-    if share >= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible: give a share below 1, such as 0.1")
+    share = _read_number(text)
+    if not 0 <= share < 1:
+        raise _refuse(text, "a share below 1, such as 0.1")
     return share
+
+
+def _parse_positive(text: str, wanted: str) -> float:
+    number = _read_number(text)
+    if not number > 0:
+        raise _refuse(text, wanted)
+    return number
+
+
+def _read_number(text: str) -> float:
+    """Return a number, without decimals if it is whole; NaN for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    if not math.isfinite(number):
+        return math.nan
+    return int(number) if number.is_integer() else number
+
+
+def _refuse(text: str, wanted: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text!r} is not possible: give {wanted}")
 
 
 def request_config(arguments: argparse.Namespace) -> dict[str, Any]:

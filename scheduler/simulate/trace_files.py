@@ -197,7 +197,9 @@ def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
             except ValueError:
                 line = None
             if not isinstance(line, dict) or "what" not in line:
-                raise ConfigError(f"{file}, line {number}: this line is not from a decision log; remove it.")
+                raise ConfigError(
+                    f"{file}, line {number}: this line is not from a decision log. Remove it, or give another file."
+                )
             if number > MOST_TASKS:
                 raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
             yield line, file, number

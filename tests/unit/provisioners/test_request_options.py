@@ -97,7 +97,7 @@ def test_the_kernels_environment_wins() -> None:
         (
             {},
             {"KERNEL_LAUNCH_TIMEOUT": "-3"},
-            "KERNEL_LAUNCH_TIMEOUT = '-3' leaves no time: give seconds above 0",
+            "KERNEL_LAUNCH_TIMEOUT = '-3' is not possible: give seconds above 0",
         ),
         ({}, {"KERNEL_MEMORY": "lots"}, "KERNEL_MEMORY"),
     ],

@@ -82,8 +82,11 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
         ("", "is not a list of tasks: it has no column name"),
         (TASKS, "has no tasks."),
         ('{"what": "placed"}\n', "line 1: this line is not from a decision log"),
-        ('{"nodes": []}\n', "line 1: this line is not from a decision log; remove it."),
-        ('{"what": "ended", "a\n', "line 1: this line is not from a decision log; remove it."),
+        ('{"nodes": []}\n', "line 1: this line is not from a decision log. Remove it, or give another file."),
+        (
+            '{"what": "ended", "a\n',
+            "line 1: this line is not from a decision log. Remove it, or give another file.",
+        ),
     ],
 )
 def test_an_error_names_the_line(tmp_path: Path, text: str, said: str) -> None:
