@@ -12,6 +12,7 @@ outputs.py          the missed outputs of a page that was loaded again, by cell
 waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
+setup_check.py      tells `roost doctor` if the extension is off
 warm_up.py          the service, the agent and warm processes, ready before anyone asks
 cluster_page.py     `/roost`: the clusters live, with its files in page/
 kernel_status.py    the node and the use of a kernel, for JupyterLab and Notebook

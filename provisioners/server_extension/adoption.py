@@ -32,7 +32,7 @@ _ANSWER_S = 4.0
 
 _TRIES = 10
 _PAUSE_S = 10.0
-"""So often a late scheduler is asked again, after each pause. Each time may take 20 s."""
+"""The pauses before a late scheduler is asked again. Each question may take 20 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

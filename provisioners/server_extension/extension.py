@@ -145,6 +145,7 @@ class RoostExtension(LoggingConfigurable):
         """List the kernels of the earlier server of this name, before the first request comes."""
         from .adoption import KernelFinder
 
+        self.log.info("roost: this server's name is %s", self.state.name)
         finder = KernelFinder(kernels.kernel_spec_manager, kernels.config, self.state, self.log)
 
         async def adopt() -> None:

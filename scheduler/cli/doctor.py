@@ -27,6 +27,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "ok": "green"}
 def diagnose(arguments: argparse.Namespace) -> int:
     """Print the findings about Jupyter's side and the scheduler's; 1 if one of them is an error."""
     from roost.provisioners import kernelspecs
+    from roost.provisioners.server_extension import setup_check
 
     findings: list[Finding] = []
     try:
@@ -39,6 +40,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         if pid := getattr(error, "fields", {}).get("pid"):
             do = f"read this log; if the service hangs, `kill -9 {pid}` ends it, and the next command starts another"
         findings.append({"level": "error", "what": str(error), "do": do})
+    findings += setup_check.find_problems()
     findings += kernelspecs.find_problems()  # last, because the scheduler that runs now checks their requests
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0

@@ -14,5 +14,6 @@ def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
     stub = StubClient()
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
     monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", list)
+    monkeypatch.setattr("roost.provisioners.server_extension.setup_check.find_problems", list)
     monkeypatch.setenv("COLUMNS", "80")
     return stub

@@ -1,0 +1,31 @@
+"""`roost doctor` looks for the extension in Jupyter Server's configuration."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from roost.provisioners.server_extension.setup_check import find_problems
+
+INSTALLED = Path(__file__).parents[4] / "provisioners/server_extension/jupyter_config/roost.json"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder of Jupyter's configuration that is read."""
+    monkeypatch.setattr("jupyter_core.paths.jupyter_config_path", lambda: [str(tmp_path)])
+    return tmp_path
+
+
+def test_an_extension_that_is_off_is_reported() -> None:
+    (finding,) = find_problems()
+    assert finding["level"] == "warning"
+    assert "jupyter server extension enable" in finding["do"]
+
+
+def test_an_installed_extension_is_no_problem(folder: Path) -> None:
+    (folder / "jupyter_server_config.d").mkdir()
+    shutil.copy(INSTALLED, folder / "jupyter_server_config.d")
+    assert find_problems() == []
