@@ -29,6 +29,15 @@ def check_patterns(patterns: Sequence[str]) -> None:
             raise ConfigError(f"environment: {pattern!r} matches every variable; begin as in 'PROJ_*'.")
 
 
+def check_variables(spec_env: Container[str]) -> None:
+    """Raise `ConfigError` for a kernelspec that says whose its kernels are: anyone may write a kernelspec."""
+    if "KERNEL_USERNAME" in spec_env:
+        raise ConfigError(
+            "KERNEL_USERNAME in the kernelspec's env is refused, because the application that starts the kernel says "
+            "whose it is: remove it."
+        )
+
+
 def build_environment(
     env: Mapping[str, str], spec_env: Container[str], *, is_local: bool, also: Sequence[str] = ()
 ) -> dict[str, str]:

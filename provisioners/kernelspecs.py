@@ -23,7 +23,7 @@ from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.client.service_checks import check_policy, find_refusal
 from roost.scheduler.errors import ConfigError, RoostError
 
-from .kernel_environment import check_patterns
+from .kernel_environment import check_patterns, check_variables
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
@@ -154,6 +154,7 @@ def find_problem(spec: RoostKernelspec) -> str:
         return spec.malformed
     try:
         check_config(spec.config)
+        check_variables(spec.env)
         check_deploy_mode(spec.argv, spec.env)
         _check_policy(spec.config)
     except RoostError as error:

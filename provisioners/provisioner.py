@@ -42,7 +42,7 @@ from .application import (
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
 from .kernel_connection import build_connection, choose_address, format_command, load_connection, to_jupyter
-from .kernel_environment import build_environment, check_patterns, choose_directory
+from .kernel_environment import build_environment, check_patterns, check_variables, choose_directory
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 from .spark_mode import check_deploy_mode
 
@@ -133,6 +133,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 choose_address(km, self._id, is_local=self._is_local)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
+            check_variables(self.kernel_spec.env)
             self._options = read_start_options({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
             if km is not None:
                 self._connection = build_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from roost.provisioners.kernel_environment import build_environment, check_patterns, choose_directory
+from roost.provisioners.kernel_environment import (
+    build_environment,
+    check_patterns,
+    check_variables,
+    choose_directory,
+)
 from roost.scheduler.errors import ConfigError
 
 APPLICATION = {
@@ -69,3 +74,9 @@ def test_a_removed_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert choose_directory({}, None, is_local=True) == os.path.expanduser("~")
+
+
+def test_a_kernelspec_cannot_say_whose_its_kernels_are() -> None:
+    check_variables({"KERNEL_WORKING_DIR": "/data"})
+    with pytest.raises(ConfigError, match="KERNEL_USERNAME in the kernelspec's env is refused"):
+        check_variables({"KERNEL_USERNAME": "mallory"})
