@@ -73,7 +73,7 @@ class Reaper:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def _next(self) -> tuple[int, int]:
-        """Reap one child as `os.waitpid` does. Kill what it leaves behind first, while nobody else can get its pid."""
+        """Reap one child as `os.waitpid` does. Before that, kill its processes: nobody else can get its pid yet."""
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in self._waiting:

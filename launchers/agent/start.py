@@ -23,6 +23,7 @@ from typing import Any
 
 import zmq
 
+from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
@@ -171,7 +172,7 @@ class Starter:
             return None
         return await self.zygotes.launch(
             command,
-            connection_file=_write_connection(child.folder, request.connection),
+            connection_file=write_connection(child.folder, request.connection),
             env=request.env,
             cwd=request.cwd,
             log_fd=log_fd,
@@ -191,7 +192,7 @@ class Starter:
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self.used_ports.values()))
-        connection_file = _write_connection(child.folder, connection)
+        connection_file = write_connection(child.folder, connection)
         pid = spawn_kernel(
             request,
             connection_file,
@@ -244,6 +245,7 @@ def spawn_kernel(
     except OSError as error:
         raise RemoteError("bad_command", f"cannot run {executable}: {error.strerror}") from None
     process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
+    restore_limit(process.pid)
     with contextlib.suppress(OSError):  # not on Linux, or the process has ended
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
     return process.pid
@@ -261,7 +263,7 @@ async def _wait_until_listening(code: asyncio.Future[int], connection: Connectio
         listening.cancel()
 
 
-def _write_connection(folder: Path, connection: Connection) -> Path:
+def write_connection(folder: Path, connection: Connection) -> Path:
     path = folder / "connection.json"
     content = {key: value for key, value in encode(connection).items() if value is not None}
     with writing(folder):

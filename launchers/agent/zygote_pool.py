@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.placement.json_codec import encode
 
@@ -301,6 +302,7 @@ class ZygotePool:
         finally:
             os.close(output)
         process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
+        restore_limit(process.pid)
         self.pids.add(process.pid)
         return process.pid
 

@@ -4,5 +4,6 @@
                                                         └────no──> read ready.json ──> connect
 
 `daemon` runs one process per folder. `private_files` makes folders and files that no other user can read. `process`
-identifies processes by pid and start time. `tasks` has background tasks, threads, pauses and timers for asyncio.
+identifies processes by pid and start time. `open_files` raises the limit of open files. `tasks` has background tasks,
+threads, pauses and timers for asyncio.
 """

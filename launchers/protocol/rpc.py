@@ -14,14 +14,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+MOST_BYTES = 8 << 20
+"""A message has at most this many bytes. ZeroMQ ends a connection that brings a larger one."""
+
 
 def set_limits(socket: Any) -> None:
     """Limit the size of messages, and have ZeroMQ notice within seconds that the other side is gone."""
     import zmq  # here, because `messages` must not need it
 
-    socket.setsockopt(zmq.MAXMSGSIZE, 8 << 20)
+    socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 8_000)
+
+
+def describe_excess(what: str, size: int) -> str:
+    """Return the sentence for a message that is too large to be sent."""
+    return f"{what} has {size / 2**20:.1f} MiB, and {MOST_BYTES >> 20} MiB is the most: ask for less at once"
 
 
 class RpcError(Exception):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +18,20 @@ from zmq.utils.monitor import parse_monitor_message
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.placement.json_codec import encode
 
-from .rpc import ClientKeys, Disconnected, RemoteError, RpcError, Unauthorized, set_limits
+from .rpc import (
+    MOST_BYTES,
+    ClientKeys,
+    Disconnected,
+    RemoteError,
+    RpcError,
+    Unauthorized,
+    describe_excess,
+    set_limits,
+)
 
 log = logging.getLogger(__name__)
+
+_MOST_SOCKETS = 65_535  # what ZeroMQ allows. A connection has three
 
 
 class RpcClient:
@@ -46,8 +59,7 @@ class RpcClient:
 
     async def connect(self, *, timeout_s: float) -> None:
         """Connect and wait for the handshake. Raises `Disconnected` or `Unauthorized`."""
-        self._context = zmq.asyncio.Context()
-        self._socket = socket = self._context.socket(zmq.DEALER)
+        self._socket = socket = _share_context(os.getpid()).socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         set_limits(socket)
         if self._keys is not None:
@@ -68,13 +80,18 @@ class RpcClient:
             raise
 
     async def call(self, op: str, arguments: Any = None, *, timeout_s: float) -> Any:
-        """Call `op` and return its JSON result. Raises `RemoteError`, `Disconnected`, `asyncio.TimeoutError`."""
+        """Call `op` and return its JSON result. Raises `RemoteError`, `Disconnected`, `asyncio.TimeoutError`.
+
+        A call of more than `MOST_BYTES` is not sent: a `RemoteError` of kind too_large.
+        """
         if self.is_lost:
             raise Disconnected("the connection was lost")
         number = next(self._numbers)
+        payload = json.dumps({"id": number, "op": op, "args": encode(arguments or {})}).encode()
+        if len(payload) > MOST_BYTES:
+            raise RemoteError("too_large", describe_excess(f"the call {op!r}", len(payload)))
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
-        payload = json.dumps({"id": number, "op": op, "args": encode(arguments or {})}).encode()
         sent = self._socket.send(payload)
         assert isinstance(sent, asyncio.Future)  # it is done, unless the server has not read for long
         try:
@@ -92,7 +109,6 @@ class RpcClient:
             self._socket.disable_monitor()
             self._socket.close(linger=0)
             self._monitor.close(linger=0)
-            self._context.term()
 
     async def _read(self) -> None:
         try:
@@ -147,3 +163,11 @@ class RpcClient:
                 future.exception()  # marks it as retrieved: its caller may have timed out
         if self._on_lost is not None:
             self._on_lost()
+
+
+@functools.cache
+def _share_context(pid: int) -> zmq.asyncio.Context:
+    """Return the context of all clients of this process: each context has two threads and five descriptors."""
+    context = zmq.asyncio.Context()
+    context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+    return context

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import errno
 import inspect
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -19,11 +22,16 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.placement.json_codec import WireError, decode, decode_arguments, encode
 
-from .rpc import RemoteError, ServerKeys, set_limits
+from .rpc import MOST_BYTES, RemoteError, ServerKeys, describe_excess, set_limits
+from .unfinished_handshakes import UnfinishedHandshakes
 
 log = logging.getLogger(__name__)
 
 _ZAP_DOMAIN = b"roost"
+_NO_DESCRIPTORS = (
+    "roost's process on that machine may open no more files and connections: end some kernels there, or raise the "
+    "limit of open files (`ulimit -n`)"
+)
 CALLER: ContextVar[str] = ContextVar("CALLER")
 """The public key of the client whose call is being answered, at a server with keys."""
 
@@ -70,6 +78,7 @@ class RpcServer:
         self.subscribers: set[bytes] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._authenticator: AsyncioAuthenticator | None = None
+        self._handshakes: UnfinishedHandshakes | None = None
         self.endpoint = ""
 
     def start(self, *addresses: str) -> str:
@@ -85,9 +94,12 @@ class RpcServer:
         socket.setsockopt(zmq.SNDHWM, 20_000)
         if self._keys is not None:
             self._require_keys(self._keys)
+            if addresses[0].startswith("tcp:"):
+                self._handshakes = UnfinishedHandshakes(socket)
+                spawn(self._handshakes.watch(), self._tasks, log)
         for address in addresses:
             try:
-                socket.bind(address)
+                self._bind(address)
                 break
             except zmq.ZMQError as problem:
                 if problem.errno != zmq.EADDRINUSE or address == addresses[-1]:
@@ -95,6 +107,21 @@ class RpcServer:
         self.endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
         spawn(self._serve(), self._tasks, log)
         return self.endpoint
+
+    def bind_again(self) -> None:
+        """Put back the Unix socket after its file was deleted. Raises `OSError`. A TCP port needs nothing."""
+        if self.endpoint.startswith("ipc:"):
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.unbind(self.endpoint)
+            try:
+                self._bind(self.endpoint)
+            except zmq.ZMQError as problem:
+                raise OSError(problem.errno, str(problem)) from None
+
+    def _bind(self, address: str) -> None:
+        self._socket.bind(address)
+        if address.startswith("ipc://"):
+            os.chmod(address.removeprefix("ipc://"), 0o600)
 
     def _require_keys(self, keys: ServerKeys) -> None:
         self._authenticator = AsyncioAuthenticator(self._context)
@@ -109,7 +136,12 @@ class RpcServer:
 
     def publish(self, event: object) -> None:
         """Push an event to every subscriber. Drop subscribers that have disconnected or do not read."""
+        if not self.subscribers:
+            return
         payload = json.dumps({"event": encode(event)}).encode()
+        if len(payload) > MOST_BYTES:
+            log.error("an event is dropped: %s", describe_excess("it", len(payload)))
+            return
         for peer in list(self.subscribers):
             if not self._send(peer, payload):
                 self.subscribers.discard(peer)
@@ -118,6 +150,8 @@ class RpcServer:
         await cancel_all(self._tasks)  # without the task of an operation that closes the server
         if self._authenticator is not None:
             self._authenticator.stop()
+        if self._handshakes is not None:
+            self._handshakes.close()
         self._socket.close(linger=200)
         self._context.term()
 
@@ -133,6 +167,7 @@ class RpcServer:
     async def _answer(self, peer: bytes, payload: bytes, key: str) -> None:
         CALLER.set(key)  # for this task alone
         number: Any = None
+        name = ""
         try:
             request = json.loads(payload)
             number = request["id"]
@@ -152,8 +187,15 @@ class RpcServer:
                 log.warning("dropped a message that is no request (%s)", type(problem).__name__)
                 return
             log.exception("operation failed")
-            answer = _encode_failure(number, "internal", f"{type(problem).__name__}: {problem}", {})
-        self._send(peer, json.dumps(answer).encode())
+            if getattr(problem, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                answer = _encode_failure(number, "no_descriptors", _NO_DESCRIPTORS, {})
+            else:
+                answer = _encode_failure(number, "internal", f"{type(problem).__name__}: {problem}", {})
+        payload = json.dumps(answer).encode()
+        if len(payload) > MOST_BYTES:
+            excess = describe_excess(f"the answer to {name!r:.60}", len(payload))
+            payload = json.dumps(_encode_failure(number, "too_large", excess, {})).encode()
+        self._send(peer, payload)
 
     def _send(self, peer: bytes, payload: bytes) -> bool:
         sent = self._socket.send_multipart([peer, payload], flags=zmq.NOBLOCK)

@@ -210,8 +210,8 @@ def test_placement_without_numpy(name: str) -> None:
     ("name", "libraries"),
     [
         ("roost", set()),
-        ("roost.provisioners", {"difflib", "zmq.utils.monitor"}),
-        ("roost.scheduler.client.client", {"difflib", "zmq.utils.monitor"}),
+        ("roost.provisioners", {"difflib", "resource", "zmq.utils.monitor"}),
+        ("roost.scheduler.client.client", {"difflib", "resource", "zmq.utils.monitor"}),
     ],
 )
 def test_importing_the_client_side_loads_almost_nothing(name: str, libraries: set[str]) -> None:

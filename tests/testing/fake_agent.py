@@ -80,10 +80,15 @@ class FakeAgent:
             "stats": lambda: tuple(self.use.values()),
         }
         messages = {"reserve": Reserve, "launch": Launch}
+        self.operations = {
+            name: Operation(self._handler(name, do), messages.get(name)) for name, do in operations.items()
+        }
+        self._listen()
+
+    def _listen(self) -> None:
         public, secret, client_public, client_secret = self._keys
         self._server = RpcServer(
-            {name: Operation(self._handler(name, do), messages.get(name)) for name, do in operations.items()},
-            keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public])),
+            self.operations, keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
         )
         endpoint = self._server.start("tcp://127.0.0.1:*")
         keys = ClientKeys(server=public, public=client_public, secret=client_secret)

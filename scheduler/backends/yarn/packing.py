@@ -24,6 +24,7 @@ _MODULES = (
     "launchers/protocol/rpc_server.py",
     "launchers/protocol/shared_values.py",
     "launchers/protocol/start_archive.py",
+    "launchers/protocol/unfinished_handshakes.py",
 )
 _EMPTY = ("scheduler", "scheduler/backends", "scheduler/backends/yarn")
 """Packages above the master's. The master has them without their content."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -228,3 +229,30 @@ async def test_garbage_from_a_peer_with_a_key_is_dropped() -> None:
             dealer.send_multipart([b"a", b"b", b"c"])
             dealer.linger = 0
             assert await client.call("add", {"a": 2, "b": 2}, timeout_s=5) == {"sum": 4}
+
+
+async def test_a_call_that_is_too_large_is_not_sent() -> None:
+    async with serving() as server, connected(server) as client:
+        with pytest.raises(
+            RemoteError, match=r"the call 'add' has 9.0 MiB, and 8 MiB is the most"
+        ) as refusal:
+            await client.call("add", {"a": "x" * (9 << 20), "b": 1}, timeout_s=5)
+        assert refusal.value.kind == "too_large"
+        assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
+
+
+async def test_an_answer_that_is_too_large_is_an_error() -> None:
+    async with serving(much=Operation(lambda: "x" * (9 << 20))) as server, connected(server) as client:
+        with pytest.raises(RemoteError, match=r"the answer to 'much' has 9.0 MiB"):
+            await client.call("much", timeout_s=5)
+        assert await client.call("add", {"a": 1, "b": 2}, timeout_s=5) == {"sum": 3}
+
+
+async def test_a_process_without_free_descriptors_says_so() -> None:
+    def open_one_more() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with serving(more=Operation(open_one_more)) as server, connected(server) as client:
+        with pytest.raises(RemoteError, match="raise the limit of open files") as refusal:
+            await client.call("more", timeout_s=5)
+        assert refusal.value.kind == "no_descriptors"
