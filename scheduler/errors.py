@@ -119,6 +119,10 @@ class BackendUnavailable(RoostError):
     """The cluster, the scheduler service or an agent does not answer."""
 
 
+class ManagerAway(BackendUnavailable):
+    """A service cannot start, because its cluster does not answer. A start that was sent before goes on later."""
+
+
 def from_remote(error: RemoteError) -> RoostError:
     """Return the typed error in an answer. An unknown kind becomes a plain `RoostError`."""
     kind = globals().get(error.kind)

@@ -24,7 +24,7 @@ from roost.placement.json_codec import WireError, decode, encode
 from .child_reaper import Reaper
 from .journal import Journal, subscribe_to
 from .sessions import OwnSession, Session
-from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter
+from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,16 @@ class Kernels:
                 log.warning("pid=%d ended: %s", pid, reason)
                 signal_group(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def put_back(self) -> None:
+        """Write the files of all kernels again, after somebody has deleted them. Raises `OSError`."""
+        for kernel in self._kernels.values():
+            process = kernel.process
+            kernel.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if process is not None:
+                if process.connection is not None:
+                    write_connection(kernel.folder, process.connection)
+                write_private_json(kernel.folder / "record.json", encode(process))
 
     async def close(self) -> None:
         for kernel in self._kernels.values():

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import zmq
 
-from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
+from roost.launchers.daemon.daemon import AlreadyRunning, Hold, announce, hold
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
 from roost.launchers.protocol import messages
@@ -162,6 +162,24 @@ class Agent:
         """Report to the service that this agent listens at `endpoint`."""
         port = int(endpoint.rpartition(":")[2])
         spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
+
+    def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
+        """Write everything again if somebody deletes this agent's folder. Without leases, the agent leaves."""
+
+        def put_back() -> None:
+            self._ledger.put_back()
+            self._kernels.put_back()
+            self._managed.put_back()
+            self.server.bind_again()
+            announce(self._folder, announced)
+
+        watch = held.watch(
+            is_needed=lambda: bool(self._ledger.entries()),
+            put_back=put_back,
+            leave=self.left.set,
+            has_successor=False,
+        )
+        spawn(watch, self._tasks, log)
 
     async def close(self) -> None:
         self._publish("leaving")
@@ -364,7 +382,7 @@ async def serve(
 
     Without an assignment, it makes its own keys and waits for a lease. Raises `AlreadyRunning` and `NoFreePort`.
     """
-    with hold(folder):
+    with hold(folder) as held:
         public, secret = (key.decode() for key in zmq.curve_keypair())
         client_public, client_secret = (key.decode() for key in zmq.curve_keypair())
         client_keys = {"server": public, "public": client_public, "secret": client_secret}
@@ -380,11 +398,13 @@ async def serve(
                 agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
-            endpoint = listen(agent.server, settings)
+            endpoint = listen(agent.server, folder, settings)
             if assignment is not None and assignment.report_to:
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
-            announce(folder, {**announced, "settings": encode(settings)})
+            announced["settings"] = encode(settings)
+            announce(folder, announced)
+            agent.watch_folder(held, announced)
             await agent.left.wait()
             if settings.is_per_kernel:
                 await agent.end_all(_TAKEN_GRACE_S if settings.shares_session else _STOP_GRACE_S)
@@ -392,8 +412,18 @@ async def serve(
             await agent.close()
 
 
-def listen(server: RpcServer, settings: AgentSettings) -> str:
-    """Bind the first free port of the settings, and return the endpoint. Raises `NoFreePort`."""
+def listen(server: RpcServer, folder: Path, settings: AgentSettings) -> str:
+    """Bind the first free port of the settings, and return the endpoint. Raises `NoFreePort`.
+
+    The agent of this machine alone has no port, but a socket in its folder, which no other user reaches.
+    """
+    if not settings.address and not settings.is_per_kernel:
+        path = folder / "socket"
+        path.unlink(missing_ok=True)  # left by a killed agent: this process holds the folder
+        try:
+            return server.start(f"ipc://{path}")
+        except zmq.ZMQError as problem:
+            raise NoFreePort(f"the agent cannot listen at {path}: {problem}") from None
     host = f"tcp://{settings.address or '127.0.0.1'}"
     try:
         return server.start(*(f"{host}:{port}" for port in settings.ports or ("*",)))

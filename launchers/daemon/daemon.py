@@ -6,27 +6,35 @@ A daemon holds `lock` in its private folder while it runs: nothing else shows th
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
+import logging
 import os
+import resource
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .open_files import original_limit, raise_limit
 from .private_files import FolderError, private_folder, read_json, tail, write_private_json
 from .process import start_time
 
+log = logging.getLogger(__name__)
+
 _READY_FD = "ROOST_READY_FD"
+_LOOK_AT_FOLDER_S = 2.0
 _LOOK_AGAIN_S = 0.02
 _LOCK_RETRY_S = 0.01
 _PROBE_S = 0.25
 """How long a daemon waits for its lock: each call of `is_alive` holds the lock for microseconds."""
 _HIGH_DESCRIPTOR = 255
+_SHELL = 'ulimit -S -n "$0"; "$@" &'
 # Variables of the application. A daemon outlives the application, and passes its environment on to kernels.
 _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTER_TOKEN", "PYTHONSTARTUP")
 
@@ -110,13 +118,15 @@ def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadlin
         os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     reader, writer = os.pipe()
+    open_files = original_limit()[0]
+    limit = "unlimited" if open_files == resource.RLIM_INFINITY else str(open_files)
     inherited = {name: value for name, value in env.items() if name not in _NOT_INHERITED}
     with open(reader, "rb"):
         with open(writer, "wb"), open(os.open(folder / "log", flags, 0o600), "wb") as log:
             try:
                 # The shell exits at once. The daemon becomes init's child, and never a zombie of the application.
                 subprocess.run(
-                    ["/bin/sh", "-c", '"$@" &', "sh", *command],
+                    ["/bin/sh", "-c", _SHELL, limit, *command],
                     cwd=folder,
                     env={**inherited, _READY_FD: str(writer)},
                     stdin=subprocess.DEVNULL,
@@ -137,9 +147,10 @@ def _await_announcement(
 ) -> dict[str, Any]:
     content = b""
     deadline = time.monotonic() + deadline_s
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
     while not content.endswith(b"\n"):
-        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not poll.poll(1_000 * max(0.0, deadline - time.monotonic())):
             raise DaemonError(f"{_name(command)} was not ready within {deadline_s:g} s; see {folder / 'log'}")
         chunk = os.read(reader, 65_536)
         if not chunk:
@@ -186,24 +197,99 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+class Hold:
+    """The hold of a daemon on its folder: the open lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = self._lock()
+
+    @property
+    def is_intact(self) -> bool:
+        """False if somebody has deleted the folder, as programs do that clean /tmp. Nobody can find the daemon then."""
+        return _is_at(self._folder / "lock", self._descriptor)
+
+    def restore(self) -> None:
+        """Make the deleted folder again, with the lock and a log. Raises `AlreadyRunning`, `FolderError`, `OSError`."""
+        private_folder(self._folder.parent)
+        descriptor = self._lock()
+        _unlock(self._descriptor)
+        self._descriptor = descriptor
+        file = self._folder / "log"
+        for output in (1, 2):
+            if os.readlink(f"/proc/self/fd/{output}") == f"{file} (deleted)":
+                opened = os.open(
+                    file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+                )
+                os.dup2(opened, output)
+                os.close(opened)
+
+    async def watch(
+        self,
+        *,
+        is_needed: Callable[[], bool],
+        put_back: Callable[[], None],
+        leave: Callable[[], None],
+        has_successor: bool,
+    ) -> None:
+        """Restore the folder within seconds after it was deleted. `put_back` then writes its files again.
+
+        Call `leave` instead if the daemon is not needed, or if another process serves the folder by now that is its
+        successor (`has_successor`). Runs until it is cancelled.
+        """
+        is_complete, told = True, ""
+        while True:
+            await asyncio.sleep(_LOOK_AT_FOLDER_S)
+            if self.is_intact and is_complete:
+                continue
+            if not is_needed():
+                log.error("%s was deleted, so this process leaves", self._folder)
+                leave()
+                return
+            is_complete = False
+            try:
+                if not self.is_intact:
+                    self.restore()
+                put_back()
+            except (AlreadyRunning, OSError) as problem:  # `FolderError` is an `OSError`
+                if told != str(problem):
+                    told = str(problem)
+                    log.error("%s was deleted, and cannot be restored: %s", self._folder, problem)
+                if has_successor and isinstance(problem, AlreadyRunning):
+                    leave()
+                    return
+            else:
+                is_complete, told = True, ""
+                log.error("%s was deleted, and is restored: the earlier logs are lost", self._folder)
+
+    def close(self) -> None:
+        _unlock(self._descriptor)
+
+    def _lock(self) -> int:
+        private_folder(self._folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = _move_up(os.open(self._folder / "lock", flags, 0o600))
+        if not _lock(descriptor, _PROBE_S):
+            os.close(descriptor)
+            raise AlreadyRunning(f"another process already serves {self._folder}")
+        return descriptor
+
+
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[Hold]:
     """Be the daemon of `folder` while the block runs. Raises `AlreadyRunning`."""
-    private_folder(folder)
+    raise_limit()
     # A shell starts background processes with these signals ignored, and kernels would inherit that.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    held = Hold(folder)
     try:
-        descriptor = _move_up(descriptor)
-        if not _lock(descriptor, _PROBE_S):
-            raise AlreadyRunning(f"another process already serves {folder}")
         (folder / "ready.json").unlink(missing_ok=True)
-        yield
-        if _is_at(folder / "lock", descriptor):
+        yield held
+        if held.is_intact:
             (folder / "ready.json").unlink(missing_ok=True)
     finally:
-        _unlock(descriptor)
+        held.close()
 
 
 def _move_up(descriptor: int) -> int:

@@ -18,7 +18,7 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 from roost.placement.json_codec import decode
-from roost.scheduler.client.running_services import RunningService, ask_service, find_services
+from roost.scheduler.client.running_services import RunningService, find_services, read_service
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
@@ -73,14 +73,14 @@ async def read_cluster(service: RunningService) -> dict[str, Any]:
     """Return the nodes and the kernels of a service, or its `problem`."""
     about = {"backend": service.backend, "address": service.address}
     try:
-        nodes, kernels = await ask_service(service, [("nodes", {}), ("kernels", {"with_use": True})])
+        nodes, kernels = await read_service(service)
     except RoostError as problem:
         return {**about, "problem": problem.user_message, "nodes": [], "kernels": []}
-    read = [decode(Kernel, kernel, ignore_unknown=True) for kernel in kernels["kernels"]]
+    read = [decode(Kernel, kernel, ignore_unknown=True) for kernel in kernels]
     return {
         **about,
         "problem": "",
-        "nodes": [_describe_node(node) for node in nodes["nodes"]],
+        "nodes": [_describe_node(node) for node in nodes],
         "kernels": [_describe_kernel(kernel) for kernel in read if kernel.state != "exited"],
     }
 

@@ -32,13 +32,14 @@ from roost.launchers.protocol.shared_values import VERSION, JournalPage, Owner
 from roost.placement.json_codec import decode
 from roost.placement.request import Request
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
-from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel, from_remote
+from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from roost.scheduler.service.launch import PROTOCOL, with_address
 from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 from .call import Call
 from .identity import this_owner
+from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
 
 __all__ = ["Call", "Client", "connect", "user_folder"]
@@ -98,7 +99,14 @@ class Client:
 
         `with_use` adds the CPU and memory that each kernel uses; that asks all agents.
         """
-        return self._ask("kernels", lambda answer: [*map(_to_kernel, answer["kernels"])], with_use=with_use)
+
+        async def ask() -> list[Kernel]:
+            found = await read_kernels(
+                lambda arguments: self._call("kernels", arguments, CALL_DEADLINE_S), with_use=with_use
+            )
+            return [*map(_to_kernel, found)]
+
+        return self._run(ask())
 
     def kernel(self, kernel_id: str, *, with_use: bool = False) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`. `with_use` is as in `kernels`."""
@@ -286,7 +294,13 @@ class Client:
         pauses = backoff(*RETRY_S)
         sent_at: float | None = None
         while True:
-            connection = await self._connection.connect(deadline)
+            try:
+                connection = await self._connection.connect(deadline)
+            except ManagerAway:
+                if sent_at is None or time.monotonic() > deadline - 1:
+                    raise
+                await asyncio.sleep(1)
+                continue
             if "launch_timeout_s" in arguments:  # a repeated start has only the rest of its time
                 now = time.monotonic()
                 sent_at = sent_at or now

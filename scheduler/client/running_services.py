@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,25 @@ def find_services() -> list[RunningService]:
     return found
 
 
-async def ask_service(service: RunningService, operations: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
-    """Return the answers of a running service to these operations. Raises `RoostError`."""
+async def read_kernels(call: Callable[[dict[str, Any]], Awaitable[Any]], *, with_use: bool) -> list[Any]:
+    """Return all kernels, page by page, in the order of their starts. `call` calls the operation `kernels`."""
+    found: list[Any] = []
+    page: dict[str, Any] = {"more": True}
+    while page.get("more"):
+        after = {"after": found[-1]["id"]} if found else {}  # older services do not know it
+        page = await call({"with_use": with_use, **after})
+        found += page["kernels"]
+    return sorted(found, key=lambda kernel: float(kernel["created_at"]))
+
+
+async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:
+    """Return the nodes of a running service, and its kernels with what they use. Raises `RoostError`."""
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
         await client.connect(timeout_s=_CONNECT_S)
-        return [await client.call(name, given, timeout_s=_ANSWER_S) for name, given in operations]
+        nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
+        call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
+        return nodes, await read_kernels(call, with_use=True)
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None
     except (rpc.RpcError, asyncio.TimeoutError):

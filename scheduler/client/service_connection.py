@@ -14,7 +14,7 @@ from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
-from roost.scheduler.errors import BackendUnavailable, ConfigError, from_remote
+from roost.scheduler.errors import BackendUnavailable, ConfigError, ManagerAway, from_remote
 from roost.scheduler.service.launch import PROTOCOL, service_command, service_folder
 
 from .identity import this_owner
@@ -119,7 +119,10 @@ class ServiceConnection:
             raise ConfigError(f"{problem}.") from None
         except (DaemonError, OSError) as problem:
             if isinstance(problem, DaemonError) and problem.kind:
-                raise from_remote(rpc.RemoteError(problem.kind, str(problem))) from None
+                refusal = from_remote(rpc.RemoteError(problem.kind, str(problem)))
+                raise (
+                    ManagerAway(str(problem)) if isinstance(refusal, BackendUnavailable) else refusal
+                ) from None
             if isinstance(problem, DaemonError) and is_alive(folder):
                 raise rpc.Disconnected(str(problem)) from None
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None

@@ -22,6 +22,11 @@ class RoostScheduler(Section):
     max_cpus_per_user = Float(None, allow_none=True, min=0.0, help="CPUs of all kernels of one user.")
     max_gpus_per_user = Float(None, allow_none=True, min=0.0, help="GPUs of all kernels of one user.")
     max_memory_per_user = Memory[int | None](None, allow_none=True, help="Memory of all kernels of one user.")
+    max_queued = Int(10_000, min=1, help="Starts that may wait at once.")
+    max_queued_per_user = Int(1_000, min=1, help="Starts of one user that may wait at once.")
+    max_launch_timeout_s = Float(
+        None, allow_none=True, min=1.0, help="The longest time that a start may wait."
+    )
     allowed_users = List(Unicode(), help="Users who may start kernels; empty: all who are not denied.")
     denied_users = List(Unicode(), help="Users who may not start kernels.")
     default_policy = Unicode("balanced", help="Placement policy of kernels that name none.")

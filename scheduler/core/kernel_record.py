@@ -179,6 +179,11 @@ class KernelRecord:
     def finish(self) -> None:
         self._go(Phase.ENDING)
 
+    @property
+    def is_waiting(self) -> bool:
+        """True if the kernel's start waits for a lease."""
+        return self.start is not None and (self.lease is None or self.lease.state == "pending")
+
     def update_lease(self, lease: Lease) -> None:
         self.lease = lease
         self.lease_changed.set()

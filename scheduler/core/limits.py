@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from roost.placement.format import format_bytes, format_count
@@ -46,6 +46,28 @@ def admit(request: Request, user: str, held: Mapping[str, Request], settings: Se
             total = asked + sum(getattr(held[id_], name) for id_ in holders)
             do = f"ask for less{', or stop another kernel' if holders else ''}{_named(holders)}"
             _check("user", name, total, f"with this one {user} would have", do, settings)
+
+
+def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Settings) -> None:
+    """Raise `LimitExceeded` if a start of `user` may not join the starts of the users `waiting`, or not for so long."""
+    if settings.max_launch_timeout_s is not None and wait_s > settings.max_launch_timeout_s:
+        raise LimitExceeded(
+            f"the start may wait {wait_s:g} s, and max_launch_timeout_s allows {settings.max_launch_timeout_s:g} s: "
+            "ask for a shorter launch_timeout.",
+            cap="max_launch_timeout_s",
+            allowed=settings.max_launch_timeout_s,
+            asked=wait_s,
+        )
+    for cap, who, count in (
+        ("max_queued_per_user", user, sum(each == user for each in waiting)),
+        ("max_queued", "all users together", len(waiting)),
+    ):
+        most: int = getattr(settings, cap)
+        if count >= most:
+            what = f"{who} {'has' if who == user else 'have'} {format_count(count, 'start')} in the queue"
+            raise LimitExceeded(
+                f"{what}, and {cap} allows {most}: try again when some have ended.", cap=cap, allowed=most
+            )
 
 
 def _check(per: str, name: str, amount: float, who: str, do: str, settings: Settings) -> None:

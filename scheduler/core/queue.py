@@ -8,7 +8,9 @@ in the order of their arrival, and on every change of the cluster. A node is res
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +19,12 @@ from roost.placement import Decision, Request, Snapshot
 
 _REPORT_AFTER_S = 0.1
 """How long changes of position are collected. One departure from a line of a hundred moves ninety-nine."""
+_NEAR = 20
+"""Behind this position, a change is reported when it is a tenth of the way: one departure moves a whole line."""
+_WOKEN_AT_ONCE = 100
+_NEXT_WOKEN_S = 0.05
+_MOST_HOLDS = 100
+"""At most so many of the oldest requests have a node reserved."""
 AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
 """The filters about amounts, and the field of a request that each looks at."""
 
@@ -31,13 +39,50 @@ class NodeHold:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
+    """A place in a line. `position` is as of the last numbering of the line, see `_Line`."""
+
     kernel_id: str
     line: Hashable
     joined_at: float
     waits_for: str = ""
+    position: int = 0
     reported: tuple[int, str] = (0, "")
     hold: NodeHold | None = None
     event: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+
+class _Line:
+    """The tickets of one line, first come first. No operation looks at all of them, except the numbering."""
+
+    def __init__(self) -> None:
+        self._tickets: OrderedDict[Ticket, None] = OrderedDict()
+        self._is_numbered = True
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __contains__(self, ticket: object) -> bool:
+        return ticket in self._tickets
+
+    @property
+    def head(self) -> Ticket:
+        return next(iter(self._tickets))
+
+    def join(self, ticket: Ticket) -> None:
+        self._tickets[ticket] = None
+        ticket.position = len(self._tickets)
+
+    def leave(self, ticket: Ticket) -> None:
+        del self._tickets[ticket]
+        self._is_numbered = False
+
+    def number(self) -> Iterable[Ticket]:
+        """Return the tickets with their positions (1 is next)."""
+        if not self._is_numbered:
+            for position, ticket in enumerate(self._tickets, start=1):
+                ticket.position = position
+            self._is_numbered = True
+        return self._tickets
 
 
 class Queue:
@@ -50,16 +95,21 @@ class Queue:
         timers: Timers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._lines: dict[Hashable, list[Ticket]] = {}
+        self._lines: dict[Hashable, _Line] = {}
+        self._heads: list[Ticket] | None = []  # oldest first; None if they have to be sorted again
+        self._sleeping: list[Ticket] = []  # the heads that are woken soon
+        self._wakes_again = False
         self._on_moved = on_moved
         self._clock = clock
         self._timers = timers
 
     def join(self, kernel_id: str, line: Hashable) -> Ticket:
         ticket = Ticket(kernel_id=kernel_id, line=line, joined_at=self._clock())
-        tickets = self._lines.setdefault(line, [])
-        tickets.append(ticket)
-        if tickets[0] is ticket:
+        tickets = self._lines.setdefault(line, _Line())
+        tickets.join(ticket)
+        if tickets.head is ticket:
+            if self._heads is not None:
+                self._heads.append(ticket)
             ticket.event.set()
         else:
             self._report_soon()
@@ -67,16 +117,21 @@ class Queue:
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place up, served or not; the next in line tries at once. May be repeated."""
-        tickets = self._lines.get(ticket.line, [])
-        if ticket not in tickets:
+        tickets = self._lines.get(ticket.line)
+        if tickets is None or ticket not in tickets:
             return
-        tickets.remove(ticket)
-        if tickets:
-            tickets[0].waits_for = tickets[0].waits_for or ticket.waits_for  # until it has tried itself
-            tickets[0].event.set()
-            self._report_soon()
-        else:
+        was_head = tickets.head is ticket
+        tickets.leave(ticket)
+        if was_head:
+            self._heads = None
+        if not tickets:
             del self._lines[ticket.line]
+        else:
+            if was_head:
+                head = tickets.head
+                head.waits_for = head.waits_for or ticket.waits_for  # until it has tried itself
+                head.event.set()
+            self._report_soon()
         if ticket.hold is not None:
             self.wake()  # others may have the node that was reserved for it
 
@@ -87,13 +142,29 @@ class Queue:
         ticket.event.clear()
 
     def wake(self) -> None:
-        """Wake the head of each line, oldest first, because the cluster has changed."""
-        for ticket in self.heads():
+        """Wake the heads of the lines, oldest first, because the cluster has changed."""
+        if self._sleeping:
+            self._wakes_again = True
+        else:
+            self._sleeping = self.heads()
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        """Wake some heads. The others follow later, so that calls are answered meanwhile."""
+        for ticket in self._sleeping[:_WOKEN_AT_ONCE]:
             ticket.event.set()
+        self._sleeping = self._sleeping[_WOKEN_AT_ONCE:]
+        if not self._sleeping and self._wakes_again:
+            self._wakes_again, self._sleeping = False, self.heads()
+        if self._sleeping:
+            self._timers.later(_NEXT_WOKEN_S, self._wake_some)
 
     def heads(self) -> list[Ticket]:
         """Return the head of each line, oldest first."""
-        return sorted((tickets[0] for tickets in self._lines.values()), key=lambda ticket: ticket.joined_at)
+        if self._heads is None:
+            heads = (tickets.head for tickets in self._lines.values())
+            self._heads = sorted(heads, key=lambda ticket: ticket.joined_at)
+        return self._heads
 
     def retry(self, ticket: Ticket, delay_s: float) -> None:
         self._timers.later(delay_s, ticket.event.set)
@@ -105,22 +176,29 @@ class Queue:
 
     def place(self, ticket: Ticket) -> tuple[int, str]:
         """Return the position in its line (1 is next) and the reason why the line waits."""
-        tickets = self._lines.get(ticket.line, [])
-        if ticket not in tickets:
+        tickets = self._lines.get(ticket.line)
+        if tickets is None or ticket not in tickets:
             return 1, ticket.waits_for
-        return tickets.index(ticket) + 1, tickets[0].waits_for
+        tickets.number()
+        return ticket.position, tickets.head.waits_for
 
     def _report_soon(self) -> None:
         if "report" not in self._timers:
             self._timers.later(_REPORT_AFTER_S, self._report, key="report")
 
     def _report(self) -> None:
-        for tickets in list(self._lines.values()):
-            for position, ticket in enumerate(list(tickets), start=1):
-                now = (position, tickets[0].waits_for if tickets else "")
-                if now != ticket.reported:
+        moved = []
+        for tickets in self._lines.values():
+            waits_for = tickets.head.waits_for
+            for ticket in tickets.number():
+                position, told = ticket.position, ticket.reported[0]
+                now = (position, waits_for)
+                is_far = min(position, told) > _NEAR
+                if now != ticket.reported and (not is_far or abs(position - told) * 10 >= told):
                     ticket.reported = now
-                    self._on_moved(ticket.kernel_id)
+                    moved.append(ticket.kernel_id)
+        for kernel_id in moved:
+            self._on_moved(kernel_id)
 
 
 def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
@@ -148,7 +226,7 @@ def held_for_elders(
     Only requests for the same kind of amounts count. `heads` are the queue's, oldest first.
     """
     held = set()
-    for elder in heads:
+    for elder in itertools.islice(heads, _MOST_HOLDS):
         if elder is ticket:
             break
         hold = elder.hold if now - elder.joined_at >= after_s else None

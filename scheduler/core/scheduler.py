@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from .ender import KernelEnder
 from .events import EventStream
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
-from .limits import admit, with_defaults
+from .limits import admit, check_wait, with_defaults
 from .orphans import OrphanCuller
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
@@ -117,6 +117,9 @@ class Scheduler:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
         has_lease = record is not None and record.lease is not None
         request = self._admit(start.request, start.owner, but=start.kernel_id, has_lease=has_lease)
+        if not has_lease:
+            waiting = [each.owner.user for each in self._table.records.values() if each.is_waiting]
+            check_wait(start.owner.user, waiting, start.wait_s, self._settings)
         self.owners.watch(start.owner)
         if not self.owners.is_alive(start.owner):
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
@@ -163,21 +166,17 @@ class Scheduler:
             for record in self._table.records.values()
         ]
 
-    async def kernels_with_use(self) -> list[Kernel]:
-        leases = [record.lease for record in self._table.records.values() if record.runs and record.lease]
-        use = await self.reconciler.read_use(leases)
-        return [replace(kernel, use=use.get(kernel.id)) for kernel in self.kernels()]
+    async def with_use(self, kernels: Iterable[Kernel]) -> list[Kernel]:
+        """Return these kernels with what they use, as their agents report it."""
+        kernels = list(kernels)
+        records = [record for kernel in kernels if (record := self._table.get(kernel.id)) is not None]
+        use = await self.reconciler.read_use([each.lease for each in records if each.runs and each.lease])
+        return [replace(kernel, use=use.get(kernel.id)) for kernel in kernels]
 
     def kernel(self, kernel_id: str) -> Kernel:
         """Return one kernel with its connection, for some time after its end too."""
         record = self._table.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
-
-    async def kernel_with_use(self, kernel_id: str) -> Kernel:
-        record = self._table.get(kernel_id)
-        leases = [record.lease] if record and record.runs and record.lease else []
-        use = await self.reconciler.read_use(leases)
-        return replace(self.kernel(kernel_id), use=use.get(kernel_id))
 
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
         """Let another application hold a kernel or its start; return it, with its connection.

@@ -24,9 +24,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, announce, announce_failure, hold
+from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError, read_json, write_private_json
-from roost.launchers.daemon.tasks import Timers
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -49,6 +49,9 @@ from .messages import Event, Kernel, StartKernel
 
 log = logging.getLogger(__name__)
 
+_NAME_FILE = "name.json"
+_PAGE = 200
+"""At most this many kernels are in one answer, which may have 8 MiB."""
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """At most this many bytes fit into the path of a Unix socket."""
 
@@ -62,6 +65,7 @@ class Service:
         self._spec = spec
         self._calls = 0
         self._timers = Timers()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.left = asyncio.Event()
         self.server = RpcServer(
             {name: Operation(self._guard(call), call.message) for name, call in OPERATIONS.items()}
@@ -74,7 +78,15 @@ class Service:
         who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
         return {**who, "backend": self._spec.name, "address": self.core.backend.address}
 
+    def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:
+        """Have `put_back` write everything again after the folder was deleted. Without kernels, the service leaves."""
+        watch = held.watch(
+            is_needed=self.is_needed, put_back=put_back, leave=self.left.set, has_successor=True
+        )
+        spawn(watch, self._tasks, log)
+
     async def close(self) -> None:
+        await cancel_all(self._tasks)
         self._stop_listening()
         self._timers.close()
         await self.server.close()
@@ -101,11 +113,16 @@ class Service:
 
         return answer
 
-    def list_kernels(self, with_use: bool = False) -> list[Kernel] | Awaitable[list[Kernel]]:
-        return self.core.kernels_with_use() if with_use else self.core.kernels()
+    async def list_kernels(self, with_use: bool = False, after: str = "") -> dict[str, Any]:
+        """Return a page of the kernels, by id: those after the id `after`. `more` says if there are others."""
+        kernels = (kernel for kernel in self.core.kernels() if kernel.id > after)
+        rest = sorted(kernels, key=lambda kernel: kernel.id)
+        page = await self.core.with_use(rest[:_PAGE]) if with_use else rest[:_PAGE]
+        return {"kernels": page, "more": len(rest) > _PAGE}
 
-    def read_kernel(self, kernel_id: str, with_use: bool = False) -> Kernel | Awaitable[Kernel]:
-        return self.core.kernel_with_use(kernel_id) if with_use else self.core.kernel(kernel_id)
+    async def read_kernel(self, kernel_id: str, with_use: bool = False) -> Kernel:
+        kernel = self.core.kernel(kernel_id)
+        return (await self.core.with_use([kernel]))[0] if with_use else kernel
 
     def leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
@@ -114,9 +131,13 @@ class Service:
         """Begin a new idle time, because a client has just called."""
         self._timers.later(self._settings.idle_exit_s, self._leave_if_idle, key="idle")
 
-    def _leave_if_idle(self) -> None:
+    def is_needed(self) -> bool:
+        """True if there are clients or kernels."""
         self.server.publish(Event(kind="idle", at=time.time()))  # finds out which subscribers are gone
-        if self.core.is_idle() and not self._calls and not self.server.subscribers:
+        return bool(not self.core.is_idle() or self._calls or self.server.subscribers)
+
+    def _leave_if_idle(self) -> None:
+        if not self.is_needed():
             log.info("leaving: no clients and no kernels for %g s", self._settings.idle_exit_s)
             self.left.set()
         else:
@@ -143,7 +164,7 @@ OPERATIONS: Mapping[str, Call] = {
     "cancel": Call("core", Scheduler.cancel),
     "stop": Call("core", Scheduler.stop),
     "signal": Call("core", Scheduler.signal),
-    "kernels": Call("", Service.list_kernels, "kernels"),
+    "kernels": Call("", Service.list_kernels),
     "kernel": Call("", Service.read_kernel),
     "nodes": Call("core", Scheduler.nodes, "nodes"),
     "adopt": Call("core", Scheduler.adopt),
@@ -168,7 +189,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             f"{folder / 'socket'} is longer than the {_LONGEST_SOCKET} bytes that a socket's path may have: "
             "set ROOST_RUNTIME_DIR to a shorter path."
         )
-    with hold(folder):
+    with hold(folder) as held:
         agents = Agents()
         context = BackendContext(
             agents=agents,
@@ -178,7 +199,8 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
         )
         # The backend's cluster library is imported here and nowhere else.
         backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
-        scheduler = Scheduler(backend, agents, settings, name=scheduler_name(folder), folder=folder)
+        name = scheduler_name(folder)
+        scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
         service = Service(scheduler, settings, spec)
         decisions = DecisionLog(folder)
         scheduler.events.listen(decisions)
@@ -189,7 +211,16 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             await scheduler.open()
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
-            announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()})
+            announced = {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()}
+            announce(folder, announced)
+
+            def put_back() -> None:
+                write_private_json(folder / _NAME_FILE, name)
+                decisions.close()  # the next line makes the file again
+                service.server.bind_again()
+                announce(folder, announced)
+
+            service.watch_folder(held, put_back)
             await service.left.wait()
         finally:
             await service.close()
@@ -202,7 +233,7 @@ def scheduler_name(folder: Path) -> str:
 
     It is the same after each restart. The folder keeps it. In a new container, JupyterHub's prefix gives the old name.
     """
-    file = folder / "name.json"
+    file = folder / _NAME_FILE
     known = read_json(file)
     if isinstance(known, str):
         return known

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -37,6 +39,14 @@ from roost.launchers.daemon.daemon import announce, hold
 with hold(Path(sys.argv[1])):
     announce(Path(sys.argv[1]), {"hello": 1})
     signal.sigwait([signal.SIGTERM])
+"""
+START = """
+import json, sys
+from pathlib import Path
+from roost.launchers.daemon.daemon import ensure
+folder, program = sys.argv[1:]
+command = [sys.executable, "-c", program, folder, "1", program]
+print(json.dumps(ensure(Path(folder), command, deadline_s=20)))
 """
 
 
@@ -174,6 +184,36 @@ with hold(Path({str(runtime_dir / "d")!r})):
 """
     done = subprocess.run([sys.executable, "-u", "-c", sizes], capture_output=True, text=True, check=True)
     assert re.findall(r"FDSize:\s*(\d+)", done.stdout) == ["256", "256"]
+
+
+def test_a_daemon_may_open_as_many_files_as_possible_and_its_children_as_many_as_before(
+    runtime_dir: Path,
+) -> None:
+    program = """
+import resource, subprocess, sys
+from pathlib import Path
+from roost.launchers.daemon.daemon import announce, ensure, hold
+from roost.launchers.daemon.open_files import restore_limit
+folder, levels = Path(sys.argv[1]), int(sys.argv[2])
+with hold(folder):
+    own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    child = subprocess.Popen(["/bin/sh", "-c", "read _; ulimit -S -n"], stdin=-1, stdout=-1)
+    restore_limit(child.pid)
+    found = {"raised": own[0] == own[1], "child": int(child.communicate(b"\\n")[0])}
+    if levels:
+        command = [sys.executable, "-c", sys.argv[3], str(folder / "next"), "0", ""]
+        found["next"] = ensure(folder / "next", command, deadline_s=20)
+    announce(folder, found)
+"""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (512, {hard}))\n{START}"
+    arguments = [str(runtime_dir / "d"), program]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert (found["raised"], found["child"]) == (True, 512)
+    assert (found["next"]["raised"], found["next"]["child"]) == (True, 512)
 
 
 def test_a_daemon_starts_while_others_call_is_alive(

@@ -13,6 +13,7 @@ import pytest
 from fake_service import FakeService, fake_service
 
 import roost
+from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.protocol.messages import Connection
 from roost.placement.json_codec import encode
 from roost.placement.model import Request
@@ -123,6 +124,35 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
     first, second = service.called("start")
     assert first.launch_id == second.launch_id == "l"
     assert first.launch_timeout_s == a_start().launch_timeout_s > second.launch_timeout_s > 50
+
+
+def test_a_start_goes_on_though_the_next_service_has_to_wait_for_its_cluster(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, asked = threading.Event(), threading.Event()
+    ensure = service_connection.ensure
+
+    async def hang(_: object) -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
+    def fail(*_: object, **__: object) -> None:
+        asked.set()
+        raise DaemonError("YARN does not answer", "BackendUnavailable")
+
+    service.answers["start"] = hang
+    call = client.start(a_start())
+    assert begun.wait(5)
+    del service.answers["start"]
+    monkeypatch.setattr(service_connection, "ensure", fail)
+    service.close()
+    assert asked.wait(5)
+    with pytest.raises(BackendUnavailable, match="YARN does not answer"):
+        client.nodes().result(5)  # it was never sent before, so it is told at once
+    monkeypatch.setattr(service_connection, "ensure", ensure)
+    service.serve()
+    assert call.result(10).id == "k"
+    assert len(service.called("start")) == 2
 
 
 def test_a_repeated_start_has_the_rest_of_its_time_in_the_queue(service: FakeService, client: Client) -> None:

@@ -9,7 +9,7 @@ from fake_cluster import world
 
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.limits import admit, with_defaults
+from roost.scheduler.core.limits import admit, check_wait, with_defaults
 from roost.scheduler.errors import LimitExceeded, NotAllowed
 
 GIB = 1 << 30
@@ -48,6 +48,39 @@ def test_a_cap_says_which_it_is_and_what_is_allowed(settings: Settings, request_
     cap = caught.value.fields["cap"]
     assert cap in Settings.class_traits(config=True)
     assert getattr(settings, cap) == caught.value.fields["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "wait_s", "said"),
+    [
+        (
+            Settings(max_queued_per_user=2),
+            60,
+            "ada has 2 starts in the queue, and max_queued_per_user allows 2",
+        ),
+        (
+            Settings(max_queued=3),
+            60,
+            "all users together have 3 starts in the queue, and max_queued allows 3",
+        ),
+        (Settings(max_launch_timeout_s=60), 61, "may wait 61 s, and max_launch_timeout_s allows 60 s"),
+    ],
+)
+def test_the_queue_has_caps(settings: Settings, wait_s: float, said: str) -> None:
+    with pytest.raises(LimitExceeded, match=said):
+        check_wait("ada", ["ada", "ada", "bob"], wait_s, settings)
+    check_wait("bob", ["ada", "bob"], 60, settings)
+
+
+async def test_starts_that_wait_count(tmp_path: Path) -> None:
+    async with world(tmp_path, cpus=1, settings=Settings(max_queued_per_user=1)) as w:
+        await w.start("runs", cpus=1)
+        waiting = w.start("waits", cpus=1)
+        await w.told("queued", "waits")
+        with pytest.raises(LimitExceeded, match="ada has 1 start in the queue"):
+            await w.start("more", cpus=1)
+        await w.scheduler.stop("runs", 0)
+        assert (await waiting).state == "running"
 
 
 def test_what_is_exactly_allowed_is_allowed() -> None:

@@ -1,4 +1,4 @@
-"""Order, position and what is waited for; who holds up whom."""
+"""The queue: order, positions and reasons. Some requests hold up others."""
 
 from __future__ import annotations
 
@@ -141,3 +141,35 @@ async def test_the_next_in_line_waits_for_what_the_one_before_did_until_it_has_l
     queue.explain(first, "no node has room now")
     queue.leave(first)
     assert queue.place(second) == (1, "no node has room now")
+
+
+async def test_far_places_are_reported_when_they_have_moved_by_a_tenth() -> None:
+    reported: list[str] = []
+    clock = ManualClock()
+    queue = Queue(on_moved=reported.append, clock=clock.time, timers=Timers(clock))
+    tickets = [queue.join(str(i), "line") for i in range(1000)]
+    clock.advance(0.15)
+    assert len(reported) == 1000, "each is told its place once"
+    reported.clear()
+    for ticket in tickets[:500]:
+        queue.leave(ticket)
+        clock.advance(0.15)
+    assert queue.place(tickets[999])[0] == 500
+    assert 5 <= reported.count("999") <= 10
+    assert len(reported) < 500 * 100
+
+
+async def test_many_lines_are_woken_bit_by_bit_and_none_is_forgotten() -> None:
+    clock = ManualClock()
+    queue = Queue(on_moved=lambda _: None, clock=clock.time, timers=Timers(clock))
+    tickets = [queue.join(str(i), i) for i in range(1000)]
+    for ticket in tickets:
+        ticket.event.clear()
+    queue.wake()
+    queue.wake()  # the cluster has changed again, while they are woken
+    assert sum(ticket.event.is_set() for ticket in tickets) == 100
+    queue.leave(tickets[0])
+    tickets[1].event.clear()  # it has looked before the second change
+    for _ in range(30):
+        clock.advance(0.06)
+    assert all(ticket.event.is_set() for ticket in tickets)

@@ -1,0 +1,59 @@
+"""A program that cleans /tmp deletes the runtime folder under a running service and agent."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from notebook import Notebook
+from world import daemon_pids, kill, tiny, wait_gone
+
+from roost.scheduler.client.client import Client
+
+pytestmark = pytest.mark.fault
+
+SECONDS = 10.0
+
+
+async def test_kernels_stay_within_reach(roost_by_default: None, world: Path) -> None:
+    notebook = Notebook()
+    await notebook.open()
+    await notebook.run("kept = 42")
+    before = {kind: daemon_pids(world, kind) for kind in ("scheduler", "agent")}
+    shutil.rmtree(world)
+    for _ in range(int(SECONDS / 0.05)):
+        if {kind: daemon_pids(world, kind) for kind in before} == before:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("the service and the agent cannot be found again")
+    assert _list_kernels() == [str(notebook.pid)], "a new client finds the service with its kernel"
+    for kind, (pid,) in before.items():
+        kill(pid)  # the next one reads the files that were put back
+        assert await notebook.value("kept") == "42"
+        assert _list_kernels() == [str(notebook.pid)], f"lost with the {kind}"
+    assert "and is restored" in (world / "agent/log.old").read_text()
+    await notebook.close()
+
+
+async def test_without_kernels_nothing_goes_on(client: Client, world: Path) -> None:
+    kernel = await client.start(tiny())
+    await client.stop(kernel.id, grace_s=0)
+    client.close()
+    pids = [pid for kind in ("scheduler", "agent") for pid in daemon_pids(world, kind)]
+    assert len(pids) == 2
+    shutil.rmtree(world)
+    assert all(wait_gone(pid, SECONDS) for pid in pids)
+    world.mkdir(mode=0o700)
+
+
+def _list_kernels() -> list[str]:
+    """Return the pids of the kernels that a program sees which has just been started."""
+    code = "import roost\nfor kernel in roost.connect('local').kernels().result(20): print(kernel.pid)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
