@@ -36,9 +36,11 @@ from roost.scheduler.service.messages import Connection, Owner, StartKernel
 
 from . import simulated
 from .report import Report, show_time
+from .simulated.cluster import MOST_SOCKETS
 from .world import MIB, elapsed_ms
 
 _READY_S = 300.0
+_MOST_NODES = 100_000
 _DESCRIPTORS = 12
 """An agent takes this many in the process with all agents."""
 _REQUESTS = (
@@ -60,13 +62,15 @@ class Size:
 
 def check(size: Size) -> None:
     """Raise `ConfigError` if this machine cannot hold such a cluster."""
+    if size.nodes > _MOST_NODES:
+        raise ConfigError(f"--nodes {size.nodes} are too many for one machine: take at most {_MOST_NODES}.")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needs = size.nodes * _DESCRIPTORS + 1000
-    if hard != resource.RLIM_INFINITY and hard < needs:
+    if size.nodes <= MOST_SOCKETS and hard != resource.RLIM_INFINITY and hard < needs:
         most = (hard - 1000) // _DESCRIPTORS
         raise ConfigError(
             f"--nodes {size.nodes} needs {needs} file descriptors, and a process may have {hard} here: "
-            f"take at most {most} nodes, or raise the limit (ulimit -n)."
+            f"take at most {most} nodes, or more than {MOST_SOCKETS}, or raise the limit (ulimit -n)."
         )
     if size.kernels > 12 * size.nodes:
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from traitlets import Unicode
 
+from roost.launchers.protocol import agent_client
 from roost.launchers.protocol.messages import Lease
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -22,6 +23,7 @@ from roost.scheduler.backends.base import BackendContext
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import NAME
+from .relay import SCHEME, Relay
 
 _ANSWER_S = 60.0
 _READ_AGAIN_S = 1.0
@@ -52,7 +54,8 @@ class SimulatedManager:
 
     def __init__(self, socket: str) -> None:
         self.membership: Membership[SimulatedNode] = Membership(self.name, join=self._join, fetch=self._fetch)
-        self._client = RpcClient(socket)
+        self._client = RpcClient(socket, on_event=lambda event: self._relay.receive(event))
+        self._relay = Relay(self._client)
         self._nodes: list[SimulatedNode] = []
 
     async def close(self) -> None:
@@ -110,9 +113,13 @@ class SimulatedManager:
 
     async def _join(self, address: str) -> str:
         await self._client.connect(timeout_s=_ANSWER_S)
+        await self._ask("subscribe", None)
         while page := await self._ask("nodes", {"after": len(self._nodes)}):
             for empty, agent in page:
                 node = decode(Node, empty)
+                if agent["address"]["endpoint"].startswith(SCHEME):
+                    # Then all agents of this process do, so one change of its client is enough.
+                    agent_client.RpcClient = self._relay.open  # type: ignore[misc, assignment]
                 self._nodes.append(
                     SimulatedNode(
                         id=node.id, daemon=node.id, empty=node, started_agent=decode(StartedAgent, agent)

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from roost.launchers.protocol.messages import Lease
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
@@ -16,20 +17,26 @@ from roost.placement import Device, Node
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.testing import FakeAgent
 
+from .relay import RelayedAgent
+
 CPUS, MEMORY_BYTES, GPUS = 32.0, 256 << 30, 4
+MOST_SOCKETS = 1_000
+"""In a larger cluster, the messages of all agents share one connection."""
 _PAGE = 1_000
 """A message has at most this many nodes or claims."""
 
 
 class SimulatedCluster:
-    """The manager, which knows the claims, and one fake agent per node."""
+    """The manager, which knows the claims, and one fake agent per node. A large cluster's agents have no sockets."""
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self._claims: dict[str, Lease] = {}
+        kind = FakeAgent if nodes <= MOST_SOCKETS else RelayedAgent
         self._agents = [
-            FakeAgent(folder / name, name=name, cpus=CPUS, memory_bytes=MEMORY_BYTES, gpus=GPUS)
+            kind(folder / name, name=name, cpus=CPUS, memory_bytes=MEMORY_BYTES, gpus=GPUS)
             for name in (f"node-{number:05}" for number in range(nodes))
         ]
+        self._by_name = {agent.name: agent for agent in self._agents}
         self._server = RpcServer(
             {
                 "nodes": Operation(self._nodes),
@@ -37,8 +44,12 @@ class SimulatedCluster:
                 "release": Operation(self._release),
                 "claims": Operation(self._list),
                 "has_claim": Operation(self._has),
+                "agent": Operation(self._relay),
             }
         )
+        for agent in self._agents:
+            if isinstance(agent, RelayedAgent):
+                agent.publish = self._server.publish
 
     def start(self, socket: Path) -> None:
         self._server.start(f"ipc://{socket}")
@@ -66,6 +77,9 @@ class SimulatedCluster:
 
     def _has(self, lease_id: str) -> bool:
         return lease_id in self._claims
+
+    async def _relay(self, name: str, op: str, arguments: Any) -> Any:
+        return await self._by_name[name].operations[op].answer(op, arguments)
 
 
 def _build_node(name: str) -> Node:
