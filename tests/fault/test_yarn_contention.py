@@ -139,7 +139,7 @@ WAITS = (
     r"queue (default|batch) is full: .*",
     r"queue (default|batch) gives \S+ no more now: user-limit-factor is [\d.]+",
     r"other applications of queue (default|batch) go first",
-    r"roost's application master (starts|waits for room) in queue (root\.)?(default|batch)",
+    r"roost's application master (starts|waits for room) in queue (root\.)?(default|batch|none)",
 )
 """The reasons for which kernels wait here."""
 REFUSALS = ("5 GPUs", "H100", "whole GPUs only", "YARN has no queue none")

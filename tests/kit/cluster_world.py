@@ -19,7 +19,7 @@ from world import daemon_pids, kill
 
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect
-from roost.scheduler.errors import RoostError
+from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.service.messages import Kernel
 
 KNOWN_S = 15.0
@@ -94,7 +94,15 @@ class ClusterWorld:
         self.opened.remove(notebook)
 
     async def kernel_of(self, notebook: Notebook) -> Kernel:
-        return await self.service().kernel(notebook.manager.kernel_id)
+        """Return the kernel as the service knows it. The service may have to wait for its cluster."""
+        began = time.monotonic()
+        while True:
+            try:
+                return await self.service().kernel(notebook.manager.kernel_id)
+            except BackendUnavailable:
+                if time.monotonic() - began > 60:
+                    raise
+            await asyncio.sleep(0.2)
 
     async def running(self, *notebooks: Notebook) -> list[Kernel]:
         """Check that these kernels run and keep their variables. Return them as the service knows them.
@@ -160,9 +168,10 @@ class ClusterWorld:
         began = time.monotonic()
         while True:
             try:
-                if (await self.service().explain(Request(**asked)))["placement"]:
+                decision = await self.service().explain(Request(**asked))
+                if decision["placement"]:
                     return time.monotonic() - began
-                problem = "there is no room"
+                problem = f"there is no room: {decision}"
             except RoostError as error:
                 problem = str(error)
             assert time.monotonic() - began < within_s, problem
