@@ -47,7 +47,7 @@ async def joined(
 
 
 async def taken(backend: Backend, kernel_id: str, request: Request) -> Lease:
-    give_up_at = time.monotonic() + 5
+    give_up_at = time.monotonic() + 60
     while (decision := get_policy("pack").place(request, await backend.snapshot())).placement is None:
         assert time.monotonic() < give_up_at, decision.reason
         await asyncio.sleep(0.05)  # workers report freed resources a moment later
@@ -70,7 +70,7 @@ async def leases_of(backend: Backend) -> list[Lease]:
     return list((await backend.leases()).leases)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 60.0) -> None:
     give_up_at = time.monotonic() + within_s
     while not await holds():
         assert time.monotonic() < give_up_at, "too late"

@@ -87,7 +87,7 @@ async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backen
     await backend.release(lease)
     events = backend.events()
     while (await backend.snapshot()).node(having).resource_free("licence") != 2.0:
-        await asyncio.wait_for(anext(events), 5)  # Ray shows freed resources late
+        await asyncio.wait_for(anext(events), 60)  # Ray shows freed resources late
     await take(backend, await decide(backend, licence=2), "k3")
 
 

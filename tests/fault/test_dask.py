@@ -71,7 +71,7 @@ class World(ClusterWorld):
         """Disconnect the operator before Dask's scheduler ends."""
         await self.dask.close()
 
-    async def refusal(self, within_s: float = 5, **asked: Any) -> str:
+    async def refusal(self, within_s: float = 30, **asked: Any) -> str:
         """Wait until the service refuses such a request. Return the reason."""
         deadline = time.monotonic() + within_s
         while (decision := await service().explain(Request(**asked)))["placement"]:

@@ -89,7 +89,7 @@ async def main():
             done, waiting = await asyncio.wait_for(wait(waiting), 60)
             held += await client.gather(list(done))
         await looking
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             left = list((await client.run(look)).values())
             leases, known = await client.run_on_scheduler(ledger)

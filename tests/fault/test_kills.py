@@ -58,7 +58,7 @@ async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], world: P
 
 async def _agent_after(world: Path, killed: int) -> list[int]:
     """Wait for the agent that roost starts for the kernels that live, and return its pid."""
-    for _ in range(400):
+    for _ in range(1200):
         found = [pid for pid in daemon_pids(world, "agent") if pid != killed]
         if found:
             return found
@@ -114,7 +114,7 @@ async def test_the_service_while_kernels_run(notebooks: list[Notebook], world: P
     assert await notebook.manager.is_alive()
     await notebook.run("import os, signal")
     notebook.client.execute("os.kill(os.getpid(), signal.SIGKILL)")
-    for _ in range(200):
+    for _ in range(1200):
         if not await notebook.manager.is_alive():
             break
         await asyncio.sleep(0.05)
@@ -191,7 +191,7 @@ async def test_an_owner(short_owner_grace: float, client: Client, world: Path) -
 
 async def _until_only(client: Client, kernel_id: str) -> None:
     """Wait until the service knows no kernel but this one."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while [kernel.id for kernel in await client.kernels()] != [kernel_id]:
         assert time.monotonic() < deadline, "the kernel of the ended owner is still known"
         await asyncio.sleep(0.05)

@@ -78,7 +78,7 @@ async def test_a_pod_deleted_by_hand(world: World) -> None:
     reason = await world.ended(notebook, 10)
     say(f"{reason!r} after", deleted_at)
     assert "its pod was deleted" in reason
-    assert wait_gone(kernel.pid, 10)
+    assert wait_gone(kernel.pid, 60)
     await world.restart(notebook)
     await world.lives(notebook)
 
@@ -255,7 +255,7 @@ async def test_eviction(world: World) -> None:
     reason = await world.ended(notebook, 10)
     say(f"{reason!r} after", evicted_at)
     assert "it was evicted" in reason
-    assert wait_gone(kernel.pid, 10)
+    assert wait_gone(kernel.pid, 60)
     await world.restart(notebook)
     await world.lives(notebook)
 

@@ -99,7 +99,7 @@ while waiting or not is_over.is_set():
     for reference in done:
         del waiting[reference]
 looker.join()
-deadline = time.monotonic() + 5
+deadline = time.monotonic() + 60
 while any(free != total or of_groups for total, free, of_groups in look()) and time.monotonic() < deadline:
     time.sleep(0.05)
 groups = [one["name"] for one in placement_group_table().values() if one["state"] != "REMOVED"]

@@ -71,7 +71,7 @@ async def test_the_agent(world: World) -> None:
     before = container_of(notebook.pid)
     killed_at = time.monotonic()
     agent.kill()
-    assert all(wait_gone(process.pid, 5) for process in others)
+    assert all(wait_gone(process.pid, 60) for process in others)
     reason = await world.ended(notebook, LATE_S)
     say(f"{reason!r} after", killed_at)
     assert "its container was killed" in reason
@@ -88,7 +88,7 @@ async def test_a_container_ended_by_hand(world: World) -> None:
     reason = await world.ended(ended, LATE_S)
     say(f"{reason!r} after", ended_at)
     assert "container was killed" in reason
-    assert wait_gone(kernel.pid, 10)
+    assert wait_gone(kernel.pid, 60)
     await world.restart(ended)
     await world.lives(ended, kept)
 

@@ -78,7 +78,7 @@ class Session:
     async def until(self, kind: str) -> AgentEvent:
         """Return the next event of that kind, and drop the events before it."""
         while True:
-            event = await asyncio.wait_for(self.events.get(), 10)
+            event = await asyncio.wait_for(self.events.get(), 60)
             if event.kind == kind:
                 return event
 

@@ -22,7 +22,7 @@ from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.service.messages import Kernel
 
-KNOWN_S = 15.0
+KNOWN_S = 60.0
 """How long a service may take to ask an agent again that was unreachable."""
 
 
@@ -163,7 +163,7 @@ class ClusterWorld:
         await notebook.interrupt()
         await self.lives(notebook)
 
-    async def has_room(self, within_s: float = 30.0, **asked: Any) -> float:
+    async def has_room(self, within_s: float = 60.0, **asked: Any) -> float:
         """Wait until the service has room for such a request. Return how long that took."""
         began = time.monotonic()
         while True:
@@ -177,7 +177,7 @@ class ClusterWorld:
             assert time.monotonic() - began < within_s, problem
             await asyncio.sleep(0.1)
 
-    async def refusal(self, within_s: float = 30.0, **asked: Any) -> str:
+    async def refusal(self, within_s: float = 60.0, **asked: Any) -> str:
         """Wait until the service refuses such a request for now. Return the reason."""
         deadline = time.monotonic() + within_s
         while True:
@@ -192,7 +192,7 @@ class ClusterWorld:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 
-    async def waits_for(self, text: str, within_s: float = 20.0) -> str:
+    async def waits_for(self, text: str, within_s: float = 60.0) -> str:
         """Wait until a kernel waits for a reason with this text. Return the whole reason."""
         deadline = time.monotonic() + within_s
         while True:
@@ -252,7 +252,7 @@ def assert_plain(reason: str) -> None:
     assert reason.count(". ") == 0 or reason.endswith("."), reason
 
 
-async def until(is_true: Callable[[], Any], what: str, within_s: float = 30.0) -> None:
+async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
     """Wait until something is true. A cluster manager that refuses or is away counts as no."""
     deadline = time.monotonic() + within_s
     while True:

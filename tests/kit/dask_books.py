@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distributed import Client
 
-AGREE_S = 10.0
+AGREE_S = 60.0
 """How long the four may take to agree."""
 
 

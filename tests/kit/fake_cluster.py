@@ -73,7 +73,7 @@ class World:
         """Wait for something that an event brings about."""
         while not condition():
             self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), 5.0)
+            await asyncio.wait_for(self._changed.wait(), 60)
 
     async def until_not(self, read: Callable[[], Awaitable[object]]) -> None:
         """Wait until `read` returns something empty."""

@@ -55,7 +55,7 @@ class FakeService:
     def end(self) -> None:
         self.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(60)
         self._loop.close()
 
     def called(self, op: str) -> list[Any]:

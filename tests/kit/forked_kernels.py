@@ -26,7 +26,7 @@ from roost.launchers.agent.settings import Forking
 from roost.launchers.agent.zygote_pool import MOST_SPARES, ZygotePool
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-REPLY_S = 20.0
+REPLY_S = 60.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 

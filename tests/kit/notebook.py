@@ -32,7 +32,7 @@ class Notebook:
         self.client.start_channels()
         await self._until_ready()
 
-    async def run(self, code: str, timeout_s: float = 30) -> dict[str, Any]:
+    async def run(self, code: str, timeout_s: float = 60) -> dict[str, Any]:
         """Execute code and return the content of its execute_reply."""
         reply = await self.client.execute_interactive(code, timeout=timeout_s, output_hook=lambda _: None)
         return dict(reply["content"])

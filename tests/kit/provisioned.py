@@ -36,4 +36,4 @@ def the_start(service: FakeService) -> StartKernel:
 
 
 async def ended(km: Any) -> int:
-    return int(await asyncio.wait_for(km.provisioner.wait(), 5))
+    return int(await asyncio.wait_for(km.provisioner.wait(), 60))

@@ -63,7 +63,7 @@ def daemon_pids(runtime_dir: Path, prefix: str) -> list[int]:
     return found
 
 
-def wait_gone(pid: int, timeout_s: float = 15) -> bool:
+def wait_gone(pid: int, timeout_s: float = 60) -> bool:
     """True if the process ends in time. A zombie has ended."""
     try:
         descriptor = os.pidfd_open(pid)

@@ -88,7 +88,7 @@ async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> 
         while not kernel_process.children():  # noqa: ASYNC110 - no event reports a child
             await asyncio.sleep(0.02)
         await km.interrupt_kernel()
-        assert (await asyncio.wait_for(running, 20))["reply"]["ename"] == "KeyboardInterrupt"
+        assert (await asyncio.wait_for(running, 60))["reply"]["ename"] == "KeyboardInterrupt"
 
 
 @pytest.mark.parametrize("now", [False, True])
@@ -111,10 +111,10 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
         km.add_restart_callback(restarted.set)
         pid = await pid_of(km)
         os.kill(pid, signal.SIGKILL)
-        await asyncio.wait_for(restarted.wait(), 10)
+        await asyncio.wait_for(restarted.wait(), 60)
         while await pid_of(km) == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter reports no more
             await asyncio.sleep(0.02)
-        await asyncio.wait_for(asyncio.shield(km.ready), 10)
+        await asyncio.wait_for(asyncio.shield(km.ready), 60)
         await kc.wait_for_ready(30)
         assert (await run(kc, "print(1)"))["text"] == "1"
 
@@ -122,7 +122,7 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
 async def test_an_exit_is_reported_with_its_code(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         kc.execute("import os; os._exit(7)")
-        assert await asyncio.wait_for(km.provisioner.wait(), 10) == 7
+        assert await asyncio.wait_for(km.provisioner.wait(), 60) == 7
 
 
 async def test_a_plain_subscriber_receives_nothing_from_encrypted_channels(specs: KernelSpecManager) -> None:
@@ -203,7 +203,7 @@ async def test_an_exit_while_no_service_lives_is_found(world: Path, specs: Kerne
         (pid,) = daemon_pids(world, "scheduler")
         kill(pid)
         os.kill(await pid_of(km), signal.SIGKILL)
-        assert await asyncio.wait_for(km.provisioner.wait(), 20) in (-signal.SIGKILL, 255)
+        assert await asyncio.wait_for(km.provisioner.wait(), 60) in (-signal.SIGKILL, 255)
 
 
 async def test_the_provisioner_of_another_process_attaches(specs: KernelSpecManager) -> None:
@@ -212,7 +212,7 @@ async def test_the_provisioner_of_another_process_attaches(specs: KernelSpecMana
         await other.load_provisioner_info(await km.provisioner.get_provisioner_info())
         assert await other.poll() is None
         await other.kill()
-        assert await asyncio.wait_for(km.provisioner.wait(), 10) == -signal.SIGKILL
+        assert await asyncio.wait_for(km.provisioner.wait(), 60) == -signal.SIGKILL
         await other.cleanup()
 
 
@@ -229,7 +229,7 @@ async def test_a_kernel_that_dies_while_starting(specs_of: Specs) -> None:
     broken = specs_of(argv=argv)
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
     with pytest.raises(KernelDied, match="no such thing") as caught:
-        await asyncio.wait_for(km.start_kernel(), 10)
+        await asyncio.wait_for(km.start_kernel(), 60)
     assert caught.value.fields["exit_code"] == 3
     assert not km.has_kernel
 
@@ -240,14 +240,14 @@ async def test_an_impossible_request_fails_at_once(
 ) -> None:
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs_of(config=config))
     with pytest.raises(kind):
-        await asyncio.wait_for(km.start_kernel(), 10)
+        await asyncio.wait_for(km.start_kernel(), 60)
 
 
 async def test_a_missing_command(specs_of: Specs, backend: str) -> None:
     broken = specs_of(argv=["/no/such/kernel", "{connection_file}"])
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
     with pytest.raises(LaunchError, match="/no/such/kernel") as caught:
-        await asyncio.wait_for(km.start_kernel(), 10)
+        await asyncio.wait_for(km.start_kernel(), 60)
     assert isinstance(caught.value, FileNotFoundError) == (backend == "local")
 
 

@@ -168,8 +168,8 @@ def test_a_queued_start_is_shown_and_stopped(shell: Shell, tmp_path: Path) -> No
 
 
 def _await(question: Callable[[], T], complaint: str) -> T:
-    """Ask until the answer is not empty, 50 times at most. A command takes a third of a second."""
-    for _ in range(50):
+    """Ask until the answer is not empty, 200 times at most. A command takes a third of a second."""
+    for _ in range(200):
         if found := question():
             return found
     raise AssertionError(complaint)

@@ -81,7 +81,7 @@ def listener(answer: bytes | None) -> Iterator[str]:
         finally:
             over.set()
             socket.create_connection(server.getsockname()).close()
-            thread.join(5)
+            thread.join(60)
             for connection in held:
                 connection.close()
 

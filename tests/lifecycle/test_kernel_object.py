@@ -43,7 +43,7 @@ def left_behind() -> list[str]:
 
 def until(is_true: Callable[[], Any]) -> Any:
     """Wait until another process has done something. No event reports it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (value := is_true()):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -239,7 +239,7 @@ async def test_a_kernel_runs_with_the_rights_of_the_manifests(
             assert attempt(bob, method, where, body).startswith("403 "), (method, where)
         assert [one.kernel_id for one in (await client.holdings()).kernels] == ["k"]
         await backend.release(lease)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while name in secrets_of(kubernetes_cluster.api, "alice"):
             assert time.monotonic() < deadline, "the Secret outlives its pod"
             await asyncio.sleep(0.2)
@@ -335,7 +335,7 @@ async def test_users_of_one_namespace_cannot_touch_each_others_pods(
         address, mine = await backend.agent(lease), await bobs.agent(second)
         stranger = AgentClient(address.endpoint, replace(mine.keys, server=address.keys.server))
         with pytest.raises(Unauthorized):
-            await asyncio.wait_for(stranger.connect(), 10)
+            await asyncio.wait_for(stranger.connect(), 60)
         await stranger.close()
         await bobs.release(second)
         assert [one.kernel_id for one in (await client.holdings()).kernels] == ["k"]
@@ -384,11 +384,11 @@ async def test_a_template_that_the_api_server_refuses_is_reported_at_the_start(
         cluster = KubernetesCluster(settings_of("alice", "alice", pod_template=str(template), **changes))
         message = "accepted"
         try:
-            await asyncio.wait_for(cluster.join(), 10)
+            await asyncio.wait_for(cluster.join(), 60)
         except ConfigError as refused:
             message = str(refused)
         finally:
-            await asyncio.wait_for(cluster.close(), 10)
+            await asyncio.wait_for(cluster.close(), 60)
         assert word in message, (text, message)
         assert "\n" not in message
         assert message.endswith(".")
@@ -426,11 +426,11 @@ async def test_the_api_server_refuses_hostile_values_in_one_sentence(
             cluster.check_request(asked)
             lease = Lease(id="k", kernel_id="k", owner=OWNER, request=asked, node_id="n1")
             with pytest.raises(LaunchError) as refused:
-                await asyncio.wait_for(cluster.create(lease), 10)
+                await asyncio.wait_for(cluster.create(lease), 60)
             message = str(refused.value)
             assert message.startswith("Kubernetes "), message
             assert message.endswith(".")
             assert "\n" not in message
         assert not await cluster.pods()
     finally:
-        await asyncio.wait_for(cluster.close(), 10)
+        await asyncio.wait_for(cluster.close(), 60)

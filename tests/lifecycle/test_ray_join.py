@@ -45,7 +45,7 @@ async def main():
                 word = [ray.get(ray.put("kept")), ray.get_runtime_context().namespace]
             elif step == "terminate":
                 os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.wait_for(terms.get(), 5)
+                await asyncio.wait_for(terms.get(), 60)
             else:
                 _import_ray()
                 began = time.monotonic()

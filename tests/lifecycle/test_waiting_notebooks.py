@@ -45,7 +45,7 @@ def shared_server(one_gpu: Path) -> Iterator[JupyterServer]:
     yield wait_for(context.__aenter__())
     wait_for(context.__aexit__(None, None, None))
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(60)
     loop.close()
 
 
@@ -76,7 +76,7 @@ async def start(server: JupyterServer, name: str = "gpu") -> str:
 
 
 async def until_queued(kernel_id: str, position: int = 1) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         kernels = {kernel.id: kernel for kernel in await connect("local").kernels()}
         if kernel_id in kernels and kernels[kernel_id].position == position:
@@ -439,7 +439,7 @@ async def run_gateway(folder: Path) -> AsyncIterator[JupyterServer]:
         yield gateway
     finally:
         process.terminate()
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), 60)
 
 
 async def test_kernels_of_kernel_gateway_wait_as_well(one_gpu: Path) -> None:

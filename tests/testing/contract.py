@@ -179,7 +179,7 @@ class BackendContract:
     async def test_the_events_end_with_the_backend(self, opener: Opener) -> None:
         async with opener() as (backend, _):
             watching = asyncio.ensure_future(_collect(backend.events()))
-        assert {event.kind for event in await asyncio.wait_for(watching, 5)} <= {"nodes", "resync"}
+        assert {event.kind for event in await asyncio.wait_for(watching, 60)} <= {"nodes", "resync"}
         await backend.close()
 
     # Steps

@@ -120,7 +120,7 @@ class FakeAgent:
         """Wait until that stage was called (again, where it was before: clear `calls`)."""
         while stage not in self.calls:
             self._called.clear()
-            await asyncio.wait_for(self._called.wait(), 5.0)
+            await asyncio.wait_for(self._called.wait(), 60)
 
     def end(self, kernel_id: str, exit_code: int = 1) -> None:
         """A kernel ends by itself."""

@@ -47,7 +47,7 @@ def test_waiters_in_several_loops_are_woken() -> None:
     begun.wait(10)
     ending.set(3)
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert found == [3, 3, 3]
 
 

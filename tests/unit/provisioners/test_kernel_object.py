@@ -171,5 +171,5 @@ class Restarted:
 
 async def test_output_of_the_process_before_a_restart_is_no_answer() -> None:
     client = Restarted()
-    await asyncio.wait_for(await_answer(cast("Any", client)), 10)
+    await asyncio.wait_for(await_answer(cast("Any", client)), 60)
     assert client.asked > 1

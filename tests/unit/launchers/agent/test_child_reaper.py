@@ -44,7 +44,7 @@ def spawn(code: str) -> int:
 
 
 async def exit_code(future: asyncio.Future[int]) -> int:
-    return await asyncio.wait_for(future, 10)
+    return await asyncio.wait_for(future, 60)
 
 
 @pytest.mark.usefixtures("wait_calls")
@@ -60,7 +60,7 @@ async def test_the_group_of_a_child_ends_with_the_child(reaper: Reaper) -> None:
 
 async def test_an_exit_code_is_kept_for_a_late_caller(reaper: Reaper, others: asyncio.Queue[int]) -> None:
     pid = spawn("raise SystemExit(5)")
-    await asyncio.wait_for(others.get(), 10)
+    await asyncio.wait_for(others.get(), 60)
     assert await exit_code(reaper.exit_code(pid)) == 5
 
 
@@ -70,7 +70,7 @@ async def test_the_exit_code_of_an_earlier_process_with_the_same_pid_does_not_co
 ) -> None:
     reaper = Reaper(others=lambda pid, status: others.put_nowait(pid), remembered_s=remembered_s)
     pid = spawn("raise SystemExit(7)")
-    await asyncio.wait_for(others.get(), 10)
+    await asyncio.wait_for(others.get(), 60)
     future = reaper.exit_code(pid, is_ours=is_ours)  # as if another process had this pid now
     assert not future.done()
     reaper.close()

@@ -71,7 +71,7 @@ async def test_the_devices_of_a_killed_process_are_free_again(node: str) -> None
     pipe = asyncio.subprocess.PIPE
     holder = await asyncio.create_subprocess_exec(sys.executable, "-c", code, node, stdin=pipe, stdout=pipe)
     assert holder.stdout is not None
-    assert await asyncio.wait_for(holder.stdout.readline(), 20) == b"held\n"
+    assert await asyncio.wait_for(holder.stdout.readline(), 60) == b"held\n"
     locks = GpuLocks(node, wait_s=10)
     waiting = asyncio.ensure_future(locks.hold(DEVICES[:1], 1))
     await asyncio.sleep(2 * gpu_locks._RETRY_S)

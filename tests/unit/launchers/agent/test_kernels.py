@@ -91,7 +91,7 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
     held = Kernels(folder, ZygotePool(), on_launched=lambda _: None, on_exited=lambda _: None)
     try:
         held.adopt([])
-        assert child.wait(5) == -signal.SIGKILL
+        assert child.wait(60) == -signal.SIGKILL
         assert list(folder.iterdir()) == []
     finally:
         await held.close()
@@ -117,7 +117,7 @@ async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> 
         if reading.cancel():
             with pytest.raises(asyncio.CancelledError):
                 await reading
-            assert child.wait(10) == -signal.SIGKILL
+            assert child.wait(60) == -signal.SIGKILL
         else:
             assert (await reading) is not None
     finally:
@@ -150,6 +150,6 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         if is_known:
             held._reaper.reap()
         with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
-            await asyncio.wait_for(held.launch(launch), 10)
+            await asyncio.wait_for(held.launch(launch), 60)
     finally:
         await held.close()

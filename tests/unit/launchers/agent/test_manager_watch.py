@@ -58,7 +58,7 @@ class Losses:
         self.reasons.put_nowait(reason)
 
     async def next(self) -> str:
-        return await asyncio.wait_for(self.reasons.get(), 5)
+        return await asyncio.wait_for(self.reasons.get(), 60)
 
     def __len__(self) -> int:
         return self.reasons.qsize()
@@ -77,7 +77,7 @@ class Sleeps:
 
     async def begin(self, seconds: float) -> asyncio.Event:
         """Wait until a wait of this length begins. Set the returned event to end it."""
-        asked, is_over = await asyncio.wait_for(self._waits.get(), 10)
+        asked, is_over = await asyncio.wait_for(self._waits.get(), 60)
         assert asked == seconds
         return is_over
 
@@ -93,7 +93,7 @@ async def kill(process: subprocess.Popen[bytes], manager: Manager) -> None:
     ended = asyncio.Event()
     Watch(manager.pid, manager.process_started_at, ended.set)
     process.kill()
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
 
 
 @pytest.fixture

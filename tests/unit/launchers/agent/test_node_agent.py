@@ -167,12 +167,12 @@ async def test_a_node_that_leaves_its_cluster_reports_lost_leases_before_they_en
             agent.events.get_nowait()
         assert not (await agent.client.status()).is_draining
         kill(manager.pid)
-        first = await asyncio.wait_for(agent.events.get(), 10)
+        first = await asyncio.wait_for(agent.events.get(), 60)
         assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's last daemon here has ended")
         assert (await agent.client.status()).is_draining
-        seen = [await asyncio.wait_for(agent.events.get(), 10)]
+        seen = [await asyncio.wait_for(agent.events.get(), 60)]
         while sum(event.kind == "released" for event in seen) < 2:
-            seen.append(await asyncio.wait_for(agent.events.get(), 10))
+            seen.append(await asyncio.wait_for(agent.events.get(), 60))
     lost, exited = ([event for event in seen if event.kind == kind] for kind in ("lost", "exited"))
     assert sorted(event.lease_id for event in lost) == ["roost:a:1", "roost:b:1"]
     assert {event.reason for event in lost} == {"its node has left the Ray cluster"}

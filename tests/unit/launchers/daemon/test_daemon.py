@@ -294,11 +294,11 @@ async def test_a_watch_reports_the_end_of_a_process() -> None:
     stopped.close()
     assert not ended.is_set()
     process.kill()
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
     await process.wait()
     ended.clear()
     Watch(process.pid, started_at, ended.set)  # it has ended already
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
     assert not never.is_set()
 
 
@@ -317,7 +317,7 @@ async def test_a_watch_never_calls_from_its_constructor(monkeypatch: pytest.Monk
         ended = asyncio.Event()
         Watch(pid, then, ended.set)
         assert not ended.is_set()
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 60)
         monkeypatch.undo()
 
 

@@ -105,7 +105,7 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
     while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
         await asyncio.sleep(0.01)
     assert service.called("start")[0].queue_timeout_s == 3600.0
-    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 10)
+    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 60)
     assert kernel_id not in kernels
     assert service.called("cancel")[0].kernel_id == kernel_id
 
@@ -118,7 +118,7 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
         monkeypatch.setattr(pending_starts, wait, 60.0)
     posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
-    await asyncio.wait_for(kernels.shutdown_all(), 5)
+    await asyncio.wait_for(kernels.shutdown_all(), 60)
     with pytest.raises(HTTPError, match="stopped before the kernel had started"):
         await posting
     assert kernels.list_kernel_ids() == []
@@ -130,4 +130,4 @@ async def test_a_refused_start_does_not_keep_the_manager_from_stopping(kernels: 
     kernelspecs(tmp_path, "refused", config={"gpus": -1})
     with pytest.raises(HTTPError, match="gpus"):
         await kernels.start_kernel(kernel_name="refused")
-    await asyncio.wait_for(kernels.shutdown_all(), 5)
+    await asyncio.wait_for(kernels.shutdown_all(), 60)

@@ -28,7 +28,7 @@ def warm_up(kernelspecs: KernelSpecManager) -> None:
         kernel_spec_manager=kernelspecs, config=Config(), default_kernel_name="roosted"
     )
     thread = start_warm_up(kernel_manager, LOG)
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -74,7 +74,7 @@ def test_awaited_in_several_loops_and_threads(service: FakeService, client: Clie
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert found == [20] * 4
     assert len(service.called("hello")) == 1
 
@@ -98,7 +98,7 @@ async def test_cancelling_the_call_cancels_the_start(service: FakeService, clien
 
     service.answers["start"] = queue_forever
     service.answers["cancel"] = lambda _: cancelled.set() or {}
-    task = asyncio.ensure_future(asyncio.wait_for(client.start(a_start()), 20))
+    task = asyncio.ensure_future(asyncio.wait_for(client.start(a_start()), 60))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -116,7 +116,7 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
 
     service.answers["start"] = hang
     call = client.start(a_start())
-    assert begun.wait(5)
+    assert begun.wait(60)
     del service.answers["start"]
     service.close()
     service.serve()
@@ -142,11 +142,11 @@ def test_a_start_goes_on_though_the_next_service_has_to_wait_for_its_cluster(
 
     service.answers["start"] = hang
     call = client.start(a_start())
-    assert begun.wait(5)
+    assert begun.wait(60)
     del service.answers["start"]
     monkeypatch.setattr(service_connection, "ensure", fail)
     service.close()
-    assert asked.wait(5)
+    assert asked.wait(60)
     with pytest.raises(BackendUnavailable, match="YARN does not answer"):
         client.nodes().result(5)  # it was never sent before, so it is told at once
     monkeypatch.setattr(service_connection, "ensure", ensure)
@@ -164,7 +164,7 @@ def test_a_repeated_start_has_the_rest_of_its_time_in_the_queue(service: FakeSer
 
     service.answers["start"] = hang
     call = client.start(replace(a_start(), queue_timeout_s=3600.0))
-    assert begun.wait(5)
+    assert begun.wait(60)
     del service.answers["start"]
     service.close()
     service.serve()
@@ -201,7 +201,7 @@ def test_listeners_get_events_and_resync(service: FakeService, client: Client) -
 
     def hear(kind: str) -> None:
         with heard:
-            assert heard.wait_for(lambda: kind in kinds, 10), kinds
+            assert heard.wait_for(lambda: kind in kinds, 60), kinds
 
     stop = client.listen(listener)
     client.nodes().result(5)
@@ -226,7 +226,7 @@ def test_a_failing_listener_does_not_disturb_the_others(service: FakeService, cl
     client.listen(lambda _: heard.set())
     client.nodes().result(5)
     service.push(Event(kind="nodes", at=1.0))
-    assert heard.wait(5)
+    assert heard.wait(60)
 
 
 def test_a_listener_cannot_wait_for_a_call(service: FakeService, client: Client) -> None:
@@ -243,7 +243,7 @@ def test_a_listener_cannot_wait_for_a_call(service: FakeService, client: Client)
     client.listen(listener)
     client.nodes().result(5)
     service.push(Event(kind="nodes", at=1.0))
-    assert done.wait(5)
+    assert done.wait(60)
     assert "listener" in str(problems[0])
 
 

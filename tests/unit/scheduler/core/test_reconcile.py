@@ -184,8 +184,8 @@ async def test_what_was_given_back_does_not_come_back(
 
         monkeypatch.setattr(w.backend, "release", note)
         w.scheduler.reconciler.soon()
-        await asyncio.wait_for(read.wait(), 5)
-        await asyncio.wait_for(again.wait(), 5)
+        await asyncio.wait_for(read.wait(), 60)
+        await asyncio.wait_for(again.wait(), 60)
         assert w.scheduler.kernels() == []
         monkeypatch.undo()
         assert (await w.start("k", "2", cpus=1)).state == "running"

@@ -63,13 +63,13 @@ class Caller:
         self._client = RpcClient(endpoint, on_event=lambda event: self.events.append(decode(Event, event)))
 
     async def open(self) -> None:
-        await self._client.connect(timeout_s=5)
+        await self._client.connect(timeout_s=60)
 
     async def __call__(self, op: str, **arguments: Any) -> Any:
-        return await self._client.call(op, arguments, timeout_s=10)
+        return await self._client.call(op, arguments, timeout_s=60)
 
     async def start(self, start: StartKernel) -> Kernel:
-        return decode(Kernel, await self._client.call("start", start, timeout_s=10))
+        return decode(Kernel, await self._client.call("start", start, timeout_s=60))
 
     async def close(self) -> None:
         await self._client.close()
@@ -129,7 +129,7 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         recent = (await call("events", limit=2))["events"]
         assert [decode(Event, event).kind for event in recent] == ["exited", "released"]
         await call("leave")
-        await asyncio.wait_for(service.left.wait(), 5)
+        await asyncio.wait_for(service.left.wait(), 60)
 
 
 async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_it_stays_while_there_are_kernels_and_leaves_when_there_are_none(t
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call("stop", kernel_id="k")
-        await asyncio.wait_for(service.left.wait(), 5)
+        await asyncio.wait_for(service.left.wait(), 60)
 
 
 async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call.close()
-        await asyncio.wait_for(service.left.wait(), 5)
+        await asyncio.wait_for(service.left.wait(), 60)
 
 
 def ensure(options: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ async def left(folder: Path) -> None:
         with open(folder / "lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
 
-    await asyncio.wait_for(asyncio.to_thread(take), 10)
+    await asyncio.wait_for(asyncio.to_thread(take), 60)
 
 
 async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> None:

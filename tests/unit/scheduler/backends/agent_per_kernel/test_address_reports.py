@@ -36,9 +36,9 @@ class Reports(AddressReports):
         """Report an address with this key pair."""
         keys = ClientKeys(server=SERVICE.public, public=pair[0], secret=pair[1])
         client = RpcClient(self.endpoint, keys=keys)
-        await client.connect(timeout_s=5)
+        await client.connect(timeout_s=60)
         try:
-            await client.call("listens", {"ip": ip, "port": port}, timeout_s=5)
+            await client.call("listens", {"ip": ip, "port": port}, timeout_s=60)
         finally:
             await client.close()
 
@@ -101,11 +101,11 @@ async def test_a_forgotten_agent_is_refused(reports: Reports) -> None:
 
 async def test_an_agent_that_is_forgotten_while_it_is_connected_is_refused(reports: Reports) -> None:
     client = RpcClient(reports.endpoint, keys=ClientKeys(server=SERVICE.public, public=ONE[0], secret=ONE[1]))
-    await client.connect(timeout_s=5)
+    await client.connect(timeout_s=60)
     reports.forget(ONE[0])
     try:
         with pytest.raises(RemoteError, match="expected"):
-            await client.call("listens", {"ip": "10.1.2.3", "port": PORT}, timeout_s=5)
+            await client.call("listens", {"ip": "10.1.2.3", "port": PORT}, timeout_s=60)
     finally:
         await client.close()
 
@@ -114,4 +114,4 @@ async def test_an_address_of_another_machine_leaves_the_port_closed() -> None:
     reports = Reports()
     await reports.open(SERVICE, "192.0.2.1", PORT)
     assert not reports.endpoint
-    await asyncio.wait_for(reports.close(), 5)
+    await asyncio.wait_for(reports.close(), 60)

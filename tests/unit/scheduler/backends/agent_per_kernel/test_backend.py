@@ -82,7 +82,7 @@ async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(cluster: FakePod
         await asyncio.sleep(0.1)
         assert not agent.signals, "the agent does not know the kernel yet"
         launching.set()
-        await asyncio.wait_for(signalled, 5)
+        await asyncio.wait_for(signalled, 60)
         assert agent.signals == [("k", 2)]
         assert w.kernel("k").state == "running"
         assert [event.kind for event in w.events].count("running") == 1
@@ -100,7 +100,7 @@ async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(cluster
         adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
         await asyncio.sleep(0.1)
         agent.held["reserve"].set()
-        assert (await asyncio.wait_for(adopting, 5)).owner.application == "another"
+        assert (await asyncio.wait_for(adopting, 60)).owner.application == "another"
 
 
 async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: FakePodCluster) -> None:

@@ -146,7 +146,7 @@ class Opened:
         """Return the next event of that kind."""
         events = self.backend.events()
         while True:
-            event = await asyncio.wait_for(anext(events), 5)
+            event = await asyncio.wait_for(anext(events), 60)
             if event.kind == kind:
                 return event
 
@@ -176,7 +176,7 @@ async def opened(tmp_path: Path, agent: FakeAgent) -> AsyncIterator[Opened]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 5
+    give_up_at = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < give_up_at, "too late"
         await asyncio.sleep(0.01)

@@ -116,7 +116,7 @@ class Following:
     async def until(self, uid: str, text: str | None) -> None:
         while self.reflector.items.get(uid) != text:
             self.changed.clear()
-            await asyncio.wait_for(self.changed.wait(), 15)
+            await asyncio.wait_for(self.changed.wait(), 60)
 
     async def __aenter__(self) -> Following:
         return self

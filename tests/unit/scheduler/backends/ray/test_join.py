@@ -63,7 +63,7 @@ def listener(answer: bytes | None) -> Iterator[tuple[str, int]]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield ("127.0.0.1", server.getsockname()[1])
-        thread.join(5)
+        thread.join(60)
 
 
 def closed_port() -> int:

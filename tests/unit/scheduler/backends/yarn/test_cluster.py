@@ -74,7 +74,7 @@ async def test_a_container_that_the_next_attempt_does_not_have(
     master.containers.clear()
     cluster.on_connected(master)
     assert [cluster._view(held).lease.state for held in cluster._held.values()] == ["lost"]
-    pod = await asyncio.wait_for(take(cluster), 5)
+    pod = await asyncio.wait_for(take(cluster), 60)
     assert (pod.lease.state, pod.lease.reason) == ("lost", reason)
 
 
@@ -109,7 +109,7 @@ async def test_queues_and_node_labels_are_read_again(
 
     monkeypatch.setattr(cluster._queues, "read_queues", read_queues)
     following = asyncio.create_task(cluster._follow_queues())
-    await asyncio.wait_for(read.wait(), 5)
+    await asyncio.wait_for(read.wait(), 60)
     following.cancel()
 
 
@@ -212,5 +212,5 @@ async def test_a_lost_node_is_explained_before_the_lease_is_lost(
     (held,) = cluster._held.values()
     assert cluster._view(held).lease.state == "held"
     asked.set()
-    pod = await asyncio.wait_for(take(cluster), 5)
+    pod = await asyncio.wait_for(take(cluster), 60)
     assert (pod.lease.state, pod.lease.reason) == ("lost", "127.0.0.1 was decommissioned")

@@ -20,7 +20,7 @@ distributed = pytest.importorskip("distributed", reason="Dask is not installed: 
 
 from roost.scheduler.backends.dask.plugin import scheduler_plugin, worker_plugin  # noqa: E402 - they import distributed
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 MANY = {"GPU": 2, "licence": 1}
 
 gates: dict[str, threading.Event] = {}

@@ -91,7 +91,7 @@ async def server(behave: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[Had
             connection.close()
             listener.close()
             await listener.wait_closed()
-            await asyncio.wait_for(asyncio.gather(*peers, return_exceptions=True), 5.0)
+            await asyncio.wait_for(asyncio.gather(*peers, return_exceptions=True), 60)
 
 
 async def call(connection: HadoopConnection, timeout_s: float = 5.0) -> AllocateResponse:
