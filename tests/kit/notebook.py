@@ -11,6 +11,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import Client
+from roost.scheduler.errors import KernelDied
 from roost.scheduler.service.messages import Kernel
 
 
@@ -30,7 +31,11 @@ class Notebook:
         await self.manager.start_kernel(**self.options)
         self.client = self.manager.client()
         self.client.start_channels()
-        await self._until_ready()
+        try:
+            await self._until_ready()
+        except BaseException:
+            await self.close()
+            raise
 
     async def run(self, code: str, timeout_s: float = 60) -> dict[str, Any]:
         """Execute code and return the content of its execute_reply."""
@@ -78,7 +83,20 @@ class Notebook:
         await self._until_ready()
 
     async def _until_ready(self) -> None:
-        await asyncio.wait_for(await_answer(self.client), 60)
+        """Wait for the kernel's first answer. Raises `KernelDied` if the kernel ends before."""
+        answering = asyncio.ensure_future(await_answer(self.client))
+        ending = asyncio.ensure_future(self.manager.provisioner.wait())  # type: ignore[union-attr]
+        try:
+            await asyncio.wait([answering, ending], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise (
+                    KernelDied("The kernel ended before it answered.")
+                    if ending.done()
+                    else asyncio.TimeoutError
+                )
+        finally:
+            answering.cancel()
+            ending.cancel()
         self.pid = (await self.manager.provisioner.get_provisioner_info())["pid"]  # type: ignore[union-attr]
 
     async def close(self) -> None:

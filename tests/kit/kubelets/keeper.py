@@ -33,6 +33,7 @@ MARK = "KUBELETS_FOLDER"
 """The environment variable of all processes, except those in containers. It names the cluster's folder."""
 START_TIMEOUT_S = 90.0
 END_TIMEOUT_S = 10.0
+REVIVE_S = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FIRST, _LATER = ("etcd", "apiserver"), ("controllers", "scheduler")
 
@@ -55,6 +56,7 @@ class Keeper:
         self._environment = {"PATH": _PATH, "HOME": str(folder), MARK: str(folder)}
         self._machines = machines
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._killed: set[str] = set()
         self._nodes: dict[str, Node] = {}
         self._namespaces: Namespaces | None = None
 
@@ -92,13 +94,26 @@ class Keeper:
         """Start a part that does not run."""
         running = self._processes.get(part)
         assert running is None or running.poll() is not None, f"{part} runs"
+        self._killed.discard(part)
         owner, _, name = part.rpartition("/")
         self._processes[part] = self._nodes[owner].start(name) if owner else self._plane.start(name)
 
     def kill(self, part: str) -> None:
         """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
+        self._killed.add(part)
         self._processes[part].kill()
         self._processes[part].wait(END_TIMEOUT_S)
+
+    def revive_kubelets(self) -> None:
+        """Start kubelets that have ended by themselves, as systemd does: one that starts needs its containerd."""
+        for name, node in self._nodes.items():
+            kubelet, containerd = f"{name}/kubelet", f"{name}/containerd"
+            if (
+                node.is_on
+                and not {kubelet, containerd} & self._killed
+                and self._processes[kubelet].poll() is not None
+            ):
+                self.start(kubelet)
 
     def pause(self, part: str) -> None:
         """Stop a part with SIGSTOP. It answers nothing until `resume`."""
@@ -229,8 +244,10 @@ def main() -> None:
             control.listen()
             keeper.start_all()
             print(json.dumps("ready"), flush=True)
-            while select.select([control, *ends], [], [])[0] == [control]:
-                _obey(keeper, control)
+            while (ready := select.select([control, *ends], [], [], REVIVE_S)[0]) in ([], [control]):
+                if ready:
+                    _obey(keeper, control)
+                keeper.revive_kubelets()
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
             with contextlib.suppress(BrokenPipeError):  # the parent is gone
                 print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
