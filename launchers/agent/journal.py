@@ -117,6 +117,7 @@ class Journal:
                 )
                 chosen.append(piece)
                 if piece.end:
+                    after = entry.number - 1  # also if the journal has dropped those before it
                     break
                 room -= len(piece.data)
             after, offset = entry.number, 0

@@ -79,6 +79,23 @@ def read_all(journal: Journal) -> list[JournalPage]:
     return pages
 
 
+def test_a_long_message_comes_in_pieces_after_a_gap() -> None:
+    """The messages before it are not kept any more, so a reader from the beginning meets a gap."""
+    kernel = Publisher(memory_bytes=3_000_000)
+    kernel.run("r1", "x" * 1_000_000, "y" * 1_000_000)
+    *_, last = kernel.run("r2", "ab" * 800_000)
+    pages = [kernel.journal.read()]
+    while not pages[-1].is_last:
+        assert len(pages) < 20, "the same piece is read again and again"
+        before = pages[-1]
+        offset = before.entries[-1].end if before.entries else 0
+        pages.append(kernel.journal.read(after=before.read, offset=offset))
+    assert pages[0].first > 1
+    assert [msg_id for page in pages for msg_id in page.ids][-1] == last
+    data = "".join(entry.data for page in pages for entry in page.entries)
+    assert "ab" * 800_000 in data
+
+
 def test_a_long_message_comes_in_pieces() -> None:
     kernel = Publisher(memory_bytes=10_000_000)
     kernel.run("r1", "ab" * 1_000_000, "short")
