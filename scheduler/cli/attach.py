@@ -17,6 +17,7 @@ from roost.scheduler.client.client import user_folder
 from roost.scheduler.client.state_folder import write_private_json
 from roost.scheduler.errors import ConfigError
 
+from .clean_text import clean, clean_but_colours
 from .kernels import find_kernels
 from .options import connect_scheduler, print_answer, scheduler_options
 
@@ -92,12 +93,12 @@ def _show(runs: Sequence[CellRun]) -> None:
         )
     for run in runs:
         state = "" if run.is_done else "  (still running)"
-        first, _, rest = (run.code or "[its code was not kept]").partition("\n")
+        first, _, rest = clean(run.code or "[its code was not kept]").partition("\n")
         print(f"In [{run.execution_count or '?'}]: {first}{' …' if rest else ''}{state}")
         if run.is_cut:
             print("[the beginning of this output was not kept]")
         for output in run.outputs:
-            text = _to_text(output)
+            text = clean_but_colours(_to_text(output))
             print(text, end="" if text.endswith("\n") else "\n")
 
 

@@ -17,6 +17,7 @@ from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, UnknownKernel
 from roost.scheduler.service.messages import Kernel
 
+from .clean_text import clean_but_colours
 from .options import connect_scheduler, print_answer
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
@@ -40,7 +41,8 @@ def print_log(arguments: argparse.Namespace) -> int:
         kernel_id = arguments.kernel  # the scheduler keeps the log of an ended kernel for a while
     text = wait_for(client.logs(kernel_id, tail_bytes=tail_bytes))
     end = "" if not text or text.endswith("\n") else "\n"
-    return print_answer(arguments, {"kernel": kernel_id, "text": text}, lambda: print(text, end=end))
+    shown = clean_but_colours(text)
+    return print_answer(arguments, {"kernel": kernel_id, "text": text}, lambda: print(shown, end=end))
 
 
 def stop(arguments: argparse.Namespace) -> int:

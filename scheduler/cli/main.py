@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if can_interrupt:  # at once and in silence: nothing has begun that must be undone
         signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     try:
+        from .clean_text import CleanOutput, clean, clean_but_colours
         from .commands import build_parser, find_action
 
         arguments = build_parser().parse_args(argv)
@@ -30,19 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if can_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+    out = sys.stdout
+    sys.stdout = CleanOutput(out)
     try:
         return action(arguments)
     except (RoostError, DaemonError, FolderError) as error:
-        print(f"roost: {error}", file=sys.stderr)
+        print(f"roost: {clean(str(error))}", file=sys.stderr)
         if log_tail := getattr(error, "fields", {}).get("log_tail"):
-            print(str(log_tail).rstrip(), file=sys.stderr)
+            print(clean_but_colours(str(log_tail).rstrip()), file=sys.stderr)
         return 2 if isinstance(error, (ConfigError, FolderError)) else 1
     except KeyboardInterrupt:
         print("roost: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # `roost kernels | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return 0
+    finally:
+        sys.stdout = out
 
 
 if __name__ == "__main__":

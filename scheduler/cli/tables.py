@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from roost.placement.format import format_amount, format_bytes
 from roost.placement.request import Request
+
+from .clean_text import clean
 
 _UNBROKEN = 10_000
 """Width of lines in a pipe: programs such as grep need each row on one line."""
@@ -32,9 +35,16 @@ def print_table(out: Console, table: Table) -> None:
     out.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
+class _CleanTable(Table):
+    """A table whose cells cannot change the terminal, whoever wrote their text."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def build_table(*columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table without borders. Long cells are folded, never cut."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = _CleanTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table
