@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_MOST = 2**63
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -62,7 +63,7 @@ def _plan(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _decode(kind: Any, value: Any, where: str, lax: bool) -> Any:
-    if kind is Any or (kind is type(value) and kind in (str, int, bool)):
+    if kind is Any or (kind is type(value) and kind in (str, bool)):
         return value
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
@@ -126,6 +127,10 @@ def _decode_fields(target: Callable[..., Any], value: Any, where: str, lax: bool
 
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, int) and not -_MOST <= value < _MOST:
+        raise WireError(
+            f"{where} must be a number below 2**63, not one of {len(f'{value:x}')} hexadecimal digits"
+        )
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     elif kind is int and isinstance(value, float) and value.is_integer():

@@ -27,7 +27,10 @@ def check_number(name: str, value: object) -> float:
     """Return a finite number that is not negative."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number; got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {number}.")
     if number < 0:

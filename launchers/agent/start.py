@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import errno
 import logging
 import os
 import shutil
@@ -26,12 +25,20 @@ import zmq
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
+from roost.launchers.protocol.messages import (
+    LAST_LINE,
+    PORT_NAMES,
+    Connection,
+    KernelProcess,
+    Launch,
+    PodKernel,
+)
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import encode
 
 from . import ports
 from .child_reaper import Reaper
+from .disk_room import NO_ROOM, DiskRoom
 from .fingerprint import parse_ipykernel_command
 from .fork_report import ForkedKernel, KernelDiedEarly
 from .sessions import Session
@@ -54,17 +61,19 @@ class _Child:
     folder: Path
     reaper: Reaper
     session: Session
+    room: DiskRoom
     pid: int = 0
     started_at: float = 0.0
     code: asyncio.Future[int] | None = None
 
-    def record(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
+    def record(self, pid: int, *, is_ours: bool = False, started_at: float = 0.0) -> asyncio.Future[int]:
         """Record the process, in memory and in `starting.json` for the next agent."""
         self.pid = pid
         self.code = self.reaper.exit_code(pid, is_ours=is_ours)
-        self.started_at = start_time(pid)
+        self.started_at = started_at or start_time(pid)
+        noted = {"pid": pid, "started_at": self.started_at}
         with writing(self.folder):
-            write_private_json(self.folder / "starting.json", {"pid": pid, "started_at": self.started_at})
+            self.room.write(lambda: write_private_json(self.folder / "starting.json", noted))
         return self.code
 
     async def end(self) -> int | None:
@@ -96,6 +105,7 @@ class Starter:
     reaper: Reaper
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
     session: Session
+    room: DiskRoom
     is_per_kernel: bool = False
     earlier_fork: EarlierFork | None = None
     used_ports: dict[str, set[int]] = field(default_factory=dict)
@@ -112,8 +122,8 @@ class Starter:
             raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            log_fd = os.open(folder / "log", flags, 0o600)
+            self.room.write(lambda: folder.mkdir(mode=0o700, exist_ok=True))
+            log_fd = self.room.write(lambda: os.open(folder / "log", flags, 0o600))
         try:
             return await asyncio.wait_for(
                 self._start(folder, request, device_ids, log_fd), request.deadline_s
@@ -128,7 +138,7 @@ class Starter:
     async def _start(
         self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
     ) -> KernelProcess:
-        child = _Child(folder, self.reaper, self.session)
+        child = _Child(folder, self.reaper, self.session, self.room)
         try:
             forked = await self._fork(child, request, log_fd)
             if forked is not None:
@@ -150,7 +160,7 @@ class Starter:
                 journal=request.journal,
             )
             with writing(folder):
-                write_private_json(folder / "record.json", encode(process))
+                self.room.write(lambda: write_private_json(folder / "record.json", encode(process)))
         except BaseException as problem:  # a cancelled start must not leave a process behind, either
             code = await child.end()
             if isinstance(problem, KernelDiedEarly):
@@ -172,7 +182,7 @@ class Starter:
             return None
         return await self.zygotes.launch(
             command,
-            connection_file=write_connection(child.folder, request.connection),
+            connection_file=self._write_connection(child.folder, request.connection),
             env=request.env,
             cwd=request.cwd,
             log_fd=log_fd,
@@ -183,7 +193,7 @@ class Starter:
     async def _take_over(self, kernel: PodKernel, child: _Child, request: Launch) -> ForkedKernel:
         """Wait for the kernel that was forked before this agent started."""
         started = time.perf_counter() - kernel.spawned_ms / 1e3
-        code = child.record(kernel.pid)  # its end may be known already
+        code = child.record(kernel.pid, started_at=kernel.started_at)  # its end may be known already
         self.reaper.reap()  # it may have ended before the reaper saw signals
         await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
@@ -192,7 +202,7 @@ class Starter:
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self.used_ports.values()))
-        connection_file = write_connection(child.folder, connection)
+        connection_file = self._write_connection(child.folder, connection)
         pid = spawn_kernel(
             request,
             connection_file,
@@ -208,6 +218,10 @@ class Starter:
         await _wait_until_listening(code, connection)
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3
         return connection, timing_ms
+
+    def _write_connection(self, folder: Path, connection: Connection) -> Path:
+        with writing(folder):
+            return self.room.write(lambda: write_connection(folder, connection))
 
 
 def _end_with_parent() -> None:
@@ -264,17 +278,18 @@ async def _wait_until_listening(code: asyncio.Future[int], connection: Connectio
 
 
 def write_connection(folder: Path, connection: Connection) -> Path:
+    """Write the kernel's connection file. Raises `OSError`."""
     path = folder / "connection.json"
     content = {key: value for key, value in encode(connection).items() if value is not None}
-    with writing(folder):
-        write_private_json(path, content)
+    write_private_json(path, content)
     return path
 
 
 def _build_death_error(folder: Path, code: int | None) -> RemoteError:
     last = tail(folder / "log", LOG_TAIL_BYTES).strip()
     message = f"the kernel {describe_exit(code)} while it was starting"
-    message += f"; its last line: {last.splitlines()[-1]}" if last else "; it wrote nothing to its log"
+    line = "".join(each if each.isprintable() else " " for each in last.splitlines()[-1]) if last else ""
+    message += f"{LAST_LINE}{line}" if last else "; it wrote nothing to its log"
     return RemoteError("kernel_died", message, {"exit_code": code, "log_tail": last})
 
 
@@ -284,6 +299,6 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        if problem.errno in NO_ROOM:
             raise RemoteError("no_space", f"no space left for {folder}: free some, then try again") from None
         raise RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}") from None

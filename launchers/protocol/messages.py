@@ -13,6 +13,7 @@ from typing import Literal
 from roost.placement.model import Request
 
 from .rpc import ClientKeys, ServerKeys
+from .shared_values import LAST_LINE as LAST_LINE
 from .shared_values import PORT_NAMES as PORT_NAMES
 from .shared_values import Connection as Connection
 from .shared_values import JournalEntry as JournalEntry

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import roost
 
 VERSION = roost.__version__
+LAST_LINE = "; its last line: "
+"""Behind it, a reason quotes what a kernel wrote: for its owner, and for no log."""
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 

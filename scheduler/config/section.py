@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -52,7 +53,13 @@ class Section(Configurable):  # type: ignore[misc,unused-ignore]
     def __init__(self, *, config: Config | None = None, **values: Any) -> None:
         if unknown := sorted(values.keys() - self.class_traits(config=True).keys()):
             raise TypeError(f"{type(self).__name__} has no setting {unknown[0]!r}")
-        super().__init__(config=Config() if config is None else config, **values)
+        try:
+            super().__init__(config=Config() if config is None else config, **values)
+        except OverflowError as problem:
+            raise TraitError(f"a number of c.{type(self).__name__} is not possible: {problem}") from None
+        for name, value in self._values().items():
+            if isinstance(value, float) and math.isnan(value):
+                raise TraitError(f"{name} of c.{type(self).__name__} is no number (nan): give one.")
         self._is_complete = True
 
     def __setattr__(self, name: str, value: Any) -> None:

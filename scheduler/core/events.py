@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from roost.scheduler.service.messages import Event, Kernel
+from roost.scheduler.service.messages import LAST_LINE, Event, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class EventStream:
         if kernel is None:
             log.log(level, "%s %s", kind, detail)
         else:
-            log.log(level, "kernel=%s node=%s %s %s", kernel.id, kernel.node_id or "-", kind, detail)
+            said = detail.partition(LAST_LINE)[0]
+            log.log(level, "kernel=%s node=%s %s %s", kernel.id, kernel.node_id or "-", kind, said)
         for listener in list(self._listeners):
             listener(event)
 

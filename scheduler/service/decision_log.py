@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .messages import Event, Kernel
+from .messages import LAST_LINE, Event, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class DecisionLog:
             "policy": kernel.request.policy,
             "node": kernel.node_id,
             "request": {name: getattr(kernel.request, name) for name in ASKED},
-            "reason": _PATH.sub("…", reason)[:_LONGEST_REASON],
+            "reason": _PATH.sub("…", reason.partition(LAST_LINE)[0])[:_LONGEST_REASON],
             **more,
         }
         try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
 from roost.launchers.protocol.shared_values import Connection as Connection
 from roost.launchers.protocol.shared_values import JournalEntry as JournalEntry

@@ -44,6 +44,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
+from .input_checks import check_input
 from .launch import OPTIONS_VARIABLE, PROTOCOL
 from .messages import Event, Kernel, StartKernel
 
@@ -99,6 +100,7 @@ class Service:
         async def answer(*message: Any, **arguments: Any) -> Any:
             self._calls += 1
             try:
+                check_input(message[0] if message else None, arguments)
                 if request := message[0].request if message else arguments.get("request"):
                     self._spec.check_options(request.options)
                 value = method(*message, **arguments)

@@ -15,7 +15,7 @@ class RoostLocalBackend(ForkingSettings):
 
     cpus = Float(None, allow_none=True, min=0.0, help="CPUs to give out.")
     memory = Memory[int | None](None, allow_none=True, help="Memory to give out: '8GiB' or bytes.")
-    gpus = Int(None, allow_none=True, min=0, help="GPUs to give out.")
+    gpus = Int(None, allow_none=True, min=0, max=1024, help="GPUs to give out.")
     gpu_model = Unicode("", help="Model of the declared GPUs.")
     labels = Dict(
         key_trait=Unicode(), value_trait=Unicode(), help="Labels that kernels can ask for: name → text."

@@ -32,6 +32,16 @@ KERNEL = Kernel(
 )
 
 
+def test_the_log_leaves_out_what_a_kernel_wrote(caplog: pytest.LogCaptureFixture) -> None:
+    stream = EventStream()
+    heard: list[Event] = []
+    stream.listen(heard.append)
+    with caplog.at_level(logging.INFO, "roost.scheduler.core.events"):
+        stream.publish("failed", KERNEL, "the kernel died; its last line: password is hush")
+    assert heard[0].detail.endswith("hush"), "its owner reads it"
+    assert caplog.messages == ["kernel=k node=here failed the kernel died"]
+
+
 def test_an_event_goes_to_history_log_and_listeners(caplog: pytest.LogCaptureFixture) -> None:
     stream = EventStream(clock=lambda: 7.0)
     heard: list[Event] = []

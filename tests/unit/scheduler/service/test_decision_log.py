@@ -84,6 +84,14 @@ def test_a_placement_without_a_lease_writes_no_line(tmp_path: Path) -> None:
     assert not (tmp_path / "decisions.jsonl").exists()
 
 
+def test_what_a_kernel_wrote_is_left_out(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path)
+    log(released("the kernel exited with code 1 while it was starting; its last line: password is hush"))
+    log.close()
+    (line,) = lines(tmp_path)
+    assert line["reason"] == "the kernel exited with code 1 while it was starting"
+
+
 def test_the_file_is_private_and_has_no_secrets(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path)
     log(released("/home/ada/.venv/bin/python is not there; see ~/x.log, 2 GPU/s are left"))

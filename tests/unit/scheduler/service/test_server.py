@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,29 @@ async def served(
         finally:
             await caller.close()
             await service.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"kernel_id": "k\x1b[2J"}, r"the kernel's id has characters that cannot be shown: 'k\\x1b\[2J'\."),
+        ({"kernel_id": "k" * 300}, r"the kernel's id has 300 characters: give at most 256"),
+        ({"kernel_id": ""}, "a start needs a kernel id"),
+        ({"owner": replace(ME, user="a\ud800")}, r"the owner's user has characters .*: 'a\\ud800'\."),
+        ({"owner": replace(ME, server="/user/\u202eada/")}, "the owner's server has characters"),
+        ({"request": Request(labels={"zone": "a\nb"})}, "a label has characters"),
+        ({"request": Request(resources={"li\x00cence": 1})}, "a resource has characters"),
+        ({"launch_timeout_s": -1.0}, "launch_timeout is -1 s: give seconds above 0"),
+    ],
+)
+async def test_names_that_cannot_be_shown_are_refused(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    async with served(tmp_path) as (_, _, call):
+        with pytest.raises(RemoteError, match=complaint) as refusal:
+            await call.start(replace(start_of("k"), **change))
+        assert refusal.value.kind == "ConfigError"
+        assert (await call("kernels"))["kernels"] == []
 
 
 async def test_every_operation_answers(tmp_path: Path) -> None:
