@@ -63,8 +63,15 @@ def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
 
 
 def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the interpreter, the loader and C libraries read. Python code cannot see this."""
-    return {name: value for name, value in sorted(env.items()) if name.startswith(_READ_BY_C_CODE)}
+    """Return the variables that the interpreter, the loader and C libraries read. Python code cannot see this.
+
+    The interpreter looks in HOME for the user's packages.
+    """
+    return {
+        name: value
+        for name, value in sorted(env.items())
+        if name.startswith(_READ_BY_C_CODE) or name == "HOME"
+    }
 
 
 def choose_import_folder(env: Mapping[str, str], cwd: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import shutil
 import signal
 from collections.abc import Callable, Container
@@ -16,22 +15,18 @@ import zmq
 
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
-from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
+from .disk_room import DiskRoom
 from .journal import Journal, subscribe_to
 from .sessions import OwnSession, Session
 from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
-
-_LOG_MAX_BYTES = 8 << 20
-_LOG_KEPT_BYTES = 1 << 20
-_LOG_INTERVAL_S = 15.0
 
 
 @dataclass(slots=True)
@@ -57,6 +52,7 @@ class Kernels:
         self,
         folder: Path,
         zygotes: ZygotePool,
+        room: DiskRoom,
         *,
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
@@ -65,13 +61,13 @@ class Kernels:
         earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
+        self._room = room
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
         self._earlier_fork = earlier_fork
         self._output = earlier_fork.output if earlier_fork else None
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
-        self._timers = Timers()
         self._session = session or OwnSession()
         self._reaper = Reaper(others=zygotes.on_reaped, session=self._session)
         self._starter = Starter(
@@ -79,6 +75,7 @@ class Kernels:
             self._reaper,
             self._on_started,
             self._session,
+            room,
             is_per_kernel,
             earlier_fork,
         )
@@ -148,6 +145,10 @@ class Kernels:
     def _in_lease(self, lease_id: str) -> _TrackedKernel | None:
         return next((kernel for kernel in self._kernels.values() if kernel.lease_id == lease_id), None)
 
+    def find_logs(self) -> tuple[Path, ...]:
+        """Return the logs of the kernels that run."""
+        return tuple(each.folder / "log" for each in self._kernels.values() if not each.ended.is_set())
+
     def log_text(self, kernel_id: str, tail_bytes: int) -> str:
         return tail(self._find(kernel_id).folder / "log", tail_bytes)
 
@@ -176,32 +177,36 @@ class Kernels:
     def adopt(self, lease_ids: Container[str]) -> None:
         """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
         for folder in sorted(self._folder.iterdir()):
+            if not folder.is_dir():
+                log.error("%s is removed: it is no folder of a kernel", folder)
+                folder.unlink()
+                continue
             pid, started_at = read_starting(folder / "starting.json")
             lives = is_running(pid, started_at)
-            has_record = (folder / "record.json").exists()
+            reason = "its start was not finished"
             try:
                 process = decode(KernelProcess, read_json(folder / "record.json"), ignore_unknown=True)
             except WireError as problem:
-                if has_record and lives:
-                    log.error("pid=%d is left alone: its record cannot be read (%s)", pid, problem)
-                    continue
+                if (folder / "record.json").exists():  # nobody could reach or stop the kernel any more
+                    reason = f"its record cannot be read ({problem})"
             else:
+                reason = "no lease"
                 if process.lease_id in lease_ids:
                     self._adopt_one(folder, process)
                     continue
                 pid = process.pid
                 lives = process.is_running and is_running(pid, process.process_started_at)
             if lives:
-                reason = "no lease" if has_record else "its start was not finished"
                 log.warning("pid=%d ended: %s", pid, reason)
                 signal_group(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
 
     def put_back(self) -> None:
         """Write the files of all kernels again, after somebody has deleted them. Raises `OSError`."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         for kernel in self._kernels.values():
             process = kernel.process
-            kernel.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kernel.folder.mkdir(mode=0o700, exist_ok=True)
             if process is not None:
                 if process.connection is not None:
                     write_connection(kernel.folder, process.connection)
@@ -217,7 +222,6 @@ class Kernels:
             self._output.close()
         if self._context is not None:
             self._context.term()
-        self._timers.close()
         self._reaper.close()
 
     def _begin(self, request: Launch, device_ids: tuple[str, ...]) -> _TrackedKernel:
@@ -252,7 +256,7 @@ class Kernels:
         log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
         self._on_launched(process)
         code.add_done_callback(lambda future: self._on_end(kernel, future.result()))
-        self._watch_logs()
+        self._room.watch()
 
     def _on_end(self, kernel: _TrackedKernel, code: int | None) -> None:
         assert kernel.process is not None
@@ -263,8 +267,9 @@ class Kernels:
             reason=f"the kernel {describe_exit(code, was_asked=kernel.was_signalled)}",
             log_tail=tail(kernel.folder / "log", LOG_TAIL_BYTES),
         )
+        record = encode(kernel.process)
         try:
-            write_private_json(kernel.folder / "record.json", encode(kernel.process))
+            self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
         except OSError as problem:
             log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
         kernel.ended.set()
@@ -287,7 +292,7 @@ class Kernels:
         if not process.is_running:
             kernel.ended.set()
             return
-        self._watch_logs()
+        self._room.watch()
         self._follow(kernel, process)
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
 
@@ -313,16 +318,6 @@ class Kernels:
         self._output = None
         return output
 
-    def _watch_logs(self) -> None:
-        """Check the sizes of the logs while kernels run, because logs often lie in memory (tmpfs)."""
-        if "logs" not in self._timers and self.running_count:
-            self._timers.later(_LOG_INTERVAL_S, self._shorten_logs, key="logs")
-
-    def _shorten_logs(self) -> None:
-        for kernel in self._kernels.values():
-            shorten(kernel.folder / "log", over_bytes=_LOG_MAX_BYTES, keep_bytes=_LOG_KEPT_BYTES)
-        self._watch_logs()
-
 
 def read_starting(file: Path) -> tuple[int, float]:
     """Return the pid and start time that a start has noted; zeros if the file is missing or damaged."""
@@ -340,19 +335,3 @@ async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s:
         problem = f"process {process.pid} of kernel {process.kernel_id} does not die: it hangs in the operating system"
         hint = "often on a file system that does not answer; its lease stays until it ends"
         raise RemoteError("internal", f"{problem}, {hint}") from None
-
-
-def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> None:
-    """Cut a log to its end. Its writers append to it (O_APPEND), and lines written meanwhile may be lost."""
-    try:
-        with path.open("r+b") as file:
-            length = file.seek(0, os.SEEK_END)
-            if length <= over_bytes:
-                return
-            file.seek(length - keep_bytes)
-            kept = file.read(keep_bytes)
-            file.truncate(0)
-            with path.open("ab") as end:
-                end.write(b"[roost: earlier lines were removed]\n" + kept.partition(b"\n")[2])
-    except OSError as problem:
-        log.warning("%s cannot be shortened: %s", path, problem)

@@ -32,6 +32,7 @@ from roost.placement.model import Node
 
 from .address_report import report_address
 from .address_watch import watch_address
+from .disk_room import DiskRoom
 from .fingerprint import parse_ipykernel_command
 from .gpu_locks import GpuLocks
 from .kernels import Kernels
@@ -58,6 +59,7 @@ _SAME_SIGNAL_S = 0.05
 _SPARE_BYTES = 32 << 20
 """More memory than a spare with the usual preloads takes."""
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
+_ZYGOTE_LOG = "zygote.log"
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
@@ -90,11 +92,13 @@ class Agent:
         self._usage = UsageMeter(session)
         self._zygotes = ZygotePool(
             settings.forking,
-            output=folder / "zygote.log",
+            output=folder / _ZYGOTE_LOG,
         )
+        self._room = DiskRoom(folder, self._list_logs)
         self._kernels = Kernels(
             folder / "kernels",
             self._zygotes,
+            self._room,
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             is_per_kernel=settings.is_per_kernel,
@@ -114,7 +118,7 @@ class Agent:
             {
                 "reserve": Operation(self._reserve, messages.Reserve),
                 "release": Operation(self._release),
-                "transfer": Operation(self._ledger.transfer),
+                "transfer": Operation(self._transfer),
                 "manage": Operation(self._manage, messages.Manager),
                 "launch": Operation(self._launch, messages.Launch),
                 "signal": Operation(self._signal),
@@ -171,7 +175,7 @@ class Agent:
             self._kernels.put_back()
             self._managed.put_back()
             self.server.bind_again()
-            announce(self._folder, announced)
+            self.announce(announced)
 
         watch = held.watch(
             is_needed=lambda: bool(self._ledger.entries()),
@@ -181,12 +185,16 @@ class Agent:
         )
         spawn(watch, self._tasks, log)
 
+    def announce(self, announced: Mapping[str, Any]) -> None:
+        self._room.write(lambda: announce(self._folder, announced))
+
     async def close(self) -> None:
         self._publish("leaving")
         self._timers.close()
         await cancel_all(self._tasks)
         self._managed.close()
         await self._kernels.close()
+        self._room.close()
         await self._zygotes.close()
         await self.server.close()
         self._machine.devices.close()
@@ -196,18 +204,26 @@ class Agent:
         is_new = self._ledger.get(request.lease.id) is None
         try:
             with writing(self._folder):
-                lease = self._ledger.reserve(request)
+                lease = self._room.write(lambda: self._ledger.reserve(request))
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
             log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
             self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
             self._watch_idleness()
-            self._make_room()
+            self._limit_spares()
             self._publish("reserved", lease_id=lease.id)
         return lease
 
-    def _make_room(self) -> None:
+    def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
+        with writing(self._folder):
+            self._room.write(lambda: self._ledger.transfer(lease_id, owner))
+
+    def _list_logs(self) -> list[Path]:
+        logs = self._kernels.find_logs()
+        return [*logs, self._folder / _ZYGOTE_LOG] if logs else []
+
+    def _limit_spares(self) -> None:
         """Let the zygotes keep only as many spares as the memory has room for that is neither promised nor in use."""
         room_bytes = self._machine.find_free_memory(self._ledger)
         zygotes = max(1, len(self._zygotes.interpreters()))
@@ -256,11 +272,11 @@ class Agent:
         return messages.Holdings(leases=leases, kernels=self._kernels.list())
 
     def _logs(self, kernel_id: str, tail_bytes: int = 65_536) -> dict[str, str]:
-        return {"text": self._kernels.log_text(kernel_id, min(tail_bytes, 1 << 20))}
+        return {"text": self._kernels.log_text(kernel_id, max(0, min(tail_bytes, 1 << 20)))}
 
     def _status(self) -> Node:
         status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
-        self._make_room()
+        self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
 
@@ -328,7 +344,7 @@ class Agent:
         await self._kernels.release(lease_id, grace_s)  # first, because the lease covers the kernel
         self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
-        self._make_room()
+        self._limit_spares()
         log.info("lease=%s released", lease_id)
         self._publish("released", lease_id=lease_id)
         if self._settings.is_per_kernel:
@@ -403,7 +419,7 @@ async def serve(
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announced["settings"] = encode(settings)
-            announce(folder, announced)
+            agent.announce(announced)
             agent.watch_folder(held, announced)
             await agent.left.wait()
             if settings.is_per_kernel:

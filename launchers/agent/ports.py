@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
 import socket
+import struct
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 _FIRST_PORT = 15_000
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTENS = "0A"
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: ucred in unix(7)
 _PROBE_TIMEOUT_S = 0.05
 _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python kernel listens soon
 
@@ -59,7 +64,26 @@ def _is_listening(connection: Connection) -> bool:
             probe.connect(address)
         except OSError:
             return False
-    return True
+        if connection.transport == "ipc":
+            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            return bool(_CREDENTIALS.unpack(peer)[1] == os.getuid())
+    return _is_ours(connection.shell_port)
+
+
+def _is_ours(port: int) -> bool:
+    """True if this user listens on a TCP port. Another user may have bound the port that was chosen for a kernel."""
+    for file in _TCP_TABLES:
+        with contextlib.suppress(OSError), file.open() as table:
+            for line in itertools.islice(table, 1, None):
+                # proc_net_tcp: number, local address:port, remote one, state, queues, timer, retransmits, uid
+                _, local, _, state, _, _, _, uid, *_ = line.split()
+                if (
+                    state == _LISTENS
+                    and int(local.rpartition(":")[2], 16) == port
+                    and int(uid) == os.getuid()
+                ):
+                    return True
+    return not _TCP_TABLES[0].exists()  # not on Linux
 
 
 def find_host(connection: Connection) -> str:

@@ -243,8 +243,9 @@ class ZygotePool:
         started = time.perf_counter()
         with theirs:
             pid = self._spawn(key, theirs.fileno(), env)
+        own = {name: value for name, value in env.items() if not is_per_kernel(name)}
         try:
-            answer = await self._prepare(ours, command)
+            answer = await self._prepare(ours, command, own)
         except BaseException:
             ours.close()
             raise
@@ -268,10 +269,12 @@ class ZygotePool:
         log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], notes)
         self._retire_surplus()
 
-    async def _prepare(self, ours: socket.socket, command: KernelCommand) -> dict[str, Any]:
+    async def _prepare(
+        self, ours: socket.socket, command: KernelCommand, env: Mapping[str, str]
+    ) -> dict[str, Any]:
         """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only."""
         ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
-        request = json.dumps({"args": command.args, **encode(self._forking)}).encode()
+        request = json.dumps({"args": command.args, "env": env, **encode(self._forking)}).encode()
         with tempfile.TemporaryFile() as file:
             try:
                 socket.send_fds(ours, [request], [file.fileno()])
@@ -286,7 +289,11 @@ class ZygotePool:
             return dict(json.load(file))
 
     def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
-        python, flags, folder, _ = key
+        """Start the process. Its first variables are shown in /proc for each kernel; the others come in a packet.
+
+        So the first ones are those that all kernels of this zygote have, and roost's own, which are no secrets.
+        """
+        python, flags, folder, environment = key
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             process = subprocess.Popen(
@@ -295,7 +302,7 @@ class ZygotePool:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={name: value for name, value in env.items() if not is_per_kernel(name)},
+                env={**dict(environment), **{name: env[name] for name in env if name.startswith("ROOST_")}},
                 cwd=folder,
                 start_new_session=True,
             )

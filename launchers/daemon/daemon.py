@@ -22,13 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from .open_files import original_limit, raise_limit
-from .private_files import FolderError, private_folder, read_json, tail, write_private_json
+from .private_files import (
+    FolderError,
+    is_own_file,
+    private_folder,
+    read_json,
+    shorten,
+    tail,
+    write_private_json,
+)
 from .process import start_time
 
 log = logging.getLogger(__name__)
 
 _READY_FD = "ROOST_READY_FD"
 _LOOK_AT_FOLDER_S = 2.0
+_MOST_LOG_BYTES = 8 << 20
 _LOOK_AGAIN_S = 0.02
 _LOCK_RETRY_S = 0.01
 _PROBE_S = 0.25
@@ -108,15 +117,19 @@ def is_alive(folder: Path) -> bool:
 
 
 def read_announcement(folder: Path) -> dict[str, Any] | None:
-    """Return the announcement of the daemon of this folder, or None if it is not running or not ready."""
-    announcement = read_json(folder / "ready.json") if is_alive(folder) else None
+    """Return the announcement of the daemon of this folder, or None if it is not running or not ready.
+
+    A file of another user announces nothing: it could name a socket of that user.
+    """
+    file = folder / "ready.json"
+    announcement = read_json(file) if is_alive(folder) and is_own_file(file) else None
     return announcement if isinstance(announcement, dict) else None
 
 
 def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadline_s: float) -> dict[str, Any]:
     with suppress(FileNotFoundError):
         os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     reader, writer = os.pipe()
     open_files = original_limit()[0]
     limit = "unlimited" if open_files == resource.RLIM_INFINITY else str(open_files)
@@ -232,15 +245,17 @@ class Hold:
         leave: Callable[[], None],
         has_successor: bool,
     ) -> None:
-        """Restore the folder within seconds after it was deleted. `put_back` then writes its files again.
+        """Cut the log when it is long. Restore the folder within seconds after it or `ready.json` was deleted.
 
-        Call `leave` instead if the daemon is not needed, or if another process serves the folder by now that is its
-        successor (`has_successor`). Runs until it is cancelled.
+        `put_back` then writes its files again. Call `leave` instead if the daemon is not needed, or if another process
+        serves the folder by now that is its successor (`has_successor`). Runs until it is cancelled.
         """
         is_complete, told = True, ""
         while True:
             await asyncio.sleep(_LOOK_AT_FOLDER_S)
-            if self.is_intact and is_complete:
+            with suppress(OSError):
+                shorten(self._folder / "log", over_bytes=_MOST_LOG_BYTES, keep_bytes=_MOST_LOG_BYTES // 8)
+            if self.is_intact and is_complete and read_json(self._folder / "ready.json") is not None:
                 continue
             if not is_needed():
                 log.error("%s was deleted, so this process leaves", self._folder)
@@ -260,7 +275,9 @@ class Hold:
                     return
             else:
                 is_complete, told = True, ""
-                log.error("%s was deleted, and is restored: the earlier logs are lost", self._folder)
+                log.error(
+                    "%s was deleted or damaged, and is restored: earlier logs may be lost", self._folder
+                )
 
     def close(self) -> None:
         _unlock(self._descriptor)

@@ -23,11 +23,22 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
     if chosen:
         if not os.path.isabs(chosen):
             raise FolderError(f"ROOST_RUNTIME_DIR must be an absolute path, not {chosen!r}")
-        return private_folder(Path(chosen))
+        return _private_folder_in_safe_place(Path(chosen))
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"{run_user}/{os.getuid()}"):
         if base and is_own_folder(base):
-            return private_folder(Path(base) / "roost")
-    return private_folder(tmp / f"roost-{os.getuid()}")
+            return _private_folder_in_safe_place(Path(base) / "roost")
+    return _private_folder_in_safe_place(tmp / f"roost-{os.getuid()}")
+
+
+def _private_folder_in_safe_place(path: Path) -> Path:
+    """Return a private folder that no other user can rename and replace. Raises `FolderError`."""
+    private_folder(path)
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            problem = f"other users can replace {path}, because all may write to {parent}"
+            raise FolderError(f"{problem}; run: chmod +t {parent}, or set ROOST_RUNTIME_DIR to another place")
+    return path
 
 
 def is_own_folder(folder: str) -> bool:
@@ -37,6 +48,15 @@ def is_own_folder(folder: str) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and os.access(folder, os.W_OK)
+
+
+def is_own_file(path: Path) -> bool:
+    """True if `path` is a file of this user, and no link."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
 
 
 def private_folder(path: Path) -> Path:
@@ -93,3 +113,22 @@ def tail(path: Path, size_bytes: int) -> str:
     if length > size_bytes and b"\n" in content[:-1]:
         content = content[content.index(b"\n") + 1 :]
     return content.decode(errors="replace")
+
+
+def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> bool:
+    """Cut a log to its end if it is too long, and return whether it was. Lines written meanwhile may be lost.
+
+    Its writers append to it (O_APPEND).
+    """
+    try:
+        if path.stat().st_size <= over_bytes:
+            return False
+        with path.open("r+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - keep_bytes))
+            kept = file.read(keep_bytes)
+            file.truncate(0)
+            with path.open("ab") as end:
+                end.write(b"[roost: earlier lines were removed]\n" + kept.partition(b"\n")[2])
+    except FileNotFoundError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -15,12 +16,26 @@ log = logging.getLogger(__name__)
 _IS_LINUX = sys.platform == "linux"
 _START_TOLERANCE_S = 0.02
 _WATCH_INTERVAL_S = 0.5
+_BETWEEN_BOOTS_S = 1e9
+"""No machine runs that long without a reboot: 31 years."""
+_BOOTS = 1 << 14
+
+
+@functools.cache
+def _find_boot() -> int:
+    """Return a number of the current boot, from 1 to `_BOOTS`, or 0 if the system does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return int(file.read(4), 16) % _BOOTS + 1
+    except (OSError, ValueError):
+        return 0
 
 
 def start_time(pid: int) -> float:
     """Return when the process started, in seconds, or 0.0 if it has ended (a zombie has ended).
 
-    Use the value only to identify a process on this machine. On Linux it counts from boot, whatever the clock does.
+    Use the value only to identify a process on this machine. On Linux it counts from boot, whatever the clock does,
+    and begins at another number for each boot: a record that outlived a reboot names no new process.
     """
     if _IS_LINUX:
         try:
@@ -28,7 +43,9 @@ def start_time(pid: int) -> float:
                 fields = file.read().rpartition(b")")[2].split()  # proc(5): state (field 3) follows the name
         except OSError:
             return 0.0
-        return 0.0 if fields[0] in (b"Z", b"X") else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        if fields[0] in (b"Z", b"X"):
+            return 0.0
+        return _find_boot() * _BETWEEN_BOOTS_S + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     import psutil
 
     try:
@@ -40,7 +57,12 @@ def start_time(pid: int) -> float:
 
 def is_running(pid: int, started_at: float) -> bool:
     """True if the process with this pid and start time runs. A zombie does not run."""
-    return pid > 0 and started_at > 0 and abs(start_time(pid) - started_at) < _START_TOLERANCE_S
+    found = start_time(pid) if pid > 0 and started_at > 0 else 0.0
+    if (
+        started_at < _BETWEEN_BOOTS_S
+    ):  # of an earlier version of roost, or of a script that runs without roost
+        found %= _BETWEEN_BOOTS_S
+    return found > 0 and abs(found - started_at) < _START_TOLERANCE_S
 
 
 def signal_group(pid: int, signum: int) -> bool:

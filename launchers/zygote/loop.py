@@ -255,6 +255,8 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to.
     """
     started_ns = time.time_ns()
+    os.environ.clear()
+    os.environ.update(request["env"])
     reads: dict[str, str | None] = {}
     before = dict(os.environ)
     notes = []

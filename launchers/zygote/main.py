@@ -5,7 +5,7 @@
 FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. Packets are JSON.
 ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
 
-    agent → zygote   {"args": [arguments of most kernels], and the fields of the agent's
+    agent → zygote   {"args": [arguments of most kernels], "env": the environment, and the fields of the agent's
                       settings.Forking: "preload", "immortal_preloads", …} + [file]                 once, first
     zygote → agent   "prepared", once the file contains
                      {"op": "ready", "files", "folders", "names", "environment", …}

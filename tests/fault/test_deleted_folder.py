@@ -40,6 +40,38 @@ async def test_kernels_stay_within_reach(roost_by_default: None, world: Path) ->
     await notebook.close()
 
 
+async def test_a_damaged_announcement_is_written_again(client: Client, world: Path) -> None:
+    kernel = await client.start(tiny())
+    announcements = [*world.glob("*/ready.json")]
+    assert len(announcements) == 2
+    for file in announcements:
+        file.write_bytes(b"")
+    for _ in range(int(SECONDS / 0.05)):
+        if all(file.stat().st_size for file in announcements):
+            break
+        await asyncio.sleep(0.05)
+    assert _list_kernels("gpus=2") == [str(kernel.pid)]
+    await client.stop(kernel.id, grace_s=0)
+
+
+async def test_damaged_files_leave_no_process_behind(client: Client, world: Path) -> None:
+    """A kernel that nobody could find or stop any more is ended."""
+    damaged, whole = [await client.start(tiny()) for _ in range(2)]
+    (pid,) = daemon_pids(world, "agent")
+    kill(pid)
+    for file in (world / "agent").glob("kernels/*/record.json"):
+        if str(damaged.pid) in file.read_text():
+            file.write_bytes(b"")
+    (world / "agent/kernels/stray").write_text("x")
+    (world / "agent/leases/stray.json").write_text("x")
+    assert wait_gone(damaged.pid, 60)
+    while _list_kernels("gpus=2") != [str(whole.pid)]:  # noqa: ASYNC110 - the lease outlives a kernel for a restarter
+        await asyncio.sleep(0.5)
+    assert (world / "agent/leases/stray.unreadable").exists()
+    (world / "agent/leases/stray.unreadable").unlink()
+    await client.stop(whole.id, grace_s=0)
+
+
 async def test_without_kernels_nothing_goes_on(client: Client, world: Path) -> None:
     kernel = await client.start(tiny())
     await client.stop(kernel.id, grace_s=0)
@@ -51,9 +83,9 @@ async def test_without_kernels_nothing_goes_on(client: Client, world: Path) -> N
     world.mkdir(mode=0o700)
 
 
-def _list_kernels() -> list[str]:
+def _list_kernels(options: str = "") -> list[str]:
     """Return the pids of the kernels that a program sees which has just been started."""
-    code = "import roost\nfor kernel in roost.connect('local').kernels().result(20): print(kernel.pid)"
+    code = f"import roost\nfor kernel in roost.connect('local', {options}).kernels().result(20): print(kernel.pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

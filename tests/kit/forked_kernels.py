@@ -105,7 +105,7 @@ class Agent:
         self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0)
         self.zygotes.limit_spares(0 if how == "fork" else MOST_SPARES)
         self.command = command_of(sys.executable)
-        self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython")}
+        self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "LC_TEST": str(folder)}
         self.kernels: list[Kernel] = []
 
     def warm(self) -> int:

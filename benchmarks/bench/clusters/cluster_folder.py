@@ -26,7 +26,7 @@ import psutil
 END_TIMEOUT_S = 15.0
 CLAIM_PORT = 47_470
 """The port at the first address of each network, which its cluster holds."""
-FOLDER = "CLUSTER_FOLDER"
+FOLDER = "ROOST_CLUSTER_FOLDER"
 """The environment variable that names the folder in all descendants of the cluster, agents and kernels included."""
 
 AnyCluster = TypeVar("AnyCluster", bound="DaemonCluster")

@@ -16,6 +16,7 @@ from assigned_agents import a_launch
 
 from roost.launchers.agent import kernels
 from roost.launchers.agent.child_reaper import Reaper
+from roost.launchers.agent.disk_room import DiskRoom
 from roost.launchers.agent.fork_report import read_report
 from roost.launchers.agent.kernels import Kernels
 from roost.launchers.agent.start import EarlierFork
@@ -56,7 +57,10 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
     monkeypatch.setattr(kernels, "Starter", CancelledAtTheEnd)
     launched: list[KernelProcess] = []
     exited: list[KernelProcess] = []
-    held = Kernels(tmp_path / "kernels", ZygotePool(), on_launched=launched.append, on_exited=exited.append)
+    room = DiskRoom(tmp_path, list)
+    held = Kernels(
+        tmp_path / "kernels", ZygotePool(), room, on_launched=launched.append, on_exited=exited.append
+    )
     request = Launch(
         launch_id="launch",
         lease_id="lease",
@@ -88,7 +92,9 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
     child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
     noted = {"pid": child.pid, "started_at": start_time(child.pid)}
     (folder / "2" / "starting.json").write_text(json.dumps(noted))
-    held = Kernels(folder, ZygotePool(), on_launched=lambda _: None, on_exited=lambda _: None)
+    held = Kernels(
+        folder, ZygotePool(), DiskRoom(tmp_path, list), on_launched=lambda _: None, on_exited=lambda _: None
+    )
     try:
         held.adopt([])
         assert child.wait(60) == -signal.SIGKILL
@@ -142,6 +148,7 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
     held = Kernels(
         runtime_dir / "kernels",
         ZygotePool(),
+        DiskRoom(runtime_dir, list),
         on_launched=print,
         on_exited=print,
         earlier_fork=EarlierFork(kernel, None),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from roost.launchers.agent import ports
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
@@ -33,3 +38,27 @@ def test_the_socket_of_a_killed_kernel_is_free_again(tmp_path: Path) -> None:
     assert ports.choose(wish) == wish
     (tmp_path / "k-2").touch()
     assert 2 not in numbers(ports.choose(replace(wish, shell_port=0)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+async def test_a_port_of_another_user_is_not_the_kernels(transport: str) -> None:
+    """He may be quicker than the kernel, whose keys clients would give to him."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o777)
+        ip = "127.0.0.1" if transport == "tcp" else f"{folder}/kernel"
+        for user in (65534, 0):
+            os.seteuid(user)
+            try:
+                server = socket.socket(socket.AF_INET if transport == "tcp" else socket.AF_UNIX)
+                server.bind((ip, 0) if transport == "tcp" else f"{ip}-{user + 1}")
+                server.listen()
+            finally:
+                os.seteuid(0)
+            with server:
+                port = server.getsockname()[1] if transport == "tcp" else user + 1
+                connection = Connection(ip=ip, transport=transport, shell_port=port)
+                listening = asyncio.ensure_future(ports.until_listening(connection))
+                done, _ = await asyncio.wait([listening], timeout=60 if user == 0 else 0.3)
+                assert bool(done) == (user == 0)
+                listening.cancel()

@@ -79,7 +79,12 @@ def test_the_variables_that_c_code_reads_are_selected() -> None:
         "CUDA_VISIBLE_DEVICES": "0",
         "HOME": "/h",
     }
-    assert select_import_environment(env) == {"LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONPATH": "/x"}
+    assert select_import_environment(env) == {
+        "HOME": "/h",
+        "LC_ALL": "C",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "/x",
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.launchers.daemon import private_files
+from roost.launchers.daemon import private_files, process
 from roost.launchers.daemon.daemon import (
     AlreadyRunning,
     DaemonError,
@@ -27,6 +27,7 @@ from roost.launchers.daemon.daemon import (
     ensure,
     hold,
     is_alive,
+    read_announcement,
 )
 from roost.launchers.daemon.private_files import FolderError, private_folder, tail, write_private
 from roost.launchers.daemon.private_files import runtime_dir as find_runtime_dir
@@ -252,6 +253,34 @@ def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert find_runtime_dir() == tmp_path / "roost"
 
 
+def test_the_runtime_folder_must_not_be_in_a_folder_of_all_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user could rename it, and put a folder with sockets of his own in its place."""
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(shared / "team" / "own"))
+    (shared / "team").mkdir(parents=True)
+    shared.chmod(0o777)
+    with pytest.raises(FolderError, match=rf"other users can replace .*; run: chmod \+t {shared}, or set"):
+        find_runtime_dir()
+    shared.chmod(0o1777)
+    assert find_runtime_dir() == shared / "team" / "own"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+def test_an_announcement_of_another_user_is_none(runtime_dir: Path) -> None:
+    folder = runtime_dir / "d"
+    with hold(folder):
+        announce(folder, {"endpoint": "ipc:///ours"})
+        assert (read_announcement(folder) or {})["endpoint"] == "ipc:///ours"
+        os.chown(folder / "ready.json", 65534, 65534)
+        assert read_announcement(folder) is None
+        (folder / "ready.json").rename(folder / "other")
+        os.chown(folder / "other", 0, 0)
+        (folder / "ready.json").symlink_to("other")
+        assert read_announcement(folder) is None
+
+
 def test_all_callers_find_the_same_runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROOST_RUNTIME_DIR")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -328,3 +357,18 @@ def test_a_process_of_another_user_counts_as_running(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "killpg", refuse)
     monkeypatch.setattr(os, "kill", refuse)
     assert signal_group(1, signal.SIGTERM)
+
+
+def test_a_record_of_an_earlier_boot_names_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early processes have the same pid and the same time since boot each time."""
+    boots = [7, 7, 8]
+    monkeypatch.setattr(process, "_find_boot", lambda: boots.pop(0))
+    started_at = start_time(os.getpid())
+    assert is_running(os.getpid(), started_at)
+    assert not is_running(os.getpid(), started_at)
+
+
+def test_a_start_time_of_an_earlier_version_is_understood() -> None:
+    since_boot = start_time(os.getpid()) % 1e9
+    assert is_running(os.getpid(), since_boot)
+    assert not is_running(os.getpid(), since_boot + 1)

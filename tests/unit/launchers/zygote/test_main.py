@@ -54,6 +54,26 @@ SEEN = """dict(
 )"""
 
 
+def test_proc_shows_no_other_kernels_environment(tmp_path: Path) -> None:
+    """/proc/PID/environ has what a process began with. A forked kernel's process began as the zygote."""
+    own = Agent(tmp_path)
+    try:
+        own.env["FIRST_SECRET"] = "first"
+        zygote = own.warm()
+        first = own.start(cwd=tmp_path)
+        del own.env["FIRST_SECRET"]
+        own.env["SECOND_SECRET"] = "second"
+        second = own.start(cwd=tmp_path)
+        for kernel, name in ((first, "FIRST_SECRET"), (second, "SECOND_SECRET")):
+            assert kernel.value(f"__import__('os').environ['{name}']") == name.partition("_")[0].lower()
+            assert kernel.value("[n for n in __import__('os').environ if 'SECRET' in n]") == [name]
+        for pid in (zygote, first.pid, second.pid):
+            assert b"SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
+    finally:
+        own.close()
+        own.reap()
+
+
 def test_a_forked_kernel_has_the_same_environment_as_a_plain_one(agent: Agent, tmp_path: Path) -> None:
     odd = {"SEEN": "s\udcff", "JPY_PARENT_PID": str(os.getpid()), "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path)}
     agent.env |= odd
@@ -287,7 +307,7 @@ def test_spares_end_with_their_zygote_while_its_kernels_live(tmp_path: Path) -> 
 def has_environment_of(agent: Agent, pid: int) -> bool:
     """Was this process started by this agent?"""
     try:
-        return os.fsencode(agent.env["IPYTHONDIR"]) in Path(f"/proc/{pid}/environ").read_bytes()
+        return os.fsencode(agent.env["LC_TEST"]) in Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
 

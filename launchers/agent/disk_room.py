@@ -1,0 +1,127 @@
+"""Room on the file system of an agent's folder, where kernels write logs without end and the ledger must still write.
+
+The logs are cut as they grow. A reserve is given up for the files that leases and kernels depend on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from roost.launchers.daemon.private_files import shorten
+from roost.launchers.daemon.tasks import Timers
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_LOOK_S = 0.5
+_LOOK_AGAIN_S = 0.02
+"""The free space is read every 0.5 s; after a log was too long, soon again."""
+_LOOK_AT_ALL_S = 15.0
+_NOTABLE_BYTES = 4 << 20
+"""All logs are looked at when the file system has lost this much since then or has no more left, or every 15 s."""
+_MOST_BYTES = 8 << 20
+_LEAST_BYTES = 64 << 10
+_SHARE = 4
+"""A log may have 8 MiB, but all of them together no more than this part of the file system: a quarter."""
+_KEPT = 8
+"""A log that is too long is cut to its end, an eighth of what it may have."""
+_RESERVE_BYTES = 256 << 10
+_TRIES = 5
+
+
+class DiskRoom:
+    """Keeps the logs that `list_logs` names short, from `watch` on while there are any.
+
+    Their writers append to them (O_APPEND).
+    """
+
+    def __init__(self, folder: Path, list_logs: Callable[[], Sequence[Path]]) -> None:
+        self._folder = folder
+        self._list_logs = list_logs
+        self._reserve = folder / "reserve"
+        self._timers = Timers()
+        self._looked_at = 0.0
+        self._free_bytes = 0
+        self._hold_reserve()
+
+    def watch(self, soon_s: float = _LOOK_S) -> None:
+        if "logs" not in self._timers:
+            self._timers.later(soon_s, self._look, key="logs")
+
+    def close(self) -> None:
+        self._timers.close()
+
+    def write(self, write: Callable[[], T]) -> T:
+        """Call `write`, which writes a small file. Make room and call it again if the file system is full."""
+        for _ in range(_TRIES):  # a kernel that prints may take the room first
+            try:
+                return write()
+            except OSError as problem:
+                if problem.errno not in NO_ROOM:
+                    raise
+            self._make_room()
+        return write()
+
+    def _look(self) -> None:
+        """Cut the logs that are too long. Reading the free space costs no more with a thousand kernels."""
+        free_bytes, size_bytes = self._read_space()
+        now, was_cut = time.monotonic(), False
+        has_shrunk = free_bytes < max(_NOTABLE_BYTES, self._free_bytes - _NOTABLE_BYTES)
+        if has_shrunk or now > self._looked_at + _LOOK_AT_ALL_S:
+            logs = self._list_logs()
+            if not logs:
+                return
+            was_cut = self._cut(logs, size_bytes // _SHARE // len(logs))
+            self._hold_reserve()
+            self._looked_at, (free_bytes, _) = now, self._read_space()
+            self._free_bytes = free_bytes
+        self._free_bytes = max(self._free_bytes, free_bytes)
+        self.watch(_LOOK_AGAIN_S if was_cut else _LOOK_S)
+
+    def _read_space(self) -> tuple[int, int]:
+        """Return the free bytes of the file system and its size; zeros while the folder is deleted."""
+        try:
+            status = os.statvfs(self._folder)
+        except OSError:
+            return 0, 0
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+    def _make_room(self) -> None:
+        log.warning("%s is full: its logs are cut, and the reserve is given up", self._folder)
+        self._cut(self._list_logs(), _LEAST_BYTES)
+        self._reserve.unlink(missing_ok=True)
+        self.watch()
+
+    def _cut(self, logs: Sequence[Path], most_bytes: int) -> bool:
+        """Cut the logs that are longer than `most_bytes`, or than 8 MiB. Return whether there were any."""
+        was_cut = False
+        most_bytes = min(max(most_bytes, _LEAST_BYTES), _MOST_BYTES)
+        for path in logs:
+            try:
+                was_cut |= shorten(path, over_bytes=most_bytes, keep_bytes=most_bytes // _KEPT)
+            except OSError as problem:
+                log.warning("%s cannot be cut: %s", path, problem)
+        return was_cut
+
+    def _hold_reserve(self) -> None:
+        """Take space that `write` gives up. A file system without space is tried again at the next look."""
+        if self._reserve.exists():
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._reserve, flags, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+            except OSError:
+                self._reserve.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,72 @@
+"""Kernels print without end: their logs are cut as they grow, and starts, leases and other kernels go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from notebook import Notebook
+from world import TINY_KERNEL, daemon_pids, kill, tiny
+
+from roost.scheduler.client.client import Client
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system"),
+]
+
+SIZE_MIB = 256
+PRINTS = TINY_KERNEL.replace(
+    "signal.pause()",
+    """
+import os
+while True:
+    try:
+        os.write(2, b"words without end\\\\n" * 1000)
+    except OSError:  # the file system is full
+        pass
+""",
+)
+
+
+@pytest.fixture
+def runtime_dir(runtime_dir: Path) -> Iterator[Path]:
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=700", "tmpfs", str(runtime_dir)]
+    if subprocess.run(mounting, capture_output=True, timeout=60).returncode:
+        pytest.skip("this machine allows no mounts, not even root's")
+    try:
+        yield runtime_dir
+    finally:
+        subprocess.run(["umount", "--lazy", str(runtime_dir)], check=True, timeout=60)
+
+
+async def test_starts_go_on_beside_kernels_that_print(
+    roost_by_default: None, world: Path, client: Client
+) -> None:
+    printing = (sys.executable, "-S", "-c", PRINTS, "{connection_file}")
+    for number in range(2):
+        await client.start(tiny(f"prints-{number}", argv=printing))
+    await asyncio.sleep(1)  # the first cut is after half a second
+    for number in range(10):
+        kernel = await client.start(tiny())
+        assert os.statvfs(world).f_bavail, "the folder is full"
+        if number % 3:
+            await client.stop(kernel.id, grace_s=0)
+    notebook = Notebook()
+    await notebook.open()
+    assert await notebook.value("6 * 7") == "42"
+    await notebook.restart()
+    for pid in (*daemon_pids(world, "scheduler"), *daemon_pids(world, "agent")):
+        kill(pid)  # the next ones find all that was written, in a folder that is full by then
+    assert await notebook.value("6 * 7") == "42"
+    kernels = [kernel.id for kernel in await client.kernels()]
+    assert len(kernels) == 6  # the notebook has a service of its own
+    assert "words without end" in await client.logs("prints-0")
+    await notebook.close()
+    for kernel_id in kernels:
+        await client.stop(kernel_id, grace_s=0)
