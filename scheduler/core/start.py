@@ -28,6 +28,7 @@ from .reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 
+_JOIN_AGAIN_S = (0.1, 2.0)
 _LEASE_GONE_S = (0.05, 5.0)
 """First and longest pause before a request is placed again whose agent does not know its lease."""
 _REMEMBERED = 1_000
@@ -111,7 +112,7 @@ class StartRunner:
                 if process is None:
                     process = await self._launch(record.lease, start, launch_by)
                 else:
-                    joining = self._join(record, record.lease, start, launch_by)
+                    joining = self._join(record, record.lease, start)
                     self._cluster.wait_for(record.lease, spawn(joining, self._tasks, log))
             except LeaseGone as problem:
                 await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
@@ -144,22 +145,34 @@ class StartRunner:
             journal=self._claimer.journal,
         )
 
-    async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel, deadline: float) -> None:
+    async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel) -> None:
         """Hear from the agent about a kernel that its pod has reported. It may have ended meanwhile.
 
-        Until the agent knows the kernel too, it would ignore a signal.
+        Until the agent knows the kernel too, it would ignore a signal. On a busy node this may take a while.
         """
-        try:
-            process = await self._launch(lease, start, deadline)
-        except (BackendUnavailable, LeaseGone) as problem:
-            log.info("kernel=%s its agent does not answer: %s", record.kernel_id, problem)  # its pod ends
-            return
-        except RoostError as problem:
-            if record.process is None or record.process.launch_id != start.launch_id:
+
+        def is_wanted() -> bool:
+            has_lease = record.lease is not None and record.lease.id == lease.id
+            return has_lease and record.launch_id == start.launch_id
+
+        for pause_s in backoff(*_JOIN_AGAIN_S):
+            try:
+                process = await self._launch(lease, start, time.monotonic() + start.launch_timeout_s)
+                break
+            except BackendUnavailable as problem:
+                log.info("kernel=%s its agent does not answer: %s", record.kernel_id, problem)
+                await asyncio.sleep(pause_s)
+                if not is_wanted():
+                    return
+            except LeaseGone:  # its pod ends
                 return
-            code = problem.fields.get("exit_code")
-            process = replace(record.process, is_running=False, reason=str(problem), exit_code=code)
-        if record.lease is not None and record.lease.id == lease.id and record.start is None:
+            except RoostError as problem:
+                if record.process is None or record.process.launch_id != start.launch_id:
+                    return
+                code = problem.fields.get("exit_code")
+                process = replace(record.process, is_running=False, reason=str(problem), exit_code=code)
+                break
+        if is_wanted() and record.start is None:
             self._table.update(record, process)
 
     async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:

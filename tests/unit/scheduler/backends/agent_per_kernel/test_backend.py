@@ -11,11 +11,21 @@ from pathlib import Path
 import pytest
 from fake_cluster import scheduler_on
 
-from roost.launchers.protocol.messages import PORT_NAMES, AgentEvent, Launch, Lease, Owner, PodKernel
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import (
+    PORT_NAMES,
+    AgentAddress,
+    AgentEvent,
+    Launch,
+    Lease,
+    Owner,
+    PodKernel,
+)
 from roost.placement import Device, Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import Cancelled, LaunchError, NoNodeNow
+from roost.scheduler.core.agent_calls import Agents
+from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
 
@@ -114,6 +124,30 @@ async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: 
         agent.held["reserve"].set()
         await w.until(lambda: w.kernel("k").state == "exited")
         assert w.kernel("k").reason == "launch fails: kernel_died"
+
+
+async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
+    cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy node, the pod's process may need long to become an agent. Nobody answers meanwhile."""
+    cluster.pending_reason = PULLING
+    unanswered, connect = iter(range(20)), Agents.client
+
+    async def client(self: Agents, address: AgentAddress) -> AgentClient:
+        if next(unanswered, None) is not None:
+            raise BackendUnavailable("the agent does not answer")
+        return await connect(self, address)
+
+    monkeypatch.setattr(Agents, "client", client)
+    monkeypatch.setattr(backend, "_AGENT_S", 0.01)
+    async with scheduler_on([], pods=cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        agent.fail("launch", "kernel_died")
+        assert (await start).state == "running"
+        agent.held["reserve"].set()
+        await w.until(lambda: w.kernel("k").state == "exited")
 
 
 async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(cluster: FakePodCluster) -> None:
