@@ -48,6 +48,12 @@ def admit(request: Request, user: str, held: Mapping[str, Request], settings: Se
             _check("user", name, total, f"with this one {user} would have", do, settings)
 
 
+def has_user_cap(settings: Settings) -> bool:
+    """True if a cap counts all kernels of a user."""
+    caps = ("max_kernels_per_user", "max_cpus_per_user", "max_memory_per_user", "max_gpus_per_user")
+    return any(getattr(settings, cap) is not None for cap in caps)
+
+
 def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Settings) -> None:
     """Raise `LimitExceeded` if a start of `user` may not join the starts of the users `waiting`, or not for so long."""
     if settings.max_launch_timeout_s is not None and wait_s > settings.max_launch_timeout_s:

@@ -35,7 +35,7 @@ from .ender import KernelEnder
 from .events import EventStream
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
-from .limits import admit, check_wait, with_defaults
+from .limits import admit, check_wait, has_user_cap, with_defaults
 from .orphans import OrphanCuller
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
@@ -102,6 +102,7 @@ class Scheduler:
         await self._load_policy(start.request)  # first, because it may wait
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
+        elsewhere = await self._held_elsewhere(start.owner.user)
         record = self._table.get(start.kernel_id)
         while record is not None and record.end is not None:
             await asyncio.wait([record.end])
@@ -116,7 +117,7 @@ class Scheduler:
             if record.runs:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
         has_lease = record is not None and record.lease is not None
-        request = self._admit(start.request, start.owner, but=start.kernel_id, has_lease=has_lease)
+        request = self._admit(start.request, start.owner, elsewhere, but=start.kernel_id, has_lease=has_lease)
         if not has_lease:
             waiting = [each.owner.user for each in self._table.records.values() if each.is_waiting]
             check_wait(start.owner.user, waiting, start.wait_s, self._settings)
@@ -220,7 +221,7 @@ class Scheduler:
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
         """Return where such a kernel would go now, and why; raise the error that a start would get."""
         await self._load_policy(request)
-        request = self._admit(request, owner)
+        request = self._admit(request, owner, await self._held_elsewhere(owner.user))
         snapshot = await self._cluster.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
@@ -258,12 +259,31 @@ class Scheduler:
         """True if nobody has or wants a kernel."""
         return not self._table.records
 
-    def _admit(self, request: Request, owner: Owner, but: str = "", *, has_lease: bool = False) -> Request:
+    async def _held_elsewhere(self, user: str) -> Mapping[str, Request]:
+        """Return what this user has through other schedulers, as far as the cluster shows it and caps count it."""
+        if not has_user_cap(self._settings):
+            return {}
+        try:
+            leases = (await self.backend.leases()).leases
+        except BackendUnavailable:  # then it gives no new lease either
+            return {}
+        others = [each for each in leases if each.owner.user == user and not self._table.is_own(each)]
+        return {each.kernel_id: each.request for each in others if each.state != "lost"}
+
+    def _admit(
+        self,
+        request: Request,
+        owner: Owner,
+        elsewhere: Mapping[str, Request],
+        *,
+        but: str = "",
+        has_lease: bool = False,
+    ) -> Request:
         """Return the request with the operator's defaults, or raise if its owner may not have it."""
         request = replace(with_defaults(request, self._settings), owner=owner.user)
-        others = {
+        others = {kernel_id: each for kernel_id, each in elsewhere.items() if kernel_id != but} | {
             record.kernel_id: record.request
-            for record in self._table.records.values()
+            for record in (self._table.records.values() if has_user_cap(self._settings) else ())
             if record.owner.user == owner.user and record.kernel_id != but
         }
         admit(request, owner.user, others, self._settings)

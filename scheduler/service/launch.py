@@ -46,9 +46,20 @@ def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
     get_spec(backend)  # raises for a name that is no backend, before it becomes part of a path
     name = f"scheduler-{backend}"
     if options:
-        digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode())
+        chosen = {**options, "address": _spell(options["address"])} if "address" in options else dict(options)
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode())
         name += f"-{digest.hexdigest()[:8]}"
     return runtime_dir() / name
+
+
+def _spell(address: object) -> object:
+    """Return an address as most people write it. Names are not resolved: that may take long, and change."""
+    if not isinstance(address, str):
+        return address
+    scheme, mark, rest = address.strip().rpartition("://")
+    host, colon, port = rest.rstrip("/").rpartition(":")
+    host = "127.0.0.1" if host.lower() in ("localhost", "[::1]") else host.lower()
+    return f"{scheme.lower()}{mark}{host}{colon}{port if colon else port.lower()}"
 
 
 def service_command(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import world
 
+from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.limits import admit, check_wait, with_defaults
@@ -112,3 +113,20 @@ async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> Non
         assert (await w.start("a", "2")).state == "running"
         await w.scheduler.stop("a", 0)
         assert (await w.start("c")).state == "running"
+
+
+async def test_kernels_of_another_service_on_the_cluster_count(tmp_path: Path) -> None:
+    """Each spelling of a cluster's address may have a service of its own."""
+    async with world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
+        for user in ("ada", "bob"):
+            lease = Lease(
+                id=f"roost:{user}s:another/1",
+                kernel_id=f"{user}s",
+                owner=Owner(user=user),
+                request=Request(cpus=2),
+                node_id="here",
+            )
+            w.agent.ledger.reserve(Reserve(lease=lease))
+        with pytest.raises(LimitExceeded, match=r"ada would have 4 CPUs, .*adas"):
+            await w.start("a", cpus=2)
+        assert (await w.start("b", cpus=1)).state == "running"

@@ -315,3 +315,15 @@ async def test_the_service_checks_the_options_of_a_request(
                 await call("explain", request=Request(options=options), owner=ME)
         kernel = await call.start(start_of("k", options={"queue": "long"}))
         assert kernel.request.options == {"queue": "long"}
+
+
+def test_spellings_of_one_address_have_one_service(runtime_dir: Path) -> None:
+    folders = {
+        service_folder("ray", {"address": address})
+        for address in ("127.0.0.1:6379", "localhost:6379", " LOCALHOST:6379/ ", "[::1]:6379")
+    }
+    assert len(folders) == 1
+    assert service_folder("ray", {"address": "127.0.0.1:6380"}) not in folders
+    assert service_folder("dask", {"address": "tcp://Head:8786"}) == service_folder(
+        "dask", {"address": "TCP://head:8786"}
+    )
