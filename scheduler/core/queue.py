@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from roost.launchers.daemon.tasks import Timers
@@ -21,8 +21,11 @@ _REPORT_AFTER_S = 0.1
 """How long changes of position are collected. One departure from a line of a hundred moves ninety-nine."""
 _NEAR = 20
 """Behind this position, a change is reported when it is a tenth of the way: one departure moves a whole line."""
-_WOKEN_AT_ONCE = 100
-_NEXT_WOKEN_S = 0.05
+_WOKEN_AT_ONCE = 10
+_NEXT_WOKEN_S = 0.01
+"""Calls are answered between these turns. A head that is woken tries to find a node, which takes a millisecond."""
+_REPORTED_AT_ONCE = 100
+_NEXT_REPORT_S = 0.02
 _MOST_HOLDS = 100
 """At most so many of the oldest requests have a node reserved."""
 AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
@@ -182,12 +185,20 @@ class Queue:
         tickets.number()
         return ticket.position, tickets.head.waits_for
 
-    def _report_soon(self) -> None:
+    def _report_soon(self, after_s: float = _REPORT_AFTER_S) -> None:
         if "report" not in self._timers:
-            self._timers.later(_REPORT_AFTER_S, self._report, key="report")
+            self._timers.later(after_s, self._report, key="report")
 
     def _report(self) -> None:
-        moved = []
+        """Report the tickets that have moved: some now, the others soon."""
+        moved = list(itertools.islice(self._find_moved(), _REPORTED_AT_ONCE))
+        if len(moved) == _REPORTED_AT_ONCE:
+            self._report_soon(_NEXT_REPORT_S)
+        for kernel_id in moved:
+            self._on_moved(kernel_id)
+
+    def _find_moved(self) -> Iterator[str]:
+        """Return the kernels whose position or reason is not the reported one. Note it as reported."""
         for tickets in self._lines.values():
             waits_for = tickets.head.waits_for
             for ticket in tickets.number():
@@ -196,9 +207,7 @@ class Queue:
                 is_far = min(position, told) > _NEAR
                 if now != ticket.reported and (not is_far or abs(position - told) * 10 >= told):
                     ticket.reported = now
-                    moved.append(ticket.kernel_id)
-        for kernel_id in moved:
-            self._on_moved(kernel_id)
+                    yield ticket.kernel_id
 
 
 def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:

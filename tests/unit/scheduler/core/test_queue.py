@@ -149,6 +149,8 @@ async def test_far_places_are_reported_when_they_have_moved_by_a_tenth() -> None
     queue = Queue(on_moved=reported.append, clock=clock.time, timers=Timers(clock))
     tickets = [queue.join(str(i), "line") for i in range(1000)]
     clock.advance(0.15)
+    assert len(reported) < 1000, "calls are answered meanwhile"
+    clock.advance(0.5)
     assert len(reported) == 1000, "each is told its place once"
     reported.clear()
     for ticket in tickets[:500]:
@@ -167,9 +169,9 @@ async def test_many_lines_are_woken_bit_by_bit_and_none_is_forgotten() -> None:
         ticket.event.clear()
     queue.wake()
     queue.wake()  # the cluster has changed again, while they are woken
-    assert sum(ticket.event.is_set() for ticket in tickets) == 100
+    assert sum(ticket.event.is_set() for ticket in tickets) == 10
     queue.leave(tickets[0])
     tickets[1].event.clear()  # it has looked before the second change
-    for _ in range(30):
-        clock.advance(0.06)
+    for _ in range(300):
+        clock.advance(0.01)
     assert all(ticket.event.is_set() for ticket in tickets)
