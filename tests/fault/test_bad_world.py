@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import time
@@ -40,26 +41,29 @@ async def test_a_full_disk(small_disk: Path) -> None:
     client = roost.connect("local", gpus=2)
     before = await client.start(tiny(gpus=0.5))
     filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 4096):
-                pass
-        except OSError:
-            pass
+    _fill(filler)
+    reserve = await client.start(tiny(gpus=0.5))  # the agent has held some room for it
+    _fill(filler)
     with pytest.raises(RoostError, match="space"):
         await client.start(tiny(gpus=0.5))
-    assert [kernel.id for kernel in await client.kernels()] == [before.id]
+    assert {kernel.id for kernel in await client.kernels()} == {before.id, reserve.id}
     (node,) = await client.nodes()
-    assert sum(device["promised"] for device in node["devices"]) == 0.5, (
+    assert sum(device["promised"] for device in node["devices"]) == 1.0, (
         "the lease of a failed start was kept"
     )
     assert is_running(before.pid, start_time(before.pid))
     filler.unlink()
     after = await client.start(tiny(gpus=0.5))
-    for kernel in (before, after):
+    for kernel in (before, reserve, after):
         await client.stop(kernel.id, grace_s=0)
     client.close()
     await asyncio.to_thread(settle, small_disk)
+
+
+def _fill(path: Path) -> None:
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
 
 
 async def test_a_stale_socket_and_broken_files_of_a_killed_service(client: Client, world: Path) -> None:
