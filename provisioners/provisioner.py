@@ -120,6 +120,8 @@ class RoostProvisioner(KernelProvisionerBase):
         kwargs.pop("transport_encryption", None)
         km = self.parent
         with show_errors_in_jupyter(km):
+            if not self.kernel_spec.argv:
+                raise ConfigError("the kernelspec has no command: argv is empty.")
             if km is None:
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:

@@ -25,6 +25,7 @@ from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import (
     BackendUnavailable,
+    ConfigError,
     KernelDied,
     NoNodeEver,
 )
@@ -364,3 +365,9 @@ async def test_there_is_no_kernel_during_a_launch(service: FakeService, tmp_path
     await restarting
     assert await km.is_alive()
     await km.shutdown_kernel(now=True)
+
+
+async def test_a_kernelspec_without_a_command_is_refused(service: FakeService, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the kernelspec has no command: argv is empty"):
+        await manager(tmp_path, argv=[]).start_kernel()
+    assert not service.called("start")

@@ -110,6 +110,7 @@ async def served(
         ({"owner": replace(ME, server="/user/\u202eada/")}, "the owner's server has characters"),
         ({"request": Request(labels={"zone": "a\nb"})}, "a label has characters"),
         ({"request": Request(resources={"li\x00cence": 1})}, "a resource has characters"),
+        ({"env": {"A": "b\0c"}}, r"the command or a variable has a zero byte: 'b'\."),
         ({"launch_timeout_s": -1.0}, "launch_timeout is -1 s: give seconds above 0"),
     ],
 )
