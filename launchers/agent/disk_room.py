@@ -33,7 +33,7 @@ _LEAST_BYTES = 64 << 10
 _SHARE = 4
 """A log may have 8 MiB, but all of them together no more than this part of the file system: a quarter."""
 _KEPT = 8
-"""A log that is too long is cut to its end, an eighth of what it may have."""
+"""The end of a log that is too long is kept: an eighth of what the log may have."""
 _RESERVE_BYTES = 256 << 10
 _TRIES = 5
 

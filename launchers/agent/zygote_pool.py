@@ -291,7 +291,7 @@ class ZygotePool:
     def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
         """Start the process. Its first variables are shown in /proc for each kernel; the others come in a packet.
 
-        So the first ones are those that all kernels of this zygote have, and roost's own, which are no secrets.
+        All kernels of this zygote have the first ones, and roost's own variables are no secrets.
         """
         python, flags, folder, environment = key
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)

@@ -33,7 +33,9 @@ def check_start(start: StartKernel) -> None:
     check_request(start.request)
     for part in (*start.argv, *start.env.keys(), *start.env.values(), start.cwd):
         if "\0" in part:  # it ends a text in C
-            raise ConfigError(f"the command or a variable has a zero byte: {part.partition(chr(0))[0]!a:.60}.")
+            raise ConfigError(
+                f"the command or a variable has a zero byte: {part.partition(chr(0))[0]!a:.60}."
+            )
     for name, seconds in (
         ("launch_timeout", start.launch_timeout_s),
         ("queue_timeout", start.queue_timeout_s),

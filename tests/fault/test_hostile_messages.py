@@ -79,7 +79,7 @@ messages = st.one_of(
 
 
 class Attacker:
-    """A client with the right keys that sends what it likes."""
+    """A client with the right keys and the wrong messages."""
 
     def __init__(self, folder: Path) -> None:
         announced: Any = read_json(folder / "ready.json")

@@ -38,7 +38,7 @@ def fill(path: Path) -> None:
 
 
 async def test_a_full_file_system_has_room_for_small_files(small: Path) -> None:
-    """What fills it is no log: the reserve is given up."""
+    """Something else than logs fills it, so the reserve is given up."""
     room = DiskRoom(small, list)
     fill(small / "others")
     with pytest.raises(OSError, match="No space"):
