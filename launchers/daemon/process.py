@@ -58,10 +58,8 @@ def start_time(pid: int) -> float:
 def is_running(pid: int, started_at: float) -> bool:
     """True if the process with this pid and start time runs. A zombie does not run."""
     found = start_time(pid) if pid > 0 and started_at > 0 else 0.0
-    if (
-        started_at < _BETWEEN_BOOTS_S
-    ):  # of an earlier version of roost, or of a script that runs without roost
-        found %= _BETWEEN_BOOTS_S
+    if started_at < _BETWEEN_BOOTS_S:
+        found %= _BETWEEN_BOOTS_S  # an earlier version, or a script without roost, has noted it
     return found > 0 and abs(found - started_at) < _START_TOLERANCE_S
 
 

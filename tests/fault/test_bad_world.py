@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from small_disk import small_disk as mounted
 from world import daemon_pids, kill, settle, tiny
 
 import roost
@@ -25,16 +25,8 @@ pytestmark = pytest.mark.fault
 
 @pytest.fixture
 def small_disk(runtime_dir: Path) -> Iterator[Path]:
-    """Mount a file system of 2 MiB as the runtime folder."""
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", runtime_dir], check=False
-        ).returncode
-    ):
-        pytest.skip("only root can mount a small file system")
-    yield runtime_dir
-    subprocess.run(["umount", "-l", runtime_dir], check=True)
+    with mounted(runtime_dir, 2 << 20):
+        yield runtime_dir
 
 
 async def test_a_full_disk(small_disk: Path) -> None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from notebook import Notebook
+from small_disk import small_disk
 from world import TINY_KERNEL, daemon_pids, kill, tiny
 
 from roost.scheduler.client.client import Client
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system"),
-]
+pytestmark = pytest.mark.fault
 
-SIZE_MIB = 256
+SIZE_BYTES = 256 << 20
 PRINTS = TINY_KERNEL.replace(
     "signal.pause()",
     """
@@ -36,13 +33,8 @@ while True:
 
 @pytest.fixture
 def runtime_dir(runtime_dir: Path) -> Iterator[Path]:
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=700", "tmpfs", str(runtime_dir)]
-    if subprocess.run(mounting, capture_output=True, timeout=60).returncode:
-        pytest.skip("this machine allows no mounts, not even root's")
-    try:
+    with small_disk(runtime_dir, SIZE_BYTES):
         yield runtime_dir
-    finally:
-        subprocess.run(["umount", "--lazy", str(runtime_dir)], check=True, timeout=60)
 
 
 async def test_starts_go_on_beside_kernels_that_print(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 
 from roost.launchers.agent.disk_room import DiskRoom
 from roost.launchers.daemon.private_files import write_private
@@ -19,15 +19,8 @@ SIZE_BYTES = 2 << 20
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid():
-        pytest.skip("only root can mount a small file system")
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(tmp_path)]
-    if subprocess.run(mounting, capture_output=True, timeout=60).returncode:
-        pytest.skip("this machine allows no mounts, not even root's")
-    try:
+    with small_disk(tmp_path, SIZE_BYTES):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True, timeout=60)
 
 
 def fill(path: Path) -> None:
