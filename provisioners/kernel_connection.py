@@ -22,8 +22,8 @@ _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 
 _RECONNECT_MS = 5
 """A socket's first pause before it connects again. ZeroMQ's default of 100 ms is longer than a restart."""
-_LONGEST_RECONNECT_MS = 1_000
-"""The pauses double up to this, so that the sockets of a dead kernel do not spin."""
+_LONGEST_RECONNECT_MS = 100
+"""The pauses double up to ZeroMQ's default, so that the sockets of a dead kernel do not spin."""
 
 
 def reconnect_soon(context: zmq.Context[Any]) -> None:

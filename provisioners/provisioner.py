@@ -408,6 +408,16 @@ class RoostProvisioner(KernelProvisionerBase):
             self.log.info("kernel=%s %s", self._id, told)
 
     @property
+    def launch_id(self) -> str:
+        """The id of the latest launch. Each restart has a new one, from the time at which the old process has ended."""
+        return self._exits.current.launch_id
+
+    @property
+    def is_launching(self) -> bool:
+        """True from the beginning of a launch until the kernel runs, or has failed to."""
+        return self._exits.is_launching
+
+    @property
     def end_reason(self) -> str:
         """Why the kernel has last ended, or could not be restarted, as `roost kernels` shows it."""
         return self._exits.last_reason

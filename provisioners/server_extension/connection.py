@@ -25,6 +25,7 @@ from .held_messages import HeldMessage
 from .pending_start import PendingStart, build_error, build_reply
 from .pending_starts import describe_end
 from .replay import AWAY_MARGIN_S, Replay, find_away_s
+from .subscription import Subscription
 
 _LOST = "The Jupyter Server was restarted before this cell ran: run it again."
 _V1 = "v1.kernel.websocket.jupyter.org"
@@ -38,6 +39,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     """The headers of the client's cells that a kernel of roost's has not answered yet, by message id."""
     _replay: Replay | None = None
     _replaying: asyncio.Task[None] | None = None
+    _subscription: Subscription | None = None
     _is_closed = False
     _is_broken = False
     _probe: Any = None
@@ -92,6 +94,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         """Connect with the kernel. A client that was away then gets the missed messages."""
         replay = self._prepare_replay()
         self._replay = replay
+        if self._is_of_roost:
+            self._subscription = Subscription(self, self.kernel_manager.provisioner)
         if (connected := super().connect()) is not None:
             await connected
         if replay is not None and self.channels:
@@ -144,6 +148,9 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         """Send a message of this client to the kernel."""
         if self._is_of_roost:
             held = self._read(message)
+            subscription = self._subscription if held.channel == "shell" else None
+            if subscription is not None and subscription.hold(message):
+                return
             if held.is_cell:
                 self._cells[held.header["msg_id"]] = held.header
                 if held.is_of_notebook and self._may_send(held) and self.channels:
@@ -155,6 +162,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         """Close the connection. The messages that it held stay with the kernel."""
         if self._replaying is not None:
             self._replaying.cancel()
+        if self._subscription is not None:
+            self._subscription.close()
         self.end_probe()
         if self._is_of_roost:
             self.multi_kernel_manager.note_closed(self.session_key)
@@ -190,6 +199,9 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
         """Send a message of the kernel to the client, unless the replay has it or sends it later."""
         channel = getattr(stream, "channel", "")
+        if channel == "iopub" and self._subscription is not None and self._subscription.is_listening:
+            _, parts = self.session.feed_identities(outgoing_msg)
+            self._subscription.note(self.session.unpack(parts[2]).get("msg_id"))
         if self._replay is not None and channel == "iopub" and not self._replay.is_through:
             _, parts = self.session.feed_identities(outgoing_msg)
             if self._replay.hold(self.session.unpack(parts[1]).get("msg_id", ""), outgoing_msg):
@@ -236,11 +248,13 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             with suppress(WebSocketClosedError, StreamClosedError):
                 await written
 
-    def probe(self) -> None:
-        """Ask the kernel for a message on IOPub: the first that arrives shows that the subscription works."""
+    def probe(self) -> str:
+        """Ask the kernel for a message on IOPub, and return the request's id. The first message that arrives shows that
+        the subscription works."""
         if self._probe is None:
             self._probe = self.kernel_manager.connect_control()
-        self.session.send(self._probe, "kernel_info_request")
+        msg_id: str = self.session.send(self._probe, "kernel_info_request")["header"]["msg_id"]
+        return msg_id
 
     def end_probe(self) -> None:
         if self._probe is not None and not self._probe.closed():

@@ -13,7 +13,7 @@ from front_end import FrontEnd, Message
 from server import JupyterServer, jupyter_server
 
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
-_EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
+EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
 """Only roost's extension is on, so that a server starts in half the time."""
 
 
@@ -25,7 +25,7 @@ async def serving(
 
     With a `host`, the server sees that as the name of its machine, as in a container. That needs root.
     """
-    given = [f"--ServerApp.jpserver_extensions={_EXTENSIONS}", "--RoostExtension.on_server_stop=keep"]
+    given = [f"--ServerApp.jpserver_extensions={EXTENSIONS}", "--RoostExtension.on_server_stop=keep"]
     if name:
         given.append(f"--RoostExtension.server_name={name}")
     within = ("unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh") if host else ()

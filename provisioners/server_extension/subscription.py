@@ -1,0 +1,90 @@
+"""Whether a client's connection hears what its kernel publishes. After a restart it may be deaf for a moment.
+
+ZeroMQ connects each socket again by itself. If the socket of the requests is first, a cell runs before anybody listens
+to IOPub, and its output is lost. A request that comes after a restart is therefore held until the connection has heard
+how the new process answers a probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+from roost.provisioners.provisioner import RoostProvisioner
+
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 0.1
+"""The pauses between two probes double up to this."""
+_DEAF_S = 5.0
+"""A process that runs may be so late with its answer. Then it gets the requests: some kernels publish nothing for a
+probe."""
+
+
+class Subscription:
+    """The subscription of one `connection` with the kernel of a `provisioner`."""
+
+    def __init__(self, connection: Any, provisioner: RoostProvisioner) -> None:
+        self._connection = connection
+        self._provisioner = provisioner
+        self._heard_launch = provisioner.launch_id
+        self._probes: set[str] = set()
+        self._answered = asyncio.Event()
+        self._held: list[Any] = []
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def is_listening(self) -> bool:
+        """True while requests are held. `note` must be told of each message on IOPub then."""
+        return self._listening is not None
+
+    def hold(self, request: Any) -> bool:
+        """Take a request until its output will be heard. Return False if the caller must send it."""
+        if self._listening is None:
+            if self._heard_launch == self._provisioner.launch_id:
+                return False
+            self._listening = asyncio.create_task(self._listen())
+        self._held.append(request)
+        return True
+
+    def note(self, request_id: str | None) -> None:
+        """Note that a message on IOPub has come, which belongs to this request."""
+        if request_id in self._probes:
+            self._answered.set()
+
+    def close(self) -> None:
+        """Send what is held at once."""
+        if self._listening is not None:
+            self._listening.cancel()
+            self._release()
+
+    async def _listen(self) -> None:
+        try:
+            while self._heard_launch != self._provisioner.launch_id:
+                self._heard_launch = self._provisioner.launch_id
+                await self._probe(self._heard_launch)
+        finally:
+            self._release()
+
+    async def _probe(self, launch_id: str) -> None:
+        """Probe until this launch is heard, or is too late, or another one has begun."""
+        pause_s, late_at = _FIRST_PAUSE_S, None
+        self._probes.clear()
+        self._answered.clear()
+        while not self._answered.is_set() and launch_id == self._provisioner.launch_id:
+            if not self._provisioner.is_launching:
+                late_at = late_at or time.monotonic() + _DEAF_S
+                if time.monotonic() > late_at:
+                    return
+                self._probes.add(self._connection.probe())
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _release(self) -> None:
+        self._listening, self._heard_launch = None, self._provisioner.launch_id
+        self._connection.end_probe()
+        held, self._held = self._held, []
+        for request in held:
+            self._connection.deliver(request)

@@ -1,0 +1,49 @@
+"""A restart, as the client of a websocket that stays open sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from front_end import errors, front_end, texts
+from reopened import EXTENSIONS, start
+from server import jupyter_server
+
+LATE_SUBSCRIPTIONS = """
+import zmq
+from jupyter_client.connect import ConnectionFileMixin
+
+create = ConnectionFileMixin._create_connected_socket
+
+
+def create_late(self, channel, *arguments, **options):
+    if channel == "iopub":
+        self.context.setsockopt(zmq.RECONNECT_IVL, 1_500)
+        self.context.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
+    return create(self, channel, *arguments, **options)
+
+
+ConnectionFileMixin._create_connected_socket = create_late
+"""
+
+
+@pytest.mark.backends("local", "ray")
+async def test_the_first_cell_after_a_restart_has_its_output(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeroMQ may connect the subscription to the kernel's output long after the socket of the requests."""
+    specs_of()
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    settings = tmp_path / "late_subscriptions.py"
+    settings.write_text(LATE_SUBSCRIPTIONS)
+    options = (f"--ServerApp.jpserver_extensions={EXTENSIONS}", f"--config={settings}")
+    async with jupyter_server(tmp_path, options=options) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            assert texts(await front.ended(await front.run("x = 41; print(x)"))) == "41\n"
+            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+            first, second = await front.run("print(42)"), await front.run("x")
+            assert texts(await front.ended(first)) == "42\n"
+            assert errors(await front.ended(second)) == ["name 'x' is not defined"]
+        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204

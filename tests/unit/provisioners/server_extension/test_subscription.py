@@ -1,0 +1,118 @@
+"""A request that comes after a kernel's restart is held until its output will be heard."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from roost.provisioners.provisioner import RoostProvisioner
+from roost.provisioners.server_extension import subscription
+from roost.provisioners.server_extension.subscription import Subscription
+
+
+class Provisioner:
+    launch_id = "first"
+    is_launching = False
+
+
+class Connection:
+    """A connection with the probes and the requests that it was given."""
+
+    def __init__(self) -> None:
+        self.provisioner = Provisioner()
+        self.probes: list[str] = []
+        self.delivered: list[str] = []
+        self.is_probe_open = False
+        self.subscription = Subscription(self, cast(RoostProvisioner, self.provisioner))
+
+    def probe(self) -> str:
+        self.is_probe_open = True
+        self.probes.append(f"{self.provisioner.launch_id}-{len(self.probes)}")
+        return self.probes[-1]
+
+    def end_probe(self) -> None:
+        self.is_probe_open = False
+
+    def deliver(self, request: Any) -> None:
+        if not self.subscription.hold(request):
+            self.delivered.append(request)
+
+
+async def until(is_met: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_met():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+async def test_a_request_goes_straight_to_a_kernel_that_was_not_restarted() -> None:
+    client = Connection()
+    client.deliver("cell")
+    assert client.delivered == ["cell"]
+    assert (client.probes, client.subscription.is_listening) == ([], False)
+
+
+async def test_requests_after_a_restart_wait_until_a_probe_is_answered_on_iopub() -> None:
+    client = Connection()
+    client.provisioner.launch_id = "second"
+    client.deliver("cell")
+    client.deliver("next cell")
+    await until(lambda: len(client.probes) >= 2)
+    client.subscription.note("a request of another client")
+    client.subscription.note(None)
+    await asyncio.sleep(0.05)
+    assert client.delivered == []
+    client.subscription.note(client.probes[0])
+    await until(lambda: client.delivered)
+    assert client.delivered == ["cell", "next cell"]
+    assert (client.is_probe_open, client.subscription.is_listening) == (False, False)
+    client.deliver("last cell")
+    assert client.delivered == ["cell", "next cell", "last cell"]
+
+
+async def test_a_launch_that_goes_on_gets_no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscription, "_DEAF_S", 0.05)
+    client = Connection()
+    client.provisioner.launch_id, client.provisioner.is_launching = "second", True
+    client.deliver("cell")
+    await asyncio.sleep(0.2)
+    assert (client.probes, client.delivered) == ([], [])
+    client.provisioner.is_launching = False
+    await until(lambda: client.delivered)
+    assert client.probes
+
+
+async def test_an_answer_of_the_process_before_the_last_restart_does_not_count() -> None:
+    client = Connection()
+    client.provisioner.launch_id = "second"
+    client.deliver("cell")
+    await until(lambda: client.probes)
+    client.provisioner.launch_id = "third"
+    await until(lambda: client.probes[-1].startswith("third"))
+    client.subscription.note(client.probes[0])
+    await asyncio.sleep(0.05)
+    assert client.delivered == []
+    client.subscription.note(client.probes[-1])
+    await until(lambda: client.delivered)
+
+
+async def test_a_kernel_that_publishes_nothing_gets_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscription, "_DEAF_S", 0.05)
+    client = Connection()
+    client.provisioner.launch_id = "second"
+    client.deliver("cell")
+    await until(lambda: client.delivered)
+
+
+async def test_a_connection_that_closes_sends_what_it_holds_at_once() -> None:
+    client = Connection()
+    client.provisioner.launch_id = "second"
+    client.deliver("cell")
+    client.subscription.close()
+    assert client.delivered == ["cell"]
+    await asyncio.sleep(0)
+    assert (client.delivered, client.is_probe_open) == (["cell"], False)
