@@ -34,7 +34,8 @@ MACHINES = (Machine(cpus=4, gpus=2), Machine(cpus=4, gpus=4), Machine(cpus=2))
 GPUS = 4
 AGENT = {
     "endpoint": "tcp://10.0.0.1:40002",
-    "keys": {"server_public": "s" * 40, "public": "p" * 40, "secret": "k" * 40},
+    "public": "s" * 40,
+    "clients": ["p" * 40],
     "devices": [],
     "environment": {"DASK_SCHEDULER_ADDRESS": "tcp://10.0.0.1:8786"},
     "report": "0" * 32,
@@ -87,15 +88,17 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
 
     from roost.scheduler.backends.dask import nodes
     from roost.scheduler.backends.dask.nodes import DaskNode
+    from roost.scheduler.backends.identity import Identity
 
     loop = asyncio.new_event_loop()
     plugin = loop.run_until_complete(fill_plugin())
+    identity = Identity("p" * 40, "k" * 40)
 
     def answer(since: int) -> dict[str, Any]:
         return loop.run_until_complete(plugin.nodes(since, plugin.incarnation, 0.0))
 
     def decode_all(machines: Mapping[str, Any]) -> list[DaskNode]:
-        return [DaskNode.of(name, machine) for name, machine in machines.items()]
+        return [DaskNode.of(name, machine, identity) for name, machine in machines.items()]
 
     report = answer(-1)
     packed = dumps(report)

@@ -1,7 +1,8 @@
 """Find the agent of this user on this machine, or start it. Replace it if it is older than this code.
 
-A cluster manager runs this file as a program on a node, with the arguments NAME SETTINGS MANAGER (the last two are
-JSON). It prints, as JSON, the agent's address and the GPUs that the agent has.
+A cluster manager runs this file as a program on a node, with the arguments NAME SETTINGS MANAGER CLIENTS (all but the
+name are JSON). The agent then accepts the clients with these public keys. The program prints, as JSON, the agent's
+endpoint, its public key and the GPUs that it has. No secret leaves the node.
 """
 
 from __future__ import annotations
@@ -85,18 +86,20 @@ def find_differences(announced: Mapping[str, Any], settings: AgentSettings) -> d
     return {key: value for key, value in announced.items() if key in mine and mine[key] != value}
 
 
-async def _main(name: str, settings: str, manager: str) -> str:
+async def _main(name: str, settings: str, manager: str, clients: str) -> str:
     wanted, watched = decode(AgentSettings, json.loads(settings)), decode(Manager, json.loads(manager))
     endpoint, keys = await find_or_start_agent(wanted, name=name, manager=watched)
     client = AgentClient(endpoint, keys)
     try:
         await client.connect()
+        for admitted in json.loads(clients):
+            await client.admit(admitted)
         devices = (await client.status()).devices
     except (RpcError, asyncio.TimeoutError) as problem:
         raise DaemonError(f"the agent at {endpoint} has left again: {problem}") from None
     finally:
         await client.close()
-    return json.dumps({"endpoint": endpoint, "keys": encode(keys), "devices": encode(devices)})
+    return json.dumps({"endpoint": endpoint, "public": keys.server, "devices": encode(devices)})
 
 
 async def _holds_something(client: AgentClient) -> bool:

@@ -120,6 +120,7 @@ class Agent:
                 "release": Operation(self._release),
                 "transfer": Operation(self._transfer),
                 "manage": Operation(self._manage, messages.Manager),
+                "admit": Operation(self._admit),
                 "launch": Operation(self._launch, messages.Launch),
                 "signal": Operation(self._signal),
                 "stop": Operation(self._kernels.stop),
@@ -243,6 +244,9 @@ class Agent:
         self._managed.watch(manager)
         self._idle_exit_s = self._settings.idle_exit_s
         self._watch_idleness()
+
+    def _admit(self, client: str) -> None:
+        self.server.admit(client)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
         entry = self._ledger.get(request.lease_id)

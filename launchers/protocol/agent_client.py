@@ -76,6 +76,10 @@ class AgentClient:
     async def manage(self, manager: Manager) -> None:
         await self._client.call("manage", manager, timeout_s=_QUICK_S)
 
+    async def admit(self, client: str) -> None:
+        """Have the agent accept the client with this public key too."""
+        await self._client.call("admit", {"client": client}, timeout_s=_QUICK_S)
+
     async def launch(self, request: Launch) -> KernelProcess:
         return await self._call(KernelProcess, "launch", request, timeout_s=request.deadline_s + _MARGIN_S)
 

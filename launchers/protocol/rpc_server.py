@@ -32,6 +32,10 @@ _NO_DESCRIPTORS = (
     "roost's process on that machine may open no more files and connections: end some kernels there, or raise the "
     "limit of open files (`ulimit -n`)"
 )
+_MOST_CLIENTS = 1_000
+"""Of more clients that were admitted later, the server forgets the first ones."""
+_KEY_LENGTH = 40
+"""The characters of a CURVE key in Z85."""
 CALLER: ContextVar[str] = ContextVar("CALLER")
 """The public key of the client whose call is being answered, at a server with keys."""
 
@@ -60,7 +64,7 @@ class RpcServer:
 
     An operation raises `RemoteError` for its caller. After a peer has called `subscribe`, it is one of the
     `subscribers`, which get all events until they disconnect. `accepts` is asked for the key of each client that
-    connects. Without it, the server accepts the clients of `keys`.
+    connects. Without it, the server accepts the clients of `keys`, and those that were admitted later.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class RpcServer:
     ) -> None:
         self._operations = {"subscribe": Operation(lambda: None), **operations}
         self._keys = keys
-        self._accepts = accepts
+        self._admitted: dict[str, None] = {}
+        self._accepts = accepts or self._is_client
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self.subscribers: set[bytes] = set()
@@ -118,6 +123,18 @@ class RpcServer:
             except zmq.ZMQError as problem:
                 raise OSError(problem.errno, str(problem)) from None
 
+    def admit(self, client: str) -> None:
+        """Accept the client with this public key too. Raises `RemoteError`."""
+        if len(client) != _KEY_LENGTH or not client.isascii() or not client.isprintable():
+            raise RemoteError("bad_request", "a client is admitted by its public key, 40 characters of Z85")
+        self._admitted.pop(client, None)
+        self._admitted[client] = None
+        if len(self._admitted) > _MOST_CLIENTS:
+            del self._admitted[next(iter(self._admitted))]
+
+    def _is_client(self, key: str) -> bool:
+        return key in self._admitted or (self._keys is not None and key in self._keys.clients)
+
     def _bind(self, address: str) -> None:
         self._socket.bind(address)
         if address.startswith("ipc://"):
@@ -126,8 +143,7 @@ class RpcServer:
     def _require_keys(self, keys: ServerKeys) -> None:
         self._authenticator = AsyncioAuthenticator(self._context)
         self._authenticator.start()
-        accepts = self._accepts or keys.clients.__contains__
-        check = SimpleNamespace(callback=lambda domain, key: accepts(key.decode()))
+        check = SimpleNamespace(callback=lambda domain, key: self._accepts(key.decode()))
         self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), check)
         self._socket.curve_secretkey = keys.secret.encode()
         self._socket.curve_publickey = keys.public.encode()

@@ -24,8 +24,8 @@ from roost.launchers.protocol.messages import Connection, Launch, Lease
 from roost.launchers.protocol.rpc import Unauthorized
 from roost.placement import Request
 from roost.scheduler.backends import kubernetes
-from roost.scheduler.backends.agent_per_kernel.identity import load_identity
 from roost.scheduler.backends.base import Backend
+from roost.scheduler.backends.identity import load_identity
 from roost.scheduler.backends.kubernetes.backend import check, create
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.names import name_pod

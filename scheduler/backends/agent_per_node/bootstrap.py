@@ -13,7 +13,7 @@ import io
 import json
 import marshal
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import Assignment
 from roost.placement.json_codec import encode
 
 Answer = dict[str, Any]
-"""{"endpoint", "keys", "devices"} of an agent, with the GPUs that it sees, or {"problem"} with a sentence."""
+"""{"endpoint", "public", "devices"} of an agent: its public key and the GPUs that it sees. Or {"problem"}."""
 
 
 def name_agent(manager: str, cluster: str, node_id: str) -> str:
@@ -99,13 +99,15 @@ def bring_up(
     name: str,
     settings: str,
     manager: Mapping[str, Any],
+    clients: Sequence[str],
     python: str,
     environment: Mapping[str, str],
 ) -> Answer:
     """Start the agent of this node, or find it. Blocks for up to 30 s.
 
-    `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. `environment` is that
-    of the manager's daemon. The agent gets it, and the kernels' environments are added to it.
+    `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. The agent then accepts
+    the `clients`, which are public keys. `environment` is that of the manager's daemon. The agent gets it, and the
+    kernels' environments are added to it.
     """
     import io
     import json
@@ -138,7 +140,15 @@ def bring_up(
     program = python or sys.executable
     try:
         done = subprocess.run(
-            [program, "-m", "roost.launchers.agent.find_or_start", name, settings, json.dumps(manager)],
+            [
+                program,
+                "-m",
+                "roost.launchers.agent.find_or_start",
+                name,
+                settings,
+                json.dumps(manager),
+                json.dumps(list(clients)),
+            ],
             env={**env, "PYTHONPATH": os.pathsep.join(paths)},
             cwd=base,
             stdin=subprocess.DEVNULL,

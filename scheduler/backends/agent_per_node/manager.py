@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Request
-from roost.placement.json_codec import decode
 from roost.scheduler.backends.base import AgentAddress, Lease
+from roost.scheduler.backends.identity import Identity
 from roost.scheduler.errors import BackendUnavailable
 
 from .membership import Membership, N
@@ -108,9 +107,13 @@ def shorten_error(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str) -> StartedAgent:
-    """Return the agent of an answer of `bootstrap.bring_up`; raise `BackendUnavailable` if it has a problem."""
+def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str, identity: Identity) -> StartedAgent:
+    """Return the agent of an answer of `bootstrap.bring_up`, which accepts this identity.
+
+    Raises `BackendUnavailable` if the answer has a problem.
+    """
     if "problem" in answer:
         raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
-    address = AgentAddress(endpoint=str(answer["endpoint"]), keys=decode(ClientKeys, answer["keys"]))
+    keys = identity.keys_for(str(answer["public"]))
+    address = AgentAddress(endpoint=str(answer["endpoint"]), keys=keys)
     return StartedAgent(address=address, daemon=daemon)

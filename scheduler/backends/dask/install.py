@@ -23,9 +23,10 @@ from .settings import RoostDaskBackend
 _CALL_S = 8.0
 
 
-async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
+async def install_plugins(client: Any, settings: RoostDaskBackend, public: str) -> None:
     """Register roost's plugins, unless the cluster has them with the same settings, or newer ones.
 
+    All agents of the cluster then accept the service with this public key.
     Raises `BackendUnavailable`, or `ConfigError` if the cluster's plugins have a newer protocol.
     """
     from .plugin import nanny_plugin, scheduler_plugin, slot_ledger, sweep, worker_plugin
@@ -53,6 +54,7 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
     if there is not None and there["is_whole"]:
         theirs, ours = parse_version(there["version"]), parse_version(VERSION)
         if theirs > ours or (theirs == ours and there["mark"] == mark):
+            await _ask(client.scheduler.roost_admit(client=public))
             return
     starter = nanny_plugin.AgentStarter(archive=archive, digest=digest, **sent)
     plugins = (
@@ -73,6 +75,8 @@ async def install_plugins(client: Any, settings: RoostDaskBackend) -> None:
                 # Dask's scheduler waits until no nanny is starting. By then it knows the last plugin already.
                 if plugin is not plugins[-1] or not isinstance(problem.__cause__, asyncio.TimeoutError):
                     raise
+            if plugin is plugins[0]:  # before the first agent is started
+                await _ask(client.scheduler.roost_admit(client=public))
 
 
 async def _ask(question: Any, failure: str = "does not answer") -> Any:

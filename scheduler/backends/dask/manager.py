@@ -16,6 +16,7 @@ from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
+from roost.scheduler.backends.identity import Identity, identity_for
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import SPEC, join, nodes
@@ -36,7 +37,8 @@ _WAIT_S = 0.3
 
 def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
     """Return the backend of this manager, for the `BackendSpec`."""
-    return AgentPerNodeBackend(SPEC.name, DaskManager(settings), settings, context)
+    manager = DaskManager(settings, identity_for(context.folder))
+    return AgentPerNodeBackend(SPEC.name, manager, settings, context)
 
 
 class DaskManager:
@@ -46,8 +48,9 @@ class DaskManager:
     daemon = "last nanny"
     claim_name = "lease in Dask's scheduler"
 
-    def __init__(self, settings: RoostDaskBackend) -> None:
+    def __init__(self, settings: RoostDaskBackend, identity: Identity) -> None:
         self._settings = settings
+        self._identity = identity
         self._client: Any = None
         self._version = -1
         self._incarnation = ""
@@ -128,7 +131,7 @@ class DaskManager:
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)
-        return decode_agent(answer, node_id, str(answer.get("report", "")))
+        return decode_agent(answer, node_id, str(answer.get("report", "")), self._identity)
 
     async def ask(self, operation: str, deadline_s: float = _CALL_S, /, **arguments: Any) -> Any:
         """Return what the plugin in Dask's scheduler answers; raise `BackendUnavailable` if it does not."""
@@ -151,7 +154,7 @@ class DaskManager:
     async def _join(self, address: str) -> str:
         await self.close()
         self._client, joined = await join.join(self._settings, address)
-        await install_plugins(self._client, self._settings)
+        await install_plugins(self._client, self._settings, self._identity.public)
         self._version, self._incarnation = -1, ""
         return joined
 
@@ -169,7 +172,7 @@ class DaskManager:
         for name, machine in answer["machines"].items():
             found.pop(name, None)
             if machine is not None:
-                found[name] = DaskNode.of(name, machine)
+                found[name] = DaskNode.of(name, machine, self._identity)
         self._version, self._incarnation = answer["version"], answer["incarnation"]
         return found.values()
 

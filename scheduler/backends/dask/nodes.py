@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.placement import Device, Node
@@ -11,6 +11,7 @@ from roost.placement.json_codec import decode
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent, decode_agent
 from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
+from roost.scheduler.backends.identity import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,7 @@ class DaskNode:
 
     `resources` are Dask's abstract resources. `free` are the amounts that neither tasks nor kernels hold. `shares` are
     the parts of the devices that kernels hold. `agent` is a nanny's report about the agent, empty before the report.
-    `seen` are the GPUs that the agent saw when it was started.
+    `started_agent` is that agent, if it accepts this service. `seen` are the GPUs that it saw when it was started.
     """
 
     id: str
@@ -33,7 +34,8 @@ class DaskNode:
     memory_promised_bytes: int
     leases: frozenset[str]
     drains_because: str = ""
-    agent: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    started_agent: StartedAgent | None = None
     seen: tuple[Device, ...] = ()
 
     @property
@@ -41,21 +43,19 @@ class DaskNode:
         """A mark of the machine's nannies. It changes when a new nanny starts the agent."""
         return str(self.agent.get("report", ""))
 
-    @property
-    def started_agent(self) -> StartedAgent | None:
-        """The agent that a nanny of this machine has started."""
-        return decode_agent(self.agent, self.id, self.daemon) if "endpoint" in self.agent else None
-
     @classmethod
-    def of(cls, name: str, described: Mapping[str, Any]) -> DaskNode:
-        """Build the node from the plugin's description of a machine."""
+    def of(cls, name: str, described: Mapping[str, Any], identity: Identity) -> DaskNode:
+        """Build the node from the plugin's description of a machine, for the service with this identity."""
         unused = {"used": None, "memory_used_bytes": None}  # the figures of the agent's start are old by now
         derived = {
             "id": name,
             "drains_because": _explain_drain(described),
             "seen": [{**device, **unused} for device in described["agent"].get("devices", ())],
         }
-        return decode(cls, {**described, **derived}, ignore_unknown=True)
+        node = decode(cls, {**described, **derived}, ignore_unknown=True)
+        if identity.public not in node.agent.get("clients", ()):
+            return node
+        return replace(node, started_agent=decode_agent(node.agent, name, node.daemon, identity))
 
 
 def build_node(

@@ -19,9 +19,12 @@ from .nodes import RayNode
 
 
 def start_on(
-    node: RayNode, settings: AgentSettings, *, cluster_address: str, grace_s: float, python: str
+    node: RayNode, settings: AgentSettings, *, client: str, cluster_address: str, grace_s: float, python: str
 ) -> Any:
-    """Return a Ray reference to the result of `bootstrap.bring_up` on that node. Blocks for a moment."""
+    """Return a Ray reference to the result of `bootstrap.bring_up` on that node. Blocks for a moment.
+
+    `client` is the public key of the service.
+    """
     manager = {
         "name": "Ray",
         "address": cluster_address,
@@ -29,7 +32,7 @@ def start_on(
         "cluster_id": join.get_cluster_id(),
     }
     name, sent = name_agent("ray", cluster_address, node.id), json.dumps(encode(settings))
-    return build_task_on(node, _bring_up).remote(*pack(), name, sent, manager, python)
+    return build_task_on(node, _bring_up).remote(*pack(), name, sent, manager, [client], python)
 
 
 def build_task_on(node: RayNode, function: Any) -> Any:
@@ -50,7 +53,13 @@ def build_task(function: Any) -> Any:
 
 
 def _bring_up(
-    archive: bytes, digest: str, name: str, settings: str, manager: dict[str, Any], python: str
+    archive: bytes,
+    digest: str,
+    name: str,
+    settings: str,
+    manager: dict[str, Any],
+    clients: list[str],
+    python: str,
 ) -> Answer:
     """Call `bring_up` with the raylet's environment. The worker's own has many variables of Ray for its tasks."""
     import os
@@ -66,4 +75,4 @@ def _bring_up(
     env = dict(line.split("=", 1) for line in lines if "=" in line)
     for variable in [key for key in env if key.startswith("RAY_") and not key.startswith("RAY_AUTH_")]:
         del env[variable]
-    return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, python, env)
+    return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, clients, python, env)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,8 @@ class AgentStarter:
     async def start(self, server: Any) -> None:
         """Answer the operations about the agent; start the agent, and report it to Dask's scheduler."""
 
-        async def bring_up_agent() -> Answer:
-            return await self.bring_up(server)
+        async def bring_up_agent(clients: list[str]) -> Answer:
+            return await self.bring_up(server, clients)
 
         async def find_noted_leases(lease_ids: list[str]) -> list[str]:
             name = name_agent("dask", server.scheduler.address, get_address_host(server.address))
@@ -63,7 +63,7 @@ class AgentStarter:
 
         server.handlers.update(roost_bring_up=bring_up_agent, roost_noted=find_noted_leases)
         self.cluster = await _read_scheduler_id(server)
-        answer = await self.bring_up(server)
+        answer = await self.bring_up(server, await _read_clients(server))
         machine = get_address_host(server.address)
         with contextlib.suppress(OSError):  # roost's scheduler asks for the agent itself
             await server.scheduler.roost_agent_up(machine=machine, server=server.address, answer=answer)
@@ -71,13 +71,18 @@ class AgentStarter:
     async def end(self, server: Any) -> None:
         """Inform the agent that the server ends. If its scheduler is gone, kernels stay, also if another is there."""
         if await _read_scheduler_id(server) != self.cluster:
-            await self.bring_up(server, is_gone=True)
+            await self.bring_up(server, [], is_gone=True)
         elif Scheduler._instances and not _find_neighbours(server):
             # A LocalCluster was scaled down, and its process stays.
-            await self.bring_up(server, has_left=True)
+            await self.bring_up(server, [], has_left=True)
 
-    async def bring_up(self, server: Any, *, is_gone: bool = False, has_left: bool = False) -> Answer:
-        """Start or find the agent; return its address and keys, and variables for its kernels (`environment`)."""
+    async def bring_up(
+        self, server: Any, clients: Sequence[str], *, is_gone: bool = False, has_left: bool = False
+    ) -> Answer:
+        """Start or find the agent, which then accepts these clients.
+
+        Return its address, the `clients`, and variables for its kernels (`environment`).
+        """
         machine, cluster = get_address_host(server.address), server.scheduler.address
         settings = {**self.settings, "address": socket.gethostbyname(machine)}
         manager = {
@@ -96,11 +101,14 @@ class AgentStarter:
                 name_agent("dask", cluster, machine),
                 json.dumps(settings),
                 manager,
+                clients,
                 self.python,
                 dict(os.environ),
             )
         except OSError as problem:
             return {"problem": str(problem)}
+        if "endpoint" in answer:
+            answer = {**answer, "clients": list(clients)}
         return {**answer, "environment": _build_environment(server.security, cluster)}
 
 
@@ -110,6 +118,14 @@ async def _read_scheduler_id(server: Any) -> str:
         return str((await asyncio.wait_for(server.scheduler.identity(), _ANSWER_S))["id"])
     except (OSError, asyncio.TimeoutError):
         return ""
+
+
+async def _read_clients(server: Any) -> list[str]:
+    """Return the public keys of the services; none if Dask's scheduler does not answer: they ask for the agent then."""
+    try:
+        return list(await asyncio.wait_for(server.scheduler.roost_clients(), _ANSWER_S))
+    except (OSError, asyncio.TimeoutError):
+        return []
 
 
 def _find_neighbours(server: Any) -> list[Any]:

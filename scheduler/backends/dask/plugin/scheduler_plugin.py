@@ -35,6 +35,8 @@ _MISSED_S = 5.0
 """If a nanny has reported no agent this long after its worker came, Dask never sent it the plugin: send it again."""
 _BRING_UP_S = 40.0
 _AGAIN_S = 1.0
+_MOST_CLIENTS = 100
+"""How many services of roost may use one cluster at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.mark = mark
         self.ledger = SlotLedger()
         self.agents: dict[str, Answer] = {}
+        self.clients: list[str] = []
         self.idle_timeout: Any = None
 
     def start(self, scheduler: Any) -> None:
@@ -69,6 +72,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
                 values = {name: getattr(held, name) for name in fields}
                 self.ledger.leases[held.lease_id] = SlotLease(**values)
             self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
+            self.clients = list(getattr(before, "clients", ()))
             self.number = before.number
         for worker in list(scheduler.workers):  # they report again, because the worker plugin is replaced too
             self.add_worker(scheduler, worker)
@@ -80,6 +84,8 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
             roost_release=self.release,
             roost_leases=self.leases,
             roost_agent=self.agent,
+            roost_admit=self.admit,
+            roost_clients=self.list_clients,
             roost_worker=self.on_worker,
             roost_free=self.on_free,
             roost_agent_up=self.on_agent_up,
@@ -170,15 +176,33 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         for server in self.servers(machine):
             try:
                 answer: Answer | None = await asyncio.wait_for(
-                    self.scheduler.rpc(server).roost_bring_up(), _BRING_UP_S
+                    self.scheduler.rpc(server).roost_bring_up(clients=self.clients), _BRING_UP_S
                 )
             except (OSError, asyncio.TimeoutError):
                 self.nannies.pop(server, None)
                 continue
             if answer is not None:  # else the nanny has not received its plugin
-                await self.on_agent_up(machine, server, answer)
+                report = self.agents.get(machine, {}).get("report") or uuid.uuid4().hex
+                self._note_agent(machine, server, {**answer, "report": report})
                 return self.agents[machine]
         return {"problem": "no nanny or worker of the Dask cluster that could start it is there now"}
+
+    async def admit(self, client: str) -> bool:
+        """Have all agents accept the service with this public key."""
+        self.clients = [*(known for known in self.clients if known != client), client][-_MOST_CLIENTS:]
+        for machine in self.agents:
+            self._admit_at(machine)
+        return True
+
+    async def list_clients(self) -> list[str]:
+        """Return the public keys of the services, for a nanny that starts an agent."""
+        return self.clients
+
+    def _admit_at(self, machine: str) -> None:
+        """Have the agent of that machine accept the services that it does not know yet."""
+        agent = self.agents[machine]
+        if "endpoint" in agent and not set(self.clients) <= set(agent["clients"]):
+            self._spawn(self.agent(machine))
 
     def servers(self, machine: str) -> list[str]:
         """Return a machine's nannies, also those whose worker is starting again, and its workers without a nanny."""
@@ -221,9 +245,13 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return answer
 
     async def on_agent_up(self, machine: str, server: str, answer: Answer) -> None:
-        """Receive the address of a machine's agent, or the reason for its absence. `report` identifies this report."""
+        """Receive the report of a nanny that has just started: its machine's agent, or the reason for its absence."""
+        self._note_agent(machine, server, {**answer, "report": uuid.uuid4().hex})
+        self._admit_at(machine)
+
+    def _note_agent(self, machine: str, server: str, answer: Answer) -> None:
         self.nannies[server] = machine
-        self.agents[machine] = {**answer, "report": uuid.uuid4().hex}
+        self.agents[machine] = answer
         self._mark_changed(machine)
 
     # Callbacks from Dask's scheduler

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from agents import Session, agent_pid, agent_session, alive, end_agent
 from world import TINY_ARGV, TINY_KERNEL, kill
 
@@ -28,7 +29,7 @@ from roost.launchers.daemon.private_files import read_json
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Connection, Manager
-from roost.launchers.protocol.rpc import ClientKeys, RemoteError
+from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.placement.json_codec import decode, encode
 
 AT = AgentSettings(
@@ -225,23 +226,31 @@ def set_child_subreaper(on: bool) -> None:
     assert libc.prctl(36, int(on), 0, 0, 0) == 0, "PR_SET_CHILD_SUBREAPER of prctl(2)"
 
 
-def bring_up(name: str, manager: Manager) -> dict[str, Any]:
+def bring_up(name: str, manager: Manager, *clients: str) -> dict[str, Any]:
     """Do the same as a cluster manager's task on a node, and return the answer."""
-    words = [name, json.dumps(encode(AT)), json.dumps(encode(manager))]
+    words = [name, json.dumps(encode(AT)), json.dumps(encode(manager)), json.dumps(clients)]
     command = [sys.executable, "-m", "roost.launchers.agent.find_or_start", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     return dict(json.loads(done.stdout))
 
 
 async def test_the_program_that_starts_an_agent(runtime_dir: Path, answering: str) -> None:
+    """It has public keys for others alone: its answer goes through the cluster, where other people may read it."""
     with daemon(answering) as manager:
         answer = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
         assert await asyncio.to_thread(bring_up, "agent-ray-1", manager) == answer, "it is found again"
         known = read_json(runtime_dir / "agent-ray-1" / "manager.json")
         assert known is not None
         assert [decode(Manager, each) for each in known["managers"]] == [manager]
+        assert answer.keys() == {"endpoint", "public", "devices"}
         assert len(answer["devices"]) == AT.gpus
-        client = AgentClient(answer["endpoint"], decode(ClientKeys, answer["keys"]))
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        keys = ClientKeys(server=answer["public"], public=public, secret=secret)
+        client = AgentClient(answer["endpoint"], keys)
+        with pytest.raises(Unauthorized):
+            await client.connect()
+        await asyncio.to_thread(bring_up, "agent-ray-1", manager, public)
+        client = AgentClient(answer["endpoint"], keys)
         await client.connect()
         assert (await client.status()).cpus == AT.cpus
         kill(manager.pid)

@@ -16,6 +16,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from roost.launchers.protocol import rpc_server
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected, RemoteError, ServerKeys, Unauthorized
@@ -179,6 +180,34 @@ async def test_connecting_without_a_server(tmp_path: Path) -> None:
         left.bind(os.fspath(stale))
     with pytest.raises(Disconnected):
         await RpcClient(f"ipc://{stale}").connect(timeout_s=60)
+
+
+async def test_a_client_that_is_admitted_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "_MOST_CLIENTS", 2)
+    pairs = [key_pair() for _ in range(3)]
+
+    async def is_accepted(pair: tuple[str, str], server: RpcServer) -> bool:
+        keys = ClientKeys(server=SERVER[0], public=pair[0], secret=pair[1])
+        client = RpcClient(server.endpoint, keys=keys)
+        try:
+            await client.connect(timeout_s=60)
+        except Unauthorized:
+            return False
+        await client.close()
+        return True
+
+    async with serving() as server, connected(server):
+        assert not await is_accepted(pairs[0], server)
+        for pair in pairs:
+            server.admit(pair[0])
+            assert await is_accepted(pair, server)
+        assert [await is_accepted(pair, server) for pair in pairs] == [False, True, True], (
+            "the first is forgotten"
+        )
+        assert await is_accepted(CLIENT, server), "the first clients stay"
+        for text in ("", "x" * 39, "x" * 41, "\n" * 40, "ä" * 40):
+            with pytest.raises(RemoteError, match="40 characters of Z85"):
+                server.admit(text)
 
 
 async def test_a_client_without_the_key_gets_no_answer_and_delays_nobody() -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import zmq
+
+from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
 from roost.placement.json_codec import encode
 from roost.scheduler.backends.dask.nodes import DaskNode, build_node
+from roost.scheduler.backends.identity import Identity
 
+PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
+SERVICE = Identity(PUBLIC, SECRET)
 A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
 OTHER = Device(id="GPU-b", model="A100", memory_bytes=80)
 
@@ -31,7 +37,7 @@ def describe(**changes: Any) -> dict[str, Any]:
 
 
 def test_leases_and_tasks_are_promised() -> None:
-    node = build_node(DaskNode.of("10.0.0.1", describe()), None, None, None)
+    node = build_node(DaskNode.of("10.0.0.1", describe(), SERVICE), None, None, None)
     assert (node.id, node.address, node.cpus, node.memory_bytes) == ("10.0.0.1", "10.0.0.1", 4, 1000)
     assert [(device.id, device.promised) for device in node.devices] == [("0", 0.5), ("1", 0.0)]
     assert node.gpus_promised == 1.5
@@ -42,13 +48,13 @@ def test_leases_and_tasks_are_promised() -> None:
 
 
 def test_a_machine_that_is_retired_drains() -> None:
-    node = build_node(DaskNode.of("m", describe(is_draining=True)), None, None, None)
+    node = build_node(DaskNode.of("m", describe(is_draining=True), SERVICE), None, None, None)
     assert node.is_draining
     assert node.drains_because == "Dask is retiring its workers"
 
 
 def test_real_use_comes_from_the_agent_or_else_from_the_workers() -> None:
-    machine = DaskNode.of("m", describe())
+    machine = DaskNode.of("m", describe(), SERVICE)
     by_workers = build_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_workers.cpus_used, by_workers.memory_used_bytes, by_workers.metrics_age_s) == (0.5, 200, 0.0)
     status = Node(
@@ -63,8 +69,18 @@ def test_real_use_comes_from_the_agent_or_else_from_the_workers() -> None:
 
 def test_a_device_is_found_by_its_id_if_the_worker_reports_ids() -> None:
     agent = {"report": "x", "devices": [encode(A100), encode(OTHER)]}
-    machine = DaskNode.of("m", describe(devices=["GPU-b", "7"], agent=agent))
-    assert machine.daemon == "x"
+    machine = DaskNode.of("m", describe(devices=["GPU-b", "7"], agent=agent), SERVICE)
+    assert (machine.daemon, machine.started_agent) == ("x", None)
     named, numbered = build_node(machine, None, None, None).devices
     assert (named.id, named.model, named.used) == ("GPU-b", "A100", None)
     assert (numbered.id, numbered.model) == ("7", "")
+
+
+def test_an_agent_is_used_once_it_accepts_the_service() -> None:
+    agent = {"report": "x", "endpoint": "tcp://10.0.0.1:1", "public": "server", "clients": ["another"]}
+    assert DaskNode.of("m", describe(agent=agent), SERVICE).started_agent is None
+    admitted = {**agent, "clients": ["another", SERVICE.public]}
+    found = DaskNode.of("m", describe(agent=admitted), SERVICE).started_agent
+    assert found is not None
+    assert (found.daemon, found.address.endpoint) == ("x", "tcp://10.0.0.1:1")
+    assert found.address.keys == ClientKeys(server="server", public=SERVICE.public, secret=SERVICE.secret)

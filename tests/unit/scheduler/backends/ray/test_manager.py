@@ -11,6 +11,7 @@ import pytest
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.identity import Identity
 from roost.scheduler.backends.ray import SPEC, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
@@ -18,6 +19,7 @@ from roost.scheduler.backends.ray.placement_groups import Group
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 
+SERVICE = Identity("public", "secret")
 NODE = RayNode(
     id="a", daemon="1", address="a", labels={}, model="", total={"GPU": 2.0}, free=None, groups=None
 )
@@ -69,7 +71,7 @@ def lease(device: str, share: float) -> Lease:
 
 
 async def claim_again(ray: OneNode, held: Lease) -> tuple[str, ...]:
-    ray_manager = RayManager(RoostRayBackend(), ray)  # type: ignore[arg-type]
+    ray_manager = RayManager(RoostRayBackend(), SERVICE, ray)  # type: ignore[arg-type]
     await ray_manager.membership.join("")
     return await ray_manager.claim(held, NODE, lambda *_: True, again=True)
 
@@ -102,6 +104,6 @@ def test_a_kernel_joins_the_namespace_that_it_asks_for(options: dict[str, str], 
     SPEC.check_options(options)
     held = lease("0", 1)
     held = replace(held, request=replace(held.request, options=options))
-    ray_manager = RayManager(RoostRayBackend(), OneNode())  # type: ignore[arg-type]
+    ray_manager = RayManager(RoostRayBackend(), SERVICE, OneNode())  # type: ignore[arg-type]
     environment = ray_manager.environment(held, "192.0.2.1:6379")
     assert (environment["RAY_ADDRESS"], environment["RAY_NAMESPACE"]) == ("192.0.2.1:6379", namespace)

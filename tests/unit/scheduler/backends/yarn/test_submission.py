@@ -15,7 +15,7 @@ import zmq
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
-from roost.scheduler.backends.agent_per_kernel.identity import load_identity
+from roost.scheduler.backends.identity import load_identity
 from roost.scheduler.backends.yarn.applications import without_defaults
 from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys

@@ -328,3 +328,36 @@ async def test_the_parts_that_only_nannies_use_exist() -> None:
     async with started() as cluster:
         assert cluster.scheduler.nanny_plugins == {}
     assert callable(distributed.Nanny.plugin_add)
+
+
+async def test_each_agent_accepts_all_services() -> None:
+    """An agent that nobody asked for accepts those before it, and later ones are admitted at once."""
+    calls: list[list[str]] = []
+    reported = {"endpoint": "tcp://10.0.0.1:1", "public": "server"}
+
+    async def bring_up(clients: list[str]) -> dict[str, Any]:
+        calls.append(list(clients))
+        return {**reported, "clients": list(clients)}
+
+    async with started(MANY) as cluster:
+        plugin, machine = cluster.plugin, "127.0.0.3"
+        cluster.workers[0].handlers["roost_bring_up"] = bring_up
+        service = cluster.client.scheduler
+        await service.roost_admit(client="one")
+        assert list(await service.roost_clients()) == ["one"]
+        await plugin.on_agent_up(machine, "nanny", {**reported, "clients": ["one"]})
+        report = plugin.agents[machine]["report"]
+        await service.roost_admit(client="one")
+        assert calls == []
+        await service.roost_admit(client="two")
+        await until(lambda: list(plugin.agents[machine]["clients"]) == ["one", "two"])
+        assert plugin.agents[machine]["report"] == report, "it is the same agent for the first service"
+        await plugin.on_agent_up(machine, "nanny", {**reported, "clients": []})
+        await until(lambda: list(plugin.agents[machine]["clients"]) == ["one", "two"])
+        assert calls == [["one", "two"]] * 2
+        assert plugin.agents[machine]["report"] != report
+        await plugin.on_agent_up(machine, "nanny", {"problem": "no room"})
+        await service.roost_admit(client="three")
+        assert (len(calls), plugin.agents[machine]["problem"]) == (2, "no room")
+        await install(cluster)
+        assert cluster.plugin.clients == ["one", "two", "three"], "the next plugin knows them"

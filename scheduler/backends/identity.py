@@ -1,7 +1,7 @@
-"""The service's key pair for the agents in pods, and the keys and ports that are derived from it.
+"""The service's key pair for the agents of a cluster, and the keys and ports that are derived from it.
 
-A service that starts again reads the pair from its file, and so reaches the pods of the earlier one. No secret has to
-be read from the cluster.
+A service that starts again reads the pair from its file, and so reaches the agents of the earlier one. The cluster
+gets the public key alone.
 """
 
 from __future__ import annotations
@@ -73,6 +73,15 @@ def load_identity(path: str, *, name: str, section: str) -> Identity:
     """
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     file = Path(path) if path else Path(state) / "roost" / f"{name}-identity.json"
+    return _read(file, f"set c.{section}.identity_file to a file in a folder of yours with mode 0700")
+
+
+def identity_for(folder: Path) -> Identity:
+    """Read the pair of the service with this folder, or make one. Raises `ConfigError`."""
+    return _read(folder / "identity.json", "make room there, and remove that file if it is damaged")
+
+
+def _read(file: Path, advice: str) -> Identity:
     try:
         private_folder(file.parent)
         if (found := read_json(file)) is None:
@@ -85,7 +94,4 @@ def load_identity(path: str, *, name: str, section: str) -> Identity:
             found = read_json(file)
         return Identity(found["public"], found["secret"])
     except (FolderError, OSError, KeyError, TypeError) as problem:
-        raise ConfigError(
-            f"the key pair {file} cannot be read or made ({problem}): set c.{section}.identity_file "
-            "to a file in a folder of yours with mode 0700."
-        ) from None
+        raise ConfigError(f"the key pair {file} cannot be read or made ({problem}): {advice}.") from None
