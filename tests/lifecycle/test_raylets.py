@@ -84,7 +84,10 @@ def test_a_cluster_starts_survives_a_killed_gcs_and_raylet_and_ends(cluster: Ray
     }
 
     cluster.kill_raylet(other.address)
-    wait_until(lambda: processes(other.folder) == [], "processes of the node stay", timeout_s=LONG_S)
+    try:
+        wait_until(lambda: processes(other.folder) == [], "processes of the node stay", timeout_s=LONG_S)
+    except RuntimeError:
+        pytest.fail(f"these outlived their raylet: {[left.cmdline() for left in processes(other.folder)]}")
     wait_until(
         lambda: not drive(cluster)["nodes"][other.address]["Alive"], "Ray does not notice", timeout_s=LONG_S
     )

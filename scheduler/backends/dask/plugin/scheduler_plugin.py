@@ -35,6 +35,8 @@ _MISSED_S = 5.0
 """If a nanny has reported no agent this long after its worker came, Dask never sent it the plugin: send it again."""
 _BRING_UP_S = 40.0
 _AGAIN_S = 1.0
+_TRY_AGAIN_S = 30.0
+"""How long to wait before an agent that could not be started is tried again. Its machine drains until then."""
 _MOST_CLIENTS = 100
 """How many services of roost may use one cluster at a time."""
 
@@ -253,6 +255,9 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self.nannies[server] = machine
         self.agents[machine] = answer
         self._mark_changed(machine)
+        if "problem" in answer:
+            again = f"agent of {machine}"
+            self._timers.later(_TRY_AGAIN_S, lambda: self._spawn(self.agent(machine)), key=again)
 
     # Callbacks from Dask's scheduler
 

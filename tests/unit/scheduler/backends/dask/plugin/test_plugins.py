@@ -330,7 +330,7 @@ async def test_the_parts_that_only_nannies_use_exist() -> None:
     assert callable(distributed.Nanny.plugin_add)
 
 
-async def test_each_agent_accepts_all_services() -> None:
+async def test_each_agent_accepts_all_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that nobody asked for accepts those before it, and later ones are admitted at once."""
     calls: list[list[str]] = []
     reported = {"endpoint": "tcp://10.0.0.1:1", "public": "server"}
@@ -359,5 +359,9 @@ async def test_each_agent_accepts_all_services() -> None:
         await plugin.on_agent_up(machine, "nanny", {"problem": "no room"})
         await service.roost_admit(client="three")
         assert (len(calls), plugin.agents[machine]["problem"]) == (2, "no room")
+        monkeypatch.setattr(scheduler_plugin, "_TRY_AGAIN_S", 0.05)
+        await plugin.on_agent_up(machine, "nanny", {"problem": "still no room"})
+        await until(lambda: "endpoint" in plugin.agents[machine])
+        assert calls[2:] == [["one", "two", "three"]], "it is tried again"
         await install(cluster)
         assert cluster.plugin.clients == ["one", "two", "three"], "the next plugin knows them"
