@@ -23,6 +23,8 @@ _AT_ONCE = 4096
 """At most this many nodes are scored together, so that their columns fit into a processor's cache."""
 MAX_BYTES = 512 << 20
 """At most this many bytes of scores are kept. The class that was not asked for the longest goes first."""
+_MOST_CLASSES = 1_000
+"""At most this many classes are kept, because on a small cluster a class takes more memory than its scores."""
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class _Entry:
     history: History
     version: int
     fresh: BoolArray
+    counted_bytes: int = 0
 
 
 class ScoreCache:
@@ -94,6 +97,7 @@ class ScoreCache:
         self.lock = threading.Lock()
         self._max_bytes = max_bytes
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._in_use = 0  # bytes
         self._table: Table | None = None  # of the newest snapshot, to copy the parts that are scored from
         self._history: History | None = None
         self._version = 0
@@ -124,7 +128,7 @@ class ScoreCache:
             try:
                 part = entry.score_nodes(snapshot.part(at, table.part(at)))
             except BaseException:
-                del self._entries[key]  # its rows may have moved, and its version is the old one
+                self._drop(key)  # its rows may have moved, and its version is the old one
                 raise
             entry.scores.update(at, part)
         entry.version, entry.fresh = snapshot.version, fresh
@@ -162,18 +166,22 @@ class ScoreCache:
         return self._table
 
     def _store(self, key: Hashable, entry: _Entry) -> None:
-        self._entries.pop(key, None)
+        self._drop(key)
+        entry.counted_bytes = entry.scores.totals.nbytes + entry.scores.devices.nbytes
         self._entries[key] = entry
-        in_use = sum(_count_bytes(each) for each in self._entries.values())
-        while in_use > self._max_bytes and len(self._entries) > 1:
-            in_use -= _count_bytes(self._entries.popitem(last=False)[1])
+        self._in_use += entry.counted_bytes
+        while len(self._entries) > _MOST_CLASSES or (
+            self._in_use > self._max_bytes and len(self._entries) > 1
+        ):
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: Hashable) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._in_use -= entry.counted_bytes
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ScoreCache, (self._max_bytes,)
-
-
-def _count_bytes(entry: _Entry) -> int:
-    return entry.scores.totals.nbytes + entry.scores.devices.nbytes
 
 
 def _follow_moves(entry: _Entry, snapshot: Snapshot) -> set[int] | None:

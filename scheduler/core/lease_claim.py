@@ -6,11 +6,12 @@ import asyncio
 import random
 import time
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.launchers.protocol.messages import JournalLimits, Launch
-from roost.placement import Decision, Node, Snapshot
+from roost.placement import Decision, Node, Request, Snapshot
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
 from roost.scheduler.policies.catalog import PolicyCatalog
@@ -19,13 +20,15 @@ from roost.scheduler.service.messages import StartKernel
 from .cluster import Cluster
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
-from .queue import find_hold, held_for_elders
+from .queue import Ticket, find_hold, held_for_elders
 
 _AWAY_S = 1.0
 """How long a queued start waits between two checks of an `away` manager."""
 _SKIP_S = (1.0, 30.0)
 """First and longest time for which a node is skipped that refused although it seemed to have room. The manager's
 figures may be ahead of the resources that it can grant."""
+_EXPLAIN_S = 1.0
+"""How long a start that is out of time waits for the state of the cluster, to explain the last refusal."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
 
@@ -82,21 +85,22 @@ class LeaseClaimer:
         request = replace(record.request, environment=environment)
         queue, began = self.table.queue, time.monotonic()
         record.ticket = ticket = queue.join(record.kernel_id, _line(record))
-        decision: Decision | None = None
+        has_tried = False
         try:
             while True:
+                decision = snapshot = None  # thousands may wait here, and these are large
                 try:
                     await queue.turn(ticket, deadline)
                 except asyncio.TimeoutError:
                     position, waits_for = queue.place(ticket)
                     waited = f"{start.wait_s:g} s at position {position}"
-                    document = decision.to_dict() if decision else None
+                    document = await self._explain(ticket, request, skipped) if has_tried else None
                     raise _out_of_time(waited, waits_for, position, document) from None
                 record.check_wanted()
                 try:
                     snapshot = await self.cluster.snapshot()
                 except BackendUnavailable as problem:
-                    if decision is None:
+                    if not has_tried:
                         raise
                     # The manager was there before: a start that waits for room waits for the manager as well.
                     queue.explain(ticket, str(problem))
@@ -105,16 +109,8 @@ class LeaseClaimer:
                 looked = time.monotonic()
                 if skipped.everywhere is not None and skipped.everywhere.holds(snapshot, looked):
                     continue
-                reasons = {
-                    name: _REFUSED
-                    for name, refusal in skipped.nodes.items()
-                    if refusal.holds(snapshot, looked)
-                }
-                held = held_for_elders(
-                    ticket, request, queue.heads(), now=looked, after_s=self.reserve_after_s
-                )
-                reasons |= dict.fromkeys(held, _KEPT)
-                decision = await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
+                decision = await self._decide(ticket, request, snapshot, skipped)
+                has_tried = True
                 if decision.placement is None and not self.cluster.backend.adds_nodes:
                     if decision.is_never:
                         raise no_node(decision)
@@ -144,6 +140,24 @@ class LeaseClaimer:
         finally:
             queue.leave(ticket)
             record.ticket = None
+
+    async def _decide(
+        self, ticket: Ticket, request: Request, snapshot: Snapshot, skipped: _Skipped
+    ) -> Decision:
+        now = time.monotonic()
+        reasons = {name: _REFUSED for name, refusal in skipped.nodes.items() if refusal.holds(snapshot, now)}
+        held = held_for_elders(
+            ticket, request, self.table.queue.heads(), now=now, after_s=self.reserve_after_s
+        )
+        reasons |= dict.fromkeys(held, _KEPT)
+        return await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
+
+    async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
+        """Return the decision that there would be now, if the manager answers."""
+        with suppress(BackendUnavailable, asyncio.TimeoutError):
+            snapshot = await asyncio.wait_for(self.cluster.snapshot(), _EXPLAIN_S)
+            return (await self._decide(ticket, request, snapshot, skipped)).to_dict()
+        return None
 
     async def _claim(self, record: KernelRecord, decision: Decision, launch: Launch) -> LeaseConflict | None:
         """Claim the placement (without one, a node that the manager adds); return the conflict if it refuses."""

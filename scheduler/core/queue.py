@@ -99,6 +99,7 @@ class Queue:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lines: dict[Hashable, _Line] = {}
+        self._unreported: dict[Hashable, None] = {}  # the lines that may have changes to report
         self._heads: list[Ticket] | None = []  # oldest first; None if they have to be sorted again
         self._sleeping: list[Ticket] = []  # the heads that are woken soon
         self._wakes_again = False
@@ -115,7 +116,7 @@ class Queue:
                 self._heads.append(ticket)
             ticket.event.set()
         else:
-            self._report_soon()
+            self._report_soon(line)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -134,7 +135,7 @@ class Queue:
                 head = tickets.head
                 head.waits_for = head.waits_for or ticket.waits_for  # until it has tried itself
                 head.event.set()
-            self._report_soon()
+            self._report_soon(ticket.line)
         if ticket.hold is not None:
             self.wake()  # others may have the node that was reserved for it
 
@@ -175,7 +176,7 @@ class Queue:
     def explain(self, ticket: Ticket, waits_for: str) -> None:
         if ticket.waits_for != waits_for:
             ticket.waits_for = waits_for
-            self._report_soon()
+            self._report_soon(ticket.line)
 
     def place(self, ticket: Ticket) -> tuple[int, str]:
         """Return the position in its line (1 is next) and the reason why the line waits."""
@@ -185,22 +186,25 @@ class Queue:
         tickets.number()
         return ticket.position, tickets.head.waits_for
 
-    def _report_soon(self, after_s: float = _REPORT_AFTER_S) -> None:
+    def _report_soon(self, line: Hashable) -> None:
+        self._unreported[line] = None
         if "report" not in self._timers:
-            self._timers.later(after_s, self._report, key="report")
+            self._timers.later(_REPORT_AFTER_S, self._report, key="report")
 
     def _report(self) -> None:
         """Report the tickets that have moved: some now, the others soon."""
         moved = list(itertools.islice(self._find_moved(), _REPORTED_AT_ONCE))
         if len(moved) == _REPORTED_AT_ONCE:
-            self._report_soon(_NEXT_REPORT_S)
+            self._timers.later(_NEXT_REPORT_S, self._report, key="report")
         for kernel_id in moved:
             self._on_moved(kernel_id)
 
     def _find_moved(self) -> Iterator[str]:
         """Return the kernels whose position or reason is not the reported one. Note it as reported."""
-        for tickets in self._lines.values():
-            waits_for = tickets.head.waits_for
+        while self._unreported:
+            line = next(iter(self._unreported))
+            tickets = self._lines.get(line) or _Line()  # all of a line may have left
+            waits_for = tickets.head.waits_for if tickets else ""
             for ticket in tickets.number():
                 position, told = ticket.position, ticket.reported[0]
                 now = (position, waits_for)
@@ -208,6 +212,7 @@ class Queue:
                 if now != ticket.reported and (not is_far or abs(position - told) * 10 >= told):
                     ticket.reported = now
                     yield ticket.kernel_id
+            del self._unreported[line]
 
 
 def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:

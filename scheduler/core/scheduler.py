@@ -119,8 +119,7 @@ class Scheduler:
         has_lease = record is not None and record.lease is not None
         request = self._admit(start.request, start.owner, elsewhere, but=start.kernel_id, has_lease=has_lease)
         if not has_lease:
-            waiting = [each.owner.user for each in self._table.records.values() if each.is_waiting]
-            check_wait(start.owner.user, waiting, start.wait_s, self._settings)
+            self._check_wait(start)
         self.owners.watch(start.owner)
         if not self.owners.is_alive(start.owner):
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
@@ -269,6 +268,11 @@ class Scheduler:
             return {}
         others = [each for each in leases if each.owner.user == user and not self._table.is_own(each)]
         return {each.kernel_id: each.request for each in others if each.state != "lost"}
+
+    def _check_wait(self, start: StartKernel) -> None:
+        """Raise if too many starts wait, or this one may not wait so long."""
+        waiting = [each.owner.user for each in self._table.records.values() if each.is_waiting]
+        check_wait(start.owner.user, waiting, start.wait_s, self._settings)
 
     def _admit(
         self,

@@ -117,7 +117,7 @@ async def test_a_lease_that_another_kernel_took_during_an_outage_is_given_up(
 ) -> None:
     mine, others = tmp_path / "mine", tmp_path / "others"
     for folder in (mine, others):
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
     async with joined(dask_cluster.address, mine) as before:
         lease = await taken(before, "k", BOTH)
     async with joined(dask_cluster.address, others) as other:

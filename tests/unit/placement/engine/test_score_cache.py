@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
+from roost.placement.engine import score_cache
 from roost.placement.engine.score_cache import ScoreCache, Scores
 
 
@@ -148,6 +149,19 @@ def test_the_least_recently_used_class_goes_first() -> None:
     scores(snapshot, "z")
     assert scores.asked == []
     scores(snapshot, "y")
+    assert len(scores.asked) == 1
+
+
+def test_a_small_cluster_keeps_a_bounded_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_cache, "_MOST_CLASSES", 2)
+    scores, snapshot = Watched(), _nodes("ab")
+    for key in "xyz":
+        scores(snapshot, key)
+    assert len(scores.asked) == 3
+    scores(snapshot, "y")
+    scores(snapshot, "z")
+    assert scores.asked == []
+    scores(snapshot, "x")
     assert len(scores.asked) == 1
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
-from roost.placement import Snapshot, get_policy
+from roost.placement import Decision, Snapshot, get_policy
 from roost.placement.model import Request
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
@@ -178,6 +180,26 @@ async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path
             await w.start("second", cpus=1, launch_timeout_s=0.2)
         assert caught.value.fields["decision"]["placement"] is None
         assert len(w.leases()) == 1
+
+
+async def test_starts_that_wait_keep_neither_decisions_nor_snapshots(tmp_path: Path) -> None:
+    """Thousands may wait, and each of these is as large as the cluster."""
+    async with world(tmp_path, cpus=1) as w:
+        await w.start("first", cpus=1)
+        waiting = [
+            w.start(f"k{number}", cpus=1 - number / 100, launch_timeout_s=60.0) for number in range(30)
+        ]
+        queue = w.scheduler._table.queue
+        await w.until(lambda: sum(bool(ticket.waits_for) for ticket in queue.heads()) == len(waiting))
+        gc.collect()
+        kept = Counter(
+            type(one).__name__ for one in gc.get_objects() if isinstance(one, (Decision, Snapshot))
+        )
+        assert kept["Decision"] <= 2
+        assert kept["Snapshot"] <= 10
+        for start in waiting:
+            start.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_the_queue_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
