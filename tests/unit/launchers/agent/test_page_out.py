@@ -108,7 +108,9 @@ def test_a_system_that_does_not_measure_pressure(proc: Proc) -> None:
 
 async def test_an_idle_kernel_gets_the_signal_once(proc: Proc, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    code = f"import signal, sys; print(int(signal.sigwait([{int(SIGNAL)}]))); sys.stdout.flush(); signal.pause()"
+    code = (
+        f"import signal, sys; print(int(signal.sigwait([{int(SIGNAL)}]))); sys.stdout.flush(); signal.pause()"
+    )
     blocked = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [SIGNAL])  # noqa: E731
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, preexec_fn=blocked
