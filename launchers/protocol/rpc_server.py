@@ -64,7 +64,7 @@ class RpcServer:
 
     An operation raises `RemoteError` for its caller. After a peer has called `subscribe`, it is one of the
     `subscribers`, which get all events until they disconnect. `accepts` is asked for the key of each client that
-    connects. Without it, the server accepts the clients of `keys`, and those that were admitted later.
+    connects. Without it, the server accepts the clients of `keys`, and those of `admit`.
     """
 
     def __init__(

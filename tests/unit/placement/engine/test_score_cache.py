@@ -139,9 +139,17 @@ def test_freshness_does_not_matter_without_metrics() -> None:
     assert scores.asked == [("a",)]
 
 
-def test_the_least_recently_used_class_goes_first() -> None:
+TWO_CLASSES = 2 * 4 * 10
+"""The bytes of two classes of four nodes: 8 of score and 2 of device each."""
+
+
+@pytest.mark.parametrize(("max_bytes", "most_classes"), [(TWO_CLASSES, 1_000), (1 << 20, 2)])
+def test_the_least_recently_used_class_goes_first(
+    max_bytes: int, most_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_cache, "_MOST_CLASSES", most_classes)
     snapshot = _nodes("abcd")
-    scores = Watched(max_bytes=2 * 4 * 10)  # two classes of four nodes, 8 bytes of score and 2 of device each
+    scores = Watched(max_bytes=max_bytes)
     for key in "xyxz":
         scores(snapshot, key)
     assert len(scores.asked) == 3
@@ -149,19 +157,6 @@ def test_the_least_recently_used_class_goes_first() -> None:
     scores(snapshot, "z")
     assert scores.asked == []
     scores(snapshot, "y")
-    assert len(scores.asked) == 1
-
-
-def test_a_small_cluster_keeps_a_bounded_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score_cache, "_MOST_CLASSES", 2)
-    scores, snapshot = Watched(), _nodes("ab")
-    for key in "xyz":
-        scores(snapshot, key)
-    assert len(scores.asked) == 3
-    scores(snapshot, "y")
-    scores(snapshot, "z")
-    assert scores.asked == []
-    scores(snapshot, "x")
     assert len(scores.asked) == 1
 
 
