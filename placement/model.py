@@ -28,6 +28,9 @@ EPSILON = 1e-6
 BUSY_BEYOND = 0.1
 """A device is busy beyond its promises if its real use exceeds them by more than this share."""
 
+MEMORY_ONLY = "memory only"
+"""The enforcement of a node that limits the memory of kernels, but not their CPUs."""
+
 UNKNOWN_USE = 0.5
 """Unknown use counts as half way between idle and busy."""
 
@@ -107,6 +110,8 @@ class Node:
     - ``is_draining`` stops new kernels. ``drains_because`` is a predicate that says why ("its daemon has ended").
       Empty means that an operator drains the node.
     - ``warm`` names environments from which kernels start fast.
+    - ``enforcement`` is how the node limits kernels: by ``cgroup v1`` or ``cgroup v2``, ``never``, or ``MEMORY_ONLY``
+      with a colon and the cause. It is empty if roost does not limit them, or if that is not known.
     - ``metrics_age_s`` is the age of the real-use figures at the time of the snapshot. None means no metrics.
 
     >>> node = Node(id="a", cpus=8, cpus_promised=2)
@@ -132,6 +137,7 @@ class Node:
     drains_because: str = ""
     taints: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
+    enforcement: str = ""
     metrics_age_s: float | None = None
 
     def __post_init__(self) -> None:

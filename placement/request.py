@@ -39,9 +39,11 @@ class Request:
     - ``tolerates`` names taints. The kernel may run on a node if all taints of the node are named.
     - ``environment`` is the path of the interpreter. A node with this environment warm starts the kernel faster.
     - ``policy`` names a placement policy. Empty is the operator's default.
+    - ``enforce`` is ``required`` if the kernel must not run where its limits cannot be enforced, or ``auto`` if they
+      are enforced wherever that is possible. Empty is the operator's choice, and nothing makes it weaker.
     - ``options`` belong to the backend, which declares and checks them.
 
-    Placement ignores ``policy`` and ``options``, and ``owner`` does not influence the ranking.
+    Placement ignores ``policy``, ``enforce`` and ``options``, and ``owner`` does not influence the ranking.
 
     Raises ``ValueError`` with one sentence for users.
 
@@ -61,6 +63,7 @@ class Request:
     environment: str = ""
     owner: str = ""
     policy: str = ""
+    enforce: str = ""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,8 @@ class Request:
         for name in ("owner", "environment", "policy"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text; got {getattr(self, name)!r}.")
+        if self.enforce not in ("", "auto", "required"):
+            raise ValueError(f"enforce must be auto or required; got {self.enforce!r:.40}.")
         set_fields(
             self,
             cpus=check_number("cpus", self.cpus),

@@ -72,6 +72,8 @@ class ExitWatch:
         self.is_launching = False
         self.last_reason = ""
         """Why the latest launch that has ended did so, as `roost kernels` shows it."""
+        self.excesses = 0
+        """How many of the latest launches have run out of memory, one after another."""
         self._log = log
         self._is_expected = is_expected
         self._on_waiting = on_waiting
@@ -107,7 +109,8 @@ class ExitWatch:
     def read(self, ending: KernelExit, kernel: Kernel) -> None:
         """End the launch if the service reports that its kernel has ended."""
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
-            self._end(ending, kernel.exit_code, kernel.reason, kernel.log_tail)
+            is_excess = kernel.process is not None and kernel.process.is_out_of_memory
+            self._end(ending, kernel.exit_code, kernel.reason, kernel.log_tail, is_excess=is_excess)
 
     def _on_event(self, client: Client, event: Event) -> None:
         ending = self.current
@@ -131,9 +134,18 @@ class ExitWatch:
         except RoostError as problem:
             self._log.warning("kernel=%s is taken to run, its state is unknown: %s", self._kernel_id, problem)
 
-    def _end(self, ending: KernelExit, code: int | None, reason: str, log_tail: str = "") -> None:
+    def _end(
+        self,
+        ending: KernelExit,
+        code: int | None,
+        reason: str,
+        log_tail: str = "",
+        *,
+        is_excess: bool = False,
+    ) -> None:
         if ending.code is not None:
             return
+        self.excesses = self.excesses + 1 if is_excess else 0
         self.last_reason = reason or "nobody knows why"
         shown = UNKNOWN_EXIT_CODE if code is None else code
         if self._is_expected():

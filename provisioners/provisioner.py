@@ -74,6 +74,7 @@ class RoostProvisioner(KernelProvisionerBase):
     resources = AnyTrait({}, config=True, help="Custom resources of the cluster: {'licence': 1}.")
     tolerates = AnyTrait((), config=True, help="Node taints that the kernel tolerates.")
     policy = Unicode("", config=True, help="Name of the placement policy; empty: the operator's default.")
+    enforce = Unicode("", config=True, help="`required`: start only where limits can be enforced.")
     options = AnyTrait({}, config=True, help="Options for this kernel; each backend has its own.")
     encrypt = Enum(WISHES, "auto", config=True, help="CURVE encryption: 'auto' encrypts if the kernel can.")
     fork = Bool(True, config=True, help="True if the kernel may be forked from a warm process.")
@@ -421,6 +422,13 @@ class RoostProvisioner(KernelProvisionerBase):
     def end_reason(self) -> str:
         """Why the kernel has last ended, or could not be restarted, as `roost kernels` shows it."""
         return self._exits.last_reason
+
+    def end_repeated_excess(self) -> bool:
+        """Return True if the kernel has ended because it ran out of memory, for the second time. Then count again."""
+        is_repeated = self._exit is not None and self._exit.code is not None and self._exits.excesses > 1
+        if is_repeated:
+            self._exits.excesses = 0
+        return is_repeated
 
     async def _undo(self, launch_id: str) -> None:
         """Cancel this launch only: a kernel of the same id may belong to another application."""

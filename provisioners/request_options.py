@@ -16,7 +16,7 @@ from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",
-    "policy", "options", "encrypt", "fork", "launch_timeout", "environment", "backend_options",
+    "policy", "enforce", "options", "encrypt", "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
 
@@ -146,6 +146,7 @@ _FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
     ("resources", "resources", "KERNEL_RESOURCES", _amounts),
     ("tolerates", "tolerates", "", _names),
     ("policy", "policy", "", lambda _, value: value),
+    ("enforce", "enforce", "", lambda _, value: value),
     ("launch_timeout_s", "launch_timeout", "KERNEL_LAUNCH_TIMEOUT", read_seconds),
 )
 """The fields of a request, each with its option, its variable (empty: none) and its reader. `Request` checks them."""

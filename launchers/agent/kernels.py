@@ -22,6 +22,7 @@ from roost.placement.json_codec import WireError, decode, encode
 from .child_reaper import Reaper
 from .disk_room import DiskRoom
 from .journal import Journal, subscribe_to
+from .limits import Limits
 from .sessions import OwnSession, Session
 from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
 from .zygote_pool import ZygotePool
@@ -53,6 +54,7 @@ class Kernels:
         folder: Path,
         zygotes: ZygotePool,
         room: DiskRoom,
+        limits: Limits,
         *,
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
@@ -62,6 +64,7 @@ class Kernels:
     ) -> None:
         self._folder = folder
         self._room = room
+        self._limits = limits
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
         self._earlier_fork = earlier_fork
         self._output = earlier_fork.output if earlier_fork else None
@@ -76,6 +79,7 @@ class Kernels:
             self._on_started,
             self._session,
             room,
+            limits,
             is_per_kernel,
             earlier_fork,
         )
@@ -88,6 +92,11 @@ class Kernels:
         """Return the pids of the forked kernels that run."""
         running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
         return tuple(process.pid for process in running if process is not None and process.how == "forked")
+
+    def pids(self) -> dict[str, int]:
+        """Return the pids of the kernels that run, by lease id."""
+        running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
+        return {process.lease_id: process.pid for process in running if process is not None}
 
     @property
     def running_count(self) -> int:
@@ -260,11 +269,15 @@ class Kernels:
 
     def _on_end(self, kernel: _TrackedKernel, code: int | None) -> None:
         assert kernel.process is not None
+        held = self._limits.get(kernel.lease_id)
+        excess = held.explain_end(code) if held is not None else ""
         kernel.process = replace(
             kernel.process,
             is_running=False,
             exit_code=code,
-            reason=f"the kernel {describe_exit(code, was_asked=kernel.was_signalled)}",
+            reason=f"the kernel {excess or describe_exit(code, was_asked=kernel.was_signalled)}",
+            is_out_of_memory=bool(excess),
+            peak_bytes=held.peak_bytes if held is not None else 0,
             log_tail=tail(kernel.folder / "log", LOG_TAIL_BYTES),
         )
         record = encode(kernel.process)

@@ -7,6 +7,7 @@ needs to adopt the kernels, which do not depend on the agent: `leases/`, `kernel
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import signal
@@ -38,6 +39,7 @@ from .gpu_locks import GpuLocks
 from .kernels import Kernels
 from .launch_changes import adapt, build_node_environment
 from .ledger import Conflict, LeaseLedger
+from .limits import Limits, NotEnforced
 from .manager_watch import ManagerWatch
 from .node_metrics import NodeMetrics, UsageMeter
 from .nvml import list_gpus
@@ -88,17 +90,27 @@ class Agent:
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
-        session = SharedSession() if settings.shares_session else OwnSession()
+        session = self._session = SharedSession() if settings.shares_session else OwnSession()
         self._usage = UsageMeter(session)
+        self._limits = Limits(
+            f"roost-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}",
+            settings.enforcement,
+            session,
+            cpus=machine.cpus,
+            is_per_kernel=settings.is_per_kernel,
+            pages_out=settings.forking.page_out_after_s > 0,
+            list_others=self._list_unlimited,
+            on_near=lambda lease_id, sentence: self._publish("warned", lease_id=lease_id, reason=sentence),
+        )
         self._zygotes = ZygotePool(
-            settings.forking,
-            output=folder / _ZYGOTE_LOG,
+            settings.forking, output=folder / _ZYGOTE_LOG, on_spawned=self._limits.add_other
         )
         self._room = DiskRoom(folder, self._list_logs)
         self._kernels = Kernels(
             folder / "kernels",
             self._zygotes,
             self._room,
+            self._limits,
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             is_per_kernel=settings.is_per_kernel,
@@ -137,6 +149,11 @@ class Agent:
 
     def adopt(self) -> None:
         self._kernels.adopt(self._ledger)
+        pids = self._kernels.pids()
+        self._limits.adopt(
+            {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
+        )
+        spawn(self._limits.watch(), self._tasks, log)
         for entry in self._ledger.entries():
             if not self._kernels.runs_in(entry.lease.id):
                 self._expire_later(entry.lease.id, entry.linger_s)
@@ -197,6 +214,7 @@ class Agent:
         await self._kernels.close()
         self._room.close()
         await self._zygotes.close()
+        await self._limits.close(has_leases=bool(self._ledger.entries()))
         await self.server.close()
         self._machine.devices.close()
         self._gpu_locks.close()
@@ -223,6 +241,11 @@ class Agent:
     def _list_logs(self) -> list[Path]:
         logs = self._kernels.find_logs()
         return [*logs, self._folder / _ZYGOTE_LOG] if logs else []
+
+    def _list_unlimited(self) -> set[int]:
+        """Return the zygotes, and all processes of kernels without limits."""
+        pids = [pid for lease_id, pid in self._kernels.pids().items() if self._limits.get(lease_id) is None]
+        return {*self._zygotes.pids, *(member for member, _ in self._session.find_members(pids))}
 
     def _limit_spares(self) -> None:
         """Let the zygotes keep only as many spares as the memory has room for that is neither promised nor in use."""
@@ -256,11 +279,14 @@ class Agent:
             raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
         self._timers.cancel(request.lease_id)
         try:
+            self._limits.confine(entry.lease)
             device_ids = await self._devices_of(entry.lease)
             has_locks = self._gpu_locks.is_held
             has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
             changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
             return await self._kernels.launch(changed, device_ids)
+        except NotEnforced as problem:
+            raise RemoteError("not_enforced", str(problem)) from None
         finally:
             # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
             if not self._kernels.runs_in(request.lease_id):
@@ -282,7 +308,9 @@ class Agent:
         status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
-        return replace(status, warm=warm, is_draining=self._managed.is_cut_off)
+        return replace(
+            status, warm=warm, is_draining=self._managed.is_cut_off, enforcement=self._limits.describe()
+        )
 
     def _stats(self) -> tuple[KernelUse, ...]:
         running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
@@ -346,6 +374,7 @@ class Agent:
         if lease_id not in self._ledger:
             return
         await self._kernels.release(lease_id, grace_s)  # first, because the lease covers the kernel
+        await self._limits.release(lease_id)
         self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
         self._limit_spares()

@@ -22,6 +22,20 @@ class Forking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Enforcement:
+    """How an agent holds kernels to what they asked for.
+
+    `enforce`: `auto` by the best way that the machine has, `required` only by control groups, or `never`.
+    `cpu_ceiling`: a kernel gets at most so many times the CPUs that it asked for; 0: all that nobody else uses.
+    `end_detached`: what a kernel has started ends with its lease, also in sessions of its own.
+    """
+
+    enforce: Literal["auto", "required", "never"] = "auto"
+    cpu_ceiling: float = 0.0
+    end_detached: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """The amounts that an operator declares for a machine (None: as measured), and how its agent behaves.
 
@@ -45,6 +59,7 @@ class AgentSettings:
     gpu_model: str = ""
     idle_exit_s: float = 600.0
     forking: Forking = Forking()
+    enforcement: Enforcement = Enforcement()
     address: str = ""
     is_remote: bool = False
     gpu_visibility: Literal["bus", "manager", "inherit", "locks"] = "bus"

@@ -37,10 +37,12 @@ from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import encode
 
 from . import ports
+from .cgroups import enter
 from .child_reaper import Reaper
 from .disk_room import NO_ROOM, DiskRoom
 from .fingerprint import parse_ipykernel_command
 from .fork_report import ForkedKernel, KernelDiedEarly
+from .limits import Limits
 from .sessions import Session
 from .zygote_pool import ZygotePool
 
@@ -106,6 +108,7 @@ class Starter:
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
     session: Session
     room: DiskRoom
+    limits: Limits
     is_per_kernel: bool = False
     earlier_fork: EarlierFork | None = None
     used_ports: dict[str, set[int]] = field(default_factory=dict)
@@ -139,12 +142,15 @@ class Starter:
         self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
     ) -> KernelProcess:
         child = _Child(folder, self.reaper, self.session, self.room)
+        held = self.limits.get(request.lease_id)
         try:
             forked = await self._fork(child, request, log_fd)
             if forked is not None:
                 connection, timing_ms = request.connection.with_ports(forked.ports), forked.timing_ms
             else:
                 connection, timing_ms = await self._exec(child, request, log_fd)
+            if held is not None:
+                held.begin(child.pid)
             process = KernelProcess(
                 kernel_id=request.kernel_id,
                 launch_id=request.launch_id,
@@ -164,7 +170,8 @@ class Starter:
         except BaseException as problem:  # a cancelled start must not leave a process behind, either
             code = await child.end()
             if isinstance(problem, KernelDiedEarly):
-                raise _build_death_error(folder, code) from None
+                excess = held.explain_end(code) if held is not None else ""
+                raise _build_death_error(folder, code, excess) from None
             if isinstance(problem, OSError) and not isinstance(problem, TimeoutError):
                 raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
             raise
@@ -180,15 +187,17 @@ class Starter:
         command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:
             return None
-        return await self.zygotes.launch(
-            command,
-            connection_file=self._write_connection(child.folder, request.connection),
-            env=request.env,
-            cwd=request.cwd,
-            log_fd=log_fd,
-            deadline_s=request.deadline_s,
-            on_pid=child.record,
-        )
+        with self.limits.open_entries(request.lease_id) as entries:
+            return await self.zygotes.launch(
+                command,
+                connection_file=self._write_connection(child.folder, request.connection),
+                env=request.env,
+                cwd=request.cwd,
+                log_fd=log_fd,
+                deadline_s=request.deadline_s,
+                entries=entries,
+                on_pid=child.record,
+            )
 
     async def _take_over(self, kernel: PodKernel, child: _Child, request: Launch) -> ForkedKernel:
         """Wait for the kernel that was forked before this agent started."""
@@ -203,13 +212,15 @@ class Starter:
         started = time.perf_counter()
         connection = ports.choose(request.connection, taken=set().union(*self.used_ports.values()))
         connection_file = self._write_connection(child.folder, connection)
-        pid = spawn_kernel(
-            request,
-            connection_file,
-            log_fd,
-            ends_with_parent=self.is_per_kernel,
-            shares_session=self.session.is_shared,
-        )
+        with self.limits.open_entries(request.lease_id) as entries:
+            pid = spawn_kernel(
+                request,
+                connection_file,
+                log_fd,
+                entries=entries,
+                ends_with_parent=self.is_per_kernel,
+                shares_session=self.session.is_shared,
+            )
         code = child.record(pid, is_ours=True)
         if connection.transport == "tcp":
             self.used_ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
@@ -234,9 +245,17 @@ def spawn_kernel(
     connection_file: Path,
     log_fd: int,
     *,
+    entries: tuple[int, ...] = (),
     ends_with_parent: bool = False,
     shares_session: bool = False,
 ) -> int:
+    """Start the process of a kernel and return its pid. `entries` are those of its control group."""
+
+    def begin() -> None:  # in the new process
+        if ends_with_parent:
+            _end_with_parent()
+        enter(entries)
+
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     if parse_ipykernel_command(argv) is not None:
         argv.append(_NO_PARENT)
@@ -254,10 +273,12 @@ def spawn_kernel(
             stdout=log_fd,
             stderr=log_fd,
             start_new_session=not shares_session,
-            preexec_fn=_end_with_parent if ends_with_parent else None,
+            preexec_fn=begin if ends_with_parent or entries else None,
         )
     except OSError as error:
         raise RemoteError("bad_command", f"cannot run {executable}: {error.strerror}") from None
+    except subprocess.SubprocessError as error:
+        raise RemoteError("internal", f"the limits of the kernel cannot be set: {error}") from None
     process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
     restore_limit(process.pid)
     with contextlib.suppress(OSError):  # not on Linux, or the process has ended
@@ -285,9 +306,9 @@ def write_connection(folder: Path, connection: Connection) -> Path:
     return path
 
 
-def _build_death_error(folder: Path, code: int | None) -> RemoteError:
+def _build_death_error(folder: Path, code: int | None, excess: str) -> RemoteError:
     last = tail(folder / "log", LOG_TAIL_BYTES).strip()
-    message = f"the kernel {describe_exit(code)} while it was starting"
+    message = f"the kernel {excess or describe_exit(code)} while it was starting"
     line = "".join(each if each.isprintable() else " " for each in last.splitlines()[-1]) if last else ""
     message += f"{LAST_LINE}{line}" if last else "; it wrote nothing to its log"
     return RemoteError("kernel_died", message, {"exit_code": code, "log_tail": last})

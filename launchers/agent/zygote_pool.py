@@ -88,7 +88,10 @@ def become_subreaper() -> bool:
 
 
 class ZygotePool:
-    """A set of zygotes, by key. If there are too many, the least recently used one ends. `output` is for tracebacks."""
+    """A set of zygotes, by key. If there are too many, the least recently used one ends. `output` is for tracebacks.
+
+    `on_spawned` gets the pid of each zygote before it forks.
+    """
 
     def __init__(
         self,
@@ -97,12 +100,14 @@ class ZygotePool:
         max_zygotes: int = 4,
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
+        on_spawned: Callable[[int], object] = lambda pid: None,
         script: Path = _SCRIPT,
     ) -> None:
         self._max_zygotes = max_zygotes
         self._forking = forking
         self._warm_delay_s = warm_delay_s
         self._output = output
+        self._on_spawned = on_spawned
         self._script = script
         self._zygotes: list[_Zygote] = []
         self._most_spares = MOST_SPARES
@@ -124,11 +129,13 @@ class ZygotePool:
         cwd: Path | str,
         log_fd: int,
         deadline_s: float,
+        entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
         """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
 
-        `on_pid` gets the pid before the kernel binds its ports. Raises the errors of `read_report`.
+        `entries` are those of its control group. `on_pid` gets the pid before the kernel binds its ports. Raises the
+        errors of `read_report`.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
@@ -151,7 +158,7 @@ class ZygotePool:
         report, report_in = os.pipe()
         try:
             try:
-                socket.send_fds(zygote.socket, [request], [report_in, log_fd])
+                socket.send_fds(zygote.socket, [request], [report_in, log_fd, *entries])
             except OSError as problem:
                 log.info("zygote=%d took no request: %s", zygote.pid, problem)
                 # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
@@ -311,6 +318,7 @@ class ZygotePool:
         process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
         restore_limit(process.pid)
         self.pids.add(process.pid)
+        self._on_spawned(process.pid)
         return process.pid
 
     def _retire(self, zygote: _Zygote) -> None:

@@ -24,7 +24,7 @@ from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 7
+PROTOCOL = 8
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
@@ -158,10 +158,11 @@ class AgentEvent:
     """An event, which goes to all subscribers.
 
     `lost` has a `reason`. With a lease id: this lease is lost, and its kernel ends next. Without one: the
-    manager's last daemon here has ended. `leaving`: the agent is about to leave. Its kernels stay.
+    manager's last daemon here has ended. `warned`: the kernel of this lease will soon be killed; `reason` is a clause
+    about it. `leaving`: the agent is about to leave. Its kernels stay.
     """
 
-    kind: Literal["launched", "exited", "reserved", "released", "lost", "leaving"]
+    kind: Literal["launched", "exited", "reserved", "released", "lost", "warned", "leaving"]
     lease_id: str = ""
     reason: str = ""
     kernel: KernelProcess | None = None

@@ -78,6 +78,8 @@ class KernelProcess:
 
     `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
     `device_ids` are those of its lease, or those that the agent chose for it. `cwd` is its working directory.
+    Of a kernel that has ended, `reason` says how, as a clause. `is_out_of_memory`: it was killed because it used more
+    than it had asked for. `peak_bytes` is the most memory that it used, 0 if nobody measured that.
     """
 
     kernel_id: str
@@ -93,6 +95,8 @@ class KernelProcess:
     is_running: bool = True
     exit_code: int | None = None
     reason: str = ""
+    is_out_of_memory: bool = False
+    peak_bytes: int = 0
     log_tail: str = ""
     cwd: str = ""
     journal: JournalLimits = field(default_factory=JournalLimits)

@@ -26,6 +26,7 @@ from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
 
 _PACKET_BYTES = 1 << 20
+_MOST_FDS = 4
 _QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.03, 0.2, 0.02
 """How long no launch must have come before a spare is forked, so that spares never slow a launch.
 
@@ -91,7 +92,9 @@ class Zygote:
                     spare.hear()
                     self._check(spare)
             if self._agent in readable:
-                packet, fds, _, _ = socket.recv_fds(self._agent, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+                packet, fds, _, _ = socket.recv_fds(
+                    self._agent, _PACKET_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
+                )
                 if not packet:
                     return None
                 if (child := self._obey(packet, fds)) is not None:
@@ -126,7 +129,7 @@ class Zygote:
         self._launches.append(time.monotonic())
         if not self._hand_over(packet, fds) and fork_orphan():
             self._close_sockets()
-            return KernelChild(json.loads(packet), fds[0], fds[1], self._warm)
+            return KernelChild(json.loads(packet), fds[0], fds[1], self._warm, entries=fds[2:])
         for fd in fds:
             os.close(fd)
         return None
@@ -226,7 +229,7 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
         may_build = warm.builds_standbys and not any(map(os.path.exists, warm.config_files))
         standby = prepare_standby(warm) if may_build else None
         zygote.send(json.dumps(standby.describe() if standby else {}).encode())
-        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:  # the zygote has ended, maybe without having read the description
         packet = b""
     except BaseException:  # noqa: BLE001 - it is written to the zygote's output
@@ -235,7 +238,9 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
         end_standby()
     zygote.close()
     os.close(output)
-    return KernelChild(json.loads(packet), fds[0], fds[1], warm, is_spare=True, standby=standby)
+    return KernelChild(
+        json.loads(packet), fds[0], fds[1], warm, is_spare=True, standby=standby, entries=fds[2:]
+    )
 
 
 def fork_orphan() -> bool:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
 from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
@@ -26,6 +27,7 @@ from roost.scheduler.errors import LaunchError, RoostError
 from .adoption import FoundKernel
 from .pending_start import PendingStart
 from .quick_manager import make_quick
+from .restarter import Restarter
 from .waiting_report import WaitingReport
 
 if TYPE_CHECKING:
@@ -205,6 +207,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             start = self.pending[kernel_id]
             start.km = km
             make_quick(km)
+            if km.restarter_class is AsyncIOLoopKernelRestarter:
+                km.restarter_class = Restarter
             start.made.set()
             if start.is_listed:  # it starts again
                 self._list(start)
@@ -373,7 +377,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         def note_end() -> None:
             km.reason = describe_end(km) or km.reason
 
-        self.add_restart_callback(kernel_id, note_end)
+        for event in ("restart", "dead"):
+            self.add_restart_callback(kernel_id, note_end, event)
         if not isinstance(km.provisioner, RoostProvisioner):
             return
         self._remember(km)

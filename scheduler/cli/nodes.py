@@ -84,7 +84,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
 
 
 def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:
-    """Custom resources, labels, taints and warm interpreters; a column that is empty for all nodes is left out."""
+    """Custom resources, labels, taints, warm interpreters and limits. A column without any value is left out."""
     readers: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
         "RESOURCES": lambda node: [
             f"{format_amount(node['resources_promised'].get(name, 0))} of {format_amount(total)} {name}"
@@ -93,6 +93,7 @@ def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:
         "LABELS": lambda node: [f"{name}={value}" for name, value in sorted(node["labels"].items())],
         "TAINTS": lambda node: node["taints"],
         "WARM": lambda node: node["warm"],
+        "LIMITS": lambda node: [node["enforcement"]] if node["enforcement"] else [],
     }
     columns = {name: read for name, read in readers.items() if any(read(node) for node in nodes)}
     table = build_table("NODE", *columns)

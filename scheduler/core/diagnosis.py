@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from roost.placement import Snapshot
 from roost.placement.format import format_count
+from roost.placement.model import MEMORY_ONLY
 from roost.scheduler.errors import BackendUnavailable
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.service.messages import Finding
@@ -52,7 +54,7 @@ async def diagnose(
             report("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
     unreachable = set(reading.unreachable)
     try:
-        await cluster.snapshot()
+        found += _judge_limits(await cluster.snapshot())
         found += await cluster.backend.diagnose()
     except BackendUnavailable as away:
         report("error", away.user_message, "look at the cluster: no kernel starts until it is back")
@@ -69,4 +71,19 @@ async def diagnose(
     processes = format_count(len(reading.processes), "process", "processes")
     if all(finding["level"] == "ok" for finding in found):
         report("ok", f"{kernels}, {leases} and {processes} agree", "")
+    return found
+
+
+def _judge_limits(snapshot: Snapshot) -> list[Finding]:
+    """Say which nodes can limit memory only, once for each cause."""
+    by_cause: dict[str, list[str]] = {}
+    for node_id in snapshot.nodes:
+        way, _, cause = snapshot.node(node_id).enforcement.partition(": ")
+        if way == MEMORY_ONLY:
+            by_cause.setdefault(cause, []).append(node_id)
+    found: list[Finding] = []
+    for cause, nodes in by_cause.items():
+        where = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+        what = f"kernels on {where} have a limit of memory, but no share of the CPUs: {cause}"
+        found.append({"level": "ok", "what": what, "do": ""})
     return found

@@ -243,6 +243,8 @@ class Reconciler:
             self._table.released[event.lease_id] = None
             if record is not None and record.start is None:
                 self._table.drop(record, "its lease was given back")
+        elif event.kind == "warned" and record is not None:
+            self._table.publish("warned", record, event.reason)
         elif event.kind == "lost" and record is not None and record.start is None:
             record.held_back = []
             spawn(self._read_loss(record, event.reason), self._tasks, log)

@@ -12,7 +12,9 @@ from typing import Any
 from world import TINY_ARGV
 
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.agent.limits import Limits
+from roost.launchers.agent.sessions import OwnSession
+from roost.launchers.agent.settings import AgentSettings, Enforcement
 from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.daemon.process import is_running
@@ -27,6 +29,21 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement.model import Request
+
+
+def no_limits() -> Limits:
+    """Return the limits of an agent that leaves them to its cluster manager."""
+    return Limits(
+        "test",
+        Enforcement(),
+        OwnSession(),
+        cpus=1,
+        is_per_kernel=True,
+        pages_out=False,
+        list_others=list,
+        on_near=print,
+    )
+
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 

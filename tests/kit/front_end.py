@@ -109,5 +109,10 @@ def texts(messages: list[Message]) -> str:
     return "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream")
 
 
+def states(messages: list[Message]) -> list[str]:
+    """Return the execution states that the messages report."""
+    return [message["content"]["execution_state"] for message in messages if message["msg_type"] == "status"]
+
+
 def errors(messages: list[Message]) -> list[str]:
     return [message["content"]["evalue"] for message in messages if message["msg_type"] == "error"]

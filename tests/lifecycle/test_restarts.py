@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from front_end import errors, front_end, texts
+from front_end import errors, front_end, states, texts
 from reopened import EXTENSIONS, start
 from server import jupyter_server
 
+from roost.scheduler.client.client import connect
+
+FILL = "data = bytearray(400 << 20); data[::4096] = b'x' * len(data[::4096])"
 LATE_SUBSCRIPTIONS = """
 import zmq
 from jupyter_client.connect import ConnectionFileMixin
@@ -47,3 +50,30 @@ async def test_the_first_cell_after_a_restart_has_its_output(
             assert texts(await front.ended(first)) == "42\n"
             assert errors(await front.ended(second)) == ["name 'x' is not defined"]
         assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+
+
+@pytest.mark.backends("local", why="only this backend limits memory in this test's world")
+async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs_of(config={"backend": "local", "memory": "300MiB"})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            for restarts in (1, 0):
+                request = await front.run(FILL)
+                await front.until(lambda: errors(front.about(request)), 60)  # noqa: B023 - at once
+                (sentence,) = errors(front.about(request))
+                assert sentence.endswith("MiB of its 300 MiB of memory.")
+                if restarts:
+                    assert texts(await front.ended(await front.run("print(42)"))) == "42\n"
+                    assert (await server.api("GET", f"kernels/{kernel_id}"))[1]["reason"] == sentence
+            await front.until(lambda: "dead" in states(front.messages), 60)
+        assert (await server.api("GET", f"kernels/{kernel_id}"))[0] == 404, "Jupyter removes a dead kernel"
+    service = connect("local")
+    (kernel,) = service.kernels().result(10)
+    assert kernel.process is not None
+    assert kernel.process.is_out_of_memory
+    assert kernel.process.peak_bytes == 300 << 20
+    service.stop(kernel.id).result(20)

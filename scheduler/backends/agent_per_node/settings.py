@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Float, List, Unicode
+from typing import Any
 
-from roost.launchers.agent.settings import Forking
+from traitlets import Bool, Enum, Float, List, Unicode
+
+from roost.launchers.agent.settings import Enforcement, Forking
 from roost.scheduler.config.section import Section
 
 
@@ -39,7 +41,27 @@ class ForkingSettings(Section):
         )
 
 
-class AgentPerNodeSettings(ForkingSettings):
+class EnforcementSettings(Section):
+    """How kernels are held to the memory and the CPUs that they asked for."""
+
+    enforce: Enum[Any] = Enum(
+        ("auto", "required", "never"),
+        "auto",
+        help="auto: by control groups, else memory alone. required: by control groups, else no start. never.",
+    )
+    cpu_ceiling = Float(
+        0.0,
+        min=0.0,
+        help="A kernel gets at most so many times the CPUs that it asked for. 0: all that are idle.",
+    )
+    end_detached = Bool(True, help="Processes that have left a kernel's session end with its lease, too.")
+
+    def enforcement(self) -> Enforcement:
+        """Return these settings for the agents."""
+        return Enforcement(enforce=self.enforce, cpu_ceiling=self.cpu_ceiling, end_detached=self.end_detached)
+
+
+class AgentPerNodeSettings(ForkingSettings, EnforcementSettings):
     """How roost's agents on the nodes behave. Each backend adds its own settings in a subclass."""
 
     address = Unicode("", help="Where the cluster manager listens.")

@@ -42,6 +42,7 @@ async def install_plugins(client: Any, settings: RoostDaskBackend, public: str) 
     agent_settings = AgentSettings(
         idle_exit_s=settings.agent_idle_exit_s,
         forking=settings.forking(),
+        enforcement=settings.enforcement(),
         is_remote=True,
         gpu_visibility="manager",
     )

@@ -144,6 +144,7 @@ class LocalBackend(Backend):
             gpu_model=self._settings.gpu_model,
             idle_exit_s=self._context.idle_exit_s,
             forking=self._settings.forking(),
+            enforcement=self._settings.enforcement(),
         )
         try:
             endpoint, keys = await self._find_agent(settings)

@@ -6,11 +6,11 @@ from typing import Any
 
 from traitlets import Dict, Float, Int, List, TraitError, Unicode, validate
 
-from roost.scheduler.backends.agent_per_node.settings import ForkingSettings
+from roost.scheduler.backends.agent_per_node.settings import EnforcementSettings, ForkingSettings
 from roost.scheduler.config.section import Memory
 
 
-class RoostLocalBackend(ForkingSettings):
+class RoostLocalBackend(ForkingSettings, EnforcementSettings):
     """`c.RoostLocalBackend`: the resources of this machine. roost measures the ones that are not set."""
 
     cpus = Float(None, allow_none=True, min=0.0, help="CPUs to give out.")

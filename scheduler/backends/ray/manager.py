@@ -165,6 +165,7 @@ class RayManager:
             memory_bytes=int(node.total.get("memory", 0)),
             idle_exit_s=self._settings.agent_idle_exit_s,
             forking=self._settings.forking(),
+            enforcement=self._settings.enforcement(),
             address=node.address,
             is_remote=True,
             gpu_visibility="manager",

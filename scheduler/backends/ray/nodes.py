@@ -203,6 +203,7 @@ def build_node(
         is_draining=bool(node.drains_because),
         drains_because=node.drains_because,
         warm=status.warm if status else (),
+        enforcement=status.enforcement if status else "",
         metrics_age_s=metrics_age_s,
     )
 

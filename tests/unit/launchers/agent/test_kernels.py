@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import no_limits
 from assigned_agents import a_launch
 
 from roost.launchers.agent import kernels
@@ -59,7 +60,12 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
     exited: list[KernelProcess] = []
     room = DiskRoom(tmp_path, list)
     held = Kernels(
-        tmp_path / "kernels", ZygotePool(), room, on_launched=launched.append, on_exited=exited.append
+        tmp_path / "kernels",
+        ZygotePool(),
+        room,
+        no_limits(),
+        on_launched=launched.append,
+        on_exited=exited.append,
     )
     request = Launch(
         launch_id="launch",
@@ -93,7 +99,12 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
     noted = {"pid": child.pid, "started_at": start_time(child.pid)}
     (folder / "2" / "starting.json").write_text(json.dumps(noted))
     held = Kernels(
-        folder, ZygotePool(), DiskRoom(tmp_path, list), on_launched=lambda _: None, on_exited=lambda _: None
+        folder,
+        ZygotePool(),
+        DiskRoom(tmp_path, list),
+        no_limits(),
+        on_launched=lambda _: None,
+        on_exited=lambda _: None,
     )
     try:
         held.adopt([])
@@ -149,6 +160,7 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         runtime_dir / "kernels",
         ZygotePool(),
         DiskRoom(runtime_dir, list),
+        no_limits(),
         on_launched=print,
         on_exited=print,
         earlier_fork=EarlierFork(kernel, None),

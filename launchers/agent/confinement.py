@@ -1,0 +1,168 @@
+"""The limits on the processes of one lease: a control group, or RLIMIT_DATA and a watch over their memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+from typing import Protocol
+
+from roost.placement.format import format_bytes
+
+from .cgroups import Cgroup
+from .sessions import Session
+
+_KILLED = -9
+
+
+class Confinement(Protocol):
+    """The limits of one lease. They hold for one kernel after another, if it is restarted."""
+
+    memory_bytes: int
+    """The most memory that its processes may use together; 0: no limit."""
+
+    def open_entries(self) -> tuple[int, ...]:
+        """Return files for `cgroups.enter`, which a new kernel calls. The caller closes them."""
+
+    def reset(self) -> None:
+        """Forget the last kernel: another one is about to start."""
+
+    def begin(self, pid: int) -> None:
+        """Take in a kernel that listens now."""
+
+    def explain_end(self, code: int | None) -> str:
+        """Return how the kernel has ended, as the rest of a sentence, if it had no memory left. Else return ""."""
+
+    def measure(self) -> int:
+        """Return the bytes of memory in use."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that was measured; 0 if it never was."""
+
+    def close(self) -> None:
+        """Stop watching. The limits stay."""
+
+    async def end(self, others: Cgroup | None) -> None:
+        """End all processes that are still there. With `others`, they live on in that group."""
+
+
+def describe_excess(used_bytes: int, most_bytes: int) -> str:
+    return f"was killed: it used {format_bytes(used_bytes)} of its {format_bytes(most_bytes)} of memory"
+
+
+class GroupConfinement:
+    """A control group. The system itself kills its processes when they would use more than the limit."""
+
+    def __init__(self, group: Cgroup, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self._group = group
+        self._is_full = False
+        self._kills = 0
+        if memory_bytes:
+            group.watch(self._on_full)  # all processes of the group end together, as with version 2
+
+    def open_entries(self) -> tuple[int, ...]:
+        return self._group.open_entries()
+
+    def reset(self) -> None:
+        self._is_full, self._kills = False, self._group.kills
+
+    def begin(self, pid: int) -> None:
+        pass
+
+    def _on_full(self) -> None:
+        self._is_full = True
+        self._group.kill()
+
+    def explain_end(self, code: int | None) -> str:
+        was_killed = code in (None, _KILLED) and (self._is_full or self._group.kills > self._kills)
+        return (
+            describe_excess(max(self.memory_bytes, self.peak_bytes), self.memory_bytes) if was_killed else ""
+        )
+
+    def measure(self) -> int:
+        return self._group.used_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._group.peak_bytes
+
+    def close(self) -> None:
+        self._group.close()
+
+    async def end(self, others: Cgroup | None) -> None:
+        if others is not None:
+            for pid in self._group.pids():
+                others.add(pid)
+        await self._group.end()
+
+
+class WatchedConfinement:
+    """RLIMIT_DATA for each process, and a limit for all together that `measure` compares with their use.
+
+    The limit of each process is the lease's memory and what the kernel had mapped when it listened: much of that is
+    never used. A process beyond it gets a `MemoryError`.
+    """
+
+    def __init__(self, memory_bytes: int, session: Session, *, pid: int = 0) -> None:
+        self.memory_bytes = memory_bytes
+        self.pid = pid
+        self._session = session
+        self._peak_bytes = self._excess_bytes = 0
+
+    def open_entries(self) -> tuple[int, ...]:
+        return ()
+
+    def reset(self) -> None:
+        self.pid = self._peak_bytes = self._excess_bytes = 0
+
+    def begin(self, pid: int) -> None:
+        self.pid = pid
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or may have even less
+            most = _read_kib(pid, "status", "VmData") + self.memory_bytes
+            resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+
+    def explain_end(self, code: int | None) -> str:
+        return describe_excess(self._excess_bytes, self.memory_bytes) if self._excess_bytes else ""
+
+    def measure(self) -> int:
+        """Return the bytes of memory in use by all processes, each shared page once. Kill them if it is too much."""
+        pids = [pid for pid, _ in self._session.find_members([self.pid])] if self.pid else []
+        used = sum(map(_read_resident, pids))
+        if used > self.memory_bytes:  # it may be less: here, pages that two processes share count twice
+            used = sum(map(_read_own, pids))
+        if used > self.memory_bytes:
+            self._excess_bytes = used
+            self._session.signal(self.pid, -_KILLED)
+        self._peak_bytes = max(self._peak_bytes, used)
+        return used
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._peak_bytes
+
+    def close(self) -> None:
+        pass
+
+    async def end(self, others: Cgroup | None) -> None:
+        self.pid = 0
+
+
+def _read_resident(pid: int) -> int:
+    """Return the memory of a process without pages of files, with shared pages."""
+    return sum(_read_kib(pid, "status", name) for name in ("RssAnon", "RssShmem", "VmSwap"))
+
+
+def _read_own(pid: int) -> int:
+    """Return the memory of a process without pages of files. Of each shared page, only its part counts."""
+    return sum(_read_kib(pid, "smaps_rollup", name) for name in ("Pss_Anon", "Pss_Shmem", "SwapPss"))
+
+
+def _read_kib(pid: int, file: str, name: str) -> int:
+    """Return an amount of memory that `/proc` shows of a process, in bytes. It is 0 if the process has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return 0

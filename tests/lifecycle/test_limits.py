@@ -1,0 +1,241 @@
+"""Kernels that are held to the memory and the CPUs that they asked for, by the system's control groups and without."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from world import daemon_pids, kill, settle
+
+import roost
+from roost.launchers.agent.cgroups import ROOT, CgroupTree, NoCgroups
+from roost.provisioners.kernel_object import BlockingKernel
+from roost.scheduler.client.client import connect
+from roost.scheduler.errors import KernelDied
+
+pytestmark = pytest.mark.backends("local", why="the same agent on every backend")
+MIB = 1 << 20
+BUSY_S = 15.0
+FILL = "data = bytearray({0} << 20); data[::4096] = b'x' * len(data[::4096])"
+"""Code that uses so many MiB of memory."""
+DETACHED = """
+import subprocess, sys
+code = {0!r} + "\\nimport time; time.sleep(600)"
+command = ["sh", "-c", 'setsid "$0" -c "$1" >/dev/null 2>&1 & echo $!', sys.executable, code]
+int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+"""
+"""Code that starts a process in a session of its own. It is no child of the kernel: ipykernel ends its children."""
+BUSY = """
+import time
+until, before = time.monotonic() + {0}, time.process_time()
+while time.monotonic() < until:
+    pass
+time.process_time() - before
+"""
+"""Code that keeps one thread busy for so many seconds. Its value is the CPU time that it got."""
+READ_ONLY = 'for each in /sys/fs/cgroup/*; do mount -o remount,bind,ro "$each"; done; exec "$0" "$@"'
+WITHOUT_GROUPS = """
+import roost
+from roost.scheduler.client.client import connect
+from roost.scheduler.errors import KernelDied, RoostError
+
+fill = "data = bytearray({0} << 20); data[::4096] = b'x' * len(data[::4096])"
+sleep = "; import time; time.sleep(600)"
+many = "import os\\nfor _ in range(4):\\n  if os.fork() == 0:\\n    " + fill.format(150) + sleep
+with roost.start_kernel("python3", backend="local", memory="300MiB", cpus=1) as kernel:
+    print(connect("local").nodes().result(20)[0]["enforcement"])
+    print(kernel.execute("x = bytearray(250 << 20); len(x)").text)
+    print(kernel.execute(fill.format(400)).error)
+    print(kernel.execute("1 + 1").text)
+    try:
+        kernel.execute(many + "\\nimport time; time.sleep(60)")
+    except KernelDied as problem:
+        print(problem)
+try:
+    roost.start_kernel("python3", backend="local", memory="300MiB", enforce="required")
+except RoostError as problem:
+    print(problem.user_message)
+"""
+
+
+def why_no_cgroups() -> str:
+    try:
+        CgroupTree("roost-test")
+    except NoCgroups as problem:
+        return f"{problem}"
+    return ""
+
+
+needs_cgroups = pytest.mark.skipif(bool(why_no_cgroups()), reason=why_no_cgroups())
+
+
+@pytest.fixture
+def folder(runtime_dir: Path) -> Iterator[Path]:
+    yield runtime_dir
+    settle(runtime_dir)
+
+
+def start(*, how: str = "forked", options: dict[str, object] | None = None, **wish: object) -> BlockingKernel:
+    """Start a kernel that is forked: the first ones are executed, while the zygote is made."""
+    deadline = time.monotonic() + 60
+    options = options or {}
+    while True:
+        kernel = roost.start_kernel("python3", backend="local", backend_options=options, **wish)
+        if connect("local", **options).kernel(kernel.id).result(10).how == how:
+            return kernel
+        kernel.stop()
+        assert time.monotonic() < deadline, f"no kernel was {how}"
+
+
+def wait_for(condition: Callable[[], object], what: str, deadline_s: float = 30) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def is_there(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return False
+
+
+def lease_groups() -> list[Path]:
+    """Return the control groups of leases on this machine."""
+    return [path for path in ROOT.rglob("roost-*/*") if path.is_dir() and path.name != "roost-others"]
+
+
+@needs_cgroups
+@pytest.mark.parametrize("how", ["forked", "exec"])
+def test_only_the_kernel_that_needs_too_much_memory_dies(folder: Path, how: str) -> None:
+    fork = how == "forked"
+    with (
+        start(how=how, memory="300MiB", fork=fork) as small,
+        start(how=how, memory="600MiB", fork=fork) as large,
+    ):
+        for kernel in (small, large):
+            pid = kernel.execute("import os; os.getpid()").text
+            entered = [
+                line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if "/roost-" in line
+            ]
+            assert len(entered) in (1, 2), "one for memory, one for CPUs; with version 2 it is the same"
+            assert "roost-others" not in "".join(entered)
+        assert large.execute(FILL.format(400) + "; len(data)").text == str(400 * MIB)
+        with pytest.raises(KernelDied, match=r"was killed: it used 300 MiB of its 300 MiB of memory"):
+            small.execute(FILL.format(400))
+        assert large.execute("len(data)").text == str(400 * MIB)
+
+
+@needs_cgroups
+def test_a_detached_process_counts_and_ends_with_the_lease(folder: Path) -> None:
+    with start(memory="300MiB") as kernel:
+        child = int(kernel.execute(DETACHED.format("")).text)
+        kernel.restart()
+        assert is_there(child), "it ends with the lease, not with the process of the kernel"
+    wait_for(lambda: not is_there(child), "it has outlived its lease")
+
+
+@needs_cgroups
+def test_a_detached_process_that_needs_too_much_memory_ends_its_kernel(folder: Path) -> None:
+    with start(memory="300MiB") as kernel:
+        code = DETACHED.format(FILL.format(400)) + "\nimport time; time.sleep(60)"
+        with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
+            kernel.execute(code)
+
+
+@needs_cgroups
+def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(folder: Path) -> None:
+    with start(memory="300MiB", options={"end_detached": False}) as kernel:
+        child = int(kernel.execute(DETACHED.format("")).text)
+    try:
+        wait_for(lambda: not lease_groups(), "the group is left")
+        assert is_there(child)
+    finally:
+        os.kill(child, 9)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the control groups from roost")
+def test_without_control_groups_memory_is_limited_and_watched(folder: Path) -> None:
+    command = ["unshare", "--mount", "sh", "-c", READ_ONLY, sys.executable, "-c", WITHOUT_GROUPS]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = output.stdout.splitlines()
+    print(output.stdout, output.stderr)
+    why, large, excess, alive, *last = lines
+    assert why.startswith("memory only: this user cannot write to /sys/fs/cgroup/")
+    assert large == str(250 * MIB)
+    assert excess.startswith("MemoryError")
+    assert alive == "2", "the kernel lives"
+    assert re.search(r"was killed: it used \d+\.?\d* MiB of its 300 MiB of memory", last[0])
+    assert "cannot limit memory and CPUs (this user cannot write to" in last[1]
+    assert "set enforce to auto" in last[1]
+
+
+@needs_cgroups
+def test_the_cpus_are_shared_in_proportion_to_the_promises(folder: Path) -> None:
+    options = {"cpus": 8}
+    allowed = sorted(os.sched_getaffinity(0))[:2]
+    with contextlib.ExitStack() as kernels:
+        started = []
+        for cpus in (1, 1, 2, 4):
+            kernel = kernels.enter_context(start(cpus=cpus, options=options))
+            kernel.execute(f"import os, threading, time; os.sched_setaffinity(0, {allowed})")
+            started.append(kernel)
+        alone = float(started[0].execute(BUSY.format(2.0)).text)
+        assert alone > 1.5, "nothing holds back a kernel that is alone"
+        with ThreadPoolExecutor() as threads:
+            found = list(threads.map(lambda each: float(each.execute(BUSY.format(BUSY_S)).text), started))
+    total = sum(found)
+    for used, promised in zip(found, (1, 1, 2, 4), strict=True):
+        assert used / total == pytest.approx(promised / 8, rel=0.15), found
+
+
+@needs_cgroups
+def test_a_ceiling_holds_also_for_a_kernel_that_is_alone(folder: Path) -> None:
+    with start(cpus=0.2, options={"cpu_ceiling": 1.5}) as kernel:
+        assert 0.4 < float(kernel.execute(BUSY.format(2.0)).text) < 0.8
+
+
+@needs_cgroups
+def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(folder: Path) -> None:
+    seen: list[str] = []
+    client = connect("local")
+    unlisten = client.listen(lambda event: seen.append(event.detail) if event.kind == "warned" else None)
+    try:
+        with start(memory="300MiB") as kernel:
+            kernel.execute(FILL.format(275))
+            wait_for(lambda: seen, "no warning was seen")
+            time.sleep(2.5)
+            assert len(seen) == 1
+            assert re.fullmatch(r"uses 2\d\d\.?\d* MiB of its 300 MiB of memory; .*killed.*", seen[0])
+    finally:
+        unlisten()
+
+
+@needs_cgroups
+def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(folder: Path) -> None:
+    with start(memory="300MiB") as kernel:
+        for _ in range(3):
+            (pid,) = daemon_pids(folder, "agent")
+            kill(pid)
+            wait_for(lambda: daemon_pids(folder, "agent"), "there is no new agent")
+        with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
+            kernel.execute(FILL.format(400))
+    wait_for(lambda: not lease_groups(), "the control group of a lease is left")
+
+
+@needs_cgroups
+def test_no_control_group_is_left(folder: Path) -> None:
+    before = set(ROOT.rglob("roost-*"))
+    with start(memory="300MiB"):
+        assert len(lease_groups()) == 2
+    wait_for(lambda: not lease_groups(), "the control group of a lease is left")
+    settle(folder)
+    wait_for(lambda: set(ROOT.rglob("roost-*")) == before, "a control group of the agent is left")
