@@ -72,6 +72,8 @@ class ExitWatch:
         self.is_launching = False
         self.last_reason = ""
         """Why the latest launch that has ended did so, as `roost kernels` shows it."""
+        self.was_stopped = False
+        """True if the latest launch that has ended was stopped on purpose, or because it was idle."""
         self.excesses = 0
         """How many of the latest launches have run out of memory, one after another."""
         self._log = log
@@ -109,6 +111,7 @@ class ExitWatch:
     def read(self, ending: KernelExit, kernel: Kernel) -> None:
         """End the launch if the service reports that its kernel has ended."""
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
+            self.was_stopped = kernel.is_stopped
             is_excess = kernel.process is not None and kernel.process.is_out_of_memory
             self._end(ending, kernel.exit_code, kernel.reason, kernel.log_tail, is_excess=is_excess)
 

@@ -423,12 +423,19 @@ class RoostProvisioner(KernelProvisionerBase):
         """Why the kernel has last ended, or could not be restarted, as `roost kernels` shows it."""
         return self._exits.last_reason
 
-    def end_repeated_excess(self) -> bool:
-        """Return True if the kernel has ended because it ran out of memory, for the second time. Then count again."""
-        is_repeated = self._exit is not None and self._exit.code is not None and self._exits.excesses > 1
-        if is_repeated:
+    def why_not_restart(self) -> str:
+        """Return why the kernel, which has ended, must not be started again by itself; empty if nothing is against it.
+
+        It was stopped, or it ran out of memory for the second time. These are counted from here again.
+        """
+        if self._exit is None or self._exit.code is None:
+            return ""
+        if self._exits.was_stopped:
+            return self._exits.last_reason
+        if self._exits.excesses > 1:
             self._exits.excesses = 0
-        return is_repeated
+            return "it ran out of memory twice"
+        return ""
 
     async def _undo(self, launch_id: str) -> None:
         """Cancel this launch only: a kernel of the same id may belong to another application."""

@@ -58,6 +58,8 @@ NO_PORT_EXIT = 98
 _STOP_GRACE_S = 2.0
 _TAKEN_GRACE_S = 0.1  # a manager that ends a session may kill it 0.25 s after SIGTERM
 _SAME_SIGNAL_S = 0.05
+_QUIET_GPU = 0.02
+"""A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
 """More memory than a spare with the usual preloads takes."""
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
@@ -313,8 +315,11 @@ class Agent:
         )
 
     def _stats(self) -> tuple[KernelUse, ...]:
-        running = {kernel.pid: kernel.kernel_id for kernel in self._kernels.list() if kernel.is_running}
-        return tuple(map(self._with_activity, self._usage.read(running)))
+        running = {kernel.pid: kernel for kernel in self._kernels.list() if kernel.is_running}
+        busy = {device.id for device in self._machine.devices.read() if (device.used or 0.0) > _QUIET_GPU}
+        on_busy_gpus = {pid for pid, kernel in running.items() if not busy.isdisjoint(kernel.device_ids)}
+        kernel_ids = {pid: kernel.kernel_id for pid, kernel in running.items()}
+        return tuple(map(self._with_activity, self._usage.read(kernel_ids, on_busy_gpus)))
 
     def _with_activity(self, use: KernelUse) -> KernelUse:
         state, idle_s = self._kernels.activity(use.kernel_id)

@@ -107,7 +107,8 @@ class KernelUse:
     """The CPU and memory that a kernel and all processes started by it use, without processes that have ended.
 
     `cpu_percent` of one CPU since the previous measurement. `rss_bytes` counts shared memory once for each process.
-    `execution_state` is `busy` or `idle`, or empty if that is not known. `idle_s`: it has done nothing for so long.
+    `execution_state` is `busy` or `idle`, or empty if that is not known. `idle_s`: it has published nothing for so
+    long. `quiet_s`: for so long, it and its processes have used almost no CPU or GPU.
     """
 
     kernel_id: str
@@ -117,6 +118,7 @@ class KernelUse:
     rss_bytes: int = 0
     execution_state: str = ""
     idle_s: float = 0.0
+    quiet_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,6 +114,8 @@ class KernelRecord:
     decision: Mapping[str, Any] | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    is_stopped: bool = False
+    """True if somebody has stopped it on purpose, or it was idle: it must not be started again by itself."""
     warning: str = ""
     """Why the manager was about to take the lease back, if it has warned."""
     adopted_at: float | None = None
@@ -141,6 +143,7 @@ class KernelRecord:
     def ask(self, start: StartKernel) -> None:
         """A new start of this kernel was admitted."""
         self.launch_id, self.owner, self.reason, self.process = start.launch_id, start.owner, "", None
+        self.is_stopped = False
         self.kernel_name = start.connection.kernel_name
 
     def claim(self, lease: Lease, decision: Mapping[str, Any]) -> None:
@@ -217,5 +220,6 @@ class KernelRecord:
             position=position,
             waits_for=waits_for,
             reason=self.reason or (process.reason if process else ""),
+            is_stopped=self.is_stopped,
         )
         return kernel if with_connection else kernel.without_keys()

@@ -39,14 +39,16 @@ class LastEntries(dict[K, V]):
 class KernelTable:
     """Records by kernel id; `ended` has the last kernels that are gone, as they were at their end.
 
-    `name` marks the leases of this scheduler. `on_exit` and `on_drop` are called after each exit and drop. `released`
-    has the ids of released leases: a manager may show them for a while, and no kernel comes back for them.
+    `name` marks the leases of this scheduler. `on_run` is called whenever a kernel runs, `on_exit` and `on_drop` after
+    each exit and drop. `released` has the ids of released leases: a manager may show them for a while, and no kernel
+    comes back for them.
     """
 
     def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
         self.records: dict[str, KernelRecord] = {}
         self.ended = LastEntries[str, Kernel](_REMEMBERED)
         self.released = LastEntries[str, None](_REMEMBERED)
+        self.on_run: Callable[[], None] = lambda: None
         self.on_exit: Observer = lambda _: None
         self.on_drop: Observer = lambda _: None
         self.queue = queue
@@ -107,10 +109,15 @@ class KernelTable:
             record.launch_id = process.launch_id
             self.exited(record, process)
         elif record.phase is not Phase.ENDING:
-            record.run(process)
+            self.ran(record, process)
             if known is None:
                 record.created_at = min(record.created_at, process.launched_at)
                 self.publish("running", record, "read back")
+
+    def ran(self, record: KernelRecord, process: KernelProcess) -> None:
+        """Note that a kernel runs. May be repeated."""
+        record.run(process)
+        self.on_run()
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:
         if process.launch_id != record.launch_id or record.phase is Phase.EXITED or not self.holds(record):

@@ -33,10 +33,10 @@ from .cluster import Cluster
 from .diagnosis import diagnose
 from .ender import KernelEnder
 from .events import EventStream
+from .idle import IdleCuller
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, check_wait, has_user_cap, with_defaults
-from .orphans import OrphanCuller
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
 from .reconcile import Reconciler
@@ -72,7 +72,7 @@ class Scheduler:
         self.reconciler = Reconciler(
             self._cluster, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
         )
-        self._orphans = OrphanCuller(
+        self._idle = IdleCuller(
             self._table, self._ender, self.owners, self.reconciler.read_use, self._timers, settings
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
@@ -94,7 +94,7 @@ class Scheduler:
         self._recent.close()
         await self.policies.close()
         self.owners.close()
-        for part in (self._orphans, self._ender, self.reconciler, self.backend, self._cluster.agents):
+        for part in (self._idle, self._ender, self.reconciler, self.backend, self._cluster.agents):
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
@@ -146,9 +146,10 @@ class Scheduler:
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
         """End a kernel or its start and release its lease. Raises if the agent is unreachable, and then tries again."""
         record = self._table.get(kernel_id)
-        return (
-            self._ended(kernel_id) if record is None else await self._ender.stop(record, grace_s, "stopped")
-        )
+        if record is None:
+            return self._ended(kernel_id)
+        record.is_stopped = True
+        return await self._ender.stop(record, grace_s, "stopped")
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         await self._cluster.call(self._lease_of(kernel_id), lambda agent: agent.signal(kernel_id, signum))

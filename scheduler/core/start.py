@@ -71,7 +71,7 @@ class StartRunner:
                 record.check_wanted()
                 process = await self._bring_up(record, start, deadline)
                 record.check_wanted()
-                record.run(process)
+                self._table.ran(record, process)
                 self._table.publish("running", record)
                 return record.view(self._table.queue, with_connection=True)
             except asyncio.CancelledError:

@@ -61,7 +61,8 @@ class Kernel:
     `placement.Decision.to_dict()`.
     `process` is the kernel's process as its agent reports it. Its `connection` has the keys, and is None in lists.
     `kernel_name` is its kernelspec's. `use` is set only if the caller asked for it. `is_held`: its owner lives.
-    `unheld_s` is set in the answer to an adoption: so long ago the last owner ended; None if that is not known.
+    `is_stopped`: it was stopped on purpose, or because it was idle. `unheld_s` is set in the answer to an adoption: so
+    long ago the last owner ended; None if that is not known.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Kernel:
     waits_for: str = ""
     reason: str = ""
     is_held: bool = True
+    is_stopped: bool = False
     unheld_s: float | None = None
 
     @property

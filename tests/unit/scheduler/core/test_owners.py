@@ -141,7 +141,7 @@ async def test_an_idle_kernel_that_nobody_holds_ends(
     first = owner(servers[0])
     async with world(tmp_path, settings=settings, gpus=1) as w:
         await w.start("k", gpus=gpus, owner=first)
-        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=30)
+        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=30, quiet_s=30)
         await asyncio.sleep(0.4)
         assert w.count("cull") == 0
         await end(w, servers[0], first)
@@ -157,7 +157,7 @@ async def test_an_adopted_kernel_does_not_end(tmp_path: Path, servers: list[subp
     first, second = map(owner, servers)
     async with world(tmp_path, settings=SOON.with_values(orphan_idle_after_s=0.3)) as w:
         await w.start("k", owner=first)
-        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state="idle", idle_s=30)
+        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state="idle", idle_s=30, quiet_s=30)
         await end(w, servers[0], first)
         await w.scheduler.adopt("k", second)
         await asyncio.sleep(0.8)

@@ -1,0 +1,110 @@
+"""Kernels that do nothing: they end after a while, with a warning before. Those that nobody holds end earlier."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.protocol.messages import KernelUse, Lease
+from roost.placement.format import format_age
+from roost.scheduler.config.settings import Settings
+
+from .ender import KernelEnder
+from .kernel_record import KernelRecord
+from .kernel_table import KernelTable
+from .owner_watch import OwnerWatch
+
+log = logging.getLogger(__name__)
+
+ReadUse = Callable[[Sequence[Lease]], Awaitable[Mapping[str, KernelUse]]]
+
+_LOOKS = 20
+"""An idle kernel is looked at about so often before it ends."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 60.0
+_WARNING, _MOST_WARNING_S = 0.2, 300.0
+"""The warning comes so long before the end: a part of the whole time, and at most so many seconds."""
+
+
+class IdleCuller:
+    """Ends a kernel that has been idle for as long as the settings say.
+
+    It is idle while it runs no cell, and neither it nor a process that it has started uses a CPU or a GPU.
+    """
+
+    def __init__(
+        self,
+        table: KernelTable,
+        ender: KernelEnder,
+        owners: OwnerWatch,
+        read_use: ReadUse,
+        timers: Timers,
+        settings: Settings,
+    ) -> None:
+        self._table = table
+        self._ender = ender
+        self._owners = owners
+        self._read_use = read_use
+        self._timers = timers
+        self._settings = settings
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._warned: set[str] = set()
+        """The launch ids of kernels that were warned, and have done nothing since."""
+        owners.on_orphans = self.look_later
+        table.on_run = self.look_later
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+
+    def look_later(self) -> None:
+        """Look at the kernels after a pause, if one of them may end for being idle. May be repeated."""
+        found = map(self._find_limit, self._table.records.values())
+        limits = [limit_s for limit_s in found if limit_s is not None]
+        if limits and "idle" not in self._timers:
+            pause_s = min(max(min(limits) / _LOOKS, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._timers.later(pause_s, lambda: spawn(self._look(), self._tasks, log), key="idle")
+
+    async def _look(self) -> None:
+        records = [record for record in self._table.records.values() if self._find_limit(record) is not None]
+        use = await self._read_use([record.lease for record in records if record.lease is not None])
+        for record in records:
+            limit_s = self._find_limit(record)  # it may have been adopted, or have ended, meanwhile
+            if limit_s is not None and record.kernel_id in use:
+                self._judge(record, use[record.kernel_id], limit_s)
+        self._warned &= {record.launch_id for record in records}
+        self.look_later()
+
+    def _find_limit(self, record: KernelRecord) -> float | None:
+        """Return how long this kernel may be idle; None without a limit."""
+        if not record.runs or record.end is not None:
+            return None
+        settings, has_gpu = self._settings, bool(record.request.gpus)
+        limits: list[float | None] = [settings.idle_after_s]
+        if has_gpu:
+            limits.append(settings.idle_gpu_after_s)
+        if not self._owners.is_alive(record.owner):
+            limits.append(settings.orphan_idle_gpu_after_s if has_gpu else settings.orphan_idle_after_s)
+        return min((limit_s for limit_s in limits if limit_s is not None), default=None)
+
+    def _judge(self, record: KernelRecord, use: KernelUse, limit_s: float) -> None:
+        idle_s = 0.0 if use.execution_state == "busy" else min(use.idle_s, use.quiet_s)
+        reason = f"culled: idle for {format_age(limit_s)}"
+        if not self._owners.is_alive(record.owner):
+            unheld_s = time.monotonic() - (-math.inf if record.unheld_since is None else record.unheld_since)
+            idle_s = min(idle_s, unheld_s)
+            reason += ", and its Jupyter Server has not come back"
+        rest_s = limit_s - idle_s
+        if rest_s <= 0 and (record.launch_id in self._warned or not self._owners.is_alive(record.owner)):
+            self._table.publish("cull", record, reason)
+            record.is_stopped = True
+            self._ender.stop_soon(record, reason)
+        elif rest_s > min(_WARNING * limit_s, _MOST_WARNING_S):
+            self._warned.discard(record.launch_id)
+        elif record.launch_id not in self._warned:
+            self._warned.add(record.launch_id)
+            ends = f"it ends in {format_age(max(rest_s, 0.0))} unless it is used"
+            self._table.publish("warned", record, f"has been idle for {format_age(idle_s)}; {ends}")

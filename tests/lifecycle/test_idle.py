@@ -1,0 +1,89 @@
+"""Kernels that end because they are idle, and kernels that only look as if they were."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from front_end import front_end, states
+from managers import kernelspecs
+from reopened import EXTENSIONS, start
+from server import jupyter_server
+from world import settle
+
+import roost
+from roost.scheduler.client.client import connect
+
+pytestmark = pytest.mark.backends("local", why="the same scheduler and agent on every backend")
+IDLE_S = 4.0
+WORK = {
+    "cell": "import time; time.sleep(600)",
+    "input": "input()",
+    "thread": "import threading\ndef work():\n  while True: pass\nthreading.Thread(target=work, daemon=True).start()",
+    "child": "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'while True: pass'])",
+    "output": """
+import sys, threading, time
+def speak():
+    while True:
+        print(end=".", flush=True)
+        time.sleep(0.5)
+threading.Thread(target=speak, daemon=True).start()
+""",
+}
+
+
+@pytest.fixture
+def config_file(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A configuration in which idle kernels end soon."""
+    file = runtime_dir / "config" / "jupyter_roost_config.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"RoostScheduler": {"idle_after_s": IDLE_S}}))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(file.parent))
+    yield file
+    settle(runtime_dir)
+
+
+def test_only_a_kernel_that_does_nothing_ends(config_file: Path) -> None:
+    client = connect("local")
+    events: list[tuple[str, str]] = []
+    unlisten = client.listen(
+        lambda event: events.append((event.kind, event.kernel.id if event.kernel else ""))
+    )
+    with ExitStack() as kernels:
+        idle = kernels.enter_context(roost.start_kernel("python3", backend="local"))
+        working = {}
+        for name, code in WORK.items():
+            working[name] = kernels.enter_context(roost.start_kernel("python3", backend="local"))
+            channels = working[name].client()
+            kernels.callback(channels.stop_channels)
+            channels.execute(code, allow_stdin=True)
+        deadline = time.monotonic() + 60
+        while client.kernel(idle.id).result(10).state != "exited":
+            assert time.monotonic() < deadline, "the idle kernel has not ended"
+            time.sleep(0.1)
+        time.sleep(2 * IDLE_S)
+        ended = client.kernel(idle.id).result(10)
+        assert ended.reason == f"culled: idle for {IDLE_S:.0f} s"
+        assert events.index(("warned", idle.id)) < events.index(("cull", idle.id))
+        states_now = {name: client.kernel(kernel.id).result(10).state for name, kernel in working.items()}
+        assert states_now == dict.fromkeys(WORK, "running")
+    unlisten()
+
+
+async def test_a_server_does_not_start_an_idle_kernel_again(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernelspecs(tmp_path, backend="local")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            await front.ended(await front.run("print(42)"))
+            await front.until(lambda: "dead" in states(front.messages), 60)
+            assert "restarting" not in states(front.messages)
+        assert (await server.api("GET", f"kernels/{kernel_id}"))[0] == 404
+    assert connect("local").kernel(kernel_id).result(10).reason == f"culled: idle for {IDLE_S:.0f} s"

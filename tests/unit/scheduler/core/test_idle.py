@@ -1,0 +1,113 @@
+"""Kernels that do nothing: the warning, the end, and what prevents it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cluster import World, world
+
+from roost.launchers.protocol.messages import KernelUse
+from roost.scheduler.config.settings import Settings
+
+SOON = Settings(idle_after_s=10.0, idle_gpu_after_s=4.0)
+
+
+def use(w: World, idle_s: float, quiet_s: float | None = None, state: str = "idle") -> None:
+    quiet_s = idle_s if quiet_s is None else quiet_s
+    w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=idle_s, quiet_s=quiet_s)
+
+
+async def looked(w: World) -> None:
+    """Have the scheduler look at the use of its kernels."""
+    await w.scheduler._idle._look()
+    await asyncio.sleep(0)
+
+
+def details(w: World, kind: str) -> list[str]:
+    return [event.detail for event in w.events if event.kind == kind]
+
+
+async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k")
+        use(w, 7.9)
+        await looked(w)
+        assert w.count("warned") == 0
+        use(w, 9)
+        await looked(w)
+        await looked(w)
+        await w.told("warned", "k")
+        assert details(w, "warned") == ["has been idle for 9 s; it ends in 1 s unless it is used"]
+        assert w.kernel("k").state == "running"
+        use(w, 10.5)
+        await looked(w)
+        await w.told("released", "k")
+        kernel = w.kernel("k")
+        assert kernel.reason == "culled: idle for 10 s"
+        assert kernel.is_stopped
+        assert details(w, "cull") == ["culled: idle for 10 s"]
+
+
+async def test_no_kernel_ends_without_a_warning(tmp_path: Path) -> None:
+    """The scheduler may be new, or may have slept."""
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k")
+        use(w, 1000)
+        await looked(w)
+        await w.told("warned", "k")
+        assert w.kernel("k").state == "running"
+        await looked(w)
+        await w.told("released", "k")
+
+
+@pytest.mark.parametrize(
+    "active",
+    [
+        {"idle_s": 1.0, "quiet_s": 99.0},  # it has published something
+        {"idle_s": 99.0, "quiet_s": 1.0},  # a thread, a child process or a GPU works
+        {"idle_s": 99.0, "quiet_s": 99.0, "state": "busy"},  # a cell runs or waits for input
+    ],
+)
+async def test_activity_cancels_the_warning(tmp_path: Path, active: dict[str, Any]) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k")
+        use(w, 9)
+        await looked(w)
+        await w.told("warned", "k")
+        use(w, **active)
+        await looked(w)
+        use(w, 11)
+        await looked(w)
+        assert w.kernel("k").state == "running", "it is warned again first"
+        await asyncio.sleep(0)
+        assert w.count("warned") == 2
+
+
+async def test_a_kernel_with_a_gpu_ends_sooner(tmp_path: Path) -> None:
+    async with world(tmp_path, settings=SOON, gpus=1) as w:
+        await w.start("k", gpus=1)
+        use(w, 5)
+        await looked(w)
+        await looked(w)
+        await w.told("released", "k")
+        assert w.kernel("k").reason == "culled: idle for 4 s"
+
+
+async def test_without_the_settings_no_kernel_ends(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k")
+        use(w, 1e6)
+        await looked(w)
+        await looked(w)
+        assert w.count("warned") == 0
+        assert w.kernel("k").state == "running"
+
+
+async def test_the_scheduler_looks_by_itself(tmp_path: Path) -> None:
+    async with world(tmp_path, settings=Settings(idle_after_s=1.0)) as w:
+        await w.start("k")
+        use(w, 30)
+        await w.told("released", "k")
