@@ -23,7 +23,7 @@ class Forking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enforcement:
-    """How an agent holds kernels to what they asked for.
+    """How an agent limits kernels to their requests.
 
     `enforce`: `auto` by the best way that the machine has, `required` only by control groups, or `never`.
     `cpu_ceiling`: a kernel gets at most so many times the CPUs that it asked for; 0: all that nobody else uses.

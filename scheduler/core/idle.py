@@ -1,4 +1,4 @@
-"""Kernels that do nothing: they end after a while, with a warning before. Those that nobody holds end earlier."""
+"""The end of idle kernels, after a warning."""
 
 from __future__ import annotations
 

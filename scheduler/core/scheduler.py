@@ -12,6 +12,7 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import JournalLimits, JournalPage, Owner
+from roost.placement import Snapshot
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
@@ -213,6 +214,10 @@ class Scheduler:
         lease = self._lease_of(kernel_id)
         choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
         return await self._cluster.call(lease, lambda agent: agent.journal(kernel_id, **choice))
+
+    async def snapshot(self) -> Snapshot:
+        """Return all nodes as they are now."""
+        return await self._cluster.snapshot()
 
     async def nodes(self) -> list[dict[str, Any]]:
         snapshot = await self._cluster.snapshot()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import inspect
 import json
@@ -206,10 +207,13 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
         service = Service(scheduler, settings, spec)
         decisions = DecisionLog(folder)
         scheduler.events.listen(decisions)
+        serving = contextlib.ExitStack()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, service.left.set)
         try:
+            if settings.metrics:
+                serving.enter_context(start_metrics(scheduler, spec, settings))
             await scheduler.open()
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
@@ -226,8 +230,24 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             await service.left.wait()
         finally:
             await service.close()
+            serving.close()
             await scheduler.close()
             decisions.close()
+
+
+def start_metrics(
+    scheduler: Scheduler, spec: BackendSpec, settings: Settings
+) -> contextlib.AbstractContextManager[None]:
+    """Count the scheduler's events, and serve the metrics. Raises `ConfigError`."""
+    try:
+        from .metrics import Metrics, serve_metrics
+    except ImportError:
+        raise ConfigError(
+            "c.RoostScheduler.metrics needs prometheus-client: install roost[metrics]."
+        ) from None
+    metrics = Metrics(scheduler.kernels, scheduler.snapshot, by_user=settings.metrics_by_user)
+    scheduler.events.listen(metrics)
+    return serve_metrics(metrics, settings.metrics)
 
 
 def scheduler_name(folder: Path) -> str:

@@ -94,6 +94,19 @@ def default_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def wait_until_open(port: int) -> None:
+    """Wait until somebody listens on this port of the loopback address."""
+    deadline = time.monotonic() + REPLY_S
+    while True:
+        with (
+            contextlib.suppress(ConnectionRefusedError),
+            socket.create_connection(("127.0.0.1", port), timeout=REPLY_S),
+        ):
+            return
+        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        time.sleep(0.01)
+
+
 class Agent:
     """A stand-in for the agent that starts kernels as the agent does."""
 
@@ -196,6 +209,8 @@ class Agent:
                 start_new_session=True,
             )
         process.returncode = 0
+        for port in numbers.values():  # a client that connects before would miss a first question to the user
+            wait_until_open(port)
         self.kernels.append(Kernel(ForkedKernel(pid=process.pid, ports=numbers, timing_ms={}), info, log))
         return self.kernels[-1]
 

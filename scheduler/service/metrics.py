@@ -1,0 +1,218 @@
+"""The service's metrics for Prometheus: counters of the event stream, and what nodes and kernels have.
+
+Only a loopback address or a Unix socket serves them. They name no kernel, and users only if the operator asks for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import socketserver
+import threading
+from collections import Counter as Count
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from roost.placement import Snapshot
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.service.messages import Event, Kernel
+
+log = logging.getLogger(__name__)
+
+_COLLECT_S = 5.0
+"""How long the service may take to answer one scrape."""
+_START_S = (0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+_STATES = ("queued", "starting", "running", "exited", "unknown")
+_UNIX = "unix:"
+
+
+class Metrics:
+    """The metrics of one service. As a listener of the event stream, it counts; on a scrape, it reads the rest.
+
+    `read_kernels` and `read_nodes` are called on the event loop that was running when this object was made.
+    """
+
+    def __init__(
+        self,
+        read_kernels: Callable[[], Iterable[Kernel]],
+        read_nodes: Callable[[], Awaitable[Snapshot]],
+        *,
+        by_user: bool = False,
+    ) -> None:
+        self._read_kernels = read_kernels
+        self._read_nodes = read_nodes
+        self._by_user = by_user
+        self._loop = asyncio.get_running_loop()
+        self.registry = CollectorRegistry()
+        labels: dict[str, Any] = {"registry": self.registry}
+        self._events = Counter(
+            "roost_events", "Events of the scheduler, as `roost events` shows them.", ["kind"], **labels
+        )
+        self._ends = Counter("roost_kernel_ends", "Kernels whose process has ended.", ["cause"], **labels)
+        self._starts = Histogram(
+            "roost_start_seconds",
+            "Time from the request to a kernel that listens.",
+            ["how"],
+            buckets=_START_S,
+            **labels,
+        )
+        self._waits = Histogram(
+            "roost_queue_seconds", "Time that a start has waited for room.", buckets=_START_S, **labels
+        )
+        self.registry.register(self)
+
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        self._events.labels(event.kind).inc()
+        kernel = event.kernel
+        if kernel is None:
+            return
+        if event.kind == "running" and event.detail == "":
+            stages_ms = kernel.timing_ms
+            self._waits.observe(stages_ms.get("queued", 0.0) / 1e3)
+            whole_ms = sum(
+                stages_ms.get(name, 0.0) for name in ("queued", "placed", "leased", "granted", "launched")
+            )
+            self._starts.labels(kernel.how).observe(whole_ms / 1e3)
+        elif event.kind == "exited":
+            self._ends.labels(find_cause(kernel)).inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what the service knows now. prometheus_client calls this in a thread of its own."""
+        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        kernels, snapshot = reading.result(_COLLECT_S)
+        yield from self._describe_kernels(kernels)
+        if snapshot is not None:
+            yield from _describe_nodes(snapshot)
+
+    async def _read(self) -> tuple[list[Kernel], Snapshot | None]:
+        snapshot = None
+        with contextlib.suppress(Exception):  # the cluster is away; the kernels are known all the same
+            snapshot = await asyncio.wait_for(self._read_nodes(), _COLLECT_S / 2)
+        return list(self._read_kernels()), snapshot
+
+    def _describe_kernels(self, kernels: list[Kernel]) -> Iterator[Metric]:
+        labels = ["state", "user"] if self._by_user else ["state"]
+        family = GaugeMetricFamily("roost_kernels", "Kernels and waiting starts.", labels=labels)
+        users = sorted({kernel.owner.user for kernel in kernels}) if self._by_user else [""]
+        counts: Count[tuple[str, str]] = Count(
+            (kernel.state, kernel.owner.user if self._by_user else "") for kernel in kernels
+        )
+        for user in users:
+            for state in _STATES:
+                family.add_metric([state, user] if self._by_user else [state], counts[state, user])
+        yield family
+
+
+def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:
+    nodes = [snapshot.node(node_id) for node_id in snapshot.nodes]
+    amounts = {
+        "total": ("All that the nodes have.", ("cpus", "memory_bytes", "gpus")),
+        "promised": ("Promised to kernels.", ("cpus_promised", "memory_promised_bytes", "gpus_promised")),
+        "used": ("Really in use, also by others.", ("cpus_used", "memory_used_bytes")),
+    }
+    for name, (text, fields) in amounts.items():
+        family = GaugeMetricFamily(f"roost_nodes_{name}", text, labels=["resource"])
+        for field in fields:
+            resource = "memory_bytes" if "memory" in field else field.partition("_")[0]
+            family.add_metric([resource], sum(getattr(node, field) or 0 for node in nodes))
+        yield family
+    states = GaugeMetricFamily("roost_nodes", "Nodes of the cluster.", labels=["state"])
+    draining = sum(node.is_draining for node in nodes)
+    states.add_metric(["ready"], len(nodes) - draining)
+    states.add_metric(["draining"], draining)
+    yield states
+
+
+def find_cause(kernel: Kernel) -> str:
+    """Return why a kernel's process has ended: one of five words."""
+    process = kernel.process
+    if kernel.is_stopped:
+        return "culled" if kernel.reason.startswith("culled") else "stopped"
+    if process is not None and process.is_out_of_memory:
+        return "out_of_memory"
+    code = kernel.exit_code
+    return "unknown" if code is None else "killed" if code < 0 else "exited"
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _UnixServer(_Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", 0
+        self.setup_environ()
+
+    def get_request(self) -> Any:
+        request, _ = self.socket.accept()
+        return request, ("localhost", 0)
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Leave each scrape out of the log."""
+
+
+@contextlib.contextmanager
+def serve_metrics(metrics: Metrics, address: str) -> Iterator[None]:
+    """Serve the metrics at `HOST:PORT` (loopback) or `unix:PATH`, in threads. Raises `ConfigError`.
+
+    If the port is taken, a line in the log says so: another service of the same configuration may have it.
+    """
+    path, target = _read_address(address)
+    try:
+        if path is not None:
+            path.unlink(missing_ok=True)  # left by a killed service
+            server: _Server = _UnixServer(cast(Any, str(path)), _Handler)
+            os.chmod(path, 0o600)
+        else:
+            server = _Server(target, _Handler)
+    except OSError as problem:
+        log.warning("metrics are not served at %s: %s", address, problem.strerror or problem)
+        yield
+        return
+    server.set_app(make_wsgi_app(metrics.registry))
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def _read_address(address: str) -> tuple[Path | None, tuple[str, int]]:
+    """Return the path of a Unix socket, or a loopback address. Raises `ConfigError`."""
+    if address.startswith(_UNIX):
+        path = Path(address.removeprefix(_UNIX))
+        if not path.is_absolute():
+            raise ConfigError(
+                f"c.RoostScheduler.metrics = {address!r:.80} must be an absolute path after unix:."
+            )
+        return path, ("", 0)
+    host, _, port = address.rpartition(":")
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(
+            f"c.RoostScheduler.metrics = {address!r:.80} is not possible: give a loopback address such as "
+            "127.0.0.1:9476, or unix:/path/of/a/socket."
+        )
+    return None, (host.strip("[]"), int(port))

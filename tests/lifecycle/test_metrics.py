@@ -1,0 +1,99 @@
+"""Metrics that a real Prometheus scrapes while kernels come and go.
+
+ROOST_CHURN_S is how long they do (10 s). The figures in the documentation are of 300 s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import debian
+import pytest
+from world import settle, tiny
+
+from roost.scheduler.client.client import connect
+
+pytestmark = pytest.mark.backends("local", why="the same service on every backend")
+CHURN_S = float(os.environ.get("ROOST_CHURN_S", "10"))
+CONFIGURATION = """
+global: {{scrape_interval: 500ms, scrape_timeout: 400ms}}
+scrape_configs: [{{job_name: roost, static_configs: [{{targets: ["127.0.0.1:{0}"]}}]}}]
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def prometheus(folder: Path, target: int) -> Iterator[str]:
+    """Run a Prometheus that scrapes a port of this machine. Yields its address."""
+    if shutil.which("prometheus") is None:
+        debian.install("prometheus")
+    if shutil.which("prometheus") is None:
+        pytest.skip("there is no Prometheus: install Debian's package `prometheus`")
+    (folder / "prometheus.yml").write_text(CONFIGURATION.format(target))
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+        try:
+            yield f"http://{address}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def query(address: str, expression: str, label: str) -> dict[str, float]:
+    """Return the values of an expression, by one label. It is empty if Prometheus does not answer yet."""
+    url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]
+    except OSError:
+        return {}
+    return {each["metric"].get(label, ""): float(each["value"][1]) for each in found}
+
+
+def test_prometheus_counts_the_same_events_as_a_listener(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    settings = {"RoostScheduler": {"metrics": f"127.0.0.1:{port}"}, "RoostLocalBackend": {"cpus": 2}}
+    (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(tmp_path))
+    client = connect("local")
+    heard: Counter[str] = Counter()
+    unlisten = client.listen(lambda event: heard.update([event.kind]))
+    client.kernels().result(20)
+    with prometheus(tmp_path, port) as address:
+        until = time.monotonic() + CHURN_S
+        while time.monotonic() < until:
+            starts = [client.start(tiny(cpus=1)) for _ in range(3)]  # the third waits for room
+            for start in starts:
+                client.stop(start.result(60).id, grace_s=0).result(60)
+        expected: dict[str, float] = {}
+        deadline = time.monotonic() + 30
+        while (found := query(address, "roost_events_total", "kind")) != expected or not found:
+            assert time.monotonic() < deadline, (found, expected)
+            expected = {kind: float(count) for kind, count in heard.items()}
+            time.sleep(0.2)
+        assert found["running"] == found["released"] >= 3
+        assert sum(query(address, "roost_start_seconds_count", "how").values()) == found["running"]
+        assert query(address, "roost_kernel_ends_total", "cause") == {"stopped": found["exited"]}
+        assert query(address, "roost_nodes_promised", "resource")["cpus"] == 0
+    print(f"{CHURN_S:g} s: {dict(found)}")
+    unlisten()
+    settle(runtime_dir)

@@ -1,0 +1,155 @@
+"""The metrics of a service, scraped from its sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import re
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cluster import World, world
+from prometheus_client.parser import text_string_to_metric_families
+
+from roost.launchers.protocol.messages import Owner
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+from roost.scheduler.service.metrics import Metrics, serve_metrics
+
+ROOT = Path(__file__).parents[4]
+METRIC = re.compile(r"roost_[a-z_]+")
+
+
+@asynccontextmanager
+async def served(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[World, Path]]:
+    """A scheduler with one node, whose metrics are served at the returned socket."""
+    async with world(tmp_path / "world", gpus=2) as w:
+        metrics = Metrics(w.scheduler.kernels, w.scheduler.snapshot, **options)
+        w.scheduler.events.listen(metrics)
+        path = tmp_path / "metrics"
+        with serve_metrics(metrics, f"unix:{path}"):
+            yield w, path
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=20)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self.path))
+
+
+def fetch(connection: http.client.HTTPConnection) -> str:
+    connection.request("GET", "/metrics")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    text = answer.read().decode()
+    connection.close()
+    return text
+
+
+async def scrape(path: Path) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Return the value of each sample, by its name and its labels' values."""
+    text = await asyncio.to_thread(fetch, UnixConnection(path))
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_kernels_nodes_and_events_are_counted(tmp_path: Path) -> None:
+    async with served(tmp_path) as (w, path):
+        await w.start("a", gpus=1)
+        await w.start("b", gpus=0.5)
+        await w.scheduler.stop("b", 0)
+        found = await scrape(path)
+        assert found["roost_kernels", ("running",)] == 1
+        assert found["roost_kernels", ("queued",)] == 0
+        assert found["roost_nodes", ("ready",)] == 1
+        assert found["roost_nodes_total", ("gpus",)] == 2
+        assert found["roost_nodes_promised", ("gpus",)] == 1
+        assert found["roost_events_total", ("running",)] == w.count("running") == 2
+        assert found["roost_events_total", ("released",)] == w.count("released") == 1
+        assert found["roost_start_seconds_count", (w.kernel("a").how,)] == 2
+        assert found["roost_queue_seconds_count", ()] == 2
+
+
+@pytest.mark.parametrize("by_user", [False, True])
+async def test_users_are_named_only_if_asked(tmp_path: Path, by_user: bool) -> None:
+    async with served(tmp_path, by_user=by_user) as (w, path):
+        await w.start("secret-kernel", owner=Owner(user="secret-user"))
+        text = await asyncio.to_thread(fetch, UnixConnection(path))
+        assert ("secret-user" in text) is by_user
+        assert "secret-kernel" not in text
+
+
+async def test_a_cluster_that_is_away_leaves_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise BackendUnavailable("away")
+
+    async with served(tmp_path) as (w, path):
+        await w.start("a")
+        monkeypatch.setattr(w.scheduler.backend, "snapshot", fail)
+        found = await scrape(path)
+        assert found["roost_kernels", ("running",)] == 1
+        assert ("roost_nodes", ("ready",)) not in found
+
+
+async def test_the_socket_is_private_and_goes_with_the_service(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+async def test_a_taken_port_is_reported_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(tmp_path) as w:
+        metrics = Metrics(w.scheduler.kernels, w.scheduler.snapshot)
+        with (
+            taken_port() as port,
+            caplog.at_level(logging.WARNING),
+            serve_metrics(metrics, f"127.0.0.1:{port}"),
+        ):
+            assert f"metrics are not served at 127.0.0.1:{port}: Address already in use" in caplog.text
+        with serve_metrics(metrics, f"localhost:{port}"):
+            text = await asyncio.to_thread(fetch, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
+            assert "roost_kernels" in text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0:9476", "9476", "example.org:80", "127.0.0.1:x", "127.0.0.1:99999", ":80", "unix:here"],
+)
+async def test_only_loopback_addresses_and_sockets_are_possible(tmp_path: Path, address: str) -> None:
+    async with world(tmp_path) as w:
+        metrics = Metrics(w.scheduler.kernels, w.scheduler.snapshot)
+        with pytest.raises(ConfigError, match=r"c\.RoostScheduler\.metrics"), serve_metrics(metrics, address):
+            pass
+
+
+async def test_the_dashboard_shows_metrics_that_exist(tmp_path: Path) -> None:
+    dashboard = json.loads((ROOT / "docs" / "examples" / "grafana.json").read_text())
+    queries = [each["expr"] for panel in dashboard["panels"] for each in panel["targets"]]
+    async with served(tmp_path) as (w, path):
+        await w.start("a")
+        await w.scheduler.stop("a", 0)
+        known = {name for name, _ in await scrape(path)}
+    assert {name for query in queries for name in METRIC.findall(query)} <= known
