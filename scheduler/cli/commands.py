@@ -46,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_kernelspec(commands)
     _add_run(commands)
     _add_bench(commands)
-    add_scheduler(_add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and their remedies"))
+    doctor = _add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and their remedies")
+    what = "repair disagreements between kernels, leases and processes, and show each step"
+    doctor.add_argument("--fix", action="store_true", help=what)
+    doctor.add_argument("--dry-run", action="store_true", help="show what --fix would do, and change nothing")
+    add_scheduler(doctor)
     what = "show the versions of roost and of the packages it works with"
     _add_command(commands, "version", "cli.doctor:print_versions", what)
     return parser

@@ -12,7 +12,7 @@ from rich.text import Text
 
 import roost
 from roost.launchers.daemon.daemon import DaemonError
-from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Finding
@@ -21,7 +21,9 @@ from .nodes import describe_cluster
 from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table
 
-_STYLES = {"error": "bold red", "warning": "yellow", "ok": "green"}
+_STYLES = {"error": "bold red", "warning": "yellow", "fixed": "bold green", "ok": "green"}
+_FIX_S = 100.0
+"""How long all repairs together may take."""
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
@@ -32,7 +34,13 @@ def diagnose(arguments: argparse.Namespace) -> int:
     findings: list[Finding] = []
     try:
         client = connect_scheduler(arguments)
-        service, reported = wait_for(client.service()), wait_for(client.doctor())
+        service = wait_for(client.service())
+        is_fix = arguments.fix and not arguments.dry_run
+        reported = wait_for(client.doctor(fix=is_fix), _FIX_S if is_fix else ANSWER_S)
+        if arguments.dry_run:
+            reported = [
+                {**each, "do": f"would do: {each['fix']}"} if "fix" in each else each for each in reported
+            ]
         findings += reported
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
     except (RoostError, DaemonError) as error:
@@ -51,8 +59,9 @@ def _show_findings(findings: Sequence[Finding]) -> None:
     table.show_header = False
     for finding in sorted(findings, key=lambda finding: list(_STYLES).index(finding["level"])):
         text = Text(finding["what"])
-        if finding.get("do"):
-            text.append(f"\n→ {finding['do']}", style="bold")
+        advice = finding["fix"] if finding["level"] == "fixed" else finding.get("do")
+        if advice:
+            text.append(f"\n→ {advice}", style="bold")
         table.add_row(Text(finding["level"], style=_STYLES[finding["level"]]), text)
     print_table(open_console(), table)
 

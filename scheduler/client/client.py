@@ -185,9 +185,13 @@ class Client:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
         return self._ask("check_policies", itemgetter("problems"), names=list(names))
 
-    def doctor(self) -> Call[list[dict[str, Any]]]:
-        """Return the service's findings: errors, warnings, and checks that passed."""
-        return self._ask("doctor", itemgetter("findings"))
+    def doctor(self, fix: bool = False) -> Call[list[dict[str, Any]]]:
+        """Return the service's findings: errors, warnings, and checks that passed.
+
+        With `fix`, the service repairs disagreements between kernels, leases and processes before. Each step is a
+        finding of the level `fixed`. Without, a finding with the key `fix` can be repaired.
+        """
+        return self._ask("doctor", itemgetter("findings"), **({"fix": True} if fix else {}))
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
         """Return the latest events, oldest first."""

@@ -2,76 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
 from roost.placement import Snapshot
 from roost.placement.format import format_count
 from roost.placement.model import MEMORY_ONLY
-from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.service.messages import Finding
 
 from .cluster import Cluster
-from .kernel_record import Phase
+from .ender import KernelEnder
+from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable
 from .owner_watch import OwnerWatch
-from .reconcile import Reconciler
+from .reconcile import Reading, Reconciler
+
+_FIX = "run `roost doctor --fix`"
 
 
-async def diagnose(
-    cluster: Cluster,
-    table: KernelTable,
-    reconciler: Reconciler,
-    owners: OwnerWatch,
-    policies: PolicyCatalog,
-) -> list[Finding]:
-    """Return all findings, worst first; one of level ok if nothing is wrong. Repairs what can be repaired."""
-    reading = await reconciler.read(only_own=False)
-    lease_ids = {lease.id for lease in reading.leases}
-    settled = [record for record in table.records.values() if record.start is None]
-    running = {process.kernel_id for process in reading.processes.values() if process.is_running}
-    found: list[Finding] = []
+@dataclass(frozen=True, slots=True)
+class _Disagreement:
+    """A disagreement of both sides of the invariant, and the step that ends it. `fix` says what the step does."""
 
-    def report(level: str, what: str, do: str) -> None:
-        found.append({"level": level, "what": what, "do": do})
+    what: str
+    fix: str
+    repair: Callable[[], Awaitable[object]]
 
-    for lease in reading.leases:
-        if table.is_own(lease) and lease.kernel_id not in table.records:
-            report("error", f"lease {lease.id} has no kernel", "nothing: it is released now")
-    for record in settled:
-        if record.lease is not None and record.lease.id not in lease_ids:
-            report("error", f"kernel {record.kernel_id} has lost its lease", "nothing: it is dropped now")
-        is_unknown = record.lease is not None and record.lease.id in reading.unanswered
-        if record.phase is Phase.RUNNING and record.kernel_id not in running and not is_unknown:
-            what = f"kernel {record.kernel_id} is listed but does not run"
-            report("error", what, "nothing: it is noted now")
-    if found:
-        reconciler.soon()
-    for setting, problem in (await policies.check_configuration()).items():
-        what, do = f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
-        report("error", what, do)
-    for record in table.records.values():
-        if not owners.is_alive(record.owner):
-            what = f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}"
-            report("warning", what, f"run `roost stop {record.kernel_id}` if nobody wants it")
-    unreachable = set(reading.unreachable)
-    try:
-        found += _judge_limits(await cluster.snapshot())
-        found += await cluster.backend.diagnose()
-    except BackendUnavailable as away:
-        report("error", away.user_message, "look at the cluster: no kernel starts until it is back")
-        unreachable.discard(cluster.backend.name)
-    for name in sorted(unreachable):
-        what = f"the agent on {name} does not answer"
-        report("error", what, "look at that machine; its kernels may be well")
-    for node_id in sorted(cluster.draining):
-        report("warning", f"node {node_id} drains", f"run `roost drain {node_id} --off` to use it again")
-    for name, problem in sorted(policies.failed.items()):
-        do = f"correct it: until then {FALLBACK} ranks the nodes"
-        report("warning", f"policy {name} {problem}", do)
-    kernels, leases = format_count(len(table.records), "kernel"), format_count(len(lease_ids), "lease")
-    processes = format_count(len(reading.processes), "process", "processes")
-    if all(finding["level"] == "ok" for finding in found):
-        report("ok", f"{kernels}, {leases} and {processes} agree", "")
-    return found
+
+class Doctor:
+    """Compares kernels, leases and processes, and repairs what disagrees if it is asked to."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        table: KernelTable,
+        ender: KernelEnder,
+        reconciler: Reconciler,
+        owners: OwnerWatch,
+        policies: PolicyCatalog,
+    ) -> None:
+        self._cluster = cluster
+        self._table = table
+        self._ender = ender
+        self._reconciler = reconciler
+        self._owners = owners
+        self._policies = policies
+
+    async def diagnose(self) -> list[Finding]:
+        """Return all findings, worst first; one of level ok if nothing is wrong. Changes nothing."""
+        reading = await self._reconciler.read(only_own=False)
+        found: list[Finding] = [
+            {"level": "error", "what": each.what, "do": _FIX, "fix": each.fix}
+            for each in self._compare(reading)
+        ]
+        for setting, problem in (await self._policies.check_configuration()).items():
+            what, do = f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
+            found.append({"level": "error", "what": what, "do": do})
+        found += self._find_forgotten()
+        found += await self._ask_cluster(set(reading.unreachable))
+        for name, problem in sorted(self._policies.failed.items()):
+            do = f"correct it: until then {FALLBACK} ranks the nodes"
+            found.append({"level": "warning", "what": f"policy {name} {problem}", "do": do})
+        if all(finding["level"] == "ok" for finding in found):
+            kernels = format_count(len(self._table.records), "kernel")
+            leases = format_count(len({lease.id for lease in reading.leases}), "lease")
+            processes = format_count(len(reading.processes), "process", "processes")
+            found.append({"level": "ok", "what": f"{kernels}, {leases} and {processes} agree", "do": ""})
+        return found
+
+    async def repair(self) -> list[Finding]:
+        """Repair one disagreement after another. Return these steps, and then what `diagnose` finds."""
+        steps: list[Finding] = []
+        for each in self._compare(await self._reconciler.read(only_own=False)):
+            try:
+                await each.repair()
+            except RoostError as problem:
+                steps.append({"level": "error", "what": each.what, "do": f"it cannot be repaired: {problem}"})
+            else:
+                steps.append({"level": "fixed", "what": each.what, "do": "", "fix": each.fix})
+        return steps + await self.diagnose()
+
+    def _compare(self, reading: Reading) -> Iterator[_Disagreement]:
+        """Yield what disagrees: leases without a kernel, kernels without a lease, kernels without a process."""
+        table = self._table
+        lease_ids = {lease.id for lease in reading.leases}
+        running = {process.kernel_id for process in reading.processes.values() if process.is_running}
+        for lease in reading.leases:
+            if table.is_own(lease) and lease.kernel_id not in table.records:
+                release = partial(self._cluster.backend.release, lease)
+                yield _Disagreement(f"lease {lease.id} has no kernel", "the lease is released", release)
+        for record in [each for each in table.records.values() if each.start is None]:
+            is_unknown = record.lease is not None and record.lease.id in reading.unanswered
+            if record.lease is not None and record.lease.id not in lease_ids:
+                what = f"kernel {record.kernel_id} has lost its lease"
+                yield _Disagreement(what, "the kernel is dropped", partial(self._drop, record))
+            elif record.phase is Phase.RUNNING and record.kernel_id not in running and not is_unknown:
+                what = f"kernel {record.kernel_id} is listed but does not run"
+                end = partial(self._ender.stop, record, 0.0, "its process is gone")
+                yield _Disagreement(what, "its lease is released, and it is dropped", end)
+
+    async def _drop(self, record: KernelRecord) -> None:
+        self._table.drop(record, "its lease is gone")
+
+    def _find_forgotten(self) -> Iterator[Finding]:
+        for record in self._table.records.values():
+            if not self._owners.is_alive(record.owner):
+                what = (
+                    f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}"
+                )
+                do = f"run `roost stop {record.kernel_id}` if nobody wants it"
+                yield {"level": "warning", "what": what, "do": do}
+
+    async def _ask_cluster(self, unreachable: set[str]) -> list[Finding]:
+        found: list[Finding] = []
+        try:
+            found += _judge_limits(await self._cluster.snapshot())
+            found += await self._cluster.backend.diagnose()
+        except BackendUnavailable as away:
+            do = "look at the cluster: no kernel starts until it is back"
+            found.append({"level": "error", "what": away.user_message, "do": do})
+            unreachable.discard(self._cluster.backend.name)
+        for name in sorted(unreachable):
+            what, do = f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
+            found.append({"level": "error", "what": what, "do": do})
+        for node_id in sorted(self._cluster.draining):
+            do = f"run `roost drain {node_id} --off` to use it again"
+            found.append({"level": "warning", "what": f"node {node_id} drains", "do": do})
+        return found
 
 
 def _judge_limits(snapshot: Snapshot) -> list[Finding]:

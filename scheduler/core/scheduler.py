@@ -31,7 +31,7 @@ from roost.scheduler.service.messages import Finding, Kernel, StartKernel
 
 from .agent_calls import Agents
 from .cluster import Cluster
-from .diagnosis import diagnose
+from .diagnosis import Doctor
 from .ender import KernelEnder
 from .events import EventStream
 from .idle import IdleCuller
@@ -80,6 +80,9 @@ class Scheduler:
         self.policies = PolicyCatalog(settings, self._recent)
         journal = JournalLimits(memory_bytes=settings.journal_memory, disk_bytes=settings.journal_disk)
         claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s, journal)
+        self._doctor = Doctor(
+            self._cluster, self._table, self._ender, self.reconciler, self.owners, self.policies
+        )
         self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler)
 
     async def open(self) -> None:
@@ -257,8 +260,9 @@ class Scheduler:
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
         await self._cluster.call(lease, lambda agent: agent.warm(argv, env))
 
-    async def doctor(self) -> list[Finding]:
-        return await diagnose(self._cluster, self._table, self.reconciler, self.owners, self.policies)
+    async def doctor(self, fix: bool = False) -> list[Finding]:
+        """Return what is wrong; with `fix`, repair it first and return these steps, too."""
+        return await (self._doctor.repair() if fix else self._doctor.diagnose())
 
     def is_idle(self) -> bool:
         """True if nobody has or wants a kernel."""

@@ -16,7 +16,10 @@ from roost.launchers.protocol.shared_values import Owner as Owner
 from roost.placement.request import Request
 
 Finding = dict[str, str]
-"""A finding of `roost doctor`: its `level` (error, warning, ok), the problem (`what`) and the advice (`do`)."""
+"""A finding of `roost doctor`: its `level`, the problem (`what`) and the advice (`do`).
+
+The levels are error, warning, fixed and ok. `fix`, if there is one, is the step that repairs it, or that has done so.
+"""
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 """How long a start may queue and launch, unless `KERNEL_LAUNCH_TIMEOUT` is set."""

@@ -81,6 +81,7 @@ class StubClient:
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
         self.soonest: dict[str, Any] | None = None
         self.ended: Kernel | None = None
+        self.is_damaged = False
 
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
@@ -114,14 +115,16 @@ class StubClient:
     def drain(self, node_id: str, on: bool) -> Answer:
         return self._answer(None, "drain", node_id, on)
 
-    def doctor(self) -> Answer:
-        return self._answer(
-            [
-                {"level": "ok", "what": "the agent answers", "do": ""},
-                {"level": "warning", "what": "no GPU metrics", "do": "install the driver"},
-            ],
-            "doctor",
-        )
+    def doctor(self, fix: bool = False) -> Answer:
+        lost = {"what": "kernel k has lost its lease", "fix": "the kernel is dropped"}
+        found = [
+            {"level": "ok", "what": "the agent answers", "do": ""},
+            {"level": "warning", "what": "no GPU metrics", "do": "install the driver"},
+        ]
+        if self.is_damaged:
+            found.append({"level": "fixed" if fix else "error", "do": "run `roost doctor --fix`", **lost})
+            self.is_damaged = not fix
+        return self._answer(found, "doctor", fix)
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

@@ -40,6 +40,25 @@ def test_doctor_fails_on_errors_only(
     assert "`kill -9 7`" in finding["do"]
 
 
+def test_doctor_repairs_only_if_asked(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    client.is_damaged = True
+    would = "would do: the kernel is dropped"
+    for options, advice in (
+        ([], "run `roost doctor --fix`"),
+        (["--dry-run"], would),
+        (["--fix", "--dry-run"], would),
+    ):
+        code, out, _ = run(capsys, "doctor", *options)
+        assert code == 1
+        assert f"→ {advice}" in out
+        assert client.is_damaged
+    code, out, _ = run(capsys, "doctor", "--fix")
+    assert code == 0
+    assert "fixed" in out
+    assert "→ the kernel is dropped" in out
+    assert run(capsys, "doctor")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(BackendUnavailable("no scheduler"), 1), (TimeoutError(), 1), (RoostError("odd"), 1)],

@@ -351,12 +351,46 @@ async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None
         assert hers["what"] == "policy hers did not answer within 1 s"
 
 
-async def test_doctor_finds_and_mends(tmp_path: Path) -> None:
+async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:
     async with world(tmp_path, settings=SOON) as w:
         assert (await w.scheduler.doctor())[0]["what"] == "0 kernels, 0 leases and 0 processes agree"
         await w.start("k", cpus=1)
         assert (await w.scheduler.doctor())[0]["what"] == "1 kernel, 1 lease and 1 process agree"
         w.agent.ledger.release("roost:k:s/1")  # behind everybody's back
-        assert "has lost its lease" in (await w.scheduler.doctor())[0]["what"]
-        await w.told("released", "k")
+        for _ in range(2):
+            (found,) = await w.scheduler.doctor()
+            assert found["what"] == "kernel k has lost its lease"
+            assert (found["level"], found["fix"]) == ("error", "the kernel is dropped")
+        assert [kernel.id for kernel in w.scheduler.kernels()] == ["k"]
+        fixed, agree = await w.scheduler.doctor(fix=True)
+        assert (fixed["level"], fixed["what"], fixed["fix"]) == ("fixed", found["what"], found["fix"])
+        assert agree["level"] == "ok"
         assert w.scheduler.kernels() == []
+
+
+async def test_doctor_repairs_the_other_side_too(tmp_path: Path) -> None:
+    """A lease without a kernel, and a kernel whose process nobody has."""
+    async with world(tmp_path, settings=SOON, cpus=4) as w:
+        await w.start("k", cpus=1)
+        await w.start("gone", cpus=1)
+        del w.scheduler._table.records["k"]
+        del w.agent.kernels["gone"]
+        fixed = (await w.scheduler.doctor(fix=True))[:2]
+        assert [found["what"] for found in fixed] == [
+            "lease roost:k:s/1 has no kernel",
+            "kernel gone is listed but does not run",
+        ]
+        assert {found["level"] for found in fixed} == {"fixed"}
+        assert w.leases() == []
+        assert w.scheduler.kernels() == []
+
+
+async def test_doctor_says_what_it_could_not_repair(tmp_path: Path) -> None:
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("k", cpus=1)
+        del w.scheduler._table.records["k"]
+        w.agent.fail("release")
+        failed, still = (await w.scheduler.doctor(fix=True))[:2]
+        assert failed["level"] == still["level"] == "error"
+        assert failed["do"].startswith("it cannot be repaired: ")
+        w.agent.failures.clear()
