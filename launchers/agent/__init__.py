@@ -3,7 +3,8 @@
     scheduler ── one encrypted port ──> main (Agent) ── ledger            leases, as files
                                          │   ├──────── manager_watch     has the node left its cluster?
                                          │   │         address_watch
-                                         │   └──────── node_metrics, gpus, nvml, gpu_locks
+                                         │   ├──────── node_metrics, usage, gpus, nvml, gpu_locks
+                                         │   └──────── limits            confinement, cgroups
                                          ▼
                                       kernels ──> start ──> zygote_pool ──> zygote ── fork ──> kernel
                                          │          │       (fingerprint, fork_report)

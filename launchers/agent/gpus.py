@@ -29,6 +29,8 @@ class DeviceReader:
         self, declared: int | None = None, model: str = "", *, first_wait_s: float = _FIRST_WAIT_S
     ) -> None:
         self.read_at = math.inf
+        self.memory_by_pid: dict[int, int] = {}
+        """The bytes of memory of all GPUs that each process used at the last reading."""
         self._last = tuple(Device(id=str(index), model=model) for index in range(declared or 0))
         self._is_measured = declared is None
         self._nvml: Any = None
@@ -60,7 +62,9 @@ class DeviceReader:
                 pynvml.nvmlInit()
                 self._nvml = pynvml
             started_at = time.monotonic()
+            self._processes: dict[int, int] = {}
             self._last, self.read_at = self._list(), started_at
+            self.memory_by_pid = self._processes
         except Exception as problem:  # noqa: BLE001 - NVML's own error tree, or no such module
             log.debug("no NVML here: %s", problem)
             self._is_measured = self._nvml is not None
@@ -86,6 +90,9 @@ class DeviceReader:
 
     def _describe(self, handle: Any) -> Device:
         nvml = self._nvml
+        for process in self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
+            used = int(process.usedGpuMemory or 0)  # None: the driver does not tell, as in most containers
+            self._processes[process.pid] = self._processes.get(process.pid, 0) + used
         memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
         rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
         return Device(

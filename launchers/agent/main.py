@@ -41,12 +41,13 @@ from .launch_changes import adapt, build_node_environment
 from .ledger import Conflict, LeaseLedger
 from .limits import Limits, NotEnforced
 from .manager_watch import ManagerWatch
-from .node_metrics import NodeMetrics, UsageMeter
+from .node_metrics import NodeMetrics
 from .nvml import list_gpus
 from .page_out import PageOut
 from .sessions import OwnSession, SharedSession
 from .settings import AgentSettings
 from .start import EarlierFork, writing
+from .usage import RunningKernel, UsageMeter
 from .zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -317,9 +318,17 @@ class Agent:
     def _stats(self) -> tuple[KernelUse, ...]:
         running = {kernel.pid: kernel for kernel in self._kernels.list() if kernel.is_running}
         busy = {device.id for device in self._machine.devices.read() if (device.used or 0.0) > _QUIET_GPU}
-        on_busy_gpus = {pid for pid, kernel in running.items() if not busy.isdisjoint(kernel.device_ids)}
-        kernel_ids = {pid: kernel.kernel_id for pid, kernel in running.items()}
-        return tuple(map(self._with_activity, self._usage.read(kernel_ids, on_busy_gpus)))
+        measured = {
+            pid: RunningKernel(
+                kernel_id=kernel.kernel_id,
+                held=self._limits.get(kernel.lease_id),
+                is_on_busy_gpu=not busy.isdisjoint(kernel.device_ids),
+            )
+            for pid, kernel in running.items()
+        }
+        return tuple(
+            map(self._with_activity, self._usage.read(measured, self._machine.devices.memory_by_pid))
+        )
 
     def _with_activity(self, use: KernelUse) -> KernelUse:
         state, idle_s = self._kernels.activity(use.kernel_id)

@@ -1,28 +1,23 @@
-"""The size and the use of this machine, and the use of its kernels: CPUs, memory and, from `gpus`, GPUs."""
+"""The size and the use of this machine: CPUs, memory and, from `gpus`, GPUs."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from roost.launchers.protocol.messages import KernelUse
 from roost.placement.model import Node
 
 from .gpus import DeviceReader
 from .ledger import LeaseLedger
-from .sessions import OwnSession, Session
 from .settings import AgentSettings
 
-_QUIET_CPUS = 0.02
-"""A kernel that uses less than this share of a CPU between two readings is quiet."""
 _METRICS_MAX_AGE_S = 1.0  # CPU use over a shorter time is noise
 
 
@@ -83,69 +78,6 @@ class NodeMetrics:
             self._cpus_used = min(busy, self.cpus)
             self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
             self._device_status = self.devices.read()
-
-
-class UsageMeter:
-    """A meter of the kernels' use. All processes of a kernel's session count."""
-
-    def __init__(self, session: Session | None = None) -> None:
-        self._session = session or OwnSession()
-        self._read_at = 0.0
-        self._known: dict[int, KernelUse] = {}
-        self._spent_s: dict[int, float] = {}
-        self._busy_at: dict[int, float] = {}
-
-    def read(
-        self, kernels: Mapping[int, str], on_busy_gpus: Container[int] = frozenset()
-    ) -> tuple[KernelUse, ...]:
-        """Return the use of each kernel.
-
-        `kernels` has the ids of the running kernels by pid, `on_busy_gpus` the pids of those whose GPUs work.
-        """
-        now = time.monotonic()
-        elapsed_s = now - self._read_at
-        if elapsed_s >= _METRICS_MAX_AGE_S or kernels.keys() != self._known.keys():
-            self._known = self._measure(kernels, elapsed_s, on_busy_gpus)
-            self._read_at = now
-        return tuple(self._known.values())
-
-    def _measure(
-        self, kernels: Mapping[int, str], elapsed_s: float, on_busy_gpus: Container[int]
-    ) -> dict[int, KernelUse]:
-        now = time.monotonic()
-        spent_s = dict.fromkeys(kernels, 0.0)  # with processes that have ended
-        processes, rss_bytes = dict.fromkeys(kernels, 0), dict.fromkeys(kernels, 0)
-        cpu_s, age_s = dict.fromkeys(kernels, 0.0), dict.fromkeys(kernels, 0.0)
-        for pid, kernel in self._session.find_members(kernels):
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                processes[kernel] += 1
-                with process.oneshot():
-                    times = process.cpu_times()
-                    cpu_s[kernel] += times.user + times.system
-                    spent_s[kernel] += sum(times[:4])
-                    rss_bytes[kernel] += process.memory_info().rss
-                    if pid == kernel:
-                        age_s[kernel] = time.time() - process.create_time()
-        found = {}
-        for pid, kernel_id in kernels.items():
-            before = self._known.get(pid)
-            used_s = cpu_s[pid] - (before.cpu_s if before else 0.0)
-            over_s = elapsed_s if before else age_s[pid]
-            was_busy = spent_s[pid] - self._spent_s.get(pid, 0.0) > _QUIET_CPUS * over_s
-            if was_busy or pid in on_busy_gpus or pid not in self._busy_at:
-                self._busy_at[pid] = now
-            found[pid] = KernelUse(
-                kernel_id=kernel_id,
-                processes=processes[pid],
-                cpu_s=cpu_s[pid],
-                cpu_percent=max(0.0, 100 * used_s / over_s) if over_s > 0 else 0.0,
-                rss_bytes=rss_bytes[pid],
-                quiet_s=now - self._busy_at[pid],
-            )
-        self._spent_s = spent_s
-        self._busy_at = {pid: self._busy_at[pid] for pid in kernels}
-        return found
 
 
 def count_cpus(cgroups: Sequence[Path]) -> float:

@@ -106,7 +106,8 @@ class KernelProcess:
 class KernelUse:
     """The CPU and memory that a kernel and all processes started by it use, without processes that have ended.
 
-    `cpu_percent` of one CPU since the previous measurement. `rss_bytes` counts shared memory once for each process.
+    `cpu_percent` of one CPU since the previous measurement. `memory_bytes` is that of its control group. Without one,
+    only a part of each shared page counts. `gpu_memory_bytes` is 0 where NVML does not report it.
     `execution_state` is `busy` or `idle`, or empty if that is not known. `idle_s`: it has published nothing for so
     long. `quiet_s`: for so long, it and its processes have used almost no CPU or GPU.
     """
@@ -115,7 +116,8 @@ class KernelUse:
     processes: int = 0
     cpu_s: float = 0.0
     cpu_percent: float = 0.0
-    rss_bytes: int = 0
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
     execution_state: str = ""
     idle_s: float = 0.0
     quiet_s: float = 0.0

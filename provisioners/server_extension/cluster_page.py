@@ -98,7 +98,7 @@ def _describe_kernel(kernel: Kernel) -> dict[str, Any]:
         "node": kernel.node_id,
         "devices": kernel.device_ids,
         "request": kernel.request.describe(),
-        "memory_bytes": kernel.use.rss_bytes if kernel.use else None,
+        "memory_bytes": kernel.use.memory_bytes if kernel.use else None,
         "position": kernel.position,
         "waits_for": kernel.waits_for,
         "age_s": max(0.0, time.time() - kernel.created_at),

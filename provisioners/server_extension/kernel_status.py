@@ -87,7 +87,7 @@ def describe_status(kernel: Kernel) -> dict[str, str]:
     parts = [kernel.node_id]
     if request.gpus:
         parts.append(format_count(request.gpus, "GPU"))
-    used = format_bytes(use.rss_bytes) if use else "?"
+    used = format_bytes(use.memory_bytes) if use else "?"
     if request.memory_bytes:
         parts.append(f"{used} of {format_bytes(request.memory_bytes)}")
     elif use:
@@ -95,7 +95,8 @@ def describe_status(kernel: Kernel) -> dict[str, str]:
     devices = f", GPU {', '.join(kernel.device_ids)}" if kernel.device_ids else ""
     lines = [f"Runs on {kernel.node_id}{devices}.", f"Asked for: {request.describe()}."]
     if use:
-        lines.append(f"Uses {used} of memory and {format_amount(use.cpu_percent / 100)} CPU.")
+        gpu = f", {format_bytes(use.gpu_memory_bytes)} of GPU memory" if use.gpu_memory_bytes else ""
+        lines.append(f"Uses {used} of memory{gpu} and {format_amount(use.cpu_percent / 100)} CPU.")
     else:
         lines.append("Nobody knows what it uses: its agent does not answer.")
     return {"text": " · ".join(parts), "detail": "\n".join(lines)}

@@ -146,7 +146,9 @@ def _format_use(kernel: Kernel) -> str:
     """Return what the kernel uses in the words of its request; `unknown` if its agent does not report it."""
     if kernel.use is None:
         return "unknown" if kernel.state == "running" else "-"
-    return f"{format_bytes(kernel.use.rss_bytes)}, {format_amount(kernel.use.cpu_percent / 100)} CPU"
+    use = kernel.use
+    gpu = f", {format_bytes(use.gpu_memory_bytes)} of GPU" if use.gpu_memory_bytes else ""
+    return f"{format_bytes(use.memory_bytes)}{gpu}, {format_amount(use.cpu_percent / 100)} CPU"
 
 
 def _build_queue(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:

@@ -95,6 +95,9 @@ class Nvml:
     def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:  # noqa: N802
         return SimpleNamespace(total=100, used=10)
 
+    def nvmlDeviceGetComputeRunningProcesses(self, gpu: int) -> list[SimpleNamespace]:  # noqa: N802
+        return [SimpleNamespace(pid=7, usedGpuMemory=5), SimpleNamespace(pid=8 + gpu, usedGpuMemory=None)]
+
     def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:  # noqa: N802
         return SimpleNamespace(gpu=50)
 
@@ -130,6 +133,12 @@ def test_gpus_that_hang_keep_their_last_state(nvml: Nvml, tmp_path: Path) -> Non
     assert after.metrics_age_s >= WAIT_S
     measured.devices.close()  # does not wait, either
     nvml.answers.set()
+
+
+def test_the_gpu_memory_of_processes_is_summed(nvml: Nvml) -> None:
+    reader = DeviceReader()
+    assert reader.memory_by_pid == {7: 10, 8: 0, 9: 0}
+    reader.close()
 
 
 def test_gpus_that_answer_too_late_are_not_used(nvml: Nvml, tmp_path: Path) -> None:

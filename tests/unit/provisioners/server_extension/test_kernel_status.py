@@ -13,7 +13,7 @@ from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement.request import Request
 from roost.provisioners.server_extension.kernel_status import describe_status, list_cards
 
-USE = KernelUse(kernel_id="k", rss_bytes=3 << 30, cpu_percent=120.0)
+USE = KernelUse(kernel_id="k", memory_bytes=3 << 30, cpu_percent=120.0)
 RUNNING = build_kernel(
     "k", node_id="gpu-3", device_ids=("0",), request=Request(gpus=0.5, memory_bytes=16 << 30)
 )

@@ -26,13 +26,13 @@ def test_kernels_show_what_they_use(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    use = KernelUse(kernel_id=RUNNING.id, processes=2, cpu_percent=150.0, rss_bytes=180 << 20)
+    use = KernelUse(kernel_id=RUNNING.id, processes=2, cpu_percent=150.0, memory_bytes=180 << 20)
     client.known[0] = replace(RUNNING, use=use)
     first, second, queued = run(capsys, "kernels")[1].splitlines()[1:]
     assert "180 MiB, 1.5 CPU" in first
     assert "unknown" in second
     assert "unknown" not in queued
-    assert document(capsys, "kernels")["kernels"][0]["use"]["rss_bytes"] == 180 << 20
+    assert document(capsys, "kernels")["kernels"][0]["use"]["memory_bytes"] == 180 << 20
 
 
 def test_pending_kernels_say_what_they_wait_for(
