@@ -1,4 +1,4 @@
-"""What each kernel uses of the machine: CPUs, memory, and memory of GPUs."""
+"""The use of each kernel: CPUs, memory, and memory of GPUs."""
 
 from __future__ import annotations
 

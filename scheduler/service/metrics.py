@@ -96,7 +96,7 @@ class Metrics:
 
     async def _read(self) -> tuple[list[Kernel], Snapshot | None]:
         snapshot = None
-        with contextlib.suppress(Exception):  # the cluster is away; the kernels are known all the same
+        with contextlib.suppress(Exception):  # the cluster is away, but the kernels are known
             snapshot = await asyncio.wait_for(self._read_nodes(), _COLLECT_S / 2)
         return list(self._read_kernels()), snapshot
 

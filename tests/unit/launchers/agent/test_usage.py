@@ -1,4 +1,4 @@
-"""What kernels use: which of them are quiet, whose memory counts, and how often it is measured."""
+"""The use of kernels: the quiet ones, the memory that counts, and the pauses between measurements."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_kernel_is_quiet_if_nothing_that_it_has_started_works(
     run: Start, code: str, is_quiet: bool
 ) -> None:
     pid, meter = run(code), UsageMeter()
-    assert read(meter, pid).quiet_s == 0.0, "nobody knows what it did before"
+    assert read(meter, pid).quiet_s == 0.0, "its earlier work is unknown"
     time.sleep(0.5)
     assert (read(meter, pid).quiet_s > 0.4) is is_quiet
 

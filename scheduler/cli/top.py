@@ -1,0 +1,83 @@
+"""`roost top`: what the kernels use, the busiest first, until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from roost.launchers.protocol.shared_values import KernelUse
+from roost.placement.format import format_amount, format_bytes
+from roost.placement.json_codec import encode
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.client import Client
+from roost.scheduler.service.messages import Kernel
+
+from .options import connect_scheduler, print_answer
+from .tables import build_table, open_console, print_table, shorten_ids
+
+_HIGH = 0.9
+"""The share of its memory from which a kernel's use is shown in red."""
+
+
+def show_top(arguments: argparse.Namespace) -> int:
+    """Show the running kernels again and again. Outside a terminal, show them once."""
+    client, out = connect_scheduler(arguments), open_console()
+    kernels = _read(client)
+    if arguments.json or not out.is_terminal:
+        document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
+        return print_answer(arguments, document, lambda: print_table(out, build_top(kernels)))
+    with Live(build_top(kernels), console=out, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(arguments.interval)
+                live.update(build_top(_read(client)), refresh=True)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _read(client: Client) -> list[Kernel]:
+    return [kernel for kernel in wait_for(client.kernels(with_use=True)) if kernel.state == "running"]
+
+
+def build_top(kernels: Sequence[Kernel]) -> Table:
+    """Return a table of running kernels: first those that use most CPUs, then those with most memory."""
+    right = ("CPUS", "MEMORY", "GPU MEMORY", "PROCESSES")
+    table = build_table("KERNEL", "USER", "NODE", *right, "STATE", right=right)
+    short = shorten_ids([kernel.id for kernel in kernels])
+    for kernel in sorted(kernels, key=_rank):
+        use = kernel.use
+        if use is None:
+            table.add_row(short[kernel.id], kernel.owner.user, kernel.node_id, *["?"] * 4, "unknown")
+            continue
+        table.add_row(
+            short[kernel.id],
+            kernel.owner.user,
+            kernel.node_id,
+            _format_cpus(use, kernel.request.cpus),
+            _format_memory(use, kernel.request.memory_bytes),
+            format_bytes(use.gpu_memory_bytes) if use.gpu_memory_bytes else "-",
+            str(use.processes),
+            use.execution_state or "running",
+        )
+    return table
+
+
+def _rank(kernel: Kernel) -> tuple[float, int]:
+    return (-kernel.use.cpu_percent, -kernel.use.memory_bytes) if kernel.use else (1.0, 0)
+
+
+def _format_cpus(use: KernelUse, asked: float) -> str:
+    used = f"{use.cpu_percent / 100:.2f}"
+    return f"{used} of {format_amount(asked)}" if asked else used
+
+
+def _format_memory(use: KernelUse, asked_bytes: int) -> str | Text:
+    if not asked_bytes:
+        return format_bytes(use.memory_bytes)
+    text = f"{format_bytes(use.memory_bytes)} of {format_bytes(asked_bytes)}"
+    return Text(text, style="bold red" if use.memory_bytes >= _HIGH * asked_bytes else "")

@@ -1,0 +1,92 @@
+"""`roost top`, with a stub client."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from stub_client import QUEUED, RUNNING, SECOND, StubClient, document, run
+
+from roost.launchers.protocol.shared_values import KernelUse
+from roost.placement.model import Request
+from roost.scheduler.cli import top
+
+IDLE = KernelUse(
+    kernel_id=RUNNING.id, processes=2, cpu_percent=1.0, memory_bytes=950 << 20, execution_state="idle"
+)
+BUSY = KernelUse(
+    kernel_id=SECOND.id, processes=1, cpu_percent=150.0, memory_bytes=9, gpu_memory_bytes=3 << 30
+)
+
+
+@pytest.fixture(autouse=True)
+def _kernels(client: StubClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    limited = replace(RUNNING, use=IDLE, request=Request(cpus=2, memory_bytes=1 << 30))
+    client.known = [limited, replace(SECOND, use=BUSY), QUEUED]
+
+
+def test_the_busiest_kernel_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "top")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == [
+        "KERNEL",
+        "USER",
+        "NODE",
+        "CPUS",
+        "MEMORY",
+        "GPU",
+        "MEMORY",
+        "PROCESSES",
+        "STATE",
+    ]
+    assert lines[1].split()[2:] == ["small", "1.50", "9", "bytes", "3", "GiB", "1", "running"]
+    assert lines[2].split()[2:] == [
+        "big",
+        "0.01",
+        "of",
+        "2",
+        "950",
+        "MiB",
+        "of",
+        "1",
+        "GiB",
+        "-",
+        "2",
+        "idle",
+    ]
+    assert len(lines) == 3, "a queued kernel uses nothing"
+
+
+def test_a_kernel_of_a_silent_agent_comes_last(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.known[1] = replace(SECOND, use=None)
+    assert "?" in run(capsys, "top")[1].splitlines()[2]
+
+
+def test_the_kernels_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    uses = [kernel["use"] for kernel in document(capsys, "top")["kernels"]]
+    assert [use["gpu_memory_bytes"] for use in uses] == [0, 3 << 30]
+
+
+def test_a_terminal_is_refreshed_until_the_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(top, "open_console", lambda: console)
+    pauses: list[float] = []
+
+    def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert run(capsys, "top", "--interval", "0.5")[0] == 0
+    assert pauses == [0.5] * 3
+    assert console.file.getvalue().count("small") >= 3  # type: ignore[attr-defined]
