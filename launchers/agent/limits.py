@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Lease
@@ -214,5 +215,10 @@ class Limits:
             self._tree.others.add(pid)
 
 
-def _hash(lease_id: str) -> str:
-    return hashlib.sha256(lease_id.encode()).hexdigest()[:32]
+def name_group(folder: Path) -> str:
+    """Return the name of the control group that the agent of this folder makes."""
+    return f"roost-{_hash(str(folder))[:16]}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -7,7 +7,6 @@ needs to adopt the kernels, which do not depend on the agent: `leases/`, `kernel
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import signal
@@ -39,7 +38,7 @@ from .gpu_locks import GpuLocks
 from .kernels import Kernels
 from .launch_changes import adapt, build_node_environment
 from .ledger import Conflict, LeaseLedger
-from .limits import Limits, NotEnforced
+from .limits import Limits, NotEnforced, name_group
 from .manager_watch import ManagerWatch
 from .node_metrics import NodeMetrics
 from .nvml import list_gpus
@@ -96,7 +95,7 @@ class Agent:
         session = self._session = SharedSession() if settings.shares_session else OwnSession()
         self._usage = UsageMeter(session)
         self._limits = Limits(
-            f"roost-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}",
+            name_group(folder),
             settings.enforcement,
             session,
             cpus=machine.cpus,

@@ -52,11 +52,11 @@ async def test_the_first_cell_after_a_restart_has_its_output(
         assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
 
 
-@pytest.mark.backends("local", why="only this backend limits memory in this test's world")
+@pytest.mark.backends("local", "ray", "dask")
 async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
-    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specs_of: Callable[..., object], backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    specs_of(config={"backend": "local", "memory": "300MiB"})
+    specs_of(config={"memory": "300MiB"})
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
         kernel_id = await start(server, "roosted")
@@ -71,7 +71,7 @@ async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
                     assert (await server.api("GET", f"kernels/{kernel_id}"))[1]["reason"] == sentence
             await front.until(lambda: "dead" in states(front.messages), 60)
         assert (await server.api("GET", f"kernels/{kernel_id}"))[0] == 404, "Jupyter removes a dead kernel"
-    service = connect("local")
+    service = connect(backend)
     (kernel,) = service.kernels().result(10)
     assert kernel.process is not None
     assert kernel.process.is_out_of_memory

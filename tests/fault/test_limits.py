@@ -1,0 +1,66 @@
+"""Control groups through starts, stops and kills of the agent: none is left.
+
+ROOST_LIMIT_ROUNDS is how many rounds there are (25; 500 take ten minutes).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from world import daemon_pids, kill, settle, tiny
+
+from roost.launchers.agent.cgroups import ROOT, CgroupTree, NoCgroups
+from roost.launchers.agent.limits import name_group
+from roost.scheduler.client.client import connect
+from roost.scheduler.errors import RoostError
+
+pytestmark = pytest.mark.fault
+ROUNDS = int(os.environ.get("ROOST_LIMIT_ROUNDS", "25"))
+SEED = int(os.environ.get("ROOST_LIMIT_SEED", "1"))
+
+
+def why_no_cgroups() -> str:
+    try:
+        CgroupTree("roost-test")
+    except NoCgroups as problem:
+        return str(problem)
+    return ""
+
+
+def groups(world: Path) -> set[Path]:
+    """Return the control group of this world's agent, and those in it."""
+    name = name_group(world / "agent")
+    return {
+        path
+        for path in ROOT.rglob("*")
+        if name in path.parts and path.is_dir() and path.name != "roost-others"
+    }
+
+
+@pytest.mark.skipif(bool(why_no_cgroups()), reason=why_no_cgroups())
+def test_starts_stops_and_killed_agents_leave_no_control_group(world: Path) -> None:
+    chance = random.Random(SEED)
+    client = connect("local")
+    held: list[str] = []
+    killed = failed = 0
+    for _ in range(ROUNDS):
+        try:
+            start = client.start(tiny(cpus=0.01, memory_bytes=64 << 20))
+            if chance.random() < 0.3 and (pids := daemon_pids(world, "agent")):
+                kill(pids[0])
+                killed += 1
+            held.append(start.result(60).id)
+            while held and chance.random() < 0.6:
+                client.stop(held.pop(chance.randrange(len(held))), grace_s=chance.choice([0, 1])).result(60)
+        except RoostError:  # the start that was under way when its agent was killed
+            failed += 1
+    print(f"{ROUNDS} starts, {killed} killed agents, {failed} failed starts, {len(held)} kernels left")
+    for kernel in client.kernels().result(60):
+        client.stop(kernel.id, grace_s=0).result(60)
+    names = {path.name for path in groups(world)}
+    assert names <= {name_group(world / "agent")}, "the group of a lease is left"
+    settle(world)
+    assert groups(world) == set()
