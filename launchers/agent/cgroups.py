@@ -17,8 +17,6 @@ from pathlib import Path
 
 import psutil
 
-from .node_metrics import measure_used_memory
-
 ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 _AGENT, _OTHERS = "roost-agent", "roost-others"
@@ -115,8 +113,12 @@ class Cgroup:
 
     @property
     def used_bytes(self) -> int:
-        """The memory in use, without files that the system can drop from it."""
-        return measure_used_memory(self._memory)
+        """The memory in use, without files that the system can drop from it. It is 0 if the group is gone."""
+        used, cache = (
+            ("usage_in_bytes", "total_inactive_file") if self._is_v1 else ("current", "inactive_file")
+        )
+        dropped = _find_number(_read(self._memory / "memory.stat"), cache)
+        return max(0, _number(_read(self._memory / f"memory.{used}")) - dropped)
 
     @property
     def peak_bytes(self) -> int:
@@ -127,8 +129,7 @@ class Cgroup:
     def kills(self) -> int:
         """How many processes the system has killed here because the group had no memory left."""
         text = _read(self._memory / ("memory.oom_control" if self._is_v1 else "memory.events"))
-        lines = (line.split() for line in text.splitlines())
-        return next((int(words[1]) for words in lines if words[0] == "oom_kill"), 0)
+        return _find_number(text, "oom_kill")
 
     def watch(self, on_full: Callable[[], object]) -> None:
         """Call `on_full` whenever the system is about to kill one process here. Version 2 kills the whole group."""
@@ -141,9 +142,9 @@ class Cgroup:
                 _write(self._memory / "cgroup.event_control", f"{event} {control}")
             finally:
                 os.close(control)
-        except OSError:
+        except OSError:  # then only one process ends
             os.close(event)
-            raise
+            return
         self._event = event
 
         def read() -> None:
@@ -236,6 +237,7 @@ class CgroupTree:
                 if group is self.group:
                     group.pass_on()
         except OSError as problem:
+            self.group.remove()
             raise NoCgroups(f"{problem.filename or self._folder}: {problem.strerror}") from None
 
     def lease_names(self) -> set[str]:
@@ -301,6 +303,12 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _find_number(text: str, name: str) -> int:
+    """Return the number behind a name in lines of names and numbers; 0 if it is not there."""
+    pairs = (line.split() for line in text.splitlines())
+    return next((int(pair[1]) for pair in pairs if pair[0] == name), 0)
 
 
 def _number(text: str) -> int:

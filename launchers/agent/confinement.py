@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,8 @@ from roost.placement.format import format_bytes
 
 from .cgroups import Cgroup
 from .sessions import Session
+
+log = logging.getLogger(__name__)
 
 _KILLED = -9
 
@@ -94,8 +97,10 @@ class GroupConfinement:
     async def end(self, others: Cgroup | None) -> None:
         if others is not None:
             for pid in self._group.pids():
-                others.add(pid)
-        await self._group.end()
+                with contextlib.suppress(OSError):
+                    others.add(pid)
+        if not await self._group.end():
+            log.error("processes %s do not die: they hang in the operating system", self._group.pids())
 
 
 class WatchedConfinement:
@@ -147,6 +152,14 @@ class WatchedConfinement:
 
     async def end(self, others: Cgroup | None) -> None:
         self.pid = 0
+
+
+def is_watched(pid: int) -> bool:
+    """True if a `WatchedConfinement` has limited this process, maybe that of an earlier agent."""
+    try:
+        return resource.prlimit(pid, resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+    except OSError:
+        return False
 
 
 def _read_resident(pid: int) -> int:

@@ -21,7 +21,7 @@ from roost.placement.format import format_bytes
 from roost.placement.model import MEMORY_ONLY, Request
 
 from .cgroups import CgroupTree, NoCgroups
-from .confinement import Confinement, GroupConfinement, WatchedConfinement
+from .confinement import Confinement, GroupConfinement, WatchedConfinement, is_watched
 from .sessions import Session
 from .settings import Enforcement
 
@@ -72,8 +72,7 @@ class Limits:
         self._near: set[str] = set()
         self._tree: CgroupTree | None = None
         self._is_open = False
-        self.why_not = ""
-        """Why there are no control groups, as a clause; empty if there are some, or they are not wanted."""
+        self._why_not = ""
         self._is_managed = is_per_kernel
         self._tasks: set[asyncio.Task[None]] = set()
         if is_per_kernel:
@@ -81,7 +80,7 @@ class Limits:
         try:
             self._tree = make_tree(name)
         except NoCgroups as problem:
-            self.why_not = str(problem)
+            self._why_not = str(problem)
 
     def describe(self) -> str:
         """Return how limits are enforced here, as `Node.enforcement` describes it."""
@@ -89,7 +88,9 @@ class Limits:
             return ""
         if self._settings.enforce == "never":
             return "never"
-        return f"cgroup v{self._tree.version}" if self._tree is not None else f"{MEMORY_ONLY}: {self.why_not}"
+        return (
+            f"cgroup v{self._tree.version}" if self._tree is not None else f"{MEMORY_ONLY}: {self._why_not}"
+        )
 
     def get(self, lease_id: str) -> Confinement | None:
         return self._held.get(lease_id)
@@ -132,23 +133,21 @@ class Limits:
 
     def adopt(self, leases: Mapping[str, tuple[Lease, int]]) -> None:
         """Find the limits that an earlier agent has set. `leases` has each lease with the pid of its kernel, or 0."""
-        if self._is_managed:
-            return
-        tree = self._tree
-        if tree is None:
-            for lease, pid in leases.values():
-                if pid and lease.request.memory_bytes and self._settings.enforce != "never":
-                    self._held[lease.id] = WatchedConfinement(
-                        lease.request.memory_bytes, self._session, pid=pid
-                    )
-            return
+        if self._tree is not None:
+            self._adopt_groups(
+                self._tree, {_hash(lease_id): lease for lease_id, (lease, _) in leases.items()}
+            )
+        for lease, pid in leases.values():
+            if pid and lease.id not in self._held and is_watched(pid):
+                most_bytes = lease.request.memory_bytes
+                self._held[lease.id] = WatchedConfinement(most_bytes, self._session, pid=pid)
+
+    def _adopt_groups(self, tree: CgroupTree, leases: Mapping[str, Lease]) -> None:
         self._is_open = tree.is_open
-        known = {_hash(lease_id): lease_id for lease_id in leases}
         for name in tree.lease_names():
             group = tree.group.child(name)
-            if name in known:
-                lease, _ = leases[known[name]]
-                self._held[lease.id] = GroupConfinement(group, lease.request.memory_bytes)
+            if name in leases:
+                self._held[leases[name].id] = GroupConfinement(group, leases[name].request.memory_bytes)
             else:
                 log.warning("control group %s has no lease: its processes end", name)
                 spawn(group.end(), self._tasks, log)
@@ -160,7 +159,8 @@ class Limits:
             for lease_id, held in list(self._held.items()):
                 if held.memory_bytes:
                     self._compare(lease_id, held)
-            pause_s = _WATCH_S if self._tree is None and self._held else _PAUSE_S
+            is_fast = any(isinstance(held, WatchedConfinement) for held in self._held.values())
+            pause_s = _WATCH_S if is_fast else _PAUSE_S
             await asyncio.sleep(max(pause_s, (time.thread_time() - started) / _MOST_BUSY))
 
     async def close(self, *, has_leases: bool) -> None:
@@ -182,7 +182,7 @@ class Limits:
 
     def _make(self, lease: Lease) -> Confinement | None:
         request = lease.request
-        problem = self.why_not
+        problem = self._why_not
         if self._tree is not None:
             try:
                 return self._make_group(self._tree, lease.id, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,9 +112,11 @@ async def test_a_second_kernel_in_a_lease_has_the_same_limits() -> None:
 
 def test_the_next_agent_watches_the_kernels_of_the_last(sleeper: int) -> None:
     held = make()
-    held.adopt(
-        {"a": (lease(memory_bytes=1), sleeper), "b": (lease("b"), 7), "c": (lease("c", memory_bytes=1), 0)}
-    )
+    asked = lease(memory_bytes=1)
+    held.adopt({"a": (asked, sleeper)})
+    assert held.get("a") is None, "an earlier version has not limited it"
+    psutil.Process(sleeper).rlimit(psutil.RLIMIT_DATA, (1 << 30, 1 << 30))
+    held.adopt({"a": (asked, sleeper), "b": (lease("b"), os.getpid()), "c": (lease("c", memory_bytes=1), 0)})
     found = held.get("a")
     assert found is not None
     assert held.get("b") is held.get("c") is None
