@@ -1,0 +1,122 @@
+"""Limits: what they cost, and what a neighbour notices of a kernel that uses more memory than it asked for.
+
+start        start_kernel() called → first reply, of a kernel with limits (`limited`) and of one without (`free`)
+round trip   a cell of `1+1` in a neighbour → its reply: while nothing else runs (`alone`), and while another kernel
+             fills its memory and ends (`beside`)
+end          the cell that fills the memory is sent → the kernel's end is known here
+
+Claims, of medians: start with limits ≤ 1.1 × without; a neighbour's round trip ≤ 2 × alone; end ≤ 1,000 ms. Where roost
+cannot use control groups, the script prints a note and exits with 77.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Awaitable
+from functools import partial
+
+from jupyter_client.asynchronous.client import AsyncKernelClient
+
+import roost
+from roost.bench.report import Report, interleave, parser
+from roost.bench.world import (
+    ROOST,
+    elapsed_ms,
+    execute,
+    kernels,
+    make_manager,
+    open_client,
+    private_world,
+    start,
+    wait_until_forked,
+    write_kernelspec,
+)
+from roost.launchers.agent.cgroups import CgroupTree, NoCgroups
+
+NO_CGROUPS = 77
+LIMIT = {"memory": "512MiB", "cpus": 0.5}
+FILL = """
+data = []
+while True:
+    data.append(bytearray(16 << 20))
+    data[-1][::4096] = b"x" * 4096
+"""
+ALONE_S = 1.0
+
+
+async def measure_start(name: str) -> dict[str, float]:
+    """Start a kernel of one kernelspec, and stop it."""
+    await asyncio.sleep(0.3)  # a spare is forked meanwhile
+    manager = make_manager(name, {})
+    began = time.perf_counter()
+    await start(manager)
+    try:
+        async with open_client(manager) as client:
+            await execute(client)
+        return {"start": elapsed_ms(began)}
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+async def measure_neighbour(client: AsyncKernelClient) -> dict[str, float]:
+    """Measure the round trips of a neighbour alone and beside a kernel that fills its memory."""
+    found = {"round trip alone": await measure_until(client, asyncio.sleep(ALONE_S))}
+    async with kernels("limited", 1) as [manager], open_client(manager) as other:
+        began = time.perf_counter()
+        other.execute(FILL)
+        found["round trip beside"] = await measure_until(client, manager.provisioner.wait())
+        found["end"] = elapsed_ms(began)
+        kernel = await roost.connect("local").kernel(manager.kernel_id)
+        assert kernel.process is not None
+        assert kernel.process.is_out_of_memory, kernel.reason
+    return found
+
+
+async def measure_until(client: AsyncKernelClient, end: Awaitable[object]) -> float:
+    """Return the median of the round trips until `end`, in milliseconds."""
+    samples, ending = [], asyncio.ensure_future(end)
+    while not ending.done():
+        began = time.perf_counter()
+        await execute(client)
+        samples.append(elapsed_ms(began))
+    return statistics.median(samples)
+
+
+async def measure(arguments: Namespace) -> Report:
+    rounds = arguments.rounds or (3 if arguments.quick else 20)
+    report = Report("limits", rounds=rounds)
+    await wait_until_forked("free")
+    cases = {name: partial(measure_start, name) for name in ("limited", "free")}
+    await interleave(report, cases, rounds=rounds, warm_up=2)
+    async with kernels("limited", 1) as [manager], open_client(manager) as client:
+        await interleave(report, {"roost": partial(measure_neighbour, client)}, rounds=rounds)
+    ratio = report.ratio("start: limited ÷ free", "start/limited", "start/free")
+    report.claim("start, limited ÷ free", ratio.of_medians, at_most=1.1)
+    trips = [f"round trip {when}/roost" for when in ("beside", "alone")]
+    ratio = report.ratio("round trip: beside ÷ alone", *trips)
+    report.claim("round trip, beside ÷ alone", ratio.of_medians, at_most=2.0)
+    report.claim("end, ms", report.figure("end/roost").median, at_most=1000.0)
+    return report
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")
+    arguments = options.parse_args()
+    try:
+        CgroupTree("roost-bench")
+    except NoCgroups as problem:
+        print(f"roost cannot use control groups here: {problem}.")
+        return NO_CGROUPS
+    with private_world({"free": ROOST}) as root:
+        write_kernelspec(root / "jupyter_path" / "kernels" / "limited", ROOST, LIMIT)
+        report = asyncio.run(measure(arguments))
+    return report.finish(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
