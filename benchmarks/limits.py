@@ -1,4 +1,4 @@
-"""Limits: what they cost, and what a neighbour notices of a kernel that uses more memory than it asked for.
+"""The cost of limits, and a neighbour of a kernel that runs out of memory.
 
 start        start_kernel() called → first reply, of a kernel with limits (`limited`) and of one without (`free`)
 round trip   a cell of `1+1` in a neighbour → its reply: while nothing else runs (`alone`), and while another kernel

@@ -45,7 +45,7 @@ def _read(client: Client) -> list[Kernel]:
 
 
 def build_top(kernels: Sequence[Kernel]) -> Table:
-    """Return a table of running kernels: first those that use most CPUs, then those with most memory."""
+    """Return a table of running kernels, by the CPUs and the memory that they use."""
     right = ("CPUS", "MEMORY", "GPU MEMORY", "PROCESSES")
     table = build_table("KERNEL", "USER", "NODE", *right, "STATE", right=right)
     short = shorten_ids([kernel.id for kernel in kernels])
