@@ -6,7 +6,6 @@ import ast
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import psutil
 import zmq
+from free_ports import free_port
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from world import TINY_ARGV
 
@@ -142,12 +142,6 @@ def a_launch(argv: tuple[str, ...] = TINY_ARGV) -> Launch:
         cwd="/",
         connection=Connection(key="k"),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def evaluate(connection: Connection, expression: str) -> Any:

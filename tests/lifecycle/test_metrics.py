@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import debian
 import pytest
+from free_ports import free_port
 from world import settle, tiny
 
 from roost.scheduler.client.client import connect
@@ -30,11 +30,6 @@ CONFIGURATION = """
 global: {{scrape_interval: 500ms, scrape_timeout: 400ms}}
 scrape_configs: [{{job_name: roost, static_configs: [{{targets: ["127.0.0.1:{0}"]}}]}}]
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager

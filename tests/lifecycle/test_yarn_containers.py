@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
-from assigned_agents import LEASE, PARENT_KERNEL, a_launch, connect, find_children, free_port
+from assigned_agents import LEASE, PARENT_KERNEL, a_launch, connect, find_children
+from free_ports import free_port
 from hadoop_nodes import GPU, HadoopNodes, why_not
 from yarn_master import YarnMaster, live, running_master, until
 from yarn_nodes import assert_nothing_left, end_applications

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import zmq
-from assigned_agents import LEASE, a_launch, connect, evaluate, free_port, start_archive
+from assigned_agents import LEASE, a_launch, connect, evaluate, start_archive
+from free_ports import free_port
 
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from assigned_agents import LEASE, a_launch, assigned_agent, evaluate, free_port, start_archive
+from assigned_agents import LEASE, a_launch, assigned_agent, evaluate, start_archive
+from free_ports import free_port
 from world import TINY_ARGV
 
 from roost.launchers.agent.main import NO_PORT_EXIT

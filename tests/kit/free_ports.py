@@ -1,0 +1,21 @@
+"""Ports that a test can give to a process which it starts later."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+_FIRST, _LAST = 20_000, 32_000
+"""Below the range from which Linux gives ports to sockets that ask for any: those may be taken in the meantime."""
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody uses."""
+    while True:
+        port = _FIRST + secrets.randbelow(_LAST - _FIRST)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
