@@ -19,7 +19,7 @@ import roost
 from roost.scheduler.client.client import connect
 
 pytestmark = pytest.mark.backends("local", why="the same scheduler and agent on every backend")
-IDLE_S = 4.0
+IDLE_S = 6.0
 WORK = {
     "cell": "import time; time.sleep(600)",
     "input": "input()",

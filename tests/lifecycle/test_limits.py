@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import control_groups
 import pytest
+from control_groups import has_groups, lease_groups
 from world import daemon_pids, kill, settle
 
 import roost
-from roost.launchers.agent.cgroups import ROOT, CgroupTree, NoCgroups
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied
 
 pytestmark = pytest.mark.backends("local", why="the same agent on every backend")
 MIB = 1 << 20
-BUSY_S = 15.0
+BUSY_S = float(os.environ.get("ROOST_BUSY_S", "15"))
+TOLERANCE = float(os.environ.get("ROOST_CPU_TOLERANCE", "0.3"))
+"""Other tests use the same CPUs. On a quiet machine, 0.15 holds."""
 FILL = "data = bytearray({0} << 20); data[::4096] = b'x' * len(data[::4096])"
 """Code that uses so many MiB of memory."""
 DETACHED = """
@@ -66,15 +69,7 @@ except RoostError as problem:
 """
 
 
-def why_no_cgroups() -> str:
-    try:
-        CgroupTree("roost-test")
-    except NoCgroups as problem:
-        return f"{problem}"
-    return ""
-
-
-needs_cgroups = pytest.mark.skipif(bool(why_no_cgroups()), reason=why_no_cgroups())
+needs_cgroups = pytest.mark.skipif(bool(control_groups.why_not()), reason=control_groups.why_not())
 
 
 @pytest.fixture
@@ -106,11 +101,6 @@ def is_there(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return False
-
-
-def lease_groups() -> list[Path]:
-    """Return the control groups of leases on this machine."""
-    return [path for path in ROOT.rglob("roost-*/*") if path.is_dir() and path.name != "roost-others"]
 
 
 @needs_cgroups
@@ -156,7 +146,7 @@ def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(folder
     with start(memory="300MiB", options={"end_detached": False}) as kernel:
         child = int(kernel.execute(DETACHED.format("")).text)
     try:
-        wait_for(lambda: not lease_groups(), "the group is left")
+        wait_for(lambda: not lease_groups(folder), "the group is left")
         assert is_there(child)
     finally:
         os.kill(child, 9)
@@ -194,7 +184,8 @@ def test_the_cpus_are_shared_in_proportion_to_the_promises(folder: Path) -> None
             found = list(threads.map(lambda each: float(each.execute(BUSY.format(BUSY_S)).text), started))
     total = sum(found)
     for used, promised in zip(found, (1, 1, 2, 4), strict=True):
-        assert used / total == pytest.approx(promised / 8, rel=0.15), found
+        assert used / total == pytest.approx(promised / 8, rel=TOLERANCE), found
+    print("CPU time in s:", [round(used, 2) for used in found])
 
 
 @needs_cgroups
@@ -228,14 +219,13 @@ def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(folder: Path) -> 
             wait_for(lambda: daemon_pids(folder, "agent"), "there is no new agent")
         with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
             kernel.execute(FILL.format(400))
-    wait_for(lambda: not lease_groups(), "the control group of a lease is left")
+    wait_for(lambda: not lease_groups(folder), "the control group of a lease is left")
 
 
 @needs_cgroups
 def test_no_control_group_is_left(folder: Path) -> None:
-    before = set(ROOT.rglob("roost-*"))
     with start(memory="300MiB"):
-        assert len(lease_groups()) == 2
-    wait_for(lambda: not lease_groups(), "the control group of a lease is left")
+        assert len(lease_groups(folder)) == 1
+    wait_for(lambda: not lease_groups(folder), "the control group of a lease is left")
     settle(folder)
-    wait_for(lambda: set(ROOT.rglob("roost-*")) == before, "a control group of the agent is left")
+    assert not has_groups(folder), "a control group of the agent is left"

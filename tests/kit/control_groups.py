@@ -1,0 +1,31 @@
+"""The control groups of the agent of a runtime folder, which runs in the same group as the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roost.launchers.agent.cgroups import CgroupTree, NoCgroups
+from roost.launchers.agent.limits import name_group
+
+
+def why_not() -> str:
+    """Return why agents can make no control groups here; empty if they can."""
+    try:
+        CgroupTree("roost-test")
+    except NoCgroups as problem:
+        return str(problem)
+    return ""
+
+
+def find_tree(runtime_dir: Path) -> CgroupTree:
+    return CgroupTree(name_group(runtime_dir / "agent"))
+
+
+def lease_groups(runtime_dir: Path) -> set[str]:
+    """Return the names of the groups of leases."""
+    return find_tree(runtime_dir).lease_names()
+
+
+def has_groups(runtime_dir: Path) -> bool:
+    """True if the agent's own group exists, or a part of it."""
+    return bool(find_tree(runtime_dir).group.names())
