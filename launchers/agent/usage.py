@@ -42,6 +42,8 @@ class _Sums:
     spent_s: float = 0.0
     memory_bytes: int = 0
     gpu_memory_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
     age_s: float = 0.0
 
 
@@ -86,11 +88,14 @@ class UsageMeter:
                 with process.oneshot():
                     times = process.cpu_times()
                     rss_bytes = process.memory_info().rss
+                    disk = process.io_counters()
                     if pid == kernel:
                         sums.age_s = time.time() - process.create_time()
                 sums.processes += 1
                 sums.cpu_s += times.user + times.system
                 sums.spent_s += sum(times[:4])
+                sums.read_bytes += disk.read_bytes
+                sums.written_bytes += disk.write_bytes
                 sums.gpu_memory_bytes += gpu_memory.get(pid, 0)
                 if not isinstance(kernels[kernel].held, GroupConfinement):
                     sums.memory_bytes += (
@@ -116,6 +121,8 @@ class UsageMeter:
             cpu_percent=max(0.0, 100 * used_s / over_s) if over_s > 0 else 0.0,
             memory_bytes=sums.memory_bytes,
             gpu_memory_bytes=sums.gpu_memory_bytes,
+            read_bytes=sums.read_bytes,
+            written_bytes=sums.written_bytes,
             quiet_s=now - busy_at,
         )
         self._readings[pid] = _Reading(sums, use, now, busy_at)

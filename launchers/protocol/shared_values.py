@@ -108,6 +108,7 @@ class KernelUse:
 
     `cpu_percent` of one CPU since the previous measurement. `memory_bytes` is that of its control group. Without one,
     only a part of each shared page counts. `gpu_memory_bytes` is 0 where NVML does not report it.
+    `read_bytes` and `written_bytes` went from and to disks since the processes began, without caches.
     `execution_state` is `busy` or `idle`, or empty if that is not known. `idle_s`: it has published nothing for so
     long. `quiet_s`: for so long, it and its processes have used almost no CPU or GPU.
     """
@@ -118,6 +119,8 @@ class KernelUse:
     cpu_percent: float = 0.0
     memory_bytes: int = 0
     gpu_memory_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
     execution_state: str = ""
     idle_s: float = 0.0
     quiet_s: float = 0.0

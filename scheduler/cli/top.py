@@ -46,13 +46,13 @@ def _read(client: Client) -> list[Kernel]:
 
 def build_top(kernels: Sequence[Kernel]) -> Table:
     """Return a table of running kernels, by the CPUs and the memory that they use."""
-    right = ("CPUS", "MEMORY", "GPU MEMORY", "PROCESSES")
+    right = ("CPUS", "MEMORY", "GPU MEMORY", "READ", "WRITTEN", "PROCESSES")
     table = build_table("KERNEL", "USER", "NODE", *right, "STATE", right=right)
     short = shorten_ids([kernel.id for kernel in kernels])
     for kernel in sorted(kernels, key=_rank):
         use = kernel.use
         if use is None:
-            table.add_row(short[kernel.id], kernel.owner.user, kernel.node_id, *["?"] * 4, "unknown")
+            table.add_row(short[kernel.id], kernel.owner.user, kernel.node_id, *["?"] * len(right), "unknown")
             continue
         table.add_row(
             short[kernel.id],
@@ -61,6 +61,8 @@ def build_top(kernels: Sequence[Kernel]) -> Table:
             _format_cpus(use, kernel.request.cpus),
             _format_memory(use, kernel.request.memory_bytes),
             format_bytes(use.gpu_memory_bytes) if use.gpu_memory_bytes else "-",
+            format_bytes(use.read_bytes),
+            format_bytes(use.written_bytes),
             str(use.processes),
             use.execution_state or "running",
         )

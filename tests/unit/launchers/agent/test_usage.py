@@ -99,6 +99,16 @@ def test_memory_that_is_shared_counts_in_part(run: Start) -> None:
     assert 64 << 20 < read(UsageMeter(), run(code)).memory_bytes < 96 << 20
 
 
+def test_what_is_written_to_a_disk_counts(run: Start, tmp_path: Path) -> None:
+    kind = subprocess.run(["stat", "-fc%T", str(tmp_path)], capture_output=True, check=True).stdout
+    if kind.strip() == b"tmpfs":
+        pytest.skip("the folder for temporary files is in memory")
+    pid = run(
+        f"file = open({str(tmp_path / 'file')!r}, 'wb'); file.write(bytes(1 << 20)); file.flush(); {SLEEP}"
+    )
+    assert 1 << 20 <= read(UsageMeter(), pid).written_bytes < 2 << 20
+
+
 def test_a_slow_measurement_is_not_repeated_soon(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "_MOST_BUSY", 1e-9)
     pid, other, meter = run(SPIN), run(SLEEP), UsageMeter()

@@ -15,7 +15,12 @@ from roost.placement.model import Request
 from roost.scheduler.cli import top
 
 IDLE = KernelUse(
-    kernel_id=RUNNING.id, processes=2, cpu_percent=1.0, memory_bytes=950 << 20, execution_state="idle"
+    kernel_id=RUNNING.id,
+    processes=2,
+    cpu_percent=1.0,
+    memory_bytes=950 << 20,
+    read_bytes=7,
+    execution_state="idle",
 )
 BUSY = KernelUse(
     kernel_id=SECOND.id, processes=1, cpu_percent=150.0, memory_bytes=9, gpu_memory_bytes=3 << 30
@@ -33,32 +38,11 @@ def test_the_busiest_kernel_comes_first(capsys: pytest.CaptureFixture[str]) -> N
     code, out, _ = run(capsys, "top")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].split() == [
-        "KERNEL",
-        "USER",
-        "NODE",
-        "CPUS",
-        "MEMORY",
-        "GPU",
-        "MEMORY",
-        "PROCESSES",
-        "STATE",
-    ]
-    assert lines[1].split()[2:] == ["small", "1.50", "9", "bytes", "3", "GiB", "1", "running"]
-    assert lines[2].split()[2:] == [
-        "big",
-        "0.01",
-        "of",
-        "2",
-        "950",
-        "MiB",
-        "of",
-        "1",
-        "GiB",
-        "-",
-        "2",
-        "idle",
-    ]
+    columns = "KERNEL USER NODE CPUS MEMORY GPU MEMORY READ WRITTEN PROCESSES STATE"
+    assert " ".join(lines[0].split()) == columns
+    first, second = (" ".join(line.split()[2:]) for line in lines[1:3])
+    assert first == "small 1.50 9 bytes 3 GiB 0 bytes 0 bytes 1 running"
+    assert second == "big 0.01 of 2 950 MiB of 1 GiB - 7 bytes 0 bytes 2 idle"
     assert len(lines) == 3, "a queued kernel uses nothing"
 
 
