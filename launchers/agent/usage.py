@@ -88,19 +88,20 @@ class UsageMeter:
                 with process.oneshot():
                     times = process.cpu_times()
                     rss_bytes = process.memory_info().rss
-                    disk = process.io_counters()
                     if pid == kernel:
                         sums.age_s = time.time() - process.create_time()
                 sums.processes += 1
                 sums.cpu_s += times.user + times.system
                 sums.spent_s += sum(times[:4])
-                sums.read_bytes += disk.read_bytes
-                sums.written_bytes += disk.write_bytes
                 sums.gpu_memory_bytes += gpu_memory.get(pid, 0)
                 if not isinstance(kernels[kernel].held, GroupConfinement):
                     sums.memory_bytes += (
                         rss_bytes if rss_bytes > _LARGE_BYTES else _read_pss(pid) or rss_bytes
                     )
+            with contextlib.suppress(psutil.Error):  # some systems refuse only this
+                disk = psutil.Process(pid).io_counters()
+                sums.read_bytes += disk.read_bytes
+                sums.written_bytes += disk.write_bytes
         for pid, kernel_to_measure in kernels.items():
             held = kernel_to_measure.held
             if isinstance(held, GroupConfinement):
