@@ -1,6 +1,6 @@
 """The agent: roost's process on a node. It starts, watches, signals and stops kernels.
 
-    scheduler ── one encrypted port ──> main (Agent) ── ledger            leases, as files
+    scheduler ── one encrypted port ──> agent (main) ── ledger            leases, as files
                                          │   ├──────── manager_watch     has the node left its cluster?
                                          │   │         address_watch
                                          │   ├──────── node_metrics, usage, gpus, nvml, gpu_locks

@@ -1,0 +1,418 @@
+"""The operations of the agent's protocol, on its ledger and its kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from roost.launchers.daemon.daemon import Hold, announce
+from roost.launchers.daemon.process import is_running
+from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
+from roost.launchers.protocol import messages
+from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
+from roost.launchers.protocol.rpc import RemoteError, ServerKeys
+from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.placement.model import Node
+
+from .address_report import report_address
+from .address_watch import watch_address
+from .disk_room import DiskRoom
+from .fingerprint import parse_ipykernel_command
+from .gpu_locks import GpuLocks
+from .kernels import Kernels
+from .launch_changes import adapt, build_node_environment
+from .ledger import Conflict, LeaseLedger
+from .limits import Limits, NotEnforced, name_group
+from .manager_watch import ManagerWatch
+from .node_metrics import NodeMetrics
+from .nvml import list_gpus
+from .page_out import PageOut
+from .sessions import OwnSession, SharedSession
+from .settings import AgentSettings
+from .start import EarlierFork, writing
+from .usage import RunningKernel, UsageMeter
+from .zygote_pool import ZygotePool
+
+log = logging.getLogger(__name__)
+
+UNUSED_LEASE_S = 30.0
+"""How long a lease may be without a kernel. The scheduler that asked for it may have died."""
+STOP_GRACE_S = 2.0
+_SAME_SIGNAL_S = 0.05
+_QUIET_GPU = 0.02
+"""A GPU that is busy for less than this share of the time is quiet."""
+_SPARE_BYTES = 32 << 20
+"""More memory than a spare with the usual preloads takes."""
+_OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
+_ZYGOTE_LOG = "zygote.log"
+_IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
+_SUBREAPER = (
+    "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
+    "Start {0} without that"
+)
+
+
+class Agent:
+    """The operations of the agent's protocol, on its ledger and kernels. Runs until `left` is set."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: AgentSettings,
+        keys: ServerKeys,
+        earlier_fork: EarlierFork | None = None,
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        machine = self._machine = NodeMetrics(settings)
+        devices = machine.devices.read()
+        self._ledger = LeaseLedger(
+            folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
+        )
+        session = self._session = SharedSession() if settings.shares_session else OwnSession()
+        self._usage = UsageMeter(session)
+        self._limits = Limits(
+            name_group(folder),
+            settings.enforcement,
+            session,
+            cpus=machine.cpus,
+            is_per_kernel=settings.is_per_kernel,
+            pages_out=settings.forking.page_out_after_s > 0,
+            list_others=self._list_unlimited,
+            on_near=lambda lease_id, sentence: self._publish("warned", lease_id=lease_id, reason=sentence),
+        )
+        self._zygotes = ZygotePool(
+            settings.forking, output=folder / _ZYGOTE_LOG, on_spawned=self._limits.add_other
+        )
+        self._room = DiskRoom(folder, self._list_logs)
+        self._kernels = Kernels(
+            folder / "kernels",
+            self._zygotes,
+            self._room,
+            self._limits,
+            on_launched=self._on_launched,
+            on_exited=self._on_exited,
+            is_per_kernel=settings.is_per_kernel,
+            session=session,
+            earlier_fork=earlier_fork,
+        )
+        self._managed = ManagerWatch(
+            folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
+        )
+        self._gpu_locks = GpuLocks(settings.node)
+        self._timers = Timers()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._idle_exit_s = settings.idle_exit_s
+        self._releases: dict[str, asyncio.Task[None]] = {}
+        self.left = asyncio.Event()
+        self.server = RpcServer(
+            {
+                "reserve": Operation(self._reserve, messages.Reserve),
+                "release": Operation(self._release),
+                "transfer": Operation(self._transfer),
+                "manage": Operation(self._manage, messages.Manager),
+                "admit": Operation(self._admit),
+                "launch": Operation(self._launch, messages.Launch),
+                "signal": Operation(self._signal),
+                "stop": Operation(self._kernels.stop),
+                "list": Operation(self._list),
+                "logs": Operation(self._logs),
+                "journal": Operation(self._kernels.journal),
+                "status": Operation(self._status),
+                "stats": Operation(self._stats),
+                "warm": Operation(self._warm),
+                "leave": Operation(self._leave),
+            },
+            keys=keys,
+        )
+
+    def adopt(self) -> None:
+        self._kernels.adopt(self._ledger)
+        pids = self._kernels.pids()
+        self._limits.adopt(
+            {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
+        )
+        spawn(self._limits.watch(), self._tasks, log)
+        for entry in self._ledger.entries():
+            if not self._kernels.runs_in(entry.lease.id):
+                self._expire_later(entry.lease.id, entry.linger_s)
+        self._managed.resume()
+        self._watch_idleness()
+        if after_s := self._settings.forking.page_out_after_s:
+            spawn(PageOut(after_s, self._kernels.forked_pids).run(), self._tasks, log)
+
+    async def begin(self, assignment: messages.Assignment) -> None:
+        """Note the assigned lease and begin its launch, unless the lease is here already. Raises `RemoteError`."""
+        if assignment.reserve.lease.id in self._ledger:
+            return
+        self._reserve(assignment.reserve)
+        if assignment.launch is not None:
+            spawn(self._launch(assignment.launch), self._tasks, log)
+        settings = self._settings
+        if settings.daemon_address:
+            watch = watch_address(
+                settings.daemon_address,
+                settings.daemon_name,
+                self._folder,
+                settings.daemon_grace_s,
+                self._lose_all,
+            )
+            spawn(watch, self._tasks, log)
+
+    def report(self, assignment: messages.Assignment, endpoint: str) -> None:
+        """Report to the service that this agent listens at `endpoint`."""
+        port = int(endpoint.rpartition(":")[2])
+        spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
+
+    def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
+        """Write everything again if somebody deletes this agent's folder. Without leases, the agent leaves."""
+
+        def put_back() -> None:
+            self._ledger.put_back()
+            self._kernels.put_back()
+            self._managed.put_back()
+            self.server.bind_again()
+            self.announce(announced)
+
+        watch = held.watch(
+            is_needed=lambda: bool(self._ledger.entries()),
+            put_back=put_back,
+            leave=self.left.set,
+            has_successor=False,
+        )
+        spawn(watch, self._tasks, log)
+
+    def announce(self, announced: Mapping[str, Any]) -> None:
+        self._room.write(lambda: announce(self._folder, announced))
+
+    async def close(self) -> None:
+        self._publish("leaving")
+        self._timers.close()
+        await cancel_all(self._tasks)
+        self._managed.close()
+        await self._kernels.close()
+        self._room.close()
+        await self._zygotes.close()
+        await self._limits.close(has_leases=bool(self._ledger.entries()))
+        await self.server.close()
+        self._machine.devices.close()
+        self._gpu_locks.close()
+
+    def _reserve(self, request: messages.Reserve) -> Lease:
+        is_new = self._ledger.get(request.lease.id) is None
+        try:
+            with writing(self._folder):
+                lease = self._room.write(lambda: self._ledger.reserve(request))
+        except Conflict as problem:
+            raise RemoteError("conflict", str(problem)) from None
+        if is_new:
+            log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
+            self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
+            self._watch_idleness()
+            self._limit_spares()
+            self._publish("reserved", lease_id=lease.id)
+        return lease
+
+    def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
+        with writing(self._folder):
+            self._room.write(lambda: self._ledger.transfer(lease_id, owner))
+
+    def _list_logs(self) -> list[Path]:
+        logs = self._kernels.find_logs()
+        return [*logs, self._folder / _ZYGOTE_LOG] if logs else []
+
+    def _list_unlimited(self) -> set[int]:
+        """Return the zygotes, and all processes of kernels without limits."""
+        pids = [pid for lease_id, pid in self._kernels.pids().items() if self._limits.get(lease_id) is None]
+        return {*self._zygotes.pids, *(member for member, _ in self._session.find_members(pids))}
+
+    def _limit_spares(self) -> None:
+        """Let the zygotes keep only as many spares as the memory has room for that is neither promised nor in use."""
+        room_bytes = self._machine.find_free_memory(self._ledger)
+        zygotes = max(1, len(self._zygotes.interpreters()))
+        self._zygotes.limit_spares(room_bytes // _SPARE_BYTES // zygotes)
+
+    async def _release(self, lease_id: str) -> None:
+        """Give a lease back and stop its kernel."""
+        await self._release_lease(lease_id)
+
+    def _manage(self, manager: messages.Manager) -> None:
+        if not is_running(manager.pid, manager.process_started_at):
+            raise RemoteError("bad_request", f"no process {manager.pid} of {manager.name} runs here")
+        # This agent is a child of the manager, or of a job of it (then Ray's workers are subreapers, too).
+        if manager.pid in [parent.pid for parent in psutil.Process().parents()]:
+            self.left.set()
+            raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
+        self._managed.watch(manager)
+        self._idle_exit_s = self._settings.idle_exit_s
+        self._watch_idleness()
+
+    def _admit(self, client: str) -> None:
+        self.server.admit(client)
+
+    async def _launch(self, request: messages.Launch) -> KernelProcess:
+        entry = self._ledger.get(request.lease_id)
+        if entry is None or entry.lease.kernel_id != request.kernel_id:
+            raise RemoteError("no_lease", f"there is no lease {request.lease_id} for this kernel")
+        if request.lease_id in self._releases:
+            raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
+        self._timers.cancel(request.lease_id)
+        try:
+            self._limits.confine(entry.lease)
+            device_ids = await self._devices_of(entry.lease)
+            has_locks = self._gpu_locks.is_held
+            has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
+            changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
+            return await self._kernels.launch(changed, device_ids)
+        except NotEnforced as problem:
+            raise RemoteError("not_enforced", str(problem)) from None
+        finally:
+            # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
+            if not self._kernels.runs_in(request.lease_id):
+                self._expire_later(request.lease_id, entry.linger_s)
+
+    def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
+        if not 0 <= signum < signal.NSIG:
+            raise RemoteError("bad_request", f"{signum} is no signal")
+        return {"delivered": self._kernels.signal(kernel_id, signum)}
+
+    def _list(self) -> messages.Holdings:
+        leases = tuple(entry.lease for entry in self._ledger.entries())
+        return messages.Holdings(leases=leases, kernels=self._kernels.list())
+
+    def _logs(self, kernel_id: str, tail_bytes: int = 65_536) -> dict[str, str]:
+        return {"text": self._kernels.log_text(kernel_id, max(0, min(tail_bytes, 1 << 20)))}
+
+    def _status(self) -> Node:
+        status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
+        self._limit_spares()
+        warm = tuple(sorted(set(self._zygotes.interpreters().values())))
+        return replace(
+            status, warm=warm, is_draining=self._managed.is_cut_off, enforcement=self._limits.describe()
+        )
+
+    def _stats(self) -> tuple[KernelUse, ...]:
+        running = {kernel.pid: kernel for kernel in self._kernels.list() if kernel.is_running}
+        busy = {device.id for device in self._machine.devices.read() if (device.used or 0.0) > _QUIET_GPU}
+        measured = {
+            pid: RunningKernel(
+                kernel_id=kernel.kernel_id,
+                held=self._limits.get(kernel.lease_id),
+                is_on_busy_gpu=not busy.isdisjoint(kernel.device_ids),
+            )
+            for pid, kernel in running.items()
+        }
+        return tuple(
+            map(self._with_activity, self._usage.read(measured, self._machine.devices.memory_by_pid))
+        )
+
+    def _with_activity(self, use: KernelUse) -> KernelUse:
+        state, idle_s = self._kernels.activity(use.kernel_id)
+        return replace(use, execution_state=state, idle_s=idle_s)
+
+    async def _warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
+        """Prepare fast starts of kernels with this command and environment."""
+        command = parse_ipykernel_command(argv)
+        if command is not None:
+            await self._zygotes.warm(
+                command, {**build_node_environment(), **env} if self._settings.is_remote else env
+            )
+
+    def _leave(self) -> None:
+        self._timers.later(0.05, self.left.set)  # after the answer has been sent
+
+    async def _devices_of(self, lease: Lease) -> tuple[str, ...]:
+        """Return the ids of the devices that a kernel in this lease may use. Raises `RemoteError`."""
+        if self._settings.gpu_visibility != "locks" or not lease.request.gpus:
+            return lease.device_ids
+        visible, count = self._machine.devices.read(), lease.request.gpu_count
+        if not visible:
+            visible = await list_gpus()
+        if len(visible) <= count:  # the manager lets this process see its own alone
+            return tuple(device.id for device in visible)
+        return await self._gpu_locks.hold(visible, count)
+
+    def _on_launched(self, process: KernelProcess) -> None:
+        self._timers.cancel(process.lease_id)
+        self._publish("launched", lease_id=process.lease_id, kernel=process)
+
+    def _on_exited(self, process: KernelProcess) -> None:
+        entry = self._ledger.get(process.lease_id)
+        if entry is not None and process.lease_id not in self._releases:
+            self._expire_later(process.lease_id, entry.linger_s)
+        was_ended_with_group = self._settings.shares_session and process.exit_code == -signal.SIGTERM
+        if was_ended_with_group and not self.left.is_set():
+            # The manager of the container ends this agent by the same signal. That it does so is said first.
+            loop = asyncio.get_running_loop()
+            loop.call_later(_SAME_SIGNAL_S, lambda: self._publish_exit(process))
+        else:
+            self._publish_exit(process)
+
+    def _publish_exit(self, process: KernelProcess) -> None:
+        self._publish("exited", lease_id=process.lease_id, kernel=process)
+
+    async def _release_lease(self, lease_id: str, grace_s: float = STOP_GRACE_S) -> None:
+        task = self._releases.get(lease_id)
+        if task is None:
+            task = self._releases[lease_id] = start_shared(self._end_lease(lease_id, grace_s))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
+        await asyncio.shield(task)  # all callers share one release, which goes on if they give up
+
+    async def _end_lease(self, lease_id: str, grace_s: float) -> None:
+        if lease_id not in self._ledger:
+            return
+        await self._kernels.release(lease_id, grace_s)  # first, because the lease covers the kernel
+        await self._limits.release(lease_id)
+        self._timers.cancel(lease_id)
+        self._ledger.release(lease_id)
+        self._limit_spares()
+        log.info("lease=%s released", lease_id)
+        self._publish("released", lease_id=lease_id)
+        if self._settings.is_per_kernel:
+            asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
+        self._watch_idleness()
+
+    def terminate(self) -> None:
+        """Leave, because the machine or the cluster manager says so. Without its agent, a pod's kernel ends too."""
+        if self._settings.is_per_kernel:
+            for entry in self._ledger.entries():  # the manager may know a better reason, and tell it first
+                self._publish("lost", lease_id=entry.lease.id, reason="its pod or container was ended")
+        self.left.set()
+
+    async def end_all(self, grace_s: float = STOP_GRACE_S) -> None:
+        await asyncio.gather(
+            *(self._release_lease(entry.lease.id, grace_s) for entry in self._ledger.entries())
+        )
+
+    async def _lose_all(self, reason: str) -> None:
+        for entry in self._ledger.entries():  # first, so that no scheduler starts a kernel in a lost lease
+            self._publish("lost", lease_id=entry.lease.id, reason=reason)
+        await self.end_all()
+        self._idle_exit_s = _OUTSIDE_EXIT_S
+        self._watch_idleness()
+
+    def _expire_later(self, lease_id: str, delay_s: float) -> None:
+        """Release the lease after `delay_s`, unless a kernel is started in it meanwhile."""
+        self._timers.later(delay_s, lambda: spawn(self._expire(lease_id), self._tasks, log), key=lease_id)
+
+    async def _expire(self, lease_id: str) -> None:
+        if lease_id in self._ledger and not self._kernels.runs_in(lease_id):
+            await self._release_lease(lease_id)
+
+    def _watch_idleness(self) -> None:
+        """Leave after a while without leases. There are no kernels without leases."""
+        self._timers.cancel(_IDLE)
+        if not self._ledger.entries():
+            self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
+
+    def _publish(self, kind: Any, **fields: Any) -> None:
+        self.server.publish(messages.AgentEvent(kind=kind, **fields))
