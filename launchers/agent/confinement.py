@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import resource
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,8 @@ from .sessions import Session
 log = logging.getLogger(__name__)
 
 _KILLED = -9
+_MAPPED_BYTES, _STACK_BYTES = 256 << 20, 8 << 20
+"""A kernel with numpy maps 270 MiB on two CPUs. Libraries start a thread for each CPU, and each has a stack."""
 
 
 class Confinement(Protocol):
@@ -106,8 +109,8 @@ class GroupConfinement:
 class WatchedConfinement:
     """RLIMIT_DATA for each process, and a limit for all together that `measure` compares with their use.
 
-    The limit of each process is the lease's memory and what the kernel had mapped when it listened: much of that is
-    never used. A process beyond it gets a `MemoryError`.
+    RLIMIT_DATA is the lease's memory and what a kernel maps but hardly uses, such as the stacks of its threads. A
+    process that asks for more at once gets a `MemoryError`.
     """
 
     def __init__(self, memory_bytes: int, session: Session, *, pid: int = 0) -> None:
@@ -125,7 +128,7 @@ class WatchedConfinement:
     def begin(self, pid: int) -> None:
         self.pid = pid
         with contextlib.suppress(OSError, ValueError):  # it has ended, or may have even less
-            most = _read_kib(pid, "status", "VmData") + self.memory_bytes
+            most = self.memory_bytes + _MAPPED_BYTES + _STACK_BYTES * (os.cpu_count() or 1)
             resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
 
     def explain_end(self, code: int | None) -> str:

@@ -56,7 +56,7 @@ many = "import os\\nfor _ in range(4):\\n  if os.fork() == 0:\\n    " + fill.for
 with roost.start_kernel("python3", backend="local", memory="300MiB", cpus=1) as kernel:
     print(connect("local").nodes().result(20)[0]["enforcement"])
     print(kernel.execute("x = bytearray(250 << 20); len(x)").text)
-    print(kernel.execute(fill.format(400)).error)
+    print(kernel.execute(fill.format(4000)).error)
     print(kernel.execute("1 + 1").text)
     try:
         kernel.execute(many + "\\nimport time; time.sleep(60)")
