@@ -54,29 +54,39 @@ class IdleCuller:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         """The launch ids of kernels that were warned, and have done nothing since."""
-        owners.on_orphans = self.look_later
-        table.on_run = self.look_later
+        owners.on_orphans = lambda: self._look_later(
+            min(settings.orphan_idle_after_s, settings.orphan_idle_gpu_after_s)
+        )
+        table.on_run = self._on_run
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
 
-    def look_later(self) -> None:
-        """Look at the kernels after a pause, if one of them may end for being idle. May be repeated."""
-        found = map(self._find_limit, self._table.records.values())
-        limits = [limit_s for limit_s in found if limit_s is not None]
-        if limits and "idle" not in self._timers:
-            pause_s = min(max(min(limits) / _LOOKS, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+    def _on_run(self, record: KernelRecord) -> None:
+        limit_s = self._find_limit(record)
+        if limit_s is not None:
+            self._look_later(limit_s)
+
+    def _look_later(self, limit_s: float) -> None:
+        """Look at the kernels in time for one that may be idle for `limit_s`. May be repeated."""
+        if "idle" not in self._timers:
+            pause_s = min(max(limit_s / _LOOKS, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
             self._timers.later(pause_s, lambda: spawn(self._look(), self._tasks, log), key="idle")
 
     async def _look(self) -> None:
-        records = [record for record in self._table.records.values() if self._find_limit(record) is not None]
-        use = await self._read_use([record.lease for record in records if record.lease is not None])
-        for record in records:
+        limits_s = {
+            record: limit_s
+            for record in self._table.records.values()
+            if (limit_s := self._find_limit(record)) is not None
+        }
+        use = await self._read_use([record.lease for record in limits_s if record.lease is not None])
+        for record in limits_s:
             limit_s = self._find_limit(record)  # it may have been adopted, or have ended, meanwhile
             if limit_s is not None and record.kernel_id in use:
                 self._judge(record, use[record.kernel_id], limit_s)
-        self._warned &= {record.launch_id for record in records}
-        self.look_later()
+        self._warned &= {record.launch_id for record in limits_s}
+        if limits_s:
+            self._look_later(min(limits_s.values()))
 
     def _find_limit(self, record: KernelRecord) -> float | None:
         """Return how long this kernel may be idle; None without a limit."""

@@ -133,6 +133,11 @@ class KernelRecord:
         """True if the kernel's process runs, as far as its agent has reported."""
         return self.process is not None and self.process.is_running
 
+    @property
+    def state(self) -> KernelState:
+        """The state that users see."""
+        return "running" if self.phase is Phase.ENDING and self.runs else _STATE[self.phase]
+
     def check_wanted(self) -> None:
         """Raise `CancelledError` if the start was taken back: before Python 3.12 `wait_for` may lose a cancellation."""
         if self.start is not None and self.start.is_taken_back:
@@ -206,7 +211,7 @@ class KernelRecord:
         kernel = Kernel(
             id=self.kernel_id,
             launch_id=self.launch_id,
-            state="running" if self.phase is Phase.ENDING and self.runs else _STATE[self.phase],
+            state=self.state,
             owner=self.owner,
             request=self.request,
             kernel_name=self.kernel_name or (connection.kernel_name if connection else ""),

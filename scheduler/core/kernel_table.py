@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
-from roost.scheduler.service.messages import Kernel, StartKernel
+from roost.scheduler.service.messages import Kernel, KernelState, StartKernel
 
 from .events import EventStream
 from .kernel_record import KernelRecord, Phase
@@ -48,7 +49,7 @@ class KernelTable:
         self.records: dict[str, KernelRecord] = {}
         self.ended = LastEntries[str, Kernel](_REMEMBERED)
         self.released = LastEntries[str, None](_REMEMBERED)
-        self.on_run: Callable[[], None] = lambda: None
+        self.on_run: Observer = lambda _: None
         self.on_exit: Observer = lambda _: None
         self.on_drop: Observer = lambda _: None
         self.queue = queue
@@ -117,7 +118,7 @@ class KernelTable:
     def ran(self, record: KernelRecord, process: KernelProcess) -> None:
         """Note that a kernel runs. May be repeated."""
         record.run(process)
-        self.on_run()
+        self.on_run(record)
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:
         if process.launch_id != record.launch_id or record.phase is Phase.EXITED or not self.holds(record):
@@ -142,6 +143,10 @@ class KernelTable:
             self.released[record.lease.id] = None
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
         self.on_drop(record)
+
+    def count(self) -> Counter[tuple[KernelState, str]]:
+        """Return how many kernels there are in each state, by user."""
+        return Counter((record.state, record.owner.user) for record in self.records.values())
 
     def ended_id(self, prefix: str) -> str:
         """Return the id of the latest ended kernel whose id begins with `prefix`; `prefix` itself if there is none."""

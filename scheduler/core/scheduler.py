@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from roost.scheduler.errors import (
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
-from roost.scheduler.service.messages import Finding, Kernel, StartKernel
+from roost.scheduler.service.messages import Finding, Kernel, KernelState, StartKernel
 
 from .agent_calls import Agents
 from .cluster import Cluster
@@ -170,6 +171,10 @@ class Scheduler:
             replace(record.view(self._queue), is_held=self.owners.is_alive(record.owner))
             for record in self._table.records.values()
         ]
+
+    def count_kernels(self) -> Counter[tuple[KernelState, str]]:
+        """Return how many kernels and waiting starts there are in each state, by user."""
+        return self._table.count()
 
     async def with_use(self, kernels: Iterable[Kernel]) -> list[Kernel]:
         """Return these kernels with what they use, as their agents report it."""

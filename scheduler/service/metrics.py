@@ -14,7 +14,7 @@ import socket
 import socketserver
 import threading
 from collections import Counter as Count
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -24,31 +24,32 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from roost.placement import Snapshot
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import Event, Kernel
+from roost.scheduler.service.messages import Event, Kernel, KernelState
 
 log = logging.getLogger(__name__)
 
 _COLLECT_S = 5.0
 """How long the service may take to answer one scrape."""
 _START_S = (0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
-_STATES = ("queued", "starting", "running", "exited", "unknown")
+_STATES: tuple[KernelState, ...] = ("queued", "starting", "running", "exited", "unknown")
 _UNIX = "unix:"
 
 
 class Metrics:
     """The metrics of one service. As a listener of the event stream, it counts; on a scrape, it reads the rest.
 
-    `read_kernels` and `read_nodes` are called on the event loop that was running when this object was made.
+    `count_kernels` (by state and user) and `read_nodes` are called on the event loop that was running when this object
+    was made.
     """
 
     def __init__(
         self,
-        read_kernels: Callable[[], Iterable[Kernel]],
+        count_kernels: Callable[[], Count[tuple[KernelState, str]]],
         read_nodes: Callable[[], Awaitable[Snapshot]],
         *,
         by_user: bool = False,
     ) -> None:
-        self._read_kernels = read_kernels
+        self._count_kernels = count_kernels
         self._read_nodes = read_nodes
         self._by_user = by_user
         self._loop = asyncio.get_running_loop()
@@ -89,28 +90,28 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield what the service knows now. prometheus_client calls this in a thread of its own."""
         reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
-        kernels, snapshot = reading.result(_COLLECT_S)
-        yield from self._describe_kernels(kernels)
+        counts, snapshot = reading.result(_COLLECT_S)
+        yield self._describe_kernels(counts)
         if snapshot is not None:
             yield from _describe_nodes(snapshot)
 
-    async def _read(self) -> tuple[list[Kernel], Snapshot | None]:
+    async def _read(self) -> tuple[Count[tuple[KernelState, str]], Snapshot | None]:
         snapshot = None
         with contextlib.suppress(Exception):  # the cluster is away, but the kernels are known
             snapshot = await asyncio.wait_for(self._read_nodes(), _COLLECT_S / 2)
-        return list(self._read_kernels()), snapshot
+        return self._count_kernels(), snapshot
 
-    def _describe_kernels(self, kernels: list[Kernel]) -> Iterator[Metric]:
+    def _describe_kernels(self, counts: Count[tuple[KernelState, str]]) -> Metric:
         labels = ["state", "user"] if self._by_user else ["state"]
         family = GaugeMetricFamily("roost_kernels", "Kernels and waiting starts.", labels=labels)
-        users = sorted({kernel.owner.user for kernel in kernels}) if self._by_user else [""]
-        counts: Count[tuple[str, str]] = Count(
-            (kernel.state, kernel.owner.user if self._by_user else "") for kernel in kernels
-        )
-        for user in users:
-            for state in _STATES:
-                family.add_metric([state, user] if self._by_user else [state], counts[state, user])
-        yield family
+        users = sorted({user for _, user in counts})
+        for state in _STATES:
+            if self._by_user:
+                for user in users:
+                    family.add_metric([state, user], counts[state, user])
+            else:
+                family.add_metric([state], sum(counts[state, user] for user in users))
+        return family
 
 
 def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:

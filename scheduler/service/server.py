@@ -245,7 +245,7 @@ def start_metrics(
         raise ConfigError(
             "c.RoostScheduler.metrics needs prometheus-client: install roost[metrics]."
         ) from None
-    metrics = Metrics(scheduler.kernels, scheduler.snapshot, by_user=settings.metrics_by_user)
+    metrics = Metrics(scheduler.count_kernels, scheduler.snapshot, by_user=settings.metrics_by_user)
     scheduler.events.listen(metrics)
     return serve_metrics(metrics, settings.metrics)
 

@@ -111,3 +111,18 @@ async def test_the_scheduler_looks_by_itself(tmp_path: Path) -> None:
         await w.start("k")
         use(w, 30)
         await w.told("released", "k")
+
+
+async def test_a_start_looks_at_no_other_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many thousand kernels, a look at all of them would take longer than the start."""
+    async with world(tmp_path, settings=SOON) as w:
+        await w.start("first")
+        seen = []
+        find_limit = w.scheduler._idle._find_limit
+        monkeypatch.setattr(
+            w.scheduler._idle,
+            "_find_limit",
+            lambda record: (seen.append(record.kernel_id), find_limit(record))[1],
+        )
+        await w.start("second")
+        assert set(seen) == {"second"}

@@ -30,7 +30,7 @@ METRIC = re.compile(r"roost_[a-z_]+")
 async def served(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[World, Path]]:
     """A scheduler with one node, whose metrics are served at the returned socket."""
     async with world(tmp_path / "world", gpus=2) as w:
-        metrics = Metrics(w.scheduler.kernels, w.scheduler.snapshot, **options)
+        metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot, **options)
         w.scheduler.events.listen(metrics)
         path = tmp_path / "metrics"
         with serve_metrics(metrics, f"unix:{path}"):
@@ -122,7 +122,7 @@ async def test_a_taken_port_is_reported_and_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with world(tmp_path) as w:
-        metrics = Metrics(w.scheduler.kernels, w.scheduler.snapshot)
+        metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot)
         with (
             taken_port() as port,
             caplog.at_level(logging.WARNING),
@@ -140,7 +140,7 @@ async def test_a_taken_port_is_reported_and_ends_nothing(
 )
 async def test_only_loopback_addresses_and_sockets_are_possible(tmp_path: Path, address: str) -> None:
     async with world(tmp_path) as w:
-        metrics = Metrics(w.scheduler.kernels, w.scheduler.snapshot)
+        metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot)
         with pytest.raises(ConfigError, match=r"c\.RoostScheduler\.metrics"), serve_metrics(metrics, address):
             pass
 
