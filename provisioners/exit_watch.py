@@ -112,8 +112,9 @@ class ExitWatch:
         """End the launch if the service reports that its kernel has ended."""
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
             self.was_stopped = kernel.is_stopped
-            is_excess = kernel.process is not None and kernel.process.is_out_of_memory
-            self._end(ending, kernel.exit_code, kernel.reason, kernel.log_tail, is_excess=is_excess)
+            self._end(
+                ending, kernel.exit_code, kernel.reason, kernel.log_tail, is_excess=kernel.is_out_of_memory
+            )
 
     def _on_event(self, client: Client, event: Event) -> None:
         ending = self.current

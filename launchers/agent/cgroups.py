@@ -23,6 +23,8 @@ _AGENT, _OTHERS = "roost-agent", "roost-others"
 _SHARES_PER_CPU, _MOST_SHARES = 1024, 1 << 18
 _WEIGHT_PER_CPU, _MOST_WEIGHT = 100, 10_000
 _PERIOD_US = 100_000
+_NO_LIMIT = 1 << 60
+"""Version 1 shows a number above this one where memory is not limited."""
 _GONE_S, _PAUSE_S = 5.0, 0.005
 """How long killed processes may take to leave their group, and how often to look."""
 
@@ -110,6 +112,12 @@ class Cgroup:
         for folder in self._folders:
             found.update(map(int, _read(folder / "cgroup.procs").split()))
         return found
+
+    @property
+    def most_bytes(self) -> int:
+        """The limit of the group's memory. It is 0 if there is none."""
+        most = _number(_read(self._memory / ("memory.limit_in_bytes" if self._is_v1 else "memory.max")))
+        return most if most < _NO_LIMIT else 0
 
     @property
     def used_bytes(self) -> int:
@@ -204,13 +212,8 @@ class CgroupTree:
 
     def __init__(self, name: str, *, own: Path = _OWN, root: Path = ROOT) -> None:
         """Find the agent's own group. Raises `NoCgroups`."""
-        lines = [line.split(":", 2) for line in _read(own).splitlines()]
-        paths = {controller: path for _, each, path in lines for controller in each.split(",")}
-        self.version = 1 if "memory" in paths else 2
-        if self.version == 1 and "cpu" in paths:
-            memory, cpu = (_find(root / each, paths[each]) for each in ("memory", "cpu"))
-        else:
-            memory = cpu = _find(root, paths.get("", "/"))
+        self.version, memory, cpu = _find_own(own, root)
+        if self.version == 2:
             if memory.name in (_AGENT, _OTHERS):  # an earlier agent has moved its processes there
                 memory = cpu = memory.parent
             known = _read(memory / "cgroup.controllers").split()
@@ -275,6 +278,22 @@ def enter(entries: tuple[int, ...]) -> None:
     """Move this process to the group of `Cgroup.open_entries`: with version 1 its first thread, before others start."""
     for each in entries:
         os.write(each, b"0")
+
+
+def find_own_group(*, own: Path = _OWN, root: Path = ROOT) -> Cgroup:
+    """Return the control group of this process, for reading."""
+    version, memory, cpu = _find_own(own, root)
+    return Cgroup(memory, cpu, is_v1=version == 1)
+
+
+def _find_own(own: Path, root: Path) -> tuple[int, Path, Path]:
+    """Return the version, and the folders of this process' group for memory and for CPUs."""
+    lines = [line.split(":", 2) for line in _read(own).splitlines()]
+    paths = {controller: path for _, each, path in lines for controller in each.split(",")}
+    if "memory" in paths and "cpu" in paths:
+        return 1, _find(root / "memory", paths["memory"]), _find(root / "cpu", paths["cpu"])
+    folder = _find(root, paths.get("", "/"))
+    return 2, folder, folder
 
 
 def _find(base: Path, path: str) -> Path:

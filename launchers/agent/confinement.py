@@ -106,6 +106,41 @@ class GroupConfinement:
             log.error("processes %s do not die: they hang in the operating system", self._group.pids())
 
 
+class ManagedConfinement:
+    """The control group that the manager of a pod or container has made for it, with the agent and its only kernel."""
+
+    def __init__(self, group: Cgroup) -> None:
+        self.memory_bytes = group.most_bytes
+        self._group = group
+        self._kills = 0
+
+    def open_entries(self) -> tuple[int, ...]:
+        return ()
+
+    def reset(self) -> None:
+        self._kills = self._group.kills
+
+    def begin(self, pid: int) -> None:
+        pass
+
+    def explain_end(self, code: int | None) -> str:
+        was_killed = code in (None, _KILLED) and self._group.kills > self._kills
+        return describe_excess(self.memory_bytes, self.memory_bytes) if was_killed else ""
+
+    def measure(self) -> int:
+        return self._group.used_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._group.peak_bytes
+
+    def close(self) -> None:
+        pass
+
+    async def end(self, others: Cgroup | None) -> None:
+        pass
+
+
 class WatchedConfinement:
     """RLIMIT_DATA for each process, and a limit for all together that `measure` compares with their use.
 

@@ -1,7 +1,7 @@
 """How an agent holds kernels to what their leases promise. `Limits` chooses the way and has a `Confinement` per lease.
 
 By control groups where this agent may make them. Otherwise memory is limited process by process, and watched. In a pod
-or container, the cluster manager limits the only kernel.
+or container, the cluster manager limits the only kernel, and the agent only reads how near it is to its limit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from roost.launchers.protocol.messages import Lease
 from roost.placement.format import format_bytes
 from roost.placement.model import MEMORY_ONLY, Request
 
-from .cgroups import CgroupTree, NoCgroups
-from .confinement import Confinement, GroupConfinement, WatchedConfinement, is_watched
+from .cgroups import Cgroup, CgroupTree, NoCgroups, find_own_group
+from .confinement import (
+    Confinement,
+    GroupConfinement,
+    ManagedConfinement,
+    WatchedConfinement,
+    is_watched,
+)
 from .sessions import Session
 from .settings import Enforcement
 
@@ -33,6 +39,8 @@ _PAUSE_S, _WATCH_S = 1.0, 0.1
 """How often to look at kernels: in control groups, and without them."""
 _BEST_EFFORT_CPUS = 0.1
 """The weight of a kernel whose request has memory and no CPUs."""
+_ROUNDED_BYTES = 1 << 30
+"""At most so much more memory than asked for gets a pod or container. A larger limit is that of the whole node."""
 _MOST_BUSY = 0.01
 """At most this part of a CPU goes into looking at kernels."""
 
@@ -61,6 +69,7 @@ class Limits:
         list_others: Callable[[], Iterable[int]],
         on_near: Callable[[str, str], object],
         make_tree: Callable[[str], CgroupTree] = CgroupTree,
+        find_own_group: Callable[[], Cgroup] = find_own_group,
     ) -> None:
         self._settings = settings
         self._session = session
@@ -73,7 +82,7 @@ class Limits:
         self._tree: CgroupTree | None = None
         self._is_open = False
         self._why_not = ""
-        self._is_managed = is_per_kernel
+        self._managed = find_own_group() if is_per_kernel else None
         self._tasks: set[asyncio.Task[None]] = set()
         if is_per_kernel:
             return
@@ -84,7 +93,7 @@ class Limits:
 
     def describe(self) -> str:
         """Return how limits are enforced here, as `Node.enforcement` describes it."""
-        if self._is_managed:
+        if self._managed is not None:
             return ""
         if self._settings.enforce == "never":
             return "never"
@@ -98,8 +107,8 @@ class Limits:
     def confine(self, lease: Lease) -> Confinement | None:
         """Return the limits of a lease, before a kernel starts in it. Raises `NotEnforced`."""
         request = lease.request
-        is_wanted = self._settings.enforce != "never" or bool(request.enforce)
-        if self._is_managed or not is_wanted or not (request.memory_bytes or request.cpus):
+        is_wanted = self._settings.enforce != "never" or bool(request.enforce) or self._managed is not None
+        if not is_wanted or not (request.memory_bytes or request.cpus):
             return None
         held = self._held.get(lease.id)
         if held is None and (held := self._make(lease)) is not None:
@@ -182,6 +191,9 @@ class Limits:
 
     def _make(self, lease: Lease) -> Confinement | None:
         request = lease.request
+        if self._managed is not None:
+            is_own = 0 <= self._managed.most_bytes - request.memory_bytes <= _ROUNDED_BYTES
+            return ManagedConfinement(self._managed) if request.memory_bytes and is_own else None
         problem = self._why_not
         if self._tree is not None:
             try:

@@ -19,6 +19,10 @@ def parse_version(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
+OUT_OF_MEMORY = "its container ran out of memory"
+"""The reason of a lost lease begins like this if the manager has ended the processes for their memory."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
     """The answer to a request that has none."""

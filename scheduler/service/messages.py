@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
+from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
 from roost.launchers.protocol.shared_values import Connection as Connection
 from roost.launchers.protocol.shared_values import JournalEntry as JournalEntry
 from roost.launchers.protocol.shared_values import JournalPage as JournalPage
-from roost.launchers.protocol.shared_values import KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import Owner as Owner
 from roost.placement.request import Request
 
@@ -113,6 +113,11 @@ class Kernel:
     def log_tail(self) -> str:
         """The end of the kernel's log, once the kernel has ended."""
         return self.process.log_tail if self.process else ""
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """True if it was killed because it used more memory than it had asked for."""
+        return (self.process is not None and self.process.is_out_of_memory) or OUT_OF_MEMORY in self.reason
 
     @property
     def is_pending(self) -> bool:

@@ -136,10 +136,9 @@ def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:
 
 def find_cause(kernel: Kernel) -> str:
     """Return why a kernel's process has ended: one of five words."""
-    process = kernel.process
     if kernel.is_stopped:
         return "culled" if kernel.reason.startswith("culled") else "stopped"
-    if process is not None and process.is_out_of_memory:
+    if kernel.is_out_of_memory:
         return "out_of_memory"
     code = kernel.exit_code
     return "unknown" if code is None else "killed" if code < 0 else "exited"

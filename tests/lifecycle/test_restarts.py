@@ -52,7 +52,7 @@ async def test_the_first_cell_after_a_restart_has_its_output(
         assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
 
 
-@pytest.mark.backends("local", "ray", "dask")
+@pytest.mark.backends("local", "ray", "dask", "kubernetes")
 async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
     specs_of: Callable[..., object], backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.launchers.protocol.messages import AgentAddress, Lease
+from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
 from roost.scheduler.backends.identity import Identity
 
@@ -171,7 +172,7 @@ def describe_end(raw: JsonObject) -> News | None:
     state = _container_state(raw)
     if (ended := state.get("terminated")) is not None:
         if ended.get("reason") == "OOMKilled":
-            return News("its container ran out of memory")
+            return News(OUT_OF_MEMORY)
         if ended.get("reason") in ("Unknown", "ContainerStatusUnknown"):
             return News(cause or "its node has lost it, for example because the node was restarted")
         if ended.get("reason") in ("StartError", "ContainerCannotRun"):

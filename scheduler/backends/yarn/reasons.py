@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
+
 from .master.messages import Container, Resources
 from .rest import JsonObject
 
@@ -12,8 +14,8 @@ _ENDS = {
     -100: "YARN took its container back",
     -101: "the disks of its node failed",
     -102: "YARN gave its resources to others (preemption)",
-    -103: "its container ran out of virtual memory, which YARN limits (yarn.nodemanager.vmem-check-enabled)",
-    -104: "its container ran out of memory",
+    -103: f"{OUT_OF_MEMORY}: YARN limits virtual memory (yarn.nodemanager.vmem-check-enabled)",
+    -104: OUT_OF_MEMORY,
     -105: "roost's application master ended its container",
     -106: "the ResourceManager ended its container",
     -107: "roost's application has ended",

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.placement import Request
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit
 from roost.scheduler.service.messages import Event, Kernel, Owner
@@ -80,3 +81,17 @@ def test_a_warning_is_written_into_the_log(caplog: pytest.LogCaptureFixture) -> 
         listeners[0](Event(kind="warned", at=0.0, kernel=kernel, detail="save your work"))
     assert [record.getMessage() for record in caplog.records] == ["kernel=k1 save your work"]
     assert watch.current.code is None
+
+
+def test_the_end_of_a_whole_container_for_its_memory_counts() -> None:
+    watch = ExitWatch(logging.getLogger("test"), lambda: False)
+    for reason, excesses in (
+        (f"its lease is lost: {OUT_OF_MEMORY}", 1),
+        (f"its lease is lost: {OUT_OF_MEMORY}: YARN limits virtual memory", 2),
+        ("its lease is lost: its node evicted it", 0),
+    ):
+        kernel = Kernel(
+            id="k", launch_id="l", state="exited", owner=Owner(user="ada"), request=Request(), reason=reason
+        )
+        watch.read(watch.begin("k", "l"), kernel)
+        assert watch.excesses == excesses

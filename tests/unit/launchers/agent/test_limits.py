@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from roost.launchers.agent import limits
-from roost.launchers.agent.cgroups import CgroupTree, NoCgroups
-from roost.launchers.agent.confinement import WatchedConfinement
+from roost.launchers.agent.cgroups import Cgroup, CgroupTree, NoCgroups
+from roost.launchers.agent.confinement import ManagedConfinement, WatchedConfinement
 from roost.launchers.agent.limits import Limits, NotEnforced
 from roost.launchers.agent.sessions import OwnSession
 from roost.launchers.agent.settings import Enforcement
@@ -30,19 +30,20 @@ def no_tree(name: str) -> CgroupTree:
 
 
 def make(
-    near: list[tuple[str, str]] | None = None, *, is_per_kernel: bool = False, **settings: Any
+    on_near: Callable[[str, str], object] = lambda *_: None, *, pod: Cgroup | None = None, **settings: Any
 ) -> Limits:
-    near = [] if near is None else near
+    """Return the limits of an agent that cannot make control groups. `pod` is the group of a pod with one kernel."""
     return Limits(
         "roost-1",
         Enforcement(**settings),
         OwnSession(),
         cpus=1,
-        is_per_kernel=is_per_kernel,
+        is_per_kernel=pod is not None,
         pages_out=False,
         list_others=list,
-        on_near=lambda *said: near.append(said),
+        on_near=on_near,
         make_tree=no_tree,
+        find_own_group=lambda: pod or Cgroup(Path("/nowhere"), Path("/nowhere"), is_v1=False),
     )
 
 
@@ -95,11 +96,54 @@ def test_a_required_limit_that_is_impossible_is_refused(
 def test_the_node_says_how_it_limits_kernels() -> None:
     assert make().describe() == "memory only: there are none"
     assert make(enforce="never").describe() == "never"
-    assert make(is_per_kernel=True).describe() == ""
 
 
-def test_a_pod_leaves_its_limits_to_the_manager() -> None:
-    assert make(is_per_kernel=True, enforce="required").confine(lease(memory_bytes=MIB)) is None
+def write_pod(folder: Path, *, most: str, used: int = 0, kills: int = 0) -> Cgroup:
+    """Return a control group of version 2 with the files that an agent in a pod reads, and none that it writes."""
+    files = {
+        "max": most,
+        "current": used,
+        "peak": used,
+        "stat": "inactive_file 0",
+        "events": f"oom_kill {kills}",
+    }
+    for name, value in files.items():
+        (folder / f"memory.{name}").write_text(f"{value}\n")
+    return Cgroup(folder, folder, is_v1=False)
+
+
+async def test_a_pod_is_limited_by_its_manager_and_says_so(tmp_path: Path) -> None:
+    pod = write_pod(tmp_path, most=str(2 * MIB), kills=1)
+    held = make(pod=pod, enforce="never")
+    assert held.describe() == ""
+    limits = held.confine(lease(memory_bytes=2 * MIB))
+    assert isinstance(limits, ManagedConfinement)
+    assert limits.open_entries() == ()
+    assert limits.explain_end(-9) == "", "the kill was that of an earlier kernel"
+    write_pod(tmp_path, most=str(2 * MIB), used=MIB, kills=2)
+    assert limits.explain_end(-9) == "was killed: it used 2 MiB of its 2 MiB of memory"
+    assert limits.explain_end(0) == "", "a process that the kernel had started was killed"
+    assert limits.peak_bytes == limits.measure() == MIB
+    await held.release("a")
+    assert held.get("a") is None
+
+
+@pytest.mark.parametrize("most", ["max", str(MIB - 1), str(MIB + (1 << 30) + 1), "", "9223372036854771712"])
+def test_a_limit_of_other_processes_too_is_not_that_of_the_kernel(tmp_path: Path, most: str) -> None:
+    assert make(pod=write_pod(tmp_path, most=most)).confine(lease(memory_bytes=MIB)) is None
+
+
+async def test_a_kernel_in_a_pod_is_warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    held = make(
+        lambda *said: near.put_nowait(said), pod=write_pod(tmp_path, most=str(10 * MIB), used=9 * MIB)
+    )
+    held.confine(lease(memory_bytes=10 * MIB))
+    monkeypatch.setattr(limits, "_PAUSE_S", 0.0)
+    watching = asyncio.get_running_loop().create_task(held.watch())
+    said = await asyncio.wait_for(near.get(), 10)
+    watching.cancel()
+    assert said == ("a", "uses 9 MiB of its 10 MiB of memory; it is killed if it needs more")
 
 
 async def test_a_second_kernel_in_a_lease_has_the_same_limits() -> None:
@@ -154,7 +198,7 @@ async def test_a_kernel_near_its_limit_is_reported_once_until_it_has_used_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     near: list[tuple[str, str]] = []
-    held = make(near)
+    held = make(lambda *said: near.append(said))
     monkeypatch.setattr(limits, "_WATCH_S", 0.0)
     kernel = held._held["a"] = Measured(89, 90, 99, 85, 95, 79, 91)
     watching = asyncio.get_running_loop().create_task(held.watch())
