@@ -1,18 +1,30 @@
-"""The exit status of every child of the agent. The agent is also the parent of all orphans among its descendants."""
+"""How each child of the agent has ended. The agent is also the parent of all orphans among its descendants."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from .sessions import OwnSession, Session
 
 _REMEMBERED = 1024
 _REMEMBERED_S = 5.0  # a forked kernel may end before the agent reads its pid
+
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class Spent(NamedTuple):
+    """What a process has used: CPU time, also of its children that had ended, and the most memory of one of them."""
+
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
 
 
 class Reaper:
@@ -34,6 +46,7 @@ class Reaper:
         self._remembered_s = remembered_s
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._ended: OrderedDict[int, tuple[int, float]] = OrderedDict()
+        self._spent: OrderedDict[int, Spent] = OrderedDict()
         self._loop.add_signal_handler(signal.SIGCHLD, self.reap)
 
     def exit_code(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
@@ -50,14 +63,22 @@ class Reaper:
             future.set_result(code)
         return future
 
+    def spent(self, pid: int) -> Spent:
+        """Return what one of the last children used that have ended. It is all 0 if that is not known."""
+        return self._spent.get(pid, Spent())
+
     def reap(self) -> None:
         while True:
             try:
-                pid, status = self._next()
+                pid, status, used = self._next()
             except ChildProcessError:
                 return
             if pid == 0:
                 return
+            self._spent.pop(pid, None)
+            self._spent[pid] = Spent(used.ru_utime + used.ru_stime, used.ru_maxrss * _MAXRSS_UNIT)
+            if len(self._spent) > _REMEMBERED:
+                self._spent.popitem(last=False)
             code = os.waitstatus_to_exitcode(status)
             future = self._waiting.pop(pid, None)
             if future is None:
@@ -72,16 +93,16 @@ class Reaper:
     def close(self) -> None:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
-    def _next(self) -> tuple[int, int]:
-        """Reap one child as `os.waitpid` does. Before that, kill its processes: nobody else can get its pid yet."""
+    def _next(self) -> tuple[int, int, Any]:
+        """Reap one child as `os.wait4` does. Before that, kill its processes: nobody else can get its pid yet."""
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid in self._waiting:
                 self._session.sweep(pid)
-            return pid, status
+            return pid, status, used
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
-            return 0, 0
+            return 0, 0, None
         if ended.si_pid in self._waiting:
             self._session.sweep(ended.si_pid)
-        return os.waitpid(ended.si_pid, os.WNOHANG)
+        return os.wait4(ended.si_pid, os.WNOHANG)

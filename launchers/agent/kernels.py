@@ -107,13 +107,16 @@ class Kernels:
         return kernel is not None and not kernel.ended.is_set()
 
     async def launch(self, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
-        """Start a kernel. Repeated with the same launch id, the call joins the first one and returns the same."""
+        """Start a kernel. Repeated with the same launch id, the call joins the first one. It may have ended since."""
         known = self._kernels.get(request.kernel_id)
         if known is None or known.launch_id != request.launch_id:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
             known = self._begin(request, device_ids)
-        return await asyncio.shield(known.started)  # a caller that gives up must not cancel the others' start
+        process = await asyncio.shield(
+            known.started
+        )  # a caller that gives up must not cancel the others' start
+        return known.process or process
 
     def signal(self, kernel_id: str, signum: int) -> bool:
         return self._signal(self._kernels.get(kernel_id), signum)
@@ -271,13 +274,15 @@ class Kernels:
         assert kernel.process is not None
         held = self._limits.get(kernel.lease_id)
         excess = held.explain_end(code) if held is not None else ""
+        spent = self._reaper.spent(kernel.process.pid)
         kernel.process = replace(
             kernel.process,
             is_running=False,
             exit_code=code,
             reason=f"the kernel {excess or describe_exit(code, was_asked=kernel.was_signalled)}",
             is_out_of_memory=bool(excess),
-            peak_bytes=held.peak_bytes if held is not None else 0,
+            cpu_s=spent.cpu_s,
+            peak_bytes=(held.peak_bytes if held is not None else 0) or spent.peak_bytes,
             log_tail=tail(kernel.folder / "log", LOG_TAIL_BYTES),
         )
         record = encode(kernel.process)

@@ -111,10 +111,10 @@ class Limits:
         if not is_wanted or not (request.memory_bytes or request.cpus):
             return None
         held = self._held.get(lease.id)
-        if held is None and (held := self._make(lease)) is not None:
-            self._held[lease.id] = held
         if held is not None:
             held.reset()
+        elif (held := self._make(lease)) is not None:  # in a pod, its first kernel may have ended already
+            self._held[lease.id] = held
         return held
 
     @contextlib.contextmanager

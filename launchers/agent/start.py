@@ -90,7 +90,10 @@ class _Child:
 
 @dataclass(frozen=True, slots=True)
 class EarlierFork:
-    """A kernel that was forked before this agent started, and a subscription to all that it has published."""
+    """A kernel that was forked before this agent started, and a subscription to all that it has published.
+
+    `output` is None if the kernel has not listened yet.
+    """
 
     kernel: PodKernel
     output: zmq.Socket[bytes] | None
@@ -182,7 +185,7 @@ class Starter:
     async def _fork(self, child: _Child, request: Launch, log_fd: int) -> ForkedKernel | None:
         earlier = self.earlier_fork
         if earlier is not None and earlier.kernel.launch_id == request.launch_id:
-            return await self._take_over(earlier.kernel, child, request)
+            return await self._take_over(earlier, child, request)
         may_fork = request.may_fork and not self.is_per_kernel
         command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:
@@ -199,12 +202,14 @@ class Starter:
                 on_pid=child.record,
             )
 
-    async def _take_over(self, kernel: PodKernel, child: _Child, request: Launch) -> ForkedKernel:
-        """Wait for the kernel that was forked before this agent started."""
+    async def _take_over(self, earlier: EarlierFork, child: _Child, request: Launch) -> ForkedKernel:
+        """Wait for the kernel that was forked before this agent started. It may have listened and ended already."""
+        kernel = earlier.kernel
         started = time.perf_counter() - kernel.spawned_ms / 1e3
         code = child.record(kernel.pid, started_at=kernel.started_at)  # its end may be known already
         self.reaper.reap()  # it may have ended before the reaper saw signals
-        await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
+        if earlier.output is None:
+            await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
         return ForkedKernel(pid=kernel.pid, ports=dict(kernel.ports), timing_ms=timing_ms)
 

@@ -83,7 +83,7 @@ class KernelProcess:
     `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
     `device_ids` are those of its lease, or those that the agent chose for it. `cwd` is its working directory.
     Of a kernel that has ended, `reason` says how, as a clause. `is_out_of_memory`: it was killed because it used more
-    than it had asked for. `peak_bytes` is the most memory that it used, 0 if nobody measured that.
+    than it had asked for. `peak_bytes` is the most memory that it used, and `cpu_s` its CPU time; 0 if nobody knows.
     """
 
     kernel_id: str
@@ -101,6 +101,7 @@ class KernelProcess:
     reason: str = ""
     is_out_of_memory: bool = False
     peak_bytes: int = 0
+    cpu_s: float = 0.0
     log_tail: str = ""
     cwd: str = ""
     journal: JournalLimits = field(default_factory=JournalLimits)

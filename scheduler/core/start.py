@@ -71,6 +71,8 @@ class StartRunner:
                 record.check_wanted()
                 process = await self._bring_up(record, start, deadline)
                 record.check_wanted()
+                if not process.is_running:  # its end was reported before its agent was connected
+                    task.late_exit = process
                 self._table.ran(record, process)
                 self._table.publish("running", record)
                 return record.view(self._table.queue, with_connection=True)

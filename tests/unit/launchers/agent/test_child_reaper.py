@@ -74,3 +74,12 @@ async def test_the_exit_code_of_an_earlier_process_with_the_same_pid_does_not_co
     future = reaper.exit_code(pid, is_ours=is_ours)  # as if another process had this pid now
     assert not future.done()
     reaper.close()
+
+
+@pytest.mark.usefixtures("wait_calls")
+async def test_what_a_child_has_used_is_known(reaper: Reaper) -> None:
+    pid = spawn("import time; x = bytearray(b'1') * (50 << 20)\nwhile time.process_time() < 0.1: pass")
+    await exit_code(reaper.exit_code(pid, is_ours=True))
+    assert reaper.spent(pid).cpu_s >= 0.1
+    assert reaper.spent(pid).peak_bytes > 50 << 20
+    assert reaper.spent(1) == (0, 0)

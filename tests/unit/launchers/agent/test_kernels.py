@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from agents import no_limits
 from assigned_agents import a_launch
 
@@ -145,8 +146,9 @@ async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> 
 
 
 @pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("has_listened", [False, True])
 async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
-    runtime_dir: Path, is_known: bool
+    runtime_dir: Path, is_known: bool, has_listened: bool
 ) -> None:
     child = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
     child.returncode = 0
@@ -156,19 +158,27 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
     kernel = PodKernel(
         launch_id=launch.launch_id, pid=child.pid, started_at=0, ip="127.0.0.1", ports=ports, spawned_ms=0
     )
+    context, ended = zmq.Context(), asyncio.Queue[KernelProcess]()
     held = Kernels(
         runtime_dir / "kernels",
         ZygotePool(),
         DiskRoom(runtime_dir, list),
         no_limits(),
         on_launched=print,
-        on_exited=print,
-        earlier_fork=EarlierFork(kernel, None),
+        on_exited=ended.put_nowait,
+        earlier_fork=EarlierFork(kernel, context.socket(zmq.SUB) if has_listened else None),
     )
     try:
         if is_known:
             held._reaper.reap()
-        with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
-            await asyncio.wait_for(held.launch(launch), 60)
+        if has_listened:
+            assert (await asyncio.wait_for(held.launch(launch), 60)).pid == child.pid
+            end = await asyncio.wait_for(ended.get(), 60)
+            assert (end.exit_code, end.reason) == (7, "the kernel exited with code 7")
+            assert await held.launch(launch) == end, "the service asks a second time, and has seen no event"
+        else:
+            with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
+                await asyncio.wait_for(held.launch(launch), 60)
     finally:
         await held.close()
+        context.destroy(linger=0)

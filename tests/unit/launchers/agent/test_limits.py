@@ -119,6 +119,8 @@ async def test_a_pod_is_limited_by_its_manager_and_says_so(tmp_path: Path) -> No
     limits = held.confine(lease(memory_bytes=2 * MIB))
     assert isinstance(limits, ManagedConfinement)
     assert limits.open_entries() == ()
+    assert limits.explain_end(-9), "it was forked, and ended, before the agent began"
+    assert held.confine(lease(memory_bytes=2 * MIB)) is limits
     assert limits.explain_end(-9) == "", "the kill was that of an earlier kernel"
     write_pod(tmp_path, most=str(2 * MIB), used=MIB, kills=2)
     assert limits.explain_end(-9) == "was killed: it used 2 MiB of its 2 MiB of memory"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
+from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Decision, Snapshot, get_policy
 from roost.placement.model import Request
 from roost.scheduler.backends.local.settings import RoostLocalBackend
@@ -106,6 +107,18 @@ async def test_a_launch_that_fails_gives_the_lease_back(
         assert w.scheduler.kernels() == []
         assert w.kernel("k").reason == f"launch fails: {kind}"
         assert w.count("failed") == 1
+
+
+async def test_an_end_before_the_agent_was_connected_is_not_missed(tmp_path: Path) -> None:
+    """A pod starts its kernel without a call. A call that joins this launch finds that it has ended."""
+    async with world(tmp_path) as w:
+        w.agent.kernels["k"] = KernelProcess(
+            kernel_id="k", launch_id="1", lease_id="", pid=7, process_started_at=1.0, how="forked",
+            connection=None, launched_at=0.0, is_running=False, exit_code=7, reason="the kernel exited with code 7",
+        )  # fmt: skip
+        await w.start("k")
+        await w.told("exited", "k")
+        assert (w.kernel("k").state, w.kernel("k").exit_code) == ("exited", 7)
 
 
 async def test_a_conflict_is_placed_elsewhere(tmp_path: Path) -> None:
