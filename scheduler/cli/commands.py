@@ -70,6 +70,10 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     top = _add_command(commands, "top", "cli.top:show_top", "watch what the kernels use, the busiest first")
     what = "pause between two looks (2)"
     top.add_argument("--interval", metavar="SECONDS", type=parse_amount, default=2.0, help=what)
+    what = "print the service's last events"
+    events = _add_command(commands, "events", "cli.events:show_events", what)
+    events.add_argument("--follow", "-f", action="store_true", help="go on until interrupted (Ctrl-C)")
+    events.add_argument("--limit", metavar="N", type=parse_count, default=100, help="at most so many (100)")
     what = "print the log of a kernel (its stdout and stderr)"
     logs = _add_command(commands, "logs", "cli.kernels:print_log", what)
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
@@ -91,7 +95,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     drain.add_argument("--off", action="store_true", help="place kernels on the node again")
     what = "start the agents of all nodes before a kernel needs them"
     up = _add_command(commands, "up", "cli.nodes:start_agents", what)
-    for parser in (nodes, explain, kernels, top, logs, output, attach, stop, drain, up):
+    for parser in (nodes, explain, kernels, top, events, logs, output, attach, stop, drain, up):
         add_scheduler(parser)
     add_request(explain)
 

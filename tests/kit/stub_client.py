@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import main
 from roost.scheduler.errors import UnknownKernel
 from roost.scheduler.policies.explain import build_explanation
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.service.messages import Event, Kernel
 
 ADA = Owner(user="ada", application="lab")
 GPU = Request(gpus=0.25, memory_bytes=8 << 30, cpus=2)
@@ -82,6 +82,8 @@ class StubClient:
         self.soonest: dict[str, Any] | None = None
         self.ended: Kernel | None = None
         self.is_damaged = False
+        self.happened: list[Event] = []
+        self.coming: list[Event] = []
 
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
@@ -111,6 +113,13 @@ class StubClient:
         gone = UnknownKernel("gone")
         known = {kernel.id: kernel for kernel in self.known if kernel is not SECOND}
         return self._answer(self.ended or known.get(kernel_id, gone), "stop", kernel_id, grace_s)
+
+    def events(self, limit: int) -> Answer:
+        return self._answer(self.happened[-limit:], "events", limit)
+
+    def listen(self, callback: Callable[[Event], None]) -> None:
+        for event in self.coming:
+            callback(event)
 
     def drain(self, node_id: str, on: bool) -> Answer:
         return self._answer(None, "drain", node_id, on)

@@ -1,0 +1,67 @@
+"""`roost events`: what the service has done lately, and with `--follow` what it does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import time
+
+from roost.placement.format import format_age, format_bytes
+from roost.placement.json_codec import encode
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.service.messages import Event, Kernel
+
+from .clean_text import clean
+from .options import connect_scheduler
+
+_ID = 8
+"""So many characters of a kernel's id are shown."""
+
+
+def show_events(arguments: argparse.Namespace) -> int:
+    """Print the last events, a line each, and with `--follow` all that come, until it is interrupted."""
+    client = connect_scheduler(arguments)
+    coming: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    if arguments.follow:
+        client.listen(coming.put)  # before the question, so that no event is missed
+    events = wait_for(client.events(arguments.limit))
+    if arguments.json and not arguments.follow:
+        print(json.dumps({"events": [encode(event) for event in events]}, indent=2, ensure_ascii=False))
+        return 0
+    for event in events:
+        _show(event, as_json=arguments.json)
+    try:
+        while arguments.follow:
+            event = coming.get()
+            if event not in events:
+                _show(event, as_json=arguments.json)
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _show(event: Event, *, as_json: bool) -> None:
+    print(
+        json.dumps(encode(event), ensure_ascii=False) if as_json else clean(format_event(event)), flush=True
+    )
+
+
+def format_event(event: Event) -> str:
+    """Return an event as one line: when, what, which kernel of whom and where, and the details."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+    kernel = event.kernel
+    if kernel is None:
+        return f"{at}  {event.kind:<9}  {event.detail}".rstrip()
+    node = kernel.node_id or "-"
+    used = _format_use(kernel) if event.kind == "exited" else ""
+    said = "; ".join(filter(None, (event.detail, used)))
+    return f"{at}  {event.kind:<9}  {kernel.id[:_ID]}  {kernel.owner.user}  {node}  {said}".rstrip()
+
+
+def _format_use(kernel: Kernel) -> str:
+    """Return what an ended kernel has used, as far as its agent knows."""
+    process = kernel.process
+    if process is None or not process.peak_bytes:
+        return ""
+    return f"used {format_age(process.cpu_s)} of CPU time and at most {format_bytes(process.peak_bytes)}"
