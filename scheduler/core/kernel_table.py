@@ -71,8 +71,13 @@ class KernelTable:
         return self.records.get(record.kernel_id) is record
 
     def with_lease(self, lease_id: str) -> KernelRecord | None:
-        found = (r for r in self.records.values() if r.lease is not None and r.lease.id == lease_id)
-        return next(found, None)
+        """Return the record that has this lease, whose id names the kernel."""
+        parts = lease_id.split(":")
+        for length in range(2, len(parts)):  # the id of a kernel may have colons
+            record = self.records.get(":".join(parts[1:length]))
+            if record is not None and record.lease is not None and record.lease.id == lease_id:
+                return record
+        return None
 
     def add(self, start: StartKernel, request: Request) -> KernelRecord:
         record = KernelRecord(

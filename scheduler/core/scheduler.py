@@ -286,7 +286,7 @@ class Scheduler:
 
     def _check_wait(self, start: StartKernel) -> None:
         """Raise if too many starts wait, or this one may not wait so long."""
-        waiting = [each.owner.user for each in self._table.records.values() if each.is_waiting]
+        waiting = [record.owner.user for record in self._starts.list_waiting()]
         check_wait(start.owner.user, waiting, start.wait_s, self._settings)
 
     def _admit(

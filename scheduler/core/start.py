@@ -47,20 +47,26 @@ class StartRunner:
         self._reconciler = reconciler
         self.failed = LastEntries[tuple[str, str], RoostError](_REMEMBERED)
         """By kernel and launch id: a repeated start gets the same error and starts nothing."""
+        self._under_way: dict[str, KernelRecord] = {}
         self._is_closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Leave all starts as they are. The next scheduler goes on with repeated starts."""
         self._is_closing = True
-        starts = [record.start for record in self._table.records.values() if record.start is not None]
+        starts = [record.start for record in self._under_way.values() if record.start is not None]
         await asyncio.gather(*(start.abandon() for start in starts))
         await cancel_all(self._tasks)
 
     def begin(self, record: KernelRecord, start: StartKernel) -> StartTask:
         record.ask(start)
         record.start = StartTask(lambda task: self._run(record, start, task))
+        self._under_way[record.kernel_id] = record
         return record.start
+
+    def list_waiting(self) -> list[KernelRecord]:
+        """Return the records of starts that wait for a lease."""
+        return [record for record in self._under_way.values() if record.is_waiting]
 
     async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
         lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
@@ -93,6 +99,7 @@ class StartRunner:
             raise error
         finally:
             record.start = None
+            self._under_way.pop(record.kernel_id, None)
             if task.late_exit is not None:  # the kernel ended before its start did
                 self._table.exited(record, task.late_exit)
 

@@ -9,8 +9,9 @@ import pytest
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
+from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
-from roost.scheduler.core.kernel_table import LastEntries
+from roost.scheduler.core.kernel_table import KernelTable, LastEntries
 from roost.scheduler.core.queue import Queue
 
 LEASE = Lease(
@@ -54,3 +55,15 @@ def test_only_the_last_entries_are_kept() -> None:
     for number, name in enumerate("abca"):
         kept[name] = number
     assert kept == {"c": 2, "a": 3}
+
+
+def test_a_record_is_found_by_its_lease() -> None:
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
+    table = KernelTable(queue, EventStream(), name="ada@host:1")
+    for kernel_id in ("k", "k:1", "k:1:2"):
+        id_ = table.lease_id(kernel_id, "launch:1")
+        found = table.add_found(Lease(id=id_, kernel_id=kernel_id, owner=LEASE.owner, request=LEASE.request))
+        assert table.with_lease(id_) is found
+        assert table.with_lease(f"{id_}0") is None, "that is another launch"
+    assert table.with_lease("l") is None
+    assert table.with_lease("") is None
