@@ -13,6 +13,7 @@ import contextlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -216,11 +217,15 @@ def hold_threads() -> Iterator[list[threading.Thread]]:
 
 @contextlib.contextmanager
 def hold_history() -> Iterator[None]:
-    """Open no history: unused standbys would leave empty sessions in it."""
+    """Open no history: unused standbys would leave empty sessions in it.
+
+    The exit handler that closes a history is registered in its place all the same: it must run after the shell's.
+    """
     history: Any = sys.modules["IPython.core.history"]
     accessor, manager = history.HistoryAccessor, history.HistoryManager
     plain_init_db, plain_new_session = accessor.init_db, manager.new_session
-    accessor.init_db = manager.new_session = lambda self, conn=None: None
+    accessor.init_db = lambda self: weakref.finalize(self, int).detach()
+    manager.new_session = lambda self, conn=None: None
     try:
         yield
     finally:

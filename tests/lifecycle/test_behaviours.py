@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -289,12 +290,21 @@ def test_linear_algebra_runs_in_threads(kernel: Kernel) -> None:
     assert kernel.value("float(b[0, 0])") == 400.0
 
 
-def test_the_end_of_a_kernel_is_the_users(kernel: Kernel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_the_end_of_a_kernel_is_the_users(kernel: Kernel, tmp_path: Path, is_asked: bool) -> None:
     mark = tmp_path / "end"
     kernel.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(mark)!r}).touch)")
-    kernel.client.execute("exit")
+    file = kernel.value("str(get_ipython().history_manager.hist_file)")
+    if is_asked:
+        kernel.client.shutdown()
+    else:
+        kernel.client.execute("exit")
     assert kernel.wait() == 0
     assert mark.exists()
+    with closing(sqlite3.connect(file)) as history:
+        end, cells = history.execute("select end, num_cmds from sessions order by session desc").fetchone()
+    assert end, "IPython closes the session in an exit handler, before another one closes the file"
+    assert cells >= 2
 
 
 def test_no_two_kernels_draw_the_same_random_numbers(agents: dict[str, Agent], folder: Path) -> None:
