@@ -88,7 +88,7 @@ class ExitWatch:
         return self.current
 
     def follow(self, client: Client) -> None:
-        """Listen to the events of `client` while this object lives. May be repeated."""
+        """Listen to the kernel's events of `client` while this object lives. May be repeated."""
         if self._unlisten is not None:
             return
         me = weakref.ref(self)
@@ -97,7 +97,7 @@ class ExitWatch:
             if (exits := me()) is not None:
                 exits._on_event(client, event)
 
-        self._unlisten = weakref.finalize(self, client.listen(on_event))
+        self._unlisten = weakref.finalize(self, client.listen(on_event, kernel_id=self._kernel_id))
         self._unlisten.atexit = False
 
     def unfollow(self) -> None:
@@ -119,12 +119,11 @@ class ExitWatch:
     def _on_event(self, client: Client, event: Event) -> None:
         ending = self.current
         if event.kernel is not None:
-            if event.kernel.id == self._kernel_id:
-                if event.kind == "warned":
-                    self._log.warning("kernel=%s %s", self._kernel_id, event.detail)
-                if self.is_launching and event.kernel.launch_id == ending.launch_id:
-                    self._on_waiting(event.kernel)
-                self.read(ending, event.kernel)
+            if event.kind == "warned":
+                self._log.warning("kernel=%s %s", self._kernel_id, event.detail)
+            if self.is_launching and event.kernel.launch_id == ending.launch_id:
+                self._on_waiting(event.kernel)
+            self.read(ending, event.kernel)
         elif event.kind == "resync" and not self.is_launching and ending.code is None:
             client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
 

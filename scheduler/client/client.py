@@ -65,7 +65,8 @@ class Client:
     def __init__(self, backend: str = DEFAULT_BACKEND, options: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.options = dict(options or {})
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: dict[str, list[Callable[[Event], None]]] = {}
+        """By the id of the kernel that they listen to; with an empty id, to all."""
         self._policies: dict[str, Mapping[str, Any]] = {}
         self._sent_policies: dict[str, tuple[str, RpcClient]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -197,25 +198,32 @@ class Client:
         """Return the latest events, oldest first."""
         return self._ask("events", lambda answer: [*map(_to_event, answer["events"])], limit=limit)
 
-    def listen(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+    def listen(self, callback: Callable[[Event], None], *, kernel_id: str = "") -> Callable[[], None]:
         """Call `callback` with every event, on the client's thread. Return a function that ends this.
+
+        With `kernel_id`, the callback gets the events of this kernel, and those that are of no kernel.
 
         An event of kind `resync` means that events may have been missed: read again what you need. While there is a
         listener, a lost connection is replaced at once.
         """
-        self._listeners.append(callback)
+        with self._changing:
+            self._listeners.setdefault(kernel_id, []).append(callback)
         self._run(self._connection.connect(time.monotonic() + CALL_DEADLINE_S))
 
         def stop() -> None:
-            if callback in self._listeners:
-                self._listeners.remove(callback)
+            with self._changing:
+                listeners = self._listeners.get(kernel_id, [])
+                if callback in listeners:
+                    listeners.remove(callback)
+                if not listeners:
+                    self._listeners.pop(kernel_id, None)
 
         return stop
 
     def close(self) -> None:
         """Remove the listeners and close the connection. The next call connects again. Optional before an exit."""
         self._listeners.clear()
-        with self._starting:
+        with self._changing:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
@@ -227,7 +235,7 @@ class Client:
     # The thread
 
     def _begin(self) -> None:
-        self._starting = threading.Lock()
+        self._changing = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connection = ServiceConnection(
             self.backend,
@@ -258,7 +266,7 @@ class Client:
         return self._run(ask())
 
     def _start_thread(self) -> asyncio.AbstractEventLoop:
-        with self._starting:
+        with self._changing:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
                 name = f"roost-{self.backend}"
@@ -279,11 +287,16 @@ class Client:
             await self._connection.close()
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
-        if self._listeners:
+        if self._find_listeners((message.get("kernel") or {}).get("id")):
             self._notify(_to_event(message))
 
+    def _find_listeners(self, kernel_id: str | None) -> list[Callable[[Event], None]]:
+        """Return the listeners to events of this kernel; all listeners if it is None."""
+        ids = list(self._listeners) if kernel_id is None else ("", kernel_id)
+        return [listener for each in ids for listener in self._listeners.get(each, ())]
+
     def _notify(self, event: Event) -> None:
-        for listener in list(self._listeners):
+        for listener in self._find_listeners(event.kernel.id if event.kernel else None):
             try:
                 listener(event)
             except Exception:

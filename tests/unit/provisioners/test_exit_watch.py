@@ -69,16 +69,18 @@ def test_a_closed_loop_does_not_disturb_the_others() -> None:
 
 
 def test_a_warning_is_written_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    listeners: list[Callable[[Event], None]] = []
-    client = SimpleNamespace(listen=lambda listener: listeners.append(listener) or (lambda: None))
+    listeners: dict[str, Callable[[Event], None]] = {}
+
+    def listen(listener: Callable[[Event], None], kernel_id: str) -> Callable[[], None]:
+        listeners[kernel_id] = listener
+        return listeners.clear
+
+    client = SimpleNamespace(listen=listen)
     watch = ExitWatch(logging.getLogger("test"), lambda: False)
     watch.begin("k1", "l1")
     watch.follow(client)  # type: ignore[arg-type]
-    for kernel_id in ("k1", "k2"):
-        kernel = Kernel(
-            id=kernel_id, launch_id="l1", state="running", owner=Owner(user="ada"), request=Request()
-        )
-        listeners[0](Event(kind="warned", at=0.0, kernel=kernel, detail="save your work"))
+    kernel = Kernel(id="k1", launch_id="l1", state="running", owner=Owner(user="ada"), request=Request())
+    listeners["k1"](Event(kind="warned", at=0.0, kernel=kernel, detail="save your work"))
     assert [record.getMessage() for record in caplog.records] == ["kernel=k1 save your work"]
     assert watch.current.code is None
 

@@ -22,7 +22,7 @@ from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.identity import this_owner
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
 from roost.scheduler.service.launch import service_folder
-from roost.scheduler.service.messages import Event, StartKernel
+from roost.scheduler.service.messages import Event, Kernel, Owner, StartKernel
 
 
 @pytest.fixture
@@ -214,6 +214,22 @@ def test_listeners_get_events_and_resync(service: FakeService, client: Client) -
     service.push(Event(kind="queued", at=1.0))
     client.nodes().result(5)
     assert "queued" not in kinds
+
+
+def test_a_listener_of_one_kernel_hears_of_no_other(service: FakeService, client: Client) -> None:
+    heard: list[tuple[str, str]] = []
+    done = threading.Event()
+    stop = client.listen(lambda event: heard.append((event.kind, event.detail)), kernel_id="k1")
+    client.listen(lambda event: event.kind == "idle" and done.set())
+    client.nodes().result(5)
+    for kernel_id in ("k1", "k2"):
+        kernel = Kernel(id=kernel_id, launch_id="1", state="queued", owner=Owner(user="a"), request=Request())
+        service.push(Event(kind="queued", at=1.0, kernel=kernel, detail=kernel_id))
+    service.push(Event(kind="idle", at=1.0))
+    assert done.wait(60)
+    assert heard == [("queued", "k1"), ("idle", "")]
+    stop()
+    stop()
 
 
 def test_a_failing_listener_does_not_disturb_the_others(service: FakeService, client: Client) -> None:
