@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Snapshot
 from roost.scheduler.backends.base import Backend, Lease
-from roost.scheduler.errors import LaunchError, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, LaunchError, UnknownKernel
 
 from .agent_calls import AgentCaller, Agents
 
 T = TypeVar("T")
 
+_ANSWER_S = 5.0
+"""How long one agent may take to list its kernels or their use. A slow agent delays nobody else's kernels."""
 _JOIN_S = 10.0
 """How long calls wait for an agent that starts after its kernel."""
 
@@ -70,9 +72,31 @@ class Cluster:
         )
         return await caller.call(call)
 
+    async def find_agents(self, leases: Sequence[Lease]) -> tuple[dict[str, list[Lease]], set[str]]:
+        """Return the held leases by their agent's endpoint, and the ids of those whose agent is unknown now."""
+        held = [lease for lease in leases if lease.state == "held"]
+        addresses = await asyncio.gather(*(_try(partial(self.backend.agent, lease)) for lease in held))
+        agents: dict[str, list[Lease]] = {}
+        for lease, address in zip(held, addresses, strict=True):
+            agents.setdefault(address.endpoint if address else "", []).append(lease)
+        return agents, {lease.id for lease in agents.pop("", ())}
+
+    async def ask_agent(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T | None:
+        """Return the answer of the lease's agent, or None if there is none in time."""
+        return await _try(partial(self.call, lease, call))
+
     async def end_process(self, lease: Lease, grace_s: float) -> KernelProcess | None:
         """End the process in a lease and return how it ended; None if there is none. The lease stays."""
         try:
             return await self.call(lease, lambda agent: agent.stop(lease.kernel_id, grace_s))
         except UnknownKernel:
             return None
+
+
+async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
+    """Return the answer, or None if there is none in time."""
+    # `ask` is a function, because a coroutine that is cancelled before its first step is reported as never awaited.
+    try:
+        return await asyncio.wait_for(ask(), _ANSWER_S)
+    except (BackendUnavailable, UnknownKernel, asyncio.TimeoutError):
+        return None

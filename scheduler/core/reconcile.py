@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
-from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent, KernelProcess, KernelUse, Lease
+from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease
 from roost.launchers.protocol.rpc import RpcError
 from roost.scheduler.backends.base import BackendEvent
-from roost.scheduler.errors import BackendUnavailable, RoostError, UnknownKernel
+from roost.scheduler.errors import RoostError
 
 from .cluster import Cluster
 from .ender import RETRY_S, KernelEnder
@@ -26,8 +24,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ANSWER_S = 5.0
-"""How long one agent may take to list its kernels. A slow agent delays nobody else's kernels."""
 _REASON_S = 3.0
 """How long the manager may take to say why it ends a lease."""
 
@@ -86,38 +82,23 @@ class Reconciler:
         """Read all leases, or only this scheduler's, and ask each of their agents once for the processes in them."""
         reading = await self._cluster.backend.leases()
         leases = [lease for lease in reading.leases if not only_own or self._table.is_own(lease)]
-        answers, unanswered = await self._ask_each_agent(leases, lambda agent: agent.holdings())
+        agents, unanswered = await self._cluster.find_agents(leases)
+        answers = await asyncio.gather(
+            *(self._cluster.ask_agent(held[0], lambda agent: agent.holdings()) for held in agents.values())
+        )
+        for held, answer in zip(agents.values(), answers, strict=True):
+            if answer is None:
+                unanswered |= {lease.id for lease in held}
         self.unreachable = reading.unreachable
         names = {lease.node_id or lease.id for lease in leases if lease.id in unanswered}
         return Reading(
             leases=leases,
-            processes={process.lease_id: process for answer in answers for process in answer.kernels},
+            processes={
+                process.lease_id: process for answer in answers if answer for process in answer.kernels
+            },
             unanswered=unanswered,
             unreachable=names | reading.unreachable,
         )
-
-    async def read_use(self, leases: Sequence[Lease]) -> dict[str, KernelUse]:
-        """Return the CPU and memory that kernels use, by kernel id. Kernels of unreachable agents are left out."""
-        answers, _ = await self._ask_each_agent(leases, lambda agent: agent.stats())
-        return {use.kernel_id: use for answer in answers for use in answer}
-
-    async def _ask_each_agent(
-        self, leases: Sequence[Lease], call: Callable[[AgentClient], Awaitable[T]]
-    ) -> tuple[list[T], set[str]]:
-        """Call each agent of these leases once; return the answers, and the ids of the leases without one."""
-        held = [lease for lease in leases if lease.state == "held"]
-        ask_address = self._cluster.backend.agent
-        addresses = await asyncio.gather(*(_try(partial(ask_address, lease)) for lease in held))
-        groups: dict[str, list[Lease]] = {}
-        for lease, address in zip(held, addresses, strict=True):
-            groups.setdefault(address.endpoint if address else "", []).append(lease)
-        unanswered = {lease.id for lease in groups.pop("", ())}
-        calls = (_try(partial(self._cluster.call, group[0], call)) for group in groups.values())
-        answers = await asyncio.gather(*calls)
-        for group, answer in zip(groups.values(), answers, strict=True):
-            if answer is None:
-                unanswered |= {lease.id for lease in group}
-        return [answer for answer in answers if answer is not None], unanswered
 
     async def _read_back_or_retry(self) -> None:
         try:
@@ -272,15 +253,6 @@ class Reconciler:
             self._table.update(record, process)
         elif not process.is_running:
             record.start.late_exit = process
-
-
-async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
-    """Return the answer, or None if there is none in time."""
-    # `ask` is a function, because a coroutine that is cancelled before its first step is reported as never awaited.
-    try:
-        return await asyncio.wait_for(ask(), _ANSWER_S)
-    except (BackendUnavailable, UnknownKernel, asyncio.TimeoutError):
-        return None
 
 
 def _describe_loss(reason: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from .diagnosis import Doctor
 from .ender import KernelEnder
 from .events import EventStream
 from .idle import IdleCuller
+from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, check_wait, has_user_cap, with_defaults
@@ -43,6 +46,7 @@ from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
 from .reconcile import Reconciler
 from .start import StartRunner
+from .use import UseReader
 
 
 class Scheduler:
@@ -74,8 +78,14 @@ class Scheduler:
         self.reconciler = Reconciler(
             self._cluster, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
         )
+        self._use = UseReader(self._cluster)
         self._idle = IdleCuller(
-            self._table, self._ender, self.owners, self.reconciler.read_use, self._timers, settings
+            self._table,
+            self._ender,
+            self.owners,
+            partial(self._use.read, is_fresh=True),
+            self._timers,
+            settings,
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
@@ -99,7 +109,7 @@ class Scheduler:
         self._recent.close()
         await self.policies.close()
         self.owners.close()
-        for part in (self._idle, self._ender, self.reconciler, self.backend, self._cluster.agents):
+        for part in (self._idle, self._use, self._ender, self.reconciler, self.backend, self._cluster.agents):
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
@@ -167,10 +177,15 @@ class Scheduler:
         return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
     def kernels(self) -> list[Kernel]:
-        return [
-            replace(record.view(self._queue), is_held=self.owners.is_alive(record.owner))
-            for record in self._table.records.values()
-        ]
+        return [self._view(record) for record in self._table.records.values()]
+
+    def list_kernels(self, after: str, most: int) -> list[Kernel]:
+        """Return the first `most` kernels, by their ids, behind the id `after`."""
+        ids = heapq.nsmallest(most, (id_ for id_ in self._table.records if id_ > after))
+        return [self._view(self._table.records[id_]) for id_ in ids]
+
+    def _view(self, record: KernelRecord) -> Kernel:
+        return replace(record.view(self._queue), is_held=self.owners.is_alive(record.owner))
 
     def count_kernels(self) -> Counter[tuple[KernelState, str]]:
         """Return how many kernels and waiting starts there are in each state, by user."""
@@ -180,7 +195,7 @@ class Scheduler:
         """Return these kernels with what they use, as their agents report it."""
         kernels = list(kernels)
         records = [record for kernel in kernels if (record := self._table.get(kernel.id)) is not None]
-        use = await self.reconciler.read_use([each.lease for each in records if each.runs and each.lease])
+        use = await self._use.read([each.lease for each in records if each.runs and each.lease])
         return [replace(kernel, use=use.get(kernel.id)) for kernel in kernels]
 
     def kernel(self, kernel_id: str) -> Kernel:

@@ -118,10 +118,9 @@ class Service:
 
     async def list_kernels(self, with_use: bool = False, after: str = "") -> dict[str, Any]:
         """Return a page of the kernels, by id: those after the id `after`. `more` says if there are others."""
-        kernels = (kernel for kernel in self.core.kernels() if kernel.id > after)
-        rest = sorted(kernels, key=lambda kernel: kernel.id)
-        page = await self.core.with_use(rest[:_PAGE]) if with_use else rest[:_PAGE]
-        return {"kernels": page, "more": len(rest) > _PAGE}
+        found = self.core.list_kernels(after, _PAGE + 1)
+        page = await self.core.with_use(found[:_PAGE]) if with_use else found[:_PAGE]
+        return {"kernels": page, "more": len(found) > _PAGE}
 
     async def read_kernel(self, kernel_id: str, with_use: bool = False) -> Kernel:
         kernel = self.core.kernel(kernel_id)

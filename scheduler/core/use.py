@@ -1,0 +1,75 @@
+"""What kernels use, as their agents report it. Everybody who asks within a short time gets the same answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from roost.launchers.daemon.tasks import cancel_all, start_shared
+from roost.launchers.protocol.messages import KernelUse, Lease
+
+from .cluster import Cluster
+from .kernel_table import LastEntries
+
+_LEAST_S, _MOST_BUSY = 1.0, 0.01
+"""An answer is good for so long, and for longer if it took more than this part of the time."""
+_REMEMBERED = 1_000
+
+Uses = Sequence[KernelUse]
+
+
+class UseReader:
+    """Reads the use of kernels. However many notebooks and terminals show it, an agent is asked about once a second.
+
+    An agent with a thousand kernels is asked less often.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._answers = LastEntries[str, _Answer](_REMEMBERED)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+
+    async def read(self, leases: Sequence[Lease], *, is_fresh: bool = False) -> dict[str, KernelUse]:
+        """Return what kernels use, by kernel id. Kernels of unreachable agents are left out.
+
+        With `is_fresh`, no earlier answer is good enough.
+        """
+        agents, _ = await self._cluster.find_agents(leases)
+        answers = await asyncio.gather(
+            *(self._share(endpoint, held[0], is_fresh) for endpoint, held in agents.items())
+        )
+        return {use.kernel_id: use for answer in answers for use in answer or ()}
+
+    async def _share(self, endpoint: str, lease: Lease, is_fresh: bool) -> Uses | None:
+        answer = self._answers.get(endpoint)
+        if answer is None or answer.is_old(is_fresh):
+            answer = self._answers[endpoint] = _Answer()
+            answer.task = start_shared(self._ask(lease, answer))
+            self._tasks.add(answer.task)
+            answer.task.add_done_callback(self._tasks.discard)
+        assert answer.task is not None
+        return await asyncio.shield(answer.task)
+
+    async def _ask(self, lease: Lease, answer: _Answer) -> Uses | None:
+        began = time.monotonic()
+        uses = await self._cluster.ask_agent(lease, lambda agent: agent.stats())
+        now = time.monotonic()
+        answer.good_until = now if uses is None else now + max(_LEAST_S, (now - began) / _MOST_BUSY)
+        return uses
+
+
+class _Answer:
+    """An agent's answer, or the call for it."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Uses | None] | None = None
+        self.good_until = 0.0
+
+    def is_old(self, is_fresh: bool) -> bool:
+        is_done = self.task is not None and self.task.done()
+        return is_done and (is_fresh or time.monotonic() >= self.good_until)
