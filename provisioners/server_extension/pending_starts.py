@@ -27,7 +27,7 @@ from roost.scheduler.errors import LaunchError, RoostError
 from .adoption import FoundKernel
 from .pending_start import PendingStart
 from .quick_manager import make_quick
-from .restarter import Restarter
+from .restarter import Restarter, following_state
 from .waiting_report import WaitingReport
 
 if TYPE_CHECKING:
@@ -243,8 +243,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         """Restart a kernel. A waiting kernel keeps its place, and its held cells end. A failed start begins again."""
         start = self.pending.get(kernel_id)
         if start is None or start.has_kernel:
-            answer = await super().restart_kernel(kernel_id, now=now)
             km = self.get_kernel(kernel_id)
+            async with following_state(km):
+                answer = await super().restart_kernel(kernel_id, now=now)
             if not await km.is_alive():  # Jupyter's restarter tries again
                 km.reason = describe_end(km) or km.reason
             return answer

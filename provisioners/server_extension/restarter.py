@@ -1,10 +1,13 @@
-"""The automatic restarts of a kernel that has died. Some kernels must not be started again."""
+"""Restarts of a kernel. Some kernels that have died must not be started again."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
+from jupyter_server._tz import utcnow
 
 from roost.provisioners.provisioner import RoostProvisioner
 
@@ -19,4 +22,20 @@ class Restarter(AsyncIOLoopKernelRestarter):
         if problem:
             self.log.warning("kernel=%s is not started again: %s", provisioner.kernel_id, problem)
             self._restarting, self._restart_count = True, self.restart_limit
-        await super().poll()
+        async with following_state(self.kernel_manager, is_restart=not await self.kernel_manager.is_alive()):
+            await super().poll()
+
+
+@asynccontextmanager
+async def following_state(km: Any, *, is_restart: bool = True) -> AsyncIterator[None]:
+    """Keep the state that Jupyter Server shows true through a restart in this block.
+
+    The server learns the state from the kernel's output. A forked kernel is idle before the server is subscribed again.
+    """
+    if not is_restart or not hasattr(km, "execution_state"):
+        yield
+        return
+    km.execution_state, km.last_activity = "starting", utcnow()
+    yield
+    if km.execution_state == "starting" and await km.is_alive():
+        km.execution_state, km.last_activity = "idle", utcnow()

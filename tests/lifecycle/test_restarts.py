@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,26 @@ async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
     assert kernel.process.is_out_of_memory
     assert kernel.process.peak_bytes == 300 << 20
     service.stop(kernel.id).result(20)
+
+
+@pytest.mark.backends("local")
+async def test_the_state_of_a_restarted_kernel_is_true(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server learns the state from the kernel's output, which it hears again only after the kernel is idle."""
+    specs_of()
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            await front.ended(await front.run("1"))
+            before = (await server.api("GET", f"kernels/{kernel_id}"))[1]
+            await front.run("import os; os.kill(os.getpid(), 9)")
+            shown = before
+            while shown["execution_state"] != "idle" or "reason" not in shown:
+                await asyncio.sleep(0.1)
+                shown = (await server.api("GET", f"kernels/{kernel_id}"))[1]
+            assert shown["last_activity"] > before["last_activity"]
+            answer = await server.api("POST", f"kernels/{kernel_id}/restart", {})
+            assert (answer[0], answer[1]["execution_state"]) == (200, "idle")
+        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
