@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +18,7 @@ from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, UnknownKernel
 from roost.scheduler.service.messages import Kernel
 
-from .clean_text import clean_but_colours
+from .clean_text import clean, clean_but_colours
 from .options import connect_scheduler, print_answer
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
@@ -36,13 +37,17 @@ def print_log(arguments: argparse.Namespace) -> int:
     tail_bytes = parse_bytes(arguments.tail)
     client = connect_scheduler(arguments)
     try:
-        kernel_id = find_kernels(client, [arguments.kernel])[0].id
+        kernel = find_kernels(client, [arguments.kernel])[0]
     except UnknownKernel:
-        kernel_id = arguments.kernel  # the scheduler keeps the log of an ended kernel for a while
-    text = wait_for(client.logs(kernel_id, tail_bytes=tail_bytes))
-    end = "" if not text or text.endswith("\n") else "\n"
-    shown = clean_but_colours(text)
-    return print_answer(arguments, {"kernel": kernel_id, "text": text}, lambda: print(shown, end=end))
+        kernel = wait_for(client.kernel(arguments.kernel))  # the service remembers ended kernels for a while
+    text = wait_for(client.logs(kernel.id, tail_bytes=tail_bytes))
+
+    def show() -> None:
+        print(clean_but_colours(text), end="" if not text or text.endswith("\n") else "\n", flush=True)
+        if kernel.state == "exited":
+            print(f"roost: the kernel has ended: {clean(kernel.reason)}", file=sys.stderr)
+
+    return print_answer(arguments, {"kernel": kernel.id, "text": text, "reason": kernel.reason}, show)
 
 
 def stop(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,8 @@ from roost.scheduler.service.messages import Kernel
 from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table, shorten_ids
 
+_WIDE = 100
+"""From this width on, there is room for all columns."""
 _HIGH = 0.9
 """The share of its memory from which a kernel's use is shown in red."""
 
@@ -30,12 +32,12 @@ def show_top(arguments: argparse.Namespace) -> int:
     kernels = _read(client)
     if arguments.json or not out.is_terminal:
         document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
-        return print_answer(arguments, document, lambda: print_table(out, build_top(kernels)))
-    with Live(build_top(kernels), console=out, auto_refresh=False) as live:
+        return print_answer(arguments, document, lambda: print_table(out, build_top(kernels, out.width)))
+    with Live(build_top(kernels, out.width), console=out, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(arguments.interval)
-                live.update(build_top(_read(client)), refresh=True)
+                live.update(build_top(_read(client), out.width), refresh=True)
         except KeyboardInterrupt:
             return 0
 
@@ -44,29 +46,33 @@ def _read(client: Client) -> list[Kernel]:
     return [kernel for kernel in wait_for(client.kernels(with_use=True)) if kernel.state == "running"]
 
 
-def build_top(kernels: Sequence[Kernel]) -> Table:
-    """Return a table of running kernels, by the CPUs and the memory that they use."""
-    right = ("CPUS", "MEMORY", "GPU MEMORY", "READ", "WRITTEN", "PROCESSES")
-    table = build_table("KERNEL", "USER", "NODE", *right, "STATE", right=right)
+def build_top(kernels: Sequence[Kernel], width: int) -> Table:
+    """Return a table of running kernels, by the CPUs and the memory that they use. A narrow one has fewer columns."""
+    columns = ["CPUS", "MEMORY"]
+    if any(kernel.use and kernel.use.gpu_memory_bytes for kernel in kernels):
+        columns.append("GPU MEMORY")
+    if width >= _WIDE:
+        columns += ["READ", "WRITTEN", "PROCESSES"]
+    table = build_table("KERNEL", "USER", "NODE", *columns, "STATE", right=columns)
     short = shorten_ids([kernel.id for kernel in kernels])
     for kernel in sorted(kernels, key=_rank):
-        use = kernel.use
-        if use is None:
-            table.add_row(short[kernel.id], kernel.owner.user, kernel.node_id, *["?"] * len(right), "unknown")
-            continue
+        cells = _format_use(kernel, kernel.use) if kernel.use else dict.fromkeys(columns, "?")
+        state = (kernel.use.execution_state or "running") if kernel.use else "unknown"
         table.add_row(
-            short[kernel.id],
-            kernel.owner.user,
-            kernel.node_id,
-            _format_cpus(use, kernel.request.cpus),
-            _format_memory(use, kernel.request.memory_bytes),
-            format_bytes(use.gpu_memory_bytes) if use.gpu_memory_bytes else "-",
-            format_bytes(use.read_bytes),
-            format_bytes(use.written_bytes),
-            str(use.processes),
-            use.execution_state or "running",
+            short[kernel.id], kernel.owner.user, kernel.node_id, *(cells[name] for name in columns), state
         )
     return table
+
+
+def _format_use(kernel: Kernel, use: KernelUse) -> dict[str, str | Text]:
+    return {
+        "CPUS": _format_cpus(use, kernel.request.cpus),
+        "MEMORY": _format_memory(use, kernel.request.memory_bytes),
+        "GPU MEMORY": format_bytes(use.gpu_memory_bytes) if use.gpu_memory_bytes else "-",
+        "READ": format_bytes(use.read_bytes),
+        "WRITTEN": format_bytes(use.written_bytes),
+        "PROCESSES": str(use.processes),
+    }
 
 
 def _rank(kernel: Kernel) -> tuple[float, int]:

@@ -172,7 +172,7 @@ class Scheduler:
     async def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> str:
         """Return the end of a kernel's log (stdout and stderr); of an ended kernel, the part that was kept."""
         if self._table.get(kernel_id) is None:
-            return self._ended(self._table.ended_id(kernel_id)).log_tail
+            return self._ended(kernel_id).log_tail
         lease = self._lease_of(kernel_id)
         return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
@@ -199,7 +199,7 @@ class Scheduler:
         return [replace(kernel, use=use.get(kernel.id)) for kernel in kernels]
 
     def kernel(self, kernel_id: str) -> Kernel:
-        """Return one kernel with its connection, for some time after its end too."""
+        """Return one kernel with its connection; for some time after its end also by the beginning of its id."""
         record = self._table.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
@@ -339,7 +339,7 @@ class Scheduler:
         return record.lease
 
     def _ended(self, kernel_id: str) -> Kernel:
-        kernel = self._table.ended.get(kernel_id)
+        kernel = self._table.ended.get(self._table.ended_id(kernel_id))
         if kernel is None:
             raise self._unknown(kernel_id, f"there is no kernel {kernel_id}; see `roost kernels`.")
         return kernel

@@ -106,6 +106,11 @@ class StubClient:
         # The age of the constants above grows while the tests run, and "10 min" is wider than "90 s".
         return self._answer([replace(each, created_at=time.time() - 90) for each in self.known], "kernels")
 
+    def kernel(self, kernel_id: str) -> Answer:
+        return self._answer(
+            self.ended or UnknownKernel(f"there is no kernel {kernel_id}"), "kernel", kernel_id
+        )
+
     def logs(self, kernel_id: str, tail_bytes: int) -> Answer:
         return self._answer(f"log of {kernel_id}\n", "logs", kernel_id, tail_bytes)
 

@@ -47,16 +47,24 @@ def test_pending_kernels_say_what_they_wait_for(
     assert run(capsys, "kernels")[1] == "There are no kernels.\n"
 
 
+def test_the_log_of_an_ended_kernel_ends_with_the_reason(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "logs", "gone")[2] == "roost: there is no kernel gone\n"
+    client.ended = replace(RUNNING, id="gone-1", state="exited", reason="culled: idle for 1 h")
+    said = "roost: the kernel has ended: culled: idle for 1 h\n"
+    assert run(capsys, "logs", "gone") == (0, "log of gone-1\n", said)
+
+
 def test_a_kernel_is_named_by_the_beginning_of_its_id(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, "logs", "b", "--tail", "1k") == (0, "log of bbbb-1\n", "")
     assert client.asked[-1] == ("logs", "bbbb-1", 1024)
-    assert document(capsys, "logs", "b") == {"kernel": "bbbb-1", "text": "log of bbbb-1\n"}
+    assert document(capsys, "logs", "b") == {"kernel": "bbbb-1", "text": "log of bbbb-1\n", "reason": ""}
     code, _, err = run(capsys, "logs", "aaaa")
     assert code == 2
     assert "2 kernels begin with 'aaaa'" in err
-    assert run(capsys, "logs", "ended") == (0, "log of ended\n", "")
     code, _, err = run(capsys, "stop", "zz")
     assert code == 1
     assert "There is no kernel 'zz'" in err

@@ -46,6 +46,16 @@ def test_the_busiest_kernel_comes_first(capsys: pytest.CaptureFixture[str]) -> N
     assert len(lines) == 3, "a queued kernel uses nothing"
 
 
+def test_a_narrow_terminal_has_fewer_columns(
+    client: StubClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    del client.known[1]  # nobody uses a GPU now
+    lines = run(capsys, "top")[1].splitlines()
+    assert " ".join(lines[0].split()) == "KERNEL USER NODE CPUS MEMORY STATE"
+    assert len(lines) == 2
+
+
 def test_a_kernel_of_a_silent_agent_comes_last(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
