@@ -14,7 +14,7 @@ import psutil
 
 from roost.launchers.daemon.daemon import Hold, announce
 from roost.launchers.daemon.process import is_running
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn, start_shared
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
@@ -77,7 +77,7 @@ class Agent:
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
         session = self._session = SharedSession() if settings.shares_session else OwnSession()
-        self._usage = UsageMeter(session)
+        self._usage, self._measuring = UsageMeter(session), asyncio.Lock()
         self._limits = Limits(
             name_group(folder),
             settings.enforcement,
@@ -298,7 +298,7 @@ class Agent:
             status, warm=warm, is_draining=self._managed.is_cut_off, enforcement=self._limits.describe()
         )
 
-    def _stats(self) -> tuple[KernelUse, ...]:
+    async def _stats(self) -> tuple[KernelUse, ...]:
         running = {kernel.pid: kernel for kernel in self._kernels.list() if kernel.is_running}
         busy = {device.id for device in self._machine.devices.read() if (device.used or 0.0) > _QUIET_GPU}
         measured = {
@@ -309,9 +309,11 @@ class Agent:
             )
             for pid, kernel in running.items()
         }
-        return tuple(
-            map(self._with_activity, self._usage.read(measured, self._machine.devices.memory_by_pid))
-        )
+        async with self._measuring:  # in a thread: with a thousand kernels it takes half a second
+            uses = await in_thread(
+                lambda: self._usage.read(measured, self._machine.devices.memory_by_pid), name="roost-use"
+            )
+        return tuple(map(self._with_activity, uses))
 
     def _with_activity(self, use: KernelUse) -> KernelUse:
         state, idle_s = self._kernels.activity(use.kernel_id)
