@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _COLLECT_S = 5.0
 """How long the service may take to answer one scrape."""
+_CONNECT_S = 1.0
+"""How long another service may take to accept a connection."""
 _START_S = (0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _STATES: tuple[KernelState, ...] = ("queued", "starting", "running", "exited", "unknown")
 _UNIX = "unix:"
@@ -167,52 +169,67 @@ class _Handler(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def serve_metrics(metrics: Metrics, address: str) -> Iterator[None]:
+def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
     """Serve the metrics at `HOST:PORT` (loopback) or `unix:PATH`, in threads. Raises `ConfigError`.
 
-    If the port is taken, a line in the log says so: another service of the same configuration may have it.
+    If the address is taken, they are not served: another service of the same configuration may have it. The log and the
+    value of this context say so in a clause. The value is empty if the metrics are served.
     """
     path, target = _read_address(address)
     try:
         if path is not None:
-            path.unlink(missing_ok=True)  # left by a killed service
+            _remove_dead_socket(path)
             server: _Server = _UnixServer(cast(Any, str(path)), _Handler)
             os.chmod(path, 0o600)
+            own = path.lstat()
         else:
             server = _Server(target, _Handler)
-    except OSError as problem:
-        log.warning("metrics are not served at %s: %s", address, problem.strerror or problem)
-        yield
+    except OSError as error:
+        problem = f"metrics are not served at {address}: {error.strerror or error}"
+        log.warning(problem)
+        yield problem
         return
     server.set_app(make_wsgi_app(metrics.registry))
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:
-        yield
+        yield ""
     finally:
         server.shutdown()
         server.server_close()
         if path is not None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(path.lstat(), own):  # else something else has taken its place
+                    path.unlink()
+
+
+def _remove_dead_socket(path: Path) -> None:
+    """Remove the socket of a killed service. Anything else at this path stays: it is then a taken address."""
+    if not path.is_socket() or path.is_symlink():
+        return
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_CONNECT_S)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:  # nobody listens
             path.unlink(missing_ok=True)
+        except OSError:  # a socket of another kind, or a service that is slow
+            pass
 
 
 def _read_address(address: str) -> tuple[Path | None, tuple[str, int]]:
     """Return the path of a Unix socket, or a loopback address. Raises `ConfigError`."""
-    if address.startswith(_UNIX):
-        path = Path(address.removeprefix(_UNIX))
-        if not path.is_absolute():
-            raise ConfigError(
-                f"c.RoostScheduler.metrics = {address!r:.80} must be an absolute path after unix:."
-            )
+    path = Path(address.removeprefix(_UNIX))
+    if address.startswith(_UNIX) and path.is_absolute():
         return path, ("", 0)
     host, _, port = address.rpartition(":")
     try:
         is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         is_loopback = False
-    if not is_loopback or not port.isdigit() or int(port) > 65_535:
+    if not is_loopback or not port.isdecimal() or not 0 < int(port) <= 65_535:
         raise ConfigError(
-            f"c.RoostScheduler.metrics = {address!r:.80} is not possible: give a loopback address such as "
-            "127.0.0.1:9476, or unix:/path/of/a/socket."
+            f"c.RoostScheduler.metrics = {address!r:.80} is not possible: give a loopback address with a port such as "
+            "127.0.0.1:9476, or a socket with its whole path such as unix:/path/of/a/socket."
         )
     return None, (host.strip("[]"), int(port))

@@ -47,7 +47,7 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 from .decision_log import DecisionLog
 from .input_checks import check_input
 from .launch import OPTIONS_VARIABLE, PROTOCOL
-from .messages import Event, Kernel, StartKernel
+from .messages import Event, Finding, Kernel, StartKernel
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Service:
         self._settings = settings
         self._spec = spec
         self._calls = 0
+        self.metrics_problem = ""
+        """Why the metrics are not served, as a clause; empty if they are served, or if nobody wants them."""
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.left = asyncio.Event()
@@ -126,6 +128,14 @@ class Service:
         kernel = self.core.kernel(kernel_id)
         return (await self.core.with_use([kernel]))[0] if with_use else kernel
 
+    async def diagnose(self, fix: bool = False) -> list[Finding]:
+        """Return the scheduler's findings, and a warning if the metrics are not served."""
+        found = await self.core.doctor(fix)
+        if self.metrics_problem:
+            do = "set c.RoostScheduler.metrics to a free address, and stop the service: the next client starts another"
+            found.append({"level": "warning", "what": self.metrics_problem, "do": do})
+        return found
+
     def leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
@@ -178,7 +188,7 @@ OPERATIONS: Mapping[str, Call] = {
     "up": Call("core.backend", Backend.warm_up, "nodes"),
     "add_policy": Call("core.policies", PolicyCatalog.add),
     "check_policies": Call("core.policies", PolicyCatalog.find_problems, "problems"),
-    "doctor": Call("core", Scheduler.doctor, "findings"),
+    "doctor": Call("", Service.diagnose, "findings"),
     "events": Call("core.events", EventStream.recent, "events"),
     "leave": Call("", Service.leave),
 }
@@ -212,7 +222,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             loop.add_signal_handler(signum, service.left.set)
         try:
             if settings.metrics:
-                serving.enter_context(start_metrics(scheduler, spec, settings))
+                service.metrics_problem = serving.enter_context(start_metrics(scheduler, spec, settings))
             await scheduler.open()
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
@@ -236,7 +246,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
 
 def start_metrics(
     scheduler: Scheduler, spec: BackendSpec, settings: Settings
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[str]:
     """Count the scheduler's events, and serve the metrics. Raises `ConfigError`."""
     try:
         from .metrics import Metrics, serve_metrics

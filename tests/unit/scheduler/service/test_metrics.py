@@ -134,14 +134,47 @@ async def test_a_taken_port_is_reported_and_ends_nothing(
             assert "roost_kernels" in text
 
 
+async def test_only_a_socket_that_nobody_serves_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path) as (w, path):
+        metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot)
+        file, link, dead = tmp_path / "file", tmp_path / "link", tmp_path / "dead"
+        file.write_text("mine")
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(dead))
+        link.symlink_to(dead)
+        for taken in (file, link, path):
+            with serve_metrics(metrics, f"unix:{taken}") as problem:
+                assert problem == f"metrics are not served at unix:{taken}: Address already in use"
+                assert problem in caplog.text
+        assert (file.read_text(), link.is_symlink(), dead.is_socket()) == ("mine", True, True)
+        assert ("roost_nodes", ("ready",)) in await scrape(path)
+        with serve_metrics(metrics, f"unix:{dead}") as problem:
+            assert problem == ""
+            assert ("roost_nodes", ("ready",)) in await scrape(dead)
+        assert not dead.exists()
+
+
+async def test_what_has_taken_the_place_of_the_socket_stays(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, path):
+        path.rename(tmp_path / "moved")  # keeps its inode's number in use
+        path.write_text("mine")
+    assert path.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "address",
-    ["0.0.0.0:9476", "9476", "example.org:80", "127.0.0.1:x", "127.0.0.1:99999", ":80", "unix:here"],
+    [
+        *("0.0.0.0:9476", "9476", "example.org:80", "127.0.0.1:x", "127.0.0.1:²", "127.0.0.1:99999"),
+        *("127.0.0.1:0", ":80", "unix:here", "unix:"),
+    ],
 )
 async def test_only_loopback_addresses_and_sockets_are_possible(tmp_path: Path, address: str) -> None:
     async with world(tmp_path) as w:
         metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot)
-        with pytest.raises(ConfigError, match=r"c\.RoostScheduler\.metrics"), serve_metrics(metrics, address):
+        says = r"c\.RoostScheduler\.metrics = '.*' is not possible: give a loopback address"
+        with pytest.raises(ConfigError, match=says), serve_metrics(metrics, address):
             pass
 
 

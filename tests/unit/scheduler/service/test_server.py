@@ -157,6 +157,13 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         await asyncio.wait_for(service.left.wait(), 60)
 
 
+async def test_doctor_says_that_the_metrics_are_not_served(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, service, call):
+        service.metrics_problem = "metrics are not served at 127.0.0.1:9: Address already in use"
+        _, found = (await call("doctor"))["findings"]
+        assert (found["level"], found["what"]) == ("warning", service.metrics_problem)
+
+
 async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
     async with served(tmp_path) as (_, __, call):
         with pytest.raises(RemoteError) as caught:
