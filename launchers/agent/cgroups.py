@@ -23,6 +23,8 @@ _AGENT, _OTHERS = "roost-agent", "roost-others"
 _SHARES_PER_CPU, _MOST_SHARES = 1024, 1 << 18
 _WEIGHT_PER_CPU, _MOST_WEIGHT = 100, 10_000
 _PERIOD_US = 100_000
+_LEAST_QUOTA_US, _MOST_QUOTA_US = 1_000, 2**44 - 1
+"""The bounds of a quota: `min_cfs_quota_period` and `max_cfs_runtime` in Linux' kernel/sched/core.c."""
 _NO_LIMIT = 1 << 60
 """Version 1 shows a number above this one where memory is not limited."""
 _GONE_S, _PAUSE_S = 5.0, 0.005
@@ -70,15 +72,16 @@ class Cgroup:
 
     def weigh(self, cpus: float, most_cpus: float = 0.0) -> None:
         """Give the group CPU time in proportion to `cpus` where CPUs are short, and never more than `most_cpus`."""
+        quota_us = _clamp(most_cpus * _PERIOD_US, _LEAST_QUOTA_US, _MOST_QUOTA_US)
         if self._is_v1:
             _write(self._cpu / "cpu.shares", _clamp(cpus * _SHARES_PER_CPU, 2, _MOST_SHARES))
             if most_cpus:
                 _write(self._cpu / "cpu.cfs_period_us", _PERIOD_US)
-                _write(self._cpu / "cpu.cfs_quota_us", round(most_cpus * _PERIOD_US))
+                _write(self._cpu / "cpu.cfs_quota_us", quota_us)
         else:
             _write(self._cpu / "cpu.weight", _clamp(cpus * _WEIGHT_PER_CPU, 1, _MOST_WEIGHT))
             if most_cpus:
-                _write(self._cpu / "cpu.max", f"{round(most_cpus * _PERIOD_US)} {_PERIOD_US}")
+                _write(self._cpu / "cpu.max", f"{quota_us} {_PERIOD_US}")
 
     def pass_on(self) -> None:
         """Give the groups in this group its controllers. Version 1 needs no such step."""
@@ -303,7 +306,7 @@ def _find(base: Path, path: str) -> Path:
 
 
 def _clamp(value: float, least: int, most: int) -> int:
-    return max(least, min(round(value), most))
+    return round(max(least, min(value, most)))
 
 
 def _write(path: Path, value: object) -> None:

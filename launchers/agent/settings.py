@@ -26,7 +26,7 @@ class Enforcement:
     """How an agent limits kernels to their requests.
 
     `enforce`: `auto` by the best way that the machine has, `required` only by control groups, or `never`.
-    `cpu_ceiling`: a kernel gets at most so many times the CPUs that it asked for; 0: all that nobody else uses.
+    `cpu_ceiling`: a kernel gets at most so many times the CPUs that it asked for, 1 or more; 0: all that are idle.
     `end_detached`: what a kernel has started ends with its lease, also in sessions of its own.
     """
 

@@ -28,7 +28,7 @@ class Memory(TraitType[Bytes, "int | str | None"]):  # type: ignore[misc,unused-
         try:
             return parse_bytes(value)
         except ConfigError as problem:
-            raise TraitError(f"{self.name} of c.{type(obj).__name__}: {problem}") from None
+            raise TraitError(f"{self.name}: {problem}") from None
 
 
 class Section(Configurable):  # type: ignore[misc,unused-ignore]
@@ -56,10 +56,10 @@ class Section(Configurable):  # type: ignore[misc,unused-ignore]
         try:
             super().__init__(config=Config() if config is None else config, **values)
         except OverflowError as problem:
-            raise TraitError(f"a number of c.{type(self).__name__} is not possible: {problem}") from None
+            raise TraitError(f"a number is not possible: {problem}.") from None
         for name, value in self._values().items():
             if isinstance(value, float) and math.isnan(value):
-                raise TraitError(f"{name} of c.{type(self).__name__} is no number (nan): give one.")
+                raise TraitError(f"{name} = nan is not possible: give a number.")
         self._is_complete = True
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -62,8 +62,7 @@ class RoostScheduler(Section):
 
         for name in proposal["value"]:
             if name in SHIPPED:
-                what = f"policy {name!r} of c.RoostScheduler.policies"
-                raise TraitError(f"{what} has the name of a shipped one: give it another.")
+                raise TraitError(f"policies: {name!r} is the name of a shipped policy: give yours another.")
         return proposal["value"]
 
 

@@ -14,7 +14,7 @@ _KINDS: Mapping[type, str] = {
     Int: "a whole number",
     Float: "a number",
     List: "a list of texts",
-    Dict: "a table of names and texts",
+    Dict: "an object of names and texts",
 }
 
 
@@ -28,6 +28,8 @@ def describe_refusal(problem: TraitError, owner: type[HasTraits], values: Mappin
         allowed = f"one of {', '.join(map(str, trait.values or ()))}"
     else:
         allowed = _KINDS.get(type(trait), trait.info_text)
+        if name.endswith("_s"):
+            allowed = allowed.replace("number", "number of seconds")
     least = getattr(trait, "min", None)
     allowed += f", {least:g} or more" if least is not None else ""
     value = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Enum, Float, List, Unicode
+from traitlets import Bool, Enum, Float, List, TraitError, Unicode, validate
 
 from roost.launchers.agent.settings import Enforcement, Forking
 from roost.scheduler.config.section import Section
@@ -51,10 +51,16 @@ class EnforcementSettings(Section):
     )
     cpu_ceiling = Float(
         0.0,
-        min=0.0,
-        help="A kernel gets at most so many times the CPUs that it asked for. 0: all that are idle.",
+        help="A kernel gets at most so many times the CPUs that it asked for: 1 or more. 0: all that are idle.",
     )
     end_detached = Bool(True, help="Processes that have left a kernel's session end with its lease, too.")
+
+    @validate("cpu_ceiling")
+    def _check_ceiling(self, proposal: Any) -> Any:
+        ceiling = proposal["value"]
+        if ceiling != 0 and not ceiling >= 1:  # a kernel never gets less than it asked for
+            raise TraitError(f"cpu_ceiling = {ceiling:g} is not possible: give 0, or a number, 1 or more.")
+        return ceiling
 
     def enforcement(self) -> Enforcement:
         """Return these settings for the agents."""

@@ -25,6 +25,6 @@ class RoostLocalBackend(ForkingSettings, EnforcementSettings):
     @validate("labels", "taints")
     def _check_names(self, proposal: Any) -> Any:
         if not all(name.strip() for name in proposal["value"]):
-            what = proposal["trait"].name.removesuffix("s")
-            raise TraitError(f"a {what} of c.RoostLocalBackend has no name: give it one, or leave it out.")
+            what = proposal["trait"].name
+            raise TraitError(f"{what}: a {what.removesuffix('s')} has no name: give it one, or leave it out.")
         return proposal["value"]

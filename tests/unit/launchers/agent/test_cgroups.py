@@ -138,6 +138,18 @@ def test_a_path_that_is_not_there_is_the_root_of_a_container(tmp_path: Path) -> 
     assert (tmp_path / "memory" / "roost-1").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("most_cpus", "quota"), [(1e-6, "1000"), (1e300, f"{2**44 - 1}"), (float("inf"), f"{2**44 - 1}")]
+)
+def test_quotas_stay_within_the_bounds_of_the_system(tmp_path: Path, most_cpus: float, quota: str) -> None:
+    for is_v1 in (True, False):
+        group = Cgroup(tmp_path / f"m{is_v1}", tmp_path / f"{'c' if is_v1 else 'm'}{is_v1}", is_v1=is_v1)
+        group.make()
+        group.weigh(1.0, most_cpus)
+    assert read(tmp_path / "cTrue", "cpu.cfs_quota_us") == [quota]
+    assert read(tmp_path / "mFalse", "cpu.max") == [f"{quota} 100000"]
+
+
 @pytest.mark.parametrize(("cpus", "shares", "weight"), [(0.0001, "2", "1"), (1e6, "262144", "10000")])
 def test_weights_stay_within_the_bounds_of_the_system(
     tmp_path: Path, cpus: float, shares: str, weight: str

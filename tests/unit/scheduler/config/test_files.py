@@ -62,12 +62,24 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ("c.RoostScheduler.allow_client_policies = 'no'", "= 'no' is not possible: give true or false"),
         ("c.RoostScheduler.allowed_users = [1]", "= .1. is not possible: give a list of texts"),
         ("c.RoostScheduler.default_memory = 1.5", "give an amount of memory such as '8GiB'"),
-        ("c.RoostLocalBackend.labels = {'zone': 1}", "give a table of names and texts"),
+        ("c.RoostLocalBackend.labels = {'zone': 1}", "give an object of names and texts"),
         (
             "c.RoostScheduler.policies = {'balanced': 'm:P'}",
-            "'balanced' .* the name of a shipped one: give it",
+            "policies: 'balanced' is the name of a shipped policy: give yours another",
         ),
-        ("c.RoostLocalBackend.taints = ['']", "a taint of c.RoostLocalBackend has no name"),
+        ("c.RoostLocalBackend.taints = ['']", "is wrong: taints: a taint has no name"),
+        (
+            "c.RoostScheduler.idle_after_s = '1h'",
+            "= '1h' is not possible: give a number of seconds, 1 or more",
+        ),
+        *[
+            (f"c.RoostLocalBackend.cpu_ceiling = {value}", "is not possible: give 0, or a number, 1 or more")
+            for value in (0.5, 1e-6, -1, "float('nan')")
+        ],
+        (
+            "c.RoostScheduler.default_cpus = float('nan')",
+            "c.RoostScheduler is wrong: default_cpus = nan is not possible: give a number",
+        ),
         ("raise RuntimeError('oops')", "RuntimeError: oops"),
     ],
 )
