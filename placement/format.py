@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+_LARGE = 1e15
+"""Amounts from this one on are shown with an exponent."""
+
 
 def format_amount(value: float) -> str:
-    """Return ``1``, ``0.25`` or ``1.5``: at most three decimals, and no trailing zeros."""
+    """Return ``1``, ``0.25`` or ``1.5``: at most three decimals, and no trailing zeros. Large: ``1e+30``."""
+    if abs(value) >= _LARGE:
+        return f"{value:.4g}"
     return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
 
 
@@ -13,7 +18,7 @@ def format_bytes(value: float) -> str:
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(value) >= factor:
             return f"{value / factor:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{value:.0f} bytes"
+    return f"{value:.0f} byte{'' if round(value) == 1 else 's'}"
 
 
 def format_count(count: float, word: str, plural: str = "") -> str:

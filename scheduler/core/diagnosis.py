@@ -68,8 +68,11 @@ class Doctor:
             found.append({"level": "warning", "what": f"policy {name} {problem}", "do": do})
         if all(finding["level"] == "ok" for finding in found):
             kernels = format_count(len(self._table.records), "kernel")
+            if ended := sum(record.phase is Phase.EXITED for record in self._table.records.values()):
+                kernels += f" ({ended} ended)"
             leases = format_count(len({lease.id for lease in reading.leases}), "lease")
-            processes = format_count(len(reading.processes), "process", "processes")
+            running = sum(process.is_running for process in reading.processes.values())
+            processes = format_count(running, "process", "processes")
             found.append({"level": "ok", "what": f"{kernels}, {leases} and {processes} agree", "do": ""})
         return found
 

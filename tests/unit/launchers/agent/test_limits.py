@@ -168,7 +168,7 @@ def test_the_next_agent_watches_the_kernels_of_the_last(sleeper: int) -> None:
     assert held.get("b") is held.get("c") is None
     assert found.measure() > MIB
     assert psutil.Process(sleeper).wait(10) == -9
-    assert found.explain_end(-9).endswith("of its 1 bytes of memory")
+    assert found.explain_end(-9).endswith("of its 1 byte of memory")
     assert found.peak_bytes > MIB
 
 

@@ -356,6 +356,12 @@ async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:
         assert (await w.scheduler.doctor())[0]["what"] == "0 kernels, 0 leases and 0 processes agree"
         await w.start("k", cpus=1)
         assert (await w.scheduler.doctor())[0]["what"] == "1 kernel, 1 lease and 1 process agree"
+        await w.start("ended")
+        w.agent.end("ended")
+        await w.told("exited", "ended")
+        said = "2 kernels (1 ended), 2 leases and 1 process agree"
+        assert (await w.scheduler.doctor())[0]["what"] == said
+        await w.scheduler.stop("ended", 0)
         w.agent.ledger.release("roost:k:s/1")  # behind everybody's back
         for _ in range(2):
             (found,) = await w.scheduler.doctor()
