@@ -65,15 +65,15 @@ def forget_failed_start(km: Any) -> None:
         task.add_done_callback(forget)
 
 
-def _show(status: int, sentence: str) -> Exception:
+def to_http_error(problem: RoostError) -> Exception:
     """Return an HTTPError. Jupyter Server answers `POST /api/sessions` with its text, which is the sentence alone."""
     from tornado.web import HTTPError
 
     class ShownError(HTTPError):
         def __str__(self) -> str:
-            return sentence
+            return problem.user_message
 
-    return ShownError(status, sentence)
+    return ShownError(_STATUSES.get(type(problem), 500), problem.user_message)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def show_errors_in_jupyter(km: Any) -> Iterator[None]:
         if not is_in_jupyter_server(km) or "tornado.web" not in sys.modules:
             raise
         # `from None`: Jupyter then logs the sentence, not our traceback.
-        raise _show(_STATUSES.get(type(problem), 500), problem.user_message) from None
+        raise to_http_error(problem) from None
 
 
 _STATUSES: dict[type[RoostError], int] = {

@@ -18,18 +18,18 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
+from roost.placement.request import Request
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.client.service_checks import check_policy, find_refusal
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .kernel_environment import check_patterns, check_variables
+from .kernel_json import PROVISIONER, find_provisioner, read_document
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
 
-PROVISIONER = "roost"
-"""The name under which jupyter_client knows RoostProvisioner."""
 _PLAIN = ("", "local-provisioner", PROVISIONER)
 
 
@@ -65,11 +65,12 @@ def install(
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
     name = name.lower()
-    check_config(config)
-    if is_checked:
-        _check_policy(config)
     specs = KernelSpecManager()
     spec = read_kernelspec(specs, source)
+    check_config(config, spec.env)
+    check_variables(spec.env)
+    if is_checked:
+        _check_policy(config)
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
     if provisioner not in _PLAIN:
         raise ConfigError(f"Kernelspec {source!r} uses the provisioner {provisioner!r}: choose a plain one.")
@@ -99,10 +100,10 @@ def list_kernelspecs() -> list[RoostKernelspec]:
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:
-            document, malformed = _read_document(folder)
+            document, malformed = read_document(folder)
         except OSError:  # missing, or not readable for this user
             continue
-        if _may_be_ours(document):
+        if find_provisioner(document) == PROVISIONER:
             found.append(_to_kernelspec(name, Path(folder), document, malformed))
     return found
 
@@ -153,22 +154,22 @@ def find_problem(spec: RoostKernelspec) -> str:
     if spec.malformed:
         return spec.malformed
     try:
-        check_config(spec.config)
+        request = check_config(spec.config, spec.env)
         check_variables(spec.env)
         check_deploy_mode(spec.argv, spec.env)
         _check_policy(spec.config)
     except RoostError as error:
         return error.user_message
-    request = read_start_options(spec.config, {}).request
     problem = probe(spec.argv, fill_environment(spec.env)).problem
     return problem or find_refusal(request, *_find_scheduler(spec.config))
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for options that every start would refuse."""
+def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:
+    """Return the request of a kernelspec with these options and variables. Raises `ConfigError` if a start would."""
     provisioner = RoostProvisioner(**config)  # its traits check the types
     check_patterns(provisioner.environment)
-    read_start_options(config, {})
+    known = {name: value for name, value in env.items() if "$" not in value}  # Jupyter puts in other values
+    return read_start_options(config, known).request
 
 
 def _check_policy(config: Mapping[str, Any]) -> None:
@@ -185,7 +186,7 @@ def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
     folder, malformed = specs.find_kernel_specs().get(name.lower()), ""  # Jupyter ignores case
     if folder is not None:
         with suppress(OSError):  # Jupyter reports it, or finds the kernelspec elsewhere
-            malformed = _read_document(folder)[1]
+            malformed = read_document(folder)[1]
     if malformed:
         raise ConfigError(malformed)
     try:
@@ -241,42 +242,3 @@ def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") 
         env=known.get("env", {}),
         malformed=malformed,
     )
-
-
-def _read_document(folder: str | Path) -> tuple[Any, str]:
-    """Return a kernel.json and a sentence that says why it is malformed (empty if it is not); raises `OSError`."""
-    path = Path(folder) / "kernel.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return None, f"{path} is not JSON: {error}."
-    wrong = _find_malformed(document)
-    return document, f"In {path} {wrong}." if wrong else ""
-
-
-def _find_malformed(document: Any) -> str:
-    """Return which part of a kernel.json is malformed; empty if none is."""
-    if not isinstance(document, dict):
-        return "the document is not a table"
-    argv, env, metadata = document.get("argv"), document.get("env", {}), document.get("metadata", {})
-    if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
-        return "argv is empty or not a list of texts"
-    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
-        return "env is not a table of names and texts"
-    if not isinstance(metadata, dict):
-        return "metadata is not a table"
-    own = metadata.get("kernel_provisioner", {})
-    if not isinstance(own, dict):
-        return "metadata.kernel_provisioner is not a table"
-    if not isinstance(own.get("config", {}), dict):
-        return "metadata.kernel_provisioner.config is not a table"
-    return ""
-
-
-def _may_be_ours(document: Any) -> bool:
-    """True if a kernel.json names the roost provisioner, or is too malformed to tell."""
-    metadata = document.get("metadata", {}) if isinstance(document, dict) else None
-    if not isinstance(metadata, dict):
-        return True
-    own = metadata.get("kernel_provisioner", {})
-    return (own.get("provisioner_name") if isinstance(own, dict) else own) == PROVISIONER

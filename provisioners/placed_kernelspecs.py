@@ -12,7 +12,8 @@ from traitlets.config import Config
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError
 
-from .kernelspecs import PROVISIONER, check_config, read_kernelspec
+from .kernel_json import PROVISIONER, find_wrong_env
+from .kernelspecs import check_config, read_kernelspec
 
 
 class _PlacedKernelspecs(KernelSpecManager):
@@ -48,16 +49,16 @@ def build_manager(
     """Return a manager for one kernel of a kernelspec, and all options of the kernel; raises `ConfigError`."""
     for name, value in (("env", env), ("backend_options", backend_options)):
         if not isinstance(value or {}, Mapping):
-            raise ConfigError(f"{name} = {value!r:.60} is not a table of names and values.")
-    if not all(isinstance(text, str) for pair in (env or {}).items() for text in pair):
-        raise ConfigError("env is not a table of names and texts.")
+            raise ConfigError(f"{name} = {value!r:.60} is not an object of names and values.")
+    if wrong := find_wrong_env(dict(env or {})):
+        raise ConfigError(f"{wrong}.")
     specs = _PlacedKernelspecs()
     specs.options = dict(options)
     # Jupyter replaces `${NAME}` in a kernelspec's variables.
     specs.env = {name: value.replace("$", "$$") for name, value in (env or {}).items()}
     specs.backend_options = backend_options or {}
     merged = read_kernelspec(specs, kernel_name).metadata["kernel_provisioner"]["config"]
-    check_config(merged)
+    check_config(merged, env or {})
     config = Config({"RoostProvisioner": {"backend_options": dict(specs.backend_options)}})
     manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
     return manager, merged

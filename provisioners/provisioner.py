@@ -43,6 +43,7 @@ from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
 from .kernel_connection import build_connection, choose_address, format_command, load_connection, to_jupyter
 from .kernel_environment import build_environment, check_patterns, check_variables, choose_directory
+from .kernel_json import check_spec
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 from .spark_mode import check_deploy_mode
 
@@ -74,7 +75,9 @@ class RoostProvisioner(KernelProvisionerBase):
     resources = AnyTrait({}, config=True, help="Custom resources of the cluster: {'licence': 1}.")
     tolerates = AnyTrait((), config=True, help="Node taints that the kernel tolerates.")
     policy = Unicode("", config=True, help="Name of the placement policy; empty: the operator's default.")
-    enforce = Unicode("", config=True, help="`required`: start only where limits can be enforced.")
+    enforce = Enum(
+        ("", "auto", "required"), "", config=True, help="`required`: start only where limits can be enforced."
+    )
     options = AnyTrait({}, config=True, help="Options for this kernel; each backend has its own.")
     encrypt = Enum(WISHES, "auto", config=True, help="CURVE encryption: 'auto' encrypts if the kernel can.")
     fork = Bool(True, config=True, help="True if the kernel may be forked from a warm process.")
@@ -91,7 +94,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 super().__init__(**kwargs)
             except TraitError as problem:
                 raise ConfigError(describe_refusal(problem, type(self), kwargs)) from None
-            if own:
+            if "backend_options" in given:
                 check_backend_options(self.backend, own)
                 self.backend_options = {**self.backend_options, **own}
         self.kernel: Kernel | None = None  # as the service described it after its latest launch
@@ -121,8 +124,7 @@ class RoostProvisioner(KernelProvisionerBase):
         kwargs.pop("transport_encryption", None)
         km = self.parent
         with show_errors_in_jupyter(km):
-            if not self.kernel_spec.argv:
-                raise ConfigError("the kernelspec has no command: argv is empty.")
+            check_spec(self.kernel_spec)
             if km is None:
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:

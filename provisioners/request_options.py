@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from roost.placement.format import format_bytes
 from roost.placement.request import Request
 from roost.placement.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
@@ -13,6 +14,9 @@ from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
+
+_LEAST_MEMORY_BYTES = 16 << 20
+"""A kernel with less memory ends before it has started."""
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",
@@ -41,7 +45,7 @@ def check_names(
 def check_backend_options(backend: str, options: Any) -> None:
     """Raise `ConfigError` unless a kernelspec sets only the cluster's address. Otherwise a user could evade limits."""
     if not isinstance(options, Mapping):
-        raise ConfigError(f"backend_options = {options!r:.60} is not a table of names and values.")
+        raise ConfigError(f"backend_options = {options!r:.60} is not an object of names and values.")
     known = ("address",) if get_spec(backend).address_variable else ()
     for name, value in options.items():
         if name not in known:
@@ -56,7 +60,7 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
     fields: dict[str, Any] = {"options": _read_backend_options(options, env)}
     try:
         for field, option, variable, read in _FIELDS:
-            text = env.get(variable, "").strip()
+            text = env.get(variable, "").strip() if variable else ""
             name, value = (variable, text) if text else (option, options.get(option))
             if value is not None and value != "":
                 fields[field] = read(name, value)
@@ -96,7 +100,7 @@ def split_pairs(
 def _read_backend_options(options: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     given = options.get("options") or {}
     if not isinstance(given, Mapping):
-        raise ConfigError(f"options = {given!r:.60} is not a table of names and values.")
+        raise ConfigError(f"options = {given!r:.60} is not an object of names and values.")
     return get_spec(options.get("backend") or DEFAULT_BACKEND).read_options(given, env)
 
 
@@ -119,6 +123,14 @@ def _memory(name: str, value: Any) -> int:
         raise ConfigError(f"{name} = {problem.user_message}") from None
 
 
+def _kernel_memory(name: str, value: Any) -> int:
+    size = _memory(name, value)
+    if 0 < size < _LEAST_MEMORY_BYTES:
+        least = f"at least {format_bytes(_LEAST_MEMORY_BYTES)}, for example 2GiB"
+        raise ConfigError(f"{name} = {format_bytes(size)} is too little for a kernel: give {least}.")
+    return size
+
+
 def _amounts(name: str, value: Any) -> dict[str, float]:
     if isinstance(value, str):
         value = split_pairs(name, value.split(","), "licence=1", str.rpartition)
@@ -137,7 +149,7 @@ def _labels(name: str, value: Any) -> Any:
 
 _FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
     ("cpus", "cpus", "KERNEL_CPUS", _number),
-    ("memory_bytes", "memory", "KERNEL_MEMORY", _memory),
+    ("memory_bytes", "memory", "KERNEL_MEMORY", _kernel_memory),
     ("gpus", "gpus", "KERNEL_GPUS", _number),
     ("gpu_models", "gpu_models", "", _names),
     ("gpu_memory_bytes", "gpu_memory", "KERNEL_GPU_MEMORY", _memory),

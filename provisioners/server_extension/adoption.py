@@ -17,7 +17,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets.config import Config
 
-from roost.provisioners.kernelspecs import PROVISIONER
+from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.running_services import find_services

@@ -21,8 +21,9 @@ from tornado.web import HTTPError
 
 from roost.placement.format import format_age, format_count
 from roost.provisioners import RoostProvisioner
-from roost.provisioners.kernelspecs import PROVISIONER
-from roost.scheduler.errors import LaunchError, RoostError
+from roost.provisioners.application import to_http_error
+from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisioner
+from roost.scheduler.errors import ConfigError, LaunchError, RoostError
 
 from .adoption import FoundKernel
 from .pending_start import PendingStart
@@ -86,7 +87,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         `ANSWER_AFTER_S` in any case. Until then a refusal raises.
         """
         is_there = kernel_id is not None and kernel_id in self
-        if is_there or not self.may_wait or not self._is_of_roost(kwargs.get("kernel_name")):
+        if is_there or not self._is_of_roost(kwargs.get("kernel_name")) or not self.may_wait:
             return cast(str, await super().start_kernel(kernel_id=kernel_id, **kwargs))
         kernel_id = kernel_id or cast(str, self.new_kernel_id(**kwargs))
         start = PendingStart(kernel_id, kwargs, self.log)
@@ -348,11 +349,16 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             await asyncio.wait([km.ready], timeout=_RESTARTED_WITHIN_S)
 
     def _is_of_roost(self, kernel_name: str | None) -> bool:
-        """True if kernels of this kernelspec start through roost."""
+        """True if kernels of this kernelspec start through roost. Raises an `HTTPError` if it is malformed."""
         spec = self.kernel_spec_manager.get_kernel_spec(kernel_name or self.default_kernel_name)
-        provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
         default = os.environ.get("JUPYTER_DEFAULT_PROVISIONER_NAME", "")
-        return (provisioner or default) == PROVISIONER
+        if (find_provisioner(spec.to_dict()) or default) != PROVISIONER:
+            return False
+        try:
+            check_spec(spec)  # jupyter_client would fail without a reason before it makes the provisioner
+        except ConfigError as problem:
+            raise to_http_error(problem) from None
+        return True
 
     def _list(self, start: PendingStart) -> None:
         km = start.km

@@ -30,7 +30,7 @@ def install(arguments: argparse.Namespace) -> int:
     note = "" if arguments.no_check else check_cluster(request, arguments.backend, options)
     spec, probed = kernelspecs.install(
         arguments.source,
-        name=arguments.name or f"roost-{arguments.source}",
+        name=f"roost-{arguments.source}" if arguments.name is None else arguments.name,
         config=config,
         display_name=arguments.display_name,
         prefix=sys.prefix if arguments.sys_prefix else arguments.prefix,

@@ -25,7 +25,7 @@ def describe_refusal(problem: TraitError, owner: type[HasTraits], values: Mappin
         return " ".join(str(problem).split())
     name, trait = named[1], owner.class_traits()[named[1]]
     if isinstance(trait, Enum):
-        allowed = f"one of {', '.join(map(str, trait.values or ()))}"
+        allowed = f"one of {', '.join(str(each) for each in trait.values or () if each != '')}"
     else:
         allowed = _KINDS.get(type(trait), trait.info_text)
         if name.endswith("_s"):

@@ -332,7 +332,9 @@ class Scheduler:
     def _lease_of(self, kernel_id: str) -> Lease:
         record = self._table.get(kernel_id)
         if record is None:
-            raise self._unknown(kernel_id, f"there is no running kernel {kernel_id}.")
+            raise self._unknown(
+                kernel_id, f"There is no running kernel {kernel_id!r}: `roost kernels` lists them."
+            )
         if record.lease is None or record.lease.state == "pending":
             waits_for = record.view(self._queue).waits_for or "it is being placed"
             raise UnknownKernel(f"kernel {kernel_id} has not started yet: {waits_for}.", kernel_id=kernel_id)
@@ -341,7 +343,7 @@ class Scheduler:
     def _ended(self, kernel_id: str) -> Kernel:
         kernel = self._table.ended.get(self._table.ended_id(kernel_id))
         if kernel is None:
-            raise self._unknown(kernel_id, f"there is no kernel {kernel_id}; see `roost kernels`.")
+            raise self._unknown(kernel_id, f"There is no kernel {kernel_id!r}: `roost kernels` lists them.")
         return kernel
 
     def _unknown(self, kernel_id: str, message: str) -> BackendUnavailable | UnknownKernel:

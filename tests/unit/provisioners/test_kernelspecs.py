@@ -302,10 +302,21 @@ COMMAND = {"argv": ["sh", "{connection_file}"]}
             for config in (None, [], [1], "x")
         ],
         *[(json.dumps({"argv": argv, "metadata": ours()}), "argv") for argv in ([1, 2], [], None)],
-        *[(json.dumps({**COMMAND, "env": env, "metadata": ours()}), "env") for env in (["A=1"], {"A": 1})],
+        *[
+            (json.dumps({**COMMAND, "env": env, "metadata": ours()}), "env is not an object")
+            for env in (["A=1"], {"A": 1}, {"A": {"B": "1"}}, None)
+        ],
+        *[
+            (json.dumps({**COMMAND, "env": {name: "1"}, "metadata": ours()}), f"named {name!r}")
+            for name in ("", "A=B")
+        ],
+        *[
+            (json.dumps({**COMMAND, name: value, "metadata": ours()}), name)
+            for name, value in (("interrupt_mode", "zz"), ("display_name", 5), ("language", None))
+        ],
         (json.dumps({**COMMAND, "metadata": []}), "metadata"),
         (json.dumps({**COMMAND, "metadata": {"kernel_provisioner": "roost"}}), "kernel_provisioner"),
-        ("[]", "table"),
+        ("[]", "not an object"),
         ("{", "not JSON"),
     ],
 )
@@ -340,6 +351,9 @@ def test_every_command_reports_a_malformed_kernelspec(
         ({"backend": []}, "backend"),
         ({"environment": ["*"]}, "environment"),
         ({"launch_timeout": -1}, "above 0"),
+        ({"backend_options": None}, "backend_options = None is not an object"),
+        ({"backend_options": []}, "backend_options = [] is not an object"),
+        ({"enforce": 1}, "enforce = 1 is not possible: give one of auto, required"),
     ],
 )
 def test_install_refuses_options_that_a_start_would_refuse(
@@ -354,6 +368,28 @@ def test_install_refuses_options_that_a_start_would_refuse(
     assert said in listed["problem"]
     assert main.main(["run", notebook(tmp_path), "--kernel", "typo"]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"KERNEL_MEMORY": "lots"}, "KERNEL_MEMORY"),
+        ({"KERNEL_CPUS": "-3"}, "KERNEL_CPUS"),
+        ({"KERNEL_LAUNCH_TIMEOUT": "x"}, "KERNEL_LAUNCH_TIMEOUT"),
+        ({"KERNEL_USERNAME": "bob"}, "KERNEL_USERNAME"),
+    ],
+)
+def test_variables_that_a_start_would_refuse_are_a_problem(
+    make: Make, env: dict[str, str], said: str
+) -> None:
+    make("ours", ["sh", "{connection_file}"], env=env, metadata=ours())
+    make("other", ["sh", "{connection_file}"], env=env)
+    (spec,) = kernelspecs.list_kernelspecs()
+    assert said in kernelspecs.find_problem(spec)
+    with pytest.raises(ConfigError, match=said):
+        kernelspecs.install("other", name="a", config={}, is_checked=False)
+    spec = replace(spec, env={"KERNEL_CPUS": "${N_CPUS}"})  # the application may have this variable
+    assert kernelspecs.find_problem(spec) == ""
 
 
 def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, fake: FakeService) -> None:
@@ -435,6 +471,8 @@ def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (listed["name"], listed["config"], listed["problem"]) == ("ours", config, "")
     assert main.main(["kernelspec", "install", "--option", "queue=a", "--name", "x"]) == 2
     assert "the backend local has no options for requests" in capsys.readouterr().err
+    assert main.main(["kernelspec", "install", "--name", ""]) == 2
+    assert "'' is not a valid kernel name" in capsys.readouterr().err
     assert main.main(["kernelspec", "install", "--gpus", "1.5", "--name", "x"]) == 2
     assert "1.5" in capsys.readouterr().err
     assert main.main(["kernelspec", "remove", "ours", "--json"]) == 0

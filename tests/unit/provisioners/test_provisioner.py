@@ -368,6 +368,6 @@ async def test_there_is_no_kernel_during_a_launch(service: FakeService, tmp_path
 
 
 async def test_a_kernelspec_without_a_command_is_refused(service: FakeService, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the kernelspec has no command: argv is empty"):
+    with pytest.raises(ConfigError, match="argv is empty or not a list of texts"):
         await manager(tmp_path, argv=[]).start_kernel()
     assert not service.called("start")

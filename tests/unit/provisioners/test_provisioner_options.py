@@ -34,6 +34,7 @@ from roost.scheduler.errors import (
         ({"gpus": 1.5}, "gpus must be"),
         ({"fork": "perhaps"}, "fork"),
         ({"encrypt": "maybe"}, "encrypt = 'maybe' is not possible: give one of auto, never, required"),
+        ({"backend_options": None}, "backend_options = None is not an object"),
         ({"backend_options": {"gpus": 8}}, "'gpus': for local, a kernelspec can set nothing"),
         ({"backend": "ray", "backend_options": {"config_file": "/x"}}, "can set only the address"),
         ({"backend": "ray", "backend_options": {"address": 7}}, "address = 7 is not a text"),
@@ -44,6 +45,23 @@ async def test_wrong_options_start_nothing(
 ) -> None:
     km = manager(tmp_path, config=config)
     with pytest.raises(ConfigError, match=said):
+        await km.start_kernel()
+    assert not service.calls
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"env": {"A": 1}}, "env is not an object of names and texts"),
+        ({"env": {"A=B": "1"}}, "env has a variable named 'A=B'"),
+        ({"argv": [1, 2]}, "argv is empty or not a list of texts"),
+    ],
+)
+async def test_a_malformed_kernelspec_starts_nothing(
+    service: FakeService, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    km = manager(tmp_path, **values)
+    with pytest.raises(ConfigError, match=f"In {tmp_path}/kernels/roosted/kernel.json {said}"):
         await km.start_kernel()
     assert not service.calls
 

@@ -43,11 +43,17 @@ def test_options_are_read() -> None:
 
 def test_options_can_be_texts() -> None:
     options = read_start_options(
-        {"cpus": "1.5", "memory": 1024, "gpus": 1, "gpu_models": "A100, H100", "labels": "zone=a,disk=ssd"},
+        {
+            "cpus": "1.5",
+            "memory": 1 << 30,
+            "gpus": 1,
+            "gpu_models": "A100, H100",
+            "labels": "zone=a,disk=ssd",
+        },
         {},
     )
     assert options.request.cpus == 1.5
-    assert options.request.memory_bytes == 1024
+    assert options.request.memory_bytes == 1 << 30
     assert options.request.gpu_models == ("A100", "H100")
     assert options.request.labels == {"zone": "a", "disk": "ssd"}
 
@@ -58,6 +64,7 @@ def test_the_kernels_environment_wins() -> None:
     assert (options.request.cpus, options.request.memory_bytes, options.request.gpus) == (3.0, 1 << 30, 2.0)
     assert options.launch_timeout_s == 7.0
     assert read_start_options({"cpus": 1}, {"KERNEL_CPUS": ""}).request.cpus == 1.0
+    assert read_start_options({}, {"": "1"}).request == Request()
     options = read_start_options({"resources": {"tpu": 8}}, {"KERNEL_RESOURCES": "licence=1, tpu=0.5"})
     assert options.request.resources == {"licence": 1.0, "tpu": 0.5}
 
@@ -73,6 +80,12 @@ def test_the_kernels_environment_wins() -> None:
         ({"cpus": True}, {}, "cpus"),
         ({"memory": "8 apples"}, {}, "memory"),
         ({"memory": -5}, {}, "memory = '-5' is not an amount of memory"),
+        (
+            {"memory": 1},
+            {},
+            "memory = 1 byte is too little for a kernel: give at least 16 MiB, for example 2GiB.",
+        ),
+        ({}, {"KERNEL_MEMORY": "1MiB"}, "KERNEL_MEMORY = 1 MiB is too little"),
         ({"labels": ["a"]}, {}, "labels"),
         ({"labels": {"a": 1}}, {}, "labels"),
         ({"near": {"a": 1}}, {}, "near"),
@@ -133,7 +146,7 @@ def test_options_of_the_backend_are_checked(monkeypatch: pytest.MonkeyPatch) -> 
     for wrong, says in (
         ({"backend": "cloud", "options": {"queu": "long"}}, "named queu: did you mean queue"),
         ({"backend": "cloud", "options": {"queue": 1}}, "queue = 1 must be text"),
-        ({"backend": "cloud", "options": "queue"}, "options = 'queue' is not a table"),
+        ({"backend": "cloud", "options": "queue"}, "options = 'queue' is not an object"),
         ({"options": {"queue": "long"}}, "the backend local has no options for requests"),
     ):
         with pytest.raises(ConfigError, match=says):

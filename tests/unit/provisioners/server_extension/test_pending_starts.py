@@ -132,6 +132,30 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
         gc.collect()
 
 
+@pytest.mark.parametrize("may_wait", [True, False])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        *[
+            ({"metadata": {"kernel_provisioner": {"provisioner_name": "roost", "config": config}}}, "config")
+            for config in (None, [], "x")
+        ],
+        ({"metadata": {"kernel_provisioner": "roost"}}, "kernel_provisioner"),
+        ({"env": {"A": {"B": "1"}}}, "env"),
+        ({"argv": [1, 2]}, "argv"),
+    ],
+)
+async def test_a_malformed_kernelspec_is_an_error_with_its_reason(
+    kernels: Any, tmp_path: Path, values: dict[str, Any], said: str, may_wait: bool
+) -> None:
+    kernels.may_wait = may_wait
+    kernelspecs(tmp_path, "bad", **values)
+    with pytest.raises(HTTPError, match=f"In {tmp_path}/kernels/bad/kernel.json .*{said} is") as caught:
+        await kernels.start_kernel(kernel_name="bad")
+    assert caught.value.status_code == 400
+    assert kernels.list_kernel_ids() == []
+
+
 async def test_a_refused_start_does_not_keep_the_manager_from_stopping(kernels: Any, tmp_path: Path) -> None:
     kernelspecs(tmp_path, "refused", config={"gpus": -1})
     with pytest.raises(HTTPError, match="gpus"):

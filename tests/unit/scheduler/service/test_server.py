@@ -171,8 +171,8 @@ async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
         error = from_remote(caught.value)
         assert isinstance(error, NoNodeEver)
         assert error.fields["decision"]["refusals"][0]["when"] == "never"
-        with pytest.raises(RemoteError) as caught:
-            await call("kernel", kernel_id="nobody")
+        with pytest.raises(RemoteError, match="There is no kernel '': `roost kernels` lists") as caught:
+            await call("kernel", kernel_id="")
         assert isinstance(from_remote(caught.value), UnknownKernel)
 
 

@@ -1,0 +1,80 @@
+"""A kernelspec's document, `kernel.json`: which provisioner it names, and what is malformed in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec
+
+from roost.scheduler.errors import ConfigError
+
+PROVISIONER = "roost"
+"""The name under which jupyter_client knows RoostProvisioner."""
+_FILE = "kernel.json"
+_INTERRUPT_MODES = ("signal", "message")
+
+
+def read_document(folder: str | Path) -> tuple[Any, str]:
+    """Return a kernel.json and a sentence that says why it is malformed (empty if it is not); raises `OSError`."""
+    path = Path(folder) / _FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return None, f"{path} is not JSON: {error}."
+    return document, _describe(document, path)
+
+
+def check_spec(spec: KernelSpec) -> None:
+    """Raise `ConfigError` for a malformed kernelspec: jupyter_client reads it without a check of the values inside."""
+    if malformed := _describe(spec.to_dict(), Path(spec.resource_dir) / _FILE):
+        raise ConfigError(malformed)
+
+
+def find_provisioner(document: Any) -> Any:
+    """Return the name of the provisioner in a kernel.json; roost's if the document is too malformed to tell."""
+    metadata = document.get("metadata", {}) if isinstance(document, dict) else None
+    if not isinstance(metadata, dict):
+        return PROVISIONER
+    own = metadata.get("kernel_provisioner", {})
+    return own.get("provisioner_name", "") if isinstance(own, dict) else own
+
+
+def find_wrong_env(env: Any) -> str:
+    """Return what is wrong with the variables of a kernel, as a clause; empty if nothing is."""
+    if not isinstance(env, dict) or not all(isinstance(text, str) for pair in env.items() for text in pair):
+        return "env is not an object of names and texts"
+    for name in env:
+        if not name or "=" in name or "\0" in name:
+            return f"env has a variable named {name!r:.40}, which is not possible"
+    return ""
+
+
+def _describe(document: Any, path: Path) -> str:
+    wrong = _find_malformed(document)
+    return f"In {path} {wrong}." if wrong else ""
+
+
+def _find_malformed(document: Any) -> str:
+    """Return which part of a kernel.json is malformed, as a clause; empty if none is."""
+    if not isinstance(document, dict):
+        return "the document is not an object"
+    argv, metadata = document.get("argv"), document.get("metadata", {})
+    if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
+        return "argv is empty or not a list of texts"
+    if wrong := find_wrong_env(document.get("env", {})):
+        return wrong
+    for name in ("display_name", "language"):
+        if not isinstance(document.get(name, ""), str):
+            return f"{name} is not a text"
+    if str(document.get("interrupt_mode", "signal")).lower() not in _INTERRUPT_MODES:
+        return f"interrupt_mode is not one of {', '.join(_INTERRUPT_MODES)}"
+    if not isinstance(metadata, dict):
+        return "metadata is not an object"
+    own = metadata.get("kernel_provisioner", {})
+    if not isinstance(own, dict):
+        return "metadata.kernel_provisioner is not an object"
+    if not isinstance(own.get("config", {}), dict):
+        return "metadata.kernel_provisioner.config is not an object"
+    return ""
