@@ -43,6 +43,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         ("--option", "options", "KEY=VALUE", "option of the backend for this kernel"),
     ):
         request.add_argument(option, dest=name, metavar=metavar, action="append", default=[], help=what)
+    what = "required: only where limits can be enforced; auto: wherever they can (the operator's)"
+    request.add_argument("--enforce", choices=("auto", "required"), default="", help=what)
     request.add_argument("--policy", metavar="NAME", default="", help="placement policy")
 
 
@@ -108,7 +110,7 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
     from roost.provisioners.request_options import split_pairs
 
     resources = split_pairs("--resource", arguments.resources, "licence=1", str.rpartition)
-    names = ("cpus", "memory", "gpus", "gpu_models", "gpu_memory", "tolerates", "policy")
+    names = ("cpus", "memory", "gpus", "gpu_models", "gpu_memory", "tolerates", "enforce", "policy")
     config = {
         **{name: getattr(arguments, name) for name in names},
         "labels": split_pairs("--label", arguments.labels),

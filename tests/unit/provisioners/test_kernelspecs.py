@@ -458,12 +458,14 @@ def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "lab",
         "--resource",
         "licence=2",
+        "--enforce",
+        "required",
     ]
     assert main.main(argv) == 0
     assert str(kernels / "ours") in capsys.readouterr().out
     config = written(kernels / "ours")["metadata"]["kernel_provisioner"]["config"]
     wishes = {"labels": {"a": "b"}, "near": {"c": "d"}, "tolerates": ["lab"], "resources": {"licence": 2}}
-    assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", **wishes}
+    assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", "enforce": "required", **wishes}
     assert main.main(["kernelspec", "list"]) == 0
     assert "0.5 GPU, 8 GiB, 2 licence," in capsys.readouterr().out
     assert main.main(["kernelspec", "list", "--json"]) == 0
