@@ -150,6 +150,10 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _Inet6Server(_Server):
+    address_family = socket.AF_INET6
+
+
 class _UnixServer(_Server):
     address_family = socket.AF_UNIX
 
@@ -183,7 +187,7 @@ def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
             os.chmod(path, 0o600)
             own = path.lstat()
         else:
-            server = _Server(target, _Handler)
+            server = (_Inet6Server if ":" in target[0] else _Server)(target, _Handler)
     except OSError as error:
         problem = f"metrics are not served at {address}: {error.strerror or error}"
         log.warning(problem)

@@ -129,9 +129,11 @@ async def test_a_taken_port_is_reported_and_ends_nothing(
             serve_metrics(metrics, f"127.0.0.1:{port}"),
         ):
             assert f"metrics are not served at 127.0.0.1:{port}: Address already in use" in caplog.text
-        with serve_metrics(metrics, f"localhost:{port}"):
-            text = await asyncio.to_thread(fetch, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
-            assert "roost_kernels" in text
+        hosts = {"localhost": "127.0.0.1"} | ({"[::1]": "::1"} if socket.has_dualstack_ipv6() else {})
+        for host, address in hosts.items():
+            with serve_metrics(metrics, f"{host}:{port}"):
+                text = await asyncio.to_thread(fetch, http.client.HTTPConnection(address, port, timeout=20))
+                assert "roost_kernels" in text
 
 
 async def test_only_a_socket_that_nobody_serves_is_replaced(
