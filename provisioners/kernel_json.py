@@ -1,4 +1,4 @@
-"""A kernelspec's document, `kernel.json`: which provisioner it names, and what is malformed in it."""
+"""A kernelspec's document, `kernel.json`: its provisioner, and the part that is malformed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_provisioner(document: Any) -> Any:
 
 
 def find_wrong_env(env: Any) -> str:
-    """Return what is wrong with the variables of a kernel, as a clause; empty if nothing is."""
+    """Return the defect of a kernel's variables, as a clause; empty if they have none."""
     if not isinstance(env, dict) or not all(isinstance(text, str) for pair in env.items() for text in pair):
         return "env is not an object of names and texts"
     for name in env:

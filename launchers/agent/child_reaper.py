@@ -21,7 +21,7 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Spent(NamedTuple):
-    """What a process has used: CPU time, also of its children that had ended, and the most memory of one of them."""
+    """The CPU time of a process and its ended children, and the highest peak of memory among them."""
 
     cpu_s: float = 0.0
     peak_bytes: int = 0

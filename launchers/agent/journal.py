@@ -165,7 +165,7 @@ class Journal:
         return cutoff is None or request.ended_at is None or request.ended_at >= cutoff
 
     def add(self, frames: Sequence[bytes]) -> None:
-        """Add a message of the kernel. One that is no message of Jupyter's is left out."""
+        """Add a message of the kernel. Anything else is left out."""
         with suppress(ValueError, TypeError, KeyError, AttributeError):
             start = frames.index(_DELIMITER) + 1
             self._add(tuple(frames[start + 1 :]))

@@ -219,7 +219,7 @@ def hold_threads() -> Iterator[list[threading.Thread]]:
 def hold_history() -> Iterator[None]:
     """Open no history: unused standbys would leave empty sessions in it.
 
-    The exit handler that closes a history is registered in its place all the same: it must run after the shell's.
+    The exit handler for closed histories is registered all the same, because it must run after the shell's handler.
     """
     history: Any = sys.modules["IPython.core.history"]
     accessor, manager = history.HistoryAccessor, history.HistoryManager

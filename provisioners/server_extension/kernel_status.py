@@ -75,7 +75,7 @@ async def read_status(km: Any) -> dict[str, str]:
 
 
 def describe_status(kernel: Kernel) -> dict[str, str]:
-    """Return a kernel's status: its node, its share of GPUs, and the memory that it uses of what it was promised."""
+    """Return a kernel's status: its node, its share of GPUs, and its memory in use and promised."""
     if kernel.state == "exited":
         return {"text": "not running", "detail": kernel.reason}
     if kernel.state == "queued":
@@ -98,7 +98,7 @@ def describe_status(kernel: Kernel) -> dict[str, str]:
         gpu = f", {format_bytes(use.gpu_memory_bytes)} of GPU memory" if use.gpu_memory_bytes else ""
         lines.append(f"Uses {used} of memory{gpu} and {format_amount(use.cpu_percent / 100)} CPU.")
     else:
-        lines.append("Nobody knows what it uses: its agent does not answer.")
+        lines.append("Its use is unknown: its agent does not answer.")
     return {"text": " · ".join(parts), "detail": "\n".join(lines)}
 
 

@@ -1,4 +1,4 @@
-"""`roost events`: what the service has done lately, and with `--follow` what it does."""
+"""`roost events`: the last events of the service, and with `--follow` all that come."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .clean_text import clean
 from .options import connect_scheduler
 
 _ID = 8
-"""So many characters of a kernel's id are shown."""
+"""The number of characters that are shown of a kernel's id."""
 
 
 def show_events(arguments: argparse.Namespace) -> int:

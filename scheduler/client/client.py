@@ -201,7 +201,7 @@ class Client:
     def listen(self, callback: Callable[[Event], None], *, kernel_id: str = "") -> Callable[[], None]:
         """Call `callback` with every event, on the client's thread. Return a function that ends this.
 
-        With `kernel_id`, the callback gets the events of this kernel, and those that are of no kernel.
+        With `kernel_id`, it gets the events of this kernel, and events without a kernel.
 
         An event of kind `resync` means that events may have been missed: read again what you need. While there is a
         listener, a lost connection is replaced at once.

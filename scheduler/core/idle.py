@@ -68,7 +68,7 @@ class IdleCuller:
             self._look_later(limit_s)
 
     def _look_later(self, limit_s: float) -> None:
-        """Look at the kernels in time for one that may be idle for `limit_s`. May be repeated."""
+        """Look at the kernels soon enough for an idle limit of `limit_s`. May be repeated."""
         if "idle" not in self._timers:
             pause_s = min(max(limit_s / _LOOKS, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
             self._timers.later(pause_s, lambda: spawn(self._look(), self._tasks, log), key="idle")

@@ -192,7 +192,7 @@ class Scheduler:
         return self._table.count()
 
     async def with_use(self, kernels: Iterable[Kernel]) -> list[Kernel]:
-        """Return these kernels with what they use, as their agents report it."""
+        """Return these kernels with their use."""
         kernels = list(kernels)
         records = [record for kernel in kernels if (record := self._table.get(kernel.id)) is not None]
         use = await self._use.read([each.lease for each in records if each.runs and each.lease])

@@ -1,4 +1,4 @@
-"""What kernels use, as their agents report it. Everybody who asks within a short time gets the same answer."""
+"""The use of kernels, read from their agents. Everybody who asks within a short time gets the same answer."""
 
 from __future__ import annotations
 
