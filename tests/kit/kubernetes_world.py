@@ -61,9 +61,11 @@ class World(ClusterWorld):
         self.configure(address=str(self.kubeconfig), **settings)
 
     def held(self) -> dict[str, str]:
-        """Return the node of each lease that has a pod."""
-        pods = {pod["metadata"]["annotations"]["roost/lease"]: pod["spec"]["nodeName"] for pod in self.pods()}
-        return {json.loads(lease)["id"]: node for lease, node in pods.items()}
+        """Return the node of each lease that has a pod; it is empty while a pod has none."""
+        return {
+            json.loads(pod["metadata"]["annotations"]["roost/lease"])["id"]: pod["spec"].get("nodeName", "")
+            for pod in self.pods()
+        }
 
     def key_of(self, notebook: Notebook, kernel: Kernel) -> str:
         return kernel.lease_id

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -50,6 +51,7 @@ that was idle may have fallen silent. The next attempt uses a new one, so all ca
 _PAUSE_S = 2.0
 """The longest pause between two attempts, whatever the server asks for."""
 _LONG = 1 << 20
+_SSL_NOISE = re.compile(r"\[SSL: \w+\] | \(_ssl\.c:\d+\)")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -290,4 +292,4 @@ def _short(problem: BaseException) -> str:
     """Return the cause of a failed call in a few words."""
     cause = getattr(problem, "reason", None)
     text = str(cause if isinstance(cause, BaseException) else problem) or type(problem).__name__
-    return text.rpartition(": ")[2][:200]
+    return _SSL_NOISE.sub("", text).rpartition(": ")[2][:200]

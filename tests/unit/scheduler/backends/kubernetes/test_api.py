@@ -92,3 +92,21 @@ def test_a_server_that_is_silent_is_away_after_two_attempts(client: Api, server:
     with pytest.raises(BackendUnavailable, match="does not answer"):
         client.request("GET", "/version", timeout_s=0.3)
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred (_ssl.c:1006)", "EOF occurred"),
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: it has expired (_ssl.c:1006)",
+            "it has expired",
+        ),
+        (
+            "Failed to establish a new connection: [Errno 111] Connection refused",
+            "[Errno 111] Connection refused",
+        ),
+    ],
+)
+def test_the_cause_of_a_failed_call_is_short(said: str, text: str) -> None:
+    assert api._short(OSError(said)) == text
