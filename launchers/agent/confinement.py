@@ -57,60 +57,11 @@ def describe_excess(used_bytes: int, most_bytes: int) -> str:
     return f"was killed: it used {format_bytes(used_bytes)} of its {format_bytes(most_bytes)} of memory"
 
 
-class GroupConfinement:
-    """A control group. The system itself kills its processes when they would use more than the limit."""
-
-    def __init__(self, group: Cgroup, memory_bytes: int) -> None:
-        self.memory_bytes = memory_bytes
-        self._group = group
-        self._is_full = False
-        self._kills = 0
-        if memory_bytes:
-            group.watch(self._on_full)  # all processes of the group end together, as with version 2
-
-    def open_entries(self) -> tuple[int, ...]:
-        return self._group.open_entries()
-
-    def reset(self) -> None:
-        self._is_full, self._kills = False, self._group.kills
-
-    def begin(self, pid: int) -> None:
-        pass
-
-    def _on_full(self) -> None:
-        self._is_full = True
-        self._group.kill()
-
-    def explain_end(self, code: int | None) -> str:
-        was_killed = code in (None, _KILLED) and (self._is_full or self._group.kills > self._kills)
-        return (
-            describe_excess(max(self.memory_bytes, self.peak_bytes), self.memory_bytes) if was_killed else ""
-        )
-
-    def measure(self) -> int:
-        return self._group.used_bytes
-
-    @property
-    def peak_bytes(self) -> int:
-        return self._group.peak_bytes
-
-    def close(self) -> None:
-        self._group.close()
-
-    async def end(self, others: Cgroup | None) -> None:
-        if others is not None:
-            for pid in self._group.pids():
-                with contextlib.suppress(OSError):
-                    others.add(pid)
-        if not await self._group.end():
-            log.error("processes %s do not die: they hang in the operating system", self._group.pids())
-
-
 class ManagedConfinement:
     """The control group that the manager of a pod or container has made for it, with the agent and its only kernel."""
 
-    def __init__(self, group: Cgroup) -> None:
-        self.memory_bytes = group.most_bytes
+    def __init__(self, group: Cgroup, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
         self._group = group
         self._kills = 0
 
@@ -124,8 +75,13 @@ class ManagedConfinement:
         pass
 
     def explain_end(self, code: int | None) -> str:
-        was_killed = code in (None, _KILLED) and self._group.kills > self._kills
-        return describe_excess(self.memory_bytes, self.memory_bytes) if was_killed else ""
+        if code not in (None, _KILLED) or not self._has_killed():
+            return ""
+        return describe_excess(max(self.memory_bytes, self.peak_bytes), self.memory_bytes)
+
+    def _has_killed(self) -> bool:
+        """True if the system has killed a process here since the last kernel began."""
+        return self._group.kills > self._kills
 
     def measure(self) -> int:
         return self._group.used_bytes
@@ -139,6 +95,41 @@ class ManagedConfinement:
 
     async def end(self, others: Cgroup | None) -> None:
         pass
+
+
+class GroupConfinement(ManagedConfinement):
+    """A control group of the agent's. The system kills its processes when they would use more than the limit."""
+
+    def __init__(self, group: Cgroup, memory_bytes: int) -> None:
+        super().__init__(group, memory_bytes)
+        self._is_full = False
+        if memory_bytes:
+            group.watch(self._on_full)  # all processes of the group end together, as with version 2
+
+    def open_entries(self) -> tuple[int, ...]:
+        return self._group.open_entries()
+
+    def reset(self) -> None:
+        super().reset()
+        self._is_full = False
+
+    def _on_full(self) -> None:
+        self._is_full = True
+        self._group.kill()
+
+    def _has_killed(self) -> bool:
+        return self._is_full or super()._has_killed()
+
+    def close(self) -> None:
+        self._group.close()
+
+    async def end(self, others: Cgroup | None) -> None:
+        if others is not None:
+            for pid in self._group.pids():
+                with contextlib.suppress(OSError):
+                    others.add(pid)
+        if not await self._group.end():
+            log.error("processes %s do not die: they hang in the operating system", self._group.pids())
 
 
 class WatchedConfinement:

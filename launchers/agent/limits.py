@@ -192,8 +192,9 @@ class Limits:
     def _make(self, lease: Lease) -> Confinement | None:
         request = lease.request
         if self._managed is not None:
-            is_own = 0 <= self._managed.most_bytes - request.memory_bytes <= _ROUNDED_BYTES
-            return ManagedConfinement(self._managed) if request.memory_bytes and is_own else None
+            most_bytes = self._managed.most_bytes
+            is_own = 0 <= most_bytes - request.memory_bytes <= _ROUNDED_BYTES
+            return ManagedConfinement(self._managed, most_bytes) if request.memory_bytes and is_own else None
         problem = self._why_not
         if self._tree is not None:
             try:
