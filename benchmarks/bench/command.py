@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import random
-import signal
-import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +15,21 @@ from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, machine, placement, queue, scale, starts
+from . import churn, density, latency, placement, queue, scale, starts
 from . import compare as comparison
 from .embedded import embedded
 from .report import Report
-from .sides import Side, read_sides, world
+from .runs import Measure, Measurement, measure_sides, read_rounds, run
+from .sides import Side, read_sides
 from .world import private_world
 
-Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
-Measurement = Callable[[], Awaitable[None]]
-_INTERRUPTED = 130
-_PICTURES = (".png", ".svg", ".pdf")
-_QUICK_ROUNDS, _ROUNDS = 3, 20
 _QUICK_NODES = 20
 _SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Run `roost bench start`."""
-    rounds = _read_rounds(arguments)
+    rounds = read_rounds(arguments)
 
     async def measure(report: Report, sides: Sequence[Side]) -> None:
         await starts.measure(report, sides, rounds=rounds, at_once=arguments.at_once)
@@ -45,7 +39,7 @@ def start(arguments: argparse.Namespace) -> int:
 
 def measure_latency(arguments: argparse.Namespace) -> int:
     """Run `roost bench latency`."""
-    rounds = _read_rounds(arguments)
+    rounds = read_rounds(arguments)
 
     async def measure(report: Report, sides: Sequence[Side]) -> None:
         await latency.measure(report, sides, rounds=rounds)
@@ -114,7 +108,7 @@ def decide(arguments: argparse.Namespace) -> int:
     placement.check(plan)
     report = Report("placement", **asdict(plan))
 
-    return _report(arguments, report, nullcontext(lambda: placement.measure(report, plan)))
+    return run(arguments, report, nullcontext(lambda: placement.measure(report, plan)))
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -133,7 +127,7 @@ def simulate(arguments: argparse.Namespace) -> int:
             finally:
                 disconnect()
 
-    return _report(arguments, report, prepare())
+    return run(arguments, report, prepare())
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -148,88 +142,12 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_rounds(arguments: argparse.Namespace) -> int:
-    return arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
-
-
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
-    """Measure in a world of its own, as `_report` does."""
+    """Read the sides from the options, and compare them."""
     config = {"backend": arguments.backend, **request_config(arguments)}
     sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))
     report = Report(
         arguments.command, backend=arguments.backend, sides=[side.name for side in sides], **settings
     )
-
-    @contextmanager
-    def prepare() -> Iterator[Measurement]:
-        with (
-            world(sides) as folder,
-            embedded(arguments.backend, folder) if arguments.embedded else nullcontext(),
-        ):
-            yield lambda: _measure(report, sides, measure)
-
-    return _report(arguments, report, prepare())
-
-
-def _report(
-    arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]
-) -> int:
-    """Measure, then print and write the results. Ctrl-C ends the measurement, not the results."""
-    _check_files(arguments)
-    is_complete = True
-    with prepared as measurement:
-        before = machine.measure()
-        try:
-            asyncio.run(_until_interrupted(measurement))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            is_complete = False
-            report.notes.append(
-                "Interrupted: these are the results until then." if report.samples else "Interrupted."
-            )
-        after = machine.measure()
-    report.conditions = [before.to_dict(), after.to_dict()]
-    report.notes += machine.find_doubts(before, after)
-    if not report.samples:
-        print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
-        return 1 if is_complete else _INTERRUPTED
-    status = report.finish(arguments)
-    return status if is_complete else _INTERRUPTED
-
-
-async def _until_interrupted(measurement: Measurement) -> None:
-    """Measure. SIGINT and SIGTERM cancel this once; everything that was started is then stopped."""
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for signum in signals:
-        loop.add_signal_handler(signum, task.cancel)
-    try:
-        await measurement()
-    finally:
-        for signum in signals:
-            loop.remove_signal_handler(signum)
-
-
-async def _measure(report: Report, sides: Sequence[Side], measure: Measure) -> None:
-    for side in sides:
-        if side.is_roost and not await side.warm_up():
-            report.notes.append(f"No kernel of {side.name} was forked: its kernels start from their command.")
-    await measure(report, sides)
-
-
-def _check_files(arguments: argparse.Namespace) -> None:
-    """Raise `ConfigError` now if the results cannot be written later."""
-    if arguments.plot is not None and arguments.plot.suffix not in _PICTURES:
-        raise ConfigError(
-            f"--plot {arguments.plot} is not possible: the name must end in {', '.join(_PICTURES)}."
-        )
-    for name in filter(None, (arguments.json, arguments.plot)):
-        is_new = not name.exists()
-        try:
-            with name.open("ab"):
-                pass
-            if is_new:
-                name.unlink()
-        except OSError as problem:
-            raise ConfigError(f"{name} cannot be written: {problem.strerror}.") from None
+    cluster = partial(embedded, arguments.backend) if arguments.embedded else None
+    return measure_sides(arguments, report, sides, measure, cluster=cluster)

@@ -1,0 +1,118 @@
+"""A run: a measurement in private folders, which Ctrl-C ends early, and then its table, JSON file and picture."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from roost.scheduler.errors import ConfigError
+
+from . import machine
+from .report import Report
+from .sides import Side, world
+
+Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
+Measurement = Callable[[], Awaitable[None]]
+INTERRUPTED = 130
+_PICTURES = (".png", ".svg", ".pdf")
+_QUICK_ROUNDS, _ROUNDS = 3, 20
+
+
+def read_rounds(arguments: argparse.Namespace) -> int:
+    """Return the repetitions of each side that the options ask for."""
+    return arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
+
+
+def measure_sides(
+    arguments: argparse.Namespace,
+    report: Report,
+    sides: Sequence[Side],
+    measure: Measure,
+    *,
+    cluster: Callable[[Path], AbstractContextManager[None]] | None = None,
+) -> int:
+    """Warm up the sides and measure them in a world of their own, as `run` does. Return the exit status.
+
+    `cluster` starts a cluster for the run. It gets the world's folder.
+    """
+
+    async def measurement() -> None:
+        await warm_up(report, sides)
+        await measure(report, sides)
+
+    @contextmanager
+    def prepare() -> Iterator[Measurement]:
+        with world(sides) as folder, cluster(folder) if cluster else nullcontext():
+            yield measurement
+
+    return run(arguments, report, prepare())
+
+
+async def warm_up(report: Report, sides: Sequence[Side]) -> None:
+    """Start the agents and a zygote of each side of roost. The report notes a side that forks no kernels."""
+    for side in sides:
+        if side.is_roost and not await side.warm_up():
+            report.notes.append(f"No kernel of {side.name} was forked: its kernels start from their command.")
+
+
+def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]) -> int:
+    """Measure, then print and write the results. Return the exit status. Raises `ConfigError`.
+
+    Ctrl-C ends the measurement, not the results. `arguments` are `json`, `plot` and `check`.
+    """
+    _check_files(arguments)
+    is_complete = True
+    with prepared as measurement:
+        before = machine.measure()
+        try:
+            asyncio.run(_until_interrupted(measurement))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            is_complete = False
+            report.notes.append(
+                "Interrupted: these are the results until then." if report.samples else "Interrupted."
+            )
+        after = machine.measure()
+    report.conditions = [before.to_dict(), after.to_dict()]
+    report.notes += machine.find_doubts(before, after)
+    if not report.samples:
+        print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
+        return 1 if is_complete else INTERRUPTED
+    status = report.finish(arguments)
+    return status if is_complete else INTERRUPTED
+
+
+async def _until_interrupted(measurement: Measurement) -> None:
+    """Measure. SIGINT and SIGTERM cancel this once; everything that was started is then stopped."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for signum in signals:
+        loop.add_signal_handler(signum, task.cancel)
+    try:
+        await measurement()
+    finally:
+        for signum in signals:
+            loop.remove_signal_handler(signum)
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` now if the results cannot be written later."""
+    if arguments.plot is not None and arguments.plot.suffix not in _PICTURES:
+        raise ConfigError(
+            f"--plot {arguments.plot} is not possible: the name must end in {', '.join(_PICTURES)}."
+        )
+    for name in filter(None, (arguments.json, arguments.plot)):
+        is_new = not name.exists()
+        try:
+            with name.open("ab"):
+                pass
+            if is_new:
+                name.unlink()
+        except OSError as problem:
+            raise ConfigError(f"{name} cannot be written: {problem.strerror}.") from None
