@@ -2,18 +2,19 @@
 
     command.py ── options → sides and a world of their own; table, JSON file and plots at the end
         │
-        ├── starts.py      start, restart and stop of kernels
+        ├── starts.py      start, interrupt, restart and stop of kernels; first starts (first_start.py)
         ├── latency.py     round trips of a running kernel, idle and under load
         ├── density.py     kernels per node until a limit, with their memory
         ├── churn.py       starts and stops for some time, and leaks
         ├── queue.py       users who share the cluster, and how long their kernels wait
         └── compare.py     two JSON files: the figures that differ by more than noise
 
+    runs.py      a run from its warm-up to its table and files, which Ctrl-C ends early
     sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec
     kernel.py    a kernel with all channels open, as a notebook has it
     world.py     private folders, kernelspecs and processes of a run
     machine.py   how fast and how quiet the machine is
     report.py    figures, ratios and claims, as a table, JSON and pictures
 
-The scripts in `benchmarks/` use the same parts.
+The scripts in `benchmarks/` use the same parts, and add claims.
 """

@@ -4,41 +4,70 @@ start               start_kernel() called → first reply, with five channels op
 start_kernel returned    the same → start_kernel() returned
 stage ...           what roost's scheduler timed: queued, placed, leased, granted, launched
 again               a start at once after the one before
+interrupt           interrupt_kernel() called → the reply of the cell that slept
 restart             restart_kernel() called → first reply, while the channels stay open
 stop                shutdown_kernel(now=True) called → returned
 at once             N starts at once: kernels per second until all have replied
+first start         a start in a new process, without a service; see first_start.py. Only for sides of roost
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from roost.launchers.daemon.tasks import cancel_all
 
+from .first_start import measure_first
 from .kernel import BenchKernel, NoAnswer
 from .report import Report, take_turns
 from .sides import Side
 
 REST_S = 0.3
 """Before each kernel, so that the end of the last one does not count."""
+STAGES = ("start", "again", "interrupt", "restart", "stop")
+MOST_FIRST = 5
+"""At most this many first starts of each side."""
 
 
 async def measure(report: Report, sides: Sequence[Side], *, rounds: int, at_once: int) -> None:
     """Run all sides in turn, and add their figures to the report."""
+    await measure_lives(report, sides, rounds=rounds)
+    by_name = {side.name: side for side in sides}
+    if at_once > 1:
+        for name, is_warm in take_turns(f"{at_once} at once", list(by_name), rounds=rounds):
+            async with run_at_once(report, by_name[name], at_once) as rate:
+                if is_warm:
+                    report.add(f"{at_once} at once/{name}", rate, "kernels/s")
+        report.compare(f"{at_once} at once", list(by_name))
+    of_roost = [side.name for side in sides if side.is_roost]
+    for name, _ in take_turns("first start", of_roost, rounds=min(rounds, MOST_FIRST), warm_up=0):
+        with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as folder:
+            await add_first(report, by_name[name], Path(folder))
+
+
+async def measure_lives(report: Report, sides: Sequence[Side], *, rounds: int) -> None:
+    """Run kernels of all sides in turn, each from its start to its end, and add their figures to the report."""
     by_name = {side.name: side for side in sides}
     for name, is_warm in take_turns("start", list(by_name), rounds=rounds, warm_up=2):
         for stage, value in (await _run_life(report, by_name[name])).items():
             if is_warm:
                 report.add(f"{stage}/{name}", value, "ms")
-    if at_once > 1:
-        for name, is_warm in take_turns(f"{at_once} at once", list(by_name), rounds=rounds):
-            rate = await _run_burst(report, by_name[name], at_once)
-            if is_warm:
-                report.add(f"{at_once} at once/{name}", rate, "kernels/s")
-    for stage in ("start", "again", "restart", "stop", f"{at_once} at once"):
-        report.compare(stage, [side.name for side in sides])
+    for stage in STAGES:
+        report.compare(stage, list(by_name))
+
+
+async def add_first(report: Report, side: Side, runtime_dir: Path) -> None:
+    """Add the figures of one first start to the report. A kernel that does not answer is counted instead."""
+    try:
+        for stage, value in (await measure_first(side, runtime_dir)).items():
+            report.add(f"{stage}/{side.name}", value, "ms")
+    except NoAnswer as problem:
+        report.count_failure(side.name, str(problem))
 
 
 async def _run_life(report: Report, side: Side) -> dict[str, float]:
@@ -52,6 +81,7 @@ async def _run_life(report: Report, side: Side) -> dict[str, float]:
                 found = await side.connect().kernel(kernel.manager.kernel_id)
                 took |= {f"stage {stage}": value for stage, value in found.timing_ms.items()}
             took["again"] = (await second.start())["start"]
+            took["interrupt"] = await kernel.interrupt()
             took["restart"] = await kernel.restart()
         except NoAnswer as problem:
             report.count_failure(side.name, str(problem))
@@ -62,18 +92,22 @@ async def _run_life(report: Report, side: Side) -> dict[str, float]:
         return {**took, "stop": took_ms}
 
 
-async def _run_burst(report: Report, side: Side, at_once: int) -> float:
-    """Start this many kernels at once. Return kernels per second."""
+@asynccontextmanager
+async def run_at_once(report: Report, side: Side, count: int) -> AsyncIterator[float]:
+    """Start this many kernels at once, and yield kernels per second. All of them are stopped at the end."""
     while True:
         await asyncio.sleep(REST_S)
-        kernels = [BenchKernel(side) for _ in range(at_once)]
+        kernels = [BenchKernel(side) for _ in range(count)]
         began = time.perf_counter()
         starts = {asyncio.create_task(kernel.start()) for kernel in kernels}
         try:
-            await asyncio.gather(*starts)
-            return at_once / (time.perf_counter() - began)
-        except NoAnswer as problem:
-            report.count_failure(side.name, str(problem))
+            try:
+                await asyncio.gather(*starts)
+            except NoAnswer as problem:
+                report.count_failure(side.name, str(problem))
+                continue
+            yield count / (time.perf_counter() - began)
+            return
         finally:
             await cancel_all(starts)
             await asyncio.gather(*(kernel.stop() for kernel in kernels))

@@ -39,10 +39,13 @@ def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
 
 def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
     found = bench(tmp_path, "start", "--rounds", "1", "--at-once", "2")
-    assert {"start", "again", "restart", "stop", "2 at once"} == {
+    assert {"start", "again", "interrupt", "restart", "stop", "2 at once"} == {
         name.split(":")[0] for name in found["ratios"]
     }
-    assert found["figures"]["stage launched/roost"]["n"] == 1
+    figures = found["figures"]
+    assert figures["stage launched/roost"]["n"] == 1
+    assert figures["first start/roost"]["median"] > figures["first start, stage launched/roost"]["median"]
+    assert "first start/plain" not in figures
     assert len(found["conditions"]) == 2
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
