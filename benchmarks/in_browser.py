@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ def click_and_run(lab: browser.Lab, card: str, pause_ms: float) -> tuple[float, 
 
 def measure_first(report: Report, chromium: browser.Browser, root: Path, rounds: int) -> None:
     before = os.environ[RUNTIME]
+    lost: Counter[str] = Counter()
     for name, is_warm in take_turns("first", list(CARDS), rounds=rounds):
         with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as folder:
             os.environ[RUNTIME] = folder
@@ -96,17 +98,25 @@ def measure_first(report: Report, chromium: browser.Browser, root: Path, rounds:
                 end_processes(folder)
         if is_warm:
             report.add(f"first/{name}", took_ms, "ms")
-            report.add(f"first: lost/{name}", is_lost, "lost")
+            lost[name] += is_lost
+    add_losses(report, "first", lost, rounds)
 
 
 def measure_losses(report: Report, lab: browser.Lab, stage: str, pause_ms: float, rounds: int) -> None:
+    lost: Counter[str] = Counter()
     for name, is_warm in take_turns(stage, list(CARDS), rounds=rounds):
         lab.open()
         took_ms, is_lost = click_and_run(lab, CARDS[name], pause_ms)
         lab.end_kernels()
         if is_warm:
             report.add(f"{stage}/{name}", took_ms, "ms")
-            report.add(f"{stage}: lost/{name}", is_lost, "lost")
+            lost[name] += is_lost
+    add_losses(report, stage, lost, rounds)
+
+
+def add_losses(report: Report, stage: str, lost: Counter[str], rounds: int) -> None:
+    for name in CARDS:
+        report.add(f"{stage}: lost/{name}", lost[name], f"of {rounds}")
 
 
 def measure_waiting(report: Report, lab: browser.Lab, rounds: int) -> None:
@@ -140,18 +150,12 @@ def measure(arguments: Namespace, root: Path) -> Report:
             measure_losses(report, lab, "half a second", HALF_A_SECOND_MS, rounds)
             measure_losses(report, lab, "at once", 0, rounds)
             measure_waiting(report, lab, firsts)
-    lost = {name: sum(samples) for name, samples in report.samples.items() if ": lost/" in name}
-    for name, count in lost.items():
-        report.notes.append(
-            f"{name.replace(': lost/', ', ')}: {count:.0f} of {len(report.samples[name])} lost"
-        )
-    ratio = report.ratio("first: roost ÷ plain", "first/roost", "first/plain")
-    report.claim("first, roost ÷ plain", ratio.of_medians, at_most=1.0)
-    report.claim("half a second, cells lost", lost["half a second: lost/roost"], at_most=0.0)
-    at_most = lost["at once: lost/plain"]
-    report.claim("at once, cells lost", lost["at once: lost/roost"], at_most=at_most)
+    report.ratio("first: roost ÷ plain", "first/roost", "first/plain")
+    report.claim("first: roost ÷ plain", at_most=1.0)
+    report.claim("half a second: lost/roost", at_most=0.0)
+    report.claim("at once: lost/roost", at_most=report.figure("at once: lost/plain").median)
     for stage in ("shown", "released"):
-        report.claim(f"{stage}, ms", report.figure(f"{stage}/roost").median, at_most=1000.0)
+        report.claim(f"{stage}/roost", at_most=1000.0)
     return report
 
 

@@ -255,8 +255,8 @@ def run(arguments: Namespace) -> Report:
             recorded_cluster(Path(name), *SIZES["recorded"]) as (kubeconfig, server),
         ):
             add(report, "recorded", child(kubeconfig, arguments.starts, server))
-        report.claim("read, s", report.figure("read/recorded").max / 1000, at_most=30)
-        report.claim("memory, MiB", report.figure("memory/recorded").max, at_most=300)
+        report.claim("read/recorded", report.figure("read/recorded").max, at_most=30_000)
+        report.claim("memory/recorded", report.figure("memory/recorded").max, at_most=300)
     if "written" in kinds and (reason := why_not()):
         report.notes.append(f"There is no written cluster here: {reason}.")
     elif "written" in kinds:

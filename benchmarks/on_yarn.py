@@ -209,7 +209,7 @@ async def measure(arguments: Namespace, name: str, yarn: HadoopNodes, report: Re
         report, {f"{case}, {name}": life for case, life in lives.items()}, rounds=rounds, warm_up=2
     )
     start = f"start/roost, {name}"
-    report.claim(f"start, {name}, ms", report.figure(start).median, at_most=BOUNDS_MS[name])
+    report.claim(start, at_most=BOUNDS_MS[name])
     for other in ("plain", "gateway"):
         report.ratio(f"start, {name}: roost ÷ {other}", start, f"start/{other}, {name}")
 
@@ -241,7 +241,7 @@ def main() -> int:
         ("memory, RSS/master", 30.0), ("idle/master", 1.0), (f"read/roost, {NODES} nodes", 100.0)
     ):  # fmt: skip
         if figure in report.samples:
-            report.claim(f"{figure}, {report.units[figure]}", report.figure(figure).median, at_most=bound)
+            report.claim(figure, at_most=bound)
     return report.finish(arguments)
 
 

@@ -33,6 +33,7 @@ PACKAGES = (
     "jupyter_server",
     "ipykernel",
     "ipython",
+    "jupyterlab",
     "pyzmq",
     "tornado",
     "numpy",
@@ -82,7 +83,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A bound for a ratio or figure."""
+    """A bound. `text` is the name of a ratio of medians or of a figure, or says what `value` is."""
 
     text: str
     value: float
@@ -167,8 +168,16 @@ class Report:
             raise RuntimeError(f"{self.failures[side]} kernels of {side} failed; the last one: {what}")
 
     def claim(
-        self, text: str, value: float, *, at_most: float | None = None, at_least: float | None = None
+        self,
+        text: str,
+        value: float | None = None,
+        *,
+        at_most: float | None = None,
+        at_least: float | None = None,
     ) -> None:
+        """Add a claim. Without a value, `text` names a ratio of medians or a figure, which counts with its median."""
+        if value is None:
+            value = self.ratios[text].of_medians if text in self.ratios else self.figure(text).median
         self.claims.append(Bound(text=text, value=value, at_most=at_most, at_least=at_least))
 
     def to_dict(self) -> dict[str, object]:
@@ -220,7 +229,8 @@ class Report:
         for claim in self.claims:
             bound = f"≤ {claim.at_most:g}" if claim.at_most is not None else f"≥ {claim.at_least:g}"
             mark = "[green]holds[/]" if claim.holds else "[red]fails[/]"
-            console.print(f"{mark}  {claim.text}: {claim.value:.3f} (expected {bound})", highlight=False)
+            value = f"{claim.value:.3f} {self.units.get(claim.text, '')}".rstrip()
+            console.print(f"{mark}  {claim.text}: {value} (expected {bound})", highlight=False)
         for side, count in self.failures.items():
             console.print(
                 f"{count} kernels of {side} did not answer, and were started again.", highlight=False
