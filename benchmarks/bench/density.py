@@ -38,10 +38,12 @@ from .idle_memory import PAGE_OUT, page_out, wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
 from .report import Report, take_turns
 from .sides import Side
-from .world import MIB, OWN_PARTS, fixed_pss_bytes
+from .world import MIB, fixed_pss_bytes
 
 FIRST = "1+1"
 COMPLETION = "a completion"
+FEW = 20
+"""At most this many kernels of each side are compared."""
 _WINDOW = 10
 """The median of so many starts, or answers, is compared with the limit for latency."""
 _SAMPLE = 40
@@ -86,15 +88,15 @@ async def measure(
     """Compare the memory of a few kernels of each side, then fill the nodes with the first side's kernels."""
     by_name = {side.name: side for side in sides}
     loads = _build_loads(packages)
-    few = replace(limits, kernels=min(20, limits.kernels))
+    few = replace(limits, kernels=min(FEW, limits.kernels))
     if len(sides) > 1:
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:
+                report.add(f"kernels/{name}", len(filled.kernels), "kernels")
                 for load, memory in (await _measure_loads(report, by_name[name], filled, loads)).items():
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
-                        fixed = fixed_pss_bytes(()) if by_name[name].is_roost else Counter[str]()
-                        own = sum(fixed[part] for part in OWN_PARTS) / MIB
+                        own = fixed_pss_bytes() / MIB if by_name[name].is_roost else 0.0
                         mean = statistics.mean(each.pss for each in memory)
                         report.add(f"all in/{name}", mean + own / len(filled.kernels), "MiB")
         for stage in (*(f"PSS after {load}" for load in (*loads, PAGE_OUT)), "all in"):

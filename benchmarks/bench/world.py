@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,15 +133,15 @@ def pss_bytes(pid: int) -> int:
     return int(match[1]) * 1024
 
 
-def fixed_pss_bytes(kernel_pids: Collection[int]) -> Counter[str]:
-    """Return the memory of the processes of this world apart from these, by part."""
-    used: Counter[str] = Counter()
+def fixed_pss_bytes() -> int:
+    """Return the memory of roost's own processes in this world: the service, agents, zygotes and their spares."""
+    used = 0
     for process in processes(os.environ[RUNTIME]):
-        if process.pid not in kernel_pids:
-            try:
-                used[name_part(process.cmdline())] += pss_bytes(process.pid)
-            except (psutil.Error, ProcessLookupError):  # the process has just ended
-                continue
+        try:
+            if name_part(process.cmdline()) in OWN_PARTS:
+                used += pss_bytes(process.pid)
+        except (psutil.Error, ProcessLookupError):  # the process has just ended
+            continue
     return used
 
 
