@@ -1,180 +1,101 @@
 """The parts that `on_ray.py` and `on_dask.py` share: kernels on a cluster of three nodes, all on this machine.
 
-start      start_kernel() called → first execute_reply. Three cases are interleaved: plain Jupyter on this machine, a
-           kernel with one CPU on the cluster, and a kernel with half a GPU there. Agents run, interpreters are warm
-shutdown   shutdown_kernel() called → returned
-burst      60 starts at once, until all have replied: kernels per second. The promised CPUs are read meanwhile
-cold       a new cluster without a service and agents. `in turn`: start the service, then three agents, then a kernel
-           with half a GPU. `at once`: one start_kernel(); its stage `leased` includes the start of the node's agent
-read       the cluster manager's report on 1,000 nodes → roost's nodes; see the script
+start, again, interrupt, restart, stop
+                as `roost bench start` measures them (`bench/starts.py`). Three cases take turns: plain Jupyter on this
+                machine, a kernel with one CPU on the cluster, and one with half a GPU there
+60 at once      60 starts at once, until all have replied: kernels per second. The promised CPUs are read meanwhile
+first start     with half a GPU, on a new cluster without a service and agents. Its stage `leased` includes the start of
+                the node's agent
+read            the cluster manager's report on 1,000 nodes → roost's nodes; see the script
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from jupyter_client.manager import AsyncKernelManager
-
-import roost
-from roost.bench.report import Report, interleave, parser
-from roost.bench.world import (
-    PLAIN,
-    ROOST,
-    RUNTIME,
-    elapsed_ms,
-    end_processes,
-    first_reply,
-    private_world,
-    wait_until_forked,
-    write_kernelspec,
-)
+from roost.bench.embedded import embedded, why_not
+from roost.bench.report import Report, parser
+from roost.bench.runs import Measurement, read_rounds, run, warm_up
+from roost.bench.sides import Side, world
+from roost.bench.starts import STAGES, add_first, measure_lives, run_at_once
+from roost.bench.world import elapsed_ms
+from roost.launchers.daemon.tasks import cancel_all
 
 NODES = 1_000
 LEASES_PER_NODE = 2
 AT_ONCE = 60
-REST_S = 0.5
+AT_MOST = {"start": 0.17, "again": 0.20}
+"""The claimed ratios to plain Jupyter, for both requests."""
 CHILD_DEADLINE_S = 180
-KERNELSPECS: Mapping[str, Mapping[str, object]] = {
-    "roost-cpu": {"cpus": 1},
-    "roost-gpu": {"gpus": 0.5},
-    "roost-tiny": {"cpus": 0.05},
-}
+SKIPPED = 77
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredCluster:
     """A cluster manager and its measurements.
 
-    `start` takes its daemons' environment and starts a new cluster. `variable` names the variable for its address.
-    `read` takes a number of rounds and returns stage → milliseconds. `bounds` limits start ÷ plain by kernelspec.
-    `read_bounds` limits the milliseconds of a stage of `read`.
+    `script` is the script's file. `read` takes a number of rounds and returns stage → milliseconds. `read_bounds`
+    limits the milliseconds of a stage of `read`.
     """
 
     backend: str
     title: str
     script: str
-    variable: str
-    start: Callable[[Mapping[str, str]], AbstractContextManager[Any]]
-    why_not: Callable[[], str | None]
     read: Callable[[int], Mapping[str, list[float]]]
-    bounds: Mapping[str, float]
     read_bounds: Mapping[str, float]
 
-    @contextmanager
-    def cluster(self, folder: Path) -> Iterator[None]:
-        """Start a new cluster. Its nodes and its service use new folders in `folder`."""
-        with self.start({RUNTIME: str(folder / "n")}) as started:
-            os.environ[self.variable] = started.address
-            try:
-                yield
-            finally:
-                del os.environ[self.variable]
-                end_processes(str(folder / "r"))
-
-    def child(self, *options: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Run the script with these options in a new process, and return the JSON that it prints."""
+    def read_in_child(self, rounds: int) -> dict[str, list[float]]:
+        """Measure the readings in a new process."""
+        command = [sys.executable, self.script, "--read", str(rounds)]
         done = subprocess.run(
-            [sys.executable, self.script, *options],
-            env={**os.environ, **(environment or {})},
-            timeout=CHILD_DEADLINE_S,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, timeout=CHILD_DEADLINE_S, check=True, stdout=subprocess.PIPE, text=True
         )
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
         return result
 
-
-async def life(name: str, backend: str, report: Report) -> dict[str, float]:
-    """Run one kernel from start to shutdown. Return stage → milliseconds, including the stages that roost timed."""
-    manager = AsyncKernelManager(kernel_name=name)
-    try:
-        took = await first_reply(manager)
-        if name != "plain":
-            kernel = await roost.connect(backend).kernel(manager.kernel_id)
-            took |= {f"start stage {stage}": value for stage, value in kernel.timing_ms.items()}
-            if kernel.how != "forked":
-                report.notes.append(f"A kernel of {name} was not forked ({kernel.how}), on {kernel.node_id}.")
-    finally:
-        began = time.perf_counter()
-        await manager.shutdown_kernel()
-        shutdown_ms = elapsed_ms(began)
-    return {**took, "shutdown": shutdown_ms}
+    def side(self, name: str, **request: float) -> Side:
+        return Side(name=name, kernelspec=name, config={"backend": self.backend, **request})
 
 
-async def burst(name: str, backend: str) -> dict[str, float]:
-    """Start AT_ONCE kernels in parallel. Return kernels per second and the largest promised share of a node's CPUs."""
-    await asyncio.sleep(REST_S)
-    client = roost.connect(backend)
-    managers = [AsyncKernelManager(kernel_name=name) for _ in range(AT_ONCE)]
+async def measure_at_once(report: Report, side: Side) -> None:
+    """Start AT_ONCE kernels at once. Add kernels per second and the largest promised share of a node's CPUs.
+
+    Raises `RuntimeError` if not each kernel has a lease of its own.
+    """
+    client = side.connect()
     most = 0.0
 
     async def look() -> None:
         nonlocal most
-        nodes = await client.nodes()
-        shares = (node["cpus_promised"] / node["cpus"] for node in nodes)
-        most = max(
-            most, *(round(share, 6) for share in shares)
-        )  # rounds away the error in a sum of many 0.05
+        shares = [node["cpus_promised"] / node["cpus"] for node in await client.nodes()]
+        most = max(most, round(max(shares), 6))  # rounds away the error in a sum of many 0.05
 
     async def look_on() -> None:
         while True:
             await look()
             await asyncio.sleep(0.05)
 
-    looking = asyncio.ensure_future(look_on())
+    looking = asyncio.create_task(look_on())
     try:
-        began = time.perf_counter()
-        await asyncio.gather(*map(first_reply, managers))
-        rate = AT_ONCE / (time.perf_counter() - began)
-        await look()
-        running = [kernel for kernel in await client.kernels() if kernel.state == "running"]
-        if len(running) != AT_ONCE or len({kernel.lease_id for kernel in running}) != AT_ONCE:
-            raise RuntimeError(f"{len(running)} of {AT_ONCE} kernels run")
+        async with run_at_once(report, side, AT_ONCE) as rate:
+            await look()
+            leases = [kernel.lease_id for kernel in await client.kernels() if kernel.state == "running"]
+            if len(leases) != AT_ONCE or len(set(leases)) != AT_ONCE:
+                raise RuntimeError(f"{len(leases)} of {AT_ONCE} kernels run, with {len(set(leases))} leases")
     finally:
-        looking.cancel()
-        started = [manager for manager in managers if manager.has_kernel]
-        await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in started))
-    return {"burst": rate, "burst most promised": most}
-
-
-async def first_start(name: str, backend: str, *, in_turn: bool) -> dict[str, float]:
-    """Start a kernel in a fresh process on a fresh cluster. Return milliseconds by stage."""
-    took = {}
-    client = roost.connect(backend)
-    began = time.perf_counter()
-    if in_turn:
-        await client.nodes()
-        took["service and join"] = elapsed_ms(began)
-        began_up = time.perf_counter()
-        await client.up()
-        took["three agents"] = elapsed_ms(began_up)
-    manager = AsyncKernelManager(kernel_name=name)
-    try:
-        replied = await first_reply(manager)
-        took |= {
-            "start_kernel returned": replied["start_kernel returned"],
-            "kernel": replied["start"],
-            "total": elapsed_ms(began),
-        }
-        timing = (await client.kernel(manager.kernel_id)).timing_ms
-        took |= {f"stage {stage}": value for stage, value in timing.items()}
-    finally:
-        await manager.shutdown_kernel(now=True)
-    return took
+        await cancel_all({looking})
+    report.add(f"{AT_ONCE} at once/{side.name}", rate, "kernels/s")
+    report.add(f"largest promised share/{side.name}", most, "share")
 
 
 def time_calls(rounds: int, call: Callable[[], object]) -> list[float]:
@@ -187,78 +108,66 @@ def time_calls(rounds: int, call: Callable[[], object]) -> list[float]:
     return took
 
 
-def cold(of: MeasuredCluster, report: Report, how: str) -> None:
-    """Measure one first start, with a new process, runtime folder and cluster."""
-    with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as name:
-        folder = Path(name)
-        with of.cluster(folder):
-            took = of.child("--first-start", how, environment={RUNTIME: str(folder / "r")})
-    for stage, value in took.items():
-        report.add(f"cold {how}: {stage}/roost-gpu", value, "ms")
-
-
-async def warm(of: MeasuredCluster, report: Report, *, rounds: int, bursts: int) -> None:
-    """Measure starts on running agents with warm interpreters."""
-    await roost.connect(of.backend).up()
-    for name in KERNELSPECS:
-        if not await wait_until_forked(name, backend=of.backend):
-            report.notes.append(f"No kernel of {name} was forked.")
-    names = ("plain", "roost-cpu", "roost-gpu")
-    cases = {name: partial(life, name, of.backend, report) for name in names}
-    await interleave(report, cases, rounds=rounds, warm_up=2)
-    await burst("roost-tiny", of.backend)  # warms interpreters on every node
-    for _ in range(bursts):
-        took = await burst("roost-tiny", of.backend)
-        report.add("burst/roost-tiny", took["burst"], "kernels/s")
-        report.add("largest promised share/roost-tiny", took["burst most promised"], "share")
-    for name in names[1:]:
-        report.ratio(f"start: {name} ÷ plain", f"start/{name}", "start/plain")
-
-
-def measure(of: MeasuredCluster, arguments: Namespace, root: Path) -> Report:
-    rounds = arguments.rounds or (3 if arguments.quick else 20)
-    report = Report(
-        f"on {of.title}", rounds=rounds, at_once=AT_ONCE, nodes=NODES, leases_per_node=LEASES_PER_NODE
-    )
-    for _ in range(1 if arguments.quick else 3):
-        for how in ("in turn", "at once"):
-            cold(of, report, how)
-    with of.cluster(root):
-        for stage, values in of.child("--read", str(20 if arguments.quick else 100)).items():
-            for value in values:
-                report.add(f"{stage}/{NODES} nodes", value, "ms")
-        asyncio.run(warm(of, report, rounds=rounds, bursts=1 if arguments.quick else 5))
-    for name, bound in of.bounds.items():
-        ratio = report.ratios[f"start: {name} ÷ plain"].of_medians
-        report.claim(f"start, {name} ÷ plain", ratio, at_most=bound)
-    most = report.figure("largest promised share/roost-tiny").max
-    report.claim("largest promised share of a node's CPUs", most, at_most=1.0)
+async def measure(of: MeasuredCluster, arguments: Namespace, report: Report, sides: Sequence[Side]) -> None:
+    """Measure the starts on a cluster that runs. The last side is for the starts at once."""
+    *compared, tiny = sides
+    await warm_up(report, sides)
+    await measure_lives(report, compared, rounds=read_rounds(arguments))
+    names = [side.name for side in compared]
+    for stage in STAGES:
+        report.compare(stage, names[1:])
+    async with run_at_once(report, tiny, AT_ONCE):  # warms interpreters on every node
+        pass
+    for _ in range(1 if arguments.quick else 5):
+        await measure_at_once(report, tiny)
+    for stage, bound in AT_MOST.items():
+        for name in names[:-1]:
+            report.claim(f"{stage}: {name} ÷ plain", at_most=bound)
+    most = f"largest promised share/{tiny.name}"
+    report.claim(most, report.figure(most).max, at_most=1.0)
     for stage, bound in of.read_bounds.items():
-        median = report.figure(f"{stage}/{NODES} nodes").median
-        report.claim(f"{stage} of {NODES} nodes, ms", median, at_most=bound)
-    return report
+        report.claim(f"{stage}/{NODES} nodes", at_most=bound)
 
 
-def run(of: MeasuredCluster, description: str | None) -> int:
+def run_cluster(of: MeasuredCluster, description: str | None) -> int:
     """Run the script; return its exit status."""
     options = parser(description)
     options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")
-    options.add_argument("--first-start", metavar="HOW", help="internal: measure one start and print JSON")
     options.add_argument("--read", type=int, metavar="N", help="internal: measure N readings and print JSON")
     arguments = options.parse_args()
-    if arguments.first_start:
-        took = first_start("roost-gpu", of.backend, in_turn=arguments.first_start == "in turn")
-        print(json.dumps(asyncio.run(took)))
-        return 0
     if arguments.read:
         print(json.dumps(of.read(arguments.read)))
         return 0
-    if reason := of.why_not():
+    if reason := why_not(of.backend):
         print(reason, file=sys.stderr)
-        return 77  # the usual exit status for a skipped test
-    with private_world({"plain": PLAIN}) as root:
-        for name, request in KERNELSPECS.items():
-            config = {"backend": of.backend, **request}
-            write_kernelspec(root / "jupyter_path" / "kernels" / name, ROOST, config)
-        report = measure(of, arguments, root)
-    return report.finish(arguments)
+        return SKIPPED
+    on_gpu = of.side("roost-gpu", gpus=0.5)
+    sides = [
+        of.side("roost-cpu", cpus=1),
+        on_gpu,
+        Side(name="plain", kernelspec="plain"),
+        of.side("roost-tiny", cpus=0.05),
+    ]
+    report = Report(
+        f"on {of.title}", rounds=read_rounds(arguments), nodes=NODES, leases_per_node=LEASES_PER_NODE
+    )
+
+    async def measurement(folder: Path) -> None:
+        for _ in range(1 if arguments.quick else 3):
+            with (
+                tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as name,
+                embedded(of.backend, Path(name)),
+            ):
+                await add_first(report, on_gpu, Path(name) / "r")
+        with embedded(of.backend, folder):
+            for stage, values in of.read_in_child(20 if arguments.quick else 100).items():
+                for value in values:
+                    report.add(f"{stage}/{NODES} nodes", value, "ms")
+            await measure(of, arguments, report, sides)
+
+    @contextmanager
+    def prepare() -> Iterator[Measurement]:
+        with world(sides) as folder:
+            yield lambda: measurement(folder)
+
+    return run(arguments, report, prepare())

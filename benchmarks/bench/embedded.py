@@ -11,47 +11,51 @@ from typing import Any
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.errors import ConfigError
 
+from .clusters import dask_machines, raylets
 from .world import RUNTIME, end_processes
 
 
 def _start_ray(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
-    from .clusters.raylets import Machine, Raylets, why_not
-
-    _check(why_not())
     machines = (
-        Machine(cpus=4, gpus=2, gpu_model="T4"),
-        Machine(cpus=4, gpus=4, gpu_model="A100"),
-        Machine(cpus=2, labels={"zone": "b"}),
+        raylets.Machine(cpus=4, gpus=2, gpu_model="T4"),
+        raylets.Machine(cpus=4, gpus=4, gpu_model="A100"),
+        raylets.Machine(cpus=2, labels={"zone": "b"}),
     )
-    return Raylets(*machines, environment=environment)
+    return raylets.Raylets(*machines, environment=environment)
 
 
 def _start_dask(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
-    from .clusters.dask_machines import DaskMachines, Machine, why_not
-
-    _check(why_not())
     machines = (
-        Machine(cpus=4, gpus=2, environment=environment),
-        Machine(cpus=4, gpus=4, environment=environment),
-        Machine(cpus=2, environment=environment),
+        dask_machines.Machine(cpus=4, gpus=2, environment=environment),
+        dask_machines.Machine(cpus=4, gpus=4, environment=environment),
+        dask_machines.Machine(cpus=2, environment=environment),
     )
-    return DaskMachines(*machines)
+    return dask_machines.DaskMachines(*machines)
 
 
 _CLUSTERS: Mapping[str, Callable[[Mapping[str, str]], AbstractContextManager[Any]]] = {
     "ray": _start_ray,
     "dask": _start_dask,
 }
+_WHY_NOT: Mapping[str, Callable[[], str | None]] = {"ray": raylets.why_not, "dask": dask_machines.why_not}
+
+
+def why_not(backend: str) -> str | None:
+    """Return why there can be no cluster of this kind here, or None."""
+    if backend not in _CLUSTERS:
+        known = " and ".join(_CLUSTERS)
+        return f"--embedded knows {known}, not {backend}: leave it out, or name another --backend"
+    return _WHY_NOT[backend]()
 
 
 @contextmanager
 def embedded(backend: str, folder: Path) -> Iterator[None]:
-    """Start a cluster of this kind, which counts as the configured one until the end; raises `ConfigError`."""
-    if backend not in _CLUSTERS:
-        known = " and ".join(_CLUSTERS)
-        raise ConfigError(
-            f"--embedded knows {known}, not {backend}: leave it out, or name another --backend."
-        )
+    """Start a cluster of this kind, which counts as the configured one until the end; raises `ConfigError`.
+
+    At the end, roost's processes in the folder `r` of `folder` are ended.
+    """
+    if reason := why_not(backend):
+        raise ConfigError(f"There can be no embedded cluster here: {reason}.")
     variable = get_spec(backend).address_variable
     with _CLUSTERS[backend]({RUNTIME: str(folder / "n")}) as started:
         before = os.environ.get(variable)
@@ -64,8 +68,3 @@ def embedded(backend: str, folder: Path) -> Iterator[None]:
             else:
                 os.environ[variable] = before
             end_processes(str(folder / "r"))
-
-
-def _check(reason: str | None) -> None:
-    if reason:
-        raise ConfigError(f"There can be no embedded cluster here: {reason}.")
