@@ -188,6 +188,8 @@ def add_claims(report: Report, folder: Path) -> None:
 
     for (name, theirs), figures in reference.items():
         for at, figure in zip(("100 %", "130 %"), figures, strict=True):
+            if theirs == REFERENCES["fgd"] and f"{name} {at}/fgd" in report.samples:
+                report.add(f"{name} {at}/fgd, published", figure, "%")
             for ours, of in REFERENCES.items():
                 found = mean(f"{name} {at}/{ours}")
                 if found is not None and theirs == of:

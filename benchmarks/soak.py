@@ -84,11 +84,14 @@ def measure_growth(samples: Sequence[float]) -> float:
     return slope * (len(half) - 1)
 
 
-def is_growing(name: str, samples: Sequence[float]) -> bool:
+def find_tolerance(name: str, samples: Sequence[float]) -> float:
+    """Return the growth of a series that counts as noise."""
     tolerance = TOLERANCE[name.rsplit(" ", 1)[1]]
-    if name.endswith("RSS"):
-        tolerance = max(tolerance, RSS_SHARE * statistics.fmean(samples))
-    return measure_growth(samples) > tolerance
+    return max(tolerance, RSS_SHARE * statistics.fmean(samples)) if name.endswith("RSS") else tolerance
+
+
+def is_growing(name: str, samples: Sequence[float]) -> bool:
+    return measure_growth(samples) > find_tolerance(name, samples)
 
 
 async def soak(report: Report, cycles: int, points: int, warm_up: int) -> None:
@@ -108,15 +111,17 @@ async def soak(report: Report, cycles: int, points: int, warm_up: int) -> None:
 
 
 def conclude(report: Report, console: Console) -> bool:
-    """Print the first, middle and last sample of each series and its growth; True if no series grew."""
+    """Claim that no series grows, and print its first, middle and last sample and growth; True if none grew."""
     table = Table("series", "first", "middle", "last", "growth over the second half", "")
     grew = False
-    for name, values in report.samples.items():
-        if name == "cycle":
-            continue
+    series = {name: values for name, values in report.samples.items() if name != "cycle"}
+    for name, values in series.items():
         is_bad = is_growing(name, values)
         grew |= is_bad
-        points = (values[0], values[len(values) // 2], values[-1], measure_growth(values))
+        growth = measure_growth(values)
+        report.add(f"growth of {name}", growth, report.units[name])
+        report.claim(f"growth of {name}", at_most=find_tolerance(name, values))
+        points = (values[0], values[len(values) // 2], values[-1], growth)
         table.add_row(
             name, *(f"{value:.1f}" for value in points), "[red]grows[/]" if is_bad else "[green]steady[/]"
         )
