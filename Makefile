@@ -11,12 +11,17 @@ BROWSER_READY := $(VENV)/.ready-browser
 DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
 PYTEST := $(PY) -m pytest -q
+BENCHMARKS := start memory through_server output limits in_browser on_ray on_dask on_kubernetes kubernetes_scale \
+  on_yarn placement decision soak
+ONLY ?= $(BENCHMARKS)
+FIGURES ?= docs/figures
+PAGE ?= docs/benchmarks.md
 # Tests that measure time run last and alone: tests/kit/distribution.py.
 WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test check browser kubernetes yarn conformance pythons bench docs fault format clean
+.PHONY: help run lab test check browser kubernetes yarn conformance pythons bench figures docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -30,7 +35,8 @@ help:
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
 	@echo 'make pythons      are forked and standby kernels like fresh ones? (PYTHONS="python3.10 python3.13")'
-	@echo 'make bench        every benchmark'
+	@echo 'make bench        every benchmark (ONLY="start memory": just these)'
+	@echo 'make figures      the same, and the figures and tables of docs/benchmarks.md from them'
 	@echo 'make docs         the documentation as a site, in build/docs; a warning or a broken link is an error'
 	@echo 'make format       apply formatting and safe lint fixes'
 	@echo 'make clean        remove what these commands made'
@@ -91,7 +97,22 @@ pythons: $(READY)
 	$(PY) tests/conformance/pythons.py $(PYTHONS)
 
 bench: $(READY)
-	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(PY) $$script || [ $$? -eq 77 ] || exit 1; done
+	@for name in $(ONLY); do echo "== $$name"; $(PY) benchmarks/$$name.py || [ $$? -eq 77 ] || exit 1; done
+
+# A benchmark that fails keeps its earlier figures. The others go on, and the page is written.
+figures: $(READY)
+	@failed=; for name in $(ONLY); do \
+	  echo "== $$name"; \
+	  $(PY) benchmarks/$$name.py --json $(FIGURES)/$$name.json --plot $(FIGURES)/$$name.png $(OPTIONS); \
+	  case $$? in \
+	    0) ;; \
+	    77) echo "$$name is skipped: the line above says what is missing here." ;; \
+	    130) exit 130 ;; \
+	    *) failed="$$failed $$name" ;; \
+	  esac; \
+	done; \
+	$(PY) benchmarks/write_page.py --figures $(FIGURES) --page $(PAGE) || exit 1; \
+	[ -z "$$failed" ] || { echo "These benchmarks failed:$$failed."; exit 1; }
 
 docs: $(DOCS_READY)
 	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs

@@ -1,0 +1,203 @@
+"""Writes the tables of docs/benchmarks.md from the JSON files of the benchmarks: the end of `make figures`.
+
+A table stands between two lines, which no reader of the page sees:
+
+    <!-- table NAME -->
+    <!-- end of table NAME -->
+
+`page_tables.py` says which figures a table has. A table whose JSON file is missing stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from page_tables import TABLES, Table
+
+from roost.bench.compare import read
+from roost.scheduler.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+_MARKER = re.compile(r"<!-- (end of )?table (\S+) -->")
+_WIDTH = 115
+_PACKAGES = ("ipykernel", "jupyter_client")
+
+
+class PageError(Exception):
+    """A marker of the page is missing, unclosed, unknown or there twice. The text is one sentence for people."""
+
+
+def find_tables(page: str) -> dict[str, tuple[int, int]]:
+    """Return by name the lines of each table, as a slice has them. Raises `PageError`."""
+    found: dict[str, tuple[int, int]] = {}
+    opened, began = "", 0
+    for number, line in enumerate(page.splitlines()):
+        if not (match := _MARKER.fullmatch(line.strip())):
+            continue
+        is_end, name = bool(match[1]), match[2]
+        if not is_end and opened:
+            raise PageError(
+                f"Line {number + 1} begins the table {name}, but the table {opened} has no end yet."
+            )
+        if not is_end and name in found:
+            raise PageError(f"Line {number + 1} begins the table {name} a second time.")
+        if is_end and name != opened:
+            raise PageError(f"Line {number + 1} ends the table {name}, which has not begun.")
+        if is_end:
+            found[name] = (began, number)
+        opened, began = ("", 0) if is_end else (name, number + 1)
+    if opened:
+        raise PageError(f"The table {opened} has no end: add the line <!-- end of table {opened} -->.")
+    return found
+
+
+def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the page with new tables. `results` has the JSON of each benchmark that has one. Raises `PageError`."""
+    tables = list(tables)
+    places = find_tables(page)
+    if missing := [table.name for table in tables if table.name not in places]:
+        name = missing[0]
+        raise PageError(
+            f"The page has no table {name}: add the lines <!-- table {name} --> and <!-- end of table {name} -->."
+        )
+    if unknown := places.keys() - {table.name for table in tables}:
+        raise PageError(f"The page has the table {min(unknown)}, which page_tables.py does not know.")
+    lines = page.splitlines()
+    for table in sorted(tables, key=lambda table: places[table.name], reverse=True):
+        if table.source in results:
+            begin, end = places[table.name]
+            lines[begin:end] = write_table(table, results[table.source])
+    return "\n".join(lines) + "\n"
+
+
+def write_table(table: Table, result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table, with the line that says when and where it was measured, and the picture."""
+    figures = result["figures"]
+    wanted = {label: _list_bounds(names, result) for label, names in table.rows.items()}
+    has_wanted = any(wanted.values())
+    heads = [table.corner, *table.columns, "unit", *table.ratios]
+    rows = [[*heads, *(["wanted"] if has_wanted else []), "n"]]
+    for label, names in table.rows.items():
+        known = [figures.get(name) for name in names]
+        present = [figure for figure in known if figure]
+        if not present:
+            print(f"{table.source}.json has no figure for the row {label!r} of the table {table.name}.")
+            continue
+        units = list(dict.fromkeys(figure["unit"] for figure in present))
+        by_column = dict(zip(table.columns, known, strict=True))
+        ratios = [_write_ratio(by_column[above], by_column[below]) for above, below in table.ratios.values()]
+        counts = dict.fromkeys(str(figure["n"]) for figure in present)
+        row = [label, *map(_write_figure, known), ", ".join(units), *ratios]
+        rows.append([*row, *([wanted[label] or "–"] if has_wanted else []), ", ".join(counts)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
+    lines += ["", *textwrap.wrap(describe(table, result), _WIDTH, break_on_hyphens=False)]
+    if table.name != table.source:  # the first table has the notes and the picture
+        return lines
+    if notes := list(dict.fromkeys([*_list_failures(result), *result["notes"]])):
+        lines.append("")
+        for note in notes:
+            lines += textwrap.wrap(f"- {note}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    if table.has_picture:
+        lines += ["", f"![Each measurement of {table.source}.py](figures/{table.source}.png)"]
+    return lines
+
+
+def describe(table: Table, result: Mapping[str, Any]) -> str:
+    """Return sentences with the date, machine and versions; for a benchmark's first table, with its missed bounds."""
+    machine, versions = result["machine"], result["versions"]
+    memory = f"{machine['memory_bytes'] / (1 << 30):.0f} GiB"
+    where = f"{machine['cpu']}, {machine['cores']} cores, {memory}, {machine['system']} {machine['kernel']}"
+    packages = [name for name in (*_PACKAGES, *table.packages) if name in versions]
+    used = ", ".join(["Python " + versions["python"], *(f"{name} {versions[name]}" for name in packages)])
+    text = f"Measured by `{table.source}.py` on {result['at'][:10]}: {where}; {used}."
+    claims = result["claims"] if table.name == table.source else []
+    missed = [claim for claim in claims if not claim["holds"]]
+    if not missed:
+        return f"{text} All bounds were kept." if claims else text
+    listed = "; ".join(
+        f"{claim['text']} is {_number(claim['value'])} ({_write_bound(claim)})" for claim in missed
+    )
+    return f"{text} {len(missed)} of {len(claims)} bounds were missed: {listed}."
+
+
+def _list_bounds(names: Sequence[str], result: Mapping[str, Any]) -> str:
+    """Return the bounds for these figures and for their ratios; empty if there are none."""
+    units = {name: result["figures"][name]["unit"] for name in names if name in result["figures"]}
+    for name, ratio in result["ratios"].items():
+        if {ratio["numerator"], ratio["denominator"]} <= units.keys():
+            units[name] = "×"
+    claims = [claim for claim in result["claims"] if claim["text"] in units]
+    bounds = dict.fromkeys(f"{_write_bound(claim)} {units[claim['text']]}".strip() for claim in claims)
+    return ", ".join(bounds) + (" (missed)" if any(not claim["holds"] for claim in claims) else "")
+
+
+def _list_failures(result: Mapping[str, Any]) -> list[str]:
+    return [f"{count} kernels of {side} did not answer." for side, count in result["failures"].items()]
+
+
+def _write_bound(claim: Mapping[str, Any]) -> str:
+    if claim["at_most"] is not None:
+        return f"≤ {claim['at_most']:,g}"
+    return f"≥ {claim['at_least']:,g}"
+
+
+def _write_figure(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "–"
+    median, low, high = (_number(figure[key], figure["unit"]) for key in ("median", "min", "max"))
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+def _write_ratio(above: Mapping[str, Any] | None, below: Mapping[str, Any] | None) -> str:
+    if above is None or below is None or not below["median"]:
+        return "–"
+    return f"{above['median'] / below['median']:.2f}"
+
+
+def _number(value: float, unit: str = "") -> str:
+    """Return a number with about three digits, and a percentage with two decimals."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    if unit == "%":
+        return f"{value:.2f}"
+    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--figures", type=Path, default=ROOT / "docs/figures", help="folder of the JSON files"
+    )
+    options.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md", help="page to write")
+    arguments = options.parse_args()
+    results: dict[str, Mapping[str, Any]] = {}
+    try:
+        for source in dict.fromkeys(table.source for table in TABLES):
+            file = arguments.figures / f"{source}.json"
+            if file.exists():
+                results[source] = read(str(file))
+            else:
+                names = ", ".join(table.name for table in TABLES if table.source == source)
+                print(f"There is no {file.name}, so these tables stay as they are: {names}.")
+        page = fill(arguments.page.read_text(encoding="utf-8"), TABLES, results)
+    except ConfigError as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    except PageError as problem:
+        print(f"{arguments.page}: {problem}", file=sys.stderr)
+        return 1
+    arguments.page.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
