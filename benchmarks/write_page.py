@@ -122,9 +122,9 @@ def describe(table: Table, result: Mapping[str, Any]) -> str:
     if not missed:
         return f"{text} All bounds were kept." if claims else text
     listed = "; ".join(
-        f"{claim['text']} is {_number(claim['value'])} ({_write_bound(claim)})" for claim in missed
+        f"{claim['text']} is {round(claim['value'], 3):,g} ({_write_bound(claim)})" for claim in missed
     )
-    return f"{text} {len(missed)} of {len(claims)} bounds were missed: {listed}."
+    return f"{text} Missed bounds, {len(missed)} of {len(claims)}: {listed}."
 
 
 def _list_bounds(names: Sequence[str], result: Mapping[str, Any]) -> str:
@@ -133,9 +133,12 @@ def _list_bounds(names: Sequence[str], result: Mapping[str, Any]) -> str:
     for name, ratio in result["ratios"].items():
         if {ratio["numerator"], ratio["denominator"]} <= units.keys():
             units[name] = "×"
-    claims = [claim for claim in result["claims"] if claim["text"] in units]
-    bounds = dict.fromkeys(f"{_write_bound(claim)} {units[claim['text']]}".strip() for claim in claims)
-    return ", ".join(bounds) + (" (missed)" if any(not claim["holds"] for claim in claims) else "")
+    bounds: dict[str, bool] = {}
+    for claim in result["claims"]:
+        if claim["text"] in units:
+            bound = f"{_write_bound(claim)} {units[claim['text']]}".strip()
+            bounds[bound] = bounds.get(bound, True) and claim["holds"]
+    return ", ".join(bound if holds else f"{bound} (missed)" for bound, holds in bounds.items())
 
 
 def _list_failures(result: Mapping[str, Any]) -> list[str]:
@@ -144,8 +147,8 @@ def _list_failures(result: Mapping[str, Any]) -> list[str]:
 
 def _write_bound(claim: Mapping[str, Any]) -> str:
     if claim["at_most"] is not None:
-        return f"≤ {claim['at_most']:,g}"
-    return f"≥ {claim['at_least']:,g}"
+        return f"≤ {round(claim['at_most'], 2):,g}"
+    return f"≥ {round(claim['at_least'], 2):,g}"
 
 
 def _write_figure(figure: Mapping[str, Any] | None) -> str:
