@@ -214,14 +214,14 @@ class Decision(_Explained):
             lines.append(f"policy {self.policy}, metrics {age}")
         return lines
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, *, refusals: int = SHOWN_REFUSALS) -> dict[str, Any]:
         """Return the decision as JSON types, with its ``reason``, ``is_never``, ``remedies`` and first refusals."""
         return {
             "request": self.request.to_dict(),
             "policy": self.policy,
             "placement": encode(self.placement),
             "runners_up": encode(self.runners_up),
-            "refusals": encode(self.first_refusals(SHOWN_REFUSALS)),
+            "refusals": encode(self.first_refusals(refusals)),
             "refused": [
                 {
                     **encode(group),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .scorers import Scorer, WeightedScorers
 
 _EXAMPLES = 3
+_FEW = 64
+"""So many nodes are cheaper to read one by one than from the columns of all nodes."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Explanation:
         node = self.snapshot.at(row)
         if best >= 0:
             return (node.devices[best].id,)
-        part = self.snapshot.only(row)
+        part = self.snapshot.pick([row])
         terms = self.pipeline.terms(request, part, self.scorers)
         no_score = np.zeros(part.columns.device_free.shape[1])
         scores = np.round(sum((t[0] for t in terms.values() if t.ndim == 2), no_score), 9)
@@ -61,19 +63,23 @@ class Explanation:
         return self._ranked[1:]
 
     @cached_property
+    def _scores(self) -> Scores:
+        return self.pipeline.score(self.request, self.snapshot, self.scorers)
+
+    @cached_property
     def _ranked(self) -> tuple[Placement, ...]:
         """The chosen node and the next best ones, with their terms."""
         if self.best is None:
             return ()
-        scores = self.pipeline.score(self.request, self.snapshot, self.scorers)
+        scores = self._scores
         order = scores.totals.copy()
         order[list(self.avoided)] = -np.inf
         order[self.best] = np.inf  # the first in any case
         rows = _find_highest(order, 1 + self.pipeline.runners_up)
-        rows = rows[order[rows] > -np.inf]
-        terms = self.pipeline.terms(self.request, self.snapshot.part(rows), _take_apart(self.scorers))
+        part = self.snapshot.pick(rows)
+        terms = self.pipeline.terms(self.request, part, _take_apart(self.scorers))
         return tuple(
-            self._build_placement(int(row), scores, {name: term[at] for name, term in terms.items()})
+            self._build_placement(row, scores, {name: term[at] for name, term in terms.items()})
             for at, row in enumerate(rows)
         )
 
@@ -95,13 +101,17 @@ class Explanation:
         return tuple(self.iterate_refusals())
 
     def iterate_refusals(self) -> Iterator[Refusal]:
-        for row in np.flatnonzero(self._refused.any(axis=0)).tolist():
-            for i in np.flatnonzero(self._refused[:, row]):
-                yield self._refusal(int(i), row)
+        if not self._suspects.size:
+            return
+        for at in np.flatnonzero(self._refused.any(axis=0)).tolist():
+            for i in np.flatnonzero(self._refused[:, at]):
+                yield self._refusal(int(i), at)
 
     @cached_property
     def refused(self) -> tuple[RefusalGroup, ...]:
         """The refused nodes by their main reason, as in `group_refusals`, but without reading all reasons."""
+        if not self._suspects.size:
+            return ()
         refused, never = self._refused, self._never
         lasting = refused & never
         first = np.where(lasting.any(axis=0), lasting.argmax(axis=0), refused.argmax(axis=0))
@@ -111,75 +121,89 @@ class Explanation:
         for i, name in enumerate((*(rule.name for rule in self.pipeline.filters), "avoid")):
             for when in whens:
                 of_these = any_refused & (first == i) & (never[i] == (when == "never"))
-                for rows in self._split_by_reason(i, np.flatnonzero(of_these)):
-                    is_alone = refused[:, rows].sum(axis=0) == 1
-                    nearest = np.lexsort((-self._free(name)[rows], ~is_alone))[:_EXAMPLES]
+                for group in self._split_by_reason(i, np.flatnonzero(of_these)):
+                    is_alone = refused[:, group].sum(axis=0) == 1
+                    nearest = np.lexsort((-self._free(name)[group], ~is_alone))[:_EXAMPLES]
                     groups.append(
                         RefusalGroup(
                             filter=name,
                             when=when,
-                            count=int(rows.size),
+                            count=int(group.size),
                             alone=int(is_alone.sum()),
-                            examples=tuple(self._refusal(i, int(row)) for row in rows[nearest]),
+                            examples=tuple(self._refusal(i, int(at)) for at in group[nearest]),
                         )
                     )
         return tuple(sorted(groups, key=lambda group: -group.count))
 
-    def _split_by_reason(self, i: int, rows: IntArray) -> list[IntArray]:
-        """Return the rows of a filter as one group, and avoided rows as a group for each reason."""
+    def _split_by_reason(self, i: int, group: IntArray) -> list[IntArray]:
+        """Return the nodes of a filter as one group, and avoided nodes as a group for each reason."""
         if i < len(self.pipeline.filters):
-            return [rows] if rows.size else []
+            return [group] if group.size else []
         by_reason: dict[str, list[int]] = {}
-        for row in rows.tolist():
-            by_reason.setdefault(self.avoided[row], []).append(row)
-        return [np.array(group) for group in by_reason.values()]
+        for at in group.tolist():
+            by_reason.setdefault(self.avoided[int(self._suspects[at])], []).append(at)
+        return [np.array(each) for each in by_reason.values()]
 
     def _free(self, name: str) -> FloatArray:
-        """(n,) the free amount that the filter of this name looks at; zeros for filters without an amount."""
-        c = self.snapshot.columns
+        """(m,) the free amount that the filter of this name looks at; zeros for filters without an amount."""
+        c = self._part.columns
         if name == "gpu":
             freest: FloatArray = np.maximum(c.gpus_free, 0.0) + c.device_milli.max(axis=1, initial=0) / 1e6
             return freest
         free = {"memory": c.memory_free_bytes, "cpu": c.cpus_free}.get(name)
-        return np.zeros(len(self.snapshot)) if free is None else np.asarray(free, dtype=np.float64)
+        return np.zeros(len(self._part)) if free is None else np.asarray(free, dtype=np.float64)
 
-    def _refusal(self, i: int, row: int) -> Refusal:
-        node = self.snapshot.at(row)
+    def _refusal(self, i: int, at: int) -> Refusal:
+        node = self._part.at(at)
         if i == len(self.pipeline.filters):
-            return Refusal(node_id=node.id, filter="avoid", reason=self.avoided[row], when="now")
+            return Refusal(
+                node_id=node.id, filter="avoid", reason=self.avoided[int(self._suspects[at])], when="now"
+            )
         rule = self.pipeline.filters[i]
         return Refusal(
             node_id=node.id,
             filter=rule.name,
             reason=rule.reason(self.request, node),
-            when="never" if self._never[i, row] else "now",
+            when="never" if self._never[i, at] else "now",
         )
 
     @cached_property
+    def _suspects(self) -> IntArray:
+        """(m,) the rows of all nodes that are refused, in order. Nodes with a score are not refused."""
+        if self.best is None:
+            return np.arange(len(self.snapshot))
+        is_refused = self._scores.totals == -np.inf
+        is_refused[list(self.avoided)] = True
+        return np.flatnonzero(is_refused)
+
+    @cached_property
+    def _part(self) -> Snapshot:
+        """The suspects. The columns of all nodes are not built for a few of them."""
+        rows = self._suspects
+        return self.snapshot.pick(rows.tolist()) if len(rows) <= _FEW else self.snapshot.part(rows)
+
+    @cached_property
     def _refused(self) -> BoolArray:
-        """(filters + 1, n) True if that filter refuses the node; the last row is True for avoided nodes."""
-        avoided = np.zeros(len(self.snapshot), dtype=bool)
-        avoided[list(self.avoided)] = True
-        return self._apply_filters(self.snapshot, avoided)
+        """(filters + 1, m) True if that filter refuses the suspect; the last row is True for avoided nodes."""
+        return self._apply_filters(self._part, np.isin(self._suspects, list(self.avoided)))
 
     @cached_property
     def _never(self) -> BoolArray:
-        """(filters + 1, n) True if the filter refuses even the empty node."""
-        return self._apply_filters(self.snapshot.as_empty(), np.zeros(len(self.snapshot), dtype=bool))
+        """(filters + 1, m) True if the filter refuses even the empty node."""
+        return self._apply_filters(self._part.as_empty(), np.zeros(len(self._part), dtype=bool))
 
-    def _apply_filters(self, snapshot: Snapshot, avoided: BoolArray) -> BoolArray:
-        masks = apply_filters(self.request, snapshot, self.pipeline.filters)
+    def _apply_filters(self, part: Snapshot, avoided: BoolArray) -> BoolArray:
+        masks = apply_filters(self.request, part, self.pipeline.filters)
         return np.array([*(np.zeros_like(avoided) if mask is None else ~mask for mask in masks), avoided])
 
 
-def _find_highest(values: FloatArray, count: int) -> IntArray:
-    """Return where the highest values are, the highest first; of equal ones the first. O(n)."""
-    if len(values) <= count:
-        return np.argsort(-values, kind="stable")
-    last = -np.partition(-values, count - 1)[count - 1]
-    higher = np.flatnonzero(values > last)
-    equal = np.flatnonzero(values == last)[: count - len(higher)]
-    return np.concatenate([higher[np.argsort(-values[higher], kind="stable")], equal])
+def _find_highest(values: FloatArray, count: int) -> list[int]:
+    """Return where the highest values are, the highest first; of equal ones the first. -inf is left out."""
+    left, found = values.copy(), list[int]()
+    while len(found) < count and left.size and left[row := int(left.argmax())] > -np.inf:
+        found.append(row)
+        left[row] = -np.inf
+    return found
 
 
 def _take_apart(scorers: WeightedScorers) -> WeightedScorers:

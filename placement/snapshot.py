@@ -131,11 +131,11 @@ class Snapshot:
         part._masks, part._fresh, part._is_emptied = self._masks, self._fresh, self._is_emptied
         return part
 
-    def only(self, row: int) -> Snapshot:
-        """Return one node as a whole snapshot. O(devices of the node)."""
-        node = self.at(row)
-        columns = cols.build_columns([node], self.models)
-        return Snapshot([node], columns, self.models, self.version, History(self.version))
+    def pick(self, rows: Iterable[int]) -> Snapshot:
+        """Return a few nodes as a whole snapshot, in that order. O(devices of these nodes)."""
+        nodes = [self.at(row) for row in rows]
+        columns = cols.build_columns(nodes, self.models)
+        return Snapshot(nodes, columns, self.models, self.version, History(self.version))
 
     def apply(self, upserts: Iterable[Node] = (), removed: Iterable[str] = ()) -> Snapshot:
         """Return the next version, with nodes replaced, added or removed. This snapshot does not change.

@@ -6,9 +6,10 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -59,6 +60,26 @@ def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     # Mark its exception as retrieved, or asyncio would log it if all callers were cancelled.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
+
+
+async def ask_all(ask: Callable[[S], Awaitable[T]], items: Iterable[S], *, most: int = 256) -> list[T]:
+    """Return the answers in the order of the items, at most `most` of which are asked at the same time.
+
+    `ask` has a deadline of its own. With thousands at once, the last answers would be read after it.
+    """
+    todo = list(enumerate(items))
+    left, answers = iter(todo), dict[int, T]()
+
+    async def work() -> None:
+        for number, item in left:
+            answers[number] = await ask(item)
+
+    workers = {asyncio.ensure_future(work()) for _ in range(min(most, len(todo)))}
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        await cancel_all(workers)
+    return [answers[number] for number in range(len(todo))]
 
 
 def start_thread(

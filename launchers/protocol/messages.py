@@ -152,6 +152,10 @@ class Holdings:
     leases: tuple[Lease, ...] = ()
     kernels: tuple[KernelProcess, ...] = ()
 
+    def by_lease(self) -> dict[str, KernelProcess | None]:
+        """Return the process in each lease, or None, by lease id."""
+        return {lease.id: None for lease in self.leases} | {each.lease_id: each for each in self.kernels}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEvent:

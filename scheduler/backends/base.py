@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from roost.launchers.protocol.messages import AgentAddress as AgentAddress
+from roost.launchers.protocol.messages import KernelProcess
 from roost.launchers.protocol.messages import Launch as Launch
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
@@ -59,10 +60,13 @@ class LeaseReading:
     """All leases that roost holds on a cluster, and the agents that could not be asked.
 
     `unreachable` names agents as people know them (by node or pod). Kernels that no lease shows may live there.
+    `processes` has what runs in a lease, by lease id, if its agent has told it with the lease: None for nothing. The
+    scheduler asks the agents of the other leases.
     """
 
     leases: tuple[Lease, ...]
     unreachable: frozenset[str] = field(default_factory=frozenset)
+    processes: Mapping[str, KernelProcess | None] = field(default_factory=dict)
 
 
 class Backend(ABC):

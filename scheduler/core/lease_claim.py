@@ -29,6 +29,8 @@ _SKIP_S = (1.0, 30.0)
 figures may be ahead of the resources that it can grant."""
 _EXPLAIN_S = 1.0
 """How long a start that is out of time waits for the state of the cluster, to explain the last refusal."""
+_KEPT_REFUSALS = 20
+"""At most so many refusals are kept with each placed kernel. All are counted."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
 
@@ -172,7 +174,7 @@ class LeaseClaimer:
             state="pending",
             asked_at=record.created_at,
         )
-        record.claim(wanted, decision.to_dict())
+        record.claim(wanted, decision.to_dict(refusals=_KEPT_REFUSALS))
         self.table.publish("placed", record, decision.reason)
         try:
             granted = await self.cluster.backend.claim(

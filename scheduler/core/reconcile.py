@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.daemon.tasks import Timers, ask_all, cancel_all, spawn
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease
 from roost.launchers.protocol.rpc import RpcError
 from roost.scheduler.backends.base import BackendEvent
@@ -82,20 +82,23 @@ class Reconciler:
         """Read all leases, or only this scheduler's, and ask each of their agents once for the processes in them."""
         reading = await self._cluster.backend.leases()
         leases = [lease for lease in reading.leases if not only_own or self._table.is_own(lease)]
-        agents, unanswered = await self._cluster.find_agents(leases)
-        answers = await asyncio.gather(
-            *(self._cluster.ask_agent(held[0], lambda agent: agent.holdings()) for held in agents.values())
+        agents, unanswered = await self._cluster.find_agents(
+            [lease for lease in leases if lease.id not in reading.processes]
+        )
+        found = dict(reading.processes)
+        answers = await ask_all(
+            lambda held: self._cluster.ask_agent(held[0], lambda agent: agent.holdings()), agents.values()
         )
         for held, answer in zip(agents.values(), answers, strict=True):
             if answer is None:
                 unanswered |= {lease.id for lease in held}
+            else:
+                found |= answer.by_lease()
         self.unreachable = reading.unreachable
         names = {lease.node_id or lease.id for lease in leases if lease.id in unanswered}
         return Reading(
             leases=leases,
-            processes={
-                process.lease_id: process for answer in answers if answer for process in answer.kernels
-            },
+            processes={lease_id: process for lease_id, process in found.items() if process is not None},
             unanswered=unanswered,
             unreachable=names | reading.unreachable,
         )

@@ -92,7 +92,10 @@ class FakeBackend(Backend):
 
     async def leases(self) -> LeaseReading:
         readings = [await part.leases() for part in self._parts.values()]
-        return LeaseReading(leases=tuple(lease for reading in readings for lease in reading.leases))
+        return LeaseReading(
+            leases=tuple(lease for reading in readings for lease in reading.leases),
+            processes={key: process for reading in readings for key, process in reading.processes.items()},
+        )
 
     async def agent(self, lease: Lease) -> AgentAddress:
         if lease.node_id not in self._parts:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import ask_all, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent
+from roost.launchers.protocol.messages import AgentEvent, Holdings
 from roost.launchers.protocol.rpc import RpcError
 from roost.placement import Node
 from roost.placement.json_codec import WireError, decode, encode
-from roost.scheduler.backends.base import AgentAddress, Lease
+from roost.scheduler.backends.base import AgentAddress
 from roost.scheduler.core.agent_calls import AgentCaller, Agents
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
@@ -107,13 +107,13 @@ class AgentPool:
         caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
         return await caller.call(call)
 
-    async def held_on(self, node_id: str) -> list[Lease] | None:
-        """Return the leases that a node's agent has noted; None if it does not answer in time: unknown, not gone."""
+    async def held_on(self, node_id: str) -> Holdings | None:
+        """Return what a node's agent has noted; None if it does not answer in time: unknown, not gone."""
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
-            leases = (await asyncio.wait_for(call, _ANSWER_S)).leases
+            held = await asyncio.wait_for(call, _ANSWER_S)
             self._unreachable.discard(node_id)
-            return [replace(lease, node_id=node_id) for lease in leases]
+            return replace(held, leases=tuple(replace(lease, node_id=node_id) for lease in held.leases))
         except (RoostError, asyncio.TimeoutError) as problem:
             level = logging.DEBUG if node_id in self._unreachable else logging.WARNING
             log.log(level, "node=%s its agent is unreachable: %s", node_id, str(problem) or "it is slow")
@@ -123,7 +123,8 @@ class AgentPool:
     async def read_status(self) -> None:
         """Ask all connected agents for the resources that are really used on their nodes."""
 
-        async def ask(node_id: str, known: StartedAgent) -> None:
+        async def ask(of_node: tuple[str, StartedAgent]) -> None:
+            node_id, known = of_node
             client = self._agents.connected(known.address.endpoint)
             if client is not None:
                 with contextlib.suppress(RpcError, asyncio.TimeoutError):
@@ -132,7 +133,7 @@ class AgentPool:
                     if status.is_draining:
                         self.ended_daemons.add(known.daemon)
 
-        await asyncio.gather(*(ask(node_id, known) for node_id, known in self._known.items()))
+        await ask_all(ask, self._known.items())
 
     def status(self, node_id: str, at: float) -> tuple[Node | None, float | None]:
         """Return a node's last status, if any, and the age of its metrics at the monotonic time `at`."""

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic
 
-from roost.launchers.daemon.tasks import cancel_all, spawn, start_shared
-from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
+from roost.launchers.daemon.tasks import ask_all, cancel_all, spawn, start_shared
+from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Launch, Owner, Reserve
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -150,28 +150,40 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         node_ids = sorted(placed | incomplete)
         found: dict[str, Lease] = {}
         unreachable = set[str]()
-        readings = await asyncio.gather(*map(self._pool.held_on, node_ids))
-        for node_id, held in zip(node_ids, readings, strict=True):
+        processes: dict[str, KernelProcess | None] = {}
+        for node_id, held in zip(node_ids, await ask_all(self._pool.held_on, node_ids), strict=True):
             if held is None:
                 unreachable.add(node_id)
-                held = self._table.leases.on(node_id)
-            found.update({lease.id: lease for lease in held if lease.id in claims or node_id in incomplete})
+            else:
+                processes |= held.by_lease()
+            noted = self._table.leases.on(node_id) if held is None else held.leases
+            found.update({lease.id: lease for lease in noted if lease.id in claims or node_id in incomplete})
         for claim in claims.values():
             if claim.id in found:
                 continue
             if _is_placed(claim, agent_nodes):  # no agent has noted it
                 found[claim.id] = self._table.leases.get(claim.id) or replace(claim, state="held", reason="")
+                if claim.node_id not in unreachable:
+                    processes[claim.id] = None
             else:
                 found[claim.id] = replace(claim, node_id="")
         placed_leases = [lease for lease in found.values() if lease.node_id]
         meanwhile = [lease for lease in self._table.leases.values() if lease.id not in before]
         self._table.leases = Leases([*placed_leases, *meanwhile])
         self._update(list(self._membership.nodes))
-        return LeaseReading(leases=tuple(found.values()), unreachable=frozenset(unreachable & incomplete))
+        return LeaseReading(
+            leases=tuple(found.values()),
+            unreachable=frozenset(unreachable & incomplete),
+            processes=processes,
+        )
 
     async def agent(self, lease: Lease) -> AgentAddress:
-        places = self._membership.nodes.keys() | self._recovery.expected
-        if not self._membership.away and lease.node_id not in places and lease.id not in self._table.leases:
+        is_known = (
+            lease.node_id in self._membership.nodes
+            or lease.node_id in self._recovery.expected
+            or lease.id in self._table.leases
+        )
+        if not self._membership.away and not is_known:
             problem = f"its node {lease.node_id} has left the {self._manager.name} cluster"
             raise UnknownKernel(problem, kernel_id=lease.kernel_id)
         return await self._pool.address(lease.node_id)
@@ -288,10 +300,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         """Note the leases of other schedulers on a node, for the shares of its devices."""
         while True:
             releases = self._releases
-            held = await self._pool.held_on(node_id) or []
+            held = await self._pool.held_on(node_id)
             if releases == self._releases:  # else the answer may have a lease that was released meanwhile
                 break
-        for lease in held:
+        for lease in held.leases if held else ():
             self._table.leases.setdefault(lease.id, lease)
         self._update([node_id])
 

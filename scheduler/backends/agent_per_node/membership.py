@@ -87,7 +87,10 @@ class Membership(Generic[N]):
                 self.away = str(problem)
                 log.warning("the %s cluster is away: %s", self._manager, problem)
             raise
-        changed = [name for name, node in nodes.items() if self.nodes.get(name) != node]
+        known = self.nodes
+        changed = [
+            name for name, node in nodes.items() if known.get(name) is not node and known.get(name) != node
+        ]
         gone = self.nodes.keys() - nodes.keys()
         self.nodes, self._read_at = nodes, read_at
         if self._on_nodes is not None and (changed or gone):

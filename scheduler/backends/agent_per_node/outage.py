@@ -6,7 +6,6 @@ has taken a slice meanwhile, the lease of the first one is lost.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic
 
+from roost.launchers.daemon.tasks import ask_all
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import LeaseConflict
 
@@ -75,17 +75,17 @@ class OutageRecovery(Generic[N]):
 
     async def _restore(self, node_ids: Sequence[str]) -> None:
         claimed = {lease.id for lease in await self.manager.claims() if lease.state == "held"}
-        readings = await asyncio.gather(*map(self.pool.held_on, node_ids))
+        readings = await ask_all(self.pool.held_on, node_ids)
         for node_id, held in zip(node_ids, readings, strict=True):
             node = self.manager.membership.nodes.get(node_id)
             if node is not None and not self.manager.can_take_on(node):
                 node = None
-            if held is None or (held and node is None):
+            if held is None or (held.leases and node is None):
                 self.expect(node_id)
             else:
                 self._expected.pop(node_id, None)
             # Managers grant the first free device. In this order, each lease gets its own device again.
-            for lease in sorted(held or (), key=lambda lease: lease.device_ids):
+            for lease in sorted(held.leases if held else (), key=lambda lease: lease.device_ids):
                 self.table.leases[lease.id] = lease
                 if node is not None and lease.id not in claimed:
                     await self._claim_again(lease, node)
@@ -108,11 +108,16 @@ class OutageRecovery(Generic[N]):
         if node is not None:
             if not await self.manager.find(lease):
                 self.lose(lease.id, f"its {self.manager.claim_name} was removed")
-        elif lease.id in {held.id for held in await self.pool.held_on(lease.node_id) or ()}:
+        elif lease.id in await self._list_held(lease.node_id):
             self.expect(lease.node_id)  # its agent lives, and waits for the cluster to come back
         else:
             await self.manager.release(lease)  # or it waits for a node, and an autoscaler starts one
             self.lose(lease.id, f"its node {lease.node_id} has left the {self.manager.name} cluster")
+
+    async def _list_held(self, node_id: str) -> set[str]:
+        """Return the ids of the leases that the node's agent has noted."""
+        held = await self.pool.held_on(node_id)
+        return {lease.id for lease in held.leases} if held else set()
 
     async def _claim_again(self, lease: Lease, node: N) -> None:
         try:

@@ -119,7 +119,10 @@ class LocalBackend(Backend):
     async def leases(self) -> LeaseReading:
         holdings = await self._caller.call(lambda agent: agent.holdings())
         node_id = (await self.snapshot()).nodes[0]
-        return LeaseReading(leases=tuple(replace(lease, node_id=node_id) for lease in holdings.leases))
+        return LeaseReading(
+            leases=tuple(replace(lease, node_id=node_id) for lease in holdings.leases),
+            processes=holdings.by_lease(),
+        )
 
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._address()

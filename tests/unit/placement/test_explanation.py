@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, get_policy
+from roost.placement.json_codec import encode
 from roost.placement.shipped_policies import SHIPPED
 
 GIB = 2**30
@@ -204,3 +205,32 @@ class TestRefused:
         decision = Pipeline(name="p", scorers=(), filters=()).place(Request(cpus=99), CLUSTER)
         assert decision.placement is not None
         assert (decision.refusals, decision.refused) == ((), ())
+
+
+@pytest.mark.parametrize("full", [0, 1, 60, 199])
+def test_refusals_among_many_nodes_are_those_of_each_node_alone(full: int) -> None:
+    nodes = [_node(f"n{i:03}", 1.0 if i < full else 0.0, cpus_promised=8 if i % 3 == 0 and i < full else 0)
+             for i in range(200)]  # fmt: skip
+    request, avoid = Request(cpus=1, gpus=0.5), {"n150": "it was slow", "n000": "it was slow"}
+    policy = get_policy("balanced")
+    decision = policy.place(request, Snapshot.of(nodes), avoid=avoid)
+    assert decision.placement is not None
+    expected = [
+        refusal
+        for node in nodes
+        for refusal in policy.place(
+            request,
+            Snapshot.of([node]),
+            avoid={name: reason for name, reason in avoid.items() if name == node.id},
+        ).refusals
+    ]
+    assert list(decision.refusals) == expected
+    assert sum(group.count for group in decision.refused) == len({each.node_id for each in expected})
+    assert {each.node_id for each in decision.runners_up}.isdisjoint({each.node_id for each in expected})
+    assert decision.to_dict(refusals=2)["refusals"] == encode(expected[:2])
+
+
+def test_ties_among_runners_up_go_to_the_smallest_node_ids() -> None:
+    nodes = [Node(id=f"n{i:02}", cpus=4, kernels=i // 20) for i in range(40)]
+    decision = get_policy("round_robin").place(Request(), Snapshot.of(nodes))
+    assert [each.node_id for each in decision.runners_up] == [f"n{i:02}" for i in range(1, 10)]

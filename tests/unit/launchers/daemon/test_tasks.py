@@ -16,6 +16,7 @@ from manual_clock import ManualClock
 
 from roost.launchers.daemon.tasks import (
     Timers,
+    ask_all,
     backoff,
     cancel_all,
     in_thread,
@@ -104,6 +105,38 @@ async def test_cancel_all_waits_for_the_tasks_and_spares_the_current_one() -> No
     await asyncio.sleep(0)
     await spawn(close(), tasks, log)
     assert ends == ["cancelled", "closed"]
+
+
+async def test_of_many_items_only_some_are_asked_at_the_same_time() -> None:
+    asked, most = 0, 0
+
+    async def ask(item: int) -> int:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0)
+        asked -= 1
+        return item * item
+
+    assert await ask_all(ask, range(10), most=3) == [item * item for item in range(10)]
+    assert (asked, most) == (0, 3)
+    assert await ask_all(ask, []) == []
+
+
+async def test_a_failed_item_ends_the_others() -> None:
+    others = []
+
+    async def ask(item: int) -> None:
+        if item == 1:
+            raise ValueError("no")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            others.append(item)
+
+    with pytest.raises(ValueError, match="no"):
+        await ask_all(ask, range(3))
+    assert others == [0, 2]
 
 
 async def test_asyncio_does_not_log_the_error_of_a_shared_task(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,8 @@ import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.messages import AgentEvent, Owner
+from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import AgentEvent, Holdings, Owner
 from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import Cancelled, UnknownKernel
@@ -64,6 +65,32 @@ async def test_a_successor_reads_kernels_back(tmp_path: Path) -> None:
         assert (await w.start("k", "2")).state == "running"
         await w.scheduler.stop("k", 0)
         assert w.leases() == []
+    await agent.close()
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_an_agent_that_told_its_processes_with_its_leases_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1)
+        ask, asked = AgentClient.holdings, []
+        leases = w.backend.leases
+
+        async def note(client: AgentClient) -> Holdings:
+            asked.append(client)
+            return await ask(client)
+
+        async def read() -> LeaseReading:
+            reading = await leases()
+            return reading if tells else LeaseReading(leases=reading.leases)
+
+        monkeypatch.setattr(AgentClient, "holdings", note)
+        monkeypatch.setattr(w.backend, "leases", read)
+        reading = await w.scheduler.reconciler.read(only_own=True)
+        assert [process.kernel_id for process in reading.processes.values()] == ["k"]
+        assert len(asked) == (1 if tells else 2)
     await agent.close()
 
 
