@@ -153,8 +153,6 @@ class Agent:
         if assignment.reserve.lease.id in self._ledger:
             return
         self._reserve(assignment.reserve)
-        if assignment.launch is not None:
-            spawn(self._launch(assignment.launch), self._tasks, log)
         settings = self._settings
         if settings.daemon_address:
             watch = watch_address(
@@ -218,6 +216,8 @@ class Agent:
             self._watch_idleness()
             self._limit_spares()
             self._publish("reserved", lease_id=lease.id)
+        if request.launch is not None:
+            spawn(self._begin_launch(request.launch), self._tasks, log)
         return lease
 
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
@@ -256,6 +256,13 @@ class Agent:
 
     def _admit(self, client: str) -> None:
         self.server.admit(client)
+
+    async def _begin_launch(self, request: messages.Launch) -> None:
+        """Launch a kernel. Whoever joins the launch gets its error."""
+        try:
+            await self._launch(request)
+        except RemoteError as problem:
+            log.info("kernel=%s its launch failed: %s", request.kernel_id, problem)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
         entry = self._ledger.get(request.lease_id)

@@ -122,7 +122,7 @@ def fork_kernel(
 
     Return the fields of a `PodKernel` for the agent. In the child, return a function that runs the kernel.
     """
-    launch, request = assignment["launch"], assignment["reserve"]["lease"]["request"]
+    launch, request = assignment["reserve"]["launch"], assignment["reserve"]["lease"]["request"]
     env = {**os.environ, **launch["env"]} if launch else {}
     must_lock = settings["gpu_visibility"] == "locks" and request["gpus"]  # the agent chooses devices first
     if launch is None or must_lock or not may_fork(launch, env):
@@ -175,7 +175,9 @@ def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignmen
     if not wait_until_listening(kernel["pid"], kernel["ip"], iopub_port):
         return None
     listening_ms = kernel["spawned_ms"] + (time.perf_counter() - began) * 1e3
-    keys = (assignment["launch"]["connection"][f"curve_{name}key"] for name in ("public", "secret"))
+    keys = (
+        assignment["reserve"]["launch"]["connection"][f"curve_{name}key"] for name in ("public", "secret")
+    )
     output = subscribe(zmq.Context(), f"tcp://{kernel['ip']}:{iopub_port}", *keys)
     (port,) = settings["ports"]
     report = {"ip": kernel["ip"], "port": port, "kernel": {**kernel, "listening_ms": listening_ms}}

@@ -24,7 +24,7 @@ from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 8
+PROTOCOL = 9
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
@@ -67,12 +67,14 @@ class Reserve:
     """A request for a lease from the agent's ledger. Repeated with the same lease id, it gives the same answer.
 
     The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), it records these
-    unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, for a restarter.
+    unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, for a restarter. `launch` begins
+    as soon as the lease is noted. A call with the same launch joins it.
     """
 
     lease: Lease
     is_granted: bool = False
     linger_s: float = 10.0
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,7 @@ class PodKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """The work of an agent from its start: its keys, a lease to note, and a launch to begin. Later calls join it.
+    """The work of an agent from its start: its keys and a lease to note, with a launch to begin.
 
     `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens. The
     server there has the key of the agent's one client.
@@ -143,7 +145,6 @@ class Assignment:
 
     keys: ServerKeys
     reserve: Reserve
-    launch: Launch | None = None
     report_to: str = ""
 
 

@@ -78,8 +78,7 @@ async def assigned_agent(
     settings = replace(settings, **changes)
     assignment = Assignment(
         keys=ServerKeys(public=public, secret=secret, clients=frozenset([mine[0]])),
-        reserve=Reserve(lease=lease, is_granted=True),
-        launch=launch,
+        reserve=Reserve(lease=lease, is_granted=True, launch=launch),
     )
     process = await start_archive(folder, settings, assignment, before=before, after=after)
     keys = ClientKeys(server=public, public=mine[0], secret=mine[1])

@@ -75,8 +75,7 @@ async def container(
     )
     assignment = Assignment(
         keys=ServerKeys(public=public, secret=secret, clients=frozenset([mine])),
-        reserve=Reserve(lease=replace(LEASE, request=Request(gpus=gpus)), is_granted=True),
-        launch=launch,
+        reserve=Reserve(lease=replace(LEASE, request=Request(gpus=gpus)), is_granted=True, launch=launch),
     )
     others = {GPU: gpus} if gpus else {}
     ask = await master.ask(

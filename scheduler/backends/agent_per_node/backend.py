@@ -108,7 +108,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             device_ids = await self._manager.claim(lease, node, self._table.has_room)
             await address
             granted = replace(lease, device_ids=device_ids, state="held", reason="")
-            reserve = Reserve(lease=granted, linger_s=self._restart_grace_s, is_granted=True)
+            if launch is not None:
+                launch = replace(launch, env={**launch.env, **self.environment(granted)})
+            reserve = Reserve(lease=granted, linger_s=self._restart_grace_s, is_granted=True, launch=launch)
             held = await self._pool.call(node.id, lambda agent: agent.reserve(reserve))
         except LeaseConflict:
             self._membership.expire()

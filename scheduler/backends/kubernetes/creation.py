@@ -86,8 +86,7 @@ class PodCreator:
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
         assignment = Assignment(
             keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._identity().public])),
-            reserve=Reserve(lease=replace(lease, state="held"), is_granted=True),
-            launch=launch,
+            reserve=Reserve(lease=replace(lease, state="held"), is_granted=True, launch=launch),
             report_to=self._reports.endpoint,
         )
         for attempt in range(1, _MAX_ATTEMPTS):

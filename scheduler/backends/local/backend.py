@@ -93,7 +93,7 @@ class LocalBackend(Backend):
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         if lease.node_id not in self._snapshot:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
-        reserve = Reserve(lease=lease, linger_s=self._context.restart_grace_s)
+        reserve = Reserve(lease=lease, linger_s=self._context.restart_grace_s, launch=launch)
         self._known.setdefault(lease.id, None)
         try:
             held = await self._caller.call(lambda agent: agent.reserve(reserve))

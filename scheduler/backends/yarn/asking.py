@@ -61,8 +61,8 @@ def build_ask(
         daemon_grace_s=expiry_s + _AFTER_EXPIRY_S,
         node="$NM_HOST",
     )
-    reserve = Reserve(lease=replace(lease, state="held"), is_granted=True)
-    start = dump_start(agent, Assignment(keys=keys.keys(number), reserve=reserve, launch=launch))
+    reserve = Reserve(lease=replace(lease, state="held"), is_granted=True, launch=launch)
+    start = dump_start(agent, Assignment(keys=keys.keys(number), reserve=reserve))
     python = find_python(lease.request, settings)
     return Ask(
         number=number,

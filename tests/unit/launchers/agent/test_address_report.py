@@ -34,8 +34,8 @@ async def agent_that_reports(
 ) -> AsyncIterator[None]:
     """Run an agent of a pod. At the end it is terminated, which must take a short time."""
     keys = ServerKeys(public=AGENT[0], secret=AGENT[1], clients=frozenset([SERVICE.public]))
-    reserve = Reserve(lease=LEASE, is_granted=True)
-    assignment = Assignment(keys=keys, reserve=reserve, launch=launch, report_to=report_to)
+    reserve = Reserve(lease=LEASE, is_granted=True, launch=launch)
+    assignment = Assignment(keys=keys, reserve=reserve, report_to=report_to)
     settings = AgentSettings(
         is_per_kernel=True, address="127.0.0.1", ports=(port,), cpus=2, memory_bytes=1000
     )

@@ -88,8 +88,7 @@ async def test_an_agent_without_a_free_port_ends_and_says_so(runtime_dir: Path) 
     launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
     assignment = Assignment(
         keys=ServerKeys(public="", secret="", clients=frozenset()),
-        reserve=Reserve(lease=LEASE, is_granted=True),
-        launch=launch,
+        reserve=Reserve(lease=LEASE, is_granted=True, launch=launch),
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
