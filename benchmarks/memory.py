@@ -1,7 +1,10 @@
-"""Memory of idle kernels on this machine: `roost bench density` with 20 kernels of each side, with a claim.
+"""Memory on this machine: `roost bench density` and `roost bench memory`, with claims, roost ÷ plain.
 
-`bench/density.py` describes the figures. Claim: PSS after `1+1` ≤ 0.43 × plain, from Python 3.12 on ≤ 0.27 ×.
-`all in` has no claim. Linux only (smaps_rollup).
+further kernel    the PSS of each of 50 kernels after `1+1` ≤ 0.43, from Python 3.12 on ≤ 0.27
+all in            all processes of a user, ten minutes after the last start: one kernel ≤ 2.0, three ≤ 1.2, ten ≤ 0.8;
+                  twenty users with one kernel each have no claim
+
+`bench/density.py` and `bench/memory.py` describe the figures. Linux only (smaps_rollup).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from roost.bench import density
+from roost.bench import density, memory
 from roost.bench.report import Report, parser
 from roost.bench.runs import measure_sides
 from roost.bench.sides import Side, read_sides
@@ -18,6 +21,10 @@ from roost.bench.sides import Side, read_sides
 SKIPPED = 77
 AT_MOST = 0.27 if sys.version_info >= (3, 12) else 0.43
 """Preloaded objects are immortal from Python 3.12 on, so that kernels share more."""
+ALL_IN = {1: 2.0, 3: 1.2, 10: 0.8}
+"""By the number of one user's kernels."""
+MANY = memory.Case(users=20, kernels=1)
+REST_S, QUICK_REST_S = 600.0, 1.0
 LIMITS = density.Limits(kernels=density.FEW, free=0.1, latency_s=2.0)
 
 
@@ -29,6 +36,7 @@ def main() -> int:
         print("memory.py needs Linux: there is no /proc/self/smaps_rollup here.", file=sys.stderr)
         return SKIPPED
     rounds = arguments.rounds or (1 if arguments.quick else 3)
+    rest_s = QUICK_REST_S if arguments.quick else REST_S
 
     async def measure(report: Report, sides: Sequence[Side]) -> None:
         await density.measure(report, sides, rounds=rounds, limits=LIMITS, packages=())
@@ -36,11 +44,15 @@ def main() -> int:
             report.notes.append(
                 f"There was no room for {density.FEW} kernels of each side, so nothing is claimed."
             )
-            return
-        report.claim(f"PSS after {density.FIRST}: roost ÷ plain", at_most=AT_MOST)
+        else:
+            report.claim(f"PSS after {density.FIRST}: roost ÷ plain", at_most=AT_MOST)
+        cases = {memory.Case(users=1, kernels=count): bound for count, bound in ALL_IN.items()}
+        await memory.measure(report, sides, [*cases, MANY], rest_s)
+        for case, bound in cases.items():
+            report.claim(f"all in, {case}: roost ÷ plain", at_most=bound)
 
     sides = read_sides({"backend": "local"}, ["plain"])
-    report = Report("memory", rounds=rounds, kernels=density.FEW)
+    report = Report("memory", rounds=rounds, kernels=density.FEW, rest_s=rest_s)
     return measure_sides(arguments, report, sides, measure)
 
 

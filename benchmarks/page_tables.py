@@ -92,7 +92,7 @@ _STARTS = [
     Table(
         name="memory",
         source="memory",
-        corner="memory of each of 20 kernels",
+        corner="memory of each of 50 kernels",
         columns=(_PLAIN, "roost"),
         rows=by_side(
             _BOTH,
@@ -100,6 +100,22 @@ _STARTS = [
                 "PSS after `1+1`": "PSS after 1+1",
                 "the same with its part of roost's own processes": "all in",
                 "PSS after a completion": "PSS after a completion",
+            },
+        ),
+        ratios=_TO_PLAIN,
+    ),
+    Table(
+        name="memory-all-in",
+        source="memory",
+        corner="all processes, for each user",
+        columns=(_PLAIN, "roost"),
+        rows=by_side(
+            _BOTH,
+            {
+                "one user with one kernel": "all in, 1 user with 1 kernel",
+                "one user with three kernels": "all in, 1 user with 3 kernels",
+                "one user with ten kernels": "all in, 1 user with 10 kernels",
+                "twenty users with one kernel each": "all in, 20 users with 1 kernel",
             },
         ),
         ratios=_TO_PLAIN,

@@ -15,7 +15,7 @@ from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, placement, queue, scale, starts
+from . import churn, density, latency, memory, placement, queue, scale, starts
 from . import compare as comparison
 from .embedded import embedded
 from .report import Report
@@ -49,8 +49,7 @@ def measure_latency(arguments: argparse.Namespace) -> int:
 
 def fill(arguments: argparse.Namespace) -> int:
     """Run `roost bench density`."""
-    if not Path("/proc/self/smaps_rollup").exists():
-        raise ConfigError("roost bench density needs Linux: there is no /proc/self/smaps_rollup here.")
+    _check_memory("density")
     limits = density.Limits(
         kernels=arguments.kernels,
         free=arguments.keep_free,
@@ -65,6 +64,19 @@ def fill(arguments: argparse.Namespace) -> int:
 
     settings = {"kernels": limits.kernels, "keep_free": limits.free, "latency_s": limits.latency_s}
     return _run(arguments, measure, rounds=rounds, packages=arguments.packages, **settings)
+
+
+def add_up(arguments: argparse.Namespace) -> int:
+    """Run `roost bench memory`."""
+    _check_memory("memory")
+    cases = [memory.Case(users=arguments.users, kernels=count) for count in arguments.kernels or (1, 3, 10)]
+    rest_s = 1.0 if arguments.quick else arguments.rest
+
+    async def measure(report: Report, sides: Sequence[Side]) -> None:
+        for _ in range(arguments.rounds or 1):
+            await memory.measure(report, sides, cases, rest_s)
+
+    return _run(arguments, measure, cases=[asdict(case) for case in cases], rest_s=rest_s)
 
 
 def run_churn(arguments: argparse.Namespace) -> int:
@@ -140,6 +152,12 @@ def compare(arguments: argparse.Namespace) -> int:
         )
     comparison.show(before, after, comparison.compare(before, after))
     return 0
+
+
+def _check_memory(name: str) -> None:
+    """Raise `ConfigError` if the memory of processes cannot be read here."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise ConfigError(f"roost bench {name} needs Linux: there is no /proc/self/smaps_rollup here.")
 
 
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:

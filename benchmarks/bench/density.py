@@ -42,7 +42,7 @@ from .world import MIB, fixed_pss_bytes
 
 FIRST = "1+1"
 COMPLETION = "a completion"
-FEW = 20
+FEW = 50
 """At most this many kernels of each side are compared."""
 _WINDOW = 10
 """The median of so many starts, or answers, is compared with the limit for latency."""

@@ -183,6 +183,12 @@ def _add_bench(commands: Subparsers) -> None:
     density.add_argument("--latency", metavar="SECONDS", type=parse_seconds, default=2.0, help=what)
     what = "measure the memory again after these were imported: numpy,pandas"
     density.add_argument("--packages", metavar="NAMES", default="", help=what)
+    memory = _add_benchmark(actions, "memory", "what all processes take that run for some users")
+    memory.add_argument("--users", metavar="N", type=parse_count, default=1, help="number of users (1)")
+    what = "kernels of each user; may be repeated (1, 3, 10)"
+    memory.add_argument("--kernels", metavar="N", type=parse_count, action="append", default=[], help=what)
+    what = "how long after the last start (600)"
+    memory.add_argument("--rest", metavar="SECONDS", type=parse_seconds, default=600.0, help=what)
     churn = _add_benchmark(actions, "churn", "starts and stops for some time, and leaks")
     churn.add_argument(
         "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for so long (60)"

@@ -50,6 +50,27 @@ def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_the_memory_of_everything_that_runs_for_some_users(tmp_path: Path) -> None:
+    found = bench(tmp_path, "memory", "--quick", "--users", "2", "--kernels", "1")
+    figures = {name: figure["median"] for name, figure in found["figures"].items()}
+    case = "2 users with 1 kernel"
+    parts = [figures[f"{part}, {case}/roost"] for part in ("service", "agent", "zygote", "kernels")]
+    assert sum(parts) == pytest.approx(figures[f"all in, {case}/roost"])
+    assert min(parts) > 1
+    assert figures[f"all in, {case}/roost"] > figures[f"all in, {case}/plain"] > 10
+    left = [
+        process for process in psutil.process_iter() if "roost.bench.memory" in " ".join(_command(process))
+    ]
+    assert left == []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def test_a_node_is_filled_until_a_limit(tmp_path: Path) -> None:
     found = bench(
         tmp_path, "density", "--quick", "--baseline", "none", "--kernels", "3", "--packages", "colorsys"
