@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 
 
@@ -10,15 +12,23 @@ from typing import Literal
 class Forking:
     """How zygotes prepare kernels, and what happens to the memory of these kernels.
 
-    `preload`: modules that zygotes import. `immortal_preloads`: count no references to them, where that is possible.
+    `preload`: modules that zygotes import. `preload_by_python`: modules for some Pythons alone, by a pattern for the
+    path of the interpreter. `immortal_preloads`: count no references to all these, where that is possible.
     `page_out_after_s`: after so long without work a kernel's memory goes to the swap, if there is one; 0: never.
     `merge_memory`: the system may merge equal pages of kernels (KSM).
     """
 
     preload: tuple[str, ...] = ()
+    preload_by_python: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     immortal_preloads: bool = True
     page_out_after_s: float = 0.0
     merge_memory: bool = False
+
+    def choose_preloads(self, python: str) -> list[str]:
+        """Return the modules for zygotes of the interpreter with this path."""
+        patterns = [pattern for pattern in self.preload_by_python if fnmatchcase(python, pattern)]
+        chosen = [*self.preload, *(name for each in patterns for name in self.preload_by_python[each])]
+        return list(dict.fromkeys(chosen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

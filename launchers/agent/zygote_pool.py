@@ -252,7 +252,7 @@ class ZygotePool:
             pid = self._spawn(key, theirs.fileno(), env)
         own = {name: value for name, value in env.items() if not is_per_kernel(name)}
         try:
-            answer = await self._prepare(ours, command, own)
+            answer = await self._prepare(ours, key, command, own)
         except BaseException:
             ours.close()
             raise
@@ -277,11 +277,13 @@ class ZygotePool:
         self._retire_surplus()
 
     async def _prepare(
-        self, ours: socket.socket, command: KernelCommand, env: Mapping[str, str]
+        self, ours: socket.socket, key: Key, command: KernelCommand, env: Mapping[str, str]
     ) -> dict[str, Any]:
         """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only."""
         ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
-        request = json.dumps({"args": command.args, "env": env, **encode(self._forking)}).encode()
+        preload = self._forking.choose_preloads(key[0])
+        settings = {**encode(self._forking), "preload": preload}
+        request = json.dumps({"args": command.args, "env": env, **settings}).encode()
         with tempfile.TemporaryFile() as file:
             try:
                 socket.send_fds(ours, [request], [file.fileno()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Enum, Float, List, TraitError, Unicode, validate
+from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, validate
 
 from roost.launchers.agent.settings import Enforcement, Forking
 from roost.scheduler.config.section import Section
@@ -16,6 +16,11 @@ class ForkingSettings(Section):
     preload = List(
         Unicode(),
         help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
+    )
+    preload_by_python = Dict(
+        value_trait=List(Unicode()),
+        key_trait=Unicode(),
+        help="Further modules for some Pythons: a path of an interpreter, or a pattern such as `/opt/ml/*` → modules.",
     )
     immortal_preloads = Bool(
         True,
@@ -35,6 +40,7 @@ class ForkingSettings(Section):
         """Return these settings for the agents."""
         return Forking(
             preload=tuple(self.preload),
+            preload_by_python={python: tuple(names) for python, names in self.preload_by_python.items()},
             immortal_preloads=self.immortal_preloads,
             page_out_after_s=self.page_out_after_s,
             merge_memory=self.merge_memory,

@@ -349,6 +349,17 @@ def test_a_preload_that_is_not_installed_is_left_out(
         agent.close()
 
 
+def test_preloads_are_chosen_by_the_path_of_the_interpreter(tmp_path: Path) -> None:
+    chosen = {sys.executable: ("wave",), f"{sys.prefix}/*": ("colorsys", "wave"), "/opt/*": ("mailbox",)}
+    agent = Agent(tmp_path, preload_by_python=chosen)
+    try:
+        agent.warm()
+        seen = "[name in __import__('sys').modules for name in ('wave', 'colorsys', 'mailbox')]"
+        assert agent.start().value(seen) == [True, True, False]
+    finally:
+        agent.close()
+
+
 def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from traitlets import TraitError
 
+from roost.launchers.agent.settings import Forking
+from roost.placement.json_codec import decode, encode
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
@@ -33,6 +35,7 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         "c.RoostScheduler.max_memory_per_user = '8GiB'\n"
         "c.RoostScheduler.allowed_users = ['ada']\n"
         "c.RoostLocalBackend.preload = ['numpy']\n"
+        "c.RoostLocalBackend.preload_by_python = {'/opt/ml/*': ['pandas']}\n"
         "c.RoostLocalBackend.labels = {'zone': 'a'}\n"
         "c.RoostLocalBackend.taints = ['lab']\n",
     )
@@ -45,7 +48,12 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         max_memory_per_user=8 * GIB,
         allowed_users=["ada"],
     )
-    assert local == RoostLocalBackend(preload=["numpy"], labels={"zone": "a"}, taints=["lab"])
+    assert local == RoostLocalBackend(
+        preload=["numpy"], preload_by_python={"/opt/ml/*": ["pandas"]}, labels={"zone": "a"}, taints=["lab"]
+    )
+    assert decode(Forking, encode(local.forking())) == local.forking()
+    assert local.forking().choose_preloads("/opt/ml/bin/python") == ["numpy", "pandas"]
+    assert local.forking().choose_preloads("/opt/web/bin/python") == ["numpy"]
 
 
 @pytest.mark.parametrize(
