@@ -28,6 +28,7 @@ from .fingerprint import parse_ipykernel_command
 from .gpu_locks import GpuLocks
 from .kernels import Kernels
 from .launch_changes import adapt, build_node_environment
+from .learnt_preloads import LearntPreloads
 from .ledger import Conflict, LeaseLedger
 from .limits import Limits, NotEnforced, name_group
 from .manager_watch import ManagerWatch
@@ -89,7 +90,10 @@ class Agent:
             on_near=lambda lease_id, sentence: self._publish("warned", lease_id=lease_id, reason=sentence),
         )
         self._zygotes = ZygotePool(
-            settings.forking, output=folder / _ZYGOTE_LOG, on_spawned=self._limits.add_other
+            settings.forking,
+            output=folder / _ZYGOTE_LOG,
+            on_spawned=self._limits.add_other,
+            learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)
         self._kernels = Kernels(

@@ -65,6 +65,7 @@ class Kernels:
         self._folder = folder
         self._room = room
         self._limits = limits
+        self._zygotes = zygotes
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
         self._earlier_fork = earlier_fork
         self._output = earlier_fork.output if earlier_fork else None
@@ -290,6 +291,7 @@ class Kernels:
             self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
         except OSError as problem:
             log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
+        self._zygotes.learn(kernel.folder)
         kernel.ended.set()
         log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
         self._on_exited(kernel.process)

@@ -13,13 +13,15 @@ class Forking:
     """How zygotes prepare kernels, and what happens to the memory of these kernels.
 
     `preload`: modules that zygotes import. `preload_by_python`: modules for some Pythons alone, by a pattern for the
-    path of the interpreter. `immortal_preloads`: count no references to all these, where that is possible.
+    path of the interpreter. `learn_preloads`: also import what most kernels of a Python have imported lately.
+    `immortal_preloads`: count no references to these modules, where that is possible.
     `page_out_after_s`: after so long without work a kernel's memory goes to the swap, if there is one; 0: never.
     `merge_memory`: the system may merge equal pages of kernels (KSM).
     """
 
     preload: tuple[str, ...] = ()
     preload_by_python: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    learn_preloads: bool = False
     immortal_preloads: bool = True
     page_out_after_s: float = 0.0
     merge_memory: bool = False

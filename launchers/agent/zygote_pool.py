@@ -15,18 +15,13 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
-from roost.placement.json_codec import encode
 
 from .fingerprint import (
     Fingerprint,
@@ -36,48 +31,24 @@ from .fingerprint import (
     select_import_environment,
 )
 from .fork_report import ForkedKernel, read_report
+from .learnt_preloads import LearntPreloads
 from .settings import Forking
+from .zygote_start import SCRIPT, Key, Zygote, ZygoteStarter, is_per_kernel
 
 log = logging.getLogger(__name__)
 
-_SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _PR_SET_CHILD_SUBREAPER = 36
-_READY_S = 60.0
-"""How long a zygote may load. If one fails to load or refuses to fork, none is made for its key for a while."""
-_PAUSE_S = 60.0
-_REFUSAL_PAUSE_S = 600.0
+_PAUSE_S, _REFUSAL_PAUSE_S = 60.0, 600.0
+"""For how long no zygote is made for a key after one has failed to load, or has refused to fork."""
 _IDLE_S = 600.0
 _MAX_UNUSED = 2
 """At most this many unused zygotes per key. If more would be needed, something differs at every start."""
 MOST_SPARES = 5
 """At most this many spares wait in a zygote for launches. Fewer kernels lately: fewer spares."""
-_PACKET_BYTES = 1 << 20
-_ROOM = "-" * 512
-"""Room for the command line that `ps` shows for a kernel."""
-
-Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
-
-
-@dataclass(slots=True, eq=False)
-class _Zygote:
-    key: Key
-    pid: int
-    socket: socket.socket
-    environment: dict[str, str | None]
-    fingerprint: Fingerprint
-    used_at: float
-    launches: int = 0
-
-    def serves(self, key: Key, env: Mapping[str, str]) -> bool:
-        """True if a start with this key and environment would import what the zygote has imported."""
-        return key == self.key and all(
-            env.get(name) == value for name, value in self.environment.items() if not is_per_kernel(name)
-        )
-
-
-def is_per_kernel(name: str) -> bool:
-    """True if an environment variable differs from kernel to kernel. Zygotes never have such variables."""
-    return name.startswith(("JPY_", "KERNEL_"))
+_MOST_TRIES = 5
+"""At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
+_IMPORTS_FILE = "imports.json"
+"""Where a kernel reports its imports, beside its connection file."""
 
 
 def become_subreaper() -> bool:
@@ -90,7 +61,7 @@ def become_subreaper() -> bool:
 class ZygotePool:
     """A set of zygotes, by key. If there are too many, the least recently used one ends. `output` is for tracebacks.
 
-    `on_spawned` gets the pid of each zygote before it forks.
+    `on_spawned` gets the pid of each zygote before it forks. `learnt` chooses further preloads, if there is one.
     """
 
     def __init__(
@@ -101,17 +72,21 @@ class ZygotePool:
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
         on_spawned: Callable[[int], object] = lambda pid: None,
-        script: Path = _SCRIPT,
+        script: Path = SCRIPT,
+        learnt: LearntPreloads | None = None,
     ) -> None:
         self._max_zygotes = max_zygotes
-        self._forking = forking
         self._warm_delay_s = warm_delay_s
-        self._output = output
-        self._on_spawned = on_spawned
-        self._script = script
-        self._zygotes: list[_Zygote] = []
+        self._learnt = learnt
+        self._zygotes: list[Zygote] = []
         self._most_spares = MOST_SPARES
         self.pids: set[int] = set()  # of the zygotes that have not been reaped, ready or not
+
+        def on_process(pid: int) -> None:
+            self.pids.add(pid)
+            on_spawned(pid)
+
+        self._starter = ZygoteStarter(forking=forking, output=output, on_spawned=on_process, script=script)
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused_until: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -141,20 +116,22 @@ class ZygotePool:
         key = self._key(command, env, str(cwd))
         if key is None:
             return None
-        zygote = next((zygote for zygote in self._zygotes if zygote.serves(key, env)), None)
-        broken_by = await zygote.fingerprint.check() if zygote else None
-        # During the check, the zygote may have ended or been retired by another launch.
-        if zygote and broken_by and zygote in self._zygotes:
-            log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
-            self._retire(zygote)
-        if zygote is None or zygote not in self._zygotes:
+        zygote = await self._find_current(key, env)
+        if zygote is None:
             unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
             if unused < _MAX_UNUSED:
                 self._warm_later(key, command, env)
             return None
         timing_ms = {"fingerprint": (time.perf_counter() - started) * 1e3}
         argv = ["-f", str(connection_file), *command.args]
-        request = json.dumps({"argv": argv, "env": dict(env), "cwd": str(cwd)}).encode()
+        imports = {"path": str(connection_file.with_name(_IMPORTS_FILE)), "python": key[0]}
+        order = {
+            "argv": argv,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "report": imports if self._learnt else None,
+        }
+        request = json.dumps(order).encode()
         report, report_in = os.pipe()
         try:
             try:
@@ -176,6 +153,40 @@ class ZygotePool:
         finally:
             os.close(report)
 
+    async def _find_current(self, key: Key, env: Mapping[str, str]) -> Zygote | None:
+        """Return a zygote that serves such a start, and retire those with changed files."""
+        while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
+            broken_by = await zygote.fingerprint.check()
+            if zygote not in self._zygotes:
+                continue  # during the check, it has ended, or was replaced or retired by another launch
+            if broken_by is None:
+                break
+            log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
+            self._retire(zygote)
+        return zygote
+
+    def learn(self, folder: Path) -> None:
+        """Count the imports that an ended kernel has reported in its folder. Replace zygotes that lack a package."""
+        if self._learnt is None or not (python := self._learnt.record(folder / _IMPORTS_FILE)):
+            return
+        for zygote in self._zygotes:
+            if zygote.key[0] == python and self._is_outdated(zygote):
+                self._warm_later(zygote.key, zygote.command, zygote.env)
+
+    def _is_outdated(self, zygote: Zygote) -> bool:
+        """True if another zygote would get a learnt package that this one lacks."""
+        return self._learnt is not None and bool(self._learnt.choose(zygote.key[0]).keys() - zygote.asked)
+
+    def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
+        """Drop learnt packages that read a variable which differs from kernel to kernel: each would need a zygote."""
+        if self._learnt is None:
+            return
+        for zygote in self._zygotes:
+            differences = zygote.find_differences(env) if zygote.key == key else set()
+            for name, reads in zygote.learnt.items():
+                if varying := sorted(differences.intersection(reads)):
+                    self._learnt.drop(key[0], name, f"it reads {varying[0]}, which differs between kernels")
+
     async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
         """Start a zygote for such kernels. Return when it is ready, or when it is known to be impossible."""
         key = self._key(command, env, str(cwd))
@@ -190,7 +201,7 @@ class ZygotePool:
             for zygote in self._zygotes:
                 self._limit(zygote)
 
-    def _limit(self, zygote: _Zygote) -> None:
+    def _limit(self, zygote: Zygote) -> None:
         with contextlib.suppress(OSError):  # it has ended
             zygote.socket.send(json.dumps({"most_spares": self._most_spares}).encode())
 
@@ -233,7 +244,7 @@ class ZygotePool:
             try:
                 await self._make(key, command, env)
             except Exception:
-                self._refused_until[key] = time.monotonic() + _PAUSE_S
+                self._pause(key, env, _PAUSE_S)
                 log.exception("no zygote for %s", key[0])
 
         if key not in self._warming:
@@ -241,89 +252,67 @@ class ZygotePool:
             task.add_done_callback(lambda _: self._warming.pop(key, None))
         return self._warming[key]
 
+    def _pause(self, key: Key, env: Mapping[str, str], pause_s: float) -> bool:
+        """Make no zygote for this key for a while. Return False if an outdated one serves, which goes on."""
+        if any(zygote.serves(key, env) for zygote in self._zygotes):
+            return False
+        self._refused_until[key] = time.monotonic() + pause_s
+        return True
+
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                end.setsockopt(socket.SOL_SOCKET, buffer, _PACKET_BYTES)
-        ours.setblocking(False)
+        """Make a zygote. It replaces an outdated one for the same starts."""
+        if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
+            return  # a package was learnt, but later kernels have not used it
         started = time.perf_counter()
-        with theirs:
-            pid = self._spawn(key, theirs.fileno(), env)
         own = {name: value for name, value in env.items() if not is_per_kernel(name)}
-        try:
-            answer = await self._prepare(ours, key, command, own)
-        except BaseException:
-            ours.close()
-            raise
-        if answer["op"] != "ready":
-            ours.close()
+        self._forget_varying(key, env)
+        for left in reversed(range(_MOST_TRIES)):
+            learnt = tuple(self._learnt.choose(key[0])) if self._learnt and left else ()
+            attempt = await self._starter.start(key, command, own, learnt)
+            pid, answer = attempt.pid, attempt.answer
+            if answer["op"] == "ready":
+                break
+            attempt.socket.close()
             if pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
-            pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
-            self._refused_until[key] = time.monotonic() + pause_s
-            log.warning("kernels of %s are not forked: %s", key[0], answer["reason"])
-            return
+            if answer["op"] != "unfit" or self._learnt is None:
+                pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
+                what = "are not forked" if self._pause(key, env, pause_s) else "get no learnt packages"
+                log.warning("kernels of %s %s: %s", key[0], what, answer["reason"])
+                return
+            for name in (answer["name"],) if answer["name"] else learnt:
+                self._learnt.drop(key[0], name, answer["reason"])
         fingerprint = Fingerprint(
             files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
             folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
             imported_names=frozenset(answer["names"]),
         )
-        environment = answer["environment"]
-        self._zygotes.append(_Zygote(key, pid, ours, environment, fingerprint, used_at=time.monotonic()))
+        for older in [zygote for zygote in self._zygotes if zygote.serves(key, env)]:
+            log.info("zygote=%d retired: zygote=%d replaces it", older.pid, pid)
+            self._retire(older)
+        self._zygotes.append(
+            Zygote(
+                key,
+                pid,
+                attempt.socket,
+                answer["environment"],
+                fingerprint,
+                used_at=time.monotonic(),
+                command=command,
+                env=own,
+                learnt=answer["learnt"],
+                asked=frozenset(learnt),
+            )
+        )
         self._limit(self._zygotes[-1])  # it may have changed meanwhile
-        notes = "".join(f"; {note}" for note in answer["notes"])
-        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], notes)
+        notes = list(answer["notes"])
+        if self._learnt is not None and answer["learnt"]:
+            notes.append(f"learnt: {self._learnt.describe(key[0], tuple(answer['learnt']))}")
+        text = "".join(f"; {note}" for note in notes)
+        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], text)
         self._retire_surplus()
 
-    async def _prepare(
-        self, ours: socket.socket, key: Key, command: KernelCommand, env: Mapping[str, str]
-    ) -> dict[str, Any]:
-        """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only."""
-        ended = {"op": "failed", "reason": f"it ended while loading; see {self._output}"}
-        preload = self._forking.choose_preloads(key[0])
-        settings = {**encode(self._forking), "preload": preload}
-        request = json.dumps({"args": command.args, "env": env, **settings}).encode()
-        with tempfile.TemporaryFile() as file:
-            try:
-                socket.send_fds(ours, [request], [file.fileno()])
-                loop = asyncio.get_running_loop()
-                if not await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S):
-                    return ended
-            except asyncio.TimeoutError:
-                return {"op": "failed", "reason": f"not ready in {_READY_S:g} s; see {self._output}"}
-            except OSError:
-                return ended
-            file.seek(0)
-            return dict(json.load(file))
-
-    def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
-        """Start the process. Its first variables are shown in /proc for each kernel; the others come in a packet.
-
-        All kernels of this zygote have the first ones, and roost's own variables are no secrets.
-        """
-        python, flags, folder, environment = key
-        output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        try:
-            process = subprocess.Popen(
-                [python, *flags, str(self._script), str(fd), _ROOM],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**dict(environment), **{name: env[name] for name in env if name.startswith("ROOST_")}},
-                cwd=folder,
-                start_new_session=True,
-            )
-        finally:
-            os.close(output)
-        process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
-        restore_limit(process.pid)
-        self.pids.add(process.pid)
-        self._on_spawned(process.pid)
-        return process.pid
-
-    def _retire(self, zygote: _Zygote) -> None:
+    def _retire(self, zygote: Zygote) -> None:
         """Close the socket of a zygote, which ends the zygote and its spares."""
         if zygote in self._zygotes:
             self._zygotes.remove(zygote)

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .ending import end_process, end_standby
+from .learnt import report_imports
 from .memory import ModuleFiles, find_madvise
 from .page_out import page_out_on_signal
 from .standby import Standby
@@ -30,14 +31,18 @@ _DESCRIPTORS = 256
 
 
 class WarmState:
-    """The things that a zygote prepares for its kernels. They repeat `environment_changes` of the preloaded modules."""
+    """The things that a zygote prepares for its kernels. They repeat `environment_changes` of the preloaded modules.
 
-    def __init__(self, args: list[str], *, pages_out: bool = False) -> None:
+    `sites` are the folders of installed packages.
+    """
+
+    def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
         from ipykernel import ipkernel
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
         self.pages_out = pages_out
+        self.sites = sites
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
         self.launcher = find_launcher()
@@ -111,6 +116,8 @@ class KernelChild(NamedTuple):
             del sys.modules[name]
         app.start()
         if self.warm:
+            if report := self.request.get("report"):  # a rehearsal has none
+                report_imports(report["path"], report["python"], self.warm.module_names, self.warm.sites)
             end_process(app, self.warm.module_names)
 
     def build_application(self) -> Any:

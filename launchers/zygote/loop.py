@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from .ending import end_standby
 from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
+from .learnt import UNFIT, Unfit, find_sites, import_learnt
 from .memory import fill_heap, fill_pools, gather_module_names, merge_memory
 from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
@@ -120,10 +121,16 @@ class Zygote:
             self._drop(self._most)
             return None
         if len(fds) == 1:
-            with lower_priority():
-                self._warm, answer = prepare(json.loads(packet))
-            with open(fds[0], "wb") as file:
-                file.write(answer)
+            with open(fds[0], "wb", 0) as file:
+
+                def write(answer: bytes) -> None:
+                    file.truncate(0)
+                    file.seek(0)
+                    file.write(answer)
+
+                with lower_priority():
+                    self._warm, answer = prepare(json.loads(packet), write)
+                write(answer)
             self._agent.send(b"prepared")
             return None
         self._launches.append(time.monotonic())
@@ -254,17 +261,19 @@ def fork_orphan() -> bool:
     return False
 
 
-def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
+def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[WarmState | None, bytes]:
     """Import a kernel's modules. Return the state that kernels inherit (None: refused) and the answer for the agent.
 
-    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to.
+    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to. `write` gets
+    answers for the case that this process ends before it returns.
     """
     started_ns = time.time_ns()
     os.environ.clear()
     os.environ.update(request["env"])
     reads: dict[str, str | None] = {}
     before = dict(os.environ)
-    notes = []
+    notes: list[str] = []
+    sites = find_sites()
     if request["merge_memory"] and (problem := merge_memory()):
         notes.append(f"equal pages are not merged: {problem}")
     try:
@@ -290,11 +299,21 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
         return None, encode_refusal(f"a preloaded module started a thread ({names})")
+    try:
+        learnt, learnt_reads = import_learnt(
+            request["learnt"], sites, lambda *unfit: write(encode_unfit(*unfit))
+        )
+    except Unfit as unfit:
+        return None, encode_unfit(*unfit.args)
+    write(b"")
+    notes += [f"{name} is not learnt: {UNFIT[name]}" for name in request["learnt"] if name in UNFIT]
+    reads = {**learnt_reads, **reads}
     if mortal_because := why_not() if request["immortal_preloads"] else "switched off":
         notes.append(f"preloads are not immortal: {mortal_because}")
     answer = {
         "op": "ready",
         "environment": {name: before.get(name) for name in sorted(reads)},
+        "learnt": learnt,
         "rehearsed": len(rehearsed),
         "notes": notes,
         **take_fingerprint(),
@@ -303,11 +322,11 @@ def prepare(request: dict[str, Any]) -> tuple[WarmState | None, bytes]:
     if changed:  # the process may have imported the old content
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
-    warm = WarmState(request["args"], pages_out=request["page_out_after_s"] > 0)
+    warm = WarmState(request["args"], pages_out=request["page_out_after_s"] > 0, sites=sites)
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
-    del answer, before, reads, rehearsed, patterns, changed, notes
+    del answer, before, reads, learnt, learnt_reads, rehearsed, patterns, changed, notes
     gc.collect()
     fill_heap()
     gather_module_names()
@@ -329,6 +348,10 @@ def warm_jedi() -> None:
 
 def encode_refusal(reason: str, op: str = "refused") -> bytes:
     return json.dumps({"op": op, "reason": reason}).encode()
+
+
+def encode_unfit(name: str, reason: str) -> bytes:
+    return json.dumps({"op": "unfit", "name": name, "reason": reason}).encode()
 
 
 def take_fingerprint() -> dict[str, Any]:

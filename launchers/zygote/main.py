@@ -5,15 +5,17 @@
 FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. Packets are JSON.
 ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
 
-    agent → zygote   {"args": [arguments of most kernels], "env": the environment, and the fields of the agent's
-                      settings.Forking: "preload", "immortal_preloads", …} + [file]                 once, first
+    agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
+                      "learnt": [packages], and the other fields of settings.Forking} + [file]      once, first
     zygote → agent   "prepared", once the file contains
-                     {"op": "ready", "files", "folders", "names", "environment", …}
+                     {"op": "ready", "files", "folders", "names", "environment", "learnt", …}
                      or {"op": "refused" or "failed", "reason"}
+                     or {"op": "unfit", "name": a learnt package, "reason"}, also while that is imported
     agent → zygote   {"most_spares": number}                                                        whenever it changes
-    agent → zygote   {"argv", "env", "cwd"} + [report_fd, log_fd]                                   once per kernel
+    agent → zygote   {"argv", "env", "cwd", "report"} + [report_fd, log_fd]                         once per kernel
     kernel → agent   on report_fd, one line each: {"pid": …}, {"ports": {"shell_port": …, …}}; then end of file
                      ("standby": true beside the pid if it was one)
+                     "report": {"path", "python"} for the kernel's imports, or null
     spare → zygote   what its standby kernel depends on (`standby.describe`), once it is ready
     zygote → spare   a launch
 

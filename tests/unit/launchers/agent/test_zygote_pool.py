@@ -174,7 +174,7 @@ agent = socket.socket(fileno=int(sys.argv[-2]))
 _, (fd,), _, _ = socket.recv_fds(agent, 1 << 20, 1)
 print("it was here", flush=True)
 names = [f"module_{n:0100}" for n in range(5000)]
-answer = {"op": "ready", "notes": [], "environment": {}, "files": [], "folders": [], "names": names}
+answer = {"op": "ready", "notes": [], "learnt": {}, "environment": {}, "files": [], "folders": [], "names": names}
 with open(fd, "w") as file:
     json.dump(answer, file)
 agent.send(b"prepared")

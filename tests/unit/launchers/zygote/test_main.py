@@ -336,6 +336,41 @@ def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
         agent.close()
 
 
+def test_learnt_packages_are_preloaded_without_those_that_are_unfit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text("\n".join(site.getsitepackages()))
+    sources = {"roost_fit": "", "roost_crash": "import os; os._exit(3)", "roost_raises": "1 / 0"}
+    sources["roost_reads"] = "import os; os.environ.get('COLOUR')"
+    for name, source in sources.items():
+        (packages / f"{name}.py").write_text(source)
+    agent = Agent(tmp_path, learnt=list(sources))
+    agent.command = command_of(str(venv / "bin" / "python"))
+    loaded = f"[name for name in {list(sources)} if name in __import__('sys').modules]"
+    try:
+        agent.warm()
+        assert "roost_crash is not preloaded for" in caplog.text
+        assert ": its import ends the process, or takes longer than 20 s" in caplog.text
+        assert ": its import raises ZeroDivisionError" in caplog.text
+        assert "; learnt: roost_fit (5 of 5 kernels), roost_reads (5 of 5 kernels)" in caplog.text
+        assert agent.start().value(loaded) == ["roost_fit", "roost_reads"]
+        agent.env["COLOUR"] = "red"
+        assert agent.try_start() is None
+        agent.warm()
+        assert len(agent.zygotes.interpreters()) == 2
+        assert "roost_reads is not preloaded for" in caplog.text
+        assert "it reads COLOUR, which differs between kernels" in caplog.text
+        assert agent.start().value(loaded) == ["roost_fit"]
+        agent.env["COLOUR"] = "green"
+        assert agent.start().value(loaded) == ["roost_fit"]
+    finally:
+        agent.close()
+
+
 def test_a_preload_that_is_not_installed_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

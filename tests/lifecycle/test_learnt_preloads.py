@@ -1,0 +1,111 @@
+"""An agent learns what kernels import, and its next zygote has it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import managers
+import pytest
+from world import daemon_pids, settle, wait_gone
+
+import roost
+from roost.launchers.agent.learnt_preloads import FEWEST
+from roost.provisioners.kernel_object import BlockingKernel
+from roost.scheduler.client.client import connect, disconnect
+
+pytestmark = [
+    pytest.mark.backends("local", why="the same agent on every backend"),
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
+]
+OPTIONS = {"learn_preloads": True}
+WITHIN_S = 60
+
+
+@pytest.fixture
+def folder(runtime_dir: Path) -> Iterator[Path]:
+    yield runtime_dir
+    disconnect()
+    settle(runtime_dir)
+
+
+def start(name: str = "python3", **options: object) -> BlockingKernel:
+    """Start a kernel that is forked: the first ones are executed, while the zygote is made."""
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        kernel = roost.start_kernel(name, backend="local", backend_options=OPTIONS, **options)
+        if connect("local", **OPTIONS).kernel(kernel.id).result(10).how == "forked":
+            return kernel
+        kernel.stop()
+        assert time.monotonic() < deadline, "no kernel was forked"
+
+
+def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
+    """Start kernels until one has the wanted module. Return which of the modules it has before its first cell.
+
+    Each kernel then imports all of them, as those before.
+    """
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        with start(**options) as kernel:
+            text = kernel.execute(f"sorted({names!r} & set(__import__('sys').modules))").text
+            kernel.execute(f"import {', '.join(names)}", check=True)
+        loaded = {name for name in names if repr(name) in text}
+        if wanted in loaded:
+            return loaded
+        assert time.monotonic() < deadline, loaded
+
+
+def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(folder: Path) -> None:
+    for _ in range(FEWEST):
+        with start() as kernel:
+            assert kernel.execute("'numpy' in __import__('sys').modules").text == "False"
+            kernel.execute("import numpy", check=True)
+    find_loaded({"numpy"}, "numpy")
+    log = (folder / "agent" / "log").read_text()
+    assert re.search(r"learnt: numpy \((\d+) of \1 kernels\)", log)
+    assert log.count("replaces it") == 1
+    with start() as kernel:
+        assert kernel.execute("import numpy; float(numpy.ones(3) @ numpy.ones(3))").text == "3.0"
+        other = kernel.execute("numpy.random.random()").text
+    with start() as kernel:
+        assert kernel.execute("import numpy; numpy.random.random()").text != other
+    (agent,) = daemon_pids(folder, "agent")
+    disconnect()
+    settle(folder)
+    assert wait_gone(agent)
+    find_loaded({"numpy"}, "numpy")
+    assert (folder / "agent" / "log").read_text().count("zygote=") == 1, "the first zygote has it"
+
+
+def test_a_package_that_starts_a_thread_and_the_users_own_modules_are_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv, notebooks = tmp_path / "venv", tmp_path / "notebooks"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    notebooks.mkdir()
+    for module in (site / "fit.py", notebooks / "mine.py"):
+        module.write_text("import wave")
+    thread = "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    (site / "threaded.py").write_text(thread)
+    python = str(venv / "bin" / "python")
+    managers.kernelspecs(tmp_path, "own", argv=[python, *managers.IPYKERNEL[1:]])
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    for _ in range(FEWEST):
+        with start("own", cwd=notebooks) as kernel:
+            kernel.execute("import mine, fit, threaded, colorsys", check=True)
+    names = {"mine", "fit", "threaded", "colorsys"}
+    loaded = find_loaded(names, "fit", name="own", cwd=notebooks)
+    assert loaded == {"fit"}
+    assert (
+        f"threaded is not preloaded for {python}: it starts a thread"
+        in (folder / "agent" / "log").read_text()
+    )
+    with start("own", cwd=notebooks) as kernel:
+        kernel.execute("import mine, fit, threaded", check=True)
