@@ -174,7 +174,7 @@ def _name_start(number: int, side: Side) -> str:
 
 async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
     """Start one more kernel, or note the limit that is reached."""
-    filled.limit, filled.why = await _find_limit(side, filled, limits)
+    filled.limit, filled.why = await find_limit(side, filled, limits)
     if not filled.limit:
         try:
             filled.starts_ms.append((await kernel.start())["start"])
@@ -189,18 +189,18 @@ async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Li
         filled.nodes[kernel] = "this machine"
 
 
-async def _find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
+async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
     """Return the limit that is reached and why; empty texts if none is."""
     count = len(filled.starts_ms)
     nodes = await side.connect().nodes() if side.is_roost else []
     filled.room = _find_room(side, nodes, limits)
+    request = _read_request(side) if side.is_roost else Request()
+    filled.slots = {node["id"]: count_slots(node, request) for node in nodes}
     if short := [node for node, room in filled.room.items() if room <= 0]:
         return "memory", f"less than {limits.free:.0%} of the memory of {short[0]} is free"
     if count >= limits.kernels:
         return "count", f"{limits.kernels} kernels were asked for"
     if side.is_roost:
-        request = _read_request(side)
-        filled.slots = {node["id"]: count_slots(node, request) for node in nodes}
         decision = await side.connect().explain(request)
         if decision.get("placement") is None:
             return "placement", str(decision.get("reason") or "no node has room")

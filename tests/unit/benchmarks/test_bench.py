@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from roost.bench import compare, machine, placement
-from roost.bench.density import Filled, conclude, count_slots
+from roost.bench.density import Filled, Limits, conclude, count_slots, find_limit
 from roost.bench.kernel import BenchKernel, Memory
 from roost.bench.report import Report
 from roost.bench.sides import Side, read_sides, world
@@ -156,6 +156,28 @@ def test_the_answer_says_what_limits_a_node(limit: str, room: float, text: str) 
     assert report.notes == [text]
     capacity: Any = report.capacity["a"]
     assert (capacity["started"], capacity["limit"]) == (2, limit)
+
+
+async def test_the_kernels_that_were_asked_for_may_fill_a_node() -> None:
+    """The last start has taken the last slot, which was free when that start began."""
+
+    class FullNode:
+        async def nodes(self) -> list[dict[str, Any]]:
+            amounts = {"memory_bytes": 8 << 30, "memory_promised_bytes": 0, "memory_used_bytes": 0}
+            return [{"id": "a", "cpus": 2, "cpus_promised": 2, "devices": [], **amounts}]
+
+    class SideOnFullNode(Side):
+        def connect(self) -> Any:
+            return FullNode()
+
+    side = SideOnFullNode(name="roost", kernelspec="roost", config=CONFIG)
+    kernels = [BenchKernel(side), BenchKernel(side)]
+    filled = Filled(kernels=kernels, nodes=dict.fromkeys(kernels, "a"), starts_ms=[1.0, 1.0], slots={"a": 1})
+    filled.limit, filled.why = await find_limit(side, filled, Limits(kernels=2, free=0.0, latency_s=1.0))
+    assert filled.limit == "count"
+    report = Report("density")
+    conclude(report, filled, {"1+1": [mib(1)]})
+    assert report.capacity["a"]["holds"] == {"1+1": 2}
 
 
 def mib(pss: float) -> Memory:
